@@ -1,0 +1,281 @@
+"""Every setting of a training run, validated: `Recipe` and its parts.
+
+The classes are frozen and refuse unknown keys, so a misspelt setting is an error and never a silent default. A
+recipe is stored as TOML (`shiftvit/recipes/*.toml`); the resolved one lies in each run folder.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shiftvit.errors import ShiftViTError, nearest
+
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+# A bare number, or one for each of the channels R, G, B.
+PerChannel = float | tuple[float, float, float]
+# A bare number, or (height, width).
+Size = Positive | tuple[Positive, Positive]
+
+
+class Settings(BaseModel):
+    """The base of all settings: immutable, no unknown keys, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class ModelConfig(Settings):
+    """The arguments of `shiftvit.ShiftViT`, on top of a preset if one is named.
+
+    Only what is set here is passed on; the rest comes from the preset, then from the constructor's defaults.
+    `image_shape` and `num_classes` follow from the data where they are not set.
+    """
+
+    preset: str | None = Field(None, description="a name from shiftvit.presets; see `shiftvit info`")
+    image_shape: tuple[Positive | None, Positive | None, Positive] = Field(
+        (224, 224, 3), description="height, width (pixels; None: any) and channels of the input"
+    )
+    num_classes: int = Field(1000, ge=0, description="length of the logits; 0: no head")
+    patch_size: int = Field(4, ge=1, description="pixels on a side of an embedded patch")
+    embed_dim: int = Field(96, ge=1, description="channels of the first stage; each stage doubles them")
+    depths: tuple[Positive, ...] = Field((6, 8, 18, 6), min_length=1, description="blocks in each stage")
+    mlp_ratio: float = Field(2.0, gt=0, description="hidden channels of an MLP over its input channels")
+    num_div: int = Field(12, ge=4, description="divisions of the channels, four of which move")
+    shift_pixels: int = Field(1, ge=1, description="how far they move, in pixels of the feature map")
+    shift_channels: int | None = Field(
+        None, ge=0, description="channels moved in each direction; None: channels // num_div"
+    )
+    norm: Literal["group", "layer", "batch"] = Field("group", description="group: one group over H, W and C")
+    activation: str = Field("gelu", description="a Keras activation by name; gelu is the exact one")
+    patch_norm: bool = Field(True, description="normalise after the patch embedding")
+    final_norm: bool = Field(True, description="normalise before the global average")
+    merge_padding: Literal["valid", "same"] = Field("valid", description="odd maps: drop the last line, or pad")
+    dropout: Rate = Field(0.0, description="dropout in the MLPs")
+    drop_path: Rate = Field(0.2, description="stochastic depth at the last block")
+    drop_path_mode: Literal["global", "per_stage"] = Field("global", description="where the linear ramp restarts")
+    epsilon: float = Field(1e-5, gt=0, description="added to the variance in every norm")
+
+    def arguments(self) -> dict[str, Any]:
+        """Returns the constructor arguments that are set here, without `preset`."""
+        return {name: getattr(self, name) for name in self.model_fields_set if name != "preset"}
+
+
+class DataConfig(Settings):
+    """Which pictures, and how they are split."""
+
+    name: str = Field("cifar10", description="a data set by name")
+    validation: float = Field(
+        5000,
+        ge=0,
+        description="taken from the training images for validation: a count (1 or more), a fraction (below 1) or 0",
+    )
+    stratify: bool = Field(True, description="keep the class proportions in the validation split")
+    split_seed: int = Field(0, ge=0, description="seed of the split; another one than the training's")
+    workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on it")
+    limit: Positive | None = Field(
+        None, description="use only the first so many training images (after the split); for trials"
+    )
+
+    @model_validator(mode="after")
+    def _whole_count(self) -> Self:
+        if self.validation >= 1 and self.validation != int(self.validation):
+            raise ValueError(
+                f"validation={self.validation} is neither a whole count nor a fraction below 1; "
+                f"use {int(self.validation)} or a fraction such as 0.1"
+            )
+        return self
+
+
+class PreprocessConfig(Settings):
+    """What turns uint8 RGB images into the model's input, in training, evaluation and inference alike."""
+
+    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
+    crop: Size | None = Field(None, description="pixels: centre crop after resizing; None: none")
+    mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
+    std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
+
+    @model_validator(mode="after")
+    def _std_is_positive(self) -> Self:
+        values = self.std if isinstance(self.std, tuple) else (self.std,)
+        if min(values) <= 0:
+            raise ValueError(f"std={self.std} must be above 0 in every channel; 255.0 scales pixels to 0..1")
+        return self
+
+
+class AugmentConfig(Settings):
+    """Random changes of each training image, drawn per image, before normalisation."""
+
+    pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
+    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
+    random_crop: bool = Field(True, description="crop the model's input at a random place, not the centre")
+    flip: bool = Field(True, description="mirror left to right with probability 1/2")
+
+
+class OptimizerConfig(Settings):
+    """The update rule. With Muon, matrices of blocks and merging use Muon, everything else AdamW."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon that of the matrices")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled, times the learning rate (with Muon: matrices)")
+    decay_vectors: bool = Field(True, description="also decay biases and norm scales")
+    beta_1: Rate = 0.9
+    beta_2: Rate = 0.999
+    epsilon: float = Field(1e-7, gt=0)
+    clipnorm: float | None = Field(None, gt=0, description="limit of the global gradient norm")
+    momentum: Rate = Field(0.95, description="Muon's")
+    newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
+    adam_learning_rate: float = Field(3e-3, gt=0, description="with Muon: peak rate of everything else")
+    adam_weight_decay: float = Field(0.0, ge=0, description="with Muon: weight decay of everything else")
+
+
+class ScheduleConfig(Settings):
+    """The learning rate over the steps, as a share of its peak."""
+
+    shape: Literal["cosine", "linear"] = Field("cosine", description="the fall to 0 after the warm-up")
+    warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
+    start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
+
+
+class TrainConfig(Settings):
+    """How the model is fitted."""
+
+    epochs: Positive = 10
+    batch_size: Positive = Field(256, description="images a step")
+    drop_remainder: bool = Field(True, description="leave out an epoch's last, smaller batch")
+    seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the processor computes in it, else float32"
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    label_smoothing: Rate = 0.0
+    ema: Rate | None = Field(None, description="momentum of the weights' moving average, evaluated in their place")
+    early_stopping: Positive | None = Field(
+        None, description="stop after so many epochs without a better validation top-1"
+    )
+    validation_every: Positive = Field(1, description="epochs between two validations; the last always has one")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="also save within an epoch that lasts longer")
+
+
+class Recipe(Settings):
+    """A whole training run."""
+
+    name: str = "custom"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> Self:
+        if self.train.early_stopping and not self.data.validation:
+            raise ValueError(
+                f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
+                "set data.validation, or leave early_stopping out"
+            )
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, **overrides: Any) -> Self:
+        """Reads a recipe by name or from a TOML file and applies overrides.
+
+        Args:
+            source: the name of a shipped recipe (see `recipe_names`) or the path of a `.toml` file.
+            overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
+                where they parse as such.
+
+        Raises:
+            ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
+                and the nearest valid name.
+        """
+        text, origin = _recipe_text(source)
+        try:
+            tree = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ShiftViTError(f"{origin} is not valid TOML: {error}") from error
+        tree.setdefault("name", Path(source).stem)
+        for key, value in overrides.items():
+            _set(tree, key, value)
+        return cls.parse(tree, origin)
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any], origin: str = "recipe") -> Self:
+        """Builds a recipe from nested dictionaries; faults are raised as `load` does."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the shipped recipes."""
+    folder = resources.files("shiftvit") / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_head(name: str) -> str:
+    """Returns the head comment of a shipped recipe: command, hardware, time and accuracy to expect."""
+    text, _ = _recipe_text(name)
+    head = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        head.append(line.lstrip("#").strip())
+    return "\n".join(head)
+
+
+def _recipe_text(source: str | Path) -> tuple[str, str]:
+    if str(source) in recipe_names():
+        return (resources.files("shiftvit") / "recipes" / f"{source}.toml").read_text("utf-8"), f"recipe {source}"
+    path = Path(source)
+    if path.suffix == ".toml":
+        try:
+            return path.read_text("utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable .toml file") from error
+    raise ShiftViTError(
+        f"there is no recipe {str(source)!r}; {nearest(str(source), recipe_names())} Or give the path of a .toml file."
+    )
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ShiftViTError(f"{key!r} is no setting: {part!r} holds a value, not a section; drop what follows it")
+    if isinstance(value, str):
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            if value in ("none", "None", "null"):  # TOML has no null; the default None is what is meant
+                value = None
+    tree[last] = value
+
+
+def _explain(root: type[BaseModel], error: ValidationError) -> str:
+    """Puts the first fault of a validation in one line, with the nearest valid key for an unknown one."""
+    fault = error.errors(include_url=False)[0]
+    path = [str(part) for part in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        section = root
+        for part in path[:-1]:
+            annotation = section.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            assert issubclass(annotation, BaseModel)
+            section = annotation
+        return f"unknown setting {'.'.join(path)!r}; {nearest(path[-1], section.model_fields)}"
+    keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message
+    more = error.error_count() - 1
+    return f"{'.'.join(keys)} = {fault['input']!r}: {message}" + (f" (and {more} more faults)" if more else "")
