@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,9 @@ Positive = Annotated[int, Field(ge=1)]
 PerChannel = float | tuple[float, float, float]
 # A bare number, or (height, width).
 Size = Positive | tuple[Positive, Positive]
+
+
+S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -49,6 +52,9 @@ class ModelConfig(Settings):
     shift_pixels: int = Field(1, ge=1, description="how far they move, in pixels of the feature map")
     shift_channels: int | None = Field(
         None, ge=0, description="channels moved in each direction; None: channels // num_div"
+    )
+    shift_mode: Literal["shift", "mask"] = Field(
+        "shift", description="mask: nothing moves, only the line that a shift would vacate is zeroed"
     )
     norm: Literal["group", "layer", "batch"] = Field("group", description="group: one group over H, W and C")
     activation: str = Field("gelu", description="a Keras activation by name; gelu is the exact one")
@@ -95,7 +101,10 @@ class PreprocessConfig(Settings):
     """What turns uint8 RGB images into the model's input, in training, evaluation and inference alike."""
 
     resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
-    crop: Size | None = Field(None, description="pixels: centre crop after resizing; None: none")
+    crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
+    crop_position: Literal["top_left", "center"] = Field(
+        "top_left", description="where that crop lies; the Keras example's model took the top left corner"
+    )
     mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
     std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
@@ -203,15 +212,20 @@ class Recipe(Settings):
         tree.setdefault("name", Path(source).stem)
         for key, value in overrides.items():
             _set(tree, key, value)
-        return cls.parse(tree, origin)
+        return validated(cls, tree, origin)
 
-    @classmethod
-    def parse(cls, tree: dict[str, Any], origin: str = "recipe") -> Self:
-        """Builds a recipe from nested dictionaries; faults are raised as `load` does."""
-        try:
-            return cls.model_validate(tree)
-        except ValidationError as error:
-            raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
+
+
+def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
+    """Builds settings from a dictionary; the first fault becomes one line that begins with `origin`.
+
+    Raises:
+        ShiftViTError: an unknown key, or a value of the wrong type or out of range.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
 
 
 def recipe_names() -> list[str]:

@@ -1,0 +1,53 @@
+"""ShiftViT: a vision transformer whose attention is replaced by moving a third of the channels by one pixel.
+
+The public names are imported on first use, so `import shiftvit` loads no framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from shiftvit.config import Recipe as Recipe
+    from shiftvit.data.preprocess import Preprocess as Preprocess
+    from shiftvit.errors import ShiftViTError as ShiftViTError
+    from shiftvit.evaluate import evaluate as evaluate
+    from shiftvit.model.network import ShiftViT as ShiftViT
+    from shiftvit.model.network import ShiftViTBackbone as ShiftViTBackbone
+    from shiftvit.model.shift import Shift as Shift
+    from shiftvit.train.fit import Run as Run
+    from shiftvit.train.fit import train as train
+    from shiftvit.train.schedule import WarmUpCosine as WarmUpCosine
+
+_HOME = {
+    "Preprocess": "shiftvit.data.preprocess",
+    "Recipe": "shiftvit.config",
+    "Run": "shiftvit.train.fit",
+    "Shift": "shiftvit.model.shift",
+    "ShiftViT": "shiftvit.model.network",
+    "ShiftViTBackbone": "shiftvit.model.network",
+    "ShiftViTError": "shiftvit.errors",
+    "WarmUpCosine": "shiftvit.train.schedule",
+    "evaluate": "shiftvit.evaluate",
+    "train": "shiftvit.train.fit",
+}
+_MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.model.presets"}
+
+__all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'shiftvit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

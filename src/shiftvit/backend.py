@@ -1,0 +1,65 @@
+"""Which Keras backend runs, decided before Keras is imported.
+
+`KERAS_BACKEND` and Keras' own `keras.json` are respected. Where neither decides, the first installed of torch, jax
+and tensorflow is taken; Keras alone would insist on tensorflow.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from shiftvit.errors import ShiftViTError, nearest
+
+BACKENDS = ("torch", "jax", "tensorflow")
+
+
+def installed_backends() -> list[str]:
+    """Returns the installed ones of torch, jax and tensorflow, in this order; imports none of them."""
+    return [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
+
+
+def ensure_backend() -> str:
+    """Sets `KERAS_BACKEND` if Keras is not imported yet, and returns the backend's name.
+
+    Raises:
+        ShiftViTError: no backend is installed, or `KERAS_BACKEND` names one that is not.
+    """
+    if "keras" in sys.modules:
+        import keras
+
+        return str(keras.config.backend())
+    installed = installed_backends()
+    if not installed:
+        raise ShiftViTError(
+            "this needs a Keras backend and none is installed; choose one: "
+            "pip install 'shiftvit[torch]', 'shiftvit[jax]' or 'shiftvit[tensorflow]'"
+        )
+    wanted = os.environ.get("KERAS_BACKEND")
+    if wanted:
+        if wanted not in BACKENDS:
+            raise ShiftViTError(f"KERAS_BACKEND={wanted!r} can not train here; {nearest(wanted, BACKENDS)}")
+        if wanted not in installed:
+            raise ShiftViTError(
+                f"KERAS_BACKEND={wanted!r} is not installed; pip install 'shiftvit[{wanted}]', "
+                f"or set it to one of: {', '.join(installed)}"
+            )
+        return wanted
+    configured = _configured()
+    # Keras writes a keras.json that says tensorflow at its first import anywhere, so a name in it that is not
+    # installed is nobody's decision.
+    choice = configured if configured in installed else installed[0]
+    os.environ["KERAS_BACKEND"] = choice
+    return choice
+
+
+def _configured() -> str | None:
+    home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
+    try:
+        backend = json.loads((home / "keras.json").read_text("utf-8")).get("backend")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return backend if isinstance(backend, str) else None

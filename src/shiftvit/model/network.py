@@ -1,0 +1,199 @@
+"""`ShiftViTBackbone` and `ShiftViT`, read from the image downward.
+
+Their arguments are the fields of `shiftvit.config.ModelConfig`, which also holds their defaults and meanings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self
+
+import keras
+import numpy as np
+
+from shiftvit.config import ModelConfig, validated
+from shiftvit.errors import ShiftViTError
+from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
+from shiftvit.model.presets import find_preset
+from shiftvit.model.primitives import Linear, make_norm
+from shiftvit.model.shift import group_width
+
+HEAD_ARGUMENTS = {"num_classes"}
+
+
+class _Configured(keras.Model):  # type: ignore[misc]
+    """A functional Keras model that is rebuilt from its constructor arguments."""
+
+    settings: ModelConfig
+    _accepted: frozenset[str]
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> Self:
+        """Builds a named model with random weights; every override is passed on to the constructor.
+
+        Raises:
+            ShiftViTError: no such preset, or an override that the constructor refuses.
+        """
+        arguments = {key: value for key, value in find_preset(name).arguments.items() if key in cls._accepted}
+        return cls(**{**arguments, **overrides})
+
+    def get_config(self) -> dict[str, Any]:
+        settings = self.settings.model_dump(include=set(self._accepted))
+        # JSON has no tuples; lists here make a config equal to itself after a round trip.
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        policy = keras.dtype_policies.serialize(self.policy)
+        return {**lists, "name": self.name, "trainable": self.trainable, "dtype": policy}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:  # noqa: ARG003
+        config = dict(config)
+        trainable = config.pop("trainable", True)
+        model = cls(**config)
+        model.trainable = trainable
+        return model
+
+
+def _with_signature(cls: type[_Configured]) -> type[_Configured]:
+    """Gives `help()` and editors the full list of arguments, which stands in `ModelConfig` alone."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    for name, field in ModelConfig.model_fields.items():
+        if name in cls._accepted:
+            place = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == "image_shape" else kind
+            parameters.append(inspect.Parameter(name, place, default=field.default, annotation=field.annotation))
+    parameters += [inspect.Parameter(name, kind, default=None) for name in ("dtype", "name")]
+    cls.__init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return cls
+
+
+@_with_signature
+@keras.saving.register_keras_serializable(package="shiftvit")
+class ShiftViTBackbone(_Configured):
+    """The features of a ShiftViT, without pooling and head.
+
+    Input: `(B, H, W, 3)`. Output: `(B, H / s, W / s, C)`, the last stage's map after the last norm, where
+    `s = patch_size * 2 ** (stages - 1)` and `C = embed_dim * 2 ** (stages - 1)`.
+
+    Attributes:
+        pyramid_outputs: name to symbolic output of each stage before its downsampling. "P2" is the map of stride
+            4, "P3" of stride 8 and so on; with a patch size between powers of two the level is rounded down.
+
+    Raises:
+        ShiftViTError: arguments that are unknown, out of range or do not fit together.
+    """
+
+    _accepted = frozenset(ModelConfig.model_fields) - {"preset"} - HEAD_ARGUMENTS
+
+    def __init__(
+        self, image_shape: Any = (224, 224, 3), *, dtype: Any = None, name: str | None = None, **arguments: Any
+    ) -> None:
+        config = _check(self, {"image_shape": image_shape, **arguments})
+        policy = keras.dtype_policies.get(dtype) if dtype is not None else keras.config.dtype_policy()
+        shared = {"norm": config.norm, "epsilon": config.epsilon, "dtype": policy}
+        drop_paths = _drop_path_rates(config)
+        level = config.patch_size.bit_length() - 1
+
+        images = keras.Input(config.image_shape, name="images", dtype=policy.compute_dtype)
+        embed_norm = config.norm if config.patch_norm else None
+        x = PatchEmbed(
+            config.embed_dim, config.patch_size, embed_norm, config.epsilon, dtype=policy, name="patch_embed"
+        )(images)
+        pyramid = {}
+        for stage, depth in enumerate(config.depths):
+            if stage:
+                x = PatchMerging(padding=config.merge_padding, **shared, name=f"stage{stage}_merge")(x)
+            for block in range(depth):
+                x = ShiftBlock(
+                    mlp_ratio=config.mlp_ratio,
+                    num_div=config.num_div,
+                    shift_pixels=config.shift_pixels,
+                    shift_channels=config.shift_channels,
+                    shift_mode=config.shift_mode,
+                    activation=config.activation,
+                    dropout=config.dropout,
+                    drop_path=drop_paths[stage][block],
+                    **shared,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x)
+            pyramid[f"P{level + stage}"] = x
+        if config.final_norm:
+            x = make_norm(config.norm, config.epsilon, dtype=policy, name="norm")(x)
+
+        super().__init__(inputs=images, outputs=x, name=name or "shiftvit_backbone")
+        self.settings = config
+        self.policy = policy
+        self.pyramid_outputs = pyramid
+
+
+@_with_signature
+@keras.saving.register_keras_serializable(package="shiftvit")
+class ShiftViT(_Configured):
+    """The classifier: backbone, global average, linear head.
+
+    Input: `(B, H, W, 3)`, preprocessed (see `shiftvit.Preprocess`). Output: logits `(B, num_classes)`, float32; with
+    `num_classes=0` the pooled features `(B, C)`.
+
+    Attributes:
+        backbone: the `ShiftViTBackbone` inside, which shares the weights.
+
+    Raises:
+        ShiftViTError: arguments that are unknown, out of range or do not fit together.
+    """
+
+    _accepted = frozenset(ModelConfig.model_fields) - {"preset"}
+
+    def __init__(
+        self, image_shape: Any = (224, 224, 3), *, dtype: Any = None, name: str | None = None, **arguments: Any
+    ) -> None:
+        config = _check(self, {"image_shape": image_shape, **arguments})
+        inner = {key: getattr(config, key) for key in ShiftViTBackbone._accepted}
+        backbone = ShiftViTBackbone(**inner, dtype=dtype, name="backbone")
+
+        images = keras.Input(config.image_shape, name="images", dtype=backbone.policy.compute_dtype)
+        x = backbone(images)
+        x = keras.layers.GlobalAveragePooling2D(dtype=backbone.policy, name="pool")(x)  # (B, H, W, C) -> (B, C)
+        if config.num_classes:
+            x = Linear(config.num_classes, kernel_initializer=INITIALIZER, dtype=backbone.policy, name="head")(x)
+        logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)
+
+        super().__init__(inputs=images, outputs=logits, name=name or "shiftvit")
+        self.settings = config
+        self.policy = backbone.policy
+
+    @property
+    def backbone(self) -> ShiftViTBackbone:
+        return self.get_layer("backbone")  # type: ignore[no-any-return]
+
+
+def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
+    """Validates the arguments each for itself, then how they fit together: channels per stage, size of the maps."""
+    unknown = set(arguments) - model._accepted
+    if unknown:
+        raise TypeError(f"{type(model).__name__}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+    config: ModelConfig = validated(ModelConfig, arguments, type(model).__name__)
+    try:
+        keras.activations.get(config.activation)
+    except ValueError:
+        raise ShiftViTError(f"activation={config.activation!r} is no Keras activation; use gelu, relu, silu ...") from None
+    group_width(config.embed_dim, config.num_div, config.shift_channels)
+    for side, extent in zip(("height", "width"), config.image_shape[:2], strict=True):
+        if extent is None:
+            continue
+        remaining = extent // config.patch_size
+        for _ in config.depths[1:]:
+            remaining = -(-remaining // 2) if config.merge_padding == "same" else remaining // 2
+        if remaining < 1:
+            least = config.patch_size * (1 if config.merge_padding == "same" else 2 ** (len(config.depths) - 1))
+            raise ShiftViTError(
+                f"image_shape={config.image_shape}: {extent} pixels of {side} leave nothing after patch_size="
+                f"{config.patch_size} and {len(config.depths)} stages; use at least {least}, a smaller patch or fewer stages"
+            )
+    return config
+
+
+def _drop_path_rates(config: ModelConfig) -> list[list[float]]:
+    """Returns each block's rate, stage by stage: a linear ramp from 0 to `drop_path`, over all blocks or per stage."""
+    if config.drop_path_mode == "per_stage":
+        return [np.linspace(0.0, config.drop_path, depth).tolist() for depth in config.depths]
+    ramp = np.linspace(0.0, config.drop_path, sum(config.depths))
+    return [part.tolist() for part in np.split(ramp, np.cumsum(config.depths)[:-1])]

@@ -1,0 +1,82 @@
+"""The named models: one table, and what is published about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shiftvit.errors import ShiftViTError, nearest
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named configuration.
+
+    Attributes:
+        arguments: constructor arguments that differ from the defaults of `shiftvit.ShiftViT`.
+        parameters: trainable parameters at the preset's own number of classes.
+        published: top-1 accuracy in percent that its authors report, and on what; None where there is none.
+        description: one line.
+    """
+
+    arguments: dict[str, Any]
+    parameters: int
+    published: tuple[float, str] | None
+    description: str
+
+
+def _paper(
+    size: str, kind: str, depths: tuple[int, ...], drop_path: float, parameters: int, top1: float | None = None
+) -> Preset:
+    wide = {"embed_dim": 128, "num_div": 16} if size == "base" else {}
+    return Preset(
+        arguments={"depths": depths, "mlp_ratio": 2.0 if kind == "r2" else 4.0, "drop_path": drop_path, **wide},
+        parameters=parameters,
+        published=None if top1 is None else (top1, "ImageNet-1K, 224x224"),
+        description=f"the paper's official {size} model, variant {kind}",
+    )
+
+
+# Depths, widths and drop paths are those of the official registry. Accuracies: the table of pretrained models in the
+# authors' repository, microsoft/SPACH, which has none for the others.
+PRESETS: dict[str, Preset] = {
+    "shiftvit_tiny_light": _paper("tiny", "light", (2, 2, 6, 2), 0.2, 19_608_328, 79.4),
+    "shiftvit_tiny_r4": _paper("tiny", "r4", (2, 2, 12, 3), 0.2, 31_426_312),
+    "shiftvit_tiny_r2": _paper("tiny", "r2", (6, 8, 18, 6), 0.2, 28_566_664, 81.7),
+    "shiftvit_small_light": _paper("small", "light", (2, 2, 18, 2), 0.4, 33_796_360, 81.6),
+    "shiftvit_small_r4": _paper("small", "r4", (2, 6, 24, 4), 0.4, 51_523_336),
+    "shiftvit_small_r2": _paper("small", "r2", (10, 18, 36, 10), 0.4, 50_304_136, 82.8),
+    "shiftvit_base_light": _paper("base", "light", (2, 2, 18, 2), 0.5, 59_708_776),
+    "shiftvit_base_r4": _paper("base", "r4", (4, 6, 22, 4), 0.5, 87_271_528),
+    "shiftvit_base_r2": _paper("base", "r2", (10, 18, 36, 10), 0.6, 89_026_408),
+    "keras_example": Preset(
+        arguments={
+            "image_shape": (48, 48, 3),
+            "num_classes": 10,
+            "depths": (2, 4, 8, 2),
+            "shift_channels": 12,
+            # The example crops a window and pads it back where it was, so its channels never move.
+            "shift_mode": "mask",
+            "norm": "layer",
+            "patch_norm": False,
+            "final_norm": False,
+            "merge_padding": "same",
+            "dropout": 0.2,
+            "drop_path_mode": "per_stage",
+        },
+        parameters=11_690_602,
+        published=(76.38, "CIFAR-10, 50 epochs"),
+        description="the model of the Keras example on ShiftViT",
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Returns a preset by name.
+
+    Raises:
+        ShiftViTError: there is none of that name; the message names the nearest.
+    """
+    if name not in PRESETS:
+        raise ShiftViTError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,86 @@
+"""Matrix product and norms: one meaning, in the form that is fast on the running backend.
+
+Keras' own `Dense` and norms are correct and slow on torch: `Dense` multiplies and adds in two passes, the norms
+compute in float32 pieces what torch has as one kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+TORCH = keras.config.backend() == "torch"
+if TORCH:
+    import torch
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class Linear(keras.layers.Dense):  # type: ignore[misc]
+    """`keras.layers.Dense` on the last axis; on torch the product and the bias in one kernel.
+
+    Input: `(..., C)`. Output: `(..., units)`.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        if not TORCH or self.quantization_mode is not None:
+            return super().call(inputs, training=training)
+        rows = inputs.reshape(-1, inputs.shape[-1])  # (..., C) -> (N, C)
+        kernel = self.kernel
+        out = rows @ kernel if self.bias is None else torch.addmm(self.bias, rows, kernel)
+        out = out.reshape(*inputs.shape[:-1], self.units)  # (N, units) -> (..., units)
+        return out if self.activation is None else self.activation(out)
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class LayerNorm(keras.layers.LayerNormalization):  # type: ignore[misc]
+    """Layer normalisation over the channels. Input and output: `(..., C)`."""
+
+    def call(self, inputs: Any) -> Any:
+        if not TORCH:
+            return super().call(inputs)
+        shape = inputs.shape[-1:]
+        return torch.nn.functional.layer_norm(inputs, shape, self.gamma, self.beta, self.epsilon)
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
+    """Group normalisation with a single group: over H, W and C together, as the paper's model has it.
+
+    Input and output: `(B, H, W, C)`; a scale and an offset for each channel.
+    """
+
+    def __init__(self, epsilon: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.epsilon = epsilon
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        channels = (input_shape[-1],)
+        self.gamma = self.add_weight(shape=channels, initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta")
+        self.built = True
+
+    def call(self, inputs: Any) -> Any:
+        if TORCH:
+            normed = torch.nn.functional.layer_norm(inputs, inputs.shape[1:], eps=self.epsilon)
+            return torch.addcmul(self.beta, normed, self.gamma)
+        x = ops.cast(inputs, "float32")  # the sums over a whole map need more than bfloat16's 8 bits
+        mean, variance = ops.moments(x, axes=(1, 2, 3), keepdims=True)
+        normed = ops.cast((x - mean) * ops.rsqrt(variance + self.epsilon), inputs.dtype)
+        return normed * ops.cast(self.gamma, inputs.dtype) + ops.cast(self.beta, inputs.dtype)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def make_norm(kind: str, epsilon: float, *, dtype: Any, name: str) -> Any:
+    """Returns the norm layer for `kind`: "group", "layer" or "batch" (momentum .9, as PyTorch's default .1)."""
+    if kind == "group":
+        return GroupNorm(epsilon, dtype=dtype, name=name)
+    if kind == "layer":
+        return LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon, dtype=dtype, name=name)

@@ -1,0 +1,155 @@
+"""The shift: four groups of channels move by some pixels, each its own way; the rest stay.
+
+It is the paper's replacement for attention (Wang et al., "When Shift Operation Meets Vision Transformer", AAAI 2022,
+section 3.2): no parameters, no arithmetic. What moves out of the map is lost, what moves in is zero.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from shiftvit.errors import ShiftViTError
+
+# Where each group looks for its value, in (rows, columns): the channels then move left, right, up and down.
+SOURCES = ((0, 1), (0, -1), (1, 0), (-1, 0))
+
+
+def group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
+    """Returns how many channels move in each direction: `shift_channels`, or `channels // num_div` if None.
+
+    Raises:
+        ShiftViTError: four such groups do not fit into the channels, or `num_div` leaves none to move.
+    """
+    if shift_channels is None:
+        if num_div < 4:
+            raise ShiftViTError(f"num_div={num_div} must be at least 4, a division for each direction; use 12")
+        if num_div > channels:
+            raise ShiftViTError(
+                f"num_div={num_div} leaves no channel to move out of {channels}; "
+                f"use num_div <= {channels}, or shift_channels=0 for no shift at all"
+            )
+        return channels // num_div
+    if not 0 <= 4 * shift_channels <= channels:
+        raise ShiftViTError(
+            f"shift_channels={shift_channels} needs {4 * shift_channels} channels for its four directions and there "
+            f"are {channels}; use 0 to {channels // 4}"
+        )
+    return shift_channels
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class Shift(keras.layers.Layer):  # type: ignore[misc]
+    """Moves the first four groups of channels left, right, up and down by `shift_pixels`; the others stay.
+
+    Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift.
+
+    Args:
+        num_div: the channels are cut into `num_div` divisions of `C // num_div`; the first four move.
+        shift_pixels: how far, in pixels of the map; a map no larger than that moves out entirely.
+        shift_channels: the width of a group, in place of `C // num_div`.
+        mode: "shift", or "mask": nothing moves, only the lines that a shift would vacate are zeroed. That is what the
+            published Keras example computes: it pads each cropped window back to where it was.
+
+    Raises:
+        ShiftViTError: settings that are impossible for any C, or, when built, for this one.
+    """
+
+    def __init__(
+        self,
+        num_div: int = 12,
+        shift_pixels: int = 1,
+        shift_channels: int | None = None,
+        mode: str = "shift",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if shift_pixels < 1:
+            raise ShiftViTError(f"shift_pixels={shift_pixels} must be at least 1; for no shift use shift_channels=0")
+        if num_div < 4 or (shift_channels is not None and shift_channels < 0):
+            group_width(max(num_div, 4), num_div, shift_channels)
+        if mode not in ("shift", "mask"):
+            raise ShiftViTError(f'mode={mode!r} must be "shift" or "mask"; the paper\'s operation is "shift"')
+        self.num_div = num_div
+        self.shift_pixels = shift_pixels
+        self.shift_channels = shift_channels
+        self.mode = mode
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if len(input_shape) != 4 or input_shape[-1] is None:
+            raise ShiftViTError(f"the input's shape {tuple(input_shape)} must be (B, H, W, C) with C known; reshape it")
+        self.group = group_width(input_shape[-1], self.num_div, self.shift_channels)
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        if self.group == 0:
+            return x
+        if self.mode == "mask":
+            return _mask(x, self.group, self.shift_pixels)
+        if keras.config.backend() == "torch" and x.device.type != "cuda" and self.shift_pixels <= 3:
+            return _shift_by_convolution(x, self.group, self.shift_pixels)
+        return _shift_by_slices(x, self.group, self.shift_pixels)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_div": self.num_div,
+            "shift_pixels": self.shift_pixels,
+            "shift_channels": self.shift_channels,
+            "mode": self.mode,
+        }
+
+
+def _shift_by_slices(x: Any, group: int, pixels: int) -> Any:
+    """The plain form: pad the moving channels once, cut four windows out, append what stays."""
+    height, width = ops.shape(x)[1:3]  # (B, H, W, C)
+    p = pixels
+    padded = ops.pad(x[..., : 4 * group], ((0, 0), (p, p), (p, p), (0, 0)))
+    moved = []
+    for index, (row, column) in enumerate(SOURCES):
+        top, left = p + row * p, p + column * p
+        channels = slice(index * group, (index + 1) * group)
+        moved.append(padded[:, top : top + height, left : left + width, channels])
+    return ops.concatenate([*moved, x[..., 4 * group :]], axis=-1)
+
+
+def _shift_by_convolution(x: Any, group: int, pixels: int) -> Any:
+    """A depthwise convolution whose kernels hold a single 1.
+
+    On a processor it is 3 times faster than slices, forward and backward: oneDNN reads and writes each value once,
+    where slices and a concatenation make five passes and five zero-filled gradients.
+    """
+    import torch
+
+    channels = x.shape[-1]
+    kernel = torch.as_tensor(_one_hot_kernel(channels, group, pixels), dtype=x.dtype, device=x.device)
+    out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, padding=pixels, groups=channels)
+    return out.permute(0, 2, 3, 1)
+
+
+@lru_cache(maxsize=64)
+def _one_hot_kernel(channels: int, group: int, pixels: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    side = 2 * pixels + 1
+    kernel = np.zeros((channels, 1, side, side), np.float32)
+    for index, (row, column) in enumerate(SOURCES):
+        kernel[index * group : (index + 1) * group, 0, pixels + row * pixels, pixels + column * pixels] = 1.0
+    kernel[4 * group :, 0, pixels, pixels] = 1.0
+    return kernel
+
+
+def _mask(x: Any, group: int, pixels: int) -> Any:
+    """Zeroes, in each moving group, the lines that a shift would vacate."""
+    height, width, channels = ops.shape(x)[1:]
+    rows, columns = ops.arange(height)[:, None], ops.arange(width)[None, :]
+    kept = [columns < width - pixels, columns >= pixels, rows < height - pixels, rows >= pixels]
+    kept = [ops.broadcast_to(one, (height, width)) for one in kept]
+    moving = ops.repeat(ops.stack(kept, axis=-1), group, axis=-1)  # (H, W, 4) -> (H, W, 4 * group)
+    staying = ops.ones((height, width, channels - 4 * group), dtype="bool")
+    return x * ops.cast(ops.concatenate([moving, staying], axis=-1), x.dtype)
