@@ -34,7 +34,7 @@ _HOME = {
     "evaluate": "shiftvit.evaluate",
     "train": "shiftvit.train.fit",
 }
-_MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.model.presets"}
+_MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.presets"}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 

@@ -122,7 +122,7 @@ class AugmentConfig(Settings):
 
     pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
     pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
-    random_crop: bool = Field(True, description="crop the model's input at a random place, not the centre")
+    random_crop: bool = Field(True, description="crop at a random place in training")
     flip: bool = Field(True, description="mirror left to right with probability 1/2")
 
 
@@ -167,6 +167,9 @@ class TrainConfig(Settings):
     ema: Rate | None = Field(None, description="momentum of the weights' moving average, evaluated in their place")
     early_stopping: Positive | None = Field(
         None, description="stop after so many epochs without a better validation top-1"
+    )
+    select: Literal["best", "last"] = Field(
+        "best", description="which weights are kept: of the best validation top-1, or of the end"
     )
     validation_every: Positive = Field(1, description="epochs between two validations; the last always has one")
     checkpoint_minutes: float = Field(5.0, gt=0, description="also save within an epoch that lasts longer")

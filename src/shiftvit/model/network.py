@@ -14,7 +14,7 @@ import numpy as np
 from shiftvit.config import ModelConfig, validated
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
-from shiftvit.model.presets import find_preset
+from shiftvit.presets import find_preset
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import group_width
 

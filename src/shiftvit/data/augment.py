@@ -1,0 +1,119 @@
+"""Random crop and flip of training images, each drawn for itself and reproducible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from shiftvit.config import AugmentConfig
+from shiftvit.errors import ShiftViTError
+
+# Keeps these draws apart from others of the same seed and epoch.
+_STREAM = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What happens to each of N images: where its crop starts in the padded image, whether it is mirrored.
+
+    `top` and `left` are int64 (N,), in pixels; `flip` is bool (N,); `crop` is (height, width) in pixels.
+    """
+
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+    crop: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    def __getitem__(self, index: slice | NDArray[np.integer[Any]]) -> Draws:
+        """Returns the draws of some of the images."""
+        return Draws(self.top[index], self.left[index], self.flip[index], self.crop)
+
+
+class Augment(AugmentConfig):
+    """Pads, crops at a random place and mirrors, per image.
+
+    Chance is drawn for a whole epoch at once, by image, so that an image's change depends on nothing but the
+    seed, the epoch and its index: not on the batch that it lands in, nor on who prepares that.
+
+        draws = augment.draw(seed, epoch, len(images), 32, 32, (32, 32))
+        batch = augment(images[indices], draws[indices])
+    """
+
+    @classmethod
+    def from_config(cls, config: AugmentConfig) -> Self:
+        """Builds it from a recipe's settings."""
+        return cls(**dict(config))
+
+    def draw(
+        self,
+        seed: int,
+        epoch: int,
+        count: int,
+        height: int,
+        width: int,
+        crop: tuple[int, int] | None = None,
+        origin: tuple[int, int] | None = None,
+    ) -> Draws:
+        """Draws one epoch's changes.
+
+        Args:
+            seed, epoch: 0 or more; the same pair gives the same draws.
+            count: how many images there are.
+            height, width: their size in pixels, before padding.
+            crop: (height, width) of what is cut out, in pixels; None: the size that they have.
+            origin: (top, left) of the crop in the unpadded image where it is not random; None: the centre.
+
+        Raises:
+            ShiftViTError: the crop is larger than the padded image, or too little image to reflect.
+        """
+        crop = crop or (height, width)
+        if self.pad_mode == "reflect" and self.pad >= min(height, width):
+            raise ShiftViTError(
+                f"pad={self.pad} reflects more than images of {height} x {width} pixels hold; "
+                f"use at most {min(height, width) - 1}, or pad_mode='zeros'"
+            )
+        margins = height + 2 * self.pad - crop[0], width + 2 * self.pad - crop[1]
+        if min(margins) < 0:
+            raise ShiftViTError(
+                f"a crop of {crop[0]} x {crop[1]} pixels is larger than the image of {height} x {width} "
+                f"with pad={self.pad}; crop less, or pad more"
+            )
+        # Three rows of fractions whatever the settings: switching one change off leaves the others alone.
+        chance = np.random.default_rng([seed, epoch, _STREAM]).random((3, count))
+        if self.random_crop:
+            top, left = ((row * (m + 1)).astype(np.int64) for row, m in zip(chance, margins, strict=False))
+        else:
+            start = (origin[0] + self.pad, origin[1] + self.pad) if origin else [m // 2 for m in margins]
+            top, left = (np.full(count, first, np.int64) for first in start)
+        flip = chance[2] < 0.5 if self.flip else np.zeros(count, bool)
+        return Draws(top, left, flip, crop)
+
+    def __call__(self, images: NDArray[Any], draws: Draws) -> NDArray[Any]:
+        """Applies draws.
+
+        Args:
+            images: (N, H, W, 3) of any dtype, of the size that was drawn for.
+            draws: those of these N images, in their order.
+
+        Returns:
+            (N, *draws.crop, 3), of the same dtype; the images themselves stay as they are.
+        """
+        height, width = draws.crop
+        if self.pad:
+            mode: Any = "constant" if self.pad_mode == "zeros" else "reflect"
+            images = np.pad(images, ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0)), mode)
+        count, padded_height, padded_width, channels = images.shape
+        # A window is (h, w * 3), so that each of its rows is copied as one run of memory.
+        rows = np.ascontiguousarray(images).reshape(count, padded_height, padded_width * channels)
+        windows = sliding_window_view(rows, (height, width * channels), axis=(1, 2))
+        picked = windows[np.arange(count), draws.top, draws.left * channels]  # (N, h, w * 3)
+        result: NDArray[Any] = picked.reshape(count, height, width, channels)
+        result[draws.flip] = result[draws.flip, :, ::-1]
+        return result

@@ -1,0 +1,120 @@
+"""The batches: of a training epoch for Keras `fit`, and of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.data.augment import Augment
+from shiftvit.data.preprocess import Floats, Preprocess
+from shiftvit.errors import ShiftViTError
+
+# Keeps the order apart from other draws of the same seed and epoch.
+_STREAM = 0
+
+
+def batches_per_epoch(count: int, batch_size: int, drop_remainder: bool = True) -> int:
+    """Returns how many batches an epoch of `count` images has.
+
+    A last, smaller batch counts only if `drop_remainder` is false or it is the only one.
+    """
+    whole, rest = divmod(count, batch_size)
+    return whole + (rest > 0 and (whole == 0 or not drop_remainder))
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Returns the order of an epoch's images, int64 (count,): it depends on these three numbers alone."""
+    return np.random.default_rng([seed, epoch, _STREAM]).permutation(count)
+
+
+class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no type information
+    """The batches of one training epoch, for `model.fit(batches, shuffle=False, epochs=1)`.
+
+    Item `i` is batch `start + i` of the epoch: float32 images (B, h, w, 3) and int32 labels (B,). It is a
+    pure function of the images, the settings, `seed`, `epoch` and that number, the same whatever the workers
+    and the order of access, so an epoch can be taken up again at any batch.
+
+    Args:
+        images: uint8 (N, H, W, 3), N at least 1.
+        labels: whole numbers (N,).
+        preprocess: resizes and normalises (mean and std are per channel); its crop is the size of the result.
+        augment: crops and mirrors what is resized, before it is normalised.
+        batch_size: images in a batch; fewer images than that make one batch of all.
+        seed, epoch: 0 or more; they choose the order and the augmentation.
+        start: batches of the epoch to leave out from its beginning.
+        drop_remainder: leave out the last batch if it is smaller.
+        workers: threads that prepare batches ahead; 1: none.
+
+    Raises:
+        ShiftViTError: no images, images or labels of another shape or dtype, or `start` beyond the epoch.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer[Any]],
+        *,
+        preprocess: Preprocess,
+        augment: Augment,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        drop_remainder: bool = True,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(workers=workers, use_multiprocessing=False)
+        preprocess.check(images)
+        if labels.shape != images.shape[:1]:
+            raise ShiftViTError(
+                f"labels have the shape {labels.shape}; {len(images)} images need ({len(images)},): one each"
+            )
+        if not len(images):
+            raise ShiftViTError("there are 0 images to train on; give at least 1")
+        if batch_size < 1:
+            raise ShiftViTError(f"batch_size={batch_size} holds no images; use at least 1")
+        total = batches_per_epoch(len(images), batch_size, drop_remainder)
+        if not 0 <= start <= total:
+            raise ShiftViTError(f"start={start} is outside the epoch of {total} batches; use 0..{total}")
+        self._images, self._labels = images, labels
+        self._preprocess, self._augment = preprocess, augment
+        self._batch_size, self._start, self._total = batch_size, start, total
+        self._order = epoch_order(seed, epoch, len(images))
+        size = images.shape[1:3]
+        resized, crop = preprocess.resized_shape(*size), preprocess.output_shape(*size)
+        # Where the crop is not random, it is that of inference.
+        origin = preprocess.crop_origin(*resized)
+        self._draws = augment.draw(seed, epoch, len(images), *resized, crop, origin)
+
+    def __len__(self) -> int:
+        """Returns how many batches are left, counted from `start`."""
+        return self._total - self._start
+
+    def __getitem__(self, index: int) -> tuple[Floats, NDArray[np.int32]]:
+        """Returns batch `start + index`: float32 (B, h, w, 3) and int32 (B,)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} is not among the {len(self)} left; use 0..{len(self) - 1}")
+        first = (self._start + index) * self._batch_size
+        indices = self._order[first : first + self._batch_size]
+        images: NDArray[Any] = self._images[indices]
+        if self._preprocess.resize:
+            images = self._preprocess.resized(images)
+        images = self._augment(images, self._draws[indices])
+        return self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
+
+
+def evaluation_batches(
+    images: NDArray[np.uint8], preprocess: Preprocess, batch_size: int
+) -> Iterator[Floats]:
+    """Yields float32 (B, h, w, 3), `batch_size` images a time in their order; the last batch may be smaller.
+
+    Raises:
+        ShiftViTError: images of another shape or dtype, or smaller than the crop.
+    """
+    preprocess.check(images)
+    for first in range(0, len(images), batch_size):
+        yield preprocess(images[first : first + batch_size])

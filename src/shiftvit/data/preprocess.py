@@ -1,0 +1,173 @@
+"""uint8 RGB images -> the model's input: resize, crop, normalise. The one definition of all three."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.config import PreprocessConfig
+from shiftvit.errors import ShiftViTError
+
+Images = NDArray[Any]  # (N, H, W, 3), uint8 or float32 on the 0..255 scale
+Floats = NDArray[np.float32]
+
+
+class Preprocess(PreprocessConfig):
+    """Turns images into the model's input; called on uint8 (N, H, W, 3), it returns float32 (N, h, w, 3).
+
+    Three steps, each a method of its own:
+
+    1. `resized`: to `resize`, with half-pixel centres. Shrinking averages over every pixel that is covered
+       (antialiased), enlarging interpolates.
+    2. `cropped`: `crop` pixels at `crop_position`, which is the top left corner unless it is set to "center"
+       (an odd margin's smaller half is then at the top and the left).
+    3. `normalised`: `(x - mean) / std` in each channel; `mean` and `std` are on the 0..255 scale.
+
+    With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
+    """
+
+    @classmethod
+    def from_config(cls, config: PreprocessConfig) -> Self:
+        """Builds it from a recipe's settings."""
+        return cls(**dict(config))
+
+    def __call__(self, images: Images) -> Floats:
+        """Resizes, crops and normalises.
+
+        Args:
+            images: uint8 (N, H, W, 3), RGB; N may be 0.
+
+        Returns:
+            float32 (N, h, w, 3), where `(h, w)` is `output_shape(H, W)`.
+
+        Raises:
+            ShiftViTError: another dtype or shape, or images smaller than the crop.
+        """
+        self.check(images)
+        return self.normalised(self.cropped(self.resized(images) if self.resize else images))
+
+    def check(self, images: Any) -> None:
+        """Raises ShiftViTError unless `images` are uint8 (N, H, W, 3) and large enough for the crop."""
+        if not isinstance(images, np.ndarray):
+            kind = type(images).__name__
+            raise ShiftViTError(f"images are a {kind}; give a NumPy array, uint8 (N, H, W, 3)")
+        if images.dtype != np.uint8:
+            raise ShiftViTError(f"images are {images.dtype}; give uint8, 0..255 (N, H, W, 3)")
+        if images.ndim != 4 or images.shape[3] != 3:
+            raise ShiftViTError(
+                f"images have the shape {images.shape}; give (N, H, W, 3): one image is images[None], "
+                "and grey ones need their channel three times"
+            )
+        self.output_shape(*images.shape[1:3])
+
+    def resized_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Returns (height, width) in pixels after the resizing of a `height` x `width` image.
+
+        A bare number is the shorter side; the longer one keeps the aspect, rounded down.
+        """
+        if min(height, width) < 1:
+            raise ShiftViTError(f"images of {height} x {width} pixels hold nothing; give at least 1 x 1")
+        if self.resize is None:
+            return height, width
+        if isinstance(self.resize, tuple):
+            return self.resize
+        shorter = min(height, width)
+        return self.resize * height // shorter, self.resize * width // shorter
+
+    def output_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Returns (h, w), the pixels that the model gets from an image of `height` x `width` pixels.
+
+        Raises:
+            ShiftViTError: an empty image, or one that is smaller than the crop once resized.
+        """
+        size = self.resized_shape(height, width)
+        if self.crop is None:
+            return size
+        crop = _pair(self.crop)
+        if crop[0] > size[0] or crop[1] > size[1]:
+            origin = f" ({height} x {width} before resize={self.resize})" if self.resize else ""
+            raise ShiftViTError(
+                f"crop={self.crop} is larger than the image of {size[0]} x {size[1]} pixels{origin}; "
+                "crop less, or resize to at least the crop"
+            )
+        return crop
+
+    def crop_origin(self, height: int, width: int) -> tuple[int, int]:
+        """Returns (top, left), the pixel of a resized image of `height` x `width` where the crop starts."""
+        if self.crop is None or self.crop_position == "top_left":
+            return 0, 0
+        crop_height, crop_width = _pair(self.crop)
+        return (height - crop_height) // 2, (width - crop_width) // 2
+
+    def resized(self, images: Images) -> Floats:
+        """Only resizes: (N, H, W, 3) -> float32 (N, *resized_shape(H, W), 3), on the same 0..255 scale."""
+        size = images.shape[1:3]
+        target = self.resized_shape(*size)
+        if target == size:
+            return images.astype(np.float32)
+        if self.interpolation == "nearest":
+            rows, columns = (_nearest(old, new) for old, new in zip(size, target, strict=True))
+            return images[:, rows[:, None], columns].astype(np.float32)
+        vertical, horizontal = (_weights(a, b, self.interpolation) for a, b in zip(size, target, strict=True))
+        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)  # (N, 3, H, W)
+        small = np.matmul(np.matmul(vertical, planes), horizontal.T)  # (N, 3, h, w)
+        return np.ascontiguousarray(small.transpose(0, 2, 3, 1), dtype=np.float32)  # (N, h, w, 3)
+
+    def cropped(self, images: Images) -> Images:
+        """Only crops: resized (N, H, W, 3) -> a view of (N, h, w, 3) at `crop_position`."""
+        if self.crop is None:
+            return images
+        height, width = _pair(self.crop)
+        top, left = self.crop_origin(*images.shape[1:3])
+        return images[:, top : top + height, left : left + width]
+
+    def normalised(self, images: Images) -> Floats:
+        """Only normalises: uint8 or float32 (N, h, w, 3) -> a new float32 array (N, h, w, 3)."""
+        result = images.astype(np.float32, order="C")
+        # A whole row of pixels at once: inner loops of just 3 channels are slow.
+        rows = result.reshape(-1, images.shape[2] * 3)
+        if np.any(self.mean):
+            rows -= _row(self.mean, images.shape[2])
+        rows /= _row(self.std, images.shape[2])
+        return result
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def _row(value: float | tuple[float, float, float], width: int) -> Floats:
+    """Returns a per-channel value for each element of a row: (width * 3,), or () for a bare number."""
+    row = np.asarray(value, dtype=np.float32)
+    return np.tile(row, width) if row.ndim else row
+
+
+@lru_cache(maxsize=64)
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    """Returns which of `old` pixels each of `new` takes: the one that its centre falls in."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+@lru_cache(maxsize=64)
+def _weights(old: int, new: int, interpolation: str) -> Floats:
+    """Returns the (new, old) matrix that resamples a line of pixels; each row sums to 1."""
+    scale = old / new
+    spread = max(scale, 1.0)  # when shrinking, the filter grows to cover every pixel
+    centres = (np.arange(new) + 0.5) * scale
+    distance = np.abs(np.arange(old) + 0.5 - centres[:, None]) / spread  # (new, old)
+    weights = np.maximum(1.0 - distance, 0.0) if interpolation == "bilinear" else _keys(distance)
+    weights /= weights.sum(axis=1, keepdims=True)
+    result: Floats = weights.astype(np.float32)
+    result.setflags(write=False)  # it is shared by every caller
+    return result
+
+
+def _keys(x: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
+    """Keys' cubic convolution kernel at the distances `x` >= 0."""
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = a * (((x - 5.0) * x + 8.0) * x - 4.0)
+    result: NDArray[np.float64] = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+    return result

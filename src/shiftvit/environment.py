@@ -1,0 +1,115 @@
+"""What a run ran on: versions, processor, backend, source revision; and what the processor computes in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("shiftvit", "keras", "numpy", "torch", "jax", "tensorflow", "pillow", "safetensors", "scikit-learn")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns versions, processor, memory, backend, device and git commit, as JSON types; imports Keras."""
+    import keras
+
+    return {
+        "versions": versions(),
+        "backend": keras.config.backend(),
+        "device": device_name(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+        "bfloat16": computes_bfloat16(),
+        "git_commit": _git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the installed packages that take part."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor_name() -> str:
+    """Returns the processor's model name as the system gives it."""
+    for line in _cpuinfo().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_name() -> str:
+    """Returns the name of the accelerator that the Keras backend uses, or "cpu"."""
+    import keras
+
+    backend = keras.config.backend()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return "cpu" if device.platform == "cpu" else str(device.device_kind)
+    import tensorflow
+
+    gpus = tensorflow.config.list_physical_devices("GPU")
+    return tensorflow.config.experimental.get_device_details(gpus[0]).get("device_name", "gpu") if gpus else "cpu"
+
+
+def computes_bfloat16() -> bool:
+    """Returns whether this machine's matrix products are faster in bfloat16 than in float32 on the Keras backend.
+
+    On a processor that takes AVX-512 BF16 or AMX instructions and a backend that uses them: torch and tensorflow do
+    through oneDNN, jax on a processor emulates them.
+    """
+    import keras
+
+    backend = keras.config.backend()
+    if device_name() != "cpu":
+        if backend == "torch":
+            import torch
+
+            return bool(torch.cuda.is_bf16_supported())
+        return True
+    flags = _cpuinfo()
+    return backend != "jax" and ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _git_commit() -> str | None:
+    """Returns the revision of the checkout that the package runs from, or None where it is installed without one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,87 @@
+"""Files that are either whole or absent: written beside their place, synced, then renamed into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shiftvit.errors import ShiftViTError
+
+
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary path in the same folder and renames the result to `path`.
+
+    A crash or a full disk leaves what was at `path` before.
+
+    Raises:
+        ShiftViTError: the disk is full, the folder is missing or may not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all; faults as `write_file`."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a new empty folder and puts it in the place of `path`; faults as `write_file`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        # A folder cannot be renamed over one that has content, so the old one steps aside first.
+        if path.exists():
+            path.replace(old)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.replace(path)
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Returns a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unwritable(path: Path, error: OSError) -> ShiftViTError:
+    """Returns the one-line error for a path that cannot be written."""
+    reason = error.strerror or str(error)
+    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space or name another place with --out")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are already durable
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

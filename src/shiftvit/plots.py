@@ -1,0 +1,129 @@
+"""Figures of a run: learning curves, confusion matrix, predictions. Written as PNG, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Colour-blind safe (Okabe and Ito).
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+
+def learning_curves(history: list[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Draws loss, top-1 and learning rate over the epochs.
+
+    Args:
+        history: the rows of a run's `log.jsonl`.
+        path: the PNG to write.
+        title: the figure's heading.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure = _figure(11, 3.6)
+    figure.suptitle(title, fontweight="bold")
+    loss, top1, rate = figure.subplots(1, 3)
+    loss.plot(epochs, [row["loss"] for row in history], color=BLUE, marker="o", markersize=3, label="training")
+    top1.plot(epochs, [100 * row["top1"] for row in history], color=BLUE, marker="o", markersize=3, label="training")
+    validated = [row for row in history if "val_loss" in row]
+    if validated:
+        at = [row["epoch"] for row in validated]
+        style: dict[str, Any] = {"color": ORANGE, "marker": "s", "markersize": 3, "label": "validation"}
+        loss.plot(at, [row["val_loss"] for row in validated], **style)
+        top1.plot(at, [100 * row["val_top1"] for row in validated], **style)
+    rate.plot(epochs, [row["learning_rate"] for row in history], color=GREEN, marker="o", markersize=3)
+    for axes, name in ((loss, "Loss (nats)"), (top1, "Top-1 (%)"), (rate, "Learning rate at the epoch's end")):
+        axes.set_title(name)
+        axes.set_xlabel("Epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    loss.legend()
+    top1.legend()
+    rate.ticklabel_format(axis="y", scilimits=(-3, 3))
+    _write(figure, path)
+
+
+def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
+    """Draws a confusion matrix `(C, C)`, rows true, each row in percent of its class; cells are named up to 30 classes."""
+    totals = matrix.sum(axis=1, keepdims=True)
+    share = 100.0 * matrix / np.maximum(totals, 1)
+    count = len(labels)
+    side = min(max(4.5, 1.5 + 0.6 * count), 14)
+    figure = _figure(side + 0.8, side)
+    axes = figure.subplots()
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
+    axes.set_title(f"Confusion on {matrix.sum():,} images (top-1 {accuracy:.2f} %)", fontweight="bold")
+    axes.set_xlabel("Predicted class")
+    axes.set_ylabel("True class")
+    if count <= 30:
+        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(count), labels)
+        for row, column in np.ndindex(count, count):
+            value = share[row, column]
+            if value >= 0.05:
+                colour = "white" if value > 55 else "black"
+                text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(picture, ax=axes, label="% of the true class", shrink=0.8)
+    _write(figure, path)
+
+
+def prediction_grid(
+    images: NDArray[np.uint8],
+    logits: NDArray[np.float32],
+    truth: NDArray[Any],
+    labels: tuple[str, ...],
+    path: Path,
+    *,
+    columns: int = 6,
+    rows: int = 4,
+) -> None:
+    """Draws the first images with predicted class and confidence; wrong ones are red and name the true class.
+
+    Args:
+        images: uint8 `(N, H, W, 3)`.
+        logits: `(N, C)`.
+        truth: whole-number labels `(N,)`.
+        labels: the C class names.
+        path: the PNG to write.
+        columns: pictures side by side.
+        rows: at most so many lines of them.
+    """
+    shown = min(len(images), columns * rows)
+    rows = max(1, -(-shown // columns))
+    exact = np.exp(logits[:shown] - logits[:shown].max(axis=1, keepdims=True))
+    probability = exact / exact.sum(axis=1, keepdims=True)
+    predicted = probability.argmax(axis=1)
+    hits = int((predicted == truth[:shown]).sum())
+    figure = _figure(1.75 * columns, 2.05 * rows + 0.6)
+    figure.suptitle(f"Predictions on the first {shown} test images: {hits} right", fontweight="bold")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for index, axes in enumerate(grid.flat[:shown]):
+        axes.imshow(images[index], interpolation="nearest")
+        right = predicted[index] == truth[index]
+        name = labels[predicted[index]]
+        text = f"{name}, {100 * probability[index, predicted[index]]:.0f} %"
+        if not right:
+            text += f"\n(is: {labels[int(truth[index])]})"
+        axes.set_title(text, fontsize=9, color=GREEN if right else RED)
+    _write(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Without pyplot: no global state, no window, and half of the import time.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))

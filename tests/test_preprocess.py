@@ -1,0 +1,198 @@
+"""Preprocessing against independent truth: the Keras example's own output, Pillow's resampling, slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shiftvit.config import PreprocessConfig
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.errors import ShiftViTError
+
+GOLDEN = Path(__file__).parent / "golden"
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def pictures(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def by_pillow(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    planes = [
+        Image.fromarray(image[:, :, channel].astype(np.float32)).resize(
+            (width, height), FILTERS[interpolation]
+        )
+        for channel in range(3)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+def test_default_is_division_by_255() -> None:
+    images = pictures(5, 32, 32, 3)
+    result = Preprocess()(images)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, images.astype(np.float32) / np.float32(255))
+
+
+def test_reproduces_the_keras_example() -> None:
+    with np.load(GOLDEN / "keras_example.npz") as example:
+        images, expected = example["x"], example["preprocessed"]
+    result = Preprocess(resize=52, crop=48, crop_position="top_left")(images)
+    assert np.abs(result - expected).max() < 1e-5
+
+
+# Odd sizes, from which no new pixel's centre falls on the border of two old ones: a tie for "nearest".
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(
+    ("size", "target"),
+    [((33, 33), (52, 52)), ((37, 53), (19, 23)), ((17, 41), (40, 13)), ((1, 9), (5, 2)), ((63, 47), (7, 47))],
+)
+def test_resizing_is_pillows(interpolation: str, size: tuple[int, int], target: tuple[int, int]) -> None:
+    images = pictures(2, *size, 3)
+    result = Preprocess(resize=target, interpolation=interpolation).resized(images)
+    assert result.shape == (2, *target, 3)
+    assert result.dtype == np.float32
+    expected = np.stack([by_pillow(image, *target, interpolation) for image in images])
+    assert np.abs(result - expected).max() < 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=4, max_size=4),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    seed=st.integers(0, 1000),
+)
+def test_any_resizing_is_pillows(sizes: list[int], interpolation: str, seed: int) -> None:
+    height, width, new_height, new_width = sizes
+    image = pictures(height, width, 3, seed=seed)
+    result = Preprocess(resize=(new_height, new_width), interpolation=interpolation).resized(image[None])[0]
+    assert np.abs(result - by_pillow(image, new_height, new_width, interpolation)).max() < 1e-3
+
+
+@given(old=st.integers(1, 50), new=st.integers(1, 50))
+def test_nearest_takes_the_pixel_under_the_centre(old: int, new: int) -> None:
+    image = np.zeros((1, old, 1, 3), np.uint8)
+    image[0, :, 0, :] = np.arange(old)[:, None]
+    result = Preprocess(resize=(new, 1), interpolation="nearest").resized(image)[0, :, 0, 0]
+    for index, pixel in enumerate(result):
+        assert pixel * new <= (index + 0.5) * old < (pixel + 1) * new
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@given(height=st.integers(1, 30), width=st.integers(1, 30), value=st.integers(0, 255))
+def test_a_plain_image_stays_plain(interpolation: str, height: int, width: int, value: int) -> None:
+    image = np.full((1, 13, 8, 3), value, np.uint8)
+    result = Preprocess(resize=(height, width), interpolation=interpolation).resized(image)
+    np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "expected"),
+    [
+        (None, (30, 40), (30, 40)),
+        (52, (32, 32), (52, 52)),
+        (256, (375, 500), (256, 341)),
+        (256, (500, 375), (341, 256)),
+        ((20, 10), (375, 500), (20, 10)),
+    ],
+)
+def test_a_bare_number_is_the_shorter_side(
+    resize: int | tuple[int, int] | None, size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    preprocess = Preprocess(resize=resize)
+    assert preprocess.resized_shape(*size) == preprocess.output_shape(*size) == expected
+    assert preprocess(pictures(1, *size, 3)).shape == (1, *expected, 3)
+
+
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    crop_height=st.integers(1, 12),
+    crop_width=st.integers(1, 12),
+    position=st.sampled_from(["top_left", "center"]),
+)
+def test_a_crop_is_a_slice(height: int, width: int, crop_height: int, crop_width: int, position: str) -> None:
+    images = pictures(2, height, width, 3)
+    preprocess = Preprocess(crop=(crop_height, crop_width), crop_position=position, std=1.0)
+    if crop_height > height or crop_width > width:
+        with pytest.raises(ShiftViTError, match="larger than the image"):
+            preprocess(images)
+        return
+    result = preprocess(images)
+    assert result.shape[1:3] == preprocess.output_shape(height, width) == (crop_height, crop_width)
+    top = left = 0
+    if position == "center":
+        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    np.testing.assert_array_equal(result, images[:, top : top + crop_height, left : left + crop_width])
+
+
+def test_mean_and_std_are_per_channel() -> None:
+    images = pictures(3, 8, 10, 3)
+    mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+    expected = (images.astype(np.float64) - mean) / std
+    np.testing.assert_allclose(Preprocess(mean=mean, std=std)(images), expected, atol=1e-5)
+    np.testing.assert_allclose(Preprocess(mean=7.5, std=std)(images), (images - 7.5) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize("preprocess", [Preprocess(), Preprocess(resize=40, crop=33), Preprocess(crop=5)])
+def test_an_image_does_not_depend_on_its_batch(preprocess: Preprocess) -> None:
+    images = pictures(70, 32, 32, 3)
+    kept = images.copy()
+    whole = preprocess(images)
+    np.testing.assert_array_equal(whole[[5]], preprocess(images[[5]]))
+    np.testing.assert_array_equal(images, kept)
+    assert whole.flags.c_contiguous
+
+
+def test_steps_are_the_whole() -> None:
+    images = pictures(4, 20, 30, 3)
+    preprocess = Preprocess(resize=24, crop=(20, 31), mean=(1.0, 2.0, 3.0), std=50.0)
+    steps = preprocess.normalised(preprocess.cropped(preprocess.resized(images)))
+    np.testing.assert_array_equal(preprocess(images), steps)
+
+
+def test_normalising_leaves_its_input_alone() -> None:
+    images = pictures(2, 4, 4, 3).astype(np.float32)
+    kept = images.copy()
+    Preprocess(mean=3.0).normalised(images)
+    np.testing.assert_array_equal(images, kept)
+
+
+def test_no_images_give_no_images() -> None:
+    empty = np.zeros((0, 32, 32, 3), np.uint8)
+    assert Preprocess()(empty).shape == (0, 32, 32, 3)
+    assert Preprocess(resize=52, crop=48)(empty).shape == (0, 48, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([[1]], "list"),
+        (np.zeros((1, 8, 8, 3)), "float64"),
+        (np.zeros((8, 8, 3), np.uint8), r"\(8, 8, 3\)"),
+        (np.zeros((1, 8, 8, 1), np.uint8), r"\(1, 8, 8, 1\)"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"\(1, 3, 8, 8\)"),
+        (np.zeros((1, 0, 8, 3), np.uint8), "0 x 8"),
+        (np.zeros((1, 4, 8, 3), np.uint8), "crop=5"),
+    ],
+)
+def test_faulty_images_are_named(images: np.ndarray, message: str) -> None:
+    with pytest.raises(ShiftViTError, match=message) as caught:
+        Preprocess(crop=5)(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_config_keeps_every_setting() -> None:
+    config = PreprocessConfig(
+        resize=(40, 50), crop=32, mean=1.0, std=(1.0, 2.0, 3.0), interpolation="bicubic"
+    )
+    assert Preprocess.from_config(config).model_dump() == config.model_dump()
