@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from shiftvit.bundle import Bundle as Bundle
     from shiftvit.config import Recipe as Recipe
     from shiftvit.data.preprocess import Preprocess as Preprocess
     from shiftvit.errors import ShiftViTError as ShiftViTError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from shiftvit.train.schedule import WarmUpCosine as WarmUpCosine
 
 _HOME = {
+    "Bundle": "shiftvit.bundle",
     "Preprocess": "shiftvit.data.preprocess",
     "Recipe": "shiftvit.config",
     "Run": "shiftvit.train.fit",

@@ -8,8 +8,11 @@ import keras
 from keras import ops
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.model.primitives import Linear, make_norm
+from shiftvit.model.primitives import TORCH, Linear, make_norm
 from shiftvit.model.shift import Shift
+
+if TORCH:
+    import torch
 
 # As the paper's model initialises its layers: normal with deviation .02, cut at two deviations.
 INITIALIZER = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
@@ -35,8 +38,13 @@ class DropPath(keras.layers.Layer):  # type: ignore[misc]
         if not training or self.seed_generator is None:
             return x
         shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
-        kept = keras.random.uniform(shape, seed=self.seed_generator, dtype="float32") >= self.rate
-        return x * ops.cast(ops.cast(kept, "float32") / (1.0 - self.rate), x.dtype)
+        if TORCH and self.seed is None:
+            # torch's own generator, as Keras' dropout does there: a Keras seed is read back from the device each step
+            drawn = torch.rand(shape, device=x.device)
+        else:
+            drawn = keras.random.uniform(shape, seed=self.seed_generator, dtype="float32")
+        kept = ops.cast(drawn >= self.rate, "float32") / (1.0 - self.rate)
+        return x * ops.cast(kept, x.dtype)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

@@ -161,7 +161,8 @@ def _read(weights: Mapping[str, Any] | str | Path) -> dict[str, Array]:
         raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            # Opened here, as NumPy does not close a file that turns out not to be whole.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 names = [name for name in archive.files if name.startswith("w/")] or archive.files
                 return {name.removeprefix("w/"): archive[name] for name in names}
         if path.suffix == ".safetensors":

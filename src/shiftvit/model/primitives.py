@@ -40,8 +40,11 @@ class LayerNorm(keras.layers.LayerNormalization):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         if not TORCH:
             return super().call(inputs)
-        shape = inputs.shape[-1:]
-        return torch.nn.functional.layer_norm(inputs, shape, self.gamma, self.beta, self.epsilon)
+        x = ops.cast(inputs, self.compute_dtype)  # Keras passes this layer's input on in the type that it has
+        weights = (self.gamma, self.beta)
+        if x.device.type != "cpu":  # where the kernel wants weights of the input's type, which Keras keeps float32
+            weights = tuple(None if weight is None else ops.cast(weight, x.dtype) for weight in weights)
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], *weights, self.epsilon)
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")

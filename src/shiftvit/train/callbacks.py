@@ -11,12 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import keras
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.train.checkpoint import LAST, Progress, save_checkpoint
+from shiftvit.train.checkpoint import LAST, Progress, place_generators, save_checkpoint
 
 
 class Interrupted(Exception):
@@ -43,9 +43,11 @@ class Watch(keras.callbacks.Callback):  # type: ignore[misc]
 
     async_safe = True
 
-    def __init__(self, run: Path, progress: Progress, save_every: float) -> None:
+    def __init__(self, run: Path, progress: Progress, seed: int, save_every: float) -> None:
         super().__init__()
         self.run = run
+        self.last = run / "checkpoints" / LAST
+        self.seed = seed
         self.progress = progress
         self.save_every = save_every
         self.first_step = progress.step
@@ -60,9 +62,11 @@ class Watch(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.progress.step = self.first_step + batch
         self.check_finite()
+        if batch == 0:
+            place_generators(self.seed, self.progress, self.last)
         due = time.monotonic() - self.saved_at > self.save_every
         if due or self.signal is not None:
-            save_checkpoint(self.run / "checkpoints" / LAST, self.model, self.progress)
+            save_checkpoint(self.last, self.model, self.progress)
             self.saved_at = time.monotonic()
         if self.signal is not None:
             raise Interrupted(self.signal, self.run)
@@ -133,7 +137,6 @@ class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.began, self.done = time.monotonic(), 0
-        self.bar.start()
         self.bar.update(self.task, epoch=epoch + 1)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -156,9 +159,34 @@ class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
         parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['seconds']:.0f} s"]
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
-    def close(self) -> None:
-        """Takes the bar off the screen."""
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *fault: object) -> None:
         self.bar.stop()
+
+
+class TensorBoardLog:
+    """Writes an epoch's figures as TensorBoard scalars, to `tensorboard/` in the run folder.
+
+    Raises:
+        ShiftViTError: TensorBoard is not installed.
+    """
+
+    def __init__(self, run: Path) -> None:
+        try:
+            from tensorboard.summary import Writer
+        except ImportError as error:
+            raise ShiftViTError("--tensorboard needs TensorBoard; pip install 'shiftvit[tensorboard]'") from error
+        self.writer = Writer(str(run / "tensorboard"))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds one epoch's row."""
+        for key, value in row.items():
+            if key != "epoch":
+                self.writer.add_scalar(key, value, row["epoch"])
+        self.writer.flush()
 
 
 def say(message: str) -> None:

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
 
+GENERATOR = "generator/"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 
@@ -54,7 +56,7 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within an epoch, jax keeps the state outside the variables
-    tensors = {name: _numpy(variable) for name, variable in _state(model).items()}
+    tensors = {name: _numpy(variable) for name, variable in _state(model).items()} | _generators()
     header = {"progress": json.dumps(asdict(progress), allow_nan=False)}
     files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
@@ -70,8 +72,8 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     try:
         with safe_open(path, framework="numpy") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
-            names = set(file.keys())
             variables = _state(model)
+            names = {name for name in file.keys() if not name.startswith(GENERATOR)}  # noqa: SIM118  (no mapping)
             if names != variables.keys():
                 raise ShiftViTError(
                     f"{str(path)!r} is of another model or optimizer: {sorted(names ^ variables.keys())[0]!r} is only "
@@ -86,11 +88,43 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     return progress
 
 
+def place_generators(seed: int, progress: Progress, path: Path) -> None:
+    """Puts torch's generators where they belong at the first step that `fit` takes in an epoch.
+
+    At the beginning of an epoch that depends on the seed and the epoch alone, in its middle it is what the checkpoint
+    at `path` holds. What Keras and torch draw while `fit` starts up is of no account then.
+    """
+    if keras.config.backend() != "torch":
+        return
+    import torch
+    from safetensors import safe_open
+
+    if progress.step == 0:
+        torch.manual_seed(int(np.random.default_rng([seed, progress.epoch]).integers(2**62)))
+        return
+    with safe_open(path, framework="pt") as file:
+        for name, restore in ((f"{GENERATOR}cpu", torch.set_rng_state), (f"{GENERATOR}cuda", torch.cuda.set_rng_state)):
+            if name in file.keys() and (name.endswith("cpu") or torch.cuda.is_available()):  # noqa: SIM118
+                restore(file.get_tensor(name))
+
+
 def _state(model: Any) -> dict[str, Any]:
     """Returns every variable that training changes, under a name that is the same in another process."""
     variables = {f"model/{i:04d}": variable for i, variable in enumerate(model.variables)}
     optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(model.optimizer.variables)}
     return variables | optimizer
+
+
+def _generators() -> dict[str, Any]:
+    """Returns the states of torch's own generators, which Keras' dropout draws from in place of its seeds."""
+    if keras.config.backend() != "torch":
+        return {}
+    import torch
+
+    states = {f"{GENERATOR}cpu": torch.get_rng_state().numpy()}
+    if torch.cuda.is_available():
+        states[f"{GENERATOR}cuda"] = torch.cuda.get_rng_state().numpy()
+    return states
 
 
 def _numpy(variable: Any) -> Any:

@@ -106,7 +106,7 @@ def averaged_weights(model: Any) -> Iterator[None]:
     variables = model.trainable_variables
     trained = [ops.copy(variable.value) for variable in variables]
     for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
-        variable.assign(average)
+        variable.assign(ops.copy(average.value))  # a buffer of its own: jax gives that of a weight away in `predict`
     try:
         yield
     finally:

@@ -87,13 +87,13 @@ def write_results(
     bundle: Bundle,
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
-    splits: Any,
+    test: tuple[Any, Any],
     logits: Any,
 ) -> None:
     """Writes the model, the figures and, last, `metrics.json`, whose presence says that the run is complete."""
     Bundle(bundle.config, bundle.labels, bundle.preprocess, bundle.weights, metrics, bundle.versions).save(run / "bundle")
     files.write_file(run / "model.keras", model.save)
-    images, labels = splits.test
+    images, labels = test
     try:
         (run / "figures").mkdir(exist_ok=True)
     except OSError as error:

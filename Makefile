@@ -1,0 +1,37 @@
+# make demo   train, evaluate and keep a ShiftViT on real CIFAR-10
+# make test   lint, types and all tests
+# BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
+
+PYTHON ?= python3
+BACKEND ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready-$(BACKEND)
+	KERAS_BACKEND=$(BACKEND) $(BIN)/shiftvit train --recipe quick
+
+test: $(VENV)/.ready-test lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shiftvit needs Python 3.11 or later; name one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.ready-test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[torch,jax,tensorflow,tensorboard,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,86 @@
+"""One epoch: train what is left of it, validate, record."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from shiftvit.config import Recipe
+from shiftvit.data.augment import Augment
+from shiftvit.data.pipeline import EpochBatches
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.evaluate import measure, predict_logits
+from shiftvit.train import runfolder
+from shiftvit.train.callbacks import Watch
+from shiftvit.train.checkpoint import BEST, LAST, Progress, save_checkpoint
+from shiftvit.train.optimizer import averaged_weights
+from shiftvit.train.setup import Splits
+
+Row = dict[str, Any]
+
+
+def fit_epoch(model: Any, recipe: Recipe, splits: Splits, watch: Watch, callbacks: list[Any]) -> Row:
+    """Trains what is left of an epoch, advances the position and returns the epoch's figures."""
+    settings, progress = recipe.train, watch.progress
+    batches = EpochBatches(
+        *splits.train,
+        preprocess=Preprocess.from_config(recipe.preprocess),
+        augment=Augment.from_config(recipe.augment),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        epoch=progress.epoch,
+        start=progress.step,
+        drop_remainder=settings.drop_remainder,
+        workers=recipe.data.workers,
+    )
+    began = time.perf_counter()
+    epoch = progress.epoch
+    history = model.fit(
+        batches,
+        initial_epoch=epoch,
+        epochs=epoch + 1,
+        callbacks=[watch, *callbacks],
+        verbose=0,
+        shuffle=False,  # `EpochBatches` has its own order
+    )
+    watch.check_finite()
+    seconds = time.perf_counter() - began
+    seen = min(len(batches) * settings.batch_size, len(splits.train[0]))
+    progress.epoch, progress.step = epoch + 1, 0
+    progress.seconds += seconds
+    progress.fit_seconds += seconds
+    progress.images += seen
+    return {
+        "epoch": epoch + 1,
+        "loss": float(history.history["loss"][-1]),
+        "top1": float(history.history["top1"][-1]),
+        "learning_rate": float(model.optimizer.learning_rate),
+        "images_per_second": round(seen / seconds, 1),
+        "seconds": round(seconds, 3),
+    }
+
+
+def validate(model: Any, recipe: Recipe, splits: Splits, progress: Progress) -> Row:
+    """Returns the validation figures, with the averaged weights where the recipe keeps some; {} when none is due."""
+    every, epochs = recipe.train.validation_every, recipe.train.epochs
+    if splits.validation is None or (progress.epoch % every and progress.epoch != epochs):
+        return {}
+    began = time.perf_counter()
+    images, labels = splits.validation
+    with averaged_weights(model):
+        logits = predict_logits(model, images, Preprocess.from_config(recipe.preprocess))
+    progress.seconds += time.perf_counter() - began
+    found = measure(logits, labels)
+    return {f"val_{key}": found[key] for key in ("loss", "top1", "top5")}
+
+
+def finish_epoch(run: Path, model: Any, progress: Progress, row: Row) -> None:
+    """Records an epoch and saves the state; a new best validation top-1 is saved as such."""
+    progress.history.append(row)
+    top1 = row.get("val_top1")
+    if top1 is not None and (progress.best_top1 is None or top1 > progress.best_top1):
+        progress.best_top1, progress.best_epoch = top1, progress.epoch
+        save_checkpoint(run / "checkpoints" / BEST, model, progress)
+    save_checkpoint(run / "checkpoints" / LAST, model, progress)
+    runfolder.append_log(run, row)

@@ -1,0 +1,68 @@
+"""From a recipe to what training works on: the splits of the data, and the compiled model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from shiftvit import environment
+from shiftvit.config import Recipe
+from shiftvit.data import sources
+from shiftvit.data.pipeline import batches_per_epoch
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.model.network import ShiftViT
+from shiftvit.train.optimizer import SmoothedCrossentropy, build_optimizer
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The arrays that a run works on: uint8 images (N, H, W, 3) and whole-number labels (N,) for each purpose."""
+
+    train: tuple[Any, Any]
+    validation: tuple[Any, Any] | None
+    test: tuple[Any, Any]
+    class_names: tuple[str, ...]
+
+
+def load_splits(recipe: Recipe, data: sources.ImageData | None = None) -> Splits:
+    """Loads the recipe's data set (or takes `data`) and splits validation images off the training ones."""
+    images = data if data is not None else sources.load(recipe.data.name)
+    settings = recipe.data
+    train, validation = sources.split(
+        images.train_labels, settings.validation, stratify=settings.stratify, seed=settings.split_seed
+    )
+    train = train[: settings.limit]
+    taken = (images.train_images[validation], images.train_labels[validation]) if len(validation) else None
+    return Splits(
+        train=(images.train_images[train], images.train_labels[train]),
+        validation=taken,
+        test=(images.test_images, images.test_labels),
+        class_names=tuple(images.class_names),
+    )
+
+
+def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
+    """Returns the compiled model and the number of steps an epoch."""
+    settings = recipe.train
+    arguments = recipe.model.arguments()
+    height, width = Preprocess.from_config(recipe.preprocess).output_shape(*splits.train[0].shape[1:3])
+    arguments.setdefault("image_shape", (height, width, 3))
+    arguments.setdefault("num_classes", len(splits.class_names))
+    precision = settings.precision
+    if precision == "auto":
+        precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
+    arguments["dtype"] = precision
+    preset = recipe.model.preset
+    model = ShiftViT.from_preset(preset, **arguments) if preset else ShiftViT(**arguments)
+
+    steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
+    optimizer = build_optimizer(settings, steps * settings.epochs)
+    optimizer.build(model.trainable_variables)
+    model.compile(
+        optimizer=optimizer,
+        loss=SmoothedCrossentropy(settings.label_smoothing),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="top1")],
+    )
+    return model, steps

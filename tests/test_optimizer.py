@@ -1,0 +1,248 @@
+"""The loss, the update rules and the moving average against NumPy and Keras; each setting arrives."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from shiftvit.model.network import ShiftViT
+from shiftvit.train.optimizer import SmoothedCrossentropy, averaged_weights, build_optimizer
+from shiftvit.train.schedule import WarmUpCosine, WarmUpLinear
+from tensors import normal, set_random_weights, to_numpy
+
+Arrays = dict[str, np.ndarray]
+
+
+def config(ema: float | None = None, **rule: Any) -> TrainConfig:
+    """Of a rate that begins at its peak, so that the first step shows it."""
+    return TrainConfig(optimizer=OptimizerConfig(**rule), schedule=ScheduleConfig(warmup=0), ema=ema)
+
+
+@pytest.fixture
+def model() -> ShiftViT:
+    model = ShiftViT((16, 16, 3), num_classes=5, embed_dim=24, depths=(1, 1))
+    set_random_weights(model)
+    return model
+
+
+def values(model: ShiftViT) -> Arrays:
+    return {variable.path: to_numpy(variable).astype(np.float64) for variable in model.trainable_variables}
+
+
+def random_gradients(model: ShiftViT, seed: int = 0) -> Arrays:
+    variables = model.trainable_variables
+    return {v.path: normal(*v.shape, seed=seed + index) for index, v in enumerate(variables)}
+
+
+def changes(model: ShiftViT, settings: TrainConfig, gradients: Arrays) -> Arrays:
+    """What the first step adds to each variable."""
+    before, optimizer = values(model), build_optimizer(settings, total_steps=100)
+    optimizer.build(model.trainable_variables)
+    apply(optimizer, model, gradients)
+    return {path: value - before[path] for path, value in values(model).items()}
+
+
+def apply(optimizer: Any, model: ShiftViT, gradients: Arrays) -> None:
+    variables = model.trainable_variables
+    optimizer.apply([keras.ops.convert_to_tensor(gradients[v.path]) for v in variables], variables)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_loss_is_keras_on_one_hot_targets(smoothing: float) -> None:
+    logits, labels = 4 * normal(8, 5), np.arange(8) % 5
+    one_hot = np.eye(5, dtype=np.float32)[labels]
+    reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
+    loss = SmoothedCrossentropy(smoothing)
+    expected = to_numpy(reference(one_hot, logits))
+    for shape in ((8,), (8, 1)):
+        np.testing.assert_allclose(to_numpy(loss(labels.reshape(shape), logits)), expected, rtol=1e-5)
+    twin = SmoothedCrossentropy.from_config(loss.get_config())
+    assert twin.get_config() == loss.get_config()
+    assert twin.label_smoothing == smoothing
+
+
+def test_loss_stays_finite_for_large_logits() -> None:
+    logits = np.array([[1e4, -1e4, 0.0]], np.float32)
+    loss = to_numpy(SmoothedCrossentropy(0.1)(np.array([1]), logits))
+    np.testing.assert_allclose(loss, 0.9 * 2e4 + 0.1 * (0 + 2e4 + 1e4) / 3, rtol=1e-6)
+
+
+def test_loss_of_narrow_logits_is_computed_in_float32() -> None:
+    logits = keras.ops.cast(normal(4, 5), "bfloat16")
+    loss, wide = SmoothedCrossentropy(dtype="bfloat16"), SmoothedCrossentropy()
+    labels = np.arange(4)
+    found = loss.call(labels, logits)
+    assert keras.backend.standardize_dtype(found.dtype) == "float32"
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(wide.call(labels, to_numpy(logits))))
+
+
+def adamw(
+    w: np.ndarray, g: np.ndarray, rate: float, b1: float, b2: float, epsilon: float, decay: float
+) -> np.ndarray:
+    """The first step of AdamW (Loshchilov and Hutter, 2019), its epsilon where Keras has it."""
+    w = w - rate * decay * w
+    m, v = (1 - b1) * g, (1 - b2) * g**2
+    return w - rate * np.sqrt(1 - b2) / (1 - b1) * m / (np.sqrt(v) + epsilon)
+
+
+RULE = {"learning_rate": 0.02, "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "weight_decay": 0.3}
+
+
+@pytest.mark.parametrize("clipnorm", [None, 0.5])
+def test_a_step_of_adamw(model: ShiftViT, clipnorm: float | None) -> None:
+    gradients = random_gradients(model)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+    scale = 1 if clipnorm is None else clipnorm / norm
+    before = values(model)
+    found = changes(model, config(**RULE, clipnorm=clipnorm), gradients)
+    for path, w in before.items():
+        expected = adamw(w, scale * gradients[path], 0.02, 0.8, 0.95, 1e-3, 0.3)
+        np.testing.assert_allclose(found[path], expected - w, rtol=1e-3, atol=1e-6, err_msg=path)
+
+
+def test_steps_of_adamw_are_keras(model: ShiftViT) -> None:
+    twin = ShiftViT.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    ours = build_optimizer(config(**RULE), total_steps=10)
+    schedule = WarmUpCosine(RULE["learning_rate"] / 100, RULE["learning_rate"], 0, 10)
+    keras_own = keras.optimizers.AdamW(**{**RULE, "learning_rate": schedule})
+    for step in range(3):
+        gradients = random_gradients(model, seed=100 * step)
+        apply(ours, model, gradients)
+        apply(keras_own, twin, gradients)
+    expected = values(twin)
+    for path, value in values(model).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-6, atol=1e-7)
+
+
+def test_muon_takes_the_matrices_of_blocks_and_merging(model: ShiftViT) -> None:
+    rule = {"name": "muon", "learning_rate": 0.01, "adam_learning_rate": 0.002, "weight_decay": 0}
+    found = changes(model, config(**rule, epsilon=1e-9), random_gradients(model))
+    by_muon = {
+        path
+        for path, change in found.items()
+        # A first step of Adam is its rate times the gradient's signs.
+        if not np.allclose(np.abs(change), 0.002, rtol=1e-3)
+    }
+    matrices = re.compile(r"stage\d_(block\d/mlp/fc[12]|merge/reduction)/kernel")
+    assert by_muon == {path for path in found if matrices.fullmatch(path)}
+    assert len(by_muon) == 5
+    for path in by_muon:
+        # Muon's makes all directions about equally long, scaled by the root of the longer side.
+        change = found[path]
+        lengths = np.linalg.svd(change, compute_uv=False) / (0.2 * 0.01 * np.sqrt(max(change.shape)))
+        assert 0.3 < lengths.min() < lengths.max() < 1.4, path
+
+
+def test_muons_steps_and_momentum_arrive(model: ShiftViT) -> None:
+    rule = {"name": "muon", "momentum": 0.7, "newton_schulz_steps": 3, "beta_1": 0.8, "beta_2": 0.9}
+    optimizer = build_optimizer(config(**rule, clipnorm=2.0, adam_weight_decay=0.1), 10)
+    found = optimizer.get_config()
+    expected = {
+        "momentum": 0.7,
+        "ns_steps": 3,
+        "adam_beta_1": 0.8,
+        "adam_beta_2": 0.9,
+        "global_clipnorm": 2.0,
+        "adam_weight_decay": 0.1,
+        "adam_lr_ratio": 3.0,
+    }
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("decay_vectors", [True, False])
+def test_which_weights_decay(model: ShiftViT, name: str, decay_vectors: bool) -> None:
+    rule = {"name": name, "learning_rate": 0.1, "weight_decay": 0.4, "adam_weight_decay": 0.2}
+    before = values(model)
+    nothing = {path: np.zeros_like(value, np.float32) for path, value in before.items()}
+    found = changes(model, config(**rule, decay_vectors=decay_vectors), nothing)
+    for path, change in found.items():
+        vector = path.rsplit("/", 1)[-1] in ("bias", "gamma", "beta")
+        assert vector == (before[path].ndim == 1)
+        by_adam = vector or path.startswith(("patch_embed/", "head/"))
+        decay = 0.2 if name == "muon" and by_adam else 0.4
+        if vector and not decay_vectors:
+            decay = 0.0
+        # Keras multiplies by the optimizer's rate, with Muon also what AdamW updates at a rate of its own.
+        np.testing.assert_allclose(change, -0.1 * decay * before[path], rtol=1e-4, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [("cosine", WarmUpCosine), ("linear", WarmUpLinear)])
+def test_schedule_arrives(shape: str, kind: type[Any]) -> None:
+    plan = ScheduleConfig(shape=shape, warmup=0.25, start=0.1)
+    optimizer = build_optimizer(TrainConfig(optimizer=OptimizerConfig(learning_rate=0.2), schedule=plan), 50)
+    schedule = optimizer._learning_rate
+    assert type(schedule) is kind
+    assert schedule.get_config() == {
+        "lr_start": pytest.approx(0.02),
+        "lr_max": 0.2,
+        "warmup_steps": 12,
+        "total_steps": 50,
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moving_average_is_put_in_and_taken_out(model: ShiftViT, name: str) -> None:
+    momentum = 0.7
+    optimizer = build_optimizer(config(ema=momentum, name=name, learning_rate=0.05), total_steps=100)
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer=optimizer, loss="mse")
+    average: Arrays = {}
+    for step in range(4):
+        apply(optimizer, model, random_gradients(model, seed=100 * step))
+        for path, value in values(model).items():
+            # The first step's weights begin it: the initial ones are noise.
+            average[path] = momentum * average[path] + (1 - momentum) * value if step else value
+    trained = values(model)
+
+    for _ in range(2):  # twice, as the averages must outlive the first use
+        with averaged_weights(model):
+            model.predict(normal(2, 16, 16, 3), verbose=0)
+            for path, value in values(model).items():
+                np.testing.assert_allclose(value, average[path], rtol=1e-4, atol=1e-6)
+                assert np.abs(value - trained[path]).max() > 1e-3
+        for path, value in values(model).items():
+            np.testing.assert_array_equal(value, trained[path])
+
+
+def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
+    optimizer = build_optimizer(config(ema=0.9), total_steps=10)
+    model.compile(optimizer=optimizer, loss="mse")
+    for step in range(2):
+        apply(optimizer, model, random_gradients(model, seed=step))
+    trained = values(model)
+    with pytest.raises(KeyboardInterrupt), averaged_weights(model):
+        raise KeyboardInterrupt
+    for path, value in values(model).items():
+        np.testing.assert_array_equal(value, trained[path])
+
+
+def test_without_a_moving_average_nothing_changes(model: ShiftViT) -> None:
+    model.compile(optimizer=build_optimizer(config(), total_steps=10), loss="mse")
+    before = values(model)
+    with averaged_weights(model):
+        for path, value in values(model).items():
+            np.testing.assert_array_equal(value, before[path])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_fit_leaves_the_trained_weights_in_the_model(model: ShiftViT, name: str) -> None:
+    """Keras' own optimizers overwrite them with their moving average when `fit` ends."""
+    optimizer = build_optimizer(config(ema=0.9, name=name, learning_rate=0.05), total_steps=10)
+    model.compile(optimizer=optimizer, loss=SmoothedCrossentropy())
+    seen: list[Arrays] = []
+    last = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: seen.append(values(model)))
+    if hasattr(model, "jax_state_sync"):  # within an epoch jax keeps the state outside the variables
+        last = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda *_: (model.jax_state_sync(), seen.append(values(model)))
+        )
+    model.fit(normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
+    assert len(seen) == 2
+    for path, value in values(model).items():
+        np.testing.assert_array_equal(value, seen[-1][path])

@@ -1,0 +1,106 @@
+"""The learning rate against its closed form in NumPy, at every step."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import shiftvit
+from shiftvit.errors import ShiftViTError
+from shiftvit.train.schedule import SCHEDULES, WarmUpCosine, WarmUpLinear
+from tensors import to_numpy
+
+every_schedule = pytest.mark.parametrize("kind", SCHEDULES.values())
+
+
+def closed_form(kind: type[Any], start: float, peak: float, warmup: int, total: int, step: float) -> float:
+    if step > total:
+        return 0.0
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    progress = (step - warmup) / (total - warmup) if total > warmup else 0.0
+    return peak * (1 - progress if kind is WarmUpLinear else (1 + math.cos(math.pi * progress)) / 2)
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0, 1), (0, 20), (1, 20), (7, 20), (19, 20), (20, 20), (1, 1), (0, 0)]
+)
+def test_every_step_is_the_closed_form(kind: type[Any], warmup: int, total: int) -> None:
+    schedule = kind(lr_start=2e-5, lr_max=3e-3, warmup_steps=warmup, total_steps=total)
+    found = [to_numpy(schedule(step)) for step in range(total + 5)]
+    expected = [closed_form(kind, 2e-5, 3e-3, warmup, total, step) for step in range(total + 5)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from([WarmUpCosine, WarmUpLinear]),
+    warmup=st.integers(0, 10_000),
+    fall=st.integers(0, 100_000),
+    peak=st.floats(1e-5, 1.0),
+    share=st.floats(0, 1),
+    data=st.data(),
+)
+def test_any_step_is_the_closed_form(
+    kind: type[Any], warmup: int, fall: int, peak: float, share: float, data: st.DataObject
+) -> None:
+    total = warmup + fall
+    step = data.draw(st.integers(0, total + 10))
+    found = to_numpy(kind(share * peak, peak, warmup, total)(step))
+    expected = closed_form(kind, share * peak, peak, warmup, total, step)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * peak)
+
+
+@every_schedule
+def test_landmarks(kind: type[Any]) -> None:
+    schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10)
+    landmarks = {0: 0.1, 2: 0.3, 4: 0.5, 7: 0.25, 10: 0.0, 11: 0.0, 10_000: 0.0}
+    for step, rate in landmarks.items():
+        assert float(to_numpy(schedule(step))) == pytest.approx(rate, abs=1e-7)
+
+
+@every_schedule
+def test_step_may_be_a_number_or_a_tensor_of_any_type(kind: type[Any]) -> None:
+    schedule = kind(0.1, 0.5, 4, 10)
+    expected = closed_form(kind, 0.1, 0.5, 4, 10, 6)
+    variable = keras.Variable(6, dtype="int32", trainable=False)
+    for step in (6, 6.0, np.int64(6), keras.ops.convert_to_tensor(6, dtype="int32"), variable):
+        rate = schedule(step)
+        assert keras.backend.standardize_dtype(rate.dtype) == "float32"
+        assert float(to_numpy(rate)) == pytest.approx(expected, rel=1e-5)
+
+
+@every_schedule
+def test_more_warm_up_than_steps_is_refused(kind: type[Any]) -> None:
+    with pytest.raises(ShiftViTError, match="total_steps=9 must be at least warmup_steps=10"):
+        kind(0.0, 1.0, 10, 9)
+
+
+@every_schedule
+def test_a_warm_up_that_falls_is_refused(kind: type[Any]) -> None:
+    with pytest.raises(ShiftViTError, match=r"lr_start=0.2 must be at most lr_max=0.1"):
+        kind(0.2, 0.1, 1, 10)
+    kind(0.2, 0.1, 0, 10)  # without a warm-up the start is not used
+
+
+@every_schedule
+def test_serialisation_makes_the_same_schedule(kind: type[Any]) -> None:
+    schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10)
+    stored = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
+    twin = keras.optimizers.schedules.deserialize(stored)
+    assert type(twin) is kind
+    assert twin.get_config() == schedule.get_config()
+    assert twin.get_config() == {"lr_start": 0.1, "lr_max": 0.5, "warmup_steps": 4, "total_steps": 10}
+
+
+def test_the_public_name() -> None:
+    assert shiftvit.WarmUpCosine is WarmUpCosine is SCHEDULES["cosine"]
+    assert SCHEDULES["linear"] is WarmUpLinear

@@ -1,0 +1,260 @@
+"""Training on real images: the loss falls, the model can learn by heart, and a stopped run ends as one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from sample import load_sample
+
+from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, train
+from shiftvit.data.sources import ImageData
+from shiftvit.train.callbacks import Interrupted, Watch
+from shiftvit.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from shiftvit.train.runfolder import read_log
+from shiftvit.train.setup import build, load_splits
+
+TINY = {
+    "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
+    "data": {"validation": 50},
+    "preprocess": {"mean": 120.0, "std": 64.0},
+    "augment": {"pad": 4},
+    "train": {
+        "epochs": 3,
+        "batch_size": 50,
+        "precision": "float32",
+        "ema": 0.9,
+        "optimizer": {"learning_rate": 3e-3},
+    },
+}
+
+
+def recipe(**train_settings) -> Recipe:
+    tree = json.loads(json.dumps(TINY))
+    tree["train"].update(train_settings)
+    return Recipe.model_validate(tree)
+
+
+def final_weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "checkpoints" / "last.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return load_sample()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sample):
+    return train(recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
+
+
+def test_the_loss_falls(finished):
+    rows = read_log(finished.path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["loss"] < rows[0]["loss"] < 2.6
+    assert {"loss", "top1", "val_loss", "val_top1", "learning_rate", "images_per_second"} <= rows[0].keys()
+
+
+def test_the_run_folder_is_complete(finished, sample):
+    run = finished.path
+    for name in ("recipe.toml", "environment.json", "log.jsonl", "metrics.json", "model.keras", "bundle/bundle.json"):
+        assert (run / name).is_file(), name
+    for name in ("learning_curves", "confusion_matrix", "predictions"):
+        assert (run / "figures" / f"{name}.png").stat().st_size > 5000
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics == finished.metrics
+    assert metrics["test"].keys() == {"loss", "top1", "top5", "n"}
+    assert metrics["test"]["n"] == len(sample.test_images)
+    assert metrics["val"]["n"] == 50
+    assert metrics["train"]["epochs"] == 3
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["versions"]["keras"] == keras.__version__
+    assert Recipe.load(run / "recipe.toml").train == finished.recipe.train
+    assert not list(run.rglob("*.tmp*"))
+
+
+def test_the_stored_models_agree_with_the_recorded_metrics(finished, sample, monkeypatch):
+    monkeypatch.setattr("shiftvit.data.sources.load", lambda name: sample)  # noqa: ARG005
+    found = evaluate(finished.path)
+    assert {key: found[key] for key in finished.metrics["test"]} == finished.metrics["test"]
+    images = finished.bundle.preprocess(sample.test_images[:8])
+    ours = finished.bundle.build().predict_on_batch(images)
+    np.testing.assert_allclose(ours, keras.models.load_model(finished.path / "model.keras").predict_on_batch(images))
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path, sample):
+    again = train(recipe(), out=tmp_path / "again", data=sample)
+    first, second = final_weights(finished.path), final_weights(again.path)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert {**again.metrics, "train": None} == {**finished.metrics, "train": None}
+    other = train(recipe(seed=1, epochs=1), out=tmp_path / "other", data=sample)
+    assert read_log(other.path)[0]["loss"] != read_log(finished.path)[0]["loss"]
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 9])
+def test_an_interrupted_run_ends_as_one_left_alone(step, finished, tmp_path, sample, monkeypatch):
+    steps_done = 0
+    original = Watch.on_train_batch_begin
+
+    def interrupting(self, batch, logs=None):
+        nonlocal steps_done
+        if steps_done == step:
+            self.signal = signal.SIGINT
+        steps_done += 1
+        original(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_begin", interrupting)
+        with pytest.raises(Interrupted, match="--resume") as caught:
+            train(recipe(), out=tmp_path / "run", data=sample)
+    assert caught.value.status == 130
+    resumed = train(resume=tmp_path / "run", data=sample)
+    expected, found = final_weights(finished.path), final_weights(resumed.path)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+    assert {**resumed.metrics, "train": None} == {**finished.metrics, "train": None}
+
+
+def test_a_killed_process_resumes_to_the_same_weights(finished, tmp_path):
+    """SIGKILL at a moment of the system's choosing, after the first checkpoint."""
+    script = Path(__file__).with_name("train_worker.py")
+    run = tmp_path / "run"
+    config = tmp_path / "recipe.json"
+    config.write_text(recipe().model_dump_json(exclude_unset=True))
+    process = subprocess.Popen([sys.executable, str(script), str(config), str(run)], stderr=subprocess.DEVNULL)
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 1) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "metrics.json").exists()
+    subprocess.run([sys.executable, str(script), "--resume", str(run)], check=True, stderr=subprocess.DEVNULL)
+    expected, found = final_weights(finished.path), final_weights(run)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
+    script = Path(__file__).with_name("train_worker.py")
+    run = tmp_path / "run"
+    config = tmp_path / "recipe.json"
+    config.write_text(recipe(epochs=500).model_dump_json(exclude_unset=True))
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(config), str(run)], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"shiftvit train --resume {run}" in errors
+    assert "Traceback" not in errors
+    assert (run / "checkpoints" / "last.safetensors").is_file()
+
+
+def test_64_images_are_learned_by_heart(tmp_path, sample):
+    few = ImageData(
+        sample.train_images[::5][:64],
+        sample.train_labels[::5][:64],
+        sample.train_images[::5][:64],
+        sample.train_labels[::5][:64],
+        sample.class_names,
+        "few",
+    )
+    settings = {
+        "model": {"patch_size": 4, "embed_dim": 48, "depths": [2, 2], "norm": "layer", "drop_path": 0.0},
+        "preprocess": {"mean": 120.0, "std": 64.0},
+        "data": {"validation": 0},
+        "augment": {"random_crop": False, "flip": False},
+        "train": {"epochs": 80, "batch_size": 64, "precision": "float32", "optimizer": {"learning_rate": 2e-3}},
+    }
+    run = train(Recipe.model_validate(settings), out=tmp_path / "run", data=few)
+    assert run.metrics["test"]["top1"] == 1.0
+
+
+def test_muon_and_the_averaged_weights_train(tmp_path, sample):
+    optimizer = {"name": "muon", "learning_rate": 0.01, "adam_learning_rate": 3e-3}
+    run = train(recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
+    rows = read_log(run.path)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
+    # A rate of practically zero: no epoch is better than the first.
+    run = train(
+        recipe(epochs=9, early_stopping=2, ema=None, optimizer={"learning_rate": 1e-12}),
+        out=tmp_path / "run",
+        data=sample,
+    )
+    assert run.metrics["train"]["epochs"] == 3
+    assert run.metrics["train"]["best_epoch"] == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, sample):
+    optimizer = {"learning_rate": 1e30, "weight_decay": 0.0}
+    with pytest.raises(ShiftViTError, match=r"the loss is (nan|inf) in epoch 1.*learning_rate"):
+        train(recipe(optimizer=optimizer, schedule={"warmup": 0}), out=tmp_path / "run", data=sample)
+    assert not (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
+
+
+def test_a_run_folder_in_use_is_not_touched(finished, tmp_path, sample):
+    with pytest.raises(ShiftViTError, match="is not an empty folder"):
+        train(recipe(), out=finished.path, data=sample)
+    with pytest.raises(ShiftViTError, match="is complete"):
+        train(resume=finished.path, data=sample)
+    with pytest.raises(ShiftViTError, match="no run folder"):
+        train(resume=tmp_path, data=sample)
+    with pytest.raises(ShiftViTError, match="keeps its settings"):
+        train(resume=finished.path, **{"train.epochs": 5})
+
+
+def test_a_damaged_or_foreign_checkpoint_is_one_clear_error(tmp_path, sample):
+    splits = load_splits(recipe(), sample)
+    model, _ = build(recipe(), splits)
+    path = tmp_path / "state.safetensors"
+    save_checkpoint(path, model, Progress(epoch=2, history=[{"epoch": 1}]))
+    assert load_checkpoint(path, model) == Progress(epoch=2, history=[{"epoch": 1}])
+    other, _ = build(recipe(ema=None), splits)
+    with pytest.raises(ShiftViTError, match="of another model or optimizer"):
+        load_checkpoint(path, other)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ShiftViTError, match="cannot read the checkpoint"):
+        load_checkpoint(path, model)
+    with pytest.raises(ShiftViTError, match="cannot read the checkpoint"):
+        load_checkpoint(tmp_path / "missing", model)
+
+
+def test_a_full_disk_keeps_the_last_state(tmp_path, sample, monkeypatch):
+    model, _ = build(recipe(), load_splits(recipe(), sample))
+    path = tmp_path / "state.safetensors"
+    save_checkpoint(path, model, Progress(epoch=1))
+
+    def full(tensors, temporary, metadata=None):  # noqa: ARG001
+        Path(temporary).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(ShiftViTError, match="No space left on device"):
+        save_checkpoint(path, model, Progress(epoch=2))
+    assert load_checkpoint(path, model).epoch == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_labels_must_name_every_class(finished):
+    with pytest.raises(ShiftViTError, match="3 labels do not name 10 classes"):
+        Bundle.from_model(finished.bundle.build(), ("a", "b", "c"), finished.bundle.preprocess)
