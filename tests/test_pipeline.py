@@ -124,9 +124,7 @@ def test_keras_sees_these_batches_in_order(sample: tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"epoch": 3}])
-def test_another_seed_or_epoch_is_another_order(
-    sample: tuple[np.ndarray, np.ndarray], change: dict[str, int]
-) -> None:
+def test_another_seed_or_epoch_is_another_order(sample: tuple[np.ndarray, np.ndarray], change: dict[str, int]) -> None:
     assert (batches(*sample)[0][0] != batches(*sample, **change)[0][0]).mean() > 0.5
     seeds = {"seed": 1, "epoch": 2} | change
     assert (epoch_order(1, 2, 300) != epoch_order(**seeds, count=300)).mean() > 0.9

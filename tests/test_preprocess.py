@@ -28,9 +28,7 @@ def pictures(*shape: int, seed: int = 0) -> np.ndarray:
 
 def by_pillow(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     planes = [
-        Image.fromarray(image[:, :, channel].astype(np.float32)).resize(
-            (width, height), FILTERS[interpolation]
-        )
+        Image.fromarray(image[:, :, channel].astype(np.float32)).resize((width, height), FILTERS[interpolation])
         for channel in range(3)
     ]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
@@ -192,7 +190,5 @@ def test_faulty_images_are_named(images: np.ndarray, message: str) -> None:
 
 
 def test_from_config_keeps_every_setting() -> None:
-    config = PreprocessConfig(
-        resize=(40, 50), crop=32, mean=1.0, std=(1.0, 2.0, 3.0), interpolation="bicubic"
-    )
+    config = PreprocessConfig(resize=(40, 50), crop=32, mean=1.0, std=(1.0, 2.0, 3.0), interpolation="bicubic")
     assert Preprocess.from_config(config).model_dump() == config.model_dump()

@@ -30,9 +30,7 @@ def closed_form(kind: type[Any], start: float, peak: float, warmup: int, total: 
 
 
 @every_schedule
-@pytest.mark.parametrize(
-    ("warmup", "total"), [(0, 1), (0, 20), (1, 20), (7, 20), (19, 20), (20, 20), (1, 1), (0, 0)]
-)
+@pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 20), (1, 20), (7, 20), (19, 20), (20, 20), (1, 1), (0, 0)])
 def test_every_step_is_the_closed_form(kind: type[Any], warmup: int, total: int) -> None:
     schedule = kind(lr_start=2e-5, lr_max=3e-3, warmup_steps=warmup, total_steps=total)
     found = [to_numpy(schedule(step)) for step in range(total + 5)]

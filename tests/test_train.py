@@ -14,8 +14,8 @@ import keras
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from sample import load_sample
 
+from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.sources import ImageData
 from shiftvit.train.callbacks import Interrupted, Watch

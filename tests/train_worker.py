@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from sample import load_sample
-
 from shiftvit import Recipe, train
 from shiftvit.train.callbacks import Interrupted
 

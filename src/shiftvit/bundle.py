@@ -137,16 +137,18 @@ class Bundle:
                 f"{str(folder / MANIFEST)!r} is no valid bundle: {where}: {fault['msg']}; restore it"
             ) from error
         if manifest.files.keys() != {WEIGHTS}:
-            raise ShiftViTError(f"{str(folder)!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")
+            raise ShiftViTError(
+                f"{str(folder)!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it"
+            )
         try:
             if files.sha256(folder / WEIGHTS) != manifest.files[WEIGHTS]:
-                raise ShiftViTError(f"{str(folder / WEIGHTS)!r} is damaged: its SHA-256 is not the recorded one; restore it")
+                raise ShiftViTError(
+                    f"{str(folder / WEIGHTS)!r} is damaged: its SHA-256 is not the recorded one; restore it"
+                )
             weights = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise ShiftViTError(f"{str(folder / WEIGHTS)!r} cannot be read ({error}); restore the bundle") from error
-        return cls(
-            manifest.model, manifest.labels, manifest.preprocess, weights, manifest.metrics, manifest.versions
-        )
+        return cls(manifest.model, manifest.labels, manifest.preprocess, weights, manifest.metrics, manifest.versions)
 
     def build(self) -> Any:
         """Returns the `ShiftViT` with these weights, under the current Keras backend and dtype policy.

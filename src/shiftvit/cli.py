@@ -72,9 +72,11 @@ def train(
         overrides["data.name"] = data
 
     from shiftvit.config import Recipe
+    from shiftvit.data import sources
 
     if resume is None:
-        Recipe.load(recipe, **overrides)  # a wrong setting is told before a framework is loaded
+        # A wrong setting is told at once, before a framework is loaded.
+        sources.check_name(Recipe.load(recipe, **overrides).data.name)
     _prepare_backend()
     from shiftvit.train.fit import train as run_training
 
@@ -180,10 +182,11 @@ def _run(arguments: list[str]) -> int:
             return _fail(str(error), error.status, debug)
         if isinstance(error, ShiftViTError):
             return _fail(str(error), 2, debug)
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())
+        message = getattr(error, "format_message", None)  # the parser's own: unknown option, missing argument
+        if message is not None and type(error).__name__ == "NoArgsIsHelpError":
+            print(message())
             return 2
-        if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
+        if message is not None:
             return _fail(_usage_message(error), 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
@@ -235,7 +238,9 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for key in rows[0]:
         numeric = isinstance(rows[0][key], int)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)

@@ -218,7 +218,6 @@ class Recipe(Settings):
         return validated(cls, tree, origin)
 
 
-
 def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
     """Builds settings from a dictionary; the first fault becomes one line that begins with `origin`.
 
@@ -257,7 +256,9 @@ def _recipe_text(source: str | Path) -> tuple[str, str]:
             return path.read_text("utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable .toml file") from error
+            raise ShiftViTError(
+                f"cannot read the recipe {str(path)!r}: {reason}; give a readable .toml file"
+            ) from error
     raise ShiftViTError(
         f"there is no recipe {str(source)!r}; {nearest(str(source), recipe_names())} Or give the path of a .toml file."
     )

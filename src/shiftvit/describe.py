@@ -76,7 +76,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def preset_rows() -> Rows:
-    """Returns a row for each preset: name, input size, blocks, parameters, multiply-adds, published top-1 in percent."""
+    """Returns a row for each preset: name, input size, depths, parameters, multiply-adds, published top-1 (%)."""
     rows = []
     for name, preset in PRESETS.items():
         config = ModelConfig(**preset.arguments)

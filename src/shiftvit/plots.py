@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
 
-def learning_curves(history: list[dict[str, Any]], path: Path, *, title: str) -> None:
+def learning_curves(
+    history: list[dict[str, Any]], rates: NDArray[np.float32], path: Path, *, title: str, steps: int
+) -> None:
     """Draws loss, top-1 and learning rate over the epochs.
 
     Args:
         history: the rows of a run's `log.jsonl`.
+        rates: the learning rate at every step of the whole schedule.
         path: the PNG to write.
         title: the figure's heading.
+        steps: steps an epoch.
     """
     epochs = [row["epoch"] for row in history]
     figure = _figure(11, 3.6)
@@ -37,8 +41,9 @@ def learning_curves(history: list[dict[str, Any]], path: Path, *, title: str) ->
         style: dict[str, Any] = {"color": ORANGE, "marker": "s", "markersize": 3, "label": "validation"}
         loss.plot(at, [row["val_loss"] for row in validated], **style)
         top1.plot(at, [100 * row["val_top1"] for row in validated], **style)
-    rate.plot(epochs, [row["learning_rate"] for row in history], color=GREEN, marker="o", markersize=3)
-    for axes, name in ((loss, "Loss (nats)"), (top1, "Top-1 (%)"), (rate, "Learning rate at the epoch's end")):
+    rate.plot(np.arange(len(rates)) / steps, rates, color=GREEN)
+    rate.axvline(epochs[-1], color=GREY, linewidth=0.8, linestyle=":")
+    for axes, name in ((loss, "Loss (nats)"), (top1, "Top-1 (%)"), (rate, "Learning rate (dotted: the run's end)")):
         axes.set_title(name)
         axes.set_xlabel("Epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -50,7 +55,7 @@ def learning_curves(history: list[dict[str, Any]], path: Path, *, title: str) ->
 
 
 def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
-    """Draws a confusion matrix `(C, C)`, rows true, each row in percent of its class; cells are named up to 30 classes."""
+    """Draws a confusion matrix `(C, C)`, rows true, in percent of each true class; up to 30 classes are named."""
     totals = matrix.sum(axis=1, keepdims=True)
     share = 100.0 * matrix / np.maximum(totals, 1)
     count = len(labels)

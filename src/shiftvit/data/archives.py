@@ -80,9 +80,7 @@ def _read_png(data: bytes, name: str) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
             if picture.mode != "RGB" or picture.width != 1024:
                 size = f"{picture.width} x {picture.height} {picture.mode}"
-                raise ShiftViTError(
-                    f"{name!r} is {size}; it must be 1024 RGB pixels wide; get the file again"
-                )
+                raise ShiftViTError(f"{name!r} is {size}; it must be 1024 RGB pixels wide; get the file again")
             return np.array(picture).reshape(-1, 32, 32, 3)  # a copy: what PIL gives is read-only
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ShiftViTError(f"{name!r} is no readable PNG ({error}); get the file again") from error
@@ -204,6 +202,4 @@ def _unpickle(data: bytes) -> dict[str, Any]:
             break
         else:
             raise ValueError(f"the opcode {name} has no place in it")
-    return {
-        key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in stack[-1].items()
-    }
+    return {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in stack[-1].items()}

@@ -144,9 +144,7 @@ def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
         if source:
             arrays = _read(source, repr(str(source)))
         else:
-            arrays = _fetch(
-                work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiftvit-")))
-            )
+            arrays = _fetch(work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiftvit-"))))
         if work:
             try:
                 _store(arrays, folder, work)

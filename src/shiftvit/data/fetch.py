@@ -88,9 +88,7 @@ def npm_pack(package: str, folder: Path) -> Path:
     options = [f"--cache={folder / 'npm-cache'}", "--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
     command = [npm, "pack", package, *options]
     try:
-        done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=_NPM_SECONDS
-        )
+        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=_NPM_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ShiftViTError(f"`npm pack` took more than {_NPM_SECONDS} s") from error
     except OSError as error:

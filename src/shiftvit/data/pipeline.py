@@ -31,7 +31,7 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch, _STREAM]).permutation(count)
 
 
-class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no type information
+class EpochBatches(keras.utils.PyDataset):
     """The batches of one training epoch, for `model.fit(batches, shuffle=False, epochs=1)`.
 
     Item `i` is batch `start + i` of the epoch: float32 images (B, h, w, 3) and int32 labels (B,). It is a
@@ -107,9 +107,7 @@ class EpochBatches(keras.utils.PyDataset):  # type: ignore[misc]  # Keras has no
         return self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
 
 
-def evaluation_batches(
-    images: NDArray[np.uint8], preprocess: Preprocess, batch_size: int
-) -> Iterator[Floats]:
+def evaluation_batches(images: NDArray[np.uint8], preprocess: Preprocess, batch_size: int) -> Iterator[Floats]:
     """Yields float32 (B, h, w, 3), `batch_size` images a time in their order; the last batch may be smaller.
 
     Raises:

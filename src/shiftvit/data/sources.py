@@ -34,9 +34,14 @@ def load(name: str) -> ImageData:
     Raises:
         ShiftViTError: there is no such data set, or no way to it.
     """
+    check_name(name)
+    return _LOADERS[name]()
+
+
+def check_name(name: str) -> None:
+    """Raises ShiftViTError unless there is a data set of that name."""
     if name not in _LOADERS:
         raise ShiftViTError(f"there is no data set {name!r}; {nearest(name, _LOADERS)}")
-    return _LOADERS[name]()
 
 
 def split(
@@ -79,9 +84,7 @@ def split(
 
 def _validation_count(validation: float, total: int) -> int:
     if not (math.isfinite(validation) and validation >= 0):
-        raise ShiftViTError(
-            f"validation={validation} is no share of the images; use a count, a fraction or 0"
-        )
+        raise ShiftViTError(f"validation={validation} is no share of the images; use a count, a fraction or 0")
     if validation >= 1 and validation != int(validation):
         raise ShiftViTError(f"validation={validation} is neither a whole count nor below 1; use either")
     count = int(validation) if validation >= 1 else round(validation * total)
@@ -113,9 +116,7 @@ def _cifar10() -> ImageData:
     from shiftvit.data.cifar10 import CLASS_NAMES, load_cifar10
 
     x_train, y_train, x_test, y_test = load_cifar10()
-    return ImageData(
-        x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), CLASS_NAMES, name="cifar10"
-    )
+    return ImageData(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), CLASS_NAMES, name="cifar10")
 
 
 _LOADERS: dict[str, Callable[[], ImageData]] = {"cifar10": _cifar10}

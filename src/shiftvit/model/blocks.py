@@ -19,7 +19,7 @@ INITIALIZER = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class DropPath(keras.layers.Layer):  # type: ignore[misc]
+class DropPath(keras.layers.Layer):
     """Stochastic depth: in training, each image's branch is zeroed with probability `rate`, else divided by
     `1 - rate`; at inference nothing happens (Huang et al., 2016).
 
@@ -54,15 +54,13 @@ class DropPath(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class MLP(keras.layers.Layer):  # type: ignore[misc]
+class MLP(keras.layers.Layer):
     """Two linear layers with an activation between them, and dropout after each.
 
     Input and output: `(B, H, W, C)`; `int(C * mlp_ratio)` hidden channels.
     """
 
-    def __init__(
-        self, mlp_ratio: float = 2.0, activation: str = "gelu", dropout: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, mlp_ratio: float = 2.0, activation: str = "gelu", dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mlp_ratio = mlp_ratio
         self.activation = keras.activations.get(activation)
@@ -104,7 +102,7 @@ class MLP(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class ShiftBlock(keras.layers.Layer):  # type: ignore[misc]
+class ShiftBlock(keras.layers.Layer):
     """`x = shift(x)`, then `x = x + drop_path(mlp(norm(x)))` (the paper's figure 2b).
 
     Input and output: `(B, H, W, C)`.
@@ -162,7 +160,7 @@ class ShiftBlock(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class PatchEmbed(keras.layers.Layer):  # type: ignore[misc]
+class PatchEmbed(keras.layers.Layer):
     """Cuts the image into patches and projects each: a convolution whose stride is its kernel, then a norm.
 
     Input: `(B, H, W, C)`. Output: `(B, H // patch_size, W // patch_size, embed_dim)`; what is left over at the bottom
@@ -208,7 +206,7 @@ class PatchEmbed(keras.layers.Layer):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class PatchMerging(keras.layers.Layer):  # type: ignore[misc]
+class PatchMerging(keras.layers.Layer):
     """Halves the map and doubles the channels: a norm, then a 2x2 convolution of stride 2 without bias.
 
     Input: `(B, H, W, C)`. Output: `(B, H // 2, W // 2, 2 * C)`; with `padding="same"` an odd map gets a line of zeros

@@ -14,14 +14,14 @@ import numpy as np
 from shiftvit.config import ModelConfig, validated
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
-from shiftvit.presets import find_preset
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import group_width
+from shiftvit.presets import find_preset
 
 HEAD_ARGUMENTS = {"num_classes"}
 
 
-class _Configured(keras.Model):  # type: ignore[misc]
+class _Configured(keras.Model):
     """A functional Keras model that is rebuilt from its constructor arguments."""
 
     settings: ModelConfig
@@ -174,7 +174,9 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
     try:
         keras.activations.get(config.activation)
     except ValueError:
-        raise ShiftViTError(f"activation={config.activation!r} is no Keras activation; use gelu, relu, silu ...") from None
+        raise ShiftViTError(
+            f"activation={config.activation!r} is no Keras activation; use gelu, relu, silu ..."
+        ) from None
     group_width(config.embed_dim, config.num_div, config.shift_channels)
     for side, extent in zip(("height", "width"), config.image_shape[:2], strict=True):
         if extent is None:
@@ -186,7 +188,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
             least = config.patch_size * (1 if config.merge_padding == "same" else 2 ** (len(config.depths) - 1))
             raise ShiftViTError(
                 f"image_shape={config.image_shape}: {extent} pixels of {side} leave nothing after patch_size="
-                f"{config.patch_size} and {len(config.depths)} stages; use at least {least}, a smaller patch or fewer stages"
+                f"{config.patch_size} and {len(config.depths)} stages; use at least {least}, or fewer stages"
             )
     return config
 

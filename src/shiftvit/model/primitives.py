@@ -17,7 +17,7 @@ if TORCH:
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class Linear(keras.layers.Dense):  # type: ignore[misc]
+class Linear(keras.layers.Dense):
     """`keras.layers.Dense` on the last axis; on torch the product and the bias in one kernel.
 
     Input: `(..., C)`. Output: `(..., units)`.
@@ -34,21 +34,21 @@ class Linear(keras.layers.Dense):  # type: ignore[misc]
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class LayerNorm(keras.layers.LayerNormalization):  # type: ignore[misc]
+class LayerNorm(keras.layers.LayerNormalization):
     """Layer normalisation over the channels. Input and output: `(..., C)`."""
 
     def call(self, inputs: Any) -> Any:
         if not TORCH:
             return super().call(inputs)
         x = ops.cast(inputs, self.compute_dtype)  # Keras passes this layer's input on in the type that it has
-        weights = (self.gamma, self.beta)
+        weights: tuple[Any, ...] = (self.gamma, self.beta)
         if x.device.type != "cpu":  # where the kernel wants weights of the input's type, which Keras keeps float32
             weights = tuple(None if weight is None else ops.cast(weight, x.dtype) for weight in weights)
         return torch.nn.functional.layer_norm(x, x.shape[-1:], *weights, self.epsilon)
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class GroupNorm(keras.layers.Layer):  # type: ignore[misc]
+class GroupNorm(keras.layers.Layer):
     """Group normalisation with a single group: over H, W and C together, as the paper's model has it.
 
     Input and output: `(B, H, W, C)`; a scale and an offset for each channel.

@@ -43,7 +43,7 @@ def group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class Shift(keras.layers.Layer):  # type: ignore[misc]
+class Shift(keras.layers.Layer):
     """Moves the first four groups of channels left, right, up and down by `shift_pixels`; the others stay.
 
     Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift.

@@ -33,7 +33,7 @@ class Interrupted(Exception):
         self.run = run
 
 
-class Watch(keras.callbacks.Callback):  # type: ignore[misc]
+class Watch(keras.callbacks.Callback):
     """Counts steps, and between two of them stops for an interrupt or a loss that is not finite and saves in time.
 
     All of that happens at the beginning of a batch, where Keras calls from the training thread with the last step
@@ -104,7 +104,7 @@ class Watch(keras.callbacks.Callback):  # type: ignore[misc]
                 signal.signal(number, handler)
 
 
-class ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]
+class ProgressBar(keras.callbacks.Callback):
     """A bar with loss, accuracy, images/s and time left, and a line an epoch, on standard error.
 
     Where that is no terminal there are only the lines.
@@ -192,4 +192,3 @@ class TensorBoardLog:
 def say(message: str) -> None:
     """Prints a line of the run's course to standard error."""
     print(message, file=sys.stderr, flush=True)
-

@@ -84,7 +84,9 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, ShiftViTError):
             raise
-        raise ShiftViTError(f"cannot read the checkpoint {str(path)!r} ({error}); is the run folder complete?") from error
+        raise ShiftViTError(
+            f"cannot read the checkpoint {str(path)!r} ({error}); is the run folder complete?"
+        ) from error
     return progress
 
 

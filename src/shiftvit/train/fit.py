@@ -17,7 +17,7 @@ from shiftvit.train import runfolder
 from shiftvit.train.callbacks import ProgressBar, TensorBoardLog, Watch, say
 from shiftvit.train.checkpoint import BEST, LAST, Progress, load_checkpoint
 from shiftvit.train.epoch import finish_epoch, fit_epoch, validate
-from shiftvit.train.optimizer import averaged_weights
+from shiftvit.train.optimizer import averaged_weights, learning_rates
 from shiftvit.train.setup import Splits, build, load_splits
 
 
@@ -88,10 +88,10 @@ def train(
             bar.epoch_line(row)
             if board is not None:
                 board.write(row)
-    return keep(run, recipe, splits, model, progress)
+    return keep(run, recipe, splits, model, steps, progress)
 
 
-def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, progress: Progress) -> Run:
+def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, progress: Progress) -> Run:
     """Evaluates the selected weights on the test images and writes the model, the metrics and the figures."""
     best = run / "checkpoints" / BEST
     if recipe.train.select == "best" and best.is_file():
@@ -113,7 +113,8 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, progress: Progre
         metrics["val"] = measure(predict_logits(final, splits.validation[0], preprocess), splits.validation[1])
     logits = predict_logits(final, splits.test[0], preprocess)
     metrics["test"] = measure(logits, splits.test[1])
-    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, splits.test, logits)
+    schedule = (learning_rates(model, steps * recipe.train.epochs), steps)
+    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, splits.test, logits)
     return Run(run, recipe, metrics)
 
 

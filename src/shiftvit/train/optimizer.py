@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
@@ -14,7 +15,7 @@ from shiftvit.train.schedule import SCHEDULES
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class SmoothedCrossentropy(keras.losses.Loss):  # type: ignore[misc]
+class SmoothedCrossentropy(keras.losses.Loss):
     """Cross-entropy of logits with whole-number labels, smoothed: a share of the target is spread over all classes.
 
     Keras smooths only one-hot targets. `y_true`: `(B,)`; `y_pred`: `(B, classes)`, logits.
@@ -46,19 +47,33 @@ class _KeepsWeights:
         pass
 
 
-class AdamW(_KeepsWeights, keras.optimizers.AdamW):  # type: ignore[misc]
+class AdamW(_KeepsWeights, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW`."""
 
 
-class Muon(_KeepsWeights, keras.optimizers.Muon):  # type: ignore[misc]
-    """`keras.optimizers.Muon`."""
+class Muon(_KeepsWeights, keras.optimizers.Muon):
+    """`keras.optimizers.Muon`, orthogonalising in `orthogonal_dtype`.
+
+    The iteration only has to bring the singular values near 1, for which bfloat16 is enough (as in Jordan's original).
+    """
+
+    def __init__(self, *, orthogonal_dtype: str = "float32", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.orthogonal_dtype = orthogonal_dtype
+
+    def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
+        narrow = super().zeropower_via_newtonschulz5(ops.cast(x, self.orthogonal_dtype), steps)
+        return ops.cast(narrow, x.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "orthogonal_dtype": self.orthogonal_dtype}
 
 
-def build_optimizer(config: TrainConfig, total_steps: int) -> Any:
+def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = False) -> Any:
     """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`.
 
-    Muon updates the matrices of blocks and merging; the patch embedding, the head and all vectors use AdamW at their
-    own rate.
+    Muon updates the matrices of blocks and merging, with its inner products in bfloat16 if asked; the patch embedding,
+    the head and all vectors use AdamW at their own rate.
     """
     rule, plan = config.optimizer, config.schedule
     rate = SCHEDULES[plan.shape](
@@ -86,11 +101,18 @@ def build_optimizer(config: TrainConfig, total_steps: int) -> Any:
             momentum=rule.momentum,
             ns_steps=rule.newton_schulz_steps,
             exclude_layers=["^patch_embed/", "^head/"],
+            orthogonal_dtype="bfloat16" if bfloat16 else "float32",
             **shared,
         )
     if not rule.decay_vectors:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Returns the scheduled rate at each step from 0 to `total_steps`, float32 `(total_steps + 1,)`."""
+    rates = model.optimizer._learning_rate(ops.arange(total_steps + 1, dtype="float32"))
+    return np.asarray(ops.convert_to_numpy(rates))
 
 
 @contextlib.contextmanager
@@ -106,7 +128,8 @@ def averaged_weights(model: Any) -> Iterator[None]:
     variables = model.trainable_variables
     trained = [ops.copy(variable.value) for variable in variables]
     for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
-        variable.assign(ops.copy(average.value))  # a buffer of its own: jax gives that of a weight away in `predict`
+        # A copy, as jax's `predict` gives away the buffers of the weights, and the averages must outlive it.
+        variable.assign(ops.copy(average.value))
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
 """The run folder: what lies where, and how it is opened, written and read.
 
-    recipe.toml        every setting, resolved; can be trained again as it is
-    environment.json   versions, processor, backend, git commit, command
-    log.jsonl          a row an epoch
-    checkpoints/       last.safetensors, best.safetensors: the whole training state
-    bundle/            the trained model: weights and JSON
-    model.keras        the same model in Keras' own format
-    metrics.json       test, validation and training figures
-    figures/           learning curves, confusion matrix, a grid of predictions
+recipe.toml        every setting, resolved; can be trained again as it is
+environment.json   versions, processor, backend, git commit, command
+log.jsonl          a row an epoch
+checkpoints/       last.safetensors, best.safetensors: the whole training state
+bundle/            the trained model: weights and JSON
+model.keras        the same model in Keras' own format
+metrics.json       test, validation and training figures
+figures/           learning curves, confusion matrix, a grid of predictions
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def open_run(
         return _open_resumed(Path(resume), out, overrides)
     if isinstance(recipe, Recipe):
         if overrides:
-            raise ShiftViTError(f"overrides ({', '.join(overrides)}) need a recipe's name or file; build them into the Recipe")
+            raise ShiftViTError(
+                f"overrides ({', '.join(overrides)}) need a recipe's name or file; build them into the Recipe"
+            )
     else:
         recipe = Recipe.load(recipe, **overrides)
     stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -87,11 +89,14 @@ def write_results(
     bundle: Bundle,
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
+    schedule: tuple[Any, int],
     test: tuple[Any, Any],
     logits: Any,
 ) -> None:
     """Writes the model, the figures and, last, `metrics.json`, whose presence says that the run is complete."""
-    Bundle(bundle.config, bundle.labels, bundle.preprocess, bundle.weights, metrics, bundle.versions).save(run / "bundle")
+    Bundle(bundle.config, bundle.labels, bundle.preprocess, bundle.weights, metrics, bundle.versions).save(
+        run / "bundle"
+    )
     files.write_file(run / "model.keras", model.save)
     images, labels = test
     try:
@@ -99,7 +104,9 @@ def write_results(
     except OSError as error:
         raise files.unwritable(run / "figures", error) from error
     matrix = confusion(logits, labels)
-    plots.learning_curves(history, run / "figures" / "learning_curves.png", title=f"Recipe {recipe.name}")
+    rates, steps = schedule
+    curves = run / "figures" / "learning_curves.png"
+    plots.learning_curves(history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
     plots.confusion_matrix(matrix, bundle.labels, run / "figures" / "confusion_matrix.png")
     plots.prediction_grid(images, logits, labels, bundle.labels, run / "figures" / "predictions.png")
     files.write_json(run / "metrics.json", metrics)
@@ -108,7 +115,9 @@ def write_results(
 def _open_resumed(run: Path, out: str | Path | None, overrides: dict[str, Any]) -> tuple[Recipe, Path]:
     if out is not None or overrides:
         named = ", ".join([*overrides, *(["--out"] if out is not None else [])])
-        raise ShiftViTError(f"a resumed run keeps its settings, so {named} cannot be changed; leave it out, or start a new run")
+        raise ShiftViTError(
+            f"a resumed run keeps its settings, so {named} cannot be changed; leave it out, or start a new run"
+        )
     if not (run / RECIPE).is_file():
         raise ShiftViTError(f"{str(run)!r} is no run folder (it has no {RECIPE}); give the folder that training made")
     if (run / "metrics.json").is_file():

@@ -11,7 +11,7 @@ from keras import ops
 from shiftvit.errors import ShiftViTError
 
 
-class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """Linear from `lr_start` at step 0 to `lr_max` at `warmup_steps`, then `_fall`, and 0 beyond `total_steps`."""
 
     def __init__(self, lr_start: float, lr_max: float, warmup_steps: int, total_steps: int) -> None:

@@ -58,7 +58,7 @@ def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
     model = ShiftViT.from_preset(preset, **arguments) if preset else ShiftViT(**arguments)
 
     steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
-    optimizer = build_optimizer(settings, steps * settings.epochs)
+    optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=precision == "mixed_bfloat16")
     optimizer.build(model.trainable_variables)
     model.compile(
         optimizer=optimizer,

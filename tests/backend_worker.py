@@ -1,0 +1,94 @@
+"""What `test_backends.py` asks of one backend, in a process of its own.
+
+    KERAS_BACKEND=jax python tests/backend_worker.py FOLDER
+
+Into FOLDER go `jax-<norm>/` (a bundle), `jax-<norm>.keras` and `jax.json` with the results. Between saving
+and loading the process says "saved" and waits for a line with the backends whose files it is to load.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import parity
+from sample import load_sample
+from shiftvit.bundle import Bundle
+from shiftvit.config import Recipe
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.model.network import ShiftViT
+from shiftvit.train.fit import train
+from shiftvit.train.runfolder import read_log
+from tensors import BACKEND, normal, set_random_weights, to_numpy
+
+NORMS = ("group", "layer", "batch")
+X = normal(2, 21, 16, 3)
+# Odd maps, channels that num_div does not divide, and, with Muon, both update rules.
+MODEL = {
+    "image_shape": (21, 16, 3),
+    "num_classes": 5,
+    "embed_dim": 26,
+    "depths": (1, 1),
+    "merge_padding": "same",
+}
+RECIPE = {
+    "model": {"embed_dim": 24, "depths": [1, 1], "norm": "batch", "dropout": 0.1},
+    "data": {"validation": 50},
+    "train": {
+        "epochs": 4,
+        "batch_size": 50,
+        "precision": "float32",
+        "ema": 0.5,
+        "optimizer": {"name": "muon", "learning_rate": 3e-3, "adam_learning_rate": 3e-3, "clipnorm": 1.0},
+    },
+}
+
+
+def save(folder: Path) -> dict[str, Any]:
+    """Saves a model with each norm in both forms and returns the logits."""
+    logits = {}
+    for seed, norm in enumerate(NORMS):
+        model = ShiftViT(**MODEL, norm=norm)
+        set_random_weights(model, seed)
+        labels = tuple("abcde")
+        Bundle.from_model(model, labels, Preprocess()).save(folder / f"{BACKEND}-{norm}")
+        model.save(folder / f"{BACKEND}-{norm}.keras")
+        logits[norm] = to_numpy(model(X)).tolist()
+    return logits
+
+
+def load(folder: Path, writers: list[str]) -> dict[str, Any]:
+    """Returns the logits of each writer's models, from both forms."""
+    logits = {}
+    for writer in writers:
+        for norm in NORMS:
+            kept = {
+                "bundle": Bundle.load(folder / f"{writer}-{norm}").build(),
+                "keras": keras.saving.load_model(folder / f"{writer}-{norm}.keras"),
+            }
+            logits |= {f"{writer}/{form}/{norm}": to_numpy(model(X)).tolist() for form, model in kept.items()}
+    return logits
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """Trains for a few steps on real images."""
+    run = train(Recipe.model_validate(RECIPE), out=folder / f"{BACKEND}-run", data=load_sample())
+    return {"losses": [row["loss"] for row in read_log(run.path)], "test": run.metrics["test"]["loss"]}
+
+
+def main(folder: Path) -> None:
+    results: dict[str, Any] = {"logits": save(folder)}
+    names = ("official_gn1", "official_bn_relu")
+    results["parity"] = {name: parity.official(name) for name in names} | {"keras_example": parity.example()}
+    results["training"] = trained(folder)
+    print("saved", flush=True)
+    results["loaded"] = load(folder, sys.stdin.readline().split())
+    (folder / f"{BACKEND}.json").write_text(json.dumps(results), "utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

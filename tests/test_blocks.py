@@ -1,0 +1,289 @@
+"""Every layer: its config makes it again, its shapes hold, and its values are NumPy's or Keras' own."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from shiftvit.errors import ShiftViTError
+from shiftvit.model.blocks import MLP, DropPath, PatchEmbed, PatchMerging, ShiftBlock, fold
+from shiftvit.model.primitives import GroupNorm, LayerNorm, Linear, make_norm
+from shiftvit.model.shift import Shift
+from tensors import normal, set_random_weights, to_numpy
+
+# Each layer with a value other than the default for each argument, so that one that gets lost is missed.
+BLOCK = {
+    "mlp_ratio": 1.5,
+    "num_div": 5,
+    "shift_pixels": 2,
+    "shift_channels": 2,
+    "shift_mode": "mask",
+    "norm": "layer",
+    "activation": "relu",
+    "dropout": 0.1,
+    "drop_path": 0.2,
+    "epsilon": 1e-3,
+}
+LAYERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "Shift": (Shift, {"num_div": 5, "shift_pixels": 2, "shift_channels": 2, "mode": "mask"}),
+    "DropPath": (DropPath, {"rate": 0.3, "seed": 5}),
+    "MLP": (MLP, {"mlp_ratio": 1.5, "activation": "relu", "dropout": 0.1}),
+    "ShiftBlock": (ShiftBlock, BLOCK),
+    "ShiftBlock-batch": (ShiftBlock, {**BLOCK, "norm": "batch"}),
+    "PatchEmbed": (PatchEmbed, {"embed_dim": 7, "patch_size": 3, "norm": "batch", "epsilon": 1e-3}),
+    "PatchEmbed-bare": (PatchEmbed, {"embed_dim": 7, "norm": None}),
+    "PatchMerging": (PatchMerging, {"norm": "layer", "padding": "same", "epsilon": 1e-3}),
+    "PatchMerging-valid": (PatchMerging, {}),
+    "Linear": (Linear, {"units": 7, "activation": "gelu", "use_bias": False, "kernel_initializer": "ones"}),
+    "Linear-bias": (Linear, {"units": 7, "bias_initializer": "ones"}),
+    "LayerNorm": (LayerNorm, {"epsilon": 1e-2, "gamma_initializer": "zeros"}),
+    "LayerNorm-bare": (LayerNorm, {"center": False, "scale": False}),
+    "GroupNorm": (GroupNorm, {"epsilon": 1e-2}),
+}
+every_layer = pytest.mark.parametrize("name", LAYERS)
+X = normal(2, 7, 5, 10)
+
+
+def made(name: str, **more: Any) -> Any:
+    kind, arguments = LAYERS[name]
+    return kind(**arguments, name="one", **more)
+
+
+@every_layer
+def test_config_makes_the_same_layer(name: str) -> None:
+    layer = made(name)
+    out = layer(X)
+    set_random_weights(layer)
+    out = to_numpy(layer(X))
+
+    config = layer.get_config()
+    twin = type(layer).from_config(json.loads(json.dumps(config)))
+    assert twin.get_config() == config
+    twin.build(X.shape)
+    assert [weight.shape for weight in twin.weights] == [weight.shape for weight in layer.weights]
+    twin.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(to_numpy(twin(X)), out)
+
+
+@every_layer
+def test_config_holds_every_argument(name: str) -> None:
+    kind, arguments = LAYERS[name]
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    expected = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
+    if kind is Linear:
+        # Keras' own Dense leaves these out: always the first, the others where they are not used.
+        expected -= {"activity_regularizer", "lora_rank", "lora_alpha"}
+    config = kind(**arguments).get_config()
+    assert expected <= config.keys()
+    for key, value in arguments.items():
+        found = config[key]
+        assert found == value or found["class_name"].lower() == value
+
+
+@every_layer
+@pytest.mark.parametrize("shape", [(2, 7, 5, 10), (1, 8, 4, 12), (3, 4, 9, 8)])
+def test_output_has_the_computed_shape(name: str, shape: tuple[int, ...]) -> None:
+    layer = made(name)
+    out = layer(normal(*shape))
+    assert layer.compute_output_shape(shape) == tuple(out.shape)
+    open_shape = layer.compute_output_shape((None, None, None, shape[-1]))
+    assert open_shape == (None, None, None, out.shape[-1])
+
+
+@every_layer
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_narrow_floats_stay_narrow_and_close(name: str, policy: str) -> None:
+    layer, narrow = made(name), made(name, dtype=policy)
+    layer(X), narrow(X)
+    set_random_weights(layer)
+    narrow.set_weights(layer.get_weights())
+    out = narrow(X)
+    assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
+    expected = to_numpy(layer(X))
+    # bfloat16 has 8 bits; a value passes a few layers, and the batch norm's variance may be small.
+    np.testing.assert_allclose(to_numpy(out), expected, atol=0.03 * np.abs(expected).max())
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def by_hand(kind: str, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> np.ndarray:
+    x = x.astype(np.float64)
+    axes = {"group": (1, 2, 3), "layer": -1}[kind]
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon) * gamma + beta
+
+
+@pytest.mark.parametrize("kind", ["group", "layer"])
+@pytest.mark.parametrize("epsilon", [1e-5, 0.5])
+def test_norms_are_numpys(kind: str, epsilon: float) -> None:
+    x = 5 + 3 * normal(3, 6, 7, 10)
+    norm = make_norm(kind, epsilon, dtype="float32", name="norm")
+    norm.build(x.shape)
+    set_random_weights(norm)
+    expected = by_hand(kind, x, *norm.get_weights(), epsilon)
+    np.testing.assert_allclose(to_numpy(norm(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_without_scale_and_offset() -> None:
+    norm = LayerNorm(epsilon=1e-5, center=False, scale=False)
+    np.testing.assert_allclose(to_numpy(norm(X)), by_hand("layer", X, 1, 0, 1e-5), rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_is_keras_with_one_group() -> None:
+    ours, keras_own = GroupNorm(1e-3), keras.layers.GroupNormalization(groups=1, epsilon=1e-3)
+    ours.build(X.shape), keras_own.build(X.shape)
+    set_random_weights(ours)
+    keras_own.set_weights(ours.get_weights())
+    np.testing.assert_allclose(to_numpy(ours(X)), to_numpy(keras_own(X)), rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_keeps_nine_tenths_of_its_averages() -> None:
+    norm = make_norm("batch", 1e-5, dtype="float32", name="norm")
+    x = 5 + 3 * normal(4, 6, 7, 10)
+    trained = to_numpy(norm(x, training=True))
+    np.testing.assert_allclose(trained.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(norm.moving_mean), 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
+    moving = [to_numpy(norm.moving_mean), to_numpy(norm.moving_variance)]
+    expected = (x - moving[0]) / np.sqrt(moving[1] + 1e-5)
+    np.testing.assert_allclose(to_numpy(norm(x, training=False)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_block_is_the_papers(norm: str) -> None:
+    block = ShiftBlock(mlp_ratio=1.5, num_div=5, norm=norm, drop_path=0.5)
+    block.build(X.shape)
+    set_random_weights(block)
+    weights = {weight.path.split("/", 1)[1]: to_numpy(weight) for weight in block.weights}
+    assert weights["mlp/fc1/kernel"].shape == (10, 15)
+    x = to_numpy(Shift(5)(X)).astype(np.float64)
+    hidden = by_hand(norm, x, weights["norm/gamma"], weights["norm/beta"], 1e-5)
+    hidden = gelu(hidden @ weights["mlp/fc1/kernel"] + weights["mlp/fc1/bias"])
+    expected = x + hidden @ weights["mlp/fc2/kernel"] + weights["mlp/fc2/bias"]
+    np.testing.assert_allclose(to_numpy(block(X)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mlp_drops_out_in_training_alone() -> None:
+    mlp = MLP(dropout=0.5)
+    at_inference = to_numpy(mlp(X))
+    np.testing.assert_array_equal(to_numpy(mlp(X, training=False)), at_inference)
+    trained = to_numpy(mlp(X, training=True))
+    assert 0.4 < np.mean(trained == 0) < 0.6  # the second dropout is the last thing that happens
+    assert not np.array_equal(to_numpy(mlp(X, training=True)), trained)
+
+
+def test_mlp_without_a_hidden_channel_is_refused() -> None:
+    with pytest.raises(ShiftViTError, match=r"mlp_ratio=0.05 leaves 10 channels"):
+        MLP(0.05).build(X.shape)
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize("rate", [0.1, 0.3, 0.8])
+def test_drop_path_drops_whole_images_and_keeps_the_mean(rate: float, seed: int | None) -> None:
+    n = 20_000
+    keras.utils.set_random_seed(0)
+    out = to_numpy(DropPath(rate, seed)(np.ones((n, 2, 1, 3), np.float32), training=True))
+    assert (out == out[:, :1, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(out), [0, 1 / (1 - rate)], rtol=1e-6)
+    deviation = math.sqrt(rate / (1 - rate) / n)
+    assert abs(out[:, 0, 0, 0].mean() - 1) < 4 * deviation
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_drop_path_draws_anew_at_each_call_and_alike_for_a_seed(seed: int | None) -> None:
+    x = np.ones((64, 1, 1, 1), np.float32)
+    keras.utils.set_random_seed(0)
+    first = DropPath(0.5, seed)
+    draws = [to_numpy(first(x, training=True)) for _ in range(3)]
+    keras.utils.set_random_seed(0)
+    second = DropPath(0.5, seed)
+    assert not np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[1], draws[2])
+    for draw in draws:
+        np.testing.assert_array_equal(to_numpy(second(x, training=True)), draw)
+
+
+@pytest.mark.parametrize(("rate", "training"), [(0.9, False), (0.0, True)])
+def test_drop_path_is_else_the_identity(rate: float, training: bool) -> None:
+    np.testing.assert_array_equal(to_numpy(DropPath(rate)(X, training=training)), X)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+def test_drop_path_refuses_what_is_no_rate(rate: float) -> None:
+    with pytest.raises(ShiftViTError, match=f"rate={rate}"):
+        DropPath(rate)
+
+
+def test_fold_lays_squares_row_by_row() -> None:
+    x = np.arange(2 * 5 * 7 * 3).reshape(2, 5, 7, 3).astype(np.float32)
+    out = to_numpy(fold(x, 2))
+    assert out.shape == (2, 2, 3, 12)
+    for row in range(2):
+        for column in range(3):
+            square = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+            np.testing.assert_array_equal(out[:, row, column], square.reshape(2, 12))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3, 4])
+def test_patch_embedding_is_a_convolution(patch_size: int) -> None:
+    images = normal(2, 13, 11, 3)
+    embed = PatchEmbed(8, patch_size, norm=None)
+    convolution = keras.layers.Conv2D(8, patch_size, strides=patch_size)
+    embed.build(images.shape), convolution.build(images.shape)
+    set_random_weights(embed)
+    kernel, bias = embed.get_weights()
+    convolution.set_weights([kernel.reshape(patch_size, patch_size, 3, 8), bias])
+    np.testing.assert_allclose(to_numpy(embed(images)), to_numpy(convolution(images)), rtol=1e-5, atol=1e-5)
+
+
+def test_patch_embedding_normalises_last() -> None:
+    embed, bare = PatchEmbed(8, 4, "layer"), PatchEmbed(8, 4, None)
+    images = normal(2, 8, 8, 3)
+    embed(images), bare(images)
+    set_random_weights(embed)
+    weights = embed.get_weights()
+    bare.set_weights(weights[:2])
+    expected = by_hand("layer", to_numpy(bare(images)), *weights[2:], 1e-5)
+    np.testing.assert_allclose(to_numpy(embed(images)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (2, 3)])
+def test_merging_is_a_norm_and_a_convolution(size: tuple[int, int], padding: str) -> None:
+    x = normal(2, *size, 10)
+    merging = PatchMerging("layer", padding)
+    norm = keras.layers.LayerNormalization(epsilon=1e-5)
+    convolution = keras.layers.Conv2D(20, 2, strides=2, padding=padding, use_bias=False)
+    for layer in (merging, norm, convolution):
+        layer.build(x.shape)
+    set_random_weights(merging)
+    weights = {weight.path.split("/", 1)[1]: to_numpy(weight) for weight in merging.weights}
+    assert len(weights) == 3
+    norm.set_weights([weights["norm/gamma"], weights["norm/beta"]])
+    convolution.set_weights([weights["reduction/kernel"].reshape(2, 2, 10, 20)])
+    expected = to_numpy(convolution(norm(x)))
+    np.testing.assert_allclose(to_numpy(merging(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_merging_refuses_another_padding() -> None:
+    with pytest.raises(ShiftViTError, match="padding='full'"):
+        PatchMerging(padding="full")
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (2, 5, 10), (2, 3, 4, 10)])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_linear_is_a_matrix_product_on_the_last_axis(shape: tuple[int, ...], use_bias: bool) -> None:
+    linear = Linear(7, activation="relu", use_bias=use_bias)
+    x = normal(*shape)
+    linear.build(shape)
+    set_random_weights(linear)
+    kernel, bias = (*linear.get_weights(), 0.0)[:2]
+    expected = np.maximum(x.astype(np.float64) @ kernel + bias, 0)
+    np.testing.assert_allclose(to_numpy(linear(x)), expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,143 @@
+"""The command line as a user meets it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sample import load_sample
+from shiftvit import Recipe, train
+from shiftvit.backend import ensure_backend
+from shiftvit.errors import ShiftViTError
+
+
+def shiftvit(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "shiftvit.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    settings = {
+        "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0},
+        "data": {"validation": 50},
+        "train": {"epochs": 1, "batch_size": 50},
+    }
+    return train(Recipe.model_validate(settings), out=tmp_path_factory.mktemp("cli") / "run", data=load_sample()).path
+
+
+def test_help_is_quick_and_shows_the_commands():
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        answer = shiftvit("--help")
+        seconds.append(time.perf_counter() - began)
+    assert answer.returncode == 0
+    for command in ("train", "evaluate", "info", "data", "recipes"):
+        assert f"  {command} " in answer.stdout
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+        (["train", "--recpe", "quick"], "there is no option '--recpe'; did you mean '--recipe'?"),
+        (["train", "--recipe", "quik"], "there is no recipe 'quik'; did you mean 'quick'?"),
+        (["train", "--recipe", "nowhere.toml"], "cannot read the recipe 'nowhere.toml'"),
+        (["train", "--set", "train.epoch=3"], "unknown setting 'train.epoch'; did you mean 'epochs'?"),
+        (["train", "--set", "train.epochs"], "has no value; write --set KEY=VALUE"),
+        (["train", "--epochs", "-1"], "train.epochs = -1"),
+        (["train", "--epochs", "many"], "'--epochs'"),
+        (["train", "--data", "cifer10", "--out", "unused"], "there is no data set 'cifer10'; did you mean 'cifar10'?"),
+        (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
+        (["evaluate", "nowhere"], "'nowhere' does not exist"),
+        (["evaluate"], "Missing argument"),
+        (["info", "shiftvit_tiny_r3"], "is neither a preset nor a path; did you mean 'shiftvit_tiny_r"),
+        (["data", "cifar10", "--from", "nowhere.tar.gz"], "nowhere.tar.gz"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = shiftvit(*arguments)
+    assert answer.returncode == 2
+    lines = answer.stderr.strip().splitlines()
+    assert message in lines[-1]
+    assert len(lines) == 1, answer.stderr
+
+
+def test_debug_shows_the_traceback():
+    answer = shiftvit("--debug", "info", "nothing")
+    assert answer.returncode == 2
+    assert "Traceback" in answer.stderr
+
+
+def test_info_of_a_preset_and_of_a_run(run):
+    answer = shiftvit("info", "shiftvit_tiny_r2")
+    assert "28,566,664" in answer.stdout
+    assert "4,581.6 M" in answer.stdout
+    found = json.loads(shiftvit("info", str(run), "--json").stdout)
+    assert [row["resolution"] for row in found["stages"]][:3] == ["8x8", "8x8", "4x4"]
+    assert any(line.startswith("test: top-1") for line in found["notes"])
+    assert shiftvit("info").stdout.count("shiftvit_") == 9
+
+
+def test_evaluate_prints_what_the_run_recorded(run, tmp_path):
+    """The data set is the sample, put where the cache would be looked for by a stand-in module."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+    )
+    tests = str(Path(__file__).parent)
+    answer = shiftvit("evaluate", str(run), "--json", PYTHONPATH=os.pathsep.join([str(tmp_path), tests]))
+    assert answer.returncode == 0, answer.stderr
+    found, recorded = json.loads(answer.stdout), json.loads((run / "metrics.json").read_text())["test"]
+    assert {key: found[key] for key in recorded} == recorded
+
+
+def test_recipes_and_version():
+    answer = shiftvit("recipes")
+    assert "shiftvit train --recipe quick" in answer.stdout
+    assert shiftvit("--version").stdout.startswith("shiftvit 0.")
+    assert shiftvit("data").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "installed", "configured", "expected"),
+    [
+        ({}, ["torch", "jax"], None, "torch"),
+        ({}, ["jax", "tensorflow"], None, "jax"),
+        ({}, ["tensorflow"], None, "tensorflow"),
+        ({}, ["torch", "jax"], "jax", "jax"),
+        ({}, ["torch"], "tensorflow", "torch"),
+        ({"KERAS_BACKEND": "tensorflow"}, ["torch", "tensorflow"], "jax", "tensorflow"),
+        ({"KERAS_BACKEND": "jax"}, ["torch"], None, "'jax' is not installed; pip install 'shiftvit"),
+        ({"KERAS_BACKEND": "torhc"}, ["torch"], None, "did you mean 'torch'"),
+        ({}, [], None, r"none is installed; choose one: pip install 'shiftvit\[torch\]'"),
+    ],
+)
+def test_the_backend_that_is_chosen(environment, installed, configured, expected, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    if configured:
+        (tmp_path / "keras.json").write_text(json.dumps({"backend": configured}))
+    monkeypatch.setattr("shiftvit.backend.installed_backends", lambda: installed)
+    if expected in ("torch", "jax", "tensorflow"):
+        assert ensure_backend() == expected
+        assert os.environ["KERAS_BACKEND"] == expected
+    else:
+        with pytest.raises(ShiftViTError, match=expected):
+            ensure_backend()

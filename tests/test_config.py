@@ -1,0 +1,98 @@
+"""Settings: every fault is one line that names the key, the rule and the mend."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shiftvit import Recipe, ShiftViTError
+from shiftvit.config import recipe_head, recipe_names
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"trian.epochs": 1}, r"unknown setting 'trian'; did you mean 'train'\?"),
+        ({"train.epocs": 1}, r"unknown setting 'train.epocs'; did you mean 'epochs'\?"),
+        ({"train.optimizer.lerning_rate": 1}, r"unknown setting 'train.optimizer.lerning_rate'; did you mean"),
+        ({"train.epochs": 0}, r"train.epochs = 0: .*greater than or equal to 1"),
+        ({"train.epochs": "many"}, r"train.epochs = 'many': .*integer"),
+        ({"train.epochs.first": 1}, r"'train.epochs.first' is no setting: 'epochs' holds a value"),
+        ({"train.optimizer.name": "sgd"}, r"train.optimizer.name = 'sgd': .*'adamw' or 'muon'"),
+        ({"train.optimizer.learning_rate": math.nan}, r"train.optimizer.learning_rate = nan: .*finite"),
+        ({"train.label_smoothing": 1.0}, r"train.label_smoothing = 1.0: .*less than 1"),
+        ({"data.validation": 2.5}, r"validation=2.5 is neither a whole count nor a fraction below 1"),
+        ({"data.validation": 0, "train.early_stopping": 3}, r"early_stopping=3 needs validation images"),
+        ({"preprocess.std": [63.0, 0.0, 66.0]}, r"std=.* must be above 0"),
+        ({"model.norm": "instance"}, r"model.norm = 'instance': .*'group', 'layer' or 'batch'"),
+        ({"model.depths": []}, r"model.depths = \[\]: .*at least 1 item"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_the_mend(overrides, message):
+    with pytest.raises(ShiftViTError, match=message) as caught:
+        Recipe.load("quick", **overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_from_the_command_line_are_read_as_toml():
+    recipe = Recipe.load(
+        "quick",
+        **{
+            "train.epochs": "7",
+            "model.depths": "[1, 1]",
+            "train.optimizer.name": "adamw",
+            "train.ema": "0.99",
+            "augment.flip": "false",
+            "preprocess.resize": "none",
+        },
+    )
+    assert recipe.train.epochs == 7
+    assert recipe.model.depths == (1, 1)
+    assert recipe.train.optimizer.name == "adamw"
+    assert recipe.train.ema == 0.99
+    assert recipe.augment.flip is False
+    assert recipe.preprocess.resize is None
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_its_head_says_what_to_expect(name):
+    assert Recipe.load(name).name == name
+    head = recipe_head(name)
+    assert f"shiftvit train --recipe {name}" in head
+    assert "top-1" in head
+    assert "n = " in head or "not measured" in head
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(ShiftViTError, match=r"no recipe 'quik'; did you mean 'quick'\?"):
+        Recipe.load("quik")
+    with pytest.raises(ShiftViTError, match=r"cannot read the recipe .*No such file"):
+        Recipe.load(tmp_path / "missing.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ShiftViTError, match=r"cannot read the recipe .*directory"):
+        Recipe.load(tmp_path / "folder.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[train\nepochs = 3")
+    with pytest.raises(ShiftViTError, match=r"broken\.toml is not valid TOML"):
+        Recipe.load(broken)
+    broken.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ShiftViTError, match="not UTF-8"):
+        Recipe.load(broken)
+
+
+def test_settings_cannot_be_changed_afterwards():
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().train.epochs = 3
+
+
+@given(st.dictionaries(st.sampled_from(["train", "model", "data", "x"]), st.recursive(st.integers(), st.lists)))
+def test_anything_else_than_a_recipe_is_refused_with_our_error_or_loads(tree):
+    message = ""
+    try:
+        Recipe.load("quick", **tree)
+    except ShiftViTError as error:
+        message = str(error)
+    assert "\n" not in message

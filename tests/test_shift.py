@@ -1,0 +1,179 @@
+"""The shift against its plain definition in NumPy: forward, backward, any size, any type."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shiftvit.errors import ShiftViTError
+from shiftvit.model import shift as shift_module
+from shiftvit.model.shift import Shift, group_width
+from tensors import BACKEND, input_gradient, normal, to_numpy
+
+LEFT, RIGHT, UP, DOWN = range(4)
+
+
+def moved(x: np.ndarray, s: int, way: int) -> np.ndarray:
+    """`x` (B, H, W, C) moved by s pixels; what is vacated is 0."""
+    out = np.zeros_like(x)
+    if way == LEFT:
+        out[:, :, :-s] = x[:, :, s:]
+    elif way == RIGHT:
+        out[:, :, s:] = x[:, :, :-s]
+    elif way == UP:
+        out[:, :-s] = x[:, s:]
+    else:
+        out[:, s:] = x[:, :-s]
+    return out
+
+
+def shifted(x: np.ndarray, group: int, s: int, ways: tuple[int, ...] = (LEFT, RIGHT, UP, DOWN)) -> np.ndarray:
+    out = x.copy()
+    for index, way in enumerate(ways):
+        channels = slice(index * group, (index + 1) * group)
+        out[..., channels] = moved(x[..., channels], s, way)
+    return out
+
+
+def masked(x: np.ndarray, group: int, s: int) -> np.ndarray:
+    """`x` with zeros where a shift would leave an image of ones vacant."""
+    return np.where(shifted(np.ones_like(x), group, s) == 1, x, 0)
+
+
+# Sides of 1, sides smaller than the shift, odd ones; channels that num_div divides and does not divide.
+SIZES = [(1, 1), (1, 6), (5, 1), (2, 3), (5, 5), (7, 4), (8, 11)]
+
+
+@pytest.mark.parametrize("mode", ["shift", "mask"])
+@pytest.mark.parametrize("pixels", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("size", SIZES)
+def test_is_its_definition(size: tuple[int, int], pixels: int, mode: str) -> None:
+    define = shifted if mode == "shift" else masked
+    for channels, num_div in [(12, 12), (13, 12), (23, 5), (9, 4)]:
+        x = normal(2, *size, channels)
+        out = to_numpy(Shift(num_div, pixels, mode=mode)(x))
+        np.testing.assert_array_equal(out, define(x, channels // num_div, pixels))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    channels=st.integers(4, 30),
+    pixels=st.integers(1, 5),
+    mode=st.sampled_from(["shift", "mask"]),
+    data=st.data(),
+)
+def test_any_setting_is_its_definition(
+    size: tuple[int, int, int], channels: int, pixels: int, mode: str, data: st.DataObject
+) -> None:
+    num_div = data.draw(st.integers(4, channels))
+    width = data.draw(st.none() | st.integers(0, channels // 4))
+    x = normal(*size, channels)
+    out = to_numpy(Shift(num_div, pixels, width, mode)(x))
+    group = channels // num_div if width is None else width
+    np.testing.assert_array_equal(out, (shifted if mode == "shift" else masked)(x, group, pixels))
+
+
+@pytest.mark.parametrize("mode", ["shift", "mask"])
+@pytest.mark.parametrize("pixels", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_float_types_pass_unchanged(dtype: str, pixels: int, mode: str) -> None:
+    x = keras.ops.cast(normal(2, 5, 6, 13), dtype)
+    out = Shift(6, pixels, mode=mode, dtype=dtype)(x)
+    assert keras.backend.standardize_dtype(out.dtype) == dtype
+    define = shifted if mode == "shift" else masked
+    np.testing.assert_array_equal(to_numpy(out), define(to_numpy(x), 2, pixels))
+
+
+@pytest.mark.parametrize("mode", ["shift", "mask"])
+def test_height_and_width_may_be_unknown(mode: str) -> None:
+    images = keras.Input((None, None, 8))
+    model = keras.Model(images, Shift(4, 2, mode=mode)(images))
+    assert model.output_shape == (None, None, None, 8)
+    for size in [(3, 7), (6, 1)]:
+        x = normal(2, *size, 8)
+        expected = (shifted if mode == "shift" else masked)(x, 2, 2)
+        np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+
+
+@pytest.mark.parametrize("pixels", [1, 2, 5])
+@pytest.mark.parametrize("size", [(1, 4), (5, 5), (7, 4)])
+def test_gradient_is_the_opposite_shift(size: tuple[int, int], pixels: int) -> None:
+    x, cotangent = normal(2, *size, 13), normal(2, *size, 13, seed=1)
+    found = input_gradient(Shift(6, pixels), x, cotangent)
+    np.testing.assert_array_equal(found, shifted(cotangent, 2, pixels, (RIGHT, LEFT, DOWN, UP)))
+
+
+def test_gradient_of_the_mask_is_the_mask() -> None:
+    x, cotangent = normal(2, 5, 4, 13), normal(2, 5, 4, 13, seed=1)
+    found = input_gradient(Shift(6, 2, mode="mask"), x, cotangent)
+    np.testing.assert_array_equal(found, masked(cotangent, 2, 2))
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="the convolution is torch's form")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("pixels", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", SIZES)
+def test_both_forms_agree_bit_for_bit(size: tuple[int, int], pixels: int, dtype: str) -> None:
+    x = keras.ops.cast(normal(2, *size, 26), dtype)
+    forms = [shift_module._shift_by_slices, shift_module._shift_by_convolution]
+    slices, convolution = (to_numpy(form(x, 6, pixels)) for form in forms)
+    np.testing.assert_array_equal(slices.view(np.int32), convolution.view(np.int32))
+
+
+def test_no_channels_to_shift_is_the_identity() -> None:
+    x = normal(1, 3, 3, 5)
+    np.testing.assert_array_equal(to_numpy(Shift(shift_channels=0)(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"shift_pixels": 0}, "shift_pixels=0"),
+        ({"shift_pixels": -2}, "shift_pixels=-2"),
+        ({"num_div": 3}, "num_div=3"),
+        ({"shift_channels": -1}, "shift_channels=-1"),
+        ({"mode": "roll"}, "mode='roll'"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(ShiftViTError, match=named):
+        Shift(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "channels", "named"),
+    [
+        ({"num_div": 12}, 11, "num_div=12.* 11;"),
+        ({"shift_channels": 3}, 11, "shift_channels=3 needs 12 .* 11;"),
+    ],
+)
+def test_too_few_channels_are_refused_when_built(arguments: dict[str, int], channels: int, named: str) -> None:
+    with pytest.raises(ShiftViTError, match=named):
+        Shift(**arguments).build((None, 4, 4, channels))
+
+
+@pytest.mark.parametrize("shape", [(None, 4, 12), (None, 4, 4, None)])
+def test_input_of_another_rank_or_unknown_channels_is_refused(shape: tuple[int | None, ...]) -> None:
+    with pytest.raises(ShiftViTError, match=r"must be \(B, H, W, C\)"):
+        Shift().build(shape)
+
+
+@pytest.mark.parametrize(
+    ("channels", "num_div", "shift_channels", "expected"),
+    [(96, 12, None, 8), (128, 16, None, 8), (50, 12, None, 4), (96, 12, 24, 24), (96, 200, 0, 0)],
+)
+def test_group_width(channels: int, num_div: int, shift_channels: int | None, expected: int) -> None:
+    assert group_width(channels, num_div, shift_channels) == expected
+
+
+def test_config_makes_the_same_layer() -> None:
+    layer = Shift(6, 2, 3, "mask", name="moves", dtype="bfloat16")
+    twin = Shift.from_config(json.loads(json.dumps(layer.get_config())))
+    assert twin.get_config() == layer.get_config()
+    assert (twin.num_div, twin.shift_pixels, twin.shift_channels, twin.mode) == (6, 2, 3, "mask")
