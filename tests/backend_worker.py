@@ -21,8 +21,8 @@ from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.model.network import ShiftViT
-from shiftvit.train.fit import train
-from shiftvit.train.runfolder import read_log
+from shiftvit.training.fit import train
+from shiftvit.training.runfolder import read_log
 from tensors import BACKEND, normal, set_random_weights, to_numpy
 
 NORMS = ("group", "layer", "batch")

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftvit import Recipe, ShiftViTError
-from shiftvit.config import recipe_head, recipe_names
+from shiftvit import Recipe, ShiftViTError, recipes
 
 
 @pytest.mark.parametrize(
@@ -57,10 +56,10 @@ def test_values_from_the_command_line_are_read_as_toml():
     assert recipe.preprocess.resize is None
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_loads_and_its_head_says_what_to_expect(name):
     assert Recipe.load(name).name == name
-    head = recipe_head(name)
+    head = recipes.head(name)
     assert f"shiftvit train --recipe {name}" in head
     assert "top-1" in head
     assert "n = " in head or "not measured" in head

@@ -11,8 +11,8 @@ import pytest
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
-from shiftvit.train.optimizer import SmoothedCrossentropy, averaged_weights, build_optimizer
-from shiftvit.train.schedule import WarmUpCosine, WarmUpLinear
+from shiftvit.training.optimizer import SmoothedCrossentropy, averaged_weights, build_optimizer
+from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
 from tensors import normal, set_random_weights, to_numpy
 
 Arrays = dict[str, np.ndarray]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import shiftvit
 from shiftvit.errors import ShiftViTError
-from shiftvit.train.schedule import SCHEDULES, WarmUpCosine, WarmUpLinear
+from shiftvit.training.schedule import SCHEDULES, WarmUpCosine, WarmUpLinear
 from tensors import to_numpy
 
 every_schedule = pytest.mark.parametrize("kind", SCHEDULES.values())

@@ -16,6 +16,7 @@ SOURCE = Path(shiftvit.__file__).parent
 # From the top of the house down: a module imports only what stands above it.
 ORDER = [
     "errors",
+    "recipes",
     "config",
     "presets",
     "files",
@@ -35,19 +36,19 @@ ORDER = [
     "model.convert",
     "bundle",
     "describe",
-    "evaluate",
+    "evaluation",
     "plots",
-    "train.schedule",
-    "train.optimizer",
-    "train.checkpoint",
-    "train.callbacks",
-    "train.setup",
-    "train.runfolder",
-    "train.epoch",
-    "train.fit",
+    "training.schedule",
+    "training.optimizer",
+    "training.checkpoint",
+    "training.callbacks",
+    "training.setup",
+    "training.runfolder",
+    "training.epoch",
+    "training.fit",
     "cli",
 ]
-PACKAGES = {"", "data", "model", "train"}
+PACKAGES = {"", "data", "model", "training"}
 
 
 def modules():
@@ -118,3 +119,13 @@ def test_public_names_are_all_there():
         assert getattr(shiftvit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = shiftvit.nothing
+
+
+def test_no_module_hides_a_public_function():
+    """Importing a submodule binds it in the package, over whatever had its name there."""
+    program = (
+        "import shiftvit; shiftvit.Run; shiftvit.WarmUpCosine; import shiftvit.training.fit, shiftvit.evaluation;"
+        "assert callable(shiftvit.train) and callable(shiftvit.evaluate)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert not {name.split(".")[0] for name in ORDER} & {*shiftvit.__all__} - {"presets"}

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.sources import ImageData
-from shiftvit.train.callbacks import Interrupted, Watch
-from shiftvit.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from shiftvit.train.runfolder import read_log
-from shiftvit.train.setup import build, load_splits
+from shiftvit.training.callbacks import Interrupted, Watch
+from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from shiftvit.training.runfolder import read_log
+from shiftvit.training.setup import build, load_splits
 
 TINY = {
     "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},

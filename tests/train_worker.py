@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sample import load_sample
 from shiftvit import Recipe, train
-from shiftvit.train.callbacks import Interrupted
+from shiftvit.training.callbacks import Interrupted
 
 
 def main(first: str, second: str) -> None:

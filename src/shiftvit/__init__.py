@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from shiftvit.config import Recipe as Recipe
     from shiftvit.data.preprocess import Preprocess as Preprocess
     from shiftvit.errors import ShiftViTError as ShiftViTError
-    from shiftvit.evaluate import evaluate as evaluate
+    from shiftvit.evaluation import evaluate as evaluate
     from shiftvit.model.network import ShiftViT as ShiftViT
     from shiftvit.model.network import ShiftViTBackbone as ShiftViTBackbone
     from shiftvit.model.shift import Shift as Shift
-    from shiftvit.train.fit import Run as Run
-    from shiftvit.train.fit import train as train
-    from shiftvit.train.schedule import WarmUpCosine as WarmUpCosine
+    from shiftvit.training.fit import Run as Run
+    from shiftvit.training.fit import train as train
+    from shiftvit.training.schedule import WarmUpCosine as WarmUpCosine
 
 _HOME = {
     "Bundle": "shiftvit.bundle",
     "Preprocess": "shiftvit.data.preprocess",
     "Recipe": "shiftvit.config",
-    "Run": "shiftvit.train.fit",
+    "Run": "shiftvit.training.fit",
     "Shift": "shiftvit.model.shift",
     "ShiftViT": "shiftvit.model.network",
     "ShiftViTBackbone": "shiftvit.model.network",
     "ShiftViTError": "shiftvit.errors",
-    "WarmUpCosine": "shiftvit.train.schedule",
-    "evaluate": "shiftvit.evaluate",
-    "train": "shiftvit.train.fit",
+    "WarmUpCosine": "shiftvit.training.schedule",
+    "evaluate": "shiftvit.evaluation",
+    "train": "shiftvit.training.fit",
 }
 _MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.presets"}
 

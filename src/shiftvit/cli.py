@@ -78,7 +78,7 @@ def train(
         # A wrong setting is told at once, before a framework is loaded.
         sources.check_name(Recipe.load(recipe, **overrides).data.name)
     _prepare_backend()
-    from shiftvit.train.fit import train as run_training
+    from shiftvit.training.fit import train as run_training
 
     run = run_training(recipe, out=out, resume=resume, tensorboard=tensorboard, **overrides)
     test, spent = run.metrics["test"], run.metrics["train"]
@@ -98,7 +98,7 @@ def evaluate(
 
     find_bundle(run)
     _prepare_backend()
-    from shiftvit.evaluate import evaluate as run_evaluation
+    from shiftvit.evaluation import evaluate as run_evaluation
 
     found = run_evaluation(run, data)
     if as_json:
@@ -130,14 +130,14 @@ def info(
         print(line)
 
 
-@app.command()
-def recipes() -> None:
+@app.command("recipes")
+def list_recipes() -> None:
     """List the recipes and what to expect of each."""
-    from shiftvit.config import recipe_head, recipe_names
+    from shiftvit import recipes
 
-    for index, name in enumerate(recipe_names()):
+    for index, name in enumerate(recipes.names()):
         print(("\n" if index else "") + name)
-        for line in recipe_head(name).splitlines():
+        for line in recipes.head(name).splitlines():
             print(f"  {line}")
 
 

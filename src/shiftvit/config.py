@@ -7,12 +7,12 @@ recipe is stored as TOML (`shiftvit/recipes/*.toml`); the resolved one lies in e
 from __future__ import annotations
 
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from shiftvit import recipes
 from shiftvit.errors import ShiftViTError, nearest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -140,7 +140,9 @@ class OptimizerConfig(Settings):
     momentum: Rate = Field(0.95, description="Muon's")
     newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
     adam_learning_rate: float = Field(3e-3, gt=0, description="with Muon: peak rate of everything else")
-    adam_weight_decay: float = Field(0.0, ge=0, description="with Muon: weight decay of everything else")
+    adam_weight_decay: float = Field(
+        0.0, ge=0, description="with Muon: weight decay of everything else, times `learning_rate`"
+    )
 
 
 class ScheduleConfig(Settings):
@@ -199,7 +201,7 @@ class Recipe(Settings):
         """Reads a recipe by name or from a TOML file and applies overrides.
 
         Args:
-            source: the name of a shipped recipe (see `recipe_names`) or the path of a `.toml` file.
+            source: the name of a shipped recipe (see `shiftvit.recipes.names`) or the path of a `.toml` file.
             overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
                 where they parse as such.
 
@@ -207,7 +209,7 @@ class Recipe(Settings):
             ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
                 and the nearest valid name.
         """
-        text, origin = _recipe_text(source)
+        text, origin = recipes.read(source)
         try:
             tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
@@ -228,40 +230,6 @@ def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
         return cls.model_validate(values)
     except ValidationError as error:
         raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
-
-
-def recipe_names() -> list[str]:
-    """Returns the names of the shipped recipes."""
-    folder = resources.files("shiftvit") / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def recipe_head(name: str) -> str:
-    """Returns the head comment of a shipped recipe: command, hardware, time and accuracy to expect."""
-    text, _ = _recipe_text(name)
-    head = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        head.append(line.lstrip("#").strip())
-    return "\n".join(head)
-
-
-def _recipe_text(source: str | Path) -> tuple[str, str]:
-    if str(source) in recipe_names():
-        return (resources.files("shiftvit") / "recipes" / f"{source}.toml").read_text("utf-8"), f"recipe {source}"
-    path = Path(source)
-    if path.suffix == ".toml":
-        try:
-            return path.read_text("utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ShiftViTError(
-                f"cannot read the recipe {str(path)!r}: {reason}; give a readable .toml file"
-            ) from error
-    raise ShiftViTError(
-        f"there is no recipe {str(source)!r}; {nearest(str(source), recipe_names())} Or give the path of a .toml file."
-    )
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

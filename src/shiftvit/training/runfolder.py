@@ -24,7 +24,7 @@ from shiftvit import environment, files, plots
 from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.errors import ShiftViTError
-from shiftvit.evaluate import confusion
+from shiftvit.evaluation import confusion
 
 RECIPE = "recipe.toml"
 

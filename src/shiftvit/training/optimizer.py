@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
-from shiftvit.train.schedule import SCHEDULES
+from shiftvit.training.schedule import SCHEDULES
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")

@@ -16,7 +16,7 @@ from typing import Any, Self
 import keras
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.train.checkpoint import LAST, Progress, place_generators, save_checkpoint
+from shiftvit.training.checkpoint import LAST, Progress, place_generators, save_checkpoint
 
 
 class Interrupted(Exception):

@@ -10,12 +10,12 @@ from shiftvit.config import Recipe
 from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches
 from shiftvit.data.preprocess import Preprocess
-from shiftvit.evaluate import measure, predict_logits
-from shiftvit.train import runfolder
-from shiftvit.train.callbacks import Watch
-from shiftvit.train.checkpoint import BEST, LAST, Progress, save_checkpoint
-from shiftvit.train.optimizer import averaged_weights
-from shiftvit.train.setup import Splits
+from shiftvit.evaluation import measure, predict_logits
+from shiftvit.training import runfolder
+from shiftvit.training.callbacks import Watch
+from shiftvit.training.checkpoint import BEST, LAST, Progress, save_checkpoint
+from shiftvit.training.optimizer import averaged_weights
+from shiftvit.training.setup import Splits
 
 Row = dict[str, Any]
 

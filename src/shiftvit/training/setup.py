@@ -13,7 +13,7 @@ from shiftvit.data import sources
 from shiftvit.data.pipeline import batches_per_epoch
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.model.network import ShiftViT
-from shiftvit.train.optimizer import SmoothedCrossentropy, build_optimizer
+from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
 
 
 @dataclass(frozen=True)

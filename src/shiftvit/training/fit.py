@@ -12,13 +12,13 @@ from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.sources import ImageData
-from shiftvit.evaluate import measure, predict_logits
-from shiftvit.train import runfolder
-from shiftvit.train.callbacks import ProgressBar, TensorBoardLog, Watch, say
-from shiftvit.train.checkpoint import BEST, LAST, Progress, load_checkpoint
-from shiftvit.train.epoch import finish_epoch, fit_epoch, validate
-from shiftvit.train.optimizer import averaged_weights, learning_rates
-from shiftvit.train.setup import Splits, build, load_splits
+from shiftvit.evaluation import measure, predict_logits
+from shiftvit.training import runfolder
+from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch, say
+from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
+from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
+from shiftvit.training.optimizer import averaged_weights, learning_rates
+from shiftvit.training.setup import Splits, build, load_splits
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""The shipped recipes: one TOML file each, whose head comment says command, hardware, time and accuracy to expect."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from shiftvit.errors import ShiftViTError, nearest
+
+
+def names() -> list[str]:
+    """Returns the names of the shipped recipes."""
+    return sorted(
+        Path(entry.name).stem for entry in resources.files(__name__).iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def head(name: str) -> str:
+    """Returns the head comment of a shipped recipe."""
+    lines = []
+    for line in read(name)[0].splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("#").strip())
+    return "\n".join(lines)
+
+
+def read(source: str | Path) -> tuple[str, str]:
+    """Returns a recipe's text and what to call it in messages.
+
+    Args:
+        source: the name of a shipped recipe, or the path of a `.toml` file.
+
+    Raises:
+        ShiftViTError: no such recipe, or a file that cannot be read as UTF-8 text.
+    """
+    if str(source) in names():
+        return (resources.files(__name__) / f"{source}.toml").read_text("utf-8"), f"recipe {source}"
+    path = Path(source)
+    if path.suffix == ".toml":
+        try:
+            return path.read_text("utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable one") from error
+    raise ShiftViTError(
+        f"there is no recipe {str(source)!r}; {nearest(str(source), names())} Or give the path of a .toml file."
+    )
