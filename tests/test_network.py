@@ -23,7 +23,7 @@ from shiftvit.model.network import ShiftViT, ShiftViTBackbone
 from shiftvit.presets import PRESETS
 from tensors import normal, set_random_weights, to_numpy, weight_gradients
 
-# Trainable parameters: those of the official registry's models, counted there, and of the Keras example's.
+# Trainable parameters: those of the official registry's models, counted there, of the Keras example's, and our own.
 PARAMETERS = {
     "shiftvit_tiny_light": 19_608_328,
     "shiftvit_small_light": 33_796_360,
@@ -35,6 +35,8 @@ PARAMETERS = {
     "shiftvit_small_r2": 50_304_136,
     "shiftvit_base_r2": 89_026_408,
     "keras_example": 11_690_602,
+    "shiftvit_cifar": 1_980_618,
+    "shiftvit_cifar_tiny": 1_107_466,
 }
 every_preset = pytest.mark.parametrize("name", PARAMETERS)
 SMALL: dict[str, Any] = {"image_shape": (16, 16, 3), "num_classes": 5, "embed_dim": 24, "depths": (1, 1)}
@@ -89,6 +91,8 @@ def test_drop_paths_are_the_official_ones() -> None:
         **{f"shiftvit_small_{kind}": 0.4 for kind in ("light", "r4", "r2")},
         **{"shiftvit_base_light": 0.5, "shiftvit_base_r4": 0.5, "shiftvit_base_r2": 0.6},
         "keras_example": 0.2,
+        "shiftvit_cifar": 0.0,
+        "shiftvit_cifar_tiny": 0.0,
     }
 
 

@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from sample import load_sample
-from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, train
+from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.data.sources import ImageData
+from shiftvit.presets import PRESETS
 from shiftvit.training.callbacks import Interrupted, Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from shiftvit.training.runfolder import read_log
@@ -192,6 +193,24 @@ def test_muon_and_the_averaged_weights_train(tmp_path, sample):
     run = train(recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
     rows = read_log(run.path)
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_trains_the_model_that_it_names(name, tmp_path, sample):
+    small = {"data.validation": 50, "data.limit": 100, "train.batch_size": 50, "train.epochs": 1}
+    run = train(name, out=tmp_path / "run", data=sample, **small)
+    assert run.metrics["test"]["n"] == len(sample.test_images)
+    expected = PRESETS[Recipe.load(name).model.preset].parameters
+    assert sum(value.size for value in run.bundle.weights.values()) == expected
+
+
+def test_tensorboard_gets_every_epoch(tmp_path, sample):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(recipe(epochs=2), out=tmp_path / "run", data=sample, tensorboard=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    tag = "val_top1"
+    assert tag in str(events.Tags())
+    assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
 
 def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):

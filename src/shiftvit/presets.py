@@ -37,6 +37,24 @@ def _paper(
     )
 
 
+def _cifar(depths: tuple[int, ...], parameters: int, description: str) -> Preset:
+    return Preset(
+        arguments={
+            "image_shape": (32, 32, 3),
+            "num_classes": 10,
+            "patch_size": 2,
+            "embed_dim": 64,
+            "depths": depths,
+            "norm": "layer",
+            "patch_norm": False,
+            "drop_path": 0.0,
+        },
+        parameters=parameters,
+        published=None,
+        description=description,
+    )
+
+
 # Depths, widths and drop paths are those of the official registry. Accuracies: the table of pretrained models in the
 # authors' repository, microsoft/SPACH, which has none for the others.
 PRESETS: dict[str, Preset] = {
@@ -68,6 +86,8 @@ PRESETS: dict[str, Preset] = {
         published=(76.38, "CIFAR-10, 50 epochs"),
         description="the model of the Keras example on ShiftViT",
     ),
+    "shiftvit_cifar": _cifar((2, 3, 6), 1_980_618, "for 32x32 images; the recipe cifar10 trains it"),
+    "shiftvit_cifar_tiny": _cifar((1, 2, 3), 1_107_466, "for 32x32 images in a hurry; the recipe quick trains it"),
 }
 
 

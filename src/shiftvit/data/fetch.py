@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import time
@@ -21,12 +20,6 @@ _NPM_SECONDS = 900
 def notice(text: str) -> None:
     """Prints one line for the user on stderr."""
     print(f"shiftvit: {text}", file=sys.stderr, flush=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(url: str, target: Path, timeout: float = 20.0) -> None:

@@ -1,0 +1,110 @@
+"""The README's commands and code run as they stand, and its figures are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shiftvit
+from sample import load_sample
+from shiftvit.data import sources
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+# What makes a command of the README small enough for a test.
+SMALL = ["--epochs", "1", "--set", "data.validation=50", "--set", "train.batch_size=50", "--set", "model.depths=[1, 1]"]
+
+
+def blocks(kind):
+    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line.strip() for line in README.splitlines() if line.startswith("    shiftvit ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """An environment whose processes get the committed sample where they ask for CIFAR-10."""
+    folder = tmp_path_factory.mktemp("stand_in")
+    (folder / "sitecustomize.py").write_text(
+        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+    )
+    path = os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_every_command_runs(stand_in, tmp_path):
+    seen = set()
+    for _, *arguments in commands():
+        name = arguments[0]
+        seen.add(name)
+        if name == "data":
+            continue  # the download has its own tests
+        if "--resume" in arguments:
+            # Stands for a run that was stopped: its results are not there yet.
+            (tmp_path / arguments[-1] / "metrics.json").unlink()
+        elif name == "train":
+            given = ["--epochs"] if "--epochs" in arguments else []
+            arguments += SMALL[2:] if given else SMALL
+        answer = subprocess.run(
+            [sys.executable, "-m", "shiftvit.cli", *arguments],
+            cwd=tmp_path,
+            env=stand_in,
+            capture_output=True,
+            text=True,
+        )
+        assert answer.returncode == 0, (arguments, answer.stderr)
+    assert seen == {"train", "evaluate", "info", "recipes", "data"}
+
+
+def test_the_python_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sample = load_sample()
+    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: sample})
+    (code,) = blocks("python")
+    small = '"train.epochs": 3'
+    assert small in code
+    code = code.replace(small, '"train.epochs": 1, "data.validation": 50, "train.batch_size": 50')
+    code = "\n".join(line for line in code.splitlines() if ".pth" not in line)  # the authors' file, not ours to ship
+    names = {"images": sample.test_images[:4]}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["logits"].shape == (4, 10)
+    assert list(names["backbone"].pyramid_outputs) == ["P2", "P3", "P4", "P5"]
+
+
+def test_every_figure_stands_in_a_committed_result():
+    rows = [line for line in README.splitlines() if line.startswith("| ") and ".json" in line]
+    assert rows
+    for row in rows:
+        (name,) = re.findall(r"\(benchmarks/results/([\w.-]+\.json)\)", row)
+        result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+        assert f"{100 * result['test_top1_mean']:.2f} %" in row, row
+        assert f"n = {result['n']}" in row, row
+        assert f"{result['train_seconds_mean']:.0f} s" in row, row
+        if result["n"] > 1:
+            assert f"± {100 * result['test_top1_std']:.2f}" in row, row
+        assert f"`{result['command']}`" in row, row
+        assert result["environment"]["processor"].split(" 64-Core")[0] in README
+
+
+def test_links_to_our_own_files_are_whole():
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text("utf-8")):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_the_version_is_the_same_everywhere():
+    version = shiftvit.__version__
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
