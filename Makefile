@@ -3,7 +3,7 @@
 # BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
 
 PYTHON ?= python3
-BACKEND ?= torch
+BACKEND ?= $(or $(KERAS_BACKEND),torch)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -21,15 +21,16 @@ lint: $(VENV)/.ready-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(BIN)/python:
+$(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shiftvit needs Python 3.11 or later; name one: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
 
-$(VENV)/.ready-%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.ready-%: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) --editable '.[$*]'
 	@touch $@
 
-$(VENV)/.ready-test: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.ready-test: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) --editable '.[torch,jax,tensorflow,tensorboard,test]'
 	@touch $@
 

@@ -55,6 +55,7 @@ def main() -> None:
         "environment": environment,
         "runs": runs,
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"accuracy-{result['recipe']}-{result['date']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}, wrote {path.name}")

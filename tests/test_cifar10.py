@@ -230,7 +230,7 @@ def test_leftovers_beside_a_whole_cache_are_deleted_but_not_a_living_process_s(w
     leftover = world.cache / "tmp-old"
     leftover.mkdir()
     with (world.cache / ".lock").open("a") as lock:
-        assert cifar10._lock(lock, wait=False)
+        assert files.lock(lock, wait=False)
         check(cifar10.load_cifar10(), world)
         assert leftover.exists()
     check(cifar10.load_cifar10(), world)

@@ -13,7 +13,7 @@ import pytest
 
 from sample import load_sample
 from shiftvit import Recipe, train
-from shiftvit.backend import ensure_backend
+from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
 from shiftvit.errors import ShiftViTError
 
 
@@ -61,6 +61,7 @@ def test_help_is_quick_and_shows_the_commands():
         (["train", "--epochs", "-1"], "train.epochs = -1"),
         (["train", "--epochs", "many"], "'--epochs'"),
         (["train", "--data", "cifer10", "--out", "unused"], "there is no data set 'cifer10'; did you mean 'cifar10'?"),
+        (["train", "--resume", "nowhere", "--recipe", "quick"], "--recipe cannot be given"),
         (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
         (["evaluate"], "Missing argument"),
@@ -75,6 +76,7 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkey
     lines = answer.stderr.strip().splitlines()
     assert message in lines[-1]
     assert len(lines) == 1, answer.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_the_traceback():
@@ -120,6 +122,8 @@ def test_recipes_and_version():
         ({}, ["tensorflow"], None, "tensorflow"),
         ({}, ["torch", "jax"], "jax", "jax"),
         ({}, ["torch"], "tensorflow", "torch"),
+        ({}, ["torch", "tensorflow"], "tensorflow", "tensorflow"),
+        ({}, ["torch", "tensorflow"], "as Keras writes it", "torch"),
         ({"KERAS_BACKEND": "tensorflow"}, ["torch", "tensorflow"], "jax", "tensorflow"),
         ({"KERAS_BACKEND": "jax"}, ["torch"], None, "'jax' is not installed; pip install 'shiftvit"),
         ({"KERAS_BACKEND": "torhc"}, ["torch"], None, "did you mean 'torch'"),
@@ -133,7 +137,8 @@ def test_the_backend_that_is_chosen(environment, installed, configured, expected
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     if configured:
-        (tmp_path / "keras.json").write_text(json.dumps({"backend": configured}))
+        settings = {"backend": configured} if configured in BACKENDS else KERAS_DEFAULTS
+        (tmp_path / "keras.json").write_text(json.dumps(settings))
     monkeypatch.setattr("shiftvit.backend.installed_backends", lambda: installed)
     if expected in ("torch", "jax", "tensorflow"):
         assert ensure_backend() == expected

@@ -25,6 +25,8 @@ from shiftvit import Recipe, ShiftViTError, recipes
         ({"train.label_smoothing": 1.0}, r"train.label_smoothing = 1.0: .*less than 1"),
         ({"data.validation": 2.5}, r"validation=2.5 is neither a whole count nor a fraction below 1"),
         ({"data.validation": 0, "train.early_stopping": 3}, r"early_stopping=3 needs validation images"),
+        ({"name": "../x"}, r"name = '../x': "),
+        ({"train.early_stopping": 2, "train.validation_every": 3}, "must be at least validation_every=3"),
         ({"preprocess.std": [63.0, 0.0, 66.0]}, r"std=.* must be above 0"),
         ({"model.norm": "instance"}, r"model.norm = 'instance': .*'group', 'layer' or 'batch'"),
         ({"model.depths": []}, r"model.depths = \[\]: .*at least 1 item"),

@@ -113,8 +113,8 @@ def test_parameters_of_the_built_model(name: str) -> None:
 OVERRIDES: dict[str, Any] = {
     "image_shape": (40, 24, 3),
     "num_classes": 7,
-    "patch_size": 2,
-    "embed_dim": 64,
+    "patch_size": 5,
+    "embed_dim": 80,
     "depths": (1, 2),
     "mlp_ratio": 1.5,
     "num_div": 8,
@@ -147,7 +147,7 @@ def test_every_override_reaches_the_preset(name: str) -> None:
     assert {key: getattr(model.settings, key) for key in overrides} == overrides
     assert model.input_shape == (None, 40, 24, 3)
     assert model.output_shape == (None, 7)
-    assert model.backbone.output_shape == (None, 10, 6, 128)
+    assert model.backbone.output_shape == (None, 4, 2, 160)
     block = model.backbone.get_layer("stage2_block2")
     assert block.settings == {
         **{key: overrides[key] for key in block.settings if key != "drop_path"},

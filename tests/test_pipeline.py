@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit.data.augment import Augment
-from shiftvit.data.pipeline import EpochBatches, batches_per_epoch, epoch_order, evaluation_batches
+from shiftvit.data.pipeline import EpochBatches, batches_per_epoch, epoch_order
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
 
@@ -147,15 +147,6 @@ def test_batches_per_epoch(
     epoch = batches(sample[0][:count], sample[1][:count], batch_size=size, drop_remainder=drop)
     assert len(epoch) == expected
     assert len(epoch[expected - 1][1]) == (size if drop and count > size else count - size * (expected - 1))
-
-
-def test_evaluation_is_in_order_and_complete(sample: tuple[np.ndarray, np.ndarray]) -> None:
-    images = sample[0][:50]
-    preprocess = Preprocess(resize=40, crop=33)
-    parts = list(evaluation_batches(images, preprocess, 20))
-    assert [len(part) for part in parts] == [20, 20, 10]
-    np.testing.assert_array_equal(np.concatenate(parts), preprocess(images))
-    assert list(evaluation_batches(images[:0], preprocess, 20)) == []
 
 
 @pytest.mark.parametrize(

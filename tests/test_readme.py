@@ -51,8 +51,10 @@ def test_every_command_runs(stand_in, tmp_path):
         if name == "data":
             continue  # the download has its own tests
         if "--resume" in arguments:
-            # Stands for a run that was stopped: its results are not there yet.
+            # Stands for a run that was killed before its first checkpoint.
             (tmp_path / arguments[-1] / "metrics.json").unlink()
+            for state in (tmp_path / arguments[-1] / "checkpoints").iterdir():
+                state.unlink()
         elif name == "train":
             given = ["--epochs"] if "--epochs" in arguments else []
             arguments += SMALL[2:] if given else SMALL

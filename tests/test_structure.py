@@ -17,9 +17,9 @@ SOURCE = Path(shiftvit.__file__).parent
 ORDER = [
     "errors",
     "recipes",
+    "files",
     "config",
     "presets",
-    "files",
     "backend",
     "environment",
     "data.preprocess",

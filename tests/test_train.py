@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,16 +15,18 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tomli_w
 from safetensors.numpy import load_file
 
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.data.sources import ImageData
+from shiftvit.errors import Interrupted
 from shiftvit.presets import PRESETS
-from shiftvit.training.callbacks import Interrupted, Watch
+from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from shiftvit.training.runfolder import read_log
-from shiftvit.training.setup import build, load_splits
+from shiftvit.training.runfolder import held, read_log
+from shiftvit.training.setup import build, load_splits, resolve
 
 TINY = {
     "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
@@ -43,6 +47,12 @@ def recipe(**train_settings) -> Recipe:
     tree = json.loads(json.dumps(TINY))
     tree["train"].update(train_settings)
     return Recipe.model_validate(tree)
+
+
+def build_tiny(sample, **train_settings):
+    wanted = recipe(**train_settings)
+    splits = load_splits(wanted, sample)
+    return build(resolve(wanted, splits), splits)
 
 
 def final_weights(run: Path) -> dict[str, np.ndarray]:
@@ -80,7 +90,8 @@ def test_the_run_folder_is_complete(finished, sample):
     assert metrics["train"]["epochs"] == 3
     environment = json.loads((run / "environment.json").read_text())
     assert environment["versions"]["keras"] == keras.__version__
-    assert Recipe.load(run / "recipe.toml").train == finished.recipe.train
+    assert Recipe.load(run / "recipe.toml") == finished.recipe
+    assert finished.recipe.model.image_shape == (32, 32, 3)
     assert not list(run.rglob("*.tmp*"))
 
 
@@ -148,24 +159,101 @@ def test_a_killed_process_resumes_to_the_same_weights(finished, tmp_path):
         np.testing.assert_array_equal(value, found[name], err_msg=name)
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_130(tmp_path):
-    script = Path(__file__).with_name("train_worker.py")
-    run = tmp_path / "run"
-    config = tmp_path / "recipe.json"
-    config.write_text(recipe(epochs=500).model_dump_json(exclude_unset=True))
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_go_on_and_exits(number, status, tmp_path):
+    """The command line itself, on the committed sample in place of CIFAR-10."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+    )
+    (tmp_path / "long.toml").write_text(tomli_w.dumps(recipe(epochs=5000).model_dump(exclude_unset=True)))
+    run = tmp_path / "my run"
     process = subprocess.Popen(
-        [sys.executable, str(script), str(config), str(run)], stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "shiftvit.cli", "train", "--recipe", str(tmp_path / "long.toml"), "--out", str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])},
     )
     log = run / "log.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert f"shiftvit train --resume {run}" in errors
+    assert process.returncode == status
+    assert errors.splitlines()[-1].endswith(f"shiftvit train --resume '{run}'")
     assert "Traceback" not in errors
     assert (run / "checkpoints" / "last.safetensors").is_file()
+
+
+def test_a_long_epoch_is_saved_in_its_middle(tmp_path, sample, monkeypatch):
+    saved = []
+    monkeypatch.setattr(
+        "shiftvit.training.callbacks.save_checkpoint", lambda *arguments: saved.append(arguments[-1].step)
+    )
+    train(recipe(epochs=1, checkpoint_minutes=1e-9), out=tmp_path / "run", data=sample)
+    assert saved == [0, 1, 2, 3, 4]
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path, sample, monkeypatch):
+    scores = iter([0.3, 0.9, 0.5])
+    weights = []
+
+    def validate(model, *_):
+        weights.append(np.array(model.get_layer("head").kernel.numpy()))
+        return {"val_loss": 1.0, "val_top1": next(scores), "val_top5": 1.0}
+
+    monkeypatch.setattr("shiftvit.training.fit.validate", validate)
+    best = train(recipe(ema=None), out=tmp_path / "best", data=sample)
+    assert best.metrics["train"]["best_epoch"] == 2
+    np.testing.assert_array_equal(best.bundle.weights["head/kernel"], weights[1])
+    scores = iter([0.3, 0.9, 0.5])
+    last = train(recipe(ema=None, select="last"), out=tmp_path / "last", data=sample)
+    np.testing.assert_array_equal(last.bundle.weights["head/kernel"], weights[-1])
+
+
+def test_the_kept_weights_are_the_averaged_ones(finished):
+    state = final_weights(finished.path)
+    trained = state["model/0000"]  # the patch embedding's kernel
+    kept = finished.bundle.weights["patch_embed/projection/kernel"]
+    assert kept.shape == trained.shape
+    assert np.abs(kept - trained).max() > 0
+    averages = [value for name, value in state.items() if name.startswith("optimizer/") and value.shape == kept.shape]
+    assert any(np.array_equal(kept, value) for value in averages)
+
+
+def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
+    for overrides, message in [
+        ({"model.preset": "nope"}, "there is no preset 'nope'"),
+        ({"model.num_classes": 100}, r"model.num_classes=100 does not fit the data, which gives 10"),
+        ({"model.image_shape": [64, 64, 3]}, r"image_shape=\(64, 64, 3\) does not fit the data"),
+        ({"preprocess.crop": 40}, "crop=40 is larger"),
+        ({"data.validation": 400}, "validation"),
+        ({"model.embed_dim": 8}, "num_div=12 leaves no channel"),
+    ]:
+        with pytest.raises(ShiftViTError, match=message):
+            train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
+        assert not (tmp_path / "run").exists()
+    nothing = dataclasses.replace(sample, test_images=sample.test_images[:0], test_labels=sample.test_labels[:0])
+    with pytest.raises(ShiftViTError, match="0 test images"):
+        train(recipe(), out=tmp_path / "run", data=nothing)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
+    wanted = resolve(recipe(), load_splits(recipe(), sample))
+    with (
+        held(tmp_path / "run", wanted),
+        pytest.raises(ShiftViTError, match="another process trains in"),
+        held(tmp_path / "run", wanted),
+    ):
+        pass
+
+
+def test_a_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
+    model, _ = build_tiny(sample)
+    save_checkpoint(tmp_path / "state", model, Progress())
+    monkeypatch.setattr("shiftvit.training.checkpoint.keras.config.backend", lambda: "abacus")
+    with pytest.raises(ShiftViTError, match="set KERAS_BACKEND="):
+        load_checkpoint(tmp_path / "state", model)
 
 
 def test_64_images_are_learned_by_heart(tmp_path, sample):
@@ -226,9 +314,22 @@ def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, sample):
     optimizer = {"learning_rate": 1e30, "weight_decay": 0.0}
-    with pytest.raises(ShiftViTError, match=r"the loss is (nan|inf) in epoch 1.*learning_rate"):
+    with pytest.raises(ShiftViTError, match=r"not finite|the loss is (nan|inf)") as caught:
         train(recipe(optimizer=optimizer, schedule={"warmup": 0}), out=tmp_path / "run", data=sample)
+    assert "epoch 1" in str(caught.value)
+    assert "lower train.optimizer.learning_rate" in str(caught.value)
+    assert "last good state" not in str(caught.value)  # there is none
     assert not (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, sample):
+    model, _ = build_tiny(sample)
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, model, Progress(epoch=1))
+    model.trainable_variables[0].assign(np.full(model.trainable_variables[0].shape, np.nan))
+    with pytest.raises(ShiftViTError, match=r"a weight is not finite in epoch 3.*the last good state is in"):
+        save_checkpoint(path, model, Progress(epoch=2))
+    assert load_checkpoint(path, model).epoch == 1
 
 
 def test_a_run_folder_in_use_is_not_touched(finished, tmp_path, sample):
@@ -238,17 +339,17 @@ def test_a_run_folder_in_use_is_not_touched(finished, tmp_path, sample):
         train(resume=finished.path, data=sample)
     with pytest.raises(ShiftViTError, match="no run folder"):
         train(resume=tmp_path, data=sample)
-    with pytest.raises(ShiftViTError, match="keeps its settings"):
-        train(resume=finished.path, **{"train.epochs": 5})
+    for changes in ({"train.epochs": 5}, {"out": tmp_path / "x"}, {"recipe": "cifar10"}):
+        with pytest.raises(ShiftViTError, match="keeps its settings"):
+            train(resume=finished.path, **changes)
 
 
 def test_a_damaged_or_foreign_checkpoint_is_one_clear_error(tmp_path, sample):
-    splits = load_splits(recipe(), sample)
-    model, _ = build(recipe(), splits)
+    model, _ = build_tiny(sample)
     path = tmp_path / "state.safetensors"
     save_checkpoint(path, model, Progress(epoch=2, history=[{"epoch": 1}]))
     assert load_checkpoint(path, model) == Progress(epoch=2, history=[{"epoch": 1}])
-    other, _ = build(recipe(ema=None), splits)
+    other, _ = build_tiny(sample, ema=None)
     with pytest.raises(ShiftViTError, match="of another model or optimizer"):
         load_checkpoint(path, other)
     path.write_bytes(path.read_bytes()[:-100])
@@ -258,18 +359,19 @@ def test_a_damaged_or_foreign_checkpoint_is_one_clear_error(tmp_path, sample):
         load_checkpoint(tmp_path / "missing", model)
 
 
-def test_a_full_disk_keeps_the_last_state(tmp_path, sample, monkeypatch):
-    model, _ = build(recipe(), load_splits(recipe(), sample))
+def test_a_full_disk_keeps_the_last_state(tmp_path, sample):
+    model, _ = build_tiny(sample)
     path = tmp_path / "state.safetensors"
     save_checkpoint(path, model, Progress(epoch=1))
-
-    def full(tensors, temporary, metadata=None):  # noqa: ARG001
-        Path(temporary).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
-    with pytest.raises(ShiftViTError, match="No space left on device"):
-        save_checkpoint(path, model, Progress(epoch=2))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the write fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(ShiftViTError, match=r"cannot write .*File too large"):
+            save_checkpoint(path, model, Progress(epoch=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert load_checkpoint(path, model).epoch == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 

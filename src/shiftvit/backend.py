@@ -15,6 +15,12 @@ from pathlib import Path
 from shiftvit.errors import ShiftViTError, nearest
 
 BACKENDS = ("torch", "jax", "tensorflow")
+KERAS_DEFAULTS = {
+    "floatx": "float32",
+    "epsilon": 1e-07,
+    "backend": "tensorflow",
+    "image_data_format": "channels_last",
+}
 
 
 def installed_backends() -> list[str]:
@@ -49,8 +55,6 @@ def ensure_backend() -> str:
             )
         return wanted
     configured = _configured()
-    # Keras writes a keras.json that says tensorflow at its first import anywhere, so a name in it that is not
-    # installed is nobody's decision.
     choice = configured if configured in installed else installed[0]
     os.environ["KERAS_BACKEND"] = choice
     return choice
@@ -59,7 +63,11 @@ def ensure_backend() -> str:
 def _configured() -> str | None:
     home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
     try:
-        backend = json.loads((home / "keras.json").read_text("utf-8")).get("backend")
-    except (OSError, ValueError, AttributeError):
+        settings = json.loads((home / "keras.json").read_text("utf-8"))
+    except (OSError, ValueError):
         return None
+    # Keras writes exactly this at its first import anywhere, whatever backend runs: that is nobody's decision.
+    if not isinstance(settings, dict) or settings == KERAS_DEFAULTS:
+        return None
+    backend = settings.get("backend")
     return backend if isinstance(backend, str) else None

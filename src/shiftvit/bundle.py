@@ -83,14 +83,14 @@ class Bundle:
         Raises:
             ShiftViTError: no space, no permission, or `path` is something else than a bundle.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = Path(path)
         if path.exists() and not (path / MANIFEST).is_file():
             raise ShiftViTError(f"{str(path)!r} exists and is no bundle, so it is not replaced; name another place")
 
         def write(folder: Path) -> None:
-            save_file(self.weights, folder / WEIGHTS)
+            (folder / WEIGHTS).write_bytes(save(self.weights))
             manifest = {
                 "format": FORMAT,
                 "model": self.config.model_dump(mode="json", exclude={"preset"}),

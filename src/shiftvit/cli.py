@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import Interrupted, ShiftViTError, nearest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +49,9 @@ def options(
     "shiftvit train --set train.optimizer.learning_rate=0.005 --epochs 5 | shiftvit train --resume runs/mine"
 )
 def train(
-    recipe: Annotated[str, typer.Option(help="A recipe's name (see `shiftvit recipes`) or a .toml file.")] = "quick",
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe's name (see `shiftvit recipes`) or a .toml file; default quick.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
@@ -71,13 +73,14 @@ def train(
     if data is not None:
         overrides["data.name"] = data
 
-    from shiftvit.config import Recipe
     from shiftvit.data import sources
 
-    if resume is None:
-        # A wrong setting is told at once, before a framework is loaded.
-        sources.check_name(Recipe.load(recipe, **overrides).data.name)
     _prepare_backend()
+    from shiftvit.training.runfolder import choose_run
+
+    # What is wrong is told at once, before a framework is loaded.
+    chosen, _ = choose_run(recipe, out, resume, overrides)
+    sources.check_name(chosen.data.name)
     from shiftvit.training.fit import train as run_training
 
     run = run_training(recipe, out=out, resume=resume, tensorboard=tensorboard, **overrides)
@@ -178,7 +181,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
     except Exception as error:
-        if hasattr(error, "run") and hasattr(error, "status"):  # train.callbacks.Interrupted, not imported for this
+        if isinstance(error, Interrupted):
             return _fail(str(error), error.status, debug)
         if isinstance(error, ShiftViTError):
             return _fail(str(error), 2, debug)
@@ -251,7 +254,7 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 def _cell(key: str, value: Any) -> str:
     if value is None:
-        return "?"
+        return "" if key == "top1" else "?"
     if key == "multiply_adds":
         return f"{value / 1e6:,.1f} M"
     return f"{value:,}" if isinstance(value, int) else str(value)

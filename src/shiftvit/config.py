@@ -180,12 +180,19 @@ class TrainConfig(Settings):
 class Recipe(Settings):
     """A whole training run."""
 
-    name: str = "custom"
+    name: str = Field("custom", pattern=r"^[\w-][\w.-]*$", description="letters, digits, '.', '_' and '-'")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _patience_outlasts_a_validation(self) -> Self:
+        patience, every = self.train.early_stopping, self.train.validation_every
+        if patience is not None and patience < every:
+            raise ValueError(f"early_stopping={patience} epochs must be at least validation_every={every}; raise it")
+        return self
 
     @model_validator(mode="after")
     def _validation_is_there(self) -> Self:

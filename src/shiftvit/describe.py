@@ -88,7 +88,7 @@ def preset_rows() -> Rows:
                 "depths": "-".join(map(str, config.depths)),
                 "parameters": total["parameters"],
                 "multiply_adds": total["multiply_adds"],
-                "top1": "" if preset.published is None else str(preset.published[0]),
+                "top1": None if preset.published is None else preset.published[0],
             }
         )
     return rows

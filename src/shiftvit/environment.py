@@ -58,7 +58,9 @@ def device_name() -> str:
     if backend == "torch":
         import torch
 
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        if torch.cuda.is_available():
+            return str(torch.cuda.get_device_name())
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     if backend == "jax":
         import jax
 
@@ -83,7 +85,7 @@ def computes_bfloat16() -> bool:
         if backend == "torch":
             import torch
 
-            return bool(torch.cuda.is_bf16_supported())
+            return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
         return True
     flags = _cpuinfo()
     return backend != "jax" and ("avx512_bf16" in flags or "amx_bf16" in flags)

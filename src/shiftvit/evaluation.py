@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ def predict_logits(
     preprocess: Preprocess,
     *,
     batch_size: int = BATCH_SIZE,
-    progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Runs a classifier over images.
 
@@ -33,7 +31,6 @@ def predict_logits(
         images: uint8 `(N, H, W, 3)`.
         preprocess: what the model was trained with.
         batch_size: images at a time.
-        progress: called with the number of images done after each batch.
 
     Returns:
         logits `(N, num_classes)`, float32.
@@ -52,8 +49,6 @@ def predict_logits(
         # A last batch of another size would be compiled anew on jax and tensorflow.
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
         logits[first : first + count] = np.asarray(model.predict_on_batch(padded), np.float32)[:count]
-        if progress is not None:
-            progress(first + count)
     return logits
 
 
@@ -73,8 +68,9 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     if not len(logits):
         raise ShiftViTError("there are 0 images to evaluate on; give at least 1")
     if labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        extent = f"{labels.min()} to {labels.max()}" if labels.size else "none"
         raise ShiftViTError(
-            f"labels of shape {labels.shape}, {labels.min()} to {labels.max()}, do not fit logits of shape "
+            f"labels of shape {labels.shape}, {extent}, do not fit logits of shape "
             f"{logits.shape}; is this the data that the model was trained for?"
         )
     exact = logits.astype(np.float64)

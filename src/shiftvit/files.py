@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shiftvit.errors import ShiftViTError
 
@@ -70,6 +71,26 @@ def sha256(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(file: IO[str], wait: bool) -> bool | None:
+    """Locks a file until it is closed or the process ends, however it ends.
+
+    Returns:
+        True: this process holds the lock; False: another one does; None: there are no such locks here, and
+        unique temporary names and atomic renames alone keep the processes apart.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def unwritable(path: Path, error: OSError) -> ShiftViTError:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data.archives import Arrays, read_authors, read_npm
-from shiftvit.data.fetch import download, notice, npm_pack
-from shiftvit.errors import ShiftViTError
+from shiftvit.data.fetch import download, npm_pack
+from shiftvit.errors import ShiftViTError, notice
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -210,10 +208,10 @@ def _workspace(folder: Path) -> Iterator[Path]:
     """Gives a temporary folder in `folder`, to one process at a time; what killed ones left is deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as lock:
-        alone = _lock(lock, wait=False)
+        alone = files.lock(lock, wait=False)
         if alone is False:
             notice("another process is getting CIFAR-10; waiting for it")
-            alone = _lock(lock, wait=True)
+            alone = files.lock(lock, wait=True)
         if alone:
             _delete_leftovers(folder)
         with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder, ignore_cleanup_errors=True) as work:
@@ -226,7 +224,7 @@ def _sweep(folder: Path) -> None:
         return
     try:
         with (folder / ".lock").open("a") as lock:
-            if _lock(lock, wait=False):
+            if files.lock(lock, wait=False):
                 _delete_leftovers(folder)
     except OSError:
         pass  # a cache that can only be read is as good
@@ -235,23 +233,3 @@ def _sweep(folder: Path) -> None:
 def _delete_leftovers(folder: Path) -> None:
     for leftover in folder.glob("tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _lock(file: IO[str], wait: bool) -> bool | None:
-    """Locks a file until it is closed or the process ends, however it ends.
-
-    Returns:
-        True: this process holds the lock; False: another one does; None: there are no such locks here, and
-        unique temporary names and atomic renames alone keep the processes apart.
-    """
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

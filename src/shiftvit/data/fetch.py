@@ -10,16 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, notice
 
 _CHUNK = 2**20
 _SIZE_LIMIT = 2**28  # bytes; a server that sends on and on must not fill the disk
 _NPM_SECONDS = 900
-
-
-def notice(text: str) -> None:
-    """Prints one line for the user on stderr."""
-    print(f"shiftvit: {text}", file=sys.stderr, flush=True)
 
 
 def download(url: str, target: Path, timeout: float = 20.0) -> None:

@@ -1,8 +1,7 @@
-"""The batches: of a training epoch for Keras `fit`, and of an evaluation."""
+"""The batches of a training epoch for Keras `fit`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -105,14 +104,3 @@ class EpochBatches(keras.utils.PyDataset):
             images = self._preprocess.resized(images)
         images = self._augment(images, self._draws[indices])
         return self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
-
-
-def evaluation_batches(images: NDArray[np.uint8], preprocess: Preprocess, batch_size: int) -> Iterator[Floats]:
-    """Yields float32 (B, h, w, 3), `batch_size` images a time in their order; the last batch may be smaller.
-
-    Raises:
-        ShiftViTError: images of another shape or dtype, or smaller than the crop.
-    """
-    preprocess.check(images)
-    for first in range(0, len(images), batch_size):
-        yield preprocess(images[first : first + batch_size])

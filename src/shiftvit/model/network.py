@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from shiftvit.config import ModelConfig, validated
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import group_width
@@ -79,7 +79,8 @@ class ShiftViTBackbone(_Configured):
             4, "P3" of stride 8 and so on; with a patch size between powers of two the level is rounded down.
 
     Raises:
-        ShiftViTError: arguments that are unknown, out of range or do not fit together.
+        ShiftViTError: arguments that are out of range or do not fit together.
+        TypeError: an unknown argument.
     """
 
     _accepted = frozenset(ModelConfig.model_fields) - {"preset"} - HEAD_ARGUMENTS
@@ -137,7 +138,8 @@ class ShiftViT(_Configured):
         backbone: the `ShiftViTBackbone` inside, which shares the weights.
 
     Raises:
-        ShiftViTError: arguments that are unknown, out of range or do not fit together.
+        ShiftViTError: arguments that are out of range or do not fit together.
+        TypeError: an unknown argument.
     """
 
     _accepted = frozenset(ModelConfig.model_fields) - {"preset"}
@@ -169,7 +171,10 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
     """Validates the arguments each for itself, then how they fit together: channels per stage, size of the maps."""
     unknown = set(arguments) - model._accepted
     if unknown:
-        raise TypeError(f"{type(model).__name__}() got an unexpected keyword argument {sorted(unknown)[0]!r}")
+        name = sorted(unknown)[0]
+        raise TypeError(
+            f"{type(model).__name__}() got an unexpected keyword argument {name!r}; {nearest(name, model._accepted)}"
+        )
     config: ModelConfig = validated(ModelConfig, arguments, type(model).__name__)
     try:
         keras.activations.get(config.activation)

@@ -26,8 +26,6 @@ def group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
         ShiftViTError: four such groups do not fit into the channels, or `num_div` leaves none to move.
     """
     if shift_channels is None:
-        if num_div < 4:
-            raise ShiftViTError(f"num_div={num_div} must be at least 4, a division for each direction; use 12")
         if num_div > channels:
             raise ShiftViTError(
                 f"num_div={num_div} leaves no channel to move out of {channels}; "
@@ -70,8 +68,10 @@ class Shift(keras.layers.Layer):
         super().__init__(**kwargs)
         if shift_pixels < 1:
             raise ShiftViTError(f"shift_pixels={shift_pixels} must be at least 1; for no shift use shift_channels=0")
-        if num_div < 4 or (shift_channels is not None and shift_channels < 0):
-            group_width(max(num_div, 4), num_div, shift_channels)
+        if num_div < 4:
+            raise ShiftViTError(f"num_div={num_div} must be at least 4, a division for each direction; use 12")
+        if shift_channels is not None and shift_channels < 0:
+            raise ShiftViTError(f"shift_channels={shift_channels} must be at least 0; 0 moves nothing")
         if mode not in ("shift", "mask"):
             raise ShiftViTError(f'mode={mode!r} must be "shift" or "mask"; the paper\'s operation is "shift"')
         self.num_div = num_div

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,22 +14,8 @@ from typing import Any, Self
 
 import keras
 
-from shiftvit.errors import ShiftViTError
-from shiftvit.training.checkpoint import LAST, Progress, place_generators, save_checkpoint
-
-
-class Interrupted(Exception):
-    """A run was asked to stop (Ctrl-C or SIGTERM), and its state is saved.
-
-    Attributes:
-        status: the exit status that the convention gives: 130 or 143.
-        run: the run folder, to resume from.
-    """
-
-    def __init__(self, number: int, run: Path) -> None:
-        super().__init__(f"stopped; the state is saved. To go on: shiftvit train --resume {run}")
-        self.status = 128 + number
-        self.run = run
+from shiftvit.errors import Interrupted, ShiftViTError
+from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
 
 
 class Watch(keras.callbacks.Callback):
@@ -47,16 +32,17 @@ class Watch(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.last = run / "checkpoints" / LAST
-        self.seed = seed
         self.progress = progress
+        self.seed = seed
         self.save_every = save_every
         self.first_step = progress.step
-        self.saved_at = time.monotonic()
+        self.saved_at = self.counted_at = time.monotonic()
         self.signal: int | None = None
         self.logs: dict[str, float] = {}
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.first_step = self.progress.step
+        self.counted_at = time.monotonic()
         self.logs = {}
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -66,23 +52,31 @@ class Watch(keras.callbacks.Callback):
             place_generators(self.seed, self.progress, self.last)
         due = time.monotonic() - self.saved_at > self.save_every
         if due or self.signal is not None:
+            self.count_time()
             save_checkpoint(self.last, self.model, self.progress)
             self.saved_at = time.monotonic()
-        if self.signal is not None:
-            raise Interrupted(self.signal, self.run)
+        self.stop_if_asked()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.logs = dict(logs or {})
+
+    def count_time(self) -> None:
+        """Adds the seconds since the last count to the position."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.counted_at
+        self.progress.fit_seconds += now - self.counted_at
+        self.counted_at = now
 
     def check_finite(self) -> None:
         """Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before."""
         loss = self.logs.get("loss", 0.0)
         if not math.isfinite(loss):
-            at = f"epoch {self.progress.epoch + 1}, by step {self.progress.step}"
-            raise ShiftViTError(
-                f"the loss is {loss} in {at}; lower train.optimizer.learning_rate, or set train.precision=float32. "
-                f"The last good state is in {self.run / 'checkpoints'}"
-            )
+            raise not_finite(f"the loss is {loss}", self.progress, self.last.parent)
+
+    def stop_if_asked(self) -> None:
+        """Raises Interrupted if a signal has come; to be called where the state is saved."""
+        if self.signal is not None:
+            raise Interrupted(self.signal, self.run)
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
@@ -179,16 +173,14 @@ class TensorBoardLog:
             from tensorboard.summary import Writer
         except ImportError as error:
             raise ShiftViTError("--tensorboard needs TensorBoard; pip install 'shiftvit[tensorboard]'") from error
-        self.writer = Writer(str(run / "tensorboard"))
+        self.make_writer: Any = lambda: Writer(str(run / "tensorboard"))
+        self.writer: Any = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds one epoch's row."""
+        if self.writer is None:  # only now: a run that fails to start leaves nothing behind
+            self.writer = self.make_writer()
         for key, value in row.items():
             if key != "epoch":
                 self.writer.add_scalar(key, value, row["epoch"])
         self.writer.flush()
-
-
-def say(message: str) -> None:
-    """Prints a line of the run's course to standard error."""
-    print(message, file=sys.stderr, flush=True)

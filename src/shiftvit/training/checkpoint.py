@@ -30,7 +30,6 @@ class Progress:
         step: steps done of the epoch after them.
         seconds: training time so far, validation included.
         fit_seconds: the part of it spent in training steps.
-        images: training images seen.
         best_top1: best validation top-1 so far, 0 to 1; None before the first validation.
         best_epoch: the epoch (from 1) of `best_top1`.
         history: a row an epoch, as in `log.jsonl`.
@@ -40,7 +39,6 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     fit_seconds: float = 0.0
-    images: int = 0
     best_top1: float | None = None
     best_epoch: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -52,13 +50,24 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
     Raises:
         ShiftViTError: no space or no permission.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within an epoch, jax keeps the state outside the variables
-    tensors = {name: _numpy(variable) for name, variable in _state(model).items()} | _generators()
-    header = {"progress": json.dumps(asdict(progress), allow_nan=False)}
-    files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    tensors = {name: _numpy(variable) for name, variable in _state(model).items()}
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise not_finite("a weight is not finite", progress, path.parent)
+    header = {"progress": json.dumps(asdict(progress), allow_nan=False), "backend": keras.config.backend()}
+    # safetensors' own file writing hides the reason of a failure and the folder's permissions.
+    content = save(tensors | _generators(), metadata=header)
+    files.write_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def not_finite(what: str, progress: Progress, folder: Path) -> ShiftViTError:
+    """Returns the error for a training that has left the numbers, with what is left of it."""
+    at = f"epoch {progress.epoch + 1}, step {progress.step}"
+    kept = f"; the last good state is in {folder}" if (folder / LAST).exists() else ""
+    return ShiftViTError(f"{what} in {at}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
 
 
 def load_checkpoint(path: Path, model: Any) -> Progress:
@@ -71,7 +80,14 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+            header = file.metadata()
+            progress = Progress(**json.loads(header["progress"]))
+            backend = keras.config.backend()
+            if header["backend"] != backend:
+                raise ShiftViTError(
+                    f"the run was trained on {header['backend']} and this is {backend}; "
+                    f"set KERAS_BACKEND={header['backend']} to go on with it"
+                )
             variables = _state(model)
             names = {name for name in file.keys() if not name.startswith(GENERATOR)}  # noqa: SIM118  (no mapping)
             if names != variables.keys():
@@ -104,10 +120,10 @@ def place_generators(seed: int, progress: Progress, path: Path) -> None:
     if progress.step == 0:
         torch.manual_seed(int(np.random.default_rng([seed, progress.epoch]).integers(2**62)))
         return
+    restore = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state, "mps": torch.mps.set_rng_state}
     with safe_open(path, framework="pt") as file:
-        for name, restore in ((f"{GENERATOR}cpu", torch.set_rng_state), (f"{GENERATOR}cuda", torch.cuda.set_rng_state)):
-            if name in file.keys() and (name.endswith("cpu") or torch.cuda.is_available()):  # noqa: SIM118
-                restore(file.get_tensor(name))
+        for name in _generators():
+            restore[name.removeprefix(GENERATOR)](file.get_tensor(name))
 
 
 def _state(model: Any) -> dict[str, Any]:
@@ -126,6 +142,8 @@ def _generators() -> dict[str, Any]:
     states = {f"{GENERATOR}cpu": torch.get_rng_state().numpy()}
     if torch.cuda.is_available():
         states[f"{GENERATOR}cuda"] = torch.cuda.get_rng_state().numpy()
+    elif torch.backends.mps.is_available():
+        states[f"{GENERATOR}mps"] = torch.mps.get_rng_state().numpy()
     return states
 
 

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shiftvit.config import Recipe
 from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches
@@ -13,7 +15,7 @@ from shiftvit.data.preprocess import Preprocess
 from shiftvit.evaluation import measure, predict_logits
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
-from shiftvit.training.checkpoint import BEST, LAST, Progress, save_checkpoint
+from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
 from shiftvit.training.optimizer import averaged_weights
 from shiftvit.training.setup import Splits
 
@@ -45,12 +47,10 @@ def fit_epoch(model: Any, recipe: Recipe, splits: Splits, watch: Watch, callback
         shuffle=False,  # `EpochBatches` has its own order
     )
     watch.check_finite()
+    watch.count_time()
     seconds = time.perf_counter() - began
     seen = min(len(batches) * settings.batch_size, len(splits.train[0]))
     progress.epoch, progress.step = epoch + 1, 0
-    progress.seconds += seconds
-    progress.fit_seconds += seconds
-    progress.images += seen
     return {
         "epoch": epoch + 1,
         "loss": float(history.history["loss"][-1]),
@@ -61,9 +61,9 @@ def fit_epoch(model: Any, recipe: Recipe, splits: Splits, watch: Watch, callback
     }
 
 
-def validate(model: Any, recipe: Recipe, splits: Splits, progress: Progress) -> Row:
+def validate(model: Any, recipe: Recipe, splits: Splits, watch: Watch) -> Row:
     """Returns the validation figures, with the averaged weights where the recipe keeps some; {} when none is due."""
-    every, epochs = recipe.train.validation_every, recipe.train.epochs
+    progress, every, epochs = watch.progress, recipe.train.validation_every, recipe.train.epochs
     if splits.validation is None or (progress.epoch % every and progress.epoch != epochs):
         return {}
     began = time.perf_counter()
@@ -71,6 +71,8 @@ def validate(model: Any, recipe: Recipe, splits: Splits, progress: Progress) -> 
     with averaged_weights(model):
         logits = predict_logits(model, images, Preprocess.from_config(recipe.preprocess))
     progress.seconds += time.perf_counter() - began
+    if not np.isfinite(logits).all():
+        raise not_finite("the validation loss is not finite", progress, watch.last.parent)
     found = measure(logits, labels)
     return {f"val_{key}": found[key] for key in ("loss", "top1", "top5")}
 
@@ -83,4 +85,4 @@ def finish_epoch(run: Path, model: Any, progress: Progress, row: Row) -> None:
         progress.best_top1, progress.best_epoch = top1, progress.epoch
         save_checkpoint(run / "checkpoints" / BEST, model, progress)
     save_checkpoint(run / "checkpoints" / LAST, model, progress)
-    runfolder.append_log(run, row)
+    runfolder.write_log(run, progress.history)

@@ -12,13 +12,14 @@ from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.sources import ImageData
+from shiftvit.errors import notice
 from shiftvit.evaluation import measure, predict_logits
 from shiftvit.training import runfolder
-from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch, say
+from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.optimizer import averaged_weights, learning_rates
-from shiftvit.training.setup import Splits, build, load_splits
+from shiftvit.training.setup import Splits, build, load_splits, resolve
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Run:
 
 
 def train(
-    recipe: Recipe | str | Path = "quick",
+    recipe: Recipe | str | Path | None = None,
     *,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -53,7 +54,7 @@ def train(
     """Trains, evaluates and keeps a model.
 
     Args:
-        recipe: a `Recipe`, the name of a shipped one, or the path of a TOML file.
+        recipe: a `Recipe`, the name of a shipped one, or the path of a TOML file; default `quick`.
         out: the run folder to make; default `runs/<recipe>-<date>`.
         resume: a run folder to continue; its own recipe is used and the other arguments must be left out.
         tensorboard: also write TensorBoard's event files, to `tensorboard/` in the run folder.
@@ -65,30 +66,34 @@ def train(
 
     Raises:
         ShiftViTError: a wrong setting or path, a loss that is not finite, no space.
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    recipe, run = runfolder.open_run(recipe, out, resume, overrides)
-    settings = recipe.train
+    recipe, run = runfolder.choose_run(recipe, out, resume, overrides)
+    board = TensorBoardLog(run) if tensorboard else None
     splits = load_splits(recipe, data)
+    recipe = resolve(recipe, splits)
+    settings = recipe.train
     keras.utils.set_random_seed(settings.seed)
     model, steps = build(recipe, splits)
-    progress = Progress()
-    if resume is not None:
-        progress = load_checkpoint(run / "checkpoints" / LAST, model)
-        say(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
-
-    watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60)
-    bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
-    board = TensorBoardLog(run) if tensorboard else None
-    with watch.catching_signals(), bar:
-        while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
-            row = fit_epoch(model, recipe, splits, watch, [bar])
-            row |= validate(model, recipe, splits, progress)
-            finish_epoch(run, model, progress, row)
-            bar.epoch_line(row)
-            if board is not None:
-                board.write(row)
-    return keep(run, recipe, splits, model, steps, progress)
+    with runfolder.held(run, recipe):
+        progress = Progress()
+        if (run / "checkpoints" / LAST).is_file():
+            progress = load_checkpoint(run / "checkpoints" / LAST, model)
+            notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
+        watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60)
+        bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
+        with watch.catching_signals():
+            with bar:
+                while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
+                    row = fit_epoch(model, recipe, splits, watch, [bar])
+                    row |= validate(model, recipe, splits, watch)
+                    finish_epoch(run, model, progress, row)
+                    bar.epoch_line(row)
+                    if board is not None:
+                        board.write(row)
+                    watch.stop_if_asked()
+            notice(f"evaluating on {len(splits.test[0]):,} test images")
+            return keep(run, recipe, splits, model, steps, progress)
 
 
 def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, progress: Progress) -> Run:
@@ -100,10 +105,12 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
     with averaged_weights(model):
         bundle = Bundle.from_model(model, splits.class_names, preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form
+    each = min(steps * recipe.train.batch_size, len(splits.train[0]))
+    seen = progress.epoch * each
     metrics: dict[str, Any] = {
         "train": {
             "seconds": round(progress.seconds, 2),
-            "images_per_second": round(progress.images / max(progress.fit_seconds, 1e-9), 1),
+            "images_per_second": round(seen / max(progress.fit_seconds, 1e-9), 1),
             "epochs": progress.epoch,
             "images": len(splits.train[0]),
             "best_epoch": progress.best_epoch,
@@ -119,4 +126,6 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
 
 
 def _out_of_patience(patience: int | None, progress: Progress) -> bool:
-    return patience is not None and progress.best_epoch is not None and progress.epoch - progress.best_epoch >= patience
+    if patience is None or progress.best_epoch is None or "val_top1" not in progress.history[-1]:
+        return False
+    return progress.epoch - progress.best_epoch >= patience

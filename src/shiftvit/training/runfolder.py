@@ -12,9 +12,11 @@ figures/           learning curves, confusion matrix, a grid of predictions
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +31,73 @@ from shiftvit.evaluation import confusion
 RECIPE = "recipe.toml"
 
 
-def open_run(
-    recipe: Recipe | str | Path, out: str | Path | None, resume: str | Path | None, overrides: dict[str, Any]
+def choose_run(
+    recipe: Recipe | str | Path | None, out: str | Path | None, resume: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:
-    """Makes a new run folder with its recipe and environment, or opens the one to resume.
+    """Returns the recipe and the run folder to make or to go on with; nothing is written yet.
 
     Raises:
-        ShiftViTError: a folder that is in use or cannot be written, or a run that cannot be resumed.
+        ShiftViTError: settings that are wrong, a folder that is in use, or a run that cannot be resumed.
     """
     if resume is not None:
-        return _open_resumed(Path(resume), out, overrides)
-    if isinstance(recipe, Recipe):
-        if overrides:
-            raise ShiftViTError(
-                f"overrides ({', '.join(overrides)}) need a recipe's name or file; build them into the Recipe"
-            )
-    else:
-        recipe = Recipe.load(recipe, **overrides)
-    stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    run = Path(out) if out is not None else _unused(Path("runs") / f"{recipe.name}-{stamp}")
+        return _choose_resumed(Path(resume), recipe, out, overrides)
+    if isinstance(recipe, Recipe) and overrides:
+        raise ShiftViTError(
+            f"overrides ({', '.join(overrides)}) need a recipe's name or file; build them into the Recipe"
+        )
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe.load("quick" if recipe is None else recipe, **overrides)
+    if out is None:
+        stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+        return recipe, _unused(Path("runs") / f"{recipe.name}-{stamp}")
+    run = Path(out)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ShiftViTError(
             f"{str(run)!r} exists and is not an empty folder; name another with --out, or go on with --resume {run}"
         )
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(run, error) from error
-    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True, exclude={"model"}) | _model_table(recipe))
-    files.write_json(run / "environment.json", environment.describe_environment())
-    files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
     return recipe, run
 
 
-def append_log(run: Path, row: dict[str, Any]) -> None:
-    """Adds an epoch's row to `log.jsonl`."""
-    line = json.dumps(row, allow_nan=False) + "\n"
+@contextlib.contextmanager
+def held(run: Path, recipe: Recipe) -> Iterator[None]:
+    """Makes the run folder with its recipe and environment where that is missing, and keeps other processes out of it.
+
+    Raises:
+        ShiftViTError: a folder that cannot be written, or that another process trains in.
+    """
     try:
-        with (run / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "figures").mkdir(exist_ok=True)
+        lock = (run / ".lock").open("a")
     except OSError as error:
-        raise files.unwritable(run / "log.jsonl", error) from error
+        raise files.unwritable(run, error) from error
+    with lock:
+        if files.lock(lock, wait=False) is False:
+            raise ShiftViTError(
+                f"another process trains in {str(run)!r}; wait for it, or name another folder with --out"
+            )
+        for leftover in (run / "checkpoints").glob(".*.tmp*"):  # of a run that was killed while it saved
+            leftover.unlink(missing_ok=True)
+        if not (run / RECIPE).is_file():
+            files.write_json(run / "environment.json", environment.describe_environment())
+            text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+            files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
+        yield
+
+
+def write_log(run: Path, history: list[dict[str, Any]]) -> None:
+    """Writes `log.jsonl`, a row an epoch."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
+    files.write_file(run / "log.jsonl", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `log.jsonl`; the last of each epoch, where a resumed run repeated one."""
+    """Returns the rows of `log.jsonl`."""
     try:
         lines = (run / "log.jsonl").read_text("utf-8").splitlines()
     except OSError as error:
         raise ShiftViTError(f"{str(run)!r} has no log to read ({error.strerror}); is it a run folder?") from error
-    rows = [json.loads(line) for line in lines if line.strip()]
-    return list({row["epoch"]: row for row in rows}.values())
+    return [json.loads(line) for line in lines]
 
 
 def write_results(
@@ -99,10 +117,6 @@ def write_results(
     )
     files.write_file(run / "model.keras", model.save)
     images, labels = test
-    try:
-        (run / "figures").mkdir(exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(run / "figures", error) from error
     matrix = confusion(logits, labels)
     rates, steps = schedule
     curves = run / "figures" / "learning_curves.png"
@@ -112,25 +126,17 @@ def write_results(
     files.write_json(run / "metrics.json", metrics)
 
 
-def _open_resumed(run: Path, out: str | Path | None, overrides: dict[str, Any]) -> tuple[Recipe, Path]:
-    if out is not None or overrides:
-        named = ", ".join([*overrides, *(["--out"] if out is not None else [])])
-        raise ShiftViTError(
-            f"a resumed run keeps its settings, so {named} cannot be changed; leave it out, or start a new run"
-        )
+def _choose_resumed(
+    run: Path, recipe: Recipe | str | Path | None, out: str | Path | None, overrides: dict[str, Any]
+) -> tuple[Recipe, Path]:
+    changed = [*overrides, *(["--out"] if out is not None else []), *(["--recipe"] if recipe is not None else [])]
+    if changed:
+        raise ShiftViTError(f"a resumed run keeps its settings, so {', '.join(changed)} cannot be given; leave it out")
     if not (run / RECIPE).is_file():
         raise ShiftViTError(f"{str(run)!r} is no run folder (it has no {RECIPE}); give the folder that training made")
     if (run / "metrics.json").is_file():
         raise ShiftViTError(f"the run {str(run)!r} is complete; evaluate it, or start a new one for more epochs")
-    recipe = Recipe.load(run / RECIPE)
-    if not (run / "checkpoints" / "last.safetensors").is_file():
-        raise ShiftViTError(f"the run {str(run)!r} stopped before its first checkpoint; start it anew")
-    return recipe, run
-
-
-def _model_table(recipe: Recipe) -> dict[str, Any]:
-    # Only what was set: the rest follows from the preset, as it did the first time.
-    return {"model": recipe.model.model_dump(mode="json", exclude_unset=True, exclude_none=True)}
+    return Recipe.load(run / RECIPE), run
 
 
 def _unused(path: Path) -> Path:

@@ -8,11 +8,13 @@ from typing import Any
 import keras
 
 from shiftvit import environment
-from shiftvit.config import Recipe
+from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
 from shiftvit.data.pipeline import batches_per_epoch
 from shiftvit.data.preprocess import Preprocess
+from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
+from shiftvit.presets import find_preset
 from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
 
 
@@ -34,6 +36,8 @@ def load_splits(recipe: Recipe, data: sources.ImageData | None = None) -> Splits
         images.train_labels, settings.validation, stratify=settings.stratify, seed=settings.split_seed
     )
     train = train[: settings.limit]
+    if not len(images.test_images):
+        raise ShiftViTError(f"the data set {images.name} has 0 test images, which a run ends with; give at least 1")
     taken = (images.train_images[validation], images.train_labels[validation]) if len(validation) else None
     return Splits(
         train=(images.train_images[train], images.train_labels[train]),
@@ -43,22 +47,40 @@ def load_splits(recipe: Recipe, data: sources.ImageData | None = None) -> Splits
     )
 
 
-def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
-    """Returns the compiled model and the number of steps an epoch."""
-    settings = recipe.train
-    arguments = recipe.model.arguments()
-    height, width = Preprocess.from_config(recipe.preprocess).output_shape(*splits.train[0].shape[1:3])
-    arguments.setdefault("image_shape", (height, width, 3))
-    arguments.setdefault("num_classes", len(splits.class_names))
-    precision = settings.precision
+def resolve(recipe: Recipe, splits: Splits) -> Recipe:
+    """Returns the recipe with everything decided that it leaves to the preset, the data and the machine.
+
+    Raises:
+        ShiftViTError: no such preset, or a model that does not fit the images or the classes.
+    """
+    preset = recipe.model.preset
+    arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
+    explicit = recipe.model.model_fields_set
+    shape = (*Preprocess.from_config(recipe.preprocess).output_shape(*splits.train[0].shape[1:3]), 3)
+    classes = len(splits.class_names)
+    for key, fitting in (("image_shape", shape), ("num_classes", classes)):
+        if key in explicit and arguments[key] != fitting:
+            raise ShiftViTError(
+                f"model.{key}={arguments[key]} does not fit the data, which gives {fitting}; leave it out"
+            )
+        arguments[key] = fitting
+    precision = recipe.train.precision
     if precision == "auto":
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
-    arguments["dtype"] = precision
-    preset = recipe.model.preset
-    model = ShiftViT.from_preset(preset, **arguments) if preset else ShiftViT(**arguments)
+    return recipe.model_copy(
+        update={
+            "model": ModelConfig(**{**ModelConfig().model_dump(exclude={"preset"}), **arguments}),
+            "train": recipe.train.model_copy(update={"precision": precision}),
+        }
+    )
 
+
+def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
+    """Returns the compiled model of a resolved recipe and the number of steps an epoch."""
+    settings = recipe.train
+    model = ShiftViT(**recipe.model.arguments(), dtype=settings.precision)
     steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
-    optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=precision == "mixed_bfloat16")
+    optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=settings.precision == "mixed_bfloat16")
     optimizer.build(model.trainable_variables)
     model.compile(
         optimizer=optimizer,
