@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -89,6 +90,8 @@ class Watch(keras.callbacks.Callback):
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
+            # Not `print`: the handler may run within one.
+            os.write(2, b"\nshiftvit: stopping after this step; once more stops at once\n")
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
