@@ -99,6 +99,15 @@ def test_every_figure_stands_in_a_committed_result():
         assert result["environment"]["processor"].split(" 64-Core")[0] in README
 
 
+def test_the_agreement_with_the_published_models_is_the_committed_one():
+    (name,) = re.findall(r"\(benchmarks/results/(parity-[\w.-]+\.json)\)", README)
+    backends = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))["backends"]
+    assert [run["backend"] for run in backends] == ["torch", "jax", "tensorflow"]
+    for reference in ("official_gn1", "official_bn_relu", "keras_example"):
+        figures = [f"{run[reference]['logits']:.0e}".replace("e-0", "e-") for run in backends]
+        assert " / ".join(figures) in README, reference
+
+
 def test_links_to_our_own_files_are_whole():
     for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text("utf-8")):
