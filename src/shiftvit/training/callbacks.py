@@ -119,9 +119,9 @@ class ProgressBar(keras.callbacks.Callback):
         self.epochs, self.steps, self.batch_size, self.watch = epochs, steps, batch_size, watch
         self.bar = Bar(
             TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %  {task.fields[state]}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=10),  # so that a line fits into 80 columns
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self.console,
             transient=True,
