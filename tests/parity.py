@@ -41,7 +41,7 @@ def official(name: str) -> dict[str, float]:
     return {**differences, "logits": _difference(model.predict(images, verbose=0), arrays["logits"])}
 
 
-def example() -> dict[str, float]:
+def example(shift_mode: str = "mask") -> dict[str, float]:
     with np.load(GOLDEN / "keras_example.npz") as reference:
         arrays = dict(reference)
     config = ast.literal_eval(str(arrays["config"]))
@@ -51,6 +51,7 @@ def example() -> dict[str, float]:
         depths=config["num_shift_blocks_per_stages"],
         mlp_ratio=config["mlp_expand_ratio"],
         num_div=config["num_div"],
+        shift_mode=shift_mode,
     )
     shiftvit.convert.load_keras_example(model, GOLDEN / "keras_example.npz")
     preprocessed = shiftvit.Preprocess(resize=52, crop=48)(arrays["x"])

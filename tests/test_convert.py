@@ -63,6 +63,10 @@ def test_keras_examples_logits_come_out() -> None:
     assert max(differences.values()) <= 2e-4, differences
 
 
+def test_with_true_shifts_the_example_would_give_something_else() -> None:
+    assert parity.example(shift_mode="shift")["logits"] == pytest.approx(0.32, abs=0.005)
+
+
 def as_torch(weights: Weights) -> dict[str, Any]:
     torch = pytest.importorskip("torch")
     return {name: torch.nn.Parameter(torch.tensor(value)) for name, value in weights.items()}
