@@ -123,8 +123,8 @@ def _shift_by_slices(x: Any, group: int, pixels: int) -> Any:
 def _shift_by_convolution(x: Any, group: int, pixels: int) -> Any:
     """A depthwise convolution whose kernels hold a single 1.
 
-    On a processor it is 2 to 4 times faster than slices, forward and backward (`benchmarks/shift.py`): oneDNN reads and writes each value once,
-    where slices and a concatenation make five passes and five zero-filled gradients.
+    On a processor it is 2 to 4 times faster than slices, forward and backward (`benchmarks/shift.py`): oneDNN reads and
+    writes each value once, where slices and a concatenation make five passes and five zero-filled gradients.
     """
     import torch
 
