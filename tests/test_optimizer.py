@@ -11,7 +11,7 @@ import pytest
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
-from shiftvit.training.optimizer import SmoothedCrossentropy, averaged_weights, build_optimizer
+from shiftvit.training.optimizer import SmoothedCrossentropy, Top1, averaged_weights, build_optimizer
 from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
 from tensors import normal, set_random_weights, to_numpy
 
@@ -246,3 +246,27 @@ def test_fit_leaves_the_trained_weights_in_the_model(model: ShiftViT, name: str)
     assert len(seen) == 2
     for path, value in values(model).items():
         np.testing.assert_array_equal(value, seen[-1][path])
+
+
+def test_shares_of_classes_give_the_crossentropy_of_their_mixture():
+    """The loss is linear in the target, so a mixture's loss is the mixture of the losses; Keras' own agrees."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4)).astype("float32")
+    a, b, share = rng.integers(0, 4, 6), rng.integers(0, 4, 6), rng.random(6).astype("float32")
+    target = np.eye(4, dtype="float32")[a] * share[:, None] + np.eye(4, dtype="float32")[b] * (1 - share)[:, None]
+    loss = SmoothedCrossentropy(0.1, reduction="none")
+    parts = [keras.ops.convert_to_numpy(loss(label.astype("int32"), logits)) for label in (a, b)]
+    found = keras.ops.convert_to_numpy(loss(target, logits))
+    np.testing.assert_allclose(found, share * parts[0] + (1 - share) * parts[1], rtol=1e-5)
+    theirs = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, reduction="none")
+    np.testing.assert_allclose(found, keras.ops.convert_to_numpy(theirs(target, logits)), rtol=1e-5)
+
+
+def test_top1_takes_labels_and_shares():
+    logits = np.array([[1.0, 2, 0], [3, 0, 0], [0, 0, 1], [0, 5, 0]], "float32")
+    labels = np.array([1, 0, 1, 1], "int32")
+    for target in (labels, np.eye(3, dtype="float32")[labels] * 0.6 + 0.4 / 3):
+        metric = Top1()
+        metric.update_state(target, logits)
+        assert float(metric.result()) == pytest.approx(0.75)
+    assert Top1.from_config(Top1().get_config()).name == "top1"

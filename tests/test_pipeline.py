@@ -170,3 +170,13 @@ def test_faults_are_named(
 def test_there_is_no_batch_beyond_the_last(sample: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(IndexError, match="batch 9"):
         batches(*sample)[9]
+
+
+def test_mixed_batches_have_shares_and_are_reproducible(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    augment = Augment(pad=2, mixup=0.8, cutmix=1.0)
+    first, again = (batches(*sample, augment=augment, classes=12)[3] for _ in range(2))
+    assert first[1].shape == (32, 12)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    resumed = batches(*sample, augment=augment, classes=12, start=3)[0]
+    np.testing.assert_array_equal(first[0], resumed[0])

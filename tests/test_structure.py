@@ -24,6 +24,7 @@ ORDER = [
     "environment",
     "data.preprocess",
     "data.augment",
+    "data.mix",
     "data.fetch",
     "data.archives",
     "data.cifar10",

@@ -124,6 +124,10 @@ class AugmentConfig(Settings):
     pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
     random_crop: bool = Field(True, description="crop at a random place in training")
     flip: bool = Field(True, description="mirror left to right with probability 1/2")
+    mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="where both are on: the share of CutMix among them")
 
 
 class OptimizerConfig(Settings):

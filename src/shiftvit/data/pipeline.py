@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.augment import Augment
+from shiftvit.data.mix import Mix
 from shiftvit.data.preprocess import Floats, Preprocess
 from shiftvit.errors import ShiftViTError
 
@@ -33,15 +34,17 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 class EpochBatches(keras.utils.PyDataset):
     """The batches of one training epoch, for `model.fit(batches, shuffle=False, epochs=1)`.
 
-    Item `i` is batch `start + i` of the epoch: float32 images (B, h, w, 3) and int32 labels (B,). It is a
-    pure function of the images, the settings, `seed`, `epoch` and that number, the same whatever the workers
-    and the order of access, so an epoch can be taken up again at any batch.
+    Item `i` is batch `start + i` of the epoch: float32 images (B, h, w, 3) and int32 labels (B,), or each image's
+    shares of the classes, float32 (B, classes), where the augmentation mixes images. It is a pure function of the
+    images, the settings, `seed`, `epoch` and that number, the same whatever the workers and the order of access, so an
+    epoch can be taken up again at any batch.
 
     Args:
         images: uint8 (N, H, W, 3), N at least 1.
         labels: whole numbers (N,).
         preprocess: resizes and normalises (mean and std are per channel); its crop is the size of the result.
-        augment: crops and mirrors what is resized, before it is normalised.
+        augment: crops and mirrors what is resized, before it is normalised, and mixes what is.
+        classes: how many there are; only mixing needs it. None: the largest label and one.
         batch_size: images in a batch; fewer images than that make one batch of all.
         seed, epoch: 0 or more; they choose the order and the augmentation.
         start: batches of the epoch to leave out from its beginning.
@@ -60,6 +63,7 @@ class EpochBatches(keras.utils.PyDataset):
         preprocess: Preprocess,
         augment: Augment,
         batch_size: int,
+        classes: int | None = None,
         seed: int,
         epoch: int,
         start: int = 0,
@@ -88,13 +92,15 @@ class EpochBatches(keras.utils.PyDataset):
         # Where the crop is not random, it is that of inference.
         origin = preprocess.crop_origin(*resized)
         self._draws = augment.draw(seed, epoch, len(images), *resized, crop, origin)
+        self._mix = Mix.draw(augment, seed, epoch, len(images))
+        self._classes = int(labels.max()) + 1 if classes is None else classes
 
     def __len__(self) -> int:
         """Returns how many batches are left, counted from `start`."""
         return self._total - self._start
 
-    def __getitem__(self, index: int) -> tuple[Floats, NDArray[np.int32]]:
-        """Returns batch `start + index`: float32 (B, h, w, 3) and int32 (B,)."""
+    def __getitem__(self, index: int) -> tuple[Floats, NDArray[np.int32] | Floats]:
+        """Returns batch `start + index`: float32 (B, h, w, 3) and int32 (B,) or float32 (B, classes)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} is not among the {len(self)} left; use 0..{len(self) - 1}")
         first = (self._start + index) * self._batch_size
@@ -103,4 +109,5 @@ class EpochBatches(keras.utils.PyDataset):
         if self._preprocess.resize:
             images = self._preprocess.resized(images)
         images = self._augment(images, self._draws[indices])
-        return self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
+        normalised, labels = self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
+        return self._mix(normalised, labels, indices, self._classes) if self._mix else (normalised, labels)

@@ -30,6 +30,7 @@ def fit_epoch(model: Any, recipe: Recipe, splits: Splits, watch: Watch, callback
         preprocess=Preprocess.from_config(recipe.preprocess),
         augment=Augment.from_config(recipe.augment),
         batch_size=settings.batch_size,
+        classes=len(splits.class_names),
         seed=settings.seed,
         epoch=progress.epoch,
         start=progress.step,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import keras
-
 from shiftvit import environment
 from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
@@ -15,7 +13,7 @@ from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
-from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
+from shiftvit.training.optimizer import SmoothedCrossentropy, Top1, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,6 @@ def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
     model.compile(
         optimizer=optimizer,
         loss=SmoothedCrossentropy(settings.label_smoothing),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="top1")],
+        metrics=[Top1()],
     )
     return model, steps

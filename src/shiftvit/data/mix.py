@@ -1,0 +1,84 @@
+"""MixUp and CutMix: an image blended with, or patched by, another one of its batch, and the labels with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.config import AugmentConfig
+from shiftvit.data.preprocess import Floats
+
+# Keeps these draws apart from others of the same seed and epoch.
+_STREAM = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """Mixes each image with the one before it in the batch (the first with the last).
+
+    MixUp (Zhang et al., 2018, section 2) keeps a share `lam` of the image and adds `1 - lam` of the other; CutMix (Yun
+    et al., 2019, equations 1 and 2) replaces a box of `1 - lam` of the area. `lam` is from Beta(alpha, alpha), and
+    chance is drawn for a whole epoch at once, by image, from the seed and the epoch alone.
+
+    Attributes:
+        share: float64 (N,): what MixUp keeps of each of an epoch's images; 1 where it is not applied.
+        box: float64 (N, 3): of CutMix' box the centre's row and column and the side, as shares of the image's height
+            and width; a side of 0 where it is not applied.
+    """
+
+    share: NDArray[np.float64]
+    box: NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, config: AugmentConfig, seed: int, epoch: int, count: int) -> Self | None:
+        """Draws for an epoch of `count` images; None where the settings mix nothing."""
+        if not (config.mixup or config.cutmix) or not config.mix_probability:
+            return None
+        generator = np.random.default_rng([seed, epoch, _STREAM])
+        chance = generator.random((4, count))
+        mixed = chance[0] < config.mix_probability
+        cut = mixed & (chance[1] < (config.mix_switch if config.mixup and config.cutmix else bool(config.cutmix)))
+        blend = generator.beta(config.mixup or 1.0, config.mixup or 1.0, count)
+        keep = generator.beta(config.cutmix or 1.0, config.cutmix or 1.0, count)
+        side = np.where(cut, np.sqrt(1.0 - keep), 0.0)
+        return cls(np.where(mixed & ~cut, blend, 1.0), np.stack([chance[2], chance[3], side], axis=1))
+
+    def __call__(
+        self, images: Floats, labels: NDArray[Any], indices: NDArray[np.int64], classes: int
+    ) -> tuple[Floats, Floats]:
+        """Applies the draws of `indices`, the batch's images in the epoch.
+
+        Args:
+            images: float32 (B, H, W, 3).
+            labels: whole numbers below `classes`, (B,).
+            indices: (B,), each image's place in the draws.
+            classes: how many there are.
+
+        Returns:
+            The mixed images, float32 (B, H, W, 3), and each one's shares of the classes, float32 (B, classes), that
+            sum to 1. With CutMix these are the areas, counted after the box was clipped to the image.
+        """
+        height, width = images.shape[1:3]
+        row, column, side = self.box[indices].T
+        outside = ~(
+            _within(row, side, height)[:, :, None] & _within(column, side, width)[:, None, :]
+        )  # (B, H) x (B, W) -> (B, H, W)
+        own = (self.share[indices, None, None] * outside).astype(np.float32)[..., None]  # (B, H, W, 1)
+        one_hot = np.eye(classes, dtype=np.float32)[labels]  # (B,) -> (B, classes)
+        share = own.mean(axis=(1, 2))  # (B, H, W, 1) -> (B, 1)
+        return (
+            images * own + np.roll(images, 1, axis=0) * (1 - own),
+            one_hot * share + np.roll(one_hot, 1, axis=0) * (1 - share),
+        )
+
+
+def _within(centre: NDArray[np.float64], side: NDArray[np.float64], extent: int) -> NDArray[np.bool_]:
+    """Returns (B, extent): which lines a box of that centre and side, in shares of the extent, covers."""
+    # As in the paper the side is cut to whole pixels and the centre may lie anywhere, so boxes can stick out.
+    pixels = (side * extent).astype(np.int64)
+    first = (centre * extent).astype(np.int64) - pixels // 2
+    line = np.arange(extent)
+    return (line >= first[:, None]) & (line < (first + pixels)[:, None])

@@ -1,0 +1,82 @@
+"""MixUp and CutMix: shares that sum to one and agree with the pixels, draws that depend on seed, epoch and image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shiftvit.config import AugmentConfig
+from shiftvit.data.mix import Mix
+
+
+def mixed(count=64, height=8, width=8, seed=0, **config):
+    """Returns the shares and the pixels of images whose every pixel is the image's own index."""
+    mix = Mix.draw(AugmentConfig(**config), seed, 3, count)
+    images = np.arange(count, dtype=np.float32)[:, None, None, None] * np.ones((1, height, width, 3), np.float32)
+    pixels, shares = mix(images, np.arange(count), np.arange(count), count)
+    return pixels, shares
+
+
+def test_nothing_is_drawn_where_nothing_is_on():
+    assert Mix.draw(AugmentConfig(), 0, 0, 10) is None
+    assert Mix.draw(AugmentConfig(mixup=0.8, mix_probability=0.0), 0, 0, 10) is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.sampled_from([{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 0.3, "mix_probability": 0.7}]),
+)
+def test_the_shares_are_those_of_the_pixels(count, height, width, config):
+    pixels, shares = mixed(count, height, width, **config)
+    assert pixels.shape == (count, height, width, 3)
+    assert shares.dtype == np.float32
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+    # A pixel is its image's index, so an image's mean is the mean index under the shares.
+    np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), shares @ np.arange(count), atol=1e-3)
+
+
+def test_cutmix_replaces_one_rectangle():
+    pixels, _ = mixed(cutmix=1.0)
+    for index, image in enumerate(pixels[..., 0]):
+        other = (index - 1) % len(pixels)
+        assert set(np.unique(image)) <= {index, other}
+        rows, columns = np.nonzero(image == other)
+        if len(rows):
+            assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+
+
+def test_mixup_blends_evenly():
+    pixels, shares = mixed(mixup=0.8)
+    assert np.ptp(pixels, axis=(1, 2, 3)).max() < 1e-4
+    own = shares[np.arange(64), np.arange(64)]
+    assert 0 < own.min() < 0.5 < own.max() <= 1
+
+
+def test_probability_and_switch_are_shares_of_the_images():
+    mix = Mix.draw(AugmentConfig(mixup=1.0, cutmix=1.0, mix_probability=0.6, mix_switch=0.25), 0, 0, 20_000)
+    cut, blended = mix.box[:, 2] > 0, mix.share < 1
+    assert not (cut & blended).any()
+    assert cut.mean() == pytest.approx(0.15, abs=0.01)
+    assert blended.mean() == pytest.approx(0.45, abs=0.01)
+
+
+def test_the_kept_share_has_the_law_of_the_papers():
+    """Beta(1, 1) is uniform; a box keeps `lam` of the area before it is clipped."""
+    kept = Mix.draw(AugmentConfig(mixup=1.0), 0, 0, 50_000).share
+    np.testing.assert_allclose(np.quantile(kept, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
+    area = Mix.draw(AugmentConfig(cutmix=1.0), 0, 0, 50_000).box[:, 2] ** 2
+    np.testing.assert_allclose(np.quantile(area, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
+
+
+def test_draws_depend_on_seed_and_epoch_alone():
+    config = AugmentConfig(mixup=0.8, cutmix=1.0)
+    first, again = (Mix.draw(config, 1, 2, 50) for _ in range(2))
+    np.testing.assert_array_equal(first.box, again.box)
+    np.testing.assert_array_equal(first.share, again.share)
+    for other in (Mix.draw(config, 2, 2, 50), Mix.draw(config, 1, 3, 50)):
+        assert not np.array_equal(first.box, other.box)
