@@ -1,5 +1,6 @@
 # make demo   train, evaluate and keep a ShiftViT on real CIFAR-10
 # make test   lint, types and all tests
+# make bench-export   every export format and precision, measured, into benchmarks/results and docs/export.md
 # BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
 
 PYTHON ?= python3
@@ -8,13 +9,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench-export clean
 
 demo: $(VENV)/.ready-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/shiftvit train --recipe quick
 
 test: $(VENV)/.ready-test lint
 	$(BIN)/python -m pytest
+
+bench-export: $(VENV)/.ready-test
+	$(BIN)/python benchmarks/exports.py
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
@@ -31,7 +35,7 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt | $(VENV)/.made
 	@touch $@
 
 $(VENV)/.ready-test: pyproject.toml constraints.txt | $(VENV)/.made
-	$(PIP) --editable '.[torch,jax,tensorflow,tensorboard,test]'
+	$(PIP) --editable '.[torch,jax,tensorflow,tensorboard,export,test]'
 	@touch $@
 
 clean:

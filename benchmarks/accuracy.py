@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
             out = Path(folder) / f"seed{seed}"
-            command = [sys.executable, "-m", "shiftvit.cli", "train", "--recipe", arguments.recipe, "--out", str(out)]
+            command = [sys.executable, "-m", "shiftvit", "train", "--recipe", arguments.recipe, "--out", str(out)]
             for item in [f"train.seed={seed}", *arguments.overrides]:
                 command += ["--set", item]
             began = time.perf_counter()

@@ -19,7 +19,7 @@ from shiftvit.errors import ShiftViTError
 
 def shiftvit(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "shiftvit.cli", *arguments],
+        [sys.executable, "-m", "shiftvit", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -44,7 +44,7 @@ def test_help_is_quick_and_shows_the_commands():
         answer = shiftvit("--help")
         seconds.append(time.perf_counter() - began)
     assert answer.returncode == 0
-    for command in ("train", "evaluate", "info", "data", "recipes"):
+    for command in ("predict", "train", "evaluate", "export", "pack", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
     assert min(seconds) < 0.5
 
@@ -65,7 +65,7 @@ def test_help_is_quick_and_shows_the_commands():
         (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
         (["evaluate"], "Missing argument"),
-        (["info", "shiftvit_tiny_r3"], "is neither a preset nor a path; did you mean 'shiftvit_tiny_r"),
+        (["info", "shiftvit_tiny_r3"], "is neither a name nor a path; did you mean 'shiftvit_tiny_r"),
         (["data", "cifar10", "--from", "nowhere.tar.gz"], "nowhere.tar.gz"),
     ],
 )

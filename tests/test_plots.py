@@ -34,15 +34,6 @@ def test_confusion_matrix(classes, tmp_path):
     assert is_drawn(tmp_path / "x.png")
 
 
-@pytest.mark.parametrize("count", [1, 5, 100])
-def test_prediction_grid(count, tmp_path):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    logits = rng.normal(size=(count, 3)).astype(np.float32)
-    plots.prediction_grid(images, logits, rng.integers(3, size=count), ("a", "b", "c"), tmp_path / "x.png")
-    assert is_drawn(tmp_path / "x.png")
-
-
 def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
         plots.confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "missing" / "x.png")

@@ -44,7 +44,7 @@ def test_default_is_division_by_255() -> None:
 def test_reproduces_the_keras_example() -> None:
     with np.load(GOLDEN / "keras_example.npz") as example:
         images, expected = example["x"], example["preprocessed"]
-    result = Preprocess(resize=52, crop=48, crop_position="top_left")(images)
+    result = Preprocess(resize=52, crop=48, crop_position="top_left", round_pixels=False)(images)
     assert np.abs(result - expected).max() < 1e-5
 
 
@@ -154,8 +154,51 @@ def test_an_image_does_not_depend_on_its_batch(preprocess: Preprocess) -> None:
 def test_steps_are_the_whole() -> None:
     images = pictures(4, 20, 30, 3)
     preprocess = Preprocess(resize=24, crop=(20, 31), mean=(1.0, 2.0, 3.0), std=50.0)
-    steps = preprocess.normalised(preprocess.cropped(preprocess.resized(images)))
-    np.testing.assert_array_equal(preprocess(images), steps)
+    resized = preprocess.cropped(preprocess.resized(images))
+    np.testing.assert_array_equal(preprocess(images), preprocess.normalised(preprocess.pixels(images)))
+    np.testing.assert_array_equal(preprocess.pixels(images), np.rint(resized))
+    unrounded = preprocess.model_copy(update={"round_pixels": False})
+    np.testing.assert_array_equal(unrounded(images), preprocess.normalised(resized))
+
+
+def test_pixels_are_whole_and_stay_in_range() -> None:
+    edges = np.zeros((1, 8, 8, 3), np.uint8)
+    edges[:, :, 4:] = 255
+    found = Preprocess(resize=23, interpolation="bicubic").pixels(edges)
+    assert found.dtype == np.uint8
+    assert found[0, 0, 0, 0] == 0
+    assert found[0, 0, -1, 0] == 255  # the overshoot beside the edge is clipped, not wrapped
+    assert (np.diff(found[0, 0, :, 0].astype(int)) >= -6).all()
+
+
+def test_a_large_image_is_resized_in_blocks_to_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pictures(2, 60, 90, 3)
+    whole = Preprocess(resize=(13, 17)).resized(image)
+    monkeypatch.setattr("shiftvit.data.preprocess._BLOCK", 3 * 60 * 7)
+    np.testing.assert_allclose(Preprocess(resize=(13, 17)).resized(image), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (100, 40), (17, 300), (1, 1)])
+def test_fitted_takes_any_image_and_leaves_fitting_ones_alone(shape: tuple[int, int]) -> None:
+    fitted = Preprocess(mean=3.0).fitted(32, 32)
+    assert fitted.mean == 3.0
+    assert fitted.pixels(pictures(1, *shape, 3)).shape == (1, 32, 32, 3)
+    own = pictures(1, 32, 32, 3)
+    np.testing.assert_array_equal(fitted.pixels(own), own)
+    assert fitted.fitted(32, 32) == fitted
+
+
+def test_fitted_keeps_what_fits_and_refuses_what_does_not() -> None:
+    example = Preprocess(resize=52, crop=48)
+    assert example.fitted(48, 48) is example
+    for other in (Preprocess(resize=52), Preprocess(crop=40), Preprocess(resize=(48, 40))):
+        with pytest.raises(ShiftViTError, match="set both to fit"):
+            other.fitted(48, 48)
+
+
+def test_an_absurdly_elongated_image_is_refused_before_memory_is_spent() -> None:
+    with pytest.raises(ShiftViTError, match="too elongated"):
+        Preprocess(resize=224).resized_shape(1, 10_000_000)
 
 
 def test_normalising_leaves_its_input_alone() -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import shiftvit
 from sample import load_sample
@@ -45,7 +46,11 @@ def stand_in(tmp_path_factory):
 
 def test_every_command_runs(stand_in, tmp_path):
     seen = set()
-    for _, *arguments in commands():
+    Image.fromarray(load_sample().test_images[0]).save(tmp_path / "cat.jpg")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(load_sample().test_images[1]).save(tmp_path / "photos" / "ship.png")
+    # Training first: the others use its run.
+    for _, *arguments in sorted(commands(), key=lambda command: command[1] != "train"):
         name = arguments[0]
         seen.add(name)
         if name == "data":
@@ -59,14 +64,14 @@ def test_every_command_runs(stand_in, tmp_path):
             given = ["--epochs"] if "--epochs" in arguments else []
             arguments += SMALL[2:] if given else SMALL
         answer = subprocess.run(
-            [sys.executable, "-m", "shiftvit.cli", *arguments],
+            [sys.executable, "-m", "shiftvit", *arguments],
             cwd=tmp_path,
             env=stand_in,
             capture_output=True,
             text=True,
         )
         assert answer.returncode == 0, (arguments, answer.stderr)
-    assert seen == {"train", "evaluate", "info", "recipes", "data"}
+    assert seen == {"predict", "train", "evaluate", "export", "pack", "info", "recipes", "data"}
 
 
 def test_the_python_code_runs(tmp_path, monkeypatch):

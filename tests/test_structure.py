@@ -23,11 +23,14 @@ ORDER = [
     "backend",
     "environment",
     "data.preprocess",
+    "data.formats",
+    "data.images",
     "data.augment",
     "data.mix",
     "data.fetch",
     "data.archives",
     "data.cifar10",
+    "data.listing",
     "data.sources",
     "data.pipeline",
     "model.shift",
@@ -35,10 +38,20 @@ ORDER = [
     "model.blocks",
     "model.network",
     "model.convert",
+    "container",
     "bundle",
+    "metadata",
     "describe",
     "evaluation",
     "plots",
+    "grid",
+    "runtimes",
+    "predict",
+    "exports.formats",
+    "exports.onnx_graphs",
+    "exports.build",
+    "exports.gate",
+    "exports.driver",
     "training.schedule",
     "training.optimizer",
     "training.checkpoint",
@@ -47,9 +60,18 @@ ORDER = [
     "training.runfolder",
     "training.epoch",
     "training.fit",
-    "cli",
+    "benchmark",
+    "cli.tables",
+    "cli.rows",
+    "cli.train",
+    "cli.show",
+    "cli.predict",
+    "cli.export",
+    "cli.benchmark",
+    "cli.main",
+    "__main__",
 ]
-PACKAGES = {"", "data", "model", "training"}
+PACKAGES = {"", "data", "model", "training", "exports", "cli"}
 
 
 def modules():
@@ -103,9 +125,10 @@ def test_nothing_that_can_run_code_from_a_file():
     "statement",
     [
         "import shiftvit",
-        "import shiftvit.cli",
+        "import shiftvit.cli.main",
         "import shiftvit; shiftvit.Recipe.load('quick')",
         "import shiftvit.describe",
+        "import shiftvit; shiftvit.Predictor.from_pretrained('cifar10')",
     ],
 )
 def test_importing_loads_no_framework(statement):

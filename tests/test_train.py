@@ -168,7 +168,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(number, status, tmp_path):
     (tmp_path / "long.toml").write_text(tomli_w.dumps(recipe(epochs=5000).model_dump(exclude_unset=True)))
     run = tmp_path / "my run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "shiftvit.cli", "train", "--recipe", str(tmp_path / "long.toml"), "--out", str(run)],
+        [sys.executable, "-m", "shiftvit", "train", "--recipe", str(tmp_path / "long.toml"), "--out", str(run)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])},

@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from shiftvit.data.preprocess import Preprocess as Preprocess
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation import evaluate as evaluate
+    from shiftvit.exports.driver import export as export
     from shiftvit.model.network import ShiftViT as ShiftViT
     from shiftvit.model.network import ShiftViTBackbone as ShiftViTBackbone
     from shiftvit.model.shift import Shift as Shift
+    from shiftvit.predict import Prediction as Prediction
+    from shiftvit.predict import Predictor as Predictor
     from shiftvit.training.fit import Run as Run
     from shiftvit.training.fit import train as train
     from shiftvit.training.schedule import WarmUpCosine as WarmUpCosine
 
 _HOME = {
     "Bundle": "shiftvit.bundle",
+    "Prediction": "shiftvit.predict",
+    "Predictor": "shiftvit.predict",
     "Preprocess": "shiftvit.data.preprocess",
     "Recipe": "shiftvit.config",
     "Run": "shiftvit.training.fit",
@@ -34,6 +39,7 @@ _HOME = {
     "ShiftViTError": "shiftvit.errors",
     "WarmUpCosine": "shiftvit.training.schedule",
     "evaluate": "shiftvit.evaluation",
+    "export": "shiftvit.exports.driver",
     "train": "shiftvit.training.fit",
 }
 _MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.presets"}

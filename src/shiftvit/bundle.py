@@ -1,12 +1,14 @@
-"""`Bundle`: a trained model as a folder of two files that hold data only.
+"""`Bundle`: a trained model as a folder or a zip archive of files that hold data only.
 
 `model.safetensors` has the weights; `bundle.json` the format's version, the model's configuration, the labels, the
-preprocessing, the metrics, library versions and the SHA-256 of the weights. Loading checks all of it and builds the
-model from the configuration: nothing in a bundle is ever executed.
+preprocessing, the metrics, library versions and the SHA-256 of every other file; `model.onnx`, which not all have, the
+same model as a graph that needs no framework. Loading checks all of it and builds the model from the configuration:
+nothing in a bundle is ever executed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +17,22 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import ValidationError
 
-from shiftvit import files
 from shiftvit.config import ModelConfig, Settings
+from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+GRAPH = "model.onnx"
 MANIFEST = "bundle.json"
+# The trained models that the package comes with, one folder each.
+PRETRAINED = Path(__file__).parent / "pretrained"
 
 Weights = dict[str, np.ndarray[Any, Any]]
 
 
-class _Manifest(Settings):
+class Manifest(Settings):
     """The content of `bundle.json`."""
 
     format: Literal[1]
@@ -47,9 +52,10 @@ class Bundle:
         config: the model's constructor arguments.
         labels: the class names, in the order of the logits.
         preprocess: what turns uint8 images into the model's input.
-        weights: variable path to float32 array.
+        weights: variable path to array, float32 or (in half the space) float16.
         metrics: what was measured, as in a run's `metrics.json`.
         versions: library name to the version that wrote the bundle.
+        graph: the model as an ONNX graph, or None.
     """
 
     config: ModelConfig
@@ -58,6 +64,7 @@ class Bundle:
     weights: Weights = field(repr=False)
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    graph: bytes | None = field(default=None, repr=False)
 
     @classmethod
     def from_model(
@@ -74,11 +81,24 @@ class Bundle:
             raise ShiftViTError(
                 f"{len(labels)} labels do not name {model.settings.num_classes} classes; give one for each"
             )
-        weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in _weights(model)}
+        weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
         return cls(model.settings, tuple(labels), preprocess, weights, metrics or {}, versions())
 
+    def halved(self) -> Self:
+        """Returns the bundle with its weights rounded to float16, and without a graph, which would differ.
+
+        Raises:
+            ShiftViTError: a weight is too large for float16.
+        """
+        with np.errstate(over="ignore"):
+            weights = {path: value.astype(np.float16) for path, value in self.weights.items()}
+        for path, value in weights.items():
+            if not np.isfinite(value).all():
+                raise ShiftViTError(f"{path!r} has values beyond 65504, the largest of float16; keep float32 weights")
+        return dataclasses.replace(self, weights=weights, graph=None)
+
     def save(self, path: str | Path) -> Path:
-        """Writes the folder `path`, whole or not at all; one that exists is replaced.
+        """Writes the folder `path`, or a zip archive if it ends in ".zip", whole or not at all; a bundle is replaced.
 
         Raises:
             ShiftViTError: no space, no permission, or `path` is something else than a bundle.
@@ -86,23 +106,22 @@ class Bundle:
         from safetensors.numpy import save
 
         path = Path(path)
-        if path.exists() and not (path / MANIFEST).is_file():
+        if path.exists() and open_container(path, MANIFEST) is None:
             raise ShiftViTError(f"{str(path)!r} exists and is no bundle, so it is not replaced; name another place")
-
-        def write(folder: Path) -> None:
-            (folder / WEIGHTS).write_bytes(save(self.weights))
-            manifest = {
-                "format": FORMAT,
-                "model": self.config.model_dump(mode="json", exclude={"preset"}),
-                "labels": list(self.labels),
-                "preprocess": self.preprocess.model_dump(mode="json"),
-                "metrics": self.metrics,
-                "versions": self.versions,
-                "files": {WEIGHTS: files.sha256(folder / WEIGHTS)},
-            }
-            files.write_json(folder / MANIFEST, manifest)
-
-        files.write_folder(path, write)
+        contents = {WEIGHTS: save(self.weights)}
+        if self.graph is not None:
+            contents[GRAPH] = self.graph
+        manifest = {
+            "format": FORMAT,
+            "model": self.config.model_dump(mode="json", exclude={"preset"}),
+            "labels": list(self.labels),
+            "preprocess": self.preprocess.model_dump(mode="json"),
+            "metrics": self.metrics,
+            "versions": self.versions,
+            "files": {name: digest(content) for name, content in contents.items()},
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        write_container(path, {**contents, MANIFEST: text.encode()})
         return path
 
     @classmethod
@@ -110,81 +129,116 @@ class Bundle:
         """Reads and checks a bundle.
 
         Args:
-            path: the bundle's folder, or a run folder that holds one as `bundle/`.
+            path: the bundle's folder or zip archive, a run folder that holds one as `bundle/`, or the name of a model
+                that the package comes with.
 
         Raises:
             ShiftViTError: no bundle there, a newer format, or a file that is damaged or does not fit.
         """
         from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        folder = find_bundle(path)
+        container = find_bundle(path)
+        manifest = read_manifest(container)
         try:
-            tree = json.loads((folder / MANIFEST).read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ShiftViTError(f"{str(folder / MANIFEST)!r} cannot be read ({error}); restore the bundle") from error
-        version = tree.get("format") if isinstance(tree, dict) else None
-        if isinstance(version, int) and version > FORMAT:
+            weights = load(read_checked(container, manifest, WEIGHTS))
+        except (SafetensorError, KeyError, ValueError) as error:
+            if isinstance(error, ShiftViTError):
+                raise
             raise ShiftViTError(
-                f"{str(folder)!r} has format {version} and this shiftvit reads up to {FORMAT}; update shiftvit"
-            )
-        try:
-            manifest = _Manifest.model_validate(tree)
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in fault["loc"]) or "its top level"
-            raise ShiftViTError(
-                f"{str(folder / MANIFEST)!r} is no valid bundle: {where}: {fault['msg']}; restore it"
+                f"{WEIGHTS!r} in {str(container.where)!r} cannot be read ({error}); restore the bundle"
             ) from error
-        if manifest.files.keys() != {WEIGHTS}:
-            raise ShiftViTError(
-                f"{str(folder)!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it"
-            )
-        try:
-            if files.sha256(folder / WEIGHTS) != manifest.files[WEIGHTS]:
-                raise ShiftViTError(
-                    f"{str(folder / WEIGHTS)!r} is damaged: its SHA-256 is not the recorded one; restore it"
-                )
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise ShiftViTError(f"{str(folder / WEIGHTS)!r} cannot be read ({error}); restore the bundle") from error
-        return cls(manifest.model, manifest.labels, manifest.preprocess, weights, manifest.metrics, manifest.versions)
+        graph = read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None
+        return cls(
+            manifest.model, manifest.labels, manifest.preprocess, weights, manifest.metrics, manifest.versions, graph
+        )
 
-    def build(self) -> Any:
-        """Returns the `ShiftViT` with these weights, under the current Keras backend and dtype policy.
+    def build(self, dtype: str | None = None) -> Any:
+        """Returns the `ShiftViT` with these weights, under the current Keras backend.
+
+        Args:
+            dtype: the Keras dtype policy; None: the global one.
 
         Raises:
             ShiftViTError: weights that do not fit the configuration.
         """
         from shiftvit.model.network import ShiftViT
 
-        model = ShiftViT(**self.config.model_dump(exclude={"preset"}))
-        variables = {variable.path: variable for variable in _weights(model)}
+        model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
+        variables = {variable.path: variable for variable in model.weights}
         fits = variables.keys() == self.weights.keys() and all(
             tuple(variable.shape) == self.weights[path].shape for path, variable in variables.items()
         )
         if not fits:
             raise ShiftViTError("the bundle's weights do not fit its own model configuration; restore the bundle")
         for path, variable in variables.items():
-            variable.assign(self.weights[path])
+            variable.assign(np.asarray(self.weights[path], np.float32))
         return model
 
 
-def find_bundle(path: str | Path) -> Path:
-    """Returns the bundle's folder for `path`: itself, or its subfolder `bundle`.
+def pretrained_names() -> list[str]:
+    """Returns the names of the models that the package comes with."""
+    return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def find_bundle(path: str | Path) -> Container:
+    """Returns the files of the bundle for `path`: there, in its subfolder `bundle`, or that of a name.
 
     Raises:
         ShiftViTError: there is none.
     """
-    path = Path(path)
-    for folder in (path, path / "bundle"):
-        if (folder / MANIFEST).is_file():
-            return folder
+    given, path = path, Path(path)
+    for place in (path, path / "bundle"):
+        if (container := open_container(place, MANIFEST)) is not None:
+            return container
+    if str(given) in pretrained_names() and (named := open_container(PRETRAINED / given, MANIFEST)) is not None:
+        return named
     if (path / "recipe.toml").is_file():
         raise ShiftViTError(f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {path}")
     there = "is no bundle and holds none" if path.exists() else "does not exist"
-    raise ShiftViTError(f"{str(path)!r} {there}; give a run folder or a bundle (a folder with {MANIFEST})")
+    raise ShiftViTError(
+        f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
+        f"{', '.join(pretrained_names())}"
+    )
 
 
-def _weights(model: Any) -> list[Any]:
-    return list(model.weights)
+def read_manifest(container: Container) -> Manifest:
+    """Reads and checks a bundle's JSON.
+
+    Raises:
+        ShiftViTError: it is damaged, of a newer format, or lists other files than a bundle has.
+    """
+    where = str(container.where)
+    content = container.read(MANIFEST)
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ShiftViTError(f"{MANIFEST!r} in {where!r} cannot be read ({error}); restore the bundle") from error
+    version = tree.get("format") if isinstance(tree, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise ShiftViTError(f"{where!r} has format {version} and this shiftvit reads up to {FORMAT}; update shiftvit")
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in fault["loc"]) or "its top level"
+        raise ShiftViTError(
+            f"{MANIFEST!r} in {where!r} is no valid bundle: {key}: {fault['msg']}; restore it"
+        ) from error
+    if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
+        raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")
+    return manifest
+
+
+def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
+    """Returns a file's content after its hash is checked.
+
+    Raises:
+        ShiftViTError: it is missing or damaged.
+    """
+    content = container.read(name)
+    if digest(content) != manifest.files[name]:
+        raise ShiftViTError(
+            f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 is not the recorded one; restore it"
+        )
+    return content

@@ -108,6 +108,10 @@ class PreprocessConfig(Settings):
     mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
     std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
+    round_pixels: bool = Field(
+        True,
+        description="round what was resized to whole pixel values, in evaluation and inference: exports take those",
+    )
 
     @model_validator(mode="after")
     def _std_is_positive(self) -> Self:

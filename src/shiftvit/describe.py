@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftvit.bundle import Bundle, find_bundle
+from shiftvit.bundle import Bundle, find_bundle, pretrained_names
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.presets import PRESETS
@@ -60,8 +60,9 @@ def describe(name: str) -> dict[str, Any]:
             top1, where = preset.published
             notes.append(f"published top-1: {top1} % ({where})")
         return _described(f"Preset {name}", ModelConfig(**preset.arguments), notes)
-    if not Path(name).exists():
-        raise ShiftViTError(f"{name!r} is neither a preset nor a path; {nearest(name, PRESETS)} Or give a run folder.")
+    if not Path(name).exists() and name not in pretrained_names():
+        valid = [*PRESETS, *pretrained_names()]
+        raise ShiftViTError(f"{name!r} is neither a name nor a path; {nearest(name, valid)} Or give a run folder.")
     bundle = Bundle.load(name)
     notes = [f"classes: {', '.join(bundle.labels[:12])}{' ...' if len(bundle.labels) > 12 else ''}"]
     notes.append(f"preprocessing: {bundle.preprocess.model_dump(exclude_none=True)}")
@@ -72,7 +73,7 @@ def describe(name: str) -> dict[str, Any]:
                 f"{split}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f} "
                 f"({found['n']:,} images)"
             )
-    return _described(f"Model in {find_bundle(name)}", bundle.config, notes)
+    return _described(f"Model in {find_bundle(name).where}", bundle.config, notes)
 
 
 def preset_rows() -> Rows:

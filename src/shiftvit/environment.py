@@ -11,7 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("shiftvit", "keras", "numpy", "torch", "jax", "tensorflow", "pillow", "safetensors", "scikit-learn")
+PACKAGES = (
+    *("shiftvit", "keras", "numpy", "torch", "jax", "tensorflow", "pillow", "safetensors", "scikit-learn"),
+    *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "ai-edge-litert"),
+)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -23,7 +26,7 @@ def describe_environment() -> dict[str, Any]:
         "backend": keras.config.backend(),
         "device": device_name(),
         "processor": processor_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
         "git_commit": _git_commit(),
@@ -40,6 +43,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def cores() -> int:
+    """Returns how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:

@@ -52,6 +52,13 @@ def predict_logits(
     return logits
 
 
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the probabilities for logits `(N, C)`, float32 `(N, C)`."""
+    exact = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = exact / exact.sum(axis=1, keepdims=True)
+    return result
+
+
 def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]:
     """Returns `{"loss", "top1", "top5", "n"}`: mean cross-entropy in nats and shares of hits, from 0 to 1.
 

@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves, confusion matrix, predictions. Written as PNG, whole or not at all."""
+"""Figures of a run: learning curves and confusion matrix. Written as PNG, whole or not at all."""
 
 from __future__ import annotations
 
@@ -77,49 +77,6 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
                 text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(picture, ax=axes, label="% of the true class", shrink=0.8)
-    _write(figure, path)
-
-
-def prediction_grid(
-    images: NDArray[np.uint8],
-    logits: NDArray[np.float32],
-    truth: NDArray[Any],
-    labels: tuple[str, ...],
-    path: Path,
-    *,
-    columns: int = 6,
-    rows: int = 4,
-) -> None:
-    """Draws the first images with predicted class and confidence; wrong ones are red and name the true class.
-
-    Args:
-        images: uint8 `(N, H, W, 3)`.
-        logits: `(N, C)`.
-        truth: whole-number labels `(N,)`.
-        labels: the C class names.
-        path: the PNG to write.
-        columns: pictures side by side.
-        rows: at most so many lines of them.
-    """
-    shown = min(len(images), columns * rows)
-    rows = max(1, -(-shown // columns))
-    exact = np.exp(logits[:shown] - logits[:shown].max(axis=1, keepdims=True))
-    probability = exact / exact.sum(axis=1, keepdims=True)
-    predicted = probability.argmax(axis=1)
-    hits = int((predicted == truth[:shown]).sum())
-    figure = _figure(1.75 * columns, 2.05 * rows + 0.6)
-    figure.suptitle(f"Predictions on the first {shown} test images: {hits} right", fontweight="bold")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for index, axes in enumerate(grid.flat[:shown]):
-        axes.imshow(images[index], interpolation="nearest")
-        right = predicted[index] == truth[index]
-        name = labels[predicted[index]]
-        text = f"{name}, {100 * probability[index, predicted[index]]:.0f} %"
-        if not right:
-            text += f"\n(is: {labels[int(truth[index])]})"
-        axes.set_title(text, fontsize=9, color=GREEN if right else RED)
     _write(figure, path)
 
 

@@ -15,16 +15,24 @@ Images = NDArray[Any]  # (N, H, W, 3), uint8 or float32 on the 0..255 scale
 Floats = NDArray[np.float32]
 
 
+_CENTRE = {"crop_position": "center"}
+# A resized image larger than this comes of an absurd aspect ratio; the model sees a vanishing part of it.
+_MAX_RESIZED = 2**25
+# Values of an image that are converted to float at a time: 16 MiB.
+_BLOCK = 2**22
+
+
 class Preprocess(PreprocessConfig):
     """Turns images into the model's input; called on uint8 (N, H, W, 3), it returns float32 (N, h, w, 3).
 
-    Three steps, each a method of its own:
+    Steps, each a method of its own (`pixels` is the first three):
 
     1. `resized`: to `resize`, with half-pixel centres. Shrinking averages over every pixel that is covered
        (antialiased), enlarging interpolates.
     2. `cropped`: `crop` pixels at `crop_position`, which is the top left corner unless it is set to "center"
        (an odd margin's smaller half is then at the top and the left).
-    3. `normalised`: `(x - mean) / std` in each channel; `mean` and `std` are on the 0..255 scale.
+    3. Rounding to uint8, which is what exported graphs take, unless `round_pixels` is false.
+    4. `normalised`: `(x - mean) / std` in each channel; `mean` and `std` are on the 0..255 scale.
 
     With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
     """
@@ -35,7 +43,7 @@ class Preprocess(PreprocessConfig):
         return cls(**dict(config))
 
     def __call__(self, images: Images) -> Floats:
-        """Resizes, crops and normalises.
+        """Resizes, crops, rounds and normalises.
 
         Args:
             images: uint8 (N, H, W, 3), RGB; N may be 0.
@@ -46,8 +54,48 @@ class Preprocess(PreprocessConfig):
         Raises:
             ShiftViTError: another dtype or shape, or images smaller than the crop.
         """
+        return self.normalised(self.pixels(images) if self.round_pixels else self._unrounded(images))
+
+    def pixels(self, images: Images) -> NDArray[np.uint8]:
+        """Resizes, crops and rounds: what an exported graph, which normalises by itself, is given.
+
+        Args:
+            images: uint8 (N, H, W, 3), RGB; N may be 0.
+
+        Returns:
+            uint8 (N, h, w, 3), where `(h, w)` is `output_shape(H, W)`. Halves are rounded to the even value.
+
+        Raises:
+            ShiftViTError: another dtype or shape, or images smaller than the crop.
+        """
+        result = self._unrounded(images)
+        if result.dtype == np.uint8:
+            return result
+        return np.clip(np.rint(result), 0, 255).astype(np.uint8)  # bicubic overshoots
+
+    def _unrounded(self, images: Images) -> Images:
         self.check(images)
-        return self.normalised(self.cropped(self.resized(images) if self.resize else images))
+        return self.cropped(self.resized(images) if self.resize else images)
+
+    def fitted(self, height: int, width: int) -> Self:
+        """Returns what gives `height` x `width` pixels from any image: these settings if they do, or with a resizing.
+
+        Where neither `resize` nor `crop` decides the size (models that are trained on images of one size), the result
+        scales an image until it covers that size and cuts the centre out. Images that have it stay as they are.
+
+        Raises:
+            ShiftViTError: the settings give another size than that.
+        """
+        if self.resize is None and self.crop is None:
+            return self.model_copy(update={"resize": min(height, width), "crop": (height, width), **_CENTRE})
+        # A square image and two elongated ones: what is right for all three is right for every one.
+        for shape in ((4096, 4096), (4096, 8192), (8192, 4096)):
+            if (found := self.output_shape(*shape)) != (height, width):
+                raise ShiftViTError(
+                    f"this preprocessing (resize={self.resize}, crop={self.crop}) makes {found[0]} x {found[1]} pixels "
+                    f"of an image of {shape[0]} x {shape[1]} and the model takes {height} x {width}; set both to fit"
+                )
+        return self
 
     def check(self, images: Any) -> None:
         """Raises ShiftViTError unless `images` are uint8 (N, H, W, 3) and large enough for the crop."""
@@ -75,7 +123,13 @@ class Preprocess(PreprocessConfig):
         if isinstance(self.resize, tuple):
             return self.resize
         shorter = min(height, width)
-        return self.resize * height // shorter, self.resize * width // shorter
+        size = self.resize * height // shorter, self.resize * width // shorter
+        if size[0] * size[1] > max(_MAX_RESIZED, 16 * self.resize**2):
+            raise ShiftViTError(
+                f"an image of {height} x {width} pixels is too elongated: with its shorter side at {self.resize} "
+                f"it would have {size[0]} x {size[1]}; crop it first"
+            )
+        return size
 
     def output_shape(self, height: int, width: int) -> tuple[int, int]:
         """Returns (h, w), the pixels that the model gets from an image of `height` x `width` pixels.
@@ -112,8 +166,13 @@ class Preprocess(PreprocessConfig):
             rows, columns = (_nearest(old, new) for old, new in zip(size, target, strict=True))
             return images[:, rows[:, None], columns].astype(np.float32)
         vertical, horizontal = (_weights(a, b, self.interpolation) for a, b in zip(size, target, strict=True))
-        planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)  # (N, 3, H, W)
-        small = np.matmul(np.matmul(vertical, planes), horizontal.T)  # (N, 3, h, w)
+        # In blocks of columns, so that a large photograph does not need four times its memory as floats.
+        step = max(1, _BLOCK // (3 * size[0]))
+        narrow = [
+            np.matmul(vertical, np.ascontiguousarray(block.transpose(0, 3, 1, 2), dtype=np.float32))
+            for block in (images[:, :, first : first + step] for first in range(0, size[1], step))
+        ]  # each (N, 3, h, <= step)
+        small = np.matmul(np.concatenate(narrow, axis=3), horizontal.T)  # (N, 3, h, W) -> (N, 3, h, w)
         return np.ascontiguousarray(small.transpose(0, 2, 3, 1), dtype=np.float32)  # (N, h, w, 3)
 
     def cropped(self, images: Images) -> Images:

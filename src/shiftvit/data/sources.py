@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.data import cifar10
 from shiftvit.errors import ShiftViTError, nearest
 
 
@@ -42,6 +43,11 @@ def check_name(name: str) -> None:
     """Raises ShiftViTError unless there is a data set of that name."""
     if name not in _LOADERS:
         raise ShiftViTError(f"there is no data set {name!r}; {nearest(name, _LOADERS)}")
+
+
+def with_classes(class_names: tuple[str, ...]) -> str | None:
+    """Returns the name of the data set that has these classes, or None."""
+    return next((name for name, known in _CLASSES.items() if known == class_names), None)
 
 
 def split(
@@ -113,10 +119,11 @@ def _check_strata(labels: NDArray[np.integer[Any]], count: int) -> None:
 
 
 def _cifar10() -> ImageData:
-    from shiftvit.data.cifar10 import CLASS_NAMES, load_cifar10
-
-    x_train, y_train, x_test, y_test = load_cifar10()
-    return ImageData(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), CLASS_NAMES, name="cifar10")
+    x_train, y_train, x_test, y_test = cifar10.load_cifar10()
+    return ImageData(
+        x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), cifar10.CLASS_NAMES, name="cifar10"
+    )
 
 
 _LOADERS: dict[str, Callable[[], ImageData]] = {"cifar10": _cifar10}
+_CLASSES = {"cifar10": cifar10.CLASS_NAMES}

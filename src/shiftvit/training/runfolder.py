@@ -13,6 +13,7 @@ figures/           learning curves, confusion matrix, a grid of predictions
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import os
@@ -26,9 +27,12 @@ from shiftvit import environment, files, plots
 from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.errors import ShiftViTError
-from shiftvit.evaluation import confusion
+from shiftvit.evaluation import confusion, softmax
+from shiftvit.grid import Tile, prediction_grid
 
 RECIPE = "recipe.toml"
+# Images in the grid of predictions.
+_SHOWN = 24
 
 
 def choose_run(
@@ -112,9 +116,7 @@ def write_results(
     logits: Any,
 ) -> None:
     """Writes the model, the figures and, last, `metrics.json`, whose presence says that the run is complete."""
-    Bundle(bundle.config, bundle.labels, bundle.preprocess, bundle.weights, metrics, bundle.versions).save(
-        run / "bundle"
-    )
+    dataclasses.replace(bundle, metrics=metrics).save(run / "bundle")
     files.write_file(run / "model.keras", model.save)
     images, labels = test
     matrix = confusion(logits, labels)
@@ -122,8 +124,18 @@ def write_results(
     curves = run / "figures" / "learning_curves.png"
     plots.learning_curves(history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
     plots.confusion_matrix(matrix, bundle.labels, run / "figures" / "confusion_matrix.png")
-    plots.prediction_grid(images, logits, labels, bundle.labels, run / "figures" / "predictions.png")
+    _draw_predictions(run / "figures" / "predictions.png", images[:_SHOWN], logits[:_SHOWN], labels, bundle.labels)
     files.write_json(run / "metrics.json", metrics)
+
+
+def _draw_predictions(path: Path, images: Any, logits: Any, truth: Any, labels: tuple[str, ...]) -> None:
+    rows = softmax(logits)
+    tiles = [
+        Tile(image, labels[row.argmax()], float(row.max()), labels[int(label)])
+        for image, row, label in zip(images, rows, truth[: len(rows)], strict=True)
+    ]
+    hits = sum(bool(tile.right) for tile in tiles)
+    prediction_grid(tiles, path, f"The first {len(tiles)} test images: {hits} right")
 
 
 def _choose_resumed(

@@ -1,0 +1,82 @@
+"""Every export format in every precision: size, agreement, accuracy and images/s, from the gate's own reports.
+
+    python benchmarks/exports.py
+
+Exports the model that the package comes with, compares on all 10,000 test images of CIFAR-10 and writes
+benchmarks/results/exports-DATE.json and the table in docs/export.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shiftvit.exports.driver import REPORT, export
+from shiftvit.exports.formats import FORMATS
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "export.md"
+IMAGES = 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="cifar10", help="run folder, bundle or the name of a model")
+    model = parser.parse_args().model
+    reports = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, row in FORMATS.items():
+            for precision in row.precisions:
+                out = Path(folder) / f"{name}-{precision}"
+                export(model, name, precision, out=out, data="cifar10", images=IMAGES)
+                reports.append(json.loads((out / REPORT).read_text("utf-8")))
+    result = {
+        "command": "python benchmarks/exports.py",
+        "date": datetime.date.today().isoformat(),
+        "model": model,
+        "processor": reports[0]["processor"],
+        "threads": reports[0]["threads"],
+        "versions": reports[0]["versions"],
+        "exports": [{k: v for k, v in r.items() if k not in ("processor", "threads", "versions")} for r in reports],
+    }
+    path = RESULTS / f"exports-{result['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    text = DOCUMENT.read_text("utf-8")
+    text = re.sub(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", table(result), text, flags=re.DOTALL)
+    text = re.sub(r"exports-\d{4}-\d\d-\d\d\.json", path.name, text)
+    DOCUMENT.write_text(text, "utf-8")
+    print(table(result))
+    print(f"wrote {path.name} and the table in {DOCUMENT.name}")
+
+
+def table(result: dict[str, Any]) -> str:
+    """Returns the Markdown table of a result."""
+    lines = [
+        "| format | precision | MB | largest difference | same class | top-1 | change | images/s, 1 | images/s, 64 |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["exports"]:
+        rates = row["images_per_second"]
+        cells = [
+            row["format"],
+            row["precision"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['max_difference']:.0e}",
+            f"{row['top1_agreement']:.2%}",
+            f"{row['top1']:.2%}",
+            f"{row['top1_change']:+.2f}",
+            f"{rates['1']:,.0f}",
+            f"{rates['64']:,.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

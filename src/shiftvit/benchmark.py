@@ -1,0 +1,155 @@
+"""Images a second, and what share that is of this machine's own peak, measured in the same run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from shiftvit.bundle import Bundle
+from shiftvit.config import ModelConfig
+from shiftvit.describe import stage_rows
+from shiftvit.environment import computes_bfloat16, describe_environment
+from shiftvit.errors import ShiftViTError
+from shiftvit.presets import PRESETS
+
+# Rows and columns of the matrices that the peak is measured with: large enough that nothing else counts.
+_SIDE = 2048
+_WARM_UP = 2
+# A backward pass has two matrix products for each one of the forward pass.
+_TRAINING_FACTOR = 3
+
+
+def benchmark(
+    model: str = "cifar10",
+    *,
+    train: bool = False,
+    batch_sizes: Sequence[int] = (1, 64),
+    repeats: int = 5,
+    seconds: float = 1.0,
+    runtime: str = "auto",
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """Measures a model on this machine.
+
+    Args:
+        model: a preset, a run folder, a bundle or the name of a packaged model; for prediction also an export.
+        train: measure training steps (forward, backward, update) on the Keras backend, not prediction.
+        batch_sizes: images a step.
+        repeats: measurements for each batch size, after a warm-up.
+        seconds: how long each takes at least.
+        runtime: what predicts; see `shiftvit.runtimes`.
+        precision: of training: "float32", "mixed_bfloat16" or "auto".
+
+    Returns:
+        `{"model", "mode", "runtime", "precision", "peak_gflops", "gflop_per_image", "rows", "environment"}`; a row has
+        `batch_size`, `images_per_second` (median), `minimum`, `maximum` and `share_of_peak`. The peak is that of square
+        matrix products on the Keras backend, in the precision of training or float32.
+
+    Raises:
+        ShiftViTError: no such model, or a batch size below 1.
+    """
+    for size in batch_sizes:
+        if size < 1:
+            raise ShiftViTError(f"batch_size={size} must be at least 1")
+    prepare = _training if train else _prediction
+    config, name, used, step = prepare(model, runtime, precision)
+    if None in config.image_shape:
+        raise ShiftViTError(f"{model!r} leaves the image size open, so its work is not known; name a model with one")
+    peak = peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
+    products = [row["multiply_adds"] for row in stage_rows(config)]
+    gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
+    rows = []
+    for size in batch_sizes:
+        rates = _rates(step(size), size, repeats, seconds)
+        median = statistics.median(rates)
+        rows.append(
+            {
+                "batch_size": size,
+                "images_per_second": round(median, 1),
+                "minimum": round(min(rates), 1),
+                "maximum": round(max(rates), 1),
+                "share_of_peak": round(median * gflop / peak, 4),
+            }
+        )
+    return {
+        "model": model,
+        "mode": "train" if train else "predict",
+        "runtime": name,
+        "precision": used,
+        "repeats": repeats,
+        "peak_gflops": round(peak, 1),
+        "gflop_per_image": round(gflop, 4),
+        "rows": rows,
+        "environment": describe_environment(),
+    }
+
+
+def peak_gflops(dtype: str, repeats: int = 5) -> float:
+    """Returns the median rate of square matrix products on the Keras backend, in 1e9 operations a second."""
+    from keras import ops
+
+    a, b = (ops.cast(np.random.default_rng(seed).normal(size=(_SIDE, _SIDE)), dtype) for seed in (0, 1))
+
+    def product() -> None:
+        np.asarray(ops.convert_to_numpy(ops.cast(ops.matmul(a, b)[0, :1], "float32")))  # waits for the result
+
+    rates = _rates(product, 1, repeats, 0.3)
+    return statistics.median(rates) * 2 * _SIDE**3 / 1e9
+
+
+Step = Callable[[int], Callable[[], Any]]
+
+
+def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
+    from shiftvit.runtimes import load_graph
+
+    if model in PRESETS:
+        raise ShiftViTError(f"{model!r} is a preset and has no weights to predict with; measure it with --train")
+    graph = load_graph(model, runtime)
+    config = Bundle.load(model).config
+
+    def step(size: int) -> Callable[[], Any]:
+        pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.input_shape), np.uint8)
+        return lambda: graph.run(pixels)
+
+    return config, graph.runtime, "float32", step
+
+
+def _training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
+    import keras
+
+    from shiftvit.config import TrainConfig
+    from shiftvit.model.network import ShiftViT
+    from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
+
+    config = ModelConfig(**PRESETS[model].arguments) if model in PRESETS else Bundle.load(model).config
+    used = ("mixed_bfloat16" if computes_bfloat16() else "float32") if precision == "auto" else precision
+    net = ShiftViT(**config.arguments(), dtype=used)
+    net.compile(optimizer=build_optimizer(TrainConfig(), 1_000_000), loss=SmoothedCrossentropy(0.1))
+
+    def step(size: int) -> Callable[[], Any]:
+        generator = np.random.default_rng(0)
+        shape: tuple[Any, ...] = (size, *config.image_shape)
+        images = generator.normal(size=shape).astype(np.float32)
+        labels = generator.integers(0, config.num_classes, size)
+        return lambda: net.train_on_batch(images, labels)  # returns the loss, so it waits for the step
+
+    return config, str(keras.config.backend()), used, step
+
+
+def _rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:
+    """Returns items a second of each repeat."""
+    for _ in range(_WARM_UP):
+        call()
+    rates = []
+    for _ in range(repeats):
+        began, done = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < seconds:
+            call()
+            done += items
+        rates.append(done / spent)
+    return rates

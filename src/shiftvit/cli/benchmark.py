@@ -1,0 +1,55 @@
+"""`shiftvit benchmark`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from shiftvit.cli.tables import Json, show
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: shiftvit benchmark | shiftvit benchmark shiftvit_cifar --train --batch-size 128 | "
+        "shiftvit benchmark cifar10 --runtime openvino --json"
+    )(benchmark)
+
+
+def benchmark(
+    model: Annotated[
+        str, typer.Argument(help="Preset (with --train), run folder, bundle or name of a model.")
+    ] = "cifar10",
+    train: Annotated[bool, typer.Option("--train/--predict", help="Training steps, or prediction.")] = False,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Images a step; may be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements, of which the median is given.")] = 5,
+    runtime: Annotated[str, typer.Option(help="What predicts; auto: the fastest installed.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Of training: auto, float32 or mixed_bfloat16.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure images/s and the share of this machine's peak."""
+    from shiftvit.cli.train import prepare_backend
+
+    prepare_backend()
+    from shiftvit.benchmark import benchmark as measure
+
+    sizes = batch_size or ([128] if train else [1, 64])
+    found = measure(model, train=train, batch_sizes=sizes, repeats=repeats, runtime=runtime, precision=precision)
+    if as_json:
+        print(json.dumps(found))
+        return
+    rows: list[dict[str, Any]] = [
+        {
+            "batch_size": row["batch_size"],
+            "images_per_second": f"{row['images_per_second']:,.0f}",
+            "spread": f"{row['minimum']:,.0f} .. {row['maximum']:,.0f}",
+            "share_of_peak": f"{row['share_of_peak']:.1%}",
+        }
+        for row in found["rows"]
+    ]
+    show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}", False)
+    print(
+        f"this machine's peak: {found['peak_gflops']:,.0f} GFLOP/s in matrix products; "
+        f"an image takes {found['gflop_per_image']:.3f} GFLOP; {found['environment']['processor']}"
+    )

@@ -1,0 +1,64 @@
+"""`shiftvit export` and `shiftvit pack`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_FORMATS = "onnx, openvino, saved_model, litert or torch"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: shiftvit export cifar10 --format onnx | "
+        "shiftvit export runs/mine --format openvino --precision int8 --out deployed"
+    )(export)
+    app.command(epilog="Example: shiftvit pack runs/mine mine.zip --half --onnx")(pack)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle, or the name of a model.")],
+    kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{_FORMATS}.")] = "onnx",
+    precision: Annotated[str, typer.Option(help="f32, bf16 or int8, as the format offers.")] = "f32",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to make; default exports/MODEL-FORMAT-PRECISION.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set to compare on; default one with the model's classes.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Test images to compare on.")] = 2000,
+) -> None:
+    """Write a model in another format, proven equal to the original before it is kept."""
+    from shiftvit.exports import driver
+
+    folder = driver.export(model, kind, precision, out=out, data=data, images=images)
+    report = json.loads((folder / driver.REPORT).read_text("utf-8"))
+    print("; ".join(_summary(report)))
+    print(f"export: {folder}")
+
+
+def pack(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle, or the name of a model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make, or a file that ends in .zip.")],
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16: half the size.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Add an ONNX graph, which predicts without a framework.")
+    ] = False,
+) -> None:
+    """Write a model as a bundle to hand on: one folder, or one .zip file."""
+    from shiftvit.exports import driver
+
+    print(f"bundle: {driver.pack(model, out, half=half, onnx=onnx)}")
+
+
+def _summary(report: dict[str, Any]) -> list[str]:
+    lines = [f"{report['bytes'] / 1e6:.1f} MB", f"largest difference {report['max_difference']:.1e}"]
+    lines.append(f"same class for {report['top1_agreement']:.2%} of {report['images']:,} images")
+    if "top1_change" in report:
+        lines.append(f"top-1 {report['top1']:.2%} ({report['top1_change']:+.2f} points)")
+    rates = report["images_per_second"]
+    lines.append("images/s " + ", ".join(f"{rate:,.0f} in batches of {size}" for size, rate in rates.items()))
+    return lines

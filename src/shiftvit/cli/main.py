@@ -1,0 +1,106 @@
+"""The command line: thin subcommands over the Python API. Heavy modules are imported when a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from shiftvit.cli import benchmark, export, predict, show, train
+from shiftvit.errors import Interrupted, ShiftViTError, nearest
+
+app = typer.Typer(
+    name="shiftvit",
+    help="ShiftViT: a vision transformer without attention. Train it, trust it, ship it.",
+    epilog="Begin with: shiftvit predict, or: shiftvit train --recipe quick",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for part in (predict, train, export, show, benchmark):
+    part.add_to(app)
+
+DEBUG_HELP = "Show the traceback of an error."
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,  # noqa: ARG001  (read in `main`)
+) -> None:
+    if version:
+        from shiftvit import __version__
+
+        print(f"shiftvit {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: runs a command and turns faults into one line and an exit status."""
+    status = _run(sys.argv[1:])
+    # Flushing here turns a closed pipe (`shiftvit recipes | head -1`) into a quiet end.
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    if debug:
+        arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        command = typer.main.get_command(app)
+        return int(command.main(arguments, prog_name="shiftvit", standalone_mode=False) or 0)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except BrokenPipeError:
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130, debug)
+    except Exception as error:
+        if isinstance(error, Interrupted):
+            return _fail(str(error), error.status, debug)
+        if isinstance(error, ShiftViTError):
+            return _fail(str(error), 2, debug)
+        message = getattr(error, "format_message", None)  # the parser's own: unknown option, missing argument
+        if message is not None and type(error).__name__ == "NoArgsIsHelpError":
+            print(message())
+            return 2
+        if message is not None:
+            return _fail(_usage_message(error), 2, debug)
+        if isinstance(error, OSError) and error.filename is not None:
+            return _fail(f"{error.filename}: {error.strerror}", 2, debug)
+        return _fail(f"{type(error).__name__}: {error} (a fault in shiftvit; --debug shows where)", 1, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug and sys.exc_info()[0] not in (None, KeyboardInterrupt):
+        import traceback
+
+        traceback.print_exc()
+    print(f"shiftvit: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _usage_message(error: Any) -> str:
+    message = str(error.format_message())
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command", None)
+    word = getattr(error, "option_name", None)
+    if word is None and message.startswith("No such command"):
+        word = message.split("'")[1]
+        return f"there is no command {word!r}; {nearest(word, command.commands)}"  # type: ignore[union-attr]
+    if word is not None and command is not None and message.startswith("No such option"):
+        options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+        return f"there is no option {word!r}; {nearest(word, options)}"
+    return message
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""`shiftvit predict`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shiftvit.errors import ShiftViTError, notice
+
+if TYPE_CHECKING:
+    from shiftvit.cli.rows import Format
+    from shiftvit.predict import Failure, Prediction, Predictor
+
+# What an image file on standard input begins with; anything else there is a list of paths.
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
+_FORMATS = "table, json, jsonl or csv"
+# Images in a grid; a picture of more is hard to look at.
+_SHOWN = 60
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: shiftvit predict | shiftvit predict photos/ --recursive --grid grid.png | "
+        "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv | "
+        "find . -name '*.png' | shiftvit predict - --format jsonl"
+    )(predict)
+
+
+def predict(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH|DIR|GLOB|-]...",
+            help="Image files, folders of them, patterns, or - for an image or a list of paths on standard input. "
+            "Left out: the sample images that come with shiftvit.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Run folder, bundle, export, or the name of a model.")] = "cifar10",
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, litert, tensorflow, torch, keras; auto: the fastest installed.")
+    ] = "auto",
+    top_k: Annotated[int | None, typer.Option(help="Classes a row; default 3, in JSON 5, in CSV 1.")] = None,
+    kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"What to print: {_FORMATS}.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (PNG).")
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders within folders.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Processor threads; default one for each core.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images that the model gets at a time.")] = 64,
+    all_files: Annotated[
+        bool, typer.Option("--all-files", help="Of folders take every file, not only images.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be used.")] = False,
+    max_pixels: Annotated[int | None, typer.Option(help="Refuse images with more pixels than this.")] = None,
+) -> None:
+    """Classify images."""
+    from shiftvit.cli.rows import DEFAULT_TOP_K, Format
+    from shiftvit.data.images import MAX_PIXELS
+    from shiftvit.predict import Predictor
+
+    if kind not in list(Format):
+        raise ShiftViTError(f"--format {kind!r} is none of {_FORMATS}")
+    form = Format(kind)
+    sources = _sources(paths, recursive, all_files)
+    if not paths:
+        grid = grid or Path("predictions.png")
+    top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
+    predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
+    with _opened(out) as stream:
+        results = predictor.stream(
+            sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=max_pixels or MAX_PIXELS
+        )
+        status, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
+    if grid and shown:
+        _draw(grid, shown, predictor)
+    if status == 3 and not strict:
+        status = 0
+    if status:
+        raise typer.Exit(status)
+
+
+def _write(
+    results: Iterator[Prediction | Failure],
+    predictor: Predictor,
+    sources: list[Any],
+    stream: IO[str],
+    form: Format,
+    top_k: int,
+    keep: int,
+) -> tuple[int, list[tuple[Any, Prediction]]]:
+    """Writes the rows as they come; returns 0, 3 after failures or 130 when stopped, and what the grid shows."""
+    from shiftvit.cli.rows import Writer
+    from shiftvit.predict import Failure
+
+    names = ["-" if isinstance(source, bytes) else source for source in sources]
+    widths = min(max(map(len, names)), 48), max(map(len, predictor.labels))
+    failures = done = hits = known = 0
+    shown: list[tuple[Any, Prediction]] = []
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(Writer(stream, form, top_k, widths, lambda name: _truth(name, predictor.labels)))
+        try:
+            for name, source, result in zip(names, sources, _tracked(results, len(names), stream), strict=True):
+                if name == "-":
+                    result = dataclasses.replace(result, path=name)
+                writer.write(result)
+                done += 1
+                if isinstance(result, Failure):
+                    failures += 1
+                    continue
+                truth = _truth(name, predictor.labels)
+                known += truth is not None
+                hits += truth == result.label
+                if len(shown) < keep:
+                    shown.append((source, result))
+        except KeyboardInterrupt:
+            notice(f"stopped after {done:,} of {len(names):,} images")
+            return 130, []
+    seconds = time.perf_counter() - began
+    said = [
+        f"{done:,} image{'s' * (done != 1)} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"
+    ]
+    if known:
+        said.append(f"{hits:,} of {known:,} as their folders say ({hits / known:.1%})")
+    if failures:
+        said.append(f"{failures:,} could not be used")
+    notice("; ".join(said))
+    return 3 if failures else 0, shown
+
+
+def _tracked(results: Iterator[Prediction | Failure], total: int, stream: IO[str]) -> Iterator[Prediction | Failure]:
+    """Shows a progress bar where there is a screen for it that the rows do not fill."""
+    if total < 200 or not sys.stderr.isatty() or (stream is sys.stdout and sys.stdout.isatty()):
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    began = time.perf_counter()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("predict", total=total, rate="")
+        for index, result in enumerate(results, start=1):
+            yield result
+            if index % 100 == 0 or index == total:
+                rate = f"{index / (time.perf_counter() - began):,.0f} images/s"
+                progress.update(task, completed=index, rate=rate)
+
+
+def _sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
+    """Returns paths, or the bytes of an image on standard input."""
+    from shiftvit.bundle import PRETRAINED
+    from shiftvit.data.listing import list_images
+
+    if not paths:
+        return list_images([str(PRETRAINED / "samples")], recursive=True)
+    sources: list[Any] = []
+    for path in paths:
+        sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
+    return sources
+
+
+def _standard_input() -> list[Any]:
+    content = sys.stdin.buffer.read()
+    if content.startswith(_MAGIC) or content[4:8] == b"ftyp":
+        return [content]
+    separator = b"\0" if b"\0" in content else b"\n"
+    lines = [line.rstrip(b"\r") for line in content.split(separator)]
+    names = [line.decode(sys.getfilesystemencoding(), "surrogateescape") for line in lines if line]
+    if not names:
+        raise ShiftViTError("standard input is empty; pipe an image into it, or a list of paths, one a line")
+    return names
+
+
+def _truth(name: str, labels: tuple[str, ...]) -> str | None:
+    """Returns the name of the file's folder if that is one of the classes."""
+    folder = Path(name).parent.name
+    return folder if folder in labels else None
+
+
+@contextlib.contextmanager
+def _opened(out: Path | None) -> Iterator[IO[str]]:
+    if out is None:
+        # File names may hold what the screen's encoding lacks.
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        yield sys.stdout
+        return
+    from shiftvit import files
+
+    try:
+        with out.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+            yield stream
+    except OSError as error:
+        if error.filename not in (None, str(out)):
+            raise
+        raise files.unwritable(out, error) from error
+
+
+def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor) -> None:
+    from shiftvit.data.images import decode
+    from shiftvit.grid import Tile, prediction_grid
+
+    tiles = [
+        Tile(decode(source), result.label, result.confidence, _truth(result.path, predictor.labels))
+        for source, result in shown
+    ]
+    known = [tile for tile in tiles if tile.right is not None]
+    hits = f": {sum(bool(tile.right) for tile in known)} of {len(known)} right" if known else ""
+    prediction_grid(tiles, path, f"Predictions for {len(tiles)} image{'s' * (len(tiles) != 1)}{hits}")
+    notice(f"grid: {path}")

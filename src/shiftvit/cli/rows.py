@@ -1,0 +1,113 @@
+"""Predictions as text: a table, JSON, JSON lines or CSV, each row written as soon as it is known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from typing import IO, Any
+
+from shiftvit.predict import Failure, Prediction
+
+Result = Prediction | Failure
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+# Classes that a row lists where the user does not say: a screen line holds few, a spreadsheet wants one a column.
+DEFAULT_TOP_K = {Format.table: 3, Format.json: 5, Format.jsonl: 5, Format.csv: 1}
+
+
+def as_object(result: Result) -> dict[str, Any]:
+    """Returns the row of JSON output: path, label, confidence and top, or path and error."""
+    if isinstance(result, Failure):
+        return {"path": result.path, "error": result.error}
+    return {
+        "path": result.path,
+        "label": result.label,
+        "confidence": round(result.confidence, 6),
+        "top": [[label, round(share, 6)] for label, share in result.top],
+    }
+
+
+class Writer:
+    """Writes rows to a stream; as a context manager it also writes what comes before the first and after the last.
+
+    Args:
+        stream: where to.
+        kind: as what.
+        top_k: how many classes a row has.
+        widths: of a table's columns for path and label, in characters.
+        truth: what a path says that its image shows, or None; a table marks the rows where the model differs.
+    """
+
+    def __init__(
+        self, stream: IO[str], kind: Format, top_k: int, widths: tuple[int, int], truth: Callable[[str], str | None]
+    ) -> None:
+        self._stream, self._kind, self._top_k, self._widths, self._truth = stream, kind, top_k, widths, truth
+        self._csv = csv.writer(stream, lineterminator="\n")
+        self._count = 0
+
+    def __enter__(self) -> Writer:
+        if self._kind is Format.csv:
+            numbered = [f"{name}_{rank}" for rank in range(2, self._top_k + 1) for name in ("label", "confidence")]
+            self._csv.writerow(["path", "label", "confidence", *numbered, "error"])
+        elif self._kind is Format.table:
+            self._line(self._columns("image", "label", "confidence", "then" if self._top_k > 1 else ""))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._kind is Format.json:
+            self._stream.write("\n]\n" if self._count else "[]\n")
+        self._stream.flush()
+
+    def write(self, result: Result) -> None:
+        """Writes one row."""
+        if self._kind is Format.table:
+            self._line(self._table_row(result))
+        elif self._kind is Format.csv:
+            self._csv.writerow(self._csv_row(result))
+        else:
+            text = json.dumps(as_object(result), ensure_ascii=False)
+            if self._kind is Format.json:
+                text = (",\n " if self._count else "[\n ") + text
+            self._stream.write(text if self._kind is Format.json else text + "\n")
+        self._count += 1
+
+    def _csv_row(self, result: Result) -> list[Any]:
+        if isinstance(result, Failure):
+            return [result.path, *[""] * (2 * self._top_k), result.error]
+        # Fewer classes than asked for leave cells empty, so that the error stays in its column.
+        cells = [cell for label, share in result.top for cell in (label, f"{share:.6f}")]
+        return [result.path, *cells, *[""] * (2 * self._top_k - len(cells)), ""]
+
+    def _table_row(self, result: Result) -> str:
+        if isinstance(result, Failure):
+            return f"{self._place(result.path):{self._widths[0]}}  error: {_printable(result.error)}"
+        others = ", ".join(f"{label} {share:.1%}" for label, share in result.top[1:])
+        truth = self._truth(result.path)
+        if truth is not None and truth != result.label:
+            others += f"   (is {truth})"
+        return self._columns(self._place(result.path), result.label, f"{result.confidence:.1%}", others)
+
+    def _place(self, path: str) -> str:
+        """Returns a path that fits its column: of a long one the end, which tells files apart."""
+        text = _printable(path)
+        return text if len(text) <= self._widths[0] else "…" + text[1 - self._widths[0] :]
+
+    def _columns(self, path: str, label: str, confidence: str, others: str) -> str:
+        return f"{path:{self._widths[0]}}  {label:{self._widths[1]}}  {confidence:>10}   {others}"
+
+    def _line(self, text: str) -> None:
+        self._stream.write(text.rstrip() + "\n")
+
+
+def _printable(text: str) -> str:
+    """Returns text that stays on its line, whatever a file's name has in it."""
+    return text if text.isprintable() else repr(text)[1:-1]

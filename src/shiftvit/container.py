@@ -1,0 +1,115 @@
+"""The files of a bundle, in a folder or in a single zip archive, and the checks that both need."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+from shiftvit import files
+from shiftvit.errors import ShiftViTError
+
+# An archive's entry may unpack to so many times its size, or to the floor: weights hardly shrink, bombs do.
+_MAX_RATIO = 20
+_FLOOR = 2**24
+# Zip archives cannot hold an earlier date; a fixed one makes equal bundles equal archives.
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+class Container(Protocol):
+    """Named files that belong together; `where` is their place, for messages."""
+
+    where: Path
+
+    def read(self, name: str) -> bytes:
+        """Returns a file's content; raises ShiftViTError if it is missing or cannot be read."""
+        ...
+
+
+class Folder:
+    """A container that is a folder."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.where / name).read_bytes()
+        except OSError as error:
+            raise _unreadable(self.where, name, error.strerror or str(error)) from error
+
+
+class Archive:
+    """A container that is a zip archive with its files at the top."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def read(self, name: str) -> bytes:
+        try:
+            with zipfile.ZipFile(self.where) as archive:
+                entry = archive.getinfo(name)
+                if entry.file_size > max(_FLOOR, _MAX_RATIO * entry.compress_size):
+                    raise ShiftViTError(
+                        f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
+                        f"{entry.compress_size:,}, which no model does; get the bundle anew"
+                    )
+                return archive.read(entry)
+        except KeyError:
+            raise _unreadable(self.where, name, "it is not in the archive") from None
+        except ShiftViTError:
+            raise
+        except Exception as error:  # those of the decompressors have no base class in common
+            raise _unreadable(self.where, name, str(error)) from error
+
+
+def open_container(path: Path, name: str) -> Container | None:
+    """Returns the container at `path` if it holds a file `name`, else None.
+
+    Raises:
+        ShiftViTError: there is a file that cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return Folder(path) if (path / name).is_file() else None
+        if not path.is_file() or not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            return Archive(path) if name in archive.namelist() else None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); check its permissions, or restore it") from error
+
+
+def write_container(path: Path, contents: dict[str, bytes]) -> None:
+    """Writes files as a folder, or as a zip archive where the path ends in ".zip": all of them or nothing.
+
+    Raises:
+        ShiftViTError: no space or no permission.
+    """
+    if path.suffix.lower() == ".zip":
+        files.write_file(path, lambda temporary: _write_archive(temporary, contents))
+        return
+
+    def write(folder: Path) -> None:
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+
+    files.write_folder(path, write)
+
+
+def digest(content: bytes) -> str:
+    """Returns the SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_archive(path: Path, contents: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Stored, not deflated: weights do not shrink, and other tools can map them.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in contents.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+
+
+def _unreadable(where: Path, name: str, reason: str) -> ShiftViTError:
+    return ShiftViTError(f"{name!r} in {str(where)!r} cannot be read ({reason}); restore the bundle")

@@ -1,0 +1,259 @@
+"""What of an image file makes its pixels: formats told apart by content, and all else left out.
+
+A decoder that sees only what makes the pixels cannot be led astray by the rest. A text that inflates to gigabytes, a
+broken EXIF block, a second picture or a film behind the first cost no memory, give no warning and lose no picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+_MOST_PARTS = 100_000  # chunks, segments or strips; a file of 64 million pixels, cut finely, has a third of that
+_MOST_SCANS = 100  # of a JPEG, each a pass over the whole picture; libtiff draws the same line
+_LONGEST_BMP_HEAD = 2**19  # headers and the largest palette, 256 KiB, with room to spare
+
+_ORIENTATION, _SAMPLES_PER_PIXEL, _LONG = 274, 277, 4  # two tags and a type of TIFF
+# The tags that pixels depend on, those that hold one value and those that hold several.
+_TIFF_SCALARS = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515}
+_TIFF_LISTS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 532}
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of a type; else 1
+
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # neither a stuffed 0xFF nor a restart
+# An item entry of type Exif, of either version; the rest of it is flags and numbers.
+_AVIF_EXIF = re.compile(rb"(infe\x02.{3}.{4}|infe\x03.{3}.{6})Exif", re.DOTALL)
+
+
+class Fault(Exception):
+    """What is wrong with a file: the rest of a sentence that begins with the file's name."""
+
+
+def kind_of(data: bytes) -> str | None:
+    """Returns the format that `data` begins as, a key of what `reduce` knows, or None."""
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data[:6] in {b"GIF87a", b"GIF89a"}:
+        return "GIF"
+    if data[:2] == b"BM" and data[15:18] == bytes(3):  # the upper bytes of a header's size, and of no text
+        return "BMP"
+    if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
+        return "TIFF"
+    brands = data[8 : int.from_bytes(data[:4], "big")][:256]  # HEIC has the same container and other brands
+    return "AVIF" if data[4:8] == b"ftyp" and (b"avif" in brands or b"avis" in brands) else None
+
+
+def reduce(kind: str, data: bytes) -> tuple[bytes, int]:
+    """Returns a file of the same format and pixels with nothing else in it, and the EXIF orientation, 1..8.
+
+    WebP and AVIF, whose decoders give metadata out without reading it, keep theirs and return 1.
+
+    Raises:
+        Fault: a file that would take minutes to read.
+        Exception: nearly anything, if the file is damaged; it may also be passed on for the decoder to judge.
+    """
+    return _REDUCE[kind](data)
+
+
+def orientation_of(exif: bytes) -> int:
+    """Returns the orientation in an EXIF block, 1..8; 1, which is upright, if it has none or is broken."""
+    with contextlib.suppress(Exception):
+        for _ in range(2):  # some programs write the prefix twice
+            exif = exif.removeprefix(b"Exif\0\0")
+        order, big, _, entries = _directory(exif)
+        value = _value(order, big, entries[_ORIENTATION])
+        if 1 <= value <= 8:
+            return value
+    return 1
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Returns the (width, height) that a WebP declares; of a damaged one, something."""
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _parts() -> Iterator[int]:
+    """Counts the steps of a walk through a file, and ends one that leads through too many."""
+    yield from range(_MOST_PARTS)
+    raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it anew")
+
+
+def _reduce_jpeg(data: bytes) -> tuple[bytes, int]:
+    view, orientation, scans, at = memoryview(data), 0, 0, 2
+    kept: list[bytes | memoryview] = [data[:2]]
+    for _ in _parts():
+        found = _JPEG_MARKER.search(data, at)
+        start = found.start() if found else len(data)
+        marker = data[start + 1] if found else 0xD9
+        end = start + 2 + (0 if marker == 0xD9 else int.from_bytes(data[start + 2 : start + 4], "big"))
+        if scans:  # the pixels lie between the segments; before the first scan, that is rubbish
+            kept.append(view[at:start])
+        if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
+            orientation = orientation or orientation_of(data[start + 4 : end])
+        scans += marker == 0xDA
+        if scans > _MOST_SCANS:
+            raise Fault(f"is a JPEG of more than {_MOST_SCANS} scans, which no camera writes; save it anew")
+        # JFIF's and Adobe's segments tell YCbCr from RGB, and YCCK from CMYK; the other APPn are metadata.
+        if not 0xE1 <= marker <= 0xED and marker not in {0xEF, 0xFE}:
+            kept.append(view[start:end])
+        if marker == 0xD9:
+            break
+        at = end
+    return b"".join(kept), orientation or 1
+
+
+def _reduce_png(data: bytes) -> tuple[bytes, int]:
+    view, orientation, at = memoryview(data), 0, 8
+    kept: list[bytes | memoryview] = [data[:8]]
+    depth, colour = data[24], data[25]
+    for _ in _parts():
+        kind = data[at + 4 : at + 8]
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if kind == b"tRNS" and colour != 3:
+            kept.append(_matching_trns(data[at + 8 : end - 4], depth))
+        elif kind in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
+            kept.append(view[at:end])
+        elif kind == b"eXIf":
+            orientation = orientation or orientation_of(data[at + 8 : end - 4])
+        at = end
+        if kind == b"IEND" or at >= len(data):
+            break
+    return b"".join(kept), orientation or 1
+
+
+def _matching_trns(body: bytes, depth: int) -> bytes:
+    """Returns the chunk that tells which grey or colour is transparent, on the scale of Pillow's pixels.
+
+    Pillow widens grey of fewer than 8 bits and narrows colour of more, but leaves the value to compare with.
+    """
+    values = struct.unpack(f">{len(body) // 2}H", body)
+    if depth < 8:
+        values = tuple(value * (255 // (2**depth - 1)) % 2**16 for value in values)
+    elif depth == 16 and len(values) == 3:
+        values = tuple(value >> 8 for value in values)
+    chunk = b"tRNS" + struct.pack(f">{len(values)}H", *values)
+    return struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def _reduce_gif(data: bytes) -> tuple[bytes, int]:
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+    palette, control, parts = data[13:at], b"", _parts()
+    for _ in parts:
+        if data[at] != 0x21:  # no extension
+            break
+        if data[at + 1] == 0xF9:
+            # Only the transparent index: for what is to happen after the frame, Pillow would make a second canvas.
+            control = bytes([0x21, 0xF9, 4, data[at + 3] & 1, 0, 0, data[at + 6], 0])
+        at += 2
+        for _ in parts:
+            size = data[at]
+            at += 1 + size
+            if size == 0:
+                break
+    if data[at] != 0x2C:
+        raise ValueError("it holds no picture")
+    # The canvas grows to hold the frame, here already, so that it is measured before anything is decoded.
+    left, top, width, height = struct.unpack_from("<4H", data, at + 1)
+    canvas = struct.unpack_from("<2H", data, 6)
+    grown = struct.pack("<2H", max(canvas[0], left + width), max(canvas[1], top + height))
+    return b"".join([data[:6], grown, data[10:13], palette, control, memoryview(data)[at:]]), 1
+
+
+def _reduce_bmp(data: bytes) -> tuple[bytes, int]:
+    if data[14] >= 40 and data[30] in {1, 2}:
+        # Run-length codes are read one by one, in Python; honest ones take less than four bytes a pixel.
+        width, height = struct.unpack_from("<2i", data, 18)
+        data = data[: _LONGEST_BMP_HEAD + 4 * abs(width * height)]
+    return data, 1
+
+
+def _directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
+    """Reads the first directory of a TIFF, which is also the form of EXIF.
+
+    Returns:
+        The byte order as in `struct`, whether it is a BigTIFF, where the directory starts, and its entries:
+        tag -> 12 bytes, or 20.
+    """
+    order = {b"II": "<", b"MM": ">"}[data[:2]]
+    big = 43 in data[2:4]
+    step = 20 if big else 12
+    (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+    first = at + (8 if big else 2)
+    entries: dict[int, bytes] = {}
+    for part in _parts():
+        entry = data[first + part * step : first + (part + 1) * step]
+        if part == count or len(entry) < step:
+            break
+        entries.setdefault(struct.unpack_from(order + "H", entry)[0], entry)
+    return order, big, at, entries
+
+
+def _value(order: str, big: bool, entry: bytes) -> int:
+    """Returns the first value of a directory's entry, a SHORT or a LONG."""
+    kind, value = struct.unpack_from(order + ("H8xI" if big else "H4xI"), entry, 2)
+    if kind == _LONG:
+        return int(value)
+    return int(struct.unpack_from(order + "H", entry, 12 if big else 8)[0])
+
+
+def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
+    """Writes the directory anew, in its place, so that whatever it points to stays where it is."""
+    order, big, at, entries = _directory(data)
+    if big and order == ">":
+        raise Fault("is a big-endian BigTIFF, which Pillow cannot read; save it as another TIFF")
+    word = order + ("Q" if big else "I")
+    kept, total = [], 0
+    for tag in sorted((_TIFF_SCALARS | _TIFF_LISTS) & entries.keys()):
+        kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), entries[tag], 2)
+        if tag in _TIFF_SCALARS and count != 1:
+            raise ValueError(f"tag {tag} has {count} values")
+        if tag == _SAMPLES_PER_PIXEL and _value(order, big, entries[tag]) > 6:
+            raise ValueError("more than 6 samples a pixel")  # said here, since Pillow would also log it
+        size = count * _TIFF_BYTES.get(kind, 1)
+        if size > struct.calcsize(word):
+            (offset,) = struct.unpack_from(word, entries[tag], 12 if big else 8)
+            total += size
+            if max(offset + size, total) > len(data):
+                raise EOFError
+        if count > _MOST_PARTS:
+            raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it anew")
+        kept.append(entries[tag])
+    directory = struct.pack(order + ("Q" if big else "H"), len(kept)) + b"".join(kept) + struct.pack(word, 0)
+    end = at + len(directory)
+    if end > len(data):
+        raise EOFError
+    return b"".join([memoryview(data)[:at], directory, memoryview(data)[end:]]), orientation_of(data)
+
+
+def _reduce_avif(data: bytes) -> tuple[bytes, int]:
+    # Pillow gives up on a broken EXIF block; it is not needed, since AVIF says by other means how to turn.
+    return _AVIF_EXIF.sub(rb"\1skip", data), 1
+
+
+def _reduce_webp(data: bytes) -> tuple[bytes, int]:
+    if int.from_bytes(data[4:8], "little") + 8 > len(data):
+        raise EOFError  # libwebp would only say that it cannot
+    return data, 1
+
+
+_REDUCE = {
+    "JPEG": _reduce_jpeg,
+    "PNG": _reduce_png,
+    "WebP": _reduce_webp,
+    "GIF": _reduce_gif,
+    "BMP": _reduce_bmp,
+    "TIFF": _reduce_tiff,
+    "AVIF": _reduce_avif,
+}

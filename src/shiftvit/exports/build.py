@@ -1,0 +1,179 @@
+"""Builds an artifact and the answers that it must give: run as a process of its own, under the right backend.
+
+    python -m shiftvit.exports.build JOB.json
+
+The job names the bundle, the format, the precision, the artifact to write, and an .npz with uint8 images at the model's
+input size: `images` to answer, and `calibration` ones for int8. The model's own answers go into `reference`, another.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.bundle import Bundle
+from shiftvit.evaluation import BATCH_SIZE, softmax
+from shiftvit.exports import onnx_graphs
+from shiftvit.metadata import FILE, KEY, Metadata, graph_metadata
+
+Pixels = NDArray[np.uint8]
+
+
+def main(job_file: str) -> None:
+    """Does what the job says."""
+    job = json.loads(Path(job_file).read_text("utf-8"))
+    # What the libraries warn of is theirs to mend; whether the result is right, the gate finds out.
+    warnings.simplefilter("ignore")
+    bundle = Bundle.load(job["bundle"])
+    metadata = graph_metadata(bundle, job["precision"])
+    with np.load(job["images"]) as arrays:
+        images, calibration = arrays["images"], arrays["calibration"]
+    np.savez(job["reference"], probabilities=reference(bundle, metadata, images))
+    BUILDERS[job["format"]](bundle, metadata, calibration, Path(job["artifact"]))
+
+
+def reference(bundle: Bundle, metadata: Metadata, images: Pixels) -> NDArray[np.float32]:
+    """Returns what the Keras model answers in float32 to uint8 images of its input size: float32 (N, C)."""
+    model = bundle.build("float32")
+    parts = [
+        softmax(np.asarray(model.predict_on_batch(metadata.preprocess.normalised(images[first : first + BATCH_SIZE]))))
+        for first in range(0, len(images), BATCH_SIZE)
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _policy(metadata: Metadata) -> str:
+    return "bfloat16" if metadata.precision == "bf16" else "float32"
+
+
+def _program(bundle: Bundle, metadata: Metadata, policy: str) -> Any:
+    """Returns the torch program from uint8 pixels to probabilities, with an open number of images."""
+    import torch
+
+    # Not an attribute of the module: registered as its parameters, the weights would be stored twice.
+    model = bundle.build(policy)
+
+    class Serving(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in ("mean", "std"):
+                self.register_buffer(name, torch.tensor(getattr(metadata.preprocess, name), dtype=torch.float32))
+
+        def forward(self, images: Any) -> Any:
+            normalised = (images.to(torch.float32) - self.mean) / self.std
+            return torch.softmax(model(normalised, training=False), dim=-1)
+
+    example = (torch.zeros((2, *metadata.input_shape), dtype=torch.uint8),)
+    serving = Serving().eval()
+    with torch.no_grad():
+        return torch.export.export(serving, example, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
+def _torch(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:  # noqa: ARG001
+    import torch
+
+    torch.export.save(_program(bundle, metadata, _policy(metadata)), path, extra_files={FILE: metadata.dump()})
+
+
+def _onnx_graph(bundle: Bundle, metadata: Metadata, path: Path) -> None:
+    """Writes the float32 graph."""
+    import torch
+
+    program = _program(bundle, metadata, "float32")
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=20,
+        input_names=["images"],
+        output_names=["probabilities"],
+        verbose=False,
+    )
+    exported.save(str(path))
+
+
+def _onnx(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.onnx"
+        _onnx_graph(bundle, metadata, plain)
+        if metadata.precision == "int8":
+            onnx_graphs.quantize(plain, calibration)
+        onnx_graphs.finish(plain, path, metadata)
+
+
+def _openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.onnx"
+        _onnx_graph(bundle, metadata, plain)
+        model = openvino.convert_model(plain)
+        if metadata.precision == "int8":
+            import nncf
+
+            samples = nncf.Dataset([image[None] for image in calibration])
+            model = nncf.quantize(model, samples, subset_size=len(calibration), model_type=nncf.ModelType.TRANSFORMER)
+        model.set_rt_info(metadata.dump(), [KEY])
+        # Where OpenVINO's own Model API looks.
+        model.set_rt_info(" ".join(label.replace(" ", "_") for label in metadata.labels), ["model_info", "labels"])
+        model.set_rt_info("Classification", ["model_info", "model_type"])
+        # Weights in 16 bits where products are: the runtime makes bfloat16 of them.
+        openvino.save_model(model, path, compress_to_fp16=metadata.precision == "bf16")
+
+
+def _saved_model(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:  # noqa: ARG001
+    import tensorflow as tf
+
+    model = bundle.build(_policy(metadata))
+    mean, std = (np.asarray(getattr(metadata.preprocess, name), np.float32) for name in ("mean", "std"))
+
+    def serve(images: Any) -> dict[str, Any]:
+        normalised = (tf.cast(images, tf.float32) - mean) / std
+        return {"probabilities": tf.nn.softmax(model(normalised, training=False))}
+
+    module = tf.Module()
+    module.variables_of_model = [variable.value for variable in model.variables]
+    signature = [tf.TensorSpec((None, *metadata.input_shape), tf.uint8, name="images")]
+    served = tf.function(serve, input_signature=signature).get_concrete_function()
+    tf.saved_model.save(module, str(path), signatures={"serving_default": served})
+    # TensorFlow's place for the files of others.
+    (path / "assets.extra").mkdir()
+    (path / "assets.extra" / FILE).write_text(metadata.dump(), "utf-8")
+
+
+def _litert(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "saved_model"
+        _saved_model(bundle, metadata, calibration, saved)
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
+        if metadata.precision == "int8":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+        path.write_bytes(converter.convert())
+    # The format's own way to carry files: a zip archive behind the model, which interpreters do not look at.
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(FILE, metadata.dump())
+        archive.writestr("labels.txt", "\n".join(metadata.labels) + "\n")
+
+
+Builder = Callable[[Bundle, Metadata, Pixels, Path], None]
+BUILDERS: dict[str, Builder] = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "saved_model": _saved_model,
+    "litert": _litert,
+    "torch": _torch,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1])

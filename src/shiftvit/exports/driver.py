@@ -1,0 +1,185 @@
+"""`export`: build in one process, prove in another, keep only what passes. `pack`: a bundle to hand on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import environment
+from shiftvit.bundle import PRETRAINED, Bundle, find_bundle
+from shiftvit.data import sources
+from shiftvit.data.images import decode
+from shiftvit.errors import ShiftViTError, notice
+from shiftvit.exports.formats import FORMATS, Format, find_format
+from shiftvit.exports.gate import MIN_IMAGES
+from shiftvit.files import write_folder, write_json
+from shiftvit.metadata import Metadata, graph_metadata
+
+REPORT = "report.json"
+# Training images that activations' ranges are measured on.
+_CALIBRATION = 512
+
+
+def export(
+    model: str | Path,
+    format: str,
+    precision: str = "f32",
+    *,
+    out: str | Path | None = None,
+    data: str | None = None,
+    images: int = MIN_IMAGES,
+) -> Path:
+    """Writes a model in another format, if it passes the parity gate.
+
+    Args:
+        model: a run folder, a bundle or the name of a model that the package comes with.
+        format: a key of `shiftvit.exports.formats.FORMATS`.
+        precision: "f32", "bf16" or "int8", as that table offers.
+        out: the folder to make; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
+        data: the data set for the gate and for calibration. None: for f32 the sample images that come with the package,
+            for the others the data set that has the model's classes.
+        images: how many of its test images the gate uses.
+
+    Returns:
+        The folder: the artifact, and `report.json` with what the gate found, the size and images/s.
+
+    Raises:
+        ShiftViTError: no such model, format or data; something is not installed; or the gate found a fault, in which
+            case nothing is left behind.
+    """
+    row = find_format(format, precision)
+    bundle = Bundle.load(model)
+    metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
+    folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
+    if folder.exists() and not (folder / REPORT).is_file():
+        raise ShiftViTError(f"{str(folder)!r} exists and is no export, so it is not replaced; name another with --out")
+    arrays, origin = _gate_images(bundle, metadata, data, images)
+
+    def write(temporary: Path) -> None:
+        report = _build_and_prove(model, format, row, metadata, arrays, temporary)
+        write_json(temporary / REPORT, {"format": format, "precision": precision, **origin, **report})
+
+    write_folder(folder, write)
+    return folder
+
+
+def pack(model: str | Path, out: str | Path, *, half: bool = False, onnx: bool = False) -> Path:
+    """Writes a bundle to hand on: a folder, or one file if `out` ends in ".zip".
+
+    Args:
+        model: a run folder, a bundle or the name of a model that the package comes with.
+        out: where to.
+        half: store the weights in float16.
+        onnx: add the ONNX graph, which predicts without a framework; it passes the parity gate first.
+
+    Raises:
+        ShiftViTError: as `export`.
+    """
+    bundle = Bundle.load(model)
+    bundle = bundle.halved() if half else bundle
+    if onnx:
+        with tempfile.TemporaryDirectory() as temporary:
+            plain = dataclasses.replace(bundle, graph=None).save(Path(temporary) / "bundle")
+            exported = export(plain, "onnx", out=Path(temporary) / "onnx")
+            bundle = dataclasses.replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
+    return bundle.save(out)
+
+
+def _build_and_prove(
+    model: str | Path, name: str, row: Format, metadata: Metadata, arrays: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    threads = environment.cores()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        np.savez(place / "images.npz", **arrays)
+        job = {
+            "bundle": str(find_bundle(model).where),
+            "format": name,
+            "precision": metadata.precision,
+            "metadata": metadata.dump(),
+            "artifact": str(folder / row.artifact),
+            "images": str(place / "images.npz"),
+            "reference": str(place / "reference.npz"),
+            "threads": threads,
+        }
+        (place / "job.json").write_text(json.dumps(job), "utf-8")
+        notice(f"building {name} in {metadata.precision}")
+        _child("build", place / "job.json", row.backend)
+        notice(f"comparing it with the model on {len(arrays['images']):,} images")
+        report: dict[str, Any] = json.loads(_child("gate", place / "job.json", row.backend).splitlines()[-1])
+    if report["faults"]:
+        raise ShiftViTError(f"the export to {name} failed its gate and is not kept: {'; '.join(report['faults'])}")
+    del report["faults"]
+    return {
+        **report,
+        "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
+        "threads": threads,
+        "processor": environment.processor_name(),
+        "versions": environment.versions(),
+    }
+
+
+def _child(step: str, job: Path, backend: str) -> str:
+    """Runs `shiftvit.exports.STEP` in a fresh process and returns what it printed; a fault there is one line here."""
+    child = subprocess.run(
+        [sys.executable, "-m", f"shiftvit.exports.{step}", str(job)],
+        # Graphs are built and proven on the processor, whatever else the machine has.
+        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"it ended with status {child.returncode}"]
+        error = ShiftViTError(f"the step {step!r} of the export failed: {last[0]} (--debug shows all that it said)")
+        error.add_note(child.stderr)
+        raise error
+    return child.stdout
+
+
+def _gate_images(
+    bundle: Bundle, metadata: Metadata, data: str | None, count: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Returns the arrays for the gate and for calibration, at the model's input size, and where they come from."""
+    pixels = metadata.preprocess.pixels
+    if data is None and metadata.precision == "f32":
+        files = sorted((PRETRAINED / "samples").rglob("*.png"))
+        images = np.concatenate([pixels(decode(path)[None]) for path in files])
+        return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
+    name = data or sources.with_classes(bundle.labels)
+    if name is None:
+        raise ShiftViTError(
+            f"no data set is known with the classes {', '.join(bundle.labels[:3])} ..., which an export in "
+            f"{metadata.precision} is measured on; name one with --data"
+        )
+    found = sources.load(name)
+    if found.class_names != bundle.labels:
+        raise ShiftViTError(
+            f"{name} has the classes {', '.join(found.class_names[:3])} ..., "
+            f"the model {', '.join(bundle.labels[:3])} ...; "
+            "name a data set with its own"
+        )
+    calibration = found.train_images[:0]
+    if metadata.precision == "int8":
+        chosen = np.random.default_rng(0).permutation(len(found.train_images))[:_CALIBRATION]
+        calibration = found.train_images[chosen]
+    arrays: dict[str, NDArray[Any]] = {
+        "images": pixels(found.test_images[:count]),
+        "labels": found.test_labels[:count],
+        "calibration": pixels(calibration),
+    }
+    return arrays, {"data": name, "split": "test"}
+
+
+def _name(model: str | Path) -> str:
+    path = Path(model).absolute()
+    return path.parent.name if path.name == "bundle" else path.name.removesuffix(".zip")

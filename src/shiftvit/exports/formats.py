@@ -1,0 +1,65 @@
+"""The one table of export formats."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from shiftvit.errors import ShiftViTError, nearest
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row of the table.
+
+    Attributes:
+        artifact: the file's (or folder's) name within the export.
+        backend: the Keras backend that the model is built under, in a process of its own.
+        modules: what must be installed, by the name that is imported.
+        precisions: what it is offered in. "f32": float32. "bf16": weights and products in bfloat16, or in ONNX, whose
+            runtime computes in float32 on processors, weights alone. "int8": static quantization of weights and
+            activations after calibration.
+        description: one line for people.
+    """
+
+    artifact: str
+    backend: str
+    modules: tuple[str, ...]
+    precisions: tuple[str, ...]
+    description: str
+
+
+_ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
+
+FORMATS = {
+    "onnx": Format("model.onnx", "torch", _ONNX, ("f32", "bf16", "int8"), "for ONNX Runtime and most other engines"),
+    "openvino": Format(
+        "model.xml", "torch", (*_ONNX, "openvino", "nncf"), ("f32", "bf16", "int8"), "for Intel's and other processors"
+    ),
+    "saved_model": Format(
+        "saved_model", "tensorflow", ("tensorflow",), ("f32", "bf16"), "for TensorFlow and TF Serving"
+    ),
+    "litert": Format(
+        "model.tflite", "tensorflow", ("tensorflow", "ai_edge_litert"), ("f32", "int8"), "for phones and small devices"
+    ),
+    "torch": Format("model.pt2", "torch", ("torch",), ("f32", "bf16"), "a torch.export program"),
+}
+
+
+def find_format(name: str, precision: str) -> Format:
+    """Returns a row by name.
+
+    Raises:
+        ShiftViTError: no such format, not in that precision, or something that it needs is not installed.
+    """
+    if name not in FORMATS:
+        raise ShiftViTError(f"there is no format {name!r}; {nearest(name, FORMATS)}")
+    row = FORMATS[name]
+    if precision not in row.precisions:
+        raise ShiftViTError(f"{name} is not offered in {precision!r}; {nearest(precision, row.precisions)}")
+    missing = [module for module in row.modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ShiftViTError(
+            f"the export to {name} needs {', '.join(missing)}, not installed here; pip install 'shiftvit[export]'"
+        )
+    return row

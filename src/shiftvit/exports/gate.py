@@ -1,0 +1,119 @@
+"""The one parity gate: runs an artifact in a fresh process and compares it with the model that it came from.
+
+    python -m shiftvit.exports.gate JOB.json
+
+The job names the artifact, its precision, the metadata that it must carry, and .npz files with the images, their labels
+if known, and the model's own answers. What is found is printed as JSON: `faults` is empty if the artifact passes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.metadata import Metadata
+from shiftvit.runtimes import Graph, load_graph
+
+# Largest difference of any probability that float32 may show.
+MAX_DIFFERENCE = 1e-4
+# Points of top-1 that a narrower precision may lose, and images that it takes to tell.
+MAX_LOSS, MIN_IMAGES = 0.5, 2000
+_BATCH = 64
+_SIZES = (1, 257)
+_REPEATS, _SECONDS = 5, 0.3
+
+
+def main(job_file: str) -> None:
+    """Does what the job says."""
+    warnings.simplefilter("ignore")
+    job = json.loads(Path(job_file).read_text("utf-8"))
+    with np.load(job["images"]) as arrays:
+        images, labels = arrays["images"], arrays.get("labels")
+    with np.load(job["reference"]) as arrays:
+        expected = arrays["probabilities"]
+    graph = load_graph(job["artifact"], threads=job["threads"])
+    found = np.concatenate([graph.run(images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)])
+    report = compare(found, expected, labels, job["precision"])
+    if graph.metadata != Metadata.parse(job["metadata"], "the job"):
+        report["faults"].append("its metadata are not the model's")
+    report["faults"] += _sizes(graph, images, found, job["precision"])
+    report["runtime"] = graph.runtime
+    if not report["faults"]:
+        report["images_per_second"] = {str(size): _rate(graph, images, size) for size in (1, _BATCH)}
+    print(json.dumps(report))
+
+
+def compare(
+    found: NDArray[np.float32], expected: NDArray[np.float32], labels: NDArray[Any] | None, precision: str
+) -> dict[str, Any]:
+    """Compares probabilities (N, C) with the model's own.
+
+    Returns:
+        `images`, `max_difference`, `top1_agreement`, with labels also `top1`, `top1_model` and `top1_change` (in
+        points), and `faults`, a line for each rule that is broken.
+    """
+    if found.shape != expected.shape:
+        fault = f"it answers with an array of shape {found.shape}, the model with {expected.shape}"
+        return {"images": len(expected), "faults": [fault]}
+    for who, answers in (("it", found), ("the model itself", expected)):
+        if not np.isfinite(answers).all():
+            return {"images": len(expected), "faults": [f"{who} answers with numbers that are not finite"]}
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    predicted, own = found.argmax(axis=1), expected.argmax(axis=1)
+    report: dict[str, Any] = {
+        "images": len(expected),
+        "max_difference": difference,
+        "top1_agreement": float((predicted == own).mean()),
+    }
+    faults = []
+    if labels is not None:
+        top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
+        change = 100 * (top1 - top1_model)
+        report |= {"top1": top1, "top1_model": top1_model, "top1_change": round(change, 4)}
+    if precision == "f32":
+        if difference > MAX_DIFFERENCE:
+            faults.append(f"a probability differs by {difference:.1e}; float32 may differ by {MAX_DIFFERENCE:.0e}")
+    elif labels is None or len(labels) < MIN_IMAGES:
+        have = 0 if labels is None else len(labels)
+        faults.append(f"{have} labelled images cannot show what {precision} costs; it takes {MIN_IMAGES}")
+    elif report["top1_change"] < -MAX_LOSS:
+        faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost {MAX_LOSS}")
+    return report | {"faults": faults}
+
+
+def _sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.float32], precision: str) -> list[str]:
+    """Returns faults of other batch sizes than the one that was compared."""
+    faults = []
+    # In low precision a rounding can fall either way with another batch, so only the same class is asked for.
+    limit = MAX_DIFFERENCE if precision == "f32" else 0.1
+    for size in _SIZES:
+        batch = np.resize(images, (size, *images.shape[1:]))
+        difference = np.abs(graph.run(batch) - np.resize(found, (size, found.shape[1]))).max()
+        if not difference <= limit:
+            faults.append(f"in a batch of {size} a probability differs by {difference:.1e} from one of {_BATCH}")
+    return faults
+
+
+def _rate(graph: Graph, images: NDArray[np.uint8], size: int) -> float:
+    """Returns images/s in batches of `size`: the median of some repeats after a warm-up."""
+    batch = np.resize(images, (size, *images.shape[1:]))
+    graph.run(batch)
+    rates = []
+    for _ in range(_REPEATS):
+        began, count = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - began) < _SECONDS:
+            graph.run(batch)
+            count += size
+        rates.append(count / seconds)
+    return round(float(np.median(rates)), 1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,96 @@
+"""What is done to an ONNX graph after it was traced: quantization, narrow weights, metadata, the checker."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.metadata import KEY, Metadata
+
+# Smaller constants stay as they are: nothing would be gained.
+_LARGE = 1024
+_CALIBRATION_BATCH = 32
+
+
+def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
+    """Turns a float32 graph into a statically quantized one (QDQ), in its place.
+
+    Matrix products get int8 weights, per output channel, and uint8 activations with ranges from the calibration images.
+    The shift, a convolution in the traced graph, stays in float32: it only moves values.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._starts = iter(range(0, len(calibration), _CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            start = next(self._starts, None)
+            return None if start is None else {"images": calibration[start : start + _CALIBRATION_BATCH]}
+
+    logging.getLogger().setLevel(logging.ERROR)  # it advises its own preprocessing, which tracing has done
+    quantize_static(
+        path,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def finish(source: Path, path: Path, metadata: Metadata) -> None:
+    """Narrows the weights where that is due, adds the metadata, checks the graph and writes it."""
+    import onnx
+
+    model = onnx.load(source)
+    _narrow(model, metadata.precision == "bf16")
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {KEY: metadata.dump(), "labels": ",".join(metadata.labels)})
+    model.producer_name = "shiftvit"
+    model.graph.name = "shiftvit"
+    for node in model.graph.node:  # the tracer's notes: line numbers and names of Python code
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        del value.metadata_props[:]
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _narrow(model: Any, bfloat16: bool) -> None:
+    """Stores large float32 constants in 16 bits, with a cast that runtimes fold when they load the graph.
+
+    In bfloat16 if asked; otherwise those that float16 holds exactly, as the weights of a halved bundle are.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or int(np.prod(tensor.dims)) < _LARGE:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if bfloat16:
+            import ml_dtypes
+
+            narrow, kind = values.astype(ml_dtypes.bfloat16), TensorProto.BFLOAT16
+        else:
+            with np.errstate(over="ignore"):
+                narrow, kind = values.astype(np.float16), TensorProto.FLOAT16
+            if not np.array_equal(narrow.astype(np.float32), values):
+                continue
+        name = tensor.name
+        stored = helper.make_tensor(f"{name}.stored", kind, values.shape, narrow.tobytes(), raw=True)
+        tensor.CopyFrom(stored)
+        casts.append(helper.make_node("Cast", [stored.name], [name], to=TensorProto.FLOAT, name=f"{name}.cast"))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)

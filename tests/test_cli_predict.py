@@ -1,0 +1,232 @@
+"""`shiftvit predict`: output formats, kinds of input, exit statuses, streams, Ctrl-C, and that it is quick."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import load_sample
+from shiftvit.bundle import PRETRAINED
+
+SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
+
+
+def shiftvit(*arguments, cwd, **options):
+    command = [sys.executable, "-m", "shiftvit", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, timeout=120, **options)
+
+
+def predict(*arguments, cwd, status=0, **options):
+    answer = shiftvit("predict", *arguments, cwd=cwd, **options)
+    assert answer.returncode == status, answer.stderr.decode()
+    return answer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of good images and every kind of bad one that a folder lists."""
+    data = load_sample()
+    place = tmp_path / "pictures"
+    place.mkdir()
+    for index in range(3):
+        Image.fromarray(data.test_images[index]).save(place / f"good{index}.png")
+    (place / "empty.jpg").write_bytes(b"")
+    (place / "half.png").write_bytes((place / "good0.png").read_bytes()[:900])
+    (place / "text.gif").write_text("no image")
+    (place / "gone.webp").symlink_to("nowhere")
+    (place / "notes.txt").write_text("not listed")
+    os.mkfifo(place / "pipe.png")
+    return place
+
+
+BAD = ["empty.jpg", "gone.webp", "half.png", "pipe.png", "text.gif"]
+GOOD = ["good0.png", "good1.png", "good2.png"]
+
+
+def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
+    answer = predict(cwd=tmp_path)
+    lines = answer.stdout.decode().splitlines()
+    assert len(lines) == 13
+    assert [line.split()[0][-15:] for line in lines[1:]] == [path[-15:] for path in SAMPLES]
+    assert "12 images in" in answer.stderr.decode()
+    with Image.open(tmp_path / "predictions.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_one_image_is_answered_within_a_second(tmp_path):
+    """In processor time, from start to end, the best of three: a busy machine says nothing of the program."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        predict(SAMPLES[0], cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 1.0
+
+
+def test_a_bad_file_is_a_row_and_the_run_goes_on(folder, tmp_path):
+    rows = [json.loads(line) for line in predict("pictures", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()]
+    assert [row["path"].removeprefix("pictures/") for row in rows] == sorted(BAD + GOOD)
+    for row in rows:
+        if row["path"].removeprefix("pictures/") in BAD:
+            assert row.keys() == {"path", "error"}
+            assert row["path"] in row["error"]
+        else:
+            assert row.keys() == {"path", "label", "confidence", "top"}
+            assert row["top"][0] == [row["label"], row["confidence"]]
+            assert len(row["top"]) == 5
+    predict("pictures", "--strict", cwd=tmp_path, status=3)
+    predict(*[folder / name for name in GOOD], "--strict", cwd=tmp_path)
+    everything = predict("pictures", "--all-files", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()
+    # Every regular file: neither the dead link nor the pipe.
+    found = {json.loads(line)["path"].removeprefix("pictures/") for line in everything}
+    assert found == {*GOOD, "empty.jpg", "half.png", "text.gif", "notes.txt"}
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_formats_say_the_same(tmp_path):
+    lines = [json.loads(line) for line in predict("pictures", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()]
+    assert json.loads(predict("pictures", "--format", "json", cwd=tmp_path).stdout) == lines
+    out = tmp_path / "rows.csv"
+    assert predict("pictures", "--format", "csv", "--top-k", "2", "--out", out, cwd=tmp_path).stdout == b""
+    table = list(csv.DictReader(io.StringIO(out.read_text("utf-8"))))
+    assert [row["path"] for row in table] == [row["path"] for row in lines]
+    for row, line in zip(table, lines, strict=True):
+        assert row["error"] == line.get("error", "")
+        assert row["label"] == line.get("label", "")
+        if "label" in line:
+            assert [row["label_2"], float(row["confidence_2"])] == line["top"][1]
+    screen = predict("pictures", cwd=tmp_path).stdout.decode().splitlines()
+    assert len(screen) == 1 + len(lines)
+    assert sum("error: " in line for line in screen) == len(BAD)
+
+
+def test_standard_input_is_an_image_or_a_list_of_paths(folder, tmp_path):
+    content = (folder / "good0.png").read_bytes()
+    (row,) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=content).stdout)
+    assert row["path"] == "-"
+    for separator in ("\n", "\r\n", "\0"):
+        names = separator.join(f"pictures/{name}" for name in GOOD) + separator
+        rows = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=names.encode()).stdout)
+        assert [entry["path"] for entry in rows] == [f"pictures/{name}" for name in GOOD]
+    assert rows[0]["top"] == row["top"] or abs(rows[0]["confidence"] - row["confidence"]) < 1e-5
+    assert b"standard input is empty" in predict("-", cwd=tmp_path, input=b"", status=2).stderr
+
+
+def test_names_that_no_encoding_knows_and_names_with_line_breaks(folder, tmp_path):
+    odd = [os.fsencode(folder) + b"/\xff\xfe.png", os.fsencode(folder) + b"/two\nlines.png"]
+    for name in odd:
+        with open(name, "wb") as file:  # noqa: PTH123  (bytes are no pathlib path)
+            file.write((folder / "good0.png").read_bytes())
+    lines = predict("pictures", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()
+    paths = [json.loads(line)["path"] for line in lines]
+    assert sum("\n" in path for path in paths) == 1
+    assert len(lines) == len(BAD + GOOD) + 2
+    assert len(predict("pictures", cwd=tmp_path).stdout.splitlines()) == 1 + len(lines)
+
+
+def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
+    data = load_sample()
+    for index in range(20):
+        place = tmp_path / "sorted" / ("cat" if index % 2 else data.class_names[data.test_labels[index]])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.test_images[index]).save(place / f"{index}.png")
+    answer = predict("sorted", "-r", "--grid", "grid.png", cwd=tmp_path)
+    assert "of 20 as their folders say" in answer.stderr.decode()
+    assert "(is cat)" in answer.stdout.decode()
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert np.asarray(picture).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["gone.png"], "'gone.png' does not exist"),
+        (["*.xyz"], "matches no file"),
+        (["--model", "nowhere"], "'nowhere' does not exist; give a run folder"),
+        (["--runtime", "tensorrt"], "there is no runtime 'tensorrt'"),
+        (["--runtime", "litert"], "and not in litert"),
+        (["--format", "xml"], "is none of table, json, jsonl or csv"),
+        (["--batch-size", "0"], "batch_size=0 must be at least 1"),
+        (["--top-k", "0"], "top_k=0 must be at least 1"),
+        (["--out", "missing/rows.csv"], "cannot write 'missing/rows.csv'"),
+        (["--out", "/dev/full"], "cannot write '/dev/full': No space left"),
+        (["--grid", "missing/grid.png"], "cannot write 'missing/grid.png'"),
+    ],
+)
+def test_faults_are_one_line(arguments, fault, tmp_path):
+    lines = predict(*arguments, cwd=tmp_path, status=2).stderr.decode().splitlines()
+    assert fault in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_a_wrong_model_leaves_an_earlier_output_alone(tmp_path):
+    (tmp_path / "rows.csv").write_text("kept")
+    predict("--model", "nowhere", "--out", "rows.csv", cwd=tmp_path, status=2)
+    assert (tmp_path / "rows.csv").read_text() == "kept"
+
+
+def test_a_closed_pipe_is_a_quiet_end(tmp_path):
+    (tmp_path / "names").write_text("\n".join(SAMPLES * 300))
+    command = f"{sys.executable} -m shiftvit predict - --format jsonl < names | head -1"
+    answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
+    assert len(answer.stdout.splitlines()) == 1
+    assert b"Traceback" not in answer.stderr
+
+
+def test_ctrl_c_keeps_the_rows_and_says_how_far_it_came(tmp_path):
+    out = tmp_path / "rows.json"
+    names = "\n".join(SAMPLES * 5000).encode()
+    command = [sys.executable, "-m", "shiftvit", "predict", "-", "--format", "json", "--out", str(out)]
+    child = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdin.write(names)
+    child.stdin.close()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (out.exists() and out.stat().st_size > 20_000):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    said = child.stderr.read().decode()
+    child.stderr.close()
+    assert child.wait(30) == 130
+    assert "stopped after" in said
+    assert "of 60,000 images" in said
+    rows = json.loads(out.read_text("utf-8"))
+    assert 0 < len(rows) < 60_000
+
+
+def test_the_samples_that_memory_does_not_grow_with(tmp_path):
+    """Ten times the files, and at most a few megabytes more."""
+    program = (
+        "import resource, sys; from shiftvit.cli import main;"
+        "status = main._run(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    peaks = []
+    for times in (40, 400):
+        names = "\n".join(SAMPLES * times).encode()
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            "predict",
+            "-",
+            "--format",
+            "csv",
+            "--out",
+            str(tmp_path / "rows.csv"),
+        ]
+        answer = subprocess.run(command, input=names, capture_output=True, timeout=120, check=True)
+        peaks.append(int(answer.stderr.splitlines()[-1]) / 1024)
+        assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + len(SAMPLES) * times
+    assert peaks[1] - peaks[0] < 20

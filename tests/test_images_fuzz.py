@@ -1,0 +1,300 @@
+"""Hostile image files: each is decoded or refused in one line that names it, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import image_matrix as matrix
+from shiftvit.data.images import MAX_BYTES, decode
+from shiftvit.errors import ShiftViTError
+
+NAMES = [*matrix.files()]
+
+
+def refused(source: Any, **options: Any) -> str:
+    """Returns the message, having checked its form."""
+    with pytest.raises(ShiftViTError) as caught:
+        decode(source, **options)
+    message = str(caught.value)
+    assert message.isprintable()  # so one line
+    return message
+
+
+def outcome(data: bytes) -> np.ndarray | None:
+    """Decodes what may be damaged; nothing but an array or a ShiftViTError may come of it, and soon."""
+    start = time.monotonic()
+    pixels, message = None, "'the one' "
+    try:
+        pixels = decode(data, name="the one")
+    except ShiftViTError as error:
+        message = str(error)
+    assert time.monotonic() - start < 5
+    assert message.startswith("'the one' ")
+    assert message.isprintable()
+    assert pixels is None or (pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3)
+    return pixels
+
+
+# --- Any bytes.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=70, deadline=None)
+@given(data=st.data())
+def test_damaged_files(name: str, data: st.DataObject) -> None:
+    content = bytearray(matrix.files()[name])
+    # Most of what can go wrong is told by the first bytes; the rest is pixels.
+    places = st.integers(0, len(content) - 1) | st.integers(0, min(200, len(content) - 1))
+    place = data.draw(places)
+    damage = data.draw(st.sampled_from(["cut", "flip", "replace", "append"]))
+    if damage == "cut":
+        del content[place:]
+    elif damage == "flip":
+        for where in data.draw(st.lists(places, min_size=1, max_size=8)):
+            content[where] ^= 1 << data.draw(st.integers(0, 7))
+    elif damage == "replace":  # by as many bytes, or more, or fewer
+        content[place : place + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=40))
+    else:
+        content += data.draw(st.binary(min_size=1, max_size=200))
+    outcome(bytes(content))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    start=st.sampled_from([content[:length] for content in matrix.files().values() for length in (4, 12, 30, 60)]),
+    rest=st.binary(max_size=300),
+)
+def test_headers_only(start: bytes, rest: bytes) -> None:
+    outcome(start + rest)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_truncated_files(name: str) -> None:
+    """Wherever a file is cut, it is refused, or had all its pixels before; Pillow's `verify` passes half a JPEG."""
+    content = matrix.files()[name]
+    whole = decode(content)
+    for length in range(1, len(content), max(1, len(content) // 60)):
+        pixels = outcome(content[:length])
+        assert pixels is None or np.array_equal(pixels, whole)
+    if not name.startswith(("animated", "pair", "pages")):  # which may still have the first of their pictures
+        assert outcome(content[: len(content) // 2]) is None
+
+
+# --- No image.
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "is empty: 0 bytes"),
+        (b"BMW, a text that begins as a BMP", "is no image of a supported format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no image of a supported format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is no image of a supported format"),
+        (b"\xff\xd8\xff\xe0", "is no readable JPEG (it"),
+        (b"\x89PNG\r\n\x1a\n", "is no readable PNG (it ends too early)"),
+        (matrix.png(np.zeros((1, 0, 1)), 8, 0), "is no readable PNG (it holds no picture)"),
+        (matrix.rgb_tiff(0, 5, b"abc"), "is no readable TIFF (it holds no picture)"),
+        (matrix.rgb_tiff(1, 1, b"abc", t259=(3, [99])), "is no readable TIFF (it has an unknown code, 99)"),
+        (matrix.rgb_tiff(1, 1, b"abc", t273=[0] * 100_001), "has more than 100,000 parts"),
+        (matrix.rgb_tiff(1, 3, b"abcdefghi", t273=[8, 11, 14], t278=1)[:-1], "is no readable TIFF (it ends too early)"),
+        (matrix.rgb_tiff(1, 1, b"abc", t256=[1, 1]), "is no readable TIFF (tag 256 has 2 values)"),
+        (matrix.files()["lossless.webp"][:-9], "is no readable WebP (it ends too early)"),
+        (matrix.rgb_tiff(1, 1, b"abc", t277=(3, [70])), "is no readable TIFF (more than 6 samples a pixel)"),
+        (matrix.rgb_tiff(1, 1, b"abc", big=True, order=">"), "is a big-endian BigTIFF"),
+        (
+            matrix.png(np.zeros((1, 1, 1)), 8, 0, before=matrix.chunk(b"tEXt", b"") * 100_000),
+            "has more than 100,000 parts",
+        ),
+        (b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\1a\0" * 100_000, "has more than 100,000 parts"),
+        (b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1a" * 100_000, "has more than 100,000 parts"),
+        (b"GIF89a\1\0\1\0\0\0\0;", "is no readable GIF (it holds no picture)"),
+        (b"\xff\xd8" + b"\xff\xfe\0\2" * 100_001, "has more than 100,000 parts"),
+        (b"\xff\xd8\xff\xc0\0\x11" + bytes(15) + b"\xff\xda\0\2" * 101, "is a JPEG of more than 100 scans"),
+    ],
+)
+def test_what_is_no_picture_is_named(content: bytes, fault: str) -> None:
+    start = time.monotonic()
+    assert refused(content).startswith(f"<bytes> {fault}")
+    assert refused(content, name="a\nb").startswith(rf"'a\nb' {fault}")
+    assert time.monotonic() - start < 5
+
+
+def test_sources_of_other_types_are_named() -> None:
+    assert refused(5) == "<int> is a int; give a path, a file's bytes or a PIL image"
+    assert "<image> has 0 x 3 pixels, so it holds nothing" in refused(Image.new("RGB", (3, 0)))
+    assert decode(Image.new("L", (90, 70)), max_pixels=6300).shape == (70, 90, 3)
+    assert refused(Image.new("L", (90, 70)), max_pixels=6299).startswith("<image> has 70 x 90 pixels (6,300)")
+    assert "at_least=(0, 5) is no size" in refused(b"", at_least=(0, 5))
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = tmp_path / "missing\nfile.jpg"
+    assert refused(missing) == f"{str(missing)!r} cannot be read: No such file or directory; give a readable image file"
+    assert f"{str(tmp_path)!r} is a directory" in refused(tmp_path)
+    assert "is no path: embedded null" in refused("a\0b")
+    assert "File name too long" in refused("a" * 5000)
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    assert f"{str(empty)!r} is empty: 0 bytes" in refused(str(empty))
+    good = tmp_path / "good.png"
+    good.write_bytes(matrix.files()["plain.png"])
+    assert decode(good).shape == (32, 32, 3)
+
+    def denied(*_: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)  # who runs the tests may be allowed everything
+    assert "cannot be read: Permission denied" in refused(good)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="special files are POSIX's")
+def test_special_files_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    assert "is a named pipe" in refused(pipe)
+    assert "is a device" in refused("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
+        server.bind("socket.jpg")
+        assert "is a socket" in refused("socket.jpg")
+    # It was a file when looked at, and is a pipe when opened.
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: SimpleNamespace(st_mode=stat.S_IFREG))
+    assert "is a named pipe" in refused(pipe)
+
+
+def test_large_files_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    with path.open("wb") as file:
+        file.truncate(5 * 2**30)
+    start = time.monotonic()
+    assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in refused(path)
+    assert time.monotonic() - start < 1
+    assert "has 101 bytes, more than max_bytes=100" in refused(bytes(101), max_bytes=100)
+
+
+# --- Metadata that is broken or made to cost must not lose the picture.
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"",
+        b"II*\0",
+        matrix.exif(6)[6:20],  # it ends before the orientation
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0" + b"\xff" * 60,
+        matrix.exif(6)[6:].replace(b"II*", b"XX*"),
+    ],
+)
+def test_broken_exif_does_not_lose_the_picture(block: bytes) -> None:
+    jpeg = matrix.encode(matrix.sample(), "JPEG", quality=95, subsampling=0)
+    broken = matrix.with_segment(jpeg, 0xE1, b"Exif\0\0" + block)
+    np.testing.assert_array_equal(decode(broken), decode(jpeg))
+    png = matrix.png(matrix.sample(), 8, 2, before=matrix.chunk(b"eXIf", block))
+    np.testing.assert_array_equal(decode(png), matrix.sample())
+    webp = matrix.encode(matrix.sample(), "WEBP", lossless=True, exif=b"Exif\0\0" + block)
+    np.testing.assert_array_equal(decode(webp), matrix.sample())
+    described = Image.Exif()
+    described[270] = "a picture" * 9
+    avif = matrix.encode(matrix.sample(), "AVIF", exif=described)
+    start = avif.index(b"MM\0*")  # Pillow writes no broken block: it is put over a valid one
+    broken = avif[:start] + block.ljust(60, b"\xff")[:60] + avif[start + 60 :]
+    np.testing.assert_array_equal(decode(broken), decode(avif))
+
+
+def test_broken_metadata_does_not_lose_the_picture() -> None:
+    whole = matrix.files()["baseline.jpg"]
+    for marker, body in ((0xE2, b"MPF\0II*\0\xff\xff"), (0xE2, b"ICC_PROFILE\0\7"), (0xED, b"Photoshop 3.0\x008BIM")):
+        np.testing.assert_array_equal(decode(matrix.with_segment(whole, marker, body)), decode(whole))
+    for kind, body in ((b"acTL", bytes(8)), (b"fcTL", b"abc"), (b"iCCP", b"icc"), (b"gAMA", b""), (b"zTXt", b"\0")):
+        chunk = matrix.chunk(kind, body)
+        for before in (chunk * 2, chunk[:-4] + b"ABCD"):
+            np.testing.assert_array_equal(decode(matrix.png(matrix.sample(), 8, 2, before=before)), matrix.sample())
+    tiff = matrix.rgb_tiff(32, 32, matrix.sample().tobytes(), t34665=10**9, t700=b"xmp", t34675=b"icc", t274=(3, [77]))
+    np.testing.assert_array_equal(decode(tiff), matrix.sample())
+
+
+def test_metadata_bombs_cost_nothing() -> None:
+    zeros = matrix.deflated_zeros(2**28)
+    chunks = [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")]
+    for kind, start in chunks:
+        bomb = matrix.chunk(kind, start + zeros)
+        start_time = time.monotonic()
+        pixels = decode(matrix.png(matrix.sample(), 8, 2, before=bomb * 3))
+        np.testing.assert_array_equal(pixels, matrix.sample())
+        assert time.monotonic() - start_time < 1
+
+
+# --- Bombs.
+
+
+WEIGH = """
+import json, sys, time
+from pathlib import Path
+from shiftvit.data.images import decode
+from shiftvit.errors import ShiftViTError
+for path in sys.argv[1:]:
+    start = time.monotonic()
+    try:
+        outcome = str(decode(path).shape)
+    except ShiftViTError as error:
+        outcome = str(error)
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    print(json.dumps([Path(path).name, outcome, peak, time.monotonic() - start]))
+"""
+
+
+def weighed(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
+    """Decodes each in a process of its own, none of which may take 1 GB or 20 seconds; returns what came of it."""
+    outcomes = {}
+    for name, content in contents.items():
+        path = folder / name
+        path.write_bytes(content)
+        child = subprocess.run([sys.executable, "-c", WEIGH, path], capture_output=True, text=True, check=True)
+        _, outcomes[name], peak, seconds = json.loads(child.stdout)
+        assert peak < 10**9, name
+        assert seconds < 20, name
+        path.unlink()
+    return outcomes
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is Linux's to tell")
+
+
+@linux
+def test_bombs_are_refused_by_what_they_declare(tmp_path: Path) -> None:
+    outcomes = weighed(tmp_path, matrix.declared(60_000, 60_000))
+    assert "is no readable AVIF" in outcomes.pop("avif")  # over the limit of libavif
+    for name, outcome in outcomes.items():
+        size = {"jpeg": "60000 x 60000", "webp": "16384 x 16384", "avif smaller": "16000 x 16000"}
+        assert f"{size.get(name, '60000 x 60000')} pixels" in outcome
+        assert "more than max_pixels=64,000,000" in outcome
+
+
+@linux
+@pytest.mark.slow
+def test_pictures_just_below_the_limit_take_less_than_1_gb(tmp_path: Path) -> None:
+    """Two of the costliest: libjpeg holds the coefficients of all scans, libwebp three copies of the picture."""
+    ink, glass = Image.new("CMYK", (8000, 8000)), Image.new("RGBA", (5656, 5656), (9, 200, 50, 99))
+    contents = {
+        "progressive.jpg": matrix.encode(ink, "JPEG", progressive=True),
+        "alpha.webp": matrix.encode(glass, "WEBP", method=0),
+    }
+    expected = {"progressive.jpg": "(8000, 8000, 3)", "alpha.webp": "(5656, 5656, 3)"}
+    assert weighed(tmp_path, contents) == expected

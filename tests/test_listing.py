@@ -1,0 +1,77 @@
+"""What names stand for: files in a stable order, and a line for each name that stands for nothing."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from shiftvit import ShiftViTError
+from shiftvit.data.listing import list_images
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "c[1].webp",
+        "sub/d.gif",
+        "sub/deep/e.tiff",
+        "sub/readme",
+        "none/x.txt",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "found"),
+    [
+        (["b.png", "a.JPG"], {}, ["b.png", "a.JPG"]),
+        (["notes.txt"], {}, ["notes.txt"]),
+        (["."], {}, ["./a.JPG", "./b.png", "./c[1].webp"]),
+        (["."], {"all_files": True}, ["./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
+        (["sub"], {"recursive": True}, ["sub/d.gif", "sub/deep/e.tiff"]),
+        (["sub"], {"recursive": True, "all_files": True}, ["sub/d.gif", "sub/deep/e.tiff", "sub/readme"]),
+        (["*.png"], {}, ["b.png"]),
+        (["**/*.[gt]if*"], {}, ["sub/d.gif", "sub/deep/e.tiff"]),
+        (["c[1].webp"], {}, ["c[1].webp"]),
+        (["b.png", "sub", "b.png"], {}, ["b.png", "sub/d.gif", "b.png"]),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_what_is_found(names, options, found):
+    assert list_images(names, **options) == found
+
+
+def test_a_link_to_nowhere_is_listed_so_that_it_gets_its_row(tree):
+    (tree / "gone.png").symlink_to("nowhere")
+    assert list_images(["gone.png"]) == ["gone.png"]
+    assert "./gone.png" in list_images(["."])
+
+
+def test_links_to_folders_are_not_followed(tree):
+    (tree / "sub" / "loop").symlink_to(tree / "sub")
+    assert list_images(["sub"], recursive=True) == ["sub/d.gif", "sub/deep/e.tiff"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("missing.png", "'missing.png' does not exist; check the path"),
+        ("x*.png", r"'x\*.png' matches no file; check the pattern"),
+        ("none", "'none' holds no image files; --recursive looks .*, --all-files takes"),
+        ("folder.png", "'folder.png' holds no image files"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_names_that_stand_for_nothing(name, fault):
+    with pytest.raises(ShiftViTError, match=fault):
+        list_images(["b.png", name])

@@ -1,0 +1,145 @@
+"""`Predictor`: the answers of `evaluate`, whatever the source, the runtime and the batch; failures in their place."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import load_sample
+from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError
+from shiftvit.evaluation import measure, predict_logits, softmax
+from shiftvit.predict import Failure
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor.from_pretrained("cifar10")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_sample().test_images
+
+
+@pytest.fixture
+def files(images, tmp_path):
+    paths = []
+    for index, image in enumerate(images[:40]):
+        paths.append(tmp_path / f"{index:03}.png")
+        Image.fromarray(image).save(paths[-1])
+    return paths
+
+
+def shares(predictions):
+    return np.stack([prediction.probabilities for prediction in predictions])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "keras"])
+def test_accuracy_is_that_of_evaluate_to_the_last_image(runtime, images):
+    labels = load_sample().test_labels
+    bundle = Bundle.load("cifar10")
+    logits = predict_logits(bundle.build(), images, bundle.preprocess)
+    predictor = Predictor.from_pretrained("cifar10", runtime=runtime)
+    assert predictor.runtime == runtime
+    found = predictor(images)
+    predicted = np.array([predictor.labels.index(prediction.label) for prediction in found])
+    np.testing.assert_array_equal(predicted, logits.argmax(axis=1))
+    assert (predicted == labels).mean() == measure(logits, labels)["top1"]
+    np.testing.assert_allclose(shares(found), softmax(logits), atol=1e-4)
+
+
+def test_a_model_that_resizes_gives_what_evaluate_gives(tmp_path):
+    preprocess = Preprocess(resize=20, crop=16, crop_position="center", mean=120.0, std=60.0)
+    model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
+    bundle = Bundle.from_model(model, ("a", "b", "c"), preprocess)
+    bundle.save(tmp_path / "bundle")
+    pictures = np.random.default_rng(0).integers(0, 256, (9, 33, 47, 3), np.uint8)
+    found = Predictor.from_pretrained(tmp_path / "bundle")(pictures)
+    np.testing.assert_allclose(shares(found), softmax(predict_logits(model, pictures, preprocess)), atol=1e-6)
+
+
+def test_what_a_prediction_says(predictor, images):
+    (prediction,) = predictor(images[0], top_k=4)
+    assert prediction.path == "image 1"
+    assert prediction.probabilities.shape == (10,)
+    assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert prediction.top[0] == (prediction.label, prediction.confidence)
+    ranked = sorted(prediction.probabilities.tolist(), reverse=True)
+    assert [share for _, share in prediction.top] == pytest.approx(ranked[:4])
+    assert prediction.probabilities[predictor.labels.index(prediction.label)] == prediction.confidence
+    assert len(predictor(images[0], top_k=99)[0].top) == 10
+
+
+def test_every_kind_of_source_gives_the_same(predictor, files, images):
+    content = files[0].read_bytes()
+    with Image.open(io.BytesIO(content)) as opened:
+        opaque = np.dstack([images[0], np.full((32, 32), 255, np.uint8)])
+        found = predictor([files[0], str(files[0]), content, images[0], opened, opaque])
+    assert [prediction.path for prediction in found] == [str(files[0])] * 2 + [f"image {n}" for n in range(3, 7)]
+    assert len({prediction.probabilities.tobytes() for prediction in found}) == 1
+    for single in (str(files[0]), content, images[0]):
+        np.testing.assert_allclose(shares(predictor(single)), shares(found[:1]), atol=1e-6)
+    grey = images[0][..., 0]
+    np.testing.assert_array_equal(shares(predictor(grey)), shares(predictor(np.dstack([grey] * 3))))
+    assert predictor([]) == []
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (7, 2), (64, 4)])
+def test_order_and_answers_do_not_depend_on_batches_and_threads(predictor, files, images, batch_size, threads):
+    found = list(predictor.stream(files, batch_size=batch_size, threads=threads))
+    assert [prediction.path for prediction in found] == [str(path) for path in files]
+    np.testing.assert_allclose(shares(found), shares(predictor(images[:40])), atol=1e-5)
+
+
+def test_photographs_of_any_size_are_fitted(predictor, images):
+    """As Pillow does it: the shorter side to 32 pixels, antialiased, then the centre."""
+    tiles = np.concatenate(images[:12].reshape(3, 4, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(3, 32, 128, 3))
+    theirs = np.asarray(Image.fromarray(tiles).resize((42, 32), Image.Resampling.BILINEAR))[:, 5:37]
+    np.testing.assert_allclose(predictor.metadata.preprocess.pixels(tiles[None])[0], theirs, atol=1)
+    np.testing.assert_allclose(shares(predictor(tiles)), shares(predictor(theirs)), atol=0.05)
+
+
+def test_bad_images_are_failures_in_their_place(predictor, files, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    sources = [files[0], tmp_path / "text.jpg", np.zeros((2, 2), np.float32), b"", tmp_path / "gone.png", 7, files[1]]
+    found = list(predictor.stream(sources, batch_size=2))
+    assert [isinstance(result, Failure) for result in found] == [False, True, True, True, True, True, False]
+    for result in found[1:-1]:
+        assert result.path in result.error
+        assert "\n" not in result.error
+    with pytest.raises(ShiftViTError, match=r"text\.jpg"):
+        predictor(sources)
+
+
+def test_a_stream_of_nothing_but_failures_flows(predictor):
+    found = list(itertools.islice(predictor.stream(itertools.repeat(b"x"), batch_size=2), 1000))
+    assert all(isinstance(result, Failure) for result in found)
+
+
+def test_sources_are_taken_as_they_are_needed(predictor, images):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield images[taken % 100]
+
+    stream = predictor.stream(endless(), batch_size=16, threads=2)
+    for _ in range(100):
+        next(stream)
+    assert taken < 400
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("setting", [{"top_k": 0}, {"batch_size": 0}, {"threads": 0}])
+def test_settings_out_of_range(predictor, setting):
+    (name,) = setting
+    with pytest.raises(ShiftViTError, match=f"{name}=0 must be at least 1"):
+        predictor.stream([], **setting)
