@@ -1,0 +1,64 @@
+"""Rates that are consistent with each other, and a comparison model that really is the same model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shiftvit import ShiftViT, ShiftViTError
+from shiftvit.benchmark import benchmark
+from shiftvit.config import ModelConfig
+from shiftvit.presets import PRESETS
+from tensors import to_numpy
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from plain_keras import plain_model
+
+SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {**PRESETS["keras_example"].arguments, **SMALL, "shift_channels": 3},
+        {**PRESETS["shiftvit_cifar"].arguments, **SMALL, "drop_path": 0.1},
+    ],
+)
+def test_the_plain_model_is_the_same_model(arguments):
+    config = ModelConfig(**arguments)
+    ours, plain = ShiftViT(**config.arguments()), plain_model(config, "float32")
+    generator = np.random.default_rng(0)
+    assert len(ours.weights) == len(plain.weights)
+    for mine, theirs in zip(ours.weights, plain.weights, strict=True):
+        value = generator.normal(size=theirs.shape, scale=0.2).astype(np.float32)
+        theirs.assign(value)
+        mine.assign(value.reshape(mine.shape))  # a convolution whose stride is its kernel is a matrix here
+    images = generator.normal(size=(3, *config.image_shape)).astype(np.float32)
+    np.testing.assert_allclose(to_numpy(ours(images)), to_numpy(plain(images)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("model", "train"), [("cifar10", False), ("shiftvit_cifar_tiny", True)])
+def test_rates_and_shares_fit_together(model, train):
+    found = benchmark(model, train=train, batch_sizes=[1, 3], repeats=2, seconds=0.05)
+    assert found["mode"] == ("train" if train else "predict")
+    assert [row["batch_size"] for row in found["rows"]] == [1, 3]
+    for row in found["rows"]:
+        assert 0 < row["minimum"] <= row["images_per_second"] <= row["maximum"]
+        share = row["images_per_second"] * found["gflop_per_image"] / found["peak_gflops"]
+        assert row["share_of_peak"] == pytest.approx(share, rel=0.02, abs=1e-4)
+
+
+def test_the_work_of_an_image_is_that_of_the_published_figures():
+    """Published for this model: 0.62 GFLOP an image to train."""
+    found = benchmark("keras_example", train=True, batch_sizes=[1], repeats=1, seconds=0.01)
+    assert found["gflop_per_image"] == pytest.approx(0.62, abs=0.03)
+
+
+def test_faults():
+    with pytest.raises(ShiftViTError, match="batch_size=0 must be at least 1"):
+        benchmark(batch_sizes=[0])
+    with pytest.raises(ShiftViTError, match="is a preset and has no weights"):
+        benchmark("shiftvit_cifar")
