@@ -1,5 +1,6 @@
 # make demo   train, evaluate and keep a ShiftViT on real CIFAR-10
 # make test   lint, types and all tests
+# make bench   the short measurements of speed, into benchmarks/results
 # make bench-export   every export format and precision, measured, into benchmarks/results and docs/export.md
 # BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
 
@@ -9,13 +10,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench-export clean
+.PHONY: demo test lint bench bench-export clean
 
 demo: $(VENV)/.ready-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/shiftvit train --recipe quick
 
 test: $(VENV)/.ready-test lint
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.ready-test
+	KERAS_BACKEND=torch $(BIN)/python benchmarks/shift.py
+	KERAS_BACKEND=torch $(BIN)/python benchmarks/steps.py keras_example
+	KERAS_BACKEND=torch $(BIN)/python benchmarks/steps.py keras_example --set dropout=0 drop_path=0
+	$(BIN)/python benchmarks/predict.py
 
 bench-export: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/exports.py

@@ -214,6 +214,9 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     columns = min(width, _TILE)
     rows = _TILE // columns
     tags: Any = getattr(image, "tag_v2", {})
+    if width * height <= _TILE:
+        result[...] = _rgb(image, tags)
+        return result
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             right, bottom = min(left + columns, width), min(top + rows, height)
@@ -243,7 +246,7 @@ def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
         mixed = np.asarray(tile.convert("RGBA")).astype(np.uint16)
         alpha = mixed[..., 3:]
         return (mixed[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-    return np.asarray(tile.convert("RGB"))
+    return np.asarray(tile if tile.mode == "RGB" else tile.convert("RGB"))
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

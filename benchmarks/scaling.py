@@ -1,0 +1,122 @@
+"""How cost grows: images/s with the number of files, time and memory with resolution and depth.
+
+    python benchmarks/scaling.py
+
+Prediction of folders of PNG files through the command line, from 1,000 to 50,000 (CIFAR-10's test images, linked again
+and again), with peak memory; training and prediction steps at 32 to 224 pixels and with 1 to 16 blocks a stage. The
+result goes to benchmarks/results/scaling-DATE.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+COUNTS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+REPEATS = 3
+RESOLUTIONS = (32, 64, 96, 128, 160, 192, 224)
+DEPTHS = (1, 2, 4, 8, 16)
+_BATCH = 16
+
+# Run in a process of its own, so that its peak memory is its own.
+STEP = """
+import json, resource, sys, time, statistics
+import numpy as np
+from shiftvit.model.network import ShiftViT
+from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
+from shiftvit.config import TrainConfig
+side, depth, batch = map(int, sys.argv[1:])
+model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3)
+model.compile(optimizer=build_optimizer(TrainConfig(), 1000), loss=SmoothedCrossentropy())
+images = np.random.default_rng(0).normal(size=(batch, side, side, 3)).astype("float32")
+labels = np.zeros(batch, int)
+def median(call):
+    call()
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter(); call(); seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+train = median(lambda: model.train_on_batch(images, labels))
+predict = median(lambda: model.predict_on_batch(images))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_megabytes": peak}))
+"""
+
+
+def main() -> None:
+    result: dict[str, Any] = {"command": "python benchmarks/scaling.py", "date": datetime.date.today().isoformat()}
+    result["files"] = list(files())
+    result["resolution"] = [{"side": side, **step(side, 2)} for side in RESOLUTIONS]
+    result["depth"] = [{"blocks_a_stage": depth, **step(64, depth)} for depth in DEPTHS]
+    result["batch_size"] = _BATCH
+    from shiftvit.environment import cores, processor_name, versions
+
+    result |= {"processor": processor_name(), "cores": cores(), "versions": versions()}
+    path = RESULTS / f"scaling-{result['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(f"wrote {path.name}")
+
+
+def files() -> Any:
+    """Yields images/s and peak memory for each number of files."""
+    from PIL import Image
+
+    from shiftvit.data import sources
+
+    images = sources.load("cifar10").test_images
+    with tempfile.TemporaryDirectory() as place:
+        first = Path(place) / "first"
+        first.mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(first / f"{index:05}.png")
+        names = sorted(first.iterdir())
+        for count in COUNTS:
+            folder = Path(place) / str(count)
+            folder.mkdir()
+            for index in range(count):
+                os.link(names[index % len(names)], folder / f"{index:05}.png")
+            rates, peaks = zip(*(predict(folder, Path(place) / "rows.csv") for _ in range(REPEATS)), strict=True)
+            row = {
+                "files": count,
+                "images_per_second": round(statistics.median(rates), 1),
+                "spread": [min(rates), max(rates)],
+                "peak_megabytes": round(max(peaks), 1),
+            }
+            print(row, flush=True)
+            yield row
+
+
+def predict(folder: Path, out: Path) -> tuple[float, float]:
+    """Returns images/s as the command says them, and its peak memory in megabytes."""
+    program = (
+        "import resource, sys; from shiftvit.cli.main import _run; status = _run(sys.argv[1:]);"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", program, "predict", str(folder), "--format", "csv", "--out", str(out)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    rate, peak = re.search(r"([\d,]+) images/s", said), re.search(r"peak (\d+)", said)
+    assert rate is not None
+    assert peak is not None
+    return float(rate[1].replace(",", "")), int(peak[1]) / 1024
+
+
+def step(side: int, depth: int) -> dict[str, float]:
+    """Returns the seconds of a training and of a prediction step, and the peak memory of the process."""
+    command = [sys.executable, "-c", STEP, str(side), str(depth), str(_BATCH)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    row: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    print(side, depth, row, flush=True)
+    return {key: round(value, 5) for key, value in row.items()}
+
+
+if __name__ == "__main__":
+    main()
