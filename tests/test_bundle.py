@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import os
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
 
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle import MANIFEST, WEIGHTS
+from shiftvit.bundle import GRAPH, MANIFEST, PRETRAINED, WEIGHTS, pretrained_names
+from shiftvit.container import digest
+from tensors import set_random_weights
 
 
 @pytest.fixture
@@ -97,3 +104,194 @@ def test_places_without_a_bundle(tmp_path, folder):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ShiftViTError, match=r"cannot write|is not replaced"):
         bundle.save(tmp_path / "file" / "bundle")
+
+
+@pytest.fixture
+def archive(folder, tmp_path):
+    return Bundle.load(folder).save(tmp_path / "bundle.zip")
+
+
+def refused(path, message):
+    """Loading fails in one line that names the bundle."""
+    with pytest.raises(ShiftViTError, match=message) as caught:
+        Bundle.load(path)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+def rezipped(archive, changes, method=zipfile.ZIP_STORED):
+    """Writes the archive anew with other contents: name to bytes, or None to leave the entry out."""
+    with zipfile.ZipFile(archive) as old:
+        contents = {name: old.read(name) for name in old.namelist()} | changes
+    with zipfile.ZipFile(archive, "w", method) as new:
+        for name, content in contents.items():
+            if content is not None:
+                new.writestr(name, content)
+
+
+def assert_equal(found, expected):
+    """Two bundles are the same to the last bit."""
+    assert dataclasses.replace(found, weights={}) == dataclasses.replace(expected, weights={})
+    assert found.weights.keys() == expected.weights.keys()
+    for path, value in expected.weights.items():
+        assert found.weights[path].dtype == value.dtype
+        np.testing.assert_array_equal(found.weights[path], value)
+
+
+def test_an_archive_is_the_folder_in_one_file(folder, archive):
+    bundle = Bundle.load(folder)
+    assert_equal(Bundle.load(archive), bundle)
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.testzip() is None
+        assert {name: opened.read(name) for name in opened.namelist()} == {
+            path.name: path.read_bytes() for path in folder.iterdir()
+        }
+    bundle.save(archive)  # over itself
+    assert sorted(path.name for path in archive.parent.iterdir()) == [folder.name, archive.name]
+    # Equal bundles are equal files, whenever and from wherever they are written.
+    other = archive.with_name("other.zip")
+    assert Bundle.load(archive).save(other).read_bytes() == archive.read_bytes()
+
+
+def test_an_archive_that_another_tool_compressed(folder, archive):
+    rezipped(archive, {}, zipfile.ZIP_DEFLATED)
+    assert_equal(Bundle.load(archive), Bundle.load(folder))
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.95, 0.999])
+def test_a_truncated_archive(archive, share):
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(share * len(content))])
+    refused(archive, "is no bundle and holds none|cannot be read")
+
+
+def test_an_archive_whose_content_was_changed(archive):
+    original = archive.read_bytes()
+    tree = json.loads(zipfile.ZipFile(io.BytesIO(original)).read(MANIFEST))
+    changed = json.dumps(tree | {"format": 2}).encode()
+    for changes, message in (
+        ({WEIGHTS: None}, "it is not in the archive"),
+        ({WEIGHTS: b"other"}, "is damaged: its SHA-256"),
+        ({MANIFEST: changed}, "has format 2 and this shiftvit reads up to 1; update"),
+        ({MANIFEST: b"\xff"}, "cannot be read"),
+        ({MANIFEST: b"{" * 100_000}, "cannot be read"),
+        ({MANIFEST: None, f"bundle/{MANIFEST}": changed}, "is no bundle and holds none"),
+    ):
+        archive.write_bytes(original)
+        rezipped(archive, changes)
+        refused(archive, message)
+
+
+def test_entries_beyond_the_known_ones_are_passed_over(folder, archive, tmp_path):
+    rezipped(archive, {"../outside": b"!", "weights.pkl": b"cos\nsystem\n(S'touch outside'\ntR.", GRAPH: b"!"})
+    loaded = Bundle.load(archive)
+    assert_equal(loaded, Bundle.load(folder))
+    assert loaded.graph is None  # it is not listed, so it has no hash
+    assert not list(tmp_path.rglob("*outside*"))
+
+
+def test_a_bundle_that_says_it_is_huge(archive):
+    rezipped(archive, {WEIGHTS: bytes(2**26)}, zipfile.ZIP_DEFLATED)
+    refused(archive, "would unpack to 67,108,864 bytes")
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return os.mkdir, (self.place,)
+
+
+def test_weights_of_the_right_hash_that_are_none(archive, tmp_path):
+    with zipfile.ZipFile(archive) as opened:
+        tree = json.loads(opened.read(MANIFEST))
+    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    array = io.BytesIO()
+    np.save(array, np.array([Trap(tmp_path / "sprung")]), allow_pickle=True)
+    # The format begins with the length of its header: too short, absurd, and a header that is no JSON.
+    for content in (b"", b"\xff" * 8, (2).to_bytes(8, "little") + b"[]", trap, array.getvalue()):
+        text = json.dumps(tree | {"files": {WEIGHTS: digest(content)}})
+        rezipped(archive, {WEIGHTS: content, MANIFEST: text.encode()})
+        refused(archive, f"'{WEIGHTS}' in .* cannot be read")
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads(trap)
+    assert (tmp_path / "sprung").exists()
+
+
+def test_half_the_space_and_the_nearest_weights(model, folder, tmp_path):
+    set_random_weights(model)
+    bundle = Bundle.from_model(model, ("a", "b", "c"), Preprocess())
+    halved = dataclasses.replace(bundle, graph=b"of other weights").halved()
+    assert halved.graph is None
+    loaded = Bundle.load(halved.save(tmp_path / "half.zip"))
+    for path, value in bundle.weights.items():
+        assert loaded.weights[path].dtype == np.float16
+        # Eleven bits: the nearest is at most half a unit in the last of them away.
+        np.testing.assert_allclose(loaded.weights[path], value, rtol=2**-11, atol=2**-25)
+    assert (tmp_path / "half.zip").stat().st_size < 0.6 * (folder / WEIGHTS).stat().st_size
+    built = {variable.path: np.asarray(variable.numpy()) for variable in loaded.build().weights}
+    for path, value in loaded.weights.items():
+        assert built[path].dtype == np.float32
+        np.testing.assert_array_equal(built[path], value.astype(np.float32))
+    assert_equal(loaded.halved(), loaded)
+
+
+def test_weights_that_are_too_large_for_half(folder):
+    bundle = Bundle.load(folder)
+    path = next(iter(bundle.weights))
+    large = bundle.weights[path].copy()
+    large.flat[0] = 65504
+    assert dataclasses.replace(bundle, weights={**bundle.weights, path: large}).halved().weights[path].max() == 65504
+    large.flat[0] = 70000
+    with pytest.raises(ShiftViTError, match=f"'{path}' has values beyond 65504"):
+        dataclasses.replace(bundle, weights={**bundle.weights, path: large}).halved()
+
+
+@pytest.mark.parametrize("name", ["with.zip", "with"])
+def test_a_graph_is_kept_and_checked(folder, name, tmp_path):
+    bundle = dataclasses.replace(Bundle.load(folder), graph=bytes(range(256)) * 9)
+    path = bundle.save(tmp_path / "new" / name)
+    assert_equal(Bundle.load(path), bundle)
+    if path.suffix:
+        rezipped(path, {GRAPH: bundle.graph[:-1]})
+    else:
+        assert sorted(entry.name for entry in path.iterdir()) == sorted([MANIFEST, WEIGHTS, GRAPH])
+        (path / GRAPH).write_bytes(bundle.graph[:-1])
+    refused(path, f"'{GRAPH}' in .* is damaged: its SHA-256 is not the recorded one; restore it")
+
+
+def test_a_place_that_is_something_else_is_not_overwritten(folder, tmp_path):
+    bundle = Bundle.load(folder)
+    for name, content in (("notes.zip", b"mine"), ("photos.zip", None)):
+        path = tmp_path / name
+        if content is None:
+            with zipfile.ZipFile(path, "w") as opened:
+                opened.writestr("photo.jpg", b"mine")
+        else:
+            path.write_bytes(content)
+        before = path.read_bytes()
+        with pytest.raises(ShiftViTError, match="exists and is no bundle, so it is not replaced"):
+            bundle.save(path)
+        assert path.read_bytes() == before
+
+
+def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
+    assert "cifar10" in pretrained_names()
+    bundle = Bundle.load("cifar10")
+    assert len(bundle.labels) == bundle.config.num_classes == 10
+    assert {value.dtype.name for value in bundle.weights.values()} == {"float16"}
+    assert bundle.graph
+    assert {MANIFEST, WEIGHTS, GRAPH} <= {path.name for path in (PRETRAINED / "cifar10").iterdir()}
+    with pytest.raises(ShiftViTError, match=r"'cifar1' does not exist; give .* one of the names: .*cifar10"):
+        Bundle.load("cifar1")
+    # The folder of samples is none, nor is what the name leads to from elsewhere.
+    for name in ("samples", "cifar10/", "../pretrained/cifar10", ""):
+        with pytest.raises(ShiftViTError, match=r"does not exist|holds none"):
+            Bundle.load(name)
+    # What lies here comes first.
+    monkeypatch.chdir(tmp_path)
+    Bundle.load(folder).save("cifar10")
+    assert Bundle.load("cifar10").labels == ("a", "b", "c")

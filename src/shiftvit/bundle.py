@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import ValidationError
 
-from shiftvit.config import ModelConfig, Settings
+from shiftvit.config import ModelConfig, Settings, first_fault
 from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
@@ -220,10 +220,8 @@ def read_manifest(container: Container) -> Manifest:
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in fault["loc"]) or "its top level"
         raise ShiftViTError(
-            f"{MANIFEST!r} in {where!r} is no valid bundle: {key}: {fault['msg']}; restore it"
+            f"{MANIFEST!r} in {where!r} is no valid bundle: {first_fault(error)}; restore it"
         ) from error
     if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
         raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")

@@ -247,6 +247,12 @@ def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
         raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
 
 
+def first_fault(error: ValidationError) -> str:
+    """Returns the first fault of stored settings that no user typed: where it is, and what."""
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in fault['loc']) or 'its top level'}: {fault['msg']}"
+
+
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:

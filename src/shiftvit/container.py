@@ -88,6 +88,10 @@ def write_container(path: Path, contents: dict[str, bytes]) -> None:
         ShiftViTError: no space or no permission.
     """
     if path.suffix.lower() == ".zip":
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.unwritable(path, error) from error
         files.write_file(path, lambda temporary: _write_archive(temporary, contents))
         return
 
@@ -104,11 +108,12 @@ def digest(content: bytes) -> str:
 
 
 def _write_archive(path: Path, contents: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Stored, not deflated: weights do not shrink, and other tools can map them.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # wherever it is written: all may read
+            archive.writestr(entry, content)
 
 
 def _unreadable(where: Path, name: str, reason: str) -> ShiftViTError:

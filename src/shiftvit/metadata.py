@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from shiftvit.config import Settings
+from shiftvit.config import Settings, first_fault
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
 
@@ -44,11 +44,7 @@ class Metadata(Settings):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in fault["loc"]) or "its top level"
-            raise ShiftViTError(
-                f"{origin} carries invalid metadata: {where}: {fault['msg']}; export it anew"
-            ) from error
+            raise ShiftViTError(f"{origin} carries invalid metadata: {first_fault(error)}; export it anew") from error
 
     def dump(self) -> str:
         """Returns the JSON to store."""

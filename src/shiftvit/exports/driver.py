@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,11 +58,16 @@ def export(
             case nothing is left behind.
     """
     row = find_format(format, precision)
+    if images < 1:
+        raise ShiftViTError(f"images={images} must be at least 1")
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
-    if folder.exists() and not (folder / REPORT).is_file():
-        raise ShiftViTError(f"{str(folder)!r} exists and is no export, so it is not replaced; name another with --out")
+    if folder.exists() and not _holds_only_an_export(folder):
+        raise ShiftViTError(
+            f"{str(folder)!r} exists and is no export, or holds more than one, so it is not replaced; "
+            "name another with --out"
+        )
     arrays, origin = _gate_images(bundle, metadata, data, images)
 
     def write(temporary: Path) -> None:
@@ -139,11 +145,20 @@ def _child(step: str, job: Path, backend: str) -> str:
         check=False,
     )
     if child.returncode:
-        last = child.stderr.strip().splitlines()[-1:] or [f"it ended with status {child.returncode}"]
-        error = ShiftViTError(f"the step {step!r} of the export failed: {last[0]} (--debug shows all that it said)")
+        fault = _fault(child.stderr, child.returncode)
+        error = ShiftViTError(f"the step {step!r} of the export failed: {fault} (--debug shows all that it said)")
         error.add_note(child.stderr)
         raise error
     return child.stdout
+
+
+def _fault(said: str, status: int) -> str:
+    if status < 0:
+        return f"signal {-status} ended it"
+    lines = said.strip().splitlines()
+    # Of a traceback the line with the exception's name: what it says may go on for many more.
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (named or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
 
 
 def _gate_images(
@@ -178,6 +193,11 @@ def _gate_images(
         "calibration": pixels(calibration),
     }
     return arrays, {"data": name, "split": "test"}
+
+
+def _holds_only_an_export(folder: Path) -> bool:
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    return REPORT in names and names <= {REPORT, "model.bin", *(row.artifact for row in FORMATS.values())}
 
 
 def _name(model: str | Path) -> str:

@@ -14,6 +14,8 @@ from shiftvit.metadata import KEY, Metadata
 # Smaller constants stay as they are: nothing would be gained.
 _LARGE = 1024
 _CALIBRATION_BATCH = 32
+# Values of the largest constant that is looked up among the others: a shift's kernel of thousands of channels.
+_KERNEL = 2**18
 
 
 def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
@@ -48,8 +50,11 @@ def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
 def finish(source: Path, path: Path, metadata: Metadata) -> None:
     """Narrows the weights where that is due, adds the metadata, checks the graph and writes it."""
     import onnx
+    import onnx_ir
+    from onnx_ir.passes.common import DeduplicateInitializersPass
 
-    model = onnx.load(source)
+    # Every block's shift was traced with a kernel of its own.
+    model = onnx_ir.to_proto(DeduplicateInitializersPass(size_limit=_KERNEL)(onnx_ir.load(source)).model)
     _narrow(model, metadata.precision == "bf16")
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: metadata.dump(), "labels": ",".join(metadata.labels)})
@@ -58,9 +63,9 @@ def finish(source: Path, path: Path, metadata: Metadata) -> None:
     for node in model.graph.node:  # the tracer's notes: line numbers and names of Python code
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
-        del value.metadata_props[:]
+    del model.graph.value_info[:]  # shapes that runtimes infer for themselves
     for value in [*model.graph.input, *model.graph.output]:
+        del value.metadata_props[:]
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)

@@ -1,0 +1,89 @@
+"""Faults to plant into the graph of an exported model: each changes an `onnx.ModelProto` in place."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+
+from shiftvit.metadata import KEY
+
+
+def larger(graph):
+    """The initializers that hold weights, largest first."""
+    return sorted(graph.initializer, key=lambda tensor: -np.prod(tensor.dims))
+
+
+def replaced(graph, old, new, keep=()):
+    """Lets all nodes but `keep` take another value."""
+    for node in graph.node:
+        if node.name not in keep:
+            node.input[:] = [new if name == old else name for name in node.input]
+
+
+def insert(graph, node, place=0):
+    nodes = [*graph.node[:place], node, *graph.node[place:]]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def constant(graph, name, value):
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+
+
+def no_fault(model):
+    """Writes the same metadata in another way."""
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            entry.value = json.dumps(dict(reversed(json.loads(entry.value).items())), indent=1)
+
+
+def other_weights(model):
+    tensor = larger(model.graph)[0]
+    values = onnx.numpy_helper.to_array(tensor) * np.array(1.05, np.float16)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def not_a_number(model):
+    tensor = larger(model.graph)[0]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def blue_first(model):
+    constant(model.graph, "order", [2, 1, 0])
+    replaced(model.graph, "images", "turned")
+    insert(model.graph, onnx.helper.make_node("Gather", ["images", "order"], ["turned"], name="turn", axis=3))
+
+
+def no_normalisation(model):
+    cast = next(node for node in model.graph.node if node.input[0] == "images")
+    divide = next(node for node in model.graph.node if node.op_type == "Div")
+    replaced(model.graph, divide.output[0], cast.output[0])
+
+
+def wrong_in_large_batches(model):
+    """Halves the answers where there are more than 100 images."""
+    graph, make = model.graph, onnx.helper.make_node
+    for node in graph.node:
+        node.output[:] = ["right" if name == "probabilities" else name for name in node.output]
+    constant(graph, "hundred", [100])
+    constant(graph, "half", np.float32(0.5))
+    constant(graph, "whole", np.float32(1))
+    graph.node.extend(
+        [
+            make("Shape", ["images"], ["count"], start=0, end=1),
+            make("Greater", ["count", "hundred"], ["many"]),
+            make("Where", ["many", "half", "whole"], ["factor"]),
+            make("Mul", ["right", "factor"], ["probabilities"]),
+        ]
+    )
+
+
+def other_labels(model):
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            tree = json.loads(entry.value)
+            entry.value = json.dumps(tree | {"labels": tree["labels"][::-1]})

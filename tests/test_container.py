@@ -1,0 +1,160 @@
+"""A folder and a zip archive hold the same files, and whatever is wrong with either is one line that names it."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+import zipfile
+
+import pytest
+
+from shiftvit import ShiftViTError
+from shiftvit.container import Archive, Folder, digest, open_container, write_container
+
+CONTENTS = {"bundle.json": b'{"key": "value"}' * 40, "model.safetensors": bytes(range(256)) * 20}
+METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
+def zipped(method, contents=None):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in (contents or CONTENTS).items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def one_line(caught, path):
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip", "BUNDLE.ZIP"])
+def test_what_is_read_is_what_was_written(name, tmp_path):
+    path = tmp_path / "new" / name
+    for _ in range(2):  # the second time over the first
+        write_container(path, CONTENTS)
+    container = open_container(path, "bundle.json")
+    assert isinstance(container, Archive if path.suffix else Folder)
+    assert {name: container.read(name) for name in CONTENTS} == CONTENTS
+    with pytest.raises(ShiftViTError, match=r"'model.onnx' in .* cannot be read") as caught:
+        container.read("model.onnx")
+    one_line(caught, path)
+    assert [entry.name for entry in path.parent.iterdir()] == [name]
+
+
+def test_other_tools_read_the_archive_and_equal_content_is_equal_bytes(tmp_path):
+    write_container(tmp_path / "a.zip", CONTENTS)
+    write_container(tmp_path / "b.zip", dict(CONTENTS))
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == list(CONTENTS)
+        for entry in archive.infolist():
+            assert entry.date_time == (1980, 1, 1, 0, 0, 0)
+            assert entry.compress_type == zipfile.ZIP_STORED
+            assert (entry.create_system, entry.external_attr >> 16) == (3, 0o644)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_archives_of_other_tools(method, tmp_path):
+    path = tmp_path / "other.zip"
+    path.write_bytes(zipped(method))
+    container = open_container(path, "bundle.json")
+    assert {name: container.read(name) for name in CONTENTS} == CONTENTS
+
+
+def test_places_that_hold_no_such_file(tmp_path):
+    (tmp_path / "text.zip").write_text("no archive")
+    (tmp_path / "empty.zip").write_bytes(b"")
+    (tmp_path / "foreign.zip").write_bytes(zipped(zipfile.ZIP_STORED, {"deep/bundle.json": b"{}"}))
+    (tmp_path / "folder" / "bundle.json").mkdir(parents=True)
+    for name in ("text.zip", "empty.zip", "foreign.zip", "folder", "nowhere"):
+        assert open_container(tmp_path / name, "bundle.json") is None
+
+
+def test_entries_elsewhere_are_neither_read_nor_written(tmp_path):
+    path = tmp_path / "inner" / "hostile.zip"
+    path.parent.mkdir()
+    strange = {"../outside": b"!", "/tmp/outside": b"!", "..\\outside": b"!", "bundle.json/": b""}
+    path.write_bytes(zipped(zipfile.ZIP_STORED, CONTENTS | strange))
+    container = open_container(path, "bundle.json")
+    assert container.read("bundle.json") == CONTENTS["bundle.json"]
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["hostile.zip", "inner"]
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    path = tmp_path / "bomb.zip"
+    path.write_bytes(zipped(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**25)}))
+    with pytest.raises(ShiftViTError, match=r"would unpack to 33,554,432 bytes from \d\d,\d\d\d, which no") as caught:
+        open_container(path, "bundle.json").read("bundle.json")
+    one_line(caught, path)
+    # What is small may shrink as it likes: labels of a thousand classes do.
+    path.write_bytes(zipped(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**23)}))
+    assert open_container(path, "bundle.json").read("bundle.json") == bytes(2**23)
+
+
+def test_an_entry_that_unpacks_to_more_than_it_says(tmp_path):
+    """Its stated size is small, so no limit applies to it; what is read is no more than that."""
+    content = bytearray(zipped(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**25)}))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = content.index(signature) + offset
+        assert struct.unpack_from("<I", content, at) == (2**25,)
+        struct.pack_into("<I", content, at, 100)
+    path = tmp_path / "liar.zip"
+    path.write_bytes(content)
+    with pytest.raises(ShiftViTError, match="cannot be read") as caught:
+        open_container(path, "bundle.json").read("bundle.json")
+    one_line(caught, path)
+
+
+def test_an_encrypted_entry(tmp_path):
+    content = bytearray(zipped(zipfile.ZIP_STORED))
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1
+    path = tmp_path / "secret.zip"
+    path.write_bytes(content)
+    with pytest.raises(ShiftViTError, match="encrypted") as caught:
+        open_container(path, "bundle.json").read("bundle.json")
+    one_line(caught, path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_damage_anywhere_is_one_line(method, tmp_path):
+    """Either the right content comes back, or one kind of error; the archive's structure is hit most often."""
+    good, path, draw = zipped(method), tmp_path / "damaged.zip", random.Random(method)
+    failures = []
+    for round_ in range(700):
+        content = bytearray(good)
+        if round_ % 5 == 0:
+            del content[draw.randrange(len(good)) :]
+        else:
+            for _ in range(draw.choice([1, 1, 3])):
+                place = draw.choice([draw.randrange(len(good)), draw.randrange(90), -1 - draw.randrange(200)])
+                content[place] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            container = open_container(path, "bundle.json")
+            found = None if container is None else container.read("bundle.json")
+        except ShiftViTError as error:
+            failures.append(str(error))
+        else:
+            assert found in (None, CONTENTS["bundle.json"])
+    assert len(failures) > 50
+    assert not [line for line in failures if "\n" in line or str(path) not in line]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for name in ("bundle", "bundle.zip"):
+        with pytest.raises(ShiftViTError, match="cannot write") as caught:
+            write_container(tmp_path / "file" / name, CONTENTS)
+        one_line(caught, tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_digest_is_sha_256():
+    # FIPS 180-2's example.
+    assert digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert digest(json.dumps([]).encode()) != digest(b"")

@@ -1,0 +1,260 @@
+"""Every export answers as the model does, in a program that has only the format's own runtime."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exported import BUILDS, COMBINATIONS, answers, artifact, exported, probabilities
+from plain_runtimes import SIZES
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
+from shiftvit.data.cifar10 import CLASS_NAMES
+from shiftvit.exports import build, driver
+from shiftvit.exports.formats import FORMATS
+from shiftvit.metadata import Metadata, graph_metadata
+from shiftvit.runtimes import load_graph
+from tensors import set_random_weights
+
+# Bytes for each weight, and some for the rest. In ONNX a bundle's float16 weights stay what they are.
+MOST_BYTES = {"f32": 4.6, "bf16": 2.6, "int8": 1.6}
+
+every_export = pytest.mark.parametrize(("name", "precision"), COMBINATIONS)
+
+
+@functools.cache
+def said(name):
+    """What the plain program of a format finds in its exports, by precision."""
+    precisions = FORMATS[name].precisions
+    artifacts = [str(artifact(name, precision)) for precision in precisions]
+    place = exported(name, precisions[0]).parent
+    images, results = place / f"{name}-images.npy", place / f"{name}-answers.npz"
+    np.save(images, answers().images[: max(SIZES)])
+    program = Path(__file__).with_name("plain_runtimes.py")
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    ran = subprocess.run(
+        [sys.executable, "-I", program, name, images, results, *artifacts],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    with np.load(results) as arrays:
+        found = dict(arrays)
+    return {
+        precision: {key.split("/", 1)[1]: value for key, value in found.items() if key.startswith(f"{index}/")}
+        for index, precision in enumerate(precisions)
+    }
+
+
+@pytest.mark.slow
+@every_export
+def test_probabilities_are_the_models_in_every_batch(name, precision):
+    found = said(name)[precision]
+    layers = [f"layer/{size}" for size in SIZES] if name == "saved_model" else []
+    for key in [*map(str, SIZES), *layers]:
+        shares = found[key]
+        expected = answers().probabilities[: len(shares)]
+        assert shares.shape == (int(key.split("/")[-1]), 10)
+        assert shares.dtype == np.float32
+        # LiteRT's int8 softmax has 256 steps.
+        np.testing.assert_allclose(shares.sum(axis=1), 1, atol=0.02 if precision == "int8" else 1e-5)
+        difference = np.abs(shares - expected)
+        if precision == "f32":
+            assert difference.max() <= 1e-4
+        else:
+            assert difference.max() <= 0.3
+            assert difference.mean() <= 0.02 or len(shares) == 1
+            assert (shares.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.98
+
+
+@pytest.mark.slow
+@every_export
+def test_the_report_says_what_is_so(name, precision):
+    folder = exported(name, precision)
+    report = json.loads((folder / driver.REPORT).read_text("utf-8"))
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != driver.REPORT]
+    assert report["bytes"] == sum(path.stat().st_size for path in files)
+    weights = sum(value.size for value in Bundle.load("cifar10").weights.values())
+    assert report["bytes"] / weights < MOST_BYTES[precision]
+    assert (report["format"], report["precision"]) == (name, precision)
+    assert report["images_per_second"].keys() == {"1", "64"}
+    assert min(report["images_per_second"].values()) > 0
+    if precision == "f32":
+        assert report["max_difference"] <= 1e-4
+        assert report["top1_agreement"] == 1
+    else:
+        model_top1 = (answers().probabilities.argmax(axis=1) == answers().labels).mean()
+        assert report["images"] == 2000
+        assert report["top1_model"] == pytest.approx(model_top1, abs=5e-4)
+        assert report["top1_change"] == pytest.approx(100 * (report["top1"] - report["top1_model"]), abs=1e-3)
+        assert report["top1_change"] >= -0.5
+        assert report["top1_agreement"] >= 0.98
+
+
+@pytest.mark.slow
+@every_export
+def test_metadata_lie_where_the_format_has_them(name, precision):
+    found = said(name)[precision]
+    metadata = Metadata.parse(str(found["shiftvit"]), name)
+    bundle = Bundle.load("cifar10")
+    assert metadata.labels == bundle.labels == tuple(CLASS_NAMES)
+    assert metadata.precision == precision
+    assert metadata.input_shape == (32, 32, 3)
+    # What the data set's images need, and a photograph too.
+    assert (metadata.preprocess.mean, metadata.preprocess.std) == (bundle.preprocess.mean, bundle.preprocess.std)
+    assert metadata.preprocess.output_shape(600, 800) == metadata.size
+    assert metadata.versions["keras"]
+    separator = {"onnx": ",", "openvino": " ", "litert": "\n"}.get(name)
+    if separator:
+        assert str(found["labels"]).strip().split(separator) == list(CLASS_NAMES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("onnx", ["images", "tensor(uint8)", "['batch', 32, 32, 3]", "probabilities", "tensor(float)"]),
+        ("openvino", ["<Type: 'uint8_t'>", "[?,32,32,3]", "<Type: 'float32'>"]),
+        ("saved_model", ["uint8", "(None, 32, 32, 3)", "float32"]),
+        ("litert", ["uint8", "[-1, 32, 32, 3]", "float32"]),
+    ],
+)
+def test_graphs_take_any_number_of_whole_pixels(name, signature):
+    for precision, found in said(name).items():
+        assert found["signature"].tolist() == signature, precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", FORMATS["onnx"].precisions)
+def test_onnx_passes_the_checker_and_keeps_narrow_weights(precision):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(artifact("onnx", precision))
+    onnx.checker.check_model(model, full_check=True)
+    kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) >= 2048}
+    kind = onnx.TensorProto
+    assert {"f32": kind.FLOAT16, "bf16": kind.BFLOAT16, "int8": kind.INT8}[precision] in kinds
+    # What the trace knew of the machine that it ran on.
+    assert not [node for node in model.graph.node if node.doc_string or node.metadata_props]
+    assert str(Path(build.__file__).parents[2]).encode() not in artifact("onnx", precision).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_archive_behind_a_litert_model_is_one():
+    with zipfile.ZipFile(artifact("litert")) as archive:
+        assert archive.testzip() is None
+        assert sorted(archive.namelist()) == ["labels.txt", "shiftvit.json"]
+
+
+OPTIONS = {
+    "group": {},
+    "layer-patch_4-two_classes": {"norm": "layer", "patch_size": 4, "image_shape": (32, 24, 3), "num_classes": 2},
+    "batch-relu-no_norms": {"norm": "batch", "activation": "relu", "patch_norm": False, "final_norm": False},
+    "odd-same-mask": {"image_shape": (21, 19, 3), "patch_size": 2, "merge_padding": "same", "shift_mode": "mask"},
+    "odd-valid-shift_2": {"image_shape": (23, 17, 3), "patch_size": 2, "depths": (1, 1, 1), "shift_pixels": 2},
+    "remainder": {"embed_dim": 26, "mlp_ratio": 1.5, "shift_channels": 3},
+}
+
+
+def random_bundle(seed=0, **options):
+    arguments = {"image_shape": (16, 16, 3), "num_classes": 3, "embed_dim": 24, "depths": (1, 1), **options}
+    preset = arguments.pop("preset", None)
+    model = ShiftViT.from_preset(preset, **arguments) if preset else ShiftViT(**arguments)
+    set_random_weights(model, seed)
+    labels = tuple(f"class {index}" for index in range(model.settings.num_classes))
+    return Bundle.from_model(model, labels, Preprocess(mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 70.0)))
+
+
+@pytest.mark.skipif(BUILDS != "torch", reason="the graph is traced with torch on the processor")
+@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter warns of its own parts
+@pytest.mark.parametrize("option", [*OPTIONS, "keras_example"])
+def test_every_option_of_the_model_becomes_onnx(option, tmp_path):
+    pytest.importorskip("onnxscript")
+    example = {"preset": "keras_example", "image_shape": (48, 48, 3), "depths": (1, 1, 1, 1), "shift_channels": 2}
+    bundle = random_bundle(**OPTIONS.get(option, example))
+    metadata = graph_metadata(bundle)
+    images = np.random.default_rng(1).integers(0, 256, (7, *metadata.input_shape), np.uint8)
+    expected = probabilities(bundle, images)
+    assert np.ptp(expected, axis=0).max() > 0.01
+    build.BUILDERS["onnx"](bundle, metadata, images[:0], tmp_path / "model.onnx")
+    graph = load_graph(tmp_path / "model.onnx")
+    for size in (7, 1):
+        np.testing.assert_allclose(graph.run(images[:size]), expected[:size], atol=1e-4)
+
+
+TENSORFLOW = """
+import sys, warnings
+from pathlib import Path
+import numpy as np
+from shiftvit import Bundle
+from shiftvit.exports.build import BUILDERS
+from shiftvit.metadata import graph_metadata
+from shiftvit.runtimes import load_graph
+warnings.simplefilter("ignore")
+for folder in map(Path, sys.argv[1:]):
+    bundle = Bundle.load(folder / "bundle")
+    images = np.load(folder / "images.npy")
+    for name, artifact in (("saved_model", "saved_model"), ("litert", "model.tflite")):
+        BUILDERS[name](bundle, graph_metadata(bundle), images[:0], folder / artifact)
+        graph = load_graph(folder / artifact)
+        np.save(folder / f"{name}.npy", np.concatenate([graph.run(images), graph.run(images[:1])]))
+"""
+
+
+@pytest.mark.slow
+def test_every_option_of_the_model_becomes_a_graph_of_tensorflow(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("tensorflow")
+    expected = {}
+    for option, arguments in OPTIONS.items():
+        bundle = random_bundle(**arguments)
+        bundle.save(tmp_path / option / "bundle")
+        images = np.random.default_rng(1).integers(0, 256, (7, *bundle.config.image_shape), np.uint8)
+        np.save(tmp_path / option / "images.npy", images)
+        shares = probabilities(bundle, images)
+        expected[option] = np.concatenate([shares, shares[:1]])
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    ran = subprocess.run(
+        [sys.executable, "-c", TENSORFLOW, *(tmp_path / option for option in OPTIONS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for option, shares in expected.items():
+        for name in ("saved_model", "litert"):
+            np.testing.assert_allclose(np.load(tmp_path / option / f"{name}.npy"), shares, atol=1e-4, err_msg=option)
+
+
+@pytest.mark.slow
+def test_packing_adds_a_graph_of_the_very_weights_that_are_packed(tmp_path):
+    pytest.importorskip("onnxscript")
+    random_bundle(embed_dim=36).save(tmp_path / "bundle")
+    packed = Bundle.load(driver.pack(tmp_path / "bundle", tmp_path / "packed.zip", half=True, onnx=True))
+    assert {value.dtype.name for value in packed.weights.values()} == {"float16"}
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    graph = load_graph(tmp_path / "packed.zip", "onnxruntime")
+    np.testing.assert_allclose(graph.run(images), probabilities(packed, images), atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "packed.zip"]
+    # The weights are told apart from those before the rounding.
+    assert np.abs(graph.run(images) - probabilities(Bundle.load(tmp_path / "bundle"), images)).max() > 1e-5
+
+
+def test_what_has_no_graph_is_refused(tmp_path):
+    for options, message in (
+        ({"image_shape": (None, None, 3)}, "leaves the size open"),
+        ({"num_classes": 0}, "has no classes"),
+    ):
+        random_bundle(**options).save(tmp_path / "bundle")
+        with pytest.raises(ShiftViTError, match=message):
+            driver.export(tmp_path / "bundle", "onnx", out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

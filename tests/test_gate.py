@@ -1,0 +1,294 @@
+"""The gate: what answers differently is refused with its reason, and nothing of it is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exported import answers
+from sample import load_sample
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
+from shiftvit.data import sources
+from shiftvit.exports import driver, gate
+from shiftvit.exports.formats import find_format
+from shiftvit.metadata import KEY
+from tensors import set_random_weights
+
+onnx = pytest.importorskip("onnx")
+faults = pytest.importorskip("planted_faults")
+
+
+def shares(count, wrong=0):
+    """Probabilities of two classes; the first is right but for `wrong` images."""
+    found = np.tile(np.float32([0.75, 0.25]), (count, 1))
+    found[:wrong] = found[:wrong, ::-1]
+    return found
+
+
+def test_float32_may_differ_by_a_ten_thousandth():
+    expected = shares(5)
+    for distance, faults in (
+        (0.0, []),
+        (9e-5, []),
+        (1.1e-4, ["a probability differs by 1.1e-04; float32 may differ by 1e-04"]),
+    ):
+        found = expected.copy()
+        found[3] += np.float32([distance, -distance])
+        report = gate.compare(found, expected, None, "f32")
+        assert report["faults"] == faults
+        assert report["max_difference"] == pytest.approx(distance, abs=1e-7)
+        assert (report["images"], report["top1_agreement"]) == (5, 1)
+        assert "top1" not in report
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    ("count", "labelled", "wrong", "wrong_before", "fault"),
+    [
+        (2000, True, 0, 0, None),
+        (2000, True, 10, 0, None),
+        (2000, True, 11, 0, "top-1 falls by 0.55 points; {} may cost 0.5"),
+        (2000, True, 0, 11, None),
+        (4000, True, 20, 0, None),
+        (4000, True, 22, 0, "top-1 falls by 0.55 points; {} may cost 0.5"),
+        (1999, True, 0, 0, "1999 labelled images cannot show what {} costs; it takes 2000"),
+        (2000, False, 0, 0, "0 labelled images cannot show what {} costs; it takes 2000"),
+    ],
+)
+def test_a_narrow_precision_may_cost_half_a_point(count, labelled, wrong, wrong_before, fault, precision):
+    labels = np.zeros(count, np.int64) if labelled else None
+    report = gate.compare(shares(count, wrong), shares(count, wrong_before), labels, precision)
+    assert report["faults"] == ([] if fault is None else [fault.format(precision)])
+    assert report["top1_agreement"] == 1 - (wrong + wrong_before) / count
+    if labelled:
+        assert report["top1"] == 1 - wrong / count
+        assert report["top1_model"] == 1 - wrong_before / count
+        assert report["top1_change"] == pytest.approx(100 * (wrong_before - wrong) / count, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_numbers_that_are_none_never_pass(value, precision):
+    good, bad, labels = shares(2000), shares(2000), np.zeros(2000, np.int64)
+    bad[17, 1] = value
+    assert gate.compare(bad, good, labels, precision)["faults"] == ["it answers with numbers that are not finite"]
+    (fault,) = gate.compare(good, bad, labels, precision)["faults"]
+    assert fault == "the model itself answers with numbers that are not finite"
+
+
+def test_another_shape_never_passes():
+    for found in (np.ones((5, 3), np.float32), np.ones((4, 2), np.float32), np.ones(10, np.float32)):
+        (fault,) = gate.compare(found, shares(5), None, "f32")["faults"]
+        assert fault == f"it answers with an array of shape {found.shape}, the model with (5, 2)"
+
+
+PLANTS = {
+    faults.no_fault: [],
+    faults.other_weights: ["a probability differs by "],
+    faults.not_a_number: ["it answers with numbers that are not finite", "in a batch of 1 a", "in a batch of 257 a"],
+    faults.blue_first: ["a probability differs by "],
+    faults.no_normalisation: ["a probability differs by "],
+    faults.wrong_in_large_batches: ["in a batch of 257 a probability differs by "],
+    faults.other_labels: ["its metadata are not the model's"],
+}
+
+
+def judged(plant, tmp_path, capsys, precision="f32", count=20):
+    """Plants a fault into the packaged model's graph and returns what the gate reports."""
+    bundle = Bundle.load("cifar10")
+    model = onnx.load_from_string(bundle.graph)
+    metadata = next(entry.value for entry in model.metadata_props if entry.key == KEY)
+    plant(model)
+    onnx.save(model, tmp_path / "model.onnx")
+    kept = answers()
+    np.savez(tmp_path / "images.npz", images=kept.images[:count], labels=kept.labels[:count])
+    np.savez(tmp_path / "reference.npz", probabilities=kept.probabilities[:count].astype(np.float32))
+    job = {
+        "artifact": str(tmp_path / "model.onnx"),
+        "precision": precision,
+        "metadata": metadata,
+        "images": str(tmp_path / "images.npz"),
+        "reference": str(tmp_path / "reference.npz"),
+        "threads": 1,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    gate.main(str(tmp_path / "job.json"))
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_planted_fault_is_found(plant, tmp_path, capsys):
+    report = judged(plant, tmp_path, capsys)
+    for fault, begin in zip(report["faults"], PLANTS[plant], strict=True):
+        assert fault.startswith(begin)
+    # Only what passes is worth measuring.
+    assert ("images_per_second" in report) == (not PLANTS[plant])
+    if plant is faults.no_fault:
+        assert report["max_difference"] <= 1e-5
+        assert report["runtime"] == "onnxruntime"
+
+
+def test_planted_faults_cost_points_in_a_narrow_precision(tmp_path, capsys):
+    report = judged(faults.no_normalisation, tmp_path, capsys, "int8", 2000)
+    assert report["faults"][0].startswith("top-1 falls by ")
+    assert report["top1_change"] < -10
+    assert report["top1_model"] == (answers().probabilities.argmax(axis=1) == answers().labels).mean()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
+    set_random_weights(model)
+    place = tmp_path_factory.mktemp("small") / "small"
+    return Bundle.from_model(model, ("a", "b", "c"), Preprocess(mean=120.0, std=60.0)).save(place)
+
+
+def export(*arguments, **environment):
+    """`shiftvit export` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "shiftvit", "export", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def with_plant(tmp_path, program):
+    """Returns a PYTHONPATH under which every Python process runs a program first."""
+    (tmp_path / "plant").mkdir()
+    (tmp_path / "plant" / "sitecustomize.py").write_text(program)
+    return str(tmp_path / "plant")
+
+
+BUILD = "import sys\nif 'shiftvit.exports.build' in sys.orig_argv:\n    "
+OTHER_WEIGHTS = (
+    BUILD + "from shiftvit.bundle import Bundle\n"
+    "    from shiftvit.exports import onnx_graphs\n"
+    "    finish = onnx_graphs.finish\n"
+    "    def planted(source, path, metadata):\n"
+    "        import onnx\n"
+    "        model = onnx.load(source)\n"
+    "        tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))\n"
+    "        values = onnx.numpy_helper.to_array(tensor)[..., ::-1]\n"
+    "        tensor.CopyFrom(onnx.numpy_helper.from_array(values.copy(), tensor.name))\n"
+    "        onnx.save(model, source)\n"
+    "        finish(source, path, metadata)\n"
+    "    onnx_graphs.finish = planted\n"
+)
+RAISES = (
+    BUILD + "from shiftvit.bundle import Bundle\n"
+    "    def load(path):\n"
+    "        raise RuntimeError('two\\nlines')\n"
+    "    Bundle.load = load\n"
+)
+KILLED = BUILD + f"import os\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        pytest.param(OTHER_WEIGHTS, "the export to onnx failed its gate and is not kept: a probability differs by "),
+        pytest.param(
+            RAISES, "the step 'build' of the export failed: RuntimeError: two (--debug shows all that it said)"
+        ),
+        pytest.param(KILLED, "the step 'build' of the export failed: signal 9 ended it (--debug"),
+    ],
+    ids=["other weights", "raises", "killed"],
+)
+def test_a_failed_export_is_one_line_and_leaves_what_was_there(program, message, bundle, tmp_path):
+    out = tmp_path / "out"
+    for earlier in (False, True):
+        if earlier:
+            if program is OTHER_WEIGHTS:  # which takes long, and goes the same way
+                break
+            out.mkdir()
+            (out / driver.REPORT).write_text("{}")
+            (out / "model.onnx").write_bytes(b"earlier")
+        path = tmp_path / "plant"
+        answer = export(bundle, "--out", out, PYTHONPATH=str(path) if path.exists() else with_plant(tmp_path, program))
+        assert answer.returncode == 2, answer.stderr
+        *notices, last = answer.stderr.strip().splitlines()
+        assert last.startswith(f"shiftvit: {message}")
+        assert notices[0] == "shiftvit: building onnx in f32"
+        assert len(notices) <= 2
+        assert not answer.stdout
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "plant"][not earlier :]
+        if earlier:
+            assert (out / "model.onnx").read_bytes() == b"earlier"
+
+
+@pytest.mark.slow
+def test_an_export_replaces_an_earlier_one(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Path("exports") / "small-onnx-f32"
+    out.mkdir(parents=True)
+    (out / driver.REPORT).write_text("{}")
+    (out / "model.onnx").write_bytes(b"earlier")
+    answer = export(bundle, "--format", "onnx")
+    assert answer.returncode == 0, answer.stderr
+    summary, place = answer.stdout.strip().splitlines()
+    assert place == f"export: {out}"
+    report = json.loads((out / driver.REPORT).read_text("utf-8"))
+    assert "same class for 100.00% of 12 images" in summary
+    assert report["max_difference"] <= 1e-4
+    assert report["bytes"] == (out / "model.onnx").stat().st_size
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", driver.REPORT]
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("content", ["file", "folder", "an export and more"])
+def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
+    out = tmp_path / "out"
+    if content == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (out / "thesis.txt").write_text("mine")
+    if content == "an export and more":
+        (out / driver.REPORT).write_text("{}")
+        (out / "model.onnx").write_bytes(b"earlier")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ShiftViTError, match=r"exists and is no export.* name another with --out"):
+        driver.export(bundle, "onnx", out=out)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("onxn",), "there is no format 'onxn'; did you mean 'onnx'?"),
+        (("litert", "bf16"), "litert is not offered in 'bf16'; "),
+        (("torch", "int8"), "torch is not offered in 'int8'; "),
+        (("onnx", "fp16"), "onnx is not offered in 'fp16'; did you mean 'bf16'?"),
+        (("onnx", "int8"), "no data set is known with the classes a, b, c ..."),
+    ],
+)
+def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
+    with pytest.raises(ShiftViTError) as caught:
+        driver.export(bundle, *arguments, out=tmp_path / "out")
+    assert str(caught.value).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "load", lambda _: load_sample())
+    with pytest.raises(ShiftViTError, match=r"cifar10 has the classes airplane, .* the model a, b, c"):
+        driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
+    with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):
+        driver.export("cifar10", "onnx", "int8", images=0, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in {"nncf", "openvino"} else object())
+    with pytest.raises(ShiftViTError, match=r"needs openvino, nncf, not installed here; pip install 'shiftvit\[export"):
+        find_format("openvino", "f32")
+    assert find_format("onnx", "f32").artifact == "model.onnx"

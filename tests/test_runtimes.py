@@ -1,0 +1,228 @@
+"""One model gives one answer in every runtime; what cannot be run is refused in one line that names it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import random
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from exported import SINGLE, answers, artifact, exported
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
+from shiftvit.bundle import GRAPH
+from shiftvit.runtimes import RUNTIMES, load_graph
+
+# The libraries' own, on loading what they wrote themselves.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+NATIVE = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "saved_model": "tensorflow",
+    "litert": "litert",
+    "torch": "torch",
+}
+
+
+def need(runtime):
+    if importlib.util.find_spec(RUNTIMES[runtime].module) is None:
+        pytest.skip(f"{runtime} is not installed")
+
+
+def check(graph, runtime):
+    kept = answers()
+    assert graph.runtime == runtime
+    assert graph.metadata.labels == Bundle.load("cifar10").labels
+    for size in (64, 1, 9):
+        found = graph.run(kept.images[:size])
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, kept.probabilities[:size], atol=1e-4)
+    # Not laid out as they were read: a mirrored view, and its copy.
+    view = kept.images[:5, :, ::-1]
+    np.testing.assert_array_equal(graph.run(view), graph.run(view.copy()))
+
+
+@pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
+def test_a_bundle_answers_alike_in_every_runtime(runtime):
+    need(runtime)
+    check(load_graph("cifar10", runtime, threads=1), runtime)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("given", [exported, artifact])
+def test_an_export_answers_alike_in_its_own_runtime(name, given):
+    check(load_graph(given(name)), NATIVE[name])
+
+
+@pytest.mark.slow
+def test_onnx_answers_alike_in_openvino():
+    need("openvino")
+    check(load_graph(artifact("onnx"), "openvino"), "openvino")
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A bundle without a graph."""
+    model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
+    return Bundle.from_model(model, ("a", "b", "c"), Preprocess()).save(tmp_path / "plain")
+
+
+def without(monkeypatch, *modules):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in modules else found(name))
+
+
+def test_auto_takes_the_first_that_is_installed(plain, monkeypatch):
+    assert load_graph(plain).runtime == "keras"
+    assert load_graph("cifar10").runtime == "onnxruntime"
+    without(monkeypatch, "onnxruntime", "openvino")
+    assert load_graph("cifar10").runtime == "keras"
+
+
+@pytest.mark.parametrize(
+    ("missing", "runtime", "package"),
+    [
+        ("onnxruntime", "onnxruntime", "onnxruntime"),
+        ("openvino", "openvino", r"shiftvit\[openvino\]"),
+    ],
+)
+def test_a_runtime_that_is_not_installed(missing, runtime, package, monkeypatch):
+    without(monkeypatch, missing)
+    with pytest.raises(ShiftViTError, match=f"{runtime}' is not installed; pip install '{package}'"):
+        load_graph("cifar10", runtime)
+
+
+def test_a_runtime_that_reads_something_else(plain, tmp_path):
+    with pytest.raises(ShiftViTError, match="there is no runtime 'onxruntime'; did you mean 'onnxruntime'"):
+        load_graph("cifar10", "onxruntime")
+    with pytest.raises(ShiftViTError, match="runs in onnxruntime or openvino or keras and not in litert; `shiftvit"):
+        load_graph("cifar10", "litert")
+    with pytest.raises(ShiftViTError, match=r"runs in keras and not in onnxruntime; `shiftvit pack --onnx` adds"):
+        load_graph(plain, "onnxruntime")
+    (tmp_path / "model.tflite").write_bytes(b"")
+    with pytest.raises(ShiftViTError, match=r"\(LiteRT\) runs in litert and not in keras; `shiftvit export` writes"):
+        load_graph(tmp_path / "model.tflite", "keras")
+    with pytest.raises(ShiftViTError, match="does not exist; give a run folder"):
+        load_graph(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShiftViTError, match="is no bundle and holds none"):
+        load_graph(tmp_path / "empty")
+
+
+def test_a_bundles_graph_is_checked_before_it_is_loaded(tmp_path):
+    bundle = dataclasses.replace(Bundle.load("cifar10"), graph=b"no graph")
+    with pytest.raises(ShiftViTError, match=r"bundle.zip' cannot be loaded \("):
+        load_graph(bundle.save(tmp_path / "bundle.zip"), "onnxruntime")
+    folder = Bundle.load("cifar10").save(tmp_path / "folder")
+    content = bytearray((folder / GRAPH).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / GRAPH).write_bytes(content)
+    for runtime in ("onnxruntime", "openvino"):
+        need(runtime)
+        with pytest.raises(ShiftViTError, match=f"'{GRAPH}' in .* is damaged: its SHA-256 is not the recorded one"):
+            load_graph(folder, runtime)
+
+
+def refused(path, capfd):
+    """Loading fails in one line that names the folder, and nothing is printed where the predictions go."""
+    with pytest.raises(ShiftViTError) as caught:
+        load_graph(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert not capfd.readouterr().out
+    return str(caught.value)
+
+
+DATA = "saved_model/variables/variables.data-00000-of-00001"
+FILES = [
+    ("onnx", "model.onnx"),
+    ("openvino", "model.xml"),
+    ("openvino", "model.bin"),
+    ("saved_model", "saved_model/saved_model.pb"),
+    ("saved_model", DATA),
+    ("saved_model", "saved_model/variables/variables.index"),
+    ("saved_model", "saved_model/assets.extra/shiftvit.json"),
+    ("litert", "model.tflite"),
+    ("torch", "model.pt2"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "file"), FILES, ids=[file for _, file in FILES])
+def test_damaged_files(name, file, tmp_path, capfd):
+    folder = tmp_path / "export"
+    shutil.copytree(exported(name), folder)
+    good = (folder / file).read_bytes()
+    for content in (good[: len(good) // 2], good[:30], b"", b"\xff" * 5000, None):
+        if content is None:
+            (folder / file).unlink()
+        else:
+            (folder / file).write_bytes(content)
+        refused(folder, capfd)
+    (folder / file).write_bytes(good)
+    assert load_graph(folder).runtime == NATIVE[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "file", "rounds"),
+    [
+        ("onnx", "model.onnx", 150),
+        ("openvino", "model.xml", 150),
+        ("litert", "model.tflite", 150),
+        ("torch", "model.pt2", 15),
+        ("saved_model", "saved_model/saved_model.pb", 15),
+        ("saved_model", "saved_model/assets.extra/shiftvit.json", 15),
+    ],
+)
+def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
+    """A graph has no hash, so some damage stays unseen; what is seen is never another error."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported(name), folder)
+    good, draw, failures = (folder / file).read_bytes(), random.Random(name + file), []
+    for _ in range(rounds):
+        content = bytearray(good)
+        for _ in range(draw.choice([1, 3, 10])):
+            # The structure lies at the ends, the weights between them.
+            place = draw.choice([draw.randrange(len(good)), *(sign * draw.randrange(1, 400) for sign in (1, -1))])
+            content[place] = draw.randrange(256)
+        (folder / file).write_bytes(content)
+        try:
+            load_graph(folder)
+        except ShiftViTError as error:
+            failures.append(str(error))
+    assert len(failures) >= rounds // 10
+    assert not [line for line in failures if "\n" in line or str(folder) not in line]
+
+
+@pytest.mark.slow
+def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(artifact("onnx"))
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    content = artifact("litert").read_bytes()
+    with zipfile.ZipFile(artifact("litert")) as archive:
+        (tmp_path / "foreign.tflite").write_bytes(content[: min(entry.header_offset for entry in archive.infolist())])
+    text = artifact("openvino").read_text("utf-8")
+    (tmp_path / "foreign.xml").write_text(text.replace("<shiftvit", "<other").replace("</shiftvit", "</other"))
+    shutil.copy(artifact("openvino").with_suffix(".bin"), tmp_path / "foreign.bin")
+    for suffix in ("onnx", "tflite", "xml"):
+        line = refused(tmp_path / f"foreign.{suffix}", capfd)
+        assert "carries no shiftvit metadata, so its labels and preprocessing are unknown" in line
+
+
+@pytest.mark.slow
+def test_a_graph_with_another_number_of_labels(tmp_path, capfd):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(artifact("onnx"))
+    for entry in model.metadata_props:
+        entry.value = entry.value.replace('"airplane",', "")
+    onnx.save(model, tmp_path / "nine.onnx")
+    line = refused(tmp_path / "nine.onnx", capfd)
+    assert "answers with the shape (10,) for an image and names 9 labels" in line
