@@ -87,9 +87,11 @@ def test_weights_of_another_configuration(folder):
 
 
 def test_files_outside_the_bundle_are_never_named(folder):
-    manifest(folder, files={"../../etc/passwd": "0" * 64})
-    with pytest.raises(ShiftViTError, match="lists the files"):
-        Bundle.load(folder)
+    known = json.loads((folder / MANIFEST).read_text())["files"]
+    for files in ({"../../etc/passwd": "0" * 64}, known | {"../../etc/passwd": "0" * 64}, {}):
+        manifest(folder, files=files)
+        with pytest.raises(ShiftViTError, match="lists the files"):
+            Bundle.load(folder)
 
 
 def test_places_without_a_bundle(tmp_path, folder):

@@ -70,15 +70,17 @@ def test_images_are_cropped_and_flipped_then_normalised(sample: tuple[np.ndarray
         np.testing.assert_allclose(result, (window - np.array(mean)) / std, atol=1e-5)
 
 
-def test_resized_images_are_cropped_at_random(sample: tuple[np.ndarray, np.ndarray]) -> None:
+@pytest.mark.parametrize("rounds", [True, False])
+def test_resized_images_are_cropped_at_random(sample: tuple[np.ndarray, np.ndarray], rounds: bool) -> None:
     images, labels = sample
-    preprocess = Preprocess(resize=52, crop=48)
+    preprocess = Preprocess(resize=52, crop=48, round_pixels=rounds)
     epoch = batches(images, labels, preprocess=preprocess, augment=Augment())
     draws, order = Augment().draw(1, 2, 300, 52, 52, (48, 48)), epoch_order(1, 2, 300)
     assert set(draws.top) == set(draws.left) == set(range(5))
     for position, result in zip(order[:32], epoch[0][0], strict=True):
         top, left = draws.top[position], draws.left[position]
         window = preprocess.resized(images[[position]])[0, top : top + 48, left : left + 48]
+        window = np.rint(window) if rounds else window
         np.testing.assert_array_equal(result, (window[:, ::-1] if draws.flip[position] else window) / 255)
 
 

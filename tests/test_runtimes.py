@@ -168,6 +168,14 @@ def test_damaged_files(name, file, tmp_path, capfd):
     assert load_graph(folder).runtime == NATIVE[name]
 
 
+def test_a_name_that_is_no_text(tmp_path, capfd):
+    """ONNX Runtime would tell of its second try on standard output."""
+    content = Bundle.load("cifar10").graph
+    assert b"images" in content
+    (tmp_path / "model.onnx").write_bytes(content.replace(b"images", b"imag\xff\xff", 1))
+    refused(tmp_path / "model.onnx", capfd)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "file", "rounds"),

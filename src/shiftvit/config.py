@@ -109,8 +109,7 @@ class PreprocessConfig(Settings):
     std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
     round_pixels: bool = Field(
-        True,
-        description="round what was resized to whole pixel values, in evaluation and inference: exports take those",
+        True, description="round what was resized to whole pixel values, which are what exported graphs take"
     )
 
     @model_validator(mode="after")

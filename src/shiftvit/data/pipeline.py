@@ -109,5 +109,7 @@ class EpochBatches(keras.utils.PyDataset):
         if self._preprocess.resize:
             images = self._preprocess.resized(images)
         images = self._augment(images, self._draws[indices])
+        if self._preprocess.round_pixels:
+            images = self._preprocess.rounded(images)
         normalised, labels = self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
         return self._mix(normalised, labels, indices, self._classes) if self._mix else (normalised, labels)

@@ -31,7 +31,7 @@ class Preprocess(PreprocessConfig):
        (antialiased), enlarging interpolates.
     2. `cropped`: `crop` pixels at `crop_position`, which is the top left corner unless it is set to "center"
        (an odd margin's smaller half is then at the top and the left).
-    3. Rounding to uint8, which is what exported graphs take, unless `round_pixels` is false.
+    3. `rounded`: to uint8, which is what exported graphs take, unless `round_pixels` is false.
     4. `normalised`: `(x - mean) / std` in each channel; `mean` and `std` are on the 0..255 scale.
 
     With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
@@ -68,10 +68,13 @@ class Preprocess(PreprocessConfig):
         Raises:
             ShiftViTError: another dtype or shape, or images smaller than the crop.
         """
-        result = self._unrounded(images)
-        if result.dtype == np.uint8:
-            return result
-        return np.clip(np.rint(result), 0, 255).astype(np.uint8)  # bicubic overshoots
+        return self.rounded(self._unrounded(images))
+
+    def rounded(self, images: Images) -> NDArray[np.uint8]:
+        """Only rounds: resized (N, h, w, 3) -> uint8 of the same shape."""
+        if images.dtype == np.uint8:
+            return images
+        return np.clip(np.rint(images), 0, 255).astype(np.uint8)  # bicubic overshoots
 
     def _unrounded(self, images: Images) -> Images:
         self.check(images)
