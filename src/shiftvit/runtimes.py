@@ -139,6 +139,8 @@ def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Its threads would wait in a busy loop for the next batch, on the cores that decode it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Without a second try, which it would announce on standard output: there is just this one provider.
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
