@@ -113,6 +113,7 @@ def judged(plant, tmp_path, capsys, precision="f32", count=20):
     job = {
         "artifact": str(tmp_path / "model.onnx"),
         "precision": precision,
+        "runtime": "onnxruntime",
         "metadata": metadata,
         "images": str(tmp_path / "images.npz"),
         "reference": str(tmp_path / "reference.npz"),

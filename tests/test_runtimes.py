@@ -56,7 +56,7 @@ def test_a_bundle_answers_alike_in_every_runtime(runtime):
 @pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.parametrize("given", [exported, artifact])
 def test_an_export_answers_alike_in_its_own_runtime(name, given):
-    check(load_graph(given(name)), NATIVE[name])
+    check(load_graph(given(name), NATIVE[name]), NATIVE[name])
 
 
 @pytest.mark.slow
@@ -128,10 +128,10 @@ def test_a_bundles_graph_is_checked_before_it_is_loaded(tmp_path):
             load_graph(folder, runtime)
 
 
-def refused(path, capfd):
+def refused(path, capfd, runtime="auto"):
     """Loading fails in one line that names the folder, and nothing is printed where the predictions go."""
     with pytest.raises(ShiftViTError) as caught:
-        load_graph(path)
+        load_graph(path, runtime)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert not capfd.readouterr().out
@@ -163,9 +163,9 @@ def test_damaged_files(name, file, tmp_path, capfd):
             (folder / file).unlink()
         else:
             (folder / file).write_bytes(content)
-        refused(folder, capfd)
+        refused(folder, capfd, NATIVE[name])
     (folder / file).write_bytes(good)
-    assert load_graph(folder).runtime == NATIVE[name]
+    assert load_graph(folder, NATIVE[name]).runtime == NATIVE[name]
 
 
 def test_a_name_that_is_no_text(tmp_path, capfd):
@@ -201,11 +201,17 @@ def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
             content[place] = draw.randrange(256)
         (folder / file).write_bytes(content)
         try:
-            load_graph(folder)
+            load_graph(folder, NATIVE[name])
         except ShiftViTError as error:
             failures.append(str(error))
     assert len(failures) >= rounds // 10
     assert not [line for line in failures if "\n" in line or str(folder) not in line]
+
+
+def test_a_torch_program_is_loaded_only_where_its_runtime_is_named(tmp_path):
+    (tmp_path / "model.pt2").write_bytes(b"whatever")
+    with pytest.raises(ShiftViTError, match="can have run code; if you trust it, name the runtime: torch"):
+        load_graph(tmp_path / "model.pt2")
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         model: a run folder, a bundle, the name of a model that the package comes with, or what `shiftvit export`
             wrote: its folder or the artifact in it.
         runtime: a key of `RUNTIMES`; "auto": the first in that order, which is by measured speed, that reads such a
-            model and is installed.
+            model and is installed. A torch program is read only if "torch" is named, as its loader may run code.
         threads: processor threads; None: one for each core.
 
     Raises:
@@ -70,6 +70,11 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
     able = [name for name, row in RUNTIMES.items() if kind in row.reads]
     if runtime == "auto":
+        if able == ["torch"]:
+            raise ShiftViTError(
+                f"{str(model)!r} is read by torch's own loader, which a made-up file can have run code; "
+                "if you trust it, name the runtime: torch"
+            )
         runtime = next((name for name in able if _installed(name)), able[0])
     elif runtime not in able:
         raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)} and not in {runtime}; {_MENDS[kind]}")

@@ -29,7 +29,7 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="Data set to compare on; default one with the model's classes.")
     ] = None,
-    images: Annotated[int, typer.Option(help="Test images to compare on.")] = 2000,
+    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 10_000,
 ) -> None:
     """Write a model in another format, proven equal to the original before it is kept."""
     from shiftvit.exports import driver

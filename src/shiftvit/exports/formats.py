@@ -14,6 +14,7 @@ class Format:
 
     Attributes:
         artifact: the file's (or folder's) name within the export.
+        runtime: what runs it in the gate.
         backend: the Keras backend that the model is built under, in a process of its own.
         modules: what must be installed, by the name that is imported.
         precisions: what it is offered in. "f32": float32. "bf16": weights and products in bfloat16, or in ONNX, whose
@@ -23,6 +24,7 @@ class Format:
     """
 
     artifact: str
+    runtime: str
     backend: str
     modules: tuple[str, ...]
     precisions: tuple[str, ...]
@@ -32,17 +34,29 @@ class Format:
 _ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 FORMATS = {
-    "onnx": Format("model.onnx", "torch", _ONNX, ("f32", "bf16", "int8"), "for ONNX Runtime and most other engines"),
+    "onnx": Format(
+        "model.onnx", "onnxruntime", "torch", _ONNX, ("f32", "bf16", "int8"), "for ONNX Runtime and most other engines"
+    ),
     "openvino": Format(
-        "model.xml", "torch", (*_ONNX, "openvino", "nncf"), ("f32", "bf16", "int8"), "for Intel's and other processors"
+        "model.xml",
+        "openvino",
+        "torch",
+        (*_ONNX, "openvino", "nncf"),
+        ("f32", "bf16", "int8"),
+        "for Intel's and other processors",
     ),
     "saved_model": Format(
-        "saved_model", "tensorflow", ("tensorflow",), ("f32", "bf16"), "for TensorFlow and TF Serving"
+        "saved_model", "tensorflow", "tensorflow", ("tensorflow",), ("f32", "bf16"), "for TensorFlow and TF Serving"
     ),
     "litert": Format(
-        "model.tflite", "tensorflow", ("tensorflow", "ai_edge_litert"), ("f32", "int8"), "for phones and small devices"
+        "model.tflite",
+        "litert",
+        "tensorflow",
+        ("tensorflow", "ai_edge_litert"),
+        ("f32", "int8"),
+        "for phones and small devices",
     ),
-    "torch": Format("model.pt2", "torch", ("torch",), ("f32", "bf16"), "a torch.export program"),
+    "torch": Format("model.pt2", "torch", "torch", ("torch",), ("f32", "bf16"), "a torch.export program"),
 }
 
 

@@ -38,7 +38,7 @@ def main(job_file: str) -> None:
         images, labels = arrays["images"], arrays.get("labels")
     with np.load(job["reference"]) as arrays:
         expected = arrays["probabilities"]
-    graph = load_graph(job["artifact"], threads=job["threads"])
+    graph = load_graph(job["artifact"], job["runtime"], job["threads"])
     found = np.concatenate([graph.run(images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)])
     report = compare(found, expected, labels, job["precision"])
     if graph.metadata != Metadata.parse(job["metadata"], "the job"):
