@@ -44,7 +44,7 @@ def test_help_is_quick_and_shows_the_commands():
         answer = shiftvit("--help")
         seconds.append(time.perf_counter() - began)
     assert answer.returncode == 0
-    for command in ("predict", "train", "evaluate", "export", "pack", "info", "data", "recipes"):
+    for command in ("predict", "train", "evaluate", "export", "pack", "benchmark", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
     assert min(seconds) < 0.5
 

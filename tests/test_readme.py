@@ -77,7 +77,7 @@ def test_every_command_runs(stand_in, tmp_path):
             text=True,
         )
         assert answer.returncode == 0, (arguments, answer.stderr)
-    assert seen == {"predict", "train", "evaluate", "export", "pack", "info", "recipes", "data"}
+    assert seen == {"predict", "train", "evaluate", "export", "pack", "benchmark", "info", "recipes", "data"}
 
 
 def test_the_python_code_runs(tmp_path, monkeypatch):
