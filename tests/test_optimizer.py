@@ -118,6 +118,40 @@ def test_steps_of_adamw_are_keras(model: ShiftViT) -> None:
         np.testing.assert_allclose(value, expected[path], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("ema", [None, 0.7])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_steps_of_muon_are_keras(model: ShiftViT, nesterov: bool, ema: float | None) -> None:
+    twin = ShiftViT.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    rule = {**RULE, "name": "muon", "adam_learning_rate": 0.004, "adam_weight_decay": 0.1, "decay_vectors": False}
+    ours = build_optimizer(config(ema, **rule), total_steps=10)
+    ours.nesterov = nesterov
+    arguments = {key: value for key, value in ours.get_config().items() if key != "orthogonal_dtype"}
+    schedule = WarmUpCosine(RULE["learning_rate"] / 100, RULE["learning_rate"], 0, 10)
+    keras_own = keras.optimizers.Muon(**{**arguments, "learning_rate": schedule, "name": "keras_own"})
+    keras_own.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    for step in range(3):
+        gradients = random_gradients(model, seed=100 * step)
+        apply(ours, model, gradients)
+        apply(keras_own, twin, gradients)
+    expected = values(twin)
+    for path, value in values(model).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+    for mine, theirs in zip(ours.variables, keras_own.variables, strict=True):  # and what they carry on
+        np.testing.assert_allclose(to_numpy(mine), to_numpy(theirs), rtol=1e-4, atol=1e-6, err_msg=mine.path)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_an_optimizer_may_have_only_vectors_or_only_matrices(rule: str) -> None:
+    for shape in ((7,), (5, 7)):
+        variable = keras.Variable(normal(*shape), name="kernel")
+        optimizer = build_optimizer(config(name=rule), total_steps=10)
+        before = to_numpy(variable).copy()
+        optimizer.apply([keras.ops.convert_to_tensor(normal(*shape, seed=1))], [variable])
+        assert np.isfinite(to_numpy(variable)).all()
+        assert np.abs(to_numpy(variable) - before).max() > 1e-6
+
+
 def test_muon_takes_the_matrices_of_blocks_and_merging(model: ShiftViT) -> None:
     rule = {"name": "muon", "learning_rate": 0.01, "adam_learning_rate": 0.002, "weight_decay": 0}
     found = changes(model, config(**rule, epsilon=1e-9), random_gradients(model))

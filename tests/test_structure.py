@@ -53,6 +53,7 @@ ORDER = [
     "exports.gate",
     "exports.driver",
     "training.schedule",
+    "training.torch_steps",
     "training.optimizer",
     "training.checkpoint",
     "training.callbacks",

@@ -11,7 +11,13 @@ import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
+from shiftvit.model.primitives import TORCH
 from shiftvit.training.schedule import SCHEDULES
+
+if TORCH:
+    import torch
+
+    from shiftvit.training import torch_steps
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
@@ -61,22 +67,73 @@ def _are_shares(y_true: Any) -> bool:
     return len(y_true.shape) == 2 and y_true.shape[-1] != 1
 
 
-class _KeepsWeights:
-    """Leaves the trained weights in the model when `fit` ends.
+class _Rule(keras.optimizers.Optimizer):
+    """What our optimizers do otherwise than Keras'.
 
-    Keras overwrites them with their moving average after each call of `fit`; here a run is one call an epoch, and the
-    average is put in only for evaluation (`averaged_weights`).
+    - The trained weights stay in the model when `fit` ends. Keras overwrites them with their moving average after each
+      call of `fit`; here a run is one call an epoch, and the average is put in only for evaluation
+      (`averaged_weights`).
+    - On torch all variables are updated at once (`torch_steps`).
     """
 
     def finalize_variable_values(self, var_list: Any) -> None:
         pass
 
+    def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
+        if not TORCH:
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        with torch.no_grad():
+            self._update_all(grads, trainable_variables, learning_rate)
 
-class AdamW(_KeepsWeights, keras.optimizers.AdamW):
+    def _apply_weight_decay(self, variables: Any) -> None:
+        if not TORCH:
+            super()._apply_weight_decay(variables)
+            return
+        rate = self.learning_rate
+        with torch.no_grad():
+            for amount, group in self._decayed(variables).items():
+                torch_steps.decay([variable.value for variable in group], rate, amount)
+
+    def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
+        if not TORCH or not self.use_ema:
+            super()._update_model_variables_moving_average(trainable_variables)
+            return
+        pairs = zip(self._model_variables_moving_average, trainable_variables, strict=True)
+        kept = [(average.value, variable.value) for average, variable in pairs if average is not None]
+        with torch.no_grad():
+            # The first step's weights begin the average: the initial ones are noise.
+            momentum = self.ema_momentum * (self.iterations.value != 0)
+            torch_steps.average([one for one, _ in kept], [value for _, value in kept], momentum)
+
+    def _decayed(self, variables: Any) -> dict[float, list[Any]]:
+        """Returns which variables shrink by how much."""
+        amount = self.weight_decay
+        return {amount: [v for v in variables if self._use_weight_decay(v)]} if amount is not None else {}
+
+    def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
+        raise NotImplementedError
+
+
+class AdamW(_Rule, keras.optimizers.AdamW):
     """`keras.optimizers.AdamW`."""
 
+    def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
+        indices = [self._get_variable_index(variable) for variable in variables]
+        torch_steps.adam_step(
+            [variable.value for variable in variables],
+            gradients,
+            [self._momentums[index].value for index in indices],
+            [self._velocities[index].value for index in indices],
+            rate=rate,
+            step=self.iterations.value + 1,
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self.epsilon,
+        )
 
-class Muon(_KeepsWeights, keras.optimizers.Muon):
+
+class Muon(_Rule, keras.optimizers.Muon):
     """`keras.optimizers.Muon`, orthogonalising in `orthogonal_dtype`.
 
     The iteration only has to bring the singular values near 1, for which bfloat16 is enough (as in Jordan's original).
@@ -89,6 +146,45 @@ class Muon(_KeepsWeights, keras.optimizers.Muon):
     def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
         narrow = super().zeropower_via_newtonschulz5(ops.cast(x, self.orthogonal_dtype), steps)
         return ops.cast(narrow, x.dtype)
+
+    def _decayed(self, variables: Any) -> dict[float, list[Any]]:
+        groups: dict[float, list[Any]] = {}
+        for variable in variables:
+            if self._use_weight_decay(variable):
+                by_adam = self._should_use_adamw(variable)
+                amount = self.adam_weight_decay if by_adam else self.weight_decay
+                groups.setdefault(amount or 0.0, []).append(variable)
+        return groups
+
+    def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
+        # A second moment is kept for what Adam updates, and for nothing else.
+        by_adam: list[list[Any]] = [[], [], [], []]
+        by_muon: list[list[Any]] = [[], [], []]
+        for gradient, variable in zip(gradients, variables, strict=True):
+            index = self._get_variable_index(variable)
+            state = [variable.value, gradient, self.momentums[index].value]
+            square = self.adam_velocities[index]
+            columns = by_muon if square is None else by_adam
+            for column, value in zip(columns, state if square is None else [*state, square.value], strict=True):
+                column.append(value)
+        torch_steps.adam_step(
+            *by_adam,
+            rate=rate * self.adam_lr_ratio,
+            step=self.iterations.value + 1,
+            beta_1=self.adam_beta_1,
+            beta_2=self.adam_beta_2,
+            epsilon=self.epsilon,
+        )
+        torch_steps.muon_step(
+            *by_muon,
+            rate=rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            iterations=self.ns_steps,
+            coefficients=(self.muon_a, self.muon_b, self.muon_c),
+            scale=self.rms_rate,
+            dtype=getattr(torch, self.orthogonal_dtype),
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "orthogonal_dtype": self.orthogonal_dtype}

@@ -76,6 +76,8 @@ def resolve(recipe: Recipe, splits: Splits) -> Recipe:
 def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
     """Returns the compiled model of a resolved recipe and the number of steps an epoch."""
     settings = recipe.train
+    if environment.device_name() == "cpu":
+        environment.keep_freed_memory()
     model = ShiftViT(**recipe.model.arguments(), dtype=settings.precision)
     steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
     optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=settings.precision == "mixed_bfloat16")
