@@ -170,6 +170,9 @@ class TrainConfig(Settings):
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the processor computes in it, else float32"
     )
+    loop: Literal["auto", "fit", "device"] = Field(
+        "auto", description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Rate = 0.0

@@ -46,6 +46,19 @@ class Mix:
         side = np.where(cut, np.sqrt(1.0 - keep), 0.0)
         return cls(np.where(mixed & ~cut, blend, 1.0), np.stack([chance[2], chance[3], side], axis=1))
 
+    def bounds(self, height: int, width: int, indices: Any = slice(None)) -> NDArray[np.int64]:
+        """Returns the boxes of `indices` in pixels, int64 (B, 4): first row, end row, first column, end column.
+
+        As in the paper the side is cut to whole pixels and the centre may lie anywhere, so boxes can stick out.
+        """
+        row, column, side = self.box[indices].T
+        lines = []
+        for centre, extent in ((row, height), (column, width)):
+            pixels = (side * extent).astype(np.int64)
+            first = (centre * extent).astype(np.int64) - pixels // 2
+            lines += [first, first + pixels]
+        return np.stack(lines, axis=1)
+
     def __call__(
         self, images: Floats, labels: NDArray[Any], indices: NDArray[np.int64], classes: int
     ) -> tuple[Floats, Floats]:
@@ -62,10 +75,11 @@ class Mix:
             sum to 1. With CutMix these are the areas, counted after the box was clipped to the image.
         """
         height, width = images.shape[1:3]
-        row, column, side = self.box[indices].T
-        outside = ~(
-            _within(row, side, height)[:, :, None] & _within(column, side, width)[:, None, :]
-        )  # (B, H) x (B, W) -> (B, H, W)
+        first_row, end_row, first_column, end_column = self.bounds(height, width, indices).T[..., None]  # (B, 1)
+        rows, columns = np.arange(height), np.arange(width)
+        in_rows = (rows >= first_row) & (rows < end_row)  # (B, H)
+        in_columns = (columns >= first_column) & (columns < end_column)  # (B, W)
+        outside = ~(in_rows[:, :, None] & in_columns[:, None, :])
         own = (self.share[indices, None, None] * outside).astype(np.float32)[..., None]  # (B, H, W, 1)
         one_hot = np.eye(classes, dtype=np.float32)[labels]  # (B,) -> (B, classes)
         share = own.mean(axis=(1, 2))  # (B, H, W, 1) -> (B, 1)
@@ -73,12 +87,3 @@ class Mix:
             images * own + np.roll(images, 1, axis=0) * (1 - own),
             one_hot * share + np.roll(one_hot, 1, axis=0) * (1 - share),
         )
-
-
-def _within(centre: NDArray[np.float64], side: NDArray[np.float64], extent: int) -> NDArray[np.bool_]:
-    """Returns (B, extent): which lines a box of that centre and side, in shares of the extent, covers."""
-    # As in the paper the side is cut to whole pixels and the centre may lie anywhere, so boxes can stick out.
-    pixels = (side * extent).astype(np.int64)
-    first = (centre * extent).astype(np.int64) - pixels // 2
-    line = np.arange(extent)
-    return (line >= first[:, None]) & (line < (first + pixels)[:, None])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.augment import Augment
+from shiftvit.data.augment import Augment, Draws
 from shiftvit.data.mix import Mix
 from shiftvit.data.preprocess import Floats, Preprocess
 from shiftvit.errors import ShiftViTError
@@ -29,6 +30,25 @@ def batches_per_epoch(count: int, batch_size: int, drop_remainder: bool = True) 
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Returns the order of an epoch's images, int64 (count,): it depends on these three numbers alone."""
     return np.random.default_rng([seed, epoch, _STREAM]).permutation(count)
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """What chance decides in an epoch: the order of its images (int64 (N,)), each one's crop, flip and mixing."""
+
+    order: NDArray[np.int64]
+    draws: Draws
+    mix: Mix | None
+
+
+def plan_epoch(shape: tuple[int, ...], preprocess: Preprocess, augment: Augment, seed: int, epoch: int) -> EpochPlan:
+    """Draws an epoch of images of the shape (N, H, W, 3), before resizing, from the seed and the epoch alone."""
+    count, size = shape[0], shape[1:3]
+    resized, crop = preprocess.resized_shape(*size), preprocess.output_shape(*size)
+    # Where the crop is not random, it is that of inference.
+    origin = preprocess.crop_origin(*resized)
+    draws = augment.draw(seed, epoch, count, *resized, crop, origin)
+    return EpochPlan(epoch_order(seed, epoch, count), draws, Mix.draw(augment, seed, epoch, count))
 
 
 class EpochBatches(keras.utils.PyDataset):
@@ -86,13 +106,7 @@ class EpochBatches(keras.utils.PyDataset):
         self._images, self._labels = images, labels
         self._preprocess, self._augment = preprocess, augment
         self._batch_size, self._start, self._total = batch_size, start, total
-        self._order = epoch_order(seed, epoch, len(images))
-        size = images.shape[1:3]
-        resized, crop = preprocess.resized_shape(*size), preprocess.output_shape(*size)
-        # Where the crop is not random, it is that of inference.
-        origin = preprocess.crop_origin(*resized)
-        self._draws = augment.draw(seed, epoch, len(images), *resized, crop, origin)
-        self._mix = Mix.draw(augment, seed, epoch, len(images))
+        self._plan = plan_epoch(images.shape, preprocess, augment, seed, epoch)
         self._classes = int(labels.max()) + 1 if classes is None else classes
 
     def __len__(self) -> int:
@@ -104,12 +118,13 @@ class EpochBatches(keras.utils.PyDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} is not among the {len(self)} left; use 0..{len(self) - 1}")
         first = (self._start + index) * self._batch_size
-        indices = self._order[first : first + self._batch_size]
+        indices = self._plan.order[first : first + self._batch_size]
         images: NDArray[Any] = self._images[indices]
         if self._preprocess.resize:
             images = self._preprocess.resized(images)
-        images = self._augment(images, self._draws[indices])
+        images = self._augment(images, self._plan.draws[indices])
         if self._preprocess.round_pixels:
             images = self._preprocess.rounded(images)
         normalised, labels = self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
-        return self._mix(normalised, labels, indices, self._classes) if self._mix else (normalised, labels)
+        mix = self._plan.mix
+        return mix(normalised, labels, indices, self._classes) if mix else (normalised, labels)

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.model.primitives import TORCH, Linear, make_norm
+from shiftvit.model.primitives import TORCH, Dropout, Linear, make_norm
 from shiftvit.model.shift import Shift
 
 if TORCH:
@@ -78,8 +78,8 @@ class MLP(keras.layers.Layer):
         self.fc1.build(input_shape)
         self.fc2.build((*input_shape[:-1], hidden))
         rate, policy = self.dropout, self.dtype_policy
-        self.drop1 = keras.layers.Dropout(rate, dtype=policy, name="drop1") if rate else None
-        self.drop2 = keras.layers.Dropout(rate, dtype=policy, name="drop2") if rate else None
+        self.drop1 = Dropout(rate, dtype=policy, name="drop1") if rate else None
+        self.drop2 = Dropout(rate, dtype=policy, name="drop2") if rate else None
         self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:

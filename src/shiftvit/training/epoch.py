@@ -10,21 +10,47 @@ import numpy as np
 
 from shiftvit.config import Recipe
 from shiftvit.data.augment import Augment
-from shiftvit.data.pipeline import EpochBatches
+from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.evaluation import measure, predict_logits
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
+from shiftvit.training.device import DeviceLoop
 from shiftvit.training.optimizer import averaged_weights
 from shiftvit.training.setup import Splits
 
 Row = dict[str, Any]
 
 
-def fit_epoch(model: Any, recipe: Recipe, splits: Splits, watch: Watch, callbacks: list[Any]) -> Row:
+def fit_epoch(
+    model: Any, recipe: Recipe, splits: Splits, watch: Watch, callbacks: list[Any], loop: DeviceLoop | None
+) -> Row:
     """Trains what is left of an epoch, advances the position and returns the epoch's figures."""
     settings, progress = recipe.train, watch.progress
+    began = time.perf_counter()
+    epoch, start = progress.epoch, progress.step
+    watched = [watch, *callbacks]
+    figures = _run(model, loop, watched, progress) if loop else _fit(model, recipe, splits, watched, progress)
+    watch.check_finite()
+    watch.count_time()
+    seconds = time.perf_counter() - began
+    steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
+    seen = min((steps - start) * settings.batch_size, len(splits.train[0]))
+    progress.epoch, progress.step = epoch + 1, 0
+    return {
+        "epoch": epoch + 1,
+        "loss": figures["loss"],
+        "top1": figures["top1"],
+        "learning_rate": float(model.optimizer.learning_rate),
+        "images_per_second": round(seen / seconds, 1),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], progress: Progress) -> dict[str, float]:
+    """Trains by Keras' `fit`."""
+    settings = recipe.train
     batches = EpochBatches(
         *splits.train,
         preprocess=Preprocess.from_config(recipe.preprocess),
@@ -37,29 +63,35 @@ def fit_epoch(model: Any, recipe: Recipe, splits: Splits, watch: Watch, callback
         drop_remainder=settings.drop_remainder,
         workers=recipe.data.workers,
     )
-    began = time.perf_counter()
-    epoch = progress.epoch
     history = model.fit(
         batches,
-        initial_epoch=epoch,
-        epochs=epoch + 1,
-        callbacks=[watch, *callbacks],
+        initial_epoch=progress.epoch,
+        epochs=progress.epoch + 1,
+        callbacks=callbacks,
         verbose=0,
         shuffle=False,  # `EpochBatches` has its own order
     )
-    watch.check_finite()
-    watch.count_time()
-    seconds = time.perf_counter() - began
-    seen = min(len(batches) * settings.batch_size, len(splits.train[0]))
-    progress.epoch, progress.step = epoch + 1, 0
-    return {
-        "epoch": epoch + 1,
-        "loss": float(history.history["loss"][-1]),
-        "top1": float(history.history["top1"][-1]),
-        "learning_rate": float(model.optimizer.learning_rate),
-        "images_per_second": round(seen / seconds, 1),
-        "seconds": round(seconds, 3),
-    }
+    return {key: float(history.history[key][-1]) for key in ("loss", "top1")}
+
+
+def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress) -> dict[str, float]:
+    """Trains on the device, some dozens of steps between two calls of the callbacks."""
+    for callback in callbacks:
+        callback.set_model(model)
+        callback.on_epoch_begin(progress.epoch)
+    loop.begin(progress.epoch)
+    start = progress.step
+    while progress.step < loop.steps:
+        batch = progress.step - start
+        for callback in callbacks:
+            callback.on_train_batch_begin(batch)
+        count = min(loop.at_once, loop.steps - progress.step)
+        loop.run(progress.step, count)
+        progress.step += count
+        logs = loop.figures()
+        for callback in callbacks:
+            callback.on_train_batch_end(batch + count - 1, logs)
+    return loop.figures()
 
 
 def validate(model: Any, recipe: Recipe, splits: Splits, watch: Watch) -> Row:

@@ -17,6 +17,7 @@ from shiftvit.evaluation import measure, predict_logits
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
+from shiftvit.training.device import make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.optimizer import averaged_weights, learning_rates
 from shiftvit.training.setup import Splits, build, load_splits, resolve
@@ -75,6 +76,7 @@ def train(
     settings = recipe.train
     keras.utils.set_random_seed(settings.seed)
     model, steps = build(recipe, splits)
+    loop = make_loop(model, recipe, splits, steps)
     with runfolder.held(run, recipe):
         progress = Progress()
         if (run / "checkpoints" / LAST).is_file():
@@ -85,7 +87,7 @@ def train(
         with watch.catching_signals():
             with bar:
                 while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
-                    row = fit_epoch(model, recipe, splits, watch, [bar])
+                    row = fit_epoch(model, recipe, splits, watch, [bar], loop)
                     row |= validate(model, recipe, splits, watch)
                     finish_epoch(run, model, progress, row)
                     bar.epoch_line(row)

@@ -79,6 +79,14 @@ class _Rule(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list: Any) -> None:
         pass
 
+    def step(self, gradients: Any, variables: Any, rate: Any) -> None:
+        """A whole step on torch at a given rate, `()`, without Keras' bookkeeping: a CUDA graph can capture it."""
+        gradients = self._clip_gradients(gradients)
+        self._decay_all(variables, rate)
+        self._update_all(gradients, variables, rate)
+        self._update_model_variables_moving_average(variables)
+        self.iterations.value.add_(1)
+
     def _backend_update_step(self, grads: Any, trainable_variables: Any, learning_rate: Any) -> None:
         if not TORCH:
             super()._backend_update_step(grads, trainable_variables, learning_rate)
@@ -86,14 +94,21 @@ class _Rule(keras.optimizers.Optimizer):
         with torch.no_grad():
             self._update_all(grads, trainable_variables, learning_rate)
 
+    def _clip_gradients(self, grads: Any) -> Any:
+        if not TORCH or not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        return torch_steps.clipped(grads, self.global_clipnorm)
+
     def _apply_weight_decay(self, variables: Any) -> None:
         if not TORCH:
             super()._apply_weight_decay(variables)
             return
-        rate = self.learning_rate
         with torch.no_grad():
-            for amount, group in self._decayed(variables).items():
-                torch_steps.decay([variable.value for variable in group], rate, amount)
+            self._decay_all(variables, self.learning_rate)
+
+    def _decay_all(self, variables: Any, rate: Any) -> None:
+        for amount, group in self._decayed(variables).items():
+            torch_steps.decay([variable.value for variable in group], rate, amount)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
         if not TORCH or not self.use_ema:

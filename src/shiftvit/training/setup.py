@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 from shiftvit import environment
 from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
@@ -68,9 +70,19 @@ def resolve(recipe: Recipe, splits: Splits) -> Recipe:
     return recipe.model_copy(
         update={
             "model": ModelConfig(**{**ModelConfig().model_dump(exclude={"preset"}), **arguments}),
-            "train": recipe.train.model_copy(update={"precision": precision}),
+            "train": recipe.train.model_copy(update={"precision": precision, "loop": _loop(recipe, splits)}),
         }
     )
+
+
+def _loop(recipe: Recipe, splits: Splits) -> str:
+    """Returns "device" where `training.device` can be used and the device is worth it, else "fit"."""
+    settings = recipe.train
+    if settings.loop != "auto":
+        return settings.loop
+    even = settings.drop_remainder or len(splits.train[0]) % settings.batch_size == 0
+    accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
+    return "device" if even and accelerated else "fit"
 
 
 def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:

@@ -15,6 +15,13 @@ import torch
 Tensors = Sequence[torch.Tensor]
 
 
+def clipped(gradients: Tensors, limit: float) -> list[torch.Tensor]:
+    """Returns the gradients, shrunk together so that their common norm is at most `limit`."""
+    gradients = list(gradients)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return list(torch._foreach_mul(gradients, limit / norm.clamp(min=limit)))
+
+
 def decay(parameters: Tensors, rate: Any, weight_decay: float) -> None:
     """Shrinks the parameters by `rate * weight_decay`, in place."""
     if parameters:

@@ -1,0 +1,225 @@
+"""Training steps without Python between them, on images that lie on the device.
+
+Keras' `fit` fetches each batch from the host and calls Python for each step: right for a processor, and far slower
+than an accelerator that needs a millisecond for a small model's step. Here some dozens of steps are one call: on jax a
+compiled `lax.scan` whose state is donated, on CUDA one captured graph that is replayed. Draws, arithmetic, callbacks
+and checkpoints are those of `fit`; `tests/test_device.py` holds the two together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from shiftvit.config import Recipe
+from shiftvit.data.augment import Augment
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.data.resident import Held, ResidentImages
+from shiftvit.errors import ShiftViTError, notice
+from shiftvit.training.optimizer import learning_rates
+from shiftvit.training.setup import Splits
+
+# Steps between two looks at the clock, the loss and the signals.
+_LONGEST = 64
+
+
+class DeviceLoop:
+    """Runs an epoch's steps on the device.
+
+    Args:
+        model: compiled; trained in place.
+        recipe: resolved.
+        splits: their training images go to the device.
+        steps: in an epoch.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+        settings = recipe.train
+        self.model, self.steps, self.seed = model, steps, settings.seed
+        self.batch_size = min(settings.batch_size, len(splits.train[0]))
+        self.at_once = chunk_length(steps)
+        self.images = ResidentImages(
+            *splits.train,
+            Preprocess.from_config(recipe.preprocess),
+            Augment.from_config(recipe.augment),
+            len(splits.class_names),
+        )
+        self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))
+
+    def begin(self, epoch: int) -> None:
+        """Draws an epoch."""
+        raise NotImplementedError
+
+    def run(self, first: int, count: int) -> None:
+        """Takes steps `first` to `first + count` of the epoch; afterwards the model's variables hold the result."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        """Returns the mean loss and top-1 of the steps since `begin`."""
+        raise NotImplementedError
+
+
+def chunk_length(steps: int) -> int:
+    """Returns how many steps to take at once: of 32 to 64 the number that leaves least over; a rest compiles anew."""
+    return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
+
+
+def make_loop(model: Any, recipe: Recipe, splits: Splits, steps: int) -> DeviceLoop | None:
+    """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`.
+
+    Raises:
+        ShiftViTError: the device loop is asked for where there is none.
+    """
+    if recipe.train.loop != "device":
+        return None
+    backend = keras.config.backend()
+    if backend == "tensorflow":
+        raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
+    if not recipe.train.drop_remainder and len(splits.train[0]) % recipe.train.batch_size:
+        raise ShiftViTError(
+            f'train.loop="device" needs batches of one size, and {len(splits.train[0])} images do not divide by '
+            f"train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
+        )
+    return (JaxLoop if backend == "jax" else TorchLoop)(model, recipe, splits, steps)
+
+
+class JaxLoop(DeviceLoop):
+    """The steps as one compiled `lax.scan`, the state donated."""
+
+    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+        import jax
+
+        super().__init__(model, recipe, splits, steps)
+        self.compiled = jax.jit(self._steps, static_argnames="count", donate_argnums=0)
+
+    def begin(self, epoch: int) -> None:
+        self.drawn = self.images.draw(self.seed, epoch)
+        self.sums = ops.zeros(2, "float32")
+        self.done = 0
+
+    def run(self, first: int, count: int) -> None:
+        model = self.model
+        groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
+        state = ([[variable.value for variable in group] for group in groups], self.sums)
+        (values, self.sums) = self.compiled(state, self.images.held, self.drawn, np.int32(first), count=count)
+        for group, new in zip(groups, values, strict=True):
+            for variable, value in zip(group, new, strict=True):
+                variable.assign(value)
+        self.done += count
+
+    def figures(self) -> dict[str, float]:
+        loss, hits = np.asarray(self.sums) / max(self.done, 1)
+        return {"loss": float(loss), "top1": float(hits)}
+
+    def _steps(self, state: Any, held: Held, drawn: Held, first: Any, count: int) -> Any:
+        import jax
+
+        def step(state: Any, number: Any) -> tuple[Any, None]:
+            (trainable, fixed, optimizer), sums = state
+            places = number * self.batch_size + ops.arange(self.batch_size, dtype="int32")
+            images, labels = self.images.batch(held, drawn, places)
+
+            def loss_of(trainable: Any) -> Any:
+                logits, changed = self.model.stateless_call(trainable, fixed, images, training=True)
+                loss = ops.mean(self.model.loss.call(labels, logits))
+                return loss, (changed, ops.mean(_hits(labels, logits)))
+
+            (loss, (fixed, hits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
+            return ((trainable, fixed, optimizer), sums + ops.stack([loss, hits])), None
+
+        return jax.lax.scan(step, state, first + ops.arange(count, dtype="int32"))[0]
+
+
+class TorchLoop(DeviceLoop):
+    """The step as a CUDA graph, replayed; where that cannot be captured and off CUDA, as ordinary calls.
+
+    What a step reads and changes stays at one place in memory, its own number included, so that a replay needs no
+    argument.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+        import torch
+
+        super().__init__(model, recipe, splits, steps)
+        self.variables = model.trainable_variables
+        device = self.variables[0].value.device
+        self.drawn = {name: value.clone() for name, value in self.images.draw(self.seed, 0).items()}
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.sums = torch.zeros(2, device=device)
+        self.places = torch.arange(self.batch_size, device=device)
+        self.capturing = device.type == "cuda"
+        self.graph: Any = None
+        self.done = 0
+
+    def begin(self, epoch: int) -> None:
+        for name, value in self.images.draw(self.seed, epoch).items():
+            self.drawn[name].copy_(value)
+        self.sums.zero_()
+        self.done = 0
+
+    def run(self, first: int, count: int) -> None:
+        if self.capturing and self.graph is None:
+            self._capture()
+        self.number.fill_(first)
+        for _ in range(count):
+            if self.graph is None:
+                self._step()
+            else:
+                self.graph.replay()
+        self.done += count
+
+    def figures(self) -> dict[str, float]:
+        loss, hits = (self.sums / max(self.done, 1)).tolist()
+        return {"loss": loss, "top1": hits}
+
+    def _step(self) -> None:
+        import torch
+
+        optimizer, model = self.model.optimizer, self.model
+        places = self.number * self.batch_size + self.places
+        images, labels = self.images.batch(self.images.held, self.drawn, places)
+        logits = model(images, training=True)
+        loss = model.loss.call(labels, logits).mean()
+        gradients = torch.autograd.grad(loss, [variable.value for variable in self.variables])
+        with torch.no_grad():
+            # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.
+            rate = self.rates.index_select(0, optimizer.iterations.value.reshape(1).long())[0]
+            optimizer.step(gradients, self.variables, rate)
+            self.sums += torch.stack([loss.detach(), _hits(labels, logits).mean()])
+            self.number += 1
+
+    def _capture(self) -> None:
+        """Takes a few steps aside, as CUDA asks for, puts everything back, and captures one."""
+        import torch
+
+        changed = [variable.value for variable in [*self.model.variables, *self.model.optimizer.variables]]
+        changed += [self.number, self.sums]
+        before, chance = [tensor.detach().clone() for tensor in changed], torch.cuda.get_rng_state()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                self._step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._step()
+            self.graph = graph
+        except RuntimeError as error:
+            notice(f"this step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); going on without")
+            self.capturing = False
+        with torch.no_grad():
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
+        torch.cuda.set_rng_state(chance)
+
+
+def _hits(labels: Any, logits: Any) -> Any:
+    """Returns 1.0 for each image whose largest logit is that of its label or of its largest share, float32 (B,)."""
+    true = labels if len(labels.shape) == 1 else ops.argmax(labels, axis=-1)
+    return ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == ops.cast(true, "int32"), "float32")

@@ -1,0 +1,142 @@
+"""The loop on the device against Keras' `fit` and the batches of the host: the same images, weights and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sample import load_sample
+from shiftvit import Recipe, ShiftViTError, train
+from shiftvit.data.augment import Augment
+from shiftvit.data.pipeline import EpochBatches, epoch_order
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.data.resident import ResidentImages
+from shiftvit.errors import Interrupted
+from shiftvit.training.callbacks import Watch
+from shiftvit.training.device import chunk_length
+from shiftvit.training.runfolder import read_log
+
+pytestmark = pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 9, 12, 3), np.uint8)
+LABELS = np.arange(40) % 5
+BATCH = 10
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "augment"),
+    [
+        ({}, {"flip": False, "random_crop": False}),
+        ({"mean": (120.0, 110.0, 100.0), "std": (60.0, 61.0, 62.0)}, {"pad": 4}),
+        ({"mean": 100.0, "std": 50.0}, {"pad": 8, "pad_mode": "reflect"}),
+        ({"crop": (7, 8), "crop_position": "center"}, {"random_crop": False}),
+        ({"crop": (7, 8)}, {"pad": 30}),
+        ({"resize": (20, 14), "crop": (16, 13), "interpolation": "bicubic"}, {}),
+        ({"resize": (20, 14), "round_pixels": False}, {"pad": 2}),
+        ({"mean": 100.0, "std": 50.0}, {"pad": 1, "cutmix": 1.0, "mixup": 0.8, "mix_probability": 0.7}),
+    ],
+)
+def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
+    rules = Preprocess(**preprocess), Augment(**augment)
+    host = EpochBatches(
+        *(PIXELS, LABELS), preprocess=rules[0], augment=rules[1], batch_size=BATCH, classes=5, seed=3, epoch=2
+    )
+    resident = ResidentImages(PIXELS, LABELS, *rules, 5)
+    drawn = resident.draw(3, 2)
+    for number in range(4):
+        places = keras.ops.arange(number * BATCH, (number + 1) * BATCH)
+        images, labels = (keras.ops.convert_to_numpy(part) for part in resident.batch(resident.held, drawn, places))
+        expected_images, expected_labels = host[number]
+        np.testing.assert_allclose(images, expected_images, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(labels, expected_labels, atol=1e-6)
+        assert labels.dtype == expected_labels.dtype
+
+
+def recipe(**train_settings) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1},
+            "data": {"validation": 50},
+            "preprocess": {"mean": 120.0, "std": 64.0},
+            "augment": {"pad": 4, "cutmix": 1.0, "mix_probability": 0.5},
+            "train": {
+                "epochs": 2,
+                "batch_size": 50,
+                "precision": "float32",
+                "ema": 0.9,
+                "optimizer": {"name": "muon", "learning_rate": 3e-3, "clipnorm": 1.0, "weight_decay": 0.1},
+                **train_settings,
+            },
+        }
+    )
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    stored = load_file(run / "checkpoints" / "last.safetensors")
+    return {name: value for name, value in stored.items() if not name.startswith("generator/")}
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return load_sample()
+
+
+@pytest.fixture(scope="module")
+def on_device(tmp_path_factory, sample):
+    return train(recipe(loop="device"), out=tmp_path_factory.mktemp("device") / "run", data=sample)
+
+
+def test_it_ends_as_fit_does(tmp_path, sample, on_device):
+    fitted = train(recipe(loop="fit"), out=tmp_path / "fit", data=sample)
+    assert on_device.recipe.train.loop == "device"
+    expected = weights(fitted.path)
+    for name, value in weights(on_device.path).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
+    for mine, theirs in zip(read_log(on_device.path), read_log(fitted.path), strict=True):
+        for key in ("loss", "val_loss", "learning_rate", "top1", "val_top1"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3), key
+
+
+def test_a_stopped_run_ends_as_one_left_alone(tmp_path, sample, on_device, monkeypatch):
+    monkeypatch.setattr("shiftvit.training.device._LONGEST", 2)  # so that there is a middle of an epoch to stop in
+    stop_at = Watch.on_train_batch_begin
+
+    def stopping(self, batch, logs=None):
+        if self.progress.epoch == 1 and batch == 2:
+            self.signal = 15
+        stop_at(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_begin", stopping)
+        with pytest.raises(Interrupted):
+            train(recipe(loop="device"), out=tmp_path / "run", data=sample)
+    train(resume=tmp_path / "run", data=sample)
+    expected = weights(on_device.path)
+    for name, value in weights(tmp_path / "run").items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_auto_is_fit_on_a_processor(tmp_path, sample):
+    run = train(recipe(loop="auto", epochs=1), out=tmp_path / "run", data=sample)
+    assert run.recipe.train.loop == "fit"
+
+
+def test_batches_of_one_size_are_asked_for(tmp_path, sample):
+    with pytest.raises(ShiftViTError, match=r"do not divide by train\.batch_size=48"):
+        train(recipe(loop="device", batch_size=48, drop_remainder=False), out=tmp_path / "run", data=sample)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("steps", "length"), [(192, 64), (195, 39), (1, 1), (31, 31), (200, 50), (0, 0)])
+def test_chunks_leave_little_over(steps: int, length: int) -> None:
+    assert chunk_length(steps) == length
+
+
+def test_the_order_is_the_epochs() -> None:
+    resident = ResidentImages(PIXELS, LABELS, Preprocess(), Augment(), 5)
+    order = keras.ops.convert_to_numpy(resident.draw(1, 4)["order"])
+    np.testing.assert_array_equal(order, epoch_order(1, 4, 40))
