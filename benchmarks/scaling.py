@@ -3,8 +3,9 @@
     python benchmarks/scaling.py
 
 Prediction of folders of PNG files through the command line, from 1,000 to 50,000 (CIFAR-10's test images, linked again
-and again), with peak memory; training and prediction steps at 32 to 224 pixels and with 1 to 16 blocks a stage. The
-result goes to benchmarks/results/scaling-DATE.json.
+and again), with peak memory; training and prediction steps at 32 to 224 pixels and with 1 to 16 blocks a stage, in the
+precision that training takes here, with the machine's own peak. The result goes to benchmarks/results/scaling-DATE.json
+and is drawn in docs/figures/scaling.png.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "scaling.png"
 COUNTS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 REPEATS = 3
 RESOLUTIONS = (32, 64, 96, 128, 160, 192, 224)
@@ -34,8 +36,12 @@ import numpy as np
 from shiftvit.model.network import ShiftViT
 from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
 from shiftvit.config import TrainConfig
+from shiftvit.environment import computes_bfloat16, keep_freed_memory
+from shiftvit.describe import stage_rows
+keep_freed_memory()
 side, depth, batch = map(int, sys.argv[1:])
-model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3)
+model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3,
+    dtype="mixed_bfloat16" if computes_bfloat16() else "float32")
 model.compile(optimizer=build_optimizer(TrainConfig(), 1000), loss=SmoothedCrossentropy())
 images = np.random.default_rng(0).normal(size=(batch, side, side, 3)).astype("float32")
 labels = np.zeros(batch, int)
@@ -48,7 +54,9 @@ def median(call):
 train = median(lambda: model.train_on_batch(images, labels))
 predict = median(lambda: model.predict_on_batch(images))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_megabytes": peak}))
+gflop = 6 * batch * sum(row["multiply_adds"] for row in stage_rows(model.settings)) / 1e9
+print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_megabytes": peak, "train_gflop": gflop,
+    "precision": model.policy.name}))
 """
 
 
@@ -58,12 +66,16 @@ def main() -> None:
     result["resolution"] = [{"side": side, **step(side, 2)} for side in RESOLUTIONS]
     result["depth"] = [{"blocks_a_stage": depth, **step(64, depth)} for depth in DEPTHS]
     result["batch_size"] = _BATCH
+    from shiftvit.benchmark import peak_gflops
     from shiftvit.environment import cores, processor_name, versions
 
+    bfloat16 = result["depth"][0]["precision"] == "mixed_bfloat16"
+    result["peak_gflops"] = round(peak_gflops("bfloat16" if bfloat16 else "float32"), 1)
     result |= {"processor": processor_name(), "cores": cores(), "versions": versions()}
     path = RESULTS / f"scaling-{result['date']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(f"wrote {path.name}")
+    draw(result, FIGURE)
+    print(f"wrote {path.name} and {FIGURE.name}")
 
 
 def files() -> Any:
@@ -109,13 +121,41 @@ def predict(folder: Path, out: Path) -> tuple[float, float]:
     return float(rate[1].replace(",", "")), int(peak[1]) / 1024
 
 
-def step(side: int, depth: int) -> dict[str, float]:
+def step(side: int, depth: int) -> dict[str, Any]:
     """Returns the seconds of a training and of a prediction step, and the peak memory of the process."""
     command = [sys.executable, "-c", STEP, str(side), str(depth), str(_BATCH)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    row: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    row: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     print(side, depth, row, flush=True)
-    return {key: round(value, 5) for key, value in row.items()}
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draws images/s against files, and a training step's time and memory against its arithmetic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    rows = result["files"]
+    counts, rates = [row["files"] for row in rows], [row["images_per_second"] for row in rows]
+    axes[0].semilogx(counts, rates, "o-", label="images/s")
+    axes[0].fill_between(counts, *zip(*(row["spread"] for row in rows), strict=True), alpha=0.2)
+    axes[0].semilogx(counts, [row["peak_megabytes"] for row in rows], "s--", color="tab:gray", label="peak memory (MB)")
+    axes[0].set(ylim=(0, None), xlabel="PNG files", title="shiftvit predict FOLDER")
+    axes[0].legend()
+    for key, mark in (("resolution", "o-"), ("depth", "s-")):
+        gflop = [row["train_gflop"] for row in result[key]]
+        label = {"resolution": "32 to 224 pixels", "depth": "1 to 16 blocks a stage"}[key]
+        axes[1].loglog(gflop, [row["train_gflop"] / row["train_seconds"] for row in result[key]], mark, label=label)
+        axes[2].loglog(gflop, [row["peak_megabytes"] for row in result[key]], mark, label=label)
+    axes[1].axhline(result["peak_gflops"], color="black", linewidth=1, label="this machine's peak")
+    axes[1].set(xlabel="GFLOP a training step", ylabel="GFLOP/s", title="training: rate")
+    axes[2].set(xlabel="GFLOP a training step", ylabel="MB", title="training: peak memory")
+    axes[1].legend(fontsize=8)
+    axes[2].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

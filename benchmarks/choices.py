@@ -1,0 +1,182 @@
+"""What each choice for speed gives: a training step with it and without it, in turn.
+
+    KERAS_BACKEND=torch python benchmarks/choices.py
+
+The model, optimizer and batch of the recipe `cifar10`, and of the Keras example for its dropout. Each round times every
+variant once, so that what else the machine does hits all alike; a ratio is the median of the rounds' ratios. Keeping
+freed memory is a matter of the whole process, so that one is measured in processes of its own, in turn. The result goes
+to benchmarks/results/choices-DATE.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from shiftvit.config import ModelConfig, Recipe
+from shiftvit.environment import computes_bfloat16, cores, keep_freed_memory, processor_name, versions
+from shiftvit.model import blocks, shift
+from shiftvit.model.network import ShiftViT
+from shiftvit.presets import find_preset
+from shiftvit.training import optimizer
+
+RESULTS = Path(__file__).parent / "results"
+ROUNDS, STEPS = 9, 4
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        if sys.argv[1] == "kept":
+            assert keep_freed_memory()
+        step = variant("shiftvit_cifar")
+        print(seconds(step, 4 * STEPS))
+        return
+    found = {
+        "all variables at once": compare("shiftvit_cifar", one_by_one),
+        "the shift as a convolution": compare("shiftvit_cifar", by_slices),
+        "ReLU for GELU": compare(
+            "shiftvit_cifar", other=lambda: variant("shiftvit_cifar", activation="relu"), flip=True
+        ),
+        "cheap dropout": compare("keras_example", keras_dropout, batch=128),
+        "freed memory kept": processes(),
+    }
+    result = {
+        "command": "KERAS_BACKEND=torch python benchmarks/choices.py",
+        "date": datetime.date.today().isoformat(),
+        "n": ROUNDS,
+        "choices": found,
+        "processor": processor_name(),
+        "cores": cores(),
+        "versions": versions(),
+    }
+    path = RESULTS / f"choices-{result['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print("wrote", path.name)
+
+
+def variant(preset: str, batch: int = 250, **changes: Any) -> Callable[[], Any]:
+    """Returns a training step of a freshly built model."""
+    config = ModelConfig(**{**find_preset(preset).arguments, **changes})
+    precision = "mixed_bfloat16" if computes_bfloat16() else "float32"
+    model = ShiftViT(**config.arguments(), dtype=precision)
+    settings = Recipe.load("cifar10").train
+    rule = optimizer.build_optimizer(settings, 1_000_000, bfloat16=precision != "float32")
+    model.compile(optimizer=rule, loss=optimizer.SmoothedCrossentropy(0.1))
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(batch, *config.image_shape)).astype(np.float32)
+    labels = generator.integers(0, config.num_classes, batch)
+    for _ in range(3):
+        model.train_on_batch(images, labels)
+    return lambda: model.train_on_batch(images, labels)
+
+
+def with_relu() -> Callable[[], Any]:
+    """The same step with the cheaper activation."""
+    return variant("shiftvit_cifar", activation="relu")
+
+
+@contextlib.contextmanager
+def one_by_one() -> Iterator[None]:
+    """Keras' own loop over the variables."""
+    names = ("_backend_update_step", "_apply_weight_decay")
+    before = {name: getattr(optimizer.Muon, name) for name in names}
+    for name in names:
+        setattr(optimizer.Muon, name, getattr(keras.optimizers.Muon, name))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(optimizer.Muon, name)
+        assert {name: getattr(optimizer.Muon, name) for name in names} == before
+
+
+@contextlib.contextmanager
+def by_slices() -> Iterator[None]:
+    """The shift in its plain form."""
+    before = shift._shift_by_convolution
+    shift._shift_by_convolution = shift._shift_by_slices
+    try:
+        yield
+    finally:
+        shift._shift_by_convolution = before
+
+
+@contextlib.contextmanager
+def keras_dropout() -> Iterator[None]:
+    """Keras' own dropout."""
+    before = blocks.Dropout
+    blocks.Dropout = keras.layers.Dropout
+    try:
+        yield
+    finally:
+        blocks.Dropout = before
+
+
+def compare(
+    preset: str,
+    without: Callable[[], Any] = contextlib.nullcontext,
+    *,
+    other: Callable[[], Any] | None = None,
+    flip: bool = False,
+    batch: int = 250,
+) -> dict[str, Any]:
+    """Times steps as they are and in the other way; the ratio is how much faster the choice makes them."""
+    ours = variant(preset, batch)
+    with without():
+        theirs = other() if other else variant(preset, batch)
+    pairs = []
+    for _ in range(ROUNDS):
+        mine = seconds(ours, STEPS)
+        with without():
+            pairs.append((mine, seconds(theirs, STEPS)))
+    return summary([(b, a) if flip else (a, b) for a, b in pairs])
+
+
+def processes() -> dict[str, Any]:
+    """Times steps in processes that keep freed memory and that do not."""
+    pairs = []
+    for _ in range(5):
+        pair = []
+        for word in ("kept", "freed"):
+            command = [sys.executable, __file__, word]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+            pair.append(float(answer.stdout.split()[-1]))
+        pairs.append(tuple(pair))
+    return summary(pairs)
+
+
+def seconds(step: Callable[[], Any], count: int) -> float:
+    """Returns the mean seconds of a step."""
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - began) / count
+
+
+def summary(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Returns medians in milliseconds and the median of the ratios."""
+    row = {
+        "with_ms": round(1e3 * statistics.median(a for a, _ in pairs), 1),
+        "without_ms": round(1e3 * statistics.median(b for _, b in pairs), 1),
+        "ratio": round(statistics.median(b / a for a, b in pairs), 3),
+        "ratio_spread": [round(min(b / a for a, b in pairs), 3), round(max(b / a for a, b in pairs), 3)],
+        "n": len(pairs),
+    }
+    print(row, flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Writes the tables of docs/performance.md from the newest results in benchmarks/results.
+
+    python benchmarks/document.py
+
+Each table stands between `<!-- NAME -->` and `<!-- end -->`; `tests/test_readme.py` compares them with the results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+
+
+def newest(pattern: str) -> tuple[str, dict[str, Any]] | None:
+    """Returns name and content of the newest result whose name matches, or None."""
+    paths = sorted(
+        path for path in RESULTS.glob("*.json") if re.fullmatch(pattern + r"-\d{4}-\d\d-\d\d\.json", path.name)
+    )
+    return (paths[-1].name, json.loads(paths[-1].read_text("utf-8"))) if paths else None
+
+
+def link(name: str) -> str:
+    """Returns a link from the document to a result."""
+    return f"[json](../benchmarks/results/{name})"
+
+
+def steps() -> list[str]:
+    """Training steps of the Keras example's model against plain Keras."""
+    lines = [
+        "| model, backend | this package | plain Keras | ratio | share of the peak | result |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for backend in ("torch", "jax", "tensorflow"):
+        for suffix, words in (("-drop_path0-dropout0", "dropout and drop path off"), ("", "as published, with both")):
+            found = newest(f"steps-keras_example{suffix}-{backend}")
+            if found is None:
+                lines.append(f"| {words}, {backend} | not measured | not measured | | | |")
+                continue
+            name, result = found
+            ours, plain = result["images_per_second"].values()
+            share = result["share_of_peak"]["shiftvit"]
+            lines.append(
+                f"| {words}, {backend}, {result['precision'].removeprefix('mixed_')} | {ours:.0f} images/s | "
+                f"{plain:.0f} images/s | {result['ratio']:.2f} | {share:.0%} of {result['peak_gflops']:.0f} GFLOP/s | "
+                f"{link(name)} |"
+            )
+    return [*lines, "| any, a GPU | not measured | not measured | | | |"]
+
+
+def choices() -> list[str]:
+    """What each choice for speed gives."""
+    found = newest("choices")
+    if found is None:
+        return ["not measured"]
+    name, result = found
+    lines = ["| choice | step without | step with | ratio | spread |", "|---|---:|---:|---:|---:|"]
+    for words, row in result["choices"].items():
+        low, high = row["ratio_spread"]
+        times = f"{row['without_ms']:.0f} ms | {row['with_ms']:.0f} ms"
+        lines.append(f"| {words} | {times} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |")
+    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+
+
+def peers() -> list[str]:
+    """Inference against peers."""
+    found = newest("peers")
+    if found is None:
+        return ["not measured"]
+    name, result = found
+    batches = [key for key in result["models"][0] if key.startswith("batch_")]
+    heads = " | ".join(f"{key.replace('_', ' ')} | to ours" for key in batches)
+    lines = [f"| model | {heads} |", "|---|" + "---:|---:|" * len(batches)]
+    for row in result["models"]:
+        cells = " | ".join(
+            f"{row[k]['images_per_second']:.1f} images/s | {row[k]['ratio_to_ours']:.2f}" for k in batches
+        )
+        lines.append(f"| {row['model']} | {cells} |")
+    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+
+
+def files() -> list[str]:
+    """Images/s and memory of `shiftvit predict` against the number of files."""
+    found = newest("scaling")
+    if found is None:
+        return ["not measured"]
+    name, result = found
+    lines = ["| PNG files | images/s | spread | peak memory |", "|---:|---:|---:|---:|"]
+    for row in result["files"]:
+        low, high = row["spread"]
+        rate = f"{row['images_per_second']:,.0f} | {low:,.0f} to {high:,.0f}"
+        lines.append(f"| {row['files']:,} | {rate} | {row['peak_megabytes']:.0f} MB |")
+    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+
+
+def cost() -> list[str]:
+    """Time and memory of a step against resolution and depth."""
+    found = newest("scaling")
+    if found is None:
+        return ["not measured"]
+    _, result = found
+    head = f"batch {result['batch_size']}"
+    lines = [f"| {head} | training step | of the peak | prediction step | peak memory |", "|---|---:|---:|---:|---:|"]
+    for key, words in (("resolution", "{side} x {side} pixels"), ("depth", "{blocks_a_stage} blocks a stage")):
+        for row in result[key]:
+            share = row["train_gflop"] / row["train_seconds"] / result["peak_gflops"]
+            lines.append(
+                f"| {words.format(**row)} | {1e3 * row['train_seconds']:.0f} ms | {share:.0%} | "
+                f"{1e3 * row['predict_seconds']:.0f} ms | {row['peak_megabytes']:,.0f} MB |"
+            )
+    return lines
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "steps": steps,
+    "choices": choices,
+    "peers": peers,
+    "files": files,
+    "cost": cost,
+}
+
+
+def written(text: str) -> str:
+    """Returns the document with every table as the results have it."""
+    for name, rows in TABLES.items():
+        table = f"<!-- {name} -->\n" + "\n".join(rows()) + "\n<!-- end -->"
+        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, t=table: t, text, flags=re.DOTALL)
+        assert count == 1, name
+    return text
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(written(DOCUMENT.read_text("utf-8")), "utf-8")
+    print("wrote the tables of", DOCUMENT.name)
