@@ -1,6 +1,6 @@
 # make demo   train, evaluate and keep a ShiftViT on real CIFAR-10
 # make test   lint, types and all tests
-# make bench   the short measurements of speed, into benchmarks/results
+# make bench   the short measurements of speed, into benchmarks/results and docs/performance.md
 # make bench-export   every export format and precision, measured, into benchmarks/results and docs/export.md
 # BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
 
@@ -22,7 +22,9 @@ bench: $(VENV)/.ready-test
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/shift.py
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/steps.py keras_example
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/steps.py keras_example --set dropout=0 drop_path=0
+	KERAS_BACKEND=torch $(BIN)/python benchmarks/choices.py
 	$(BIN)/python benchmarks/predict.py
+	$(BIN)/python benchmarks/document.py
 
 bench-export: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/exports.py

@@ -31,6 +31,7 @@ from shiftvit.model import blocks, shift
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.training import optimizer
+from shiftvit.training.loss import SmoothedCrossentropy
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS, STEPS = 9, 4
@@ -73,7 +74,7 @@ def variant(preset: str, batch: int = 250, **changes: Any) -> Callable[[], Any]:
     model = ShiftViT(**config.arguments(), dtype=precision)
     settings = Recipe.load("cifar10").train
     rule = optimizer.build_optimizer(settings, 1_000_000, bfloat16=precision != "float32")
-    model.compile(optimizer=rule, loss=optimizer.SmoothedCrossentropy(0.1))
+    model.compile(optimizer=rule, loss=SmoothedCrossentropy(0.1))
     generator = np.random.default_rng(0)
     images = generator.normal(size=(batch, *config.image_shape)).astype(np.float32)
     labels = generator.integers(0, config.num_classes, batch)

@@ -31,10 +31,11 @@ _BATCH = 16
 
 # Run in a process of its own, so that its peak memory is its own.
 STEP = """
-import json, resource, sys, time, statistics
+import json, sys, time, statistics
 import numpy as np
 from shiftvit.model.network import ShiftViT
-from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
+from shiftvit.training.loss import SmoothedCrossentropy
+from shiftvit.training.optimizer import build_optimizer
 from shiftvit.config import TrainConfig
 from shiftvit.environment import computes_bfloat16, keep_freed_memory
 from shiftvit.describe import stage_rows
@@ -53,7 +54,7 @@ def median(call):
     return statistics.median(seconds)
 train = median(lambda: model.train_on_batch(images, labels))
 predict = median(lambda: model.predict_on_batch(images))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
 gflop = 6 * batch * sum(row["multiply_adds"] for row in stage_rows(model.settings)) / 1e9
 print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_megabytes": peak, "train_gflop": gflop,
     "precision": model.policy.name}))
@@ -110,8 +111,10 @@ def files() -> Any:
 def predict(folder: Path, out: Path) -> tuple[float, float]:
     """Returns images/s as the command says them, and its peak memory in megabytes."""
     program = (
-        "import resource, sys; from shiftvit.cli.main import _run; status = _run(sys.argv[1:]);"
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)"
+        # Not getrusage: a process inherits the largest size of the one that started it.
+        "import sys; from shiftvit.cli.main import _run; status = _run(sys.argv[1:]);"
+        "peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0];"
+        "print('peak', peak, file=sys.stderr); sys.exit(status)"
     )
     command = [sys.executable, "-c", program, "predict", str(folder), "--format", "csv", "--out", str(out)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
@@ -148,11 +151,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for key, mark in (("resolution", "o-"), ("depth", "s-")):
         gflop = [row["train_gflop"] for row in result[key]]
         label = {"resolution": "32 to 224 pixels", "depth": "1 to 16 blocks a stage"}[key]
-        axes[1].loglog(gflop, [row["train_gflop"] / row["train_seconds"] for row in result[key]], mark, label=label)
-        axes[2].loglog(gflop, [row["peak_megabytes"] for row in result[key]], mark, label=label)
+        axes[1].semilogx(gflop, [row["train_gflop"] / row["train_seconds"] for row in result[key]], mark, label=label)
+        axes[2].semilogx(gflop, [row["peak_megabytes"] for row in result[key]], mark, label=label)
     axes[1].axhline(result["peak_gflops"], color="black", linewidth=1, label="this machine's peak")
     axes[1].set(xlabel="GFLOP a training step", ylabel="GFLOP/s", title="training: rate")
-    axes[2].set(xlabel="GFLOP a training step", ylabel="MB", title="training: peak memory")
+    axes[2].set(xlabel="GFLOP a training step", ylabel="MB", ylim=(0, None), title="training: peak memory")
     axes[1].legend(fontsize=8)
     axes[2].legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from shiftvit.data.cifar10 import CLASS_NAMES
 from shiftvit.data.sources import ImageData
@@ -20,3 +21,15 @@ def load_sample() -> ImageData:
             tuple(CLASS_NAMES),
             "cifar10",
         )
+
+
+def write_tree(root: Path, per_class: int = 20) -> Path:
+    """Writes real pictures of different sizes and formats as a user has them: a folder a class."""
+    data = load_sample()
+    for name in ("cat", "dog", "ship"):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for number, index in enumerate(np.flatnonzero(data.train_labels == CLASS_NAMES.index(name))[:per_class]):
+            image = Image.fromarray(data.train_images[index]).resize((40 + number, 50), Image.Resampling.BICUBIC)
+            image.save(folder / f"{number:03}.{('png', 'jpg')[number % 2]}")
+    return root

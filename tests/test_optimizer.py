@@ -8,10 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
-from shiftvit.training.optimizer import SmoothedCrossentropy, Top1, averaged_weights, build_optimizer
+from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
+from shiftvit.training.optimizer import averaged_weights, build_optimizer
 from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
 from tensors import normal, set_random_weights, to_numpy
 
@@ -294,6 +296,22 @@ def test_shares_of_classes_give_the_crossentropy_of_their_mixture():
     np.testing.assert_allclose(found, share * parts[0] + (1 - share) * parts[1], rtol=1e-5)
     theirs = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, reduction="none")
     np.testing.assert_allclose(found, keras.ops.convert_to_numpy(theirs(target, logits)), rtol=1e-5)
+
+
+def test_balanced_weights_are_scikit_learns_and_weigh_the_loss():
+    labels = np.array([0, 0, 0, 0, 1, 2, 2])
+    weights = balanced_weights(labels, 4)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(weights, [*expected, 0])
+    assert np.mean([weights[label] for label in labels]) == pytest.approx(1)
+    logits = normal(7, 4)
+    plain = to_numpy(SmoothedCrossentropy(0.1, reduction="none")(labels, logits))
+    loss = SmoothedCrossentropy(0.1, weights, reduction="none")
+    np.testing.assert_allclose(to_numpy(loss(labels, logits)), plain * np.array(weights)[labels], rtol=1e-5)
+    shares = np.eye(4, dtype="float32")[labels]
+    np.testing.assert_allclose(to_numpy(loss(shares, logits)), plain * np.array(weights)[labels], rtol=1e-5)
+    twin = SmoothedCrossentropy.from_config(loss.get_config())
+    assert twin.class_weights == weights
 
 
 def test_top1_takes_labels_and_shares():

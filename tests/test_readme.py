@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 import shiftvit
-from sample import load_sample
+from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
 from shiftvit.bundle import PRETRAINED
 from shiftvit.data import sources
 from shiftvit.exports.formats import FORMATS
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import document
 import exports
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,10 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 # What makes a command of the README small enough for a test.
 SMALL = ["--epochs", "1", "--set", "data.validation=50", "--set", "train.batch_size=50", "--set", "model.depths=[1, 1]"]
+
+
+# And of one on a user's own images, of which the test has few.
+OWN = ["--epochs", "1", "--set", "train.batch_size=16", "--set", "model.depths=[1, 1]"]
 
 
 def blocks(kind):
@@ -55,17 +60,20 @@ def test_every_command_runs(stand_in, tmp_path):
     Image.fromarray(load_sample().test_images[0]).save(tmp_path / "cat.jpg")
     (tmp_path / "photos").mkdir()
     Image.fromarray(load_sample().test_images[1]).save(tmp_path / "photos" / "ship.png")
+    write_tree(tmp_path / "pets")
     # Training first: the others use its run.
     for _, *arguments in sorted(commands(), key=lambda command: command[1] != "train"):
         name = arguments[0]
         seen.add(name)
-        if name == "data":
+        if arguments[:2] == ["data", "cifar10"]:
             continue  # the download has its own tests
         if "--resume" in arguments:
             # Stands for a run that was killed before its first checkpoint.
             (tmp_path / arguments[-1] / "metrics.json").unlink()
             for state in (tmp_path / arguments[-1] / "checkpoints").iterdir():
                 state.unlink()
+        elif "--data" in arguments:
+            arguments += OWN
         elif name == "train":
             given = ["--epochs"] if "--epochs" in arguments else []
             arguments += SMALL[2:] if given else SMALL
@@ -77,7 +85,8 @@ def test_every_command_runs(stand_in, tmp_path):
             text=True,
         )
         assert answer.returncode == 0, (arguments, answer.stderr)
-    assert seen == {"predict", "train", "evaluate", "export", "pack", "benchmark", "info", "recipes", "data"}
+    commands_ = {"predict", "train", "evaluate", "explain", "export", "pack", "benchmark", "info", "recipes", "data"}
+    assert seen == commands_
 
 
 def test_the_python_code_runs(tmp_path, monkeypatch):
@@ -128,6 +137,16 @@ def test_the_packaged_model_is_what_its_result_says():
     assert name in head
 
 
+def test_what_finetuning_gives_is_the_committed_result():
+    head = recipes.head("finetune")
+    (name,) = re.findall(r"benchmarks/results/(finetune-[\w.-]+\.json)", head)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    for way in ("fine-tuned", "from scratch, four times the epochs"):
+        found = result["test_top1"][way]
+        assert f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} %" in head
+    assert f"n = {result['n']}" in head
+
+
 def test_the_table_of_exports_is_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
     (name,) = re.findall(r"\(\.\./benchmarks/results/(exports-[\w.-]+\.json)\)", text)
@@ -147,10 +166,15 @@ def test_the_agreement_with_the_published_models_is_the_committed_one():
         assert " / ".join(figures) in README, reference
 
 
+def test_the_tables_of_performance_are_the_committed_results():
+    text = document.DOCUMENT.read_text("utf-8")
+    assert document.written(text) == text
+
+
 def test_links_to_our_own_files_are_whole():
-    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text("utf-8")):
-            assert (document.parent / target).exists(), (document.name, target)
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
 
 
 def test_the_version_is_the_same_everywhere():

@@ -124,7 +124,8 @@ def _training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, st
 
     from shiftvit.config import TrainConfig
     from shiftvit.model.network import ShiftViT
-    from shiftvit.training.optimizer import SmoothedCrossentropy, build_optimizer
+    from shiftvit.training.loss import SmoothedCrossentropy
+    from shiftvit.training.optimizer import build_optimizer
 
     config = ModelConfig(**PRESETS[model].arguments) if model in PRESETS else Bundle.load(model).config
     used = ("mixed_bfloat16" if computes_bfloat16() else "float32") if precision == "auto" else precision

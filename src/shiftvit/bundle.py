@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from shiftvit.config import ModelConfig, Settings, first_fault
+from shiftvit.config import ModelConfig
 from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
+from shiftvit.settings import Settings, first_fault
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -42,6 +43,7 @@ class Manifest(Settings):
     metrics: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, str]
+    temperature: float = Field(1.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Bundle:
         metrics: what was measured, as in a run's `metrics.json`.
         versions: library name to the version that wrote the bundle.
         graph: the model as an ONNX graph, or None.
+        temperature: what logits are divided by before the softmax, so that confidences are as often right as they say
+            (Guo et al., 2017, section 4.2); the graph has it built in.
     """
 
     config: ModelConfig
@@ -65,6 +69,7 @@ class Bundle:
     metrics: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     graph: bytes | None = field(default=None, repr=False)
+    temperature: float = 1.0
 
     @classmethod
     def from_model(
@@ -118,6 +123,7 @@ class Bundle:
             "preprocess": self.preprocess.model_dump(mode="json"),
             "metrics": self.metrics,
             "versions": self.versions,
+            "temperature": self.temperature,
             "files": {name: digest(content) for name, content in contents.items()},
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -150,7 +156,14 @@ class Bundle:
             ) from error
         graph = read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None
         return cls(
-            manifest.model, manifest.labels, manifest.preprocess, weights, manifest.metrics, manifest.versions, graph
+            manifest.model,
+            manifest.labels,
+            manifest.preprocess,
+            weights,
+            manifest.metrics,
+            manifest.versions,
+            graph,
+            manifest.temperature,
         )
 
     def build(self, dtype: str | None = None) -> Any:

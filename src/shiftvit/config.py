@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from shiftvit import recipes
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError
+from shiftvit.settings import Settings, validated
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -21,15 +22,6 @@ Positive = Annotated[int, Field(ge=1)]
 PerChannel = float | tuple[float, float, float]
 # A bare number, or (height, width).
 Size = Positive | tuple[Positive, Positive]
-
-
-S = TypeVar("S", bound="Settings")
-
-
-class Settings(BaseModel):
-    """The base of all settings: immutable, no unknown keys, NaN and infinity refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class ModelConfig(Settings):
@@ -74,12 +66,13 @@ class ModelConfig(Settings):
 class DataConfig(Settings):
     """Which pictures, and how they are split."""
 
-    name: str = Field("cifar10", description="a data set by name")
+    name: str = Field("cifar10", description="a data set by name, or the path of your own images")
     validation: float = Field(
         5000,
         ge=0,
         description="taken from the training images for validation: a count (1 or more), a fraction (below 1) or 0",
     )
+    test: float = Field(0.1, gt=0, description="of your own images without a test split: what is taken for one")
     stratify: bool = Field(True, description="keep the class proportions in the validation split")
     split_seed: int = Field(0, ge=0, description="seed of the split; another one than the training's")
     workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on it")
@@ -176,6 +169,9 @@ class TrainConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Rate = 0.0
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: classes count alike in the loss, however many images they have"
+    )
     ema: Rate | None = Field(None, description="momentum of the weights' moving average, evaluated in their place")
     early_stopping: Positive | None = Field(
         None, description="stop after so many epochs without a better validation top-1"
@@ -187,6 +183,13 @@ class TrainConfig(Settings):
     checkpoint_minutes: float = Field(5.0, gt=0, description="also save within an epoch that lasts longer")
 
 
+class StartConfig(Settings):
+    """A trained model to begin with, in place of random weights; its head stays only where the classes are the same."""
+
+    source: str | None = Field(None, description="a run, a bundle, or a model's name; None: random weights")
+    freeze: int = Field(0, ge=0, description="parts that keep their weights: 1 the patch embedding and the first stage")
+
+
 class Recipe(Settings):
     """A whole training run."""
 
@@ -195,6 +198,7 @@ class Recipe(Settings):
     data: DataConfig = DataConfig()
     preprocess: PreprocessConfig = PreprocessConfig()
     augment: AugmentConfig = AugmentConfig()
+    start: StartConfig = StartConfig()
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
@@ -237,24 +241,6 @@ class Recipe(Settings):
         return validated(cls, tree, origin)
 
 
-def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
-    """Builds settings from a dictionary; the first fault becomes one line that begins with `origin`.
-
-    Raises:
-        ShiftViTError: an unknown key, or a value of the wrong type or out of range.
-    """
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """Returns the first fault of stored settings that no user typed: where it is, and what."""
-    fault = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in fault['loc']) or 'its top level'}: {fault['msg']}"
-
-
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
@@ -268,23 +254,3 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             if value in ("none", "None", "null"):  # TOML has no null; the default None is what is meant
                 value = None
     tree[last] = value
-
-
-def _explain(root: type[BaseModel], error: ValidationError) -> str:
-    """Puts the first fault of a validation in one line, with the nearest valid key for an unknown one."""
-    fault = error.errors(include_url=False)[0]
-    path = [str(part) for part in fault["loc"]]
-    if fault["type"] == "extra_forbidden":
-        section = root
-        for part in path[:-1]:
-            annotation = section.model_fields[part].annotation
-            assert isinstance(annotation, type)
-            assert issubclass(annotation, BaseModel)
-            section = annotation
-        return f"unknown setting {'.'.join(path)!r}; {nearest(path[-1], section.model_fields)}"
-    keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return message
-    more = error.error_count() - 1
-    return f"{'.'.join(keys)} = {fault['input']!r}: {message}" + (f" (and {more} more faults)" if more else "")

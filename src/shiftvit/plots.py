@@ -89,3 +89,29 @@ def _figure(width: float, height: float) -> Figure:
 
 def _write(figure: Figure, path: Path) -> None:
     files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
+
+
+def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draws top-1 under each corruption and severity as a table of colours.
+
+    Args:
+        rows: "corruption", "severity" (0 for the images as they are) and "top1", 0 to 1.
+        path: the PNG to write.
+
+    Raises:
+        ShiftViTError: the file cannot be written.
+    """
+    found = {(row["corruption"], row["severity"]): row["top1"] for row in rows if row["severity"]}
+    names = list(dict.fromkeys(name for name, _ in found))
+    clean = next(row["top1"] for row in rows if not row["severity"])
+    values = np.array([[found[name, level] for level in range(1, 6)] for name in names])
+    figure = _figure(6.4, 1.2 + 0.32 * len(names))
+    axes = figure.subplots()
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_xticks(range(5), [str(level) for level in range(1, 6)])
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_xlabel("Severity")
+    axes.set_title(f"Top-1 under corruption (as they are: {clean:.1%})")
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    _write(figure, path)

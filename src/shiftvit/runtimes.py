@@ -129,12 +129,14 @@ def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixe
         import torch
 
         torch.set_num_threads(threads)
-    from shiftvit.evaluation import softmax
+    from shiftvit.metrics import softmax
 
     bundle = Bundle.load(container.where)
     metadata, model = graph_metadata(bundle), bundle.build("float32")
     normalised = metadata.preprocess.normalised
-    return metadata, lambda pixels: softmax(np.asarray(model.predict_on_batch(normalised(pixels)), np.float32))
+    return metadata, lambda pixels: softmax(
+        np.asarray(model.predict_on_batch(normalised(pixels)), np.float32) / np.float32(bundle.temperature)
+    )
 
 
 def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:

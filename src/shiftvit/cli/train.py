@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import Json
+from shiftvit.cli.tables import Json, show
 from shiftvit.errors import ShiftViTError
+
+# Classes that are listed on the screen; the file has all.
+_CLASSES = 40
 
 
 def add_to(app: typer.Typer) -> None:
@@ -18,18 +21,21 @@ def add_to(app: typer.Typer) -> None:
         epilog="Examples: shiftvit train | shiftvit train --recipe cifar10 --out runs/mine | "
         "shiftvit train --set train.optimizer.learning_rate=0.005 --epochs 5 | shiftvit train --resume runs/mine"
     )(train)
-    app.command(epilog="Example: shiftvit evaluate runs/mine")(evaluate)
+    app.command(epilog="Examples: shiftvit evaluate runs/mine | shiftvit evaluate runs/mine --corruptions")(evaluate)
 
 
 def train(
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe's name (see `shiftvit recipes`) or a .toml file; default quick.")
+        str | None, typer.Option(help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train; short for --set train.epochs=N.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set; short for --set data.name=NAME.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|NAME", help="Your own images (a folder, a CSV, an .npz), or a data set by name."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/RECIPE-DATE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
@@ -43,10 +49,12 @@ def train(
         overrides[key.strip()] = value.strip()
     if epochs is not None:
         overrides["train.epochs"] = epochs
-    if data is not None:
-        overrides["data.name"] = data
-
     from shiftvit.data import sources
+
+    if data is not None:
+        overrides["data.name"] = json.dumps(data)  # quoted, or a folder called 2026 would be a number
+        if recipe is None and resume is None and sources.is_path(data):
+            recipe = "photos"
 
     prepare_backend()
     from shiftvit.training.runfolder import choose_run
@@ -65,7 +73,15 @@ def train(
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder or a bundle.")],
-    data: Annotated[str, typer.Option(help="Data set whose test images are used.")] = "cifar10",
+    data: Annotated[
+        str | None, typer.Option(metavar="PATH|NAME", help="Whose test images; left out: those of the run.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and figures; default: of a run, RUN/evaluation.")
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also with noise, blur, weather and compression; minutes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on test images."""
@@ -73,15 +89,36 @@ def evaluate(
 
     find_bundle(run)
     prepare_backend()
-    from shiftvit.evaluation import evaluate as run_evaluation
+    from shiftvit.assessment import evaluate as run_evaluation
 
-    found = run_evaluation(run, data)
+    if out is None and (run / "recipe.toml").is_file():
+        out = run / "evaluation"
+    found = run_evaluation(run, data, out=out, corruptions=corruptions)
     if as_json:
         print(json.dumps(found))
         return
+    low, high = found["intervals"]["top1"]
     print(f"{found['data']} {found['split']} images: {found['n']:,}")
     print(f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}  top-5 {found['top5']:.2%}")
+    print(f"top-1 between {low:.2%} and {high:.2%} (95 %); macro F1 {found['macro']['f1']:.2%}")
+    print(f"calibration error {found['calibration']['ece']:.2%} at temperature {found['temperature']:.2f}")
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
+    shares = ("precision", "recall", "f1")
+    rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in found["classes"][:_CLASSES]]
+    show(rows, "Classes" if len(rows) == len(found["classes"]) else f"The first {len(rows)} classes", False)
+    if corruptions:
+        show(_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity", False)
+    if out is not None:
+        print(f"figures and evaluation.json: {out}")
+
+
+def _by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row for each corruption with a column for each severity."""
+    names = list(dict.fromkeys(row["corruption"] for row in rows if row["severity"]))
+    found = {(row["corruption"], row["severity"]): row["top1"] for row in rows}
+    return [
+        {"corruption": name, **{str(level): f"{found[name, level]:.1%}" for level in range(1, 6)}} for name in names
+    ]
 
 
 def prepare_backend() -> None:

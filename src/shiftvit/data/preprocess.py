@@ -102,7 +102,7 @@ class Preprocess(PreprocessConfig):
 
     def check(self, images: Any) -> None:
         """Raises ShiftViTError unless `images` are uint8 (N, H, W, 3) and large enough for the crop."""
-        if not isinstance(images, np.ndarray):
+        if not all(hasattr(images, name) for name in ("dtype", "ndim", "shape")):
             kind = type(images).__name__
             raise ShiftViTError(f"images are a {kind}; give a NumPy array, uint8 (N, H, W, 3)")
         if images.dtype != np.uint8:

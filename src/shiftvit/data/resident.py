@@ -47,8 +47,8 @@ class ResidentImages:
         self.held: Held = {
             "images": _on_device(images),
             "labels": _on_device(labels.astype(np.int32)),
-            "mean": _on_device(np.broadcast_to(np.float32(preprocess.mean), 3)),
-            "std": _on_device(np.broadcast_to(np.float32(preprocess.std), 3)),
+            "mean": _on_device(np.broadcast_to(np.asarray(preprocess.mean, np.float32), 3)),
+            "std": _on_device(np.broadcast_to(np.asarray(preprocess.std, np.float32), 3)),
             "rows": _on_device(np.arange(size[0], dtype=np.int32)),
             "columns": _on_device(np.arange(size[1], dtype=np.int32)),
             "classes": _on_device(np.eye(classes, dtype=np.float32)),

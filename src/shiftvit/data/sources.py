@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,17 @@ def load(name: str) -> ImageData:
     return _LOADERS[name]()
 
 
+def is_path(name: str) -> bool:
+    """Returns whether the name stands for a user's own images: no data set is called so, and something lies there."""
+    return name not in _LOADERS and Path(name).exists()
+
+
 def check_name(name: str) -> None:
-    """Raises ShiftViTError unless there is a data set of that name."""
-    if name not in _LOADERS:
-        raise ShiftViTError(f"there is no data set {name!r}; {nearest(name, _LOADERS)}")
+    """Raises ShiftViTError unless there is a data set of that name, or something at that path."""
+    if name not in _LOADERS and not is_path(name):
+        raise ShiftViTError(
+            f"there is no data set {name!r}; {nearest(name, _LOADERS)} Nor does a file or folder of that name exist."
+        )
 
 
 def with_classes(class_names: tuple[str, ...]) -> str | None:

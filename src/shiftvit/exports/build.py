@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle import Bundle
-from shiftvit.evaluation import BATCH_SIZE, softmax
+from shiftvit.evaluation import BATCH_SIZE
 from shiftvit.exports import onnx_graphs
 from shiftvit.metadata import FILE, KEY, Metadata, graph_metadata
+from shiftvit.metrics import softmax
 
 Pixels = NDArray[np.uint8]
 
@@ -45,10 +46,10 @@ def reference(bundle: Bundle, metadata: Metadata, images: Pixels) -> NDArray[np.
     """Returns what the Keras model answers in float32 to uint8 images of its input size: float32 (N, C)."""
     model = bundle.build("float32")
     parts = [
-        softmax(np.asarray(model.predict_on_batch(metadata.preprocess.normalised(images[first : first + BATCH_SIZE]))))
+        np.asarray(model.predict_on_batch(metadata.preprocess.normalised(images[first : first + BATCH_SIZE])))
         for first in range(0, len(images), BATCH_SIZE)
     ]
-    return np.concatenate(parts).astype(np.float32)
+    return softmax(np.concatenate(parts).astype(np.float32) / np.float32(bundle.temperature))
 
 
 def _policy(metadata: Metadata) -> str:
@@ -70,7 +71,7 @@ def _program(bundle: Bundle, metadata: Metadata, policy: str) -> Any:
 
         def forward(self, images: Any) -> Any:
             normalised = (images.to(torch.float32) - self.mean) / self.std
-            return torch.softmax(model(normalised, training=False), dim=-1)
+            return torch.softmax(model(normalised, training=False) / bundle.temperature, dim=-1)
 
     example = (torch.zeros((2, *metadata.input_shape), dtype=torch.uint8),)
     serving = Serving().eval()
@@ -144,7 +145,7 @@ def _saved_model(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: 
 
     def serve(images: Any) -> dict[str, Any]:
         normalised = (tf.cast(images, tf.float32) - mean) / std
-        return {"probabilities": tf.nn.softmax(model(normalised, training=False))}
+        return {"probabilities": tf.nn.softmax(model(normalised, training=False) / bundle.temperature)}
 
     module = tf.Module()
     module.variables_of_model = [variable.value for variable in model.variables]

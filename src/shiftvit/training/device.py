@@ -16,7 +16,6 @@ from keras import ops
 
 from shiftvit.config import Recipe
 from shiftvit.data.augment import Augment
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.resident import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.training.optimizer import learning_rates
@@ -43,7 +42,7 @@ class DeviceLoop:
         self.at_once = chunk_length(steps)
         self.images = ResidentImages(
             *splits.train,
-            Preprocess.from_config(recipe.preprocess),
+            splits.train_rule,
             Augment.from_config(recipe.augment),
             len(splits.class_names),
         )
@@ -103,7 +102,7 @@ class JaxLoop(DeviceLoop):
     def run(self, first: int, count: int) -> None:
         model = self.model
         groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
-        state = ([[variable.value for variable in group] for group in groups], self.sums)
+        state = (tuple([variable.value for variable in group] for group in groups), self.sums)
         (values, self.sums) = self.compiled(state, self.images.held, self.drawn, np.int32(first), count=count)
         for group, new in zip(groups, values, strict=True):
             for variable, value in zip(group, new, strict=True):
@@ -129,7 +128,8 @@ class JaxLoop(DeviceLoop):
 
             (loss, (fixed, hits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
-            return ((trainable, fixed, optimizer), sums + ops.stack([loss, hits])), None
+            state = tuple(list(part) for part in (trainable, fixed, optimizer))
+            return (state, sums + ops.stack([loss, hits])), None
 
         return jax.lax.scan(step, state, first + ops.arange(count, dtype="int32"))[0]
 

@@ -11,8 +11,8 @@ import numpy as np
 from shiftvit.config import Recipe
 from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
-from shiftvit.data.preprocess import Preprocess
-from shiftvit.evaluation import measure, predict_logits
+from shiftvit.evaluation import predict_logits
+from shiftvit.metrics import measure
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
@@ -53,7 +53,7 @@ def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], progr
     settings = recipe.train
     batches = EpochBatches(
         *splits.train,
-        preprocess=Preprocess.from_config(recipe.preprocess),
+        preprocess=splits.train_rule,
         augment=Augment.from_config(recipe.augment),
         batch_size=settings.batch_size,
         classes=len(splits.class_names),
@@ -102,7 +102,7 @@ def validate(model: Any, recipe: Recipe, splits: Splits, watch: Watch) -> Row:
     began = time.perf_counter()
     images, labels = splits.validation
     with averaged_weights(model):
-        logits = predict_logits(model, images, Preprocess.from_config(recipe.preprocess))
+        logits = predict_logits(model, images, splits.test_rule)
     progress.seconds += time.perf_counter() - began
     if not np.isfinite(logits).all():
         raise not_finite("the validation loss is not finite", progress, watch.last.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from shiftvit.config import Recipe
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.sources import ImageData
 from shiftvit.errors import notice
-from shiftvit.evaluation import measure, predict_logits
+from shiftvit.evaluation import predict_logits
+from shiftvit.metrics import fit_temperature, measure
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
@@ -21,6 +23,10 @@ from shiftvit.training.device import make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.optimizer import averaged_weights, learning_rates
 from shiftvit.training.setup import Splits, build, load_splits, resolve
+from shiftvit.training.start import started
+
+# Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
+_ENOUGH = 100
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,14 @@ def train(
     """
     recipe, run = runfolder.choose_run(recipe, out, resume, overrides)
     board = TensorBoardLog(run) if tensorboard else None
-    splits = load_splits(recipe, data)
+    recipe = started(recipe)
+    splits = load_splits(recipe, data, run)
     recipe = resolve(recipe, splits)
     settings = recipe.train
     keras.utils.set_random_seed(settings.seed)
     model, steps = build(recipe, splits)
     loop = make_loop(model, recipe, splits, steps)
-    with runfolder.held(run, recipe):
+    with runfolder.held(run, recipe, splits.found):
         progress = Progress()
         if (run / "checkpoints" / LAST).is_file():
             progress = load_checkpoint(run / "checkpoints" / LAST, model)
@@ -119,8 +126,12 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
         }
     }
     if splits.validation:
-        metrics["val"] = measure(predict_logits(final, splits.validation[0], preprocess), splits.validation[1])
-    logits = predict_logits(final, splits.test[0], preprocess)
+        images, labels = splits.validation
+        logits = predict_logits(final, images, splits.test_rule)
+        metrics["val"] = measure(logits, labels)
+        if len(labels) >= _ENOUGH:
+            bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, labels), 4))
+    logits = predict_logits(final, splits.test[0], splits.test_rule)
     metrics["test"] = measure(logits, splits.test[1])
     schedule = (learning_rates(model, steps * recipe.train.epochs), steps)
     runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, splits.test, logits)

@@ -1,4 +1,4 @@
-"""Optimizers and the loss from settings, and which weights decay."""
+"""Optimizers from settings, and which weights decay."""
 
 from __future__ import annotations
 
@@ -18,53 +18,6 @@ if TORCH:
     import torch
 
     from shiftvit.training import torch_steps
-
-
-@keras.saving.register_keras_serializable(package="shiftvit")
-class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy of logits with labels, smoothed: a share of the target is spread over all classes.
-
-    `y_true`: whole numbers `(B,)` or `(B, 1)`, which Keras' own smoothing does not take, or shares of the classes
-    `(B, classes)`; `y_pred`: `(B, classes)`, logits.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0, name: str = "crossentropy", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-        self.label_smoothing = label_smoothing
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        log_probabilities = ops.log_softmax(ops.cast(y_pred, "float32"), axis=-1)  # (B, classes)
-        if _are_shares(y_true):
-            hit = ops.sum(ops.cast(y_true, "float32") * log_probabilities, axis=-1)
-        else:
-            target = ops.cast(ops.reshape(y_true, (-1, 1)), "int32")
-            hit = ops.squeeze(ops.take_along_axis(log_probabilities, target, axis=-1), -1)
-        spread = ops.mean(log_probabilities, axis=-1)
-        return -(1.0 - self.label_smoothing) * hit - self.label_smoothing * spread
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-
-@keras.saving.register_keras_serializable(package="shiftvit")
-class Top1(keras.metrics.MeanMetricWrapper):
-    """The share of images whose largest logit is the label's, or that of the label with the largest share."""
-
-    def __init__(self, name: str = "top1", dtype: Any = None) -> None:
-        super().__init__(_hits, name=name, dtype=dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
-
-
-def _hits(y_true: Any, y_pred: Any) -> Any:
-    if _are_shares(y_true):
-        return keras.metrics.categorical_accuracy(y_true, y_pred)
-    return keras.metrics.sparse_categorical_accuracy(y_true, y_pred)
-
-
-def _are_shares(y_true: Any) -> bool:
-    return len(y_true.shape) == 2 and y_true.shape[-1] != 1
 
 
 class _Rule(keras.optimizers.Optimizer):

@@ -1,6 +1,7 @@
 """The run folder: what lies where, and how it is opened, written and read.
 
 recipe.toml        every setting, resolved; can be trained again as it is
+splits.csv         of a user's own images: which are for training, validation and test
 environment.json   versions, processor, backend, git commit, command
 log.jsonl          a row an epoch
 checkpoints/       last.safetensors, best.safetensors: the whole training state
@@ -21,14 +22,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from shiftvit import environment, files, plots
 from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
+from shiftvit.data.layouts import FoundData, save_splits
+from shiftvit.data.own import SPLITS
 from shiftvit.errors import ShiftViTError
-from shiftvit.evaluation import confusion, softmax
 from shiftvit.grid import Tile, prediction_grid
+from shiftvit.metrics import confusion, softmax
 
 RECIPE = "recipe.toml"
 # Images in the grid of predictions.
@@ -63,8 +67,8 @@ def choose_run(
 
 
 @contextlib.contextmanager
-def held(run: Path, recipe: Recipe) -> Iterator[None]:
-    """Makes the run folder with its recipe and environment where that is missing, and keeps other processes out of it.
+def held(run: Path, recipe: Recipe, found: FoundData | None = None) -> Iterator[None]:
+    """Makes the run folder with what it begins with where that is missing, and keeps other processes out of it.
 
     Raises:
         ShiftViTError: a folder that cannot be written, or that another process trains in.
@@ -84,6 +88,8 @@ def held(run: Path, recipe: Recipe) -> Iterator[None]:
             leftover.unlink(missing_ok=True)
         if not (run / RECIPE).is_file():
             files.write_json(run / "environment.json", environment.describe_environment())
+            if found is not None:
+                save_splits(found, run / SPLITS)
             text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
             files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
         yield
@@ -124,18 +130,19 @@ def write_results(
     curves = run / "figures" / "learning_curves.png"
     plots.learning_curves(history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
     plots.confusion_matrix(matrix, bundle.labels, run / "figures" / "confusion_matrix.png")
-    _draw_predictions(run / "figures" / "predictions.png", images[:_SHOWN], logits[:_SHOWN], labels, bundle.labels)
+    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
+    rows = softmax(logits[shown] / np.float32(bundle.temperature))
+    _draw_predictions(run / "figures" / "predictions.png", images[shown], rows, labels[shown], bundle.labels)
     files.write_json(run / "metrics.json", metrics)
 
 
-def _draw_predictions(path: Path, images: Any, logits: Any, truth: Any, labels: tuple[str, ...]) -> None:
-    rows = softmax(logits)
+def _draw_predictions(path: Path, images: Any, rows: Any, truth: Any, labels: tuple[str, ...]) -> None:
     tiles = [
         Tile(image, labels[row.argmax()], float(row.max()), labels[int(label)])
-        for image, row, label in zip(images, rows, truth[: len(rows)], strict=True)
+        for image, row, label in zip(images, rows, truth, strict=True)
     ]
     hits = sum(bool(tile.right) for tile in tiles)
-    prediction_grid(tiles, path, f"The first {len(tiles)} test images: {hits} right")
+    prediction_grid(tiles, path, f"{len(tiles)} of the test images: {hits} right")
 
 
 def _choose_resumed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -10,26 +11,55 @@ import keras
 from shiftvit import environment
 from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
+from shiftvit.data.layouts import FoundData
+from shiftvit.data.own import SPLITS, load_own
 from shiftvit.data.pipeline import batches_per_epoch
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
-from shiftvit.training.optimizer import SmoothedCrossentropy, Top1, build_optimizer
+from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
+from shiftvit.training.optimizer import build_optimizer
+from shiftvit.training.start import take_weights
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The arrays that a run works on: uint8 images (N, H, W, 3) and whole-number labels (N,) for each purpose."""
+    """What a run works on.
+
+    Attributes:
+        train, validation, test: images, uint8 (N, H, W, 3), an array or `Pictures`, and whole-number labels (N,).
+        class_names: in the order of the labels.
+        train_rule, test_rule: what is left to do to the images of training, and of validation and test.
+        found: where they are a user's own, the files of each split.
+    """
 
     train: tuple[Any, Any]
     validation: tuple[Any, Any] | None
     test: tuple[Any, Any]
     class_names: tuple[str, ...]
+    train_rule: Preprocess
+    test_rule: Preprocess
+    found: FoundData | None = None
 
 
-def load_splits(recipe: Recipe, data: sources.ImageData | None = None) -> Splits:
-    """Loads the recipe's data set (or takes `data`) and splits validation images off the training ones."""
+def load_splits(recipe: Recipe, data: sources.ImageData | None = None, run: Path | None = None) -> Splits:
+    """Loads the recipe's images (or takes `data`) and splits validation images off the training ones.
+
+    Where they are a user's own, the splits that an earlier start kept in the folder `run` are taken again.
+    """
+    rule = Preprocess.from_config(recipe.preprocess)
+    if data is None and sources.is_path(recipe.data.name):
+        own = load_own(recipe.data, rule, run / SPLITS if run is not None else None)
+        return Splits(
+            own.parts["train"],
+            own.parts.get("validation"),
+            own.parts["test"],
+            own.found.class_names,
+            own.train_rule,
+            own.test_rule,
+            own.found,
+        )
     images = data if data is not None else sources.load(recipe.data.name)
     settings = recipe.data
     train, validation = sources.split(
@@ -44,6 +74,8 @@ def load_splits(recipe: Recipe, data: sources.ImageData | None = None) -> Splits
         validation=taken,
         test=(images.test_images, images.test_labels),
         class_names=tuple(images.class_names),
+        train_rule=rule,
+        test_rule=rule,
     )
 
 
@@ -56,7 +88,7 @@ def resolve(recipe: Recipe, splits: Splits) -> Recipe:
     preset = recipe.model.preset
     arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
     explicit = recipe.model.model_fields_set
-    shape = (*Preprocess.from_config(recipe.preprocess).output_shape(*splits.train[0].shape[1:3]), 3)
+    shape = (*splits.train_rule.output_shape(*splits.train[0].shape[1:3]), 3)
     classes = len(splits.class_names)
     for key, fitting in (("image_shape", shape), ("num_classes", classes)):
         if key in explicit and arguments[key] != fitting:
@@ -67,8 +99,14 @@ def resolve(recipe: Recipe, splits: Splits) -> Recipe:
     precision = recipe.train.precision
     if precision == "auto":
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
+    preprocess, data = recipe.preprocess, recipe.data
+    if splits.found is not None:
+        preprocess = preprocess.model_copy(update={"round_pixels": True})  # pictures are kept as bytes
+        data = data.model_copy(update={"name": str(Path(data.name).absolute())})  # to be found from everywhere
     return recipe.model_copy(
         update={
+            "preprocess": preprocess,
+            "data": data,
             "model": ModelConfig(**{**ModelConfig().model_dump(exclude={"preset"}), **arguments}),
             "train": recipe.train.model_copy(update={"precision": precision, "loop": _loop(recipe, splits)}),
         }
@@ -91,12 +129,15 @@ def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
     if environment.device_name() == "cpu":
         environment.keep_freed_memory()
     model = ShiftViT(**recipe.model.arguments(), dtype=settings.precision)
+    take_weights(model, recipe, splits.class_names)
     steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
     optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=settings.precision == "mixed_bfloat16")
     optimizer.build(model.trainable_variables)
+    classes = len(splits.class_names)
+    weights = balanced_weights(splits.train[1], classes) if settings.class_weights == "balanced" else None
     model.compile(
         optimizer=optimizer,
-        loss=SmoothedCrossentropy(settings.label_smoothing),
+        loss=SmoothedCrossentropy(settings.label_smoothing, weights),
         metrics=[Top1()],
     )
     return model, steps

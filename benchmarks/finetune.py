@@ -1,0 +1,85 @@
+"""Fine-tuning against training from scratch, on two classes that the first training never saw.
+
+    KERAS_BACKEND=torch python benchmarks/finetune.py
+
+`quick`'s model is trained on CIFAR-10 without cats and dogs; 500 images of these two are then learnt from its weights
+(the recipe `finetune`), with its first stage frozen, and from random weights with the rates of `quick`, for as many and
+for four times as many epochs. Test: their 2,000 test images. The result goes to
+benchmarks/results/finetune-DATE.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit import train
+from shiftvit.data import sources
+from shiftvit.data.sources import ImageData
+from shiftvit.environment import cores, processor_name, versions
+
+RESULTS = Path(__file__).parent / "results"
+NEW = ("cat", "dog")
+IMAGES, EPOCHS, SEEDS = 500, 15, (0, 1, 2)
+SIZE = {"preprocess.resize": "none", "preprocess.crop": "none"}
+
+
+def main() -> None:
+    data = sources.load("cifar10")
+    new = [data.class_names.index(name) for name in NEW]
+    old = [label for label in range(10) if label not in new]
+    rows: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        first = train("quick", out=Path(place) / "first", data=only(data, old, None))
+        ways: dict[str, tuple[str, dict[str, Any]]] = {
+            "fine-tuned": ("finetune", {"start.source": str(first.path)}),
+            "fine-tuned, first stage frozen": ("finetune", {"start.source": str(first.path), "start.freeze": 1}),
+            "from scratch": ("quick", {}),
+            "from scratch, four times the epochs": ("quick", {"train.epochs": 4 * EPOCHS}),
+        }
+        for seed in SEEDS:
+            few = only(data, new, IMAGES, seed)
+            for number, (name, (recipe, changes)) in enumerate(ways.items()):
+                settings = {"train.epochs": EPOCHS, "train.batch_size": 32, "data.validation": 50, "train.seed": seed}
+                settings |= {**(SIZE if recipe == "finetune" else {}), "augment.pad": 4, **changes}
+                run = train(recipe, out=Path(place) / f"{number}-{seed}", data=few, **settings)
+                rows.setdefault(name, []).append(run.metrics["test"]["top1"])
+    result = {
+        "command": "KERAS_BACKEND=torch python benchmarks/finetune.py",
+        "date": datetime.date.today().isoformat(),
+        "n": len(SEEDS),
+        "first_test_top1": first.metrics["test"]["top1"],
+        "train_images": IMAGES,
+        "test_images": len(few.test_labels),
+        "test_top1": {name: {"mean": statistics.mean(v), "std": statistics.stdev(v)} for name, v in rows.items()},
+        "processor": processor_name(),
+        "cores": cores(),
+        "versions": versions(),
+    }
+    path = RESULTS / f"finetune-{result['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(json.dumps(result["test_top1"], indent=1), "wrote", path.name)
+
+
+def only(data: ImageData, labels: list[int], count: int | None, seed: int = 0) -> ImageData:
+    """Returns the images of some classes, `count` of them for training, drawn with the seed."""
+    train_, test = (np.flatnonzero(np.isin(every, labels)) for every in (data.train_labels, data.test_labels))
+    if count is not None:
+        train_ = np.random.default_rng(seed).permutation(train_)[:count]
+    names = tuple(data.class_names[label] for label in labels)
+    place = {label: index for index, label in enumerate(labels)}
+    numbers = [
+        np.array([place[int(label)] for label in every])
+        for every in (data.train_labels[train_], data.test_labels[test])
+    ]
+    return ImageData(data.train_images[train_], numbers[0], data.test_images[test], numbers[1], names, "-".join(names))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""`evaluate`: how good a trained model is, how sure one can be of that, and where it fails."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import files, metrics
+from shiftvit.bundle import Bundle
+from shiftvit.config import Recipe
+from shiftvit.data import sources
+from shiftvit.data.corruptions import CORRUPTIONS, corrupt
+from shiftvit.data.own import SPLITS, decoded, find_test
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.errors import ShiftViTError, notice
+from shiftvit.evaluation import predict_logits
+from shiftvit.metrics import confusion, measure, softmax
+
+REPORT = "evaluation.json"
+# Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.
+_CORRUPTED = 1000
+_MISTAKES = 25
+
+
+def evaluate(
+    bundle: Bundle | str | Path,
+    data: str | None = None,
+    *,
+    out: str | Path | None = None,
+    corruptions: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a trained model on test images.
+
+    Args:
+        bundle: a `Bundle`, or the path of one or of a run folder.
+        data: a data set's name, or the path of your own images: their test split, else their validation split, else all
+            of them. None: the test images that the run held back, and of anything else than a run folder CIFAR-10's.
+        out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
+        corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
+
+    Returns:
+        "data", "split", "n", "seconds", "images_per_second"; "loss", "top1", "top5" and "macro" (precision, recall, F1,
+        balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95 % intervals; "classes", a row each;
+        "confusion", rows are true classes; "temperature" and "calibration" with it; "mistakes", the most confident
+        ones; and "corruptions", a row for each and severity, where asked for.
+
+    Raises:
+        ShiftViTError: no such bundle or data, classes that do not fit the model's, a folder that cannot be written.
+    """
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    kept = None
+    if data is None:
+        data, kept = _data_of_run(bundle)
+    images, labels, split, rule = _test_images(loaded, data, kept)
+    model = loaded.build()
+    started = time.perf_counter()
+    logits = predict_logits(model, images, rule)
+    seconds = time.perf_counter() - started
+    probabilities = softmax(logits / np.float32(loaded.temperature))
+    report = {
+        "data": data,
+        "split": split,
+        **measure(logits, labels),
+        "macro": metrics.macro(logits, labels),
+        "intervals": metrics.intervals(logits, labels),
+        "classes": metrics.class_rows(logits, labels, loaded.labels),
+        "confusion": confusion(logits, labels).tolist(),
+        "temperature": loaded.temperature,
+        "calibration": metrics.calibration(probabilities, labels),
+        "mistakes": _mistakes(logits, probabilities, labels, images, loaded.labels),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(logits) / seconds, 1),
+    }
+    if corruptions:
+        report["corruptions"] = _corrupted(model, images, labels, rule)
+    if out is not None:
+        _write(Path(out), report, images, labels, logits, probabilities, loaded)
+    return report
+
+
+def _data_of_run(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
+    """Returns what a run was trained on and where its splits are kept; CIFAR-10 for what is no run folder."""
+    run = None if isinstance(bundle, Bundle) else Path(bundle)
+    if run is None or not (run / "recipe.toml").is_file():
+        return "cifar10", None
+    return Recipe.load(run / "recipe.toml").data.name, run / SPLITS
+
+
+def _test_images(loaded: Bundle, data: str, kept: Path | None) -> tuple[Any, NDArray[np.int64], str, Preprocess]:
+    """Returns images, labels, the split's name and what is left to do to the images."""
+    sources.check_name(data)
+    if not sources.is_path(data):
+        known = sources.load(data)
+        _check_classes(loaded, tuple(known.class_names), data)
+        return known.test_images, known.test_labels, "test", loaded.preprocess
+    found = find_test(data, kept)
+    _check_classes(loaded, found.class_names, data)
+    height, width = loaded.config.image_shape[:2]
+    rule = loaded.preprocess if height is None or width is None else loaded.preprocess.fitted(height, width)
+    own = decoded(found, rule)
+    ((split, (images, labels)),) = own.parts.items()
+    return images, labels, split, own.test_rule
+
+
+def _check_classes(loaded: Bundle, class_names: tuple[str, ...], data: str) -> None:
+    if class_names != loaded.labels:
+        raise ShiftViTError(
+            f"the model knows {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) and {data} has "
+            f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on its own data"
+        )
+
+
+def _mistakes(
+    logits: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    labels: NDArray[Any],
+    images: Any,
+    names: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    paths = getattr(images, "paths", None)
+    return [
+        {
+            "image": int(index) if paths is None else paths[index],
+            "label": names[int(labels[index])],
+            "predicted": names[int(logits[index].argmax())],
+            "confidence": round(float(probabilities[index].max()), 4),
+        }
+        for index in metrics.mistakes(logits, labels, _MISTAKES)
+    ]
+
+
+def _corrupted(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> list[dict[str, Any]]:
+    """Returns a row for each corruption and severity; severity 0 is the images as they are."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:_CORRUPTED])
+    clean, truth = images[chosen], labels[chosen]
+    rows = [{"corruption": "none", "family": "none", "severity": 0, **_short(model, clean, truth, rule)}]
+    for name, family in CORRUPTIONS.items():
+        notice(f"corrupting {len(clean):,} images: {name}")
+        for severity in range(1, 6):
+            found = _short(model, corrupt(clean, name, severity), truth, rule)
+            rows.append({"corruption": name, "family": family, "severity": severity, **found})
+    return rows
+
+
+def _short(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> dict[str, Any]:
+    found = measure(predict_logits(model, images, rule), labels)
+    return {key: found[key] for key in ("top1", "loss", "n")}
+
+
+def _write(
+    out: Path,
+    report: dict[str, Any],
+    images: Any,
+    labels: NDArray[Any],
+    logits: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    loaded: Bundle,
+) -> None:
+    from shiftvit.plots import confusion_matrix
+    from shiftvit.plots import corruptions as corruptions_figure
+    from shiftvit.plots_evaluation import mistakes_figure, reliability_figure
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.unwritable(out, error) from error
+    files.write_json(out / REPORT, report)
+    confusion_matrix(np.asarray(report["confusion"]), loaded.labels, out / "confusion_matrix.png")
+    plain = metrics.calibration(softmax(logits), labels)
+    reliability_figure(plain, out / "reliability.png", report["calibration"] if loaded.temperature != 1.0 else None)
+    worst = metrics.mistakes(logits, labels, _MISTAKES)
+    predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
+    mistakes_figure(images[worst], labels[worst], predicted, confidence, loaded.labels, out / "mistakes.png")
+    if "corruptions" in report:
+        corruptions_figure(report["corruptions"], out / "corruptions.png")

@@ -1,0 +1,166 @@
+"""`shiftvit explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shiftvit.cli.tables import Json, show
+from shiftvit.cli.train import prepare_backend
+from shiftvit.errors import ShiftViTError, nearest, notice
+
+METHODS = {"grad-cam": ("grad_cam",), "occlusion": ("occlusion",), "both": ("grad_cam", "occlusion")}
+_TITLES = {"grad_cam": "Grad-CAM", "occlusion": "occlusion"}
+# Images in the figure; a picture of more is hard to look at.
+_SHOWN = 24
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog="Examples: shiftvit explain | shiftvit explain photos/cat.jpg --class dog --out why.png | "
+        "shiftvit explain '*.png' --model runs/mine --method grad-cam --stage P2"
+    )(explain)
+
+
+def explain(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE|DIR|GLOB]...",
+            help="Image files, folders of them, or patterns. Left out: the sample images that come with shiftvit.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Run folder, bundle, or the name of a model.")] = "cifar10",
+    method: Annotated[str, typer.Option(help="grad-cam, occlusion, or both.")] = "both",
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Class to explain; default the predicted one.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage for Grad-CAM, as P2; default the last.")] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="Side of the occluding square, in pixels; default a quarter of the image's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write (PNG).")] = Path("explain.png"),
+    as_json: Json = False,
+) -> None:
+    """Show which parts of an image an answer rests on."""
+    from shiftvit.bundle import PRETRAINED, Bundle
+    from shiftvit.data.listing import list_images
+    from shiftvit.metadata import graph_metadata
+
+    if method not in METHODS:
+        raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")
+    for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
+        if value is not None and method not in (needed, "both"):
+            raise ShiftViTError(f"{option} {value} belongs to --method {needed}; leave it out, or use that or both")
+    names = list_images(paths or [str(PRETRAINED / "samples")], recursive=not paths)
+    # What is wrong is told at once, before a framework is loaded.
+    bundle = Bundle.load(model)
+    if class_name is not None and class_name not in bundle.labels:
+        raise ShiftViTError(f"the model knows no class {class_name!r}; {nearest(class_name, bundle.labels)}")
+    preprocess = graph_metadata(bundle).preprocess
+    rows, pixels = _explained(bundle, preprocess, names, METHODS[method], class_name, stage, patch)
+    _draw(rows[:_SHOWN], pixels, METHODS[method], out)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        title = "What the answers rest on (peak: row, column in pixels)"
+        show([_shown(row, METHODS[method]) for row in rows], title, False)
+    left = f" (the first {_SHOWN} of {len(rows)} images)" if len(rows) > _SHOWN else ""
+    notice(f"figure: {out}{left}")
+
+
+def _explained(
+    bundle: Any,
+    preprocess: Any,
+    names: list[str],
+    methods: tuple[str, ...],
+    class_name: str | None,
+    stage: str | None,
+    patch: int | None,
+) -> tuple[list[dict[str, Any]], Any]:
+    """Returns a row for each image, and what the model sees, uint8 (N, h, w, 3)."""
+    import numpy as np
+
+    from shiftvit.data.images import decode
+
+    pixels = np.concatenate([preprocess.pixels(decode(name)[None]) for name in names])  # (N, h, w, 3)
+    prepare_backend()
+    from shiftvit.explain import grad_cam, occlusion, probabilities
+
+    network = bundle.build()
+    images = preprocess.normalised(pixels)
+    temperature = bundle.temperature
+    answers = probabilities(network, images, temperature=temperature)
+    predicted = answers.argmax(axis=1)
+    chosen = predicted if class_name is None else np.full(len(names), bundle.labels.index(class_name))
+    maps = {}
+    if "grad_cam" in methods:
+        maps["grad_cam"] = grad_cam(network, images, chosen, stage)
+    if "occlusion" in methods:
+        patch = max(1, min(pixels.shape[1:3]) // 4) if patch is None else patch
+        maps["occlusion"] = occlusion(
+            network, images, chosen, patch=patch, stride=max(1, patch // 2), temperature=temperature
+        )
+    rows = []
+    for index, name in enumerate(names):
+        row: dict[str, Any] = {
+            "path": name,
+            "label": bundle.labels[predicted[index]],
+            "confidence": round(float(answers[index, predicted[index]]), 6),
+            "class": bundle.labels[chosen[index]],
+            "probability": round(float(answers[index, chosen[index]]), 6),
+        }
+        for key, heat in maps.items():
+            row[key] = {"peak": _peak(heat[index], pixels.shape[1:3]), "map": np.round(heat[index], 4).tolist()}
+        rows.append(row)
+    return rows, pixels
+
+
+def _peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
+    """Returns [row, column] of the map's largest value, in pixels of what the model sees; None if none is above 0."""
+    import numpy as np
+
+    if heat.max() <= 0:
+        return None
+    places = np.argwhere(heat == heat.max()) + 0.5
+    return [round(float(place), 1) for place in places.mean(axis=0) * size / heat.shape]
+
+
+def _shown(row: dict[str, Any], methods: tuple[str, ...]) -> dict[str, Any]:
+    """Returns a row of the table."""
+    path = row["path"]
+    cells = {
+        "image": path if len(path) <= 40 else f"…{path[-39:]}",
+        "class": row["class"],
+        "probability": f"{row['probability']:.1%}",
+    }
+    for key in methods:
+        peak = row[key]["peak"]
+        cells[f"{_TITLES[key]} peak"] = "none" if peak is None else f"{peak[0]:g}, {peak[1]:g}"
+    if "occlusion" in methods:
+        cells["largest drop"] = f"{_drop(row):.1%}"
+    return cells
+
+
+def _drop(row: dict[str, Any]) -> float:
+    return float(max(0.0, *(max(line) for line in row["occlusion"]["map"])))
+
+
+def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out: Path) -> None:
+    import numpy as np
+
+    from shiftvit.plots_evaluation import Explanation, explain_figure
+
+    drawn = [
+        Explanation(
+            image,
+            f"{row['class']}  {100 * row['probability']:.0f} %",
+            {_TITLES[key]: np.array(row[key]["map"], np.float32) for key in methods},
+            {"occlusion": f"drop up to {100 * _drop(row):.0f} %"} if "occlusion" in methods else {},
+        )
+        for row, image in zip(rows, pixels, strict=False)
+    ]
+    explain_figure(drawn, out, "What the answers rest on")

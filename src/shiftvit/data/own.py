@@ -1,0 +1,152 @@
+"""A user's own images for a run: found, split, decoded once, and told about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.config import DataConfig
+from shiftvit.data.layouts import FoundData, find_data, load_splits, split_data
+from shiftvit.data.pictures import Told, read_pictures
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.errors import ShiftViTError, notice
+
+# Which images are for what, in the run folder.
+SPLITS = "splits.csv"
+
+# Faults that are named one by one; the rest is counted.
+_NAMED = 5
+
+Part = tuple[Any, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnData:
+    """What a run works on.
+
+    Attributes:
+        found: the files of each split, those that cannot be used left out.
+        parts: by split, the pictures (an array or `Pictures`, uint8 (N, h, w, 3)) and their labels (N,).
+        train_rule, test_rule: what is left to do to the pictures of training, and of validation and test.
+    """
+
+    found: FoundData
+    parts: dict[str, Part]
+    train_rule: Preprocess
+    test_rule: Preprocess
+
+
+def load_own(config: DataConfig, preprocess: Preprocess, kept: Path | None = None) -> OwnData:
+    """Finds, splits and decodes the images that `config.name`, a path, stands for, and says what was found.
+
+    Training pictures are resized and, if of another shape, cropped to it; where a crop is drawn at random it is drawn
+    from that. All others go through the whole of `preprocess`, as at inference.
+
+    Args:
+        config: the path, and how to make the splits that are missing.
+        preprocess: of the recipe; its `resize` must be set unless the images are arrays.
+        kept: the splits of an earlier start of the same run, which are taken as they are.
+
+    Raises:
+        ShiftViTError: nothing that can be understood at that path, no size, or a class that cannot be split.
+    """
+    found = find_data(config.name)
+    notice(f"{config.name}: {found.layout}; {len(found.class_names)} classes: {_some(found.class_names)}")
+    for line in found.ignored:
+        notice(f"note: {line}")
+    if kept is not None and kept.is_file():
+        found = replace(found, splits=load_splits(kept, found.path))
+    else:
+        made = [name for name in ("validation", "test") if name not in found.splits]
+        found = split_data(found, validation=config.validation, test=config.test, seed=config.split_seed)
+        if made := [name for name in made if name in found.splits]:
+            notice(f"split off train: {' and '.join(made)}, by class, with seed {config.split_seed}")
+    if config.limit is not None and config.limit < len(found.splits["train"]):
+        chosen = np.random.default_rng(config.split_seed).permutation(len(found.splits["train"]))[: config.limit]
+        found = replace(found, splits={**found.splits, "train": found.splits["train"].take(np.sort(chosen))})
+    return decoded(found, preprocess)
+
+
+def find_test(path: str, kept: Path | None = None) -> FoundData:
+    """Returns only the files to evaluate on: the test split, else the validation split, else all.
+
+    Args:
+        path: your own images.
+        kept: the splits that a run kept; where nothing lies there, those of the folder are taken.
+
+    Raises:
+        ShiftViTError: nothing that can be understood at that path.
+    """
+    found = find_data(path)
+    if kept is not None and kept.is_file():
+        found = replace(found, splits=load_splits(kept, found.path))
+    name = next(name for name in ("test", "validation", "train") if name in found.splits)
+    return replace(found, splits={name: found.splits[name]})
+
+
+def decoded(found: FoundData, preprocess: Preprocess) -> OwnData:
+    """Decodes all files once, leaves out and names those that cannot be used, and says how many images there are."""
+    if any(files.images is not None for files in found.splits.values()):
+        parts: dict[str, Part] = {name: (files.images, files.labels) for name, files in found.splits.items()}
+        rules = (preprocess, preprocess)
+    else:
+        found, parts = _pictures(found, preprocess)
+        bare = {"resize": None, "round_pixels": True}
+        rules = (preprocess.model_copy(update=bare), preprocess.model_copy(update={**bare, "crop": None}))
+    for name, (images, labels) in parts.items():
+        counts = np.bincount(labels, minlength=len(found.class_names))
+        notice(f"{name}: {len(images):,} images, {counts.min():,} to {counts.max():,} a class")
+    return OwnData(found, parts, *rules)
+
+
+def _pictures(found: FoundData, preprocess: Preprocess) -> tuple[FoundData, dict[str, Part]]:
+    side = preprocess.resize
+    whole = preprocess.model_copy(update={"crop": side if isinstance(side, tuple) or side is None else (side, side)})
+    total = sum(len(files.paths) for files in found.splits.values())
+    splits, parts, faults = {}, {}, []
+    with _progress(total) as told:
+        done = 0
+        for name, files in found.splits.items():
+            rule = whole if name == "train" else preprocess
+            images, kept, bad = read_pictures(files.paths, rule, told=partial(_shifted, told, done))
+            splits[name] = files.take(kept)
+            parts[name] = (images, splits[name].labels)
+            faults += bad
+            done += len(files.paths)
+    for fault in faults[:_NAMED]:
+        notice(f"skipped: {fault}")
+    if len(faults) > _NAMED:
+        notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` names them all")
+    for name, (images, _) in parts.items():
+        if not len(images):
+            count = len(found.splits[name].paths)
+            raise ShiftViTError(f"none of the {count:,} {name} images can be decoded; {faults[0]}")
+    return replace(found, splits=splits), parts
+
+
+def _shifted(told: Told, before: int, count: int) -> None:
+    told(before + count)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Told]:
+    """Shows a bar on a terminal while the files are decoded."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("decoding", total=total)
+        yield lambda done: bar.update(task, completed=done)

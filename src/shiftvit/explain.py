@@ -1,0 +1,277 @@
+"""Why a model answers as it does: Grad-CAM and occlusion, two methods that share nothing but the model.
+
+Grad-CAM asks the gradients, at the coarse resolution of a stage's map; occlusion asks the model again, with a part of
+the image covered. Where both point at the same place, the explanation can be relied on more than either alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.metrics import softmax
+
+Floats = NDArray[np.float32]
+Classes = Sequence[int] | NDArray[np.integer[Any]]
+
+BATCH_SIZE = 128
+# From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
+COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
+
+
+def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: str | None = None) -> Floats:
+    """Returns where a stage's map supports a class (Selvaraju et al., ICCV 2017, equations 1 and 2).
+
+    The channels of the map are added up, each weighted with the mean gradient of the class's logit, and what is
+    negative is cut off.
+
+    Args:
+        model: a `ShiftViT` with a head.
+        images: preprocessed, float32 `(N, H, W, 3)`.
+        classes: the class to explain for each image, `(N,)`; None: the predicted ones.
+        stage: a name of `model.backbone.pyramid_outputs`, as "P3"; None: the last, of the coarsest map.
+
+    Returns:
+        float32 `(N, h, w)`, the size of the stage's map; from 0 to 1, the largest of each image, or all 0 where
+        nothing supports the class.
+
+    Raises:
+        ShiftViTError: images or classes that do not fit the model, no such stage, a model without a head.
+    """
+    chosen = _checked(model, images, classes)
+    body, tail = split(model, stage)
+    if chosen is None:
+        chosen = probabilities(model, images).argmax(axis=1)
+    weights = np.eye(model.output_shape[-1], dtype=np.float32)[chosen]  # (N, C)
+    gradient = _gradient(tail)
+    found = []
+    for batch, wanted in zip(_batches(images, len(images)), _batches(weights, len(images)), strict=True):
+        maps = np.asarray(body.predict_on_batch(batch), np.float32)  # (B, h, w, K)
+        importance = gradient(maps, wanted).mean(axis=(1, 2), keepdims=True)  # equation 1: (B, 1, 1, K)
+        found.append(np.maximum((maps * importance).sum(axis=-1), 0))  # equation 2: (B, h, w)
+    if not found:
+        return np.zeros((0, *body.output_shape[1:3]), np.float32)
+    heat = np.concatenate(found)[: len(images)]
+    largest = heat.max(axis=(1, 2), keepdims=True)
+    return np.asarray(heat / np.where(largest > 0, largest, 1), np.float32)
+
+
+def occlusion(
+    model: Any,
+    images: Floats,
+    classes: Classes | None = None,
+    *,
+    patch: int = 8,
+    stride: int = 4,
+    fill: float = 0.0,
+    temperature: float = 1.0,
+) -> Floats:
+    """Returns how much a class's probability drops where the image is covered (Zeiler and Fergus, ECCV 2014, 4.2).
+
+    A square is laid over the image at every `stride` pixels, and at the far edges. A pixel's value is the mean drop
+    of the squares that cover it; it is negative where covering makes the class more probable.
+
+    Args:
+        model: a `ShiftViT` with a head.
+        images: preprocessed, float32 `(N, H, W, 3)`.
+        classes: the class to explain for each image, `(N,)`; None: the predicted ones.
+        patch: the square's side in pixels.
+        stride: how far the square moves, in pixels, at most `patch`.
+        fill: the square's value, in preprocessed units: 0 is the mean.
+        temperature: the bundle's, which logits are divided by.
+
+    Returns:
+        float32 `(N, H, W)`, from -1 to 1.
+
+    Raises:
+        ShiftViTError: images or classes that do not fit the model, a square that does not fit the image.
+    """
+    chosen = _checked(model, images, classes)
+    count, height, width, _ = images.shape
+    if not 1 <= patch <= min(height, width):
+        raise ShiftViTError(f"patch={patch} must be 1 to {min(height, width)}, the image's shorter side")
+    if not 1 <= stride <= patch:
+        raise ShiftViTError(f"stride={stride} must be 1 to patch={patch}, or it would leave pixels out")
+    corners = [(top, left) for top in _starts(height, patch, stride) for left in _starts(width, patch, stride)]
+
+    def covered() -> Iterator[Floats]:
+        for image in images:
+            for top, left in corners:
+                copy = image.copy()
+                copy[top : top + patch, left : left + patch] = fill
+                yield copy
+
+    # All in one stream, so that there is one size of batch, which jax and tensorflow compile once.
+    answers = probabilities(
+        model, itertools.chain(images, covered()), count * (1 + len(corners)), temperature=temperature
+    )
+    if chosen is None:
+        chosen = answers[:count].argmax(axis=1)
+    rows = np.arange(count)
+    hidden = answers[count:].reshape(count, len(corners), answers.shape[1])[rows, :, chosen]  # (N, corners)
+    drops = answers[rows, chosen][:, None] - hidden
+    total = np.zeros((count, height, width))
+    covers = np.zeros((height, width))
+    for (top, left), drop in zip(corners, drops.T, strict=True):
+        total[:, top : top + patch, left : left + patch] += drop[:, None, None]
+        covers[top : top + patch, left : left + patch] += 1
+    return np.asarray(total / covers, np.float32)
+
+
+def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], Any]]:
+    """Cuts a classifier in two behind a stage.
+
+    Args:
+        model: a `ShiftViT` with a head.
+        stage: a name of `model.backbone.pyramid_outputs`; None: the last.
+
+    Returns:
+        a `keras.Model` from images `(N, H, W, 3)` to the stage's map `(N, h, w, C)`, and a function from tensors of
+        such maps to logits `(N, num_classes)`, at inference. Both share the model's weights.
+
+    Raises:
+        ShiftViTError: no such stage.
+    """
+    import keras
+
+    backbone = model.backbone
+    stages = list(backbone.pyramid_outputs)
+    if stage is not None and stage not in stages:
+        raise ShiftViTError(f"there is no stage {stage!r}; {nearest(stage, stages)}")
+    number = stages.index(stage) + 1 if stage else len(stages)
+    body = keras.Model(backbone.input, backbone.pyramid_outputs[stages[number - 1]])
+    names = [layer.name for layer in backbone.layers]
+    last = names.index(f"stage{number}_block{backbone.settings.depths[number - 1]}")
+    behind = [*backbone.layers[last + 1 :], *(model.get_layer(name) for name in ("pool", "head", "logits"))]
+
+    # A function and no second `keras.Model`: that would leave its nodes behind in the layers at every call.
+    def tail(maps: Any) -> Any:
+        for layer in behind:
+            maps = layer(maps)
+        return maps
+
+    return body, tail
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
+    """Lays a heat map over an image: grey and dark where it is cold, bright where it is hot.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        heat: `(h, w)`, 0 to 1 (what lies outside is cut off), resized to the image, bilinear.
+
+    Returns:
+        uint8 `(H, W, 3)`.
+    """
+    height, width = image.shape[:2]
+    cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
+    level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
+    anchors = np.array(COLOURS, np.float64)
+    places = np.linspace(0, 1, len(anchors))
+    colour = np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
+    grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    share = (0.25 + 0.45 * level)[..., None]
+    return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
+
+
+def probabilities(
+    model: Any, images: Iterable[Floats], count: int | None = None, *, temperature: float = 1.0
+) -> Floats:
+    """Returns the classes' probabilities, float32 `(N, C)`, for preprocessed images `(N, H, W, 3)`.
+
+    Args:
+        model: a `ShiftViT` with a head.
+        images: an array, or anything that yields float32 (H, W, 3).
+        count: how many these are; None: `len(images)`.
+        temperature: the bundle's, which logits are divided by.
+    """
+    count = len(images) if count is None else count  # type: ignore[arg-type]
+    scale = np.float32(temperature)
+    batches = (np.asarray(model.predict_on_batch(batch), np.float32) / scale for batch in _batches(images, count))
+    empty = np.zeros((0, model.output_shape[-1]), np.float32)
+    return np.concatenate([empty, *map(softmax, batches)])[:count]
+
+
+def _checked(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64] | None:
+    """Checks the arguments and returns the classes as an array, if they are given."""
+    number = model.settings.num_classes
+    if not number:
+        raise ShiftViTError("the model has no classes (num_classes=0), so there is no answer to explain; train a head")
+    size = model.input_shape[1:]
+    fits = isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 4
+    if not fits or not all(side in (None, given) for side, given in zip(size, images.shape[1:], strict=True)):
+        kind = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        takes = ", ".join("any" if side is None else str(side) for side in size)
+        raise ShiftViTError(f"images are {kind} and the model takes float32 (N, {takes}); give what Preprocess returns")
+    if classes is None:
+        return None
+    chosen = np.asarray(classes)
+    if chosen.shape != images.shape[:1] or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
+        raise ShiftViTError(
+            f"classes={np.array2string(chosen, threshold=8)} must be {len(images)} whole numbers, 0 to {number - 1}: "
+            "one for each image"
+        )
+    return chosen.astype(np.int64)
+
+
+def _batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
+    """Stacks rows; the last batch is filled up with zeros, as one of another size would be compiled anew."""
+    size = min(BATCH_SIZE, count)
+    remaining = iter(rows)
+    while batch := list(itertools.islice(remaining, size)):
+        yield np.stack(batch + [np.zeros_like(batch[0])] * (size - len(batch)))
+
+
+def _starts(extent: int, patch: int, stride: int) -> list[int]:
+    """Returns where squares begin along a side: every `stride` pixels, and at the far edge."""
+    return sorted({*range(0, extent - patch + 1, stride), extent - patch})
+
+
+def _gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Floats]:
+    """Returns what computes the gradient of `sum(tail(maps) * weights)` with respect to the maps, on this backend."""
+    import keras
+
+    def score(maps: Any, weights: Any) -> Any:
+        return keras.ops.sum(tail(maps) * weights)
+
+    backends = {"torch": _on_torch, "jax": _on_jax, "tensorflow": _on_tensorflow}
+    return backends[keras.config.backend()](score)
+
+
+def _on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+    import keras
+    import torch
+
+    def gradient(maps: Floats, weights: Floats) -> Floats:
+        tensor = keras.ops.convert_to_tensor(maps).requires_grad_(True)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(score(tensor, keras.ops.convert_to_tensor(weights)), tensor)
+        return np.asarray(keras.ops.convert_to_numpy(found))
+
+    return gradient
+
+
+def _on_jax(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+    import jax
+
+    compiled = jax.jit(jax.grad(score))
+    return lambda maps, weights: np.asarray(compiled(maps, weights))
+
+
+def _on_tensorflow(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+    import tensorflow as tf
+
+    def gradient(maps: Floats, weights: Floats) -> Floats:
+        tensor = tf.convert_to_tensor(maps)
+        with tf.GradientTape() as tape:
+            tape.watch(tensor)
+            total = score(tensor, weights)
+        return np.asarray(tape.gradient(total, tensor))
+
+    return gradient

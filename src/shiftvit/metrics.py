@@ -1,0 +1,252 @@
+"""What logits and labels say beyond accuracy: each class, calibration, uncertainty, the worst mistakes.
+
+Logits are float `(N, C)`, labels whole numbers below C `(N,)`; shares and probabilities run from 0 to 1, losses are in
+nats. No framework is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.errors import ShiftViTError
+
+TEMPERATURES = 0.05, 20.0
+# Bootstrap samples that are multiplied at a time: 10,000 images then take 5 MB.
+_CHUNK = 64
+
+
+def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
+    """Raises ShiftViTError unless there is at least one image and logits and labels fit together."""
+    if not len(logits):
+        raise ShiftViTError("there are 0 images to evaluate on; give at least 1")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
+        extent = f"{labels.min()} to {labels.max()}" if labels.size else "none"
+        raise ShiftViTError(
+            f"labels of shape {labels.shape}, {extent}, do not fit logits of shape "
+            f"{logits.shape}; is this the data that the model was trained for?"
+        )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns the probabilities for logits `(N, C)`, float32 `(N, C)`."""
+    exact = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: NDArray[np.float32] = exact / exact.sum(axis=1, keepdims=True)
+    return result
+
+
+def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]:
+    """Returns `{"loss", "top1", "top5", "n"}`: mean cross-entropy in nats and shares of hits, from 0 to 1.
+
+    A label counts as among the top k if fewer than k classes have a larger logit (of equal ones, the first counts as
+    the larger). With fewer than five classes top-5 is 1.
+
+    Raises:
+        ShiftViTError: no images, or labels that do not fit the logits.
+    """
+    check(logits, labels)
+    top1, top5, losses = _per_image(logits, labels)
+    return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
+
+
+def confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns the confusion matrix `(C, C)`: rows are true classes, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
+    classes = np.arange(logits.shape[1])
+    return np.asarray(confusion_matrix(labels, logits.argmax(axis=1), labels=classes), np.int64)
+
+
+def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a row for each class: `{"class", "precision", "recall", "f1", "support"}`.
+
+    A share of nothing is 0: the precision of a class that is never predicted, the recall of one without images.
+
+    Raises:
+        ShiftViTError: no images, labels or names that do not fit the logits.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    check(logits, labels)
+    count = logits.shape[1]
+    if len(class_names) != count:
+        raise ShiftViTError(f"{len(class_names)} class names do not name {count} classes; give one for each")
+    columns = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(count), zero_division=0)
+    return [
+        {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(support)}
+        for name, p, r, f, support in zip(class_names, *columns, strict=True)
+    ]
+
+
+def macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """Returns `{"precision", "recall", "f1", "balanced_accuracy"}`, in which each class counts the same.
+
+    The first three are means over the classes that occur among labels or predictions; balanced accuracy is the mean
+    recall of the classes that have images (Brodersen et al., ICPR 2010).
+
+    Raises:
+        ShiftViTError: no images, or labels that do not fit the logits.
+    """
+    from sklearn.metrics import precision_recall_fscore_support, recall_score
+
+    check(logits, labels)
+    predicted = logits.argmax(axis=1)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+    return {
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "balanced_accuracy": float(balanced),
+    }
+
+
+def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 15) -> dict[str, Any]:
+    """Compares confidence with accuracy in bins of equal width over the top-1 confidence.
+
+    Args:
+        probabilities: `(N, C)`, each row a distribution.
+        labels: whole numbers below C, `(N,)`.
+        bins: how many; a bin includes its upper edge and not its lower one, but for the first, which has both.
+
+    Returns:
+        "ece", the expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3): the mean
+        of |accuracy - confidence| over the bins, weighted by their images; "mce", the largest of them (equation 5);
+        "bins": rows of "lower", "upper", "count", "confidence", "accuracy", the last two None in an empty bin.
+
+    Raises:
+        ShiftViTError: no images, labels that do not fit, rows that are no distributions, fewer than 1 bin.
+    """
+    check(probabilities, labels)
+    if bins < 1:
+        raise ShiftViTError(f"bins={bins} must be at least 1; 15 is usual")
+    exact = probabilities.astype(np.float64)
+    if not (exact.min() >= 0 and np.abs(exact.sum(axis=1) - 1).max() <= 1e-3):
+        raise ShiftViTError("the rows are no probabilities, at least 0 with the sum 1; give softmax(logits)")
+    confidence = exact.max(axis=1)
+    hits = exact.argmax(axis=1) == labels
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    shares = np.maximum(counts, 1)
+    confidences = np.bincount(place, confidence, bins) / shares
+    accuracies = np.bincount(place, hits, bins) / shares
+    gaps = np.abs(accuracies - confidences)
+    rows = [
+        {
+            "lower": float(edges[index]),
+            "upper": float(edges[index + 1]),
+            "count": int(counts[index]),
+            "confidence": float(confidences[index]) if counts[index] else None,
+            "accuracy": float(accuracies[index]) if counts[index] else None,
+        }
+        for index in range(bins)
+    ]
+    return {"ece": float(counts @ gaps / len(labels)), "mce": float(gaps.max()), "bins": rows}
+
+
+def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Returns the T in [0.05, 20] at which `logits / T` have the least mean cross-entropy.
+
+    Temperature scaling (Guo et al., ICML 2017, section 4.2): it changes confidences and no prediction. Fit it on
+    validation images. Where the loss falls all the way to a bound, as with data that is perfectly separated, that bound
+    is returned; where it is the same everywhere, as with logits that are all equal, 1.
+
+    Raises:
+        ShiftViTError: no images, labels that do not fit, or logits that are not finite.
+    """
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+    check(logits, labels)
+    if not np.isfinite(logits).all():
+        raise ShiftViTError("there are logits that are NaN or infinite; evaluate a model that has been trained well")
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    if not exact.any():
+        return 1.0
+    right = exact[np.arange(len(labels)), labels]
+
+    def loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float((np.log(np.exp(exact * scale).sum(axis=1)) - right * scale).mean())
+
+    low, high = np.log(TEMPERATURES)
+    # The loss is convex in 1 / T, so it has one valley in log T as well.
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
+    # The search stays within its bounds and never tries them; 0 makes sure that the answer is no worse than T = 1.
+    return float(np.exp(min((low, high, float(found), 0.0), key=loss)))
+
+
+def intervals(
+    logits: NDArray[Any], labels: NDArray[Any], *, repeats: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """Returns the 95 % intervals `(low, high)` of "top1", "top5", "loss" and "macro_f1".
+
+    Percentile bootstrap (Efron, 1979): the images are drawn anew with replacement, and the middle 95 % of what comes
+    out is kept. It tells how much the figures depend on which images happened to be the test set, not how much they
+    vary from training to training.
+
+    Args:
+        logits: `(N, C)`.
+        labels: whole numbers below C, `(N,)`.
+        repeats: samples that are drawn.
+        seed: the same seed gives the same intervals.
+
+    Raises:
+        ShiftViTError: no images, labels that do not fit, or fewer than 1 repeat.
+    """
+    check(logits, labels)
+    if repeats < 1:
+        raise ShiftViTError(f"repeats={repeats} must be at least 1; 1000 is usual")
+    count, classes = logits.shape
+    labels = labels.astype(np.int64)  # as uint8, data sets' own type, they cannot hold the cell of the misses
+    columns = np.stack(_per_image(logits, labels), axis=1)  # (N, 3)
+    predicted = logits.argmax(axis=1)
+    # Where a hit counts for its class; all misses share a cell that is then left out.
+    hit_class = np.where(predicted == labels, labels, classes)
+    random = np.random.default_rng(seed)
+    means, scores = [], []
+    for first in range(0, repeats, _CHUNK):
+        drawn = np.empty((min(_CHUNK, repeats - first), count), np.float64)
+        for row in drawn:
+            row[:] = np.bincount(random.integers(count, size=count), minlength=count)
+            true_positives = np.bincount(hit_class, row, classes + 1)[:classes]
+            occurring = np.bincount(labels, row, classes) + np.bincount(predicted, row, classes)
+            f1 = 2 * true_positives / np.maximum(occurring, 1)
+            scores.append(f1.sum() / np.count_nonzero(occurring))
+        means.append(drawn @ columns / count)
+    drawn_means = np.column_stack([np.concatenate(means), scores])  # (repeats, 4)
+    low, high = np.quantile(drawn_means, [0.025, 0.975], axis=0)
+    names = ("top1", "top5", "loss", "macro_f1")
+    return {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
+
+
+def mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDArray[np.int64]:
+    """Returns the indices of the wrong predictions with the highest confidence, that one first, at most `count`.
+
+    Of equally confident ones the first image comes first.
+
+    Raises:
+        ShiftViTError: no images, labels that do not fit, or a negative count.
+    """
+    check(logits, labels)
+    if count < 0:
+        raise ShiftViTError(f"count={count} must be at least 0")
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    exact = np.sort(logits[wrong].astype(np.float64), axis=1)
+    # What is left for the other classes, relative to the predicted one: it orders confidences too that round to 1.
+    rest = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
+    return wrong[np.argsort(rest, kind="stable")[:count]].astype(np.int64)
+
+
+def _per_image(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+    """Returns top-1 hits, top-5 hits and cross-entropies, `(N,)` each; the first of equal logits is the larger."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(labels)), labels]
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    hits = order == labels[:, None].astype(order.dtype)
+    return hits[:, 0], hits.any(axis=1), losses

@@ -1,0 +1,100 @@
+"""A whole evaluation: its figures against scikit-learn, what it writes, and the temperature's part in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import f1_score, log_loss
+
+from sample import load_sample
+from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
+from shiftvit.assessment import REPORT
+from shiftvit.data import sources
+from shiftvit.evaluation import predict_logits
+from shiftvit.explain import probabilities
+from shiftvit.metrics import softmax
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return load_sample()
+
+
+@pytest.fixture
+def stand_in(monkeypatch, sample):
+    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: sample})
+
+
+@pytest.fixture(scope="module")
+def logits(sample):
+    bundle = Bundle.load("cifar10")
+    return predict_logits(bundle.build(), sample.test_images, bundle.preprocess)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None:
+    bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5)
+    found = evaluate(bundle, out=tmp_path / "evaluation")
+    truth, said = sample.test_labels, logits.argmax(axis=1)
+    assert found["n"] == len(truth)
+    assert found["top1"] == pytest.approx(np.mean(said == truth))
+    assert found["macro"]["f1"] == pytest.approx(f1_score(truth, said, average="macro"))
+    assert found["loss"] == pytest.approx(log_loss(truth, softmax(logits.astype(float)), labels=range(10)), rel=1e-4)
+    low, high = found["intervals"]["top1"]
+    assert low < found["top1"] < high
+    assert np.trace(found["confusion"]) == np.sum(said == truth)
+    assert [row["class"] for row in found["classes"]] == list(bundle.labels)
+    assert sum(row["support"] for row in found["classes"]) == len(truth)
+    # Confidences have the temperature in them, and so do the worst mistakes.
+    confidences = softmax(logits / 0.5).max(axis=1)
+    mean = sum(row["count"] * (row["confidence"] or 0) for row in found["calibration"]["bins"]) / len(truth)
+    assert mean == pytest.approx(confidences.mean(), rel=1e-4)
+    wrong = np.flatnonzero(said != truth)
+    assert found["mistakes"][0]["confidence"] == pytest.approx(confidences[wrong].max(), abs=1e-3)
+    assert json.loads((tmp_path / "evaluation" / REPORT).read_text("utf-8"))["top1"] == found["top1"]
+    for name in ("confusion_matrix", "reliability", "mistakes"):
+        with Image.open(tmp_path / "evaluation" / f"{name}.png") as image:
+            assert min(image.size) > 300
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shiftvit.assessment.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"})
+    monkeypatch.setattr("shiftvit.assessment._CORRUPTED", 40)
+    found = evaluate("cifar10", out=tmp_path, corruptions=True)["corruptions"]
+    assert [(row["corruption"], row["severity"]) for row in found] == [
+        ("none", 0),
+        *((name, level) for name in ("gaussian_noise", "brightness") for level in range(1, 6)),
+    ]
+    assert all(row["n"] == 40 for row in found)
+    noise = [row["top1"] for row in found if row["corruption"] == "gaussian_noise"]
+    assert found[0]["top1"] > noise[-1]  # the strongest noise harms
+    assert (tmp_path / "corruptions.png").is_file()
+
+
+def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path) -> None:
+    bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5, graph=None)
+    bundle.save(tmp_path / "cool")
+    loaded = Bundle.load(tmp_path / "cool")
+    assert loaded.temperature == 0.5
+    answers = Predictor.from_pretrained(tmp_path / "cool", runtime="keras")(sample.test_images[:8])
+    for answer, row in zip(answers, softmax(logits[:8] / 0.5), strict=True):
+        np.testing.assert_allclose(answer.probabilities, row, atol=1e-4)
+
+
+def test_explanations_have_the_temperature_in_them(sample, logits) -> None:
+    bundle = Bundle.load("cifar10")
+    images = bundle.preprocess(sample.test_images[:4])
+    answers = probabilities(bundle.build(), images, temperature=0.5)
+    np.testing.assert_allclose(answers, softmax(logits[:4] / 0.5), atol=1e-4)
+
+
+def test_a_folder_that_cannot_be_written(stand_in, tmp_path: Path) -> None:  # noqa: ARG001
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShiftViTError, match="file"):
+        evaluate("cifar10", out=tmp_path / "file" / "evaluation")

@@ -1,0 +1,67 @@
+"""`shiftvit explain`: the figure, the JSON, the table, and faults in one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from shiftvit import ShiftViTError
+from shiftvit.bundle import PRETRAINED
+from shiftvit.cli import explain as command
+
+
+def run(*arguments):
+    app = typer.Typer()
+    command.add_to(app)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+SAMPLES = sorted((PRETRAINED / "samples").rglob("*.png"))
+
+
+def test_the_command_explains_images(tmp_path):
+    answer = run(*SAMPLES[:2], "--out", tmp_path / "x.png", "--json")
+    assert answer.exit_code == 0, answer.output
+    first, second = json.loads(answer.stdout)
+    assert (first["label"], second["label"]) == (SAMPLES[0].parent.name, SAMPLES[1].parent.name)
+    assert first["probability"] == first["confidence"] > 0.5
+    assert np.shape(first["grad_cam"]["map"]) == (4, 4)
+    assert np.shape(first["occlusion"]["map"]) == (32, 32)
+    row, column = first["occlusion"]["peak"]
+    heat = np.array(first["occlusion"]["map"])
+    assert heat[int(row), int(column)] > 0.9 * heat.max()
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.height > 2 * 192
+
+
+def test_the_command_explains_another_class_with_one_method(tmp_path):
+    out = tmp_path / "x.png"
+    answer = run(SAMPLES[0], "--class", "truck", "--method", "grad-cam", "--stage", "P2", "--out", out)
+    assert answer.exit_code == 0, answer.output
+    assert "truck" in answer.stdout
+    assert "occlusion" not in answer.stdout
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "gradcam"], "no method 'gradcam'; did you mean 'grad-cam'"),
+        (["--class", "dgo"], "no class 'dgo'; did you mean 'dog'"),
+        (["--stage", "P2", "--method", "occlusion"], "--stage P2 belongs to --method grad-cam"),
+        (["--patch", "8", "--method", "grad-cam"], "--patch 8 belongs to --method occlusion"),
+        (["--model", "nowhere"], "'nowhere' does not exist"),
+        (["nowhere.png"], "'nowhere.png' does not exist"),
+    ],
+)
+def test_the_commands_faults(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = run(*arguments)
+    assert isinstance(answer.exception, ShiftViTError)
+    assert message in str(answer.exception)
+    assert not list(tmp_path.iterdir())

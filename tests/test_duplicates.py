@@ -1,0 +1,193 @@
+"""The search for near-duplicates against brute force, and the fingerprints against their definition."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from shiftvit.data import duplicates
+from shiftvit.data.duplicates import Fingerprint, Place, alike, find_groups, fingerprint, near_pairs
+from shiftvit.data.images import decode
+from trees import SAMPLES
+
+PICTURES = {path.stem: decode(path) for path in sorted(SAMPLES.rglob("*.png"))}
+
+
+def reencoded(pixels, quality):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    return decode(stream.getvalue())
+
+
+def brightened(pixels, factor):
+    return np.asarray(ImageEnhance.Brightness(Image.fromarray(pixels)).enhance(factor))
+
+
+def enlarged(pixels):
+    return np.asarray(Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC))
+
+
+CHANGES = {
+    "jpeg 90": lambda pixels: reencoded(pixels, 90),
+    "jpeg 75": lambda pixels: reencoded(pixels, 75),
+    "brighter": lambda pixels: brightened(pixels, 1.05),
+    "darker": lambda pixels: brightened(pixels, 0.95),
+    "larger": enlarged,
+}
+
+
+def near(first, second):
+    marks = [fingerprint(pixels) for pixels in (first, second)]
+    return len(pairs_of(marks)) == 1
+
+
+def pairs_of(marks):
+    hashes = np.array([mark.hash for mark in marks], np.uint64)
+    thumbs = np.frombuffer(b"".join(mark.thumb for mark in marks), np.uint8).reshape(len(marks), -1)
+    pairs, complete = near_pairs(hashes, thumbs)
+    assert complete
+    return [tuple(pair) for pair in pairs.tolist()]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", PICTURES)
+def test_changed_copies_are_near(name, change):
+    assert near(PICTURES[name], CHANGES[change](PICTURES[name]))
+
+
+def test_different_pictures_are_not_near():
+    assert pairs_of([fingerprint(pixels) for pixels in PICTURES.values()]) == []
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_mirrored_and_turned_pictures_are_not_near(name):
+    assert not near(PICTURES[name], PICTURES[name][:, ::-1])
+    assert not near(PICTURES[name], PICTURES[name][::-1])
+
+
+def test_flat_pictures_do_not_collide():
+    rng = np.random.default_rng(0)
+    flat = [np.full((32, 32, 3), colour, np.uint8) for colour in ((0, 0, 0), (0, 0, 9), (99, 99, 99), (100, 100, 100))]
+    noisy = [np.clip(200 + rng.normal(0, 2, (32, 32, 3)), 0, 255).astype(np.uint8) for _ in range(20)]
+    assert pairs_of([fingerprint(pixels) for pixels in flat + noisy]) == []
+
+
+def test_the_difference_hash_is_as_published():
+    """A bit for each of 8 x 8 pixels that is darker than its right neighbour, from a picture of 9 x 8."""
+    grey = np.random.default_rng(1).integers(0, 256, (8, 9), np.uint8)
+    bits = "".join("1" if grey[row, column] < grey[row, column + 1] else "0" for row, column in np.ndindex(8, 8))
+    assert fingerprint(np.repeat(grey[..., None], 3, axis=2)).hash == int(bits, 2)
+
+
+def test_the_digest_is_of_pixels_and_size():
+    pixels = next(iter(PICTURES.values()))
+    marks = [pixels, pixels.copy(), pixels[:, ::-1], pixels[:, ::-1].copy(), pixels.reshape(16, 64, 3)]
+    digests = [fingerprint(pixels).digest for pixels in marks]
+    assert digests[0] == digests[1]
+    assert digests[2] == digests[3]
+    assert len(set(digests)) == 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 60), st.sampled_from([64, 20, 5]))
+def test_the_search_finds_what_brute_force_finds(seed, count, bits):
+    """Hashes that are near each other, many in the same bands."""
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**64, 4, np.uint64)[rng.integers(0, 4, count)]
+    for row in range(count):
+        for bit in rng.integers(0, bits, rng.integers(0, 9)):
+            hashes[row] ^= np.uint64(1) << np.uint64(bit)
+    thumbs = rng.integers(0, 256, (3, 256), np.uint8)[rng.integers(0, 3, count)]
+    expected = [
+        (i, j)
+        for i, j in itertools.combinations(range(count), 2)
+        if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= 6 and (thumbs[i] == thumbs[j]).all()
+    ]
+    pairs, complete = near_pairs(hashes, thumbs)
+    assert complete
+    assert [tuple(pair) for pair in pairs.tolist()] == expected
+
+
+def test_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**6, 300, np.uint64)
+    thumbs = np.repeat(rng.integers(0, 256, (1, 256), np.uint8), 300, axis=0)
+    whole, _ = near_pairs(hashes, thumbs)
+    monkeypatch.setattr(duplicates, "_BLOCK", 700)
+    monkeypatch.setattr(duplicates, "_COMPARED", 10)
+    np.testing.assert_array_equal(near_pairs(hashes, thumbs)[0], whole)
+    assert len(whole) > 10_000
+
+
+def test_the_search_gives_up_at_too_many_pairs(monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 1000)
+    thumbs = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 256), np.uint8), 100, axis=0)
+    pairs, complete = near_pairs(np.zeros(100, np.uint64), thumbs)
+    assert not complete
+    assert len(pairs) > 1000
+
+
+def test_thumbnails_are_compared_by_correlation():
+    """Against NumPy's, whatever the brightness and the contrast."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(60, 190, (400, 256))
+    mixed = np.linspace(0, 1, 400)[:, None] * (base - 125) + rng.normal(0, 15, (400, 256))
+    first, second = base.astype(np.uint8), np.clip(0.6 * mixed + 140, 0, 255).astype(np.uint8)
+    expected = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)])
+    assert 50 < (expected >= 0.9).sum() < 350
+    np.testing.assert_array_equal(alike(first, second), expected >= 0.9)
+
+
+@pytest.mark.parametrize(("contrast", "same"), [(2, False), (4, True)])
+def test_flat_thumbnails_are_not_alike_even_to_themselves(contrast, same):
+    thumbs = (100 + contrast * np.sign(np.arange(256) % 7 - 3)).astype(np.uint8)[None]
+    assert alike(thumbs, thumbs).tolist() == [same]
+
+
+def test_groups_and_their_examples():
+    pixels = list(PICTURES.values())
+    a, b = pixels[:2]
+    close = reencoded(a, 90)
+    marks = [fingerprint(image) for image in (a, b, a, close, b, a)]
+    places = [
+        Place("train", 0, "0", "cat"),
+        Place("train", 1, "1", "dog"),
+        Place("train", 2, "2", "cat"),
+        Place("test", 0, "3", "ox"),
+        Place("train", 3, "4", "dog"),
+        Place("test", 1, "5", "cat"),
+    ]
+    groups, complete = find_groups(places, marks)
+    assert complete
+    found = [(group.kind, [member.path for member in group.members]) for group in groups]
+    assert found == [("exact", ["0", "2", "5"]), ("exact", ["1", "4"]), ("near", ["0", "2", "3", "5"])]
+    assert [place.path for place in groups[0].example] == ["2", "5"]  # of two splits
+    assert [place.path for place in groups[2].example] == ["0", "3"]  # of two splits and two classes
+    assert groups[2].splits == {"train", "test"}
+    assert groups[2].labels == {"cat", "ox"}
+    assert find_groups([], []) == ((), True)
+
+
+def test_many_pictures_take_seconds():
+    rng = np.random.default_rng(0)
+    count = 20_000
+    # Bits as uneven as those of pictures, of which neighbours often agree.
+    bits = np.packbits(rng.random((count, 64)) < np.linspace(0.1, 0.9, 64), axis=1)
+    thumbs = rng.integers(0, 256, (count, 256), np.uint8)
+    marks = [
+        Fingerprint(number.to_bytes(16, "big"), int.from_bytes(row.tobytes(), "big"), thumb.tobytes())
+        for number, (row, thumb) in enumerate(zip(bits, thumbs, strict=True))
+    ]
+    marks[-1] = Fingerprint(b"x", marks[0].hash ^ 0b111111, marks[0].thumb)
+    places = [Place("train", number, str(number), "a") for number in range(count)]
+    began = time.monotonic()
+    groups, _ = find_groups(places, marks)
+    assert [[member.number for member in group.members] for group in groups] == [[0, count - 1]]
+    assert time.monotonic() - began < 30

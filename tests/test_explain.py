@@ -1,0 +1,285 @@
+"""Explanations against closed forms, brute force and a planted cue, on every backend.
+
+Run as a program, `KERAS_BACKEND=jax python tests/test_explain.py FILE`, it writes what that backend finds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from shiftvit import ShiftViT, ShiftViTError
+from shiftvit.backend import BACKENDS, installed_backends
+from shiftvit.explain import COLOURS, grad_cam, occlusion, overlay, probabilities, split
+from shiftvit.metrics import softmax
+from tensors import BACKEND, normal, set_random_weights, to_numpy
+
+SMALL = {"image_shape": (24, 16, 3), "num_classes": 4, "patch_size": 2, "embed_dim": 24, "depths": (1, 2)}
+IMAGES = normal(3, 24, 16, 3)
+
+
+def small(seed=0, **arguments):
+    model = ShiftViT(**{**SMALL, **arguments})
+    set_random_weights(model, seed)
+    return model
+
+
+def findings():
+    """What the backends are to agree on. Half of the time goes into importing them, the other into compiling."""
+    model = small(depths=(1, 1))
+    return {
+        "predicted": grad_cam(model, IMAGES),
+        "P1": grad_cam(model, IMAGES, [0, 1, 2], "P1"),
+        "occlusion": occlusion(model, IMAGES, [3, 2, 1], patch=8, stride=5, fill=4.0),
+    }
+
+
+@pytest.fixture(scope="module")
+def everywhere(tmp_path_factory):
+    """What each installed backend finds: this process, and one for each other."""
+    folder = tmp_path_factory.mktemp("explain")
+    workers = {}
+    for backend in set(installed_backends()) - {BACKEND}:
+        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+        arguments = [sys.executable, __file__, str(folder / f"{backend}.npz")]
+        workers[backend] = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        results = {BACKEND: findings()}
+        for backend, worker in workers.items():
+            said = worker.communicate(timeout=120)[1]
+            assert worker.returncode == 0, f"the worker on {backend} failed:\n{said[-3000:]}"
+            with np.load(folder / f"{backend}.npz") as arrays:
+                results[backend] = dict(arrays)
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.communicate()
+    return results
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_all_backends_find_the_same(everywhere, backend):
+    if backend not in everywhere:
+        pytest.skip(f"{backend} is not installed")
+    for name, expected in everywhere[BACKEND].items():
+        found = everywhere[backend][name]
+        assert found.dtype == np.float32
+        assert np.ptp(expected) > 0.01, name
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3, err_msg=name)
+
+
+def test_shapes_and_range(everywhere):
+    found = everywhere[BACKEND]
+    assert [found[name].shape for name in ("P1", "predicted", "occlusion")] == [(3, 12, 8), (3, 6, 4), (3, 24, 16)]
+    assert found["P1"].min() == 0
+    np.testing.assert_array_equal(found["P1"].max(axis=(1, 2)), 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"final_norm": False}, {"norm": "group", "depths": (1, 1, 1)}, {"norm": "batch"}]
+)
+def test_the_two_halves_make_the_model(arguments):
+    model = small(**arguments)
+    for stage in (*model.backbone.pyramid_outputs, None):
+        body, tail = split(model, stage)
+        logits = to_numpy(tail(body(keras.ops.convert_to_tensor(IMAGES))))
+        np.testing.assert_allclose(logits, to_numpy(model(IMAGES)), rtol=0, atol=1e-5)
+
+
+def test_without_a_last_norm_it_is_a_class_activation_map():
+    """There the logit is linear in the map, and Grad-CAM is CAM (Zhou et al., CVPR 2016): the map times the head."""
+    model = small(final_norm=False)
+    body, _ = split(model)
+    expected = np.maximum(body.predict_on_batch(IMAGES) @ model.get_layer("head").get_weights()[0][:, 2], 0)
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(grad_cam(model, IMAGES, [2, 2, 2]), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["P1", "P2"])
+def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
+    """Raising a channel everywhere changes the logit by the sum of its gradients: finite differences of the tail."""
+    model, step = small(), 1e-2
+    body, tail = split(model, stage)
+    maps = body.predict_on_batch(IMAGES[:1])  # (1, h, w, K)
+    shifts = step * np.eye(maps.shape[-1], dtype=np.float32)[:, None, None]  # (K, 1, 1, K)
+    up, down = (to_numpy(tail(keras.ops.convert_to_tensor(maps + sign * shifts)))[:, 1] for sign in (1, -1))
+    expected = np.maximum(maps[0] @ (up - down), 0)
+    np.testing.assert_allclose(grad_cam(model, IMAGES[:1], [1], stage)[0], expected / expected.max(), atol=0.01)
+
+
+def test_occlusion_is_what_brute_force_finds():
+    model, patch, stride, fill = small(), 6, 4, 0.5
+    whole = softmax(to_numpy(model(IMAGES[:1])))[0, 2]
+    total, covers = np.zeros((24, 16)), np.zeros((24, 16))
+    for top in (0, 4, 8, 12, 16, 18):
+        for left in (0, 4, 8, 10):
+            image = IMAGES[:1].copy()
+            image[0, top : top + patch, left : left + patch] = fill
+            total[top : top + patch, left : left + patch] += whole - softmax(to_numpy(model(image)))[0, 2]
+            covers[top : top + patch, left : left + patch] += 1
+    found = occlusion(model, IMAGES[:1], [2], patch=patch, stride=stride, fill=fill)
+    np.testing.assert_allclose(found[0], total / covers, rtol=0, atol=1e-5)
+
+
+def test_the_predicted_class_is_what_is_explained():
+    model = small()
+    predicted = probabilities(model, IMAGES).argmax(axis=1)
+    np.testing.assert_allclose(grad_cam(model, IMAGES), grad_cam(model, IMAGES, predicted), atol=1e-6)
+    np.testing.assert_allclose(occlusion(model, IMAGES), occlusion(model, IMAGES, predicted), atol=1e-6)
+
+
+def test_no_images_and_more_than_a_batch(monkeypatch):
+    model = small()
+    assert grad_cam(model, IMAGES[:0]).shape == (0, 6, 4)
+    assert occlusion(model, IMAGES[:0]).shape == (0, 24, 16)
+    assert probabilities(model, IMAGES[:0]).shape == (0, 4)
+    whole = grad_cam(model, IMAGES), occlusion(model, IMAGES)
+    monkeypatch.setattr("shiftvit.explain.BATCH_SIZE", 2)
+    np.testing.assert_allclose(grad_cam(model, IMAGES), whole[0], atol=1e-4)
+    np.testing.assert_allclose(occlusion(model, IMAGES), whole[1], atol=1e-5)
+
+
+def test_explaining_leaves_the_model_as_it_was():
+    model = small()
+    before = [weight.copy() for weight in model.get_weights()]
+    nodes = [len(layer._inbound_nodes) for layer in model.backbone.layers]
+    grad_cam(model, IMAGES, stage="P1")
+    occlusion(model, IMAGES)
+    assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), before, strict=True))
+    assert [len(layer._inbound_nodes) for layer in model.backbone.layers] == nodes
+
+
+PATCH = 4
+
+
+def patch_images(count, seed):
+    """Noise, and in every other image a bright square, whose presence is the class; returns its corners too."""
+    random = np.random.default_rng(seed)
+    images = (0.5 * random.normal(size=(count, 16, 16, 3))).astype(np.float32)
+    labels = np.arange(count) % 2
+    corners = random.integers(0, 16 - PATCH + 1, (count, 2))
+    for image, (top, left) in zip(images[1::2], corners[1::2], strict=True):
+        image[top : top + PATCH, left : left + PATCH] += 2.0
+    return images, labels, corners
+
+
+def trained(**arguments):
+    """A small ShiftViT that was trained to tell whether the square is there, wherever that is."""
+    keras.utils.set_random_seed(0)
+    model = ShiftViT((16, 16, 3), num_classes=2, patch_size=2, embed_dim=24, depths=(1, 1), norm="layer", **arguments)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(3e-3), loss=loss)
+    for step in range(100):
+        model.train_on_batch(*patch_images(64, step)[:2])
+    return model
+
+
+@pytest.fixture(scope="module")
+def located():
+    """Maps of 100 new images with a square, but those it misses, at the images' size; and the masks of the squares."""
+    model = trained(final_norm=False)
+    images, labels, corners = patch_images(200, 10_000)
+    said = probabilities(model, images).argmax(axis=1)
+    assert (said == labels).mean() > 0.97
+    seen = (said == 1) & (labels == 1)
+    squares, classes = images[seen], np.ones(seen.sum(), int)
+    maps = {"occlusion": occlusion(model, squares, classes, patch=4, stride=2)}
+    for stage, cell in (("P1", 2), ("P2", 4)):
+        maps[stage] = np.kron(grad_cam(model, squares, classes, stage), np.ones((1, cell, cell)))
+    return maps, masks(corners[seen])
+
+
+def masks(corners, margin=0):
+    found = np.zeros((len(corners), 16, 16), bool)
+    for mask, (top, left) in zip(found, corners, strict=True):
+        mask[max(0, top - margin) : top + PATCH + margin, max(0, left - margin) : left + PATCH + margin] = True
+    return found
+
+
+def hits(maps, squares):
+    """The share of the images in which a pixel of the largest value lies on the square."""
+    return np.mean([mask[heat == heat.max()].any() for heat, mask in zip(maps, squares, strict=True)])
+
+
+@pytest.mark.parametrize("method", ["occlusion", "P1", "P2"])
+def test_both_methods_find_the_planted_patch(located, method):
+    """In at least 95 % of the images; after half a turn, the same maps find it in less than 20 %."""
+    maps, squares = located
+    assert hits(maps[method], squares) >= 0.95
+    assert hits(maps[method][:, ::-1, ::-1], squares) < 0.2
+
+
+@pytest.mark.parametrize("stage", ["P1", "P2"])
+def test_the_two_methods_agree(located, stage):
+    """Spearman's rank correlation over the pixels, image by image: 0 if they had nothing in common."""
+    maps, _ = located
+    ranks = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps[stage], maps["occlusion"], strict=True)]
+    assert np.mean(ranks) > 0.5
+
+
+def test_behind_shifts_and_a_last_norm_it_is_the_patch_or_the_cell_beside_it():
+    """The last map's channels have been shifted by a cell, of 4 pixels; the norm mixes these into one score."""
+    images, _, corners = patch_images(200, 10_000)
+    maps = np.kron(grad_cam(trained(), images[1::2], np.ones(100, int)), np.ones((1, 4, 4)))
+    assert hits(maps, masks(corners[1::2], margin=4)) >= 0.95
+
+
+def lightness(colour):
+    """CIE L* of an sRGB colour."""
+    share = np.asarray(colour) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
+
+
+def test_colours_rise_evenly_in_lightness():
+    steps = np.diff([lightness(colour) for colour in COLOURS])
+    assert steps.min() > 0.7 * steps.mean()
+    assert steps.max() < 1.3 * steps.mean()
+
+
+def test_overlay():
+    image = np.full((20, 30, 3), 128, np.uint8)
+    heat = np.array([[0.0, 0.0], [0.0, 5.0]])
+    out = overlay(image, heat)
+    assert (out.dtype, out.shape) == (np.uint8, image.shape)
+    values = np.array([lightness(out[place, place]) for place in range(20)])
+    assert (np.diff(values) >= -0.5).all()
+    assert values[-1] > values[0] + 20
+    np.testing.assert_array_equal(overlay(image, np.zeros((3, 3))), overlay(image, -np.ones((1, 1))))
+    # What the image shows is still to be seen.
+    checks = (
+        np.kron(np.indices((4, 4)).sum(axis=0) % 2 * 255, np.ones((5, 5)))[..., None].repeat(3, -1).astype(np.uint8)
+    )
+    assert overlay(checks, np.ones((1, 1))).astype(int)[:, :, 1].std() > 20
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: grad_cam(small(), IMAGES, stage="P9"), "no stage 'P9'; did you mean 'P.'.*Valid: P1, P2"),
+        (lambda: grad_cam(small(num_classes=0), IMAGES), "no classes"),
+        (lambda: grad_cam(small(), IMAGES[:, :9]), r"float32 \(3, 9, 16, 3\) and the model takes float32 \(N, 24, 16"),
+        (lambda: grad_cam(small(), IMAGES.astype(np.uint8)), "images are uint8"),
+        (lambda: occlusion(small(), [1]), "images are list"),
+        (lambda: occlusion(small(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(small(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(small(), IMAGES, patch=17), "patch=17 must be 1 to 16"),
+        (lambda: occlusion(small(), IMAGES, patch=4, stride=5), "stride=5 must be 1 to patch=4"),
+    ],
+)
+def test_faults_are_one_line(call, message):
+    with pytest.raises(ShiftViTError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+if __name__ == "__main__":
+    np.savez(Path(sys.argv[1]), **findings())

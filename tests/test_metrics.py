@@ -1,0 +1,255 @@
+"""Metrics against scikit-learn, closed forms and planted cases."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, classification_report, f1_score
+
+from shiftvit import ShiftViTError
+from shiftvit.metrics import calibration, class_rows, fit_temperature, intervals, macro, measure, mistakes, softmax
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def drawn(seed, count=200, classes=10, scale=2.0):
+    """Logits, and labels that are distributed as these logits say: a calibrated classifier."""
+    random = np.random.default_rng(seed)
+    logits = (scale * random.normal(size=(count, classes))).astype(np.float32)
+    noise = random.gumbel(size=(count, classes))
+    return logits, (logits + noise).argmax(axis=1)
+
+
+def one_hot(labels, classes=10, scale=30.0):
+    return np.float32(scale) * np.eye(classes, dtype=np.float32)[labels]
+
+
+@given(seeds, st.integers(1, 60), st.integers(2, 12))
+def test_class_rows_equal_a_report_of_scikit_learn(seed, count, classes):
+    logits, labels = drawn(seed, count, classes)
+    names = [f"class {index}" for index in range(classes)]
+    rows = class_rows(logits, labels, names)
+    report = classification_report(
+        labels, logits.argmax(1), labels=range(classes), target_names=names, output_dict=True, zero_division=0
+    )
+    assert [row["class"] for row in rows] == names
+    for row in rows:
+        expected = report[row["class"]]
+        found = [row["precision"], row["recall"], row["f1"], row["support"]]
+        assert found == pytest.approx([expected[key] for key in ("precision", "recall", "f1-score", "support")])
+
+
+def test_class_rows_by_hand():
+    """Of three cats two are found, and one dog is called a cat; nothing is ever a bird."""
+    labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1, 1])
+    cat, dog, bird = class_rows(one_hot(predicted, 3), labels, ["cat", "dog", "bird"])
+    assert cat == pytest.approx({"class": "cat", "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
+    assert dog == pytest.approx({"class": "dog", "precision": 1 / 3, "recall": 1 / 2, "f1": 0.4, "support": 2})
+    assert bird == {"class": "bird", "precision": 0, "recall": 0, "f1": 0, "support": 1}
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true:UserWarning")
+@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
+@given(seeds, st.integers(1, 40))
+def test_balanced_accuracy_equals_scikit_learn(seed, count):
+    logits, labels = drawn(seed, count, 5)
+    expected = balanced_accuracy_score(labels, logits.argmax(1))
+    assert macro(logits, labels)["balanced_accuracy"] == pytest.approx(expected)
+
+
+def test_absent_classes_do_not_lower_the_means():
+    labels = np.array([0, 0, 1])
+    assert macro(one_hot(labels), labels) == {"precision": 1, "recall": 1, "f1": 1, "balanced_accuracy": 1}
+
+
+def test_calibration_by_hand():
+    """Confidences .95, .85 (wrong), .55 and .6 (wrong) in five bins, each with its upper edge."""
+    first = np.array([0.95, 0.85, 0.55, 0.6])
+    probabilities = np.stack([first, 1 - first], axis=1)
+    found = calibration(probabilities, np.array([0, 1, 0, 1]), bins=5)
+    empty = {"count": 0, "confidence": None, "accuracy": None}
+    assert found["bins"][0] == {"lower": 0, "upper": pytest.approx(0.2), **empty}
+    assert [row["count"] for row in found["bins"]] == [0, 0, 2, 0, 2]
+    assert found["bins"][2]["confidence"] == pytest.approx(0.575)
+    assert found["bins"][4] == pytest.approx(
+        {"lower": 0.8, "upper": 1.0, "count": 2, "confidence": 0.9, "accuracy": 0.5}
+    )
+    assert found["ece"] == pytest.approx((2 * abs(0.5 - 0.575) + 2 * abs(0.5 - 0.9)) / 4)
+    assert found["mce"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("hits", "ece"), [(1.0, 0.0), (0.0, 1.0), (0.75, 0.25)])
+def test_a_classifier_that_is_always_sure(hits, ece):
+    labels = np.zeros(100, int)
+    predicted = np.where(np.arange(100) < 100 * hits, 0, 1)
+    found = calibration(np.eye(2)[predicted], labels)
+    assert (found["ece"], found["mce"]) == (pytest.approx(ece), pytest.approx(ece))
+    assert found["bins"][-1]["count"] == 100
+
+
+@given(seeds, st.integers(1, 100), st.integers(1, 30))
+def test_ece_equals_its_definition(seed, count, bins):
+    logits, labels = drawn(seed, count, 4)
+    probabilities = softmax(logits)
+    found = calibration(probabilities, labels, bins)
+    confidence, hits = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
+    total = 0.0
+    for index in range(bins):
+        within = (confidence > index / bins) & (confidence <= (index + 1) / bins)
+        total += within.sum() / count * abs(hits[within].mean() - confidence[within].mean()) if within.any() else 0
+    assert found["ece"] == pytest.approx(total, abs=1e-9)
+    assert found["ece"] <= found["mce"] + 1e-12 <= 1 + 1e-9
+    assert sum(row["count"] for row in found["bins"]) == count
+
+
+def test_with_one_bin_ece_is_the_difference_of_the_means():
+    logits, labels = drawn(1, 5000)
+    probabilities = softmax(logits)
+    difference = abs((probabilities.argmax(1) == labels).mean() - probabilities.max(1).mean())
+    assert calibration(probabilities, labels, 1)["ece"] == pytest.approx(difference, abs=1e-6)
+
+
+@pytest.mark.parametrize("planted", [0.3, 1.0, 2.5, 7.0])
+def test_a_planted_temperature_is_found(planted):
+    logits, labels = drawn(3, 60_000)
+    assert fit_temperature(logits * planted, labels) == pytest.approx(planted, rel=0.02)
+
+
+@given(seeds, st.integers(1, 40), st.floats(0.01, 100))
+def test_temperature_never_raises_the_loss(seed, count, scale):
+    logits, labels = drawn(seed, count, 5, 1.0)
+    logits = logits * np.float32(scale)
+    temperature = fit_temperature(logits, labels)
+    assert 0.0499 < temperature < 20.001
+    before, after = measure(logits, labels)["loss"], measure(logits.astype(float) / temperature, labels)["loss"]
+    assert after <= before + 1e-9
+    for other in (0.06, 0.4, 3.0, 15.0):
+        assert after <= measure(logits.astype(float) / other, labels)["loss"] + 1e-9
+
+
+def test_temperature_lowers_the_calibration_error_of_a_classifier_that_is_too_sure():
+    logits, labels = drawn(5, 20_000)
+    sure = logits * 3
+    assert calibration(softmax(sure), labels)["ece"] > 0.1
+    assert calibration(softmax(sure / fit_temperature(sure, labels)), labels)["ece"] < 0.02
+
+
+@pytest.mark.parametrize("scale", [0.5, 10.0, 1e4])
+def test_the_bounds_are_returned_where_the_loss_falls_all_the_way(scale):
+    labels = np.arange(50) % 10
+    assert fit_temperature(one_hot(labels, scale=scale), labels) == pytest.approx(0.05)
+    assert fit_temperature(one_hot((labels + 1) % 10, scale=scale), labels) == pytest.approx(20)
+
+
+def test_equal_logits_have_the_temperature_one():
+    assert fit_temperature(np.full((5, 3), 7.0), np.array([0, 1, 2, 0, 1])) == 1.0
+
+
+@pytest.mark.parametrize("accuracy", [0.5, 0.9])
+def test_the_interval_of_top1_is_the_binomial_one(accuracy):
+    count = 4000
+    labels = np.arange(count) % 10
+    predicted = np.where(np.arange(count) < accuracy * count, labels, (labels + 1) % 10)
+    low, high = intervals(one_hot(predicted), labels, repeats=2000)["top1"]
+    half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count)
+    assert low == pytest.approx(accuracy - half, abs=0.15 * half)
+    assert high == pytest.approx(accuracy + half, abs=0.15 * half)
+
+
+@given(seeds, st.integers(1, 200))
+@settings(max_examples=30)
+def test_intervals_hold_the_point_they_are_about(seed, count):
+    logits, labels = drawn(seed, count)
+    found = intervals(logits, labels, repeats=200, seed=seed)
+    point = measure(logits, labels)
+    for name in ("top1", "top5", "loss"):
+        low, high = found[name]
+        assert low - 1e-9 <= point[name] <= high + 1e-9
+    assert 0 <= found["macro_f1"][0] <= found["macro_f1"][1] <= 1
+
+
+def test_the_interval_of_macro_f1_against_scikit_learn():
+    """Another implementation, image by image, with another generator."""
+    logits, labels = drawn(7, 1500, 4)
+    predicted, random = logits.argmax(1), np.random.RandomState(1)
+    scores = []
+    for _ in range(400):
+        chosen = random.randint(0, len(labels), len(labels))
+        scores.append(f1_score(labels[chosen], predicted[chosen], average="macro"))
+    expected = np.percentile(scores, [2.5, 97.5])
+    width = expected[1] - expected[0]
+    np.testing.assert_allclose(intervals(logits, labels)["macro_f1"], expected, rtol=0, atol=0.15 * width)
+    assert expected[0] < macro(logits, labels)["f1"] < expected[1]
+
+
+def test_a_perfect_classifier_has_no_doubt():
+    labels = (np.arange(30) % 10).astype(np.uint8)
+    found = intervals(one_hot(labels), labels, repeats=100)
+    assert found["top1"] == found["top5"] == found["macro_f1"] == (1, 1)
+    assert found["loss"] == pytest.approx((0, 0), abs=1e-9)
+
+
+def test_the_seed_decides():
+    logits, labels = drawn(0)
+    assert intervals(logits, labels, seed=3) == intervals(logits, labels, seed=3)
+    assert intervals(logits, labels, seed=3) != intervals(logits, labels, seed=4)
+
+
+def test_ten_thousand_images_take_less_than_three_seconds():
+    """In processor time: a busy machine says nothing of the program."""
+    logits, labels = drawn(0, 10_000)
+    began = time.process_time()
+    intervals(logits, labels)
+    assert time.process_time() - began < 3
+
+
+def test_the_surest_mistakes_come_first():
+    """Confidences that round to 1 are told apart; equal ones keep their order; what is right is left out."""
+    margins = np.array([5.0, 80.0, 60.0, 1.0, 60.0, 99.0])
+    logits = np.stack([margins, np.zeros(6), np.zeros(6)], axis=1).astype(np.float32)
+    labels = np.array([1, 2, 1, 1, 2, 0])
+    assert mistakes(logits, labels).tolist() == [1, 2, 4, 0, 3]
+    assert mistakes(logits, labels, 2).tolist() == [1, 2]
+    assert mistakes(logits[5:], labels[5:]).tolist() == []
+    assert mistakes(logits, labels, 0).tolist() == []
+
+
+@given(seeds, st.integers(1, 60))
+def test_mistakes_are_wrong_and_sorted(seed, count):
+    logits, labels = drawn(seed, count, 4)
+    found = mistakes(logits, labels, 10)
+    wrong = np.flatnonzero(logits.argmax(1) != labels)
+    assert found.dtype == np.int64
+    assert len(found) == min(10, len(wrong))
+    assert set(found) <= set(wrong)
+    confidence = softmax(logits).max(1).astype(float)
+    assert (np.diff(confidence[found]) <= 1e-6).all()
+    assert confidence[list(set(wrong) - set(found))].max(initial=0) <= confidence[found].min(initial=1) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: class_rows(np.zeros((0, 3)), np.zeros(0, int), "abc"), "0 images"),
+        (lambda: class_rows(np.zeros((1, 3)), np.zeros(1, int), "ab"), "2 class names do not name 3 classes"),
+        (lambda: macro(np.zeros((2, 3)), np.array([0, 3])), "0 to 3, do not fit"),
+        (lambda: calibration(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
+        (lambda: calibration(np.array([[2.0, -1.0]]), np.array([0])), r"give softmax\(logits\)"),
+        (lambda: calibration(np.array([[np.nan, 1.0]]), np.array([0])), "no probabilities"),
+        (lambda: calibration(np.array([[0.5, 0.5]]), np.array([0]), 0), "bins=0 must be at least 1"),
+        (lambda: fit_temperature(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
+        (lambda: fit_temperature(np.zeros((2, 3)), np.zeros(3, int)), "do not fit"),
+        (lambda: fit_temperature(np.array([[np.nan, 1.0]]), np.array([0])), "NaN or infinite"),
+        (lambda: intervals(np.zeros((2, 3)), np.zeros(2, int), repeats=0), "repeats=0 must be at least 1"),
+        (lambda: intervals(np.zeros((2, 3)), np.array([-1, 0])), "do not fit"),
+        (lambda: mistakes(np.zeros((2, 3)), np.zeros(2, int), -1), "count=-1"),
+    ],
+)
+def test_faults_are_one_line(call, message):
+    with pytest.raises(ShiftViTError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

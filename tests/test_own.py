@@ -1,0 +1,149 @@
+"""Training, evaluating and resuming on folders of pictures: what is found, what is skipped, what is kept."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import load_sample, write_tree
+from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
+from shiftvit.data.images import decode
+from shiftvit.data.pictures import Pictures, one_size, read_picture, read_pictures
+from shiftvit.data.preprocess import Preprocess
+
+RULE = Preprocess(resize=24, crop=20, crop_position="center")
+SMALL = {
+    "train.epochs": 1,
+    "train.batch_size": 16,
+    "train.precision": "float32",
+    "model.depths": (1, 1),
+    "model.embed_dim": 24,
+    "preprocess.resize": 24,
+    "preprocess.crop": 20,
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "pets")
+
+
+def files(tree: Path) -> list[str]:
+    return [str(path) for path in sorted(tree.rglob("*.*"))]
+
+
+def test_pictures_are_what_prediction_prepares(tree: Path) -> None:
+    paths = files(tree)
+    pictures = Pictures(paths, RULE)
+    assert pictures.shape == (60, 20, 20, 3)
+    for index in (0, 2, 58):  # PNG: decoded whole
+        np.testing.assert_array_equal(pictures[[index]][0], RULE.pixels(decode(paths[index])[None])[0])
+    everything = pictures[:]
+    np.testing.assert_array_equal(pictures[10:30], everything[10:30])
+    np.testing.assert_array_equal(pictures[np.array([59, 3, 3])], everything[[59, 3, 3]])
+    assert pictures[5:5].shape == (0, 20, 20, 3)
+
+
+def test_a_jpeg_decoded_smaller_differs_little(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    smooth = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(smooth).resize((512, 512), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
+    whole = RULE.pixels(decode(tmp_path / "a.jpg")[None])[0].astype(int)
+    assert np.abs(read_picture(str(tmp_path / "a.jpg"), RULE) - whole).mean() < 1
+
+
+@pytest.mark.parametrize("budget", [2**20, 0])
+def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: int) -> None:
+    paths = files(tree)
+    Path(paths[7]).write_bytes(b"no picture")
+    Path(paths[8]).write_bytes(Path(paths[8]).read_bytes()[:60])
+    seen: list[int] = []
+    pictures, kept, faults = read_pictures(paths, RULE, budget=budget, told=seen.append)
+    assert isinstance(pictures, np.ndarray) == (budget > 0)
+    assert len(pictures) == 58
+    assert set(range(60)) - set(kept.tolist()) == {7, 8}
+    assert paths[7] in faults[0]
+    assert paths[8] in faults[1]
+    assert seen[-1] == 60
+    np.testing.assert_array_equal(pictures[7:8][0], read_picture(paths[9], RULE))
+
+
+@pytest.mark.parametrize("rule", [Preprocess(), Preprocess(resize=24), Preprocess(crop=8)])
+def test_one_size_is_needed(rule: Preprocess) -> None:
+    with pytest.raises(ShiftViTError, match=r"preprocess\.resize="):
+        one_size(rule)
+
+
+def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:
+    (tree / "empty").mkdir()
+    (tree / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    run = train("photos", out=tmp_path / "run", **SMALL, **{"data.name": str(tree)})
+    said = capsys.readouterr().err
+    assert "3 classes" in said
+    assert "broken.png" in said
+    assert "split off train: validation and test" in said
+    rows = list(csv.DictReader((run.path / "splits.csv").read_text().splitlines()))
+    assert len(rows) == 60
+    assert {row["split"] for row in rows} == {"train", "validation", "test"}
+    assert run.metrics["test"]["n"] == 6
+    bundle = Bundle.load(run.path / "bundle")
+    assert bundle.labels == ("cat", "dog", "ship")
+    again = evaluate(run.path)  # on the test images that the run held back
+    assert (again["split"], again["n"]) == ("test", 6)
+    assert again["loss"] == pytest.approx(run.metrics["test"]["loss"], rel=1e-4)
+    # And as a user's pictures go: from files, through the predictor.
+    held_back = [row for row in rows if row["split"] == "test" and row["path"].endswith(".png")]
+    root = tree if not Path(held_back[0]["path"]).is_absolute() else Path("/")
+    answers = Predictor.from_pretrained(run.path, runtime="keras")([str(root / row["path"]) for row in held_back])
+    hits = np.mean([answer.label == row["label"] for answer, row in zip(answers, held_back, strict=True)])
+    assert 0 <= hits <= 1
+
+
+def test_the_same_folder_splits_alike_and_streams_to_the_same_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
+    settings = {**SMALL, "data.name": str(tree), "train.seed": 3}
+    held = train("photos", out=tmp_path / "held", **settings)
+    monkeypatch.setattr("shiftvit.data.pictures.BUDGET", 0)
+    monkeypatch.setattr(read_pictures, "__kwdefaults__", {"budget": 0, "told": None})
+    streamed = train("photos", out=tmp_path / "streamed", **settings)
+    assert (held.path / "splits.csv").read_bytes() == (streamed.path / "splits.csv").read_bytes()
+    for path, value in streamed.bundle.weights.items():
+        np.testing.assert_array_equal(value, held.bundle.weights[path], err_msg=path)
+
+
+def test_a_resumed_run_keeps_its_splits(tree: Path, tmp_path: Path) -> None:
+    run = train("photos", out=tmp_path / "run", **SMALL, **{"data.name": str(tree)})
+    before = (run.path / "splits.csv").read_bytes()
+    (run.path / "metrics.json").unlink()
+    image = Image.open(next((tree / "ship").glob("*.png")))
+    image.save(tree / "ship" / "new.png")  # came after the start, so it is in none of the splits
+    train(resume=run.path)
+    assert (run.path / "splits.csv").read_bytes() == before
+    assert json.loads((run.path / "metrics.json").read_text())["test"]["n"] == 6
+
+
+def test_an_archive_of_arrays_is_taken_as_it_is(tmp_path: Path) -> None:
+    data = load_sample()
+    chosen = np.concatenate([np.flatnonzero(data.train_labels == label)[:20] for label in range(3)])
+    images, labels = data.train_images[chosen], data.train_labels[chosen]
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, class_names=np.array(["a", "b", "c"]))
+    settings = {key: value for key, value in SMALL.items() if not key.startswith("preprocess")}
+    recipe = {"preprocess.resize": "none", "preprocess.crop": "none", "data.name": str(tmp_path / "a.npz")}
+    run = train("photos", out=tmp_path / "run", **settings, **recipe)
+    assert run.recipe.model.image_shape == (32, 32, 3)
+    assert run.bundle.labels == ("a", "b", "c")
+
+
+def test_a_wrong_path_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ShiftViTError, match="no data set"):
+        train(Recipe.load("photos", **{"data.name": "nowhere"}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_on_other_classes_is_refused(tree: Path) -> None:
+    with pytest.raises(ShiftViTError, match="the model knows 10 classes"):
+        evaluate("cifar10", str(tree))

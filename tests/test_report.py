@@ -1,0 +1,105 @@
+"""The report is one page that needs nothing else, has the run's own figures, and lets no name break out of its cell."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shiftvit.errors import ShiftViTError
+from shiftvit.report import write_report
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        values = dict(attrs)
+        if tag == "img":
+            self.images.append(values["src"])
+        self.links += [value for key, value in attrs if key in ("href", "src") and not value.startswith("data:")]
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    (run / "figures").mkdir(parents=True)
+    for name in ("learning_curves", "predictions", "confusion_matrix"):
+        Image.new("RGB", (8, 8), "red").save(run / "figures" / f"{name}.png")
+    test = {"top1": 0.875, "top5": 0.99, "loss": 0.41, "n": 1200}
+    train = {"epochs": 3, "images": 5000, "seconds": 61.0, "images_per_second": 250.0}
+    (run / "metrics.json").write_text(json.dumps({"test": test, "val": {**test, "top1": 0.86}, "train": train}))
+    (run / "environment.json").write_text(
+        json.dumps({"versions": {"keras": "3.15.1"}, "command": ["shiftvit", "train"]})
+    )
+    (run / "recipe.toml").write_text('name = "<script>alert(1)</script>"\n')
+    return run
+
+
+def evaluated(run: Path) -> None:
+    (run / "evaluation").mkdir()
+    Image.new("RGB", (8, 8), "blue").save(run / "evaluation" / "reliability.png")
+    row = {"class": "<b>cat & dog</b>", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234}
+    found = {
+        "intervals": {"top1": [0.85, 0.9]},
+        "macro": {"f1": 0.333},
+        "calibration": {"ece": 0.021},
+        "classes": [row],
+    }
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+
+
+def test_it_needs_nothing_else_and_has_the_figures(run: Path) -> None:
+    page = Page(write_report(run).read_text("utf-8"))
+    assert not page.links
+    figures = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.images}
+    assert figures == {path.read_bytes() for path in (run / "figures").iterdir()}
+    for text in ("87.50%", "86.00%", "1,200", "3.15.1", "shiftvit train", "<script>alert(1)</script>"):
+        assert text in page.text, text  # as text: the parser undoes the escaping
+    assert "script" not in page.open
+
+
+def test_an_evaluation_is_in_it(run: Path, tmp_path: Path) -> None:
+    evaluated(run)
+    path = write_report(run, tmp_path / "page.html")
+    assert path == tmp_path / "page.html"
+    page = Page(path.read_text("utf-8"))
+    for text in ("85.00% to 90.00%", "33.3%", "2.10%", "<b>cat & dog</b>", "1,234"):
+        assert text in page.text, text
+    assert len(page.images) == 3  # learning curves, reliability, predictions; what was not drawn is left out
+    assert "<b>" not in path.read_text("utf-8").replace("<body>", "")
+
+
+@pytest.mark.parametrize("missing", ["metrics.json", "recipe.toml"])
+def test_no_finished_run(run: Path, missing: str) -> None:
+    (run / missing).unlink()
+    with pytest.raises(ShiftViTError, match=f"{missing}' cannot be read .* finished run"):
+        write_report(run)
+
+
+def test_a_damaged_run(run: Path) -> None:
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(ShiftViTError, match="no valid JSON"):
+        write_report(run)
+    assert not (run / "report.html").exists()

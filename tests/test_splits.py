@@ -1,0 +1,181 @@
+"""Splits of a user's images: a partition by class that depends on the seed alone, and the table that keeps it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shiftvit import ShiftViTError
+from shiftvit.data.layouts import Files, FoundData, find_data, load_splits, save_splits, split_data
+from trees import PICTURE, arrays, plant, saved
+
+
+def plain(counts, order=None):
+    """A data set of so many files a class, which need not exist."""
+    rows = [(f"{label}/{number:04}.png", label) for label, count in enumerate(counts) for number in range(count)]
+    rows = [rows[place] for place in order] if order is not None else rows
+    labels = np.array([label for _, label in rows], np.int64)
+    names = tuple(f"class {number}" for number in range(len(counts)))
+    return FoundData(Path("data"), "", names, {"train": Files([path for path, _ in rows], labels)})
+
+
+def as_sets(found):
+    return {split: {*zip(part.paths, part.labels.tolist(), strict=True)} for split, part in found.splits.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(3, 30), min_size=2, max_size=5),
+    st.sampled_from([0.0, 0.1, 0.25, 12.0]),
+    st.sampled_from([0.1, 0.3, 9.0]),
+    st.integers(0, 2**32 - 1),
+)
+def test_splits_are_a_partition_by_class(counts, validation, test, seed):
+    found = plain(counts)
+    total = sum(counts)
+    sizes = [share if share >= 1 else round(share * total) for share in (validation, test) if share]
+    if min(*sizes, total - sum(sizes), total) < len(counts):
+        with pytest.raises(ShiftViTError, match="need 1 of each of the"):
+            split_data(found, validation=validation, test=test, seed=seed)
+        return
+    split = split_data(found, validation=validation, test=test, seed=seed)
+    parts = as_sets(split)
+    assert list(parts) == ["train", *(["validation"] if validation else []), "test"]
+    assert set.union(*parts.values()) == as_sets(found)["train"]
+    assert sum(map(len, parts.values())) == total
+    for name, share in (("validation", validation), ("test", test)):
+        if share:
+            part = split.splits[name]
+            exact = share if share >= 1 else round(share * total)
+            of_each = np.bincount(part.labels, minlength=len(counts))
+            assert abs(len(part) - exact) <= len(counts)  # as each class has one
+            assert of_each.min() >= 1
+    assert {*split.splits["train"].labels} == {*range(len(counts))}
+    # Neither another call nor another order of the files changes anything; another seed does.
+    order = np.random.default_rng(seed).permutation(total)
+    again = split_data(plain(counts, order), validation=validation, test=test, seed=seed)
+    for name in parts:
+        assert again.splits[name].paths == split.splits[name].paths
+
+
+def test_large_splits_keep_the_shares_of_the_classes():
+    split = split_data(plain([1000, 200]), validation=0.1, test=0.2, seed=3)
+    assert [np.bincount(part.labels).tolist() for part in split.splits.values()] == [[700, 140], [100, 20], [200, 40]]
+    other = split_data(plain([1000, 200]), validation=0.1, test=0.2, seed=4)
+    assert as_sets(split) != as_sets(other)
+
+
+def test_a_rare_class_is_in_every_split():
+    split = split_data(plain([500, 500, 3]), validation=0.05, test=0.05, seed=0)
+    assert [np.bincount(part.labels)[2] for part in split.splits.values()] == [1, 1, 1]
+
+
+def test_splits_that_are_there_stay():
+    found = plain([20, 20])
+    test = Files(["t/1.png", "t/2.png"], np.array([0, 1]))
+    found = FoundData(found.path, "", found.class_names, {**found.splits, "test": test})
+    split = split_data(found, validation=0.2, test=0.5, seed=0)
+    assert split.splits["test"] is test
+    assert {name: len(part) for name, part in split.splits.items()} == {"train": 32, "validation": 8, "test": 2}
+    assert as_sets(split_data(found, validation=0, test=0, seed=0)) == as_sets(found)
+
+
+def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
+    x, y = arrays(40)
+    x[:, 0, 0, 0] = np.arange(40)
+    split = split_data(find_data(saved(tmp_path / "d.npz", images=x, labels=y)), validation=0.25, test=0.25, seed=1)
+    for part in split.splits.values():
+        numbers = part.images[:, 0, 0, 0]
+        np.testing.assert_array_equal(part.labels, y[numbers])
+        assert part.paths == [f"images[{number}]" for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("counts", "shares", "message"),
+    [
+        ([9, 2], (0.3, 0.3), "the class 'class 1' has 2 images, too few for 3 splits; add images until it has 3"),
+        ([9, 1], (0.3, 0), "the class 'class 1' has 1 images, too few for 2 splits"),
+        ([9, 9], (0.05, 0), "validation=0.05 of 18 images is 1, and both it and the rest (17) need 1 of each of the 2"),
+        ([9, 9], (17, 0), "validation=17 of 18 images is 17, and both it and the rest (1) need"),
+        ([9, 9], (0, 2.5), "test=2.5 is no share of the images"),
+        ([9, 9], (-1, 0), "validation=-1 is no share"),
+        ([9, 9], (float("nan"), 0), "validation=nan is no share"),
+    ],
+)
+def test_a_line_for_each_split_that_cannot_be(counts, shares, message):
+    with pytest.raises(ShiftViTError) as raised:
+        split_data(plain(counts), validation=shares[0], test=shares[1], seed=0)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["tree", "table", "archive"])
+def test_saved_splits_come_back_as_they_were(tmp_path, kind):
+    names = [
+        f"{label}/{number} ,'\"ü\n.png" for label in ("cat, the", "dog", "class 10", "class 9") for number in range(9)
+    ]
+    root = tmp_path / "data"
+    if kind == "archive":
+        x, y = arrays(36, 4)
+        root.mkdir()
+        path = saved(root / "d.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    elif kind == "tree":
+        path = plant(root, *names)
+    else:
+        plant(root, *(name.replace("\n", "") for name in names))
+        lines = [
+            '"' + name.replace("\n", "").replace('"', '""') + f'",{number % 3}' for number, name in enumerate(names)
+        ]
+        path = root / "t.csv"
+        path.write_text("path,label\n" + "\n".join(lines), "utf-8")
+    found = split_data(find_data(path), validation=0.2, test=0.2, seed=5)
+    save_splits(found, tmp_path / "splits.csv")
+    loaded = load_splits(tmp_path / "splits.csv", path)
+    assert list(loaded) == list(found.splits) == ["train", "validation", "test"]
+    for name, part in found.splits.items():
+        assert loaded[name].paths == part.paths
+        np.testing.assert_array_equal(loaded[name].labels, part.labels)
+        assert (loaded[name].images is None) == (part.images is None)
+        if part.images is not None:
+            np.testing.assert_array_equal(loaded[name].images, part.images)
+    before = (tmp_path / "splits.csv").read_bytes()
+    save_splits(found, tmp_path / "splits.csv")
+    assert (tmp_path / "splits.csv").read_bytes() == before
+    assert before.startswith(b"split,path,label\ntrain,")
+    if kind != "archive":  # the data may move
+        shutil.move(root, tmp_path / "moved")
+        moved = load_splits(tmp_path / "splits.csv", tmp_path / "moved" / path.relative_to(root))
+        assert all(Path(name).is_file() for part in moved.values() for name in part.paths)
+
+
+def test_saved_splits_number_the_classes_as_the_data_does(tmp_path):
+    """Even where a run could not use any image of a class."""
+    found = find_data(plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "abc" for number in range(3))))
+    part = found.splits["train"]
+    some = FoundData(found.path, "", found.class_names, {"train": part.take(np.flatnonzero(part.labels != 0))})
+    save_splits(some, tmp_path / "s.csv")
+    assert load_splits(tmp_path / "s.csv", found.path)["train"].labels.tolist() == [1, 1, 1, 2, 2, 2]
+
+
+def test_faults_of_saved_splits(tmp_path):
+    root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
+    save_splits(find_data(root), tmp_path / "s.csv")
+    (root / "b" / "2.png").unlink()
+    with pytest.raises(ShiftViTError, match="names 1 of 6 files that do not exist, the first"):
+        load_splits(tmp_path / "s.csv", root)
+    shutil.copy(PICTURE, root / "b" / "2.png")
+    (tmp_path / "s.csv").write_text("split,path,label\ntrain,a/1.png,horse")
+    with pytest.raises(ShiftViTError, match=r"names the class 'horse', which .* does not have"):
+        load_splits(tmp_path / "s.csv", root)
+    with pytest.raises(ShiftViTError, match="is no readable table"):
+        load_splits(tmp_path / "nowhere.csv", root)
+    archive = saved(tmp_path / "d.npz", **dict(zip(("images", "labels"), arrays(), strict=True)))
+    (tmp_path / "s.csv").write_text("split,path,label\ntrain,images[6],0")
+    with pytest.raises(ShiftViTError, match=r"names the image 'images\[6\]', which"):
+        load_splits(tmp_path / "s.csv", archive)
+    with pytest.raises(ShiftViTError, match="cannot write"):
+        save_splits(find_data(root), tmp_path / "missing" / "s.csv")
