@@ -92,7 +92,7 @@ def test_info_of_a_preset_and_of_a_run(run):
     found = json.loads(shiftvit("info", str(run), "--json").stdout)
     assert [row["resolution"] for row in found["stages"]][:3] == ["8x8", "8x8", "4x4"]
     assert any(line.startswith("test: top-1") for line in found["notes"])
-    assert shiftvit("info").stdout.count("shiftvit_") == 11
+    assert shiftvit("info").stdout.count("shiftvit_") == 12
 
 
 def test_evaluate_prints_what_the_run_recorded(run, tmp_path):

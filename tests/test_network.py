@@ -36,7 +36,8 @@ PARAMETERS = {
     "shiftvit_base_r2": 89_026_408,
     "keras_example": 11_690_602,
     "shiftvit_cifar": 1_980_618,
-    "shiftvit_cifar_tiny": 1_107_466,
+    "shiftvit_cifar_tiny": 777_866,
+    "shiftvit_cifar_large": 10_325_258,
 }
 every_preset = pytest.mark.parametrize("name", PARAMETERS)
 SMALL: dict[str, Any] = {"image_shape": (16, 16, 3), "num_classes": 5, "embed_dim": 24, "depths": (1, 1)}
@@ -93,6 +94,7 @@ def test_drop_paths_are_the_official_ones() -> None:
         "keras_example": 0.2,
         "shiftvit_cifar": 0.0,
         "shiftvit_cifar_tiny": 0.0,
+        "shiftvit_cifar_large": 0.0,
     }
 
 
@@ -121,7 +123,7 @@ OVERRIDES: dict[str, Any] = {
     "shift_pixels": 2,
     "shift_channels": 5,
     "norm": "batch",
-    "activation": "relu",
+    "activation": "silu",
     "dropout": 0.15,
     "drop_path": 0.45,
     "epsilon": 1e-3,
