@@ -8,9 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.preprocess import Preprocess
-from shiftvit.metrics import confusion as confusion
-from shiftvit.metrics import measure as measure
-from shiftvit.metrics import softmax as softmax
 
 BATCH_SIZE = 500
 

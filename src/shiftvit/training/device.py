@@ -18,6 +18,7 @@ from shiftvit.config import Recipe
 from shiftvit.data.augment import Augment
 from shiftvit.data.resident import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.training.loss import hits
 from shiftvit.training.optimizer import learning_rates
 from shiftvit.training.setup import Splits
 
@@ -110,8 +111,8 @@ class JaxLoop(DeviceLoop):
         self.done += count
 
     def figures(self) -> dict[str, float]:
-        loss, hits = np.asarray(self.sums) / max(self.done, 1)
-        return {"loss": float(loss), "top1": float(hits)}
+        loss, top1 = np.asarray(self.sums) / max(self.done, 1)
+        return {"loss": float(loss), "top1": float(top1)}
 
     def _steps(self, state: Any, held: Held, drawn: Held, first: Any, count: int) -> Any:
         import jax
@@ -124,12 +125,12 @@ class JaxLoop(DeviceLoop):
             def loss_of(trainable: Any) -> Any:
                 logits, changed = self.model.stateless_call(trainable, fixed, images, training=True)
                 loss = ops.mean(self.model.loss.call(labels, logits))
-                return loss, (changed, ops.mean(_hits(labels, logits)))
+                return loss, (changed, ops.mean(hits(labels, logits)))
 
-            (loss, (fixed, hits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            (loss, (fixed, top1)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
             state = tuple(list(part) for part in (trainable, fixed, optimizer))
-            return (state, sums + ops.stack([loss, hits])), None
+            return (state, sums + ops.stack([loss, top1])), None
 
         return jax.lax.scan(step, state, first + ops.arange(count, dtype="int32"))[0]
 
@@ -173,8 +174,8 @@ class TorchLoop(DeviceLoop):
         self.done += count
 
     def figures(self) -> dict[str, float]:
-        loss, hits = (self.sums / max(self.done, 1)).tolist()
-        return {"loss": loss, "top1": hits}
+        loss, top1 = (self.sums / max(self.done, 1)).tolist()
+        return {"loss": loss, "top1": top1}
 
     def _step(self) -> None:
         import torch
@@ -189,7 +190,7 @@ class TorchLoop(DeviceLoop):
             # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.
             rate = self.rates.index_select(0, optimizer.iterations.value.reshape(1).long())[0]
             optimizer.step(gradients, self.variables, rate)
-            self.sums += torch.stack([loss.detach(), _hits(labels, logits).mean()])
+            self.sums += torch.stack([loss.detach(), hits(labels, logits).mean()])
             self.number += 1
 
     def _capture(self) -> None:
@@ -217,9 +218,3 @@ class TorchLoop(DeviceLoop):
             for tensor, value in zip(changed, before, strict=True):
                 tensor.copy_(value)
         torch.cuda.set_rng_state(chance)
-
-
-def _hits(labels: Any, logits: Any) -> Any:
-    """Returns 1.0 for each image whose largest logit is that of its label or of its largest share, float32 (B,)."""
-    true = labels if len(labels.shape) == 1 else ops.argmax(labels, axis=-1)
-    return ops.cast(ops.cast(ops.argmax(logits, axis=-1), "int32") == ops.cast(true, "int32"), "float32")

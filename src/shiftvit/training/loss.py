@@ -58,16 +58,16 @@ class Top1(keras.metrics.MeanMetricWrapper):
     """The share of images whose largest logit is the label's, or that of the label with the largest share."""
 
     def __init__(self, name: str = "top1", dtype: Any = None) -> None:
-        super().__init__(_hits, name=name, dtype=dtype)
+        super().__init__(hits, name=name, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name, "dtype": self.dtype}
 
 
-def _hits(y_true: Any, y_pred: Any) -> Any:
-    if _are_shares(y_true):
-        return keras.metrics.categorical_accuracy(y_true, y_pred)
-    return keras.metrics.sparse_categorical_accuracy(y_true, y_pred)
+def hits(y_true: Any, y_pred: Any) -> Any:
+    """Returns 1.0 for each image whose largest logit is its label's or that of its largest share, float32 `(B,)`."""
+    true = ops.argmax(y_true, axis=-1) if _are_shares(y_true) else ops.reshape(y_true, (-1,))
+    return ops.cast(ops.cast(ops.argmax(y_pred, axis=-1), "int32") == ops.cast(true, "int32"), "float32")
 
 
 def _are_shares(y_true: Any) -> bool:
