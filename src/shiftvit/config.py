@@ -119,7 +119,18 @@ class AugmentConfig(Settings):
     pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
     pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
     random_crop: bool = Field(True, description="crop at a random place in training")
+    resized_crop: float = Field(
+        0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
+    )
     flip: bool = Field(True, description="mirror left to right with probability 1/2")
+    rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
+    rand_augment_std: float = Field(0.5, ge=0, description="standard deviation of the magnitude, drawn per change")
+    rand_augment_layers: Positive = Field(2, description="changes an image")
+    color_jitter: float = Field(
+        0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
+    )
+    erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
+    repeats: Positive = Field(1, description="copies of an image in a batch, each changed for itself")
     mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
     cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
     mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
@@ -139,6 +150,12 @@ class OptimizerConfig(Settings):
     clipnorm: float | None = Field(None, gt=0, description="limit of the global gradient norm")
     momentum: Rate = Field(0.95, description="Muon's")
     newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
+    base_batch_size: Positive | None = Field(
+        None, description="the rates are for a batch of so many images, others get them in proportion; None: all"
+    )
+    stage_decay: float = Field(
+        1.0, gt=0, le=1, description="each stage's rate as a share of the next one's, for fine-tuning; 1: all alike"
+    )
     adam_learning_rate: float = Field(3e-3, gt=0, description="with Muon: peak rate of everything else")
     adam_weight_decay: float = Field(
         0.0, ge=0, description="with Muon: weight decay of everything else, times `learning_rate`"
@@ -148,9 +165,10 @@ class OptimizerConfig(Settings):
 class ScheduleConfig(Settings):
     """The learning rate over the steps, as a share of its peak."""
 
-    shape: Literal["cosine", "linear"] = Field("cosine", description="the fall to 0 after the warm-up")
+    shape: Literal["cosine", "linear"] = Field("cosine", description="the fall after the warm-up")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
+    end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
 
 
 class TrainConfig(Settings):
@@ -158,6 +176,12 @@ class TrainConfig(Settings):
 
     epochs: Positive = 10
     batch_size: Positive = Field(256, description="images a step")
+    accumulate: Positive = Field(
+        1, description="parts that a batch is computed in, one after the other, where memory is short"
+    )
+    auto_batch: bool = Field(
+        False, description="where memory runs out, double `accumulate` and go on, three times at most"
+    )
     drop_remainder: bool = Field(True, description="leave out an epoch's last, smaller batch")
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
@@ -186,7 +210,9 @@ class TrainConfig(Settings):
 class StartConfig(Settings):
     """A trained model to begin with, in place of random weights; its head stays only where the classes are the same."""
 
-    source: str | None = Field(None, description="a run, a bundle, or a model's name; None: random weights")
+    source: str | None = Field(
+        None, description="a run, a bundle, a model's name, or the authors' .pth of model.preset"
+    )
     freeze: int = Field(0, ge=0, description="parts that keep their weights: 1 the patch embedding and the first stage")
 
 
