@@ -46,7 +46,7 @@ def probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
     model = bundle.build("float32")
     parts = np.array_split(images, -(-len(images) // 400))
     logits = np.concatenate([np.asarray(model.predict_on_batch((part - mean) / std)) for part in parts])
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    powers = np.exp((logits.astype(np.float64) - logits.max(axis=1, keepdims=True)) / bundle.temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
 

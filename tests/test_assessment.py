@@ -62,6 +62,18 @@ def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None
             assert min(image.size) > 300
 
 
+def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in) -> None:  # noqa: ARG001
+    straight = evaluate("cifar10")
+    back = np.arange(10)[::-1]
+    turned = dataclasses.replace(sample, class_names=sample.class_names[::-1], test_labels=back[sample.test_labels])
+    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: turned})
+    assert evaluate("cifar10")["confusion"] == straight["confusion"]
+    other = dataclasses.replace(sample, class_names=("tree", *sample.class_names[1:]))
+    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: other})
+    with pytest.raises(ShiftViTError, match=r"10 others \(tree"):
+        evaluate("cifar10")
+
+
 @pytest.mark.usefixtures("stand_in")
 def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("shiftvit.assessment.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"})

@@ -127,6 +127,24 @@ def test_faults_are_named() -> None:
         Augment(pad=8, pad_mode="reflect").draw(0, 0, 1, 8, 9)
 
 
+def test_padding_has_no_use_beside_a_resized_crop() -> None:
+    with pytest.raises(ShiftViTError, match=r"pad=4 has no use beside resized_crop=0\.2"):
+        Augment(pad=4, resized_crop=0.2).draw(0, 0, 1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"pad": 4, "mixup": 0.8, "cutmix": 1.0, "rand_augment_std": 1.0, "rand_augment_layers": 3}, ()),
+        ({"resized_crop": 0.5, "erasing": 0.1}, ("resized_crop", "erasing")),
+        ({"rand_augment": 9.0, "color_jitter": 0.4}, ("rand_augment", "color_jitter")),
+        ({"repeats": 3}, ("repeats",)),
+    ],
+)
+def test_what_needs_the_host_is_named(settings: dict[str, float], names: tuple[str, ...]) -> None:
+    assert Augment(**settings).on_host_only == names
+
+
 def test_from_config_keeps_every_setting() -> None:
     config = AugmentConfig(pad=3, pad_mode="reflect", random_crop=False, flip=False)
     assert Augment.from_config(config).model_dump() == config.model_dump()

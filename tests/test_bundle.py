@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle import GRAPH, MANIFEST, PRETRAINED, WEIGHTS, pretrained_names
+from shiftvit.bundle import CARD, GRAPH, MANIFEST, PRETRAINED, WEIGHTS, pretrained_names
 from shiftvit.container import digest
 from tensors import set_random_weights
 
@@ -44,7 +44,7 @@ def test_what_is_loaded_is_what_was_saved(model, folder):
     np.testing.assert_array_equal(loaded.build().predict_on_batch(images), model.predict_on_batch(images))
     loaded.save(folder)  # over itself
     assert Bundle.load(folder).labels == loaded.labels
-    assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, WEIGHTS])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, WEIGHTS, CARD])
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
 
 
@@ -94,9 +94,14 @@ def test_files_outside_the_bundle_are_never_named(folder):
             Bundle.load(folder)
 
 
-def test_places_without_a_bundle(tmp_path, folder):
+def test_places_without_a_bundle(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ShiftViTError, match=r"does not exist; .*cifar10$"):
+        Bundle.load("bundle/pets")
     with pytest.raises(ShiftViTError, match="does not exist"):
         Bundle.load(tmp_path / "nowhere")
+    with pytest.raises(ShiftViTError, match=r"does not exist; .*cifar10; if it is on .* Hub: shiftvit pull me/pets$"):
+        Bundle.load("me/pets")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShiftViTError, match="is no bundle and holds none"):
         Bundle.load(tmp_path / "empty")
@@ -260,9 +265,46 @@ def test_a_graph_is_kept_and_checked(folder, name, tmp_path):
     if path.suffix:
         rezipped(path, {GRAPH: bundle.graph[:-1]})
     else:
-        assert sorted(entry.name for entry in path.iterdir()) == sorted([MANIFEST, WEIGHTS, GRAPH])
+        assert sorted(entry.name for entry in path.iterdir()) == sorted([MANIFEST, WEIGHTS, GRAPH, CARD])
         (path / GRAPH).write_bytes(bundle.graph[:-1])
     refused(path, f"'{GRAPH}' in .* is damaged: its SHA-256 is not the recorded one; restore it")
+
+
+@pytest.mark.parametrize("name", ["with.zip", "with"])
+def test_a_card_goes_along_and_decides_nothing(folder, name, tmp_path):
+    written = Bundle.load(folder)
+    assert written.card.startswith("---\nlibrary_name:")
+    assert CARD not in json.loads((folder / MANIFEST).read_text())["files"]
+    bundle = dataclasses.replace(written, card="# Ours\r\n\nü\n")
+    path = bundle.halved().save(tmp_path / name)
+    assert Bundle.load(path).card == bundle.card
+    for content, found in (
+        ("# Edited é".encode(), "# Edited é"),
+        (b"\xff\xfe no UTF-8", "\ufffd\ufffd no UTF-8"),
+        (b"x" * (2**20 + 1), None),
+        (b"", ""),
+        (None, None),
+    ):
+        if path.suffix:
+            rezipped(path, {CARD: content}, zipfile.ZIP_DEFLATED)
+        elif content is None:
+            (path / CARD).unlink()
+        else:
+            (path / CARD).write_bytes(content)
+        loaded = Bundle.load(path)
+        assert loaded.card == found
+        assert_equal(dataclasses.replace(loaded, card=bundle.card), bundle.halved())
+    # One that was lost is written anew, of what the bundle itself holds.
+    loaded.save(path)
+    assert "| test | 50.00 % |" in Bundle.load(path).card
+
+
+def test_a_card_that_cannot_be_read(folder, archive):
+    (folder / CARD).unlink()
+    (folder / CARD).mkdir()
+    assert Bundle.load(folder).card is None
+    rezipped(archive, {CARD: bytes(2**26)}, zipfile.ZIP_DEFLATED)
+    assert Bundle.load(archive).card is None
 
 
 def test_a_place_that_is_something_else_is_not_overwritten(folder, tmp_path):

@@ -65,3 +65,15 @@ def test_the_commands_faults(arguments, message, tmp_path, monkeypatch):
     assert isinstance(answer.exception, ShiftViTError)
     assert message in str(answer.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_picture_is_named_and_the_others_are_explained(tmp_path, capfd):
+    (tmp_path / "broken.png").write_bytes(SAMPLES[0].read_bytes()[:200])
+    names = [tmp_path / "broken.png", SAMPLES[0]]
+    answer = run(*names, "--method", "grad-cam", "--out", tmp_path / "x.png", "--json")
+    assert answer.exit_code == 0, answer.output
+    assert [row["path"] for row in json.loads(answer.stdout)] == [str(SAMPLES[0])]
+    assert "broken.png" in answer.stderr + capfd.readouterr().err
+    answer = run(names[0])
+    assert isinstance(answer.exception, ShiftViTError)
+    assert "broken.png" in str(answer.exception)

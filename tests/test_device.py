@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
+from shiftvit.config import AugmentConfig
 from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches, epoch_order
 from shiftvit.data.preprocess import Preprocess
@@ -19,6 +20,7 @@ from shiftvit.errors import Interrupted
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.device import chunk_length
 from shiftvit.training.runfolder import read_log
+from shiftvit.training.setup import load_splits, resolve
 
 pytestmark = pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch")
 
@@ -123,6 +125,23 @@ def test_a_stopped_run_ends_as_one_left_alone(tmp_path, sample, on_device, monke
 def test_auto_is_fit_on_a_processor(tmp_path, sample):
     run = train(recipe(loop="auto", epochs=1), out=tmp_path / "run", data=sample)
     assert run.recipe.train.loop == "fit"
+
+
+@pytest.mark.parametrize(
+    ("augment", "loop"),
+    [
+        ({"pad": 4, "mixup": 0.8}, "device"),
+        ({"resized_crop": 0.5}, "fit"),
+        ({"rand_augment": 9.0}, "fit"),
+        ({"color_jitter": 0.4}, "fit"),
+        ({"erasing": 0.25}, "fit"),
+        ({"repeats": 2}, "fit"),
+    ],
+)
+def test_auto_is_fit_where_only_the_host_knows_the_augmentation(monkeypatch, sample, augment, loop):
+    monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
+    wanted = recipe(loop="auto").model_copy(update={"augment": AugmentConfig(**augment)})
+    assert resolve(wanted, load_splits(wanted, sample)).train.loop == loop
 
 
 def test_batches_of_one_size_are_asked_for(tmp_path, sample):

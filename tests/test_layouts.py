@@ -112,7 +112,7 @@ def test_paths_that_are_nothing(tmp_path):
     assert "nowhere' does not exist; check the path" in fault(tmp_path / "nowhere")
     assert "cannot be read" in fault(str(plant(tmp_path, "a.txt") / "a.txt" / "b"))
     assert "cannot be read" in fault("a\0b")
-    assert "a.txt' is no folder, .csv, .tsv or .npz" in fault(tmp_path / "a.txt")
+    assert "a.txt' is no folder, .csv, .tsv, .npz or .parquet" in fault(tmp_path / "a.txt")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -156,3 +156,9 @@ def test_nothing_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "open", None)
     (tmp_path / "a" / "2.png").write_bytes(b"no picture")
     assert len(find_data(tmp_path).splits["train"]) == 3
+
+
+def test_a_class_folder_whose_name_is_no_text(tmp_path):
+    plant(tmp_path, "dog/a.png", "cat/a.png")
+    (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"cat\xff"))
+    assert "bytes that are no text; rename it" in fault(tmp_path)

@@ -19,6 +19,35 @@ def mixed(count=64, height=8, width=8, seed=0, **config):
     return pixels, shares
 
 
+def all_at_once(mix, images, labels, indices, classes):
+    """The definition: each image's share of its own pixels as a map, and the batch before it for the rest."""
+    height, width = images.shape[1:3]
+    rows, columns = np.mgrid[:height, :width]
+    top, bottom, left, right = mix.bounds(height, width, indices).T[..., None, None]
+    outside = ~((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))
+    own = (mix.share[indices, None, None] * outside).astype(np.float32)[..., None]
+    one_hot = np.eye(classes, dtype=np.float32)[labels]
+    share = own.mean(axis=(1, 2))
+    return (
+        images * own + np.roll(images, 1, axis=0) * (1 - own),
+        one_hot * share + np.roll(one_hot, 1, axis=0) * (1 - share),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_it_is_the_definition_bit_for_bit(count, height, width, seed):
+    rng = np.random.default_rng(seed)
+    mix = Mix.draw(AugmentConfig(mixup=0.8, cutmix=1.0, mix_probability=0.8), seed, 0, 2 * count)
+    images, labels = rng.standard_normal((count, height, width, 3), np.float32), rng.integers(0, 7, count)
+    indices = rng.permutation(2 * count)[:count]
+    for found, expected in zip(
+        mix(images, labels, indices, 7), all_at_once(mix, images, labels, indices, 7), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.float32
+
+
 def test_nothing_is_drawn_where_nothing_is_on():
     assert Mix.draw(AugmentConfig(), 0, 0, 10) is None
     assert Mix.draw(AugmentConfig(mixup=0.8, mix_probability=0.0), 0, 0, 10) is None

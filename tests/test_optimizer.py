@@ -90,6 +90,8 @@ def adamw(w: np.ndarray, g: np.ndarray, rate: float, b1: float, b2: float, epsil
     return w - rate * np.sqrt(1 - b2) / (1 - b1) * m / (np.sqrt(v) + epsilon)
 
 
+# What Keras' own optimizers do not know.
+OURS = {"orthogonal_dtype", "stage_decay"}
 RULE = {"learning_rate": 0.02, "beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3, "weight_decay": 0.3}
 
 
@@ -128,7 +130,7 @@ def test_steps_of_muon_are_keras(model: ShiftViT, nesterov: bool, ema: float | N
     rule = {**RULE, "name": "muon", "adam_learning_rate": 0.004, "adam_weight_decay": 0.1, "decay_vectors": False}
     ours = build_optimizer(config(ema, **rule), total_steps=10)
     ours.nesterov = nesterov
-    arguments = {key: value for key, value in ours.get_config().items() if key != "orthogonal_dtype"}
+    arguments = {key: value for key, value in ours.get_config().items() if key not in OURS}
     schedule = WarmUpCosine(RULE["learning_rate"] / 100, RULE["learning_rate"], 0, 10)
     keras_own = keras.optimizers.Muon(**{**arguments, "learning_rate": schedule, "name": "keras_own"})
     keras_own.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
@@ -209,7 +211,7 @@ def test_which_weights_decay(model: ShiftViT, name: str, decay_vectors: bool) ->
 
 @pytest.mark.parametrize(("shape", "kind"), [("cosine", WarmUpCosine), ("linear", WarmUpLinear)])
 def test_schedule_arrives(shape: str, kind: type[Any]) -> None:
-    plan = ScheduleConfig(shape=shape, warmup=0.25, start=0.1)
+    plan = ScheduleConfig(shape=shape, warmup=0.25, start=0.1, end=0.3)
     optimizer = build_optimizer(TrainConfig(optimizer=OptimizerConfig(learning_rate=0.2), schedule=plan), 50)
     schedule = optimizer._learning_rate
     assert type(schedule) is kind
@@ -218,7 +220,101 @@ def test_schedule_arrives(shape: str, kind: type[Any]) -> None:
         "lr_max": 0.2,
         "warmup_steps": 12,
         "total_steps": 50,
+        "lr_end": pytest.approx(0.06),
     }
+
+
+@pytest.mark.parametrize("base", [None, 64, 256, 1024])
+def test_rates_go_with_the_batch_size(base: int | None) -> None:
+    rule = OptimizerConfig(name="muon", learning_rate=0.02, adam_learning_rate=0.01, base_batch_size=base)
+    settings = TrainConfig(optimizer=rule, batch_size=256, schedule=ScheduleConfig(warmup=0, end=0.5))
+    optimizer = build_optimizer(settings, total_steps=10)
+    scale = 1 if base is None else 256 / base
+    assert float(to_numpy(optimizer.learning_rate)) == pytest.approx(0.02 * scale)
+    assert float(to_numpy(optimizer._learning_rate(10))) == pytest.approx(0.01 * scale)
+    assert optimizer.adam_lr_ratio == pytest.approx(0.5)  # so that Adam's rate is scaled alike
+
+
+STAGES = {
+    "patch_embed/": 1,
+    "stage1_block": 1,
+    "stage1_merge/": 2,
+    "stage2_block": 2,
+    "stage2_merge/": 3,
+    "stage3_block": 3,
+    "norm/": 3,
+    "head/": 3,
+}
+
+
+@pytest.mark.parametrize("clipnorm", [None, 2.0])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_stage_learns_as_a_keras_optimizer_of_its_own(name: str, clipnorm: float | None) -> None:
+    model = ShiftViT((16, 16, 3), num_classes=5, embed_dim=24, depths=(1, 1, 1))
+    set_random_weights(model)
+    twin = ShiftViT.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    rule = {**RULE, "name": name, "stage_decay": 0.6, "decay_vectors": False, "adam_weight_decay": 0.1}
+    ours = build_optimizer(config(0.9, **rule, clipnorm=clipnorm), total_steps=10)
+    stage = {
+        v.path: next(number for start, number in STAGES.items() if v.path.startswith(start))
+        for v in twin.trainable_variables
+    }
+    theirs = {}
+    for number in (1, 2, 3):
+        rate = RULE["learning_rate"] * 0.6 ** (3 - number)
+        own = {key: value for key, value in ours.get_config().items() if key not in OURS}
+        kind = keras.optimizers.AdamW if name == "adamw" else keras.optimizers.Muon
+        schedule = WarmUpCosine(rate / 100, rate, 0, 10)
+        theirs[number] = kind(
+            **{**own, "learning_rate": schedule, "name": f"keras_{number}", "global_clipnorm": None, "use_ema": False}
+        )
+        theirs[number].exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    for step in range(3):
+        gradients = random_gradients(model, seed=100 * step)
+        apply(ours, model, gradients)
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+        scale = 1.0 if clipnorm is None else np.float32(min(1.0, clipnorm / norm))  # over all stages together
+        for number, optimizer in theirs.items():
+            variables = [v for v in twin.trainable_variables if stage[v.path] == number]
+            optimizer.apply([keras.ops.convert_to_tensor(scale * gradients[v.path]) for v in variables], variables)
+    expected = values(twin)
+    for path, value in values(model).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_stages_learn_alike_without_stage_decay(model: ShiftViT, name: str) -> None:
+    twin = ShiftViT.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    rule = {**RULE, "name": name}
+    for which, decay in ((model, 1.0), (twin, 1.0 - 1e-9)):  # the same but for the path through the groups
+        optimizer = build_optimizer(config(**rule, stage_decay=decay), total_steps=10)
+        for step in range(2):
+            apply(optimizer, which, random_gradients(which, seed=100 * step))
+    expected = values(twin)
+    for path, value in values(model).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_frozen_stages_leave_the_others_their_rates() -> None:
+    """The last stage has the whole rate, however many before it are frozen."""
+    rule = {"learning_rate": 0.01, "weight_decay": 0, "stage_decay": 0.5, "epsilon": 1e-9}
+    model = ShiftViT((16, 16, 3), num_classes=5, embed_dim=24, depths=(1, 1))
+    for layer in model.backbone.layers:
+        layer.trainable = layer.name not in ("patch_embed", "stage1_block1")
+    found = changes(model, config(**rule), random_gradients(model))
+    assert {path.split("/")[0] for path in found} == {"stage1_merge", "stage2_block1", "norm", "head"}
+    for path, change in found.items():
+        np.testing.assert_allclose(np.abs(change), 0.01, rtol=0.02, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_an_optimizers_settings_make_its_like(name: str) -> None:
+    optimizer = build_optimizer(config(0.9, name=name, stage_decay=0.7, clipnorm=1.0), total_steps=10)
+    stored = optimizer.get_config()
+    assert stored["stage_decay"] == 0.7
+    assert type(optimizer).from_config(stored).get_config() == optimizer.get_config()
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

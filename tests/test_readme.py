@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,16 +56,33 @@ def stand_in(tmp_path_factory):
     return {**os.environ, "PYTHONPATH": path}
 
 
+def write_faulty_tree(root):
+    """Writes a user's images with all that can be wrong: a damaged file, a copy across splits, a rare class."""
+    write_tree(root / "train")
+    for number, path in enumerate(sorted((root / "train" / "ship").iterdir())):
+        if number > 3:
+            path.unlink()
+    (root / "train" / "cat" / "broken.jpg").write_bytes((root / "train" / "cat" / "001.jpg").read_bytes()[:300])
+    for name in ("cat", "dog", "ship"):
+        (root / "test" / name).mkdir(parents=True)
+        for number in range(6):
+            moved = sorted((root / "train" / name).glob("0*.png"))[-1]
+            if name != "ship" or number < 1:
+                moved.rename(root / "test" / name / moved.name)
+    shutil.copy(root / "train" / "dog" / "000.png", root / "test" / "dog" / "copy.png")
+
+
 def test_every_command_runs(stand_in, tmp_path):
     seen = set()
     Image.fromarray(load_sample().test_images[0]).save(tmp_path / "cat.jpg")
     (tmp_path / "photos").mkdir()
     Image.fromarray(load_sample().test_images[1]).save(tmp_path / "photos" / "ship.png")
-    write_tree(tmp_path / "pets")
+    write_faulty_tree(tmp_path / "pets")
     # Training first: the others use its run.
     for _, *arguments in sorted(commands(), key=lambda command: command[1] != "train"):
         name = arguments[0]
         seen.add(name)
+        arguments = [argument.replace("pets/cat", "pets/train/cat") for argument in arguments]
         if arguments[:2] == ["data", "cifar10"]:
             continue  # the download has its own tests
         if "--resume" in arguments:
@@ -84,7 +102,14 @@ def test_every_command_runs(stand_in, tmp_path):
             capture_output=True,
             text=True,
         )
-        assert answer.returncode == 0, (arguments, answer.stderr)
+        # The planted faults: a warning for who checks, and no obstacle for who trains.
+        faulty = arguments[:3] == ["data", "check", "pets/"]
+        assert answer.returncode == (3 if faulty else 0), (arguments, answer.stderr)
+        if faulty:
+            for word in ("broken.jpg", "copy.png", "imbalance"):
+                assert word in answer.stdout, answer.stdout
+        if arguments[-1] == "runs/pets" and name == "train":
+            assert "broken.jpg" in answer.stderr
     main_job = {"predict", "train", "evaluate", "explain", "report", "export", "pack"}
     assert seen == main_job | {"benchmark", "info", "recipes", "data"}
 

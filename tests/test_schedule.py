@@ -20,13 +20,15 @@ from tensors import to_numpy
 every_schedule = pytest.mark.parametrize("kind", SCHEDULES.values())
 
 
-def closed_form(kind: type[Any], start: float, peak: float, warmup: int, total: int, step: float) -> float:
+def closed_form(
+    kind: type[Any], start: float, peak: float, warmup: int, total: int, step: float, end: float = 0.0
+) -> float:
     if step > total:
-        return 0.0
+        return end
     if step < warmup:
         return start + (peak - start) * step / warmup
     progress = (step - warmup) / (total - warmup) if total > warmup else 0.0
-    return peak * (1 - progress if kind is WarmUpLinear else (1 + math.cos(math.pi * progress)) / 2)
+    return end + (peak - end) * (1 - progress if kind is WarmUpLinear else (1 + math.cos(math.pi * progress)) / 2)
 
 
 @every_schedule
@@ -45,15 +47,16 @@ def test_every_step_is_the_closed_form(kind: type[Any], warmup: int, total: int)
     fall=st.integers(0, 100_000),
     peak=st.floats(1e-5, 1.0),
     share=st.floats(0, 1),
+    end=st.floats(0, 1),
     data=st.data(),
 )
 def test_any_step_is_the_closed_form(
-    kind: type[Any], warmup: int, fall: int, peak: float, share: float, data: st.DataObject
+    kind: type[Any], warmup: int, fall: int, peak: float, share: float, end: float, data: st.DataObject
 ) -> None:
     total = warmup + fall
     step = data.draw(st.integers(0, total + 10))
-    found = to_numpy(kind(share * peak, peak, warmup, total)(step))
-    expected = closed_form(kind, share * peak, peak, warmup, total, step)
+    found = to_numpy(kind(share * peak, peak, warmup, total, end * peak)(step))
+    expected = closed_form(kind, share * peak, peak, warmup, total, step, end * peak)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * peak)
 
 
@@ -63,6 +66,21 @@ def test_landmarks(kind: type[Any]) -> None:
     landmarks = {0: 0.1, 2: 0.3, 4: 0.5, 7: 0.25, 10: 0.0, 11: 0.0, 10_000: 0.0}
     for step, rate in landmarks.items():
         assert float(to_numpy(schedule(step))) == pytest.approx(rate, abs=1e-7)
+
+
+@every_schedule
+def test_landmarks_of_a_fall_that_ends_above_0(kind: type[Any]) -> None:
+    schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10, lr_end=0.1)
+    landmarks = {0: 0.1, 2: 0.3, 4: 0.5, 7: 0.3, 10: 0.1, 11: 0.1, 10_000: 0.1}
+    for step, rate in landmarks.items():
+        assert float(to_numpy(schedule(step))) == pytest.approx(rate, abs=1e-7)
+
+
+@every_schedule
+@pytest.mark.parametrize("end", [-0.1, 0.6])
+def test_an_end_beyond_the_peak_or_below_0_is_refused(kind: type[Any], end: float) -> None:
+    with pytest.raises(ShiftViTError, match=rf"lr_end={end} must be 0 to lr_max=0.5"):
+        kind(0.1, 0.5, 4, 10, end)
 
 
 @every_schedule
@@ -91,12 +109,18 @@ def test_a_warm_up_that_falls_is_refused(kind: type[Any]) -> None:
 
 @every_schedule
 def test_serialisation_makes_the_same_schedule(kind: type[Any]) -> None:
-    schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10)
+    schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10, lr_end=0.05)
     stored = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
     twin = keras.optimizers.schedules.deserialize(stored)
     assert type(twin) is kind
     assert twin.get_config() == schedule.get_config()
-    assert twin.get_config() == {"lr_start": 0.1, "lr_max": 0.5, "warmup_steps": 4, "total_steps": 10}
+    assert twin.get_config() == {
+        "lr_start": 0.1,
+        "lr_max": 0.5,
+        "warmup_steps": 4,
+        "total_steps": 10,
+        "lr_end": 0.05,
+    }
 
 
 def test_the_public_name() -> None:

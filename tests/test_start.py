@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sample import load_sample, write_tree
-from shiftvit import Bundle, Recipe, ShiftViTError, train
+from shiftvit import Bundle, Recipe, ShiftViT, ShiftViTError, convert, train
 from shiftvit.training.setup import build, load_splits, resolve
 from shiftvit.training.start import started
 
+GOLDEN = Path(__file__).parent / "golden" / "official_gn1.npz"
 SMALL = {"train.epochs": 1, "train.batch_size": 16, "train.precision": "float32"}
 
 
@@ -75,3 +79,107 @@ def test_a_stopped_run_goes_on_from_its_own_weights(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told(changes: dict, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
         started(Recipe.load("finetune", **changes))
+
+
+def official_settings() -> dict[str, Any]:
+    """The architecture of the authors' weights in the golden file."""
+    with np.load(GOLDEN) as reference:
+        stored = json.loads(str(reference["config"]))
+    fields = {"embed_dim": "embed_dim", "depths": "depths", "mlp_ratio": "mlp_ratio", "num_div": "n_div"}
+    return {f"model.{ours}": stored[theirs] for ours, theirs in fields.items()} | {
+        "model.activation": stored["act_layer"].lower(),
+        "start.source": str(GOLDEN),
+    }
+
+
+def official_recipe(**changes: Any) -> Recipe:
+    sizes = {"preprocess.resize": 64, "preprocess.crop": 64}
+    settings = {**SMALL, **sizes, **official_settings(), "model.drop_path": 0.0, **changes}
+    return Recipe.load("finetune", **{"start.freeze": 0, **settings})
+
+
+def official_model(**changes: Any) -> Any:
+    recipe = started(official_recipe(**{"data.name": "cifar10", "data.validation": 50, **changes}))
+    splits = load_splits(recipe, load_sample())
+    return build(resolve(recipe, splits), splits)[0]
+
+
+def official_tensors() -> dict[str, np.ndarray]:
+    """What the authors' weights are in a model of their own, by our names."""
+    names = {key.removeprefix("model."): value for key, value in official_settings().items() if "model." in key}
+    model = ShiftViT((64, 64, 3), num_classes=10, **names)
+    convert.load_official(model, GOLDEN)
+    return {variable.path: np.array(variable.numpy()) for variable in model.weights}
+
+
+def test_the_authors_weights_get_a_new_head(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree = write_tree(tmp_path / "pets")
+    rates = {"train.optimizer.learning_rate": 1e-12, "train.optimizer.weight_decay": 0.0}  # so that nothing learns
+    rates |= {"train.optimizer.name": "adamw", "train.ema": "none"}
+    changes = {**SMALL, **official_settings(), **rates, "data.name": str(tree), "model.drop_path": 0.0}
+    run = train("finetune", out=tmp_path / "run", **changes, **{"preprocess.resize": 64, "preprocess.crop": 64})
+    assert f"starting from {GOLDEN.absolute()} with a new head; 0 weights stay" in capfd.readouterr().err
+    expected = official_tensors()
+    for path, value in run.bundle.weights.items():
+        if not path.startswith("head/"):
+            np.testing.assert_allclose(value, expected[path], atol=1e-6, err_msg=path)
+    assert run.bundle.labels == ("cat", "dog", "ship")
+    assert run.bundle.preprocess.mean == (123.675, 116.28, 103.53)
+    assert run.bundle.preprocess.std == (58.395, 57.12, 57.375)
+    (run.path / "metrics.json").unlink()
+    assert train(resume=run.path).recipe == run.recipe
+
+
+def test_the_authors_head_is_taken_for_as_many_classes(capfd: pytest.CaptureFixture[str]) -> None:
+    model = official_model()
+    expected = official_tensors()
+    for variable in model.weights:
+        np.testing.assert_array_equal(variable.numpy(), expected[variable.path])
+    assert "with its head, whose 10 classes must be yours in their order" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_the_authors_weights_come_in_several_forms(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"shiftvit.{ending}"
+    with np.load(GOLDEN) as arrays:
+        tensors = {name.removeprefix("w/"): arrays[name] for name in arrays.files if name.startswith("w/")}
+    if ending == "pth":
+        torch = pytest.importorskip("torch")
+        torch.save({"model": {name: torch.from_numpy(value) for name, value in tensors.items()}}, path)
+    else:
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
+    expected = official_tensors()
+    for variable in official_model(**{"start.source": str(path)}).weights:
+        np.testing.assert_array_equal(variable.numpy(), expected[variable.path])
+
+
+def test_the_authors_weights_can_be_frozen() -> None:
+    paths = [variable.path for variable in official_model(**{"start.freeze": 2}).trainable_variables]
+    learning = {path.split("/")[0].split("_block")[0] for path in paths}
+    assert learning == {"stage2_merge", "stage3", "stage3_merge", "stage4", "norm", "head"}
+
+
+def test_a_recipes_own_scale_goes_before_imagenets() -> None:
+    recipe = started(official_recipe(**{"preprocess.mean": 100.0}))
+    assert recipe.preprocess.mean == 100.0
+    assert recipe.preprocess.std == (58.395, 57.12, 57.375)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start.source": "nowhere.pth"}, r"start\.source='nowhere\.pth' does not exist"),
+        ({"start.freeze": 5}, r"start\.freeze=5 is more than the 4 stages"),
+        ({"model.embed_dim": 48, "model.num_div": 12}, "the weights do not fit this model"),
+    ],
+)
+def test_what_does_not_fit_the_authors_weights_is_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShiftViTError, match=message):
+        official_model(**changes)
+
+
+def test_weights_without_an_architecture_are_refused() -> None:
+    with pytest.raises(ShiftViTError, match=r"does not say of which architecture; set model\.preset"):
+        started(Recipe.load("quick", **{"model": {}, "start.source": str(GOLDEN)}))
+    recipe = started(Recipe.load("quick", **{"model": {"preset": "shiftvit_tiny_r2"}, "start.source": str(GOLDEN)}))
+    assert recipe.model.preset == "shiftvit_tiny_r2"

@@ -95,23 +95,29 @@ def _test_images(loaded: Bundle, data: str, kept: Path | None) -> tuple[Any, NDA
     sources.check_name(data)
     if not sources.is_path(data):
         known = sources.load(data)
-        _check_classes(loaded, tuple(known.class_names), data)
-        return known.test_images, known.test_labels, "test", loaded.preprocess
+        places = _places(loaded, tuple(known.class_names), data)
+        return known.test_images, places[known.test_labels], "test", loaded.preprocess
     found = find_test(data, kept)
-    _check_classes(loaded, found.class_names, data)
+    places = _places(loaded, found.class_names, data)
     height, width = loaded.config.image_shape[:2]
     rule = loaded.preprocess if height is None or width is None else loaded.preprocess.fitted(height, width)
     own = decoded(found, rule)
     ((split, (images, labels)),) = own.parts.items()
-    return images, labels, split, own.test_rule
+    return images, places[labels], split, own.test_rule
 
 
-def _check_classes(loaded: Bundle, class_names: tuple[str, ...], data: str) -> None:
-    if class_names != loaded.labels:
+def _places(loaded: Bundle, class_names: tuple[str, ...], data: str) -> NDArray[np.int64]:
+    """Returns each of the data's classes' place among the model's, which may have them in another order.
+
+    Raises:
+        ShiftViTError: they are not the same classes.
+    """
+    if sorted(class_names) != sorted(loaded.labels):
         raise ShiftViTError(
             f"the model knows {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) and {data} has "
             f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on its own data"
         )
+    return np.array([loaded.labels.index(name) for name in class_names], np.int64)
 
 
 def _mistakes(

@@ -2,14 +2,15 @@
 
 `model.safetensors` has the weights; `bundle.json` the format's version, the model's configuration, the labels, the
 preprocessing, the metrics, library versions and the SHA-256 of every other file; `model.onnx`, which not all have, the
-same model as a graph that needs no framework. Loading checks all of it and builds the model from the configuration:
-nothing in a bundle is ever executed.
+same model as a graph that needs no framework; `README.md`, a model card, is for people and no part of what is checked.
+Loading checks all else and builds the model from the configuration: nothing in a bundle is ever executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError
 
+from shiftvit.card import write_card
 from shiftvit.config import ModelConfig
 from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.data.preprocess import Preprocess
@@ -27,6 +29,9 @@ FORMAT = 1
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 MANIFEST = "bundle.json"
+CARD = "README.md"
+# Bytes of a card that is kept; what is larger is something else.
+LARGEST_CARD = 2**20
 # The trained models that the package comes with, one folder each.
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -60,6 +65,7 @@ class Bundle:
         graph: the model as an ONNX graph, or None.
         temperature: what logits are divided by before the softmax, so that confidences are as often right as they say
             (Guo et al., 2017, section 4.2); the graph has it built in.
+        card: the model card, Markdown for people; None: `save` writes one of what the bundle holds.
     """
 
     config: ModelConfig
@@ -70,6 +76,7 @@ class Bundle:
     versions: dict[str, str] = field(default_factory=dict)
     graph: bytes | None = field(default=None, repr=False)
     temperature: float = 1.0
+    card: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_model(
@@ -108,11 +115,15 @@ class Bundle:
         Raises:
             ShiftViTError: no space, no permission, or `path` is something else than a bundle.
         """
+        path = Path(path)
+        check_place(path)
+        write_container(path, self.files())
+        return path
+
+    def files(self) -> dict[str, bytes]:
+        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes."""
         from safetensors.numpy import save
 
-        path = Path(path)
-        if path.exists() and open_container(path, MANIFEST) is None:
-            raise ShiftViTError(f"{str(path)!r} exists and is no bundle, so it is not replaced; name another place")
         contents = {WEIGHTS: save(self.weights)}
         if self.graph is not None:
             contents[GRAPH] = self.graph
@@ -127,8 +138,8 @@ class Bundle:
             "files": {name: digest(content) for name, content in contents.items()},
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        write_container(path, {**contents, MANIFEST: text.encode()})
-        return path
+        card = write_card(self) if self.card is None else self.card
+        return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -164,6 +175,7 @@ class Bundle:
             manifest.versions,
             graph,
             manifest.temperature,
+            read_card(container),
         )
 
     def build(self, dtype: str | None = None) -> Any:
@@ -194,6 +206,12 @@ def pretrained_names() -> list[str]:
     return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
 
 
+def check_place(path: Path) -> None:
+    """Raises ShiftViTError if there is something else than a bundle at `path`, which `save` would not replace."""
+    if path.exists() and open_container(path, MANIFEST) is None:
+        raise ShiftViTError(f"{str(path)!r} exists and is no bundle, so it is not replaced; name another place")
+
+
 def find_bundle(path: str | Path) -> Container:
     """Returns the files of the bundle for `path`: there, in its subfolder `bundle`, or that of a name.
 
@@ -209,10 +227,16 @@ def find_bundle(path: str | Path) -> Container:
     if (path / "recipe.toml").is_file():
         raise ShiftViTError(f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {path}")
     there = "is no bundle and holds none" if path.exists() else "does not exist"
+    far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(str(given)) else ""
     raise ShiftViTError(
         f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
-        f"{', '.join(pretrained_names())}"
+        f"{', '.join(pretrained_names())}{far}"
     )
+
+
+def _is_far(name: str) -> bool:
+    """Returns whether a name may be a repository's, OWNER/NAME, and cannot be a misspelt path."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.exists()
 
 
 def read_manifest(container: Container) -> Manifest:
@@ -253,3 +277,12 @@ def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
             f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 is not the recorded one; restore it"
         )
     return content
+
+
+def read_card(container: Container) -> str | None:
+    """Returns a bundle's card, or None: one that is missing or was edited must not make the model unusable."""
+    try:
+        content = container.read(CARD)
+    except ShiftViTError:
+        return None
+    return content.decode("utf-8", "replace") if len(content) <= LARGEST_CARD else None

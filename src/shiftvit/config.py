@@ -72,7 +72,9 @@ class DataConfig(Settings):
         ge=0,
         description="taken from the training images for validation: a count (1 or more), a fraction (below 1) or 0",
     )
-    test: float = Field(0.1, gt=0, description="of your own images without a test split: what is taken for one")
+    test: float = Field(
+        0.1, ge=0, description="of your own images without a test split: what is taken for one; 0: those of validation"
+    )
     stratify: bool = Field(True, description="keep the class proportions in the validation split")
     split_seed: int = Field(0, ge=0, description="seed of the split; another one than the training's")
     workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on it")
@@ -177,7 +179,7 @@ class TrainConfig(Settings):
     epochs: Positive = 10
     batch_size: Positive = Field(256, description="images a step")
     accumulate: Positive = Field(
-        1, description="parts that a batch is computed in, one after the other, where memory is short"
+        1, description="parts that a batch is computed in, to save memory; batch norm takes its figures from each"
     )
     auto_batch: bool = Field(
         False, description="where memory runs out, double `accumulate` and go on, three times at most"
@@ -240,6 +242,15 @@ class Recipe(Settings):
             raise ValueError(
                 f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
                 "set data.validation, or leave early_stopping out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _test_images_choose_nothing(self) -> Self:
+        if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
+            raise ValueError(
+                "data.test=0 reports the validation images, on which nothing may be chosen then; set train.select=last "
+                "and no train.early_stopping, or take test images"
             )
         return self
 

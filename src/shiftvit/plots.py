@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves and confusion matrix. Written as PNG, whole or not at all."""
+"""Figures of a run: learning curves, confusion matrix, search for a rate. Written as PNG, whole or not at all."""
 
 from __future__ import annotations
 
@@ -114,4 +114,47 @@ def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_title(f"Top-1 under corruption (as they are: {clean:.1%})")
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    _write(figure, path)
+
+
+def rate_search(
+    rates: NDArray[np.float64],
+    losses: NDArray[np.float64],
+    smoothed: NDArray[np.float64],
+    suggestion: float | None,
+    own: float,
+    path: Path,
+    *,
+    title: str,
+) -> None:
+    """Draws the loss over a rising learning rate.
+
+    Args:
+        rates, losses, smoothed: a value a step.
+        suggestion: the rate that was found; None: none was.
+        own: the recipe's peak rate.
+        path: the PNG to write.
+        title: the figure's heading.
+
+    Raises:
+        ShiftViTError: the file cannot be written.
+    """
+    figure = _figure(7, 4.2)
+    axes = figure.subplots()
+    axes.set_title(title, fontweight="bold")
+    axes.plot(rates, losses, color=GREY, alpha=0.4, linewidth=0.9, label="each batch")
+    axes.plot(rates, smoothed, color=BLUE, label="smoothed")
+    axes.axvline(own, color=ORANGE, linestyle="--", label=f"the recipe's rate, {own:g}")
+    if suggestion is not None:
+        axes.axvline(suggestion, color=GREEN, label=f"suggestion, {suggestion:g}")
+    # What happens beyond twice the first losses only says that it diverges.
+    bottom, top = float(min(losses.min(), smoothed.min())), float(smoothed[:10].max())
+    margin = 0.15 * (top - bottom) + 0.01
+    axes.set_ylim(bottom - margin, top + 4 * margin)
+    axes.set_xlim(rates[0], max(rates[-1], own))
+    axes.set_xscale("log")
+    axes.set_xlabel("Peak learning rate (train.optimizer.learning_rate)")
+    axes.set_ylabel("Training loss (nats)")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
     _write(figure, path)

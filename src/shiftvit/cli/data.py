@@ -1,4 +1,4 @@
-"""`shiftvit data`: get a data set, look through your own."""
+"""`shiftvit data`: get a data set, look through your own, see what training sees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from shiftvit.cli.settings import read_overrides
 from shiftvit.cli.tables import Json, show
+from shiftvit.cli.train import prepare_backend
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,6 +19,11 @@ def add_to(app: typer.Typer) -> None:
     data_app.command("check", epilog="Examples: shiftvit data check photos/ | shiftvit data check photos.csv --json")(
         check
     )
+    data_app.command(
+        "show",
+        epilog="Examples: shiftvit data show | shiftvit data show photos/ --recipe photos "
+        "--set augment.resized_crop=0.08 --set augment.rand_augment=9",
+    )(show_training)
     app.add_typer(data_app, name="data")
 
 
@@ -53,3 +60,33 @@ def check(
             print("nothing was found that would harm training")
     if report.harmful:
         raise typer.Exit(3)
+
+
+def show_training(
+    data: Annotated[
+        str | None, typer.Argument(metavar="PATH|NAME", help="Your own images, or a data set; default: the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("augmented.png"),
+) -> None:
+    """Draw some pictures as evaluation and as training see them: cut, changed, erased, mixed."""
+    from shiftvit.config import Recipe
+    from shiftvit.data import sources
+
+    overrides = read_overrides(set_)
+    if data is not None:
+        overrides["data.name"] = json.dumps(data)
+        if recipe is None and sources.is_path(data):
+            recipe = "photos"
+    chosen = Recipe.load(recipe or "quick", **overrides)
+    sources.check_name(chosen.data.name)
+    prepare_backend()
+    from shiftvit.data.show import training_figure
+
+    count = training_figure(chosen, out)
+    print(f"{count} pictures of {chosen.data.name}, as training sees them: {out}")

@@ -84,9 +84,8 @@ def _explained(
     """Returns a row for each image, and what the model sees, uint8 (N, h, w, 3)."""
     import numpy as np
 
-    from shiftvit.data.images import decode
-
-    pixels = np.concatenate([preprocess.pixels(decode(name)[None]) for name in names])  # (N, h, w, 3)
+    names, parts = _readable(names, preprocess)
+    pixels = np.concatenate(parts)  # (N, h, w, 3)
     prepare_backend()
     from shiftvit.explain import grad_cam, occlusion, probabilities
 
@@ -117,6 +116,24 @@ def _explained(
             row[key] = {"peak": _peak(heat[index], pixels.shape[1:3]), "map": np.round(heat[index], 4).tolist()}
         rows.append(row)
     return rows, pixels
+
+
+def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
+    """Returns the files that are pictures, and what the model sees of each, (1, h, w, 3); names the others."""
+    from shiftvit.data.images import decode
+
+    good, parts, faults = [], [], []
+    for name in names:
+        try:
+            parts.append(preprocess.pixels(decode(name)[None]))
+            good.append(name)
+        except ShiftViTError as error:
+            faults.append(str(error))
+    if not good:
+        raise ShiftViTError(faults[0])
+    for fault in faults:
+        notice(f"skipped: {fault}")
+    return good, parts
 
 
 def _peak(heat: Any, size: tuple[int, int]) -> list[float] | None:

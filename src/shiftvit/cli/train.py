@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit.cli.settings import read_overrides
 from shiftvit.cli.tables import Json, show
-from shiftvit.errors import ShiftViTError
 
 # Classes that are listed on the screen; the file has all.
 _CLASSES = 40
@@ -38,17 +38,17 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/RECIPE-DATE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    auto_batch: Annotated[
+        bool, typer.Option("--auto-batch", help="Where memory runs out, compute each batch in parts and go on.")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
 ) -> None:
     """Train, evaluate and keep a model in a run folder."""
-    overrides: dict[str, Any] = {}
-    for item in set_ or []:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ShiftViTError(f"--set {item!r} has no value; write --set KEY=VALUE, as in --set train.epochs=3")
-        overrides[key.strip()] = value.strip()
+    overrides = read_overrides(set_)
     if epochs is not None:
         overrides["train.epochs"] = epochs
+    if auto_batch:
+        overrides["train.auto_batch"] = True
     from shiftvit.data import sources
 
     if data is not None:

@@ -1,4 +1,4 @@
-"""Random crop and flip of training images, each drawn for itself and reproducible."""
+"""Random crop and mirroring of training images, each drawn for itself and reproducible; which changes are on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Draws:
 
 
 class Augment(AugmentConfig):
-    """Pads, crops at a random place and mirrors, per image.
+    """Pads, crops at a random place and mirrors, per image; `changes.PictureChanges` and `mix.Mix` do the rest.
 
     Chance is drawn for a whole epoch at once, by image, so that an image's change depends on nothing but the
     seed, the epoch and its index: not on the batch that it lands in, nor on who prepares that.
@@ -50,6 +50,13 @@ class Augment(AugmentConfig):
     def from_config(cls, config: AugmentConfig) -> Self:
         """Builds it from a recipe's settings."""
         return cls(**dict(config))
+
+    @property
+    def on_host_only(self) -> tuple[str, ...]:
+        """The settings in use that need the host's processor, by name: with any of them images cannot be prepared on
+        an accelerator (`train.loop="device"`). Empty: none."""
+        used = ("resized_crop", "rand_augment", "color_jitter", "erasing")
+        return tuple(name for name in used if getattr(self, name)) + (("repeats",) if self.repeats > 1 else ())
 
     def draw(
         self,
@@ -71,8 +78,14 @@ class Augment(AugmentConfig):
             origin: (top, left) of the crop in the unpadded image where it is not random; None: the centre.
 
         Raises:
-            ShiftViTError: the crop is larger than the padded image, or too little image to reflect.
+            ShiftViTError: the crop is larger than the padded image, or too little image to reflect; or padding beside
+                a random resized crop, which cuts from the image itself.
         """
+        if self.resized_crop and self.pad:
+            raise ShiftViTError(
+                f"pad={self.pad} has no use beside resized_crop={self.resized_crop}, which cuts from the image itself; "
+                "set pad=0, or resized_crop=0"
+            )
         crop = crop or (height, width)
         if self.pad_mode == "reflect" and self.pad >= min(height, width):
             raise ShiftViTError(
@@ -106,6 +119,10 @@ class Augment(AugmentConfig):
             (N, *draws.crop, 3), of the same dtype; the images themselves stay as they are.
         """
         height, width = draws.crop
+        if images.shape[1:3] == draws.crop and not self.pad:  # there is one window, which is the whole
+            whole = images.copy()
+            whole[draws.flip] = images[draws.flip, :, ::-1]
+            return whole
         if self.pad:
             mode: Any = "constant" if self.pad_mode == "zeros" else "reflect"
             images = np.pad(images, ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0)), mode)

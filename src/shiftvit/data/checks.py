@@ -6,7 +6,6 @@ import io
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,9 @@ from PIL import Image
 from shiftvit.data.duplicates import Fingerprint, Place, find_groups, fingerprint
 from shiftvit.data.formats import kind_of, reduce
 from shiftvit.data.found import FoundData
+from shiftvit.data.images import read_bytes
 from shiftvit.data.report import Report, pixels_of
+from shiftvit.data.unpacked import unpack
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]
@@ -43,7 +44,7 @@ def check_data(found: FoundData, *, workers: int | None = None) -> Report:
         workers: threads that decode; None: one a processor, up to 8.
 
     Raises:
-        ShiftViTError: fewer than 1 worker.
+        ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -55,6 +56,7 @@ def check_data(found: FoundData, *, workers: int | None = None) -> Report:
         for split, part in found.splits.items()
         for number, (path, label) in enumerate(zip(part.paths, part.labels.tolist(), strict=True))
     ]
+    unpack(place.path for place in places if found.splits[place.split].images is None)
     corrupt, good, looks = [], [], []
     console = Console(stderr=True)
     with (
@@ -96,15 +98,15 @@ def _look(found: FoundData, place: Place) -> _Look | str:
         pixels = pixels_of(part, place.number)
     except ShiftViTError as error:
         return str(error)
-    form, mode = ("array", "RGB") if part.images is not None else _stored(Path(place.path))
+    form, mode = ("array", "RGB") if part.images is not None else _stored(place.path)
     return _Look(fingerprint(pixels), (pixels.shape[0], pixels.shape[1]), form, mode)
 
 
-def _stored(path: Path) -> tuple[str, str]:
+def _stored(path: str) -> tuple[str, str]:
     """Returns the format and the colour mode of a file that can be decoded, from its header."""
     form = "unknown"
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
         form = kind_of(data) or form
         with Image.open(io.BytesIO(reduce(form, data)[0]), formats=[form.upper()]) as image:
             return form, image.mode

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.data.unpacked import is_image
 from shiftvit.errors import ShiftViTError
 
 # What people call the splits, and their names here.
@@ -39,9 +40,9 @@ _NUMBERED = re.compile(r"[-+]?[0-9]{1,300}")
 class Files:
     """The images of one split and what they show.
 
-    `paths` are N files that can be opened from the current folder; of an archive they are the places of the images in
-    it, such as `x_train[3]`, and `images` holds them: uint8 (N, H, W, 3), RGB. `labels` are int64 (N,), each an index
-    into the class names.
+    `paths` are N files that can be opened from the current folder, or rows of Parquet files, such as
+    `data/train.parquet#3`; of an archive they are the places of the images in it, such as `x_train[3]`, and `images`
+    holds them: uint8 (N, H, W, 3), RGB. `labels` are int64 (N,), each an index into the class names.
     """
 
     paths: list[str]
@@ -95,8 +96,12 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def gathered(path: Path, layout: str, rows: Iterable[Row], ignored: Sequence[str] = ()) -> FoundData:
-    """Numbers the classes, which are those of training, and puts the rows into their splits.
+def gathered(
+    path: Path, layout: str, rows: Iterable[Row], ignored: Sequence[str] = (), names: Sequence[str] | None = None
+) -> FoundData:
+    """Numbers the classes and puts the rows into their splits.
+
+    The classes are `names`, or else those of training, in the natural order of their names.
 
     Raises:
         ShiftViTError: nothing to train on, fewer than two classes, a class that training does not have.
@@ -104,9 +109,13 @@ def gathered(path: Path, layout: str, rows: Iterable[Row], ignored: Sequence[str
     parts: dict[str, list[Row]] = {}
     for row in rows:
         parts.setdefault(row.split, []).append(row)
-    names = tuple(sorted({row.label for row in parts.get("train", [])}, key=natural))
-    if not names:
+    if names is None:
+        names = sorted({row.label for row in parts.get("train", [])}, key=natural)
+    if not parts.get("train"):
         raise ShiftViTError(f"{str(path)!r} has no images for training; add some whose split is train")
+    for name in names:
+        if name.encode("utf-8", "replace").decode() != name:  # a folder's name is bytes, of any kind
+            raise ShiftViTError(f"the class name {name!r} of {str(path)!r} has bytes that are no text; rename it")
     index = {name: number for number, name in enumerate(names)}
     unknown = next((row for part in parts.values() for row in part if row.label not in index), None)
     if unknown:
@@ -119,7 +128,7 @@ def gathered(path: Path, layout: str, rows: Iterable[Row], ignored: Sequence[str
         for split in ORDER
         if split in parts
     }
-    return _checked(FoundData(path, layout, names, splits, tuple(ignored)))
+    return _checked(FoundData(path, layout, tuple(names), splits, tuple(ignored)))
 
 
 def _checked(found: FoundData) -> FoundData:
@@ -169,7 +178,7 @@ def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
         known = " and ".join("|".join(_COLUMNS[column]) for column in ("path", "label"))
         raise ShiftViTError(f"{str(path)!r} has the columns {', '.join(head)[:200]}; name two of them {known}")
     rows = [_row(path, root, number, cells, where) for number, cells in lines]
-    missing = [row.path for row in rows if root.suffix.lower() != ".npz" and not Path(row.path).is_file()]
+    missing = [row.path for row in rows if root.suffix.lower() != ".npz" and not is_image(row.path)]
     if missing:
         raise ShiftViTError(
             f"{str(path)!r} names {len(missing):,} of {len(rows):,} files that do not exist, the first "

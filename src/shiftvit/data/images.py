@@ -23,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shiftvit.data.formats import Fault, kind_of, orientation_of, reduce, webp_size
+from shiftvit.data.unpacked import read_row, row_of
 from shiftvit.errors import ShiftViTError
 
 # With these two, decoding takes less than 1 GB of memory, even of a file that was made to take more. The exception is
@@ -70,7 +71,8 @@ def decode(
     `PIL.Image.MAX_IMAGE_PIXELS` is neither set nor heeded, but for a WebP of more than twice that many pixels.
 
     Args:
-        source: a path, a file's bytes, or a PIL image, which is loaded, but neither changed nor closed.
+        source: a path, a file's bytes, or a PIL image, which is loaded, but neither changed nor closed. A row of a
+            Parquet file is a path too: `FILE.parquet#7`.
         name: what messages call the source; by default its path, or what it is.
         max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP or an AVIF
             counts as 2, since their decoders need more memory; one of a run-length BMP as 16, since it takes long.
@@ -105,9 +107,24 @@ def decode(
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
 
 
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
+    """Returns the bytes of an image: of a file, or of a row of a Parquet file, `FILE.parquet#7`.
+
+    Raises:
+        ShiftViTError: nothing that can be read, or more than `max_bytes`.
+    """
+    try:
+        return _read(Path(path), max_bytes)
+    except Fault as fault:
+        raise ShiftViTError(f"{os.fspath(path)!r} {fault}") from fault.__cause__
+
+
 def _read(path: Path, max_bytes: int) -> bytes:
     """Returns a file's content, at once or not at all: it does not wait at a pipe, or touch a device."""
     try:
+        row = row_of(path)
+        if row is not None:
+            return read_row(*row, lambda size: _check_bytes(size, max_bytes))
         _check_regular(path.stat())
         # The path may have become a pipe meanwhile: opened like this, that does not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -118,6 +135,8 @@ def _read(path: Path, max_bytes: int) -> bytes:
             return stream.read(status.st_size)  # and not more, should the file be growing
     except OSError as error:
         raise Fault(f"cannot be read: {error.strerror or error}; give a readable image file") from error
+    except ShiftViTError:  # it names the Parquet file
+        raise
     except ValueError as error:  # a null character
         raise Fault(f"is no path: {error}; give an image file") from error
 

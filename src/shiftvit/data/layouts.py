@@ -17,6 +17,7 @@ from shiftvit import files
 from shiftvit.data import sources
 from shiftvit.data.found import ORDER, SPLITS, Files, FoundData, Row, gathered, listed, read_archive, read_table
 from shiftvit.data.images import IMAGE_SUFFIXES
+from shiftvit.data.shards import find_parquet, has_images
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Files", "FoundData", "find_data", "load_splits", "save_splits", "split_data"]
@@ -30,8 +31,9 @@ def find_data(path: str | Path) -> FoundData:
 
     Args:
         path: a folder with one folder a class, or with train/, val/ and test/ that hold such; a .csv or .tsv with the
-            columns path and label, and split if there are any (paths are relative to the table's folder); or a .npz
-            with `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`.
+            columns path and label, and split if there are any (paths are relative to the table's folder); a .npz with
+            `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`; or Parquet as it is on
+            the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on, or a single file.
 
     Raises:
         ShiftViTError: nothing of that form, fewer than two classes, classes that training does not know, files that a
@@ -51,12 +53,18 @@ def find_data(path: str | Path) -> FoundData:
         return gathered(path, f"{kind[1:].upper()} of {listed(columns)}", rows)
     if kind == ".npz":
         return read_archive(path)
-    raise ShiftViTError(f"{str(path)!r} is no folder, .csv, .tsv or .npz; give one of these, or unpack it first")
+    if kind == ".parquet":
+        return find_parquet(path, [(path.name,)])
+    raise ShiftViTError(f"{str(path)!r} is no folder, .csv, .tsv, .npz or .parquet; give one of these, or unpack it")
 
 
 def _from_folder(path: Path) -> FoundData:
     left_out: Counter[str] = Counter()
-    found, folders = _walk(path, left_out)
+    found, tables, folders = _walk(path, left_out)
+    if tables and (not found or has_images(path.joinpath(*tables[0]))):
+        left_out += {"images beside the Parquet files": len(found)} if found else {}
+        return find_parquet(path, tables, [f"{what}: {count:,}" for what, count in sorted(left_out.items())])
+    left_out += {"files of type .parquet": len(tables)} if tables else {}
     tops = sorted({parts[0] for parts in found if len(parts) > 1})
     if not found:
         raise ShiftViTError(f"{str(path)!r} holds no images; {_ARRANGE}, within this folder")
@@ -86,13 +94,14 @@ def _from_folder(path: Path) -> FoundData:
     return gathered(path, layout, rows, ignored)
 
 
-def _walk(root: Path, left_out: Counter[str]) -> tuple[list[_Parts], list[_Parts]]:
-    """Returns the image files and the folders below `root`, in the order of their names; counts what else is there.
+def _walk(root: Path, left_out: Counter[str]) -> tuple[list[_Parts], list[_Parts], list[_Parts]]:
+    """Returns the images, the Parquet files and the folders below `root`, sorted by name; counts what else is there.
 
     Links to folders count as folders where a class or a split may lie, and are left out below, so that no circle of
     links is walked for ever.
     """
     found: list[_Parts] = []
+    tables: list[_Parts] = []
     folders: list[_Parts] = []
     stack: list[_Parts] = [()]
     while stack:
@@ -111,11 +120,13 @@ def _walk(root: Path, left_out: Counter[str]) -> tuple[list[_Parts], list[_Parts
                 left_out["broken links and special files"] += 1
             elif suffix in IMAGE_SUFFIXES:
                 found.append((*place, entry.name))
+            elif suffix == ".parquet":
+                tables.append((*place, entry.name))
             else:
                 left_out[f"files of type {suffix}" if suffix else "files without an extension"] += 1
         folders += inner
         stack += reversed(inner)
-    return found, folders
+    return found, tables, folders
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

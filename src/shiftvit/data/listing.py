@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shiftvit.data.images import IMAGE_SUFFIXES
+from shiftvit.data.unpacked import row_of
 from shiftvit.errors import ShiftViTError
 
 
@@ -15,8 +16,8 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
     """Returns the files that `names` stand for, name by name; a folder's own in the order of their names.
 
     Args:
-        names: files; folders, which mean their image files by extension; patterns with `*`, `?`, `[...]` and `**`. What
-            exists is taken as it is, whatever characters its name has.
+        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension;
+            patterns with `*`, `?`, `[...]` and `**`. What exists is taken as it is, whatever characters its name has.
         recursive: also what lies in folders within folders (links to folders are not followed).
         all_files: of folders take every regular file, whatever its extension.
 
@@ -35,7 +36,7 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
 def _meant(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     if Path(name).is_dir():
         yield from _within(name, recursive, all_files)
-    elif os.path.lexists(name):
+    elif os.path.lexists(name) or row_of(name):
         yield name
     elif glob.has_magic(name):
         # As the user wrote it: pathlib's own globbing has no way to begin at an absolute path or above this folder.

@@ -75,15 +75,21 @@ class Mix:
             sum to 1. With CutMix these are the areas, counted after the box was clipped to the image.
         """
         height, width = images.shape[1:3]
-        first_row, end_row, first_column, end_column = self.bounds(height, width, indices).T[..., None]  # (B, 1)
-        rows, columns = np.arange(height), np.arange(width)
-        in_rows = (rows >= first_row) & (rows < end_row)  # (B, H)
-        in_columns = (columns >= first_column) & (columns < end_column)  # (B, W)
-        outside = ~(in_rows[:, :, None] & in_columns[:, None, :])
-        own = (self.share[indices, None, None] * outside).astype(np.float32)[..., None]  # (B, H, W, 1)
+        bounds = np.maximum(self.bounds(height, width, indices), 0).tolist()  # beyond the end a slice clips itself
+        mixed, share = np.empty_like(images), np.empty((len(images), 1), np.float32)
+        # An image at a time, which stays in the processor's cache; a batch of large images does not.
+        for place, (keep, (top, bottom, left, right)) in enumerate(
+            zip(self.share[indices].astype(np.float32), bounds, strict=True)
+        ):
+            result, other = mixed[place], images[place - 1]
+            if keep < 1:
+                np.multiply(images[place], keep, out=result)
+                result += other * (1 - keep)
+                share[place] = np.full((height, width), keep).mean()
+            else:
+                result[...] = images[place]
+                box = result[top:bottom, left:right]
+                box[...] = other[top:bottom, left:right]
+                share[place] = np.float32(height * width - box.size // 3) / np.float32(height * width)
         one_hot = np.eye(classes, dtype=np.float32)[labels]  # (B,) -> (B, classes)
-        share = own.mean(axis=(1, 2))  # (B, H, W, 1) -> (B, 1)
-        return (
-            images * own + np.roll(images, 1, axis=0) * (1 - own),
-            one_hot * share + np.roll(one_hot, 1, axis=0) * (1 - share),
-        )
+        return mixed, one_hot * share + np.roll(one_hot, 1, axis=0) * (1 - share)

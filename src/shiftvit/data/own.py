@@ -1,4 +1,4 @@
-"""A user's own images for a run: found, split, decoded once, and told about."""
+"""A user's own images for a run: found, split, decoded, and told about."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
 from shiftvit.data.layouts import FoundData, find_data, load_splits, split_data
-from shiftvit.data.pictures import Told, read_pictures
+from shiftvit.data.pictures import Told, read_originals, read_pictures
 from shiftvit.data.preprocess import Preprocess
+from shiftvit.data.unpacked import unpack
 from shiftvit.errors import ShiftViTError, notice
 
 # Which images are for what, in the run folder.
@@ -33,7 +34,7 @@ class OwnData:
 
     Attributes:
         found: the files of each split, those that cannot be used left out.
-        parts: by split, the pictures (an array or `Pictures`, uint8 (N, h, w, 3)) and their labels (N,).
+        parts: by split, the pictures (an array, `Pictures` or `Originals`, uint8 (N, h, w, 3)) and their labels (N,).
         train_rule, test_rule: what is left to do to the pictures of training, and of validation and test.
     """
 
@@ -43,16 +44,18 @@ class OwnData:
     test_rule: Preprocess
 
 
-def load_own(config: DataConfig, preprocess: Preprocess, kept: Path | None = None) -> OwnData:
+def load_own(config: DataConfig, preprocess: Preprocess, kept: Path | None = None, *, boxes: bool = False) -> OwnData:
     """Finds, splits and decodes the images that `config.name`, a path, stands for, and says what was found.
 
     Training pictures are resized and, if of another shape, cropped to it; where a crop is drawn at random it is drawn
-    from that. All others go through the whole of `preprocess`, as at inference.
+    from that. All others go through the whole of `preprocess`, as at inference. With `boxes` training pictures stay in
+    their files, whole, and are decoded again in each epoch.
 
     Args:
         config: the path, and how to make the splits that are missing.
         preprocess: of the recipe; its `resize` must be set unless the images are arrays.
         kept: the splits of an earlier start of the same run, which are taken as they are.
+        boxes: a random resized crop is cut from the training pictures (`augment.resized_crop`).
 
     Raises:
         ShiftViTError: nothing that can be understood at that path, no size, or a class that cannot be split.
@@ -71,7 +74,15 @@ def load_own(config: DataConfig, preprocess: Preprocess, kept: Path | None = Non
     if config.limit is not None and config.limit < len(found.splits["train"]):
         chosen = np.random.default_rng(config.split_seed).permutation(len(found.splits["train"]))[: config.limit]
         found = replace(found, splits={**found.splits, "train": found.splits["train"].take(np.sort(chosen))})
-    return decoded(found, preprocess)
+    own = decoded(found, preprocess, boxes=boxes)
+    if "test" not in own.parts:
+        if "validation" not in own.parts:
+            raise ShiftViTError(
+                f"data.test={config.test:g} leaves {config.name!r} no images to report; set data.test=0.1"
+            )
+        notice("no test images: those of validation are reported")
+        own.parts["test"] = own.parts["validation"]
+    return own
 
 
 def find_test(path: str, kept: Path | None = None) -> FoundData:
@@ -91,31 +102,45 @@ def find_test(path: str, kept: Path | None = None) -> FoundData:
     return replace(found, splits={name: found.splits[name]})
 
 
-def decoded(found: FoundData, preprocess: Preprocess) -> OwnData:
-    """Decodes all files once, leaves out and names those that cannot be used, and says how many images there are."""
+def decoded(found: FoundData, preprocess: Preprocess, *, boxes: bool = False) -> OwnData:
+    """Decodes all files once, leaves out and names those that cannot be used, and says how many images there are.
+
+    With `boxes` those of the training split are only checked; see `load_own`.
+    """
+    own = decode_parts(found, preprocess, boxes=boxes)
+    for name, (images, labels) in own.parts.items():
+        counts = np.bincount(labels, minlength=len(found.class_names))
+        notice(f"{name}: {len(images):,} images, {counts.min():,} to {counts.max():,} a class")
+    return own
+
+
+def decode_parts(found: FoundData, preprocess: Preprocess, *, boxes: bool = False) -> OwnData:
+    """Does what `decoded` does and says nothing of counts."""
     if any(files.images is not None for files in found.splits.values()):
         parts: dict[str, Part] = {name: (files.images, files.labels) for name, files in found.splits.items()}
         rules = (preprocess, preprocess)
     else:
-        found, parts = _pictures(found, preprocess)
+        found, parts = _pictures(found, preprocess, boxes)
         bare = {"resize": None, "round_pixels": True}
         rules = (preprocess.model_copy(update=bare), preprocess.model_copy(update={**bare, "crop": None}))
-    for name, (images, labels) in parts.items():
-        counts = np.bincount(labels, minlength=len(found.class_names))
-        notice(f"{name}: {len(images):,} images, {counts.min():,} to {counts.max():,} a class")
     return OwnData(found, parts, *rules)
 
 
-def _pictures(found: FoundData, preprocess: Preprocess) -> tuple[FoundData, dict[str, Part]]:
+def _pictures(found: FoundData, preprocess: Preprocess, boxes: bool) -> tuple[FoundData, dict[str, Part]]:
     side = preprocess.resize
     whole = preprocess.model_copy(update={"crop": side if isinstance(side, tuple) or side is None else (side, side)})
     total = sum(len(files.paths) for files in found.splits.values())
     splits, parts, faults = {}, {}, []
+    unpack(path for files in found.splits.values() for path in files.paths)
     with _progress(total) as told:
         done = 0
         for name, files in found.splits.items():
-            rule = whole if name == "train" else preprocess
-            images, kept, bad = read_pictures(files.paths, rule, told=partial(_shifted, told, done))
+            shown = partial(_shifted, told, done)
+            images: Any
+            if name == "train" and boxes:
+                images, kept, bad = read_originals(files.paths, preprocess, told=shown)
+            else:
+                images, kept, bad = read_pictures(files.paths, whole if name == "train" else preprocess, told=shown)
             splits[name] = files.take(kept)
             parts[name] = (images, splits[name].labels)
             faults += bad

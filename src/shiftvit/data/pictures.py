@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.data.boxes import Box, cut, decoded_at_least
 from shiftvit.data.images import decode
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.environment import cores
@@ -64,6 +65,40 @@ class Pictures:
         return out
 
 
+class Originals(Pictures):
+    """Image files of any sizes from which boxes are cut, each decoded anew for each box.
+
+    Indexed, they are the pictures as `rule` makes them, as with `Pictures`.
+
+    Args:
+        paths, rule, workers: as for `Pictures`; the rule's interpolation and result's size are those of boxes too.
+        sizes: (height, width) of each file's picture, upright, in pixels: int (N, 2).
+    """
+
+    def __init__(
+        self, paths: Sequence[str], rule: Preprocess, sizes: NDArray[np.integer[Any]], workers: int | None = None
+    ) -> None:
+        super().__init__(paths, rule, workers)
+        self._sizes = sizes
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns a picture's (height, width) in pixels."""
+        height, width = self._sizes[index].tolist()
+        return height, width
+
+    def cut(self, index: int, box: Box) -> NDArray[np.uint8]:
+        """Returns a box of a picture at the size of the rule's result, uint8 (h, w, 3).
+
+        A JPEG is decoded smaller, as by `read_picture`, where twice the wanted size is left of the box.
+
+        Raises:
+            ShiftViTError: a file that can no longer be decoded.
+        """
+        size = self.shape[1], self.shape[2]
+        pixels = decode(self.paths[index], at_least=decoded_at_least(box, size))
+        return cut(pixels, box, size, self.rule.interpolation)
+
+
 def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     """Returns one picture, uint8 (h, w, 3), as `rule` makes it.
 
@@ -112,24 +147,56 @@ def read_pictures(
     lazy = Pictures(paths, rule)
     held = np.empty(lazy.shape, np.uint8) if int(np.prod(lazy.shape)) <= budget else None
 
-    def read(first: int) -> list[tuple[int, str]]:
+    def read(index: int) -> None:
+        pixels = read_picture(paths[index], rule)
+        if held is not None:
+            held[index] = pixels
+
+    kept, faults = _each(len(paths), read, lazy.workers, told)
+    pictures = Pictures([paths[index] for index in kept], rule) if held is None else (held[kept] if faults else held)
+    return pictures, kept, faults
+
+
+def read_originals(
+    paths: Sequence[str], rule: Preprocess, *, told: Told | None = None
+) -> tuple[Originals, NDArray[np.int64], list[str]]:
+    """Decodes every file once, to find those that cannot be used and how large the others are.
+
+    Args:
+        paths, rule, told: as for `read_pictures`; of the rule it is the result's size that matters.
+
+    Returns:
+        The pictures that can be used, their indices in `paths`, int64 (M,), and a line for each of the others.
+    """
+    lazy = Pictures(paths, rule)
+    sizes = np.zeros((len(paths), 2), np.int64)
+
+    def read(index: int) -> None:
+        sizes[index] = decode(paths[index]).shape[:2]  # the whole of it: this is the size that boxes are drawn for
+
+    kept, faults = _each(len(paths), read, lazy.workers, told)
+    return Originals([paths[index] for index in kept], rule, sizes[kept]), kept, faults
+
+
+def _each(
+    count: int, read: Callable[[int], None], workers: int, told: Told | None
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Reads each of `count` files in threads; returns which could be read, and a line for each of the others."""
+
+    def read_some(first: int) -> list[tuple[int, str]]:
         faults = []
-        for index in range(first, min(first + _CHUNK, len(paths))):
+        for index in range(first, min(first + _CHUNK, count)):
             try:
-                pixels = read_picture(paths[index], rule)
-                if held is not None:
-                    held[index] = pixels
+                read(index)
             except ShiftViTError as error:
                 faults.append((index, str(error)))
         return faults
 
     faults: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(lazy.workers, thread_name_prefix="decode") as pool:
-        for number, found in enumerate(pool.map(read, range(0, len(paths), _CHUNK)), start=1):
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        for number, found in enumerate(pool.map(read_some, range(0, count, _CHUNK)), start=1):
             faults += found
             if told is not None:
-                told(min(number * _CHUNK, len(paths)))
+                told(min(number * _CHUNK, count))
     bad = {index for index, _ in faults}
-    kept = np.array([index for index in range(len(paths)) if index not in bad], np.int64)
-    pictures = Pictures([paths[index] for index in kept], rule) if held is None else (held[kept] if bad else held)
-    return pictures, kept, [fault for _, fault in faults]
+    return np.array([index for index in range(count) if index not in bad], np.int64), [fault for _, fault in faults]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.augment import Augment, Draws
+from shiftvit.data.changes import PictureChanges
 from shiftvit.data.mix import Mix
 from shiftvit.data.preprocess import Floats, Preprocess
+from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 
 # Keeps the order apart from other draws of the same seed and epoch.
@@ -34,21 +38,46 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """What chance decides in an epoch: the order of its images (int64 (N,)), each one's crop, flip and mixing."""
+    """What chance decides in an epoch.
+
+    Attributes:
+        order: of its images, int64 (N,).
+        draws, mix: of each copy of an image the crop and the flip, and the mixing: of copy `c` of image `i` at
+            `c * N + i`.
+    """
 
     order: NDArray[np.int64]
     draws: Draws
     mix: Mix | None
 
+    def slots(self, number: int, batch_size: int, repeats: int = 1) -> NDArray[np.int64]:
+        """Returns where a batch's images are among the draws, int64 (B,): the batch is [a b c ... a b c ...].
+
+        A batch has `batch_size / repeats` different images, rounded up, and an epoch 1 / `repeats` of all. What a batch
+        has no room for begins the next one. Copies are not neighbours, which are mixed, unless a batch has one image
+        alone. Source: Hoffer et al., "Augment Your Batch" (2020), section 3; an epoch's length is that of Touvron et
+        al., "DeiT" (2021).
+        """
+        count = len(self.order)
+        places = np.arange(number * batch_size, min((number + 1) * batch_size, count))
+        different = -(-batch_size // repeats)
+        block, within = np.divmod(places, different * repeats)
+        copy, which = np.divmod(within, different)
+        slots: NDArray[np.int64] = self.order[block * different + which] + copy * count
+        return slots
+
 
 def plan_epoch(shape: tuple[int, ...], preprocess: Preprocess, augment: Augment, seed: int, epoch: int) -> EpochPlan:
     """Draws an epoch of images of the shape (N, H, W, 3), before resizing, from the seed and the epoch alone."""
     count, size = shape[0], shape[1:3]
+    copies = count * augment.repeats
     resized, crop = preprocess.resized_shape(*size), preprocess.output_shape(*size)
-    # Where the crop is not random, it is that of inference.
-    origin = preprocess.crop_origin(*resized)
-    draws = augment.draw(seed, epoch, count, *resized, crop, origin)
-    return EpochPlan(epoch_order(seed, epoch, count), draws, Mix.draw(augment, seed, epoch, count))
+    if augment.resized_crop:
+        draws = augment.draw(seed, epoch, copies, *crop)  # what is cut has the crop's size already
+    else:
+        # Where the crop is not random, it is that of inference.
+        draws = augment.draw(seed, epoch, copies, *resized, crop, preprocess.crop_origin(*resized))
+    return EpochPlan(epoch_order(seed, epoch, count), draws, Mix.draw(augment, seed, epoch, copies))
 
 
 class EpochBatches(keras.utils.PyDataset):
@@ -60,10 +89,11 @@ class EpochBatches(keras.utils.PyDataset):
     epoch can be taken up again at any batch.
 
     Args:
-        images: uint8 (N, H, W, 3), N at least 1.
+        images: uint8 (N, H, W, 3), N at least 1; or `pictures.Originals`, which a random resized crop is cut from.
         labels: whole numbers (N,).
         preprocess: resizes and normalises (mean and std are per channel); its crop is the size of the result.
-        augment: crops and mirrors what is resized, before it is normalised, and mixes what is.
+        augment: in this order crops (of what is resized, or a random resized crop of what is not), mirrors, changes
+            colours, normalises, erases and mixes. Changed colours are whole levels, whatever `round_pixels` says.
         classes: how many there are; only mixing needs it. None: the largest label and one.
         batch_size: images in a batch; fewer images than that make one batch of all.
         seed, epoch: 0 or more; they choose the order and the augmentation.
@@ -107,6 +137,10 @@ class EpochBatches(keras.utils.PyDataset):
         self._preprocess, self._augment = preprocess, augment
         self._batch_size, self._start, self._total = batch_size, start, total
         self._plan = plan_epoch(images.shape, preprocess, augment, seed, epoch)
+        size = preprocess.output_shape(*images.shape[1:3])
+        self._changes = PictureChanges(augment, preprocess, seed, epoch, size)
+        self._threads = workers
+        self._lock, self._made, self._seconds = threading.Lock(), 0, 0.0
         self._classes = int(labels.max()) + 1 if classes is None else classes
 
     def __len__(self) -> int:
@@ -117,14 +151,47 @@ class EpochBatches(keras.utils.PyDataset):
         """Returns batch `start + index`: float32 (B, h, w, 3) and int32 (B,) or float32 (B, classes)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} is not among the {len(self)} left; use 0..{len(self) - 1}")
-        first = (self._start + index) * self._batch_size
-        indices = self._plan.order[first : first + self._batch_size]
-        images: NDArray[Any] = self._images[indices]
-        if self._preprocess.resize:
-            images = self._preprocess.resized(images)
-        images = self._augment(images, self._plan.draws[indices])
-        if self._preprocess.round_pixels:
-            images = self._preprocess.rounded(images)
-        normalised, labels = self._preprocess.normalised(images), self._labels[indices].astype(np.int32)
-        mix = self._plan.mix
-        return mix(normalised, labels, indices, self._classes) if mix else (normalised, labels)
+        began = time.perf_counter()
+        batch = self._prepared(self._start + index)
+        with self._lock:
+            self._seconds += time.perf_counter() - began
+            self._made += len(batch[0])
+        return batch
+
+    def indices(self, index: int) -> NDArray[np.int64]:
+        """Returns which of the images are in batch `start + index`, int64 (B,)."""
+        slots = self._plan.slots(self._start + index, self._batch_size, self._augment.repeats)
+        return slots % len(self._images)
+
+    @property
+    def images_per_second(self) -> float:
+        """How many images a second the workers can prepare, as measured so far; 0 before the first batch.
+
+        It is what one worker does while it works (waiting for a place in the queue does not count), times the workers
+        that can run at once: `workers`, or the cores where these are fewer. Work beside them, such as the training on
+        the same processor, slows them and shows in it.
+        """
+        with self._lock:
+            alone = self._made / self._seconds if self._seconds else 0.0
+        return alone * min(self._threads, cores())
+
+    def _prepared(self, number: int) -> tuple[Floats, NDArray[np.int32] | Floats]:
+        rule, changes, mix = self._preprocess, self._changes, self._plan.mix
+        slots = self._plan.slots(number, self._batch_size, self._augment.repeats)
+        indices = slots % len(self._images)
+        images: NDArray[Any]
+        if changes.cuts:
+            images = changes.cut(self._images, indices, slots)
+        else:
+            images = self._images[indices]
+            if rule.resize:
+                images = rule.resized(images)
+        images = self._augment(images, self._plan.draws[slots])
+        if rule.round_pixels or changes.recolours:
+            images = rule.rounded(images)
+        if changes.recolours:
+            changes.recolour(images, slots)
+        normalised, labels = rule.normalised(images), self._labels[indices].astype(np.int32)
+        if changes.erases:
+            changes.erase(normalised, slots)
+        return mix(normalised, labels, slots, self._classes) if mix else (normalised, labels)

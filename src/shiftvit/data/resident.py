@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import plan_epoch
 from shiftvit.data.preprocess import Preprocess
+from shiftvit.errors import ShiftViTError
 
 # What lies on the device, by name: the images and labels, or the draws of an epoch.
 Held = dict[str, Any]
@@ -31,6 +32,9 @@ class ResidentImages:
         labels: whole numbers (N,).
         preprocess, augment, classes: as for `EpochBatches`.
 
+    Raises:
+        ShiftViTError: as for `EpochBatches`, or a change that only the host can make.
+
     Attributes:
         held: what `batch` needs on the device whatever the epoch.
     """
@@ -39,6 +43,12 @@ class ResidentImages:
         self, images: NDArray[np.uint8], labels: NDArray[Any], preprocess: Preprocess, augment: Augment, classes: int
     ) -> None:
         preprocess.check(images)
+        if augment.on_host_only:
+            name = augment.on_host_only[0]
+            raise ShiftViTError(
+                f"augment.{name}={getattr(augment, name)} is done on the host, and train.loop=device works without it; "
+                "set train.loop=fit"
+            )
         self._preprocess, self._augment, self._classes = preprocess, augment, classes
         self._count, self._shape = len(images), images.shape
         if preprocess.resize:

@@ -8,13 +8,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 import keras
 
+from shiftvit import files
 from shiftvit.errors import Interrupted, ShiftViTError
 from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
 
@@ -39,12 +40,15 @@ class Watch(keras.callbacks.Callback):
         self.first_step = progress.step
         self.saved_at = self.counted_at = time.monotonic()
         self.signal: int | None = None
-        self.logs: dict[str, float] = {}
+        self.losses: list[tuple[int, Any]] = []  # of the steps since the last look, by number
+        # Names the images of a batch of the epoch, by its number from 0; None where a single one cannot be told.
+        self.images_of: Callable[[int], list[str]] | None = None
+        # How many images a second could be prepared; None where they lie on the device.
+        self.input_rate: Callable[[], float] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.first_step = self.progress.step
         self.counted_at = time.monotonic()
-        self.logs = {}
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.progress.step = self.first_step + batch
@@ -58,8 +62,8 @@ class Watch(keras.callbacks.Callback):
             self.saved_at = time.monotonic()
         self.stop_if_asked()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
-        self.logs = dict(logs or {})
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.losses.append((self.first_step + batch, (logs or {}).get("loss", 0.0)))
 
     def count_time(self) -> None:
         """Adds the seconds since the last count to the position."""
@@ -69,10 +73,22 @@ class Watch(keras.callbacks.Callback):
         self.counted_at = now
 
     def check_finite(self) -> None:
-        """Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before."""
-        loss = self.logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise not_finite(f"the loss is {loss}", self.progress, self.last.parent)
+        """Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before.
+
+        The images of the batch that made it so are written to `not_finite.json` in the run folder.
+        """
+        losses, self.losses = self.losses, []
+        batch, loss = next(((batch, loss) for batch, loss in losses if not math.isfinite(loss)), (0, 0.0))
+        if math.isfinite(loss):
+            return
+        self.progress.step = batch + 1  # steps are counted from 1 in messages
+        what = f"the loss is {loss}"
+        if self.images_of is not None:
+            images = self.images_of(batch)
+            fault = {"epoch": self.progress.epoch + 1, "step": batch + 1, "loss": str(loss), "images": images}
+            files.write_json(self.run / "not_finite.json", fault)
+            what = f"the loss is {loss} after a batch with {images[0]} (all of it: {self.run / 'not_finite.json'})"
+        raise not_finite(what, self.progress, self.last.parent)
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted if a signal has come; to be called where the state is saved."""
@@ -141,6 +157,8 @@ class ProgressBar(keras.callbacks.Callback):
         rate = self.done * self.batch_size / max(time.monotonic() - self.began, 1e-9)
         logs = logs or {}
         state = f"loss {logs.get('loss', 0):.3f}  top-1 {logs.get('top1', 0):.1%}  {rate:,.0f} images/s"
+        if self.watch.input_rate is not None:
+            state += f" (input {self.watch.input_rate():,.0f})"
         done = self.watch.progress.epoch * self.steps + self.watch.first_step + self.done
         self.bar.update(self.task, completed=done, state=state)
 

@@ -66,7 +66,8 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 def not_finite(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a training that has left the numbers, with what is left of it."""
     at = f"epoch {progress.epoch + 1}, step {progress.step}"
-    kept = f"; the last good state is in {folder}" if (folder / LAST).exists() else ""
+    kept = f"; the last good state is in {folder}: shiftvit train --resume {folder.parent} --set KEY=VALUE"
+    kept = kept if (folder / LAST).exists() else ""
     return ShiftViTError(f"{what} in {at}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
 
 

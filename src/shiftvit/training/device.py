@@ -19,7 +19,9 @@ from shiftvit.data.augment import Augment
 from shiftvit.data.resident import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.training.loss import hits
+from shiftvit.training.memory import is_out_of_memory
 from shiftvit.training.optimizer import learning_rates
+from shiftvit.training.parts import jax_gradients, torch_gradients
 from shiftvit.training.setup import Splits
 
 # Steps between two looks at the clock, the loss and the signals.
@@ -38,7 +40,7 @@ class DeviceLoop:
 
     def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
         settings = recipe.train
-        self.model, self.steps, self.seed = model, steps, settings.seed
+        self.model, self.steps, self.seed, self.parts = model, steps, settings.seed, settings.accumulate
         self.batch_size = min(settings.batch_size, len(splits.train[0]))
         self.at_once = chunk_length(steps)
         self.images = ResidentImages(
@@ -121,16 +123,11 @@ class JaxLoop(DeviceLoop):
             (trainable, fixed, optimizer), sums = state
             places = number * self.batch_size + ops.arange(self.batch_size, dtype="int32")
             images, labels = self.images.batch(held, drawn, places)
-
-            def loss_of(trainable: Any) -> Any:
-                logits, changed = self.model.stateless_call(trainable, fixed, images, training=True)
-                loss = ops.mean(self.model.loss.call(labels, logits))
-                return loss, (changed, ops.mean(hits(labels, logits)))
-
-            (loss, (fixed, top1)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+            found, fixed = jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
+            loss, logits, gradients = found
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
             state = tuple(list(part) for part in (trainable, fixed, optimizer))
-            return (state, sums + ops.stack([loss, top1])), None
+            return (state, sums + ops.stack([loss, ops.mean(hits(labels, logits))])), None
 
         return jax.lax.scan(step, state, first + ops.arange(count, dtype="int32"))[0]
 
@@ -183,14 +180,12 @@ class TorchLoop(DeviceLoop):
         optimizer, model = self.model.optimizer, self.model
         places = self.number * self.batch_size + self.places
         images, labels = self.images.batch(self.images.held, self.drawn, places)
-        logits = model(images, training=True)
-        loss = model.loss.call(labels, logits).mean()
-        gradients = torch.autograd.grad(loss, [variable.value for variable in self.variables])
+        loss, logits, gradients = torch_gradients(model, images, labels, self.parts)
         with torch.no_grad():
             # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.
             rate = self.rates.index_select(0, optimizer.iterations.value.reshape(1).long())[0]
             optimizer.step(gradients, self.variables, rate)
-            self.sums += torch.stack([loss.detach(), hits(labels, logits).mean()])
+            self.sums += torch.stack([loss, hits(labels, logits).mean()])
             self.number += 1
 
     def _capture(self) -> None:
@@ -212,6 +207,8 @@ class TorchLoop(DeviceLoop):
                 self._step()
             self.graph = graph
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             notice(f"this step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); going on without")
             self.capturing = False
         with torch.no_grad():

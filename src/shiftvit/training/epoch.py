@@ -17,6 +17,7 @@ from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
 from shiftvit.training.device import DeviceLoop
+from shiftvit.training.memory import evaluated_at_once
 from shiftvit.training.optimizer import averaged_weights
 from shiftvit.training.setup import Splits
 
@@ -31,7 +32,7 @@ def fit_epoch(
     began = time.perf_counter()
     epoch, start = progress.epoch, progress.step
     watched = [watch, *callbacks]
-    figures = _run(model, loop, watched, progress) if loop else _fit(model, recipe, splits, watched, progress)
+    figures = _run(model, loop, watched, progress) if loop else _fit(model, recipe, splits, watched, watch)
     watch.check_finite()
     watch.count_time()
     seconds = time.perf_counter() - began
@@ -44,13 +45,15 @@ def fit_epoch(
         "top1": figures["top1"],
         "learning_rate": float(model.optimizer.learning_rate),
         "images_per_second": round(seen / seconds, 1),
+        **({"input_images_per_second": round(watch.input_rate(), 1)} if watch.input_rate else {}),
         "seconds": round(seconds, 3),
     }
 
 
-def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], progress: Progress) -> dict[str, float]:
+def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], watch: Watch) -> dict[str, float]:
     """Trains by Keras' `fit`."""
-    settings = recipe.train
+    settings, progress = recipe.train, watch.progress
+    start, paths = progress.step, None if splits.found is None else splits.found.splits["train"].paths
     batches = EpochBatches(
         *splits.train,
         preprocess=splits.train_rule,
@@ -59,10 +62,14 @@ def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], progr
         classes=len(splits.class_names),
         seed=settings.seed,
         epoch=progress.epoch,
-        start=progress.step,
+        start=start,
         drop_remainder=settings.drop_remainder,
         workers=recipe.data.workers,
     )
+    watch.input_rate = lambda: batches.images_per_second
+    watch.images_of = lambda number: [
+        f"training image {index}" if paths is None else paths[index] for index in batches.indices(number - start)
+    ]
     history = model.fit(
         batches,
         initial_epoch=progress.epoch,
@@ -102,7 +109,7 @@ def validate(model: Any, recipe: Recipe, splits: Splits, watch: Watch) -> Row:
     began = time.perf_counter()
     images, labels = splits.validation
     with averaged_weights(model):
-        logits = predict_logits(model, images, splits.test_rule)
+        logits = predict_logits(model, images, splits.test_rule, batch_size=evaluated_at_once(recipe.train))
     progress.seconds += time.perf_counter() - began
     if not np.isfinite(logits).all():
         raise not_finite("the validation loss is not finite", progress, watch.last.parent)

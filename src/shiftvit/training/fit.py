@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from shiftvit.metrics import fit_temperature, measure
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
-from shiftvit.training.device import make_loop
+from shiftvit.training.device import DeviceLoop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
+from shiftvit.training.memory import OutOfMemory, evaluated_at_once, free, in_smaller_parts, told_apart
 from shiftvit.training.optimizer import averaged_weights, learning_rates
 from shiftvit.training.setup import Splits, build, load_splits, resolve
 from shiftvit.training.start import started
@@ -80,29 +83,55 @@ def train(
     recipe = started(recipe)
     splits = load_splits(recipe, data, run)
     recipe = resolve(recipe, splits)
-    settings = recipe.train
-    keras.utils.set_random_seed(settings.seed)
-    model, steps = build(recipe, splits)
-    loop = make_loop(model, recipe, splits, steps)
+    # Before there is a folder, so that what cannot work leaves none; in a list, so that only who uses it holds it.
+    prepared = [_prepared(recipe, splits)]
     with runfolder.held(run, recipe, splits.found):
-        progress = Progress()
-        if (run / "checkpoints" / LAST).is_file():
-            progress = load_checkpoint(run / "checkpoints" / LAST, model)
-            notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
-        watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60)
-        bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
-        with watch.catching_signals():
-            with bar:
-                while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
-                    row = fit_epoch(model, recipe, splits, watch, [bar], loop)
-                    row |= validate(model, recipe, splits, watch)
-                    finish_epoch(run, model, progress, row)
-                    bar.epoch_line(row)
-                    if board is not None:
-                        board.write(row)
-                    watch.stop_if_asked()
-            notice(f"evaluating on {len(splits.test[0]):,} test images")
-            return keep(run, recipe, splits, model, steps, progress)
+        for tries in itertools.count():
+            with contextlib.suppress(OutOfMemory), told_apart():
+                return _trained(run, recipe, splits, prepared.pop(), board)
+            free()
+            before, recipe = recipe, in_smaller_parts(recipe, tries)
+            runfolder.record_changes(run, runfolder.changed(before, recipe))
+            runfolder.write_recipe(run, recipe)
+            prepared.append(_prepared(recipe, splits))
+    raise AssertionError("in_smaller_parts ends the loop")
+
+
+def _prepared(recipe: Recipe, splits: Splits) -> tuple[Any, int, DeviceLoop | None]:
+    """Returns the model of a resolved recipe with its first weights, the steps an epoch, and the loop on the device."""
+    keras.utils.set_random_seed(recipe.train.seed)
+    model, steps = build(recipe, splits)
+    return model, steps, make_loop(model, recipe, splits, steps)
+
+
+def _trained(
+    run: Path,
+    recipe: Recipe,
+    splits: Splits,
+    prepared: tuple[Any, int, DeviceLoop | None],
+    board: TensorBoardLog | None,
+) -> Run:
+    """Trains from the run folder's checkpoint on, or from the beginning, and keeps the result."""
+    settings = recipe.train
+    model, steps, loop = prepared
+    progress = Progress()
+    if (run / "checkpoints" / LAST).is_file():
+        progress = load_checkpoint(run / "checkpoints" / LAST, model)
+        notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
+    watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60)
+    bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
+    with watch.catching_signals():
+        with bar:
+            while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
+                row = fit_epoch(model, recipe, splits, watch, [bar], loop)
+                row |= validate(model, recipe, splits, watch)
+                finish_epoch(run, model, progress, row)
+                bar.epoch_line(row)
+                if board is not None:
+                    board.write(row)
+                watch.stop_if_asked()
+        notice(f"evaluating on {len(splits.test[0]):,} test images")
+        return keep(run, recipe, splits, model, steps, progress)
 
 
 def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, progress: Progress) -> Run:
@@ -115,6 +144,7 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
         bundle = Bundle.from_model(model, splits.class_names, preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form
     each = min(steps * recipe.train.batch_size, len(splits.train[0]))
+    at_once = evaluated_at_once(recipe.train)
     seen = progress.epoch * each
     metrics: dict[str, Any] = {
         "train": {
@@ -127,14 +157,14 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
     }
     if splits.validation:
         images, labels = splits.validation
-        logits = predict_logits(final, images, splits.test_rule)
+        logits = predict_logits(final, images, splits.test_rule, batch_size=at_once)
         metrics["val"] = measure(logits, labels)
-        if len(labels) >= _ENOUGH:
+        if len(labels) >= _ENOUGH and labels is not splits.test[1]:  # what is reported decides nothing
             bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, labels), 4))
-    logits = predict_logits(final, splits.test[0], splits.test_rule)
+    logits = predict_logits(final, splits.test[0], splits.test_rule, batch_size=at_once)
     metrics["test"] = measure(logits, splits.test[1])
     schedule = (learning_rates(model, steps * recipe.train.epochs), steps)
-    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, splits.test, logits)
+    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, splits, logits)
     return Run(run, recipe, metrics)
 
 

@@ -13,6 +13,7 @@ from keras import ops
 from shiftvit.config import TrainConfig
 from shiftvit.model.primitives import TORCH
 from shiftvit.training.schedule import SCHEDULES
+from shiftvit.training.stages import stage_of
 
 if TORCH:
     import torch
@@ -27,7 +28,23 @@ class _Rule(keras.optimizers.Optimizer):
       call of `fit`; here a run is one call an epoch, and the average is put in only for evaluation
       (`averaged_weights`).
     - On torch all variables are updated at once (`torch_steps`).
+    - Each stage's rate is `stage_decay` times the next one's, as in ULMFiT's discriminative fine-tuning (Howard and
+      Ruder, 2018, section 3.2). The last stage, the last norm and the head have the whole rate.
     """
+
+    def __init__(self, *, stage_decay: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.stage_decay = stage_decay
+        self._shares: list[float] = []
+
+    def build(self, variables: Any) -> None:
+        stages = [stage_of(variable.path) for variable in variables]
+        last = max((stage for stage in stages if stage is not None), default=1)
+        self._shares = [1.0 if stage is None else self.stage_decay ** (last - stage) for stage in stages]
+        super().build(variables)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "stage_decay": self.stage_decay}
 
     def finalize_variable_values(self, var_list: Any) -> None:
         pass
@@ -36,7 +53,7 @@ class _Rule(keras.optimizers.Optimizer):
         """A whole step on torch at a given rate, `()`, without Keras' bookkeeping: a CUDA graph can capture it."""
         gradients = self._clip_gradients(gradients)
         self._decay_all(variables, rate)
-        self._update_all(gradients, variables, rate)
+        self._update_by_share(gradients, variables, rate)
         self._update_model_variables_moving_average(variables)
         self.iterations.value.add_(1)
 
@@ -45,7 +62,11 @@ class _Rule(keras.optimizers.Optimizer):
             super()._backend_update_step(grads, trainable_variables, learning_rate)
             return
         with torch.no_grad():
-            self._update_all(grads, trainable_variables, learning_rate)
+            self._update_by_share(grads, trainable_variables, learning_rate)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        share = self._share(variable)
+        super().update_step(gradient, variable, learning_rate if share == 1 else learning_rate * share)
 
     def _clip_gradients(self, grads: Any) -> Any:
         if not TORCH or not self.global_clipnorm:
@@ -53,11 +74,15 @@ class _Rule(keras.optimizers.Optimizer):
         return torch_steps.clipped(grads, self.global_clipnorm)
 
     def _apply_weight_decay(self, variables: Any) -> None:
-        if not TORCH:
+        if TORCH:
+            with torch.no_grad():
+                self._decay_all(variables, self.learning_rate)
+        elif self.stage_decay == 1:
             super()._apply_weight_decay(variables)
-            return
-        with torch.no_grad():
-            self._decay_all(variables, self.learning_rate)
+        else:
+            for amount, group in self._decayed(variables).items():
+                for variable in group:
+                    variable.assign(variable - variable * ops.cast(amount * self.learning_rate, variable.dtype))
 
     def _decay_all(self, variables: Any, rate: Any) -> None:
         for amount, group in self._decayed(variables).items():
@@ -74,10 +99,35 @@ class _Rule(keras.optimizers.Optimizer):
             momentum = self.ema_momentum * (self.iterations.value != 0)
             torch_steps.average([one for one, _ in kept], [value for _, value in kept], momentum)
 
+    def _share(self, variable: Any) -> float:
+        """Returns a variable's rate as a share of the optimizer's."""
+        return self._shares[int(self._get_variable_index(variable))]
+
     def _decayed(self, variables: Any) -> dict[float, list[Any]]:
-        """Returns which variables shrink by how much."""
-        amount = self.weight_decay
-        return {amount: [v for v in variables if self._use_weight_decay(v)]} if amount is not None else {}
+        """Returns which variables shrink by how much, times the optimizer's rate."""
+        groups: dict[float, list[Any]] = {}
+        for variable in variables:
+            if self._use_weight_decay(variable):
+                amount = self._weight_decay_of(variable)
+                if amount:
+                    groups.setdefault(amount * self._share(variable), []).append(variable)
+        return groups
+
+    def _weight_decay_of(self, variable: Any) -> float | None:  # noqa: ARG002  (Muon has two)
+        amount: float | None = self.weight_decay
+        return amount
+
+    def _update_by_share(self, gradients: Any, variables: Any, rate: Any) -> None:
+        if self.stage_decay == 1:
+            self._update_all(gradients, variables, rate)
+            return
+        groups: dict[float, tuple[list[Any], list[Any]]] = {}
+        for gradient, variable in zip(gradients, variables, strict=True):
+            own, theirs = groups.setdefault(self._share(variable), ([], []))
+            own.append(gradient)
+            theirs.append(variable)
+        for share, group in groups.items():
+            self._update_all(*group, rate * share)
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
         raise NotImplementedError
@@ -115,14 +165,9 @@ class Muon(_Rule, keras.optimizers.Muon):
         narrow = super().zeropower_via_newtonschulz5(ops.cast(x, self.orthogonal_dtype), steps)
         return ops.cast(narrow, x.dtype)
 
-    def _decayed(self, variables: Any) -> dict[float, list[Any]]:
-        groups: dict[float, list[Any]] = {}
-        for variable in variables:
-            if self._use_weight_decay(variable):
-                by_adam = self._should_use_adamw(variable)
-                amount = self.adam_weight_decay if by_adam else self.weight_decay
-                groups.setdefault(amount or 0.0, []).append(variable)
-        return groups
+    def _weight_decay_of(self, variable: Any) -> float | None:
+        amount: float | None = self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
+        return amount
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
         # A second moment is kept for what Adam updates, and for nothing else.
@@ -162,14 +207,16 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
     """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`.
 
     Muon updates the matrices of blocks and merging, with its inner products in bfloat16 if asked; the patch embedding,
-    the head and all vectors use AdamW at their own rate.
+    the head and all vectors use AdamW at their own rate. Both rates are times `batch_scale`.
     """
     rule, plan = config.optimizer, config.schedule
+    peak = rule.learning_rate * batch_scale(config)
     rate = SCHEDULES[plan.shape](
-        lr_start=plan.start * rule.learning_rate,
-        lr_max=rule.learning_rate,
+        lr_start=plan.start * peak,
+        lr_max=peak,
         warmup_steps=int(total_steps * plan.warmup),
         total_steps=total_steps,
+        lr_end=plan.end * peak,
     )
     shared: dict[str, Any] = {
         "learning_rate": rate,
@@ -178,6 +225,7 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
         "global_clipnorm": rule.clipnorm,
         "use_ema": config.ema is not None,
         "ema_momentum": config.ema if config.ema is not None else 0.99,
+        "stage_decay": rule.stage_decay,
     }
     if rule.name == "adamw":
         optimizer = AdamW(beta_1=rule.beta_1, beta_2=rule.beta_2, **shared)
@@ -196,6 +244,12 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
     if not rule.decay_vectors:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def batch_scale(config: TrainConfig) -> float:
+    """Returns what the recipe's rates are multiplied by: the batch size over `base_batch_size` (Goyal et al., 2017)."""
+    base = config.optimizer.base_batch_size
+    return 1.0 if base is None else config.batch_size / base
 
 
 def learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -1,6 +1,7 @@
 """The run folder: what lies where, and how it is opened, written and read.
 
 recipe.toml        every setting, resolved; can be trained again as it is
+changes.jsonl      of a run that went on with other settings: which, from what to what, and when
 splits.csv         of a user's own images: which are for training, validation and test
 environment.json   versions, processor, backend, git commit, command
 log.jsonl          a row an epoch
@@ -27,14 +28,32 @@ import tomli_w
 
 from shiftvit import environment, files, plots
 from shiftvit.bundle import Bundle
+from shiftvit.card import Facts, write_card
 from shiftvit.config import Recipe
 from shiftvit.data.layouts import FoundData, save_splits
 from shiftvit.data.own import SPLITS
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, notice
 from shiftvit.grid import Tile, prediction_grid
-from shiftvit.metrics import confusion, softmax
+from shiftvit.metrics import confusion, intervals, macro, softmax
+from shiftvit.training.setup import Splits
 
 RECIPE = "recipe.toml"
+# What a run's saved state, its splits or its count of steps depend on, ...
+_FIXED = (
+    "name",
+    "model.",
+    "data.",
+    "preprocess.",
+    "start.",
+    "augment.repeats",
+    "train.batch_size",
+    "train.drop_remainder",
+    "train.ema",
+    "train.optimizer.name",
+    "train.seed",
+)
+# ... apart from these.
+_FREE = {"data.workers", "model.dropout", "model.drop_path"}
 # Images in the grid of predictions.
 _SHOWN = 24
 
@@ -90,9 +109,34 @@ def held(run: Path, recipe: Recipe, found: FoundData | None = None) -> Iterator[
             files.write_json(run / "environment.json", environment.describe_environment())
             if found is not None:
                 save_splits(found, run / SPLITS)
-            text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
-            files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
+            write_recipe(run, recipe)
+        elif changes := changed(Recipe.load(run / RECIPE), recipe):
+            record_changes(run, changes)
+            write_recipe(run, recipe)
         yield
+
+
+def write_recipe(run: Path, recipe: Recipe) -> None:
+    """Writes a resolved recipe."""
+    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def changed(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ, by dotted key: what they were and what they are."""
+    old, new = (dict(_flat(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
+
+
+def record_changes(run: Path, changes: dict[str, tuple[Any, Any]]) -> None:
+    """Says what a run goes on with otherwise than it began, and adds it to `changes.jsonl`."""
+    for key, (old, new) in changes.items():
+        notice(f"{key} was {old} and is {new} from here on")
+    path = run / "changes.jsonl"
+    earlier = path.read_text("utf-8") if path.is_file() else ""
+    row = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "changed": changes}
+    text = f"{earlier}{json.dumps(row)}\n"
+    files.write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def write_log(run: Path, history: list[dict[str, Any]]) -> None:
@@ -118,13 +162,15 @@ def write_results(
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
     schedule: tuple[Any, int],
-    test: tuple[Any, Any],
+    splits: Splits,
     logits: Any,
 ) -> None:
     """Writes the model, the figures and, last, `metrics.json`, whose presence says that the run is complete."""
-    dataclasses.replace(bundle, metrics=metrics).save(run / "bundle")
+    measured = dataclasses.replace(bundle, metrics=metrics)
+    card = write_card(measured, _facts(run, recipe, splits, logits))
+    dataclasses.replace(measured, card=card).save(run / "bundle")
     files.write_file(run / "model.keras", model.save)
-    images, labels = test
+    images, labels = splits.test
     matrix = confusion(logits, labels)
     rates, steps = schedule
     curves = run / "figures" / "learning_curves.png"
@@ -134,6 +180,19 @@ def write_results(
     rows = softmax(logits[shown] / np.float32(bundle.temperature))
     _draw_predictions(run / "figures" / "predictions.png", images[shown], rows, labels[shown], bundle.labels)
     files.write_json(run / "metrics.json", metrics)
+
+
+def _facts(run: Path, recipe: Recipe, splits: Splits, logits: Any) -> Facts:
+    """Returns what the model card says beyond what the bundle holds."""
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    classes, truth = len(splits.class_names), splits.test[1]
+    return Facts(
+        recipe,
+        counts={name: np.bincount(part[1], minlength=classes).tolist() for name, part in parts.items() if part},
+        intervals=intervals(logits, truth),
+        macro_f1=macro(logits, truth)["f1"],
+        environment=json.loads((run / "environment.json").read_text("utf-8")),
+    )
 
 
 def _draw_predictions(path: Path, images: Any, rows: Any, truth: Any, labels: tuple[str, ...]) -> None:
@@ -148,14 +207,36 @@ def _draw_predictions(path: Path, images: Any, rows: Any, truth: Any, labels: tu
 def _choose_resumed(
     run: Path, recipe: Recipe | str | Path | None, out: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:
-    changed = [*overrides, *(["--out"] if out is not None else []), *(["--recipe"] if recipe is not None else [])]
-    if changed:
-        raise ShiftViTError(f"a resumed run keeps its settings, so {', '.join(changed)} cannot be given; leave it out")
+    given = [*(["--out"] if out is not None else []), *(["--recipe"] if recipe is not None else [])]
+    if given:
+        raise ShiftViTError(
+            f"a resumed run keeps its folder and its recipe, so {' and '.join(given)} cannot be given; leave it out, "
+            "and name what you want to change: --set KEY=VALUE"
+        )
     if not (run / RECIPE).is_file():
         raise ShiftViTError(f"{str(run)!r} is no run folder (it has no {RECIPE}); give the folder that training made")
     if (run / "metrics.json").is_file():
-        raise ShiftViTError(f"the run {str(run)!r} is complete; evaluate it, or start a new one for more epochs")
-    return Recipe.load(run / RECIPE), run
+        raise ShiftViTError(
+            f"the run {str(run)!r} is complete; evaluate it, or train on from its weights in a new one: "
+            f"--recipe finetune --set start.source={run}"
+        )
+    stored = Recipe.load(run / RECIPE)
+    resumed = Recipe.load(run / RECIPE, **overrides)
+    for key, (old, new) in changed(stored, resumed).items():
+        if key.startswith(_FIXED) and key not in _FREE:
+            raise ShiftViTError(
+                f"{key} is {old} in the run {str(run)!r} and cannot become {new} in its midst; leave it out, "
+                "or start a new run"
+            )
+    return resumed, run
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _unused(path: Path) -> Path:

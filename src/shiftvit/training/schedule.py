@@ -1,4 +1,4 @@
-"""The learning rate over the steps: a linear warm-up, then a fall to zero."""
+"""The learning rate over the steps: a linear warm-up, then a fall."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from shiftvit.errors import ShiftViTError
 
 
 class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from `lr_start` at step 0 to `lr_max` at `warmup_steps`, then `_fall`, and 0 beyond `total_steps`."""
+    """Linear from `lr_start` at step 0 to `lr_max` at `warmup_steps`, then `_fall` to `lr_end`, where it stays."""
 
-    def __init__(self, lr_start: float, lr_max: float, warmup_steps: int, total_steps: int) -> None:
+    def __init__(
+        self, lr_start: float, lr_max: float, warmup_steps: int, total_steps: int, lr_end: float = 0.0
+    ) -> None:
         super().__init__()
         if total_steps < warmup_steps:
             raise ShiftViTError(
@@ -25,19 +27,22 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
             raise ShiftViTError(
                 f"lr_start={lr_start} must be at most lr_max={lr_max}, as the rate rises to it; lower lr_start"
             )
+        if not 0 <= lr_end <= lr_max:
+            raise ShiftViTError(f"lr_end={lr_end} must be 0 to lr_max={lr_max}, as the rate falls to it; lower lr_end")
         self.lr_start = lr_start
         self.lr_max = lr_max
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
+        self.lr_end = lr_end
 
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
         rising = self.lr_start + (self.lr_max - self.lr_start) * step / max(self.warmup_steps, 1)
         # With no step left after the warm-up, the last one is the peak.
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
-        falling = self.lr_max * self._fall(ops.clip(progress, 0.0, 1.0))
+        falling = self.lr_end + (self.lr_max - self.lr_end) * self._fall(ops.clip(progress, 0.0, 1.0))
         rate = ops.where(step < self.warmup_steps, rising, falling)
-        return ops.where(step > self.total_steps, 0.0, rate)
+        return ops.where(step > self.total_steps, self.lr_end, rate)
 
     def _fall(self, progress: Any) -> Any:
         raise NotImplementedError
@@ -48,23 +53,27 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
             "lr_max": self.lr_max,
             "warmup_steps": self.warmup_steps,
             "total_steps": self.total_steps,
+            "lr_end": self.lr_end,
         }
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class WarmUpCosine(_WarmUp):
-    """A linear warm-up, then half a cosine: `lr_max / 2 * (1 + cos(pi * t))`, t from 0 to 1, and 0 beyond.
+    """A linear warm-up, then half a cosine: `lr_end + (lr_max - lr_end) / 2 * (1 + cos(pi * t))`, t from 0 to 1.
 
-    The schedule of the Keras example, whose two errors it raises at construction.
+    Beyond it stays at `lr_end`. With `lr_end=0` it is the schedule of the Keras example, whose two errors it raises at
+    construction.
 
     Args:
         lr_start: rate at step 0.
         lr_max: rate at `warmup_steps`.
         warmup_steps: steps of the warm-up; 0 begins at `lr_max`.
-        total_steps: the step at which 0 is reached.
+        total_steps: the step at which `lr_end` is reached.
+        lr_end: rate from there on, 0 to `lr_max`.
 
     Raises:
-        ShiftViTError: `total_steps < warmup_steps`, or a warm-up that would fall (`lr_max < lr_start`).
+        ShiftViTError: `total_steps < warmup_steps`, a warm-up that would fall (`lr_max < lr_start`), or an `lr_end`
+            that is negative or above `lr_max`.
     """
 
     def _fall(self, progress: Any) -> Any:
@@ -73,7 +82,7 @@ class WarmUpCosine(_WarmUp):
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class WarmUpLinear(_WarmUp):
-    """A linear warm-up, then a linear fall to 0. Arguments and errors are those of `WarmUpCosine`."""
+    """A linear warm-up, then a linear fall to `lr_end`. Arguments and errors are those of `WarmUpCosine`."""
 
     def _fall(self, progress: Any) -> Any:
         return 1.0 - progress

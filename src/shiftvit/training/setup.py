@@ -11,6 +11,7 @@ import keras
 from shiftvit import environment
 from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
+from shiftvit.data.augment import Augment
 from shiftvit.data.layouts import FoundData
 from shiftvit.data.own import SPLITS, load_own
 from shiftvit.data.pipeline import batches_per_epoch
@@ -20,6 +21,7 @@ from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
 from shiftvit.training.optimizer import build_optimizer
+from shiftvit.training.parts import PartwiseShiftViT
 from shiftvit.training.start import take_weights
 
 
@@ -50,7 +52,8 @@ def load_splits(recipe: Recipe, data: sources.ImageData | None = None, run: Path
     """
     rule = Preprocess.from_config(recipe.preprocess)
     if data is None and sources.is_path(recipe.data.name):
-        own = load_own(recipe.data, rule, run / SPLITS if run is not None else None)
+        kept = run / SPLITS if run is not None else None
+        own = load_own(recipe.data, rule, kept, boxes=recipe.augment.resized_crop > 0)
         return Splits(
             own.parts["train"],
             own.parts.get("validation"),
@@ -83,8 +86,14 @@ def resolve(recipe: Recipe, splits: Splits) -> Recipe:
     """Returns the recipe with everything decided that it leaves to the preset, the data and the machine.
 
     Raises:
-        ShiftViTError: no such preset, or a model that does not fit the images or the classes.
+        ShiftViTError: no such preset, a model that does not fit the images or the classes, or a batch in more parts
+            than it has images.
     """
+    if recipe.train.accumulate > recipe.train.batch_size:
+        raise ShiftViTError(
+            f"train.accumulate={recipe.train.accumulate} is more parts than the {recipe.train.batch_size} images of "
+            f"train.batch_size; use 1 to {recipe.train.batch_size}"
+        )
     preset = recipe.model.preset
     arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
     explicit = recipe.model.model_fields_set
@@ -119,8 +128,9 @@ def _loop(recipe: Recipe, splits: Splits) -> str:
     if settings.loop != "auto":
         return settings.loop
     even = settings.drop_remainder or len(splits.train[0]) % settings.batch_size == 0
+    possible = even and not Augment.from_config(recipe.augment).on_host_only
     accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
-    return "device" if even and accelerated else "fit"
+    return "device" if possible and accelerated else "fit"
 
 
 def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
@@ -128,7 +138,10 @@ def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
     settings = recipe.train
     if environment.device_name() == "cpu":
         environment.keep_freed_memory()
-    model = ShiftViT(**recipe.model.arguments(), dtype=settings.precision)
+    kind = ShiftViT if settings.accumulate == 1 else PartwiseShiftViT
+    model: Any = kind(**recipe.model.arguments(), dtype=settings.precision)
+    if isinstance(model, PartwiseShiftViT):
+        model.parts = settings.accumulate
     take_weights(model, recipe, splits.class_names)
     steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
     optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=settings.precision == "mixed_bfloat16")

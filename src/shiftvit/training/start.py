@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,26 @@ import numpy as np
 from shiftvit.bundle import Bundle
 from shiftvit.config import ModelConfig, Recipe
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.model.convert import load_official
+from shiftvit.presets import find_preset
+from shiftvit.training.stages import stage_of
 
 # What a new task may change; all else of the configuration is the trained model's.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
+# Endings of the authors' checkpoints, which hold the weights alone.
+_WEIGHTS = {".pth", ".pt", ".bin", ".safetensors", ".npz"}
+# Of ImageNet's training images, on the 0..255 scale; what the authors normalise by.
+_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 
 def started(recipe: Recipe) -> Recipe:
     """Returns the recipe with the model of `start.source`, if that is set, and its mean and std.
 
+    The authors' checkpoints say nothing of their architecture, so for them the recipe names it; their mean and std are
+    ImageNet's where the recipe sets none.
+
     Raises:
-        ShiftViTError: no such model, or settings of the recipe that it contradicts.
+        ShiftViTError: no such model, settings of the recipe that it contradicts, or an architecture that is missing.
     """
     if recipe.start.source is None:
         if recipe.start.freeze:
@@ -27,6 +37,8 @@ def started(recipe: Recipe) -> Recipe:
                 f"start.freeze={recipe.start.freeze} keeps trained weights and start.source names none; set both"
             )
         return recipe
+    if _is_weights(recipe.start.source):
+        return _started_from_weights(recipe)
     bundle = Bundle.load(recipe.start.source)
     own = recipe.model.arguments()
     for key, value in own.items():
@@ -34,11 +46,7 @@ def started(recipe: Recipe) -> Recipe:
             raise ShiftViTError(
                 f"model.{key}={value} is not the {getattr(bundle.config, key)} of {recipe.start.source!r}; leave it out"
             )
-    if recipe.start.freeze > len(bundle.config.depths):
-        raise ShiftViTError(
-            f"start.freeze={recipe.start.freeze} is more than the {len(bundle.config.depths)} stages of "
-            f"{recipe.start.source!r}; use 0 to {len(bundle.config.depths)}"
-        )
+    _check_freeze(recipe, bundle.config.depths)
     kept = bundle.config.model_dump(exclude={"preset", "image_shape", "num_classes"})
     chosen = {key: value for key, value in own.items() if key in _FREE - {"preset"}}
     scale = {"mean": bundle.preprocess.mean, "std": bundle.preprocess.std}
@@ -53,30 +61,71 @@ def started(recipe: Recipe) -> Recipe:
 def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
     """Puts the weights of `start.source` into a freshly built model and keeps those that `start.freeze` names.
 
-    The head is taken only if the model knows the same classes in the same order.
+    The head is taken only if the model knows the same classes in the same order; of the authors' checkpoints, which
+    name no classes, if there are as many.
+
+    Raises:
+        ShiftViTError: weights that cannot be read or do not fit the model.
     """
-    if recipe.start.source is None:
+    source = recipe.start.source
+    if source is None:
         return
-    bundle = Bundle.load(recipe.start.source)
+    head = _take_official(model, source) if _is_weights(source) else _take_bundle(model, source, labels)
+    frozen = 0
+    for layer in model.backbone.layers:
+        stage = stage_of(layer.name)
+        if stage is not None and stage <= recipe.start.freeze and layer.weights:
+            layer.trainable = False
+            frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
+    notice(f"starting from {source} with {head}; {frozen:,} weights stay as they are")
+
+
+def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:
+    bundle = Bundle.load(source)
     new_head = bundle.labels != labels
     for variable in model.weights:
         if not (new_head and variable.path.startswith("head/")):
             variable.assign(np.asarray(bundle.weights[variable.path], np.float32))
-    frozen = 0
-    for layer in model.backbone.layers:
-        if _stage(layer.name) <= recipe.start.freeze and layer.weights:
-            layer.trainable = False
-            frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
-    head = "a new head" if new_head else "its head"
-    notice(f"starting from {recipe.start.source} with {head}; {frozen:,} weights stay as they are")
+    return "a new head" if new_head else "its head"
 
 
-def _stage(layer: str) -> int:
-    """Returns the stage that a layer of the backbone belongs to, from 1; the patch embedding to the first."""
-    if layer == "patch_embed":
-        return 1
-    found = re.fullmatch(r"stage(\d+)_(block\d+|merge)", layer)
-    if found is None:
-        return 10**6
-    # A merge is named for the stage that it ends, with its weights on the way to the next one.
-    return int(found[1]) + (found[2] == "merge")
+def _take_official(model: Any, source: str) -> str:
+    try:
+        load_official(model, source)
+    except ShiftViTError:  # nothing was changed; if more than the head does not fit, the next line tells it
+        load_official(model.backbone, source)
+        return "a new head"
+    return f"its head, whose {model.settings.num_classes} classes must be yours in their order"
+
+
+def _is_weights(source: str) -> bool:
+    """Whether a source is a file of weights alone, not a bundle, a run or a name."""
+    return Path(source).suffix.lower() in _WEIGHTS and not Path(source).is_dir()
+
+
+def _started_from_weights(recipe: Recipe) -> Recipe:
+    path, model = Path(str(recipe.start.source)), recipe.model
+    if not path.is_file():
+        raise ShiftViTError(f"start.source={str(path)!r} does not exist; give the path of the authors' checkpoint")
+    if model.preset is None and "depths" not in model.model_fields_set:
+        raise ShiftViTError(
+            f"start.source={str(path)!r} holds weights and does not say of which architecture; set model.preset, as in "
+            "model.preset=shiftvit_tiny_r2"
+        )
+    preset = find_preset(model.preset).arguments if model.preset else {}
+    _check_freeze(recipe, model.depths if "depths" in model.model_fields_set else preset.get("depths", model.depths))
+    scale = {key: value for key, value in _IMAGENET.items() if key not in recipe.preprocess.model_fields_set}
+    return recipe.model_copy(
+        update={
+            "start": recipe.start.model_copy(update={"source": str(path.absolute())}),  # to be found from everywhere
+            "preprocess": recipe.preprocess.model_copy(update=scale),
+        }
+    )
+
+
+def _check_freeze(recipe: Recipe, depths: tuple[int, ...]) -> None:
+    if recipe.start.freeze > len(depths):
+        raise ShiftViTError(
+            f"start.freeze={recipe.start.freeze} is more than the {len(depths)} stages of "
+            f"{recipe.start.source!r}; use 0 to {len(depths)}"
+        )

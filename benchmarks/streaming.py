@@ -1,0 +1,113 @@
+"""A folder of 100,000 pictures: what checking, training and evaluating take in memory and time.
+
+    python benchmarks/streaming.py
+
+CIFAR-10's training images, and the same mirrored, are written as JPEG files of 160x120 pixels, a folder a class. Then
+`shiftvit data check`, one epoch of `shiftvit train --recipe photos` and `shiftvit evaluate` run as a user runs them,
+each in a process whose peak memory is taken. Training decodes the files anew in each epoch: they do not fit into what
+pictures may take in memory. The result goes to benchmarks/results/streaming-DATE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from shiftvit.data import sources
+from shiftvit.environment import cores, processor_name, versions
+
+RESULTS = Path(__file__).parent / "results"
+SIZE = (160, 120)
+# Runs a command of ours and says the largest size that its process had.
+PROGRAM = """
+import sys
+from shiftvit.cli.main import _run
+status = _run(sys.argv[1:])
+print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, help="where the result goes in place of benchmarks/results")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder, run = Path(place) / "pictures", Path(place) / "run"
+        size = write_tree(folder, chosen.files)
+        commands = {
+            "check": (["data", "check", str(folder), "--json"], (0, 3)),
+            "train": (["train", "--recipe", "photos", "--data", str(folder), "--epochs", "1", "--out", str(run)], (0,)),
+            "evaluate": (["evaluate", str(run), "--json"], (0,)),
+        }
+        rows = {name: measure(arguments, allowed) for name, (arguments, allowed) in commands.items()}
+        (epoch,) = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
+    result = {
+        "command": "python benchmarks/streaming.py",
+        "date": datetime.date.today().isoformat(),
+        "files": chosen.files,
+        "bytes": size,
+        "picture": list(SIZE),
+        **rows,
+        "epoch": epoch,
+        "processor": processor_name(),
+        "cores": cores(),
+        "versions": versions(),
+    }
+    path = (chosen.out or RESULTS) / f"streaming-{result['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(json.dumps({**rows, "epoch": epoch}, indent=1))
+
+
+def write_tree(folder: Path, count: int) -> int:
+    """Writes so many files, a folder a class; returns their bytes."""
+    names = sources.load("cifar10").class_names
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    parts = np.array_split(np.arange(count), 8 * cores())
+    with ProcessPoolExecutor(cores()) as pool:
+        return sum(pool.map(_write, [folder] * len(parts), [part.tolist() for part in parts]))
+
+
+def _write(folder: Path, numbers: list[int]) -> int:
+    data = sources.load("cifar10")
+    images, labels = data.train_images, data.train_labels
+    total = 0
+    for number in numbers:
+        image = Image.fromarray(images[number % len(images)]).resize(SIZE, Image.Resampling.BICUBIC)
+        path = folder / data.class_names[labels[number % len(images)]] / f"{number:06}.jpg"
+        (ImageOps.mirror(image) if number // len(images) % 2 else image).save(path, quality=90)
+        total += path.stat().st_size
+    return total
+
+
+def measure(arguments: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
+    """Runs a command; returns its seconds and its peak memory in megabytes."""
+    began = time.perf_counter()
+    environment = {**os.environ, "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch")}
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True
+    )
+    if answer.returncode not in allowed:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{answer.stderr}")
+    peak = int(answer.stderr.rsplit("peak ", 1)[1].split()[0]) / 1024
+    row = {"seconds": round(time.perf_counter() - began, 1), "peak_megabytes": round(peak, 1)}
+    print(arguments[:2], row, flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""`shiftvit find-rate`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shiftvit.cli.settings import read_overrides
+from shiftvit.cli.tables import Json
+from shiftvit.cli.train import prepare_backend
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        "find-rate",
+        epilog="Examples: shiftvit find-rate | shiftvit find-rate --recipe cifar10 --figure rates.png | "
+        "shiftvit find-rate --data photos/ --set train.batch_size=64 --json",
+    )(find_rate)
+
+
+def find_rate(
+    recipe: Annotated[
+        str | None, typer.Option(help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|NAME", help="Your own images (a folder, a CSV, an .npz), or a data set by name."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps, from the lowest rate to the highest.")] = 100,
+    low: Annotated[float, typer.Option(help="The first rate.")] = 1e-6,
+    high: Annotated[float, typer.Option(help="The last rate.")] = 10.0,
+    figure: Annotated[Path | None, typer.Option(help="A PNG with the loss over the rate.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Suggest a learning rate from one short run. Exit status 1 if the loss did not fall."""
+    from shiftvit.config import Recipe
+    from shiftvit.data import sources
+
+    overrides: dict[str, Any] = read_overrides(set_)
+    if data is not None:
+        overrides["data.name"] = json.dumps(data)
+        if recipe is None and sources.is_path(data):
+            recipe = "photos"
+    wanted = Recipe.load(recipe or "quick", **overrides)
+    sources.check_name(wanted.data.name)
+    prepare_backend()
+    from shiftvit import plots
+    from shiftvit.training import rate_finder
+
+    with _bar(steps) as told:
+        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=told)
+    if figure is not None:
+        title = f"Learning rates of the recipe {wanted.name}"
+        curves = (found.rates, found.losses, found.smoothed)
+        plots.rate_search(*curves, found.suggestion, found.recipe_rate, figure, title=title)
+    if as_json:
+        fields = dataclasses.asdict(found)
+        lists = {key: fields[key].tolist() for key in ("rates", "losses", "smoothed")}
+        print(json.dumps({**fields, **lists, "settings": found.settings}))
+    elif found.suggestion is not None:
+        print(" ".join(f"--set {key}={value:g}" for key, value in found.settings.items()))
+    if found.suggestion is None:
+        last = found.rates[-1] if len(found.rates) else low
+        print(
+            f"shiftvit: the loss did not fall between the rates {low:g} and {last:g}; use more --steps, a larger "
+            "train.batch_size or another range (--low, --high)",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _bar(steps: int) -> Iterator[Callable[[int, float], None]]:
+    """Shows a progress bar on standard error, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True), TextColumn("left"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=steps, state="")
+
+        def told(done: int, loss: float) -> None:
+            bar.update(task, completed=done, state=f"step {done}  loss {loss:.3f}")
+
+        yield told

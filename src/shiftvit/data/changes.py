@@ -1,0 +1,103 @@
+"""What is done to each training picture for itself, with chance of its own: cutting, colours, erasing."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shiftvit.config import AugmentConfig
+from shiftvit.data.boxes import Box, cut, draw_box
+from shiftvit.data.erasing import erase
+from shiftvit.data.photometric import color_jitter
+from shiftvit.data.preprocess import Floats, Preprocess
+from shiftvit.data.randaugment import RandAugment
+
+# Each change has a stream, so that switching one off leaves the others alone; 0 to 2 are the order, crops, mixing.
+_BOX, _RAND_AUGMENT, _JITTER, _ERASING = 3, 4, 5, 6
+
+
+@runtime_checkable
+class Cuttable(Protocol):
+    """Pictures of any sizes that a box can be cut from, such as `pictures.Originals`."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns a picture's (height, width) in pixels."""
+
+    def cut(self, index: int, box: Box) -> NDArray[np.uint8]:
+        """Returns a box of it at the size of the result."""
+
+
+class PictureChanges:
+    """The changes of an epoch that each picture gets for itself.
+
+    What happens to a picture depends on the seed, the epoch and its number among the draws alone.
+
+    Args:
+        settings: which changes are on.
+        preprocess: the interpolation of cuts, and the mean, which is the colour around a picture that was moved.
+        seed, epoch: 0 or more.
+        size: (height, width) of the result, in pixels.
+    """
+
+    def __init__(
+        self, settings: AugmentConfig, preprocess: Preprocess, seed: int, epoch: int, size: tuple[int, int]
+    ) -> None:
+        self._settings, self._seed, self._epoch, self._size = settings, seed, epoch, size
+        self._interpolation = preprocess.interpolation
+        fill = np.clip(np.rint(np.broadcast_to(preprocess.mean, 3)), 0, 255).astype(int).tolist()
+        self._rand_augment = RandAugment(
+            settings.rand_augment,
+            settings.rand_augment_std,
+            settings.rand_augment_layers,
+            (fill[0], fill[1], fill[2]),
+            Image.Resampling[preprocess.interpolation.upper()],
+        )
+        self.cuts = settings.resized_crop > 0
+        self.recolours = settings.rand_augment > 0 or settings.color_jitter > 0
+        self.erases = settings.erasing > 0
+
+    def _chance(self, stream: int, slot: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, self._epoch, stream, slot])
+
+    def cut(self, images: Any, indices: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Cuts a random box out of each picture.
+
+        Args:
+            images: uint8 (N, H, W, 3), or `Cuttable`.
+            indices: (B,), which of them.
+            slots: (B,), each one's number among the draws.
+
+        Returns:
+            uint8 (B, *size, 3).
+        """
+        result = np.empty((len(indices), *self._size, 3), np.uint8)
+        least, whole = self._settings.resized_crop, not isinstance(images, Cuttable)
+        for place, (index, slot) in enumerate(zip(indices.tolist(), slots.tolist(), strict=True)):
+            chance = self._chance(_BOX, slot)
+            if whole:
+                pixels = images[index : index + 1][0]
+                box = draw_box(chance, pixels.shape[0], pixels.shape[1], least)
+                result[place] = cut(pixels, box, self._size, self._interpolation)
+            else:
+                height, width = images.size(index)
+                result[place] = images.cut(index, draw_box(chance, height, width, least))
+        return result
+
+    def recolour(self, images: NDArray[np.uint8], slots: NDArray[np.int64]) -> None:
+        """Applies RandAugment and the colour jitter in place, to uint8 (B, h, w, 3)."""
+        settings = self._settings
+        for pixels, slot in zip(images, slots.tolist(), strict=True):
+            image = Image.fromarray(pixels)
+            if settings.rand_augment:
+                image = self._rand_augment(image, self._chance(_RAND_AUGMENT, slot))
+            if settings.color_jitter:
+                image = color_jitter(image, settings.color_jitter, self._chance(_JITTER, slot))
+            pixels[...] = np.asarray(image)
+
+    def erase(self, images: Floats, slots: NDArray[np.int64]) -> None:
+        """Erases in place, in normalised float32 (B, h, w, 3)."""
+        for image, slot in zip(images, slots.tolist(), strict=True):
+            erase(image, self._chance(_ERASING, slot), self._settings.erasing)

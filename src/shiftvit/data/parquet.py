@@ -1,0 +1,197 @@
+"""Parquet files of images, as the Hugging Face Hub has them: which columns, what labels, and the images' bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.errors import ShiftViTError
+
+# What people call the columns where nothing in the file says which is which; the first that is there is taken.
+IMAGE_NAMES = ("image", "img", "images", "picture")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")
+# How many bytes of images are read at a time.
+_BATCH = 2**23
+_MOST_ROWS = 1024  # of a batch
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a file that are used.
+
+    `names` are the classes of a `ClassLabel`; None: the labels are their own names. `remarks` say between which columns
+    it chose, a phrase each.
+    """
+
+    image: str
+    label: str | None
+    names: tuple[str, ...] | None
+    remarks: tuple[str, ...] = ()
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Any]:
+    """Opens a Parquet file, a `pyarrow.parquet.ParquetFile`; whatever it raises while it is open becomes one line.
+
+    Raises:
+        ShiftViTError: pyarrow is not installed, or the file is damaged, or no Parquet.
+    """
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ShiftViTError(
+            f"{path!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
+        ) from error
+    try:
+        # A row group may be all of the file, so it is read in pieces, and no more ahead than the buffer.
+        with pa.OSFile(path) as stream, pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
+            yield file
+    except ShiftViTError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
+
+
+def columns_of(path: str, file: Any) -> Columns:
+    """Tells which column of an open file holds the images, and which the labels.
+
+    What the metadata of `datasets` say decides, else the columns' names. A file may have no labels.
+
+    Raises:
+        ShiftViTError: no column of images, several that may be, classes that are not told apart by their names.
+    """
+    import pyarrow.types as is_type  # type: ignore[import-untyped]
+
+    schema = file.schema_arrow
+    features = _features(schema.metadata)
+    kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
+    held = [field.name for field in schema if _bytes_of(field) is not None]
+    structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
+    images = [name for name in held if kinds[name] == "Image"] or _named(held, IMAGE_NAMES) or structs or held
+    if not images:
+        has = ", ".join(schema.names)[:200]
+        raise ShiftViTError(f"{path!r} has no column with the bytes of images, only {has}; name one with them image")
+    if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
+        raise ShiftViTError(f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name that of images image")
+    plain = [field.name for field in schema if _is_label(field.type)]
+    labels = [name for name in plain if kinds[name] == "ClassLabel"] or _named(plain, LABEL_NAMES)
+    remarks = [
+        f"columns of {what} that are not used, since {found[0]!r} is the first: {', '.join(found[1:])}"
+        for what, found in (("images", images), ("labels", labels))
+        if len(found) > 1
+    ]
+    names = features.get(labels[0], {}).get("names") if labels else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return Columns(images[0], labels[0] if labels else None, None, tuple(remarks))
+    if len({*names}) < len(names):
+        raise ShiftViTError(f"{path!r} has two classes of one name in {labels[0]!r}; give each a name of its own")
+    return Columns(images[0], labels[0], tuple(names), tuple(remarks))
+
+
+def labels_of(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Reads the labels of an open file with N rows.
+
+    Returns:
+        int64 (N,), each an index into the names, which come second, or -1 where there is none: null, blank, or -1,
+        which is how the Hub marks images whose labels are kept secret.
+
+    Raises:
+        ShiftViTError: a label that has no name.
+    """
+    import pyarrow as pa
+
+    if columns.label is None:
+        return np.full(file.metadata.num_rows, -1, np.int64), ()
+    column = file.read(columns=[columns.label]).column(0)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
+        texts = [None if text is None else text.strip() for text in column.to_pylist()]
+        known = tuple(sorted({text for text in texts if text}))
+        index = {text: number for number, text in enumerate(known)}
+        return np.array([index.get(text, -1) for text in texts], np.int64), known
+    numbers = column.cast(pa.int64()).fill_null(-1).to_numpy().astype(np.int64)
+    if columns.names is None:
+        values = np.unique(numbers[numbers != -1])
+        return np.where(numbers == -1, -1, np.searchsorted(values, numbers)), tuple(map(str, values.tolist()))
+    wrong = np.flatnonzero((numbers < -1) | (numbers >= len(columns.names)))
+    if len(wrong):
+        raise ShiftViTError(
+            f"row {wrong[0]} of {path!r} has the label {numbers[wrong[0]]}, out of range for {len(columns.names)} "
+            "classes; mend the file, or its names of the classes"
+        )
+    return numbers, columns.names
+
+
+def size_of(file: Any) -> int:
+    """Returns how many bytes all columns of an open file take, compression undone: the images at most as many."""
+    # The sizes of single columns are not asked for: in a damaged file pyarrow ends the process over them.
+    groups = range(file.metadata.num_row_groups)
+    return sum(max(0, file.metadata.row_group(number).total_byte_size) for number in groups)
+
+
+def image_bytes(path: str, columns: Columns) -> Iterator[list[bytes | None]]:
+    """Yields the bytes of a file's images, row by row, some rows at a time; None where there are none.
+
+    Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
+    wrote has no more than 1,024 images.
+
+    Raises:
+        ShiftViTError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    with opened(path) as file:
+        at_a_time = _BATCH * file.metadata.num_rows // max(1, size_of(file))
+        for batch in file.iter_batches(
+            max(1, min(_MOST_ROWS, at_a_time)), columns=[_leaf(file, columns)], use_threads=False
+        ):
+            column = batch.column(0)
+            yield (column.flatten()[0] if pa.types.is_struct(column.type) else column).to_pylist()
+            pa.default_memory_pool().release_unused()
+
+
+def _leaf(file: Any, columns: Columns) -> str:
+    return f"{columns.image}{_bytes_of(file.schema_arrow.field(columns.image))}"
+
+
+def _bytes_of(field: Any) -> str | None:
+    """Returns where in a column the bytes are, "" or ".bytes"; None: nowhere."""
+    import pyarrow.types as is_type
+
+    inner, where = field.type, ""
+    if is_type.is_struct(inner):
+        at = inner.get_field_index("bytes")
+        inner, where = inner if at < 0 else inner.field(at).type, ".bytes"
+    return where if is_type.is_binary(inner) or is_type.is_large_binary(inner) else None
+
+
+def _is_label(kind: Any) -> bool:
+    import pyarrow.types as is_type
+
+    if is_type.is_dictionary(kind):
+        kind = kind.value_type
+    checks = (is_type.is_integer, is_type.is_boolean, is_type.is_string, is_type.is_large_string)
+    return any(check(kind) for check in checks)
+
+
+def _named(columns: list[str], names: tuple[str, ...]) -> list[str]:
+    """Returns the columns of these names, in the order of the names."""
+    return [column for name in names for column in columns if column.casefold() == name]
+
+
+def _features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+    """Returns what `datasets` writes of the columns, name -> feature; nothing where that is not to be understood."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,121 @@
+"""RandAugment: a few changes a picture, drawn from fifteen, all with one magnitude.
+
+Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2020), section
+3, in the form of timm's "rand-m9-mstd0.5-inc1", with which ShiftViT and Swin were trained: a change is applied with
+probability 1/2, its magnitude varies, and all changes grow with it. The ranges are those of timm 1.0.31.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from shiftvit.data import photometric
+
+# The magnitude's scale, and how probable each change is.
+GREATEST = 10.0
+PROBABILITY = 0.5
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A change: from the strength (the magnitude over its scale, -1..1) to its argument, and what it then does.
+
+    `signed`: the argument may go either way, and a coin decides; otherwise the strength is 0..1.
+    """
+
+    name: str
+    signed: bool
+    argument: Callable[[float], float]
+    function: Callable[[Image.Image, float, Image.Resampling, Colour], Image.Image]
+
+
+def _plain(function: Callable[[Image.Image], Image.Image]) -> Callable[..., Image.Image]:
+    return lambda image, _argument, _resampling, _fill: function(image)
+
+
+def _levels(function: Callable[[Image.Image, int], Image.Image]) -> Callable[..., Image.Image]:
+    return lambda image, argument, _resampling, _fill: function(image, int(argument))
+
+
+def _blend(function: Callable[[Image.Image, float], Image.Image]) -> Callable[..., Image.Image]:
+    return lambda image, factor, _resampling, _fill: function(image, factor)
+
+
+def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Callable[..., Image.Image]:
+    def moved(image: Image.Image, argument: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
+        data = matrix(argument, *image.size)
+        return image.transform(image.size, Image.Transform.AFFINE, data, resampling, fillcolor=fill)
+
+    return moved
+
+
+def _rotated(image: Image.Image, degrees: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
+    return image.rotate(degrees, resampling, fillcolor=fill)
+
+
+def _factor(strength: float) -> float:
+    return max(0.1, 1 + 0.9 * strength)
+
+
+OPERATIONS = (
+    Operation("AutoContrast", False, lambda _: 0.0, _plain(ImageOps.autocontrast)),
+    Operation("Equalize", False, lambda _: 0.0, _plain(ImageOps.equalize)),
+    Operation("Invert", False, lambda _: 0.0, _plain(ImageOps.invert)),
+    Operation("Rotate", True, lambda s: 30 * s, _rotated),  # degrees, counter-clockwise
+    Operation("Posterize", False, lambda s: 4 - int(4 * s), _levels(photometric.posterize)),  # bits that are kept
+    Operation("Solarize", False, lambda s: 256 - int(256 * s), _levels(ImageOps.solarize)),  # inverted from here on
+    Operation("SolarizeAdd", False, lambda s: int(110 * s), _levels(photometric.solarize_add)),
+    Operation("Color", True, _factor, _blend(photometric.saturation)),
+    Operation("Contrast", True, _factor, _blend(photometric.contrast)),
+    Operation("Brightness", True, _factor, _blend(photometric.brightness)),
+    Operation("Sharpness", True, _factor, _blend(photometric.sharpness)),
+    Operation("ShearX", True, lambda s: 0.3 * s, _affine(lambda a, _w, _h: (1, a, 0, 0, 1, 0))),
+    Operation("ShearY", True, lambda s: 0.3 * s, _affine(lambda a, _w, _h: (1, 0, 0, a, 1, 0))),
+    # As shares of the width and the height.
+    Operation("TranslateX", True, lambda s: 0.45 * s, _affine(lambda a, w, _h: (1, 0, a * w, 0, 1, 0))),
+    Operation("TranslateY", True, lambda s: 0.45 * s, _affine(lambda a, _w, h: (1, 0, 0, 0, 1, a * h))),
+)
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Changes one picture.
+
+    Attributes:
+        magnitude: mean of the changes' magnitude, 0..10.
+        std: its standard deviation; what is drawn is cut to 0..10.
+        layers: changes drawn, the same one twice maybe; each is applied with probability 1/2.
+        fill: RGB of what comes in from outside of the picture.
+        resampling: what pictures are rotated, sheared and moved with.
+    """
+
+    magnitude: float
+    std: float
+    layers: int
+    fill: Colour
+    resampling: Image.Resampling
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        """Returns the changed picture, RGB of the same size."""
+        for operation, strength in self.draw(generator):
+            image = operation.function(image, operation.argument(strength), self.resampling, self.fill)
+        return image
+
+    def draw(self, generator: np.random.Generator) -> list[tuple[Operation, float]]:
+        """Draws what is applied: the operation, and its strength (-1..1 where it is signed, else 0..1)."""
+        which = generator.integers(len(OPERATIONS), size=self.layers)
+        applied, sign = generator.random((2, self.layers))
+        magnitude = np.clip(generator.normal(self.magnitude, self.std, self.layers), 0.0, GREATEST)
+        strength = magnitude / GREATEST
+        drawn = []
+        for layer in np.flatnonzero(applied < PROBABILITY):
+            operation = OPERATIONS[which[layer]]
+            signed = -strength[layer] if operation.signed and sign[layer] < 0.5 else strength[layer]
+            drawn.append((operation, float(signed)))
+        return drawn

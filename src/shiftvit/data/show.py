@@ -1,0 +1,204 @@
+"""A figure of what training sees: some pictures as they are in evaluation, and several draws of each."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import files
+from shiftvit.config import AugmentConfig, Recipe
+from shiftvit.data import sources
+from shiftvit.data.augment import Augment
+from shiftvit.data.layouts import find_data
+from shiftvit.data.own import decode_parts
+from shiftvit.data.pipeline import EpochBatches, epoch_order
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.plots import GREY
+
+ROWS, DRAWS = 6, 7
+# Shares below this are not named.
+_LEAST = 0.005
+# Points: the letters below a picture.
+_LETTERS = 7
+# Characters of a line below them all.
+_LINE = 120
+# Inches: the width of a picture, and what lies between two.
+_SIDE, _GAP = 1.35, 0.09
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Some pictures and what becomes of them.
+
+    Attributes:
+        plain: as evaluation sees them, uint8 (N, h, w, 3).
+        drawn: as training sees them, without the normalisation, uint8 (D, N, h, w, 3).
+        shares: float32 (D, N, classes), how much of each class a drawn picture counts as.
+        labels: int64 (N,).
+        class_names: in the order of the labels.
+    """
+
+    plain: NDArray[np.uint8]
+    drawn: NDArray[np.uint8]
+    shares: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def training_figure(recipe: Recipe, path: Path) -> int:
+    """Draws training pictures of the recipe's data into a PNG: a row each, first as in evaluation, then seven draws.
+
+    The draws are a run's batches of these pictures in its first epochs, so that mixing has its partners among the rows.
+
+    Returns:
+        How many pictures there are.
+
+    Raises:
+        ShiftViTError: data that cannot be read, settings that do not fit it, or a file that cannot be written.
+    """
+    shown = draw_training(recipe)
+    _figure(shown, recipe, path)
+    return len(shown.plain)
+
+
+def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Shown:
+    """Takes `count` training pictures, of different classes where there are enough, and draws their changes."""
+    plain, images, labels, class_names, rule = _sample(recipe, count)
+    # Copies of a picture would take the place of others, and each row has its draws anyway.
+    augment = Augment.from_config(recipe.augment.model_copy(update={"repeats": 1}))
+    drawn, shares = [], []
+    for epoch in range(draws):
+        seed, total = recipe.train.seed, len(labels)
+        batch = EpochBatches(
+            images,
+            labels,
+            preprocess=rule,
+            augment=augment,
+            batch_size=total,
+            classes=len(class_names),
+            seed=seed,
+            epoch=epoch,
+        )
+        values, targets = batch[0]
+        if targets.ndim == 1:
+            targets = np.eye(len(class_names), dtype=np.float32)[targets]
+        order = np.argsort(epoch_order(seed, epoch, total))  # back from the epoch's order
+        drawn.append(rule.rounded(values[order] * np.asarray(rule.std) + np.asarray(rule.mean)))
+        shares.append(targets[order])
+    return Shown(plain, np.stack(drawn), np.stack(shares), labels, class_names)
+
+
+def _sample(
+    recipe: Recipe, count: int
+) -> tuple[NDArray[np.uint8], Any, NDArray[np.int64], tuple[str, ...], Preprocess]:
+    """Returns pictures as evaluation and as training take them, labels, class names, and training's rule."""
+    rule = Preprocess.from_config(recipe.preprocess)
+    name, seed = recipe.data.name, recipe.train.seed
+    if not sources.is_path(name):
+        data = sources.load(name)
+        chosen = _chosen(data.train_labels, count, seed)
+        images = data.train_images[chosen]
+        return rule.pixels(images), images, data.train_labels[chosen], data.class_names, rule
+    found = find_data(name)
+    part = found.splits["train"].take(_chosen(found.splits["train"].labels, count, seed))
+    own = decode_parts(
+        replace(found, splits={"train": part, "test": part}), rule, boxes=recipe.augment.resized_crop > 0
+    )
+    images, labels = own.parts["train"]
+    return own.test_rule.pixels(own.parts["test"][0][:]), images, labels, found.class_names, own.train_rule
+
+
+def _chosen(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Returns indices of images at random, but of each class one before any has two."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)
+    others = np.delete(np.arange(len(labels)), first)
+    chosen: NDArray[np.int64] = order[np.concatenate([np.sort(first), others])[:count]]
+    return chosen
+
+
+def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    draws, rows = shown.drawn.shape[:2]
+    height, width = shown.plain.shape[1:3]
+    mixed = bool((shown.shares.max(axis=2) < 1).any())
+    words = textwrap.wrap(in_use(recipe.augment), _LINE)
+    tile = _SIDE * min(2.0, max(0.5, height / width))
+    caption = 0.4 if mixed else 0.22
+    top, bottom = 0.65, 0.15 + 0.17 * len(words)
+    wide, high = (draws + 1) * (_SIDE + _GAP) + _GAP, rows * (tile + caption) + top + bottom
+    # Without pyplot: no global state, no window. Every place is known, and looking for them would take seconds.
+    figure = Figure(figsize=(wide, high))
+    title = f"Training pictures: recipe {recipe.name}, {Path(recipe.data.name).name}, seed {recipe.train.seed}"
+    figure.text(0.5, 1 - 0.2 / high, title, ha="center", va="center", fontweight="bold", fontsize=12, parse_math=False)
+    figure.text(0.5, 0.1 / high, "\n".join(words), ha="center", va="bottom", fontsize=9)
+    places = {
+        "left": _GAP / wide,
+        "right": 1 - _GAP / wide,
+        "top": 1 - top / high,
+        "bottom": (bottom + caption) / high,
+        "wspace": _GAP / _SIDE,
+        "hspace": caption / tile,
+    }
+    axes = figure.subplots(rows, draws + 1, squeeze=False, gridspec_kw=places)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box instead
+        for row in range(rows):
+            _picture(axes[row, 0], shown.plain[row], _fitted(shown.class_names[int(shown.labels[row])]))
+            for draw in range(draws):
+                text = _caption(shown.shares[draw, row], shown.class_names) if mixed else ""
+                _picture(axes[row, draw + 1], shown.drawn[draw, row], text)
+        for column, heading in enumerate(["in evaluation", *(f"epoch {draw + 1}" for draw in range(draws))]):
+            axes[0, column].set_title(heading, fontsize=9)
+        files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
+
+
+def in_use(settings: AugmentConfig) -> str:
+    """Returns the changes that are on, in words such as "pad=4, flip, mixup=0.8"; those of parts that are off not."""
+    parts = {name: value for name, value in dict(settings).items() if value not in (False, 0, "zeros")}
+    mixes, both = bool(settings.mixup or settings.cutmix), bool(settings.mixup and settings.cutmix)
+    needed = {
+        "random_crop": not settings.resized_crop,
+        "rand_augment_std": bool(settings.rand_augment),
+        "rand_augment_layers": bool(settings.rand_augment),
+        "repeats": settings.repeats > 1,
+        "mix_probability": mixes,
+        "mix_switch": both,
+    }
+    words = [name if value is True else f"{name}={value}" for name, value in parts.items() if needed.get(name, True)]
+    return ", ".join(words) or "nothing is changed"
+
+
+def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(GREY)
+        spine.set_linewidth(0.5)
+    axes.set_xlabel(caption, fontsize=_LETTERS, labelpad=2, parse_math=False)
+
+
+def _caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) -> str:
+    named = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
+    return "\n".join(_fitted(class_names[index], f" {shares[index]:.0%}") for index in named[:2])
+
+
+def _fitted(name: str, tail: str = "") -> str:
+    """Returns a name and what follows it, the name cut where both together were wider than a picture."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font, most = FontProperties(size=_LETTERS), 72 * _SIDE
+    text, kept = name + tail, min(len(name), 60)
+    while kept > 1 and text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] > most:
+        kept -= 1
+        text = f"{name[:kept]}…{tail}"
+    return text

@@ -1,0 +1,160 @@
+"""A batch's gradients computed in parts, one after the other, so that less memory is needed at a time.
+
+The parts lie within one step: order, mixing, schedule, moving average, checkpoints and the position are those of whole
+batches, whatever the number of parts. With a norm that treats each image for itself, and neither dropout nor drop path,
+so are the weights, but for rounding; a batch norm takes its figures from each part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from shiftvit.model.network import ShiftViT
+
+# Mean loss (); logits (B, classes); gradients, one for each trainable variable.
+Step = tuple[Any, Any, list[Any]]
+
+
+class PartwiseShiftViT(ShiftViT):
+    """A `ShiftViT` whose training step in Keras' `fit` computes each batch in `parts` of about the same size."""
+
+    parts = 1
+
+    def train_step(self, *arguments: Any) -> Any:
+        steps: dict[str, Callable[..., Any]] = {
+            "torch": self._torch_step,
+            "jax": self._jax_step,
+            "tensorflow": self._tensorflow_step,
+        }
+        return steps[keras.config.backend()](*arguments)
+
+    def _torch_step(self, data: Any) -> dict[str, Any]:
+        import torch
+
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        loss, logits, gradients = torch_gradients(self, images, labels, self.parts)
+        with torch.no_grad():
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return self._measured(images, labels, loss, logits)
+
+    def _tensorflow_step(self, data: Any) -> dict[str, Any]:
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        loss, logits, gradients = tensorflow_gradients(self, images, labels, self.parts)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return self._measured(images, labels, loss, logits)
+
+    def _jax_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+        trainable, fixed, optimizer, metrics = state
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        (loss, logits, gradients), fixed = jax_gradients(self, trainable, fixed, images, labels, self.parts)
+        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        with keras.StatelessScope(state_mapping=list(zip(self.metrics_variables, metrics, strict=True))) as scope:
+            logs = self._measured(images, labels, loss, logits)
+            metrics = [scope.get_current_value(variable) for variable in self.metrics_variables]
+        return logs, (trainable, fixed, optimizer, metrics)
+
+    def _measured(self, images: Any, labels: Any, loss: Any, logits: Any) -> dict[str, Any]:
+        # As Keras' own steps do: the running loss weighs a batch by its images.
+        self._loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
+        return self.compute_metrics(images, labels, logits)  # type: ignore[no-any-return]
+
+
+def torch_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
+    """Returns the mean loss of a batch, its logits and its gradients, on torch.
+
+    Args:
+        model: compiled with a loss that gives one value an image.
+        images: `(B, H, W, 3)`.
+        labels: `(B,)`, or shares `(B, classes)`.
+        parts: 1 or more; a batch of fewer images has as many as images.
+    """
+    import torch
+
+    variables = [variable.value for variable in model.trainable_variables]
+    losses: list[Any] = []
+    outputs: list[Any] = []
+    gradients: list[Any] = []
+    for first, end in _bounds(len(images), parts):
+        logits = model(images[first:end], training=True)
+        loss = model.loss.call(labels[first:end], logits).sum() / len(images)
+        found = torch.autograd.grad(loss, variables)
+        losses.append(loss.detach())
+        outputs.append(logits.detach())
+        if gradients:
+            torch._foreach_add_(gradients, found)
+        else:
+            gradients = list(found)
+    return torch.stack(losses).sum(), torch.cat(outputs), gradients
+
+
+def jax_gradients(
+    model: Any, trainable: Any, fixed: Any, images: Any, labels: Any, parts: int
+) -> tuple[Step, list[Any]]:
+    """Returns what `torch_gradients` does, on jax, and the new values of the variables that are not trained.
+
+    Args:
+        trainable, fixed: the values of the model's trainable and other variables; all else as there.
+    """
+    import jax
+
+    count = len(images)
+
+    def loss_of(trainable: Any, fixed: Any, images: Any, labels: Any) -> Any:
+        logits, changed = model.stateless_call(trainable, fixed, images, training=True)
+        return ops.sum(model.loss.call(labels, logits)) / count, (logits, list(changed))
+
+    compute = jax.value_and_grad(loss_of, has_aux=True)
+
+    def add(state: Any, batch: Any) -> Any:
+        loss, fixed, gradients = state
+        (more, (logits, fixed)), found = compute(trainable, fixed, *batch)
+        return (loss + more, fixed, jax.tree.map(jax.numpy.add, gradients, found)), logits
+
+    trainable, fixed = list(trainable), list(fixed)
+    if parts == 1:
+        (loss, (logits, fixed)), gradients = compute(trainable, fixed, images, labels)
+        return (loss, logits, gradients), fixed
+    state = (jax.numpy.zeros(()), fixed, jax.tree.map(jax.numpy.zeros_like, trainable))
+    if count % parts == 0:
+        # One after the other; written out, the compiler might compute them side by side, in the memory of all.
+        split = [array.reshape(parts, count // parts, *array.shape[1:]) for array in (images, labels)]
+        (loss, fixed, gradients), logits = jax.lax.scan(add, state, split)
+        return (loss, logits.reshape(count, -1), gradients), fixed
+    outputs = []
+    for first, end in _bounds(count, parts):
+        state, logits = add(state, (images[first:end], labels[first:end]))
+        outputs.append(logits)
+    loss, fixed, gradients = state
+    return (loss, jax.numpy.concatenate(outputs), gradients), fixed
+
+
+def tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
+    """Returns what `torch_gradients` does, on tensorflow."""
+    import tensorflow as tf
+
+    count = tf.shape(images)[0]  # within `fit` known only when it runs, as the last batch may be smaller
+    total: Any = 0.0
+    outputs: list[Any] = []
+    gradients: list[Any] = []
+    for part in range(parts):
+        first, end = part * count // parts, (part + 1) * count // parts
+        with tf.control_dependencies(gradients):  # one after the other, or they take the memory of all
+            batch, target = tf.identity(images[first:end]), tf.identity(labels[first:end])
+        with tf.GradientTape() as tape:
+            logits = model(batch, training=True)
+            loss = tf.reduce_sum(model.loss.call(target, logits)) / tf.cast(count, tf.float32)
+        found = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        total += loss
+        outputs.append(logits)
+        gradients = [before + more for before, more in zip(gradients, found, strict=True)] if gradients else found
+    return total, tf.concat(outputs, 0), gradients
+
+
+def _bounds(count: int, parts: int) -> list[tuple[int, int]]:
+    """Returns the first and the end of each part; none is empty."""
+    parts = min(parts, count)
+    return [(part * count // parts, (part + 1) * count // parts) for part in range(parts)]

@@ -1,0 +1,277 @@
+"""A batch in parts is the batch: the same weights, averages and figures; and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sample import load_sample
+from shiftvit import Recipe, ShiftViTError, train
+from shiftvit.errors import Interrupted
+from shiftvit.training import memory
+from shiftvit.training.callbacks import Watch
+from shiftvit.training.parts import PartwiseShiftViT
+from shiftvit.training.runfolder import read_log
+from shiftvit.training.setup import build, load_splits, resolve
+
+BACKEND = keras.config.backend()
+ONE_BY_ONE = {"embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0}
+NOISY = {**ONE_BY_ONE, "drop_path": 0.2, "dropout": 0.1}
+needs_device_loop = pytest.mark.skipif(BACKEND == "tensorflow", reason="the device loop is for jax and torch")
+
+
+def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
+    """Mixing, clipping, decay and a moving average are on: each must happen once a batch."""
+    return Recipe.model_validate(
+        {
+            "model": model or ONE_BY_ONE,
+            "data": {"validation": 50, "limit": 106},
+            "preprocess": {"mean": 120.0, "std": 64.0},
+            "augment": {"pad": 4, "cutmix": 1.0, "mixup": 0.8, "mix_probability": 0.5},
+            "train": {
+                "epochs": 2,
+                "batch_size": 48,
+                "precision": "float32",
+                "ema": 0.8,
+                "loop": "fit",
+                "optimizer": {
+                    "learning_rate": 2e-3,
+                    # Where a gradient is nothing but rounding, Adam makes a whole step of its sign.
+                    "epsilon": 1e-3,
+                    "weight_decay": 0.1,
+                    "clipnorm": 0.5,
+                },
+                **settings,
+            },
+        }
+    )
+
+
+def state(run: Path) -> dict[str, np.ndarray]:
+    stored = load_file(run / "checkpoints" / "last.safetensors")
+    return {name: value for name, value in stored.items() if not name.startswith("generator/")}
+
+
+def assert_same(found: Path, expected: Path, rtol: float = 1e-3, atol: float = 2e-5) -> None:
+    wanted = state(expected)
+    mine = state(found)
+    assert mine.keys() == wanted.keys()
+    for name, value in mine.items():
+        # jax draws the seeds of drop-out also where its rate is 0.
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(value, wanted[name], rtol=rtol, atol=atol, err_msg=name)
+    for row, other in zip(read_log(found), read_log(expected), strict=True):
+        for key in ("loss", "val_loss", "learning_rate", "top1"):
+            assert row[key] == pytest.approx(other[key], rel=1e-3), key
+
+
+@pytest.fixture(scope="module")
+def sample() -> Any:
+    return load_sample()
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these runs."""
+    for name in ("plots.learning_curves", "plots.confusion_matrix", "_draw_predictions"):
+        monkeypatch.setattr(f"shiftvit.training.runfolder.{name}", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, sample: Any) -> Path:
+    """Batches of 48, 48 and 10 images."""
+    return train(recipe(drop_remainder=False), out=tmp_path_factory.mktemp("whole") / "run", data=sample).path
+
+
+@pytest.mark.parametrize("parts", [5, 12])  # 48 do not divide by 5, 10 images have no 12 parts
+def test_parts_give_the_weights_of_the_whole(parts: int, whole: Path, tmp_path: Path, sample: Any) -> None:
+    run = train(recipe(drop_remainder=False, accumulate=parts), out=tmp_path / "run", data=sample)
+    assert run.recipe.train.accumulate == parts
+    assert_same(run.path, whole)
+    stored = state(run.path)
+    assert int(stored["optimizer/0000"]) == 6  # updates: three batches, two epochs
+
+
+def test_parts_with_muon(tmp_path: Path, sample: Any) -> None:
+    rule = {"name": "muon", "learning_rate": 3e-3, "adam_learning_rate": 2e-3, "epsilon": 1e-3, "stage_decay": 0.5}
+    runs = [
+        train(recipe(optimizer=rule, accumulate=parts), out=tmp_path / f"{parts}", data=sample).path for parts in (1, 3)
+    ]
+    assert_same(runs[1], runs[0], rtol=3e-3, atol=1e-4)
+
+
+@needs_device_loop
+def test_parts_on_the_device(whole: Path, tmp_path: Path, sample: Any) -> None:
+    del whole
+    fitted = train(recipe(), out=tmp_path / "fit", data=sample)
+    run = train(recipe(accumulate=3, loop="device"), out=tmp_path / "run", data=sample)
+    assert run.recipe.train.loop == "device"
+    assert_same(run.path, fitted.path)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch calls the model for each part anew")
+def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
+    wanted = recipe(accumulate=4, batch_size=50)
+    splits = load_splits(wanted, sample)
+    model, steps = build(resolve(wanted, splits), splits)
+    assert isinstance(model, PartwiseShiftViT)
+    assert steps == 2
+    sizes = []
+    original = PartwiseShiftViT.call
+
+    def call(self: Any, images: Any, *arguments: Any, **named: Any) -> Any:
+        if not getattr(images, "is_meta", False):  # there Keras only asks for shapes
+            sizes.append(len(images))
+        return original(self, images, *arguments, **named)
+
+    monkeypatch.setattr(PartwiseShiftViT, "call", call)
+    model.train_on_batch(splits.train_rule(splits.train[0][:50]), splits.train[1][:50])
+    assert sizes == [12, 13, 12, 13]
+
+
+def test_a_stopped_run_in_parts_ends_as_one_left_alone(
+    tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe({**NOISY, "norm": "batch"}, accumulate=3, epochs=1)
+    alone = train(settings, out=tmp_path / "alone", data=sample)
+    begin = Watch.on_train_batch_begin
+
+    def stopping(self: Watch, batch: int, logs: Any = None) -> None:
+        if batch == 1:
+            self.signal = signal.SIGTERM
+        begin(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_begin", stopping)
+        with pytest.raises(Interrupted):
+            train(settings, out=tmp_path / "run", data=sample)
+    train(resume=tmp_path / "run", data=sample)
+    expected = state(alone.path)
+    for name, value in state(tmp_path / "run").items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_more_parts_than_images_are_refused(tmp_path: Path, sample: Any) -> None:
+    with pytest.raises(ShiftViTError, match=r"train\.accumulate=49 is more parts than the 48 images"):
+        train(recipe(accumulate=49), out=tmp_path / "run", data=sample)
+    assert not (tmp_path / "run").exists()
+
+
+class OutOfMemoryError(RuntimeError):
+    """Called as torch's and, but for the words, as the others'."""
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Memory for parts of so many images; beyond `from_step`, counted from the process' first."""
+    limit = {"images": 16, "from_step": 0, "steps": 0}
+    fit = keras.Model.fit
+
+    def checked(self: Any, batches: Any, **arguments: Any) -> Any:
+        parts = getattr(self, "parts", 1)
+
+        def begin(batch: int, logs: Any = None) -> None:  # noqa: ARG001
+            limit["steps"] += 1
+            if limit["steps"] > limit["from_step"] and -(-48 // parts) > limit["images"]:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        watching = keras.callbacks.LambdaCallback(on_train_batch_begin=begin)
+        arguments["callbacks"] = [*arguments["callbacks"], watching]
+        return fit(self, batches, **arguments)
+
+    monkeypatch.setattr(keras.Model, "fit", checked)
+    monkeypatch.setattr("shiftvit.model.network.ShiftViT.fit", checked)
+    return limit
+
+
+@pytest.mark.parametrize("from_step", [0, 3])  # at the beginning, and in the midst of the second epoch
+def test_where_memory_runs_out_it_goes_on_in_smaller_parts(
+    from_step: int, tmp_path: Path, sample: Any, little_memory: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    little_memory["from_step"] = 10**9
+    expected = train(recipe(), out=tmp_path / "whole", data=sample).path
+    little_memory.update(from_step=from_step, steps=0)
+    capfd.readouterr()
+    run = train(recipe(auto_batch=True), out=tmp_path / "run", data=sample)
+    errors = capfd.readouterr().err
+    assert "out of memory with 48 images of 32 x 32 pixels at once; going on with 24, 2 parts a batch" in errors
+    assert "out of memory with 24 images of 32 x 32 pixels at once; going on with 12, 4 parts a batch" in errors
+    assert run.recipe.train.accumulate == 4
+    assert "accumulate = 4\n" in (run.path / "recipe.toml").read_text("utf-8")  # so that it can be resumed
+    assert Recipe.load(run.path / "recipe.toml") == run.recipe
+    assert_same(run.path, expected)
+    assert [row["epoch"] for row in read_log(run.path)] == [1, 2]
+    changes = [json.loads(line)["changed"] for line in (run.path / "changes.jsonl").read_text("utf-8").splitlines()]
+    assert changes == [{"train.accumulate": [1, 2]}, {"train.accumulate": [2, 4]}]
+
+
+def test_memory_that_is_never_enough_is_one_line(tmp_path: Path, sample: Any, little_memory: dict[str, Any]) -> None:
+    little_memory["images"] = 1
+    with pytest.raises(ShiftViTError) as caught:
+        train(recipe(auto_batch=True), out=tmp_path / "run", data=sample)
+    message = str(caught.value)
+    assert message.startswith("out of memory with 6 images of 32 x 32 pixels at once, after 3 halvings; lower")
+    assert "train.batch_size=48" in message
+    assert "preprocess.resize" in message
+    assert "\n" not in message
+
+
+def test_where_memory_is_short_evaluation_takes_no_more_images_than_a_part(
+    tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = keras.Model.predict_on_batch
+
+    def checked(self: Any, images: Any) -> Any:
+        if len(images) > 16:
+            raise OutOfMemoryError("CUDA out of memory")
+        return predict(self, images)
+
+    monkeypatch.setattr("shiftvit.model.network.ShiftViT.predict_on_batch", checked)
+    run = train(recipe(auto_batch=True, epochs=1), out=tmp_path / "run", data=sample)
+    assert run.recipe.train.accumulate == 4
+    assert run.metrics["test"]["n"] == len(sample.test_images)
+
+
+def test_without_auto_batch_the_mend_is_told(tmp_path: Path, sample: Any, little_memory: dict[str, Any]) -> None:
+    del little_memory
+    with pytest.raises(ShiftViTError, match=r"^out of memory with 48 images .* set train\.auto_batch=true") as caught:
+        train(recipe(), out=tmp_path / "run", data=sample)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (np._core._exceptions._ArrayMemoryError((10,), np.dtype("float32")), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (type("ResourceExhaustedError", (Exception,), {})("OOM when allocating tensor with shape[256]"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ValueError("out of memory"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_which_errors_mean_memory(error: BaseException, expected: bool) -> None:
+    assert memory.is_out_of_memory(error) is expected
+
+
+def test_a_real_allocation_that_cannot_be_is_known() -> None:
+    with pytest.raises(memory.OutOfMemory), memory.told_apart():
+        keras.ops.convert_to_numpy(keras.ops.zeros((10**15,))[:1])
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    with pytest.raises(KeyError, match="elsewhere"), memory.told_apart():
+        raise KeyError("elsewhere")

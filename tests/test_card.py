@@ -1,0 +1,236 @@
+"""A model card says what the bundle and the run say, reads as YAML and Markdown to others, and gives no paths away."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import tomllib
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
+from shiftvit.card import Facts, addressed, write_card
+from shiftvit.config import ModelConfig
+from shiftvit.markdown import front_matter
+from shiftvit.metrics import intervals, macro, measure
+from shiftvit.wording import last_name, settings
+
+MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+
+
+def bundle(labels: tuple[str, ...] = ("cat", "dog", "ship"), **changes: Any) -> Bundle:
+    config = ModelConfig(image_shape=(16, 24, 3), num_classes=len(labels), embed_dim=24, depths=(1, 2), norm="layer")
+    weights = {"head/kernel": np.zeros((48, len(labels)), np.float32), "norm/moving_mean": np.zeros(48, np.float32)}
+    return Bundle(config, labels, Preprocess(resize=24, crop=(16, 24)), weights, **changes)
+
+
+def facts(data: str = "cifar10", **changes: Any) -> Facts:
+    return Facts(Recipe.load("finetune", **{"data.name": data, "train.seed": 7}), **changes)
+
+
+def body(card: str) -> str:
+    return card.split("\n---\n", 1)[1]
+
+
+def cells(text: str) -> dict[str, list[list[str]]]:
+    """Returns the rows of each table by the heading above it, as a Markdown reader shows them."""
+    page, tables = MARKDOWN.render(text), {}
+    for heading, section in re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2>|\Z)", page, re.DOTALL):
+        rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
+        texts = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+        tables[heading] = [[html.unescape(re.sub(r"</?code>", "", cell)) for cell in row] for row in texts]
+    return tables
+
+
+def test_every_figure_is_that_of_the_run() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(500, 6)).astype(np.float32), random.integers(6, size=500)
+    test, low_high = measure(logits, labels), intervals(logits, labels, repeats=50)
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog")
+    counts = {"train": [10, 20, 30, 40, 50, 2000], "validation": [1] * 6, "test": np.bincount(labels).tolist()}
+    f1 = macro(logits, labels)["f1"]
+    metrics = {
+        "train": {"seconds": 61.4, "epochs": 9},
+        "val": {"top1": 1 / 3, "top5": 1.0, "loss": 0.5, "n": 1500},
+        "test": test,
+    }
+    run = facts(counts=counts, intervals=low_high, macro_f1=f1, environment={"processor": "A_CPU", "cores": 2})
+    card = write_card(bundle(names, metrics=metrics, temperature=1.25, versions={"keras": "3.15.1"}), run)
+    tables = cells(body(card))
+
+    def percent(value: float, key: str) -> str:
+        return f"{100 * value:.2f} % ({100 * low_high[key][0]:.2f} to {100 * low_high[key][1]:.2f})"
+
+    assert tables["How good it is"] == [
+        ["images", "top-1", "top-5", "macro F1", "loss"],
+        ["1,500 validation", "33.33 %", "100.00 %", "", "0.5000"],
+        [
+            "500 test",
+            percent(test["top1"], "top1"),
+            percent(test["top5"], "top5"),
+            percent(f1, "macro_f1"),
+            f"{test['loss']:.4f} ({low_high['loss'][0]:.4f} to {low_high['loss'][1]:.4f})",
+        ],
+    ]
+    assert tables["What it learned from"][-1] == ["dog", "2,000", "1", str((labels == 5).sum())]
+    assert "CIFAR-10: 2,150 training, 6 validation, 500 test images." in card
+    rows = dict(tables["How it was trained"])
+    assert rows["Recipe"] == "finetune"
+    assert rows["Started from"] == "cifar10"
+    assert rows["Epochs"] == "9 of 15"
+    assert rows["Time"] == "61 s"
+    assert rows["Augmentation"] == "random crop, mirroring"
+    assert dict(tables["The model"])["Output"] == "6 logits; the confidences are softmax(logits / 1.25)"
+    assert dict(tables["The model"])["Input"] == "16 x 24 px, RGB"
+    for sentence in ("temperature 1.25", "n = 1, seed 7", "Trained on A\\_CPU, 2 cores.", "Versions: keras 3.15.1."):
+        assert sentence in card
+    assert "are not calibrated" not in card
+
+
+def test_the_hub_reads_the_front_matter() -> None:
+    metrics = {"test": {"top1": 0.92491, "top5": 0.994, "loss": 0.30356, "n": 10000}}
+    ten = tuple("abcdefghij")
+    run = facts(macro_f1=0.9, license="apache-2.0")
+    data = ModelCard(write_card(bundle(ten, metrics=metrics), run)).data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "shiftvit", "image-classification")
+    assert data.datasets == ["uoft-cs/cifar10"]
+    assert data.metrics == ["accuracy", "f1"]
+    assert data.model_name == "shiftvit-finetune"
+    found = [(row.metric_type, row.metric_name, row.metric_value) for row in data.eval_results]
+    assert found == [
+        ("accuracy", "Top-1 accuracy", 0.9249),
+        ("accuracy", "Top-5 accuracy", 0.994),
+        ("f1", "Macro F1", 0.9),
+        ("loss", "Cross-entropy", 0.3036),
+    ]
+    assert {(row.dataset_type, row.dataset_name, row.dataset_split) for row in data.eval_results} == {
+        ("uoft-cs/cifar10", "CIFAR-10", "test")
+    }
+    # Of five classes one of the first five is always right, and that is no figure.
+    few = ModelCard(write_card(bundle(metrics=metrics), facts("photos"))).data
+    assert [row.metric_name for row in few.eval_results] == ["Top-1 accuracy", "Cross-entropy"]
+    assert few.eval_results[0].dataset_type == "imagefolder"
+    assert few.datasets is None
+    assert few.license is None
+
+
+def test_a_bundle_alone_has_a_short_card() -> None:
+    card = write_card(bundle(metrics={"test": {"top1": 0.5, "n": 20}}))
+    assert "# ShiftViT, 3 classes\n" in card
+    assert "It knows 3 classes: cat, dog, ship." in card
+    assert cells(body(card))["How good it is"] == [["images", "top-1"], ["20 test", "50.00 %"]]
+    for absent in ("How it was trained", "What it learned from", "n = 1", "model-index", "What made it"):
+        assert absent not in card
+    assert "Not measured.\n" in write_card(bundle())
+    assert ModelCard(card).data.eval_results is None
+
+
+def test_parameters_are_those_that_keras_trains() -> None:
+    for norm in ("batch", "group"):
+        model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 2), norm=norm)
+        made = Bundle.from_model(model, ("a", "b", "c"), Preprocess())
+        count = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+        assert f"| Parameters | {count:,} |" in write_card(made)
+
+
+def test_a_folder_of_ones_own_is_named_by_its_last_name() -> None:
+    for path in ("/home/ann/secret/pets", r"C:\Users\ann\secret\pets\\", "/home/ann/secret/pets/", "secret/./pets"):
+        recipe = Recipe.load("photos", **{"data.name": json.dumps(path)[1:-1]})
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": path})})
+        start = recipe.start.model_copy(update={"source": "/home/ann/secret/runs/mine/bundle"})
+        card = write_card(bundle(), Facts(recipe.model_copy(update={"start": start}), environment={"cores": 1}))
+        assert "# ShiftViT for pets\n" in card
+        assert "like those of pets" in card
+        assert "| Started from | mine |" in card
+        assert not re.search(r"secret|ann\b|Users|home", card)
+    assert last_name("/") == last_name("..") == "images"
+
+
+def test_every_setting_is_there_to_train_again() -> None:
+    recipe = Recipe.load("cifar10_long")
+    text = re.search(r"```toml\n(.*?)```", write_card(bundle(), Facts(recipe)), re.DOTALL)
+    assert text is not None
+    assert text[1] == settings(recipe)
+    assert Recipe.model_validate(tomllib.loads(text[1])) == recipe
+
+
+def test_the_commands_name_the_repository() -> None:
+    card = write_card(bundle())
+    assert card.count("shiftvit pull OWNER/NAME --out model\n") == 1
+    placed = addressed(card, "me/my.pets-2")
+    assert placed == card.replace("OWNER/NAME", "me/my.pets-2")
+    assert addressed(placed, "us/pets") == card.replace("OWNER/NAME", "us/pets")
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [{"test": 5}, {"test": {"top1": "much"}}, {"test": {"top1": None, "n": 10**400}}, {"val": [1]}, {"test": {"n": 5}}],
+)
+def test_metrics_that_someone_else_wrote_do_not_stop_a_card(metrics: dict[str, Any]) -> None:
+    assert "%" not in body(write_card(bundle(metrics=metrics), facts()))
+
+
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
+    lambda text: any(letter.isprintable() and letter != " " for letter in text)
+)
+
+
+def shown(text: str) -> str:
+    """One line, with a space for what cannot be printed: all that a card changes in a name."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+@given(labels=st.lists(NAMES, min_size=2, max_size=5, unique=True), folder=NAMES)
+def test_any_name_is_shown_as_it_is_and_does_nothing(labels: list[str], folder: str) -> None:
+    recipe = Recipe.load("photos")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": f"/photos/{folder}"})})
+    counts = {"train": list(range(len(labels)))}
+    metrics = {"test": {"top1": 0.5}}
+    card = write_card(bundle(tuple(labels), metrics=metrics), Facts(recipe, counts))
+    rows = cells(body(card))["What it learned from"]
+    assert rows == [["class", "training"], *([shown(label), str(n)] for n, label in enumerate(labels))]
+    page = MARKDOWN.render(body(card))
+    assert {"pre", "h1", "h2", "p", "table"} <= set(re.findall(r"<(\w+)", page))
+    assert set(re.findall(r"<(\w+)", page)) <= {
+        *("h1", "h2", "p", "a", "code", "pre", "ul", "li"),
+        *("table", "thead", "tbody", "tr", "th", "td"),
+    }
+    assert re.findall(r'href="(.*?)"', page) == ["https://arxiv.org/abs/2201.10801"]
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == shown(last_name(f"/photos/{folder}"))
+
+
+LEAVES = st.text(max_size=20) | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
+KEYS = st.from_regex(r"[a-z]{4,5}[a-z_-]{0,3}", fullmatch=True).filter(lambda key: key not in {"true", "false", "null"})
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(LEAVES | st.dictionaries(KEYS, inner, min_size=1, max_size=3), min_size=1, max_size=3)
+        | st.dictionaries(KEYS, inner, min_size=1, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def cleaned(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: cleaned(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [cleaned(value) for value in tree]
+    return shown(tree) if isinstance(tree, str) else tree
+
+
+@given(tree=st.dictionaries(KEYS, TREES, min_size=1, max_size=4))
+def test_the_front_matter_is_yaml_of_the_same_values(tree: dict[str, Any]) -> None:
+    text = front_matter(tree)
+    assert text.startswith("---\n")
+    assert text.endswith("\n---")
+    assert yaml.safe_load(text[4:-4]) == cleaned(tree)

@@ -1,0 +1,200 @@
+"""The changes that each picture gets for itself, through the batches of an epoch: reproducible, in order, counted."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sample import load_sample
+from shiftvit.config import AugmentConfig
+from shiftvit.data.augment import Augment
+from shiftvit.data.boxes import cut, draw_box
+from shiftvit.data.changes import PictureChanges
+from shiftvit.data.pipeline import EpochBatches, EpochPlan, epoch_order
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.data.randaugment import RandAugment
+from shiftvit.data.resident import ResidentImages
+from shiftvit.errors import ShiftViTError
+
+SAMPLE = load_sample()
+IMAGES, LABELS = SAMPLE.train_images[:96], SAMPLE.train_labels[:96]
+RULE = Preprocess(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
+ALL: dict[str, Any] = {
+    "resized_crop": 0.08,
+    "rand_augment": 9.0,
+    "color_jitter": 0.4,
+    "erasing": 0.5,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+}
+
+
+def batches(augment: dict[str, Any], **changes: Any) -> EpochBatches:
+    usual = {"preprocess": RULE, "augment": Augment(**augment), "batch_size": 16, "classes": 10, "seed": 1, "epoch": 2}
+    return EpochBatches(IMAGES, LABELS, **(usual | changes))
+
+
+def pictures(epoch: EpochBatches) -> dict[int, list[np.ndarray]]:
+    """Returns what became of each image, by its index, of an epoch that does not mix."""
+    found: dict[int, list[np.ndarray]] = {}
+    for number in range(len(epoch)):
+        slots = epoch._plan.slots(number, epoch._batch_size, epoch._augment.repeats)
+        for slot, image in zip(slots.tolist(), epoch[number][0], strict=True):
+            found.setdefault(slot, []).append(image)
+    return found
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_with_everything_on_a_batch_depends_on_its_number_alone(repeats: int) -> None:
+    augment = {**ALL, "repeats": repeats}
+    whole, resumed = batches(augment), batches(augment, start=2, workers=2)
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(whole.__getitem__, reversed(range(6))))[::-1]
+    for number, (images, labels) in enumerate(together):
+        np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
+        assert (images.dtype, images.shape, labels.dtype) == (np.float32, (16, 32, 32, 3), np.float32)
+        assert np.isfinite(images).all()
+        if number >= 2:
+            for mine, theirs in zip(resumed[number - 2], (images, labels), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+    other = batches(augment, epoch=3)
+    assert (other[0][0] != together[0][0]).mean() > 0.9
+
+
+def test_an_image_is_changed_alike_in_any_batch() -> None:
+    augment = {key: value for key, value in ALL.items() if key not in ("mixup", "cutmix")}
+    small, large = pictures(batches(augment, batch_size=4)), pictures(batches(augment, batch_size=48))
+    assert sorted(small) == sorted(large) == list(range(96))
+    for index, images in small.items():
+        np.testing.assert_array_equal(images, large[index])
+
+
+@pytest.mark.parametrize("off", ["resized_crop", "rand_augment", "color_jitter", "erasing"])
+def test_switching_one_change_off_leaves_the_others(off: str) -> None:
+    """Without noise, a picture that RandAugment left alone is what it is without RandAugment, and so on."""
+    augment = {"resized_crop": 0.3, "rand_augment": 9.0, "color_jitter": 0.3, "erasing": 0.3}
+    with_it, without = (pictures(batches(changes)) for changes in (augment, {**augment, off: 0.0}))
+    alike = np.mean([np.array_equal(with_it[index], without[index]) for index in with_it])
+    # A quarter of the pictures is left alone by RandAugment and seven tenths by erasing, chance apart.
+    expected = {
+        "resized_crop": (0, 0.02),
+        "rand_augment": (0.12, 0.4),
+        "color_jitter": (0, 0.1),
+        "erasing": (0.5, 0.85),
+    }
+    assert expected[off][0] <= alike <= expected[off][1]
+
+
+def test_a_picture_goes_through_the_steps_in_order() -> None:
+    """Cut, mirror, RandAugment, normalise: each made by hand from the same chance."""
+    changes = {"resized_crop": 0.2, "rand_augment": 9.0}
+    epoch, flips = batches(changes), Augment(**changes).draw(1, 2, 96, 32, 32).flip
+    assert 0.3 < flips.mean() < 0.7
+    augment = RandAugment(9.0, 0.5, 2, (125, 123, 114), Image.Resampling.BILINEAR)
+    for index, (found,) in pictures(epoch).items():
+        box = draw_box(np.random.default_rng([1, 2, 3, index]), 32, 32, 0.2)
+        picture = cut(IMAGES[index], box, (32, 32), "bilinear")
+        picture = picture[:, ::-1] if flips[index] else picture
+        changed = augment(Image.fromarray(np.ascontiguousarray(picture)), np.random.default_rng([1, 2, 4, index]))
+        np.testing.assert_array_equal(found, RULE.normalised(np.asarray(changed)[None])[0])
+
+
+def test_noise_is_laid_on_what_is_normalised() -> None:
+    plain, erased = (pictures(batches({"flip": False, "erasing": share})) for share in (0.0, 1.0))
+    noise = np.concatenate([erased[i][0][erased[i][0] != plain[i][0]] for i in plain])
+    assert noise.mean() == pytest.approx(0, abs=0.03)
+    assert noise.std() == pytest.approx(1, abs=0.03)
+    shares = [np.mean((erased[i][0] != plain[i][0]).any(axis=2)) for i in plain]
+    assert 0.01 < min(shares) < 0.1
+    assert 0.25 < max(shares) < 0.36
+
+
+@pytest.mark.parametrize("rule", [RULE, Preprocess(resize=40, crop=(36, 30), round_pixels=False)])
+def test_the_new_settings_off_are_the_definition_of_before(rule: Preprocess) -> None:
+    augment = Augment(pad=2)
+    epoch = batches({"pad": 2, "rand_augment_std": 0.9, "rand_augment_layers": 5}, preprocess=rule)
+    size, crop = rule.resized_shape(32, 32), rule.output_shape(32, 32)
+    draws, order = augment.draw(1, 2, 96, *size, crop), epoch_order(1, 2, 96)
+    for number in range(6):
+        indices = order[number * 16 : (number + 1) * 16]
+        resized = rule.resized(IMAGES[indices]) if rule.resize else IMAGES[indices]
+        expected = rule.normalised(augment(resized, draws[indices]))
+        np.testing.assert_array_equal(epoch[number][0], expected)
+        np.testing.assert_array_equal(epoch[number][1], LABELS[indices])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 6), st.integers(0, 99))
+def test_copies_are_counted_and_lie_apart(count: int, size: int, repeats: int, seed: int) -> None:
+    different = -(-size // repeats)
+    plan = EpochPlan(epoch_order(seed, 0, count), None, None)  # type: ignore[arg-type]
+    slots = [plan.slots(number, size, repeats) for number in range(-(-count // size))]
+    assert sum(len(part) for part in slots) == count  # an epoch is as long as without copies
+    everything = np.concatenate(slots)
+    assert len(set(everything.tolist())) == count  # no copy is drawn for twice
+    for part in slots:
+        indices, copies = part % count, part // count
+        assert copies.max() < repeats
+        if len(part) == size == different * repeats:
+            assert sorted(np.unique(indices, return_counts=True)[1]) == [repeats] * different
+        if different > 1:  # no two neighbours are one image
+            assert (indices[1:] != indices[:-1]).all()
+    full = everything[: count // (different * repeats) * different * repeats] % count
+    assert (np.unique(full, return_counts=True)[1] == repeats).all()  # over the batches no copy is lost
+    if repeats == 1:
+        np.testing.assert_array_equal(everything, plan.order)
+
+
+def test_copies_have_draws_of_their_own() -> None:
+    augment = {"flip": False, "resized_crop": 0.2, "color_jitter": 0.3, "erasing": 0.3, "repeats": 4}
+    epoch = batches(augment)
+    images, labels = epoch[1]
+    np.testing.assert_array_equal(labels, np.tile(labels[:4], 4))
+    assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
+    once = pictures(batches({**augment, "repeats": 1}))
+    several = pictures(epoch)
+    first = [slot for slot in several if slot < 96]
+    assert len(first) == len({slot % 96 for slot in several}) == 24
+    for slot in first:
+        np.testing.assert_array_equal(several[slot], once[slot])
+
+
+def test_fewer_images_than_a_batch() -> None:
+    epoch = EpochBatches(
+        IMAGES[:10], LABELS[:10], preprocess=RULE, augment=Augment(repeats=4), batch_size=16, seed=0, epoch=0
+    )
+    assert len(epoch) == 1
+    assert len(np.unique(epoch._plan.slots(0, 16, 4) % 10)) == 4
+    assert epoch[0][0].shape == (10, 32, 32, 3)
+
+
+def test_the_colour_outside_is_the_mean() -> None:
+    changes = PictureChanges(AugmentConfig(rand_augment=9.0), Preprocess(mean=300.0), 0, 0, (8, 8))
+    assert changes._rand_augment.fill == (255, 255, 255)
+    changes = PictureChanges(AugmentConfig(rand_augment=9.0), RULE, 0, 0, (8, 8))
+    assert changes._rand_augment.fill == (125, 123, 114)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("resized_crop", 0.5), ("rand_augment", 9.0), ("erasing", 0.2), ("repeats", 2)]
+)
+def test_the_device_loop_refuses_what_it_cannot_do(name: str, value: float) -> None:
+    with pytest.raises(ShiftViTError, match=rf"augment\.{name}={value} .* set train\.loop=fit"):
+        ResidentImages(IMAGES, LABELS, RULE, Augment(**{name: value}), 10)
+
+
+def test_the_rate_is_images_over_the_workers_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = batches(ALL, workers=2)
+    assert epoch.images_per_second == 0
+    clock = iter(np.arange(0, 100, 0.5).tolist())  # each batch of 16 takes half a second
+    monkeypatch.setattr("shiftvit.data.pipeline.time.perf_counter", lambda: next(clock))
+    for cores, rate in ((1, 32), (2, 64), (8, 64)):
+        monkeypatch.setattr("shiftvit.data.pipeline.cores", lambda cores=cores: cores)
+        _ = epoch[0]
+        assert epoch.images_per_second == pytest.approx(rate)

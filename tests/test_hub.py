@@ -1,0 +1,340 @@
+"""Pushing and pulling, against a stand-in of the Hub over real HTTP: whole or not at all, a fault is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from hub_world import TOKEN, Hub, Repository, serving, sha
+from shiftvit import Bundle, Preprocess, ShiftViTError
+from shiftvit.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.config import ModelConfig
+from shiftvit.hub import pull, push
+
+# The client sends large files through an argument that its own network library has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    config = ModelConfig(image_shape=(16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
+    values = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
+    weights = {"head/kernel": values, "head/bias": values[0]}  # whether they fit is asked when a model is built
+    return Bundle(config, ("cat", "dog", "ship"), Preprocess(std=64.0), weights, {"test": {"top1": 0.5, "n": 20}})
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that the client in this process takes for the Hub, and a folder to work in."""
+    with serving() as running:
+        for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+            monkeypatch.delenv(name)
+        # Read from the environment when the client is imported, which other tests may have done.
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "home" / "stored"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "home" / "harnesses.json"), raising=False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+        yield running
+        close_session()
+        assert not running.leaks
+
+
+def one_line(caught: pytest.ExceptionInfo[ShiftViTError]) -> str:
+    text = str(caught.value)
+    assert "\n" not in text
+    assert TOKEN not in text
+    return text
+
+
+def here() -> list[str]:
+    return sorted(entry.name for entry in Path().iterdir())
+
+
+def assert_same(found: Bundle, expected: Bundle) -> None:
+    """The same model to the last bit; the card says besides where it lies."""
+    plain = {"weights": {}, "card": None}
+    assert dataclasses.replace(found, **plain) == dataclasses.replace(expected, **plain)
+    assert found.weights.keys() == expected.weights.keys()
+    for path, value in expected.weights.items():
+        assert found.weights[path].dtype == value.dtype
+        np.testing.assert_array_equal(found.weights[path], value)
+
+
+@pytest.mark.parametrize("graph", [None, b"\x08\x01 a graph"])
+@pytest.mark.parametrize("out", [None, "deep/er/pets", "pets.zip"])
+def test_what_is_pulled_is_what_was_pushed(hub: Hub, bundle: Bundle, graph: bytes | None, out: str | None) -> None:
+    sent = bundle.halved() if graph is None else dataclasses.replace(bundle, graph=graph)
+    assert push(sent, "me/pets") == f"{hub.url}/me/pets"
+    place = pull("me/pets", out=out)
+    assert place == Path(out or "pets")
+    found = Bundle.load(place)
+    assert_same(found, sent)
+    assert "shiftvit pull me/pets --out model" in str(found.card)
+    assert [entry.name for entry in place.parent.iterdir()] == [place.name]
+    if out != "pets.zip":
+        assert {entry.name for entry in place.iterdir()} == {MANIFEST, WEIGHTS, CARD} | ({GRAPH} if graph else set())
+    assert hub.repositories["me/pets"].messages[-1] == "Upload a ShiftViT model"
+    assert not hub.repositories["me/pets"].private
+
+
+def refused(match: str, *arguments: object, **options: object) -> None:
+    """Pulling fails in one line and leaves nothing; pushing changes nothing."""
+    before = here()
+    with pytest.raises(ShiftViTError, match=match) as caught:
+        (pull if isinstance(arguments[0], str) else push)(*arguments, **options)  # type: ignore[arg-type]
+    one_line(caught)
+    assert here() == before
+
+
+def test_a_second_push_replaces_the_bundle_and_nothing_else(hub: Hub, bundle: Bundle) -> None:
+    push(dataclasses.replace(bundle, graph=b"graph"), "me/pets")
+    hub.files("me/pets")["notes.txt"] = b"mine"
+    push(dataclasses.replace(bundle, labels=("a", "b", "c")), "me/pets", message="New names")
+    assert set(hub.files("me/pets")) == {".gitattributes", "notes.txt", MANIFEST, WEIGHTS, CARD}
+    assert hub.repositories["me/pets"].messages[-1] == "New names"
+    assert Bundle.load(pull("me/pets")).labels == ("a", "b", "c")
+    hub.repositories["me/pets"].tags["v1"] = 1
+    for revision in ("v1", sha(1)):
+        assert_same(Bundle.load(pull("me/pets", revision=revision)), dataclasses.replace(bundle, graph=b"graph"))
+    assert here() == ["pets"]
+    refused("'me/pets' has no revision 'v2'; give a branch, a tag or a commit", "me/pets", revision="v2")
+
+
+def test_a_push_in_the_midst_of_a_pull_does_not_mix(hub: Hub, bundle: Bundle) -> None:
+    push(bundle, "me/pets")
+    push(dataclasses.replace(bundle, labels=("a", "b", "c")), "me/newer")
+    hub.meanwhile = hub.files("me/newer")
+    assert Bundle.load(pull("me/pets")).labels == bundle.labels
+    hub.meanwhile = {}
+    assert Bundle.load(pull("me/pets")).labels == ("a", "b", "c")
+
+
+def test_what_was_pulled_is_pushed_on_under_its_new_name(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
+    push(bundle, "me/pets")
+    push(pull("me/pets"), "us/pets")
+    card = hub.files("us/pets")[CARD].decode()
+    assert re.findall("^shiftvit pull .*", card, re.MULTILINE) == ["shiftvit pull us/pets --out model"]
+    push(bundle.save(tmp_path / "packed.zip"), "us/packed")
+    assert_same(Bundle.load(pull("us/packed")), bundle)
+    damaged = pull("me/pets", out="damaged")
+    (damaged / WEIGHTS).write_bytes(b"damaged")
+    refused("is damaged: its SHA-256", damaged, "me/other")
+    assert "me/other" not in hub.repositories
+
+
+def test_a_private_one_stays_private(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(bundle, "me/secret", private=True)
+    assert hub.repositories["me/secret"].private
+    assert_same(Bundle.load(pull("me/secret", out="mine")), bundle)
+    monkeypatch.delenv("HF_TOKEN")
+    refused("shows no repository 'me/secret'; check the name, or, if it is private: hf auth login", "me/secret")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repositories["me/open"] = Repository()
+    refused("'me/open' exists and is public, so nothing is pushed", bundle, "me/open", private=True)
+    assert len(hub.repositories["me/open"].commits) == 1
+
+
+def test_a_token_that_is_missing_wrong_or_too_weak(
+    hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refused("forbids this token 'you/pets'; log in with one that may: hf auth login", bundle, "you/pets")
+    hub.repositories["me/open"] = Repository()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    refused("refuses the token; get a new one and log in with it: hf auth login", bundle, "me/pets")
+    refused("refuses the token", "me/open")
+    monkeypatch.delenv("HF_TOKEN")
+    refused("there is no token for http.*, which pushing needs; log in: hf auth login", bundle, "me/pets")
+    assert "me/pets" not in hub.repositories
+    (tmp_path / "home").mkdir()
+    Path(constants.HF_TOKEN_PATH).write_text(TOKEN)  # as `hf auth login` leaves it
+    push(bundle, "me/pets")
+    Path(constants.HF_TOKEN_PATH).unlink()
+    assert_same(Bundle.load(pull("me/pets")), bundle)  # reading what is public needs none
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        (WEIGHTS, flipped, f"'{WEIGHTS}' in 'me/pets' is damaged: its SHA-256"),
+        (WEIGHTS, lambda content: content + b"more", f"'{WEIGHTS}' in 'me/pets' is damaged"),
+        (GRAPH, flipped, f"'{GRAPH}' in 'me/pets' is damaged"),
+        (MANIFEST, lambda content: content[:-9], f"'{MANIFEST}' in 'me/pets' cannot be read"),
+        (MANIFEST, lambda content: content.replace(b'"format": 1', b'"format": 2'), "'me/pets' has format 2"),
+        (MANIFEST, lambda content: content.replace(WEIGHTS.encode(), b"../../x"), "'me/pets' lists the files"),
+    ],
+)
+def test_a_file_that_was_changed_on_the_way_is_refused(hub: Hub, bundle: Bundle, name, change, match) -> None:  # type: ignore[no-untyped-def]
+    push(dataclasses.replace(bundle, graph=b"no graph of ours"), "me/pets")
+    original = hub.files("me/pets")[name]
+    hub.tampered[name] = change(original)
+    assert hub.tampered[name] != original
+    refused(match, "me/pets")
+    earlier = bundle.save("pets")  # what lies there stays
+    refused(match, "me/pets")
+    assert_same(Bundle.load(earlier), bundle)
+
+
+def test_a_card_is_text_that_anyone_may_edit(hub: Hub, bundle: Bundle) -> None:
+    push(bundle, "me/pets")
+    hub.files("me/pets")[CARD] = "# Mes animaux é\n".encode()
+    assert Bundle.load(pull("me/pets")).card == "# Mes animaux é\n"
+    hub.files("me/pets")[CARD] = b"x" * (2**20 + 1)
+    hub.requests.clear()
+    assert "ShiftViT, 3 classes" in (pull("me/pets") / CARD).read_text("utf-8")
+    assert not [line for line in hub.requests if CARD in line]
+    del hub.files("me/pets")[CARD]
+    assert_same(Bundle.load(pull("me/pets")), bundle)
+    broken = dataclasses.replace(bundle, card="---\ntags: [vision\n---\nText\n")
+    refused(r"\(status 400|cannot be used \(.*: Invalid metadata in README.md", broken, "me/broken")
+
+
+@pytest.mark.parametrize(
+    "name", ["pets", "me/pets/more", "me/", "/pets", "me/..", "../pets", "me/pé", "https://x/y", ""]
+)
+def test_names_that_are_none(hub: Hub, bundle: Bundle, name: str) -> None:
+    for arguments in ((name,), (bundle, name)):
+        refused("names no repository; write OWNER/NAME in letters", *arguments)
+    assert not hub.requests
+
+
+def test_repositories_that_hold_no_bundle(hub: Hub) -> None:
+    refused("shows no repository 'me/nothing'; check the name", "me/nothing")
+    hub.repositories["me/other"] = Repository(commits=[{"config.json": b"{}", f"bundle/{MANIFEST}": b"{}"}])
+    refused(f"'me/other' holds no bundle: it has no {MANIFEST}; name one that was pushed", "me/other")
+    hub.repositories["me/half"] = Repository(commits=[{MANIFEST: b"{}"}])
+    refused(f"'me/half' holds no bundle: it has no {WEIGHTS}", "me/half")
+    assert not [line for line in hub.requests if "/resolve/" in line]
+
+
+def test_only_the_files_of_a_bundle_are_asked_for(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
+    push(bundle, "me/pets")
+    hub.listed = dict.fromkeys(["../outside", "/tmp/outside", f"../{WEIGHTS}", "weights.pkl", f"deep/{GRAPH}"], 9)
+    assert_same(Bundle.load(pull("me/pets")), bundle)
+    asked = {line.rsplit("/", 1)[1] for line in hub.requests if "/resolve/" in line}
+    assert asked == {MANIFEST, WEIGHTS, CARD}
+    assert not list(tmp_path.rglob("*outside*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "match"),
+    [
+        (WEIGHTS, 2**32 + 1, "has 4,294,967,297 bytes and may have 4,294,967,296; it is not downloaded"),
+        (MANIFEST, 2**25, "has 33,554,432 bytes and may have 16,777,216"),
+        (GRAPH, 2**40, "has 1,099,511,627,776 bytes"),
+        (WEIGHTS, None, "has unknown bytes"),
+    ],
+)
+def test_files_that_are_too_large_are_not_downloaded(
+    hub: Hub, bundle: Bundle, name: str, size: int | None, match: str
+) -> None:
+    push(bundle, "me/pets")
+    hub.listed = {name: size}
+    refused(match, "me/pets")
+    assert not [line for line in hub.requests if "/resolve/" in line]
+
+
+def test_a_place_that_is_something_else_is_left_alone(hub: Hub, bundle: Bundle) -> None:
+    push(bundle, "me/pets")
+    asked = len(hub.requests)
+    Path("pets").mkdir()
+    Path("pets/photo.jpg").write_bytes(b"mine")
+    refused("'pets' exists and is no bundle, so it is not replaced", "me/pets")
+    refused(r"cannot write .*photo.jpg", "me/pets", out="pets/photo.jpg/pets")
+    assert len(hub.requests) - asked <= 1
+    assert Path("pets/photo.jpg").read_bytes() == b"mine"
+
+
+def test_a_hub_that_cannot_be_reached(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(bundle, "me/pets")
+    for piece, status in (("/api/", 503), ("/api/", 429), ("/resolve/", 502)):
+        hub.failing = {piece: status}
+        monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts
+        refused(rf"http.* has no time or a fault \(status {status}\); try again later", "me/pets")
+    hub.failing = {"/objects/": 400}
+    refused(r"refuses this for 'me/more' \(status 400", bundle, "me/more")
+    hub.failing = {"/objects/": 403}
+    refused("forbids this token 'me/more'", bundle, "me/more")
+    assert len(hub.repositories["me/more"].commits) == 1
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for arguments in (("me/pets",), (bundle, "me/pets")):
+        refused(r"http://127.0.0.1:9 cannot be used \(ConnectError: .*refused\); check the network", *arguments)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    close_session()
+    refused("HF_HUB_OFFLINE is set, so http.* is not asked; unset it", "me/pets")
+
+
+def test_without_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.chdir(tmp_path)
+    refused(r"push and pull need huggingface_hub; pip install 'shiftvit\[hub\]'", "me/pets")
+
+
+def shiftvit(hub: Hub, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a command in a process that has the hub and the token from its environment alone."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    home = str(Path(constants.HF_HUB_CACHE).parent)
+    told = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "shiftvit", *arguments]
+    return subprocess.Popen(
+        command, env=kept | told, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def test_the_commands(hub: Hub, bundle: Bundle) -> None:
+    bundle.save("mine")
+    steps = [
+        (("push", "mine", "me/pets", "--private", "--message", "First"), 0, f"pushed: {hub.url}/me/pets\n"),
+        (("pull", "me/pets", "--out", "there"), 0, "bundle: there\n"),
+        (("pull", "me/nothing"), 2, ""),
+    ]
+    for arguments, status, printed in steps:
+        with shiftvit(hub, *arguments) as process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (status, printed), err
+        assert TOKEN not in err
+    assert err.splitlines()[-1].startswith("shiftvit: http")
+    assert hub.repositories["me/pets"].private
+    assert hub.repositories["me/pets"].messages[-1] == "First"
+    assert_same(Bundle.load("there"), bundle)
+    assert here() == ["mine", "there"]
+
+
+@pytest.mark.parametrize(("number", "left"), [(signal.SIGINT, []), (signal.SIGKILL, [".pets.pull"])])
+def test_a_pull_that_is_stopped_or_killed_leaves_no_model(
+    hub: Hub, bundle: Bundle, number: signal.Signals, left: list[str]
+) -> None:
+    push(bundle, "me/pets")
+    hub.held.clear()
+    with shiftvit(hub, "pull", "me/pets") as process:
+        assert hub.half.wait(60)
+        assert here() == [".pets.pull"]
+        refused("another process pulls to .*pets'; wait for it", "me/pets")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    hub.held.set()
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), err
+    assert here() == left
+    assert_same(Bundle.load(pull("me/pets")), bundle)
+    assert here() == ["pets"]

@@ -1,0 +1,111 @@
+"""Training pictures that stay in their files: what is found of them, and the boxes that are cut from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import load_sample, write_tree
+from shiftvit.config import DataConfig
+from shiftvit.data.augment import Augment
+from shiftvit.data.boxes import Box, cut, draw_box
+from shiftvit.data.changes import Cuttable
+from shiftvit.data.images import decode
+from shiftvit.data.own import load_own
+from shiftvit.data.pictures import Originals, Pictures, read_originals
+from shiftvit.data.pipeline import EpochBatches
+from shiftvit.data.preprocess import Preprocess
+from shiftvit.errors import ShiftViTError
+
+RULE = Preprocess(resize=24, crop=20, crop_position="center", interpolation="bicubic")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    return [str(path) for path in sorted(write_tree(tmp_path / "pets").rglob("*.*"))]
+
+
+def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list[str]) -> None:
+    Path(paths[7]).write_bytes(b"no picture")
+    turned = Image.new("RGB", (40, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned.save(paths[8], format="JPEG", exif=exif)
+    told: list[int] = []
+    pictures, kept, faults = read_originals(paths, RULE, told=told.append)
+    assert (len(pictures), pictures.shape, told[-1]) == (59, (59, 20, 20, 3), 60)
+    assert set(range(60)) - set(kept.tolist()) == {7}
+    assert len(faults) == 1
+    assert paths[7] in faults[0]
+    for place, index in enumerate(kept):
+        assert pictures.size(place) == decode(paths[index]).shape[:2]
+    assert pictures.size(7) == (40, 10)
+    # Indexed they are what evaluation sees.
+    np.testing.assert_array_equal(pictures[:5], Pictures(pictures.paths, RULE)[:5])
+    assert isinstance(pictures, Cuttable)
+
+
+def test_boxes_are_cut_from_the_whole_picture(paths: list[str]) -> None:
+    pictures, _, _ = read_originals(paths, RULE)
+    for index in range(0, 60, 7):
+        box = draw_box(np.random.default_rng(index), *pictures.size(index), 0.08)
+        np.testing.assert_array_equal(pictures.cut(index, box), cut(decode(paths[index]), box, (20, 20), "bicubic"))
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path, monkeypatch) -> None:
+    smooth = Image.fromarray(load_sample().train_images[0]).resize((901, 1403), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "a.jpg", quality=95)
+    pictures, _, _ = read_originals([str(tmp_path / "a.jpg")], RULE)
+    assert pictures.size(0) == (1403, 901)
+    shapes = []
+
+    def watched(*arguments, **options):
+        pixels = decode(*arguments, **options)
+        shapes.append(pixels.shape)
+        return pixels
+
+    monkeypatch.setattr("shiftvit.data.pictures.decode", watched)
+    for seed in range(20):
+        box = draw_box(np.random.default_rng(seed), 1403, 901, 0.3)
+        expected = cut(decode(tmp_path / "a.jpg"), box, (20, 20), "bicubic").astype(int)
+        difference = abs(pictures.cut(0, box) - expected)
+        assert difference.mean() < 1
+    assert max(shapes)[0] <= 702
+
+
+def test_a_file_that_changed_is_told_or_cut_at_its_new_size(paths: list[str]) -> None:
+    pictures, _, _ = read_originals(paths[:2], RULE)
+    box = Box(0, 0, *pictures.size(0), pictures.size(0))
+    with Image.open(paths[0]) as image:
+        larger = image.resize((150, 130))
+    larger.save(paths[0])
+    whole = Box(0, 0, 130, 150, (130, 150))
+    np.testing.assert_array_equal(pictures.cut(0, box), cut(decode(paths[0]), whole, (20, 20), "bicubic"))
+    Path(paths[1]).unlink()
+    with pytest.raises(ShiftViTError, match="cannot be read"):
+        pictures.cut(1, box)
+
+
+def test_a_folder_is_trained_on_from_its_files(paths: list[str]) -> None:
+    root = str(Path(paths[0]).parents[1])
+    config = DataConfig(name=root, validation=0.1, test=0.1)
+    own, whole = load_own(config, RULE, boxes=True), load_own(config, RULE)
+    images, labels = own.parts["train"]
+    assert isinstance(images, Originals)
+    assert isinstance(whole.parts["train"][0], np.ndarray)
+    np.testing.assert_array_equal(labels, whole.parts["train"][1])
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(own.parts[name][0], whole.parts[name][0])
+    augment = Augment(resized_crop=0.2, rand_augment=5.0, erasing=0.3)
+    settings = {"preprocess": own.train_rule, "augment": augment, "batch_size": 12, "seed": 4, "epoch": 1}
+    first, again = (EpochBatches(images, labels, **settings) for _ in range(2))
+    assert first[0][0].shape == (12, 20, 20, 3)
+    np.testing.assert_array_equal(first[2][0], again[2][0])
+    plain = EpochBatches(images, labels, **{**settings, "augment": Augment(resized_crop=0.2, flip=False)})
+    index = int(plain._plan.order[0])
+    box = draw_box(np.random.default_rng([4, 1, 3, index]), *images.size(index), 0.2)
+    expected = cut(decode(images.paths[index]), box, (20, 20), "bicubic")
+    np.testing.assert_array_equal(plain[0][0][0], own.train_rule.normalised(expected[None])[0])

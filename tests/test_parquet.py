@@ -1,0 +1,295 @@
+"""Parquet as the Hugging Face Hub has it: what is found, and the same as the same images in files."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, cifar, coded, structs, write
+from shiftvit.config import DataConfig
+from shiftvit.data.checks import check_data
+from shiftvit.data.images import decode
+from shiftvit.data.layouts import find_data
+from shiftvit.data.listing import list_images
+from shiftvit.data.own import find_test, load_own
+from shiftvit.data.preprocess import Preprocess
+from trees import fault, plant
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(folder))
+    return folder / "parquet"
+
+
+def content(found):
+    """Returns split -> [(class, pixels)], sorted."""
+    return {
+        split: sorted(
+            (found.class_names[label], decode(path).tobytes())
+            for path, label in zip(part.paths, part.labels, strict=True)
+        )
+        for split, part in found.splits.items()
+    }
+
+
+@pytest.mark.parametrize("home", ["data", "plain_text", "."])
+def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, home):
+    root = plant(tmp_path / "hub", "README.md", ".gitattributes")
+    cifar(root / home / "train-00000-of-00002.parquet", slice(0, 30))
+    cifar(root / home / "train-00001-of-00002.parquet", slice(30, 45))
+    cifar(root / home / "test-00000-of-00001.parquet", slice(45, 60))
+    for number, (blob, label) in enumerate(zip(BLOBS, LABELS, strict=True)):
+        path = tmp_path / "tree" / ("train" if number < 45 else "test") / NAMES[label] / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix((".png", ".jpg")[number % 2]).write_bytes(blob)
+    found, tree = find_data(root), find_data(tmp_path / "tree")
+    assert found.layout == "Parquet files (2 of train and 1 of test) with images in 'img' and labels in 'label'"
+    assert found.class_names == tree.class_names == NAMES
+    assert content(found) == content(tree)
+    assert found.splits["train"].labels.tolist() == LABELS[:45]  # in the order of the rows
+    assert found.splits["train"].labels.dtype == np.int64
+    assert found.splits["train"].paths[31] == str(root / home / "train-00001-of-00002.parquet#1")
+    assert {"files of type .md: 1", "hidden files and folders: 1"} <= {*found.ignored}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-00000-of-00001-0123456789abcdef.parquet", "valid-00000-of-00001.parquet"], "train validation"),
+        (["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"], "train train test"),
+        (["Train/a.parquet", "DEV/a.parquet", "eval/a.parquet"], "train validation test"),
+        (["my_train_file.parquet", "digits-test.PARQUET"], "train test"),
+        (["anything.parquet", "more.parquet"], "train train"),
+        (["train1.parquet", "train2.parquet"], "train train"),
+    ],
+)
+def test_names_of_files_and_folders_tell_the_splits(tmp_path, names, splits):
+    for number, name in enumerate(names):
+        cifar(tmp_path / name, slice(0, 20 + number))
+    found = find_data(tmp_path)
+    expected = [
+        (name, split, 20 + number) for number, (name, split) in enumerate(zip(names, splits.split(), strict=True))
+    ]
+    for name, split, rows in expected:
+        held = [path for path in found.splits[split].paths if path.startswith(f"{tmp_path / name}#")]
+        assert held == [f"{tmp_path / name}#{row}" for row in range(rows)]
+    assert sum(map(len, found.splits.values())) == sum(rows for *_, rows in expected)
+
+
+def test_splits_of_no_known_name_are_left_out(tmp_path):
+    for name in ("train", "extra", "train_extra"):
+        cifar(tmp_path / "data" / f"{name}-00000-of-00001.parquet", slice(0, 20))
+    found = find_data(tmp_path)
+    assert len(found.splits["train"]) == 20
+    left = "data/extra-00000-of-00001.parquet and data/train_extra-00000-of-00001.parquet"
+    assert f"Parquet files of no known split: {left}" in found.ignored
+
+
+def test_a_single_file_is_for_training_whatever_its_name(tmp_path, monkeypatch):
+    cifar(tmp_path / "test-00000-of-00001.parquet")
+    monkeypatch.chdir(tmp_path)
+    found = find_data("test-00000-of-00001.parquet")
+    assert [*found.splits] == ["train"]
+    assert found.splits["train"].paths[59] == "test-00000-of-00001.parquet#59"
+    np.testing.assert_array_equal(decode(found.splits["train"].paths[58]), SAMPLE.train_images[CHOSEN[58]])
+    assert list_images([found.splits["train"].paths[7]]) == [found.splits["train"].paths[7]]
+
+
+GREY = coded(np.arange(64, dtype=np.uint8).reshape(8, 8))
+PALETTE = io.BytesIO()
+Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(PALETTE, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("features", "columns", "classes", "labels", "remark"),
+    [
+        (  # CIFAR-100: two ClassLabels
+            {
+                "img": {"_type": "Image"},
+                "fine_label": {"names": ["whale", "apple"], "_type": "ClassLabel"},
+                "coarse_label": {"names": ["b", "a"], "_type": "ClassLabel"},
+            },
+            {"img": structs([GREY, PALETTE.getvalue(), GREY]), "fine_label": [1, 0, 1], "coarse_label": [0, 1, 0]},
+            ("whale", "apple"),
+            [1, 0, 1],
+            "columns of labels that are not used, since 'fine_label' is the first: coarse_label",
+        ),
+        (  # what the metadata say comes before what the columns are called
+            {"scan": {"_type": "Image"}, "kind": {"names": ["a", "b"], "_type": "ClassLabel"}},
+            {"image": structs([b"no"] * 3), "label": [7, 8, 9], "scan": structs([GREY] * 3), "kind": [0, 1, 1]},
+            ("a", "b"),
+            [0, 1, 1],
+            None,
+        ),
+        (None, {"image": structs([GREY] * 4), "label": ["dog", "cat ", None, " "]}, ("cat", "dog"), [1, 0], "2"),
+        (None, {"image": pa.array([GREY] * 3), "labels": [10, 9, 10]}, ("9", "10"), [1, 0, 1], None),
+        (None, {"a": pa.array([GREY] * 2, pa.large_binary()), "class": [True, False]}, ("0", "1"), [1, 0], None),
+        (
+            None,
+            {"IMG": structs([GREY] * 3), "Label": pa.array(["x", "y", "x"]).dictionary_encode(), "id": [1, 2, 3]},
+            ("x", "y"),
+            [0, 1, 0],
+            None,
+        ),
+        ({"image": [], "label": None}, {"image": structs([GREY] * 2), "label": [0, 1]}, ("0", "1"), [0, 1], None),
+        ({"label": {"names": 3}}, {"image": structs([GREY] * 2), "label": [0, -1]}, None, None, "has one class, '0'"),
+    ],
+)
+def test_columns(tmp_path, features, columns, classes, labels, remark):
+    path = write(tmp_path / "a.parquet", features, **columns)
+    if classes is None:
+        assert remark in fault(path)
+        return
+    found = find_data(path)
+    assert found.class_names == classes
+    assert found.splits["train"].labels.tolist() == labels
+    assert remark is None or any(phrase.endswith(remark) for phrase in found.ignored)
+    for name in found.splits["train"].paths:
+        np.testing.assert_array_equal(decode(name), np.repeat(np.arange(64).reshape(8, 8, 1), 3, axis=2))
+
+
+def test_labels_that_are_kept_secret_are_left_out(tmp_path):
+    cifar(tmp_path / "train-00000-of-00001.parquet", labels=[-1, None, *LABELS[2:]])
+    cifar(tmp_path / "test-00000-of-00001.parquet", labels=[-1] * 60)
+    write(tmp_path / "validation-00000-of-00001.parquet", img=structs(BLOBS[:2]))
+    found = find_data(tmp_path)
+    assert [*found.splits] == ["train"]
+    assert [path.split("#")[1] for path in found.splits["train"].paths] == [str(row) for row in range(2, 60)]
+    assert found.ignored == (
+        "images of train without a label: 2",
+        "validation, whose 2 images have no labels",
+        "test, whose 60 images have no labels",
+    )
+    assert found.splits["train"].labels.tolist() == LABELS[2:]
+
+
+def test_the_classes_are_those_of_the_metadata_also_those_without_images(tmp_path):
+    cifar(tmp_path / "train.parquet", slice(0, 2))
+    write(tmp_path / "test.parquet", img=structs(BLOBS[2:4]), label=LABELS[2:4])  # whose names the other file has
+    found = find_data(tmp_path)
+    assert found.class_names == NAMES
+    assert found.splits["test"].labels.tolist() == LABELS[2:4]
+    assert found.ignored[0].startswith("train has no images of ")
+
+
+TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
+            "has no column with the bytes of images, only text, l",
+        ),
+        (
+            {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
+            "bytes in the columns a, b; name that of im",
+        ),
+        ({"train.parquet": {"image": structs([GREY])}}, "has no column of labels for training; name the one that has"),
+        ({"train.parquet": TWO | {"label": [-1, None]}}, "has only null or -1 in 'label' of its training images; give"),
+        ({"test.parquet": TWO}, "has Parquet files of test and none of train; add them, or give a single file"),
+        ({"a/train.parquet": TWO, "b/train.parquet": TWO}, "holds several data sets of Parquet files; give one of '"),
+        ({"train.parquet": TWO, "test.parquet": TWO | {"label": [0, 2]}}, "the class '2' of test ("),
+        ({"train.parquet": {"image": structs([]), "label": pa.array([], pa.int64())}}, "has no images for training"),
+    ],
+)
+def test_a_line_for_each_fault(tmp_path, tables, message):
+    for name, columns in tables.items():
+        write(tmp_path / name, **columns)
+    assert message in fault(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (["a", "b"], [0, 2], "row 1 of '{}' has the label 2, out of range for 2 classes"),
+        (["a", "b"], [-2, 1], "row 0 of '{}' has the label -2, out of range for 2 classes"),
+        (["a", "a"], [0, 1], "'{}' has two classes of one name in 'label'"),
+    ],
+)
+def test_a_line_for_wrong_classes(tmp_path, names, labels, message):
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    path = write(tmp_path / "a.parquet", features, image=structs([GREY] * 2), label=labels)
+    assert message.format(path) in fault(path)
+
+
+def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
+    blobs = [*BLOBS]
+    blobs[7], blobs[9] = BLOBS[7][:40], None
+    path = write(tmp_path / "data" / "train-00000-of-00001.parquet", CIFAR, img=structs(blobs), label=LABELS)
+    report = check_data(find_data(tmp_path))
+    assert [place.path for place, _ in report.corrupt] == [f"{path}#7", f"{path}#9"]
+    assert report.forms == {"PNG": 30, "JPEG": 28}
+    assert report.modes == {"RGB": 58}
+    assert report.harmful[0].startswith(f"corrupt: 2 of 60 images, such as '{path}#7' is no readable JPEG")
+    capsys.readouterr()
+    config = DataConfig(name=str(tmp_path), validation=10, test=0)
+    own = load_own(config, Preprocess(resize=32, crop=32))
+    said = capsys.readouterr().err
+    assert f"skipped: '{path}#7' is no readable JPEG" in said
+    assert f"skipped: '{path}#9' has no image" in said
+    assert len(own.parts["train"][0]) + len(own.parts["validation"][0]) == 58
+    files, (pictures, labels) = own.found.splits["train"], own.parts["train"]
+    for place in range(0, len(labels), 7):
+        row = int(files.paths[place].split("#")[1])
+        np.testing.assert_array_equal(pictures[place], decode(BLOBS[row]))
+        assert labels[place] == LABELS[row]
+
+
+def test_evaluation_takes_the_test_split(tmp_path):
+    cifar(tmp_path / "train.parquet", slice(0, 30))
+    cifar(tmp_path / "test.parquet", slice(30, 60))
+    found = find_test(str(tmp_path))
+    assert {name: part.labels.tolist() for name, part in found.splits.items()} == {"test": LABELS[30:]}
+
+
+def test_duplicates_are_found_across_a_table_and_its_splits(tmp_path):
+    cifar(tmp_path / "train.parquet", slice(0, 30))
+    cifar(tmp_path / "test.parquet", slice(28, 40))
+    leaks = check_data(find_data(tmp_path)).leaks
+    shared = [{place.path.rsplit("/", 1)[1] for place in group.members} for group in leaks if group.kind == "exact"]
+    assert shared == [{"train.parquet#28", "test.parquet#0"}, {"train.parquet#29", "test.parquet#1"}]
+
+
+def test_images_in_folders_come_before_tables_without_images(tmp_path):
+    plant(tmp_path, "a/1.png", "b/1.png")
+    write(tmp_path / "metadata.parquet", file_name=["a/1.png", "b/1.png"], label=[0, 1])
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    found = find_data(tmp_path)
+    assert (found.layout, found.ignored) == ("one folder a class", ("files of type .parquet: 2",))
+
+
+def test_pictures_beside_the_tables_are_left_out(tmp_path):
+    cifar(plant(tmp_path, "assets/figure.png", "a/1.png") / "data" / "train.parquet")
+    found = find_data(tmp_path)
+    assert len(found.splits["train"]) == 60
+    assert "images beside the Parquet files: 2" in found.ignored
+
+
+def test_without_pyarrow(tmp_path, monkeypatch):
+    path = cifar(tmp_path / "a.parquet")
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    line = f"{str(path)!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
+    assert fault(path) == fault(tmp_path) == line
+    plant(tmp_path, "a/1.png", "b/1.png")
+    assert find_data(tmp_path).layout == "one folder a class"
+
+
+def test_pyarrow_is_imported_only_where_it_is_needed(tmp_path):
+    plant(tmp_path, "a/1.png", "b/1.png")
+    program = (
+        "import sys; from shiftvit.data import checks, layouts, own\n"
+        "checks.check_data(layouts.find_data(sys.argv[1])); print('pyarrow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,187 @@
+"""The search for a learning rate: its analysis on curves whose answer is known, and whole on real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from sample import load_sample
+from shiftvit import Recipe, ShiftViTError, plots
+from shiftvit.cli import rates
+from shiftvit.training import rate_finder
+from shiftvit.training.rate_finder import RateSearch, find_rate, smooth, suggest
+
+RATES = np.geomspace(1e-6, 10, 100)
+
+
+def landscape(steepest: float, width: float = 1.0, depth: float = 1.0, worst: float = 3.0) -> np.ndarray:
+    """A loss that falls as a sigmoid of log(rate), most steeply at `steepest`, and rises from 100 times that on."""
+    x = np.log(RATES / steepest) / width
+    return 2.3 - depth / (1 + np.exp(-x)) + np.maximum(0, np.log(RATES / (100 * steepest))) * worst
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    steepest=st.floats(1e-5, 1e-2),
+    width=st.floats(0.3, 1.0),
+    depth=st.floats(0.3, 2.0),
+    seed=st.integers(0, 100),
+)
+def test_the_suggestion_is_where_the_loss_falls_most_steeply(
+    steepest: float, width: float, depth: float, seed: int
+) -> None:
+    noise = np.random.default_rng(seed).normal(0, 1e-4, len(RATES))
+    losses = landscape(steepest, width, depth) + noise
+    found = suggest(RATES, losses)
+    assert found is not None
+    assert steepest / 1.6 < found < steepest * 1.6  # steps of 1.18 times
+    assert found < RATES[np.argmin(losses)]
+
+
+@given(scale=st.floats(0.1, 10), offset=st.floats(0, 5))
+def test_the_suggestion_does_not_depend_on_the_losses_unit(scale: float, offset: float) -> None:
+    losses = landscape(1e-3, depth=2.0)
+    lowest = losses.min()
+    assert suggest(RATES, scale * (losses - lowest) + offset) == suggest(RATES, losses - lowest)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        np.full(100, 2.3),
+        2.3 + np.log(RATES / 1e-6),
+        2.3 - 0.01 * np.linspace(0, 1, 100),  # less than chance would make
+        landscape(1e-3)[:5],
+    ],
+)
+def test_where_nothing_falls_nothing_is_suggested(losses: np.ndarray) -> None:
+    assert suggest(RATES[: len(losses)], losses) is None
+
+
+def test_smoothing_is_the_running_mean() -> None:
+    losses = np.random.default_rng(0).normal(size=30)
+    mean, expected = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        mean = 0.9 * mean + 0.1 * loss
+        expected.append(mean / (1 - 0.9**step))
+    np.testing.assert_allclose(smooth(losses), expected)
+    np.testing.assert_allclose(smooth(np.full(20, 2.5)), 2.5)
+
+
+def small(**changes: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "model": {"embed_dim": 24, "depths": [1, 1], "norm": "layer"},
+            "data": {"validation": 50},
+            "preprocess": {"mean": 120.0, "std": 64.0},
+            "train": {"batch_size": 50, "precision": "float32", **changes},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> RateSearch:
+    rule = {"name": "muon", "learning_rate": 0.02, "adam_learning_rate": 0.01}
+    return find_rate(small(optimizer=rule), load_sample(), low=1e-5, high=30.0, steps=40)
+
+
+def test_it_finds_a_rate_on_real_images(found: RateSearch) -> None:
+    assert found.suggestion is not None
+    assert 1e-4 < found.suggestion < found.rates[np.argmin(found.smoothed)] <= 30
+    np.testing.assert_allclose(found.rates, np.geomspace(1e-5, 30, 40)[: len(found.rates)])
+    np.testing.assert_allclose(found.smoothed, smooth(found.losses))
+    assert found.losses[0] == pytest.approx(np.log(10), abs=0.4)  # of a model that knows nothing
+    assert len(found.rates) == len(found.losses) < 40  # it diverged
+    assert found.settings == {
+        "train.optimizer.learning_rate": found.suggestion,
+        "train.optimizer.adam_learning_rate": pytest.approx(found.suggestion / 2, rel=0.05),
+    }
+
+
+def test_rates_are_the_recipes_and_go_with_its_batch_size() -> None:
+    """With the rates for batches of 100, 50 images get half, so the search has to go twice as far."""
+    searches = [
+        find_rate(
+            small(optimizer={"base_batch_size": base, "learning_rate": 1e-3}),
+            load_sample(),
+            low=low,
+            high=1e3 * low,
+            steps=12,
+        )
+        for base, low in ((None, 1e-5), (100, 2e-5))
+    ]
+    assert len(searches[0].losses) == 12
+    np.testing.assert_allclose(searches[0].losses, searches[1].losses, rtol=1e-4)
+    np.testing.assert_allclose(2 * searches[0].rates, searches[1].rates)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 9}, "steps=9 are too few"),
+        ({"low": 0.0}, "low=0.0 to high=10.0 do not rise"),
+        ({"low": 1.0, "high": 0.1}, "low=1.0 to high=0.1 do not rise"),
+    ],
+)
+def test_what_cannot_be_is_told(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShiftViTError, match=message):
+        find_rate(small(), load_sample(), **changes)
+
+
+def test_the_figure(found: RateSearch, tmp_path: Path) -> None:
+    for number, suggestion in enumerate((found.suggestion, None)):
+        path = tmp_path / f"{number}.png"
+        plots.rate_search(found.rates, found.losses, found.smoothed, suggestion, 0.02, path, title="Learning rates")
+        with Image.open(path) as image:
+            assert image.width > image.height > 300
+            assert np.asarray(image).std() > 10
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, search: RateSearch, *arguments: str) -> Result:
+    app = typer.Typer()
+    app.callback()(lambda: None)  # or the only command would be the program
+    rates.add_to(app)
+    monkeypatch.setattr(rate_finder, "find_rate", lambda *_, **__: search)
+    return CliRunner().invoke(app, ["find-rate", *arguments])
+
+
+def test_the_command_prints_the_settings_to_use(
+    monkeypatch: pytest.MonkeyPatch, found: RateSearch, tmp_path: Path
+) -> None:
+    figure = tmp_path / "rates.png"
+    answer = run_command(monkeypatch, found, "--figure", str(figure))
+    assert answer.exit_code == 0
+    words = answer.stdout.split()
+    assert words[::2] == ["--set", "--set"]
+    assert {key: float(value) for key, value in (word.split("=") for word in words[1::2])} == found.settings
+    assert figure.stat().st_size > 5000
+
+
+def test_the_command_in_json(monkeypatch: pytest.MonkeyPatch, found: RateSearch) -> None:
+    answer = run_command(monkeypatch, found, "--json")
+    assert answer.exit_code == 0
+    printed = json.loads(answer.stdout)
+    assert printed["settings"] == found.settings
+    assert printed["rates"] == pytest.approx(found.rates.tolist())
+    assert printed.keys() == {*RateSearch.__dataclass_fields__, "settings"}
+
+
+def test_no_fall_is_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = np.full(20, 2.3)
+    search = RateSearch(RATES[:20], flat, flat, None, 0.02)
+    assert search.settings == {}
+    answer = run_command(monkeypatch, search)
+    assert answer.exit_code == 1
+    assert answer.stdout == ""
+    assert answer.stderr.count("\n") == 1
+    assert "the loss did not fall between the rates 1e-06 and" in answer.stderr

@@ -1,0 +1,129 @@
+"""The figure of what training sees: that it shows just that, and is a picture without overlapping captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from sample import load_sample, write_tree
+from shiftvit import Recipe, ShiftViTError
+from shiftvit.cli.main import app
+from shiftvit.config import AugmentConfig
+from shiftvit.data import sources
+from shiftvit.data.show import _fitted, draw_training, in_use, training_figure
+
+OFF = {"augment.pad": 0, "augment.flip": False}
+FULL = {
+    "augment.pad": 0,
+    "augment.resized_crop": 0.2,
+    "augment.rand_augment": 9,
+    "augment.color_jitter": 0.3,
+    "augment.erasing": 0.5,
+    "augment.mixup": 0.8,
+    "augment.cutmix": 1.0,
+    "augment.repeats": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sources._LOADERS, "cifar10", load_sample)
+
+
+def test_without_changes_it_is_what_evaluation_sees() -> None:
+    shown = draw_training(Recipe.load("quick", **OFF))
+    assert shown.drawn.shape == (7, 6, 32, 32, 3)
+    assert len(set(shown.labels.tolist())) == 6
+    for draw, shares in zip(shown.drawn, shown.shares, strict=True):
+        np.testing.assert_array_equal(draw, shown.plain)
+        np.testing.assert_array_equal(shares.argmax(axis=1), shown.labels)
+
+
+def test_rows_stay_with_their_picture() -> None:
+    shown = draw_training(Recipe.load("quick", **{"augment.flip": False, "augment.pad": 2}))
+    for draw in shown.drawn:
+        for image, plain in zip(draw, shown.plain, strict=True):
+            padded = np.pad(plain, ((2, 2), (2, 2), (0, 0)))
+            windows = [padded[top : top + 32, left : left + 32] for top in range(5) for left in range(5)]
+            assert any(np.array_equal(image, window) for window in windows)
+
+
+def test_mixed_pictures_have_their_shares() -> None:
+    shown = draw_training(Recipe.load("quick", **FULL), count=4, draws=3)
+    assert shown.shares.shape == (3, 4, 10)
+    np.testing.assert_allclose(shown.shares.sum(axis=2), 1, atol=1e-6)
+    for shares in shown.shares:
+        for row, label in zip(shares, shown.labels, strict=True):
+            assert set(np.flatnonzero(row)) <= set(shown.labels.tolist())
+            assert row[label] > 0 or (row > 0).sum() == 1
+
+
+def test_files_are_cut_from_the_whole(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "pets")
+    (tree / "cat" / "broken.png").write_bytes(b"no picture")
+    small = {"preprocess.resize": 24, "preprocess.crop": 20, "data.name": str(tree)}
+    recipe = Recipe.load("photos", **small, **{**FULL, "augment.mixup": 0, "augment.cutmix": 0})
+    shown = draw_training(recipe)
+    assert shown.plain.shape[1:] == (20, 20, 3)
+    assert shown.class_names == ("cat", "dog", "ship")
+    still = draw_training(Recipe.load("photos", **small, **OFF, **{"augment.random_crop": False}))
+    for draw in still.drawn:
+        np.testing.assert_array_equal(draw, still.plain)
+
+
+def test_an_archive_is_taken_as_it_is(tmp_path: Path) -> None:
+    data = load_sample()
+    np.savez(tmp_path / "a.npz", images=data.train_images[:50], labels=data.train_labels[:50])
+    settings = {"preprocess.resize": 20, "preprocess.crop": 16, "data.name": str(tmp_path / "a.npz")}
+    shown = draw_training(Recipe.load("photos", **settings))
+    assert shown.plain.shape[1:] == (16, 16, 3)
+
+
+@pytest.mark.parametrize("changes", [{}, FULL])
+def test_the_figure_is_a_picture(tmp_path: Path, changes: dict[str, float]) -> None:
+    recipe = Recipe.load("quick", **changes)
+    assert training_figure(recipe, tmp_path / "a.png") == 6
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+        assert 1200 < image.width < 1700
+        pixels = np.asarray(image.convert("RGB"))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+
+
+def test_captions_stay_within_their_picture() -> None:
+    assert _fitted("automobile", " 100%") == "automobile 100%"
+    for name in ("W" * 30, "a" * 300, "$a$" * 20):
+        text = _fitted(name, " 97%")
+        assert text.endswith("… 97%")
+        assert 8 < len(text) < 40
+
+
+def test_settings_in_words() -> None:
+    assert in_use(AugmentConfig(flip=False, random_crop=False)) == "nothing is changed"
+    assert in_use(AugmentConfig(pad=4)) == "pad=4, random_crop, flip"
+    words = in_use(AugmentConfig(resized_crop=0.1, rand_augment=9, mixup=0.8))
+    assert words == (
+        "resized_crop=0.1, flip, rand_augment=9.0, rand_augment_std=0.5, rand_augment_layers=2, mixup=0.8, "
+        "mix_probability=1.0"
+    )
+
+
+def test_the_command(tmp_path: Path) -> None:
+    tree, out = write_tree(tmp_path / "pets"), tmp_path / "figure.png"
+    arguments = ["data", "show", str(tree), "--set", "preprocess.resize=24", "--set", "preprocess.crop=20"]
+    answer = CliRunner().invoke(app, [*arguments, "--set", "augment.resized_crop=0.3", "--out", str(out)])
+    assert answer.exit_code == 0, answer.output
+    assert str(out) in answer.output
+    assert out.is_file()
+
+
+def test_faults_are_named(tmp_path: Path) -> None:
+    tree = write_tree(tmp_path / "pets")
+    with pytest.raises(ShiftViTError, match=r"pad=4 has no use beside resized_crop=0\.3"):
+        draw_training(Recipe.load("quick", **{"augment.resized_crop": 0.3}))
+    with pytest.raises(ShiftViTError, match=r"preprocess\.resize"):
+        draw_training(Recipe.load("quick", **{"data.name": str(tree)}))

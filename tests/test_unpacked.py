@@ -1,0 +1,219 @@
+"""Images of Parquet files in any order: unpacked once, read by many threads, whole or absent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parquet_tables import BLOBS, CIFAR, LABELS, cifar, structs, write
+from shiftvit import ShiftViTError
+from shiftvit.data import unpacked
+from shiftvit.data.checks import check_data
+from shiftvit.data.images import decode, read_bytes
+from shiftvit.data.layouts import find_data, load_splits, save_splits, split_data
+from shiftvit.data.parquet import columns_of, image_bytes, opened
+from trees import fault
+
+INTERRUPTED = """
+import os, sys
+from shiftvit.data import unpacked
+unpacked._store(unpacked._key(sys.argv[1]), lambda rows: os.kill(os.getpid(), 9))
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(folder))
+    return folder / "parquet"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_half_a_file_is_told_in_one_line(tmp_path, data):
+    whole = cifar(tmp_path / "whole.parquet", slice(0, 20)).read_bytes()
+    path = tmp_path / "half.parquet"
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    assert fault(path).endswith("; get the file again")
+    with pytest.raises(ShiftViTError) as raised:
+        decode(f"{path}#0")
+    assert str(raised.value) == f"{str(path)!r} is no whole Parquet file: it ends too early; get the file again"
+
+
+def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
+    path = cifar(tmp_path / "a.parquet")
+    whole = bytearray(path.read_bytes())
+    whole[4:2000] = bytes(1996)  # pages, not the footer
+    path.write_bytes(whole)
+    found = find_data(path)
+    with pytest.raises(ShiftViTError, match=r"a.parquet' is no readable Parquet \(.*\); get the file again"):
+        check_data(found)
+    with pytest.raises(ShiftViTError, match=rf"^'{path}' is no readable Parquet \(.*\); get the file again$"):
+        decode(found.splits["train"].paths[3])
+    assert [file.name for file in cache.iterdir()] == [".lock"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.none() | st.binary(max_size=200), min_size=1, max_size=40),
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.randoms(use_true_random=False),
+)
+def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs, rows, at_a_time, random):
+    monkeypatch.setattr("shiftvit.data.parquet._BATCH", at_a_time)
+    folder = tmp_path / str(random.getrandbits(64))
+    path = write(folder / "a.parquet", rows=rows, image=structs(blobs), label=[0] * len(blobs))
+    order = list(range(len(blobs)))
+    random.shuffle(order)
+    for row in order:
+        if blobs[row]:
+            assert read_bytes(f"{path}#{row}") == blobs[row]
+        else:
+            with pytest.raises(ShiftViTError, match=rf"a.parquet#{row}' has no image: the row has no bytes; fill them"):
+                read_bytes(f"{path}#{row}")
+    with pytest.raises(ShiftViTError, match=rf"#{len(blobs)}' is no row of its file, which has {len(blobs)}; rows"):
+        read_bytes(f"{path}#{len(blobs)}")
+
+
+def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("shiftvit.data.parquet._BATCH", 10_000)
+    path = write(tmp_path / "a.parquet", rows=1000, image=structs([os.urandom(1000) for _ in range(100)]))
+    with opened(str(path)) as file:
+        columns = columns_of(str(path), file)
+    sizes = [sum(map(len, part)) for part in image_bytes(str(path), columns)]
+    assert sum(sizes) == 100_000
+    assert max(sizes) <= 10_000
+
+
+def test_limits_hold_for_rows_too(tmp_path):
+    path = cifar(tmp_path / "a.parquet")
+    with pytest.raises(ShiftViTError, match=r"#3' has 900 bytes, more than max_bytes=100; shrink"):
+        decode(f"{path}#3", max_bytes=100)
+
+
+def test_many_threads_unpack_once(tmp_path, capsys):
+    path = cifar(tmp_path / "a.parquet")
+    names = [f"{path}#{row}" for row in range(60)] * 4
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read_bytes, names)) == BLOBS * 4
+    assert capsys.readouterr().err.count("unpacking") == 1
+
+
+def test_a_file_of_such_a_name_is_a_file(tmp_path):
+    path = cifar(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet#1").write_bytes(BLOBS[0])
+    assert read_bytes(f"{path}#1") == BLOBS[0]
+    assert read_bytes(f"{path}#2") == BLOBS[2]
+    for name in ("a.parquet#01", "a.parquet#-1", "a.parquet#", "a.parquet#99999999999999999999", "gone.parquet#1"):
+        with pytest.raises(ShiftViTError, match="cannot be read: No such file"):
+            read_bytes(tmp_path / name)
+
+
+def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
+    path = cifar(tmp_path / "a.parquet")
+    unpacked.unpack([f"{path}#1", f"{path}#2", str(path), "other.png"])
+    assert capsys.readouterr().err == f"shiftvit: unpacking {path} (0.1 MB of images) into {cache}, once\n"
+    unpacked._stores.clear()  # as in another process
+    unpacked.unpack([f"{path}#1"])
+    assert read_bytes(f"{path}#59") == BLOBS[59]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_replaced_file_is_unpacked_anew_and_the_old_images_deleted(tmp_path, cache):
+    path = cifar(tmp_path / "a.parquet")
+    other = cifar(tmp_path / "b.parquet")
+    assert read_bytes(f"{path}#0") == read_bytes(f"{other}#0") == BLOBS[0]
+    before = {*cache.glob("*.images")}
+    write(path, CIFAR, img=structs(BLOBS[::-1]), label=LABELS[::-1])
+    assert read_bytes(f"{path}#0") == BLOBS[59]
+    assert read_bytes(f"{other}#0") == BLOBS[0]
+    assert len(before & {*cache.glob("*.images")}) == 1
+    assert len({*cache.glob("*.images")}) == 2
+
+
+@pytest.mark.parametrize("harm", ["emptied", "cut", "filled"])
+def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
+    path = cifar(tmp_path / "a.parquet")
+    assert read_bytes(f"{path}#0") == BLOBS[0]
+    (flat,) = cache.glob("*.images")
+    if harm == "emptied":
+        flat.unlink()
+    else:
+        unpacked._stores.clear()
+        flat.write_bytes(flat.read_bytes()[:1000] if harm == "cut" else b"x" * 1000)
+    assert read_bytes(f"{path}#59") == BLOBS[59]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by signal")
+def test_a_process_killed_halfway_leaves_nothing_that_is_taken_for_whole(tmp_path, cache):
+    path = cifar(tmp_path / "a.parquet")
+    killed = subprocess.run([sys.executable, "-c", INTERRUPTED, str(path)], capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    assert [file.suffix for file in cache.iterdir() if file.name != ".lock"] != []
+    assert not [*cache.glob("[!.]*")]
+    assert [read_bytes(f"{path}#{row}") for row in range(60)] == BLOBS
+    assert len([*cache.iterdir()]) == 2  # and the lock
+
+
+def test_no_room_is_told_in_one_line(tmp_path, monkeypatch):
+    path = cifar(tmp_path / "a.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(
+            ShiftViTError, match=r"take up to 0.1 MB and '.*' has room for 0.0 MB; free space, or set SHIFTVIT_"
+        ):
+            unpacked.unpack([f"{path}#0"])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unpacked, "_write", full)
+        with pytest.raises(
+            ShiftViTError, match=r"cannot be unpacked into '.*': No space left on device; free space, or"
+        ):
+            unpacked.unpack([f"{path}#0"])
+    with pytest.raises(ShiftViTError, match="No space left on device"):  # not tried anew for each image
+        read_bytes(f"{path}#1")
+    unpacked.unpack([f"{path}#0"])  # but when it is asked for
+    assert read_bytes(f"{path}#1") == BLOBS[1]
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(path))
+    with pytest.raises(ShiftViTError, match=r"cannot be unpacked into .*set SHIFTVIT_CACHE to a folder with room"):
+        unpacked.unpack([f"{cifar(tmp_path / 'b.parquet')}#0"])
+
+
+def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
+    root = tmp_path / "hub"
+    for shard in range(2):
+        cifar(root / "data" / f"train-{shard:05}-of-00002.parquet")
+    found = split_data(find_data(root), validation=20, test=20, seed=1)
+    save_splits(found, tmp_path / "splits.csv")
+    assert "train,data/train-00001-of-00002.parquet#" in (tmp_path / "splits.csv").read_text()
+    before = {name: ([read_bytes(path) for path in part.paths], part.labels) for name, part in found.splits.items()}
+    root.rename(tmp_path / "moved")
+    loaded = load_splits(tmp_path / "splits.csv", tmp_path / "moved")
+    assert [*loaded] == ["train", "validation", "test"]
+    for name, part in loaded.items():
+        assert [read_bytes(path) for path in part.paths] == before[name][0]
+        np.testing.assert_array_equal(part.labels, before[name][1])
+    cifar(tmp_path / "moved" / "data" / "train-00001-of-00002.parquet", slice(0, 10))
+    with pytest.raises(ShiftViTError, match=r"names \d+ of 120 files that do not exist, the first '.*parquet#\d+'"):
+        load_splits(tmp_path / "splits.csv", tmp_path / "moved")
+
+
+def test_a_table_may_name_rows(tmp_path):
+    cifar(tmp_path / "a.parquet")
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\na.parquet#3,x\na.parquet#5,y\n")
+    assert [read_bytes(path) for path in find_data(table).splits["train"].paths] == [BLOBS[3], BLOBS[5]]
+    table.write_text("path,label\na.parquet#3,x\na.parquet#60,y\n")
+    assert "names 1 of 2 files that do not exist, the first" in fault(table)
