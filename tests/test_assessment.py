@@ -13,11 +13,11 @@ from sklearn.metrics import f1_score, log_loss
 
 from sample import load_sample
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
-from shiftvit.assessment import REPORT
 from shiftvit.data import sources
-from shiftvit.evaluation import predict_logits
-from shiftvit.explain import probabilities
-from shiftvit.metrics import softmax
+from shiftvit.evaluation.evaluate import REPORT
+from shiftvit.evaluation.explain import probabilities
+from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.metrics import softmax
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,10 @@ def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in
 
 @pytest.mark.usefixtures("stand_in")
 def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("shiftvit.assessment.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"})
-    monkeypatch.setattr("shiftvit.assessment._CORRUPTED", 40)
+    monkeypatch.setattr(
+        "shiftvit.evaluation.evaluate.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"}
+    )
+    monkeypatch.setattr("shiftvit.evaluation.evaluate._CORRUPTED", 40)
     found = evaluate("cifar10", out=tmp_path, corruptions=True)["corruptions"]
     assert [(row["corruption"], row["severity"]) for row in found] == [
         ("none", 0),

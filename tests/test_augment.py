@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shiftvit.augment.augment import Augment, Draws
 from shiftvit.config import AugmentConfig
-from shiftvit.data.augment import Augment, Draws
 from shiftvit.errors import ShiftViTError
 
 

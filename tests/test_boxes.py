@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample import load_sample
-from shiftvit.data.boxes import Box, cut, decoded_at_least, draw_box
+from shiftvit.augment.boxes import Box, cut, decoded_at_least, draw_box
 from shiftvit.data.preprocess import Preprocess
 
 

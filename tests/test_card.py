@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
-from shiftvit.card import Facts, addressed, write_card
+from shiftvit.cards.card import Facts, addressed, write_card
+from shiftvit.cards.markdown import front_matter
+from shiftvit.cards.wording import last_name, settings
 from shiftvit.config import ModelConfig
-from shiftvit.markdown import front_matter
-from shiftvit.metrics import intervals, macro, measure
-from shiftvit.wording import last_name, settings
+from shiftvit.evaluation.metrics import intervals, macro, measure
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 

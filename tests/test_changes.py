@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sample import load_sample
+from shiftvit.augment.augment import Augment
+from shiftvit.augment.boxes import cut, draw_box
+from shiftvit.augment.changes import PictureChanges
+from shiftvit.augment.randaugment import RandAugment
 from shiftvit.config import AugmentConfig
-from shiftvit.data.augment import Augment
-from shiftvit.data.boxes import cut, draw_box
-from shiftvit.data.changes import PictureChanges
 from shiftvit.data.pipeline import EpochBatches, EpochPlan, epoch_order
 from shiftvit.data.preprocess import Preprocess
-from shiftvit.data.randaugment import RandAugment
 from shiftvit.data.resident import ResidentImages
 from shiftvit.errors import ShiftViTError
 

@@ -16,9 +16,9 @@ from scipy import signal, stats
 
 import shiftvit
 from sample import load_sample
-from shiftvit.data import corruptions
-from shiftvit.data.corruptions import CORRUPTIONS, corrupt
 from shiftvit.errors import ShiftViTError
+from shiftvit.evaluation import corruptions
+from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 
 ALL = sorted(CORRUPTIONS)
 SEVERITIES = range(1, 6)

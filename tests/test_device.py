@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
+from shiftvit.augment.augment import Augment
 from shiftvit.config import AugmentConfig
-from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches, epoch_order
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.resident import ResidentImages

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftvit.data.erasing import draw_erased, erase
+from shiftvit.augment.erasing import draw_erased, erase
 
 
 def boxes(count: int, side: int = 300, probability: float = 1.0) -> list[tuple[slice, slice] | None]:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from shiftvit import Preprocess, ShiftViT, ShiftViTError
-from shiftvit.evaluation import predict_logits
-from shiftvit.metrics import confusion, measure
+from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.metrics import confusion, measure
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 50), st.integers(6, 20))

@@ -17,8 +17,8 @@ from scipy.stats import spearmanr
 
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS, installed_backends
-from shiftvit.explain import COLOURS, grad_cam, occlusion, overlay, probabilities, split
-from shiftvit.metrics import softmax
+from shiftvit.evaluation.explain import COLOURS, grad_cam, occlusion, overlay, probabilities, split
+from shiftvit.evaluation.metrics import softmax
 from tensors import BACKEND, normal, set_random_weights, to_numpy
 
 SMALL = {"image_shape": (24, 16, 3), "num_classes": 4, "patch_size": 2, "embed_dim": 24, "depths": (1, 2)}
@@ -141,7 +141,7 @@ def test_no_images_and_more_than_a_batch(monkeypatch):
     assert occlusion(model, IMAGES[:0]).shape == (0, 24, 16)
     assert probabilities(model, IMAGES[:0]).shape == (0, 4)
     whole = grad_cam(model, IMAGES), occlusion(model, IMAGES)
-    monkeypatch.setattr("shiftvit.explain.BATCH_SIZE", 2)
+    monkeypatch.setattr("shiftvit.evaluation.explain.BATCH_SIZE", 2)
     np.testing.assert_allclose(grad_cam(model, IMAGES), whole[0], atol=1e-4)
     np.testing.assert_allclose(occlusion(model, IMAGES), whole[1], atol=1e-5)
 

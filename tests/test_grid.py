@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from shiftvit import ShiftViTError
-from shiftvit.grid import Tile, prediction_grid
+from shiftvit.evaluation.grid import Tile, prediction_grid
 from shiftvit.plots import GREEN, RED
 
 

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, classification_report, f1_score
 
 from shiftvit import ShiftViTError
-from shiftvit.metrics import calibration, class_rows, fit_temperature, intervals, macro, measure, mistakes, softmax
+from shiftvit.evaluation.metrics import (
+    calibration,
+    class_rows,
+    fit_temperature,
+    intervals,
+    macro,
+    measure,
+    mistakes,
+    softmax,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shiftvit.augment.mix import Mix
 from shiftvit.config import AugmentConfig
-from shiftvit.data.mix import Mix
 
 
 def mixed(count=64, height=8, width=8, seed=0, **config):

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from sample import load_sample, write_tree
+from shiftvit.augment.augment import Augment
+from shiftvit.augment.boxes import Box, cut, draw_box
+from shiftvit.augment.changes import Cuttable
 from shiftvit.config import DataConfig
-from shiftvit.data.augment import Augment
-from shiftvit.data.boxes import Box, cut, draw_box
-from shiftvit.data.changes import Cuttable
 from shiftvit.data.images import decode
 from shiftvit.data.own import load_own
 from shiftvit.data.pictures import Originals, Pictures, read_originals

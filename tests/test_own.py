@@ -15,7 +15,7 @@ from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.images import decode
 from shiftvit.data.pictures import Pictures, one_size, read_picture, read_pictures
 from shiftvit.data.preprocess import Preprocess
-from shiftvit.evaluation import predict_logits
+from shiftvit.evaluation.logits import predict_logits
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center")
 SMALL = {

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sample import load_sample
-from shiftvit.data import photometric
-from shiftvit.data.photometric import color_jitter
+from shiftvit.augment import photometric
+from shiftvit.augment.photometric import color_jitter
 
 PIXELS = load_sample().train_images[11]
 IMAGE = Image.fromarray(PIXELS)

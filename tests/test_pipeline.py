@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shiftvit.data.augment import Augment
+from shiftvit.augment.augment import Augment
 from shiftvit.data.pipeline import EpochBatches, batches_per_epoch, epoch_order
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError

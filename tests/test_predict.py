@@ -12,8 +12,8 @@ from PIL import Image
 
 from sample import load_sample
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.evaluation import predict_logits
-from shiftvit.metrics import measure, softmax
+from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.metrics import measure, softmax
 from shiftvit.predict import Failure
 
 

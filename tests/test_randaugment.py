@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sample import load_sample
-from shiftvit.data.randaugment import OPERATIONS, RandAugment
+from shiftvit.augment.randaugment import OPERATIONS, RandAugment
 
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 PIXELS = load_sample().train_images[5]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.report import write_report
+from shiftvit.evaluation.report import write_report
 
 VOID = {"meta", "img"}
 

@@ -101,7 +101,7 @@ def test_importing_loads_nothing_heavy() -> None:
     modules = ["keras", "torch", "jax", "tensorflow", "PIL", "sklearn", "rich", "urllib.request"]
     code = (
         "import sys; import shiftvit.data.sources, shiftvit.data.cifar10, shiftvit.data.preprocess; "
-        f"import shiftvit.data.augment; print([name for name in {modules} if name in sys.modules])"
+        f"import shiftvit.augment.augment; print([name for name in {modules} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from shiftvit.assessment import evaluate as evaluate
     from shiftvit.bundle import Bundle as Bundle
     from shiftvit.config import Recipe as Recipe
     from shiftvit.data.preprocess import Preprocess as Preprocess
     from shiftvit.errors import ShiftViTError as ShiftViTError
+    from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
     from shiftvit.model.network import ShiftViT as ShiftViT
     from shiftvit.model.network import ShiftViTBackbone as ShiftViTBackbone
@@ -38,7 +38,7 @@ _HOME = {
     "ShiftViTBackbone": "shiftvit.model.network",
     "ShiftViTError": "shiftvit.errors",
     "WarmUpCosine": "shiftvit.training.schedule",
-    "evaluate": "shiftvit.assessment",
+    "evaluate": "shiftvit.evaluation.evaluate",
     "export": "shiftvit.exports.driver",
     "train": "shiftvit.training.fit",
 }

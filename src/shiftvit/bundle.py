@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError
 
-from shiftvit.card import write_card
+from shiftvit.cards.card import write_card
 from shiftvit.config import ModelConfig
 from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.data.preprocess import Preprocess

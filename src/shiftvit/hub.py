@@ -16,7 +16,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
-from shiftvit.card import addressed, write_card
+from shiftvit.cards.card import addressed, write_card
 from shiftvit.errors import ShiftViTError
 
 # The files that are taken from a repository, and bytes beyond which one is no such file. The paper's largest model has

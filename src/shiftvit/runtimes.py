@@ -129,7 +129,7 @@ def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixe
         import torch
 
         torch.set_num_threads(threads)
-    from shiftvit.metrics import softmax
+    from shiftvit.evaluation.metrics import softmax
 
     bundle = Bundle.load(container.where)
     metadata, model = graph_metadata(bundle), bundle.build("float32")

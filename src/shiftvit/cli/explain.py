@@ -87,7 +87,7 @@ def _explained(
     names, parts = _readable(names, preprocess)
     pixels = np.concatenate(parts)  # (N, h, w, 3)
     prepare_backend()
-    from shiftvit.explain import grad_cam, occlusion, probabilities
+    from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities
 
     network = bundle.build()
     images = preprocess.normalised(pixels)
@@ -169,7 +169,7 @@ def _drop(row: dict[str, Any]) -> float:
 def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out: Path) -> None:
     import numpy as np
 
-    from shiftvit.plots_evaluation import Explanation, explain_figure
+    from shiftvit.evaluation.plots import Explanation, explain_figure
 
     drawn = [
         Explanation(

@@ -44,7 +44,7 @@ def report(
     ] = None,
 ) -> None:
     """Write a run as one HTML page with its figures inside."""
-    from shiftvit.report import write_report
+    from shiftvit.evaluation.report import write_report
 
     print(f"wrote {write_report(run, out)}")
 

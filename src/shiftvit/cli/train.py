@@ -89,7 +89,7 @@ def evaluate(
 
     find_bundle(run)
     prepare_backend()
-    from shiftvit.assessment import evaluate as run_evaluation
+    from shiftvit.evaluation.evaluate import evaluate as run_evaluation
 
     if out is None and (run / "recipe.toml").is_file():
         out = run / "evaluation"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.boxes import Box, cut, decoded_at_least
+from shiftvit.augment.boxes import Box, cut, decoded_at_least
 from shiftvit.data.images import decode
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.environment import cores

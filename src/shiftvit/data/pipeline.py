@@ -11,9 +11,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.augment import Augment, Draws
-from shiftvit.data.changes import PictureChanges
-from shiftvit.data.mix import Mix
+from shiftvit.augment.augment import Augment, Draws
+from shiftvit.augment.changes import PictureChanges
+from shiftvit.augment.mix import Mix
 from shiftvit.data.preprocess import Floats, Preprocess
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError

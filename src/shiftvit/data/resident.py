@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from shiftvit.data.augment import Augment
+from shiftvit.augment.augment import Augment
 from shiftvit.data.pipeline import plan_epoch
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError

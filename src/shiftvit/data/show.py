@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
+from shiftvit.augment.augment import Augment
 from shiftvit.config import AugmentConfig, Recipe
 from shiftvit.data import sources
-from shiftvit.data.augment import Augment
 from shiftvit.data.layouts import find_data
 from shiftvit.data.own import decode_parts
 from shiftvit.data.pipeline import EpochBatches, epoch_order

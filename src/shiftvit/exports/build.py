@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle import Bundle
-from shiftvit.evaluation import BATCH_SIZE
+from shiftvit.evaluation.logits import BATCH_SIZE
+from shiftvit.evaluation.metrics import softmax
 from shiftvit.exports import onnx_graphs
 from shiftvit.metadata import FILE, KEY, Metadata, graph_metadata
-from shiftvit.metrics import softmax
 
 Pixels = NDArray[np.uint8]
 

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from shiftvit.augment.augment import Augment
 from shiftvit.config import Recipe
-from shiftvit.data.augment import Augment
 from shiftvit.data.resident import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.training.loss import hits

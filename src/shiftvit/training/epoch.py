@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from shiftvit.augment.augment import Augment
 from shiftvit.config import Recipe
-from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
-from shiftvit.evaluation import predict_logits
-from shiftvit.metrics import measure
+from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.metrics import measure
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint

@@ -10,7 +10,7 @@ import keras
 
 from shiftvit.config import Recipe, TrainConfig
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.evaluation import BATCH_SIZE
+from shiftvit.evaluation.logits import BATCH_SIZE
 
 # Doublings of `train.accumulate` in one go.
 TRIES = 3

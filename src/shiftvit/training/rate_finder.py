@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.augment.augment import Augment
 from shiftvit.config import Recipe
-from shiftvit.data.augment import Augment
 from shiftvit.data.pipeline import EpochBatches
 from shiftvit.data.sources import ImageData
 from shiftvit.errors import ShiftViTError

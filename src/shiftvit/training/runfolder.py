@@ -28,13 +28,13 @@ import tomli_w
 
 from shiftvit import environment, files, plots
 from shiftvit.bundle import Bundle
-from shiftvit.card import Facts, write_card
+from shiftvit.cards.card import Facts, write_card
 from shiftvit.config import Recipe
 from shiftvit.data.layouts import FoundData, save_splits
 from shiftvit.data.own import SPLITS
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.grid import Tile, prediction_grid
-from shiftvit.metrics import confusion, intervals, macro, softmax
+from shiftvit.evaluation.grid import Tile, prediction_grid
+from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
 from shiftvit.training.setup import Splits
 
 RECIPE = "recipe.toml"

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 
 from shiftvit import environment
+from shiftvit.augment.augment import Augment
 from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
-from shiftvit.data.augment import Augment
 from shiftvit.data.layouts import FoundData
 from shiftvit.data.own import SPLITS, load_own
 from shiftvit.data.pipeline import batches_per_epoch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
-from shiftvit.data import photometric
+from shiftvit.augment import photometric
 
 # The magnitude's scale, and how probable each change is.
 GREATEST = 10.0

@@ -48,7 +48,7 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
     rows = -(-len(tiles) // columns)
     captions = 1 + any(tile.right is False for tile in tiles)
     step = _SIDE + _GAP, _SIDE + captions * _LINE + _GAP
-    heading = _font(_TITLE, bold=True)
+    heading = font(_TITLE, bold=True)
     width = max(_GAP + columns * step[0], 2 * _GAP + int(heading.getlength(title)))
     top = 2 * _GAP + _TITLE
     picture = Image.new("RGB", (width, top + rows * step[1]), "white")
@@ -66,7 +66,7 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):
             place = left, upper + _SIDE + 4 + number * _LINE
-            draw.text(place, _shortened(text, tail, _font(_TEXT)), colour, _font(_TEXT))
+            draw.text(place, _shortened(text, tail, font(_TEXT)), colour, font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
@@ -88,7 +88,7 @@ def _shortened(text: str, tail: str, font: Any) -> str:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int, bold: bool = False) -> Any:
+def font(size: int, bold: bool = False) -> Any:
     # matplotlib ships DejaVu, which knows far more scripts than Pillow's own font; finding it imports nothing.
     package = importlib.util.find_spec("matplotlib")
     if package is not None and package.origin is not None:

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shiftvit.augment.boxes import Box, cut, draw_box
+from shiftvit.augment.erasing import erase
+from shiftvit.augment.photometric import color_jitter
+from shiftvit.augment.randaugment import RandAugment
 from shiftvit.config import AugmentConfig
-from shiftvit.data.boxes import Box, cut, draw_box
-from shiftvit.data.erasing import erase
-from shiftvit.data.photometric import color_jitter
 from shiftvit.data.preprocess import Floats, Preprocess
-from shiftvit.data.randaugment import RandAugment
 
 # Each change has a stream, so that switching one off leaves the others alone; 0 to 2 are the order, crops, mixing.
 _BOX, _RAND_AUGMENT, _JITTER, _ERASING = 3, 4, 5, 6

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit import files, metrics
+from shiftvit import files
 from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.data import sources
-from shiftvit.data.corruptions import CORRUPTIONS, corrupt
 from shiftvit.data.own import SPLITS, decoded, find_test
 from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.evaluation import predict_logits
-from shiftvit.metrics import confusion, measure, softmax
+from shiftvit.evaluation import metrics
+from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
+from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.metrics import confusion, measure, softmax
 
 REPORT = "evaluation.json"
 # Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.
@@ -166,9 +167,9 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
+    from shiftvit.evaluation.plots import mistakes_figure, reliability_figure
     from shiftvit.plots import confusion_matrix
     from shiftvit.plots import corruptions as corruptions_figure
-    from shiftvit.plots_evaluation import mistakes_figure, reliability_figure
 
     try:
         out.mkdir(parents=True, exist_ok=True)

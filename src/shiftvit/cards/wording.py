@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from shiftvit.cards.markdown import escaped
 from shiftvit.config import ModelConfig, PreprocessConfig, Recipe
-from shiftvit.markdown import escaped
 
 
 def model_rows(config: ModelConfig) -> dict[str, str]:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from shiftvit import files
-from shiftvit.explain import overlay
-from shiftvit.grid import Tile, prediction_grid
-from shiftvit.grid import _font as font
+from shiftvit.evaluation.explain import overlay
+from shiftvit.evaluation.grid import Tile, font, prediction_grid
 from shiftvit.plots import BLUE, GREY, ORANGE
 
 # Mistakes in a figure; one of more is hard to look at.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftvit.errors import ShiftViTError, nearest
-from shiftvit.metrics import softmax
+from shiftvit.evaluation.metrics import softmax
 
 Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]

@@ -1,0 +1,1 @@
+"""How good a model is: logits, metrics, whole evaluations, explanations, figures, reports."""
