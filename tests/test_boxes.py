@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sample import load_sample
@@ -105,6 +105,7 @@ def test_a_picture_that_was_decoded_smaller_is_cut_at_the_same_part() -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example((12, 13), 0, (1, 1))  # 13 pixels are 4 of 4 each, and a last one that is not whole
 @given(
     st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
     st.integers(0, 10**6),

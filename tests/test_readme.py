@@ -110,7 +110,7 @@ def test_every_command_runs(stand_in, tmp_path):
                 assert word in answer.stdout, answer.stdout
         if arguments[-1] == "runs/pets" and name == "train":
             assert "broken.jpg" in answer.stderr
-    main_job = {"predict", "train", "evaluate", "explain", "report", "export", "pack"}
+    main_job = {"predict", "train", "find-rate", "evaluate", "explain", "report", "export", "pack"}
     assert seen == main_job | {"benchmark", "info", "recipes", "data"}
 
 

@@ -38,9 +38,8 @@ class Box:
 
 def _scale(old: int, new: int) -> float:
     """Returns how long one of `old` pixels is where they became `new`."""
-    step = max(1, round(old / new))
     # A JPEG is decoded by whole steps, and its last pixel may lie partly outside.
-    return 1 / step if math.ceil(old / step) == new else new / old
+    return next((1 / step for step in (1, 2, 4, 8) if math.ceil(old / step) == new), new / old)
 
 
 def draw_box(generator: np.random.Generator, height: int, width: int, least: float) -> Box:

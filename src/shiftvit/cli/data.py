@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shiftvit.cli.settings import read_overrides
+from shiftvit.cli.settings import Changes, RecipeName, load_recipe
 from shiftvit.cli.tables import Json, show
 from shiftvit.cli.train import prepare_backend
 
@@ -39,7 +39,7 @@ def cifar10(
 
 
 def check(
-    path: Annotated[Path, typer.Argument(help="Your own images: a folder, a .csv or .tsv, or an .npz.")],
+    path: Annotated[Path, typer.Argument(help="Your own images: a folder, a .csv or .tsv, an .npz, or Parquet.")],
     figure: Annotated[Path | None, typer.Option(help="A PNG with the counts, the sizes and the duplicates.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -66,25 +66,12 @@ def show_training(
     data: Annotated[
         str | None, typer.Argument(metavar="PATH|NAME", help="Your own images, or a data set; default: the recipe's.")
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
+    recipe: RecipeName = None,
+    changes: Changes = None,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("augmented.png"),
 ) -> None:
     """Draw some pictures as evaluation and as training see them: cut, changed, erased, mixed."""
-    from shiftvit.config import Recipe
-    from shiftvit.data import sources
-
-    overrides = read_overrides(set_)
-    if data is not None:
-        overrides["data.name"] = json.dumps(data)
-        if recipe is None and sources.is_path(data):
-            recipe = "photos"
-    chosen = Recipe.load(recipe or "quick", **overrides)
-    sources.check_name(chosen.data.name)
+    chosen = load_recipe(recipe, changes, data)
     prepare_backend()
     from shiftvit.data.show import training_figure
 

@@ -8,11 +8,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from shiftvit.cli.settings import read_overrides
+from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
 from shiftvit.cli.tables import Json
 from shiftvit.cli.train import prepare_backend
 
@@ -26,16 +26,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def find_rate(
-    recipe: Annotated[
-        str | None, typer.Option(help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="PATH|NAME", help="Your own images (a folder, a CSV, an .npz), or a data set by name."),
-    ] = None,
+    recipe: RecipeName = None,
+    changes: Changes = None,
+    data: Data = None,
     steps: Annotated[int, typer.Option(help="Training steps, from the lowest rate to the highest.")] = 100,
     low: Annotated[float, typer.Option(help="The first rate.")] = 1e-6,
     high: Annotated[float, typer.Option(help="The last rate.")] = 10.0,
@@ -43,16 +36,7 @@ def find_rate(
     as_json: Json = False,
 ) -> None:
     """Suggest a learning rate from one short run. Exit status 1 if the loss did not fall."""
-    from shiftvit.config import Recipe
-    from shiftvit.data import sources
-
-    overrides: dict[str, Any] = read_overrides(set_)
-    if data is not None:
-        overrides["data.name"] = json.dumps(data)
-        if recipe is None and sources.is_path(data):
-            recipe = "photos"
-    wanted = Recipe.load(recipe or "quick", **overrides)
-    sources.check_name(wanted.data.name)
+    wanted = load_recipe(recipe, changes, data)
     prepare_backend()
     from shiftvit import plots
     from shiftvit.training import rate_finder

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.settings import read_overrides
+from shiftvit.cli.settings import Changes, Data, RecipeName, read_overrides, recipe_for
 from shiftvit.cli.tables import Json, show
 
 # Classes that are listed on the screen; the file has all.
@@ -25,17 +25,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[
-        str | None, typer.Option(help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-    ] = None,
+    recipe: RecipeName = None,
+    changes: Changes = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs to train; short for --set train.epochs=N.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="PATH|NAME", help="Your own images (a folder, a CSV, an .npz), or a data set by name."),
-    ] = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/RECIPE-DATE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     auto_batch: Annotated[
@@ -44,19 +37,15 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
 ) -> None:
     """Train, evaluate and keep a model in a run folder."""
-    overrides = read_overrides(set_)
+    overrides = read_overrides(changes, data)
     if epochs is not None:
         overrides["train.epochs"] = epochs
     if auto_batch:
         overrides["train.auto_batch"] = True
-    from shiftvit.data import sources
-
-    if data is not None:
-        overrides["data.name"] = json.dumps(data)  # quoted, or a folder called 2026 would be a number
-        if recipe is None and resume is None and sources.is_path(data):
-            recipe = "photos"
-
+    if recipe is None and resume is None:
+        recipe = recipe_for(data)
     prepare_backend()
+    from shiftvit.data import sources
     from shiftvit.training.runfolder import choose_run
 
     # What is wrong is told at once, before a framework is loaded.
