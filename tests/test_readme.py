@@ -90,6 +90,8 @@ def test_every_command_runs(stand_in, tmp_path):
             (tmp_path / arguments[-1] / "metrics.json").unlink()
             for state in (tmp_path / arguments[-1] / "checkpoints").iterdir():
                 state.unlink()
+        elif name == "find-rate":
+            arguments += [*OWN[2:], "--steps", "40"]
         elif "--data" in arguments:
             arguments += OWN[:4] if "finetune" in arguments else OWN  # which begins with a whole model
         elif name == "train":
