@@ -25,11 +25,11 @@ import timm
 import torch
 
 from shiftvit.bundle import Bundle
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.environment import cores, processor_name, versions
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.model.network import ShiftViT
+from shiftvit.preprocess import Preprocess
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "shiftvit_tiny_r2"

@@ -19,8 +19,8 @@ import parity
 from sample import load_sample
 from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.model.network import ShiftViT
+from shiftvit.preprocess import Preprocess
 from shiftvit.training.fit import train
 from shiftvit.training.runfolder import read_log
 from tensors import BACKEND, normal, set_random_weights, to_numpy

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sample import load_sample
 from shiftvit.augment.boxes import Box, cut, decoded_at_least, draw_box
-from shiftvit.data.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess
 
 
 @settings(max_examples=200, deadline=None)

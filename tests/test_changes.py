@@ -18,9 +18,9 @@ from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.randaugment import RandAugment
 from shiftvit.config import AugmentConfig
 from shiftvit.data.pipeline import EpochBatches, EpochPlan, epoch_order
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.resident import ResidentImages
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 SAMPLE = load_sample()
 IMAGES, LABELS = SAMPLE.train_images[:96], SAMPLE.train_labels[:96]

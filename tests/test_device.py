@@ -14,9 +14,9 @@ from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import AugmentConfig
 from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.resident import ResidentImages
 from shiftvit.errors import Interrupted
+from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.device import chunk_length
 from shiftvit.training.runfolder import read_log

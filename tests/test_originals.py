@@ -17,8 +17,8 @@ from shiftvit.data.images import decode
 from shiftvit.data.own import load_own
 from shiftvit.data.pictures import Originals, Pictures, read_originals
 from shiftvit.data.pipeline import EpochBatches
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center", interpolation="bicubic")
 

@@ -14,8 +14,8 @@ from sample import load_sample, write_tree
 from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.images import decode
 from shiftvit.data.pictures import Pictures, one_size, read_picture, read_pictures
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.evaluation.logits import predict_logits
+from shiftvit.preprocess import Preprocess
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center")
 SMALL = {

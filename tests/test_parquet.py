@@ -18,7 +18,7 @@ from shiftvit.data.images import decode
 from shiftvit.data.layouts import find_data
 from shiftvit.data.listing import list_images
 from shiftvit.data.own import find_test, load_own
-from shiftvit.data.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess
 from trees import fault, plant
 
 

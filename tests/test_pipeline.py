@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from shiftvit.augment.augment import Augment
 from shiftvit.data.pipeline import EpochBatches, batches_per_epoch, epoch_order
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 GOLDEN = Path(__file__).parent / "golden" / "cifar10_sample.npz"
 PLAIN = Augment(random_crop=False, flip=False)

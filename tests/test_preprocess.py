@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shiftvit.config import PreprocessConfig
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 GOLDEN = Path(__file__).parent / "golden"
 FILTERS = {
@@ -174,7 +174,7 @@ def test_pixels_are_whole_and_stay_in_range() -> None:
 def test_a_large_image_is_resized_in_blocks_to_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     image = pictures(2, 60, 90, 3)
     whole = Preprocess(resize=(13, 17)).resized(image)
-    monkeypatch.setattr("shiftvit.data.preprocess._BLOCK", 3 * 60 * 7)
+    monkeypatch.setattr("shiftvit.preprocess._BLOCK", 3 * 60 * 7)
     np.testing.assert_allclose(Preprocess(resize=(13, 17)).resized(image), whole, atol=1e-4)
 
 

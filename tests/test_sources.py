@@ -100,7 +100,7 @@ def test_without_strata_small_parts_are_allowed() -> None:
 def test_importing_loads_nothing_heavy() -> None:
     modules = ["keras", "torch", "jax", "tensorflow", "PIL", "sklearn", "rich", "urllib.request"]
     code = (
-        "import sys; import shiftvit.data.sources, shiftvit.data.cifar10, shiftvit.data.preprocess; "
+        "import sys; import shiftvit.data.sources, shiftvit.data.cifar10, shiftvit.preprocess; "
         f"import shiftvit.augment.augment; print([name for name in {modules} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

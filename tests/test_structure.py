@@ -24,7 +24,7 @@ ORDER = [
     "presets",
     "backend",
     "environment",
-    "data.preprocess",
+    "preprocess",
     "data.formats",
     "data.parquet",
     "data.unpacked",

@@ -21,8 +21,8 @@ from pydantic import Field, ValidationError
 from shiftvit.cards.card import write_card
 from shiftvit.config import ModelConfig
 from shiftvit.container import Container, digest, open_container, write_container
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 from shiftvit.settings import Settings, first_fault
 
 FORMAT = 1

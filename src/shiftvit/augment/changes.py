@@ -13,7 +13,7 @@ from shiftvit.augment.erasing import erase
 from shiftvit.augment.photometric import color_jitter
 from shiftvit.augment.randaugment import RandAugment
 from shiftvit.config import AugmentConfig
-from shiftvit.data.preprocess import Floats, Preprocess
+from shiftvit.preprocess import Floats, Preprocess
 
 # Each change has a stream, so that switching one off leaves the others alone; 0 to 2 are the order, crops, mixing.
 _BOX, _RAND_AUGMENT, _JITTER, _ERASING = 3, 4, 5, 6

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from shiftvit.data.preprocess import Floats
+from shiftvit.preprocess import Floats
 
 # Of the box: its share of the area, and height over width.
 AREA = 0.02, 1 / 3

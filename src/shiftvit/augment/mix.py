@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.config import AugmentConfig
-from shiftvit.data.preprocess import Floats
+from shiftvit.preprocess import Floats
 
 # Keeps these draws apart from others of the same seed and epoch.
 _STREAM = 2

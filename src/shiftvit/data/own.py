@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from shiftvit.config import DataConfig
 from shiftvit.data.layouts import FoundData, find_data, load_splits, split_data
 from shiftvit.data.pictures import Told, read_originals, read_pictures
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.data.unpacked import unpack
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.preprocess import Preprocess
 
 # Which images are for what, in the run folder.
 SPLITS = "splits.csv"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from shiftvit.augment.boxes import Box, cut, decoded_at_least
 from shiftvit.data.images import decode
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 # What all pictures of a split may take in memory, in bytes; more are decoded anew in each epoch.
 BUDGET = 2**29

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from shiftvit.augment.augment import Augment, Draws
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.mix import Mix
-from shiftvit.data.preprocess import Floats, Preprocess
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Floats, Preprocess
 
 # Keeps the order apart from other draws of the same seed and epoch.
 _STREAM = 0

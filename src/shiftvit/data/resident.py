@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from shiftvit.augment.augment import Augment
 from shiftvit.data.pipeline import plan_epoch
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 # What lies on the device, by name: the images and labels, or the draws of an epoch.
 Held = dict[str, Any]

@@ -18,8 +18,8 @@ from shiftvit.data import sources
 from shiftvit.data.layouts import find_data
 from shiftvit.data.own import decode_parts
 from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.plots import GREY
+from shiftvit.preprocess import Preprocess
 
 ROWS, DRAWS = 6, 7
 # Shares below this are not named.

@@ -14,12 +14,12 @@ from shiftvit.bundle import Bundle
 from shiftvit.config import Recipe
 from shiftvit.data import sources
 from shiftvit.data.own import SPLITS, decoded, find_test
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, measure, softmax
+from shiftvit.preprocess import Preprocess
 
 REPORT = "evaluation.json"
 # Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.

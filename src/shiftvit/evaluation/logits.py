@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 500
 

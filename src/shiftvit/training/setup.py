@@ -15,9 +15,9 @@ from shiftvit.data import sources
 from shiftvit.data.layouts import FoundData
 from shiftvit.data.own import SPLITS, load_own
 from shiftvit.data.pipeline import batches_per_epoch
-from shiftvit.data.preprocess import Preprocess
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
+from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
 from shiftvit.training.optimizer import build_optimizer
