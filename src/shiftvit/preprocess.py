@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from shiftvit.config import PreprocessConfig
 from shiftvit.errors import ShiftViTError
@@ -18,8 +19,6 @@ Floats = NDArray[np.float32]
 _CENTRE = {"crop_position": "center"}
 # A resized image larger than this comes of an absurd aspect ratio; the model sees a vanishing part of it.
 _MAX_RESIZED = 2**25
-# Values of an image that are converted to float at a time: 16 MiB.
-_BLOCK = 2**22
 
 
 class Preprocess(PreprocessConfig):
@@ -168,15 +167,13 @@ class Preprocess(PreprocessConfig):
         if self.interpolation == "nearest":
             rows, columns = (_nearest(old, new) for old, new in zip(size, target, strict=True))
             return images[:, rows[:, None], columns].astype(np.float32)
-        vertical, horizontal = (_weights(a, b, self.interpolation) for a, b in zip(size, target, strict=True))
-        # In blocks of columns, so that a large photograph does not need four times its memory as floats.
-        step = max(1, _BLOCK // (3 * size[0]))
-        narrow = [
-            np.matmul(vertical, np.ascontiguousarray(block.transpose(0, 3, 1, 2), dtype=np.float32))
-            for block in (images[:, :, first : first + step] for first in range(0, size[1], step))
-        ]  # each (N, 3, h, <= step)
-        small = np.matmul(np.concatenate(narrow, axis=3), horizontal.T)  # (N, 3, h, W) -> (N, 3, h, w)
-        return np.ascontiguousarray(small.transpose(0, 2, 3, 1), dtype=np.float32)  # (N, h, w, 3)
+        result = np.empty((len(images), *target, 3), np.float32)
+        # A plane of floats at a time: Pillow rounds what it resizes in colour, twice.
+        for image, resized in zip(images, result, strict=True):
+            for channel in range(3):
+                plane = Image.fromarray(image[:, :, channel].astype(np.float32))
+                resized[:, :, channel] = plane.resize(target[::-1], Image.Resampling[self.interpolation.upper()])
+        return result
 
     def cropped(self, images: Images) -> Images:
         """Only crops: resized (N, H, W, 3) -> a view of (N, h, w, 3) at `crop_position`."""
@@ -211,25 +208,3 @@ def _row(value: float | tuple[float, float, float], width: int) -> Floats:
 def _nearest(old: int, new: int) -> NDArray[np.int64]:
     """Returns which of `old` pixels each of `new` takes: the one that its centre falls in."""
     return (2 * np.arange(new) + 1) * old // (2 * new)
-
-
-@lru_cache(maxsize=64)
-def _weights(old: int, new: int, interpolation: str) -> Floats:
-    """Returns the (new, old) matrix that resamples a line of pixels; each row sums to 1."""
-    scale = old / new
-    spread = max(scale, 1.0)  # when shrinking, the filter grows to cover every pixel
-    centres = (np.arange(new) + 0.5) * scale
-    distance = np.abs(np.arange(old) + 0.5 - centres[:, None]) / spread  # (new, old)
-    weights = np.maximum(1.0 - distance, 0.0) if interpolation == "bilinear" else _keys(distance)
-    weights /= weights.sum(axis=1, keepdims=True)
-    result: Floats = weights.astype(np.float32)
-    result.setflags(write=False)  # it is shared by every caller
-    return result
-
-
-def _keys(x: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel at the distances `x` >= 0."""
-    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    far = a * (((x - 5.0) * x + 8.0) * x - 4.0)
-    result: NDArray[np.float64] = np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-    return result

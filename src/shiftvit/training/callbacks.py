@@ -19,6 +19,9 @@ from shiftvit import files
 from shiftvit.errors import Interrupted, ShiftViTError
 from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
 
+# Columns from which on the bar has room for the input's rate.
+_WIDE = 100
+
 
 class Watch(keras.callbacks.Callback):
     """Counts steps, and between two of them stops for an interrupt or a loss that is not finite and saves in time.
@@ -157,7 +160,7 @@ class ProgressBar(keras.callbacks.Callback):
         rate = self.done * self.batch_size / max(time.monotonic() - self.began, 1e-9)
         logs = logs or {}
         state = f"loss {logs.get('loss', 0):.3f}  top-1 {logs.get('top1', 0):.1%}  {rate:,.0f} images/s"
-        if self.watch.input_rate is not None:
+        if self.watch.input_rate is not None and self.console.width >= _WIDE:
             state += f" (input {self.watch.input_rate():,.0f})"
         done = self.watch.progress.epoch * self.steps + self.watch.first_step + self.done
         self.bar.update(self.task, completed=done, state=state)
@@ -171,7 +174,10 @@ class ProgressBar(keras.callbacks.Callback):
         ]
         if "val_top1" in row:
             parts += [f"val loss {row['val_loss']:.3f}", f"val top-1 {row['val_top1']:6.2%}"]
-        parts += [f"{row['images_per_second']:,.0f} images/s", f"{row['seconds']:.0f} s"]
+        rate = f"{row['images_per_second']:,.0f} images/s"
+        if "input_images_per_second" in row:
+            rate += f" (input {row['input_images_per_second']:,.0f})"
+        parts += [rate, f"{row['seconds']:.0f} s"]
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.augment.augment import Augment
 from shiftvit.config import Recipe
-from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
+from shiftvit.data.pipeline import batches_per_epoch
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure
 from shiftvit.training import runfolder
@@ -19,7 +18,7 @@ from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import evaluated_at_once
 from shiftvit.training.optimizer import averaged_weights
-from shiftvit.training.setup import Splits
+from shiftvit.training.setup import Splits, epoch_batches
 
 Row = dict[str, Any]
 
@@ -52,20 +51,9 @@ def fit_epoch(
 
 def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], watch: Watch) -> dict[str, float]:
     """Trains by Keras' `fit`."""
-    settings, progress = recipe.train, watch.progress
+    progress = watch.progress
     start, paths = progress.step, None if splits.found is None else splits.found.splits["train"].paths
-    batches = EpochBatches(
-        *splits.train,
-        preprocess=splits.train_rule,
-        augment=Augment.from_config(recipe.augment),
-        batch_size=settings.batch_size,
-        classes=len(splits.class_names),
-        seed=settings.seed,
-        epoch=progress.epoch,
-        start=start,
-        drop_remainder=settings.drop_remainder,
-        workers=recipe.data.workers,
-    )
+    batches = epoch_batches(recipe, splits, progress.epoch, start)
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
         f"training image {index}" if paths is None else paths[index] for index in batches.indices(number - start)

@@ -12,14 +12,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.augment.augment import Augment
 from shiftvit.config import Recipe
-from shiftvit.data.pipeline import EpochBatches
 from shiftvit.data.sources import ImageData
 from shiftvit.errors import ShiftViTError
 from shiftvit.training.memory import OutOfMemory, free, in_smaller_parts, told_apart
 from shiftvit.training.optimizer import batch_scale
-from shiftvit.training.setup import Splits, build, load_splits, resolve
+from shiftvit.training.setup import Splits, build, epoch_batches, load_splits, resolve
 from shiftvit.training.start import started
 
 Floats = NDArray[np.float64]
@@ -165,18 +163,8 @@ def _losses(recipe: Recipe, splits: Splits, rates: Floats, told: Callable[[int, 
 
 
 def _batches(recipe: Recipe, splits: Splits) -> Iterator[tuple[Any, Any]]:
-    settings = recipe.train
     for epoch in itertools.count():
-        batches = EpochBatches(
-            *splits.train,
-            preprocess=splits.train_rule,
-            augment=Augment.from_config(recipe.augment),
-            batch_size=settings.batch_size,
-            classes=len(splits.class_names),
-            seed=settings.seed,
-            epoch=epoch,
-            drop_remainder=settings.drop_remainder,
-        )
+        batches = epoch_batches(recipe, splits, epoch)
         yield from (batches[index] for index in range(len(batches)))
 
 

@@ -14,7 +14,7 @@ from shiftvit.config import ModelConfig, Recipe
 from shiftvit.data import sources
 from shiftvit.data.layouts import FoundData
 from shiftvit.data.own import SPLITS, load_own
-from shiftvit.data.pipeline import batches_per_epoch
+from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
@@ -131,6 +131,23 @@ def _loop(recipe: Recipe, splits: Splits) -> str:
     possible = even and not Augment.from_config(recipe.augment).on_host_only
     accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
+
+
+def epoch_batches(recipe: Recipe, splits: Splits, epoch: int, start: int = 0) -> EpochBatches:
+    """Returns an epoch's training batches, from batch `start` on."""
+    settings = recipe.train
+    return EpochBatches(
+        *splits.train,
+        preprocess=splits.train_rule,
+        augment=Augment.from_config(recipe.augment),
+        batch_size=settings.batch_size,
+        classes=len(splits.class_names),
+        seed=settings.seed,
+        epoch=epoch,
+        start=start,
+        drop_remainder=settings.drop_remainder,
+        workers=recipe.data.workers,
+    )
 
 
 def build(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
