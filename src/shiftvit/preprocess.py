@@ -168,11 +168,12 @@ class Preprocess(PreprocessConfig):
             rows, columns = (_nearest(old, new) for old, new in zip(size, target, strict=True))
             return images[:, rows[:, None], columns].astype(np.float32)
         result = np.empty((len(images), *target, 3), np.float32)
+        resample = Image.Resampling[self.interpolation.upper()]
         # A plane of floats at a time: Pillow rounds what it resizes in colour, twice.
         for image, resized in zip(images, result, strict=True):
             for channel in range(3):
                 plane = Image.fromarray(image[:, :, channel].astype(np.float32))
-                resized[:, :, channel] = plane.resize(target[::-1], Image.Resampling[self.interpolation.upper()])
+                resized[:, :, channel] = np.asarray(plane.resize(target[::-1], resample))
         return result
 
     def cropped(self, images: Images) -> Images:
