@@ -241,7 +241,7 @@ def test_where_memory_is_short_evaluation_takes_no_more_images_than_a_part(
 
 def test_without_auto_batch_the_mend_is_told(tmp_path: Path, sample: Any, little_memory: dict[str, Any]) -> None:
     del little_memory
-    with pytest.raises(ShiftViTError, match=r"^out of memory with 48 images .* set train\.auto_batch=true") as caught:
+    with pytest.raises(ShiftViTError, match=r"^out of memory with 48 images .* --resume RUN --auto-batch") as caught:
         train(recipe(), out=tmp_path / "run", data=sample)
     assert caught.value.__cause__ is None
 

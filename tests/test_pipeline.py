@@ -125,6 +125,36 @@ def test_keras_sees_these_batches_in_order(sample: tuple[np.ndarray, np.ndarray]
     np.testing.assert_array_equal(same.predict(epoch, verbose=0), expected)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("start", [0, 3])
+def test_training_sees_each_batch_once_and_in_order(workers: int, start: int) -> None:
+    """From the very first call of `fit` on, which looks at a batch before it begins."""
+    images, numbers, seen = np.zeros((144, 8, 8, 3), np.uint8), np.arange(144), []
+
+    class Spy(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = keras.layers.Dense(144)
+
+        def call(self, x: Any) -> Any:
+            return self.head(keras.ops.mean(x, axis=(1, 2)))
+
+        def train_step(self, *arguments: Any) -> dict[str, float]:
+            seen.append(int(arguments[-1][1][0]))
+            return {"loss": 0.0}
+
+    if keras.config.backend() != "torch":
+        pytest.skip("another backend traces its steps")
+    model = Spy()
+    model.compile(loss="sparse_categorical_crossentropy")
+    for epoch in range(2):
+        shared = {"augment": PLAIN, "batch_size": 8, "epoch": epoch, "start": start, "classes": 144}
+        plain, several = (batches(images, numbers, **shared, workers=number) for number in (1, workers))
+        seen.clear()
+        model.fit(several, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False)
+        assert seen == [int(plain[index][1][0]) for index in range(18 - start)]
+
+
 @pytest.mark.parametrize("change", [{"seed": 9}, {"epoch": 3}])
 def test_another_seed_or_epoch_is_another_order(sample: tuple[np.ndarray, np.ndarray], change: dict[str, int]) -> None:
     assert (batches(*sample)[0][0] != batches(*sample, **change)[0][0]).mean() > 0.5

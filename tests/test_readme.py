@@ -174,6 +174,19 @@ def test_what_finetuning_gives_is_the_committed_result():
     assert f"n = {result['n']}" in head
 
 
+def test_what_a_large_folder_takes_is_the_committed_result():
+    text = (ROOT / "docs" / "training.md").read_text("utf-8")
+    (name,) = re.findall(r"\(\.\./benchmarks/results/(streaming-[\w.-]+\.json)\)", text)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    assert result["files"] == 100_000
+    assert f"`{result['command']}`" in text
+    for part in ("check", "train", "evaluate"):
+        assert f"{result[part]['peak_megabytes']:,.0f} MB" in text
+        assert result[part]["peak_megabytes"] < 2000
+    for key in ("images_per_second", "input_images_per_second"):
+        assert f"{result['epoch'][key]:,.0f} images/s" in text
+
+
 def test_the_table_of_exports_is_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
     (name,) = re.findall(r"\(\.\./benchmarks/results/(exports-[\w.-]+\.json)\)", text)

@@ -140,6 +140,27 @@ def test_an_interrupted_run_ends_as_one_left_alone(step, finished, tmp_path, sam
     assert {**resumed.metrics, "train": None} == {**finished.metrics, "train": None}
 
 
+def test_the_number_of_workers_changes_nothing(finished, tmp_path, sample, monkeypatch):
+    tree = json.loads(json.dumps(TINY))
+    tree["data"]["workers"] = 3
+    again = train(Recipe.model_validate(tree), out=tmp_path / "again", data=sample)
+    original = Watch.on_train_batch_begin
+
+    def interrupting(self, batch, logs=None):
+        if self.progress.epoch == 1 and batch == 4:
+            self.signal = signal.SIGTERM
+        original(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_begin", interrupting)
+        with pytest.raises(Interrupted):
+            train(Recipe.model_validate(tree), out=tmp_path / "run", data=sample)
+    resumed = train(resume=tmp_path / "run", data=sample)
+    for name, value in final_weights(finished.path).items():
+        np.testing.assert_array_equal(value, final_weights(again.path)[name], err_msg=name)
+        np.testing.assert_array_equal(value, final_weights(resumed.path)[name], err_msg=name)
+
+
 def test_a_killed_process_resumes_to_the_same_weights(finished, tmp_path):
     """SIGKILL at a moment of the system's choosing, after the first checkpoint."""
     script = Path(__file__).with_name("train_worker.py")

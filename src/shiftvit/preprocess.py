@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from shiftvit.config import PreprocessConfig
 from shiftvit.errors import ShiftViTError
@@ -167,6 +166,8 @@ class Preprocess(PreprocessConfig):
         if self.interpolation == "nearest":
             rows, columns = (_nearest(old, new) for old, new in zip(size, target, strict=True))
             return images[:, rows[:, None], columns].astype(np.float32)
+        from PIL import Image
+
         result = np.empty((len(images), *target, 3), np.float32)
         resample = Image.Resampling[self.interpolation.upper()]
         # A plane of floats at a time: Pillow rounds what it resizes in colour, twice.

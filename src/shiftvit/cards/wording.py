@@ -47,7 +47,10 @@ def recipe_rows(recipe: Recipe) -> dict[str, str]:
     """Returns how a model is trained, each trait with its name."""
     train = recipe.train
     optimizer = train.optimizer
-    others = f", AdamW at {optimizer.adam_learning_rate:g} for all but matrices" if optimizer.name == "muon" else ""
+    scale = train.batch_size / optimizer.base_batch_size if optimizer.base_batch_size else 1
+    others = (
+        f", AdamW at {scale * optimizer.adam_learning_rate:g} for all but matrices" if optimizer.name == "muon" else ""
+    )
     averaged = f" (a moving average, momentum {train.ema:g})" if train.ema else ""
     kept = "of the last epoch" if train.select == "last" else "of the epoch with the best validation top-1"
     return {
@@ -55,7 +58,7 @@ def recipe_rows(recipe: Recipe) -> dict[str, str]:
         "Started from": escaped(last_name(recipe.start.source)) if recipe.start.source else "random weights",
         "Epochs": f"{train.epochs:,}",
         "Batch": f"{train.batch_size:,} images",
-        "Optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g}, weight decay "
+        "Optimizer": f"{optimizer.name}, learning rate {scale * optimizer.learning_rate:g}, weight decay "
         f"{optimizer.weight_decay:g}, {train.schedule.shape} schedule{others}",
         "Augmentation": augmentation(recipe),
         "Label smoothing": f"{train.label_smoothing:g}",
@@ -69,7 +72,7 @@ def recipe_rows(recipe: Recipe) -> dict[str, str]:
 def augmentation(recipe: Recipe) -> str:
     """Returns the random changes of the training images, or "none"."""
     chosen, parts = recipe.augment, []
-    if chosen.random_crop and (chosen.pad or recipe.preprocess.crop is not None):
+    if chosen.random_crop and not chosen.resized_crop and (chosen.pad or recipe.preprocess.crop is not None):
         parts.append(f"random crop{f' with {chosen.pad} px added around' if chosen.pad else ''}")
     parts += ["mirroring"] if chosen.flip else []
     named = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from shiftvit.augment.mix import Mix
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Floats, Preprocess
+
+Batch = tuple[Floats, NDArray[np.int32] | Floats]
 
 # Keeps the order apart from other draws of the same seed and epoch.
 _STREAM = 0
@@ -99,7 +102,7 @@ class EpochBatches(keras.utils.PyDataset):
         seed, epoch: 0 or more; they choose the order and the augmentation.
         start: batches of the epoch to leave out from its beginning.
         drop_remainder: leave out the last batch if it is smaller.
-        workers: threads that prepare batches ahead; 1: none.
+        workers: threads that prepare so many batches ahead, and one more; 1: none is prepared ahead.
 
     Raises:
         ShiftViTError: no images, images or labels of another shape or dtype, or `start` beyond the epoch.
@@ -120,7 +123,9 @@ class EpochBatches(keras.utils.PyDataset):
         drop_remainder: bool = True,
         workers: int = 1,
     ) -> None:
-        super().__init__(workers=workers, use_multiprocessing=False)
+        # Keras is told of no workers: it takes a first batch to build the model with, begins again, and its own queue
+        # then goes on from the batches that were ready.
+        super().__init__(workers=1, use_multiprocessing=False)
         preprocess.check(images)
         if labels.shape != images.shape[:1]:
             raise ShiftViTError(
@@ -140,6 +145,8 @@ class EpochBatches(keras.utils.PyDataset):
         size = preprocess.output_shape(*images.shape[1:3])
         self._changes = PictureChanges(augment, preprocess, seed, epoch, size)
         self._threads = workers
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[Batch]] = {}
         self._lock, self._made, self._seconds = threading.Lock(), 0, 0.0
         self._classes = int(labels.max()) + 1 if classes is None else classes
 
@@ -147,10 +154,28 @@ class EpochBatches(keras.utils.PyDataset):
         """Returns how many batches are left, counted from `start`."""
         return self._total - self._start
 
-    def __getitem__(self, index: int) -> tuple[Floats, NDArray[np.int32] | Floats]:
+    def __getitem__(self, index: int) -> Batch:
         """Returns batch `start + index`: float32 (B, h, w, 3) and int32 (B,) or float32 (B, classes)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} is not among the {len(self)} left; use 0..{len(self) - 1}")
+        if self._threads == 1:
+            return self._timed(index)
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="batch")
+            wanted = range(index, min(index + 1 + self._threads, len(self)))
+            for early in self._ahead.keys() - set(wanted):
+                self._ahead.pop(early).cancel()
+            for number in wanted:
+                if number not in self._ahead:
+                    self._ahead[number] = self._pool.submit(self._timed, number)
+            ready = self._ahead.pop(index)
+            if index == len(self) - 1:
+                self._pool.shutdown(wait=False)
+                self._pool = None
+        return ready.result()
+
+    def _timed(self, index: int) -> Batch:
         began = time.perf_counter()
         batch = self._prepared(self._start + index)
         with self._lock:
@@ -167,7 +192,7 @@ class EpochBatches(keras.utils.PyDataset):
     def images_per_second(self) -> float:
         """How many images a second the workers can prepare, as measured so far; 0 before the first batch.
 
-        It is what one worker does while it works (waiting for a place in the queue does not count), times the workers
+        It is what one worker does while it works (waiting for its turn does not count), times the workers
         that can run at once: `workers`, or the cores where these are fewer. Work beside them, such as the training on
         the same processor, slows them and shows in it.
         """
@@ -175,7 +200,7 @@ class EpochBatches(keras.utils.PyDataset):
             alone = self._made / self._seconds if self._seconds else 0.0
         return alone * min(self._threads, cores())
 
-    def _prepared(self, number: int) -> tuple[Floats, NDArray[np.int32] | Floats]:
+    def _prepared(self, number: int) -> Batch:
         rule, changes, mix = self._preprocess, self._changes, self._plan.mix
         slots = self._plan.slots(number, self._batch_size, self._augment.repeats)
         indices = slots % len(self._images)

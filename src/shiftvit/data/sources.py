@@ -49,7 +49,8 @@ def check_name(name: str) -> None:
     """Raises ShiftViTError unless there is a data set of that name, or something at that path."""
     if name not in _LOADERS and not is_path(name):
         raise ShiftViTError(
-            f"there is no data set {name!r}; {nearest(name, _LOADERS)} Nor does a file or folder of that name exist."
+            f"there is no data set {name!r}; {nearest(name, _LOADERS)} Nor does a file or folder of that name exist; "
+            "give your images with --data PATH"
         )
 
 

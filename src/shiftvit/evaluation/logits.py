@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.environment import device_name
 from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 500
+# Pixels at a time, beyond which a processor gains nothing: those of 500 images of 32 x 32, or 10 of 224 x 224.
+_PIXELS = 2**19
+# An accelerator wants more at once.
+_ACCELERATED = 16
 
 
 def predict_logits(
@@ -17,7 +22,7 @@ def predict_logits(
     images: NDArray[np.uint8],
     preprocess: Preprocess,
     *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
 ) -> NDArray[np.float32]:
     """Runs a classifier over images.
 
@@ -25,7 +30,7 @@ def predict_logits(
         model: a `ShiftViT`.
         images: uint8 `(N, H, W, 3)`.
         preprocess: what the model was trained with.
-        batch_size: images at a time.
+        batch_size: images at a time; None: as many as the device likes of that size.
 
     Returns:
         logits `(N, num_classes)`, float32.
@@ -37,7 +42,7 @@ def predict_logits(
     if not len(images):
         preprocess.check(images)
         return logits
-    batch_size = min(batch_size, len(images))
+    batch_size = min(batch_size or at_once(*preprocess.output_shape(*images.shape[1:3])), len(images))
     for first in range(0, len(images), batch_size):
         batch = preprocess(images[first : first + batch_size])
         count = len(batch)
@@ -45,3 +50,9 @@ def predict_logits(
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
         logits[first : first + count] = np.asarray(model.predict_on_batch(padded), np.float32)[:count]
     return logits
+
+
+def at_once(height: int, width: int) -> int:
+    """Returns how many images of so many pixels to run a model on at a time."""
+    pixels = _PIXELS * (1 if device_name() == "cpu" else _ACCELERATED)
+    return max(1, min(BATCH_SIZE, pixels // (height * width)))

@@ -58,7 +58,10 @@ def in_smaller_parts(recipe: Recipe, tries: int) -> Recipe:
     at_once = -(-settings.batch_size // settings.accumulate)
     fault = f"out of memory with {at_once} images of {height} x {width} pixels at once"
     if not settings.auto_batch:
-        raise ShiftViTError(f"{fault}; set train.auto_batch=true, lower train.batch_size or preprocess.resize")
+        raise ShiftViTError(
+            f"{fault}; go on in smaller parts: shiftvit train --resume RUN --auto-batch, or begin anew with a smaller "
+            "train.batch_size or preprocess.resize"
+        )
     if tries == TRIES or at_once == 1:
         raise ShiftViTError(
             f"{fault}, after {tries} halvings; lower train.batch_size={settings.batch_size}, the resolution "
@@ -69,9 +72,9 @@ def in_smaller_parts(recipe: Recipe, tries: int) -> Recipe:
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
-def evaluated_at_once(settings: TrainConfig) -> int:
+def evaluated_at_once(settings: TrainConfig) -> int | None:
     """Returns how many images to evaluate at a time: where batches are in parts, no more than are in one."""
-    return BATCH_SIZE if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
+    return None if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
 
 
 def free() -> None:

@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tomli_w
@@ -35,7 +35,9 @@ from shiftvit.data.own import SPLITS
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation.grid import Tile, prediction_grid
 from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
-from shiftvit.training.setup import Splits
+
+if TYPE_CHECKING:
+    from shiftvit.training.setup import Splits
 
 RECIPE = "recipe.toml"
 # What a run's saved state, its splits or its count of steps depend on, ...
