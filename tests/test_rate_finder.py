@@ -185,3 +185,17 @@ def test_no_fall_is_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch) -> No
     assert answer.stdout == ""
     assert answer.stderr.count("\n") == 1
     assert "the loss did not fall between the rates 1e-06 and" in answer.stderr
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.1])
+def test_the_noise_of_batches_does_not_suggest_the_first_rates(noise: float) -> None:
+    """The steepest fall is at 1e-3; the bias-corrected mean of the first few batches falls and rises by chance."""
+    rates = np.geomspace(1e-6, 10, 100)
+    clean = 2.3 - 1.2 / (1 + np.exp(-2 * np.log(rates / 1e-3))) + np.maximum(0, np.log(rates / 0.3)) * 2
+    found = []
+    for seed in range(100):
+        losses = clean + np.random.default_rng(seed).normal(0, noise, 100)
+        found.append(suggest(rates[20:], smooth(losses)[20:]))
+    low = [rate for rate in found if rate is not None and rate < 1e-4]
+    assert len(low) <= 2
+    assert sum(rate is not None for rate in found) >= 98

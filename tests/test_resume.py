@@ -66,6 +66,7 @@ def test_nothing_changes_by_itself(stopped: Path) -> None:
         ("data.split_seed", 1, "data.split_seed is 0"),
         ("preprocess.mean", 0.0, "preprocess.mean is"),
         ("train.optimizer.name", "adamw", "train.optimizer.name is muon"),
+        ("train.epochs", 1, "train.epochs=1 is less than the 2 that the run"),
         ("train.epoch", 3, "epochs"),
     ],
 )

@@ -132,7 +132,7 @@ class AugmentConfig(Settings):
         0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
     )
     erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
-    repeats: Positive = Field(1, description="copies of an image in a batch, each changed for itself")
+    repeats: Positive = Field(1, description="copies of an image in a batch; an epoch sees 1 / repeats of them all")
     mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
     cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
     mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
@@ -273,6 +273,8 @@ class Recipe(Settings):
         except tomllib.TOMLDecodeError as error:
             raise ShiftViTError(f"{origin} is not valid TOML: {error}") from error
         tree.setdefault("name", Path(source).stem)
+        if overrides.get("model.preset") is not None:
+            tree["model"] = {}  # another architecture than the recipe's
         for key, value in overrides.items():
             _set(tree, key, value)
         return validated(cls, tree, origin)

@@ -234,6 +234,8 @@ def _limits(trained: Trained, facts: Facts | None) -> list[str]:
     ]
     if facts:
         lines.append(f"The figures are of one training (n = 1, seed {facts.recipe.train.seed}).")
+        if facts.recipe.data.test == 0 and "validation" not in facts.counts:
+            lines.append("What is called test images here are those of validation; nothing was chosen on them.")
         if facts.recipe.train.select == "best" and _figures(trained.metrics, "val"):
             lines.append("The epoch was chosen by the validation images, so their figures flatter the model.")
     if trained.temperature == 1.0:

@@ -155,11 +155,11 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
             "best_epoch": progress.best_epoch,
         }
     }
-    if splits.validation:
+    if splits.validation and splits.validation[1] is not splits.test[1]:
         images, labels = splits.validation
         logits = predict_logits(final, images, splits.test_rule, batch_size=at_once)
         metrics["val"] = measure(logits, labels)
-        if len(labels) >= _ENOUGH and labels is not splits.test[1]:  # what is reported decides nothing
+        if len(labels) >= _ENOUGH:
             bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, labels), 4))
     logits = predict_logits(final, splits.test[0], splits.test_rule, batch_size=at_once)
     metrics["test"] = measure(logits, splits.test[1])

@@ -28,7 +28,11 @@ _KEPT = 0.9
 _DIVERGED = 4.0
 # A fall by less than this share of the loss is chance.
 _LEAST_FALL = 0.02
-_LEAST_STEPS = 10
+_LEAST_STEPS = 8
+# Steps that can be asked for at least.
+_FEWEST = 10
+# Steps until the smoothed loss is a mean of more than a few batches; before, it falls from one to the next by chance.
+_UNSETTLED = 20
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,8 @@ def find_rate(
     """
     if not 0 < low < high:
         raise ShiftViTError(f"the rates from low={low} to high={high} do not rise from above 0; use 0 < low < high")
-    if steps < _LEAST_STEPS:
-        raise ShiftViTError(f"steps={steps} are too few to see a loss fall; use at least {_LEAST_STEPS}")
+    if steps < _FEWEST:
+        raise ShiftViTError(f"steps={steps} are too few to see a loss fall; use at least {_FEWEST}")
     recipe = started(recipe)
     splits = load_splits(recipe, data)
     recipe = resolve(recipe, splits)
@@ -110,7 +114,9 @@ def find_rate(
     smoothed = smooth(losses)
     rates = rates[: len(losses)]
     ratio = rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None
-    return RateSearch(rates, losses, smoothed, suggest(rates, smoothed), rule.learning_rate, ratio)
+    settled = min(_UNSETTLED, len(losses) // 5)
+    suggestion = suggest(rates[settled:], smoothed[settled:])
+    return RateSearch(rates, losses, smoothed, suggestion, rule.learning_rate, ratio)
 
 
 def smooth(losses: Floats) -> Floats:

@@ -186,7 +186,8 @@ def write_results(
 
 def _facts(run: Path, recipe: Recipe, splits: Splits, logits: Any) -> Facts:
     """Returns what the model card says beyond what the bundle holds."""
-    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    same = splits.validation is not None and splits.validation[1] is splits.test[1]
+    parts = {"train": splits.train, "validation": None if same else splits.validation, "test": splits.test}
     classes, truth = len(splits.class_names), splits.test[1]
     return Facts(
         recipe,
@@ -224,6 +225,9 @@ def _choose_resumed(
         )
     stored = Recipe.load(run / RECIPE)
     resumed = Recipe.load(run / RECIPE, **overrides)
+    if Path(resumed.data.name).resolve() == Path(stored.data.name):  # the same, from another folder
+        resumed = resumed.model_copy(update={"data": resumed.data.model_copy(update={"name": stored.data.name})})
+    _check_epochs(run, resumed.train.epochs)
     for key, (old, new) in changed(stored, resumed).items():
         if key.startswith(_FIXED) and key not in _FREE:
             raise ShiftViTError(
@@ -231,6 +235,23 @@ def _choose_resumed(
                 "or start a new run"
             )
     return resumed, run
+
+
+def _check_epochs(run: Path, epochs: int) -> None:
+    """Raises ShiftViTError if more epochs have begun than are asked for."""
+    from safetensors import safe_open
+
+    from shiftvit.training.checkpoint import LAST
+
+    begun = 0
+    with contextlib.suppress(Exception):  # a checkpoint that is missing or damaged is told of where it is read
+        with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
+            progress = json.loads(file.metadata()["progress"])
+        begun = progress["epoch"] + (progress["step"] > 0)
+    if epochs < begun:
+        raise ShiftViTError(
+            f"train.epochs={epochs} is less than the {begun} that the run {str(run)!r} has begun; use more"
+        )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

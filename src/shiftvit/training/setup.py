@@ -111,7 +111,7 @@ def resolve(recipe: Recipe, splits: Splits) -> Recipe:
     preprocess, data = recipe.preprocess, recipe.data
     if splits.found is not None:
         preprocess = preprocess.model_copy(update={"round_pixels": True})  # pictures are kept as bytes
-        data = data.model_copy(update={"name": str(Path(data.name).absolute())})  # to be found from everywhere
+        data = data.model_copy(update={"name": str(Path(data.name).resolve())})  # to be found from everywhere
     return recipe.model_copy(
         update={
             "preprocess": preprocess,

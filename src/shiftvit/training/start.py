@@ -50,8 +50,15 @@ def started(recipe: Recipe) -> Recipe:
     kept = bundle.config.model_dump(exclude={"preset", "image_shape", "num_classes"})
     chosen = {key: value for key, value in own.items() if key in _FREE - {"preset"}}
     scale = {"mean": bundle.preprocess.mean, "std": bundle.preprocess.std}
+    for key, value in scale.items():
+        if key in recipe.preprocess.model_fields_set and getattr(recipe.preprocess, key) != value:
+            notice(f"preprocess.{key} is that of {recipe.start.source}: {value}")
+    source = Path(recipe.start.source)
     return recipe.model_copy(
         update={
+            "start": recipe.start.model_copy(
+                update={"source": str(source.absolute()) if source.exists() else str(source)}
+            ),
             "model": ModelConfig(**{**kept, **chosen}),
             "preprocess": recipe.preprocess.model_copy(update=scale),
         }
