@@ -211,6 +211,11 @@ def test_the_tables_of_performance_are_the_committed_results():
     assert document.written(text) == text
 
 
+def test_nothing_in_a_document_waits_to_be_filled_in():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        assert "@@" not in page.read_text("utf-8"), page.name
+
+
 def test_links_to_our_own_files_are_whole():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
