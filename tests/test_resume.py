@@ -11,6 +11,7 @@ import pytest
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.errors import Interrupted
+from shiftvit.evaluation.report import write_report
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.runfolder import read_log
 
@@ -49,6 +50,9 @@ def test_what_is_named_changes_and_is_written_down(stopped: Path, capfd: pytest.
     (row,) = map(json.loads, (stopped / "changes.jsonl").read_text().splitlines())
     assert row["changed"] == {"train.epochs": [2, 4], "train.optimizer.learning_rate": [0.012, 0.001]}
     assert "train.epochs was 2 and is 4 from here on" in capfd.readouterr().err
+    page = write_report(stopped).read_text("utf-8")
+    assert "Changed on the way" in page
+    assert "<td>train.optimizer.learning_rate</td>" in page
 
 
 def test_nothing_changes_by_itself(stopped: Path) -> None:

@@ -52,6 +52,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         _figure(run / "figures" / "predictions.png"),
         "<h2>Settings</h2>",
         f"<pre>{html.escape(recipe)}</pre>",
+        *_changes(run / "changes.jsonl"),
         "<h2>Environment</h2>",
         _pairs(_flat(environment)),
     ]
@@ -99,6 +100,18 @@ def _evaluated(run: Path, evaluation: dict[str, Any]) -> list[str]:
         if figure := _figure(place / f"{name}.png"):
             parts += [f"<h2>{heading}</h2>", figure]
     return parts
+
+
+def _changes(path: Path) -> list[str]:
+    """Returns the section on settings that were changed when the run went on."""
+    if not path.is_file():
+        return []
+    rows = [
+        [key, str(old), str(new), row["date"]]
+        for row in map(json.loads, path.read_text("utf-8").splitlines())
+        for key, (old, new) in row["changed"].items()
+    ]
+    return ["<h2>Changed on the way</h2>", _table(["setting", "was", "became", "date"], rows)]
 
 
 def _figure(path: Path) -> str:
