@@ -57,6 +57,7 @@ def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
         (b"a,b,c\n1,2,3", "has the columns a, b, c; name two of them path|file|filename|image and label|class|"),
         (b"path,name\na.png,cat", "has the columns path, name; name two"),
         (b"path,label\na.png,cat\nx.png,dog\ny.png,dog", "names 2 of 3 files that do not exist, the first '"),
+        (b"picture,kind\na.png,cat\nb.png,dog", "if it is a header, name its columns path and label"),
         (b"path,label\na.png,cat\nb.png", "line 3 of"),
         (b"path,label\na.png,cat\nb.png, ", "has no label; give one"),
         (b"path,label,split\na.png,cat,holdout", "has the split 'holdout'; use train, validation or test"),

@@ -170,7 +170,8 @@ def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
         for column, names in _COLUMNS.items()
         if not {*names}.isdisjoint(head)
     }
-    if {"path", "label"} <= where.keys():
+    headed = {"path", "label"} <= where.keys()
+    if headed:
         lines = lines[1:]
     elif not where and len(head) == 2:
         where = {"path": 0, "label": 1}
@@ -179,6 +180,11 @@ def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
         raise ShiftViTError(f"{str(path)!r} has the columns {', '.join(head)[:200]}; name two of them {known}")
     rows = [_row(path, root, number, cells, where) for number, cells in lines]
     missing = [row.path for row in rows if root.suffix.lower() != ".npz" and not is_image(row.path)]
+    if not headed and missing == [rows[0].path] and len(rows) > 1:
+        raise ShiftViTError(
+            f"{str(path)!r} begins with {missing[0]!r}, which is no file, and all others are; if it is a header, name "
+            "its columns path and label"
+        )
     if missing:
         raise ShiftViTError(
             f"{str(path)!r} names {len(missing):,} of {len(rows):,} files that do not exist, the first "
