@@ -97,3 +97,10 @@ def test_anything_else_than_a_recipe_is_refused_with_our_error_or_loads(tree):
     except ShiftViTError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_a_preset_by_name_sets_the_recipes_own_model_aside():
+    recipe = Recipe.load("photos", **{"model.preset": "shiftvit_tiny_r2", "model.drop_path": 0.3})
+    assert recipe.model.arguments() == {"drop_path": 0.3}
+    assert recipe.model.preset == "shiftvit_tiny_r2"
+    assert Recipe.load("photos").model.depths == (2, 3, 6)

@@ -183,3 +183,15 @@ def test_weights_without_an_architecture_are_refused() -> None:
         started(Recipe.load("quick", **{"model": {}, "start.source": str(GOLDEN)}))
     recipe = started(Recipe.load("quick", **{"model": {"preset": "shiftvit_tiny_r2"}, "start.source": str(GOLDEN)}))
     assert recipe.model.preset == "shiftvit_tiny_r2"
+
+
+def test_a_source_holds_from_every_folder_and_its_scale_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Bundle.load("cifar10").save(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    recipe = started(Recipe.load("finetune", **{"start.source": "mine", "preprocess.mean": 7.0}))
+    assert recipe.start.source == str(tmp_path / "mine")
+    assert recipe.preprocess.mean == Bundle.load("cifar10").preprocess.mean
+    assert "preprocess.mean is that of mine" in capfd.readouterr().err
+    assert started(Recipe.load("finetune")).start.source == "cifar10"  # a name stays a name

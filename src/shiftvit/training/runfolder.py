@@ -239,12 +239,13 @@ def _choose_resumed(
 
 def _check_epochs(run: Path, epochs: int) -> None:
     """Raises ShiftViTError if more epochs have begun than are asked for."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from shiftvit.training.checkpoint import LAST
 
     begun = 0
-    with contextlib.suppress(Exception):  # a checkpoint that is missing or damaged is told of where it is read
+    # A checkpoint that is missing or damaged is told of where it is read.
+    with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
         with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
         begun = progress["epoch"] + (progress["step"] > 0)
