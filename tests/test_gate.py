@@ -112,6 +112,7 @@ def judged(plant, tmp_path, capsys, precision="f32", count=20):
     np.savez(tmp_path / "reference.npz", probabilities=kept.probabilities[:count].astype(np.float32))
     job = {
         "artifact": str(tmp_path / "model.onnx"),
+        "format": "onnx",
         "precision": precision,
         "runtime": "onnxruntime",
         "metadata": metadata,

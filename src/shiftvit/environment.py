@@ -100,6 +100,17 @@ def computes_bfloat16() -> bool:
     return backend != "jax" and ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
+def adds_int8_exactly() -> bool:
+    """Returns whether this processor adds products of unsigned and signed 8-bit values without cutting sums off.
+
+    x86 processors do with VNNI instructions; without, and where their flags are unknown, they may not. Others do.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return True
+    flags = _cpuinfo()
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
 def keep_freed_memory() -> bool:
     """Tells glibc's allocator to keep what is freed for the next step, and returns whether it did.
 

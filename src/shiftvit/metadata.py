@@ -27,6 +27,10 @@ class Metadata(Settings):
     )
     input_shape: tuple[int, int, int] = Field(description="height, width, channels (RGB) of the uint8 input")
     precision: Precision = "f32"
+    saturates: bool | None = Field(
+        None,
+        description="int8: whether a sum of products can be cut off on processors without VNNI; null: not examined",
+    )
     versions: dict[str, str] = Field({}, description="the libraries that wrote it")
 
     @classmethod
@@ -76,5 +80,7 @@ def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
         preprocess=bundle.preprocess.fitted(height, width),
         input_shape=(height, width, channels),
         precision=precision,
+        # The gate holds the artifact to it.
+        saturates=False if precision == "int8" else None,
         versions=versions(),
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle import GRAPH, MANIFEST, Bundle, find_bundle, read_checked, read_manifest
 from shiftvit.container import Container, open_container
-from shiftvit.environment import cores
+from shiftvit.environment import adds_int8_exactly, cores
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.metadata import FILE, KEY, Metadata, graph_metadata
 
@@ -42,13 +42,15 @@ class Graph:
 class Runtime:
     """A row of the table: the module that it needs, how it is installed, what it reads and how it loads that.
 
-    `load` is called with the file (or a bundle's files) and the number of threads.
+    `load` is called with the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for
+    x86 can cut sums off where the processor has no VNNI.
     """
 
     module: str
     package: str
     reads: tuple[str, ...]
     load: Callable[[Any, int], tuple[Metadata, Callable[[Pixels], Probabilities]]]
+    saturates: bool = False
 
 
 def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = None) -> Graph:
@@ -93,6 +95,11 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(
             f"{origin} cannot be loaded ({reason}); is it whole? Restore it, or export it anew"
         ) from error
+    if metadata.precision == "int8" and metadata.saturates is None and row.saturates and not adds_int8_exactly():
+        raise ShiftViTError(
+            f"{origin} is an int8 export that was not examined for saturation, and this processor lacks the VNNI "
+            "instructions without which such exports can answer wrongly; export it anew"
+        )
     if shape not in (None, (len(metadata.labels),)):
         raise ShiftViTError(
             f"{origin} answers with the shape {shape} for an image and names {len(metadata.labels)} labels; "
@@ -246,8 +253,10 @@ _MENDS = dict.fromkeys(
 _MENDS["bundle without a graph"] = "`shiftvit pack --onnx` adds the graph, `shiftvit export` writes other formats"
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", "onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime),
-    "openvino": Runtime("openvino", "shiftvit[openvino]", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino),
+    "onnxruntime": Runtime("onnxruntime", "onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True),
+    "openvino": Runtime(
+        "openvino", "shiftvit[openvino]", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True
+    ),
     "litert": Runtime("ai_edge_litert", "shiftvit[litert]", ("LiteRT",), _litert),
     "tensorflow": Runtime("tensorflow", "shiftvit[tensorflow]", ("SavedModel",), _tensorflow),
     "torch": Runtime("torch", "shiftvit[torch]", ("torch.export",), _torch),

@@ -59,6 +59,8 @@ def _summary(report: dict[str, Any]) -> list[str]:
     lines.append(f"same class for {report['top1_agreement']:.2%} of {report['images']:,} images")
     if "top1_change" in report:
         lines.append(f"top-1 {report['top1']:.2%} ({report['top1_change']:+.2f} points)")
+    if "int8_products" in report:
+        lines.append(f"{report['int8_products']} int8 products, exact on every processor")
     rates = report["images_per_second"]
     lines.append("images/s " + ", ".join(f"{rate:,.0f} in batches of {size}" for size, rate in rates.items()))
     return lines

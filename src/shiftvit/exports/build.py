@@ -120,14 +120,17 @@ def _openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Pat
         if metadata.precision == "int8":
             import nncf
 
-            # Smoothing would move the activations' range into the weights, which costs this model accuracy.
+            # Smoothing would move the activations' range into the weights, which costs this model accuracy. The
+            # overflow fix keeps weights within 7 bits, so that no processor's sums saturate (see `saturation`).
             smoothing = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)
             model = nncf.quantize(
                 model,
                 nncf.Dataset([image[None] for image in calibration]),
                 subset_size=len(calibration),
                 model_type=nncf.ModelType.TRANSFORMER,
-                advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    smooth_quant_alphas=smoothing, overflow_fix=nncf.OverflowFix.ENABLE
+                ),
             )
         model.set_rt_info(metadata.dump(), [KEY])
         # Where OpenVINO's own Model API looks.

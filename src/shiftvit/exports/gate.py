@@ -2,8 +2,9 @@
 
     python -m shiftvit.exports.gate JOB.json
 
-The job names the artifact, its precision, the metadata that it must carry, and .npz files with the images, their labels
-if known, and the model's own answers. What is found is printed as JSON: `faults` is empty if the artifact passes.
+The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
+their labels if known, and the model's own answers. The result is printed as JSON: `faults` is empty if the artifact
+passes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.errors import ShiftViTError
+from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.metadata import Metadata
 from shiftvit.runtimes import Graph, load_graph
 
@@ -44,6 +47,9 @@ def main(job_file: str) -> None:
     if graph.metadata != Metadata.parse(job["metadata"], "the job"):
         report["faults"].append("its metadata are not the model's")
     report["faults"] += _sizes(graph, images, found, job["precision"])
+    if job["precision"] == "int8":
+        report["int8_products"], faults = _check_products(Path(job["artifact"]), job["format"])
+        report["faults"] += faults
     report["runtime"] = graph.runtime
     if not report["faults"]:
         report["images_per_second"] = {str(size): _rate(graph, images, size) for size in (1, _BATCH)}
@@ -86,6 +92,16 @@ def compare(
     elif report["top1_change"] < -MAX_LOSS:
         faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost {MAX_LOSS}")
     return report | {"faults": faults}
+
+
+def _check_products(artifact: Path, format: str) -> tuple[int, list[str]]:
+    """Returns how many int8 products an artifact has, and the fault of the first that some processor gets wrong."""
+    try:
+        products = read_products(artifact, format)
+    except ShiftViTError as error:
+        return 0, [str(error)]
+    fault = find_saturation(products)
+    return len(products), [fault] if fault else []
 
 
 def _sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.float32], precision: str) -> list[str]:

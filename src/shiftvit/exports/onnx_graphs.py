@@ -21,8 +21,9 @@ _KERNEL = 2**18
 def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
     """Turns a float32 graph into a statically quantized one (QDQ), in its place.
 
-    Matrix products get int8 weights, per output channel, and uint8 activations with ranges from the calibration images.
-    The shift, a convolution in the traced graph, stays in float32: it only moves values.
+    Matrix products get uint8 weights, per output channel, and uint8 activations with ranges from the calibration
+    images; with int8 weights ONNX Runtime's sums would saturate on processors without VNNI (see `saturation`). The
+    shift, a convolution in the traced graph, stays in float32: it only moves values.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -43,7 +44,7 @@ def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
         op_types_to_quantize=["MatMul", "Gemm"],
         per_channel=True,
         activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        weight_type=QuantType.QUInt8,
     )
 
 

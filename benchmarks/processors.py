@@ -1,0 +1,98 @@
+"""int8 exports on another processor than this one, emulated: accuracy, and the share of equal answers.
+
+    python benchmarks/processors.py EXPORT... [--cpu Haswell] [--images 2000]
+
+Each EXPORT is a folder that `shiftvit export cifar10 --precision int8` made. It answers the first test images of
+CIFAR-10 on this machine and under QEMU's user-mode emulation of a processor with AVX2 and without VNNI (Debian's
+package qemu-user). Emulation computes what that processor would, slowly, so no times are taken. Writes
+benchmarks/results/processors-DATE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit import Bundle, environment
+from shiftvit.data import sources
+from shiftvit.exports.build import reference
+from shiftvit.metadata import graph_metadata
+from shiftvit.runtimes import load_graph
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("exports", nargs="+", type=Path, metavar="EXPORT")
+    parser.add_argument("--cpu", default="Haswell", help="a processor that `qemu-x86_64 -cpu help` lists")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--answer", nargs=2, type=Path, metavar=("IMAGES", "ANSWERS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.answer:
+        answer(options.exports[0], *options.answer)
+        return
+    data = sources.load("cifar10")
+    images, labels = data.test_images[: options.images], data.test_labels[: options.images]
+    bundle = Bundle.load("cifar10")
+    own = reference(bundle, graph_metadata(bundle), images).argmax(axis=1)
+    emulator = ["qemu-x86_64", "-cpu", options.cpu]
+    rows = []
+    for export in options.exports:
+        here, there = classes(export, images, []), classes(export, images, emulator)
+        report = json.loads((export / "report.json").read_text("utf-8"))
+        rows.append(
+            {
+                "format": report["format"],
+                "precision": report["precision"],
+                "examined": "int8_products" in report,
+                "top1_here": float((here == labels).mean()),
+                "top1_emulated": float((there == labels).mean()),
+                "same_class": float((here == there).mean()),
+                "same_class_as_model": float((there == own).mean()),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    result = {
+        "command": f"python benchmarks/processors.py EXPORT... --cpu {options.cpu} --images {options.images}",
+        "date": datetime.date.today().isoformat(),
+        "processor": environment.processor_name(),
+        "emulated": options.cpu,
+        "emulator": subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[0],
+        "images": len(images),
+        "top1_model": float((own == labels).mean()),
+        "versions": environment.versions(),
+        "exports": rows,
+    }
+    path = RESULTS / f"processors-{result['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(f"wrote {path.name}")
+
+
+def classes(export: Path, images: np.ndarray[Any, Any], emulator: list[str]) -> np.ndarray[Any, Any]:
+    """Returns what an export takes images for, in a process of its own under `emulator`."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "images.npy", Path(folder) / "answers.npy"
+        np.save(given, images)
+        arguments = [str(export), "--answer", str(given), str(found)]
+        subprocess.run([*emulator, sys.executable, __file__, *arguments], stderr=subprocess.DEVNULL, check=True)
+        return np.load(found).argmax(axis=1)
+
+
+def answer(export: Path, images: Path, answers: Path) -> None:
+    """Writes what an export answers, with one thread: emulated ones are slow to hand over."""
+    graph, pixels = load_graph(export, threads=1), np.load(images)
+    np.save(answers, np.concatenate([graph.run(pixels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)]))
+
+
+if __name__ == "__main__":
+    main()
