@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pace import child_seconds, import_seconds
 from sample import load_sample
 from shiftvit.bundle import PRETRAINED
 
@@ -64,15 +64,10 @@ def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
         assert picture.format == "PNG"
 
 
-def test_one_image_is_answered_within_a_second(tmp_path):
-    """In processor time, from start to end, the best of three: a busy machine says nothing of the program."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        predict(SAMPLES[0], cwd=tmp_path)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 1.0
+def test_one_image_costs_little_more_than_the_imports(tmp_path):
+    """From start to end: a second at most where the libraries that it cannot do without take 0.2 s to import."""
+    needed = import_seconds("numpy", "PIL.Image", "onnxruntime", "pydantic")
+    assert child_seconds(lambda: predict(SAMPLES[0], cwd=tmp_path)) < 5 * needed
 
 
 def test_a_bad_file_is_a_row_and_the_run_goes_on(folder, tmp_path):

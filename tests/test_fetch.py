@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,8 @@ def test_a_silent_server_is_given_up(server: tuple[str, dict[str, Any]], tmp_pat
     url, answer = server
     answer.update(body=body, length=1000)
     answer["hang"].clear()
-    start = time.monotonic()
-    with pytest.raises(ShiftViTError, match=r"no answer for 0\.2 s"):
+    with pytest.raises(ShiftViTError, match=r"no answer for 0\.2 s"):  # the server itself would hang for good
         fetch.download(url, tmp_path / "file", timeout=0.2)
-    assert time.monotonic() - start < 3
 
 
 def test_a_server_that_sends_on_is_stopped(

@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import image_matrix as matrix
+from pace import at_most, unit
 from shiftvit.data.images import MAX_BYTES, decode
 from shiftvit.errors import ShiftViTError
 
@@ -37,13 +37,12 @@ def refused(source: Any, **options: Any) -> str:
 
 def outcome(data: bytes) -> np.ndarray | None:
     """Decodes what may be damaged; nothing but an array or a ShiftViTError may come of it, and soon."""
-    start = time.monotonic()
     pixels, message = None, "'the one' "
-    try:
-        pixels = decode(data, name="the one")
-    except ShiftViTError as error:
-        message = str(error)
-    assert time.monotonic() - start < 5
+    with at_most(150):
+        try:
+            pixels = decode(data, name="the one")
+        except ShiftViTError as error:
+            message = str(error)
     assert message.startswith("'the one' ")
     assert message.isprintable()
     assert pixels is None or (pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3)
@@ -128,10 +127,9 @@ def test_truncated_files(name: str) -> None:
     ],
 )
 def test_what_is_no_picture_is_named(content: bytes, fault: str) -> None:
-    start = time.monotonic()
-    assert refused(content).startswith(f"<bytes> {fault}")
-    assert refused(content, name="a\nb").startswith(rf"'a\nb' {fault}")
-    assert time.monotonic() - start < 5
+    with at_most(150):
+        assert refused(content).startswith(f"<bytes> {fault}")
+        assert refused(content, name="a\nb").startswith(rf"'a\nb' {fault}")
 
 
 def test_sources_of_other_types_are_named() -> None:
@@ -181,9 +179,8 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     with path.open("wb") as file:
         file.truncate(5 * 2**30)
-    start = time.monotonic()
-    assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in refused(path)
-    assert time.monotonic() - start < 1
+    with at_most(30):
+        assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in refused(path)
     assert "has 101 bytes, more than max_bytes=100" in refused(bytes(101), max_bytes=100)
 
 
@@ -234,10 +231,10 @@ def test_metadata_bombs_cost_nothing() -> None:
     chunks = [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")]
     for kind, start in chunks:
         bomb = matrix.chunk(kind, start + zeros)
-        start_time = time.monotonic()
-        pixels = decode(matrix.png(matrix.sample(), 8, 2, before=bomb * 3))
+        picture = matrix.png(matrix.sample(), 8, 2, before=bomb * 3)
+        with at_most(30):
+            pixels = decode(picture)
         np.testing.assert_array_equal(pixels, matrix.sample())
-        assert time.monotonic() - start_time < 1
 
 
 # --- Bombs.
@@ -249,19 +246,19 @@ from pathlib import Path
 from shiftvit.data.images import decode
 from shiftvit.errors import ShiftViTError
 for path in sys.argv[1:]:
-    start = time.monotonic()
+    start = time.process_time()
     try:
         outcome = str(decode(path).shape)
     except ShiftViTError as error:
         outcome = str(error)
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    print(json.dumps([Path(path).name, outcome, peak, time.monotonic() - start]))
+    print(json.dumps([Path(path).name, outcome, peak, time.process_time() - start]))
 """
 
 
 def weighed(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
-    """Decodes each in a process of its own, none of which may take 1 GB or 20 seconds; returns what came of it."""
+    """Decodes each in a process of its own, with limits on memory and time; returns what came of it."""
     outcomes = {}
     for name, content in contents.items():
         path = folder / name
@@ -269,7 +266,7 @@ def weighed(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
         child = subprocess.run([sys.executable, "-c", WEIGH, path], capture_output=True, text=True, check=True)
         _, outcomes[name], peak, seconds = json.loads(child.stdout)
         assert peak < 10**9, name
-        assert seconds < 20, name
+        assert seconds < 600 * unit(), name
         path.unlink()
     return outcomes
 

@@ -1,0 +1,59 @@
+"""Limits on time that hold on every processor: multiples of a piece of work that is timed in the same run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import resource
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@functools.cache
+def unit() -> float:
+    """Returns the processor seconds of a fixed piece of work, the least of five: 0.05 s or so on a recent server."""
+    block = bytes(range(256)) * 4000
+
+    def work() -> None:
+        for _ in range(4):
+            hashlib.sha256(zlib.compress(block, 6)).digest()
+        sum(index * index for index in range(400_000))
+
+    return min(_seconds(work, time.process_time) for _ in range(5))
+
+
+@contextlib.contextmanager
+def at_most(units: float) -> Iterator[None]:
+    """Fails if what runs in it takes more processor time than so many units, all threads together."""
+    limit = units * unit()
+    began = time.process_time()
+    yield
+    taken = time.process_time() - began
+    assert taken < limit, f"{taken:.3f} s of processor time; {units} units are {limit:.3f} s here"
+
+
+def child_seconds(run: Callable[[], Any], repeats: int = 3) -> float:
+    """Returns the processor seconds of the processes that `run` starts and waits for, the least of some repeats."""
+
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    return min(_seconds(run, spent) for _ in range(repeats))
+
+
+def import_seconds(*modules: str) -> float:
+    """Returns the processor seconds of a new interpreter that imports modules."""
+    program = f"import {', '.join(modules)}"
+    return child_seconds(lambda: subprocess.run([sys.executable, "-c", program], check=True))
+
+
+def _seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    began = clock()
+    run()
+    return clock() - began
