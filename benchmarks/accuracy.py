@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py quick --seeds 0 1 2
 
 Each seed is a process of its own, so the seconds include what a user waits for. The result, with environment, every
-run's metrics, mean and standard deviation, goes to benchmarks/results/accuracy-RECIPE-DATE.json.
+run's metrics, mean and standard deviation, goes to benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` holds torch
+to float32 and to the instructions of a processor with AVX2 alone, as most laptops and older servers have.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +21,8 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+# torch's own kernels, and those of oneDNN and MKL, which it computes products with.
+_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
 def main() -> None:
@@ -26,16 +30,19 @@ def main() -> None:
     parser.add_argument("recipe", help="a recipe's name or a .toml file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and float32")
     arguments = parser.parse_args()
+    overrides = [*arguments.overrides, *(["train.precision=float32"] if arguments.avx2 else [])]
+    variables = {**os.environ, **(_AVX2 if arguments.avx2 else {})}
     runs, environment = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
             out = Path(folder) / f"seed{seed}"
             command = [sys.executable, "-m", "shiftvit", "train", "--recipe", arguments.recipe, "--out", str(out)]
-            for item in [f"train.seed={seed}", *arguments.overrides]:
+            for item in [f"train.seed={seed}", *overrides]:
                 command += ["--set", item]
             began = time.perf_counter()
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, env=variables)
             wall = time.perf_counter() - began
             metrics = json.loads((out / "metrics.json").read_text("utf-8"))
             environment = json.loads((out / "environment.json").read_text("utf-8"))
@@ -47,6 +54,7 @@ def main() -> None:
         "command": f"python benchmarks/accuracy.py {' '.join(sys.argv[1:])}",
         "date": datetime.date.today().isoformat(),
         "recipe": Path(arguments.recipe).stem,
+        "held_to": "AVX2" if arguments.avx2 else None,
         "n": len(runs),
         "test_top1_mean": statistics.mean(top1),
         "test_top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
@@ -56,7 +64,8 @@ def main() -> None:
         "runs": runs,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"accuracy-{result['recipe']}-{result['date']}.json"
+    kind = "-avx2" if arguments.avx2 else ""
+    path = RESULTS / f"accuracy-{result['recipe']}{kind}-{result['date']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}, wrote {path.name}")
 

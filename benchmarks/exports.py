@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "export.md"
 IMAGES = 10_000
+# Of a report, what all have in common.
+_SHARED = ("processor", "instructions", "threads", "versions")
 
 
 def main() -> None:
@@ -41,9 +43,10 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "model": model,
         "processor": reports[0]["processor"],
+        "instructions": reports[0]["instructions"],
         "threads": reports[0]["threads"],
         "versions": reports[0]["versions"],
-        "exports": [{k: v for k, v in r.items() if k not in ("processor", "threads", "versions")} for r in reports],
+        "exports": [{key: value for key, value in report.items() if key not in _SHARED} for report in reports],
     }
     path = RESULTS / f"exports-{result['date']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

@@ -66,6 +66,7 @@ def main() -> None:
         "command": f"python benchmarks/processors.py EXPORT... --cpu {options.cpu} --images {options.images}",
         "date": datetime.date.today().isoformat(),
         "processor": environment.processor_name(),
+        "instructions": environment.instructions(),
         "emulated": options.cpu,
         "emulator": subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[0],
         "images": len(images),

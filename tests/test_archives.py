@@ -82,7 +82,7 @@ def test_nothing_in_a_batch_is_run(tmp_path: Path, protocol: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # in a damaged class name
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_batches_are_faults_and_nothing_else(data: st.DataObject) -> None:
     whole = bytearray(python_2_batch(PIXELS[:1], LABELS[:1]))

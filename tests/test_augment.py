@@ -28,7 +28,7 @@ def one_by_one(images: np.ndarray, draws: Draws, pad: int, mode: str) -> np.ndar
     return np.stack(results)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(5, 12), st.integers(5, 12)),
     crop=st.tuples(st.integers(1, 5), st.integers(1, 5)),

@@ -14,7 +14,7 @@ from shiftvit.augment.boxes import Box, cut, decoded_at_least, draw_box
 from shiftvit.preprocess import Preprocess
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     height=st.integers(1, 400),
     width=st.integers(1, 400),
@@ -104,7 +104,7 @@ def test_a_picture_that_was_decoded_smaller_is_cut_at_the_same_part() -> None:
     assert abs(whole - small).max() <= 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example((12, 13), 0, (1, 1))  # 13 pixels are 4 of 4 each, and a last one that is not whole
 @given(
     st.tuples(st.integers(1, 5000), st.integers(1, 5000)),

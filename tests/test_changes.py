@@ -129,7 +129,7 @@ def test_the_new_settings_off_are_the_definition_of_before(rule: Preprocess) -> 
         np.testing.assert_array_equal(epoch[number][1], LABELS[indices])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 6), st.integers(0, 99))
 def test_copies_are_counted_and_lie_apart(count: int, size: int, repeats: int, seed: int) -> None:
     different = -(-size // repeats)

@@ -83,7 +83,7 @@ def test_no_image_is_too_plain(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_an_image_depends_on_its_index_not_on_its_batch(name, data):
     count, severity = data.draw(st.integers(2, 7)), data.draw(st.integers(1, 5))

@@ -95,7 +95,7 @@ def test_the_digest_is_of_pixels_and_size():
     assert len(set(digests)) == 3
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(2, 60), st.sampled_from([64, 20, 5]))
 def test_the_search_finds_what_brute_force_finds(seed, count, bits):
     """Hashes that are near each other, many in the same bands."""

@@ -53,7 +53,7 @@ def outcome(data: bytes) -> np.ndarray | None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(data=st.data())
 def test_damaged_files(name: str, data: st.DataObject) -> None:
     content = bytearray(matrix.files()[name])
@@ -73,7 +73,7 @@ def test_damaged_files(name: str, data: st.DataObject) -> None:
     outcome(bytes(content))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     start=st.sampled_from([content[:length] for content in matrix.files().values() for length in (4, 12, 30, 60)]),
     rest=st.binary(max_size=300),

@@ -34,7 +34,7 @@ def all_at_once(mix, images, labels, indices, classes):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
 def test_it_is_the_definition_bit_for_bit(count, height, width, seed):
     rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def test_nothing_is_drawn_where_nothing_is_on():
     assert Mix.draw(AugmentConfig(mixup=0.8, mix_probability=0.0), 0, 0, 10) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 40),
     st.integers(1, 12),

@@ -94,7 +94,7 @@ def test_without_augmentation_training_sees_what_inference_sees(
     np.testing.assert_array_equal(epoch[1][0], preprocess(images[epoch_order(1, 2, 300)[32:64]]))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(9)), start=st.integers(0, 9))
 def test_a_batch_depends_on_its_number_alone(order: list[int], start: int) -> None:
     with np.load(GOLDEN) as data:

@@ -74,7 +74,7 @@ def test_resizing_is_by_its_definition(interpolation: str, size: tuple[int, int]
     assert np.abs(result - expected).max() < 1e-3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=4, max_size=4),
     interpolation=st.sampled_from(["bilinear", "bicubic"]),

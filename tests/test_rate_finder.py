@@ -29,7 +29,7 @@ def landscape(steepest: float, width: float = 1.0, depth: float = 1.0, worst: fl
     return 2.3 - depth / (1 + np.exp(-x)) + np.maximum(0, np.log(RATES / (100 * steepest))) * worst
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     steepest=st.floats(1e-5, 1e-2),
     width=st.floats(0.3, 1.0),

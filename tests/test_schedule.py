@@ -40,7 +40,7 @@ def test_every_step_is_the_closed_form(kind: type[Any], warmup: int, total: int)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from([WarmUpCosine, WarmUpLinear]),
     warmup=st.integers(0, 10_000),

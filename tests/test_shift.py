@@ -60,7 +60,7 @@ def test_is_its_definition(size: tuple[int, int], pixels: int, mode: str) -> Non
         np.testing.assert_array_equal(out, define(x, channels // num_div, pixels))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     channels=st.integers(4, 30),

@@ -35,7 +35,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         sources.load("cifar_10")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(validation=st.integers(10, 290), seed=st.integers(0, 2**32 - 1), stratify=st.booleans())
 def test_a_split_is_exact_complete_and_repeatable(validation: int, seed: int, stratify: bool) -> None:
     train, held_out = sources.split(LABELS, validation, stratify=stratify, seed=seed)

@@ -28,7 +28,7 @@ def as_sets(found):
     return {split: {*zip(part.paths, part.labels.tolist(), strict=True)} for split, part in found.splits.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(3, 30), min_size=2, max_size=5),
     st.sampled_from([0.0, 0.1, 0.25, 12.0]),

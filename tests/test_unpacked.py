@@ -36,7 +36,7 @@ def cache(tmp_path_factory, monkeypatch):
     return folder / "parquet"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_half_a_file_is_told_in_one_line(tmp_path, data):
     whole = cifar(tmp_path / "whole.parquet", slice(0, 20)).read_bytes()
@@ -61,7 +61,7 @@ def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
     assert [file.name for file in cache.iterdir()] == [".lock"]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.none() | st.binary(max_size=200), min_size=1, max_size=40),
     st.integers(1, 40),

@@ -16,6 +16,10 @@ PACKAGES = (
     *("shiftvit", "keras", "numpy", "torch", "jax", "tensorflow", "pillow", "safetensors", "scikit-learn"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "ai-edge-litert"),
 )
+_INSTRUCTIONS = (
+    *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16"),  # x86
+    *("asimd", "asimddp", "bf16", "i8mm", "sve"),  # Arm
+)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -27,6 +31,7 @@ def describe_environment() -> dict[str, Any]:
         "backend": keras.config.backend(),
         "device": device_name(),
         "processor": processor_name(),
+        "instructions": instructions(),
         "cores": cores(),
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
@@ -57,6 +62,18 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def instructions() -> list[str]:
+    """Returns which of the instruction sets that decide on speed and int8 sums the processor has, by Linux' names.
+
+    Empty where the system does not tell.
+    """
+    for line in _cpuinfo().splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return [flag for flag in _INSTRUCTIONS if flag in flags.split()]
+    return []
 
 
 def device_name() -> str:
@@ -96,8 +113,7 @@ def computes_bfloat16() -> bool:
 
             return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
         return True
-    flags = _cpuinfo()
-    return backend != "jax" and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    return backend != "jax" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(instructions())
 
 
 def adds_int8_exactly() -> bool:
@@ -107,8 +123,7 @@ def adds_int8_exactly() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return True
-    flags = _cpuinfo()
-    return "avx512_vnni" in flags or "avx_vnni" in flags
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(instructions())
 
 
 def keep_freed_memory() -> bool:

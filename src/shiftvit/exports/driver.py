@@ -132,6 +132,7 @@ def _build_and_prove(
         "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
         "threads": threads,
         "processor": environment.processor_name(),
+        "instructions": environment.instructions(),
         "versions": environment.versions(),
     }
 
