@@ -24,6 +24,7 @@ from shiftvit.exports.formats import FORMATS
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import document
 import exports
+import processors
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -195,6 +196,17 @@ def test_the_table_of_exports_is_the_committed_result():
     assert [(row["format"], row["precision"]) for row in result["exports"]] == [
         (name, precision) for name, row in FORMATS.items() for precision in row.precisions
     ]
+
+
+def test_the_table_of_processors_is_the_committed_result():
+    text = (ROOT / "docs" / "export.md").read_text("utf-8")
+    (name,) = re.findall(r"\(\.\./benchmarks/results/(processors-[\w.-]+\.json)\)", text)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    assert processors.table(result, name) in text
+    for row in result["exports"]:
+        if row["examined"]:
+            assert row["same_class"] >= 0.99
+            assert min(row["top1_here"], row["top1_emulated"]) >= result["top1_model"] - 0.005
 
 
 def test_the_agreement_with_the_published_models_is_the_committed_one():
