@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from shiftvit.bundle import Bundle as Bundle
-    from shiftvit.config import Recipe as Recipe
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from shiftvit.predict import Prediction as Prediction
     from shiftvit.predict import Predictor as Predictor
     from shiftvit.preprocess import Preprocess as Preprocess
+    from shiftvit.recipes.recipe import Recipe as Recipe
     from shiftvit.training.fit import Run as Run
     from shiftvit.training.fit import train as train
     from shiftvit.training.schedule import WarmUpCosine as WarmUpCosine
@@ -31,7 +31,7 @@ _HOME = {
     "Prediction": "shiftvit.predict",
     "Predictor": "shiftvit.predict",
     "Preprocess": "shiftvit.preprocess",
-    "Recipe": "shiftvit.config",
+    "Recipe": "shiftvit.recipes.recipe",
     "Run": "shiftvit.training.fit",
     "Shift": "shiftvit.model.shift",
     "ShiftViT": "shiftvit.model.network",

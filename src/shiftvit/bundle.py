@@ -19,11 +19,10 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from shiftvit.cards.card import write_card
-from shiftvit.config import ModelConfig
+from shiftvit.config import ModelConfig, Settings, first_fault
 from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
-from shiftvit.settings import Settings, first_fault
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"

@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
+from shiftvit.config import Settings, first_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
-from shiftvit.settings import Settings, first_fault
 
 # The entry's name in every format that has named entries, and the stem of the file in those that hold files.
 KEY = "shiftvit"

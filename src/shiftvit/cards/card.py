@@ -15,8 +15,9 @@ import numpy as np
 
 from shiftvit.cards.markdown import escaped, folded, front_matter, table
 from shiftvit.cards.wording import last_name, model_rows, preprocessing, recipe_rows, settings
-from shiftvit.config import ModelConfig, Recipe
+from shiftvit.config import ModelConfig
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 # Names of data sets to what people call them, and to what the Hub does.
 _DATASETS = {"cifar10": ("CIFAR-10", "uoft-cs/cifar10"), "cifar100": ("CIFAR-100", "uoft-cs/cifar100")}

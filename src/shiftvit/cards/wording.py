@@ -10,7 +10,8 @@ import numpy as np
 import tomli_w
 
 from shiftvit.cards.markdown import escaped
-from shiftvit.config import ModelConfig, PreprocessConfig, Recipe
+from shiftvit.config import ModelConfig, PreprocessConfig
+from shiftvit.recipes.recipe import Recipe
 
 
 def model_rows(config: ModelConfig) -> dict[str, str]:

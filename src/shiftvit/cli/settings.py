@@ -11,7 +11,7 @@ import typer
 from shiftvit.errors import ShiftViTError
 
 if TYPE_CHECKING:
-    from shiftvit.config import Recipe
+    from shiftvit.recipes.recipe import Recipe
 
 RecipeName = Annotated[
     str | None,
@@ -58,8 +58,8 @@ def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | N
     Raises:
         ShiftViTError: no such recipe or data, or a wrong setting.
     """
-    from shiftvit.config import Recipe
     from shiftvit.data import sources
+    from shiftvit.recipes.recipe import Recipe
 
     chosen = Recipe.load(recipe or recipe_for(data), **read_overrides(changes, data))
     sources.check_name(chosen.data.name)

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.augment.augment import Augment
-from shiftvit.config import AugmentConfig, Recipe
+from shiftvit.config import AugmentConfig
 from shiftvit.data import sources
 from shiftvit.data.layouts import find_data
 from shiftvit.data.own import decode_parts
 from shiftvit.data.pipeline import EpochBatches, epoch_order
 from shiftvit.plots import GREY
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
 # Shares below this are not named.

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle import Bundle
-from shiftvit.config import Recipe
 from shiftvit.data import sources
 from shiftvit.data.own import SPLITS, decoded, find_test
 from shiftvit.errors import ShiftViTError, notice
@@ -20,6 +19,7 @@ from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, measure, softmax
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 REPORT = "evaluation.json"
 # Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.

@@ -11,13 +11,12 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from shiftvit.config import ModelConfig
+from shiftvit.config import ModelConfig, validated
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import group_width
 from shiftvit.presets import find_preset
-from shiftvit.settings import validated
 
 HEAD_ARGUMENTS = {"num_classes"}
 

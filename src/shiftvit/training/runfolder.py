@@ -29,12 +29,12 @@ import tomli_w
 from shiftvit import environment, files, plots
 from shiftvit.bundle import Bundle
 from shiftvit.cards.card import Facts, write_card
-from shiftvit.config import Recipe
 from shiftvit.data.layouts import FoundData, save_splits
 from shiftvit.data.own import SPLITS
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation.grid import Tile, prediction_grid
 from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
+from shiftvit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from shiftvit.training.setup import Splits

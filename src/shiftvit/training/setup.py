@@ -10,7 +10,7 @@ import keras
 
 from shiftvit import environment
 from shiftvit.augment.augment import Augment
-from shiftvit.config import ModelConfig, Recipe
+from shiftvit.config import ModelConfig
 from shiftvit.data import sources
 from shiftvit.data.layouts import FoundData
 from shiftvit.data.own import SPLITS, load_own
@@ -19,6 +19,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.parts import PartwiseShiftViT

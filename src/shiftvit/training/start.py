@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle import Bundle
-from shiftvit.config import ModelConfig, Recipe
+from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.model.convert import load_official
 from shiftvit.presets import find_preset
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.stages import stage_of
 
 # What a new task may change; all else of the configuration is the trained model's.
