@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from shiftvit import Bundle, Predictor
-from shiftvit.bundle import PRETRAINED
+from shiftvit.bundle.bundle import PRETRAINED
 from shiftvit.data import sources
 from shiftvit.environment import cores, processor_name, versions
 

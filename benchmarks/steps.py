@@ -21,8 +21,8 @@ import numpy as np
 
 from plain_keras import plain_model
 from shiftvit.benchmark import peak_gflops
+from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig, TrainConfig, validated
-from shiftvit.describe import stage_rows
 from shiftvit.environment import computes_bfloat16, describe_environment
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset

@@ -17,7 +17,7 @@ import keras
 
 import parity
 from sample import load_sample
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sample import load_sample
-from shiftvit.bundle import PRETRAINED
+from shiftvit.bundle.bundle import PRETRAINED
 
 SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
 

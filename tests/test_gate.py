@@ -15,10 +15,10 @@ import pytest
 from exported import answers
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
+from shiftvit.bundle.metadata import KEY
 from shiftvit.data import sources
 from shiftvit.exports import driver, gate
 from shiftvit.exports.formats import find_format
-from shiftvit.metadata import KEY
 from tensors import set_random_weights
 
 onnx = pytest.importorskip("onnx")
@@ -171,7 +171,7 @@ def with_plant(tmp_path, program):
 
 BUILD = "import sys\nif 'shiftvit.exports.build' in sys.orig_argv:\n    "
 OTHER_WEIGHTS = (
-    BUILD + "from shiftvit.bundle import Bundle\n"
+    BUILD + "from shiftvit.bundle.bundle import Bundle\n"
     "    from shiftvit.exports import onnx_graphs\n"
     "    finish = onnx_graphs.finish\n"
     "    def planted(source, path, metadata):\n"
@@ -185,7 +185,7 @@ OTHER_WEIGHTS = (
     "    onnx_graphs.finish = planted\n"
 )
 RAISES = (
-    BUILD + "from shiftvit.bundle import Bundle\n"
+    BUILD + "from shiftvit.bundle.bundle import Bundle\n"
     "    def load(path):\n"
     "        raise RuntimeError('two\\nlines')\n"
     "    Bundle.load = load\n"

@@ -17,7 +17,7 @@ from PIL import Image
 import shiftvit
 from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
-from shiftvit.bundle import PRETRAINED
+from shiftvit.bundle.bundle import PRETRAINED
 from shiftvit.data import sources
 from shiftvit.exports.formats import FORMATS
 

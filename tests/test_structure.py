@@ -57,14 +57,14 @@ ORDER = [
     "model.blocks",
     "model.network",
     "model.convert",
-    "cards.markdown",
-    "cards.wording",
-    "cards.card",
-    "container",
-    "bundle",
-    "hub",
-    "metadata",
-    "describe",
+    "bundle.markdown",
+    "bundle.wording",
+    "bundle.card",
+    "bundle.container",
+    "bundle.bundle",
+    "bundle.hub",
+    "bundle.metadata",
+    "bundle.describe",
     "evaluation.corruptions",
     "evaluation.metrics",
     "evaluation.logits",
@@ -112,7 +112,7 @@ ORDER = [
     "cli.main",
     "__main__",
 ]
-PACKAGES = {"", "data", "augment", "model", "cards", "evaluation", "training", "exports", "cli"}
+PACKAGES = {"", "data", "augment", "model", "bundle", "evaluation", "training", "exports", "cli"}
 
 
 def modules():
@@ -168,7 +168,7 @@ def test_nothing_that_can_run_code_from_a_file():
         "import shiftvit",
         "import shiftvit.cli.main",
         "import shiftvit; shiftvit.Recipe.load('quick')",
-        "import shiftvit.describe",
+        "import shiftvit.bundle.describe",
         "import shiftvit; shiftvit.Predictor.from_pretrained('cifar10')",
     ],
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from shiftvit.bundle import Bundle as Bundle
+    from shiftvit.bundle.bundle import Bundle as Bundle
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shiftvit.training.schedule import WarmUpCosine as WarmUpCosine
 
 _HOME = {
-    "Bundle": "shiftvit.bundle",
+    "Bundle": "shiftvit.bundle.bundle",
     "Prediction": "shiftvit.predict",
     "Predictor": "shiftvit.predict",
     "Preprocess": "shiftvit.preprocess",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig
-from shiftvit.describe import stage_rows
 from shiftvit.environment import computes_bfloat16, describe_environment
 from shiftvit.errors import ShiftViTError
 from shiftvit.presets import PRESETS

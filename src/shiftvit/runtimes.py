@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle import GRAPH, MANIFEST, Bundle, find_bundle, read_checked, read_manifest
-from shiftvit.container import Container, open_container
+from shiftvit.bundle.bundle import GRAPH, MANIFEST, Bundle, find_bundle, read_checked, read_manifest
+from shiftvit.bundle.container import Container, open_container
+from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError, nearest
-from shiftvit.metadata import FILE, KEY, Metadata, graph_metadata
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]

@@ -46,9 +46,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which parts of an image an answer rests on."""
-    from shiftvit.bundle import PRETRAINED, Bundle
+    from shiftvit.bundle.bundle import PRETRAINED, Bundle
+    from shiftvit.bundle.metadata import graph_metadata
     from shiftvit.data.listing import list_images
-    from shiftvit.metadata import graph_metadata
 
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")

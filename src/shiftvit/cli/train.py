@@ -74,7 +74,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on test images."""
-    from shiftvit.bundle import find_bundle
+    from shiftvit.bundle.bundle import find_bundle
 
     find_bundle(run)
     prepare_backend()

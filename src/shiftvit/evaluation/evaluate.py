@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.data import sources
 from shiftvit.data.own import SPLITS, decoded, find_test
 from shiftvit.errors import ShiftViTError, notice

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import environment
-from shiftvit.bundle import PRETRAINED, Bundle, find_bundle
+from shiftvit.bundle.bundle import PRETRAINED, Bundle, find_bundle
+from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.data import sources
 from shiftvit.data.images import decode
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.files import write_folder, write_json
-from shiftvit.metadata import Metadata, graph_metadata
 
 REPORT = "report.json"
 # Test images of the gate: with fewer, chance moves the accuracy by as much as int8 may cost.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.metadata import Metadata
+from shiftvit.bundle.metadata import Metadata
 from shiftvit.runtimes import Graph, load_graph
 
 # Largest difference of any probability that float32 may show.

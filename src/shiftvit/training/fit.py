@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.sources import ImageData
 from shiftvit.errors import notice
 from shiftvit.evaluation.logits import predict_logits

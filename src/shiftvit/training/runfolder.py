@@ -27,8 +27,8 @@ import numpy as np
 import tomli_w
 
 from shiftvit import environment, files, plots
-from shiftvit.bundle import Bundle
-from shiftvit.cards.card import Facts, write_card
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.card import Facts, write_card
 from shiftvit.data.layouts import FoundData, save_splits
 from shiftvit.data.own import SPLITS
 from shiftvit.errors import ShiftViTError, notice

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.model.convert import load_official

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shiftvit.cards.markdown import escaped, folded, front_matter, table
-from shiftvit.cards.wording import last_name, model_rows, preprocessing, recipe_rows, settings
+from shiftvit.bundle.markdown import escaped, folded, front_matter, table
+from shiftvit.bundle.wording import last_name, model_rows, preprocessing, recipe_rows, settings
 from shiftvit.config import ModelConfig
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
-from shiftvit.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
-from shiftvit.cards.card import addressed, write_card
+from shiftvit.bundle.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
+from shiftvit.bundle.card import addressed, write_card
 from shiftvit.errors import ShiftViTError
 
 # The files that are taken from a repository, and bytes beyond which one is no such file. The paper's largest model has

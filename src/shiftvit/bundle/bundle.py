@@ -18,9 +18,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError
 
-from shiftvit.cards.card import write_card
+from shiftvit.bundle.card import write_card
+from shiftvit.bundle.container import Container, digest, open_container, write_container
 from shiftvit.config import ModelConfig, Settings, first_fault
-from shiftvit.container import Container, digest, open_container, write_container
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -32,7 +32,7 @@ CARD = "README.md"
 # Bytes of a card that is kept; what is larger is something else.
 LARGEST_CARD = 2**20
 # The trained models that the package comes with, one folder each.
-PRETRAINED = Path(__file__).parent / "pretrained"
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 Weights = dict[str, np.ndarray[Any, Any]]
 

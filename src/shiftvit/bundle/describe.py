@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftvit.bundle import Bundle, find_bundle, pretrained_names
+from shiftvit.bundle.bundle import Bundle, find_bundle, pretrained_names
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.presets import PRESETS

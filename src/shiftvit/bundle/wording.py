@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from shiftvit.cards.markdown import escaped
+from shiftvit.bundle.markdown import escaped
 from shiftvit.config import ModelConfig, PreprocessConfig
 from shiftvit.recipes.recipe import Recipe
 
