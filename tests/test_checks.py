@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from shiftvit import ShiftViTError
 from shiftvit.data.checks import check_data
 from shiftvit.data.layouts import find_data
-from test_plots import is_drawn
+from test_figures_run import is_drawn
 from trees import SAMPLES, saved
 
 ORIGINALS = sorted(SAMPLES.rglob("*.png"))

@@ -18,7 +18,10 @@ ORDER = [
     "errors",
     "recipes",
     "files",
-    "plots",
+    "figures.style",
+    "figures.run",
+    "figures.grid",
+    "figures.evaluation",
     "config",
     "recipes.recipe",
     "presets",
@@ -68,9 +71,7 @@ ORDER = [
     "evaluation.corruptions",
     "evaluation.metrics",
     "evaluation.logits",
-    "evaluation.grid",
     "evaluation.explain",
-    "evaluation.plots",
     "evaluation.evaluate",
     "evaluation.report",
     "runtimes",
@@ -112,7 +113,7 @@ ORDER = [
     "cli.main",
     "__main__",
 ]
-PACKAGES = {"", "data", "augment", "model", "bundle", "evaluation", "training", "exports", "cli"}
+PACKAGES = {"", "data", "augment", "model", "bundle", "figures", "evaluation", "training", "exports", "cli"}
 
 
 def modules():

@@ -169,7 +169,7 @@ def _drop(row: dict[str, Any]) -> float:
 def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out: Path) -> None:
     import numpy as np
 
-    from shiftvit.evaluation.plots import Explanation, explain_figure
+    from shiftvit.figures.evaluation import Explanation, explain_figure
 
     drawn = [
         Explanation(

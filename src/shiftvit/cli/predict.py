@@ -207,7 +207,7 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor) -> None:
     from shiftvit.data.images import decode
-    from shiftvit.evaluation.grid import Tile, prediction_grid
+    from shiftvit.figures.grid import Tile, prediction_grid
 
     tiles = [
         Tile(decode(source), result.label, result.confidence, _truth(result.path, predictor.labels))

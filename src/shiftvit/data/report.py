@@ -16,7 +16,7 @@ from shiftvit import files
 from shiftvit.data.duplicates import Group, Place
 from shiftvit.data.found import Files, FoundData
 from shiftvit.data.images import decode
-from shiftvit.plots import BLUE, GREEN, ORANGE
+from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,7 +18,7 @@ from shiftvit.data import sources
 from shiftvit.data.layouts import find_data
 from shiftvit.data.own import decode_parts
 from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.plots import GREY
+from shiftvit.figures.style import GREY
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 

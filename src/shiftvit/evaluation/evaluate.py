@@ -167,9 +167,9 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
-    from shiftvit.evaluation.plots import mistakes_figure, reliability_figure
-    from shiftvit.plots import confusion_matrix
-    from shiftvit.plots import corruptions as corruptions_figure
+    from shiftvit.figures.evaluation import mistakes_figure, reliability_figure
+    from shiftvit.figures.run import confusion_matrix
+    from shiftvit.figures.run import corruptions as corruptions_figure
 
     try:
         out.mkdir(parents=True, exist_ok=True)

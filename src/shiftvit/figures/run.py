@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit import files
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Colour-blind safe (Okabe and Ito).
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
 
 
 def learning_curves(
@@ -30,7 +24,7 @@ def learning_curves(
         steps: steps an epoch.
     """
     epochs = [row["epoch"] for row in history]
-    figure = _figure(11, 3.6)
+    figure = new_figure(11, 3.6)
     figure.suptitle(title, fontweight="bold")
     loss, top1, rate = figure.subplots(1, 3)
     loss.plot(epochs, [row["loss"] for row in history], color=BLUE, marker="o", markersize=3, label="training")
@@ -51,7 +45,7 @@ def learning_curves(
     loss.legend()
     top1.legend()
     rate.ticklabel_format(axis="y", scilimits=(-3, 3))
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
@@ -60,7 +54,7 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
     share = 100.0 * matrix / np.maximum(totals, 1)
     count = len(labels)
     side = min(max(4.5, 1.5 + 0.6 * count), 14)
-    figure = _figure(side + 0.8, side)
+    figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
@@ -77,18 +71,7 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
                 text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(picture, ax=axes, label="% of the true class", shrink=0.8)
-    _write(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    # Without pyplot: no global state, no window, and half of the import time.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _write(figure: Figure, path: Path) -> None:
-    files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
+    save_figure(figure, path)
 
 
 def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
@@ -105,7 +88,7 @@ def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(name for name, _ in found))
     clean = next(row["top1"] for row in rows if not row["severity"])
     values = np.array([[found[name, level] for level in range(1, 6)] for name in names])
-    figure = _figure(6.4, 1.2 + 0.32 * len(names))
+    figure = new_figure(6.4, 1.2 + 0.32 * len(names))
     axes = figure.subplots()
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(5), [str(level) for level in range(1, 6)])
@@ -114,7 +97,7 @@ def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_title(f"Top-1 under corruption (as they are: {clean:.1%})")
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.6 else "black")
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def rate_search(
@@ -139,7 +122,7 @@ def rate_search(
     Raises:
         ShiftViTError: the file cannot be written.
     """
-    figure = _figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     axes = figure.subplots()
     axes.set_title(title, fontweight="bold")
     axes.plot(rates, losses, color=GREY, alpha=0.4, linewidth=0.9, label="each batch")
@@ -157,4 +140,4 @@ def rate_search(
     axes.set_ylabel("Training loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    _write(figure, path)
+    save_figure(figure, path)

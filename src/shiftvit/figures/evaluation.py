@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from shiftvit import files
-from shiftvit.evaluation.explain import overlay
-from shiftvit.evaluation.grid import Tile, font, prediction_grid
-from shiftvit.plots import BLUE, GREY, ORANGE
+from shiftvit.figures.grid import Tile, font, prediction_grid
+from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure
 
 # Mistakes in a figure; one of more is hard to look at.
 _SHOWN = 25
@@ -22,6 +21,8 @@ _SHOWN = 25
 _SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 17, 26, 24
 _INK = "#1a1a1a"
 _TALL = 6  # rows
+# From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
+COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
 _BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.35"}}
 
 
@@ -36,13 +37,10 @@ def reliability_figure(before: dict[str, Any], path: Path, after: dict[str, Any]
     Raises:
         ShiftViTError: the file cannot be written.
     """
-    # Without pyplot: no global state, no window, and half of the import time.
-    from matplotlib.figure import Figure
-
     panels = [("Confidence and accuracy", before)]
     if after is not None:
         panels = [("As trained", before), ("After temperature scaling", after)]
-    figure = Figure(figsize=(4.9 * len(panels), 5.6), layout="constrained")
+    figure = new_figure(4.9 * len(panels), 5.6)
     rows = figure.subplots(2, len(panels), sharex="all", sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for column, (name, found) in enumerate(panels):
         _reliability(rows[0, column], found, name)
@@ -50,7 +48,7 @@ def reliability_figure(before: dict[str, Any], path: Path, after: dict[str, Any]
     rows[0, 0].set_ylabel("Accuracy")
     rows[1, 0].set_ylabel("Images")
     rows[0, 0].legend(loc="upper left", framealpha=1)
-    files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
+    save_figure(figure, path)
 
 
 def mistakes_figure(
@@ -136,6 +134,27 @@ def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
             picture.paste(Image.fromarray(pixels), (left, upper))
             draw.text((left, upper + large.shape[0] + 3), text, _INK, font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
+    """Lays a heat map over an image: grey and dark where it is cold, bright where it is hot.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        heat: `(h, w)`, 0 to 1 (what lies outside is cut off), resized to the image, bilinear.
+
+    Returns:
+        uint8 `(H, W, 3)`.
+    """
+    height, width = image.shape[:2]
+    cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
+    level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
+    anchors = np.array(COLOURS, np.float64)
+    places = np.linspace(0, 1, len(anchors))
+    colour = np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
+    grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    share = (0.25 + 0.45 * level)[..., None]
+    return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
 
 
 def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

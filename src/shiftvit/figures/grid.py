@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from shiftvit import files
-from shiftvit.plots import GREEN, RED
+from shiftvit.figures.style import GREEN, RED
 
 # In pixels of the picture.
 _SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 19, 26, 24

@@ -8,7 +8,7 @@ from PIL import Image
 
 from shiftvit import ShiftViTError
 from shiftvit.evaluation.metrics import calibration, softmax
-from shiftvit.evaluation.plots import Explanation, explain_figure, mistakes_figure, reliability_figure
+from shiftvit.figures.evaluation import Explanation, explain_figure, mistakes_figure, reliability_figure
 
 
 def is_drawn(path):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftvit import ShiftViTError, plots
+from shiftvit import ShiftViTError
+from shiftvit.figures.run import confusion_matrix, learning_curves
 
 
 def is_drawn(path):
@@ -22,7 +23,7 @@ def test_learning_curves(epochs, validated, tmp_path):
     history = [{"epoch": e, "loss": 2 / e, "top1": 1 - 1 / e, "learning_rate": 0.1} for e in range(1, epochs + 1)]
     if validated:
         history = [{**row, "val_loss": row["loss"], "val_top1": row["top1"]} for row in history]
-    plots.learning_curves(history, np.linspace(1, 0, 10 * epochs), tmp_path / "x.png", title="A recipe", steps=10)
+    learning_curves(history, np.linspace(1, 0, 10 * epochs), tmp_path / "x.png", title="A recipe", steps=10)
     assert is_drawn(tmp_path / "x.png")
 
 
@@ -30,10 +31,10 @@ def test_learning_curves(epochs, validated, tmp_path):
 def test_confusion_matrix(classes, tmp_path):
     matrix = np.random.default_rng(0).integers(0, 9, (classes, classes))
     matrix[0] = 0  # a class without images
-    plots.confusion_matrix(matrix, tuple(f"class {i}" for i in range(classes)), tmp_path / "x.png")
+    confusion_matrix(matrix, tuple(f"class {i}" for i in range(classes)), tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
-        plots.confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "missing" / "x.png")
+        confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "missing" / "x.png")
