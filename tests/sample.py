@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shiftvit.data.cifar10 import CLASS_NAMES
+from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.data.sources import ImageData
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from shiftvit import ShiftViTError
-from shiftvit.data.checks import check_data
+from shiftvit.data.check.checks import check_data
 from shiftvit.data.layouts import find_data
 from test_figures_run import is_drawn
 from trees import SAMPLES, saved

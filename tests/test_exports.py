@@ -17,7 +17,7 @@ from exported import BUILDS, COMBINATIONS, answers, artifact, exported, probabil
 from plain_runtimes import SIZES
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import Metadata, graph_metadata
-from shiftvit.data.cifar10 import CLASS_NAMES
+from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS
 from shiftvit.runtimes import load_graph

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import image_matrix as matrix
-from shiftvit.data.images import MAX_BYTES, decode
+from shiftvit.data.decode.images import MAX_BYTES, decode
 from shiftvit.errors import ShiftViTError
 
 NAMES = [*matrix.files()]
@@ -246,7 +246,7 @@ def test_metadata_bombs_cost_nothing() -> None:
 WEIGH = """
 import json, sys, time
 from pathlib import Path
-from shiftvit.data.images import decode
+from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError
 for path in sys.argv[1:]:
     start = time.monotonic()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit.augment.augment import Augment
-from shiftvit.data.pipeline import EpochBatches, batches_per_epoch, epoch_order
+from shiftvit.data.batches.host import EpochBatches, batches_per_epoch, epoch_order
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shiftvit.data import cifar10, sources
+from shiftvit.data import sources
 from shiftvit.errors import ShiftViTError
 
 LABELS = np.repeat(np.arange(10), 30)
@@ -20,7 +20,7 @@ LABELS = np.repeat(np.arange(10), 30)
 def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as data:
         arrays = tuple(data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    monkeypatch.setattr(cifar10, "load_cifar10", lambda: arrays)
+    monkeypatch.setattr(sources, "load_cifar10", lambda: arrays)
     data = sources.load("cifar10")
     assert data.name == "cifar10"
     assert data.train_images is arrays[0]
@@ -100,7 +100,7 @@ def test_without_strata_small_parts_are_allowed() -> None:
 def test_importing_loads_nothing_heavy() -> None:
     modules = ["keras", "torch", "jax", "tensorflow", "PIL", "sklearn", "rich", "urllib.request"]
     code = (
-        "import sys; import shiftvit.data.sources, shiftvit.data.cifar10, shiftvit.preprocess; "
+        "import sys; import shiftvit.data.sources, shiftvit.data.cifar10.cache, shiftvit.preprocess; "
         f"import shiftvit.augment.augment; print([name for name in {modules} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

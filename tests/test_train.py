@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
-from shiftvit.data.pipeline import EpochBatches
+from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.sources import ImageData
 from shiftvit.errors import Interrupted
 from shiftvit.presets import PRESETS

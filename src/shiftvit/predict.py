@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.images import MAX_PIXELS, decode
+from shiftvit.data.decode.images import MAX_PIXELS, decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.runtimes import Graph, load_graph

@@ -120,7 +120,7 @@ def _explained(
 
 def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     """Returns the files that are pictures, and what the model sees of each, (1, h, w, 3); names the others."""
-    from shiftvit.data.images import decode
+    from shiftvit.data.decode.images import decode
 
     good, parts, faults = [], [], []
     for name in names:

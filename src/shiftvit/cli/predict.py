@@ -63,7 +63,7 @@ def predict(
 ) -> None:
     """Classify images."""
     from shiftvit.cli.rows import DEFAULT_TOP_K, Format
-    from shiftvit.data.images import MAX_PIXELS
+    from shiftvit.data.decode.images import MAX_PIXELS
     from shiftvit.predict import Predictor
 
     if kind not in list(Format):
@@ -206,7 +206,7 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 
 def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor) -> None:
-    from shiftvit.data.images import decode
+    from shiftvit.data.decode.images import decode
     from shiftvit.figures.grid import Tile, prediction_grid
 
     tiles = [

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.unpacked import is_image
+from shiftvit.data.decode.rows import is_image
 from shiftvit.errors import ShiftViTError
 
 # What people call the splits, and their names here.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data import sources
+from shiftvit.data.decode.images import IMAGE_SUFFIXES
 from shiftvit.data.found import ORDER, SPLITS, Files, FoundData, Row, gathered, listed, read_archive, read_table
-from shiftvit.data.images import IMAGE_SUFFIXES
 from shiftvit.data.shards import find_parquet, has_images
 from shiftvit.errors import ShiftViTError
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shiftvit.data.images import IMAGE_SUFFIXES
-from shiftvit.data.unpacked import row_of
+from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.decode.rows import row_of
 from shiftvit.errors import ShiftViTError
 
 

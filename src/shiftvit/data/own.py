@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
+from shiftvit.data.batches.pictures import Told, read_originals, read_pictures
+from shiftvit.data.decode.rows import unpack
 from shiftvit.data.layouts import FoundData, find_data, load_splits, split_data
-from shiftvit.data.pictures import Told, read_originals, read_pictures
-from shiftvit.data.unpacked import unpack
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 

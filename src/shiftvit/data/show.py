@@ -15,9 +15,9 @@ from shiftvit import files
 from shiftvit.augment.augment import Augment
 from shiftvit.config import AugmentConfig
 from shiftvit.data import sources
+from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.data.layouts import find_data
 from shiftvit.data.own import decode_parts
-from shiftvit.data.pipeline import EpochBatches, epoch_order
 from shiftvit.figures.style import GREY
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe

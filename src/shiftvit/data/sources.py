@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data import cifar10
+from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
 from shiftvit.errors import ShiftViTError, nearest
 
 
@@ -128,11 +128,9 @@ def _check_strata(labels: NDArray[np.integer[Any]], count: int) -> None:
 
 
 def _cifar10() -> ImageData:
-    x_train, y_train, x_test, y_test = cifar10.load_cifar10()
-    return ImageData(
-        x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), cifar10.CLASS_NAMES, name="cifar10"
-    )
+    x_train, y_train, x_test, y_test = load_cifar10()
+    return ImageData(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), CLASS_NAMES, name="cifar10")
 
 
 _LOADERS: dict[str, Callable[[], ImageData]] = {"cifar10": _cifar10}
-_CLASSES = {"cifar10": cifar10.CLASS_NAMES}
+_CLASSES = {"cifar10": CLASS_NAMES}

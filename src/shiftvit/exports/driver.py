@@ -19,7 +19,7 @@ from shiftvit import environment
 from shiftvit.bundle.bundle import PRETRAINED, Bundle, find_bundle
 from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.data import sources
-from shiftvit.data.images import decode
+from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.files import write_folder, write_json

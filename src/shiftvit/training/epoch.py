@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.data.pipeline import batches_per_epoch
+from shiftvit.data.batches.host import batches_per_epoch
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe

@@ -12,9 +12,9 @@ from shiftvit import environment
 from shiftvit.augment.augment import Augment
 from shiftvit.config import ModelConfig
 from shiftvit.data import sources
+from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
 from shiftvit.data.layouts import FoundData
 from shiftvit.data.own import SPLITS, load_own
-from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from shiftvit.data.duplicates import Fingerprint, Place, find_groups, fingerprint
-from shiftvit.data.formats import kind_of, reduce
+from shiftvit.data.check.duplicates import Fingerprint, Place, find_groups, fingerprint
+from shiftvit.data.check.report import Report, pixels_of
+from shiftvit.data.decode.formats import kind_of, reduce
+from shiftvit.data.decode.images import read_bytes
+from shiftvit.data.decode.rows import unpack
 from shiftvit.data.found import FoundData
-from shiftvit.data.images import read_bytes
-from shiftvit.data.report import Report, pixels_of
-from shiftvit.data.unpacked import unpack
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.data.duplicates import Group, Place
+from shiftvit.data.check.duplicates import Group, Place
+from shiftvit.data.decode.images import decode
 from shiftvit.data.found import Files, FoundData
-from shiftvit.data.images import decode
 from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from shiftvit import files
-from shiftvit.data.formats import Fault
-from shiftvit.data.parquet import columns_of, image_bytes, opened, size_of
+from shiftvit.data.decode.formats import Fault
+from shiftvit.data.decode.parquet import columns_of, image_bytes, opened, size_of
 from shiftvit.errors import ShiftViTError, notice
 
 _NAME = re.compile(r"(.+\.parquet)#(0|[1-9][0-9]{0,17})", re.IGNORECASE | re.DOTALL)

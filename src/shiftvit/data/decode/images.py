@@ -22,8 +22,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from shiftvit.data.formats import Fault, kind_of, orientation_of, reduce, webp_size
-from shiftvit.data.unpacked import read_row, row_of
+from shiftvit.data.decode.formats import Fault, kind_of, orientation_of, reduce, webp_size
+from shiftvit.data.decode.rows import read_row, row_of
 from shiftvit.errors import ShiftViTError
 
 # With these two, decoding takes less than 1 GB of memory, even of a file that was made to take more. The exception is

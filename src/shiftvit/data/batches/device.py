@@ -13,7 +13,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from shiftvit.augment.augment import Augment
-from shiftvit.data.pipeline import plan_epoch
+from shiftvit.data.batches.host import plan_epoch
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 

