@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.environment import cores, processor_name, versions
 from shiftvit.predict import BATCH_SIZE
 from shiftvit.runtimes import load_graph
@@ -29,7 +29,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    images = sources.load("cifar10").test_images
+    images = named.load("cifar10").test_images
     graph = load_graph("cifar10")
     graph.run(images[:BATCH_SIZE])
     pure, inner, whole = [], [], []

@@ -83,9 +83,9 @@ def files() -> Any:
     """Yields images/s and peak memory for each number of files."""
     from PIL import Image
 
-    from shiftvit.data import sources
+    from shiftvit.data import named
 
-    images = sources.load("cifar10").test_images
+    images = named.load("cifar10").test_images
     with tempfile.TemporaryDirectory() as place:
         first = Path(place) / "first"
         first.mkdir()

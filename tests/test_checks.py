@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
-from shiftvit.data.layouts import find_data
+from shiftvit.data.find.folders import find_data
 from test_figures_run import is_drawn
 from trees import SAMPLES, saved
 

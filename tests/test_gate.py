@@ -16,7 +16,7 @@ from exported import answers
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import KEY
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.exports import driver, gate
 from shiftvit.exports.formats import find_format
 from tensors import set_random_weights
@@ -280,7 +280,7 @@ def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
 
 
 def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "load", lambda _: load_sample())
+    monkeypatch.setattr(named, "load", lambda _: load_sample())
     with pytest.raises(ShiftViTError, match=r"cifar10 has the classes airplane, .* the model a, b, c"):
         driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
     with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):

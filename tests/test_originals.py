@@ -16,7 +16,7 @@ from shiftvit.config import DataConfig
 from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.batches.pictures import Originals, Pictures, read_originals
 from shiftvit.data.decode.images import decode
-from shiftvit.data.own import load_own
+from shiftvit.data.load import load_own
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 

@@ -19,7 +19,9 @@ from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import rows
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.parquet import columns_of, image_bytes, opened
-from shiftvit.data.layouts import find_data, load_splits, save_splits, split_data
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.splits import save_splits, split_data
+from shiftvit.data.load import load_splits
 from trees import fault
 
 INTERRUPTED = """

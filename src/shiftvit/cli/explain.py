@@ -48,7 +48,7 @@ def explain(
     """Show which parts of an image an answer rests on."""
     from shiftvit.bundle.bundle import PRETRAINED, Bundle
     from shiftvit.bundle.metadata import graph_metadata
-    from shiftvit.data.listing import list_images
+    from shiftvit.data.find.listing import list_images
 
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")

@@ -158,7 +158,7 @@ def _tracked(results: Iterator[Prediction | Failure], total: int, stream: IO[str
 def _sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
     """Returns paths, or the bytes of an image on standard input."""
     from shiftvit.bundle.bundle import PRETRAINED
-    from shiftvit.data.listing import list_images
+    from shiftvit.data.find.listing import list_images
 
     if not paths:
         return list_images([str(PRETRAINED / "samples")], recursive=True)

@@ -45,12 +45,12 @@ def train(
     if recipe is None and resume is None:
         recipe = recipe_for(data)
     prepare_backend()
-    from shiftvit.data import sources
+    from shiftvit.data import named
     from shiftvit.training.runfolder import choose_run
 
     # What is wrong is told at once, before a framework is loaded.
     chosen, _ = choose_run(recipe, out, resume, overrides)
-    sources.check_name(chosen.data.name)
+    named.check_name(chosen.data.name)
     from shiftvit.training.fit import train as run_training
 
     run = run_training(recipe, out=out, resume=resume, tensorboard=tensorboard, **overrides)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.data import sources
-from shiftvit.data.own import SPLITS, decoded, find_test
+from shiftvit.data import named
+from shiftvit.data.load import SPLITS, decoded, find_test
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -93,9 +93,9 @@ def _data_of_run(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
 
 def _test_images(loaded: Bundle, data: str, kept: Path | None) -> tuple[Any, NDArray[np.int64], str, Preprocess]:
     """Returns images, labels, the split's name and what is left to do to the images."""
-    sources.check_name(data)
-    if not sources.is_path(data):
-        known = sources.load(data)
+    named.check_name(data)
+    if not named.is_path(data):
+        known = named.load(data)
         places = _places(loaded, tuple(known.class_names), data)
         return known.test_images, places[known.test_labels], "test", loaded.preprocess
     found = find_test(data, kept)

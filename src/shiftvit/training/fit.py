@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.data.sources import ImageData
+from shiftvit.data.named import ImageData
 from shiftvit.errors import notice
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import fit_temperature, measure

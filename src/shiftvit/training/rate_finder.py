@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.sources import ImageData
+from shiftvit.data.named import ImageData
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import OutOfMemory, free, in_smaller_parts, told_apart

@@ -29,8 +29,9 @@ import tomli_w
 from shiftvit import environment, files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
-from shiftvit.data.layouts import FoundData, save_splits
-from shiftvit.data.own import SPLITS
+from shiftvit.data.find.dataset import FoundData
+from shiftvit.data.find.splits import save_splits
+from shiftvit.data.load import SPLITS
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
 from shiftvit.figures.grid import Tile, prediction_grid

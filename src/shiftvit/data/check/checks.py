@@ -16,7 +16,7 @@ from shiftvit.data.check.report import Report, pixels_of
 from shiftvit.data.decode.formats import kind_of, reduce
 from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.decode.rows import unpack
-from shiftvit.data.found import FoundData
+from shiftvit.data.find.dataset import FoundData
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]

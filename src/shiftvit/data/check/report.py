@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shiftvit import files
 from shiftvit.data.check.duplicates import Group, Place
 from shiftvit.data.decode.images import decode
-from shiftvit.data.found import Files, FoundData
+from shiftvit.data.find.dataset import Files, FoundData
 from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shiftvit.data.decode.parquet import Columns, columns_of, labels_of, opened
-from shiftvit.data.found import ORDER, SPLITS, FoundData, Row, gathered, listed
+from shiftvit.data.find.dataset import ORDER, SPLITS, FoundData, Row, gathered, listed
 from shiftvit.errors import ShiftViTError
 
 # The words in the names of files and folders, https://huggingface.co/docs/hub/datasets-file-names-and-splits.

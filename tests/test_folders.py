@@ -1,4 +1,4 @@
-"""Trees as people have them: what is found in each, the line for each fault; and how images are split."""
+"""Trees as people have them: what is found in each, and the line for each fault."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftvit.data.layouts import find_data
+from shiftvit.data.find.folders import find_data
 from trees import SAMPLES, contents, fault, plant
 
 

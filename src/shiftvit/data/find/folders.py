@@ -1,26 +1,16 @@
-"""How a user's images lie on the disk, told without decoding them, and how they are split."""
+"""How a user's images lie on the disk, told without decoding them: folders of classes and of splits."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import os
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from shiftvit import files
-from shiftvit.data import sources
 from shiftvit.data.decode.images import IMAGE_SUFFIXES
-from shiftvit.data.found import ORDER, SPLITS, Files, FoundData, Row, gathered, listed, read_archive, read_table
-from shiftvit.data.shards import find_parquet, has_images
+from shiftvit.data.find.dataset import ORDER, SPLITS, FoundData, Row, gathered, listed
+from shiftvit.data.find.shards import find_parquet, has_images
+from shiftvit.data.find.tables import read_archive, read_table
 from shiftvit.errors import ShiftViTError
-
-__all__ = ["Files", "FoundData", "find_data", "load_splits", "save_splits", "split_data"]
 
 _ARRANGE = "put the images of each class into a folder of its name"
 _Parts = tuple[str, ...]  # of a path below the folder that is looked at
@@ -154,127 +144,3 @@ def _split_folders(path: Path, tops: list[str], found: list[_Parts]) -> dict[str
         names = listed([f"{name}/" for name in known if known[name] == split])
         raise ShiftViTError(f"{str(path)!r} has {names}, which all mean {split}; keep one of them")
     return known
-
-
-def split_data(found: FoundData, *, validation: float, test: float, seed: int) -> FoundData:
-    """Takes the splits that are missing from the training images: by class, at random, the same for the same seed.
-
-    Each class has about the same share of every split, and at least one image in it. The order in which the files were
-    found does not matter.
-
-    Args:
-        found: what `find_data` returned; splits that it has stay as they are.
-        validation, test: how many of the training images go there: a count (1 or more), a fraction or 0.
-        seed: 0..2**32-1.
-
-    Raises:
-        ShiftViTError: a class or a split that would have too few images, or no such share or seed.
-    """
-    shares = {"test": test, "validation": validation}
-    shares = {name: share for name, share in shares.items() if share != 0 and name not in found.splits}
-    train = found.splits["train"]
-    if train.images is None:
-        train = train.take(sorted(range(len(train)), key=lambda place: (train.paths[place], train.labels[place])))
-    classes, counts = np.unique(train.labels, return_counts=True)
-    if counts.min() <= len(shares):
-        name = found.class_names[classes[counts.argmin()]]
-        raise ShiftViTError(
-            f"the class {name!r} has {counts.min()} images, too few for {len(shares) + 1} splits; "
-            f"add images until it has {len(shares) + 1}, or remove it"
-        )
-    rest = np.arange(len(train))
-    parts = {}
-    for left, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
-        count = _count(name, share, len(train), len(rest), len(classes))
-        _, held = sources.split(train.labels[rest], count, seed=seed)
-        kept, held = _with_every_class(train.labels[rest], held, left)
-        parts[name] = train.take(rest[held])
-        rest = rest[kept]
-    splits = {**found.splits, **parts, "train": train.take(rest)}
-    return replace(found, splits={name: splits[name] for name in ORDER if name in splits})
-
-
-def _count(name: str, share: float, total: int, rest: int, classes: int) -> int:
-    if not (math.isfinite(share) and share > 0) or (share >= 1 and share != int(share)):
-        raise ShiftViTError(f"{name}={share} is no share of the images; use a whole count, a fraction below 1 or 0")
-    count = int(share) if share >= 1 else round(share * total)
-    if count < classes or rest - count < classes:
-        raise ShiftViTError(
-            f"{name}={share} of {total:,} images is {count:,}, and both it and the rest ({rest - count:,}) need 1 of "
-            f"each of the {classes} classes; change {name}, or add images"
-        )
-    return count
-
-
-def _with_every_class(
-    labels: NDArray[np.int64], held: NDArray[np.int64], need: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the kept and the held-out places, moved so that of each class 1 is held out and `need` are kept."""
-    out = np.zeros(len(labels), bool)
-    out[held] = True
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        if not out[own].any():
-            out[own[0]] = True
-        short = need - int((~out[own]).sum())
-        if short > 0:
-            out[own[out[own]][:short]] = False
-    return np.flatnonzero(~out), np.flatnonzero(out)
-
-
-def save_splits(found: FoundData, path: Path) -> None:
-    """Writes which image is in which split as a CSV of split, path and label; paths are relative to the data's folder.
-
-    Raises:
-        ShiftViTError: a file's name is no text, or the table cannot be written.
-    """
-    root = found.path if found.path.is_dir() else found.path.parent
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "path", "label"])
-    for split, part in found.splits.items():
-        for name, label in zip(part.paths, part.labels.tolist(), strict=True):
-            place = Path(name)
-            if part.images is None and place.is_relative_to(root):
-                name = place.relative_to(root).as_posix()
-            writer.writerow([split, name, found.class_names[label]])
-    try:
-        data = text.getvalue().encode("utf-8")
-    except UnicodeEncodeError as error:
-        broken = error.object[error.start : error.start + 40]
-        raise ShiftViTError(f"a file's name has bytes that are no text, at {broken!r}; rename the file") from error
-    files.write_file(Path(path), lambda temporary: temporary.write_bytes(data))
-
-
-def load_splits(path: Path, root: str | Path) -> dict[str, Files]:
-    """Reads what `save_splits` wrote.
-
-    Args:
-        path: the table.
-        root: the data that it was written for, as given to `find_data`; its classes number the labels.
-
-    Raises:
-        ShiftViTError: it is no such table, or names images or classes that are not there; or the faults of `find_data`.
-    """
-    path, found = Path(path), find_data(root)
-    arrays = found.splits["train"].images is not None
-    rows, _ = read_table(path, found.path if found.path.is_dir() or arrays else found.path.parent)
-    index = {name: number for number, name in enumerate(found.class_names)}
-    where = {
-        name: (part.images, number)
-        for part in found.splits.values()
-        for number, name in enumerate(part.paths)
-        if part.images is not None
-    }
-    for row in rows:
-        if row.label not in index or (arrays and row.path not in where):
-            what = f"class {row.label!r}" if row.label not in index else f"image {row.path!r}"
-            raise ShiftViTError(f"{str(path)!r} names the {what}, which {str(root)!r} does not have; split it anew")
-    splits = {}
-    for split in (name for name in ORDER if any(row.split == name for row in rows)):
-        part = [row for row in rows if row.split == split]
-        images = np.stack([pixels[number] for pixels, number in (where[row.path] for row in part)]) if arrays else None
-        splits[split] = Files(
-            [row.path for row in part], np.array([index[row.label] for row in part], np.int64), images
-        )
-    return splits

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from shiftvit.config import DataConfig
 from shiftvit.data.batches.pictures import Told, read_originals, read_pictures
 from shiftvit.data.decode.rows import unpack
-from shiftvit.data.layouts import FoundData, find_data, load_splits, split_data
+from shiftvit.data.find.dataset import ORDER, Files, FoundData
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.splits import split_data
+from shiftvit.data.find.tables import read_table
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 
@@ -100,6 +103,40 @@ def find_test(path: str, kept: Path | None = None) -> FoundData:
         found = replace(found, splits=load_splits(kept, found.path))
     name = next(name for name in ("test", "validation", "train") if name in found.splits)
     return replace(found, splits={name: found.splits[name]})
+
+
+def load_splits(path: Path, root: str | Path) -> dict[str, Files]:
+    """Reads what `save_splits` wrote.
+
+    Args:
+        path: the table.
+        root: the data that it was written for, as given to `find_data`; its classes number the labels.
+
+    Raises:
+        ShiftViTError: it is no such table, or names images or classes that are not there; or the faults of `find_data`.
+    """
+    path, found = Path(path), find_data(root)
+    arrays = found.splits["train"].images is not None
+    rows, _ = read_table(path, found.path if found.path.is_dir() or arrays else found.path.parent)
+    index = {name: number for number, name in enumerate(found.class_names)}
+    where = {
+        name: (part.images, number)
+        for part in found.splits.values()
+        for number, name in enumerate(part.paths)
+        if part.images is not None
+    }
+    for row in rows:
+        if row.label not in index or (arrays and row.path not in where):
+            what = f"class {row.label!r}" if row.label not in index else f"image {row.path!r}"
+            raise ShiftViTError(f"{str(path)!r} names the {what}, which {str(root)!r} does not have; split it anew")
+    splits = {}
+    for split in (name for name in ORDER if any(row.split == name for row in rows)):
+        part = [row for row in rows if row.split == split]
+        images = np.stack([pixels[number] for pixels, number in (where[row.path] for row in part)]) if arrays else None
+        splits[split] = Files(
+            [row.path for row in part], np.array([index[row.label] for row in part], np.int64), images
+        )
+    return splits
 
 
 def decoded(found: FoundData, preprocess: Preprocess, *, boxes: bool = False) -> OwnData:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftvit.data.found import listed, natural
-from shiftvit.data.layouts import find_data
+from shiftvit.data.find.dataset import listed, natural
+from shiftvit.data.find.folders import find_data
 from trees import arrays, contents, fault, plant, saved
 
 TABLE = "path,label\na.png,cat\nsub/b.png,dog\n"
