@@ -21,8 +21,8 @@ from PIL import Image
 
 from shiftvit.data import named
 from shiftvit.environment import cores, processor_name, versions
-from shiftvit.predict import BATCH_SIZE
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.predict import BATCH_SIZE
+from shiftvit.inference.runtimes import load_graph
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5

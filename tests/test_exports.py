@@ -20,7 +20,7 @@ from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.runtimes import load_graph
 from tensors import set_random_weights
 
 # Bytes for each weight, and some for the rest. In ONNX a bundle's float16 weights stay what they are.
@@ -197,7 +197,7 @@ import numpy as np
 from shiftvit import Bundle
 from shiftvit.exports.build import BUILDERS
 from shiftvit.bundle.metadata import graph_metadata
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.runtimes import load_graph
 warnings.simplefilter("ignore")
 for folder in map(Path, sys.argv[1:]):
     bundle = Bundle.load(folder / "bundle")

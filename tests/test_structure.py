@@ -76,8 +76,8 @@ ORDER = [
     "evaluation.explain",
     "evaluation.evaluate",
     "evaluation.report",
-    "runtimes",
-    "predict",
+    "inference.runtimes",
+    "inference.predict",
     "exports.formats",
     "exports.onnx_graphs",
     "exports.build",
@@ -129,6 +129,7 @@ PACKAGES = {
     "figures",
     "evaluation",
     "training",
+    "inference",
     "exports",
     "cli",
 }

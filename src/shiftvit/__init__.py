@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
+    from shiftvit.inference.predict import Prediction as Prediction
+    from shiftvit.inference.predict import Predictor as Predictor
     from shiftvit.model.network import ShiftViT as ShiftViT
     from shiftvit.model.network import ShiftViTBackbone as ShiftViTBackbone
     from shiftvit.model.shift import Shift as Shift
-    from shiftvit.predict import Prediction as Prediction
-    from shiftvit.predict import Predictor as Predictor
     from shiftvit.preprocess import Preprocess as Preprocess
     from shiftvit.recipes.recipe import Recipe as Recipe
     from shiftvit.training.fit import Run as Run
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bundle": "shiftvit.bundle.bundle",
-    "Prediction": "shiftvit.predict",
-    "Predictor": "shiftvit.predict",
+    "Prediction": "shiftvit.inference.predict",
+    "Predictor": "shiftvit.inference.predict",
     "Preprocess": "shiftvit.preprocess",
     "Recipe": "shiftvit.recipes.recipe",
     "Run": "shiftvit.training.fit",

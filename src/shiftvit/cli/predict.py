@@ -16,7 +16,7 @@ from shiftvit.errors import ShiftViTError, notice
 
 if TYPE_CHECKING:
     from shiftvit.cli.rows import Format
-    from shiftvit.predict import Failure, Prediction, Predictor
+    from shiftvit.inference.predict import Failure, Prediction, Predictor
 
 # What an image file on standard input begins with; anything else there is a list of paths.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
@@ -64,7 +64,7 @@ def predict(
     """Classify images."""
     from shiftvit.cli.rows import DEFAULT_TOP_K, Format
     from shiftvit.data.decode.images import MAX_PIXELS
-    from shiftvit.predict import Predictor
+    from shiftvit.inference.predict import Predictor
 
     if kind not in list(Format):
         raise ShiftViTError(f"--format {kind!r} is none of {_FORMATS}")
@@ -98,7 +98,7 @@ def _write(
 ) -> tuple[int, list[tuple[Any, Prediction]]]:
     """Writes the rows as they come; returns 0, 3 after failures or 130 when stopped, and what the grid shows."""
     from shiftvit.cli.rows import Writer
-    from shiftvit.predict import Failure
+    from shiftvit.inference.predict import Failure
 
     names = ["-" if isinstance(source, bytes) else source for source in sources]
     widths = min(max(map(len, names)), 48), max(map(len, predictor.labels))

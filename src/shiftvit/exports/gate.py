@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import Metadata
-from shiftvit.runtimes import Graph, load_graph
+from shiftvit.inference.runtimes import Graph, load_graph
 
 # Largest difference of any probability that float32 may show.
 MAX_DIFFERENCE = 1e-4

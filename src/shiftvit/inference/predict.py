@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shiftvit.data.decode.images import MAX_PIXELS, decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
-from shiftvit.runtimes import Graph, load_graph
+from shiftvit.inference.runtimes import Graph, load_graph
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +84,7 @@ class Predictor:
 
         Args:
             model: the name of a model that the package comes with, a run folder, a bundle, or an export.
-            runtime: what runs it (`shiftvit.runtimes.RUNTIMES`); "auto": the fastest that is installed.
+            runtime: what runs it (`shiftvit.inference.runtimes.RUNTIMES`); "auto": the fastest that is installed.
             threads: processor threads; None: one for each core.
 
         Raises:
