@@ -86,7 +86,6 @@ ORDER = [
     "training.schedule",
     "training.loss",
     "training.torch_steps",
-    "training.stages",
     "training.optimizer",
     "training.checkpoint",
     "training.callbacks",

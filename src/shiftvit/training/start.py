@@ -11,9 +11,9 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.model.convert import load_official
+from shiftvit.model.network import stage_of
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.stages import stage_of
 
 # What a new task may change; all else of the configuration is the trained model's.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
