@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from shiftvit import Bundle, environment
-from shiftvit.data import sources
+from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.data import named
 from shiftvit.exports.build import reference
-from shiftvit.metadata import graph_metadata
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.runtimes import load_graph
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -44,7 +44,7 @@ def main() -> None:
     if options.answer:
         answer(options.exports[0], *options.answer)
         return
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     images, labels = data.test_images[: options.images], data.test_labels[: options.images]
     bundle = Bundle.load("cifar10")
     own = reference(bundle, graph_metadata(bundle), images).argmax(axis=1)

@@ -17,7 +17,7 @@ import pytest
 
 from sample import load_sample
 from shiftvit import Bundle
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.environment import device_name
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS
@@ -83,7 +83,7 @@ def _made(name: str, precision: str) -> Path:
         pytest.skip(f"{missing[0]} is not installed")
     data = replace(load_sample(), test_images=answers().images, test_labels=answers().labels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load", lambda _: data)
+        patch.setattr(named, "load", lambda _: data)
         patch.setattr(driver, "_child", _child)
         return driver.export("cifar10", name, precision, out=_root() / f"{name}-{precision}")
 

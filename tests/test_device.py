@@ -13,8 +13,8 @@ from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import AugmentConfig
-from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.data.resident import ResidentImages
+from shiftvit.data.batches.device import ResidentImages
+from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch

@@ -17,8 +17,8 @@ from PIL import Image
 import shiftvit
 from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
-from shiftvit.bundle import PRETRAINED
-from shiftvit.data import sources
+from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.data import named
 from shiftvit.exports.formats import FORMATS
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -51,7 +51,7 @@ def stand_in(tmp_path_factory):
     """An environment whose processes get the committed sample where they ask for CIFAR-10."""
     folder = tmp_path_factory.mktemp("stand_in")
     (folder / "sitecustomize.py").write_text(
-        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
     path = os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path}
@@ -120,7 +120,7 @@ def test_every_command_runs(stand_in, tmp_path):
 def test_the_python_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample = load_sample()
-    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: sample})
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: sample})
     (code,) = blocks("python")
     small = '"train.epochs": 3'
     assert small in code

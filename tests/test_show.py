@@ -13,7 +13,7 @@ from sample import load_sample, write_tree
 from shiftvit import Recipe, ShiftViTError
 from shiftvit.cli.main import app
 from shiftvit.config import AugmentConfig
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.data.show import _fitted, draw_training, in_use, training_figure
 
 OFF = {"augment.pad": 0, "augment.flip": False}
@@ -31,7 +31,7 @@ FULL = {
 
 @pytest.fixture(autouse=True)
 def sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources._LOADERS, "cifar10", load_sample)
+    monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
 
 
 def test_without_changes_it_is_what_evaluation_sees() -> None:

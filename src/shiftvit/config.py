@@ -1,20 +1,15 @@
-"""Every setting of a training run, validated: `Recipe` and its parts.
+"""Every setting, validated: the parts of a `Recipe`, and one line for what is wrong with one.
 
-The classes are frozen and refuse unknown keys, so a misspelt setting is an error and never a silent default. A
-recipe is stored as TOML (`shiftvit/recipes/*.toml`); the resolved one lies in each run folder.
+The classes are frozen and refuse unknown keys, so a misspelt setting is an error and never a silent default.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shiftvit import recipes
-from shiftvit.errors import ShiftViTError
-from shiftvit.settings import Settings, validated
+from shiftvit.errors import ShiftViTError, nearest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -22,6 +17,13 @@ Positive = Annotated[int, Field(ge=1)]
 PerChannel = float | tuple[float, float, float]
 # A bare number, or (height, width).
 Size = Positive | tuple[Positive, Positive]
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """The base of all settings: immutable, no unknown keys, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class ModelConfig(Settings):
@@ -218,78 +220,39 @@ class StartConfig(Settings):
     freeze: int = Field(0, ge=0, description="parts that keep their weights: 1 the patch embedding and the first stage")
 
 
-class Recipe(Settings):
-    """A whole training run."""
+def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
+    """Builds settings from a dictionary; the first fault becomes one line that begins with `origin`.
 
-    name: str = Field("custom", pattern=r"^[\w-][\w.-]*$", description="letters, digits, '.', '_' and '-'")
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    preprocess: PreprocessConfig = PreprocessConfig()
-    augment: AugmentConfig = AugmentConfig()
-    start: StartConfig = StartConfig()
-    train: TrainConfig = TrainConfig()
-
-    @model_validator(mode="after")
-    def _patience_outlasts_a_validation(self) -> Self:
-        patience, every = self.train.early_stopping, self.train.validation_every
-        if patience is not None and patience < every:
-            raise ValueError(f"early_stopping={patience} epochs must be at least validation_every={every}; raise it")
-        return self
-
-    @model_validator(mode="after")
-    def _validation_is_there(self) -> Self:
-        if self.train.early_stopping and not self.data.validation:
-            raise ValueError(
-                f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
-                "set data.validation, or leave early_stopping out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _test_images_choose_nothing(self) -> Self:
-        if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
-            raise ValueError(
-                "data.test=0 reports the validation images, on which nothing may be chosen then; set train.select=last "
-                "and no train.early_stopping, or take test images"
-            )
-        return self
-
-    @classmethod
-    def load(cls, source: str | Path, **overrides: Any) -> Self:
-        """Reads a recipe by name or from a TOML file and applies overrides.
-
-        Args:
-            source: the name of a shipped recipe (see `shiftvit.recipes.names`) or the path of a `.toml` file.
-            overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
-                where they parse as such.
-
-        Raises:
-            ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
-                and the nearest valid name.
-        """
-        text, origin = recipes.read(source)
-        try:
-            tree = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ShiftViTError(f"{origin} is not valid TOML: {error}") from error
-        tree.setdefault("name", Path(source).stem)
-        if overrides.get("model.preset") is not None:
-            tree["model"] = {}  # another architecture than the recipe's
-        for key, value in overrides.items():
-            _set(tree, key, value)
-        return validated(cls, tree, origin)
+    Raises:
+        ShiftViTError: an unknown key, or a value of the wrong type or out of range.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ShiftViTError(f"{key!r} is no setting: {part!r} holds a value, not a section; drop what follows it")
-    if isinstance(value, str):
-        try:
-            value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            if value in ("none", "None", "null"):  # TOML has no null; the default None is what is meant
-                value = None
-    tree[last] = value
+def first_fault(error: ValidationError) -> str:
+    """Returns the first fault of stored settings that no user typed: where it is, and what."""
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in fault['loc']) or 'its top level'}: {fault['msg']}"
+
+
+def _explain(root: type[BaseModel], error: ValidationError) -> str:
+    """Puts the first fault of a validation in one line, with the nearest valid key for an unknown one."""
+    fault = error.errors(include_url=False)[0]
+    path = [str(part) for part in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        section = root
+        for part in path[:-1]:
+            annotation = section.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            assert issubclass(annotation, BaseModel)
+            section = annotation
+        return f"unknown setting {'.'.join(path)!r}; {nearest(path[-1], section.model_fields)}"
+    keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message
+    more = error.error_count() - 1
+    return f"{'.'.join(keys)} = {fault['input']!r}: {message}" + (f" (and {more} more faults)" if more else "")

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.augment.augment import Augment
-from shiftvit.config import AugmentConfig, Recipe
-from shiftvit.data import sources
-from shiftvit.data.layouts import find_data
-from shiftvit.data.own import decode_parts
-from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.plots import GREY
+from shiftvit.config import AugmentConfig
+from shiftvit.data import named
+from shiftvit.data.batches.host import EpochBatches, epoch_order
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.load import decode_parts
+from shiftvit.figures.style import GREY
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
 # Shares below this are not named.
@@ -100,8 +101,8 @@ def _sample(
     """Returns pictures as evaluation and as training take them, labels, class names, and training's rule."""
     rule = Preprocess.from_config(recipe.preprocess)
     name, seed = recipe.data.name, recipe.train.seed
-    if not sources.is_path(name):
-        data = sources.load(name)
+    if not named.is_path(name):
+        data = named.load(name)
         chosen = _chosen(data.train_labels, count, seed)
         images = data.train_images[chosen]
         return rule.pixels(images), images, data.train_labels[chosen], data.class_names, rule
@@ -187,8 +188,8 @@ def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
 
 
 def _caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) -> str:
-    named = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
-    return "\n".join(_fitted(class_names[index], f" {shares[index]:.0%}") for index in named[:2])
+    largest = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
+    return "\n".join(_fitted(class_names[index], f" {shares[index]:.0%}") for index in largest[:2])
 
 
 def _fitted(name: str, tail: str = "") -> str:

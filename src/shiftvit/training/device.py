@@ -15,9 +15,9 @@ import numpy as np
 from keras import ops
 
 from shiftvit.augment.augment import Augment
-from shiftvit.config import Recipe
-from shiftvit.data.resident import Held, ResidentImages
+from shiftvit.data.batches.device import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
 from shiftvit.training.memory import is_out_of_memory
 from shiftvit.training.optimizer import learning_rates

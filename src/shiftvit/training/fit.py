@@ -11,13 +11,13 @@ from typing import Any
 
 import keras
 
-from shiftvit.bundle import Bundle
-from shiftvit.config import Recipe
-from shiftvit.data.sources import ImageData
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.data.named import ImageData
 from shiftvit.errors import notice
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import fit_temperature, measure
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
