@@ -35,6 +35,22 @@ class Columns:
     remarks: tuple[str, ...] = ()
 
 
+def import_pyarrow(path: str) -> Any:
+    """Imports pyarrow, with `pyarrow.parquet`, and returns it.
+
+    Raises:
+        ShiftViTError: it is not installed; the message names `path`, for which it is needed.
+    """
+    try:
+        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ShiftViTError(
+            f"{path!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
+        ) from error
+    return pa
+
+
 @contextmanager
 def opened(path: str) -> Iterator[Any]:
     """Opens a Parquet file, a `pyarrow.parquet.ParquetFile`; whatever it raises while it is open becomes one line.
@@ -42,16 +58,10 @@ def opened(path: str) -> Iterator[Any]:
     Raises:
         ShiftViTError: pyarrow is not installed, or the file is damaged, or no Parquet.
     """
-    try:
-        import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ShiftViTError(
-            f"{path!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
-        ) from error
+    pa = import_pyarrow(path)
     try:
         # A row group may be all of the file, so it is read in pieces, and no more ahead than the buffer.
-        with pa.OSFile(path) as stream, pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
+        with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
             yield file
     except ShiftViTError:
         raise
@@ -138,8 +148,8 @@ def size_of(file: Any) -> int:
     return sum(max(0, file.metadata.row_group(number).total_byte_size) for number in groups)
 
 
-def image_bytes(path: str, columns: Columns) -> Iterator[list[bytes | None]]:
-    """Yields the bytes of a file's images, row by row, some rows at a time; None where there are none.
+def read_images(path: str, columns: Columns) -> Iterator[Any]:
+    """Yields the images of a file, some rows at a time, as arrays of large_binary; a row without an image is null.
 
     Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
     wrote has no more than 1,024 images.
@@ -155,7 +165,8 @@ def image_bytes(path: str, columns: Columns) -> Iterator[list[bytes | None]]:
             max(1, min(_MOST_ROWS, at_a_time)), columns=[_leaf(file, columns)], use_threads=False
         ):
             column = batch.column(0)
-            yield (column.flatten()[0] if pa.types.is_struct(column.type) else column).to_pylist()
+            images = column.flatten()[0] if pa.types.is_struct(column.type) else column
+            yield images.cast(pa.large_binary())
             pa.default_memory_pool().release_unused()
 
 
