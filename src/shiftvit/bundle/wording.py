@@ -10,7 +10,8 @@ import numpy as np
 import tomli_w
 
 from shiftvit.bundle.markdown import escaped
-from shiftvit.config import ModelConfig, PreprocessConfig
+from shiftvit.config import ModelConfig
+from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
 
@@ -31,7 +32,7 @@ def model_rows(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def preprocessing(rule: PreprocessConfig) -> str:
+def preprocessing(rule: Preprocess) -> str:
     """Returns the steps from an image to the model's input."""
     steps = []
     if rule.resize is not None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.augment.augment import Augment
-from shiftvit.config import AugmentConfig
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.data.find.folders import find_data
@@ -72,7 +71,7 @@ def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Show
     """Takes `count` training pictures, of different classes where there are enough, and draws their changes."""
     plain, images, labels, class_names, rule = _sample(recipe, count)
     # Copies of a picture would take the place of others, and each row has its draws anyway.
-    augment = Augment.from_config(recipe.augment.model_copy(update={"repeats": 1}))
+    augment = recipe.augment.model_copy(update={"repeats": 1})
     drawn, shares = [], []
     for epoch in range(draws):
         seed, total = recipe.train.seed, len(labels)
@@ -99,7 +98,7 @@ def _sample(
     recipe: Recipe, count: int
 ) -> tuple[NDArray[np.uint8], Any, NDArray[np.int64], tuple[str, ...], Preprocess]:
     """Returns pictures as evaluation and as training take them, labels, class names, and training's rule."""
-    rule = Preprocess.from_config(recipe.preprocess)
+    rule = recipe.preprocess
     name, seed = recipe.data.name, recipe.train.seed
     if not named.is_path(name):
         data = named.load(name)
@@ -161,7 +160,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
         files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
 
 
-def in_use(settings: AugmentConfig) -> str:
+def in_use(settings: Augment) -> str:
     """Returns the changes that are on, in words such as "pad=4, flip, mixup=0.8"; those of parts that are off not."""
     parts = {name: value for name, value in dict(settings).items() if value not in (False, 0, "zeros")}
     mixes, both = bool(settings.mixup or settings.cutmix), bool(settings.mixup and settings.cutmix)
