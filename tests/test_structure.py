@@ -96,6 +96,7 @@ ORDER = [
     "training.memory",
     "training.device",
     "training.runfolder",
+    "training.results",
     "training.epoch",
     "training.fit",
     "training.rate_finder",
