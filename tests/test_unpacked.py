@@ -21,7 +21,7 @@ from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import rows
 from shiftvit.data.decode.images import decode, read_bytes
-from shiftvit.data.decode.parquet import columns_of, opened, read_images
+from shiftvit.data.decode.parquet import find_columns, open_parquet, read_images
 from shiftvit.data.find.folders import find_data
 from shiftvit.data.find.splits import save_splits, split_data
 from shiftvit.data.load import load_splits
@@ -94,8 +94,8 @@ def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs
 def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", 10_000)
     path = write(tmp_path / "a.parquet", rows=1000, image=structs([os.urandom(1000) for _ in range(100)]))
-    with opened(str(path)) as file:
-        columns = columns_of(str(path), file)
+    with open_parquet(str(path)) as file:
+        columns = find_columns(str(path), file)
     sizes = [sum(map(len, part.to_pylist())) for part in read_images(str(path), columns)]
     assert sum(sizes) == 100_000
     assert max(sizes) <= 10_000

@@ -21,7 +21,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.data.decode.formats import Fault
-from shiftvit.data.decode.parquet import columns_of, import_pyarrow, opened, read_images, size_of
+from shiftvit.data.decode.parquet import find_columns, import_pyarrow, open_parquet, read_images, size_of
 from shiftvit.errors import ShiftViTError, notice
 
 _NAME = re.compile(r"(.+\.parquet)#(0|[1-9][0-9]{0,17})", re.IGNORECASE | re.DOTALL)
@@ -128,7 +128,7 @@ def _key(path: str) -> _Key:
 @lru_cache(4096)
 def _counts(key: _Key) -> tuple[int, int]:
     """Returns the number of rows, and the most bytes that the images can have."""
-    with opened(key[0]) as file:
+    with open_parquet(key[0]) as file:
         return int(file.metadata.num_rows), size_of(file)
 
 
@@ -184,8 +184,8 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
         images = _open_unpacked(key)
         if images is not None:  # another process unpacked them meanwhile
             return images
-        with opened(path) as file:
-            columns = columns_of(path, file)
+        with open_parquet(path) as file:
+            columns = find_columns(path, file)
         count, size = _counts(key)
         if report is None:
             notice(f"unpacking {path} ({_megabytes(size)} of images) into {place.parent}, once")
