@@ -24,8 +24,8 @@ HOUSE = [
     ("inference", "predict runtimes"),
     (
         "training",
-        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer torch_steps "
-        "loss schedule",
+        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
+        "torch_steps loss schedule",
     ),
     ("evaluation", "report evaluate explain logits metrics corruptions"),
     ("bundle", "describe metadata hub bundle container card wording markdown"),
