@@ -17,6 +17,7 @@ SOURCE = Path(shiftvit.__file__).parent
 ORDER = [
     "errors",
     "recipes",
+    "templates",
     "files",
     "figures.style",
     "figures.run",
@@ -62,8 +63,6 @@ ORDER = [
     "model.blocks",
     "model.network",
     "model.convert",
-    "bundle.markdown",
-    "bundle.wording",
     "bundle.card",
     "bundle.container",
     "bundle.bundle",
@@ -193,7 +192,7 @@ def test_nothing_that_can_run_code_from_a_file():
     ],
 )
 def test_importing_loads_no_framework(statement):
-    heavy = ("keras", "torch", "jax", "tensorflow", "sklearn", "matplotlib")
+    heavy = ("keras", "torch", "jax", "tensorflow", "sklearn", "matplotlib", "jinja2")
     program = f"{statement}; import sys; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

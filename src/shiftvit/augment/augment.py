@@ -134,3 +134,30 @@ class Augment(AugmentConfig):
         result: NDArray[Any] = picked.reshape(count, height, width, channels)
         result[draws.flip] = result[draws.flip, :, ::-1]
         return result
+
+
+def in_words(config: AugmentConfig, *, crops: bool) -> str:
+    """Returns the changes that are on, in words such as "random crop, horizontal flip"; "none" where none is.
+
+    Args:
+        config: the settings.
+        crops: whether the preprocessing crops, so that a random crop without padding changes something.
+    """
+    kind = "mirrored" if config.pad_mode == "reflect" else "black"
+    padding = f" with {config.pad} px of {kind} padding" if config.pad else ""
+    mixes = config.mixup or config.cutmix
+    parts = {
+        f"random crop{padding}": config.random_crop and not config.resized_crop and (config.pad or crops),
+        f"random resized crop (at least {config.resized_crop:.0%} of the area)": config.resized_crop,
+        "horizontal flip": config.flip,
+        f"RandAugment (magnitude {config.rand_augment:g} ± {config.rand_augment_std:g}, "
+        f"{config.rand_augment_layers} changes an image)": config.rand_augment,
+        f"colour jitter {config.color_jitter:g}": config.color_jitter,
+        f"random erasing of {config.erasing:.0%} of the images": config.erasing,
+        f"MixUp {config.mixup:g}": config.mixup,
+        f"CutMix {config.cutmix:g}": config.cutmix,
+        f"CutMix in {config.mix_switch:.0%} of the mixes": config.mixup and config.cutmix,
+        f"{config.mix_probability:.0%} of the images mixed": mixes and config.mix_probability < 1,
+        f"{config.repeats} copies of an image in a batch": config.repeats > 1,
+    }
+    return ", ".join(words for words, used in parts.items() if used) or "none"

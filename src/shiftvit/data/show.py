@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.augment.augment import Augment
-from shiftvit.config import AugmentConfig
+from shiftvit.augment.augment import Augment, in_words
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.data.find.folders import find_data
@@ -130,7 +129,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     draws, rows = shown.drawn.shape[:2]
     height, width = shown.plain.shape[1:3]
     mixed = bool((shown.shares.max(axis=2) < 1).any())
-    words = textwrap.wrap(in_use(recipe.augment), _LINE)
+    words = textwrap.wrap(in_words(recipe.augment, crops=recipe.preprocess.crop is not None), _LINE)
     tile = _SIDE * min(2.0, max(0.5, height / width))
     caption = 0.4 if mixed else 0.22
     top, bottom = 0.65, 0.15 + 0.17 * len(words)
@@ -159,22 +158,6 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
         for column, heading in enumerate(["in evaluation", *(f"epoch {draw + 1}" for draw in range(draws))]):
             axes[0, column].set_title(heading, fontsize=9)
         files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
-
-
-def in_use(settings: AugmentConfig) -> str:
-    """Returns the changes that are on, in words such as "pad=4, flip, mixup=0.8"; those of parts that are off not."""
-    parts = {name: value for name, value in dict(settings).items() if value not in (False, 0, "zeros")}
-    mixes, both = bool(settings.mixup or settings.cutmix), bool(settings.mixup and settings.cutmix)
-    needed = {
-        "random_crop": not settings.resized_crop,
-        "rand_augment_std": bool(settings.rand_augment),
-        "rand_augment_layers": bool(settings.rand_augment),
-        "repeats": settings.repeats > 1,
-        "mix_probability": mixes,
-        "mix_switch": both,
-    }
-    words = [name if value is True else f"{name}={value}" for name, value in parts.items() if needed.get(name, True)]
-    return ", ".join(words) or "nothing is changed"
 
 
 def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
