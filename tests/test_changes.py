@@ -16,7 +16,6 @@ from shiftvit.augment.augment import Augment
 from shiftvit.augment.boxes import cut, draw_box
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.randaugment import RandAugment
-from shiftvit.config import AugmentConfig
 from shiftvit.data.batches.device import ResidentImages
 from shiftvit.data.batches.host import EpochBatches, EpochPlan, epoch_order
 from shiftvit.errors import ShiftViTError
@@ -175,9 +174,9 @@ def test_fewer_images_than_a_batch() -> None:
 
 
 def test_the_colour_outside_is_the_mean() -> None:
-    changes = PictureChanges(AugmentConfig(rand_augment=9.0), Preprocess(mean=300.0), 0, 0, (8, 8))
+    changes = PictureChanges(Augment(rand_augment=9.0), Preprocess(mean=300.0), 0, 0, (8, 8))
     assert changes._rand_augment.fill == (255, 255, 255)
-    changes = PictureChanges(AugmentConfig(rand_augment=9.0), RULE, 0, 0, (8, 8))
+    changes = PictureChanges(Augment(rand_augment=9.0), RULE, 0, 0, (8, 8))
     assert changes._rand_augment.fill == (125, 123, 114)
 
 

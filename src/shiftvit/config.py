@@ -13,10 +13,6 @@ from shiftvit.errors import ShiftViTError, nearest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-# A bare number, or one for each of the channels R, G, B.
-PerChannel = float | tuple[float, float, float]
-# A bare number, or (height, width).
-Size = Positive | tuple[Positive, Positive]
 S = TypeVar("S", bound="Settings")
 
 
@@ -92,53 +88,6 @@ class DataConfig(Settings):
                 f"use {int(self.validation)} or a fraction such as 0.1"
             )
         return self
-
-
-class PreprocessConfig(Settings):
-    """What turns uint8 RGB images into the model's input, in training, evaluation and inference alike."""
-
-    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
-    crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
-    crop_position: Literal["top_left", "center"] = Field(
-        "top_left", description="where that crop lies; the Keras example's model took the top left corner"
-    )
-    mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
-    std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
-    round_pixels: bool = Field(
-        True, description="round what was resized to whole pixel values, which are what exported graphs take"
-    )
-
-    @model_validator(mode="after")
-    def _std_is_positive(self) -> Self:
-        values = self.std if isinstance(self.std, tuple) else (self.std,)
-        if min(values) <= 0:
-            raise ValueError(f"std={self.std} must be above 0 in every channel; 255.0 scales pixels to 0..1")
-        return self
-
-
-class AugmentConfig(Settings):
-    """Random changes of each training image, drawn per image, before normalisation."""
-
-    pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
-    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
-    random_crop: bool = Field(True, description="crop at a random place in training")
-    resized_crop: float = Field(
-        0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
-    )
-    flip: bool = Field(True, description="mirror left to right with probability 1/2")
-    rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
-    rand_augment_std: float = Field(0.5, ge=0, description="standard deviation of the magnitude, drawn per change")
-    rand_augment_layers: Positive = Field(2, description="changes an image")
-    color_jitter: float = Field(
-        0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
-    )
-    erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
-    repeats: Positive = Field(1, description="copies of an image in a batch; an epoch sees 1 / repeats of them all")
-    mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
-    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
-    mix_switch: float = Field(0.5, ge=0, le=1, description="where both are on: the share of CutMix among them")
 
 
 class OptimizerConfig(Settings):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from pydantic import Field
 
-from shiftvit.config import AugmentConfig
+from shiftvit.config import Positive, Settings
 from shiftvit.errors import ShiftViTError
 
 # Keeps these draws apart from others of the same seed and epoch.
@@ -36,7 +37,7 @@ class Draws:
         return Draws(self.top[index], self.left[index], self.flip[index], self.crop)
 
 
-class Augment(AugmentConfig):
+class Augment(Settings):
     """Pads, crops at a random place and mirrors, per image; `changes.PictureChanges` and `mix.Mix` do the rest.
 
     Chance is drawn for a whole epoch at once, by image, so that an image's change depends on nothing but the
@@ -46,10 +47,25 @@ class Augment(AugmentConfig):
         batch = augment(images[indices], draws[indices])
     """
 
-    @classmethod
-    def from_config(cls, config: AugmentConfig) -> Self:
-        """Builds it from a recipe's settings."""
-        return cls(**dict(config))
+    pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
+    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
+    random_crop: bool = Field(True, description="crop at a random place in training")
+    resized_crop: float = Field(
+        0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
+    )
+    flip: bool = Field(True, description="mirror left to right with probability 1/2")
+    rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
+    rand_augment_std: float = Field(0.5, ge=0, description="standard deviation of the magnitude, drawn per change")
+    rand_augment_layers: Positive = Field(2, description="changes an image")
+    color_jitter: float = Field(
+        0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
+    )
+    erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
+    repeats: Positive = Field(1, description="copies of an image in a batch; an epoch sees 1 / repeats of them all")
+    mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="where both are on: the share of CutMix among them")
 
     @property
     def on_host_only(self) -> tuple[str, ...]:
@@ -57,6 +73,30 @@ class Augment(AugmentConfig):
         an accelerator (`train.loop="device"`). Empty: none."""
         used = ("resized_crop", "rand_augment", "color_jitter", "erasing")
         return tuple(name for name in used if getattr(self, name)) + (("repeats",) if self.repeats > 1 else ())
+
+    def in_words(self, *, crops: bool) -> str:
+        """Returns the changes that are on, in words such as "random crop, horizontal flip"; "none" where none is.
+
+        `crops` says whether the preprocessing crops: without, a random crop changes nothing unless there is padding.
+        """
+        kind = "mirrored" if self.pad_mode == "reflect" else "black"
+        padding = f" with {self.pad} px of {kind} padding" if self.pad else ""
+        mixes = self.mixup or self.cutmix
+        parts = {
+            f"random crop{padding}": self.random_crop and not self.resized_crop and (self.pad or crops),
+            f"random resized crop (at least {self.resized_crop:.0%} of the area)": self.resized_crop,
+            "horizontal flip": self.flip,
+            f"RandAugment (magnitude {self.rand_augment:g} ± {self.rand_augment_std:g}, "
+            f"{self.rand_augment_layers} changes per image)": self.rand_augment,
+            f"colour jitter {self.color_jitter:g}": self.color_jitter,
+            f"random erasing of {self.erasing:.0%} of the images": self.erasing,
+            f"MixUp {self.mixup:g}": self.mixup,
+            f"CutMix {self.cutmix:g}": self.cutmix,
+            f"CutMix in {self.mix_switch:.0%} of the mixes": self.mixup and self.cutmix,
+            f"{self.mix_probability:.0%} of the images mixed": mixes and self.mix_probability < 1,
+            f"{self.repeats} copies of an image in a batch": self.repeats > 1,
+        }
+        return ", ".join(words for words, used in parts.items() if used) or "none"
 
     def draw(
         self,
@@ -134,30 +174,3 @@ class Augment(AugmentConfig):
         result: NDArray[Any] = picked.reshape(count, height, width, channels)
         result[draws.flip] = result[draws.flip, :, ::-1]
         return result
-
-
-def in_words(config: AugmentConfig, *, crops: bool) -> str:
-    """Returns the changes that are on, in words such as "random crop, horizontal flip"; "none" where none is.
-
-    Args:
-        config: the settings.
-        crops: whether the preprocessing crops, so that a random crop without padding changes something.
-    """
-    kind = "mirrored" if config.pad_mode == "reflect" else "black"
-    padding = f" with {config.pad} px of {kind} padding" if config.pad else ""
-    mixes = config.mixup or config.cutmix
-    parts = {
-        f"random crop{padding}": config.random_crop and not config.resized_crop and (config.pad or crops),
-        f"random resized crop (at least {config.resized_crop:.0%} of the area)": config.resized_crop,
-        "horizontal flip": config.flip,
-        f"RandAugment (magnitude {config.rand_augment:g} ± {config.rand_augment_std:g}, "
-        f"{config.rand_augment_layers} changes an image)": config.rand_augment,
-        f"colour jitter {config.color_jitter:g}": config.color_jitter,
-        f"random erasing of {config.erasing:.0%} of the images": config.erasing,
-        f"MixUp {config.mixup:g}": config.mixup,
-        f"CutMix {config.cutmix:g}": config.cutmix,
-        f"CutMix in {config.mix_switch:.0%} of the mixes": config.mixup and config.cutmix,
-        f"{config.mix_probability:.0%} of the images mixed": mixes and config.mix_probability < 1,
-        f"{config.repeats} copies of an image in a batch": config.repeats > 1,
-    }
-    return ", ".join(words for words, used in parts.items() if used) or "none"

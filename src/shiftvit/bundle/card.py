@@ -15,8 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tomli_w
 
-from shiftvit.augment.augment import in_words
-from shiftvit.config import ModelConfig, PreprocessConfig
+from shiftvit.config import ModelConfig
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.templates import render
@@ -157,7 +156,7 @@ def _training(trained: Trained, facts: Facts, found: Mapping[str, dict[str, floa
         "source": last_name(recipe.start.source) if recipe.start.source else None,
         "epochs": f"{epochs:,.0f} of {train.epochs:,}" if epochs != train.epochs else f"{epochs:,}",
         "scale": train.batch_size / base if base else 1,
-        "augmentation": in_words(recipe.augment, crops=recipe.preprocess.crop is not None),
+        "augmentation": recipe.augment.in_words(crops=recipe.preprocess.crop is not None),
         "seconds": found["train"].get("seconds"),
         "settings": settings(recipe),
     }
@@ -203,7 +202,7 @@ def _figures(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
     return {str(key): value for key, value in numbers if isinstance(value, int | float) and abs(value) < _LARGEST}
 
 
-def _preprocessing(rule: PreprocessConfig) -> str:
+def _preprocessing(rule: Preprocess) -> str:
     """Returns the steps from an image to the model's input."""
     steps = []
     if rule.resize is not None:

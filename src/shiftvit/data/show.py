@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.augment.augment import Augment, in_words
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.data.find.folders import find_data
@@ -71,7 +70,7 @@ def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Show
     """Takes `count` training pictures, of different classes where there are enough, and draws their changes."""
     plain, images, labels, class_names, rule = _sample(recipe, count)
     # Copies of a picture would take the place of others, and each row has its draws anyway.
-    augment = Augment.from_config(recipe.augment.model_copy(update={"repeats": 1}))
+    augment = recipe.augment.model_copy(update={"repeats": 1})
     drawn, shares = [], []
     for epoch in range(draws):
         seed, total = recipe.train.seed, len(labels)
@@ -98,7 +97,7 @@ def _sample(
     recipe: Recipe, count: int
 ) -> tuple[NDArray[np.uint8], Any, NDArray[np.int64], tuple[str, ...], Preprocess]:
     """Returns pictures as evaluation and as training take them, labels, class names, and training's rule."""
-    rule = Preprocess.from_config(recipe.preprocess)
+    rule = recipe.preprocess
     name, seed = recipe.data.name, recipe.train.seed
     if not named.is_path(name):
         data = named.load(name)
@@ -129,7 +128,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     draws, rows = shown.drawn.shape[:2]
     height, width = shown.plain.shape[1:3]
     mixed = bool((shown.shares.max(axis=2) < 1).any())
-    words = textwrap.wrap(in_words(recipe.augment, crops=recipe.preprocess.crop is not None), _LINE)
+    words = textwrap.wrap(recipe.augment.in_words(crops=recipe.preprocess.crop is not None), _LINE)
     tile = _SIDE * min(2.0, max(0.5, height / width))
     caption = 0.4 if mixed else 0.22
     top, bottom = 0.65, 0.15 + 0.17 * len(words)

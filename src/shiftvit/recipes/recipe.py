@@ -9,17 +9,17 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from shiftvit import recipes
+from shiftvit.augment.augment import Augment
 from shiftvit.config import (
-    AugmentConfig,
     DataConfig,
     ModelConfig,
-    PreprocessConfig,
     Settings,
     StartConfig,
     TrainConfig,
     validated,
 )
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
 
 class Recipe(Settings):
@@ -28,8 +28,8 @@ class Recipe(Settings):
     name: str = Field("custom", pattern=r"^[\w-][\w.-]*$", description="letters, digits, '.', '_' and '-'")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    preprocess: PreprocessConfig = PreprocessConfig()
-    augment: AugmentConfig = AugmentConfig()
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
     start: StartConfig = StartConfig()
     train: TrainConfig = TrainConfig()
 

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from shiftvit.augment.augment import Augment
 from shiftvit.data.batches.device import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
@@ -46,7 +45,7 @@ class DeviceLoop:
         self.images = ResidentImages(
             *splits.train,
             splits.train_rule,
-            Augment.from_config(recipe.augment),
+            recipe.augment,
             len(splits.class_names),
         )
         self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from shiftvit import environment
-from shiftvit.augment.augment import Augment
 from shiftvit.config import ModelConfig
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
@@ -52,7 +51,7 @@ def load_splits(recipe: Recipe, data: named.ImageData | None = None, run: Path |
 
     Where they are a user's own, the splits that an earlier start kept in the folder `run` are taken again.
     """
-    rule = Preprocess.from_config(recipe.preprocess)
+    rule = recipe.preprocess
     if data is None and named.is_path(recipe.data.name):
         kept = run / SPLITS if run is not None else None
         own = load_own(recipe.data, rule, kept, boxes=recipe.augment.resized_crop > 0)
@@ -130,7 +129,7 @@ def _loop(recipe: Recipe, splits: Splits) -> str:
     if settings.loop != "auto":
         return settings.loop
     even = settings.drop_remainder or len(splits.train[0]) % settings.batch_size == 0
-    possible = even and not Augment.from_config(recipe.augment).on_host_only
+    possible = even and not recipe.augment.on_host_only
     accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
 
@@ -141,7 +140,7 @@ def epoch_batches(recipe: Recipe, splits: Splits, epoch: int, start: int = 0) ->
     return EpochBatches(
         *splits.train,
         preprocess=splits.train_rule,
-        augment=Augment.from_config(recipe.augment),
+        augment=recipe.augment,
         batch_size=settings.batch_size,
         classes=len(splits.class_names),
         seed=settings.seed,
