@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-def render(name: str, **values: Any) -> str:
+def render(name: str, /, **values: Any) -> str:
     """Returns a page: a template of this folder, filled in; every value is escaped as the page's format needs it.
 
     Args:
