@@ -24,8 +24,8 @@ HOUSE = [
     ("inference", "predict runtimes"),
     (
         "training",
-        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer torch_steps "
-        "loss schedule",
+        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
+        "torch_steps loss schedule",
     ),
     ("evaluation", "report evaluate explain logits metrics corruptions"),
     ("bundle", "describe metadata hub bundle container card"),
@@ -40,7 +40,7 @@ HOUSE = [
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config files errors"),
+    ("", "preprocess environment backend presets config files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.
