@@ -35,7 +35,7 @@ def test_what_fails_fails_once_with_its_reason() -> None:
 
     made: list[Path] = []
     for _ in range(3):
-        with pytest.raises(AssertionError, match="it could not be made:(.|\n)*ValueError: the reason"):
+        with pytest.raises(AssertionError, match=r"it could not be made:(.|\n)*ValueError: the reason"):
             shared.once("it", make)
     assert len(made) == 1
     assert not (shared.folder() / "it").exists()
