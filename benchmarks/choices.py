@@ -25,11 +25,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from shiftvit.config import ModelConfig, Recipe
+from shiftvit.config import ModelConfig
 from shiftvit.environment import computes_bfloat16, cores, keep_freed_memory, processor_name, versions
 from shiftvit.model import blocks, shift
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import optimizer
 from shiftvit.training.loss import SmoothedCrossentropy
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from shiftvit import train
-from shiftvit.data import sources
-from shiftvit.data.sources import ImageData
+from shiftvit.data import named
+from shiftvit.data.named import ImageData
 from shiftvit.environment import cores, processor_name, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,7 +31,7 @@ SIZE = {"preprocess.resize": "none", "preprocess.crop": "none"}
 
 
 def main() -> None:
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     new = [data.class_names.index(name) for name in NEW]
     old = [label for label in range(10) if label not in new]
     rows: dict[str, list[float]] = {}

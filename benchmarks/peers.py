@@ -24,7 +24,7 @@ import onnxruntime
 import timm
 import torch
 
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.environment import cores, processor_name, versions
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS

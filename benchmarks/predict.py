@@ -19,17 +19,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.environment import cores, processor_name, versions
-from shiftvit.predict import BATCH_SIZE
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.predict import BATCH_SIZE
+from shiftvit.inference.runtimes import load_graph
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
 
 
 def main() -> None:
-    images = sources.load("cifar10").test_images
+    images = named.load("cifar10").test_images
     graph = load_graph("cifar10")
     graph.run(images[:BATCH_SIZE])
     pure, inner, whole = [], [], []

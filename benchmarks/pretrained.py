@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from shiftvit import Bundle, Predictor
-from shiftvit.bundle import PRETRAINED
-from shiftvit.data import sources
+from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.data import named
 from shiftvit.environment import cores, processor_name, versions
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     predictor = Predictor.from_pretrained("cifar10")
     predictions = predictor(data.test_images, batch_size=100)
     predicted = np.array([predictor.labels.index(prediction.label) for prediction in predictions])

@@ -5,7 +5,7 @@
 Each EXPORT is a folder that `shiftvit export cifar10 --precision int8` made. It answers the first test images of
 CIFAR-10 on this machine and under QEMU's user-mode emulation of a processor with AVX2 and without VNNI (Debian's
 package qemu-user). Emulation computes what that processor would, slowly, so no times are taken. Writes
-benchmarks/results/processors-DATE.json.
+benchmarks/results/processors-DATE.json and the table in docs/export.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from shiftvit import Bundle, environment
-from shiftvit.data import sources
+from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.data import named
 from shiftvit.exports.build import reference
-from shiftvit.metadata import graph_metadata
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.runtimes import load_graph
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "export.md"
 BATCH = 50
 
 
@@ -41,7 +44,7 @@ def main() -> None:
     if options.answer:
         answer(options.exports[0], *options.answer)
         return
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     images, labels = data.test_images[: options.images], data.test_labels[: options.images]
     bundle = Bundle.load("cifar10")
     own = reference(bundle, graph_metadata(bundle), images).argmax(axis=1)
@@ -76,7 +79,26 @@ def main() -> None:
     }
     path = RESULTS / f"processors-{result['date']}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(f"wrote {path.name}")
+    text = DOCUMENT.read_text("utf-8")
+    text = re.sub(r"(?<=<!-- processors -->\n).*?(?=<!-- end -->)", table(result, path.name), text, flags=re.DOTALL)
+    DOCUMENT.write_text(text, "utf-8")
+    print(f"wrote {path.name} and the table in {DOCUMENT.name}")
+
+
+def table(result: dict[str, Any], file: str) -> str:
+    """Returns the Markdown table of a result, with its source."""
+    lines = ["| int8 export | top-1 with VNNI | top-1 with AVX2 alone | same class on both |", "|---|---:|---:|---:|"]
+    lines += [
+        f"| {row['format']}{'' if row['examined'] else ', as version 0.1.0 wrote it'} | {row['top1_here']:.2%} | "
+        f"{row['top1_emulated']:.2%} | {row['same_class']:.2%} |"
+        for row in result["exports"]
+    ]
+    lines += [
+        "",
+        f"{result['images']:,} images; the model itself: {result['top1_model']:.2%}. "
+        f"`python benchmarks/processors.py EXPORT...`, [json](../benchmarks/results/{file}).",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def classes(export: Path, images: np.ndarray[Any, Any], emulator: list[str]) -> np.ndarray[Any, Any]:

@@ -38,7 +38,7 @@ from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.config import TrainConfig
 from shiftvit.environment import computes_bfloat16, keep_freed_memory
-from shiftvit.describe import stage_rows
+from shiftvit.bundle.describe import stage_rows
 keep_freed_memory()
 side, depth, batch = map(int, sys.argv[1:])
 model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3,
@@ -83,9 +83,9 @@ def files() -> Any:
     """Yields images/s and peak memory for each number of files."""
     from PIL import Image
 
-    from shiftvit.data import sources
+    from shiftvit.data import named
 
-    images = sources.load("cifar10").test_images
+    images = named.load("cifar10").test_images
     with tempfile.TemporaryDirectory() as place:
         first = Path(place) / "first"
         first.mkdir()

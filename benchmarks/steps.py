@@ -21,12 +21,11 @@ import numpy as np
 
 from plain_keras import plain_model
 from shiftvit.benchmark import peak_gflops
-from shiftvit.config import ModelConfig, TrainConfig
-from shiftvit.describe import stage_rows
+from shiftvit.bundle.describe import stage_rows
+from shiftvit.config import ModelConfig, TrainConfig, validated
 from shiftvit.environment import computes_bfloat16, describe_environment
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
-from shiftvit.settings import validated
 from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.environment import cores, processor_name, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +74,7 @@ def main() -> None:
 
 def write_tree(folder: Path, count: int) -> int:
     """Writes so many files, a folder a class; returns their bytes."""
-    names = sources.load("cifar10").class_names
+    names = named.load("cifar10").class_names
     for name in names:
         (folder / name).mkdir(parents=True)
     parts = np.array_split(np.arange(count), 8 * cores())
@@ -83,7 +83,7 @@ def write_tree(folder: Path, count: int) -> int:
 
 
 def _write(folder: Path, numbers: list[int]) -> int:
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     images, labels = data.train_images, data.train_labels
     total = 0
     for number in numbers:

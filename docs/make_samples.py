@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shiftvit.data import sources
+from shiftvit.data import named
 
 SAMPLES = Path(__file__).parents[1] / "src" / "shiftvit" / "pretrained" / "samples"
 COUNT = 12
 
 
 def main() -> None:
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     _, first = np.unique(data.test_labels, return_index=True)
     others = [index for index in range(100) if index not in first]
     for index in sorted([*first, *others[: COUNT - len(first)]]):

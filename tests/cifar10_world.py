@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shiftvit.data.archives import BATCHES
+from shiftvit.data.cifar10.archives import BATCHES
 from shiftvit.files import sha256
 
 
@@ -128,19 +128,19 @@ def serving() -> Iterator[tuple[str, dict[str, Any]]]:
 
 CHILD = """
 import json, sys
-from shiftvit.data import archives, cifar10
+from shiftvit.data.cifar10 import archives, cache
 arrays, archive, file = json.loads(sys.argv[1])
-cifar10.ARRAYS = {name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()}
-cifar10.ARCHIVES = {archive: ("npm", archives.read_npm)}
+cache.ARRAYS = {name: (tuple(shape), digest) for name, (shape, digest) in arrays.items()}
+cache.ARCHIVES = {archive: ("npm", archives.read_npm)}
 syncs = []
 def fsync(_):
     syncs.append(1)
     if len(syncs) == 3:
         print("ready", flush=True)
         sys.stdin.read()
-cifar10.os.fsync = fsync
+cache.os.fsync = fsync
 from pathlib import Path
-cifar10.prepare(Path(file))
+cache.prepare(Path(file))
 """
 
 

@@ -18,7 +18,7 @@ import pytest
 import shared
 from sample import load_sample
 from shiftvit import Bundle
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.environment import device_name
 from shiftvit.exports import driver
 from shiftvit.exports.formats import FORMATS
@@ -93,7 +93,7 @@ def exported(name: str, precision: str = "f32") -> Path:
 def _make(name: str, precision: str, place: Path) -> None:
     data = replace(load_sample(), test_images=answers().images, test_labels=answers().labels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sources._LOADERS, "cifar10", lambda: data)
+        patch.setitem(named._LOADERS, "cifar10", lambda: data)
         patch.setattr(driver, "_child", _step)
         driver.export("cifar10", name, precision, out=place / "export")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from shiftvit import train
-from shiftvit.data import sources
-from shiftvit.data.sources import ImageData
+from shiftvit.data import named
+from shiftvit.data.named import ImageData
 
 GOLDEN = Path(__file__).parent / "golden"
 NEW = ("cat", "dog")
@@ -34,7 +34,7 @@ def only(data: ImageData, names: tuple[str, ...]) -> ImageData:
 
 
 def main() -> None:
-    data = sources.load("cifar10")
+    data = named.load("cifar10")
     others = only(data, tuple(name for name in data.class_names if name not in NEW))
     with tempfile.TemporaryDirectory() as place:
         run = train("quick", out=Path(place) / "run", data=others, **SMALL)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import onnx
 
-from shiftvit.metadata import KEY
+from shiftvit.bundle.metadata import KEY
 
 
 def larger(graph):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shiftvit.data.cifar10 import CLASS_NAMES
-from shiftvit.data.sources import ImageData
+from shiftvit.data.cifar10.cache import CLASS_NAMES
+from shiftvit.data.named import ImageData
 
 
 def load_sample() -> ImageData:

@@ -80,7 +80,7 @@ def sample() -> Any:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these runs."""
-    for name in ("plots.learning_curves", "plots.confusion_matrix", "_draw_predictions"):
+    for name in ("learning_curves", "confusion_matrix", "_draw_predictions"):
         monkeypatch.setattr(f"shiftvit.training.runfolder.{name}", lambda *_, **__: None)
 
 

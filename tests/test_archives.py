@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cifar10_world import python_2_batch, tar_gz
-from shiftvit.data.archives import read_authors, read_batch, read_npm
+from shiftvit.data.cifar10.archives import read_authors, read_batch, read_npm
 from shiftvit.errors import ShiftViTError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)

@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from sample import load_sample
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.evaluation.evaluate import REPORT
 from shiftvit.evaluation.explain import probabilities
 from shiftvit.evaluation.logits import predict_logits
@@ -27,7 +27,7 @@ def sample():
 
 @pytest.fixture
 def stand_in(monkeypatch, sample):
-    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: sample})
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: sample})
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in
     straight = evaluate("cifar10")
     back = np.arange(10)[::-1]
     turned = dataclasses.replace(sample, class_names=sample.class_names[::-1], test_labels=back[sample.test_labels])
-    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: turned})
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: turned})
     assert evaluate("cifar10")["confusion"] == straight["confusion"]
     other = dataclasses.replace(sample, class_names=("tree", *sample.class_names[1:]))
-    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: other})
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: other})
     with pytest.raises(ShiftViTError, match=r"10 others \(tree"):
         evaluate("cifar10")
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit.augment.augment import Augment, Draws
-from shiftvit.config import AugmentConfig
 from shiftvit.errors import ShiftViTError
 
 
@@ -143,8 +142,3 @@ def test_padding_has_no_use_beside_a_resized_crop() -> None:
 )
 def test_what_needs_the_host_is_named(settings: dict[str, float], names: tuple[str, ...]) -> None:
     assert Augment(**settings).on_host_only == names
-
-
-def test_from_config_keeps_every_setting() -> None:
-    config = AugmentConfig(pad=3, pad_mode="reflect", random_crop=False, flip=False)
-    assert Augment.from_config(config).model_dump() == config.model_dump()

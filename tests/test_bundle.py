@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle import CARD, GRAPH, MANIFEST, PRETRAINED, WEIGHTS, pretrained_names
-from shiftvit.container import digest
+from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, PRETRAINED, WEIGHTS, pretrained_names
+from shiftvit.bundle.container import digest
 from tensors import set_random_weights
 
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
-from shiftvit.cards.card import Facts, addressed, write_card
-from shiftvit.cards.markdown import front_matter
-from shiftvit.cards.wording import last_name, settings
+from shiftvit.bundle.card import Facts, addressed, write_card
+from shiftvit.bundle.markdown import front_matter
+from shiftvit.bundle.wording import last_name, settings
 from shiftvit.config import ModelConfig
 from shiftvit.evaluation.metrics import intervals, macro, measure
 

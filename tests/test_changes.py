@@ -16,9 +16,8 @@ from shiftvit.augment.augment import Augment
 from shiftvit.augment.boxes import cut, draw_box
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.randaugment import RandAugment
-from shiftvit.config import AugmentConfig
-from shiftvit.data.pipeline import EpochBatches, EpochPlan, epoch_order
-from shiftvit.data.resident import ResidentImages
+from shiftvit.data.batches.device import ResidentImages
+from shiftvit.data.batches.host import EpochBatches, EpochPlan, epoch_order
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -175,9 +174,9 @@ def test_fewer_images_than_a_batch() -> None:
 
 
 def test_the_colour_outside_is_the_mean() -> None:
-    changes = PictureChanges(AugmentConfig(rand_augment=9.0), Preprocess(mean=300.0), 0, 0, (8, 8))
+    changes = PictureChanges(Augment(rand_augment=9.0), Preprocess(mean=300.0), 0, 0, (8, 8))
     assert changes._rand_augment.fill == (255, 255, 255)
-    changes = PictureChanges(AugmentConfig(rand_augment=9.0), RULE, 0, 0, (8, 8))
+    changes = PictureChanges(Augment(rand_augment=9.0), RULE, 0, 0, (8, 8))
     assert changes._rand_augment.fill == (125, 123, 114)
 
 
@@ -193,8 +192,8 @@ def test_the_rate_is_images_over_the_workers_seconds(monkeypatch: pytest.MonkeyP
     epoch = batches(ALL, workers=2)
     assert epoch.images_per_second == 0
     clock = iter(np.arange(0, 100, 0.5).tolist())  # each batch of 16 takes half a second
-    monkeypatch.setattr("shiftvit.data.pipeline.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("shiftvit.data.batches.host.time.perf_counter", lambda: next(clock))
     for cores, rate in ((1, 32), (2, 64), (8, 64)):
-        monkeypatch.setattr("shiftvit.data.pipeline.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("shiftvit.data.batches.host.cores", lambda cores=cores: cores)
         epoch._timed(0)
         assert epoch.images_per_second == pytest.approx(rate)

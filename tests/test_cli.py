@@ -94,7 +94,7 @@ def test_info_of_a_preset_and_of_a_run(run):
 def test_evaluate_prints_what_the_run_recorded(run, tmp_path):
     """The data set is the sample, put where the cache would be looked for by a stand-in module."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
     tests = str(Path(__file__).parent)
     answer = shiftvit("evaluate", str(run), "--json", PYTHONPATH=os.pathsep.join([str(tmp_path), tests]))

@@ -12,9 +12,8 @@ from safetensors.numpy import load_file
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
-from shiftvit.config import AugmentConfig
-from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.data.resident import ResidentImages
+from shiftvit.data.batches.device import ResidentImages
+from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch
@@ -140,7 +139,7 @@ def test_auto_is_fit_on_a_processor(tmp_path, sample):
 )
 def test_auto_is_fit_where_only_the_host_knows_the_augmentation(monkeypatch, sample, augment, loop):
     monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
-    wanted = recipe(loop="auto").model_copy(update={"augment": AugmentConfig(**augment)})
+    wanted = recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
     assert resolve(wanted, load_splits(wanted, sample)).train.loop == loop
 
 

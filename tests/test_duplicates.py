@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from pace import at_most
-from shiftvit.data import duplicates
-from shiftvit.data.duplicates import Fingerprint, Place, alike, find_groups, fingerprint, near_pairs
-from shiftvit.data.images import decode
+from shiftvit.data.check import duplicates
+from shiftvit.data.check.duplicates import Fingerprint, Place, alike, find_groups, fingerprint, near_pairs
+from shiftvit.data.decode.images import decode
 from trees import SAMPLES
 
 PICTURES = {path.stem: decode(path) for path in sorted(SAMPLES.rglob("*.png"))}

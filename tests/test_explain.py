@@ -17,8 +17,9 @@ from scipy.stats import spearmanr
 
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS, installed_backends
-from shiftvit.evaluation.explain import COLOURS, grad_cam, occlusion, overlay, probabilities, split
+from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split
 from shiftvit.evaluation.metrics import softmax
+from shiftvit.figures.evaluation import COLOURS, overlay
 from tensors import BACKEND, normal, set_random_weights, to_numpy
 
 SMALL = {"image_shape": (24, 16, 3), "num_classes": 4, "patch_size": 2, "embed_dim": 24, "depths": (1, 2)}

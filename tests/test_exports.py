@@ -16,11 +16,11 @@ import pytest
 from exported import BUILDS, COMBINATIONS, answers, artifact, exported, probabilities
 from plain_runtimes import SIZES
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.data.cifar10 import CLASS_NAMES
+from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS
-from shiftvit.metadata import Metadata, graph_metadata
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.runtimes import load_graph
 from tensors import set_random_weights
 
 # Bytes for each weight, and some for the rest. In ONNX a bundle's float16 weights stay what they are.
@@ -196,8 +196,8 @@ from pathlib import Path
 import numpy as np
 from shiftvit import Bundle
 from shiftvit.exports.build import BUILDERS
-from shiftvit.metadata import graph_metadata
-from shiftvit.runtimes import load_graph
+from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.inference.runtimes import load_graph
 warnings.simplefilter("ignore")
 for folder in map(Path, sys.argv[1:]):
     bundle = Bundle.load(folder / "bundle")

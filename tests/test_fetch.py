@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cifar10_world import serving
-from shiftvit.data import fetch
+from shiftvit.data.cifar10 import fetch
 from shiftvit.errors import ShiftViTError
 
 

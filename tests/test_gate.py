@@ -15,10 +15,10 @@ import pytest
 from exported import answers
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.data import sources
+from shiftvit.bundle.metadata import KEY
+from shiftvit.data import named
 from shiftvit.exports import driver, gate
 from shiftvit.exports.formats import find_format
-from shiftvit.metadata import KEY
 from tensors import set_random_weights
 
 onnx = pytest.importorskip("onnx")
@@ -172,7 +172,7 @@ def with_plant(tmp_path, program):
 
 BUILD = "import sys\nif 'shiftvit.exports.build' in sys.orig_argv:\n    "
 OTHER_WEIGHTS = (
-    BUILD + "from shiftvit.bundle import Bundle\n"
+    BUILD + "from shiftvit.bundle.bundle import Bundle\n"
     "    from shiftvit.exports import onnx_graphs\n"
     "    finish = onnx_graphs.finish\n"
     "    def planted(source, path, metadata):\n"
@@ -186,7 +186,7 @@ OTHER_WEIGHTS = (
     "    onnx_graphs.finish = planted\n"
 )
 RAISES = (
-    BUILD + "from shiftvit.bundle import Bundle\n"
+    BUILD + "from shiftvit.bundle.bundle import Bundle\n"
     "    def load(path):\n"
     "        raise RuntimeError('two\\nlines')\n"
     "    Bundle.load = load\n"
@@ -281,7 +281,7 @@ def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
 
 
 def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "load", lambda _: load_sample())
+    monkeypatch.setattr(named, "load", lambda _: load_sample())
     with pytest.raises(ShiftViTError, match=r"cifar10 has the classes airplane, .* the model a, b, c"):
         driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
     with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageColor
 
 from shiftvit import ShiftViTError
-from shiftvit.evaluation.grid import Tile, prediction_grid
-from shiftvit.plots import GREEN, RED
+from shiftvit.figures.grid import Tile, prediction_grid
+from shiftvit.figures.style import GREEN, RED
 
 
 def tile(truth=None, size=(8, 8), label="cat", colour=(1, 2, 250)):

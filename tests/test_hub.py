@@ -18,9 +18,9 @@ from huggingface_hub.utils import close_session
 
 from hub_world import TOKEN, Hub, Repository, serving, sha
 from shiftvit import Bundle, Preprocess, ShiftViTError
-from shiftvit.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.bundle.hub import pull, push
 from shiftvit.config import ModelConfig
-from shiftvit.hub import pull, push
 
 # The client sends large files through an argument that its own network library has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

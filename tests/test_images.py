@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 import image_matrix as matrix
 from pace import at_most
-from shiftvit.data.images import IMAGE_SUFFIXES, decode
+from shiftvit.data.decode.images import IMAGE_SUFFIXES, decode
 from shiftvit.errors import ShiftViTError
 
 EXACT = {"palette.png", "palette.bmp", "animated.gif"}  # of 256 colours, which the sample does not have
@@ -295,7 +295,8 @@ def test_many_threads_at_once() -> None:
 
 def test_importing_loads_pillow_and_numpy_only() -> None:
     program = (
-        "import sys, shiftvit.data.images; heavy = ('keras', 'torch', 'tensorflow', 'jax', 'pydantic', 'matplotlib')\n"
+        "import sys, shiftvit.data.decode.images\n"
+        "heavy = ('keras', 'torch', 'tensorflow', 'jax', 'pydantic', 'matplotlib')\n"
         "print([name for name in (*heavy, 'PIL.EpsImagePlugin', 'PIL.PdfImagePlugin') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

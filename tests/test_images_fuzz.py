@@ -20,7 +20,7 @@ from PIL import Image
 
 import image_matrix as matrix
 from pace import at_most, unit
-from shiftvit.data.images import MAX_BYTES, decode
+from shiftvit.data.decode.images import MAX_BYTES, decode
 from shiftvit.errors import ShiftViTError
 
 NAMES = [*matrix.files()]
@@ -243,7 +243,7 @@ def test_metadata_bombs_cost_nothing() -> None:
 WEIGH = """
 import json, sys, time
 from pathlib import Path
-from shiftvit.data.images import decode
+from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError
 for path in sys.argv[1:]:
     start = time.process_time()

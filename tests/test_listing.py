@@ -7,7 +7,7 @@ import os
 import pytest
 
 from shiftvit import ShiftViTError
-from shiftvit.data.listing import list_images
+from shiftvit.data.find.listing import list_images
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftvit import Bundle, Preprocess, ShiftViTError
+from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.config import ModelConfig
-from shiftvit.metadata import Metadata, graph_metadata
 
 TREE = {
     "format": 1,

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shiftvit.augment.augment import Augment
 from shiftvit.augment.mix import Mix
-from shiftvit.config import AugmentConfig
 
 
 def mixed(count=64, height=8, width=8, seed=0, **config):
     """Returns the shares and the pixels of images whose every pixel is the image's own index."""
-    mix = Mix.draw(AugmentConfig(**config), seed, 3, count)
+    mix = Mix.draw(Augment(**config), seed, 3, count)
     images = np.arange(count, dtype=np.float32)[:, None, None, None] * np.ones((1, height, width, 3), np.float32)
     pixels, shares = mix(images, np.arange(count), np.arange(count), count)
     return pixels, shares
@@ -38,7 +38,7 @@ def all_at_once(mix, images, labels, indices, classes):
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
 def test_it_is_the_definition_bit_for_bit(count, height, width, seed):
     rng = np.random.default_rng(seed)
-    mix = Mix.draw(AugmentConfig(mixup=0.8, cutmix=1.0, mix_probability=0.8), seed, 0, 2 * count)
+    mix = Mix.draw(Augment(mixup=0.8, cutmix=1.0, mix_probability=0.8), seed, 0, 2 * count)
     images, labels = rng.standard_normal((count, height, width, 3), np.float32), rng.integers(0, 7, count)
     indices = rng.permutation(2 * count)[:count]
     for found, expected in zip(
@@ -49,8 +49,8 @@ def test_it_is_the_definition_bit_for_bit(count, height, width, seed):
 
 
 def test_nothing_is_drawn_where_nothing_is_on():
-    assert Mix.draw(AugmentConfig(), 0, 0, 10) is None
-    assert Mix.draw(AugmentConfig(mixup=0.8, mix_probability=0.0), 0, 0, 10) is None
+    assert Mix.draw(Augment(), 0, 0, 10) is None
+    assert Mix.draw(Augment(mixup=0.8, mix_probability=0.0), 0, 0, 10) is None
 
 
 @settings(max_examples=40)
@@ -87,7 +87,7 @@ def test_mixup_blends_evenly():
 
 
 def test_probability_and_switch_are_shares_of_the_images():
-    mix = Mix.draw(AugmentConfig(mixup=1.0, cutmix=1.0, mix_probability=0.6, mix_switch=0.25), 0, 0, 20_000)
+    mix = Mix.draw(Augment(mixup=1.0, cutmix=1.0, mix_probability=0.6, mix_switch=0.25), 0, 0, 20_000)
     cut, blended = mix.box[:, 2] > 0, mix.share < 1
     assert not (cut & blended).any()
     assert cut.mean() == pytest.approx(0.15, abs=0.01)
@@ -96,14 +96,14 @@ def test_probability_and_switch_are_shares_of_the_images():
 
 def test_the_kept_share_has_the_law_of_the_papers():
     """Beta(1, 1) is uniform; a box keeps `lam` of the area before it is clipped."""
-    kept = Mix.draw(AugmentConfig(mixup=1.0), 0, 0, 50_000).share
+    kept = Mix.draw(Augment(mixup=1.0), 0, 0, 50_000).share
     np.testing.assert_allclose(np.quantile(kept, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
-    area = Mix.draw(AugmentConfig(cutmix=1.0), 0, 0, 50_000).box[:, 2] ** 2
+    area = Mix.draw(Augment(cutmix=1.0), 0, 0, 50_000).box[:, 2] ** 2
     np.testing.assert_allclose(np.quantile(area, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
 
 
 def test_draws_depend_on_seed_and_epoch_alone():
-    config = AugmentConfig(mixup=0.8, cutmix=1.0)
+    config = Augment(mixup=0.8, cutmix=1.0)
     first, again = (Mix.draw(config, 1, 2, 50) for _ in range(2))
     np.testing.assert_array_equal(first.box, again.box)
     np.testing.assert_array_equal(first.share, again.share)

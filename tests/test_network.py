@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from shiftvit import presets
+from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig
-from shiftvit.describe import stage_rows
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import PatchMerging, ShiftBlock
 from shiftvit.model.network import ShiftViT, ShiftViTBackbone

@@ -13,10 +13,10 @@ from shiftvit.augment.augment import Augment
 from shiftvit.augment.boxes import Box, cut, draw_box
 from shiftvit.augment.changes import Cuttable
 from shiftvit.config import DataConfig
-from shiftvit.data.images import decode
-from shiftvit.data.own import load_own
-from shiftvit.data.pictures import Originals, Pictures, read_originals
-from shiftvit.data.pipeline import EpochBatches
+from shiftvit.data.batches.host import EpochBatches
+from shiftvit.data.batches.pictures import Originals, Pictures, read_originals
+from shiftvit.data.decode.images import decode
+from shiftvit.data.load import load_own
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -67,7 +67,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path
         shapes.append(pixels.shape)
         return pixels
 
-    monkeypatch.setattr("shiftvit.data.pictures.decode", watched)
+    monkeypatch.setattr("shiftvit.data.batches.pictures.decode", watched)
     for seed in range(20):
         box = draw_box(np.random.default_rng(seed), 1403, 901, 0.3)
         expected = cut(decode(tmp_path / "a.jpg"), box, (20, 20), "bicubic").astype(int)

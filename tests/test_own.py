@@ -12,8 +12,8 @@ from PIL import Image
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
-from shiftvit.data.images import decode
-from shiftvit.data.pictures import Pictures, one_size, read_picture, read_pictures
+from shiftvit.data.batches.pictures import Pictures, one_size, read_picture, read_pictures
+from shiftvit.data.decode.images import decode
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.preprocess import Preprocess
 
@@ -111,7 +111,7 @@ def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path,
 def test_the_same_folder_splits_alike_and_streams_to_the_same_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
     settings = {**SMALL, "data.name": str(tree), "train.seed": 3}
     held = train("photos", out=tmp_path / "held", **settings)
-    monkeypatch.setattr("shiftvit.data.pictures.BUDGET", 0)
+    monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
     monkeypatch.setattr(read_pictures, "__kwdefaults__", {"budget": 0, "told": None})
     streamed = train("photos", out=tmp_path / "streamed", **settings)
     assert (held.path / "splits.csv").read_bytes() == (streamed.path / "splits.csv").read_bytes()

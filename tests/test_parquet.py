@@ -13,11 +13,11 @@ from PIL import Image
 
 from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, cifar, coded, structs, write
 from shiftvit.config import DataConfig
-from shiftvit.data.checks import check_data
-from shiftvit.data.images import decode
-from shiftvit.data.layouts import find_data
-from shiftvit.data.listing import list_images
-from shiftvit.data.own import find_test, load_own
+from shiftvit.data.check.checks import check_data
+from shiftvit.data.decode.images import decode
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.listing import list_images
+from shiftvit.data.load import find_test, load_own
 from shiftvit.preprocess import Preprocess
 from trees import fault, plant
 
@@ -288,8 +288,10 @@ def test_without_pyarrow(tmp_path, monkeypatch):
 def test_pyarrow_is_imported_only_where_it_is_needed(tmp_path):
     plant(tmp_path, "a/1.png", "b/1.png")
     program = (
-        "import sys; from shiftvit.data import checks, layouts, own\n"
-        "checks.check_data(layouts.find_data(sys.argv[1])); print('pyarrow' in sys.modules)"
+        "import sys, shiftvit.data.load\n"
+        "from shiftvit.data.check.checks import check_data\n"
+        "from shiftvit.data.find.folders import find_data\n"
+        "check_data(find_data(sys.argv[1])); print('pyarrow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -14,7 +14,7 @@ from sample import load_sample
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure, softmax
-from shiftvit.predict import Failure
+from shiftvit.inference.predict import Failure
 
 
 @pytest.fixture(scope="module")

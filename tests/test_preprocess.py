@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shiftvit.config import PreprocessConfig
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -234,8 +233,3 @@ def test_faulty_images_are_named(images: np.ndarray, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message) as caught:
         Preprocess(crop=5)(images)
     assert "\n" not in str(caught.value)
-
-
-def test_from_config_keeps_every_setting() -> None:
-    config = PreprocessConfig(resize=(40, 50), crop=32, mean=1.0, std=(1.0, 2.0, 3.0), interpolation="bicubic")
-    assert Preprocess.from_config(config).model_dump() == config.model_dump()

@@ -17,13 +17,14 @@ from PIL import Image
 import shiftvit
 from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
-from shiftvit.bundle import PRETRAINED
-from shiftvit.data import sources
+from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.data import named
 from shiftvit.exports.formats import FORMATS
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import document
 import exports
+import processors
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -50,7 +51,7 @@ def stand_in(tmp_path_factory):
     """An environment whose processes get the committed sample where they ask for CIFAR-10."""
     folder = tmp_path_factory.mktemp("stand_in")
     (folder / "sitecustomize.py").write_text(
-        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
     path = os.pathsep.join([str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path}
@@ -119,7 +120,7 @@ def test_every_command_runs(stand_in, tmp_path):
 def test_the_python_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sample = load_sample()
-    monkeypatch.setattr(sources, "_LOADERS", {"cifar10": lambda: sample})
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: sample})
     (code,) = blocks("python")
     small = '"train.epochs": 3'
     assert small in code
@@ -195,6 +196,17 @@ def test_the_table_of_exports_is_the_committed_result():
     assert [(row["format"], row["precision"]) for row in result["exports"]] == [
         (name, precision) for name, row in FORMATS.items() for precision in row.precisions
     ]
+
+
+def test_the_table_of_processors_is_the_committed_result():
+    text = (ROOT / "docs" / "export.md").read_text("utf-8")
+    (name,) = re.findall(r"\(\.\./benchmarks/results/(processors-[\w.-]+\.json)\)", text)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    assert processors.table(result, name) in text
+    for row in result["exports"]:
+        if row["examined"]:
+            assert row["same_class"] >= 0.99
+            assert min(row["top1_here"], row["top1_emulated"]) >= result["top1_model"] - 0.005
 
 
 def test_the_agreement_with_the_published_models_is_the_committed_one():

@@ -13,8 +13,8 @@ import pytest
 
 from exported import SINGLE, answers, artifact, exported
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle import GRAPH
-from shiftvit.runtimes import RUNTIMES, load_graph
+from shiftvit.bundle.bundle import GRAPH
+from shiftvit.inference.runtimes import RUNTIMES, load_graph
 
 # The libraries' own, on loading what they wrote themselves.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

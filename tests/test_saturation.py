@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from exported import answers, artifact, exported
 from shiftvit import ShiftViTError, environment
+from shiftvit.bundle.metadata import KEY, Metadata
 from shiftvit.exports import gate
 from shiftvit.exports.formats import FORMATS
 from shiftvit.exports.saturation import Product, find_saturation, read_products
-from shiftvit.metadata import KEY, Metadata
-from shiftvit.runtimes import load_graph
+from shiftvit.inference.runtimes import load_graph
 
 INT8 = [name for name, row in FORMATS.items() if "int8" in row.precisions]
 

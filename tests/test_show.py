@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from sample import load_sample, write_tree
 from shiftvit import Recipe, ShiftViTError
+from shiftvit.augment.augment import Augment
 from shiftvit.cli.main import app
-from shiftvit.config import AugmentConfig
-from shiftvit.data import sources
+from shiftvit.data import named
 from shiftvit.data.show import _fitted, draw_training, in_use, training_figure
 
 OFF = {"augment.pad": 0, "augment.flip": False}
@@ -31,7 +31,7 @@ FULL = {
 
 @pytest.fixture(autouse=True)
 def sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources._LOADERS, "cifar10", load_sample)
+    monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
 
 
 def test_without_changes_it_is_what_evaluation_sees() -> None:
@@ -103,9 +103,9 @@ def test_captions_stay_within_their_picture() -> None:
 
 
 def test_settings_in_words() -> None:
-    assert in_use(AugmentConfig(flip=False, random_crop=False)) == "nothing is changed"
-    assert in_use(AugmentConfig(pad=4)) == "pad=4, random_crop, flip"
-    words = in_use(AugmentConfig(resized_crop=0.1, rand_augment=9, mixup=0.8))
+    assert in_use(Augment(flip=False, random_crop=False)) == "nothing is changed"
+    assert in_use(Augment(pad=4)) == "pad=4, random_crop, flip"
+    words = in_use(Augment(resized_crop=0.1, rand_augment=9, mixup=0.8))
     assert words == (
         "resized_crop=0.1, flip, rand_augment=9.0, rand_augment_std=0.5, rand_augment_layers=2, mixup=0.8, "
         "mix_probability=1.0"

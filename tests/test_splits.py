@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit import ShiftViTError
-from shiftvit.data.layouts import Files, FoundData, find_data, load_splits, save_splits, split_data
+from shiftvit.data.find.dataset import Files, FoundData
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.splits import save_splits, split_data
+from shiftvit.data.load import load_splits
 from trees import PICTURE, arrays, plant, saved
 
 

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
-from shiftvit.data.pipeline import EpochBatches
-from shiftvit.data.sources import ImageData
+from shiftvit.data.batches.host import EpochBatches
+from shiftvit.data.named import ImageData
 from shiftvit.errors import Interrupted
 from shiftvit.presets import PRESETS
 from shiftvit.training.callbacks import Watch
@@ -97,7 +97,7 @@ def test_the_run_folder_is_complete(finished, sample):
 
 
 def test_the_stored_models_agree_with_the_recorded_metrics(finished, sample, monkeypatch):
-    monkeypatch.setattr("shiftvit.data.sources.load", lambda name: sample)  # noqa: ARG005
+    monkeypatch.setattr("shiftvit.data.named.load", lambda name: sample)  # noqa: ARG005
     found = evaluate(finished.path)
     assert {key: found[key] for key in finished.metrics["test"]} == finished.metrics["test"]
     images = finished.bundle.preprocess(sample.test_images[:8])
@@ -185,7 +185,7 @@ def test_a_killed_process_resumes_to_the_same_weights(finished, tmp_path):
 def test_a_signal_saves_says_how_to_go_on_and_exits(number, status, tmp_path):
     """The command line itself, on the committed sample in place of CIFAR-10."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sample\nfrom shiftvit.data import sources\nsources._LOADERS = {'cifar10': sample.load_sample}\n"
+        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
     (tmp_path / "long.toml").write_text(tomli_w.dumps(recipe(epochs=5000).model_dump(exclude_unset=True)))
     run = tmp_path / "my run"

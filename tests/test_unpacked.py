@@ -15,17 +15,19 @@ from hypothesis import strategies as st
 
 from parquet_tables import BLOBS, CIFAR, LABELS, cifar, structs, write
 from shiftvit import ShiftViTError
-from shiftvit.data import unpacked
-from shiftvit.data.checks import check_data
-from shiftvit.data.images import decode, read_bytes
-from shiftvit.data.layouts import find_data, load_splits, save_splits, split_data
-from shiftvit.data.parquet import columns_of, image_bytes, opened
+from shiftvit.data.check.checks import check_data
+from shiftvit.data.decode import rows
+from shiftvit.data.decode.images import decode, read_bytes
+from shiftvit.data.decode.parquet import columns_of, image_bytes, opened
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.splits import save_splits, split_data
+from shiftvit.data.load import load_splits
 from trees import fault
 
 INTERRUPTED = """
 import os, sys
-from shiftvit.data import unpacked
-unpacked._store(unpacked._key(sys.argv[1]), lambda rows: os.kill(os.getpid(), 9))
+from shiftvit.data.decode import rows
+rows._store(rows._key(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
 """
 
 
@@ -69,7 +71,7 @@ def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
     st.randoms(use_true_random=False),
 )
 def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs, rows, at_a_time, random):
-    monkeypatch.setattr("shiftvit.data.parquet._BATCH", at_a_time)
+    monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", at_a_time)
     folder = tmp_path / str(random.getrandbits(64))
     path = write(folder / "a.parquet", rows=rows, image=structs(blobs), label=[0] * len(blobs))
     order = list(range(len(blobs)))
@@ -85,7 +87,7 @@ def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs
 
 
 def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("shiftvit.data.parquet._BATCH", 10_000)
+    monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", 10_000)
     path = write(tmp_path / "a.parquet", rows=1000, image=structs([os.urandom(1000) for _ in range(100)]))
     with opened(str(path)) as file:
         columns = columns_of(str(path), file)
@@ -120,10 +122,10 @@ def test_a_file_of_such_a_name_is_a_file(tmp_path):
 
 def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
     path = cifar(tmp_path / "a.parquet")
-    unpacked.unpack([f"{path}#1", f"{path}#2", str(path), "other.png"])
+    rows.unpack([f"{path}#1", f"{path}#2", str(path), "other.png"])
     assert capsys.readouterr().err == f"shiftvit: unpacking {path} (0.1 MB of images) into {cache}, once\n"
-    unpacked._stores.clear()  # as in another process
-    unpacked.unpack([f"{path}#1"])
+    rows._stores.clear()  # as in another process
+    rows.unpack([f"{path}#1"])
     assert read_bytes(f"{path}#59") == BLOBS[59]
     assert capsys.readouterr().err == ""
 
@@ -148,7 +150,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
     if harm == "emptied":
         flat.unlink()
     else:
-        unpacked._stores.clear()
+        rows._stores.clear()
         flat.write_bytes(flat.read_bytes()[:1000] if harm == "cut" else b"x" * 1000)
     assert read_bytes(f"{path}#59") == BLOBS[59]
 
@@ -171,24 +173,24 @@ def test_no_room_is_told_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(
             ShiftViTError, match=r"take up to 0.1 MB and '.*' has room for 0.0 MB; free space, or set SHIFTVIT_"
         ):
-            unpacked.unpack([f"{path}#0"])
+            rows.unpack([f"{path}#0"])
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(unpacked, "_write", full)
+        patch.setattr(rows, "_write", full)
         with pytest.raises(
             ShiftViTError, match=r"cannot be unpacked into '.*': No space left on device; free space, or"
         ):
-            unpacked.unpack([f"{path}#0"])
+            rows.unpack([f"{path}#0"])
     with pytest.raises(ShiftViTError, match="No space left on device"):  # not tried anew for each image
         read_bytes(f"{path}#1")
-    unpacked.unpack([f"{path}#0"])  # but when it is asked for
+    rows.unpack([f"{path}#0"])  # but when it is asked for
     assert read_bytes(f"{path}#1") == BLOBS[1]
     monkeypatch.setenv("SHIFTVIT_CACHE", str(path))
     with pytest.raises(ShiftViTError, match=r"cannot be unpacked into .*set SHIFTVIT_CACHE to a folder with room"):
-        unpacked.unpack([f"{cifar(tmp_path / 'b.parquet')}#0"])
+        rows.unpack([f"{cifar(tmp_path / 'b.parquet')}#0"])
 
 
 def test_splits_are_kept_and_loaded_and_may_move(tmp_path):

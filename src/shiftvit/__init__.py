@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from shiftvit.bundle import Bundle as Bundle
-    from shiftvit.config import Recipe as Recipe
+    from shiftvit.bundle.bundle import Bundle as Bundle
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
+    from shiftvit.inference.predict import Prediction as Prediction
+    from shiftvit.inference.predict import Predictor as Predictor
     from shiftvit.model.network import ShiftViT as ShiftViT
     from shiftvit.model.network import ShiftViTBackbone as ShiftViTBackbone
     from shiftvit.model.shift import Shift as Shift
-    from shiftvit.predict import Prediction as Prediction
-    from shiftvit.predict import Predictor as Predictor
     from shiftvit.preprocess import Preprocess as Preprocess
+    from shiftvit.recipes.recipe import Recipe as Recipe
     from shiftvit.training.fit import Run as Run
     from shiftvit.training.fit import train as train
     from shiftvit.training.schedule import WarmUpCosine as WarmUpCosine
 
 _HOME = {
-    "Bundle": "shiftvit.bundle",
-    "Prediction": "shiftvit.predict",
-    "Predictor": "shiftvit.predict",
+    "Bundle": "shiftvit.bundle.bundle",
+    "Prediction": "shiftvit.inference.predict",
+    "Predictor": "shiftvit.inference.predict",
     "Preprocess": "shiftvit.preprocess",
-    "Recipe": "shiftvit.config",
+    "Recipe": "shiftvit.recipes.recipe",
     "Run": "shiftvit.training.fit",
     "Shift": "shiftvit.model.shift",
     "ShiftViT": "shiftvit.model.network",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig
-from shiftvit.describe import stage_rows
 from shiftvit.environment import computes_bfloat16, describe_environment
 from shiftvit.errors import ShiftViTError
 from shiftvit.presets import PRESETS
@@ -41,7 +41,7 @@ def benchmark(
         batch_sizes: images a step.
         repeats: measurements for each batch size, after a warm-up.
         seconds: how long each takes at least.
-        runtime: what predicts; see `shiftvit.runtimes`.
+        runtime: what predicts; see `shiftvit.inference.runtimes`.
         precision: of training: "float32", "mixed_bfloat16" or "auto".
 
     Returns:
@@ -105,7 +105,7 @@ Step = Callable[[int], Callable[[], Any]]
 
 
 def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
-    from shiftvit.runtimes import load_graph
+    from shiftvit.inference.runtimes import load_graph
 
     if model in PRESETS:
         raise ShiftViTError(f"{model!r} is a preset and has no weights to predict with; measure it with --train")

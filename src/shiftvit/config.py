@@ -1,27 +1,25 @@
-"""Every setting of a training run, validated: `Recipe` and its parts.
+"""Every setting, validated: the parts of a `Recipe`, and one line for what is wrong with one.
 
-The classes are frozen and refuse unknown keys, so a misspelt setting is an error and never a silent default. A
-recipe is stored as TOML (`shiftvit/recipes/*.toml`); the resolved one lies in each run folder.
+The classes are frozen and refuse unknown keys, so a misspelt setting is an error and never a silent default.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shiftvit import recipes
-from shiftvit.errors import ShiftViTError
-from shiftvit.settings import Settings, validated
+from shiftvit.errors import ShiftViTError, nearest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-# A bare number, or one for each of the channels R, G, B.
-PerChannel = float | tuple[float, float, float]
-# A bare number, or (height, width).
-Size = Positive | tuple[Positive, Positive]
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """The base of all settings: immutable, no unknown keys, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 class ModelConfig(Settings):
@@ -90,53 +88,6 @@ class DataConfig(Settings):
                 f"use {int(self.validation)} or a fraction such as 0.1"
             )
         return self
-
-
-class PreprocessConfig(Settings):
-    """What turns uint8 RGB images into the model's input, in training, evaluation and inference alike."""
-
-    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
-    crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
-    crop_position: Literal["top_left", "center"] = Field(
-        "top_left", description="where that crop lies; the Keras example's model took the top left corner"
-    )
-    mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
-    std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
-    round_pixels: bool = Field(
-        True, description="round what was resized to whole pixel values, which are what exported graphs take"
-    )
-
-    @model_validator(mode="after")
-    def _std_is_positive(self) -> Self:
-        values = self.std if isinstance(self.std, tuple) else (self.std,)
-        if min(values) <= 0:
-            raise ValueError(f"std={self.std} must be above 0 in every channel; 255.0 scales pixels to 0..1")
-        return self
-
-
-class AugmentConfig(Settings):
-    """Random changes of each training image, drawn per image, before normalisation."""
-
-    pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
-    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
-    random_crop: bool = Field(True, description="crop at a random place in training")
-    resized_crop: float = Field(
-        0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
-    )
-    flip: bool = Field(True, description="mirror left to right with probability 1/2")
-    rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
-    rand_augment_std: float = Field(0.5, ge=0, description="standard deviation of the magnitude, drawn per change")
-    rand_augment_layers: Positive = Field(2, description="changes an image")
-    color_jitter: float = Field(
-        0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
-    )
-    erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
-    repeats: Positive = Field(1, description="copies of an image in a batch; an epoch sees 1 / repeats of them all")
-    mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
-    cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
-    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
-    mix_switch: float = Field(0.5, ge=0, le=1, description="where both are on: the share of CutMix among them")
 
 
 class OptimizerConfig(Settings):
@@ -218,78 +169,39 @@ class StartConfig(Settings):
     freeze: int = Field(0, ge=0, description="parts that keep their weights: 1 the patch embedding and the first stage")
 
 
-class Recipe(Settings):
-    """A whole training run."""
+def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
+    """Builds settings from a dictionary; the first fault becomes one line that begins with `origin`.
 
-    name: str = Field("custom", pattern=r"^[\w-][\w.-]*$", description="letters, digits, '.', '_' and '-'")
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    preprocess: PreprocessConfig = PreprocessConfig()
-    augment: AugmentConfig = AugmentConfig()
-    start: StartConfig = StartConfig()
-    train: TrainConfig = TrainConfig()
-
-    @model_validator(mode="after")
-    def _patience_outlasts_a_validation(self) -> Self:
-        patience, every = self.train.early_stopping, self.train.validation_every
-        if patience is not None and patience < every:
-            raise ValueError(f"early_stopping={patience} epochs must be at least validation_every={every}; raise it")
-        return self
-
-    @model_validator(mode="after")
-    def _validation_is_there(self) -> Self:
-        if self.train.early_stopping and not self.data.validation:
-            raise ValueError(
-                f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
-                "set data.validation, or leave early_stopping out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _test_images_choose_nothing(self) -> Self:
-        if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
-            raise ValueError(
-                "data.test=0 reports the validation images, on which nothing may be chosen then; set train.select=last "
-                "and no train.early_stopping, or take test images"
-            )
-        return self
-
-    @classmethod
-    def load(cls, source: str | Path, **overrides: Any) -> Self:
-        """Reads a recipe by name or from a TOML file and applies overrides.
-
-        Args:
-            source: the name of a shipped recipe (see `shiftvit.recipes.names`) or the path of a `.toml` file.
-            overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
-                where they parse as such.
-
-        Raises:
-            ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
-                and the nearest valid name.
-        """
-        text, origin = recipes.read(source)
-        try:
-            tree = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ShiftViTError(f"{origin} is not valid TOML: {error}") from error
-        tree.setdefault("name", Path(source).stem)
-        if overrides.get("model.preset") is not None:
-            tree["model"] = {}  # another architecture than the recipe's
-        for key, value in overrides.items():
-            _set(tree, key, value)
-        return validated(cls, tree, origin)
+    Raises:
+        ShiftViTError: an unknown key, or a value of the wrong type or out of range.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    for part in path:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ShiftViTError(f"{key!r} is no setting: {part!r} holds a value, not a section; drop what follows it")
-    if isinstance(value, str):
-        try:
-            value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            if value in ("none", "None", "null"):  # TOML has no null; the default None is what is meant
-                value = None
-    tree[last] = value
+def first_fault(error: ValidationError) -> str:
+    """Returns the first fault of stored settings that no user typed: where it is, and what."""
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in fault['loc']) or 'its top level'}: {fault['msg']}"
+
+
+def _explain(root: type[BaseModel], error: ValidationError) -> str:
+    """Puts the first fault of a validation in one line, with the nearest valid key for an unknown one."""
+    fault = error.errors(include_url=False)[0]
+    path = [str(part) for part in fault["loc"]]
+    if fault["type"] == "extra_forbidden":
+        section = root
+        for part in path[:-1]:
+            annotation = section.model_fields[part].annotation
+            assert isinstance(annotation, type)
+            assert issubclass(annotation, BaseModel)
+            section = annotation
+        return f"unknown setting {'.'.join(path)!r}; {nearest(path[-1], section.model_fields)}"
+    keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message
+    more = error.error_count() - 1
+    return f"{'.'.join(keys)} = {fault['input']!r}: {message}" + (f" (and {more} more faults)" if more else "")

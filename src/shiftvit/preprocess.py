@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
-from shiftvit.config import PreprocessConfig
+from shiftvit.config import Positive, Settings
 from shiftvit.errors import ShiftViTError
 
 Images = NDArray[Any]  # (N, H, W, 3), uint8 or float32 on the 0..255 scale
 Floats = NDArray[np.float32]
-
+# A bare number, or one for each of the channels R, G, B.
+PerChannel = float | tuple[float, float, float]
+# A bare number, or (height, width).
+Size = Positive | tuple[Positive, Positive]
 
 _CENTRE = {"crop_position": "center"}
 # A resized image larger than this comes of an absurd aspect ratio; the model sees a vanishing part of it.
 _MAX_RESIZED = 2**25
 
 
-class Preprocess(PreprocessConfig):
+class Preprocess(Settings):
     """Turns images into the model's input; called on uint8 (N, H, W, 3), it returns float32 (N, h, w, 3).
 
     Steps, each a method of its own (`pixels` is the first three):
@@ -35,10 +39,24 @@ class Preprocess(PreprocessConfig):
     With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
     """
 
-    @classmethod
-    def from_config(cls, config: PreprocessConfig) -> Self:
-        """Builds it from a recipe's settings."""
-        return cls(**dict(config))
+    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
+    crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
+    crop_position: Literal["top_left", "center"] = Field(
+        "top_left", description="where that crop lies; the Keras example's model took the top left corner"
+    )
+    mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
+    std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
+    round_pixels: bool = Field(
+        True, description="round what was resized to whole pixel values, which are what exported graphs take"
+    )
+
+    @model_validator(mode="after")
+    def _std_is_positive(self) -> Self:
+        values = self.std if isinstance(self.std, tuple) else (self.std,)
+        if min(values) <= 0:
+            raise ValueError(f"std={self.std} must be above 0 in every channel; 255.0 scales pixels to 0..1")
+        return self
 
     def __call__(self, images: Images) -> Floats:
         """Resizes, crops, rounds and normalises.

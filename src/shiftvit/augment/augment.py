@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from pydantic import Field
 
-from shiftvit.config import AugmentConfig
+from shiftvit.config import Positive, Settings
 from shiftvit.errors import ShiftViTError
 
 # Keeps these draws apart from others of the same seed and epoch.
@@ -36,7 +37,7 @@ class Draws:
         return Draws(self.top[index], self.left[index], self.flip[index], self.crop)
 
 
-class Augment(AugmentConfig):
+class Augment(Settings):
     """Pads, crops at a random place and mirrors, per image; `changes.PictureChanges` and `mix.Mix` do the rest.
 
     Chance is drawn for a whole epoch at once, by image, so that an image's change depends on nothing but the
@@ -46,10 +47,25 @@ class Augment(AugmentConfig):
         batch = augment(images[indices], draws[indices])
     """
 
-    @classmethod
-    def from_config(cls, config: AugmentConfig) -> Self:
-        """Builds it from a recipe's settings."""
-        return cls(**dict(config))
+    pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
+    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
+    random_crop: bool = Field(True, description="crop at a random place in training")
+    resized_crop: float = Field(
+        0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
+    )
+    flip: bool = Field(True, description="mirror left to right with probability 1/2")
+    rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
+    rand_augment_std: float = Field(0.5, ge=0, description="standard deviation of the magnitude, drawn per change")
+    rand_augment_layers: Positive = Field(2, description="changes an image")
+    color_jitter: float = Field(
+        0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
+    )
+    erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
+    repeats: Positive = Field(1, description="copies of an image in a batch; an epoch sees 1 / repeats of them all")
+    mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
+    cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="where both are on: the share of CutMix among them")
 
     @property
     def on_host_only(self) -> tuple[str, ...]:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shiftvit.augment.augment import Augment
 from shiftvit.augment.boxes import Box, cut, draw_box
 from shiftvit.augment.erasing import erase
 from shiftvit.augment.photometric import color_jitter
 from shiftvit.augment.randaugment import RandAugment
-from shiftvit.config import AugmentConfig
 from shiftvit.preprocess import Floats, Preprocess
 
 # Each change has a stream, so that switching one off leaves the others alone; 0 to 2 are the order, crops, mixing.
@@ -42,9 +42,7 @@ class PictureChanges:
         size: (height, width) of the result, in pixels.
     """
 
-    def __init__(
-        self, settings: AugmentConfig, preprocess: Preprocess, seed: int, epoch: int, size: tuple[int, int]
-    ) -> None:
+    def __init__(self, settings: Augment, preprocess: Preprocess, seed: int, epoch: int, size: tuple[int, int]) -> None:
         self._settings, self._seed, self._epoch, self._size = settings, seed, epoch, size
         self._interpolation = preprocess.interpolation
         fill = np.clip(np.rint(np.broadcast_to(preprocess.mean, 3)), 0, 255).astype(int).tolist()

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.config import AugmentConfig
+from shiftvit.augment.augment import Augment
 from shiftvit.preprocess import Floats
 
 # Keeps these draws apart from others of the same seed and epoch.
@@ -33,7 +33,7 @@ class Mix:
     box: NDArray[np.float64]
 
     @classmethod
-    def draw(cls, config: AugmentConfig, seed: int, epoch: int, count: int) -> Self | None:
+    def draw(cls, config: Augment, seed: int, epoch: int, count: int) -> Self | None:
         """Draws for an epoch of `count` images; None where the settings mix nothing."""
         if not (config.mixup or config.cutmix) or not config.mix_probability:
             return None

@@ -33,7 +33,7 @@ def cifar10(
     ] = None,
 ) -> None:
     """Get CIFAR-10, check it and put it into the cache."""
-    from shiftvit.data.cifar10 import prepare
+    from shiftvit.data.cifar10.cache import prepare
 
     print(f"CIFAR-10 is ready in {prepare(source)}")
 
@@ -44,8 +44,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Find what would harm training: corrupt files, duplicates, leakage, imbalance. Exit status 3 if there is any."""
-    from shiftvit.data.checks import check_data
-    from shiftvit.data.layouts import find_data
+    from shiftvit.data.check.checks import check_data
+    from shiftvit.data.find.folders import find_data
 
     report = check_data(find_data(path))
     if figure is not None:

@@ -46,9 +46,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which parts of an image an answer rests on."""
-    from shiftvit.bundle import PRETRAINED, Bundle
-    from shiftvit.data.listing import list_images
-    from shiftvit.metadata import graph_metadata
+    from shiftvit.bundle.bundle import PRETRAINED, Bundle
+    from shiftvit.bundle.metadata import graph_metadata
+    from shiftvit.data.find.listing import list_images
 
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")
@@ -120,7 +120,7 @@ def _explained(
 
 def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     """Returns the files that are pictures, and what the model sees of each, (1, h, w, 3); names the others."""
-    from shiftvit.data.images import decode
+    from shiftvit.data.decode.images import decode
 
     good, parts, faults = [], [], []
     for name in names:
@@ -169,7 +169,7 @@ def _drop(row: dict[str, Any]) -> float:
 def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out: Path) -> None:
     import numpy as np
 
-    from shiftvit.evaluation.plots import Explanation, explain_figure
+    from shiftvit.figures.evaluation import Explanation, explain_figure
 
     drawn = [
         Explanation(

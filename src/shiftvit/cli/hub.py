@@ -23,7 +23,7 @@ def push(
     message: Annotated[str, typer.Option(help="Message of the commit.")] = "Upload a ShiftViT model",
 ) -> None:
     """Upload a model with its card to the Hugging Face Hub."""
-    from shiftvit import hub
+    from shiftvit.bundle import hub
 
     print(f"pushed: {hub.push(model, repository, private=private, message=message)}")
 
@@ -38,6 +38,6 @@ def pull(
     ] = None,
 ) -> None:
     """Download a model from the Hugging Face Hub; it is checked before it is kept."""
-    from shiftvit import hub
+    from shiftvit.bundle import hub
 
     print(f"bundle: {hub.pull(repository, revision=revision, out=out)}")

@@ -16,7 +16,7 @@ from shiftvit.errors import ShiftViTError, notice
 
 if TYPE_CHECKING:
     from shiftvit.cli.rows import Format
-    from shiftvit.predict import Failure, Prediction, Predictor
+    from shiftvit.inference.predict import Failure, Prediction, Predictor
 
 # What an image file on standard input begins with; anything else there is a list of paths.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
@@ -63,8 +63,8 @@ def predict(
 ) -> None:
     """Classify images."""
     from shiftvit.cli.rows import DEFAULT_TOP_K, Format
-    from shiftvit.data.images import MAX_PIXELS
-    from shiftvit.predict import Predictor
+    from shiftvit.data.decode.images import MAX_PIXELS
+    from shiftvit.inference.predict import Predictor
 
     if kind not in list(Format):
         raise ShiftViTError(f"--format {kind!r} is none of {_FORMATS}")
@@ -98,7 +98,7 @@ def _write(
 ) -> tuple[int, list[tuple[Any, Prediction]]]:
     """Writes the rows as they come; returns 0, 3 after failures or 130 when stopped, and what the grid shows."""
     from shiftvit.cli.rows import Writer
-    from shiftvit.predict import Failure
+    from shiftvit.inference.predict import Failure
 
     names = ["-" if isinstance(source, bytes) else source for source in sources]
     widths = min(max(map(len, names)), 48), max(map(len, predictor.labels))
@@ -157,8 +157,8 @@ def _tracked(results: Iterator[Prediction | Failure], total: int, stream: IO[str
 
 def _sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
     """Returns paths, or the bytes of an image on standard input."""
-    from shiftvit.bundle import PRETRAINED
-    from shiftvit.data.listing import list_images
+    from shiftvit.bundle.bundle import PRETRAINED
+    from shiftvit.data.find.listing import list_images
 
     if not paths:
         return list_images([str(PRETRAINED / "samples")], recursive=True)
@@ -206,8 +206,8 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 
 def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor) -> None:
-    from shiftvit.data.images import decode
-    from shiftvit.evaluation.grid import Tile, prediction_grid
+    from shiftvit.data.decode.images import decode
+    from shiftvit.figures.grid import Tile, prediction_grid
 
     tiles = [
         Tile(decode(source), result.label, result.confidence, _truth(result.path, predictor.labels))

@@ -38,7 +38,7 @@ def find_rate(
     """Suggest a learning rate from one short run. Exit status 1 if the loss did not fall."""
     wanted = load_recipe(recipe, changes, data)
     prepare_backend()
-    from shiftvit import plots
+    from shiftvit.figures.run import rate_search
     from shiftvit.training import rate_finder
 
     with _bar(steps) as told:
@@ -46,7 +46,7 @@ def find_rate(
     if figure is not None:
         title = f"Learning rates of the recipe {wanted.name}"
         curves = (found.rates, found.losses, found.smoothed)
-        plots.rate_search(*curves, found.suggestion, found.recipe_rate, figure, title=title)
+        rate_search(*curves, found.suggestion, found.recipe_rate, figure, title=title)
     if as_json:
         fields = dataclasses.asdict(found)
         lists = {key: fields[key].tolist() for key in ("rates", "losses", "smoothed")}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
-from shiftvit.predict import Failure, Prediction
+from shiftvit.inference.predict import Failure, Prediction
 
 Result = Prediction | Failure
 

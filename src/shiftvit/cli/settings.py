@@ -11,7 +11,7 @@ import typer
 from shiftvit.errors import ShiftViTError
 
 if TYPE_CHECKING:
-    from shiftvit.config import Recipe
+    from shiftvit.recipes.recipe import Recipe
 
 RecipeName = Annotated[
     str | None,
@@ -47,9 +47,9 @@ def read_overrides(items: Sequence[str] | None, data: str | None = None) -> dict
 
 def recipe_for(data: str | None) -> str:
     """Returns the recipe where none is named: `photos` for a user's own images, else `quick`."""
-    from shiftvit.data import sources
+    from shiftvit.data import named
 
-    return "photos" if data is not None and sources.is_path(data) else "quick"
+    return "photos" if data is not None and named.is_path(data) else "quick"
 
 
 def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | None) -> Recipe:
@@ -58,9 +58,9 @@ def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | N
     Raises:
         ShiftViTError: no such recipe or data, or a wrong setting.
     """
-    from shiftvit.config import Recipe
-    from shiftvit.data import sources
+    from shiftvit.data import named
+    from shiftvit.recipes.recipe import Recipe
 
     chosen = Recipe.load(recipe or recipe_for(data), **read_overrides(changes, data))
-    sources.check_name(chosen.data.name)
+    named.check_name(chosen.data.name)
     return chosen

@@ -22,7 +22,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what a model is made of, stage by stage."""
-    from shiftvit import describe
+    from shiftvit.bundle import describe
 
     if name is None:
         rows = describe.preset_rows()

@@ -45,12 +45,12 @@ def train(
     if recipe is None and resume is None:
         recipe = recipe_for(data)
     prepare_backend()
-    from shiftvit.data import sources
+    from shiftvit.data import named
     from shiftvit.training.runfolder import choose_run
 
     # What is wrong is told at once, before a framework is loaded.
     chosen, _ = choose_run(recipe, out, resume, overrides)
-    sources.check_name(chosen.data.name)
+    named.check_name(chosen.data.name)
     from shiftvit.training.fit import train as run_training
 
     run = run_training(recipe, out=out, resume=resume, tensorboard=tensorboard, **overrides)
@@ -74,7 +74,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on test images."""
-    from shiftvit.bundle import find_bundle
+    from shiftvit.bundle.bundle import find_bundle
 
     find_bundle(run)
     prepare_backend()

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.augment.augment import Augment
-from shiftvit.config import AugmentConfig, Recipe
-from shiftvit.data import sources
-from shiftvit.data.layouts import find_data
-from shiftvit.data.own import decode_parts
-from shiftvit.data.pipeline import EpochBatches, epoch_order
-from shiftvit.plots import GREY
+from shiftvit.data import named
+from shiftvit.data.batches.host import EpochBatches, epoch_order
+from shiftvit.data.find.folders import find_data
+from shiftvit.data.load import decode_parts
+from shiftvit.figures.style import GREY
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
 # Shares below this are not named.
@@ -71,7 +71,7 @@ def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Show
     """Takes `count` training pictures, of different classes where there are enough, and draws their changes."""
     plain, images, labels, class_names, rule = _sample(recipe, count)
     # Copies of a picture would take the place of others, and each row has its draws anyway.
-    augment = Augment.from_config(recipe.augment.model_copy(update={"repeats": 1}))
+    augment = recipe.augment.model_copy(update={"repeats": 1})
     drawn, shares = [], []
     for epoch in range(draws):
         seed, total = recipe.train.seed, len(labels)
@@ -98,10 +98,10 @@ def _sample(
     recipe: Recipe, count: int
 ) -> tuple[NDArray[np.uint8], Any, NDArray[np.int64], tuple[str, ...], Preprocess]:
     """Returns pictures as evaluation and as training take them, labels, class names, and training's rule."""
-    rule = Preprocess.from_config(recipe.preprocess)
+    rule = recipe.preprocess
     name, seed = recipe.data.name, recipe.train.seed
-    if not sources.is_path(name):
-        data = sources.load(name)
+    if not named.is_path(name):
+        data = named.load(name)
         chosen = _chosen(data.train_labels, count, seed)
         images = data.train_images[chosen]
         return rule.pixels(images), images, data.train_labels[chosen], data.class_names, rule
@@ -160,7 +160,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
         files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
 
 
-def in_use(settings: AugmentConfig) -> str:
+def in_use(settings: Augment) -> str:
     """Returns the changes that are on, in words such as "pad=4, flip, mixup=0.8"; those of parts that are off not."""
     parts = {name: value for name, value in dict(settings).items() if value not in (False, 0, "zeros")}
     mixes, both = bool(settings.mixup or settings.cutmix), bool(settings.mixup and settings.cutmix)
@@ -187,8 +187,8 @@ def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
 
 
 def _caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) -> str:
-    named = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
-    return "\n".join(_fitted(class_names[index], f" {shares[index]:.0%}") for index in named[:2])
+    largest = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
+    return "\n".join(_fitted(class_names[index], f" {shares[index]:.0%}") for index in largest[:2])
 
 
 def _fitted(name: str, tail: str = "") -> str:

@@ -1,1 +1,1 @@
-"""How good a model is: logits, metrics, whole evaluations, explanations, figures, reports."""
+"""How good a model is: logits, metrics, whole evaluations, explanations, reports."""

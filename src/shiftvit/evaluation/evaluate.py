@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle import Bundle
-from shiftvit.config import Recipe
-from shiftvit.data import sources
-from shiftvit.data.own import SPLITS, decoded, find_test
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.data import named
+from shiftvit.data.load import SPLITS, decoded, find_test
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, measure, softmax
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 REPORT = "evaluation.json"
 # Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.
@@ -93,9 +93,9 @@ def _data_of_run(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
 
 def _test_images(loaded: Bundle, data: str, kept: Path | None) -> tuple[Any, NDArray[np.int64], str, Preprocess]:
     """Returns images, labels, the split's name and what is left to do to the images."""
-    sources.check_name(data)
-    if not sources.is_path(data):
-        known = sources.load(data)
+    named.check_name(data)
+    if not named.is_path(data):
+        known = named.load(data)
         places = _places(loaded, tuple(known.class_names), data)
         return known.test_images, places[known.test_labels], "test", loaded.preprocess
     found = find_test(data, kept)
@@ -167,9 +167,9 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
-    from shiftvit.evaluation.plots import mistakes_figure, reliability_figure
-    from shiftvit.plots import confusion_matrix
-    from shiftvit.plots import corruptions as corruptions_figure
+    from shiftvit.figures.evaluation import mistakes_figure, reliability_figure
+    from shiftvit.figures.run import confusion_matrix
+    from shiftvit.figures.run import corruptions as corruptions_figure
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.evaluation.metrics import softmax
@@ -21,8 +20,6 @@ Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]
 
 BATCH_SIZE = 128
-# From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
-COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
 
 
 def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: str | None = None) -> Floats:
@@ -157,27 +154,6 @@ def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], An
         return maps
 
     return body, tail
-
-
-def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
-    """Lays a heat map over an image: grey and dark where it is cold, bright where it is hot.
-
-    Args:
-        image: uint8 `(H, W, 3)`.
-        heat: `(h, w)`, 0 to 1 (what lies outside is cut off), resized to the image, bilinear.
-
-    Returns:
-        uint8 `(H, W, 3)`.
-    """
-    height, width = image.shape[:2]
-    cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
-    level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
-    anchors = np.array(COLOURS, np.float64)
-    places = np.linspace(0, 1, len(anchors))
-    colour = np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
-    grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-    share = (0.25 + 0.45 * level)[..., None]
-    return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
 
 
 def probabilities(

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.evaluation.metrics import softmax
 from shiftvit.exports import onnx_graphs
-from shiftvit.metadata import FILE, KEY, Metadata, graph_metadata
 
 Pixels = NDArray[np.uint8]
 

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import environment
-from shiftvit.bundle import PRETRAINED, Bundle, find_bundle
-from shiftvit.data import sources
-from shiftvit.data.images import decode
+from shiftvit.bundle.bundle import PRETRAINED, Bundle, find_bundle
+from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.data import named
+from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.files import write_folder, write_json
-from shiftvit.metadata import Metadata, graph_metadata
 
 REPORT = "report.json"
 # Test images of the gate: with fewer, chance moves the accuracy by as much as int8 may cost.
@@ -160,8 +160,8 @@ def _fault(said: str, status: int) -> str:
         return f"signal {-status} ended it"
     lines = said.strip().splitlines()
     # Of a traceback the line with the exception's name: what it says may go on for many more.
-    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return (named or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
+    told = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (told or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
 
 
 def _gate_images(
@@ -173,13 +173,13 @@ def _gate_images(
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
         images = np.concatenate([pixels(decode(path)[None]) for path in files])
         return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
-    name = data or sources.with_classes(bundle.labels)
+    name = data or named.with_classes(bundle.labels)
     if name is None:
         raise ShiftViTError(
             f"no data set is known with the classes {', '.join(bundle.labels[:3])} ..., which an export in "
             f"{metadata.precision} is measured on; name one with --data"
         )
-    found = sources.load(name)
+    found = named.load(name)
     if found.class_names != bundle.labels:
         raise ShiftViTError(
             f"{name} has the classes {', '.join(found.class_names[:3])} ..., "

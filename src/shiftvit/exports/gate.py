@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.bundle.metadata import Metadata
 from shiftvit.errors import ShiftViTError
 from shiftvit.exports.saturation import find_saturation, read_products
-from shiftvit.metadata import Metadata
-from shiftvit.runtimes import Graph, load_graph
+from shiftvit.inference.runtimes import Graph, load_graph
 
 # Largest difference of any probability that float32 may show.
 MAX_DIFFERENCE = 1e-4

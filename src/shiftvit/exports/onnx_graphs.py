@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.metadata import KEY, Metadata
+from shiftvit.bundle.metadata import KEY, Metadata
 
 # Smaller constants stay as they are: nothing would be gained.
 _LARGE = 1024

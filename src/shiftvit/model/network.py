@@ -6,18 +6,18 @@ Their arguments are the fields of `shiftvit.config.ModelConfig`, which also hold
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any, Self
 
 import keras
 import numpy as np
 
-from shiftvit.config import ModelConfig
+from shiftvit.config import ModelConfig, validated
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import group_width
 from shiftvit.presets import find_preset
-from shiftvit.settings import validated
 
 HEAD_ARGUMENTS = {"num_classes"}
 
@@ -166,6 +166,21 @@ class ShiftViT(_Configured):
     @property
     def backbone(self) -> ShiftViTBackbone:
         return self.get_layer("backbone")  # type: ignore[no-any-return]
+
+
+def stage_of(path: str) -> int | None:
+    """Returns the stage, from 1, of a layer's name or a weight's path; None for the last norm and the head.
+
+    What is frozen and what learns more slowly go by it. The patch embedding belongs to the first stage. A merge is
+    named for the stage that it ends, but its weights are on the way to the next one and belong there.
+    """
+    layer = path.split("/", 1)[0]
+    if layer == "patch_embed":
+        return 1
+    found = re.fullmatch(r"stage(\d+)_(block\d+|merge)", layer)
+    if found is None:
+        return None
+    return int(found[1]) + (found[2] == "merge")
 
 
 def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:

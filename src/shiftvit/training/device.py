@@ -14,10 +14,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from shiftvit.augment.augment import Augment
-from shiftvit.config import Recipe
-from shiftvit.data.resident import Held, ResidentImages
+from shiftvit.data.batches.device import Held, ResidentImages
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
 from shiftvit.training.memory import is_out_of_memory
 from shiftvit.training.optimizer import learning_rates
@@ -46,7 +45,7 @@ class DeviceLoop:
         self.images = ResidentImages(
             *splits.train,
             splits.train_rule,
-            Augment.from_config(recipe.augment),
+            recipe.augment,
             len(splits.class_names),
         )
         self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))

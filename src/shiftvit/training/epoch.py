@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.config import Recipe
-from shiftvit.data.pipeline import batches_per_epoch
+from shiftvit.data.batches.host import batches_per_epoch
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint

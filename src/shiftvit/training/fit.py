@@ -11,13 +11,12 @@ from typing import Any
 
 import keras
 
-from shiftvit.bundle import Bundle
-from shiftvit.config import Recipe
-from shiftvit.data.sources import ImageData
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.data.named import ImageData
 from shiftvit.errors import notice
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import fit_temperature, measure
-from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
@@ -139,7 +138,7 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
     best = run / "checkpoints" / BEST
     if recipe.train.select == "best" and best.is_file():
         load_checkpoint(best, model)
-    preprocess = Preprocess.from_config(recipe.preprocess)
+    preprocess = recipe.preprocess
     with averaged_weights(model):
         bundle = Bundle.from_model(model, splits.class_names, preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form

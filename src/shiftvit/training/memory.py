@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import keras
 
-from shiftvit.config import Recipe, TrainConfig
+from shiftvit.config import TrainConfig
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation.logits import BATCH_SIZE
+from shiftvit.recipes.recipe import Recipe
 
 # Doublings of `train.accumulate` in one go.
 TRIES = 3

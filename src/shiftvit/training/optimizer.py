@@ -11,9 +11,9 @@ import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
+from shiftvit.model.network import stage_of
 from shiftvit.model.primitives import TORCH
 from shiftvit.training.schedule import SCHEDULES
-from shiftvit.training.stages import stage_of
 
 if TORCH:
     import torch

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.config import Recipe
-from shiftvit.data.sources import ImageData
+from shiftvit.data.named import ImageData
 from shiftvit.errors import ShiftViTError
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import OutOfMemory, free, in_smaller_parts, told_apart
 from shiftvit.training.optimizer import batch_scale
 from shiftvit.training.setup import Splits, build, epoch_batches, load_splits, resolve

@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tomli_w
 
-from shiftvit import environment, files, plots
-from shiftvit.bundle import Bundle
-from shiftvit.cards.card import Facts, write_card
-from shiftvit.config import Recipe
-from shiftvit.data.layouts import FoundData, save_splits
-from shiftvit.data.own import SPLITS
+from shiftvit import environment, files
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.card import Facts, write_card
+from shiftvit.data.find.dataset import FoundData
+from shiftvit.data.find.splits import save_splits
+from shiftvit.data.load import SPLITS
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.evaluation.grid import Tile, prediction_grid
 from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
+from shiftvit.figures.grid import Tile, prediction_grid
+from shiftvit.figures.run import confusion_matrix, learning_curves
+from shiftvit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from shiftvit.training.setup import Splits
@@ -176,8 +178,8 @@ def write_results(
     matrix = confusion(logits, labels)
     rates, steps = schedule
     curves = run / "figures" / "learning_curves.png"
-    plots.learning_curves(history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
-    plots.confusion_matrix(matrix, bundle.labels, run / "figures" / "confusion_matrix.png")
+    learning_curves(history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
+    confusion_matrix(matrix, bundle.labels, run / "figures" / "confusion_matrix.png")
     shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
     rows = softmax(logits[shown] / np.float32(bundle.temperature))
     _draw_predictions(run / "figures" / "predictions.png", images[shown], rows, labels[shown], bundle.labels)

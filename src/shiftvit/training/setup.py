@@ -9,16 +9,17 @@ from typing import Any
 import keras
 
 from shiftvit import environment
-from shiftvit.augment.augment import Augment
-from shiftvit.config import ModelConfig, Recipe
-from shiftvit.data import sources
-from shiftvit.data.layouts import FoundData
-from shiftvit.data.own import SPLITS, load_own
-from shiftvit.data.pipeline import EpochBatches, batches_per_epoch
+from shiftvit.config import ModelConfig
+from shiftvit.data import named
+from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
+from shiftvit.data.find.dataset import FoundData
+from shiftvit.data.find.splits import split
+from shiftvit.data.load import SPLITS, load_own
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
+from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.parts import PartwiseShiftViT
@@ -45,13 +46,13 @@ class Splits:
     found: FoundData | None = None
 
 
-def load_splits(recipe: Recipe, data: sources.ImageData | None = None, run: Path | None = None) -> Splits:
+def load_splits(recipe: Recipe, data: named.ImageData | None = None, run: Path | None = None) -> Splits:
     """Loads the recipe's images (or takes `data`) and splits validation images off the training ones.
 
     Where they are a user's own, the splits that an earlier start kept in the folder `run` are taken again.
     """
-    rule = Preprocess.from_config(recipe.preprocess)
-    if data is None and sources.is_path(recipe.data.name):
+    rule = recipe.preprocess
+    if data is None and named.is_path(recipe.data.name):
         kept = run / SPLITS if run is not None else None
         own = load_own(recipe.data, rule, kept, boxes=recipe.augment.resized_crop > 0)
         return Splits(
@@ -63,9 +64,9 @@ def load_splits(recipe: Recipe, data: sources.ImageData | None = None, run: Path
             own.test_rule,
             own.found,
         )
-    images = data if data is not None else sources.load(recipe.data.name)
+    images = data if data is not None else named.load(recipe.data.name)
     settings = recipe.data
-    train, validation = sources.split(
+    train, validation = split(
         images.train_labels, settings.validation, stratify=settings.stratify, seed=settings.split_seed
     )
     train = train[: settings.limit]
@@ -128,7 +129,7 @@ def _loop(recipe: Recipe, splits: Splits) -> str:
     if settings.loop != "auto":
         return settings.loop
     even = settings.drop_remainder or len(splits.train[0]) % settings.batch_size == 0
-    possible = even and not Augment.from_config(recipe.augment).on_host_only
+    possible = even and not recipe.augment.on_host_only
     accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
 
@@ -139,7 +140,7 @@ def epoch_batches(recipe: Recipe, splits: Splits, epoch: int, start: int = 0) ->
     return EpochBatches(
         *splits.train,
         preprocess=splits.train_rule,
-        augment=Augment.from_config(recipe.augment),
+        augment=recipe.augment,
         batch_size=settings.batch_size,
         classes=len(splits.class_names),
         seed=settings.seed,

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle import Bundle
-from shiftvit.config import ModelConfig, Recipe
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.model.convert import load_official
+from shiftvit.model.network import stage_of
 from shiftvit.presets import find_preset
-from shiftvit.training.stages import stage_of
+from shiftvit.recipes.recipe import Recipe
 
 # What a new task may change; all else of the configuration is the trained model's.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}

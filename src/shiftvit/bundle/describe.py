@@ -1,0 +1,141 @@
+"""What a model is made of, computed from its configuration alone: no framework is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shiftvit.bundle.bundle import Bundle, find_bundle, pretrained_names
+from shiftvit.config import ModelConfig
+from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.presets import PRESETS
+
+Rows = list[dict[str, Any]]
+
+
+def stage_rows(config: ModelConfig) -> Rows:
+    """Returns a row for the patch embedding, each stage (with the merging that leads to it) and the head.
+
+    Each row has `part`, `resolution` (rows x columns of the map), `channels`, `blocks`, `parameters` (trainable) and
+    `multiply_adds` of one image in the matrix products; those are None where the image size is open.
+    """
+    norm = 2  # a scale and an offset for each channel, in all three kinds
+    height, width, colours = config.image_shape
+    map_ = _Map(height, width).divided(config.patch_size)
+    channels = config.embed_dim
+    weights = config.patch_size**2 * colours * channels
+    extra = channels * (1 + (norm if config.patch_norm else 0))
+    rows = [_row("patch embedding", map_, channels, 0, weights + extra, weights)]
+    for stage, depth in enumerate(config.depths, 1):
+        weights = parameters = 0
+        if stage > 1:
+            map_ = map_.divided(2, round_up=config.merge_padding == "same")
+            weights = 4 * channels * 2 * channels
+            parameters = weights + norm * channels
+            channels *= 2
+        hidden = int(channels * config.mlp_ratio)
+        block = 2 * channels * hidden
+        weights += depth * block
+        parameters += depth * (block + hidden + channels + norm * channels)
+        rows.append(_row(f"stage {stage}", map_, channels, depth, parameters, weights))
+    weights = channels * config.num_classes
+    parameters = weights + config.num_classes + (norm * channels if config.final_norm else 0)
+    rows.append(_row("norm, pool, head", _Map(1, 1), config.num_classes or channels, 0, parameters, weights))
+    return rows
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Describes a preset, a run folder or a bundle.
+
+    Returns:
+        `{"title", "stages": rows of stage_rows with a total, "notes": lines of text}`.
+
+    Raises:
+        ShiftViTError: neither a preset nor a folder with a bundle.
+    """
+    if name in PRESETS:
+        preset = PRESETS[name]
+        notes = [preset.description]
+        if preset.published is not None:
+            top1, where = preset.published
+            notes.append(f"published top-1: {top1} % ({where})")
+        return _described(f"Preset {name}", ModelConfig(**preset.arguments), notes)
+    if not Path(name).exists() and name not in pretrained_names():
+        valid = [*PRESETS, *pretrained_names()]
+        raise ShiftViTError(f"{name!r} is neither a name nor a path; {nearest(name, valid)} Or give a run folder.")
+    bundle = Bundle.load(name)
+    notes = [f"classes: {', '.join(bundle.labels[:12])}{' ...' if len(bundle.labels) > 12 else ''}"]
+    notes.append(f"preprocessing: {bundle.preprocess.model_dump(exclude_none=True)}")
+    for split in ("val", "test"):
+        if split in bundle.metrics:
+            found = bundle.metrics[split]
+            notes.append(
+                f"{split}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f} "
+                f"({found['n']:,} images)"
+            )
+    return _described(f"Model in {find_bundle(name).where}", bundle.config, notes)
+
+
+def preset_rows() -> Rows:
+    """Returns a row for each preset: name, input size, depths, parameters, multiply-adds, published top-1 (%)."""
+    rows = []
+    for name, preset in PRESETS.items():
+        config = ModelConfig(**preset.arguments)
+        total = _total(stage_rows(config))
+        rows.append(
+            {
+                "preset": name,
+                "image": f"{config.image_shape[0]}x{config.image_shape[1]}",
+                "depths": "-".join(map(str, config.depths)),
+                "parameters": total["parameters"],
+                "multiply_adds": total["multiply_adds"],
+                "top1": None if preset.published is None else preset.published[0],
+            }
+        )
+    return rows
+
+
+class _Map:
+    """Height and width of a feature map, None where open."""
+
+    def __init__(self, height: int | None, width: int | None) -> None:
+        self.sides = (height, width)
+
+    def divided(self, by: int, round_up: bool = False) -> _Map:
+        return _Map(*(None if side is None else (side + (by - 1 if round_up else 0)) // by for side in self.sides))
+
+    @property
+    def pixels(self) -> int | None:
+        height, width = self.sides
+        return None if height is None or width is None else height * width
+
+    def __str__(self) -> str:
+        return "x".join("?" if side is None else str(side) for side in self.sides)
+
+
+def _row(part: str, map_: _Map, channels: int, blocks: int, parameters: int, weights: int) -> dict[str, Any]:
+    return {
+        "part": part,
+        "resolution": str(map_),
+        "channels": channels,
+        "blocks": blocks,
+        "parameters": parameters,
+        "multiply_adds": None if map_.pixels is None else weights * map_.pixels,
+    }
+
+
+def _total(rows: Rows) -> dict[str, Any]:
+    products = [row["multiply_adds"] for row in rows]
+    return {
+        "part": "total",
+        "resolution": "",
+        "channels": "",
+        "blocks": sum(row["blocks"] for row in rows),
+        "parameters": sum(row["parameters"] for row in rows),
+        "multiply_adds": None if None in products else sum(products),
+    }
+
+
+def _described(title: str, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
+    rows = stage_rows(config)
+    return {"title": title, "stages": [*rows, _total(rows)], "notes": notes}

@@ -1,0 +1,214 @@
+"""Trained models to and from the Hugging Face Hub: `push` and `pull`, each whole or not at all.
+
+What goes over the wire and who may do so is `huggingface_hub`'s affair: the token is the one that `hf auth login` or
+HF_TOKEN gave it, the address is HF_ENDPOINT's. Here is decided which files go, and that what came is a bundle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shiftvit import files
+from shiftvit.bundle.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
+from shiftvit.bundle.card import addressed, write_card
+from shiftvit.errors import ShiftViTError
+
+# The files that are taken from a repository, and bytes beyond which one is no such file. The paper's largest model has
+# 400 MB of weights.
+_LARGEST = {MANIFEST: 2**24, WEIGHTS: 2**32, GRAPH: 2**32, CARD: LARGEST_CARD}
+# Seconds for the listing; the files themselves have the client's own limits and retries.
+_PATIENCE = 30.0
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def push(
+    bundle: Bundle | str | Path, repository: str, *, private: bool = False, message: str = "Upload a ShiftViT model"
+) -> str:
+    """Uploads a bundle in one commit and returns the repository's address; a bundle that lies there is replaced.
+
+    Files of the repository that are no part of a bundle stay as they are.
+
+    Args:
+        bundle: a `Bundle`, or what `Bundle.load` takes.
+        repository: "OWNER/NAME"; made if it is not there.
+        private: only the owner may see it; one that is public already is refused.
+        message: of the commit.
+
+    Raises:
+        ShiftViTError: no such bundle or one that is damaged, a wrong name, no token or one that may not write there,
+            no network.
+    """
+    library = _library()
+    _check_name(library, repository)
+    bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    card = addressed(write_card(bundle) if bundle.card is None else bundle.card, repository)
+    contents = dataclasses.replace(bundle, card=card).files()
+    api = library.HfApi()
+    with _one_line(repository, api.endpoint):
+        if library.get_token() is None:
+            raise ShiftViTError(f"there is no token for {api.endpoint}, which pushing needs; log in: hf auth login")
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
+        there = api.model_info(repository, timeout=_PATIENCE)
+        if private and not there.private:
+            raise ShiftViTError(
+                f"{repository!r} exists and is public, so nothing is pushed; make it private in its settings at "
+                f"{address}, or name another"
+            )
+        added = [library.CommitOperationAdd(name, content) for name, content in contents.items()]
+        # A graph of other weights would be found by other tools.
+        stale = sorted({file.rfilename for file in there.siblings or []} & _LARGEST.keys() - contents.keys())
+        deleted = [library.CommitOperationDelete(name) for name in stale]
+        api.create_commit(repository, [*added, *deleted], commit_message=message)
+    return str(address)
+
+
+def pull(repository: str, *, revision: str | None = None, out: str | Path | None = None) -> Path:
+    """Downloads a bundle, checks it as `Bundle.load` does and returns where it lies; what fails leaves nothing.
+
+    Args:
+        repository: "OWNER/NAME".
+        revision: a branch, a tag or a commit; None: the newest of the main branch.
+        out: the folder to make, or a file that ends in ".zip"; None: the folder NAME. A bundle there is replaced.
+
+    Raises:
+        ShiftViTError: a wrong name, no such repository or revision, no bundle in it or one that is damaged, a file of
+            an absurd size, something else at `out`, no space, no network.
+    """
+    library = _library()
+    _check_name(library, repository)
+    path = Path(repository.split("/")[1] if out is None else out)
+    check_place(path)
+    api = library.HfApi()
+    with _one_line(repository, api.endpoint, revision):
+        found = api.model_info(repository, revision=revision, files_metadata=True, timeout=_PATIENCE)
+    names = _wanted(repository, {file.rfilename: file.size for file in found.siblings or []})
+    with _beside(path) as folder:
+        for name in names:
+            # All of the commit that was listed, whatever is pushed meanwhile.
+            with _one_line(repository, api.endpoint, found.sha):
+                api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
+        try:
+            bundle = Bundle.load(folder)
+        except ShiftViTError as error:
+            raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
+        return bundle.save(path)
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+        import huggingface_hub.utils
+    except ImportError as error:
+        raise ShiftViTError("push and pull need huggingface_hub; pip install 'shiftvit[hub]'") from error
+    return huggingface_hub
+
+
+def _check_name(library: Any, repository: str) -> None:
+    """Raises ShiftViTError unless it is OWNER/NAME as the Hub has it."""
+    try:
+        library.utils.validate_repo_id(repository)
+        fits = repository.count("/") == 1
+    except library.errors.HFValidationError:
+        fits = False
+    if not fits:
+        raise ShiftViTError(
+            f"{repository!r} names no repository; write OWNER/NAME in letters, digits, '-', '_' and '.', as in me/pets"
+        )
+
+
+def _wanted(repository: str, sizes: Mapping[str, int | None]) -> list[str]:
+    """Returns which files to download, of a listing from name to bytes."""
+    missing = [name for name in (MANIFEST, WEIGHTS) if name not in sizes]
+    if missing:
+        raise ShiftViTError(f"{repository!r} holds no bundle: it has no {missing[0]}; name one that was pushed")
+    names = []
+    for name, largest in _LARGEST.items():
+        size = sizes.get(name, -1)
+        if size is None or size > largest:
+            if name == CARD:
+                continue
+            shown = "unknown" if size is None else f"{size:,}"
+            raise ShiftViTError(
+                f"{name!r} in {repository!r} has {shown} bytes and may have {largest:,}; it is not downloaded, "
+                "name another repository"
+            )
+        names += [name] if size >= 0 else []
+    return names
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Makes an empty folder on the disk of `path`; it is gone afterwards, or at the next time if this one is killed."""
+    path = path.absolute()
+    place = path.with_name(f".{path.name}.pull")
+    folder = place / "files"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock = (place / ".lock").open("a")
+    except OSError as error:
+        raise files.unwritable(place, error) from error
+    with lock:
+        if files.lock(lock, wait=False) is False:
+            raise ShiftViTError(f"another process pulls to {str(path)!r}; wait for it, or name another with --out")
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+        except OSError as error:
+            raise files.unwritable(path, error) from error
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _one_line(repository: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
+    """Turns what the client raises into one line; no token is in any of its messages."""
+    errors = _library().errors
+    try:
+        yield
+    except ShiftViTError:
+        raise
+    except Exception as error:  # those of the network library, which differs from version to version of the client
+        chain: list[BaseException] = [error]  # the client wraps what it met, once or twice
+        while (cause := chain[-1].__cause__) is not None:
+            chain.append(cause)
+        met = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), chain[-1])
+        if isinstance(met, errors.HfHubHTTPError):
+            raise ShiftViTError(_refusal(met, repository, endpoint, revision)) from error
+        if isinstance(met, errors.OfflineModeIsEnabled):
+            raise ShiftViTError(f"HF_HUB_OFFLINE is set, so {endpoint} is not asked; unset it") from error
+        if isinstance(met, OSError) and met.errno in _FULL:
+            raise files.unwritable(Path(met.filename or "."), met) from error
+        raise ShiftViTError(
+            f"{endpoint} cannot be used ({type(met).__name__}: {_first_line(met)}); check the network, "
+            "and HF_ENDPOINT if it is set"
+        ) from error
+
+
+def _refusal(error: Any, repository: str, endpoint: str, revision: str | None) -> str:
+    """Returns what an answer of the Hub with a status of 400 or more means, and the mend."""
+    errors, status = _library().errors, error.response.status_code
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repository!r} has no revision {revision!r}; give a branch, a tag or a commit, or leave it out"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{repository!r} is for those who were let in; ask at {endpoint}/{repository}, then: hf auth login"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{endpoint} shows no repository {repository!r}; check the name, or, if it is private: hf auth login"
+    if status == 401:
+        return f"{endpoint} refuses the token; get a new one and log in with it: hf auth login"
+    if status == 403:
+        return f"{endpoint} forbids this token {repository!r}; log in with one that may: hf auth login"
+    if status == 429 or status >= 500:
+        return f"{endpoint} has no time or a fault (status {status}); try again later"
+    return f"{endpoint} refuses this for {repository!r} (status {status}: {_first_line(error.server_message or error)})"
+
+
+def _first_line(error: object) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]

@@ -1,0 +1,86 @@
+"""`Metadata`: what an exported graph says of itself, in the place that its own format has for that."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+
+from shiftvit.config import Settings, first_fault
+from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
+
+# The entry's name in every format that has named entries, and the stem of the file in those that hold files.
+KEY = "shiftvit"
+FILE = "shiftvit.json"
+
+Precision = Literal["f32", "bf16", "int8"]
+
+
+class Metadata(Settings):
+    """All that is needed to use a graph without this project."""
+
+    format: Literal[1] = 1
+    labels: tuple[str, ...] = Field(min_length=1, description="class names, in the order of the probabilities")
+    preprocess: Preprocess = Field(
+        description="what makes the input of an image: resize and crop come before the graph, mean and std are in it"
+    )
+    input_shape: tuple[int, int, int] = Field(description="height, width, channels (RGB) of the uint8 input")
+    precision: Precision = "f32"
+    saturates: bool | None = Field(
+        None,
+        description="int8: whether a sum of products can be cut off on processors without VNNI; null: not examined",
+    )
+    versions: dict[str, str] = Field({}, description="the libraries that wrote it")
+
+    @classmethod
+    def parse(cls, text: str | bytes | None, origin: str) -> Self:
+        """Reads the JSON that a graph carries.
+
+        Raises:
+            ShiftViTError: there is none, or it is not valid; the message begins with `origin`.
+        """
+        if not text:
+            raise ShiftViTError(
+                f"{origin} carries no shiftvit metadata, so its labels and preprocessing are unknown; "
+                "give a graph that `shiftvit export` wrote"
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise ShiftViTError(f"{origin} carries invalid metadata: {first_fault(error)}; export it anew") from error
+
+    def dump(self) -> str:
+        """Returns the JSON to store."""
+        return self.model_dump_json()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The height and width of the input, in pixels."""
+        return self.input_shape[:2]
+
+
+def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
+    """Returns the metadata of a bundle's graph.
+
+    Raises:
+        ShiftViTError: the model takes images of any size, has no classes, or the preprocessing makes another size.
+    """
+    height, width, channels = bundle.config.image_shape
+    if height is None or width is None:
+        raise ShiftViTError(
+            f"image_shape={bundle.config.image_shape} leaves the size open and a graph has one; train with a fixed size"
+        )
+    if not bundle.labels:
+        raise ShiftViTError("the model has no classes (num_classes=0), so there is nothing to predict; train a head")
+    from shiftvit.environment import versions
+
+    return Metadata(
+        labels=bundle.labels,
+        preprocess=bundle.preprocess.fitted(height, width),
+        input_shape=(height, width, channels),
+        precision=precision,
+        # The gate holds the artifact to it.
+        saturates=False if precision == "int8" else None,
+        versions=versions(),
+    )

@@ -1,1 +1,0 @@
-"""The model card: its text, its Markdown, and settings in words."""

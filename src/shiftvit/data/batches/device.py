@@ -1,0 +1,143 @@
+"""The training images on the accelerator, and an epoch's batches cut and mixed there.
+
+The same batches as `EpochBatches` makes, from the same draws: NumPy draws once an epoch, for each image a few numbers,
+and only these travel. With native indexing and `keras.ops` it is one definition for torch and jax.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+from numpy.typing import NDArray
+
+from shiftvit.augment.augment import Augment
+from shiftvit.data.batches.host import plan_epoch
+from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
+
+# What lies on the device, by name: the images and labels, or the draws of an epoch.
+Held = dict[str, Any]
+
+# Images that are resized on their way to the device, so that their floats take little memory.
+_CHUNK = 1024
+
+
+class ResidentImages:
+    """All training images on the device.
+
+    Args:
+        images: uint8 (N, H, W, 3).
+        labels: whole numbers (N,).
+        preprocess, augment, classes: as for `EpochBatches`.
+
+    Raises:
+        ShiftViTError: as for `EpochBatches`, or a change that only the host can make.
+
+    Attributes:
+        held: what `batch` needs on the device whatever the epoch.
+    """
+
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[Any], preprocess: Preprocess, augment: Augment, classes: int
+    ) -> None:
+        preprocess.check(images)
+        if augment.on_host_only:
+            name = augment.on_host_only[0]
+            raise ShiftViTError(
+                f"augment.{name}={getattr(augment, name)} is done on the host, and train.loop=device works without it; "
+                "set train.loop=fit"
+            )
+        self._preprocess, self._augment, self._classes = preprocess, augment, classes
+        self._count, self._shape = len(images), images.shape
+        if preprocess.resize:
+            images = self._resized(images)
+        size = preprocess.output_shape(*self._shape[1:3])
+        self.held: Held = {
+            "images": _on_device(images),
+            "labels": _on_device(labels.astype(np.int32)),
+            "mean": _on_device(np.broadcast_to(np.asarray(preprocess.mean, np.float32), 3)),
+            "std": _on_device(np.broadcast_to(np.asarray(preprocess.std, np.float32), 3)),
+            "rows": _on_device(np.arange(size[0], dtype=np.int32)),
+            "columns": _on_device(np.arange(size[1], dtype=np.int32)),
+            "classes": _on_device(np.eye(classes, dtype=np.float32)),
+        }
+
+    def _resized(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        # Cropping and mirroring only move pixels, so rounding may come before them: then bytes are enough.
+        rule = self._preprocess
+        parts = []
+        for first in range(0, len(images), _CHUNK):
+            part = rule.resized(images[first : first + _CHUNK])
+            parts.append(rule.rounded(part).astype(np.uint8) if rule.round_pixels else part)
+        return np.concatenate(parts)
+
+    def draw(self, seed: int, epoch: int) -> Held:
+        """Returns an epoch's draws on the device: which image comes when, and what happens to it."""
+        plan = plan_epoch(self._shape, self._preprocess, self._augment, seed, epoch)
+        draws = {"order": plan.order, "top": plan.draws.top, "left": plan.draws.left, "flip": plan.draws.flip}
+        if plan.mix is not None:
+            size = self._preprocess.output_shape(*self._shape[1:3])
+            draws |= {"share": plan.mix.share.astype(np.float32), "bounds": plan.mix.bounds(*size)}
+        narrow = {np.dtype(np.int64): np.int32, np.dtype(bool): np.int32}
+        return {name: _on_device(value.astype(narrow.get(value.dtype, value.dtype))) for name, value in draws.items()}
+
+    def batch(self, held: Held, drawn: Held, places: Any) -> tuple[Any, Any]:
+        """Makes a batch on the device; it may be compiled, as it reads nothing but its arguments' values.
+
+        Args:
+            held: the attribute of that name.
+            drawn: what `draw` returned.
+            places: whole numbers (B,), which of the epoch's images these are.
+
+        Returns:
+            float32 (B, h, w, 3) and int32 labels (B,), or where the augmentation mixes images each one's shares of the
+            classes, float32 (B, classes).
+        """
+        index = drawn["order"][places]
+        images = self._cut(held, drawn, index)
+        images = (ops.cast(images, "float32") - held["mean"]) / held["std"]
+        labels = held["labels"][index]
+        if "share" not in drawn:
+            return images, labels
+        first_row, end_row, first_column, end_column = (drawn["bounds"][index][:, side, None] for side in range(4))
+        in_rows = (held["rows"] >= first_row) & (held["rows"] < end_row)  # (B, h)
+        in_columns = (held["columns"] >= first_column) & (held["columns"] < end_column)  # (B, w)
+        outside = ~(in_rows[:, :, None] & in_columns[:, None, :])
+        own = (drawn["share"][index][:, None, None] * outside)[..., None]  # (B, h, w, 1)
+        share = ops.mean(own, axis=(1, 2))  # (B, 1)
+        shares = held["classes"][labels]  # (B, classes)
+        return (
+            images * own + ops.roll(images, 1, axis=0) * (1 - own),
+            shares * share + ops.roll(shares, 1, axis=0) * (1 - share),
+        )
+
+    def _cut(self, held: Held, drawn: Held, index: Any) -> Any:
+        """Crops and mirrors: each pixel of the result knows where it comes from."""
+        height, width = held["images"].shape[1:3]
+        flip = drawn["flip"][index][:, None]
+        columns = held["columns"] * (1 - flip) + (len(held["columns"]) - 1 - held["columns"]) * flip  # (B, w)
+        columns = columns + drawn["left"][index][:, None] - self._augment.pad
+        rows = held["rows"] + drawn["top"][index][:, None] - self._augment.pad  # (B, h)
+        inside = None
+        if self._augment.pad and self._augment.pad_mode == "zeros":
+            inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
+        rows, columns = _reflected(rows, height), _reflected(columns, width)
+        images = held["images"][index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return images if inside is None else images * inside[..., None]
+
+
+def _within(lines: Any, extent: int) -> Any:
+    return (lines >= 0) & (lines < extent)
+
+
+def _reflected(lines: Any, extent: int) -> Any:
+    """Returns lines beyond the edges as those as far within; what is further away than the extent stays in it."""
+    period = max(2 * extent - 2, 1)
+    folded = abs(lines) % period
+    return folded + (folded >= extent) * (period - 2 * folded) if extent > 1 else lines * 0
+
+
+def _on_device(value: NDArray[Any]) -> Any:
+    return ops.convert_to_tensor(np.ascontiguousarray(value))

@@ -1,0 +1,1 @@
+"""What would harm training: corrupt files, duplicates, leakage, imbalance."""

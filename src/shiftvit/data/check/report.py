@@ -1,0 +1,275 @@
+"""What a check of a data set found: as a table, as JSON, as a figure, and what of it would harm training."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import files
+from shiftvit.data.check.duplicates import Group, Place
+from shiftvit.data.decode.images import decode
+from shiftvit.data.find.dataset import Files, FoundData
+from shiftvit.figures.style import BLUE, GREEN, ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_IMBALANCE = 100
+_STRIP = 6  # pairs that the figure shows
+_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
+_TITLES = {"duplicates": "duplicates in a split", "leaks": "shared by splits", "conflicts": "of several classes"}
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What `check_data` found.
+
+    `corrupt` are the images that cannot be decoded, with the fault; all else counts the others. `counts` has a split's
+    images of each class, int64 (C,); `sizes` is int64 (N, 2), the (height, width) of each image upright; `forms` and
+    `modes` count the files' formats and Pillow's names of their colour modes as stored. `complete` is false where the
+    search for near-duplicates gave up at a million pairs.
+    """
+
+    found: FoundData = field(repr=False)
+    corrupt: tuple[tuple[Place, str], ...]
+    groups: tuple[Group, ...]
+    counts: dict[str, NDArray[np.int64]]
+    sizes: NDArray[np.int64]
+    forms: dict[str, int]
+    modes: dict[str, int]
+    complete: bool = True
+
+    @property
+    def duplicates(self) -> list[Group]:
+        """The groups that lie within one split."""
+        return [group for group in self.groups if len(group.splits) == 1]
+
+    @property
+    def leaks(self) -> list[Group]:
+        """The groups that lie in several splits."""
+        return [group for group in self.groups if len(group.splits) > 1]
+
+    @property
+    def conflicts(self) -> list[Group]:
+        """The groups that have several labels."""
+        return [group for group in self.groups if len(group.labels) > 1]
+
+    @property
+    def imbalance(self) -> dict[str, float]:
+        """How many times as many images a split's largest class has as its smallest that has any."""
+        present = {split: counts[counts > 0] for split, counts in self.counts.items()}
+        return {split: round(float(part.max() / part.min()), 2) for split, part in present.items() if len(part)}
+
+    @property
+    def harmful(self) -> list[str]:
+        """What would harm training or its figures, a line each; empty if nothing would."""
+        lines = []
+        total = sum(map(len, self.found.splits.values()))
+        if self.corrupt:
+            lines.append(f"corrupt: {len(self.corrupt):,} of {total:,} images, such as {self.corrupt[0][1]}")
+        for first, second in itertools.combinations(self.counts, 2):
+            shared = self._shared(first, second)
+            if shared:
+                places, example = shared
+                lines.append(
+                    f"leakage: {len(places):,} of {self.counts[second].sum():,} {second} images are in {first} too, "
+                    f"the same or nearly, such as {example[1].path!r} and {example[0].path!r}"
+                )
+        for kind, words in (("exact", "the same picture"), ("near", "nearly the same picture")):
+            clashes = [group for group in self.conflicts if group.kind == kind]
+            if clashes:
+                a = clashes[0].members[0]
+                b = next(member for member in clashes[0].members if member.label != a.label)
+                lines.append(
+                    f"labels: {len(clashes):,} x {words} under several labels, such as {a.path!r} ({a.label!r}) and "
+                    f"{b.path!r} ({b.label!r})"
+                )
+        names, counts = self.found.class_names, self.counts["train"]
+        bare = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
+        if bare:
+            lines.append(f"classes: no training images of {', '.join(bare[:10])}{' ...' if len(bare) > 10 else ''}")
+        if self.imbalance.get("train", 0) > MOST_IMBALANCE:
+            few, many = np.where(counts > 0, counts, counts.max()).argmin(), counts.argmax()
+            lines.append(
+                f"imbalance: {names[many]!r} has {counts[many]:,} training images and {names[few]!r} {counts[few]:,}, "
+                f"more than {MOST_IMBALANCE} to 1"
+            )
+        return lines
+
+    def _shared(self, first: str, second: str) -> tuple[set[Place], tuple[Place, Place]] | None:
+        """Returns the images of the second split that are in the first too, and a pair of such."""
+        both = [group for group in self.leaks if {first, second} <= group.splits]
+        if not both:
+            return None
+        places = {member for group in both for member in group.members if member.split == second}
+        members = both[0].members
+        example = (next(place for place in members if place.split == split) for split in (first, second))
+        return places, (next(example), next(example))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything as plain values for JSON."""
+        names = self.found.class_names
+        height, width = self.sizes.T if len(self.sizes) else (None, None)
+        return {
+            "path": str(self.found.path),
+            "layout": self.found.layout,
+            "ignored": list(self.found.ignored),
+            "splits": {
+                split: {
+                    "images": int(counts.sum()),
+                    "classes": dict(zip(names, counts.tolist(), strict=True)),
+                    "imbalance": self.imbalance.get(split),
+                }
+                for split, counts in self.counts.items()
+            },
+            "corrupt": [{**_plain(place), "fault": fault} for place, fault in self.corrupt],
+            "duplicates": [_group_dict(group) for group in self.duplicates],
+            "leaks": [_group_dict(group) for group in self.leaks],
+            "conflicts": [_group_dict(group) for group in self.conflicts],
+            "near_duplicates_complete": self.complete,
+            "sizes": {
+                "distinct": len(np.unique(self.sizes, axis=0)),
+                "height": _spread(height),
+                "width": _spread(width),
+            },
+            "aspect_ratio": _spread(None if height is None else width / height),
+            "formats": dict(self.forms),
+            "modes": dict(self.modes),
+            "harmful": self.harmful,
+        }
+
+    def rows(self) -> list[dict[str, str]]:
+        """Returns the rows of a table: what, and how it is."""
+        plain = self.as_dict()
+        sizes, aspect = plain["sizes"], plain["aspect_ratio"]
+        rows = {"layout": plain["layout"], "classes": f"{len(self.found.class_names):,}"}
+        for split, part in plain["splits"].items():
+            counts = self.counts[split]
+            rows[split] = f"{part['images']:,} images, {counts.min():,} to {counts.max():,} a class" + (
+                f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
+            )
+        rows["corrupt"] = f"{len(self.corrupt):,}"
+        for name in ("duplicates", "leaks", "conflicts"):
+            kinds = Counter(group["kind"] for group in plain[name])
+            rows[_TITLES[name]] = f"{kinds['exact']:,} exact, {kinds['near']:,} near" + (
+                "" if self.complete else " or more"
+            )
+        if sizes["height"]:
+            low, middle, high = (
+                f"{sizes['height'][key]:g} x {sizes['width'][key]:g}" for key in ("min", "median", "max")
+            )
+            rows["height x width"] = f"{low} to {high}, median {middle}, {sizes['distinct']:,} different"
+            rows["width / height"] = f"{aspect['min']:.2f} to {aspect['max']:.2f}, median {aspect['median']:.2f}"
+        for name in ("formats", "modes"):
+            rows[name] = ", ".join(f"{key} {count:,}" for key, count in plain[name].items())
+        rows["left out"], *others = plain["ignored"] or ["nothing"]
+        return [{"what": what, "value": value} for what, value in (*rows.items(), *(("", other) for other in others))]
+
+    def figure(self, path: str | Path) -> None:
+        """Draws images by class and split, the sizes, and up to 6 pairs of duplicates, into one PNG.
+
+        Raises:
+            ShiftViTError: the file cannot be written.
+        """
+        from matplotlib.figure import Figure
+
+        pairs = [group.example for group in sorted(self.groups, key=self._gravity)][:_STRIP]
+        names = len(self.found.class_names)
+        tall = min(max(3.2, 0.28 * names), 9.0)
+        figure = Figure(figsize=(11, tall + (2.9 if pairs else 0)), layout="constrained")
+        top, *strip = figure.subfigures(
+            2 if pairs else 1, 1, height_ratios=[tall, 2.9] if pairs else None, squeeze=False
+        )[:, 0]
+        counts, sizes = top.subplots(1, 2, width_ratios=[3, 2])
+        self._draw_counts(counts)
+        self._draw_sizes(sizes)
+        if strip:
+            strip[0].suptitle(
+                "Duplicates, one above the other; across splits and of several classes first",
+                fontweight="bold",
+                fontsize=11,
+            )
+            columns = strip[0].subplots(2, _STRIP, squeeze=False).T
+            for column, pair in itertools.zip_longest(columns, pairs):
+                self._draw_pair(column, pair)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box instead
+            files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
+
+    def _gravity(self, group: Group) -> tuple[bool, bool, bool]:
+        return len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact"
+
+    def _draw_counts(self, axes: Axes) -> None:
+        names, height = self.found.class_names, 0.8 / len(self.counts)
+        for number, (split, counts) in enumerate(self.counts.items()):
+            places = np.arange(len(names)) + (number - (len(self.counts) - 1) / 2) * height
+            axes.barh(places, counts, height, color=_COLOURS[split], label=f"{split} ({counts.sum():,})")
+        shown = range(0, len(names), -(-len(names) // 30))
+        axes.set_yticks(shown, [_short(names[number], 24) for number in shown], fontsize=8, parse_math=False)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("Images")
+        _finish(axes, "Images of each class", "x")
+
+    def _draw_sizes(self, axes: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        if len(self.sizes):
+            low, high = int(self.sizes.min()), int(self.sizes.max())
+            middle = (low + high) / 2
+            half = max(high - low, 8) / 2 + 0.5  # a single size is not one bar from edge to edge
+            edges = np.linspace(middle - half, middle + half, min(25, round(2 * half)) + 1)
+            axes.hist(list(self.sizes.T), edges.tolist(), color=[BLUE, ORANGE], label=["height", "width"])
+        axes.set_xlabel("Pixels")
+        axes.set_ylabel("Images")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(axes, "Sizes", "y")
+
+    def _draw_pair(self, column: Any, pair: tuple[Place, Place] | None) -> None:
+        for axes, place in itertools.zip_longest(column, pair or ()):
+            axes.axis("off")
+            if place is not None:
+                axes.imshow(pixels_of(self.found.splits[place.split], place.number))
+                axes.set_title(f"{_short(place.label, 14)}\n{place.split}", fontsize=8, parse_math=False)
+
+
+def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis = axes.xaxis if counted == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_major_formatter("{x:,.0f}")
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
+    axes.grid(axis=counted, alpha=0.3)
+    axes.set_axisbelow(True)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2)
+
+
+def pixels_of(part: Files, index: int) -> NDArray[np.uint8]:
+    """Returns an image of a split, uint8 (H, W, 3); faults as `decode`."""
+    return decode(part.paths[index]) if part.images is None else part.images[index]
+
+
+def _plain(place: Place) -> dict[str, str]:
+    return {"split": place.split, "path": place.path, "label": place.label}
+
+
+def _group_dict(group: Group) -> dict[str, Any]:
+    return {"kind": group.kind, "images": [_plain(member) for member in group.members]}
+
+
+def _spread(values: NDArray[Any] | None) -> dict[str, float] | None:
+    if values is None:
+        return None
+    return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,1 @@
+"""CIFAR-10, from a download to verified arrays."""

@@ -1,0 +1,1 @@
+"""From bytes to pixels: the one decoder of image files, and images in Parquet."""

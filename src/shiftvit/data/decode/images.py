@@ -1,0 +1,279 @@
+"""Image files -> uint8 RGB arrays: one decoder, which decodes a picture rightly or says in one line why not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from shiftvit.data.decode.formats import Fault, kind_of, orientation_of, reduce, webp_size
+from shiftvit.data.decode.rows import read_row, row_of
+from shiftvit.errors import ShiftViTError
+
+# With these two, decoding takes less than 1 GB of memory, even of a file that was made to take more. The exception is
+# an AVIF whose stream holds larger pictures than its container declares, up to the 16384 x 16384 that libavif allows.
+MAX_PIXELS = 64_000_000
+MAX_BYTES = 128 * 2**20
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+)
+
+# A format's reader, and how many pixels each of its pixels counts as: the decoders of WebP and AVIF hold several
+# copies of a picture.
+_READERS: dict[str, tuple[type[ImageFile.ImageFile], int]] = {
+    "JPEG": (JpegImageFile, 1),
+    "PNG": (PngImageFile, 1),
+    "WebP": (WebPImageFile, 2),
+    "GIF": (GifImageFile, 1),
+    "BMP": (BmpImageFile, 1),
+    "TIFF": (TiffImageFile, 1),
+    "AVIF": (AvifImageFile, 2),
+}
+_RUN_LENGTH_WEIGHT = 16  # of a run-length BMP, which is decoded in Python
+_TILE = 2**16  # pixels that are converted at a time, so that a large picture gets no second full-size copy
+_SPECIAL = {"d": "directory", "p": "named pipe", "s": "socket", "c": "device", "b": "device"}
+_PHOTOMETRIC, _BITS, _TILE_WIDTH, _TILE_LENGTH = 262, 258, 322, 323  # tags of TIFF
+
+
+def decode(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    at_least: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Decodes one picture: JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF or AVIF, told by content, not by suffix.
+
+    The first picture of a file that has several is taken, and turned as EXIF says. Transparency is laid on white.
+    16 bits of grey become `round(v / 257)`; of 16 bits of colour the upper eight are kept. Colour profiles are
+    ignored. Floats, and signed or 32-bit integers, as a TIFF or a PIL image may hold, are refused: it is not agreed
+    which of their values is white.
+
+    It may be called from many threads at once: it sets nothing that is global, such as the filters of `warnings`.
+    `PIL.Image.MAX_IMAGE_PIXELS` is neither set nor heeded, but for a WebP of more than twice that many pixels.
+
+    Args:
+        source: a path, a file's bytes, or a PIL image, which is loaded, but neither changed nor closed. A row of a
+            Parquet file is a path too: `FILE.parquet#7`.
+        name: what messages call the source; by default its path, or what it is.
+        max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP or an AVIF
+            counts as 2, since their decoders need more memory; one of a run-length BMP as 16, since it takes long.
+        max_bytes: the largest file.
+        at_least: (height, width) in pixels. A JPEG may then be decoded at a half, a quarter or an eighth of its
+            size, as long as that many pixels are left. That is faster, and differs by a few levels from decoding
+            all of it and downsizing.
+
+    Returns:
+        uint8 (H, W, 3), RGB, writable.
+
+    Raises:
+        ShiftViTError: nothing that can be read, no supported format, more than a limit, or damaged.
+    """
+    label = "<image>" if isinstance(source, Image.Image) else f"<{type(source).__name__}>"
+    if isinstance(source, str | os.PathLike):
+        label = repr(os.fspath(source))
+    if name is not None:
+        label = repr(name)  # as the paths: a line break in it must not break the message
+    if at_least is not None and min(at_least) < 1:
+        raise ShiftViTError(f"at_least={at_least} is no size; give (height, width) in pixels, each 1 or more")
+    try:
+        if isinstance(source, Image.Image):
+            return _from_image(source, max_pixels)
+        if isinstance(source, str | os.PathLike):
+            return _from_bytes(_read(Path(source), max_bytes), max_pixels, at_least)
+        if isinstance(source, bytes | bytearray | memoryview):
+            _check_bytes(memoryview(source).nbytes, max_bytes)
+            return _from_bytes(bytes(source), max_pixels, at_least)
+        raise Fault(f"is a {type(source).__name__}; give a path, a file's bytes or a PIL image")
+    except Fault as fault:
+        raise ShiftViTError(f"{label} {fault}") from fault.__cause__
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
+    """Returns the bytes of an image: of a file, or of a row of a Parquet file, `FILE.parquet#7`.
+
+    Raises:
+        ShiftViTError: nothing that can be read, or more than `max_bytes`.
+    """
+    try:
+        return _read(Path(path), max_bytes)
+    except Fault as fault:
+        raise ShiftViTError(f"{os.fspath(path)!r} {fault}") from fault.__cause__
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """Returns a file's content, at once or not at all: it does not wait at a pipe, or touch a device."""
+    try:
+        row = row_of(path)
+        if row is not None:
+            return read_row(*row, lambda size: _check_bytes(size, max_bytes))
+        _check_regular(path.stat())
+        # The path may have become a pipe meanwhile: opened like this, that does not wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(path, flags), "rb") as stream:
+            status = os.fstat(stream.fileno())
+            _check_regular(status)
+            _check_bytes(status.st_size, max_bytes)
+            return stream.read(status.st_size)  # and not more, should the file be growing
+    except OSError as error:
+        raise Fault(f"cannot be read: {error.strerror or error}; give a readable image file") from error
+    except ShiftViTError:  # it names the Parquet file
+        raise
+    except ValueError as error:  # a null character
+        raise Fault(f"is no path: {error}; give an image file") from error
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        what = _SPECIAL.get(stat.filemode(status.st_mode)[0], "special file")
+        raise Fault(f"is a {what}; give an image file")
+
+
+def _check_bytes(size: int, limit: int) -> None:
+    if size == 0:
+        raise Fault("is empty: 0 bytes; get the file again")
+    if size > limit:
+        raise Fault(f"has {size:,} bytes, more than max_bytes={limit:,}; shrink the picture or raise max_bytes")
+
+
+def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str = "") -> None:
+    width, height = size
+    has = f"has {what}{height} x {width} pixels"
+    if min(size) < 1:
+        raise Fault(f"{has}, so it holds nothing; give at least 1 x 1")
+    if height * width * weight > limit:
+        times = f", times {weight} for its format" if weight > 1 else ""
+        raise Fault(
+            f"{has} ({height * width:,}{times}), more than max_pixels={limit:,}; shrink the picture or raise max_pixels"
+        )
+
+
+def _from_image(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+    _check_pixels(image.size, max_pixels)
+    with _told("image"):
+        image.load()
+        pixels = _pixels(image)
+    return _turned(pixels, orientation_of(image.info.get("exif", b"")))  # a TIFF is turned by Pillow, when loaded
+
+
+def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> NDArray[np.uint8]:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise Fault("may be half a picture and pass: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
+    kind = kind_of(data)
+    if kind is None:
+        known = ", ".join(_READERS)
+        raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
+    reader, weight = _READERS[kind]
+    with _told(kind):
+        data, orientation = reduce(kind, data)
+        if kind == "WebP":
+            _check_pixels(webp_size(data), max_pixels, weight)  # its reader makes two canvases at once
+        # Pillow's reader itself and not Image.open, whose limit is one for the whole process and which warns,
+        # through filters that are one for the whole process, before it refuses.
+        with contextlib.closing(reader(io.BytesIO(data))) as image:
+            if image.tile and image.tile[0].codec_name == "bmp_rle":
+                weight = _RUN_LENGTH_WEIGHT
+            _check_pixels(image.size, max_pixels, weight)
+            if isinstance(image, TiffImageFile):
+                tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
+                _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, however small the picture
+                image.im = Image.new(image.mode, image.size).im  # Pillow checks its own limit where it makes this
+            if isinstance(image, WebPImageFile | AvifImageFile):
+                orientation = orientation_of(image.info.get("exif", b""))
+            if isinstance(image, JpegImageFile) and at_least is not None:
+                height, width = at_least if orientation < 5 else at_least[::-1]
+                image.draft(image.mode, (width, height))
+            image.load()
+            pixels = _pixels(image)
+    return _turned(pixels, orientation)
+
+
+@contextlib.contextmanager
+def _told(kind: str) -> Iterator[None]:
+    """Turns what damaged bytes raise, which is nearly anything, into a fault."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:
+        causes = error, error.__cause__
+        if any(isinstance(cause, IndexError | EOFError | struct.error) for cause in causes):
+            reason = "it ends too early"
+        elif any(isinstance(cause, KeyError) and str(cause) == str(error) for cause in causes):
+            reason = f"it has an unknown code, {error}"
+        elif str(error) == "not identified by this driver":
+            reason = "it holds no picture"
+        else:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Fault(f"is no readable {kind} ({reason}); get the file again or save it anew") from error
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns a loaded image as uint8 (H, W, 3), a tile at a time."""
+    width, height = image.size
+    result = np.empty((height, width, 3), np.uint8)
+    columns = min(width, _TILE)
+    rows = _TILE // columns
+    tags: Any = getattr(image, "tag_v2", {})
+    if width * height <= _TILE:
+        result[...] = _rgb(image, tags)
+        return result
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            right, bottom = min(left + columns, width), min(top + rows, height)
+            result[top:bottom, left:right] = _rgb(image.crop((left, top, right, bottom)), tags)
+    return result
+
+
+def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
+    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) where they are grey."""
+    if tile.mode.startswith("I;16"):
+        # Pillow gives 12 bits of a TIFF as they are, and does not invert those with 0 for white.
+        most = 4095 if tags.get(_BITS) == (12,) else 65535
+        grey = np.asarray(tile).astype(np.uint32)
+        eight = (np.minimum(grey, most) * 255 + most // 2) // most
+        if tags.get(_PHOTOMETRIC) == 0:
+            eight = 255 - eight
+        eight[grey == tile.info.get("transparency")] = 255
+        return eight[..., None]
+    if tile.mode in {"I", "F"}:
+        what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
+        raise Fault(f"holds {what}, of which none is agreed to be white; save it with 8 or 16 bits")
+    if tile.mode in {"La", "RGBa"}:  # colours that are multiplied by their alpha already
+        mixed = np.asarray(tile).astype(np.uint16)
+        laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)
+        return laid
+    if tile.has_transparency_data:
+        mixed = np.asarray(tile.convert("RGBA")).astype(np.uint16)
+        alpha = mixed[..., 3:]
+        return (mixed[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return np.asarray(tile if tile.mode == "RGB" else tile.convert("RGB"))
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Returns pixels (H, W, 3) upright, given their EXIF orientation."""
+    if orientation in {5, 6, 7, 8}:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,66 @@
+"""What the paths, folders and patterns that a user names stand for: a list of files, in a stable order."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.decode.rows import row_of
+from shiftvit.errors import ShiftViTError
+
+
+def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
+    """Returns the files that `names` stand for, name by name; a folder's own in the order of their names.
+
+    Args:
+        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension;
+            patterns with `*`, `?`, `[...]` and `**`. What exists is taken as it is, whatever characters its name has.
+        recursive: also what lies in folders within folders (links to folders are not followed).
+        all_files: of folders take every regular file, whatever its extension.
+
+    Raises:
+        ShiftViTError: a name stands for nothing.
+    """
+    found: list[str] = []
+    for name in names:
+        part = list(_meant(name, recursive, all_files))
+        if not part:
+            raise ShiftViTError(f"{name!r} {_why_nothing(name, recursive, all_files)}")
+        found += part
+    return found
+
+
+def _meant(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
+    if Path(name).is_dir():
+        yield from _within(name, recursive, all_files)
+    elif os.path.lexists(name) or row_of(name):
+        yield name
+    elif glob.has_magic(name):
+        # As the user wrote it: pathlib's own globbing has no way to begin at an absolute path or above this folder.
+        yield from (match for match in sorted(glob.glob(name, recursive=True)) if not Path(match).is_dir())  # noqa: PTH207
+
+
+def _within(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ShiftViTError(f"the folder {folder!r} cannot be read: {error.strerror}; check its permissions") from error
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if recursive:
+                yield from _within(entry.path, recursive, all_files)
+        elif entry.is_file() if all_files else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+            yield entry.path
+
+
+def _why_nothing(name: str, recursive: bool, all_files: bool) -> str:
+    if not Path(name).is_dir():
+        return "matches no file; check the pattern" if glob.has_magic(name) else "does not exist; check the path"
+    kind = "files" if all_files else "image files"
+    mends = [] if recursive else ["--recursive looks into the folders within"]
+    mends += [] if all_files else ["--all-files takes every file, whatever its extension"]
+    return f"holds no {kind}" + (f"; {', '.join(mends)}" if mends else "")

@@ -1,0 +1,180 @@
+"""A user's images from a table or an archive: .csv, .tsv and .npz."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.data.decode.rows import is_image
+from shiftvit.data.find.dataset import SPLITS, Files, FoundData, Row, checked
+from shiftvit.errors import ShiftViTError
+
+_COLUMNS = {
+    "path": ("path", "file", "filename", "image"),
+    "label": ("label", "class", "category", "target"),
+    "split": ("split",),
+}
+# The arrays of an archive: this package's and Keras' names, those of MedMNIST, and images that are not split.
+_ARRAYS = (
+    ("train", "x_train", "y_train"),
+    ("validation", "x_val", "y_val"),
+    ("test", "x_test", "y_test"),
+    ("train", "train_images", "train_labels"),
+    ("validation", "val_images", "val_labels"),
+    ("test", "test_images", "test_labels"),
+    ("train", "images", "labels"),
+)
+
+
+def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
+    """Reads a .csv or .tsv: a header that names the columns, or none and two columns, path and label.
+
+    Args:
+        path: the table, UTF-8; a .csv may be cut by commas, semicolons or tabs.
+        root: what its paths are relative to.
+
+    Returns:
+        The rows, "train" where the table has no split, and which columns it has: path, label, split.
+
+    Raises:
+        ShiftViTError: it is no such table, or names files that do not exist; those of a .npz are not looked for.
+    """
+    lines = _lines(path)
+    if not lines:
+        raise ShiftViTError(f"{str(path)!r} is empty; give a line of path and label for each image")
+    head = [cell.strip().casefold() for cell in lines[0][1]]
+    where = {
+        column: head.index(next(name for name in names if name in head))
+        for column, names in _COLUMNS.items()
+        if not {*names}.isdisjoint(head)
+    }
+    headed = {"path", "label"} <= where.keys()
+    if headed:
+        lines = lines[1:]
+    elif not where and len(head) == 2:
+        where = {"path": 0, "label": 1}
+    else:
+        known = " and ".join("|".join(_COLUMNS[column]) for column in ("path", "label"))
+        raise ShiftViTError(f"{str(path)!r} has the columns {', '.join(head)[:200]}; name two of them {known}")
+    rows = [_row(path, root, number, cells, where) for number, cells in lines]
+    missing = [row.path for row in rows if root.suffix.lower() != ".npz" and not is_image(row.path)]
+    if not headed and missing == [rows[0].path] and len(rows) > 1:
+        raise ShiftViTError(
+            f"{str(path)!r} begins with {missing[0]!r}, which is no file, and all others are; if it is a header, name "
+            "its columns path and label"
+        )
+    if missing:
+        raise ShiftViTError(
+            f"{str(path)!r} names {len(missing):,} of {len(rows):,} files that do not exist, the first "
+            f"{missing[0]!r}; give paths relative to {str(root)!r}"
+        )
+    return rows, list(where)
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Returns the cells of each line that is not blank, with the line's number."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            sign = "\t" if path.suffix.lower() == ".tsv" else next((sign for sign in ",;\t" if sign in first), ",")
+            reader = csv.reader(stream, delimiter=sign, strict=True)
+            return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except UnicodeDecodeError as error:
+        raise ShiftViTError(f"{str(path)!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, csv.Error) as error:
+        raise ShiftViTError(f"{str(path)!r} is no readable table ({error}); save it anew as CSV") from error
+
+
+def _row(path: Path, root: Path, number: int, cells: list[str], where: dict[str, int]) -> Row:
+    raw = {column: cells[at] if at < len(cells) else "" for column, at in where.items()}
+    values = {column: value.strip() for column, value in raw.items()}
+    values.setdefault("split", "train")
+    bare = next((column for column, value in values.items() if not value), None)
+    if bare:
+        raise ShiftViTError(f"line {number} of {str(path)!r} has no {bare}; give one, or remove the line")
+    split = SPLITS.get(values["split"].casefold())
+    if split is None:
+        raise ShiftViTError(
+            f"line {number} of {str(path)!r} has the split {values['split']!r}; use train, validation or test"
+        )
+    if root.suffix.lower() == ".npz":
+        return Row(split, values["path"], values["label"])
+    exact = root / raw["path"]  # a name may end in a space, though mostly that is the table's
+    return Row(split, str(exact if exact.is_file() else root / values["path"]), values["label"])
+
+
+def read_archive(path: Path) -> FoundData:
+    """Reads a .npz: uint8 images (N, H, W, 3), (N, H, W, 1) or (N, H, W), whole-number labels, maybe class names.
+
+    Raises:
+        ShiftViTError: it has no such arrays, or arrays of objects, of other shapes or types, labels out of range.
+    """
+    arrays, unused = _arrays(path)
+    splits: dict[str, Files] = {}
+    for split, images, labels in _ARRAYS:
+        if images in arrays and labels in arrays and split not in splits:
+            pixels, numbers = arrays.pop(images), arrays.pop(labels)
+            splits[split] = _pair(path, images, labels, pixels, numbers)
+    if not splits.get("train"):
+        raise ShiftViTError(f"{str(path)!r} has no images for training; name its arrays x_train and y_train")
+    names = arrays.pop("class_names", None)
+    # Without names the numbers are the names; one past the number of images can only be a mistake.
+    most = int(splits["train"].labels.max()) + 1
+    class_names = tuple(map(str, range(min(most, len(splits["train"]))) if names is None else names.tolist()))
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
+        raise ShiftViTError(f"class_names of {str(path)!r} is no list of different names; give a string for each class")
+    for split, part in splits.items():
+        if int(part.labels.max(initial=0)) >= len(class_names):
+            raise ShiftViTError(
+                f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, out of range for "
+                f"{len(class_names)} classes; number them 0..{len(class_names) - 1}"
+            )
+    ignored = [f"arrays that are not used: {', '.join([*unused, *arrays])}"] if unused or arrays else []
+    return checked(FoundData(path, "NumPy archive", class_names, splits, tuple(ignored)))
+
+
+def _arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Returns the arrays of an archive that have a meaning, and the names of the others."""
+    wanted = {"class_names", *(name for _, *names in _ARRAYS for name in names)}
+    name = ""
+    try:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ShiftViTError(f"{str(path)!r} holds a single array; save images and labels with numpy.savez")
+            arrays = {}
+            for name in archive.files:
+                if name in wanted:
+                    arrays[name] = archive[name]
+            return arrays, [name for name in archive.files if name not in wanted]
+    except ShiftViTError:
+        raise
+    except Exception as error:  # damaged archives raise nearly anything
+        what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ShiftViTError(f"{what} cannot be read ({reason}); save plain arrays with numpy.savez") from error
+
+
+def _pair(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Files:
+    if numbers.ndim == 2 and numbers.shape[1] == 1:  # as Keras and MedMNIST have them
+        numbers = numbers[:, 0]
+    fault = f"of {str(path)!r} is {{}} {{}}; it must be {{}}"
+    if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[3] not in {1, 3}):
+        rule = "uint8 (N, H, W, 3) or (N, H, W)"
+        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, rule)}")
+    if numbers.dtype.kind not in "iu" or numbers.shape != pixels.shape[:1]:
+        rule = f"whole numbers ({len(pixels)},), one for each of {images}"
+        raise ShiftViTError(f"{labels} {fault.format(numbers.dtype, numbers.shape, rule)}")
+    if 0 in pixels.shape:
+        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, 'more than nothing')}")
+    if numbers.min() < 0 or int(numbers.max()) >= 2**31:
+        out = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")
+    if pixels.ndim == 3 or pixels.shape[3] == 1:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:3], 1), 3, axis=3)
+    return Files([f"{images}[{number}]" for number in range(len(pixels))], numbers.astype(np.int64), pixels)

@@ -1,0 +1,200 @@
+"""Figures of an evaluation: reliability diagram, worst mistakes, explanations. Written as PNG, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from shiftvit import files
+from shiftvit.figures.grid import Tile, font, prediction_grid
+from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure
+
+# Mistakes in a figure; one of more is hard to look at.
+_SHOWN = 25
+# Of a figure of explanations, in pixels.
+_SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 17, 26, 24
+_INK = "#1a1a1a"
+_TALL = 6  # rows
+# From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
+COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
+_BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.35"}}
+
+
+def reliability_figure(before: dict[str, Any], path: Path, after: dict[str, Any] | None = None) -> None:
+    """Draws accuracy against confidence, and below how many images have that confidence.
+
+    Args:
+        before: what `metrics.calibration` returned.
+        path: the PNG to write.
+        after: the same after temperature scaling, drawn beside it.
+
+    Raises:
+        ShiftViTError: the file cannot be written.
+    """
+    panels = [("Confidence and accuracy", before)]
+    if after is not None:
+        panels = [("As trained", before), ("After temperature scaling", after)]
+    figure = new_figure(4.9 * len(panels), 5.6)
+    rows = figure.subplots(2, len(panels), sharex="all", sharey="row", squeeze=False, height_ratios=(3.2, 1))
+    for column, (name, found) in enumerate(panels):
+        _reliability(rows[0, column], found, name)
+        _counts(rows[1, column], found)
+    rows[0, 0].set_ylabel("Accuracy")
+    rows[1, 0].set_ylabel("Images")
+    rows[0, 0].legend(loc="upper left", framealpha=1)
+    save_figure(figure, path)
+
+
+def mistakes_figure(
+    images: NDArray[np.uint8],
+    labels: NDArray[Any],
+    predicted: NDArray[Any],
+    confidence: NDArray[Any],
+    class_names: Sequence[str],
+    path: Path,
+) -> None:
+    """Draws wrongly classified images in a grid, in the given order, the first 25 of them.
+
+    Args:
+        images: uint8 `(N, H, W, 3)`.
+        labels: the true classes, `(N,)`.
+        predicted: what the model says, `(N,)`.
+        confidence: the probability of that, 0 to 1, `(N,)`.
+        class_names: in the order of the classes.
+        path: the PNG to write.
+
+    Raises:
+        ShiftViTError: the file cannot be written.
+    """
+    tiles = [
+        Tile(image, class_names[said], float(share), class_names[label])
+        for image, label, said, share in zip(images, labels, predicted, confidence, strict=True)
+    ][:_SHOWN]
+    prediction_grid(tiles, path, "The most confident mistakes" if tiles else "No mistakes", columns=5)
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A row of the figure: an image and what was found about it.
+
+    Attributes:
+        image: what the model sees, uint8 (H, W, 3).
+        caption: the class and its probability.
+        heats: the name of a method to its map (h, w); drawn relative to its largest value, 0 and less is cold.
+        notes: the name of a method to a line about its map.
+    """
+
+    image: NDArray[np.uint8]
+    caption: str
+    heats: dict[str, NDArray[np.float32]]
+    notes: dict[str, str]
+
+
+def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
+    """Draws a row for each image: the original, then its maps, enlarged so that small images can be looked at.
+
+    More rows than 6 are laid into two halves, side by side.
+
+    Args:
+        rows: at least one, all with the same methods.
+        path: the PNG to write.
+        title: the figure's heading.
+
+    Raises:
+        ShiftViTError: the file cannot be written.
+    """
+    heads = ["image", *rows[0].heats]
+    halves = 1 + (len(rows) > _TALL)
+    lines = -(-len(rows) // halves)
+    step = _SIDE + _GAP, _SIDE + _LINE + _GAP // 2
+    broad = len(heads) * step[0] + 2 * _GAP  # of a half
+    heading = font(_TITLE, bold=True)
+    top = 2 * _GAP + _TITLE + _LINE
+    width = max(halves * broad - _GAP, 2 * _GAP + int(heading.getlength(title)))
+    picture = Image.new("RGB", (width, top + lines * step[1]), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((_GAP, _GAP), title, _INK, heading)
+    for number, row in enumerate(rows):
+        half, line = divmod(number, lines)
+        large = enlarged(row.image)
+        drawn = [(large, row.caption)]
+        for name, heat in row.heats.items():
+            relative = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
+            drawn.append((overlay(large, relative), row.notes.get(name, "")))
+        for column, (pixels, text) in enumerate(drawn):
+            left, upper = _GAP + half * broad + column * step[0], top + line * step[1]
+            if not line:
+                draw.text((left, top - _LINE), heads[column], _INK, font(_TEXT, bold=True))
+            picture.paste(Image.fromarray(pixels), (left, upper))
+            draw.text((left, upper + large.shape[0] + 3), text, _INK, font(_TEXT))
+    files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
+    """Lays a heat map over an image: grey and dark where it is cold, bright where it is hot.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        heat: `(h, w)`, 0 to 1 (what lies outside is cut off), resized to the image, bilinear.
+
+    Returns:
+        uint8 `(H, W, 3)`.
+    """
+    height, width = image.shape[:2]
+    cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
+    level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
+    anchors = np.array(COLOURS, np.float64)
+    places = np.linspace(0, 1, len(anchors))
+    colour = np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
+    grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    share = (0.25 + 0.45 * level)[..., None]
+    return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
+
+
+def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns an image (H, W, 3) with its longer side at a figure's size; small ones keep their pixels visible."""
+    scale = _SIDE / max(image.shape[:2])
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    method = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize(size, method))
+
+
+def _reliability(axes: Any, found: dict[str, Any], name: str) -> None:
+    filled = [row for row in found["bins"] if row["count"]]
+    lower, width = _places(filled)
+    accuracy = np.array([row["accuracy"] for row in filled])
+    confidence = np.array([row["confidence"] for row in filled])
+    axes.bar(lower, accuracy, width, align="edge", color=BLUE, edgecolor="white", linewidth=0.6, label="accuracy")
+    hatched: dict[str, Any] = {"facecolor": "none", "edgecolor": ORANGE, "hatch": "////", "linewidth": 0.8}
+    gap, foot = np.abs(confidence - accuracy), np.minimum(confidence, accuracy)
+    axes.bar(lower, gap, width, foot, align="edge", label="gap to the confidence", **hatched)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(name, fontweight="bold")
+    axes.text(0.97, 0.04, f"ECE {100 * found['ece']:.2f} %", transform=axes.transAxes, ha="right", **_BOX)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _counts(axes: Any, found: dict[str, Any]) -> None:
+    filled = [row for row in found["bins"] if row["count"]]
+    lower, width = _places(filled)
+    axes.bar(lower, [row["count"] for row in filled], width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
+    # Most images of a trained model lie in the last bin; on a linear scale the others would vanish.
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("Confidence")
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def _places(rows: list[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    lower = np.array([row["lower"] for row in rows])
+    return lower, np.array([row["upper"] for row in rows]) - lower

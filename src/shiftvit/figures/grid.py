@@ -1,0 +1,99 @@
+"""A picture of predictions: images with label and confidence, right ones and errors told apart.
+
+Drawn with Pillow alone: a plotting library would take longer to start than the model takes to answer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from shiftvit import files
+from shiftvit.figures.style import GREEN, RED
+
+# In pixels of the picture.
+_SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 19, 26, 24
+_INK = "#1a1a1a"
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """An image uint8 (H, W, 3) of any size, what the model says of it and, where that is known, what it is."""
+
+    image: NDArray[np.uint8]
+    label: str
+    confidence: float
+    truth: str | None = None
+
+    @property
+    def right(self) -> bool | None:
+        return None if self.truth is None else self.truth == self.label
+
+
+def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int = 6) -> None:
+    """Draws tiles row by row into a PNG; where the truth is known, right ones are green and errors red and name it.
+
+    Raises:
+        ShiftViTError: the file cannot be written.
+    """
+    columns = max(1, min(columns, len(tiles)))
+    rows = -(-len(tiles) // columns)
+    captions = 1 + any(tile.right is False for tile in tiles)
+    step = _SIDE + _GAP, _SIDE + captions * _LINE + _GAP
+    heading = font(_TITLE, bold=True)
+    width = max(_GAP + columns * step[0], 2 * _GAP + int(heading.getlength(title)))
+    top = 2 * _GAP + _TITLE
+    picture = Image.new("RGB", (width, top + rows * step[1]), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((_GAP, _GAP), title, _INK, heading)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        left, upper = _GAP + column * step[0], top + row * step[1]
+        colour = {None: _INK, True: GREEN, False: RED}[tile.right]
+        _paste(picture, tile.image, left, upper)
+        if tile.right is not None:
+            draw.rectangle((left - 3, upper - 3, left + _SIDE + 2, upper + _SIDE + 2), outline=colour, width=3)
+        lines = [(tile.label, f"  {100 * tile.confidence:.0f} %")]
+        if tile.right is False:
+            lines.append((f"is {tile.truth}", ""))
+        for number, (text, tail) in enumerate(lines):
+            place = left, upper + _SIDE + 4 + number * _LINE
+            draw.text(place, _shortened(text, tail, font(_TEXT)), colour, font(_TEXT))
+    files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def _paste(picture: Image.Image, pixels: NDArray[np.uint8], left: int, upper: int) -> None:
+    """Puts an image into the middle of its square, as large as fits; small ones keep their pixels visible."""
+    image = Image.fromarray(pixels)
+    scale = _SIDE / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
+    picture.paste(image, (left + (_SIDE - size[0]) // 2, upper + (_SIDE - size[1]) // 2))
+
+
+def _shortened(text: str, tail: str, font: Any) -> str:
+    if font.getlength(text + tail) <= _SIDE:
+        return text + tail
+    while text and font.getlength(f"{text}…{tail}") > _SIDE:
+        text = text[:-1]
+    return f"{text}…{tail}"
+
+
+@lru_cache(maxsize=4)
+def font(size: int, bold: bool = False) -> Any:
+    # matplotlib ships DejaVu, which knows far more scripts than Pillow's own font; finding it imports nothing.
+    package = importlib.util.find_spec("matplotlib")
+    if package is not None and package.origin is not None:
+        name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+        place = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name
+        if place.is_file():
+            return ImageFont.truetype(str(place), size)
+    return ImageFont.load_default(size)

@@ -1,0 +1,1 @@
+"""From images to labels: what runs a trained model, and the stream around it."""

@@ -1,0 +1,216 @@
+"""`Predictor`: one way from images to labels, whatever runs the model."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.data.decode.images import MAX_PIXELS, decode
+from shiftvit.environment import cores
+from shiftvit.errors import ShiftViTError
+from shiftvit.inference.runtimes import Graph, load_graph
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    # A path, an encoded file's bytes, uint8 (H, W), (H, W, 3) or (H, W, 4), or an image of Pillow's.
+    Source = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image
+
+BATCH_SIZE = 64
+# Files that a thread prepares at a time: enough that handing them over costs little.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    Attributes:
+        path: the file, or "image N" (counted from 1) where the image did not come from one.
+        label: the class with the highest probability.
+        confidence: that probability, 0 to 1.
+        top: (label, probability) of the most probable classes, highest first.
+        probabilities: of all classes, float32 (C,), in the order of `Predictor.labels`.
+    """
+
+    path: str
+    label: str
+    confidence: float
+    top: tuple[tuple[str, float], ...]
+    probabilities: NDArray[np.float32] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that cannot be used, and why: one line that names it."""
+
+    path: str
+    error: str
+
+
+class Predictor:
+    """Classifies images with a trained model, in any runtime.
+
+        predictor = Predictor.from_pretrained("cifar10")
+        for prediction in predictor(["cat.jpg", "dog.png"]):
+            print(prediction.path, prediction.label, prediction.confidence)
+
+    Attributes:
+        labels: the class names, in the order of the probabilities.
+        metadata: of the model: preprocessing, input size, precision.
+        runtime: the name of what runs it.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.metadata = graph.metadata
+        self.labels = graph.metadata.labels
+        self.runtime = graph.runtime
+        self._run = graph.run
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = "cifar10", *, runtime: str = "auto", threads: int | None = None
+    ) -> Self:
+        """Loads a model.
+
+        Args:
+            model: the name of a model that the package comes with, a run folder, a bundle, or an export.
+            runtime: what runs it (`shiftvit.inference.runtimes.RUNTIMES`); "auto": the fastest that is installed.
+            threads: processor threads; None: one for each core.
+
+        Raises:
+            ShiftViTError: no such model or runtime, or they do not fit.
+        """
+        return cls(load_graph(model, runtime, threads))
+
+    def __call__(
+        self, images: Source | Iterable[Source], *, top_k: int = 5, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """Classifies images, all or none.
+
+        Args:
+            images: paths, encoded bytes, uint8 arrays (H, W, 3), Pillow images, or a mix of them; a single one of
+                these, or an array (N, H, W, 3).
+            top_k: how many classes `Prediction.top` has.
+            batch_size: images at a time.
+
+        Raises:
+            ShiftViTError: an image cannot be used. `stream` goes on after such ones.
+        """
+        single = isinstance(images, str | os.PathLike | bytes) or hasattr(images, "getbands")
+        single = single or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
+        sources: Any = [images] if single else images
+        results = []
+        for result in self.stream(sources, top_k=top_k, batch_size=batch_size):
+            if isinstance(result, Failure):
+                raise ShiftViTError(result.error)
+            results.append(result)
+        return results
+
+    def stream(
+        self,
+        sources: Iterable[Source],
+        *,
+        top_k: int = 5,
+        batch_size: int = BATCH_SIZE,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator[Prediction | Failure]:
+        """Classifies images one after the other, in their order, in bounded memory however many there are.
+
+        Files are read and decoded in other threads while the model runs. An image that cannot be used gives a
+        `Failure` in its place.
+
+        Args:
+            sources: as in `__call__`; consumed as the results are.
+            top_k: how many classes `Prediction.top` has.
+            batch_size: images that the model gets at a time.
+            threads: that decode; None: one for each core, at most 8.
+            max_pixels: an image with more is refused before it is decoded.
+
+        Raises:
+            ShiftViTError: a setting out of range.
+        """
+        for name, value in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ShiftViTError(f"{name}={value} must be at least 1")
+        return self._streamed(sources, top_k, batch_size, threads or min(8, cores()), max_pixels)
+
+    def _streamed(
+        self, sources: Iterable[Source], top_k: int, batch_size: int, threads: int, max_pixels: int
+    ) -> Iterator[Prediction | Failure]:
+        numbered = enumerate(sources, start=1)
+        # Enough prepared images for the next batch while this one runs, and no more than that.
+        ahead = threads + 1 + 2 * batch_size // _CHUNK
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        running: deque[Future[list[Failure | tuple[str, NDArray[np.uint8]]]]] = deque()
+        ready: list[Failure | tuple[str, NDArray[np.uint8]]] = []
+        usable = 0
+        try:
+            while True:
+                while len(running) < ahead and (chunk := list(itertools.islice(numbered, _CHUNK))):
+                    running.append(pool.submit(self._prepared, chunk, max_pixels))
+                if not running:
+                    break
+                for item in running.popleft().result():
+                    ready.append(item)
+                    usable += not isinstance(item, Failure)
+                    if usable == batch_size or len(ready) == 4 * batch_size:
+                        yield from self._classified(ready, top_k)
+                        ready, usable = [], 0
+            yield from self._classified(ready, top_k)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepared(
+        self, chunk: list[tuple[int, Source]], max_pixels: int
+    ) -> list[Failure | tuple[str, NDArray[np.uint8]]]:
+        """Decodes and preprocesses; each result is a failure or (name, uint8 (h, w, 3))."""
+        results: list[Failure | tuple[str, NDArray[np.uint8]]] = []
+        for number, source in chunk:
+            name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
+            try:
+                image = decode(_pillow(source, name), max_pixels=max_pixels, name=name)
+                results.append((name, self.metadata.preprocess.pixels(image[None])[0]))
+            except ShiftViTError as error:
+                text = str(error)
+                results.append(Failure(name, text if name in text else f"{name}: {text}"))
+        return results
+
+    def _classified(
+        self, items: list[Failure | tuple[str, NDArray[np.uint8]]], top_k: int
+    ) -> Iterator[Prediction | Failure]:
+        pixels = [item[1] for item in items if not isinstance(item, Failure)]
+        probabilities = iter(self._run(np.stack(pixels)) if pixels else ())
+        for item in items:
+            yield item if isinstance(item, Failure) else self._prediction(item[0], next(probabilities), top_k)
+
+    def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
+        # Stable, so that of equal probabilities the first class wins, as in `evaluate`.
+        order = np.argsort(-row, kind="stable")[:top_k]
+        top = tuple((self.labels[index], float(row[index])) for index in order)
+        return Prediction(path, *top[0], top, row)
+
+
+def _pillow(source: Any, name: str) -> Any:
+    """Returns a source that `decode` takes: arrays become Pillow images."""
+    if not isinstance(source, np.ndarray):
+        return source
+    channels = source.shape[2] if source.ndim == 3 else None
+    if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in (None, 3, 4) or not source.size:
+        raise ShiftViTError(
+            f"{name} is an array of {source.dtype} {source.shape}; give uint8 (H, W, 3), (H, W, 4) or (H, W) with "
+            "values from 0 to 255"
+        )
+    from PIL import Image
+
+    return Image.fromarray(source)

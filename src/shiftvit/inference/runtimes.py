@@ -1,0 +1,264 @@
+"""What runs a trained model: one table of runtimes, each of which makes the same `Graph` of its own kind of file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.bundle.bundle import GRAPH, MANIFEST, Bundle, find_bundle, read_checked, read_manifest
+from shiftvit.bundle.container import Container, open_container
+from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
+from shiftvit.environment import adds_int8_exactly, cores
+from shiftvit.errors import ShiftViTError, nearest
+
+Pixels = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model that is ready to run.
+
+    Attributes:
+        metadata: its labels, preprocessing and input size.
+        run: uint8 (N, H, W, 3) of that size to probabilities, float32 (N, C); N at least 1.
+        runtime: the name of what runs it.
+    """
+
+    metadata: Metadata
+    run: Callable[[Pixels], Probabilities]
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A row of the table: the module that it needs, how it is installed, what it reads and how it loads that.
+
+    `load` is called with the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for
+    x86 can cut sums off where the processor has no VNNI.
+    """
+
+    module: str
+    package: str
+    reads: tuple[str, ...]
+    load: Callable[[Any, int], tuple[Metadata, Callable[[Pixels], Probabilities]]]
+    saturates: bool = False
+
+
+def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = None) -> Graph:
+    """Loads a model for inference.
+
+    Args:
+        model: a run folder, a bundle, the name of a model that the package comes with, or what `shiftvit export`
+            wrote: its folder or the artifact in it.
+        runtime: a key of `RUNTIMES`; "auto": the first in that order, which is by measured speed, that reads such a
+            model and is installed. A torch program is read only if "torch" is named, as its loader may run code.
+        threads: processor threads; None: one for each core.
+
+    Raises:
+        ShiftViTError: no such model or runtime, or one that does not read the other, or is not installed; or a file
+            that is damaged or carries no metadata.
+    """
+    kind, source = _identify(model)
+    if runtime != "auto" and runtime not in RUNTIMES:
+        raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
+    able = [name for name, row in RUNTIMES.items() if kind in row.reads]
+    if runtime == "auto":
+        if able == ["torch"]:
+            raise ShiftViTError(
+                f"{str(model)!r} is read by torch's own loader, which a made-up file can have run code; "
+                "if you trust it, name the runtime: torch"
+            )
+        runtime = next((name for name in able if _installed(name)), able[0])
+    elif runtime not in able:
+        raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)} and not in {runtime}; {_MENDS[kind]}")
+    row = RUNTIMES[runtime]
+    if not _installed(runtime):
+        raise ShiftViTError(f"the runtime {runtime!r} is not installed; pip install {row.package!r}")
+    origin = repr(str(source if isinstance(source, Path) else source.where))
+    try:
+        metadata, run = row.load(source, threads or cores())
+        # Some damage shows only when a graph runs. Keras has weights of a known hash, and compiles for a batch's size.
+        shape = run(np.zeros((1, *metadata.input_shape), np.uint8)).shape[1:] if runtime != "keras" else None
+    except (ShiftViTError, ImportError):
+        raise
+    except Exception as error:  # whatever a damaged file brings about in the library that reads it
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ShiftViTError(
+            f"{origin} cannot be loaded ({reason}); is it whole? Restore it, or export it anew"
+        ) from error
+    if metadata.precision == "int8" and metadata.saturates is None and row.saturates and not adds_int8_exactly():
+        raise ShiftViTError(
+            f"{origin} is an int8 export that was not examined for saturation, and this processor lacks the VNNI "
+            "instructions without which such exports can answer wrongly; export it anew"
+        )
+    if shape not in (None, (len(metadata.labels),)):
+        raise ShiftViTError(
+            f"{origin} answers with the shape {shape} for an image and names {len(metadata.labels)} labels; "
+            "export it anew"
+        )
+    return Graph(metadata, run, runtime)
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(RUNTIMES[name].module) is not None
+
+
+def _identify(model: str | Path) -> tuple[str, Any]:
+    """Returns what kind of model lies at a path, and the path or the bundle's files."""
+    path = Path(model)
+    if path.is_dir() and open_container(path, MANIFEST) is None:
+        # What `shiftvit export` writes: an artifact with its report beside it.
+        found = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES or entry.name == "saved_model"]
+        if len(found) == 1:
+            path = found[0]
+    if path.is_file() and path.suffix in _SUFFIXES:
+        return _SUFFIXES[path.suffix], path
+    if (path / "saved_model.pb").is_file():
+        return "SavedModel", path
+    container = find_bundle(model)
+    has_graph = GRAPH in read_manifest(container).files
+    return ("bundle with a graph" if has_graph else "bundle without a graph"), container
+
+
+def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    from shiftvit.backend import ensure_backend
+
+    if ensure_backend() == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    from shiftvit.evaluation.metrics import softmax
+
+    bundle = Bundle.load(container.where)
+    metadata, model = graph_metadata(bundle), bundle.build("float32")
+    normalised = metadata.preprocess.normalised
+    return metadata, lambda pixels: softmax(
+        np.asarray(model.predict_on_batch(normalised(pixels)), np.float32) / np.float32(bundle.temperature)
+    )
+
+
+def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    import onnxruntime
+
+    content, origin = _onnx_content(source)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Its threads would wait in a busy loop for the next batch, on the cores that decode it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without a second try, which it would announce on standard output: there is just this one provider.
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
+    name = session.get_inputs()[0].name
+    return metadata, lambda pixels: session.run(None, {name: pixels})[0]
+
+
+def _onnx_content(source: Any) -> tuple[bytes, str]:
+    if isinstance(source, Path):
+        return source.read_bytes(), repr(str(source))
+    return read_checked(source, read_manifest(source), GRAPH), f"{GRAPH!r} in {str(source.where)!r}"
+
+
+def _openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    import openvino
+
+    core = openvino.Core()
+    xml = isinstance(source, Path) and source.suffix == ".xml"
+    content, origin = (source, repr(str(source))) if xml else _onnx_content(source)
+    model = core.read_model(content)
+    # An ONNX graph's own metadata arrive below "framework".
+    place = [KEY] if xml else ["framework", KEY]
+    metadata = Metadata.parse(model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None, origin)
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            # Left to itself it would compute a float32 graph in bfloat16 where the processor can.
+            "INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        },
+    )
+    return metadata, lambda pixels: np.array(compiled(pixels)[0])
+
+
+def _tensorflow(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow
+
+    with contextlib.suppress(RuntimeError):  # it has already started, with threads of its own choice
+        tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+    extra = path / "assets.extra" / FILE
+    metadata = Metadata.parse(extra.read_bytes() if extra.is_file() else None, repr(str(path)))
+    loaded = tensorflow.saved_model.load(str(path))
+    serve = loaded.signatures["serving_default"]
+
+    def run(pixels: Pixels) -> Probabilities:
+        # `loaded` owns the variables, so it must live as long as what is called.
+        return np.asarray(loaded and serve(images=tensorflow.constant(pixels))["probabilities"])
+
+    return metadata, run
+
+
+def _litert(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    container = open_container(path, FILE)
+    metadata = Metadata.parse(container.read(FILE) if container else None, repr(str(path)))
+    interpreter = Interpreter(str(path), num_threads=threads)
+    entry, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    count = 0
+
+    def run(pixels: Pixels) -> Probabilities:
+        nonlocal count
+        if len(pixels) != count:
+            interpreter.resize_tensor_input(entry, pixels.shape)
+            interpreter.allocate_tensors()
+            count = len(pixels)
+        interpreter.set_tensor(entry, pixels)
+        interpreter.invoke()
+        return np.asarray(interpreter.get_tensor(result), np.float32)
+
+    return metadata, run
+
+
+def _torch(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    import torch
+
+    torch.set_num_threads(threads)
+    extra = {FILE: ""}
+    module = torch.export.load(str(path), extra_files=extra).module()
+
+    def run(pixels: Pixels) -> Probabilities:
+        with torch.inference_mode():
+            return module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()  # type: ignore[no-any-return]
+
+    return Metadata.parse(extra[FILE], repr(str(path))), run
+
+
+_SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", ".pt2": "torch.export"}
+_MENDS = dict.fromkeys(
+    ("ONNX", "OpenVINO", "LiteRT", "torch.export", "SavedModel", "bundle with a graph"),
+    "`shiftvit export` writes the formats of the others",
+)
+_MENDS["bundle without a graph"] = "`shiftvit pack --onnx` adds the graph, `shiftvit export` writes other formats"
+
+RUNTIMES = {
+    "onnxruntime": Runtime("onnxruntime", "onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True),
+    "openvino": Runtime(
+        "openvino", "shiftvit[openvino]", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True
+    ),
+    "litert": Runtime("ai_edge_litert", "shiftvit[litert]", ("LiteRT",), _litert),
+    "tensorflow": Runtime("tensorflow", "shiftvit[tensorflow]", ("SavedModel",), _tensorflow),
+    "torch": Runtime("torch", "shiftvit[torch]", ("torch.export",), _torch),
+    "keras": Runtime("keras", "keras", ("bundle with a graph", "bundle without a graph"), _keras),
+}

@@ -1,0 +1,99 @@
+"""`Recipe`: a whole training run, stored as TOML; the resolved one lies in each run folder."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from shiftvit import recipes
+from shiftvit.augment.augment import Augment
+from shiftvit.config import (
+    DataConfig,
+    ModelConfig,
+    Settings,
+    StartConfig,
+    TrainConfig,
+    validated,
+)
+from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
+
+
+class Recipe(Settings):
+    """A whole training run."""
+
+    name: str = Field("custom", pattern=r"^[\w-][\w.-]*$", description="letters, digits, '.', '_' and '-'")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
+    start: StartConfig = StartConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _patience_outlasts_a_validation(self) -> Self:
+        patience, every = self.train.early_stopping, self.train.validation_every
+        if patience is not None and patience < every:
+            raise ValueError(f"early_stopping={patience} epochs must be at least validation_every={every}; raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> Self:
+        if self.train.early_stopping and not self.data.validation:
+            raise ValueError(
+                f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
+                "set data.validation, or leave early_stopping out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _test_images_choose_nothing(self) -> Self:
+        if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
+            raise ValueError(
+                "data.test=0 reports the validation images, on which nothing may be chosen then; set train.select=last "
+                "and no train.early_stopping, or take test images"
+            )
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, **overrides: Any) -> Self:
+        """Reads a recipe by name or from a TOML file and applies overrides.
+
+        Args:
+            source: the name of a shipped recipe (see `shiftvit.recipes.names`) or the path of a `.toml` file.
+            overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
+                where they parse as such.
+
+        Raises:
+            ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
+                and the nearest valid name.
+        """
+        text, origin = recipes.read(source)
+        try:
+            tree = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ShiftViTError(f"{origin} is not valid TOML: {error}") from error
+        tree.setdefault("name", Path(source).stem)
+        if overrides.get("model.preset") is not None:
+            tree["model"] = {}  # another architecture than the recipe's
+        for key, value in overrides.items():
+            _set(tree, key, value)
+        return validated(cls, tree, origin)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ShiftViTError(f"{key!r} is no setting: {part!r} holds a value, not a section; drop what follows it")
+    if isinstance(value, str):
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            if value in ("none", "None", "null"):  # TOML has no null; the default None is what is meant
+                value = None
+    tree[last] = value

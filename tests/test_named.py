@@ -1,0 +1,41 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shiftvit.data import named
+from shiftvit.errors import ShiftViTError
+
+
+def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+    with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as data:
+        arrays = tuple(data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    monkeypatch.setattr(named, "load_cifar10", lambda: arrays)
+    data = named.load("cifar10")
+    assert data.name == "cifar10"
+    assert data.train_images is arrays[0]
+    assert data.test_images is arrays[2]
+    assert data.train_labels.dtype == data.test_labels.dtype == np.int64
+    np.testing.assert_array_equal(data.test_labels, arrays[3])
+    assert " ".join(data.class_names) == "airplane automobile bird cat deer dog frog horse ship truck"
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(ShiftViTError, match="'cifar_10'; did you mean 'cifar10'"):
+        named.load("cifar_10")
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    modules = ["keras", "torch", "jax", "tensorflow", "PIL", "sklearn", "rich", "urllib.request"]
+    code = (
+        "import sys; import shiftvit.data.named, shiftvit.data.find.splits, shiftvit.preprocess; "
+        f"import shiftvit.augment.augment; print([name for name in {modules} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
