@@ -3,8 +3,8 @@
     python -m shiftvit.exports.gate JOB.json
 
 The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
-their labels if known, and the model's own answers; and, if it likes, how many `seconds` a measurement of speed is to take
-at least. The result is printed as JSON: `faults` is empty if the artifact passes.
+their labels if known, and the model's own answers; and, if it likes, the `seconds` that a measurement of speed takes at
+least. The result is printed as JSON: `faults` is empty if the artifact passes.
 """
 
 from __future__ import annotations
