@@ -27,7 +27,7 @@ from shiftvit.errors import Interrupted
 from shiftvit.presets import PRESETS
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from shiftvit.training.runfolder import held, read_log
+from shiftvit.training.runfolder import open_run, read_log
 from shiftvit.training.setup import build, load_splits, resolve
 
 TINY = {
@@ -264,9 +264,9 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
 def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
     wanted = resolve(recipe(), load_splits(recipe(), sample))
     with (
-        held(tmp_path / "run", wanted),
+        open_run(tmp_path / "run", wanted),
         pytest.raises(ShiftViTError, match="another process trains in"),
-        held(tmp_path / "run", wanted),
+        open_run(tmp_path / "run", wanted),
     ):
         pass
 

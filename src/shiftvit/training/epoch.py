@@ -16,7 +16,7 @@ from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
 from shiftvit.training.device import DeviceLoop
-from shiftvit.training.memory import evaluated_at_once
+from shiftvit.training.memory import evaluation_batch_size
 from shiftvit.training.optimizer import averaged_weights
 from shiftvit.training.setup import Splits, epoch_batches
 
@@ -97,7 +97,7 @@ def validate(model: Any, recipe: Recipe, splits: Splits, watch: Watch) -> Row:
     began = time.perf_counter()
     images, labels = splits.validation
     with averaged_weights(model):
-        logits = predict_logits(model, images, splits.test_rule, batch_size=evaluated_at_once(recipe.train))
+        logits = predict_logits(model, images, splits.test_rule, batch_size=evaluation_batch_size(recipe.train))
     progress.seconds += time.perf_counter() - began
     if not np.isfinite(logits).all():
         raise not_finite("the validation loss is not finite", progress, watch.last.parent)

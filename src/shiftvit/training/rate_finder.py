@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from shiftvit.data.named import ImageData
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.memory import OutOfMemory, free, in_smaller_parts, told_apart
+from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.optimizer import batch_scale
 from shiftvit.training.setup import Splits, build, epoch_batches, load_splits, resolve
 from shiftvit.training.start import started
@@ -104,13 +103,18 @@ def find_rate(
     recipe = resolve(recipe, splits)
     rule = recipe.train.optimizer
     rates = np.geomspace(low, high, steps)
-    for tries in itertools.count():
-        with contextlib.suppress(OutOfMemory):
-            with told_apart():
-                losses = _losses(recipe, splits, rates, told)
-            break
-        free()
-        recipe = in_smaller_parts(recipe, tries)
+    losses = None
+    halvings = 0
+    while losses is None:
+        try:
+            losses = _losses(recipe, splits, rates, told)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if losses is None:  # only here, as the handler's traceback holds the tensors of the failed step
+            recipe = halve_parts(recipe, halvings)
+            halvings += 1
+            free_memory()
     smoothed = smooth(losses)
     rates = rates[: len(losses)]
     ratio = rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None
