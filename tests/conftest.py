@@ -28,9 +28,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("INTRAOP", "INTEROP"):
         os.environ.setdefault(f"TF_NUM_{name}_THREADS", "1")
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
-else:
-    # The one process, or the one that hands out the tests: the folder is there before its workers are.
-    os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
 
 # A shell ignores SIGINT in what it runs in the background, and children inherit that: tests that send it would wait.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,7 +38,7 @@ settings.register_profile("shiftvit", deadline=None, suppress_health_check=[Heal
 settings.load_profile("shiftvit")
 
 # Files that take longest, the longest first: begun last, one of them would keep one worker and leave the others idle.
-LONGEST = ("test_exports", "test_readme", "test_finetune", "test_train", "test_gate", "test_backends")
+LONGEST = ("test_exports", "test_readme", "test_finetune", "test_stopped", "test_train", "test_gate", "test_backends")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,19 +47,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+def pytest_configure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
+        os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
+
+
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(shared.folder(), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def plain_figures() -> Iterator[None]:
-    """What matplotlib would draw is a white point: for tests that look at other things than figures."""
+def plain_figures() -> Iterator[list[Any]]:
+    """What matplotlib would draw is a white point, for tests that look at other things; returns the figures."""
     from matplotlib.figure import Figure
 
-    def savefig(self: Figure, path: Path, **_: Any) -> None:  # noqa: ARG001
+    figures: list[Any] = []
+
+    def savefig(self: Figure, path: Path, **_: Any) -> None:
+        figures.append(self)
         Image.new("RGB", (1, 1), "white").save(path, "PNG")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
-        yield
+        yield figures
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are saved from here on, as matplotlib has them."""
+    from matplotlib.figure import Figure
+
+    found: list[Any] = []
+    original = Figure.savefig
+
+    def savefig(self: Figure, *arguments: Any, **named: Any) -> None:
+        found.append(self)
+        original(self, *arguments, **named)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return found

@@ -14,14 +14,15 @@ from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.data.batches.device import ResidentImages
 from shiftvit.data.batches.host import EpochBatches, epoch_order
-from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
-from shiftvit.training.callbacks import Watch
 from shiftvit.training.device import chunk_length
 from shiftvit.training.runfolder import read_log
 from shiftvit.training.setup import load_splits, resolve
 
-pytestmark = pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch")
+pytestmark = [
+    pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch"),
+    pytest.mark.usefixtures("plain_figures"),
+]
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 9, 12, 3), np.uint8)
 LABELS = np.arange(40) % 5
@@ -100,25 +101,6 @@ def test_it_ends_as_fit_does(tmp_path, sample, on_device):
     for mine, theirs in zip(read_log(on_device.path), read_log(fitted.path), strict=True):
         for key in ("loss", "val_loss", "learning_rate", "top1", "val_top1"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-3), key
-
-
-def test_a_stopped_run_ends_as_one_left_alone(tmp_path, sample, on_device, monkeypatch):
-    monkeypatch.setattr("shiftvit.training.device._LONGEST", 2)  # so that there is a middle of an epoch to stop in
-    stop_at = Watch.on_train_batch_begin
-
-    def stopping(self, batch, logs=None):
-        if self.progress.epoch == 1 and batch == 2:
-            self.signal = 15
-        stop_at(self, batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Watch, "on_train_batch_begin", stopping)
-        with pytest.raises(Interrupted):
-            train(recipe(loop="device"), out=tmp_path / "run", data=sample)
-    train(resume=tmp_path / "run", data=sample)
-    expected = weights(on_device.path)
-    for name, value in weights(tmp_path / "run").items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_auto_is_fit_on_a_processor(tmp_path, sample):
