@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 from sample import load_sample
 from shiftvit import Bundle
 from shiftvit.data import named
+from shiftvit.data.dataset import Split
 from shiftvit.environment import device_name
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS
@@ -58,10 +59,10 @@ def answers() -> Answers:
     a rounding does not decide.
     """
     sample = load_sample()
-    images = np.concatenate([sample.train_images, sample.test_images])
+    images = np.concatenate([sample.train.images, sample.test.images])
     images = np.concatenate([images, images[:, :, ::-1]])
     images = np.concatenate([images, np.roll(images, 1, axis=1), np.roll(images, -1, axis=2)])
-    labels = np.resize(np.concatenate([sample.train_labels, sample.test_labels]), len(images))
+    labels = np.resize(np.concatenate([sample.train.labels, sample.test.labels]), len(images))
     found = probabilities(Bundle.load("cifar10"), images)
     second, first = np.sort(found, axis=1)[:, -2:].T
     surest = np.sort(np.argsort(second - first, kind="stable")[:2000])
@@ -81,7 +82,7 @@ def _made(name: str, precision: str) -> Path:
     missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
-    data = replace(load_sample(), test_images=answers().images, test_labels=answers().labels)
+    data = load_sample().with_splits(test=Split(answers().labels, images=answers().images))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(named, "load", lambda _: data)
         patch.setattr(driver, "_child", _child)

@@ -24,11 +24,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("imagenet")
     data = load_sample()
     for name, label in CLASSES.items():
-        indices = np.flatnonzero(data.train_labels == label)
+        indices = np.flatnonzero(data.train.labels == label)
         for number, index in enumerate(indices[:16]):
             folder = root / ("train" if number < 12 else "val") / name
             folder.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(data.train_images[index]).resize((300 + 10 * number, 260), Image.Resampling.BICUBIC)
+            image = Image.fromarray(data.train.images[index]).resize((300 + 10 * number, 260), Image.Resampling.BICUBIC)
             image.save(folder / f"{name}_{number}.JPEG", quality=90)
     return root
 

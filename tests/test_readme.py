@@ -75,9 +75,9 @@ def write_faulty_tree(root):
 
 def test_every_command_runs(stand_in, tmp_path):
     seen = set()
-    Image.fromarray(load_sample().test_images[0]).save(tmp_path / "cat.jpg")
+    Image.fromarray(load_sample().test.images[0]).save(tmp_path / "cat.jpg")
     (tmp_path / "photos").mkdir()
-    Image.fromarray(load_sample().test_images[1]).save(tmp_path / "photos" / "ship.png")
+    Image.fromarray(load_sample().test.images[1]).save(tmp_path / "photos" / "ship.png")
     write_faulty_tree(tmp_path / "pets")
     # Training first: the others use its run.
     for _, *arguments in sorted(commands(), key=lambda command: command[1] != "train"):
@@ -126,7 +126,7 @@ def test_the_python_code_runs(tmp_path, monkeypatch):
     assert small in code
     code = code.replace(small, '"train.epochs": 1, "data.validation": 50, "train.batch_size": 50')
     code = "\n".join(line for line in code.splitlines() if ".pth" not in line)  # the authors' file, not ours to ship
-    names = {"images": sample.test_images[:4]}
+    names = {"images": sample.test.images[:4]}
     exec(compile(code, "README.md", "exec"), names)
     assert names["logits"].shape == (4, 10)
     assert list(names["backbone"].pyramid_outputs) == ["P2", "P3", "P4", "P5"]

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Recipe, ShiftViT, ShiftViTError, convert, train
-from shiftvit.training.setup import build, load_splits, resolve
+from shiftvit.data.load import load_data
+from shiftvit.training.setup import build, resolve
 from shiftvit.training.start import started
 
 GOLDEN = Path(__file__).parent / "golden" / "official_gn1.npz"
@@ -21,7 +22,7 @@ SMALL = {"train.epochs": 1, "train.batch_size": 16, "train.precision": "float32"
 
 def built(**changes):
     recipe = started(Recipe.load("finetune", **{"data.name": "cifar10", "data.validation": 50, **SMALL, **changes}))
-    splits = load_splits(recipe, load_sample())
+    splits = load_data(recipe, load_sample())
     recipe = resolve(recipe, splits)
     return recipe, *build(recipe, splits)
 
@@ -100,7 +101,7 @@ def official_recipe(**changes: Any) -> Recipe:
 
 def official_model(**changes: Any) -> Any:
     recipe = started(official_recipe(**{"data.name": "cifar10", "data.validation": 50, **changes}))
-    splits = load_splits(recipe, load_sample())
+    splits = load_data(recipe, load_sample())
     return build(resolve(recipe, splits), splits)[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
@@ -21,13 +20,14 @@ from safetensors.numpy import load_file
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.data.batches.host import EpochBatches
-from shiftvit.data.named import ImageData
+from shiftvit.data.dataset import Dataset
+from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
 from shiftvit.presets import PRESETS
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from shiftvit.training.runfolder import held, read_log
-from shiftvit.training.setup import build, load_splits, resolve
+from shiftvit.training.setup import build, resolve
 
 TINY = {
     "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
@@ -52,7 +52,7 @@ def recipe(**train_settings) -> Recipe:
 
 def build_tiny(sample, **train_settings):
     wanted = recipe(**train_settings)
-    splits = load_splits(wanted, sample)
+    splits = load_data(wanted, sample)
     return build(resolve(wanted, splits), splits)
 
 
@@ -86,7 +86,7 @@ def test_the_run_folder_is_complete(finished, sample):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics == finished.metrics
     assert metrics["test"].keys() == {"loss", "top1", "top5", "n"}
-    assert metrics["test"]["n"] == len(sample.test_images)
+    assert metrics["test"]["n"] == len(sample.test.images)
     assert metrics["val"]["n"] == 50
     assert metrics["train"]["epochs"] == 3
     environment = json.loads((run / "environment.json").read_text())
@@ -100,7 +100,7 @@ def test_the_stored_models_agree_with_the_recorded_metrics(finished, sample, mon
     monkeypatch.setattr("shiftvit.data.named.load", lambda name: sample)  # noqa: ARG005
     found = evaluate(finished.path)
     assert {key: found[key] for key in finished.metrics["test"]} == finished.metrics["test"]
-    images = finished.bundle.preprocess(sample.test_images[:8])
+    images = finished.bundle.preprocess(sample.test.images[:8])
     ours = finished.bundle.build().predict_on_batch(images)
     np.testing.assert_allclose(ours, keras.models.load_model(finished.path / "model.keras").predict_on_batch(images))
 
@@ -255,17 +255,18 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
         assert not (tmp_path / "run").exists()
-    nothing = dataclasses.replace(sample, test_images=sample.test_images[:0], test_labels=sample.test_labels[:0])
+    nothing = sample.with_splits(test=sample.test.take([]))
     with pytest.raises(ShiftViTError, match="0 test images"):
         train(recipe(), out=tmp_path / "run", data=nothing)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
-    wanted = resolve(recipe(), load_splits(recipe(), sample))
+    data = load_data(recipe(), sample)
+    wanted = resolve(recipe(), data)
     with (
-        held(tmp_path / "run", wanted),
+        held(tmp_path / "run", wanted, data),
         pytest.raises(ShiftViTError, match="another process trains in"),
-        held(tmp_path / "run", wanted),
+        held(tmp_path / "run", wanted, data),
     ):
         pass
 
@@ -279,14 +280,8 @@ def test_a_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
 
 
 def test_64_images_are_learned_by_heart(tmp_path, sample):
-    few = ImageData(
-        sample.train_images[::5][:64],
-        sample.train_labels[::5][:64],
-        sample.train_images[::5][:64],
-        sample.train_labels[::5][:64],
-        sample.class_names,
-        "few",
-    )
+    split = sample.train.take(np.arange(0, 5 * 64, 5))
+    few = Dataset({"train": split, "test": split}, sample.class_names, "few")
     settings = {
         "model": {"patch_size": 4, "embed_dim": 48, "depths": [2, 2], "norm": "layer", "drop_path": 0.0},
         "preprocess": {"mean": 120.0, "std": 64.0},
@@ -309,7 +304,7 @@ def test_muon_and_the_averaged_weights_train(tmp_path, sample):
 def test_every_recipe_trains_the_model_that_it_names(name, tmp_path, sample):
     small = {"data.validation": 50, "data.limit": 100, "train.batch_size": 50, "train.epochs": 1}
     run = train(name, out=tmp_path / "run", data=sample, **small)
-    assert run.metrics["test"]["n"] == len(sample.test_images)
+    assert run.metrics["test"]["n"] == len(sample.test.images)
     wanted = Recipe.load(name)
     preset, size = wanted.model.preset, sum(value.size for value in run.bundle.weights.values())
     if preset is not None:

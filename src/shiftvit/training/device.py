@@ -15,13 +15,13 @@ import numpy as np
 from keras import ops
 
 from shiftvit.data.batches.device import Held, ResidentImages
+from shiftvit.data.dataset import Dataset
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
 from shiftvit.training.memory import is_out_of_memory
 from shiftvit.training.optimizer import learning_rates
 from shiftvit.training.parts import jax_gradients, torch_gradients
-from shiftvit.training.setup import Splits
 
 # Steps between two looks at the clock, the loss and the signals.
 _LONGEST = 64
@@ -33,20 +33,21 @@ class DeviceLoop:
     Args:
         model: compiled; trained in place.
         recipe: resolved.
-        splits: their training images go to the device.
+        dataset: its training images go to the device.
         steps: in an epoch.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         settings = recipe.train
         self.model, self.steps, self.seed, self.parts = model, steps, settings.seed, settings.accumulate
-        self.batch_size = min(settings.batch_size, len(splits.train[0]))
+        self.batch_size = min(settings.batch_size, len(dataset.train))
         self.at_once = chunk_length(steps)
         self.images = ResidentImages(
-            *splits.train,
-            splits.train_rule,
+            dataset.train.images,
+            dataset.train.labels,
+            dataset.train.preprocess,
             recipe.augment,
-            len(splits.class_names),
+            len(dataset.class_names),
         )
         self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))
 
@@ -68,7 +69,7 @@ def chunk_length(steps: int) -> int:
     return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
 
 
-def make_loop(model: Any, recipe: Recipe, splits: Splits, steps: int) -> DeviceLoop | None:
+def make_loop(model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> DeviceLoop | None:
     """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`.
 
     Raises:
@@ -79,21 +80,21 @@ def make_loop(model: Any, recipe: Recipe, splits: Splits, steps: int) -> DeviceL
     backend = keras.config.backend()
     if backend == "tensorflow":
         raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
-    if not recipe.train.drop_remainder and len(splits.train[0]) % recipe.train.batch_size:
+    if not recipe.train.drop_remainder and len(dataset.train) % recipe.train.batch_size:
         raise ShiftViTError(
-            f'train.loop="device" needs batches of one size, and {len(splits.train[0])} images do not divide by '
+            f'train.loop="device" needs batches of one size, and {len(dataset.train)} images do not divide by '
             f"train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
-    return (JaxLoop if backend == "jax" else TorchLoop)(model, recipe, splits, steps)
+    return (JaxLoop if backend == "jax" else TorchLoop)(model, recipe, dataset, steps)
 
 
 class JaxLoop(DeviceLoop):
     """The steps as one compiled `lax.scan`, the state donated."""
 
-    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         import jax
 
-        super().__init__(model, recipe, splits, steps)
+        super().__init__(model, recipe, dataset, steps)
         self.compiled = jax.jit(self._steps, static_argnames="count", donate_argnums=0)
 
     def begin(self, epoch: int) -> None:
@@ -138,10 +139,10 @@ class TorchLoop(DeviceLoop):
     argument.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         import torch
 
-        super().__init__(model, recipe, splits, steps)
+        super().__init__(model, recipe, dataset, steps)
         self.variables = model.trainable_variables
         device = self.variables[0].value.device
         self.drawn = {name: value.clone() for name, value in self.images.draw(self.seed, 0).items()}

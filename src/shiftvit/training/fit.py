@@ -12,7 +12,8 @@ from typing import Any
 import keras
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.data.named import ImageData
+from shiftvit.data.dataset import Dataset
+from shiftvit.data.load import load_data
 from shiftvit.errors import notice
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import fit_temperature, measure
@@ -24,7 +25,7 @@ from shiftvit.training.device import DeviceLoop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.memory import OutOfMemory, evaluated_at_once, free, in_smaller_parts, told_apart
 from shiftvit.training.optimizer import averaged_weights, learning_rates
-from shiftvit.training.setup import Splits, build, load_splits, resolve
+from shiftvit.training.setup import build, resolve
 from shiftvit.training.start import started
 
 # Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
@@ -57,7 +58,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     tensorboard: bool = False,
-    data: ImageData | None = None,
+    data: Dataset | None = None,
     **overrides: Any,
 ) -> Run:
     """Trains, evaluates and keeps a model.
@@ -80,33 +81,33 @@ def train(
     recipe, run = runfolder.choose_run(recipe, out, resume, overrides)
     board = TensorBoardLog(run) if tensorboard else None
     recipe = started(recipe)
-    splits = load_splits(recipe, data, run)
-    recipe = resolve(recipe, splits)
+    dataset = load_data(recipe, data, run)
+    recipe = resolve(recipe, dataset)
     # Before there is a folder, so that what cannot work leaves none; in a list, so that only who uses it holds it.
-    prepared = [_prepared(recipe, splits)]
-    with runfolder.held(run, recipe, splits.found):
+    prepared = [_prepared(recipe, dataset)]
+    with runfolder.held(run, recipe, dataset):
         for tries in itertools.count():
             with contextlib.suppress(OutOfMemory), told_apart():
-                return _trained(run, recipe, splits, prepared.pop(), board)
+                return _trained(run, recipe, dataset, prepared.pop(), board)
             free()
             before, recipe = recipe, in_smaller_parts(recipe, tries)
             runfolder.record_changes(run, runfolder.changed(before, recipe))
             runfolder.write_recipe(run, recipe)
-            prepared.append(_prepared(recipe, splits))
+            prepared.append(_prepared(recipe, dataset))
     raise AssertionError("in_smaller_parts ends the loop")
 
 
-def _prepared(recipe: Recipe, splits: Splits) -> tuple[Any, int, DeviceLoop | None]:
+def _prepared(recipe: Recipe, dataset: Dataset) -> tuple[Any, int, DeviceLoop | None]:
     """Returns the model of a resolved recipe with its first weights, the steps an epoch, and the loop on the device."""
     keras.utils.set_random_seed(recipe.train.seed)
-    model, steps = build(recipe, splits)
-    return model, steps, make_loop(model, recipe, splits, steps)
+    model, steps = build(recipe, dataset)
+    return model, steps, make_loop(model, recipe, dataset, steps)
 
 
 def _trained(
     run: Path,
     recipe: Recipe,
-    splits: Splits,
+    dataset: Dataset,
     prepared: tuple[Any, int, DeviceLoop | None],
     board: TensorBoardLog | None,
 ) -> Run:
@@ -122,27 +123,27 @@ def _trained(
     with watch.catching_signals():
         with bar:
             while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
-                row = fit_epoch(model, recipe, splits, watch, [bar], loop)
-                row |= validate(model, recipe, splits, watch)
+                row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
+                row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row)
                 bar.epoch_line(row)
                 if board is not None:
                     board.write(row)
                 watch.stop_if_asked()
-        notice(f"evaluating on {len(splits.test[0]):,} test images")
-        return keep(run, recipe, splits, model, steps, progress)
+        notice(f"evaluating on {len(dataset.test):,} test images")
+        return keep(run, recipe, dataset, model, steps, progress)
 
 
-def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, progress: Progress) -> Run:
+def keep(run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, progress: Progress) -> Run:
     """Evaluates the selected weights on the test images and writes the model, the metrics and the figures."""
     best = run / "checkpoints" / BEST
     if recipe.train.select == "best" and best.is_file():
         load_checkpoint(best, model)
     preprocess = recipe.preprocess
     with averaged_weights(model):
-        bundle = Bundle.from_model(model, splits.class_names, preprocess)
+        bundle = Bundle.from_model(model, dataset.class_names, preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form
-    each = min(steps * recipe.train.batch_size, len(splits.train[0]))
+    each = min(steps * recipe.train.batch_size, len(dataset.train))
     at_once = evaluated_at_once(recipe.train)
     seen = progress.epoch * each
     metrics: dict[str, Any] = {
@@ -150,20 +151,20 @@ def keep(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, prog
             "seconds": round(progress.seconds, 2),
             "images_per_second": round(seen / max(progress.fit_seconds, 1e-9), 1),
             "epochs": progress.epoch,
-            "images": len(splits.train[0]),
+            "images": len(dataset.train),
             "best_epoch": progress.best_epoch,
         }
     }
-    if splits.validation and splits.validation[1] is not splits.test[1]:
-        images, labels = splits.validation
-        logits = predict_logits(final, images, splits.test_rule, batch_size=at_once)
+    if dataset.validation is not None and not dataset.test_is_validation:
+        images, labels = dataset.validation.images, dataset.validation.labels
+        logits = predict_logits(final, images, dataset.validation.preprocess, batch_size=at_once)
         metrics["val"] = measure(logits, labels)
         if len(labels) >= _ENOUGH:
             bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, labels), 4))
-    logits = predict_logits(final, splits.test[0], splits.test_rule, batch_size=at_once)
-    metrics["test"] = measure(logits, splits.test[1])
+    logits = predict_logits(final, dataset.test.images, dataset.test.preprocess, batch_size=at_once)
+    metrics["test"] = measure(logits, dataset.test.labels)
     schedule = (learning_rates(model, steps * recipe.train.epochs), steps)
-    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, splits, logits)
+    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, dataset, logits)
     return Run(run, recipe, metrics)
 
 

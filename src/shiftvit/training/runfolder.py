@@ -21,7 +21,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -29,17 +29,13 @@ import tomli_w
 from shiftvit import environment, files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
-from shiftvit.data.find.dataset import FoundData
-from shiftvit.data.find.splits import save_splits
-from shiftvit.data.load import SPLITS
+from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.tables import SPLITS_TABLE, save_splits
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
 from shiftvit.figures.grid import Tile, prediction_grid
 from shiftvit.figures.run import confusion_matrix, learning_curves
 from shiftvit.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from shiftvit.training.setup import Splits
 
 RECIPE = "recipe.toml"
 # What a run's saved state, its splits or its count of steps depend on, ...
@@ -90,7 +86,7 @@ def choose_run(
 
 
 @contextlib.contextmanager
-def held(run: Path, recipe: Recipe, found: FoundData | None = None) -> Iterator[None]:
+def held(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
     """Makes the run folder with what it begins with where that is missing, and keeps other processes out of it.
 
     Raises:
@@ -111,8 +107,8 @@ def held(run: Path, recipe: Recipe, found: FoundData | None = None) -> Iterator[
             leftover.unlink(missing_ok=True)
         if not (run / RECIPE).is_file():
             files.write_json(run / "environment.json", environment.describe_environment())
-            if found is not None:
-                save_splits(found, run / SPLITS)
+            if dataset.path is not None:
+                save_splits(dataset, run / SPLITS_TABLE)
             write_recipe(run, recipe)
         elif changes := changed(Recipe.load(run / RECIPE), recipe):
             record_changes(run, changes)
@@ -166,15 +162,15 @@ def write_results(
     metrics: dict[str, Any],
     history: list[dict[str, Any]],
     schedule: tuple[Any, int],
-    splits: Splits,
+    dataset: Dataset,
     logits: Any,
 ) -> None:
     """Writes the model, the figures and, last, `metrics.json`, whose presence says that the run is complete."""
     measured = dataclasses.replace(bundle, metrics=metrics)
-    card = write_card(measured, _facts(run, recipe, splits, logits))
+    card = write_card(measured, _facts(run, recipe, dataset, logits))
     dataclasses.replace(measured, card=card).save(run / "bundle")
     files.write_file(run / "model.keras", model.save)
-    images, labels = splits.test
+    images, labels = dataset.test.images, dataset.test.labels
     matrix = confusion(logits, labels)
     rates, steps = schedule
     curves = run / "figures" / "learning_curves.png"
@@ -186,14 +182,13 @@ def write_results(
     files.write_json(run / "metrics.json", metrics)
 
 
-def _facts(run: Path, recipe: Recipe, splits: Splits, logits: Any) -> Facts:
+def _facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> Facts:
     """Returns what the model card says beyond what the bundle holds."""
-    same = splits.validation is not None and splits.validation[1] is splits.test[1]
-    parts = {"train": splits.train, "validation": None if same else splits.validation, "test": splits.test}
-    classes, truth = len(splits.class_names), splits.test[1]
+    classes, truth = len(dataset.class_names), dataset.test.labels
+    apart = [name for name in dataset.splits if not (name == "validation" and dataset.test_is_validation)]
     return Facts(
         recipe,
-        counts={name: np.bincount(part[1], minlength=classes).tolist() for name, part in parts.items() if part},
+        counts={name: np.bincount(dataset.splits[name].labels, minlength=classes).tolist() for name in apart},
         intervals=intervals(logits, truth),
         macro_f1=macro(logits, truth)["f1"],
         environment=json.loads((run / "environment.json").read_text("utf-8")),

@@ -95,13 +95,14 @@ def decode(
     if at_least is not None and min(at_least) < 1:
         raise ShiftViTError(f"at_least={at_least} is no size; give (height, width) in pixels, each 1 or more")
     try:
-        if isinstance(source, Image.Image):
-            return _from_image(source, max_pixels)
         if isinstance(source, str | os.PathLike):
-            return _from_bytes(_read(Path(source), max_bytes), max_pixels, at_least)
+            content = _read(Path(source), max_bytes)
+            return _from_bytes(content, max_pixels, at_least)
         if isinstance(source, bytes | bytearray | memoryview):
             _check_bytes(memoryview(source).nbytes, max_bytes)
             return _from_bytes(bytes(source), max_pixels, at_least)
+        if isinstance(source, Image.Image):
+            return _from_image(source, max_pixels)
         raise Fault(f"is a {type(source).__name__}; give a path, a file's bytes or a PIL image")
     except Fault as fault:
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
@@ -168,10 +169,10 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
 
 def _from_image(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
-    with _told("image"):
+    with _catch_damage("image"):
         image.load()
         pixels = _pixels(image)
-    return _turned(pixels, orientation_of(image.info.get("exif", b"")))  # a TIFF is turned by Pillow, when loaded
+    return _turn(pixels, orientation_of(image.info.get("exif", b"")))  # a TIFF is turned by Pillow, when loaded
 
 
 def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -182,10 +183,11 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
         known = ", ".join(_READERS)
         raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
     reader, weight = _READERS[kind]
-    with _told(kind):
+    with _catch_damage(kind):
         data, orientation = reduce(kind, data)
         if kind == "WebP":
-            _check_pixels(webp_size(data), max_pixels, weight)  # its reader makes two canvases at once
+            size = webp_size(data)
+            _check_pixels(size, max_pixels, weight)  # its reader makes two canvases at once
         # Pillow's reader itself and not Image.open, whose limit is one for the whole process and which warns,
         # through filters that are one for the whole process, before it refuses.
         with contextlib.closing(reader(io.BytesIO(data))) as image:
@@ -203,11 +205,11 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
                 image.draft(image.mode, (width, height))
             image.load()
             pixels = _pixels(image)
-    return _turned(pixels, orientation)
+    return _turn(pixels, orientation)
 
 
 @contextlib.contextmanager
-def _told(kind: str) -> Iterator[None]:
+def _catch_damage(kind: str) -> Iterator[None]:
     """Turns what damaged bytes raise, which is nearly anything, into a fault."""
     try:
         yield
@@ -268,7 +270,7 @@ def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
     return np.asarray(tile if tile.mode == "RGB" else tile.convert("RGB"))
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Returns pixels (H, W, 3) upright, given their EXIF orientation."""
     if orientation in {5, 6, 7, 8}:
         pixels = pixels.transpose(1, 0, 2)

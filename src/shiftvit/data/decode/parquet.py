@@ -36,7 +36,7 @@ class Columns:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
+def open_parquet(path: str) -> Iterator[Any]:
     """Opens a Parquet file, a `pyarrow.parquet.ParquetFile`; whatever it raises while it is open becomes one line.
 
     Raises:
@@ -60,7 +60,17 @@ def opened(path: str) -> Iterator[Any]:
         raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
 
 
-def columns_of(path: str, file: Any) -> Columns:
+def has_images(path: str) -> bool:
+    """Tells whether a file is Parquet with a column of images; false where it cannot be read."""
+    try:
+        with open_parquet(path) as file:
+            find_columns(path, file)
+    except ShiftViTError:
+        return False
+    return True
+
+
+def find_columns(path: str, file: Any) -> Columns:
     """Tells which column of an open file holds the images, and which the labels.
 
     What the metadata of `datasets` say decides, else the columns' names. A file may have no labels.
@@ -96,7 +106,7 @@ def columns_of(path: str, file: Any) -> Columns:
     return Columns(images[0], labels[0], tuple(names), tuple(remarks))
 
 
-def labels_of(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Reads the labels of an open file with N rows.
 
     Returns:
@@ -149,7 +159,7 @@ def image_bytes(path: str, columns: Columns) -> Iterator[list[bytes | None]]:
     """
     import pyarrow as pa
 
-    with opened(path) as file:
+    with open_parquet(path) as file:
         at_a_time = _BATCH * file.metadata.num_rows // max(1, size_of(file))
         for batch in file.iter_batches(
             max(1, min(_MOST_ROWS, at_a_time)), columns=[_leaf(file, columns)], use_threads=False

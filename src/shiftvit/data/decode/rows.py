@@ -22,7 +22,7 @@ import numpy as np
 
 from shiftvit import files
 from shiftvit.data.decode.formats import Fault
-from shiftvit.data.decode.parquet import columns_of, image_bytes, opened, size_of
+from shiftvit.data.decode.parquet import find_columns, image_bytes, open_parquet, size_of
 from shiftvit.errors import ShiftViTError, notice
 
 _NAME = re.compile(r"(.+\.parquet)#(0|[1-9][0-9]{0,17})", re.IGNORECASE | re.DOTALL)
@@ -142,13 +142,13 @@ def _key(path: str) -> _Key:
 
 @lru_cache(4096)
 def _rows(key: _Key) -> int:
-    with opened(key[0]) as file:
+    with open_parquet(key[0]) as file:
         return int(file.metadata.num_rows)
 
 
 @lru_cache(4096)
 def _images_size(key: _Key) -> int:
-    with opened(key[0]) as file:
+    with open_parquet(key[0]) as file:
         return size_of(file)
 
 
@@ -221,8 +221,8 @@ def _made(key: _Key, told: Told | None) -> _Store:
     with _alone(place.parent):
         if found := _found(key):  # another process made it meanwhile
             return found
-        with opened(path) as file:
-            columns = columns_of(path, file)
+        with open_parquet(path) as file:
+            columns = find_columns(path, file)
         count, size = _rows(key), _images_size(key)
         if told is None:
             notice(f"unpacking {path} ({_megabytes(size)} of images) into {place.parent}, once")
