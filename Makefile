@@ -2,6 +2,7 @@
 # make test   lint, types and all tests
 # make bench   the short measurements of speed, into benchmarks/results and docs/performance.md
 # make bench-export   every export format and precision, measured, into benchmarks/results and docs/export.md
+# make dist   the wheel and the source archive, into dist/
 # BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-export clean
+.PHONY: demo test lint bench bench-export dist clean
 
 demo: $(VENV)/.ready-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/shiftvit train --recipe quick
@@ -46,6 +47,10 @@ $(VENV)/.ready-%: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.ready-test: pyproject.toml constraints.txt | $(VENV)/.made
 	$(PIP) --editable '.[torch,jax,tensorflow,tensorboard,export,test]'
 	@touch $@
+
+dist: $(VENV)/.ready-test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

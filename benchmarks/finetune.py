@@ -21,7 +21,7 @@ import numpy as np
 
 from shiftvit import train
 from shiftvit.data import named
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.environment import cores, processor_name, versions
 
 RESULTS = Path(__file__).parent / "results"

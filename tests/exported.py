@@ -18,7 +18,7 @@ import pytest
 from sample import load_sample
 from shiftvit import Bundle
 from shiftvit.data import named
-from shiftvit.data.dataset import Split
+from shiftvit.data.find.dataset import Split
 from shiftvit.environment import device_name
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS

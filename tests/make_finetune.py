@@ -15,7 +15,7 @@ import numpy as np
 
 from shiftvit import train
 from shiftvit.data import named
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 
 GOLDEN = Path(__file__).parent / "golden"
 NEW = ("cat", "dog")

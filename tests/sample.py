@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 
 
 def load_sample() -> Dataset:

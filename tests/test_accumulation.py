@@ -81,8 +81,8 @@ def sample() -> Any:
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these runs."""
-    for name in ("learning_curves", "confusion_matrix", "_draw_predictions"):
-        monkeypatch.setattr(f"shiftvit.training.runfolder.{name}", lambda *_, **__: None)
+    for name in ("learning_curves", "_draw_test_figures"):
+        monkeypatch.setattr(f"shiftvit.training.results.{name}", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -269,10 +269,6 @@ def test_which_errors_mean_memory(error: BaseException, expected: bool) -> None:
 
 
 def test_a_real_allocation_that_cannot_be_is_known() -> None:
-    with pytest.raises(memory.OutOfMemory), memory.told_apart():
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each backend has its own
         keras.ops.convert_to_numpy(keras.ops.zeros((10**15,))[:1])
-
-
-def test_other_errors_stay_as_they_are() -> None:
-    with pytest.raises(KeyError, match="elsewhere"), memory.told_apart():
-        raise KeyError("elsewhere")
+    assert memory.is_out_of_memory(caught.value)

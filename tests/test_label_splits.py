@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.splits import split_data
 from shiftvit.errors import ShiftViTError
 

@@ -66,7 +66,7 @@ def test_nothing_changes_by_itself(stopped: Path) -> None:
     ("key", "value", "message"),
     [
         ("model.embed_dim", 24, "model.embed_dim is 12 in the run"),
-        ("train.batch_size", 25, "train.batch_size is 50 in the run '.*' and cannot become 25 in its midst"),
+        ("train.batch_size", 25, "train.batch_size is 50 in the run '.*' and cannot change to 25 mid-run"),
         ("data.split_seed", 1, "data.split_seed is 0"),
         ("preprocess.mean", 0.0, "preprocess.mean is"),
         ("train.optimizer.name", "adamw", "train.optimizer.name is muon"),

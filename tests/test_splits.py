@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit import ShiftViTError
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.find.tables import restore_splits, save_splits

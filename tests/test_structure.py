@@ -1,8 +1,9 @@
-"""The house's rules: imports flow one way, importing costs no framework, nothing unsafe is used."""
+"""The house's rules: imports point down, importing costs no framework, nothing unsafe is used."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,128 +14,41 @@ import shiftvit
 
 SOURCE = Path(shiftvit.__file__).parent
 
-# From the top of the house down: a module imports only what stands above it.
-ORDER = [
-    "errors",
-    "recipes",
-    "files",
-    "figures.style",
-    "figures.run",
-    "figures.grid",
-    "figures.evaluation",
-    "config",
-    "presets",
-    "backend",
-    "environment",
-    "preprocess",
-    "data.dataset",
-    "data.decode.formats",
-    "data.decode.parquet",
-    "data.decode.rows",
-    "data.decode.images",
-    "augment.augment",
-    "augment.mix",
-    "augment.boxes",
-    "augment.photometric",
-    "augment.randaugment",
-    "augment.erasing",
-    "augment.changes",
-    "recipes.recipe",
-    "data.find.listing",
-    "data.find.folders",
-    "data.find.shards",
-    "data.find.tables",
-    "data.find.find",
-    "data.find.splits",
-    "data.check.duplicates",
-    "data.check.report",
-    "data.check.checks",
-    "data.batches.pictures",
-    "data.batches.host",
-    "data.batches.device",
-    "data.cifar10.fetch",
-    "data.cifar10.archives",
-    "data.cifar10.cache",
-    "data.named",
-    "data.read",
-    "data.load",
-    "data.show",
-    "model.shift",
-    "model.primitives",
-    "model.blocks",
-    "model.network",
-    "model.convert",
-    "bundle.markdown",
-    "bundle.wording",
-    "bundle.card",
-    "bundle.container",
-    "bundle.bundle",
-    "bundle.hub",
-    "bundle.metadata",
-    "bundle.describe",
-    "evaluation.corruptions",
-    "evaluation.metrics",
-    "evaluation.logits",
-    "evaluation.explain",
-    "evaluation.evaluate",
-    "evaluation.report",
-    "inference.runtimes",
-    "inference.predict",
-    "exports.formats",
-    "exports.onnx_graphs",
-    "exports.build",
-    "exports.saturation",
-    "exports.gate",
-    "exports.driver",
-    "training.schedule",
-    "training.loss",
-    "training.torch_steps",
-    "training.optimizer",
-    "training.checkpoint",
-    "training.callbacks",
-    "training.start",
-    "training.parts",
-    "training.setup",
-    "training.memory",
-    "training.device",
-    "training.runfolder",
-    "training.epoch",
-    "training.fit",
-    "training.rate_finder",
-    "benchmark",
-    "cli.tables",
-    "cli.settings",
-    "cli.rows",
-    "cli.train",
-    "cli.rates",
-    "cli.explain",
-    "cli.data",
-    "cli.show",
-    "cli.predict",
-    "cli.export",
-    "cli.hub",
-    "cli.benchmark",
-    "cli.main",
-    "__main__",
+# The rooms from the top floor down, and the files of each in the same order: an import points down, never up. A room is
+# a folder, "" the package's own. There is a line for each in docs/architecture.md.
+HOUSE = [
+    ("", "__main__"),
+    ("cli", "main benchmark show data hub export explain predict rates train rows settings tables"),
+    ("", "benchmark"),
+    ("exports", "driver gate saturation build onnx_graphs formats"),
+    ("inference", "predict runtimes"),
+    (
+        "training",
+        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
+        "torch_steps loss schedule",
+    ),
+    ("evaluation", "report evaluate explain logits metrics corruptions"),
+    ("bundle", "describe metadata hub bundle container card wording markdown"),
+    ("model", "convert network blocks primitives shift"),
+    ("data", "show load read named"),
+    ("data.cifar10", "cache archives fetch"),
+    ("data.batches", "device host pictures"),
+    ("data.check", "checks report duplicates"),
+    ("data.find", "find splits shards folders tables dataset listing"),
+    ("data.decode", "images rows parquet formats"),
+    ("recipes", "recipe"),
+    ("augment", "changes erasing randaugment photometric boxes mix augment"),
+    ("figures", "evaluation grid run style"),
+    ("", "preprocess environment backend presets config files errors"),
 ]
-PACKAGES = {
-    "",
-    "data",
-    "data.decode",
-    "data.find",
-    "data.cifar10",
-    "data.check",
-    "data.batches",
-    "augment",
-    "model",
-    "bundle",
-    "figures",
-    "evaluation",
-    "training",
-    "inference",
-    "exports",
-    "cli",
+ROOMS = [room for room, _ in HOUSE if room]
+# Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.
+MODULES = {
+    f"{room}.{name}".removeprefix("."): (floor, place)
+    for floor, (room, names) in enumerate(HOUSE)
+    for place, name in enumerate(names.split())
 }
+FACES = {room: floor for floor, (room, _) in enumerate(HOUSE) if room}
 
 
 def modules():
@@ -146,27 +60,63 @@ def modules():
 def imports(path):
     """Yields every import of ours in a file, those within functions too."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "shiftvit":
-            inner = node.module.removeprefix("shiftvit").removeprefix(".")
-            for alias in node.names:
-                full = f"{inner}.{alias.name}".removeprefix(".")
-                yield full if full in ORDER else inner
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports by a relative name"
+            if node.module.split(".")[0] == "shiftvit":
+                inner = node.module.removeprefix("shiftvit").removeprefix(".")
+                for alias in node.names:
+                    full = f"{inner}.{alias.name}".removeprefix(".")
+                    yield full if full in MODULES or full in FACES else inner
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "shiftvit":
                     yield alias.name.removeprefix("shiftvit").removeprefix(".")
 
 
+def points_down(name, target):
+    """Whether a module, or a room's `__init__`, may import another one."""
+    if name in MODULES and target in MODULES:
+        return MODULES[target] > MODULES[name]
+    above, below = (FACES[each] if each in FACES else MODULES[each][0] for each in (name, target))
+    return below >= above
+
+
 def test_every_module_has_its_place():
-    assert {name for name, _ in modules()} == set(ORDER) | PACKAGES
+    assert {name for name, _ in modules()} == {*MODULES, *FACES, ""}
+    assert len(ROOMS) == len(set(ROOMS))
 
 
-def test_imports_flow_one_way():
+def test_imports_point_down():
     for name, path in modules():
-        if name in PACKAGES:
-            continue
-        below = [target for target in imports(path) if target in ORDER and ORDER.index(target) >= ORDER.index(name)]
-        assert not below, f"{name} imports {below}, which stands below it"
+        if name:  # the package's own `__init__` names the public names of every floor
+            up = [target for target in imports(path) if target and not points_down(name, target)]
+            assert not up, f"{name} imports {up}, which does not stand below it"
+
+
+def test_what_points_down_and_what_does_not():
+    assert points_down("cli.main", "errors")
+    assert points_down("data.load", "data.find.splits")
+    assert points_down("training.fit", "training.loss")
+    assert points_down("recipes.recipe", "recipes")
+    assert not points_down("data.find.splits", "data.load")
+    assert not points_down("data.decode.images", "data.find.dataset")
+    assert not points_down("figures.style", "evaluation.metrics")
+    assert not points_down("model", "training.fit")
+    assert not points_down("training.loss", "training.fit")
+    assert not points_down("config", "recipes")
+    assert not points_down("errors", "errors")
+
+
+def test_the_plan_of_the_house_has_every_room_and_file():
+    """The table in docs/architecture.md, row by row."""
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text("utf-8")
+    table = text.split("\n## The house\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")][1:]
+    rooms = [room.strip().strip("`/").replace("/", ".") for room, _ in rows]
+    assert [room if room in FACES else "" for room in rooms] == [room for room, _ in HOUSE]
+    known = {name for _, names in HOUSE for name in names.split()}
+    for (room, told), (_, names) in zip(rows, HOUSE, strict=True):
+        assert {*re.findall(r"`(\w+)`", told)} & known == {*names.split()}, room
 
 
 def test_no_file_outgrows_300_lines():
@@ -179,7 +129,7 @@ def test_nothing_that_can_run_code_from_a_file():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-                assert not names & {"pickle", "marshal", "shelve", "dill", "joblib"}, name
+                assert not names & {"pickle", "pickletools", "marshal", "shelve", "dill", "joblib"}, name
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in {"eval", "exec"}, name
 
@@ -215,4 +165,4 @@ def test_no_module_hides_a_public_function():
         "assert callable(shiftvit.train) and callable(shiftvit.evaluate)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert not {name.split(".")[0] for name in ORDER} & {*shiftvit.__all__} - {"presets"}
+    assert not {name.split(".")[0] for name in [*MODULES, *FACES]} & {*shiftvit.__all__} - {"presets"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftvit.data.dataset import natural
+from shiftvit.data.find.dataset import natural
 from shiftvit.data.find.find import find_data
 from shiftvit.errors import join_words
 from trees import arrays, contents, fault, plant, saved

@@ -20,13 +20,13 @@ from safetensors.numpy import load_file
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.data.batches.host import EpochBatches
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
 from shiftvit.presets import PRESETS
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from shiftvit.training.runfolder import held, read_log
+from shiftvit.training.runfolder import open_run, read_log
 from shiftvit.training.setup import build, resolve
 
 TINY = {
@@ -264,9 +264,9 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
     data = load_data(recipe(), sample)
     wanted = resolve(recipe(), data)
     with (
-        held(tmp_path / "run", wanted, data),
+        open_run(tmp_path / "run", wanted, data),
         pytest.raises(ShiftViTError, match="another process trains in"),
-        held(tmp_path / "run", wanted, data),
+        open_run(tmp_path / "run", wanted, data),
     ):
         pass
 

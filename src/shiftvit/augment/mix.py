@@ -78,18 +78,29 @@ class Mix:
         bounds = np.maximum(self.bounds(height, width, indices), 0).tolist()  # beyond the end a slice clips itself
         mixed, share = np.empty_like(images), np.empty((len(images), 1), np.float32)
         # An image at a time, which stays in the processor's cache; a batch of large images does not.
-        for place, (keep, (top, bottom, left, right)) in enumerate(
-            zip(self.share[indices].astype(np.float32), bounds, strict=True)
-        ):
-            result, other = mixed[place], images[place - 1]
+        for place, keep in enumerate(self.share[indices].astype(np.float32)):
+            image, other = images[place], images[place - 1]
             if keep < 1:
-                np.multiply(images[place], keep, out=result)
-                result += other * (1 - keep)
-                share[place] = np.full((height, width), keep).mean()
+                share[place] = _blend(image, other, keep, mixed[place])
             else:
-                result[...] = images[place]
-                box = result[top:bottom, left:right]
-                box[...] = other[top:bottom, left:right]
-                share[place] = np.float32(height * width - box.size // 3) / np.float32(height * width)
+                share[place] = _paste(image, other, bounds[place], mixed[place])
         one_hot = np.eye(classes, dtype=np.float32)[labels]  # (B,) -> (B, classes)
         return mixed, one_hot * share + np.roll(one_hot, 1, axis=0) * (1 - share)
+
+
+def _blend(image: Floats, other: Floats, keep: np.float32, result: Floats) -> np.float32:
+    """MixUp: writes `keep` of an image and the rest of another, and returns the share that is kept."""
+    np.multiply(image, keep, out=result)
+    result += other * (1 - keep)
+    # Rounded as on the device, which averages over the pixels.
+    return np.float32(np.full(image.shape[:2], keep).mean())
+
+
+def _paste(image: Floats, other: Floats, bounds: list[int], result: Floats) -> np.float32:
+    """CutMix: writes an image with a box (top, bottom, left, right) of another, and returns the share that is kept."""
+    top, bottom, left, right = bounds
+    result[...] = image
+    box = result[top:bottom, left:right]
+    box[...] = other[top:bottom, left:right]
+    pixels = image.shape[0] * image.shape[1]
+    return np.float32(pixels - box.size // 3) / np.float32(pixels)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from shiftvit.data import named
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.find.tables import SPLITS_TABLE, restore_splits
-from shiftvit.data.read import read_images
+from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.recipes.recipe import Recipe
 
@@ -63,7 +63,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
             )
         if own and made:
             notice(f"split off train: {join_words(made)}, by class, with seed {config.split_seed}")
-        result = read_images(chosen, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
+        result = read_dataset(chosen, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
         lost = {name: _classes(split) - _classes(result.splits[name]) for name, split in chosen.splits.items()}
         if not any(lost.values()):
             break

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
-from shiftvit.data.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, nearest
 
 

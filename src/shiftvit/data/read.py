@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from shiftvit.data.batches.pictures import read_pictures
-from shiftvit.data.dataset import Dataset, Split
 from shiftvit.data.decode.rows import unpack
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 
@@ -14,7 +14,7 @@ from shiftvit.preprocess import Preprocess
 _NAMED = 5
 
 
-def read_images(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) -> Dataset:
+def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) -> Dataset:
     """Decodes every file of a data set once. Arrays stay as they are.
 
     Training pictures are resized and, if of another shape, cropped to it; where a crop is drawn at random it is drawn

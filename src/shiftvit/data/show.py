@@ -15,8 +15,8 @@ from shiftvit import files
 from shiftvit.augment.augment import Augment
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, epoch_order
-from shiftvit.data.dataset import Dataset
-from shiftvit.data.read import read_images
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.read import read_dataset
 from shiftvit.figures.style import GREY
 from shiftvit.recipes.recipe import Recipe
 
@@ -100,7 +100,7 @@ def _read_sample(recipe: Recipe, count: int) -> Dataset:
     data = named.look_up(recipe.data.name)
     chosen = data.train.take(_choose(data.train.labels, count, recipe.train.seed))
     data = replace(data, splits={"train": chosen, "test": chosen})
-    return read_images(data, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
+    return read_dataset(data, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
 
 
 def _choose(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

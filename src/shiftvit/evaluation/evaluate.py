@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.data.dataset import Split
+from shiftvit.data.find.dataset import Split
 from shiftvit.data.load import find_test, say_counts
-from shiftvit.data.read import read_images
+from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -103,7 +103,7 @@ def _read_test(loaded: Bundle, name: str, run: Path | None) -> tuple[str, Split]
         height, width = loaded.config.image_shape[:2]
         if height is not None and width is not None:
             preprocess = preprocess.fitted(height, width)
-    data = read_images(data, preprocess)
+    data = read_dataset(data, preprocess)
     if data.path is not None:
         say_counts(data)
     ((title, split),) = data.splits.items()

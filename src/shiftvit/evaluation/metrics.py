@@ -205,19 +205,14 @@ def intervals(
     labels = labels.astype(np.int64)  # as uint8, data sets' own type, they cannot hold the cell of the misses
     columns = np.stack(_per_image(logits, labels), axis=1)  # (N, 3)
     predicted = logits.argmax(axis=1)
-    # Where a hit counts for its class; all misses share a cell that is then left out.
-    hit_class = np.where(predicted == labels, labels, classes)
     random = np.random.default_rng(seed)
-    means, scores = [], []
+    means: list[NDArray[np.float64]] = []
+    scores: list[float] = []
     for first in range(0, repeats, _CHUNK):
-        drawn = np.empty((min(_CHUNK, repeats - first), count), np.float64)
-        for row in drawn:
-            row[:] = np.bincount(random.integers(count, size=count), minlength=count)
-            true_positives = np.bincount(hit_class, row, classes + 1)[:classes]
-            occurring = np.bincount(labels, row, classes) + np.bincount(predicted, row, classes)
-            f1 = 2 * true_positives / np.maximum(occurring, 1)
-            scores.append(f1.sum() / np.count_nonzero(occurring))
-        means.append(drawn @ columns / count)
+        samples = [random.integers(count, size=count) for _ in range(min(_CHUNK, repeats - first))]
+        times = np.stack([np.bincount(sample, minlength=count) for sample in samples]).astype(np.float64)
+        means.append(times @ columns / count)
+        scores += [_macro_f1(labels, predicted, weights, classes) for weights in times]
     drawn_means = np.column_stack([np.concatenate(means), scores])  # (repeats, 4)
     low, high = np.quantile(drawn_means, [0.025, 0.975], axis=0)
     names = ("top1", "top5", "loss", "macro_f1")
@@ -250,3 +245,11 @@ def _per_image(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any]
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     hits = order == labels[:, None].astype(order.dtype)
     return hits[:, 0], hits.any(axis=1), losses
+
+
+def _macro_f1(labels: NDArray[Any], predicted: NDArray[Any], weights: NDArray[np.float64], classes: int) -> float:
+    """Returns the mean F1 of the classes that occur, each image (N,) counted `weights` times."""
+    true_positives = np.bincount(labels, weights * (predicted == labels), classes)
+    occurrences = np.bincount(labels, weights, classes) + np.bincount(predicted, weights, classes)
+    f1 = 2 * true_positives / np.maximum(occurrences, 1)
+    return float(f1.sum() / np.count_nonzero(occurrences))

@@ -200,11 +200,11 @@ def _tensorflow(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], 
     extra = path / "assets.extra" / FILE
     metadata = Metadata.parse(extra.read_bytes() if extra.is_file() else None, repr(str(path)))
     loaded = tensorflow.saved_model.load(str(path))
-    serve = loaded.signatures["serving_default"]
 
     def run(pixels: Pixels) -> Probabilities:
-        # `loaded` owns the variables, so it must live as long as what is called.
-        return np.asarray(loaded and serve(images=tensorflow.constant(pixels))["probabilities"])
+        # By way of `loaded`, which owns the variables and must live as long as its functions.
+        serve = loaded.signatures["serving_default"]
+        return np.asarray(serve(images=tensorflow.constant(pixels))["probabilities"])
 
     return metadata, run
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Any, Self
 
 import keras
@@ -43,15 +44,29 @@ class _Configured(keras.Model):
         # JSON has no tuples; lists here make a config equal to itself after a round trip.
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
         policy = keras.dtype_policies.serialize(self.policy)
-        return {**lists, "name": self.name, "trainable": self.trainable, "dtype": policy}
+        frozen = {path: layer.trainable for path, layer, parent in _walk(self) if layer.trainable != parent.trainable}
+        kept = {"trainable_layers": frozen} if frozen else {}
+        return {**lists, "name": self.name, "trainable": self.trainable, **kept, "dtype": policy}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:  # noqa: ARG003
         config = dict(config)
-        trainable = config.pop("trainable", True)
+        trainable, layers = config.pop("trainable", True), config.pop("trainable_layers", {})
         model = cls(**config)
         model.trainable = trainable
+        # From the outside in: a layer passes its value on to those in it.
+        for path, layer, _ in _walk(model):
+            if path in layers:
+                layer.trainable = layers[path]
         return model
+
+
+def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields the path of each layer inside another one, the layer, and the layer around it, from the outside in."""
+    for layer in parent._flatten_layers(include_self=False, recursive=False):
+        path = f"{prefix}{layer.name}"
+        yield path, layer, parent
+        yield from _walk(layer, f"{path}/")
 
 
 def _with_signature(cls: type[_Configured]) -> type[_Configured]:
@@ -154,7 +169,8 @@ class ShiftViT(_Configured):
 
         images = keras.Input(config.image_shape, name="images", dtype=backbone.policy.compute_dtype)
         x = backbone(images)
-        x = keras.layers.GlobalAveragePooling2D(dtype=backbone.policy, name="pool")(x)  # (B, H, W, C) -> (B, C)
+        # (B, H, W, C) -> (B, C), whatever `image_data_format` in keras.json says
+        x = keras.layers.GlobalAveragePooling2D("channels_last", dtype=backbone.policy, name="pool")(x)
         if config.num_classes:
             x = Linear(config.num_classes, kernel_initializer=INITIALIZER, dtype=backbone.policy, name="head")(x)
         logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)

@@ -15,7 +15,7 @@ import numpy as np
 from keras import ops
 
 from shiftvit.data.batches.device import Held, ResidentImages
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.data.batches.host import batches_per_epoch
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe
@@ -17,7 +17,7 @@ from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
 from shiftvit.training.device import DeviceLoop
-from shiftvit.training.memory import evaluated_at_once
+from shiftvit.training.memory import evaluation_batch_size
 from shiftvit.training.optimizer import averaged_weights
 from shiftvit.training.setup import epoch_batches
 
@@ -98,7 +98,9 @@ def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
     began = time.perf_counter()
     held_out = dataset.validation
     with averaged_weights(model):
-        logits = predict_logits(model, held_out.images, held_out.preprocess, batch_size=evaluated_at_once(recipe.train))
+        logits = predict_logits(
+            model, held_out.images, held_out.preprocess, batch_size=evaluation_batch_size(recipe.train)
+        )
     progress.seconds += time.perf_counter() - began
     if not np.isfinite(logits).all():
         raise not_finite("the validation loss is not finite", progress, watch.last.parent)

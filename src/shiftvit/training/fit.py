@@ -1,10 +1,7 @@
-"""`train`: from a recipe to a run folder. Reads once, downward."""
+"""`train`: from a recipe to a run folder. Read it from the top down."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +9,19 @@ from typing import Any
 import keras
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.errors import notice
-from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import fit_temperature, measure
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
-from shiftvit.training.checkpoint import BEST, LAST, Progress, load_checkpoint
-from shiftvit.training.device import DeviceLoop, make_loop
+from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint
+from shiftvit.training.device import make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
-from shiftvit.training.memory import OutOfMemory, evaluated_at_once, free, in_smaller_parts, told_apart
-from shiftvit.training.optimizer import averaged_weights, learning_rates
+from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
+from shiftvit.training.results import finish_run
 from shiftvit.training.setup import build, resolve
 from shiftvit.training.start import started
-
-# Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
-_ENOUGH = 100
 
 
 @dataclass(frozen=True)
@@ -83,37 +75,37 @@ def train(
     recipe = started(recipe)
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset)
-    # Before there is a folder, so that what cannot work leaves none; in a list, so that only who uses it holds it.
-    prepared = [_prepared(recipe, dataset)]
-    with runfolder.held(run, recipe, dataset):
-        for tries in itertools.count():
-            with contextlib.suppress(OutOfMemory), told_apart():
-                return _trained(run, recipe, dataset, prepared.pop(), board)
-            free()
-            before, recipe = recipe, in_smaller_parts(recipe, tries)
-            runfolder.record_changes(run, runfolder.changed(before, recipe))
-            runfolder.write_recipe(run, recipe)
-            prepared.append(_prepared(recipe, dataset))
-    raise AssertionError("in_smaller_parts ends the loop")
+    model, steps = build_model(recipe, dataset)  # before there is a folder: what cannot work leaves none
+    with runfolder.open_run(run, recipe, dataset):
+        halvings = 0
+        while True:
+            try:
+                metrics = train_model(run, recipe, dataset, model, steps, board)
+                return Run(run, recipe, metrics)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Only here, as the handler's traceback holds the tensors of the failed step.
+            recipe = halve_parts(recipe, halvings)
+            halvings += 1
+            runfolder.change_recipe(run, recipe)
+            del model
+            free_memory()
+            model, steps = build_model(recipe, dataset)
 
 
-def _prepared(recipe: Recipe, dataset: Dataset) -> tuple[Any, int, DeviceLoop | None]:
-    """Returns the model of a resolved recipe with its first weights, the steps an epoch, and the loop on the device."""
+def build_model(recipe: Recipe, dataset: Dataset) -> tuple[Any, int]:
+    """Returns the compiled model of a resolved recipe with its first weights, and the number of steps an epoch."""
     keras.utils.set_random_seed(recipe.train.seed)
-    model, steps = build(recipe, dataset)
-    return model, steps, make_loop(model, recipe, dataset, steps)
+    return build(recipe, dataset)
 
 
-def _trained(
-    run: Path,
-    recipe: Recipe,
-    dataset: Dataset,
-    prepared: tuple[Any, int, DeviceLoop | None],
-    board: TensorBoardLog | None,
-) -> Run:
-    """Trains from the run folder's checkpoint on, or from the beginning, and keeps the result."""
+def train_model(
+    run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, board: TensorBoardLog | None
+) -> dict[str, Any]:
+    """Trains from the run's last checkpoint on, or from the beginning, and returns the metrics of the kept model."""
     settings = recipe.train
-    model, steps, loop = prepared
+    loop = make_loop(model, recipe, dataset, steps)
     progress = Progress()
     if (run / "checkpoints" / LAST).is_file():
         progress = load_checkpoint(run / "checkpoints" / LAST, model)
@@ -122,7 +114,7 @@ def _trained(
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
     with watch.catching_signals():
         with bar:
-            while progress.epoch < settings.epochs and not _out_of_patience(settings.early_stopping, progress):
+            while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row)
@@ -131,44 +123,10 @@ def _trained(
                     board.write(row)
                 watch.stop_if_asked()
         notice(f"evaluating on {len(dataset.test):,} test images")
-        return keep(run, recipe, dataset, model, steps, progress)
+        return finish_run(run, recipe, dataset, model, steps, progress)
 
 
-def keep(run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, progress: Progress) -> Run:
-    """Evaluates the selected weights on the test images and writes the model, the metrics and the figures."""
-    best = run / "checkpoints" / BEST
-    if recipe.train.select == "best" and best.is_file():
-        load_checkpoint(best, model)
-    preprocess = recipe.preprocess
-    with averaged_weights(model):
-        bundle = Bundle.from_model(model, dataset.class_names, preprocess)
-    final = bundle.build()  # as it will be used: float32, from the stored form
-    each = min(steps * recipe.train.batch_size, len(dataset.train))
-    at_once = evaluated_at_once(recipe.train)
-    seen = progress.epoch * each
-    metrics: dict[str, Any] = {
-        "train": {
-            "seconds": round(progress.seconds, 2),
-            "images_per_second": round(seen / max(progress.fit_seconds, 1e-9), 1),
-            "epochs": progress.epoch,
-            "images": len(dataset.train),
-            "best_epoch": progress.best_epoch,
-        }
-    }
-    if dataset.validation is not None and not dataset.test_is_validation:
-        images, labels = dataset.validation.images, dataset.validation.labels
-        logits = predict_logits(final, images, dataset.validation.preprocess, batch_size=at_once)
-        metrics["val"] = measure(logits, labels)
-        if len(labels) >= _ENOUGH:
-            bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, labels), 4))
-    logits = predict_logits(final, dataset.test.images, dataset.test.preprocess, batch_size=at_once)
-    metrics["test"] = measure(logits, dataset.test.labels)
-    schedule = (learning_rates(model, steps * recipe.train.epochs), steps)
-    runfolder.write_results(run, recipe, final, bundle, metrics, progress.history, schedule, dataset, logits)
-    return Run(run, recipe, metrics)
-
-
-def _out_of_patience(patience: int | None, progress: Progress) -> bool:
+def _is_out_of_patience(patience: int | None, progress: Progress) -> bool:
     if patience is None or progress.best_epoch is None or "val_top1" not in progress.history[-1]:
         return False
     return progress.epoch - progress.best_epoch >= patience

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import keras
 
@@ -13,46 +11,30 @@ from shiftvit.errors import ShiftViTError, notice
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.recipes.recipe import Recipe
 
-# Doublings of `train.accumulate` in one go.
-TRIES = 3
+_MOST_HALVINGS = 3
 
-# How torch (on CUDA, on a processor), jax and tensorflow, each in its own words, tell it.
+# The words of torch (on CUDA and on a processor), jax and tensorflow for it.
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "RESOURCE_EXHAUSTED", "ALLOC_FAILED")
 _NAMES = ("OutOfMemoryError", "ResourceExhaustedError")
 
 
-class OutOfMemory(Exception):
-    """Too little memory was found."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, NumPy, torch, jax or tensorflow says that memory ran out."""
+    """Returns whether an error of Python, NumPy, torch, jax or tensorflow says that memory ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ in _NAMES:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-@contextmanager
-def told_apart() -> Iterator[None]:
-    """Raises `OutOfMemory` in place of what a framework raises; any other error stays as it is."""
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        # Without the cause: its frames hold the very tensors that must go.
-        raise OutOfMemory(" ".join(str(error).split())[:200]) from None
-
-
-def in_smaller_parts(recipe: Recipe, tries: int) -> Recipe:
-    """Returns the recipe with `train.accumulate` doubled, and says so.
+def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
+    """Returns the recipe with `train.accumulate` doubled, so that a part has half the images, and prints a notice.
 
     Args:
-        recipe: resolved, with which memory ran out.
-        tries: how often it has been doubled already.
+        recipe: resolved; memory ran out with it.
+        halvings: how often its parts were halved before.
 
     Raises:
-        ShiftViTError: the recipe does not allow it, or it has been done often enough.
+        ShiftViTError: the recipe does not allow it (`train.auto_batch`), the parts were halved 3 times, or a part has
+            a single image.
     """
     settings = recipe.train
     height, width = recipe.model.image_shape[:2]
@@ -63,9 +45,9 @@ def in_smaller_parts(recipe: Recipe, tries: int) -> Recipe:
             f"{fault}; go on in smaller parts: shiftvit train --resume RUN --auto-batch, or begin anew with a smaller "
             "train.batch_size or preprocess.resize"
         )
-    if tries == TRIES or at_once == 1:
+    if halvings == _MOST_HALVINGS or at_once == 1:
         raise ShiftViTError(
-            f"{fault}, after {tries} halvings; lower train.batch_size={settings.batch_size}, the resolution "
+            f"{fault}, after {halvings} halvings; lower train.batch_size={settings.batch_size}, the resolution "
             "(preprocess.resize and crop) or the model's size"
         )
     parts = min(2 * settings.accumulate, settings.batch_size)
@@ -73,13 +55,13 @@ def in_smaller_parts(recipe: Recipe, tries: int) -> Recipe:
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
-def evaluated_at_once(settings: TrainConfig) -> int | None:
-    """Returns how many images to evaluate at a time: where batches are in parts, no more than are in one."""
+def evaluation_batch_size(settings: TrainConfig) -> int | None:
+    """Returns how many images to evaluate at a time: no more than a part of a batch has; None: the default."""
     return None if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
 
 
-def free() -> None:
-    """Gives back what no longer has an owner; models are in cycles, which only the collector ends."""
+def free_memory() -> None:
+    """Frees the memory of models that nothing uses any more. Their reference cycles keep it until a collection."""
     gc.collect()
     if keras.config.backend() == "torch":
         import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +11,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.memory import OutOfMemory, free, in_smaller_parts, told_apart
+from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.optimizer import batch_scale
 from shiftvit.training.setup import build, epoch_batches, resolve
 from shiftvit.training.start import started
@@ -105,13 +104,18 @@ def find_rate(
     recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer
     rates = np.geomspace(low, high, steps)
-    for tries in itertools.count():
-        with contextlib.suppress(OutOfMemory):
-            with told_apart():
-                losses = _losses(recipe, dataset, rates, told)
-            break
-        free()
-        recipe = in_smaller_parts(recipe, tries)
+    losses = None
+    halvings = 0
+    while losses is None:
+        try:
+            losses = _losses(recipe, dataset, rates, told)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if losses is None:  # only here, as the handler's traceback holds the tensors of the failed step
+            recipe = halve_parts(recipe, halvings)
+            halvings += 1
+            free_memory()
     smoothed = smooth(losses)
     rates = rates[: len(losses)]
     ratio = rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None

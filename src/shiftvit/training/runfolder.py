@@ -15,7 +15,6 @@ figures/           learning curves, confusion matrix, a grid of predictions
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
@@ -23,18 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 
 from shiftvit import environment, files
-from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.card import Facts, write_card
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.tables import SPLITS_TABLE, save_splits
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.evaluation.metrics import confusion, intervals, macro, softmax
-from shiftvit.figures.grid import Tile, prediction_grid
-from shiftvit.figures.run import confusion_matrix, learning_curves
 from shiftvit.recipes.recipe import Recipe
 
 RECIPE = "recipe.toml"
@@ -54,8 +47,6 @@ _FIXED = (
 )
 # ... apart from these.
 _FREE = {"data.workers", "model.dropout", "model.drop_path"}
-# Images in the grid of predictions.
-_SHOWN = 24
 
 
 def choose_run(
@@ -86,8 +77,8 @@ def choose_run(
 
 
 @contextlib.contextmanager
-def held(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
-    """Makes the run folder with what it begins with where that is missing, and keeps other processes out of it.
+def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
+    """Makes the run folder with its first files if it is new, and keeps other processes out of it while it is open.
 
     Raises:
         ShiftViTError: a folder that cannot be written, or that another process trains in.
@@ -109,27 +100,17 @@ def held(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
             files.write_json(run / "environment.json", environment.describe_environment())
             if dataset.path is not None:
                 save_splits(dataset, run / SPLITS_TABLE)
-            write_recipe(run, recipe)
-        elif changes := changed(Recipe.load(run / RECIPE), recipe):
-            record_changes(run, changes)
-            write_recipe(run, recipe)
+            _write_recipe(run, recipe)
+        else:
+            change_recipe(run, recipe)
         yield
 
 
-def write_recipe(run: Path, recipe: Recipe) -> None:
-    """Writes a resolved recipe."""
-    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
-    files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def changed(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that differ, by dotted key: what they were and what they are."""
-    old, new = (dict(_flat(recipe.model_dump(mode="json"))) for recipe in (before, after))
-    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
-
-
-def record_changes(run: Path, changes: dict[str, tuple[Any, Any]]) -> None:
-    """Says what a run goes on with otherwise than it began, and adds it to `changes.jsonl`."""
+def change_recipe(run: Path, recipe: Recipe) -> None:
+    """Stores the recipe that a run goes on with, and records in `changes.jsonl` what differs from the stored one."""
+    changes = compare_recipes(Recipe.load(run / RECIPE), recipe)
+    if not changes:
+        return
     for key, (old, new) in changes.items():
         notice(f"{key} was {old} and is {new} from here on")
     path = run / "changes.jsonl"
@@ -137,6 +118,13 @@ def record_changes(run: Path, changes: dict[str, tuple[Any, Any]]) -> None:
     row = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "changed": changes}
     text = f"{earlier}{json.dumps(row)}\n"
     files.write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    _write_recipe(run, recipe)
+
+
+def compare_recipes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings that differ, by dotted key: what they were and what they are."""
+    old, new = (dict(_flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
 
 
 def write_log(run: Path, history: list[dict[str, Any]]) -> None:
@@ -152,56 +140,6 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ShiftViTError(f"{str(run)!r} has no log to read ({error.strerror}); is it a run folder?") from error
     return [json.loads(line) for line in lines]
-
-
-def write_results(
-    run: Path,
-    recipe: Recipe,
-    model: Any,
-    bundle: Bundle,
-    metrics: dict[str, Any],
-    history: list[dict[str, Any]],
-    schedule: tuple[Any, int],
-    dataset: Dataset,
-    logits: Any,
-) -> None:
-    """Writes the model, the figures and, last, `metrics.json`, whose presence says that the run is complete."""
-    measured = dataclasses.replace(bundle, metrics=metrics)
-    card = write_card(measured, _facts(run, recipe, dataset, logits))
-    dataclasses.replace(measured, card=card).save(run / "bundle")
-    files.write_file(run / "model.keras", model.save)
-    images, labels = dataset.test.images, dataset.test.labels
-    matrix = confusion(logits, labels)
-    rates, steps = schedule
-    curves = run / "figures" / "learning_curves.png"
-    learning_curves(history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
-    confusion_matrix(matrix, bundle.labels, run / "figures" / "confusion_matrix.png")
-    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
-    rows = softmax(logits[shown] / np.float32(bundle.temperature))
-    _draw_predictions(run / "figures" / "predictions.png", images[shown], rows, labels[shown], bundle.labels)
-    files.write_json(run / "metrics.json", metrics)
-
-
-def _facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> Facts:
-    """Returns what the model card says beyond what the bundle holds."""
-    classes, truth = len(dataset.class_names), dataset.test.labels
-    apart = [name for name in dataset.splits if not (name == "validation" and dataset.test_is_validation)]
-    return Facts(
-        recipe,
-        counts={name: np.bincount(dataset.splits[name].labels, minlength=classes).tolist() for name in apart},
-        intervals=intervals(logits, truth),
-        macro_f1=macro(logits, truth)["f1"],
-        environment=json.loads((run / "environment.json").read_text("utf-8")),
-    )
-
-
-def _draw_predictions(path: Path, images: Any, rows: Any, truth: Any, labels: tuple[str, ...]) -> None:
-    tiles = [
-        Tile(image, labels[row.argmax()], float(row.max()), labels[int(label)])
-        for image, row, label in zip(images, rows, truth, strict=True)
-    ]
-    hits = sum(bool(tile.right) for tile in tiles)
-    prediction_grid(tiles, path, f"{len(tiles)} of the test images: {hits} right")
 
 
 def _choose_resumed(
@@ -225,10 +163,10 @@ def _choose_resumed(
     if Path(resumed.data.name).resolve() == Path(stored.data.name):  # the same, from another folder
         resumed = resumed.model_copy(update={"data": resumed.data.model_copy(update={"name": stored.data.name})})
     _check_epochs(run, resumed.train.epochs)
-    for key, (old, new) in changed(stored, resumed).items():
+    for key, (old, new) in compare_recipes(stored, resumed).items():
         if key.startswith(_FIXED) and key not in _FREE:
             raise ShiftViTError(
-                f"{key} is {old} in the run {str(run)!r} and cannot become {new} in its midst; leave it out, "
+                f"{key} is {old} in the run {str(run)!r} and cannot change to {new} mid-run; leave it out, "
                 "or start a new run"
             )
     return resumed, run
@@ -252,12 +190,17 @@ def _check_epochs(run: Path, epochs: int) -> None:
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _write_recipe(run: Path, recipe: Recipe) -> None:
+    text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def _unused(path: Path) -> Path:

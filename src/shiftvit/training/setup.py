@@ -9,7 +9,7 @@ import keras
 from shiftvit import environment
 from shiftvit.config import ModelConfig
 from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
-from shiftvit.data.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset

@@ -14,10 +14,10 @@ from PIL import Image
 
 from shiftvit.data.check.duplicates import Fingerprint, Member, find_groups, fingerprint
 from shiftvit.data.check.report import Report
-from shiftvit.data.dataset import Dataset
 from shiftvit.data.decode.formats import kind_of, reduce
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data.check.duplicates import Group, Member
-from shiftvit.data.dataset import Dataset
 from shiftvit.data.decode.images import decode
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.dataset import SPLIT_WORDS, Dataset, Row, check_classes, number_classes
 from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.find.dataset import SPLIT_WORDS, Dataset, Row, check_classes, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
 from shiftvit.data.find.shards import read_shards
 from shiftvit.data.find.tables import read_archive, read_table

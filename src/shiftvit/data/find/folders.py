@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.dataset import SPLIT_WORDS, SPLITS, Row
+from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Row
 from shiftvit.errors import ShiftViTError, join_words
 
 _ARRANGE = "put the images of each class into a folder of its name"

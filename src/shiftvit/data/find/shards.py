@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.dataset import SPLIT_WORDS, SPLITS, Row
 from shiftvit.data.decode.parquet import Columns, find_columns, has_images, open_parquet, read_labels
+from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.errors import ShiftViTError, count_of, join_words
 

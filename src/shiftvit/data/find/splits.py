@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.dataset import SPLITS, Dataset
+from shiftvit.data.find.dataset import SPLITS, Dataset
 from shiftvit.errors import ShiftViTError, count_of
 
 

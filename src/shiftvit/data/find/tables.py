@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.data.dataset import SPLIT_WORDS, SPLITS, Dataset, Row, Split
 from shiftvit.data.decode.rows import is_image
+from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Dataset, Row, Split
 from shiftvit.errors import ShiftViTError
 
 # The table in a run folder that says which image is in which split.

@@ -1,0 +1,111 @@
+"""What a finished run leaves: the model, its metrics on validation and test images, the card and the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit import files
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.card import Facts, write_card
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.metrics import confusion, fit_temperature, intervals, macro, measure, softmax
+from shiftvit.figures.grid import Tile, prediction_grid
+from shiftvit.figures.run import confusion_matrix, learning_curves
+from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
+from shiftvit.training.memory import evaluation_batch_size
+from shiftvit.training.optimizer import averaged_weights, learning_rates
+
+# Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
+_ENOUGH = 100
+# Images in the grid of predictions.
+_SHOWN = 24
+
+
+def finish_run(
+    run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, progress: Progress
+) -> dict[str, Any]:
+    """Evaluates the selected weights on the test images and writes the model, the metrics and the figures.
+
+    Args:
+        run: the run folder.
+        recipe: resolved.
+        dataset: the images.
+        model: trained and compiled; it gets the weights of the best epoch where the recipe selects them.
+        steps: in an epoch.
+        progress: where training ended.
+
+    Returns:
+        The metrics. `metrics.json` is written last: where it is, the run is complete.
+    """
+    best = run / "checkpoints" / BEST
+    if recipe.train.select == "best" and best.is_file():
+        load_checkpoint(best, model)
+    with averaged_weights(model):
+        bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
+    final = bundle.build()  # as it will be used: float32, from the stored form
+    batch_size = evaluation_batch_size(recipe.train)
+    metrics: dict[str, Any] = {"train": _describe_training(recipe, dataset, steps, progress)}
+    validation, test = dataset.validation, dataset.test
+    if validation is not None and not dataset.test_is_validation:
+        logits = predict_logits(final, validation.images, validation.preprocess, batch_size=batch_size)
+        metrics["val"] = measure(logits, validation.labels)
+        if len(validation) >= _ENOUGH:
+            bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, validation.labels), 4))
+    logits = predict_logits(final, test.images, test.preprocess, batch_size=batch_size)
+    metrics["test"] = measure(logits, test.labels)
+    bundle = dataclasses.replace(bundle, metrics=metrics)
+    bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, dataset, logits)))
+    bundle.save(run / "bundle")
+    files.write_file(run / "model.keras", final.save)
+    rates = learning_rates(model, steps * recipe.train.epochs)
+    curves = run / "figures" / "learning_curves.png"
+    learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
+    _draw_test_figures(run / "figures", dataset, logits, bundle)
+    files.write_json(run / "metrics.json", metrics)
+    return metrics
+
+
+def _describe_training(recipe: Recipe, dataset: Dataset, steps: int, progress: Progress) -> dict[str, Any]:
+    images = len(dataset.train)
+    seen = progress.epoch * min(steps * recipe.train.batch_size, images)
+    return {
+        "seconds": round(progress.seconds, 2),
+        "images_per_second": round(seen / max(progress.fit_seconds, 1e-9), 1),
+        "epochs": progress.epoch,
+        "images": images,
+        "best_epoch": progress.best_epoch,
+    }
+
+
+def _collect_facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> Facts:
+    """Returns what the model card says beyond what the bundle holds."""
+    classes, truth = len(dataset.class_names), dataset.test.labels
+    apart = [name for name in dataset.splits if not (name == "validation" and dataset.test_is_validation)]
+    return Facts(
+        recipe,
+        counts={name: np.bincount(dataset.splits[name].labels, minlength=classes).tolist() for name in apart},
+        intervals=intervals(logits, truth),
+        macro_f1=macro(logits, truth)["f1"],
+        environment=json.loads((run / "environment.json").read_text("utf-8")),
+    )
+
+
+def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bundle) -> None:
+    """Draws the confusion matrix, and the predictions for some of the test images."""
+    images, labels = dataset.test.images, dataset.test.labels
+    confusion_matrix(confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
+    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
+    rows = softmax(logits[shown] / np.float32(bundle.temperature))
+    tiles = [
+        Tile(image, bundle.labels[row.argmax()], float(row.max()), bundle.labels[int(label)])
+        for image, row, label in zip(images[shown], rows, labels[shown], strict=True)
+    ]
+    hits = sum(bool(tile.right) for tile in tiles)
+    prediction_grid(tiles, folder / "predictions.png", f"{len(tiles)} of the test images: {hits} right")
