@@ -51,7 +51,9 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
     drawn = resident.draw(3, 2)
     for number in range(4):
         places = keras.ops.arange(number * BATCH, (number + 1) * BATCH)
-        images, labels = (keras.ops.convert_to_numpy(part) for part in resident.batch(resident.held, drawn, places))
+        images, labels = (
+            keras.ops.convert_to_numpy(part) for part in resident.batch(resident.constants, drawn, places)
+        )
         expected_images, expected_labels = host[number]
         np.testing.assert_allclose(images, expected_images, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(labels, expected_labels, atol=1e-6)

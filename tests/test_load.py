@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from sample import write_tree
 from shiftvit import Recipe, ShiftViTError, evaluate, train
+from shiftvit.cli.main import app
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import images
 from shiftvit.data.find import find
@@ -18,6 +20,7 @@ from shiftvit.data.find.find import find_data
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.find.tables import save_splits
 from shiftvit.data.load import load_data
+from shiftvit.training import runfolder
 
 SMALL = {
     "train.epochs": 1,
@@ -92,6 +95,23 @@ def test_the_images_are_searched_once_by_each_command(tree: Path, tmp_path: Path
     (run.path / "metrics.json").unlink()
     train(resume=run.path)
     assert walks == [tree] * 3
+
+
+def test_the_command_chooses_its_run_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    original = runfolder.choose_run
+
+    def counting(*arguments: Any) -> Any:
+        chosen.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(runfolder, "choose_run", counting)
+    settings = [f"--set={key}={str(value).replace('(', '[').replace(')', ']')}" for key, value in SMALL.items()]
+    arguments = ["train", "--recipe", "photos", "--data", str(tree), "--out", str(tmp_path / "run"), *settings]
+    answer = CliRunner().invoke(app, arguments)
+    assert answer.exit_code == 0, answer.output
+    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert len(chosen) == 1
 
 
 def test_without_faults_nothing_is_split_anew(tree: Path, tmp_path: Path) -> None:

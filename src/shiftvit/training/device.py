@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from shiftvit.data.batches.device import Held, ResidentImages
+from shiftvit.data.batches.device import ResidentImages, Tensors
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
@@ -106,7 +106,7 @@ class JaxLoop(DeviceLoop):
         model = self.model
         groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
         state = (tuple([variable.value for variable in group] for group in groups), self.sums)
-        (values, self.sums) = self.compiled(state, self.images.held, self.drawn, np.int32(first), count=count)
+        (values, self.sums) = self.compiled(state, self.images.constants, self.drawn, np.int32(first), count=count)
         for group, new in zip(groups, values, strict=True):
             for variable, value in zip(group, new, strict=True):
                 variable.assign(value)
@@ -116,13 +116,13 @@ class JaxLoop(DeviceLoop):
         loss, top1 = np.asarray(self.sums) / max(self.done, 1)
         return {"loss": float(loss), "top1": float(top1)}
 
-    def _steps(self, state: Any, held: Held, drawn: Held, first: Any, count: int) -> Any:
+    def _steps(self, state: Any, constants: Tensors, drawn: Tensors, first: Any, count: int) -> Any:
         import jax
 
         def step(state: Any, number: Any) -> tuple[Any, None]:
             (trainable, fixed, optimizer), sums = state
             places = number * self.batch_size + ops.arange(self.batch_size, dtype="int32")
-            images, labels = self.images.batch(held, drawn, places)
+            images, labels = self.images.batch(constants, drawn, places)
             found, fixed = jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
             loss, logits, gradients = found
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
@@ -179,7 +179,7 @@ class TorchLoop(DeviceLoop):
 
         optimizer, model = self.model.optimizer, self.model
         places = self.number * self.batch_size + self.places
-        images, labels = self.images.batch(self.images.held, self.drawn, places)
+        images, labels = self.images.batch(self.images.constants, self.drawn, places)
         loss, logits, gradients = torch_gradients(model, images, labels, self.parts)
         with torch.no_grad():
             # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.

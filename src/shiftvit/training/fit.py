@@ -21,7 +21,7 @@ from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.results import finish_run
 from shiftvit.training.setup import build, resolve
-from shiftvit.training.start import started
+from shiftvit.training.start import apply_start
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,23 @@ def train(
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     recipe, run = runfolder.choose_run(recipe, out, resume, overrides)
+    return train_in(run, recipe, tensorboard=tensorboard, data=data)
+
+
+def train_in(run: Path, recipe: Recipe, *, tensorboard: bool = False, data: Dataset | None = None) -> Run:
+    """Trains in a run folder, which is new or holds a run to go on with; both are what `choose_run` returned.
+
+    Args:
+        run: the folder.
+        recipe: of the run.
+        tensorboard, data: as for `train`.
+
+    Raises:
+        ShiftViTError: as `train`.
+        shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
     board = TensorBoardLog(run) if tensorboard else None
-    recipe = started(recipe)
+    recipe = apply_start(recipe)
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset)
     model, steps = build_model(recipe, dataset)  # before there is a folder: what cannot work leaves none

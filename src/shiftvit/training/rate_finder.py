@@ -18,7 +18,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.optimizer import batch_scale
 from shiftvit.training.setup import build, epoch_batches, resolve
-from shiftvit.training.start import started
+from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
 
@@ -99,7 +99,7 @@ def find_rate(
         raise ShiftViTError(f"the rates from low={low} to high={high} do not rise from above 0; use 0 < low < high")
     if steps < _FEWEST:
         raise ShiftViTError(f"steps={steps} are too few to see a loss fall; use at least {_FEWEST}")
-    recipe = started(recipe)
+    recipe = apply_start(recipe)
     dataset = load_data(recipe, data)
     recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer

@@ -93,7 +93,7 @@ def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise ShiftViTError(f"{str(path)!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
-        raise ShiftViTError(f"{str(path)!r} is no readable table ({error}); save it anew as CSV") from error
+        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it anew as CSV") from error
 
 
 def _read_row(path: Path, root: Path | None, number: int, cells: list[str], where: dict[str, int]) -> Row:
@@ -189,7 +189,9 @@ def read_archive(path: Path) -> Dataset:
     most = int(splits["train"].labels.max()) + 1
     class_names = tuple(map(str, range(min(most, len(splits["train"]))) if names is None else names.tolist()))
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
-        raise ShiftViTError(f"class_names of {str(path)!r} is no list of different names; give a string for each class")
+        raise ShiftViTError(
+            f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
+        )
     for split, part in splits.items():
         if int(part.labels.max(initial=0)) >= len(class_names):
             raise ShiftViTError(
