@@ -49,8 +49,7 @@ def test_splits_are_a_partition_by_class(counts, validation, test, seed):
         return
     try:
         split = split_data(found, validation=validation, test=test, seed=seed)
-    except ShiftViTError as error:  # the first split may be larger, as it has 1 of each class, and leave too few
-        assert "need 1 of each of the" in str(error)
+    except ShiftViTError:  # the first split may be larger, as it has 1 of each class, and leave too few
         assert total - sum(sizes) < 2 * len(counts)
         return
     parts = as_sets(split)

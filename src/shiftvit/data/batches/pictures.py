@@ -15,12 +15,12 @@ from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# What all pictures of a split may take in memory, in bytes; more are decoded anew in each epoch.
+# Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
 BUDGET = 2**29
 # Pictures that a thread decodes before it hands them over.
 _CHUNK = 16
 
-# Is called with how many files more are done.
+# Is called now and then with how many more files are done.
 Advance = Callable[[int], None]
 
 
@@ -149,7 +149,7 @@ def read_pictures(
         rule: makes one size of all of them.
         whole: boxes will be cut from the pictures, so that they stay in their files, at their own size.
         budget: bytes that the pictures may take in memory.
-        advance: is called now and then with how many files more are done.
+        advance: is called now and then with how many more files are done.
 
     Returns:
         the pictures that can be used, as an array, or as `Pictures` where they take more than the budget, or as

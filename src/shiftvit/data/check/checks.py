@@ -1,4 +1,4 @@
-"""Checks a data set: every image is decoded once, in threads, and nothing of it is kept but a fingerprint."""
+"""Checks a data set: decodes every image once, in threads, and keeps only a fingerprint of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_data(data: Dataset, *, workers: int | None = None) -> Report:
 
     Args:
         data: what `find_data` or `split_data` returned.
-        workers: threads that decode; None: one a processor, up to 8.
+        workers: threads that decode; None: one for each processor, up to 8.
 
     Raises:
         ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.

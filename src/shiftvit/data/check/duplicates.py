@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Chosen on the 60,000 images of CIFAR-10: 507 pairs are within these limits, none of two classes, and nearly all that
-# were looked at are one picture twice; at a correlation of 0.85 to 0.9 some are different cars, ships and aeroplanes.
+# Chosen on the 60,000 images of CIFAR-10. 507 pairs are within these limits. None is of two classes, and nearly all that
+# were looked at are one picture twice. At a correlation of 0.85 to 0.9 some are different cars, ships and aeroplanes.
 HASH_BITS = 6  # that two difference hashes may differ by
 CORRELATION = 0.9  # that two thumbnails need
-FLAT = 3.0  # levels of 255; thumbnails of a smaller standard deviation show nothing
+FLAT = 3.0  # levels of 255; a thumbnail with a smaller standard deviation shows nothing
 MOST_PAIRS = 1_000_000
 _THUMB = 16
 _BANDS = HASH_BITS + 1
@@ -52,8 +52,10 @@ class Group:
 class Fingerprint(NamedTuple):
     """What is kept of a picture.
 
-    `digest` are 16 bytes that are the same for the same pixels and size alone; `hash` the 64 bits of the difference
-    hash; `thumb` 256 bytes, the picture in 16 x 16 levels of grey.
+    Attributes:
+        digest: 16 bytes, which are the same only for the same pixels and size.
+        hash: the 64 bits of the difference hash.
+        thumb: 256 bytes, the picture in 16 x 16 levels of grey.
     """
 
     digest: bytes
@@ -80,15 +82,15 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
 def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], bool]:
     """Finds all pairs of pictures that are nearly the same.
 
-    Hashes that differ by at most 6 bits agree in at least one of 7 bands of bits, so that only pictures that share a
-    band are compared; no such pair is missed. `alike` is the second test.
+    Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So only pictures that share a band
+    are compared, and no such pair is missed. `alike` is the second test.
 
     Args:
         hashes: (N,), of `Fingerprint.hash`.
         thumbs: (N, 256), of `Fingerprint.thumb`.
 
     Returns:
-        The pairs, (P, 2), each (i, j) with i < j, rising; and whether all were found: the search ends when there are
+        the pairs, (P, 2), each (i, j) with i < j, sorted; and whether all were found: the search ends when there are
         more than a million.
     """
     found: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]

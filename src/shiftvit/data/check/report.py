@@ -1,4 +1,4 @@
-"""What a check of a data set found: as a table, as JSON, as a figure, and what of it would harm training."""
+"""What a check of a data set found, as a table, as JSON and as a figure; and what of it would harm training."""
 
 from __future__ import annotations
 

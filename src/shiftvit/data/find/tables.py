@@ -1,4 +1,4 @@
-"""Images from a table or an archive, .csv, .tsv and .npz; and the table that keeps the splits of a run."""
+"""Images from a table (.csv, .tsv) or an archive (.npz), and the table that keeps the splits of a run."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def read_table(path: Path, root: Path | None) -> tuple[list[Row], list[str]]:
     """Reads a .csv or .tsv: a header that names the columns, or none and two columns, path and label.
 
     Args:
-        path: the table, UTF-8; a .csv may be cut by commas, semicolons or tabs.
+        path: the table, UTF-8. The separators of a .csv may be commas, semicolons or tabs.
         root: what its paths are relative to. None: they are places in an archive, and no file is looked for.
 
     Returns:
         the rows, "train" where the table has no split, and which columns it has: path, label, split.
 
     Raises:
-        ShiftViTError: it is no such table, or names files that do not exist.
+        ShiftViTError: it is not such a table, or names files that do not exist.
     """
     lines = _read_lines(path)
     if not lines:
@@ -110,7 +110,7 @@ def _read_row(path: Path, root: Path | None, number: int, cells: list[str], wher
         )
     if root is None:
         return split, values["path"], values["label"]
-    exact = root / raw["path"]  # a name may end in a space, though mostly that is the table's
+    exact = root / raw["path"]  # a file's name may end in a space, but mostly the space is only in the table
     return split, str(exact if exact.is_file() else root / values["path"]), values["label"]
 
 
@@ -120,6 +120,7 @@ def save_splits(data: Dataset, path: Path) -> None:
     Raises:
         ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
     """
+    root = data.root
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["split", "path", "label"])
@@ -128,7 +129,7 @@ def save_splits(data: Dataset, path: Path) -> None:
             continue
         for image, label in zip(split.paths or [], split.labels.tolist(), strict=True):
             place = Path(image)
-            within = place.relative_to(data.root).as_posix() if place.is_relative_to(data.root) else image
+            within = place.relative_to(root).as_posix() if place.is_relative_to(root) else image
             writer.writerow([name, within, data.class_names[label]])
     try:
         content = text.getvalue().encode("utf-8")
