@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Chosen on the 60,000 images of CIFAR-10. 507 pairs are within these limits. None is of two classes, and nearly all that
-# were looked at are one picture twice. At a correlation of 0.85 to 0.9 some are different cars, ships and aeroplanes.
+# Chosen on the 60,000 images of CIFAR-10. 507 pairs are within these limits. None is of two classes, and nearly all
+# that were looked at are one picture twice. At a correlation of 0.85 to 0.9 some are different cars, ships and planes.
 HASH_BITS = 6  # that two difference hashes may differ by
 CORRELATION = 0.9  # that two thumbnails need
 FLAT = 3.0  # levels of 255; a thumbnail with a smaller standard deviation shows nothing
@@ -82,8 +82,8 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
 def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], bool]:
     """Finds all pairs of pictures that are nearly the same.
 
-    Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So only pictures that share a band
-    are compared, and no such pair is missed. `alike` is the second test.
+    Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So only pictures that share a
+    band are compared, and no such pair is missed. `alike` is the second test.
 
     Args:
         hashes: (N,), of `Fingerprint.hash`.
