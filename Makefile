@@ -1,5 +1,7 @@
 # make demo   train, evaluate and keep a ShiftViT on real CIFAR-10
-# make test   lint, types and all tests
+# make check   lint, types and the tests that take less than three seconds each: under two minutes, for daily use
+# make test   lint, types and all tests: what gates a change
+# WORKERS=1 runs the tests in so many processes; by default two.
 # make bench   the short measurements of speed, into benchmarks/results and docs/performance.md
 # make bench-export   every export format and precision, measured, into benchmarks/results and docs/export.md
 # make dist   the wheel and the source archive, into dist/
@@ -9,15 +11,21 @@ PYTHON ?= python3
 BACKEND ?= $(or $(KERAS_BACKEND),torch)
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests stay together; conftest.py puts the longest files first.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-export dist clean
+.PHONY: demo check test lint bench bench-export dist clean
 
 demo: $(VENV)/.ready-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/shiftvit train --recipe quick
 
+check: $(VENV)/.ready-test lint
+	$(PYTEST) -m "not slow"
+
 test: $(VENV)/.ready-test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(VENV)/.ready-test
 	KERAS_BACKEND=torch $(BIN)/python benchmarks/shift.py

@@ -1,9 +1,9 @@
-"""What `test_backends.py` asks of one backend, in a process of its own.
+"""What the tests ask of one backend, in a process of its own.
 
     KERAS_BACKEND=jax python tests/backend_worker.py FOLDER
 
-Into FOLDER go `jax-<norm>/` (a bundle), `jax-<norm>.keras` and `jax.json` with the results. Between saving
-and loading the process says "saved" and waits for a line with the backends whose files it is to load.
+Into FOLDER go `jax-<norm>/` (a bundle), `jax-<norm>.keras`, and `jax.json` and `jax.npz` with the results. Between
+saving and loading the process says "saved" and waits for a line with the backends whose files it is to load.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import parity
+import test_explain
 from sample import load_sample
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.model.network import ShiftViT
@@ -85,6 +87,7 @@ def main(folder: Path) -> None:
     names = ("official_gn1", "official_bn_relu")
     results["parity"] = {name: parity.official(name) for name in names} | {"keras_example": parity.example()}
     results["training"] = trained(folder)
+    np.savez(folder / f"{BACKEND}.npz", **test_explain.findings())
     print("saved", flush=True)
     results["loaded"] = load(folder, sys.stdin.readline().split())
     (folder / f"{BACKEND}.json").write_text(json.dumps(results), "utf-8")

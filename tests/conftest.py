@@ -1,16 +1,33 @@
-"""What the tests share: the backend is chosen before anything imports Keras."""
+"""What the tests share: the backend is chosen before anything imports Keras, and one thread is enough beside others."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
+
+import shared
 
 # Keras' own default is tensorflow, whatever is installed; a run for another backend sets the variable.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 # TensorFlow greets on stderr, where the tests look for messages of their own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores: more threads would only wait for each other. What the tests start inherits it.
+    for name in ("OMP", "MKL", "OPENBLAS"):
+        os.environ.setdefault(f"{name}_NUM_THREADS", "1")
+    for name in ("INTRAOP", "INTEROP"):
+        os.environ.setdefault(f"TF_NUM_{name}_THREADS", "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
 # A shell ignores SIGINT in what it runs in the background, and children inherit that: tests that send it would wait.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,3 +36,54 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # How long an example takes says something of the machine; what made it fail can be run again.
 settings.register_profile("shiftvit", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("shiftvit")
+
+# Files that take longest, the longest first: begun last, one of them would keep one worker and leave the others idle.
+LONGEST = ("test_exports", "test_readme", "test_finetune", "test_stopped", "test_train", "test_gate", "test_backends")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_configure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
+        os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(shared.folder(), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def plain_figures() -> Iterator[list[Any]]:
+    """What matplotlib would draw is a white point, for tests that look at other things; returns the figures."""
+    from matplotlib.figure import Figure
+
+    figures: list[Any] = []
+
+    def savefig(self: Figure, path: Path, **_: Any) -> None:
+        figures.append(self)
+        Image.new("RGB", (1, 1), "white").save(path, "PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield figures
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are saved from here on, as matplotlib has them."""
+    from matplotlib.figure import Figure
+
+    found: list[Any] = []
+    original = Figure.savefig
+
+    def savefig(self: Figure, *arguments: Any, **named: Any) -> None:
+        found.append(self)
+        original(self, *arguments, **named)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return found

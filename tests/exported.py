@@ -5,29 +5,29 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
-import logging
-import shutil
-import tempfile
-import warnings
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import shared
 from sample import load_sample
 from shiftvit import Bundle
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Split
 from shiftvit.environment import device_name
-from shiftvit.exports import build, driver
+from shiftvit.exports import driver
 from shiftvit.exports.formats import FORMATS
 from tensors import BACKEND
 
 # The backend whose graphs this process can build: they are built on the processor.
 BUILDS = BACKEND if device_name() == "cpu" else None
 
-_fresh_child = driver._child
 COMBINATIONS = [(name, precision) for name, row in FORMATS.items() for precision in row.precisions]
 SINGLE = [name for name, row in FORMATS.items() if "f32" in row.precisions]
 
@@ -58,6 +58,16 @@ def answers() -> Answers:
     What a precision costs is measured on the real test images. Here it is told that nothing else goes wrong, best where
     a rounding does not decide.
     """
+
+    def make(place: Path) -> None:
+        found = _answers()
+        np.savez(place / "arrays.npz", images=found.images, labels=found.labels, probabilities=found.probabilities)
+
+    with np.load(shared.once("answers", make) / "arrays.npz") as arrays:
+        return Answers(**arrays)
+
+
+def _answers() -> Answers:
     sample = load_sample()
     images = np.concatenate([sample.train.images, sample.test.images])
     images = np.concatenate([images, images[:, :, ::-1]])
@@ -72,39 +82,58 @@ def answers() -> Answers:
 def exported(name: str, precision: str = "f32") -> Path:
     """Returns the folder of an export of the packaged model, made by `driver.export`; not to be changed.
 
-    What this process can build it does, having imported half of what that takes; the gate has a fresh one, as always.
+    Each is made once in a run of the tests. All are built by one process for each backend and pass the gate in a third;
+    that `driver.export` itself takes two fresh ones each time is seen in `test_gate.py`.
     """
-    return _made(name, precision)
-
-
-@functools.cache
-def _made(name: str, precision: str) -> Path:
     missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
+    return shared.once(f"{name}-{precision}", functools.partial(_make, name, precision)) / "export"
+
+
+def _make(name: str, precision: str, place: Path) -> None:
     data = load_sample().with_splits(test=Split(answers().labels, images=answers().images))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(named, "load", lambda _: data)
-        patch.setattr(driver, "_child", _child)
-        return driver.export("cifar10", name, precision, out=_root() / f"{name}-{precision}")
+        patch.setitem(named._LOADERS, "cifar10", lambda: data)
+        patch.setattr(driver, "_child", _step)
+        driver.export("cifar10", name, precision, out=place / "export")
 
 
-def _child(step: str, job: Path, backend: str) -> str:
-    if (step, backend) != ("build", BUILDS):
-        return _fresh_child(step, job, backend)
-    level = logging.getLogger().level
-    with warnings.catch_warnings():
-        build.main(str(job))
-    logging.getLogger().setLevel(level)
-    return ""
+def _step(step: str, job: Path, backend: str) -> str:
+    """Does a step in a process that has done others before."""
+    if step == "gate":  # speed is measured as always, but not long
+        job.write_text(json.dumps(json.loads(job.read_text("utf-8")) | {"seconds": 0.01}), "utf-8")
+    process = _process(*(("gate", "torch") if step == "gate" else (step, backend)))
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(f"{step} {job}\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline() or "{}")
+    except BrokenPipeError:
+        answer = {}
+    if "said" not in answer:
+        if not answer:  # it has died, and the next step gets another
+            _process.cache_clear()
+        raise AssertionError(f"{step} failed: {answer.get('fault', 'its process ended')}")
+    return str(answer["said"])
+
+
+@functools.cache
+def _process(kind: str, backend: str) -> subprocess.Popen[str]:
+    """Starts a process for building under a backend, or for the gate."""
+    with (shared.folder() / f"{kind}-{backend}-{os.getpid()}.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("export_steps.py"))],
+            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+    atexit.register(process.communicate)  # it ends where its input does
+    return process
 
 
 def artifact(name: str, precision: str = "f32") -> Path:
     return exported(name, precision) / FORMATS[name].artifact
-
-
-@functools.cache
-def _root() -> Path:
-    root = Path(tempfile.mkdtemp(prefix="exported"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    return root

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from safetensors.numpy import load_file
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.data.load import load_data
-from shiftvit.errors import Interrupted
 from shiftvit.training import memory
-from shiftvit.training.callbacks import Watch
 from shiftvit.training.parts import PartwiseShiftViT
 from shiftvit.training.runfolder import read_log
 from shiftvit.training.setup import build, resolve
 
 BACKEND = keras.config.backend()
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 ONE_BY_ONE = {"embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0}
 NOISY = {**ONE_BY_ONE, "drop_path": 0.2, "dropout": 0.1}
 needs_device_loop = pytest.mark.skipif(BACKEND == "tensorflow", reason="the device loop is for jax and torch")
@@ -78,13 +77,6 @@ def sample() -> Any:
     return load_sample()
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than these runs."""
-    for name in ("learning_curves", "_draw_test_figures"):
-        monkeypatch.setattr(f"shiftvit.training.results.{name}", lambda *_, **__: None)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, sample: Any) -> Path:
     """Batches of 48, 48 and 10 images."""
@@ -135,28 +127,6 @@ def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) ->
     monkeypatch.setattr(PartwiseShiftViT, "call", call)
     model.train_on_batch(splits.train.preprocess(splits.train.images[:50]), splits.train.labels[:50])
     assert sizes == [12, 13, 12, 13]
-
-
-def test_a_stopped_run_in_parts_ends_as_one_left_alone(
-    tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = recipe({**NOISY, "norm": "batch"}, accumulate=3, epochs=1)
-    alone = train(settings, out=tmp_path / "alone", data=sample)
-    begin = Watch.on_train_batch_begin
-
-    def stopping(self: Watch, batch: int, logs: Any = None) -> None:
-        if batch == 1:
-            self.signal = signal.SIGTERM
-        begin(self, batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Watch, "on_train_batch_begin", stopping)
-        with pytest.raises(Interrupted):
-            train(settings, out=tmp_path / "run", data=sample)
-    train(resume=tmp_path / "run", data=sample)
-    expected = state(alone.path)
-    for name, value in state(tmp_path / "run").items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 def test_more_parts_than_images_are_refused(tmp_path: Path, sample: Any) -> None:

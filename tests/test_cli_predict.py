@@ -18,6 +18,7 @@ from PIL import Image
 from pace import child_seconds, import_seconds
 from sample import load_sample
 from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.figures.style import GREEN, RED
 
 SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
 
@@ -141,7 +142,14 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
     assert "of 20 as their folders say" in answer.stderr.decode()
     assert "(is cat)" in answer.stdout.decode()
     with Image.open(tmp_path / "grid.png") as picture:
-        assert np.asarray(picture).std() > 5
+        pixels = np.asarray(picture.convert("RGB"))
+    errors = answer.stdout.decode().count("(is ")
+    assert 0 < errors < 20
+    for colour, count in ((RED, errors), (GREEN, 20 - errors)):
+        drawn = (pixels == list(bytes.fromhex(colour[1:]))).all(axis=-1)
+        # A frame around an image of 192 pixels is three wide: above and below it has six whole rows.
+        rows = np.lib.stride_tricks.sliding_window_view(drawn, 198, axis=1).all(axis=-1).sum()
+        assert rows == 6 * count
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,19 @@
-"""Explanations against closed forms, brute force and a planted cue, on every backend.
-
-Run as a program, `KERAS_BACKEND=jax python tests/test_explain.py FILE`, it writes what that backend finds.
-"""
+"""Explanations against closed forms, brute force and a planted cue, on every backend."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from backends import of
 from shiftvit import ShiftViT, ShiftViTError
-from shiftvit.backend import BACKENDS, installed_backends
+from shiftvit.backend import BACKENDS
 from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split
 from shiftvit.evaluation.metrics import softmax
 from shiftvit.figures.evaluation import COLOURS, overlay
-from tensors import BACKEND, normal, set_random_weights, to_numpy
+from tensors import normal, set_random_weights, to_numpy
 
 SMALL = {"image_shape": (24, 16, 3), "num_classes": 4, "patch_size": 2, "embed_dim": 24, "depths": (1, 2)}
 IMAGES = normal(3, 24, 16, 3)
@@ -33,7 +26,7 @@ def small(seed=0, **arguments):
 
 
 def findings():
-    """What the backends are to agree on. Half of the time goes into importing them, the other into compiling."""
+    """What the backends are to agree on; asked by `backend_worker.py`."""
     model = small(depths=(1, 1))
     return {
         "predicted": grad_cam(model, IMAGES),
@@ -43,44 +36,24 @@ def findings():
 
 
 @pytest.fixture(scope="module")
-def everywhere(tmp_path_factory):
-    """What each installed backend finds: this process, and one for each other."""
-    folder = tmp_path_factory.mktemp("explain")
-    workers = {}
-    for backend in set(installed_backends()) - {BACKEND}:
-        environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-        arguments = [sys.executable, __file__, str(folder / f"{backend}.npz")]
-        workers[backend] = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        results = {BACKEND: findings()}
-        for backend, worker in workers.items():
-            said = worker.communicate(timeout=120)[1]
-            assert worker.returncode == 0, f"the worker on {backend} failed:\n{said[-3000:]}"
-            with np.load(folder / f"{backend}.npz") as arrays:
-                results[backend] = dict(arrays)
-    finally:
-        for worker in workers.values():
-            worker.kill()
-            worker.communicate()
-    return results
+def here():
+    """What this process finds."""
+    return findings()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_backends_find_the_same(everywhere, backend):
-    if backend not in everywhere:
-        pytest.skip(f"{backend} is not installed")
-    for name, expected in everywhere[BACKEND].items():
-        found = everywhere[backend][name]
+def test_all_backends_find_the_same(here, backend):
+    for name, found in of(backend)["explain"].items():
         assert found.dtype == np.float32
-        assert np.ptp(expected) > 0.01, name
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3, err_msg=name)
+        assert np.ptp(here[name]) > 0.01, name
+        np.testing.assert_allclose(found, here[name], rtol=0, atol=1e-3, err_msg=name)
 
 
-def test_shapes_and_range(everywhere):
-    found = everywhere[BACKEND]
-    assert [found[name].shape for name in ("P1", "predicted", "occlusion")] == [(3, 12, 8), (3, 6, 4), (3, 24, 16)]
-    assert found["P1"].min() == 0
-    np.testing.assert_array_equal(found["P1"].max(axis=(1, 2)), 1)
+def test_shapes_and_range(here):
+    assert [here[name].shape for name in ("P1", "predicted", "occlusion")] == [(3, 12, 8), (3, 6, 4), (3, 24, 16)]
+    assert here["P1"].min() == 0
+    np.testing.assert_array_equal(here["P1"].max(axis=(1, 2)), 1)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +253,3 @@ def test_faults_are_one_line(call, message):
     with pytest.raises(ShiftViTError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-if __name__ == "__main__":
-    np.savez(Path(sys.argv[1]), **findings())

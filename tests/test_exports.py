@@ -141,7 +141,7 @@ def test_onnx_passes_the_checker_and_keeps_narrow_weights(precision):
     onnx.checker.check_model(model, full_check=True)
     kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) >= 2048}
     kind = onnx.TensorProto
-    assert {"f32": kind.FLOAT16, "bf16": kind.BFLOAT16, "int8": kind.INT8}[precision] in kinds
+    assert {"f32": kind.FLOAT16, "bf16": kind.BFLOAT16, "int8": kind.UINT8}[precision] in kinds
     # What the trace knew of the machine that it ran on.
     assert not [node for node in model.graph.node if node.doc_string or node.metadata_props]
     assert str(Path(build.__file__).parents[2]).encode() not in artifact("onnx", precision).read_bytes()

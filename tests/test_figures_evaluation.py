@@ -1,4 +1,4 @@
-"""Figures are written, of the expected kind and size; the content was looked at by people."""
+"""Figures of an evaluation show what they were given."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ from shiftvit.evaluation.metrics import calibration, softmax
 from shiftvit.figures.evaluation import Explanation, explain_figure, mistakes_figure, reliability_figure
 
 
-def is_drawn(path):
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        pixels = np.asarray(picture.convert("RGB"))
-    return pixels.std() > 5 and min(pixels.shape[:2]) > 150
-
-
-def test_reliability_figure(tmp_path):
+def test_reliability_figure(tmp_path, figures):
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(2000, 10)).astype(np.float32), random.integers(10, size=2000)
     before, after = (calibration(softmax(values), labels) for values in (logits * 3, logits))
     reliability_figure(before, tmp_path / "one.png")
     reliability_figure(before, tmp_path / "two.png", after)
-    assert is_drawn(tmp_path / "one.png")
+    assert [[axes.get_title() for axes in figure.axes if axes.get_title()] for figure in figures] == [
+        ["Confidence and accuracy"],
+        ["As trained", "After temperature scaling"],
+    ]
+    for panels, found in ((figures[0].axes, before), (figures[1].axes[1::2], after)):
+        filled = [row for row in found["bins"] if row["count"]]
+        # The bars of the accuracy, then those of the gap, which reach from the lower to the higher of the two.
+        bars, gaps = panels[0].containers
+        np.testing.assert_allclose([bar.get_x() for bar in bars], [row["lower"] for row in filled])
+        np.testing.assert_allclose([bar.get_height() for bar in bars], [row["accuracy"] for row in filled])
+        feet = [min(row["accuracy"], row["confidence"]) for row in filled]
+        np.testing.assert_allclose([bar.get_y() for bar in gaps], feet)
+        distances = [abs(row["accuracy"] - row["confidence"]) for row in filled]
+        np.testing.assert_allclose([bar.get_height() for bar in gaps], distances, atol=1e-12)
+        (note,) = panels[0].texts
+        assert note.get_text() == f"ECE {100 * found['ece']:.2f} %"
+        (counts,) = panels[1].containers
+        assert [bar.get_height() for bar in counts] == [row["count"] for row in filled]
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
         assert two.width == 2 * one.width
     with pytest.raises(ShiftViTError, match="cannot write"):

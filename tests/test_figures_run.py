@@ -1,4 +1,4 @@
-"""Figures are written, of the expected kind, for the sizes that occur; the content was looked at by people."""
+"""Figures of a run show what they were given: the lines, cells and words that matplotlib has of them."""
 
 from __future__ import annotations
 
@@ -7,32 +7,99 @@ import pytest
 from PIL import Image
 
 from shiftvit import ShiftViTError
-from shiftvit.figures.run import confusion_matrix, learning_curves
+from shiftvit.figures.run import confusion_matrix, corruptions, learning_curves
+from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 
-def is_drawn(path):
+def lines(axes):
+    """What is drawn as lines with a name: x and y by label."""
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def assert_picture(path, figure):
     with Image.open(path) as picture:
         assert picture.format == "PNG"
-        pixels = np.asarray(picture.convert("RGB"))
-    return pixels.std() > 5 and min(pixels.shape[:2]) > 150
+        assert picture.size == tuple((figure.get_size_inches() * 130).astype(int))
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
 @pytest.mark.parametrize("validated", [True, False])
-def test_learning_curves(epochs, validated, tmp_path):
+def test_learning_curves(epochs, validated, tmp_path, figures):
     history = [{"epoch": e, "loss": 2 / e, "top1": 1 - 1 / e, "learning_rate": 0.1} for e in range(1, epochs + 1)]
     if validated:
-        history = [{**row, "val_loss": row["loss"], "val_top1": row["top1"]} for row in history]
-    learning_curves(history, np.linspace(1, 0, 10 * epochs), tmp_path / "x.png", title="A recipe", steps=10)
-    assert is_drawn(tmp_path / "x.png")
+        history = [{**row, "val_loss": 3 / row["epoch"], "val_top1": 0.5} for row in history]
+    rates = np.linspace(1, 0, 20 * epochs)  # of a run that stops halfway
+    learning_curves(history, rates, tmp_path / "x.png", title="A recipe", steps=10)
+    (figure,) = figures
+    assert_picture(tmp_path / "x.png", figure)
+    assert figure.get_suptitle() == "A recipe"
+    loss, top1, rate = figure.axes
+    at = list(range(1, epochs + 1))
+    expected = {"training": (at, [2 / e for e in at])}
+    shares = {"training": (at, [100 * (1 - 1 / e) for e in at])}
+    if validated:
+        expected["validation"] = at, [3 / e for e in at]
+        shares["validation"] = at, [50.0] * epochs
+    assert lines(loss) == expected
+    assert lines(top1) == shares
+    assert [line.get_color() for line in loss.lines] == [BLUE, ORANGE][: 1 + validated]
+    curve, end = rate.lines
+    assert curve.get_color() == GREEN
+    np.testing.assert_allclose(curve.get_xdata(), np.arange(20 * epochs) / 10)
+    np.testing.assert_allclose(curve.get_ydata(), rates)
+    assert list(end.get_xdata()) == [epochs, epochs]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "Loss (nats)",
+        "Top-1 (%)",
+        "Learning rate (dotted: the run's end)",
+    ]
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_confusion_matrix(classes, tmp_path):
+def test_confusion_matrix(classes, tmp_path, figures):
     matrix = np.random.default_rng(0).integers(0, 9, (classes, classes))
     matrix[0] = 0  # a class without images
-    confusion_matrix(matrix, tuple(f"class {i}" for i in range(classes)), tmp_path / "x.png")
-    assert is_drawn(tmp_path / "x.png")
+    matrix[1] = 0
+    matrix[1, 0], matrix[1, 1] = 1, 3
+    names = tuple(f"class {i}" for i in range(classes))
+    confusion_matrix(matrix, names, tmp_path / "x.png")
+    (figure,) = figures
+    assert_picture(tmp_path / "x.png", figure)
+    axes = figure.axes[0]
+    cells = axes.images[0].get_array()
+    np.testing.assert_allclose(cells[0], 0)
+    np.testing.assert_allclose(cells[1:].sum(axis=1), 100)
+    assert list(cells[1, :2]) == [25, 75]
+    top1 = 100 * np.trace(matrix) / matrix.sum()
+    assert axes.get_title() == f"Confusion on {matrix.sum():,} images (top-1 {top1:.2f} %)"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Predicted class", "True class")
+    words = {tuple(text.get_position()): text for text in axes.texts}
+    if classes == 100:
+        assert not words
+        return
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(names)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
+    # A cell's column comes first; white on dark, black on light, nothing where there is nothing.
+    assert (words[0, 1].get_text(), words[0, 1].get_color()) == ("25", "black")
+    assert (words[1, 1].get_text(), words[1, 1].get_color()) == ("75", "white")
+    assert len(words) == np.count_nonzero(matrix)
+
+
+def test_corruptions(tmp_path, figures):
+    rows = [{"corruption": "none", "severity": 0, "top1": 0.875}]
+    rows += [
+        {"corruption": name, "severity": level, "top1": (place + level) / 10}
+        for place, name in enumerate(("gaussian_noise", "fog"))
+        for level in range(1, 6)
+    ]
+    corruptions(rows, tmp_path / "x.png")
+    (figure,) = figures
+    assert_picture(tmp_path / "x.png", figure)
+    (axes,) = figure.axes
+    np.testing.assert_allclose(axes.images[0].get_array(), [np.arange(1, 6) / 10, np.arange(2, 7) / 10])
+    assert axes.get_title() == "Top-1 under corruption (as they are: 87.5%)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gaussian noise", "fog"]
+    assert {tuple(text.get_position()): text.get_text() for text in axes.texts}[4, 0] == "50%"
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -13,10 +13,13 @@ GOLDEN = Path(__file__).parent / "golden"
 SOURCE = GOLDEN / "eight_classes.zip"
 IMAGES = GOLDEN / "cats_dogs.npz"
 
+# Three seeds each were within 2 points of their mean; fine-tuning was 9 to 11 points ahead of both ways from scratch.
 SETTINGS = {
     "data.name": str(IMAGES),
     "data.validation": 50,
-    "train.epochs": 8,
+    "data.limit": 250,
+    "train.select": "last",
+    "train.epochs": 5,
     "train.batch_size": 32,
     "train.precision": "float32",
     "augment.pad": 4,
@@ -24,6 +27,7 @@ SETTINGS = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_figures")
 def test_it_beats_training_from_scratch(tmp_path: Path) -> None:
     source = Bundle.load(SOURCE)
     assert not {"cat", "dog"} & set(source.labels)
@@ -31,12 +35,12 @@ def test_it_beats_training_from_scratch(tmp_path: Path) -> None:
     tuned = train("finetune", out=tmp_path / "tuned", **SETTINGS, **sizes)
     # The same architecture with the rates that were chosen for it.
     scratch = train("quick", out=tmp_path / "scratch", **SETTINGS, **{"model.embed_dim": source.config.embed_dim})
-    longer = {**SETTINGS, "train.epochs": 24, "model.embed_dim": source.config.embed_dim}
+    longer = {**SETTINGS, "train.epochs": 15, "model.embed_dim": source.config.embed_dim}
     more = train("quick", out=tmp_path / "longer", **longer)
     top1 = {name: run.metrics["test"]["top1"] for name, run in [("tuned", tuned), ("scratch", scratch), ("more", more)]}
     assert tuned.metrics["test"]["n"] == 400
     assert tuned.bundle.config.model_dump(exclude={"drop_path"}) == scratch.bundle.config.model_dump(
         exclude={"drop_path"}
     )
-    assert top1["tuned"] > top1["scratch"] + 0.03, top1
-    assert top1["tuned"] > top1["more"], top1
+    assert top1["tuned"] > top1["scratch"] + 0.05, top1
+    assert top1["tuned"] > top1["more"] + 0.05, top1  # with three times the epochs

@@ -18,6 +18,8 @@ from shiftvit.evaluation.logits import predict_logits
 from shiftvit.preprocess import Preprocess
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center")
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 SMALL = {
     "train.epochs": 1,
     "train.batch_size": 16,

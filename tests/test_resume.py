@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from shiftvit.evaluation.report import write_report
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.runfolder import read_log
 
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
 SMALL = {
     "model.depths": [1, 1],
     "model.embed_dim": 12,
@@ -25,21 +28,27 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its second epoch."""
-    original = Watch.on_train_batch_begin
+    original, run = Watch.on_train_batch_begin, tmp_path_factory.mktemp("interrupted") / "run"
 
     def interrupting(self, batch, logs=None):
         if self.progress.epoch == 1 and batch == 2:
             self.signal = signal.SIGINT
         original(self, batch, logs)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Watch, "on_train_batch_begin", interrupting)
         with pytest.raises(Interrupted):
-            train("quick", out=tmp_path / "run", data=load_sample(), **SMALL)
-    return tmp_path / "run"
+            train("quick", out=run, data=load_sample(), **SMALL)
+    return run
+
+
+@pytest.fixture
+def stopped(interrupted: Path, tmp_path: Path) -> Path:
+    """Its copy."""
+    return Path(shutil.copytree(interrupted, tmp_path / "run"))
 
 
 def test_what_is_named_changes_and_is_written_down(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -51,8 +60,8 @@ def test_what_is_named_changes_and_is_written_down(stopped: Path, capfd: pytest.
     assert row["changed"] == {"train.epochs": [2, 4], "train.optimizer.learning_rate": [0.012, 0.001]}
     assert "train.epochs was 2 and is 4 from here on" in capfd.readouterr().err
     page = write_report(stopped).read_text("utf-8")
-    assert "Changed on the way" in page
-    assert "<td>train.optimizer.learning_rate</td>" in page
+    assert "Settings changed on resuming" in page
+    assert "<th>train.optimizer.learning_rate</th>" in page
 
 
 def test_nothing_changes_by_itself(stopped: Path) -> None:

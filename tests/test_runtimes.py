@@ -180,12 +180,12 @@ def test_a_name_that_is_no_text(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("name", "file", "rounds"),
     [
-        ("onnx", "model.onnx", 150),
-        ("openvino", "model.xml", 150),
-        ("litert", "model.tflite", 150),
-        ("torch", "model.pt2", 15),
-        ("saved_model", "saved_model/saved_model.pb", 15),
-        ("saved_model", "saved_model/assets.extra/shiftvit.json", 15),
+        ("onnx", "model.onnx", 40),
+        ("openvino", "model.xml", 40),
+        ("litert", "model.tflite", 40),
+        ("torch", "model.pt2", 10),
+        ("saved_model", "saved_model/saved_model.pb", 10),
+        ("saved_model", "saved_model/assets.extra/shiftvit.json", 10),
     ],
 )
 def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from shiftvit.console import Bar
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
@@ -33,9 +34,6 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) 
     Raises:
         ShiftViTError: no size is set, or none of a split's files can be decoded.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     if all(split.images is not None for split in data.splits.values()):
         return replace(
             data, splits={name: replace(split, preprocess=preprocess) for name, split in data.splits.items()}
@@ -47,14 +45,11 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) 
     left = {"train": nothing.model_copy(update={"crop": preprocess.crop})}
     unpack(path for split in data.splits.values() for path in split.paths or [])
     splits, faults = {}, []
-    console = Console(stderr=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=sum(map(len, data.splits.values())))
+    with Bar("decoding", sum(map(len, data.splits.values()))) as bar:
         for name, split in data.splits.items():
             paths, whole = split.paths or [], name == "train" and boxes
             rule = margin if name == "train" and not boxes else preprocess
-            images, usable, broken = read_pictures(paths, rule, whole=whole, advance=lambda n: bar.advance(task, n))
+            images, usable, broken = read_pictures(paths, rule, whole=whole, advance=bar.advance)
             if not len(usable):
                 raise ShiftViTError(f"none of the {len(paths):,} {name} images can be decoded; {broken[0]}")
             splits[name] = Split(

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
+from shiftvit.console import Bar
 from shiftvit.data.find.dataset import Split
 from shiftvit.data.load import find_test, say_counts
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.logits import predict_logits
@@ -62,7 +63,8 @@ def evaluate(
     labels = split.labels
     model = loaded.build()
     began = time.perf_counter()
-    logits = predict_logits(model, split.images, split.preprocess)
+    with Bar("evaluating", len(split)) as bar:
+        logits = predict_logits(model, split.images, split.preprocess, told=bar.advance)
     seconds = time.perf_counter() - began
     probabilities = softmax(logits / np.float32(loaded.temperature))
     report = {
@@ -146,11 +148,12 @@ def _measure_corrupted(model: Any, split: Split) -> list[dict[str, Any]]:
     chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:_CORRUPTED])
     clean, truth, rule = split.images[chosen], split.labels[chosen], split.preprocess
     rows = [{"corruption": "none", "family": "none", "severity": 0, **_short(model, clean, truth, rule)}]
-    for name, family in CORRUPTIONS.items():
-        notice(f"corrupting {len(clean):,} images: {name}")
-        for severity in range(1, 6):
-            found = _short(model, corrupt(clean, name, severity), truth, rule)
-            rows.append({"corruption": name, "family": family, "severity": severity, **found})
+    with Bar("corrupting", 5 * len(CORRUPTIONS)) as bar:
+        for name, family in CORRUPTIONS.items():
+            for severity in range(1, 6):
+                bar.update(len(rows) - 1, what=f"corrupting: {name}, severity {severity}")
+                found = _short(model, corrupt(clean, name, severity), truth, rule)
+                rows.append({"corruption": name, "family": family, "severity": severity, **found})
     return rows
 
 

@@ -189,17 +189,24 @@ class TorchLoop(DeviceLoop):
             self.number += 1
 
     def _capture(self) -> None:
-        """Takes a few steps aside, as CUDA asks for, puts everything back, and captures one."""
+        """Takes a few steps aside, as CUDA asks for, each from the same state, and captures one."""
         import torch
 
         changed = [variable.value for variable in [*self.model.variables, *self.model.optimizer.variables]]
         changed += [self.number, self.sums]
         before, chance = [tensor.detach().clone() for tensor in changed], torch.cuda.get_rng_state()
+
+        def put_back() -> None:
+            with torch.no_grad():
+                for tensor, value in zip(changed, before, strict=True):
+                    tensor.copy_(value)
+
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(3):
                 self._step()
+                put_back()  # the next would look beyond a short epoch's images, or the last epoch's rates
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -211,7 +218,5 @@ class TorchLoop(DeviceLoop):
                 raise
             notice(f"this step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); going on without")
             self.capturing = False
-        with torch.no_grad():
-            for tensor, value in zip(changed, before, strict=True):
-                tensor.copy_(value)
+        put_back()
         torch.cuda.set_rng_state(chance)

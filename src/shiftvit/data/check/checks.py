@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from shiftvit.console import Bar
 from shiftvit.data.check.duplicates import Fingerprint, Member, find_groups, fingerprint
 from shiftvit.data.check.report import Report
 from shiftvit.data.decode.formats import kind_of, reduce
@@ -77,18 +78,13 @@ def check_data(data: Dataset, *, workers: int | None = None) -> Report:
 
 def _look_at_all(data: Dataset, members: list[Member], workers: int | None) -> Iterator[_Look | str]:
     """Yields what is kept of each image, or its fault, in their order; shows the progress."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
     with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        Bar("checking images", len(members)) as bar,
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
     ):
-        task = bar.add_task("checking images", total=len(members))
         for first in range(0, len(members), _AT_A_TIME):
             for look in pool.map(lambda member: _look(data, member), members[first : first + _AT_A_TIME]):
-                bar.advance(task)
+                bar.advance()
                 yield look
 
 

@@ -1,0 +1,62 @@
+"""What torch, jax and tensorflow each find: asked once in a run of the tests, in one process for each."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import shared
+from shiftvit.backend import installed_backends
+
+WORKER = Path(__file__).with_name("backend_worker.py")
+
+
+def of(backend: str) -> dict[str, Any]:
+    """Returns what the worker wrote into its JSON, and `explain`: the arrays that it found, by name."""
+    if backend not in installed_backends():
+        pytest.skip(f"{backend} is not installed")
+    return _read(shared.once("backends", _ask), backend)
+
+
+@functools.cache
+def _read(folder: Path, backend: str) -> dict[str, Any]:
+    path = folder / f"{backend}.json"
+    if not path.is_file():
+        said = (folder / f"{backend}.log").read_text("utf-8", "replace")
+        pytest.fail(f"the worker on {backend} failed:\n{said[-3000:]}")
+    with np.load(folder / f"{backend}.npz") as arrays:
+        return {**json.loads(path.read_text("utf-8")), "explain": dict(arrays)}
+
+
+def _ask(folder: Path) -> None:
+    workers = {}
+    for backend in installed_backends():
+        with (folder / f"{backend}.log").open("w") as log:
+            workers[backend] = subprocess.Popen(
+                [sys.executable, str(WORKER), str(folder)],
+                env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+    try:
+        # Each loads what the others saved, so all of them save first.
+        saved = [backend for backend, worker in workers.items() if "saved\n" in iter(worker.stdout.readline, "")]
+        for backend in saved:
+            workers[backend].stdin.write(" ".join(saved) + "\n")
+            workers[backend].stdin.flush()
+        for worker in workers.values():
+            worker.communicate()
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()

@@ -1,0 +1,40 @@
+"""What is made once in a run of the tests, by whichever of its processes is the first to ask."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+# Names a folder that lives as long as the run of the tests; set where the run begins.
+VARIABLE = "SHIFTVIT_TESTS_SHARED"
+
+
+def folder() -> Path:
+    return Path(os.environ[VARIABLE])
+
+
+def once(name: str, make: Callable[[Path], None]) -> Path:
+    """Returns a folder of the run that `make` has filled, called for it once; where that fails, it fails for all.
+
+    Raises:
+        AssertionError: making it failed, here or in another process; the message has the first one's traceback.
+    """
+    place, failed = folder() / name, folder() / f"{name}.failed"
+    with FileLock(folder() / f"{name}.lock"):
+        if not place.exists() and not failed.exists():
+            unfinished = folder() / f"{name}.unfinished"
+            unfinished.mkdir()
+            try:
+                make(unfinished)
+            except Exception:
+                failed.write_text(traceback.format_exc(), "utf-8")
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.rename(place)
+    assert not failed.exists(), f"{name} could not be made:\n{failed.read_text('utf-8')}"
+    return place

@@ -1,0 +1,285 @@
+"""A stopped run ends as one left alone: whatever it trains on, however it steps, and at whatever moment it stops."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tomli_w
+from safetensors.numpy import load_file
+
+from sample import load_sample, write_tree
+from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, train
+from shiftvit.data.batches.pictures import read_pictures
+from shiftvit.errors import Interrupted
+from shiftvit.training.callbacks import Watch
+from shiftvit.training.runfolder import read_log
+from tensors import set_random_weights
+
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
+WORKER = Path(__file__).with_name("train_worker.py")
+# All that takes chance or keeps a state of its own: drop-out and dropped paths, moved and mixed images, averages.
+TINY: dict[str, dict[str, Any]] = {
+    "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
+    "data": {"validation": 50},
+    "preprocess": {"mean": 120.0, "std": 64.0},
+    "augment": {"pad": 4, "cutmix": 1.0, "mix_probability": 0.5},
+    "train": {
+        "epochs": 2,
+        "batch_size": 50,
+        "precision": "float32",
+        "ema": 0.9,
+        "optimizer": {"name": "muon", "learning_rate": 3e-3, "clipnorm": 1.0, "weight_decay": 0.1},
+    },
+}
+
+
+def tiny(**changes: Any) -> Recipe:
+    tree = copy.deepcopy(TINY)
+    for name, value in changes.items():
+        section, key = name.split(".")
+        tree[section][key] = value
+    return Recipe.model_validate(tree)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run trains.
+
+    Attributes:
+        start: trains in a folder that is to be made, with changes to the settings.
+        resume: goes on in it.
+        stops: epoch and step, counted from 0, before which it is stopped.
+        atol: how far its weights may be from those of the run left alone.
+    """
+
+    start: Callable[..., Any]
+    resume: Callable[[Path], Any]
+    stops: tuple[tuple[int, int], ...] = ((1, 2),)
+    atol: float = 0.0
+
+
+def on_sample(**changes: Any) -> dict[str, Callable[..., Any]]:
+    return {
+        "start": lambda out: train(tiny(**changes), out=out, data=load_sample()),
+        "resume": lambda run: train(resume=run, data=load_sample()),
+    }
+
+
+def on_pictures(name: str, **changes: Any) -> dict[str, Callable[..., Any]]:
+    """Beside the run's folder lie the pictures and, for who begins with it, a trained model."""
+    small = {"train.epochs": 2, "train.batch_size": 16, "train.precision": "float32"}
+    sizes = {"preprocess.resize": 24, "preprocess.crop": 20}
+
+    def start(out: Path) -> Any:
+        return train(name, out=out, **small, **sizes, **{"data.name": str(out.parent / "pets"), **given(out, changes)})
+
+    return {"start": start, "resume": lambda run: train(resume=run)}
+
+
+def given(out: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    return {key: str(out.parent / "source") if value == "SOURCE" else value for key, value in changes.items()}
+
+
+WAYS = {
+    "fit": Way(**on_sample(), stops=((0, 0), (0, 3), (1, 0), (1, 4))),
+    "workers": Way(**on_sample(**{"data.workers": 3})),
+    "parts": Way(**on_sample(**{"train.accumulate": 3, "model.norm": "batch"})),
+    # jax compiles another number of steps at once anew.
+    "device": Way(**on_sample(**{"train.loop": "device", "model.dropout": 0.0}), atol=1e-6),
+    "own pictures": Way(**on_pictures("photos", **{"model.depths": (1, 1), "model.embed_dim": 24}), stops=((1, 1),)),
+    "a trained model": Way(**on_pictures("finetune", **{"start.source": "SOURCE", "start.freeze": 1}), stops=((1, 1),)),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("stopped")
+    write_tree(root / "pets")
+    model = ShiftViT((20, 20, 3), num_classes=4, patch_size=2, embed_dim=24, depths=(1, 1), norm="layer")
+    set_random_weights(model)
+    Bundle.from_model(model, tuple("abcd"), Preprocess(mean=120.0, std=60.0)).save(root / "source")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are not held but read when they are needed, and an epoch on the device has a middle to stop in."""
+    monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
+    monkeypatch.setattr(read_pictures, "__kwdefaults__", {"budget": 0, "told": None})
+    monkeypatch.setattr("shiftvit.training.device._LONGEST", 2)
+
+
+@pytest.fixture(scope="module")
+def alone(place: Path) -> Callable[[str], Path]:
+    """Returns the run of a way that was left alone."""
+
+    def run(way: str) -> Path:
+        out = place / f"{way} alone"
+        if not out.exists():
+            WAYS[way].start(out)
+        return out
+
+    return run
+
+
+def state(run: Path) -> dict[str, np.ndarray]:
+    """All that goes on: weights, averages, the optimizer's, and where the draws are."""
+    return load_file(run / "checkpoints" / "last.safetensors")
+
+
+def assert_ends_alike(found: Path, expected: Path, atol: float = 0.0) -> None:
+    mine, wanted = state(found), state(expected)
+    assert mine.keys() == wanted.keys()
+    for name, value in mine.items():
+        if atol and name.startswith("generator/"):  # the loop on the device draws without them
+            continue
+        np.testing.assert_allclose(value, wanted[name], rtol=10 * atol, atol=atol, err_msg=name)
+    rows = [[row["epoch"] for row in read_log(run)] for run in (found, expected)]
+    assert rows[0] == rows[1] == list(range(1, len(rows[0]) + 1))
+    metrics = [json.loads((run / "metrics.json").read_text("utf-8")) for run in (found, expected)]
+    if atol == 0:
+        assert {**metrics[0], "train": None} == {**metrics[1], "train": None}
+
+
+CASES = [
+    pytest.param(
+        name,
+        stop,
+        id=f"{name}-{stop[0]}-{stop[1]}",
+        marks=pytest.mark.skipif(
+            name == "device" and keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch"
+        ),
+    )
+    for name, way in WAYS.items()
+    for stop in way.stops
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stop"), CASES)
+def test_it_ends_as_one_left_alone(
+    name: str, stop: tuple[int, int], alone: Callable[[str], Path], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way, out = WAYS[name], place / f"{name} {stop}"
+    expected = alone(name)
+    begin, reached = Watch.on_train_batch_begin, []
+
+    def stopping(self: Watch, batch: int, logs: Any = None) -> None:
+        if (self.progress.epoch, batch) == stop:
+            reached.append(stop)
+            self.signal = signal.SIGINT
+        begin(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_begin", stopping)
+        with pytest.raises(Interrupted, match="--resume") as caught:
+            way.start(out)
+    assert caught.value.status == 130
+    assert reached == [stop]
+    assert not (out / "metrics.json").exists()
+    way.resume(out)
+    assert_ends_alike(out, expected, way.atol)
+    if (expected / "splits.csv").exists():
+        assert (out / "splits.csv").read_bytes() == (expected / "splits.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_number_of_workers_changes_nothing(alone: Callable[[str], Path]) -> None:
+    assert_ends_alike(alone("workers"), alone("fit"))
+
+
+@pytest.mark.slow
+def test_what_is_frozen_is_the_sources_to_the_end(alone: Callable[[str], Path], place: Path) -> None:
+    """So that ending alike is not ending where it began."""
+    source, found = Bundle.load(place / "source").weights, Bundle.load(alone("a trained model") / "bundle").weights
+    same = {path for path, value in found.items() if not path.startswith("head/") and (value == source[path]).all()}
+    assert {path for path in same if path.startswith(("patch_embed", "stage1"))}
+    assert not {path for path in same if path.startswith("stage2_block")}
+
+
+KILLS = 4
+
+
+def kill_at_random(command: list[str], saved: Path, chance: np.random.Generator) -> bool:
+    """Starts a process, kills it a while after it has saved for the first time, and returns whether it was killed."""
+    before = saved.stat().st_mtime_ns if saved.exists() else 0
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if saved.exists() and saved.stat().st_mtime_ns != before:
+            time.sleep(float(chance.uniform(0, 0.1)))
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    return process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_run_killed_four_times_ends_as_one_left_alone(tmp_path: Path) -> None:
+    """It saves after every step, so about half of its time goes into saves, and many a kill falls into one."""
+    recipe = tiny(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-6})
+    alone = train(recipe, out=tmp_path / "alone", data=load_sample()).path
+    run, config = tmp_path / "killed", tmp_path / "recipe.json"
+    config.write_text(recipe.model_dump_json(exclude_unset=True))
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"the moments' seed: {seed}")
+    chance = np.random.default_rng(seed)
+    saved = run / "checkpoints" / "last.safetensors"
+    kills = 0
+    start = [sys.executable, str(WORKER), str(config), str(run)]
+    again = [sys.executable, str(WORKER), "--resume", str(run)]
+    while kills < KILLS and not (run / "metrics.json").exists():
+        kills += kill_at_random(again if run.exists() else start, saved, chance)
+        load_file(saved)  # whatever the moment, what lies there is whole
+    assert kills == KILLS
+    if not (run / "metrics.json").exists():
+        train(resume=run, data=load_sample())
+    assert_ends_alike(run, alone)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_go_on_and_exits(number: int, status: int, tmp_path: Path) -> None:
+    """The command line itself, on the committed sample in place of CIFAR-10."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
+    )
+    recipe = tiny(**{"train.epochs": 5000})
+    (tmp_path / "long.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_unset=True)))
+    run = tmp_path / "my run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shiftvit", "train", "--recipe", str(tmp_path / "long.toml"), "--out", str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+            ),
+        },
+    )
+    log = run / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.splitlines()[-1].endswith(f"shiftvit train --resume '{run}'")
+    assert "Traceback" not in errors
+    assert (run / "checkpoints" / "last.safetensors").is_file()
