@@ -41,7 +41,7 @@ def folder(tmp_path):
     place = tmp_path / "pictures"
     place.mkdir()
     for index in range(3):
-        Image.fromarray(data.test_images[index]).save(place / f"good{index}.png")
+        Image.fromarray(data.test.images[index]).save(place / f"good{index}.png")
     (place / "empty.jpg").write_bytes(b"")
     (place / "half.png").write_bytes((place / "good0.png").read_bytes()[:900])
     (place / "text.gif").write_text("no image")
@@ -135,9 +135,9 @@ def test_names_that_no_encoding_knows_and_names_with_line_breaks(folder, tmp_pat
 def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
     data = load_sample()
     for index in range(20):
-        place = tmp_path / "sorted" / ("cat" if index % 2 else data.class_names[data.test_labels[index]])
+        place = tmp_path / "sorted" / ("cat" if index % 2 else data.class_names[data.test.labels[index]])
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(data.test_images[index]).save(place / f"{index}.png")
+        Image.fromarray(data.test.images[index]).save(place / f"{index}.png")
     answer = predict("sorted", "-r", "--grid", "grid.png", cwd=tmp_path)
     assert "of 20 as their folders say" in answer.stderr.decode()
     assert "(is cat)" in answer.stdout.decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -43,3 +43,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def notice(text: str) -> None:
     """Prints one line for the user on standard error."""
     print(f"shiftvit: {text}", file=sys.stderr, flush=True)
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Returns `a`, `a and b` or `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def count_of(number: int, noun: str) -> str:
+    """Returns `1 image`, `2 images` or `1,000 images`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

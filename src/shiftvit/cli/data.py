@@ -45,7 +45,7 @@ def check(
 ) -> None:
     """Find what would harm training: corrupt files, duplicates, leakage, imbalance. Exit status 3 if there is any."""
     from shiftvit.data.check.checks import check_data
-    from shiftvit.data.find.folders import find_data
+    from shiftvit.data.find.find import find_data
 
     report = check_data(find_data(path))
     if figure is not None:

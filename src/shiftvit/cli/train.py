@@ -48,12 +48,12 @@ def train(
     from shiftvit.data import named
     from shiftvit.training.runfolder import choose_run
 
-    # What is wrong is told at once, before a framework is loaded.
-    chosen, _ = choose_run(recipe, out, resume, overrides)
+    # Wrong settings end here, before a framework is loaded.
+    chosen, folder = choose_run(recipe, out, resume, overrides)
     named.check_name(chosen.data.name)
-    from shiftvit.training.fit import train as run_training
+    from shiftvit.training.fit import train_in
 
-    run = run_training(recipe, out=out, resume=resume, tensorboard=tensorboard, **overrides)
+    run = train_in(folder, chosen, tensorboard=tensorboard)
     test, spent = run.metrics["test"], run.metrics["train"]
     print(f"test loss {test['loss']:.4f}  top-1 {test['top1']:.2%}  top-5 {test['top5']:.2%}  ({test['n']:,} images)")
     print(f"trained {spent['epochs']} epochs in {spent['seconds']:.0f} s at {spent['images_per_second']:,.0f} images/s")

@@ -173,7 +173,7 @@ def _gate_images(
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
         images = np.concatenate([pixels(decode(path)[None]) for path in files])
         return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
-    name = data or named.with_classes(bundle.labels)
+    name = data or named.find_by_classes(bundle.labels)
     if name is None:
         raise ShiftViTError(
             f"no data set is known with the classes {', '.join(bundle.labels[:3])} ..., which an export in "
@@ -186,13 +186,13 @@ def _gate_images(
             f"the model {', '.join(bundle.labels[:3])} ...; "
             "name a data set with its own"
         )
-    calibration = found.train_images[:0]
+    calibration = found.train.images[:0]
     if metadata.precision == "int8":
-        chosen = np.random.default_rng(0).permutation(len(found.train_images))[:_CALIBRATION]
-        calibration = found.train_images[chosen]
+        chosen = np.random.default_rng(0).permutation(len(found.train))[:_CALIBRATION]
+        calibration = found.train.images[chosen]
     arrays: dict[str, NDArray[Any]] = {
-        "images": pixels(found.test_images[:count]),
-        "labels": found.test_labels[:count],
+        "images": pixels(found.test.images[:count]),
+        "labels": found.test.labels[:count],
         "calibration": pixels(calibration),
     }
     return arrays, {"data": name, "split": "test"}
