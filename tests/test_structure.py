@@ -155,6 +155,7 @@ def test_importing_loads_no_framework(statement):
 def test_public_names_are_all_there():
     for name in shiftvit.__all__:
         assert getattr(shiftvit, name) is not None
+    assert shiftvit.bundle.Bundle is shiftvit.Bundle  # where it was when bundle/ was a file
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = shiftvit.nothing
 
