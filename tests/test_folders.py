@@ -65,7 +65,7 @@ def test_folders_of_splits(tmp_path, name):
     assert list(found.splits) == ["train", "validation", "test"]
     assert found.notes == (
         "files of type .txt: 1",
-        "images in extra/, which is no split: 1",
+        "images in extra/, which is not a split: 1",
         "images outside the class folders: 1",
         "folders without images: TEST/horse",
         "validation has no images of dog",

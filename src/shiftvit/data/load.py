@@ -26,8 +26,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
         run: a run folder. If it has a table of splits already, these are taken as they are.
 
     Returns:
-        the splits "train" and "test", and "validation" unless there is none, with `images` in each: uint8
-        (N, h, w, 3).
+        the splits "train" and "test", and "validation" unless there is none, each with `images`: uint8 (N, h, w, 3).
 
     Raises:
         ShiftViTError: nothing that can be understood at that path, no size, a class that cannot be split or whose
@@ -73,6 +72,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
         data = _leave_out_broken(data, chosen, result)
         if not made or not any(lost[name] for name in ("train", *made)):
             break
+        del result  # before its pictures are decoded again
     if own:
         say_counts(result)
     if "test" not in result.splits:

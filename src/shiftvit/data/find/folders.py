@@ -41,7 +41,7 @@ def read_class_folders(
     rows = []
     for parts in images:
         if splits and len(parts) > 1 and parts[0] not in splits:
-            left_out[f"images in {parts[0]}/, which is no split"] += 1
+            left_out[f"images in {parts[0]}/, which is not a split"] += 1
         elif len(parts) <= depth:
             left_out["images outside the class folders"] += 1
         else:
