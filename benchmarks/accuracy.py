@@ -10,7 +10,6 @@ to float32 and to the instructions of a processor with AVX2 alone, as most lapto
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -20,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from record import write_record
+
 # torch's own kernels, and those of oneDNN and MKL, which it computes products with.
 _AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
@@ -51,8 +51,6 @@ def main() -> None:
     top1 = [run["test"]["top1"] for run in runs]
     seconds = [run["train"]["seconds"] for run in runs]
     result = {
-        "command": f"python benchmarks/accuracy.py {' '.join(sys.argv[1:])}",
-        "date": datetime.date.today().isoformat(),
         "recipe": Path(arguments.recipe).stem,
         "held_to": "AVX2" if arguments.avx2 else None,
         "n": len(runs),
@@ -60,14 +58,11 @@ def main() -> None:
         "test_top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "train_seconds_mean": statistics.mean(seconds),
         "train_seconds_max": max(seconds),
-        "environment": environment,
         "runs": runs,
     }
-    RESULTS.mkdir(exist_ok=True)
+    print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}")
     kind = "-avx2" if arguments.avx2 else ""
-    path = RESULTS / f"accuracy-{result['recipe']}{kind}-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}, wrote {path.name}")
+    write_record(f"accuracy-{result['recipe']}{kind}", result, ran_on=environment)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,20 @@ to benchmarks/results/choices-DATE.json.
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from record import write_record
 from shiftvit.config import ModelConfig
-from shiftvit.environment import computes_bfloat16, cores, keep_freed_memory, processor_name, versions
+from shiftvit.environment import computes_bfloat16, keep_freed_memory
 from shiftvit.model import blocks, shift
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
@@ -34,7 +32,6 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import optimizer
 from shiftvit.training.loss import SmoothedCrossentropy
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS, STEPS = 9, 4
 
 
@@ -55,17 +52,10 @@ def main() -> None:
         "freed memory kept": processes(),
     }
     result = {
-        "command": "KERAS_BACKEND=torch python benchmarks/choices.py",
-        "date": datetime.date.today().isoformat(),
         "n": ROUNDS,
         "choices": found,
-        "processor": processor_name(),
-        "cores": cores(),
-        "versions": versions(),
     }
-    path = RESULTS / f"choices-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print("wrote", path.name)
+    write_record("choices", result)
 
 
 def variant(preset: str, batch: int = 250, **changes: Any) -> Callable[[], Any]:
@@ -82,11 +72,6 @@ def variant(preset: str, batch: int = 250, **changes: Any) -> Callable[[], Any]:
     for _ in range(3):
         model.train_on_batch(images, labels)
     return lambda: model.train_on_batch(images, labels)
-
-
-def with_relu() -> Callable[[], Any]:
-    """The same step with the cheaper activation."""
-    return variant("shiftvit_cifar", activation="relu")
 
 
 @contextlib.contextmanager

@@ -9,18 +9,17 @@ benchmarks/results/exports-DATE.json and the table in docs/export.md.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from record import write_record
 from shiftvit.exports.driver import REPORT, export
 from shiftvit.exports.formats import FORMATS
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "export.md"
 IMAGES = 10_000
 # Of a report, what all have in common.
@@ -39,23 +38,16 @@ def main() -> None:
                 export(model, name, precision, out=out, data="cifar10", images=IMAGES)
                 reports.append(json.loads((out / REPORT).read_text("utf-8")))
     result = {
-        "command": "python benchmarks/exports.py",
-        "date": datetime.date.today().isoformat(),
         "model": model,
-        "processor": reports[0]["processor"],
-        "instructions": reports[0]["instructions"],
-        "threads": reports[0]["threads"],
-        "versions": reports[0]["versions"],
         "exports": [{key: value for key, value in report.items() if key not in _SHARED} for report in reports],
     }
-    path = RESULTS / f"exports-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    path = write_record("exports", result, ran_on={key: reports[0][key] for key in _SHARED})
     text = DOCUMENT.read_text("utf-8")
     text = re.sub(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", table(result), text, flags=re.DOTALL)
     text = re.sub(r"exports-\d{4}-\d\d-\d\d\.json", path.name, text)
     DOCUMENT.write_text(text, "utf-8")
     print(table(result))
-    print(f"wrote {path.name} and the table in {DOCUMENT.name}")
+    print("wrote the table in", DOCUMENT.name)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ benchmarks/results/finetune-DATE.json.
 
 from __future__ import annotations
 
-import datetime
 import json
 import statistics
 import tempfile
@@ -19,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from record import write_record
 from shiftvit import train
 from shiftvit.data import named
 from shiftvit.data.named import ImageData
-from shiftvit.environment import cores, processor_name, versions
 
-RESULTS = Path(__file__).parent / "results"
 NEW = ("cat", "dog")
 IMAGES, EPOCHS, SEEDS = 500, 15, (0, 1, 2)
 SIZE = {"preprocess.resize": "none", "preprocess.crop": "none"}
@@ -51,20 +49,14 @@ def main() -> None:
                 run = train(recipe, out=Path(place) / f"{number}-{seed}", data=few, **settings)
                 rows.setdefault(name, []).append(run.metrics["test"]["top1"])
     result = {
-        "command": "KERAS_BACKEND=torch python benchmarks/finetune.py",
-        "date": datetime.date.today().isoformat(),
         "n": len(SEEDS),
         "first_test_top1": first.metrics["test"]["top1"],
         "train_images": IMAGES,
         "test_images": len(few.test_labels),
         "test_top1": {name: {"mean": statistics.mean(v), "std": statistics.stdev(v)} for name, v in rows.items()},
-        "processor": processor_name(),
-        "cores": cores(),
-        "versions": versions(),
     }
-    path = RESULTS / f"finetune-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(json.dumps(result["test_top1"], indent=1), "wrote", path.name)
+    print(json.dumps(result["test_top1"], indent=1))
+    write_record("finetune", result)
 
 
 def only(data: ImageData, labels: list[int], count: int | None, seed: int = 0) -> ImageData:

@@ -10,7 +10,6 @@ takes the same uint8 images and normalises them inside. The result goes to bench
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -24,14 +23,13 @@ import onnxruntime
 import timm
 import torch
 
+from record import write_record
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.environment import cores, processor_name, versions
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 
-RESULTS = Path(__file__).parent / "results"
 OURS = "shiftvit_tiny_r2"
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
 SIDE = 224
@@ -63,8 +61,6 @@ def main() -> None:
         parameters = {name: path.stat().st_size // 4 for name, path in graphs.items()}
     rates = {size: measure(sessions, size, arguments.rounds, arguments.images) for size in BATCHES}
     result = {
-        "command": "KERAS_BACKEND=torch python benchmarks/peers.py",
-        "date": datetime.date.today().isoformat(),
         "n": arguments.rounds,
         "models": [
             {
@@ -74,13 +70,10 @@ def main() -> None:
             }
             for name in graphs
         ],
-        "processor": processor_name(),
-        "cores": cores(),
-        "versions": {**versions(), "timm": timm.__version__},
+        "timm": timm.__version__,
     }
-    path = RESULTS / f"peers-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(json.dumps(result["models"], indent=1), "wrote", path.name)
+    print(json.dumps(result["models"], indent=1))
+    write_record("peers", result)
 
 
 def ours(place: Path) -> Path:

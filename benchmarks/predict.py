@@ -8,8 +8,6 @@ result goes to benchmarks/results/predict-DATE.json.
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
 import subprocess
 import sys
@@ -19,12 +17,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from record import write_record
 from shiftvit.data import named
-from shiftvit.environment import cores, processor_name, versions
 from shiftvit.inference.predict import BATCH_SIZE
 from shiftvit.inference.runtimes import load_graph
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
 
 
@@ -59,8 +56,6 @@ def main() -> None:
             whole.append(len(images) / (time.perf_counter() - began))
             inner.append(float(said.split(" images/s")[0].split()[-1].replace(",", "")))
     result = {
-        "command": "python benchmarks/predict.py",
-        "date": datetime.date.today().isoformat(),
         "n": ROUNDS,
         "files": len(images),
         "runtime": graph.runtime,
@@ -69,13 +64,9 @@ def main() -> None:
         "whole_process": round(statistics.median(whole), 1),
         "share": round(statistics.median(a / b for a, b in zip(inner, pure, strict=True)), 4),
         "share_of_whole_process": round(statistics.median(a / b for a, b in zip(whole, pure, strict=True)), 4),
-        "processor": processor_name(),
-        "cores": cores(),
-        "versions": versions(),
     }
-    path = RESULTS / f"predict-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print({key: value for key, value in result.items() if key != "versions"}, "wrote", path.name)
+    print(result)
+    write_record("predict", result)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,12 @@ Reads the 10,000 test images of CIFAR-10 once and writes benchmarks/results/pret
 
 from __future__ import annotations
 
-import datetime
-import json
-from pathlib import Path
-
 import numpy as np
 
+from record import write_record
 from shiftvit import Bundle, Predictor
 from shiftvit.bundle.bundle import PRETRAINED
 from shiftvit.data import named
-from shiftvit.environment import cores, processor_name, versions
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -28,8 +22,6 @@ def main() -> None:
     predicted = np.array([predictor.labels.index(prediction.label) for prediction in predictions])
     bundle = Bundle.load("cifar10")
     result = {
-        "command": "python benchmarks/pretrained.py",
-        "date": datetime.date.today().isoformat(),
         "n": 1,
         "images": len(predicted),
         "test_top1": float((predicted == data.test_labels).mean()),
@@ -41,13 +33,9 @@ def main() -> None:
         "bytes": {path.name: path.stat().st_size for path in sorted((PRETRAINED / "cifar10").iterdir())},
         "runtime": predictor.runtime,
         "training": bundle.metrics,
-        "processor": processor_name(),
-        "cores": cores(),
-        "versions": versions(),
     }
-    path = RESULTS / f"pretrained-cifar10-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(f"top-1 {result['test_top1']:.2%} on {result['images']:,} images, wrote {path.name}")
+    print(f"top-1 {result['test_top1']:.2%} on {result['images']:,} images")
+    write_record("pretrained-cifar10", result)
 
 
 if __name__ == "__main__":

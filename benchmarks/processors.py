@@ -11,7 +11,6 @@ benchmarks/results/processors-DATE.json and the table in docs/export.md.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import re
 import subprocess
@@ -22,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit import Bundle, environment
+from record import write_record
+from shiftvit import Bundle
 from shiftvit.bundle.metadata import graph_metadata
 from shiftvit.data import named
 from shiftvit.exports.build import reference
 from shiftvit.inference.runtimes import load_graph
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "export.md"
 BATCH = 50
 
@@ -66,23 +65,18 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), flush=True)
     result = {
-        "command": f"python benchmarks/processors.py EXPORT... --cpu {options.cpu} --images {options.images}",
-        "date": datetime.date.today().isoformat(),
-        "processor": environment.processor_name(),
-        "instructions": environment.instructions(),
         "emulated": options.cpu,
         "emulator": subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True).stdout.splitlines()[0],
         "images": len(images),
         "top1_model": float((own == labels).mean()),
-        "versions": environment.versions(),
         "exports": rows,
     }
-    path = RESULTS / f"processors-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    command = f"python benchmarks/processors.py EXPORT... --cpu {options.cpu} --images {options.images}"
+    path = write_record("processors", result, command=command)
     text = DOCUMENT.read_text("utf-8")
     text = re.sub(r"(?<=<!-- processors -->\n).*?(?=<!-- end -->)", table(result, path.name), text, flags=re.DOTALL)
     DOCUMENT.write_text(text, "utf-8")
-    print(f"wrote {path.name} and the table in {DOCUMENT.name}")
+    print("wrote the table in", DOCUMENT.name)
 
 
 def table(result: dict[str, Any], file: str) -> str:

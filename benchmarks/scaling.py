@@ -10,7 +10,6 @@ and is drawn in docs/figures/scaling.png.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import re
@@ -21,7 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from record import write_record
+
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "scaling.png"
 COUNTS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 REPEATS = 3
@@ -62,21 +62,16 @@ print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_mega
 
 
 def main() -> None:
-    result: dict[str, Any] = {"command": "python benchmarks/scaling.py", "date": datetime.date.today().isoformat()}
-    result["files"] = list(files())
+    result: dict[str, Any] = {"files": list(files())}
     result["resolution"] = [{"side": side, **step(side, 2)} for side in RESOLUTIONS]
     result["depth"] = [{"blocks_a_stage": depth, **step(64, depth)} for depth in DEPTHS]
     result["batch_size"] = _BATCH
     from shiftvit.benchmark import peak_gflops
-    from shiftvit.environment import cores, processor_name, versions
 
     bfloat16 = result["depth"][0]["precision"] == "mixed_bfloat16"
     result["peak_gflops"] = round(peak_gflops("bfloat16" if bfloat16 else "float32"), 1)
-    result |= {"processor": processor_name(), "cores": cores(), "versions": versions()}
-    path = RESULTS / f"scaling-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    write_record("scaling", result)
     draw(result, FIGURE)
-    print(f"wrote {path.name} and {FIGURE.name}")
 
 
 def files() -> Any:
@@ -135,12 +130,10 @@ def step(side: int, depth: int) -> dict[str, Any]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draws images/s against files, and a training step's time and memory against its arithmetic."""
-    import matplotlib
+    from shiftvit.figures.style import new_figure, save_figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure = new_figure(12, 3.6)
+    axes = figure.subplots(1, 3)
     rows = result["files"]
     counts, rates = [row["files"] for row in rows], [row["images_per_second"] for row in rows]
     axes[0].semilogx(counts, rates, "o-", label="images/s")
@@ -158,7 +151,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes[2].set(xlabel="GFLOP a training step", ylabel="MB", ylim=(0, None), title="training: peak memory")
     axes[1].legend(fontsize=8)
     axes[2].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
+    print("wrote", path.name)
 
 
 if __name__ == "__main__":

@@ -8,18 +8,14 @@ benchmarks/results/shift-DATE.json.
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
-from shiftvit.environment import describe_environment
+from record import write_record
 from shiftvit.model.shift import _shift_by_convolution, _shift_by_slices
 
-RESULTS = Path(__file__).parent / "results"
 FORMS = {"slices": _shift_by_slices, "convolution": _shift_by_convolution}
 
 
@@ -39,18 +35,11 @@ def main() -> None:
         ratio = statistics.median(pair["slices"] / pair["convolution"] for pair in pairs)
         rows.append({"shape": list(x.shape), "seconds": median, "slices_over_convolution": round(ratio, 2)})
         print(rows[-1])
-    environment = describe_environment()
-    environment.pop("command")
     result = {
-        "command": "KERAS_BACKEND=torch python benchmarks/shift.py",
-        "date": datetime.date.today().isoformat(),
         "n": 31,
-        "environment": environment,
         "rows": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"shift-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    write_record("shift", result)
 
 
 if __name__ == "__main__":

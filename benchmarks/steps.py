@@ -9,27 +9,23 @@ other, so that what else the machine does hits both alike; medians and the ratio
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from plain_keras import plain_model
+from record import write_record
 from shiftvit.benchmark import peak_gflops
 from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig, TrainConfig, validated
-from shiftvit.environment import computes_bfloat16, describe_environment
+from shiftvit.environment import computes_bfloat16
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -69,12 +65,8 @@ def main() -> None:
     peak = peak_gflops("bfloat16" if precision == "mixed_bfloat16" else "float32")
     gflop = 6 * sum(row["multiply_adds"] for row in stage_rows(config)) / 1e9
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    environment = describe_environment()
-    environment.pop("command")
     suffix = "".join(f"-{key}{value}" for key, value in sorted(changes.items()))
     result = {
-        "command": f"KERAS_BACKEND={keras.config.backend()} python benchmarks/steps.py {' '.join(sys.argv[1:])}",
-        "date": datetime.date.today().isoformat(),
         "preset": arguments.preset,
         "changes": changes,
         "precision": precision,
@@ -86,11 +78,9 @@ def main() -> None:
         "peak_gflops": round(peak, 1),
         "gflop_per_image": round(gflop, 4),
         "share_of_peak": {name: round(value * gflop / peak, 4) for name, value in medians.items()},
-        "environment": environment,
     }
-    path = RESULTS / f"steps-{arguments.preset}{suffix}-{keras.config.backend()}-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    print(json.dumps({key: result[key] for key in ("images_per_second", "ratio", "share_of_peak")}), "wrote", path.name)
+    print(json.dumps({key: result[key] for key in ("images_per_second", "ratio", "share_of_peak")}))
+    write_record(f"steps-{arguments.preset}{suffix}-{keras.config.backend()}", result)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ pictures may take in memory. The result goes to benchmarks/results/streaming-DAT
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -25,10 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from record import RESULTS, write_record
 from shiftvit.data import named
-from shiftvit.environment import cores, processor_name, versions
+from shiftvit.environment import cores
 
-RESULTS = Path(__file__).parent / "results"
 SIZE = (160, 120)
 # Runs a command of ours and says the largest size that its process had.
 PROGRAM = """
@@ -43,7 +42,7 @@ sys.exit(status)
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, help="where the result goes in place of benchmarks/results")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder, run = Path(place) / "pictures", Path(place) / "run"
@@ -56,20 +55,14 @@ def main() -> None:
         rows = {name: measure(arguments, allowed) for name, (arguments, allowed) in commands.items()}
         (epoch,) = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
     result = {
-        "command": "python benchmarks/streaming.py",
-        "date": datetime.date.today().isoformat(),
         "files": chosen.files,
         "bytes": size,
         "picture": list(SIZE),
         **rows,
         "epoch": epoch,
-        "processor": processor_name(),
-        "cores": cores(),
-        "versions": versions(),
     }
-    path = (chosen.out or RESULTS) / f"streaming-{result['date']}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps({**rows, "epoch": epoch}, indent=1))
+    write_record("streaming", result, folder=chosen.out)
 
 
 def write_tree(folder: Path, count: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from tensors import to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from plain_keras import plain_model
+from record import write_record
 
 SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_classes": 5}
 
@@ -62,3 +65,22 @@ def test_faults():
         benchmark(batch_sizes=[0])
     with pytest.raises(ShiftViTError, match="is a preset and has no weights"):
         benchmark("shiftvit_cifar")
+
+
+def test_a_record_says_how_it_was_made_and_on_what(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/steps.py", "keras_example", "--set", "a b=0"])
+    monkeypatch.setattr("record._BACKEND", "jax")
+    path = write_record("steps-x", {"n": 3}, folder=tmp_path / "results")
+    found = json.loads(path.read_text("utf-8"))
+    assert found["command"] == "KERAS_BACKEND=jax python benchmarks/steps.py keras_example --set 'a b=0'"
+    assert path.name == f"steps-x-{found['date']}.json"
+    assert datetime.date.fromisoformat(found["date"])
+    assert found["n"] == 3
+    assert found["environment"]["versions"]["shiftvit"]
+    assert "command" not in found["environment"]
+    assert path.name in capsys.readouterr().out
+    other = write_record("other", {}, command="python x", ran_on={"processor": "P"}, folder=tmp_path)
+    assert (
+        json.loads(other.read_text("utf-8")).items()
+        >= {"command": "python x", "environment": {"processor": "P"}}.items()
+    )

@@ -296,7 +296,7 @@ def test_a_card_goes_along_and_decides_nothing(folder, name, tmp_path):
         assert_equal(dataclasses.replace(loaded, card=bundle.card), bundle.halved())
     # One that was lost is written anew, of what the bundle itself holds.
     loaded.save(path)
-    assert "| test | 50.00 % |" in Bundle.load(path).card
+    assert "| test | 50.00% |" in Bundle.load(path).card
 
 
 def test_a_card_that_cannot_be_read(folder, archive):

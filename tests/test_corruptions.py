@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy import signal, stats
 
@@ -83,28 +81,12 @@ def test_no_image_is_too_plain(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=5)
-@given(data=st.data())
-def test_an_image_depends_on_its_index_not_on_its_batch(name, data):
-    count, severity = data.draw(st.integers(2, 7)), data.draw(st.integers(1, 5))
-    seed, start = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(0, 10**6))
-    cut = data.draw(st.integers(1, count - 1))
-    images = noise_images(count, *data.draw(st.tuples(st.integers(8, 21), st.integers(8, 21))), 3, seed=seed)
-    whole = corrupt(images, name, severity, seed=seed, start=start)
-    parts = [
-        corrupt(images[:cut], name, severity, seed=seed, start=start),
-        corrupt(images[cut:], name, severity, seed=seed, start=start + cut),
-    ]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
-
-
-@pytest.mark.parametrize("name", ALL)
 def test_batches_longer_than_what_is_corrupted_at_a_time(name, real, monkeypatch):
-    whole = corrupt(real[:20], name, 4, start=5)
+    whole = corrupt(real[:20], name, 4)
     monkeypatch.setattr(corruptions, "_CHUNK", 3 * 32 * 32)
-    np.testing.assert_array_equal(corrupt(real[:20], name, 4, start=5), whole)
+    np.testing.assert_array_equal(corrupt(real[:20], name, 4), whole)
     turned = np.asfortranarray(real[:20])
-    np.testing.assert_array_equal(corrupt(turned, name, 4, start=5), whole)
+    np.testing.assert_array_equal(corrupt(turned, name, 4), whole)
 
 
 RANDOM = [name for name in ALL if name.endswith("noise")] + [
@@ -113,12 +95,11 @@ RANDOM = [name for name in ALL if name.endswith("noise")] + [
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_chance_is_the_seed_s_and_the_index_s(name, real):
+def test_chance_is_drawn_for_each_image_and_repeats(name, real):
     twice = np.repeat(real[:1], 2, axis=0)
-    result = corrupt(twice, name, 3, seed=4)
-    other = corrupt(twice, name, 3, seed=5)
+    result = corrupt(twice, name, 3)
     assert (result[0] != result[1]).any() == (name in RANDOM)
-    assert (result != other).any() == (name in RANDOM)
+    np.testing.assert_array_equal(corrupt(twice, name, 3), result)
 
 
 # Whether it is harder
@@ -140,38 +121,6 @@ def test_severity_moves_real_images_farther(name, size, real):
         # Not strictly: of two motion blurs the constants differ in taps that weigh nothing.
         assert all(more > 0.995 * less for less, more in itertools.pairwise(distances)), distances
         assert distances[-1] > 1.2 * distances[0]
-
-
-def similarity(images, others):
-    """Returns the mean correlation of images with others, pixel by pixel."""
-    flat = [values.reshape(len(values), -1) - values.mean(axis=(1, 2, 3))[:, None] for values in (images, others)]
-    return np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(*flat, strict=True)])
-
-
-def test_severity_of_glass_and_frost(real):
-    frost = [similarity(real, corrupt(real, "frost", severity)) for severity in SEVERITIES]
-    assert frost == sorted(frost, reverse=True)
-    glass = [distance(real, "glass_blur", severity) for severity in SEVERITIES]
-    assert min(glass[3:]) > 1.3 * max(glass[:3])  # two rounds of shuffling after one
-
-
-def test_elastic_severity_goes_from_the_whole_to_the_details():
-    """A ramp's values are the places that they came from; what is no plane in them is the bend."""
-    ramp = np.broadcast_to((np.arange(64) * 3 + 30).astype(np.uint8)[:, None], (64, 64))
-    images = np.repeat(np.repeat(ramp[None, ..., None], 3, axis=3), 24, axis=0)
-    rows, columns = np.mgrid[8:56, 8:56]
-    plane = np.stack([rows.ravel(), columns.ravel(), np.ones(rows.size)], axis=1)
-    shift, bend = [], []
-    for severity in SEVERITIES:
-        places = ((corrupt(images, "elastic_transform", severity)[:, 8:56, 8:56, 0] - 30.0) / 3).reshape(24, -1).T
-        moved = places - rows.reshape(-1, 1)
-        fit = plane @ np.linalg.lstsq(plane, moved, rcond=None)[0]
-        shift.append(np.sqrt((fit**2).mean()))
-        bend.append(np.sqrt(((moved - fit) ** 2).mean()))
-    assert shift == sorted(shift, reverse=True)
-    assert bend[0] < 0.15  # rounding: an affine map alone
-    assert bend[2:] == sorted(bend[2:])
-    assert bend[4] > 4 * bend[0]
 
 
 # Noise, on grey that it does not drive out of range
@@ -318,11 +267,6 @@ def test_brightness_raises_every_channel_alike():
     images = noise_images(1, 32, 32, 3, low=20, high=120)
     value = images.max(axis=3, keepdims=True)
     np.testing.assert_allclose(corrupt(images, "brightness", 5), images * (value + 76.5) / value, atol=0.51)
-    hues = [
-        np.asarray(Image.fromarray(one[0]).convert("HSV"))[..., 0] for one in (images, corrupt(images, "brightness", 3))
-    ]
-    turn = np.abs((hues[0].astype(int) - hues[1] + 128) % 256 - 128)
-    assert np.median(turn) <= 1
     assert (corrupt(grey(0, 1, 8, 8), "brightness", 2) == round(0.1 * 255)).all()
     assert (corrupt(grey(250, 1, 8, 8), "brightness", 2) == 255).all()
 
@@ -335,40 +279,6 @@ def test_fog_hides_contrast_below_the_brightest_value(real):
     plain = corrupt(grey(255, 4, 32, 32), "fog", 4)[..., 0]
     np.testing.assert_array_equal(plain.min(axis=(1, 2)), 128)
     np.testing.assert_array_equal(plain.max(axis=(1, 2)), 255)
-
-
-@pytest.mark.parametrize("decay", [1.4, 2.0, 3.0])
-def test_clouds_fall_by_decay_squared_an_octave(decay):
-    chance = [np.random.default_rng(seed) for seed in range(64)]
-    field = corruptions._clouds(np.zeros((64, 256, 256, 3)), chance, decay)[..., 0]
-    power = np.abs(np.fft.fft2(field - field.mean(axis=(1, 2), keepdims=True))) ** 2
-    power /= power.sum(axis=(1, 2), keepdims=True)
-    frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.fftfreq(256)) * 256
-    bands = [power[:, (frequency >= low) & (frequency < 2 * low)].sum() for low in (8, 16, 32)]
-    for wide, narrow in itertools.pairwise(bands):
-        assert np.sqrt(wide / narrow) == pytest.approx(decay**2, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "kept"),
-    # Snow pales its share of the image to 1.5 times the grey, and a half.
-    [("frost", 32, 0.75), ("frost", 112, 0.6), ("snow", 32, 0.8 + 0.2 * 1.5), ("snow", 112, 0.55 + 0.45 * 1.5)],
-)
-def test_snow_and_frost_add_the_same_to_any_grey(name, size, kept):
-    dark, light = (corrupt(grey(level, 2, size, size), name, 5).astype(float) for level in (10, 30))
-    inside = light < 255
-    assert inside.mean() > 0.1
-    assert np.abs(light - dark - 20 * kept)[inside].max() <= 1.01  # two roundings
-
-
-@pytest.mark.parametrize("name", ["snow", "frost"])
-def test_snow_and_frost_brighten_the_dark(name):
-    for size in (32, 112):
-        result = corrupt(grey(30, 4, size, size), name, 3).astype(float)
-        assert result.mean() > 40
-        assert result.std(axis=(1, 2)).min() > 5  # flakes, not a veil
-        if name == "snow":
-            np.testing.assert_array_equal(result, result[:, ::-1, ::-1])  # the flakes and they turned by 180 degrees
 
 
 # Digital
@@ -412,35 +322,6 @@ def test_elastic_moves_all_channels_alike(real):
 # Faults
 
 
-@pytest.mark.parametrize(
-    ("images", "name", "severity", "more", "message"),
-    [
-        (grey(1, 1, 8, 8), "gausian_noise", 1, {}, "did you mean 'gaussian_noise'"),
-        (grey(1, 1, 8, 8), "", 1, {}, "unknown corruption ''"),
-        (grey(1, 1, 8, 8), "fog", 0, {}, "severity=0 is not a whole number from 1 to 5"),
-        (grey(1, 1, 8, 8), "fog", 6, {}, "severity=6"),
-        (grey(1, 1, 8, 8), "fog", 2.0, {}, "severity=2.0"),
-        (grey(1, 1, 8, 8), "fog", "3", {}, "severity='3'"),
-        (grey(1, 1, 8, 8), "fog", 1, {"seed": -1}, "seed=-1"),
-        (grey(1, 1, 8, 8), "fog", 1, {"seed": 2**32}, "seed=4294967296"),
-        (grey(1, 1, 8, 8), "fog", 1, {"start": 0.5}, "start=0.5"),
-        (grey(1, 1, 8, 8).astype(np.float32), "fog", 1, {}, "have dtype float32"),
-        ([1, 2], "fog", 1, {}, "are a list"),
-        (grey(1, 8, 8), "fog", 1, {}, r"shape \(8, 8, 3\)"),
-        (grey(1, 1, 8, 8)[..., :1], "fog", 1, {}, r"shape \(1, 8, 8, 1\)"),
-        (grey(1, 1, 7, 32), "fog", 1, {}, "at least 8"),
-    ],
-)
-def test_faults_are_told_in_one_line(images, name, severity, more, message):
-    with pytest.raises(ShiftViTError, match=message) as caught:
-        corrupt(images, name, severity, **more)
-    assert "\n" not in str(caught.value)
-    assert ";" in str(caught.value)
-
-
-def test_numpy_integers_are_severities():
-    images = noise_images(1, 8, 8, 3)
-    np.testing.assert_array_equal(
-        corrupt(images, "snow", np.int64(2), seed=np.uint32(3), start=np.int32(1)),
-        corrupt(images, "snow", 2, seed=3, start=1),
-    )
+def test_images_can_be_too_small():
+    with pytest.raises(ShiftViTError, match="images of 7 x 32 pixels are too small to corrupt; use 8 x 8 or more"):
+        corrupt(grey(1, 1, 7, 32), "fog", 1)

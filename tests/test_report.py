@@ -22,14 +22,18 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.images: list[str] = []
         self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
         self.text = ""
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag, attrs) -> None:
+        self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
         values = dict(attrs)
+        self.attributes |= values.keys()
         if tag == "img":
             self.images.append(values["src"])
         self.links += [value for key, value in attrs if key in ("href", "src") and not value.startswith("data:")]
@@ -77,7 +81,7 @@ def test_it_needs_nothing_else_and_has_the_figures(run: Path) -> None:
     assert figures == {path.read_bytes() for path in (run / "figures").iterdir()}
     for text in ("87.50%", "86.00%", "1,200", "3.15.1", "shiftvit train", "<script>alert(1)</script>"):
         assert text in page.text, text  # as text: the parser undoes the escaping
-    assert "script" not in page.open
+    assert "script" not in page.tags
 
 
 def test_an_evaluation_is_in_it(run: Path, tmp_path: Path) -> None:
@@ -88,7 +92,35 @@ def test_an_evaluation_is_in_it(run: Path, tmp_path: Path) -> None:
     for text in ("85.00% to 90.00%", "33.3%", "2.10%", "<b>cat & dog</b>", "1,234"):
         assert text in page.text, text
     assert len(page.images) == 3  # learning curves, reliability, predictions; what was not drawn is left out
-    assert "<b>" not in path.read_text("utf-8").replace("<body>", "")
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onload='alert(1)",
+    "</style></pre></dl><iframe>",
+    "{{ name }}{% raw %}&amp;",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_of_a_run_becomes_markup(run: Path, text: str) -> None:
+    evaluated(run)
+    plain = Page(write_report(run).read_text("utf-8"))
+    run = run.rename(run.with_name(text.replace("/", "\u2215")))
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    found["classes"][0]["class"] = text
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+    (run / "environment.json").write_text(json.dumps({text: text, "command": [text]}))
+    (run / "recipe.toml").write_text(text)
+    change = {"date": text, "changed": {text: [text, [text]]}}
+    (run / "changes.jsonl").write_text(json.dumps(change))
+    page = Page(write_report(run).read_text("utf-8"))
+    assert page.tags == plain.tags | {"td"}
+    assert page.attributes == plain.attributes
+    assert page.images == plain.images
+    assert page.text.count(run.name) >= 2  # the title and the heading
+    assert page.text.count(text) >= 8  # class; environment: key, value, command; recipe; change: key, before, date
 
 
 @pytest.mark.parametrize("missing", ["metrics.json", "recipe.toml"])
@@ -100,6 +132,6 @@ def test_no_finished_run(run: Path, missing: str) -> None:
 
 def test_a_damaged_run(run: Path) -> None:
     (run / "metrics.json").write_text("{")
-    with pytest.raises(ShiftViTError, match="no valid JSON"):
+    with pytest.raises(ShiftViTError, match="is not valid JSON"):
         write_report(run)
     assert not (run / "report.html").exists()

@@ -60,8 +60,8 @@ def test_what_is_named_changes_and_is_written_down(stopped: Path, capfd: pytest.
     assert row["changed"] == {"train.epochs": [2, 4], "train.optimizer.learning_rate": [0.012, 0.001]}
     assert "train.epochs was 2 and is 4 from here on" in capfd.readouterr().err
     page = write_report(stopped).read_text("utf-8")
-    assert "Changed on the way" in page
-    assert "<td>train.optimizer.learning_rate</td>" in page
+    assert "Settings changed on resuming" in page
+    assert "<th>train.optimizer.learning_rate</th>" in page
 
 
 def test_nothing_changes_by_itself(stopped: Path) -> None:

@@ -14,7 +14,7 @@ from shiftvit import Recipe, ShiftViTError
 from shiftvit.augment.augment import Augment
 from shiftvit.cli.main import app
 from shiftvit.data import named
-from shiftvit.data.show import _fitted, draw_training, in_use, training_figure
+from shiftvit.data.show import _fitted, draw_training, training_figure
 
 OFF = {"augment.pad": 0, "augment.flip": False}
 FULL = {
@@ -103,12 +103,20 @@ def test_captions_stay_within_their_picture() -> None:
 
 
 def test_settings_in_words() -> None:
-    assert in_use(Augment(flip=False, random_crop=False)) == "nothing is changed"
-    assert in_use(Augment(pad=4)) == "pad=4, random_crop, flip"
-    words = in_use(Augment(resized_crop=0.1, rand_augment=9, mixup=0.8))
+    assert Augment(flip=False).in_words(crops=False) == "none"
+    assert Augment(flip=False).in_words(crops=True) == "random crop"
+    assert Augment(pad=4, random_crop=False).in_words(crops=True) == "horizontal flip"
+    assert Augment(pad=4).in_words(crops=False) == "random crop with 4 px of black padding, horizontal flip"
+    words = Augment(resized_crop=0.1, rand_augment=9, mixup=0.8, cutmix=1, repeats=3).in_words(crops=True)
     assert words == (
-        "resized_crop=0.1, flip, rand_augment=9.0, rand_augment_std=0.5, rand_augment_layers=2, mixup=0.8, "
-        "mix_probability=1.0"
+        "random resized crop (at least 10% of the area), horizontal flip, "
+        "RandAugment (magnitude 9 ± 0.5, 2 changes per image), MixUp 0.8, CutMix 1, CutMix in 50% of the mixes, "
+        "3 copies of an image in a batch"
+    )
+    less = Augment(pad=2, pad_mode="reflect", erasing=0.25, cutmix=1, mix_probability=0.5).in_words(crops=False)
+    assert less == (
+        "random crop with 2 px of mirrored padding, horizontal flip, random erasing of 25% of the images, CutMix 1, "
+        "50% of the images mixed"
     )
 
 

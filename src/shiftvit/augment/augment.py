@@ -74,6 +74,30 @@ class Augment(Settings):
         used = ("resized_crop", "rand_augment", "color_jitter", "erasing")
         return tuple(name for name in used if getattr(self, name)) + (("repeats",) if self.repeats > 1 else ())
 
+    def in_words(self, *, crops: bool) -> str:
+        """Returns the changes that are on, in words such as "random crop, horizontal flip"; "none" where none is.
+
+        `crops` says whether the preprocessing crops: without, a random crop changes nothing unless there is padding.
+        """
+        kind = "mirrored" if self.pad_mode == "reflect" else "black"
+        padding = f" with {self.pad} px of {kind} padding" if self.pad else ""
+        mixes = self.mixup or self.cutmix
+        parts = {
+            f"random crop{padding}": self.random_crop and not self.resized_crop and (self.pad or crops),
+            f"random resized crop (at least {self.resized_crop:.0%} of the area)": self.resized_crop,
+            "horizontal flip": self.flip,
+            f"RandAugment (magnitude {self.rand_augment:g} ± {self.rand_augment_std:g}, "
+            f"{self.rand_augment_layers} changes per image)": self.rand_augment,
+            f"colour jitter {self.color_jitter:g}": self.color_jitter,
+            f"random erasing of {self.erasing:.0%} of the images": self.erasing,
+            f"MixUp {self.mixup:g}": self.mixup,
+            f"CutMix {self.cutmix:g}": self.cutmix,
+            f"CutMix in {self.mix_switch:.0%} of the mixes": self.mixup and self.cutmix,
+            f"{self.mix_probability:.0%} of the images mixed": mixes and self.mix_probability < 1,
+            f"{self.repeats} copies of an image in a batch": self.repeats > 1,
+        }
+        return ", ".join(words for words, used in parts.items() if used) or "none"
+
     def draw(
         self,
         seed: int,

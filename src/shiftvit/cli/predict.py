@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM
 _FORMATS = "table, json, jsonl or csv"
 # Images in a grid; a picture of more is hard to look at.
 _SHOWN = 60
+# Images from which on a bar is worth its place.
+_MANY = 200
 
 
 def add_to(app: typer.Typer) -> None:
@@ -105,14 +108,20 @@ def _write(
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(Writer(stream, form, top_k, widths, lambda name: _truth(name, predictor.labels)))
+    # On one terminal the rows themselves show the progress.
+    apart = stream is not sys.stdout or not sys.stdout.isatty()
+    with (
+        Writer(stream, form, top_k, widths, lambda name: _truth(name, predictor.labels)) as writer,
+        Bar("predict", len(names), shown=apart and len(names) >= _MANY) as bar,
+    ):
         try:
-            for name, source, result in zip(names, sources, _tracked(results, len(names), stream), strict=True):
+            for name, source, result in zip(names, sources, results, strict=True):
                 if name == "-":
                     result = dataclasses.replace(result, path=name)
                 writer.write(result)
                 done += 1
+                if done % 100 == 0:
+                    bar.update(done, f"{done / (time.perf_counter() - began):,.0f} images/s")
                 if isinstance(result, Failure):
                     failures += 1
                     continue
@@ -134,25 +143,6 @@ def _write(
         said.append(f"{failures:,} could not be used")
     notice("; ".join(said))
     return 3 if failures else 0, shown
-
-
-def _tracked(results: Iterator[Prediction | Failure], total: int, stream: IO[str]) -> Iterator[Prediction | Failure]:
-    """Shows a progress bar where there is a screen for it that the rows do not fill."""
-    if total < 200 or not sys.stderr.isatty() or (stream is sys.stdout and sys.stdout.isatty()):
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    began = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("predict", total=total, rate="")
-        for index, result in enumerate(results, start=1):
-            yield result
-            if index % 100 == 0 or index == total:
-                rate = f"{index / (time.perf_counter() - began):,.0f} images/s"
-                progress.update(task, completed=index, rate=rate)
 
 
 def _sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:

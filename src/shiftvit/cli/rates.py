@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +13,7 @@ import typer
 from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
 from shiftvit.cli.tables import Json
 from shiftvit.cli.train import prepare_backend
+from shiftvit.console import Bar
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,7 +40,11 @@ def find_rate(
     from shiftvit.figures.run import rate_search
     from shiftvit.training import rate_finder
 
-    with _bar(steps) as told:
+    with Bar("find-rate", steps) as bar:
+
+        def told(done: int, loss: float) -> None:
+            bar.update(done, f"step {done}  loss {loss:.3f}")
+
         found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=told)
     if figure is not None:
         title = f"Learning rates of the recipe {wanted.name}"
@@ -61,20 +64,3 @@ def find_rate(
             file=sys.stderr,
         )
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _bar(steps: int) -> Iterator[Callable[[int, float], None]]:
-    """Shows a progress bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True), TextColumn("left"))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=steps, state="")
-
-        def told(done: int, loss: float) -> None:
-            bar.update(task, completed=done, state=f"step {done}  loss {loss:.3f}")
-
-        yield told

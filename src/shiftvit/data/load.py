@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
-from shiftvit.data.batches.pictures import Told, read_originals, read_pictures
+from shiftvit.console import Bar
+from shiftvit.data.batches.pictures import read_originals, read_pictures
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import ORDER, Files, FoundData
 from shiftvit.data.find.folders import find_data
@@ -169,10 +168,10 @@ def _pictures(found: FoundData, preprocess: Preprocess, boxes: bool) -> tuple[Fo
     total = sum(len(files.paths) for files in found.splits.values())
     splits, parts, faults = {}, {}, []
     unpack(path for files in found.splits.values() for path in files.paths)
-    with _progress(total) as told:
+    with Bar("decoding", total) as bar:
         done = 0
         for name, files in found.splits.items():
-            shown = partial(_shifted, told, done)
+            shown = partial(_shifted, bar, done)
             images: Any
             if name == "train" and boxes:
                 images, kept, bad = read_originals(files.paths, preprocess, told=shown)
@@ -193,22 +192,9 @@ def _pictures(found: FoundData, preprocess: Preprocess, boxes: bool) -> tuple[Fo
     return replace(found, splits=splits), parts
 
 
-def _shifted(told: Told, before: int, count: int) -> None:
-    told(before + count)
+def _shifted(bar: Bar, before: int, count: int) -> None:
+    bar.update(before + count)
 
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Told]:
-    """Shows a bar on a terminal while the files are decoded."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("decoding", total=total)
-        yield lambda done: bar.update(task, completed=done)

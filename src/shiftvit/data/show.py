@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit import files
-from shiftvit.augment.augment import Augment
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, epoch_order
 from shiftvit.data.find.folders import find_data
 from shiftvit.data.load import decode_parts
-from shiftvit.figures.style import GREY
+from shiftvit.figures.style import GREY, boxes_for_glyphs, new_figure, save_figure
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
@@ -124,18 +121,15 @@ def _chosen(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int6
 
 
 def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     draws, rows = shown.drawn.shape[:2]
     height, width = shown.plain.shape[1:3]
     mixed = bool((shown.shares.max(axis=2) < 1).any())
-    words = textwrap.wrap(in_use(recipe.augment), _LINE)
+    words = textwrap.wrap(recipe.augment.in_words(crops=recipe.preprocess.crop is not None), _LINE)
     tile = _SIDE * min(2.0, max(0.5, height / width))
     caption = 0.4 if mixed else 0.22
     top, bottom = 0.65, 0.15 + 0.17 * len(words)
     wide, high = (draws + 1) * (_SIDE + _GAP) + _GAP, rows * (tile + caption) + top + bottom
-    # Without pyplot: no global state, no window. Every place is known, and looking for them would take seconds.
-    figure = Figure(figsize=(wide, high))
+    figure = new_figure(wide, high, layout=None)  # every place is known, and finding them would take seconds
     title = f"Training pictures: recipe {recipe.name}, {Path(recipe.data.name).name}, seed {recipe.train.seed}"
     figure.text(0.5, 1 - 0.2 / high, title, ha="center", va="center", fontweight="bold", fontsize=12, parse_math=False)
     figure.text(0.5, 0.1 / high, "\n".join(words), ha="center", va="bottom", fontsize=9)
@@ -148,8 +142,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
         "hspace": caption / tile,
     }
     axes = figure.subplots(rows, draws + 1, squeeze=False, gridspec_kw=places)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box instead
+    with boxes_for_glyphs():
         for row in range(rows):
             _picture(axes[row, 0], shown.plain[row], _fitted(shown.class_names[int(shown.labels[row])]))
             for draw in range(draws):
@@ -157,23 +150,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
                 _picture(axes[row, draw + 1], shown.drawn[draw, row], text)
         for column, heading in enumerate(["in evaluation", *(f"epoch {draw + 1}" for draw in range(draws))]):
             axes[0, column].set_title(heading, fontsize=9)
-        files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
-
-
-def in_use(settings: Augment) -> str:
-    """Returns the changes that are on, in words such as "pad=4, flip, mixup=0.8"; those of parts that are off not."""
-    parts = {name: value for name, value in dict(settings).items() if value not in (False, 0, "zeros")}
-    mixes, both = bool(settings.mixup or settings.cutmix), bool(settings.mixup and settings.cutmix)
-    needed = {
-        "random_crop": not settings.resized_crop,
-        "rand_augment_std": bool(settings.rand_augment),
-        "rand_augment_layers": bool(settings.rand_augment),
-        "repeats": settings.repeats > 1,
-        "mix_probability": mixes,
-        "mix_switch": both,
-    }
-    words = [name if value is True else f"{name}={value}" for name, value in parts.items() if needed.get(name, True)]
-    return ", ".join(words) or "nothing is changed"
+    save_figure(figure, Path(path))
 
 
 def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:

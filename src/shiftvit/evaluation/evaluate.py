@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
+from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.load import SPLITS, decoded, find_test
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.logits import predict_logits
@@ -59,7 +60,8 @@ def evaluate(
     images, labels, split, rule = _test_images(loaded, data, kept)
     model = loaded.build()
     started = time.perf_counter()
-    logits = predict_logits(model, images, rule)
+    with Bar("evaluating", len(images)) as bar:
+        logits = predict_logits(model, images, rule, told=bar.advance)
     seconds = time.perf_counter() - started
     probabilities = softmax(logits / np.float32(loaded.temperature))
     report = {
@@ -145,11 +147,12 @@ def _corrupted(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) 
     chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:_CORRUPTED])
     clean, truth = images[chosen], labels[chosen]
     rows = [{"corruption": "none", "family": "none", "severity": 0, **_short(model, clean, truth, rule)}]
-    for name, family in CORRUPTIONS.items():
-        notice(f"corrupting {len(clean):,} images: {name}")
-        for severity in range(1, 6):
-            found = _short(model, corrupt(clean, name, severity), truth, rule)
-            rows.append({"corruption": name, "family": family, "severity": severity, **found})
+    with Bar("corrupting", 5 * len(CORRUPTIONS)) as bar:
+        for name, family in CORRUPTIONS.items():
+            for severity in range(1, 6):
+                bar.update(len(rows) - 1, what=f"corrupting: {name}, severity {severity}")
+                found = _short(model, corrupt(clean, name, severity), truth, rule)
+                rows.append({"corruption": name, "family": family, "severity": severity, **found})
     return rows
 
 

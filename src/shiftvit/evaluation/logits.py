@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ def predict_logits(
     preprocess: Preprocess,
     *,
     batch_size: int | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Runs a classifier over images.
 
@@ -31,6 +33,7 @@ def predict_logits(
         images: uint8 `(N, H, W, 3)`.
         preprocess: what the model was trained with.
         batch_size: images at a time; None: as many as the device likes of that size.
+        told: is called after each batch with the number of its images.
 
     Returns:
         logits `(N, num_classes)`, float32.
@@ -49,6 +52,8 @@ def predict_logits(
         # A last batch of another size would be compiled anew on jax and tensorflow.
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
         logits[first : first + count] = np.asarray(model.predict_on_batch(padded), np.float32)[:count]
+        if told is not None:
+            told(count)
     return logits
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from shiftvit import files
 
@@ -14,12 +17,12 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure, of so many inches."""
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Returns an empty figure of that size in inches; layout None: its parts are placed by hand."""
     # Without pyplot: no global state, no window, and half of the import time.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -28,4 +31,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         ShiftViTError: the file cannot be written.
     """
-    files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
+    with boxes_for_glyphs():
+        files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
+
+
+@contextmanager
+def boxes_for_glyphs() -> Iterator[None]:
+    """Silences the warning about letters that the font lacks: matplotlib draws boxes for them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield

@@ -16,6 +16,7 @@ from typing import Any, Self
 import keras
 
 from shiftvit import files
+from shiftvit.console import Bar
 from shiftvit.errors import Interrupted, ShiftViTError
 from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
 
@@ -121,49 +122,31 @@ class Watch(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """A bar with loss, accuracy, images/s and time left, and a line an epoch, on standard error.
-
-    Where that is no terminal there are only the lines.
-    """
+    """Shows loss, accuracy, images/s and time left on a terminal, and prints a line for each epoch anywhere."""
 
     async_safe = True
 
     def __init__(self, epochs: int, steps: int, batch_size: int, watch: Watch) -> None:
         super().__init__()
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        self.console = Console(stderr=True)
         self.epochs, self.steps, self.batch_size, self.watch = epochs, steps, batch_size, watch
-        self.bar = Bar(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-            BarColumn(bar_width=10),  # so that a line fits into 80 columns
-            TextColumn("{task.fields[state]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
         position = watch.progress.epoch * steps + watch.progress.step
-        self.task = self.bar.add_task("train", total=epochs * steps, completed=position, epoch=1, state="")
+        self.bar = Bar(f"epoch 1/{epochs}", epochs * steps, done=position)
+        self.epoch = 1
         self.began = 0.0
-        self.done = 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        self.began, self.done = time.monotonic(), 0
-        self.bar.update(self.task, epoch=epoch + 1)
+        self.began, self.epoch = time.monotonic(), epoch + 1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.done = batch + 1
-        rate = self.done * self.batch_size / max(time.monotonic() - self.began, 1e-9)
+        if not self.bar.columns:
+            return
+        rate = (batch + 1) * self.batch_size / max(time.monotonic() - self.began, 1e-9)
         logs = logs or {}
         state = f"loss {logs.get('loss', 0):.3f}  top-1 {logs.get('top1', 0):.1%}  {rate:,.0f} images/s"
-        if self.watch.input_rate is not None and self.console.width >= _WIDE:
+        if self.watch.input_rate is not None and self.bar.columns >= _WIDE:
             state += f" (input {self.watch.input_rate():,.0f})"
-        done = self.watch.progress.epoch * self.steps + self.watch.first_step + self.done
-        self.bar.update(self.task, completed=done, state=state)
+        done = self.watch.progress.epoch * self.steps + self.watch.first_step + batch + 1
+        self.bar.update(done, state, f"epoch {self.epoch}/{self.epochs}")
 
     def epoch_line(self, row: dict[str, Any]) -> None:
         """Prints one epoch's figures."""
@@ -177,15 +160,14 @@ class ProgressBar(keras.callbacks.Callback):
         rate = f"{row['images_per_second']:,.0f} images/s"
         if "input_images_per_second" in row:
             rate += f" (input {row['input_images_per_second']:,.0f})"
-        parts += [rate, f"{row['seconds']:.0f} s"]
-        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+        self.bar.print("  ".join([*parts, rate, f"{row['seconds']:.0f} s"]))
 
     def __enter__(self) -> Self:
-        self.bar.start()
+        self.bar.__enter__()
         return self
 
     def __exit__(self, *fault: object) -> None:
-        self.bar.stop()
+        self.bar.__exit__(*fault)
 
 
 class TensorBoardLog:

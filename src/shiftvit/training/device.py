@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from shiftvit.data.batches.device import Held, ResidentImages
+from shiftvit.data.batches.device import Held, ResidentImages, check_changes
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
@@ -68,23 +68,26 @@ def chunk_length(steps: int) -> int:
     return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
 
 
-def make_loop(model: Any, recipe: Recipe, splits: Splits, steps: int) -> DeviceLoop | None:
-    """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`.
-
-    Raises:
-        ShiftViTError: the device loop is asked for where there is none.
-    """
+def check_loop(recipe: Recipe, splits: Splits) -> None:
+    """Raises ShiftViTError if a resolved recipe asks for the device loop where that cannot run."""
     if recipe.train.loop != "device":
-        return None
-    backend = keras.config.backend()
-    if backend == "tensorflow":
+        return
+    if keras.config.backend() == "tensorflow":
         raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
     if not recipe.train.drop_remainder and len(splits.train[0]) % recipe.train.batch_size:
         raise ShiftViTError(
             f'train.loop="device" needs batches of one size, and {len(splits.train[0])} images do not divide by '
             f"train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
-    return (JaxLoop if backend == "jax" else TorchLoop)(model, recipe, splits, steps)
+    check_changes(recipe.augment)
+
+
+def make_loop(model: Any, recipe: Recipe, splits: Splits, steps: int) -> DeviceLoop | None:
+    """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`."""
+    if recipe.train.loop != "device":
+        return None
+    loop = JaxLoop if keras.config.backend() == "jax" else TorchLoop
+    return loop(model, recipe, splits, steps)
 
 
 class JaxLoop(DeviceLoop):

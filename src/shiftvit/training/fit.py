@@ -15,7 +15,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint
-from shiftvit.training.device import make_loop
+from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.results import finish_run
@@ -95,6 +95,7 @@ def train(
 
 def build_model(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
     """Returns the compiled model of a resolved recipe with its first weights, and the number of steps an epoch."""
+    check_loop(recipe, splits)
     keras.utils.set_random_seed(recipe.train.seed)
     return build(recipe, splits)
 

@@ -24,6 +24,16 @@ Held = dict[str, Any]
 _CHUNK = 1024
 
 
+def check_changes(augment: Augment) -> None:
+    """Raises ShiftViTError if the augmentation has a change that only the host can make."""
+    if augment.on_host_only:
+        name = augment.on_host_only[0]
+        raise ShiftViTError(
+            f"augment.{name}={getattr(augment, name)} is done on the host, and train.loop=device works without it; "
+            "set train.loop=fit"
+        )
+
+
 class ResidentImages:
     """All training images on the device.
 
@@ -43,12 +53,7 @@ class ResidentImages:
         self, images: NDArray[np.uint8], labels: NDArray[Any], preprocess: Preprocess, augment: Augment, classes: int
     ) -> None:
         preprocess.check(images)
-        if augment.on_host_only:
-            name = augment.on_host_only[0]
-            raise ShiftViTError(
-                f"augment.{name}={getattr(augment, name)} is done on the host, and train.loop=device works without it; "
-                "set train.loop=fit"
-            )
+        check_changes(augment)
         self._preprocess, self._augment, self._classes = preprocess, augment, classes
         self._count, self._shape = len(images), images.shape
         if preprocess.resize:

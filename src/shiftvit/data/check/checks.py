@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from shiftvit.console import Bar
 from shiftvit.data.check.duplicates import Fingerprint, Place, find_groups, fingerprint
 from shiftvit.data.check.report import Report, pixels_of
 from shiftvit.data.decode.formats import kind_of, reduce
@@ -46,9 +47,6 @@ def check_data(found: FoundData, *, workers: int | None = None) -> Report:
     Raises:
         ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     if workers is not None and workers < 1:
         raise ShiftViTError(f"workers={workers} is no number of threads; use 1 or more")
     places = [
@@ -58,12 +56,10 @@ def check_data(found: FoundData, *, workers: int | None = None) -> Report:
     ]
     unpack(place.path for place in places if found.splits[place.split].images is None)
     corrupt, good, looks = [], [], []
-    console = Console(stderr=True)
     with (
-        Progress(console=console, transient=True, disable=not console.is_terminal) as bar,
+        Bar("checking images", len(places)) as bar,
         ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
     ):
-        task = bar.add_task("checking images", total=len(places))
         for batch in (places[first : first + _AT_A_TIME] for first in range(0, len(places), _AT_A_TIME)):
             for place, look in zip(batch, pool.map(lambda place: _look(found, place), batch), strict=True):
                 if isinstance(look, str):
@@ -71,7 +67,7 @@ def check_data(found: FoundData, *, workers: int | None = None) -> Report:
                 else:
                     good.append(place)
                     looks.append(look)
-                bar.advance(task)
+                bar.advance()
     duplicates, complete = find_groups(good, [look.mark for look in looks])
     index = {name: number for number, name in enumerate(found.class_names)}
     return Report(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit import files
 from shiftvit.data.check.duplicates import Group, Place
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.dataset import Files, FoundData
-from shiftvit.figures.style import BLUE, GREEN, ORANGE
+from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -178,12 +176,10 @@ class Report:
         Raises:
             ShiftViTError: the file cannot be written.
         """
-        from matplotlib.figure import Figure
-
         pairs = [group.example for group in sorted(self.groups, key=self._gravity)][:_STRIP]
         names = len(self.found.class_names)
         tall = min(max(3.2, 0.28 * names), 9.0)
-        figure = Figure(figsize=(11, tall + (2.9 if pairs else 0)), layout="constrained")
+        figure = new_figure(11, tall + (2.9 if pairs else 0))
         top, *strip = figure.subfigures(
             2 if pairs else 1, 1, height_ratios=[tall, 2.9] if pairs else None, squeeze=False
         )[:, 0]
@@ -199,9 +195,7 @@ class Report:
             columns = strip[0].subplots(2, _STRIP, squeeze=False).T
             for column, pair in itertools.zip_longest(columns, pairs):
                 self._draw_pair(column, pair)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it draws a box instead
-            files.write_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=130))
+        save_figure(figure, Path(path))
 
     def _gravity(self, group: Group) -> tuple[bool, bool, bool]:
         return len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact"

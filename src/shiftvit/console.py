@@ -1,0 +1,79 @@
+"""Progress of long work: a bar on standard error where that is a terminal, and nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class Bar:
+    """A progress bar with the time left; use it in a `with` statement.
+
+    Args:
+        what: the work, in a word or two.
+        total: its units; 0: not known.
+        done: units that are done already.
+        size: whether the units are bytes, shown as a size with its speed.
+        shown: whether a terminal shows it.
+    """
+
+    def __init__(self, what: str, total: int, *, done: int = 0, size: bool = False, shown: bool = True) -> None:
+        self._what, self._total, self._done, self._size, self._wanted = what, total, done, size, shown
+        self._live: Progress | None = None
+
+    @property
+    def columns(self) -> int:
+        """The width of the terminal that shows the bar; 0 where none does."""
+        return self._live.console.width if self._live else 0
+
+    def advance(self, count: int = 1) -> None:
+        """Counts further units as done."""
+        self.update(self._done + count)
+
+    def update(self, done: int, state: str = "", what: str | None = None) -> None:
+        """Sets how many units are done, what stands beside the bar (their number if empty) and the work's name."""
+        self._done, self._what = done, self._what if what is None else what
+        if self._live:
+            counts = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
+            self._live.update(self._task, completed=done, description=self._what, state=state or counts)
+
+    def print(self, text: str) -> None:
+        """Prints a line on standard error, above the bar."""
+        if self._live:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        if self._wanted and sys.stderr.isatty():
+            self._start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _start(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        state = progress.TextColumn("{task.fields[state]}", markup=False)
+        columns = [progress.DownloadColumn(), progress.TransferSpeedColumn()] if self._size else [state]
+        self._live = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(bar_width=None),
+            *columns,
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("left"),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            expand=True,
+        )
+        self._task = self._live.add_task(self._what, total=self._total or None, state="")
+        self._live.start()
+        self.update(self._done)
