@@ -76,7 +76,7 @@ def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path) -> None:
+def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path, figures) -> None:
     monkeypatch.setattr(
         "shiftvit.evaluation.evaluate.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"}
     )
@@ -89,7 +89,8 @@ def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path) -> None:
     assert all(row["n"] == 40 for row in found)
     noise = [row["top1"] for row in found if row["corruption"] == "gaussian_noise"]
     assert found[0]["top1"] > noise[-1]  # the strongest noise harms
-    assert (tmp_path / "corruptions.png").is_file()
+    cells = next(figure.axes[0] for figure in figures if "corruption" in figure.axes[0].get_title()).images[0]
+    np.testing.assert_allclose(cells.get_array()[0], noise)
 
 
 def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def blocks(kind):
 
 def commands():
     lines = [line.strip() for line in README.splitlines() if line.startswith("    shiftvit ")]
-    return [shlex.split(line, comments=True) for line in lines]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [command for place, command in enumerate(split) if command not in split[:place]]  # some stand there twice
 
 
 def write_faulty_tree(root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,14 +85,22 @@ def test_an_archive_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, FULL])
-def test_the_figure_is_a_picture(tmp_path: Path, changes: dict[str, float]) -> None:
+def test_the_figure_shows_what_is_drawn(tmp_path: Path, changes: dict[str, float], figures: list[Any]) -> None:
     recipe = Recipe.load("quick", **changes)
     assert training_figure(recipe, tmp_path / "a.png") == 6
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         assert 1200 < image.width < 1700
-        pixels = np.asarray(image.convert("RGB"))
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+    shown, (figure,) = draw_training(recipe), figures
+    tiles = np.reshape(figure.axes, (6, 8))
+    assert [axes.get_title() for axes in tiles[0]] == ["in evaluation", *(f"epoch {number}" for number in range(1, 8))]
+    for row, axes in enumerate(tiles):
+        assert axes[0].get_xlabel() == shown.class_names[shown.labels[row]]
+        for column, pixels in enumerate([shown.plain[row], *shown.drawn[:, row]]):
+            np.testing.assert_array_equal(axes[column].images[0].get_array(), pixels)
+    captions = [axes.get_xlabel() for axes in tiles[:, 1:].flat]
+    assert all("%" in caption for caption in captions) == bool(changes)
+    assert any(captions) == bool(changes)
 
 
 def test_captions_stay_within_their_picture() -> None:
@@ -126,7 +135,8 @@ def test_the_command(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, [*arguments, "--set", "augment.resized_crop=0.3", "--out", str(out)])
     assert answer.exit_code == 0, answer.output
     assert str(out) in answer.output
-    assert out.is_file()
+    with Image.open(out) as image:
+        assert image.format == "PNG"
 
 
 def test_faults_are_named(tmp_path: Path) -> None:
