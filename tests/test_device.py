@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
@@ -18,7 +19,6 @@ from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.device import chunk_length
-from shiftvit.training.runfolder import read_log
 from shiftvit.training.setup import load_splits, resolve
 
 pytestmark = pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch")
