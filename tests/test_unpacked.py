@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import rows
 from shiftvit.data.decode.images import decode, read_bytes
-from shiftvit.data.decode.parquet import columns_of, image_bytes, opened
+from shiftvit.data.decode.parquet import find_columns, open_parquet, read_images
 from shiftvit.data.find.folders import find_data
 from shiftvit.data.find.splits import save_splits, split_data
 from shiftvit.data.load import load_splits
@@ -27,7 +30,7 @@ from trees import fault
 INTERRUPTED = """
 import os, sys
 from shiftvit.data.decode import rows
-rows._store(rows._key(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
+rows._images(rows._key(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
 """
 
 
@@ -44,10 +47,12 @@ def test_half_a_file_is_told_in_one_line(tmp_path, data):
     whole = cifar(tmp_path / "whole.parquet", slice(0, 20)).read_bytes()
     path = tmp_path / "half.parquet"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    assert fault(path).endswith("; get the file again")
+    line = fault(path)
+    assert line.startswith(f"{str(path)!r} is no readable Parquet (")
+    assert line.endswith("; get the file again")
     with pytest.raises(ShiftViTError) as raised:
         decode(f"{path}#0")
-    assert str(raised.value) == f"{str(path)!r} is no whole Parquet file: it ends too early; get the file again"
+    assert str(raised.value) == line
 
 
 def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
@@ -89,9 +94,9 @@ def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs
 def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", 10_000)
     path = write(tmp_path / "a.parquet", rows=1000, image=structs([os.urandom(1000) for _ in range(100)]))
-    with opened(str(path)) as file:
-        columns = columns_of(str(path), file)
-    sizes = [sum(map(len, part)) for part in image_bytes(str(path), columns)]
+    with open_parquet(str(path)) as file:
+        columns = find_columns(str(path), file)
+    sizes = [sum(map(len, part.to_pylist())) for part in read_images(str(path), columns)]
     assert sum(sizes) == 100_000
     assert max(sizes) <= 10_000
 
@@ -124,7 +129,7 @@ def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
     path = cifar(tmp_path / "a.parquet")
     rows.unpack([f"{path}#1", f"{path}#2", str(path), "other.png"])
     assert capsys.readouterr().err == f"shiftvit: unpacking {path} (0.1 MB of images) into {cache}, once\n"
-    rows._stores.clear()  # as in another process
+    rows._unpacked.clear()  # as in another process
     rows.unpack([f"{path}#1"])
     assert read_bytes(f"{path}#59") == BLOBS[59]
     assert capsys.readouterr().err == ""
@@ -134,25 +139,51 @@ def test_a_replaced_file_is_unpacked_anew_and_the_old_images_deleted(tmp_path, c
     path = cifar(tmp_path / "a.parquet")
     other = cifar(tmp_path / "b.parquet")
     assert read_bytes(f"{path}#0") == read_bytes(f"{other}#0") == BLOBS[0]
-    before = {*cache.glob("*.images")}
+    before = {*cache.glob("*.arrow")}
     write(path, CIFAR, img=structs(BLOBS[::-1]), label=LABELS[::-1])
     assert read_bytes(f"{path}#0") == BLOBS[59]
     assert read_bytes(f"{other}#0") == BLOBS[0]
-    assert len(before & {*cache.glob("*.images")}) == 1
-    assert len({*cache.glob("*.images")}) == 2
+    assert len(before & {*cache.glob("*.arrow")}) == 1
+    assert len({*cache.glob("*.arrow")}) == 2
 
 
-@pytest.mark.parametrize("harm", ["emptied", "cut", "filled"])
+def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
+    path = cifar(tmp_path / "a.parquet")
+    assert read_bytes(f"{path}#0") == BLOBS[0]
+    (unpacked,) = cache.glob("*.arrow")
+    assert pa.ipc.open_file(unpacked.read_bytes()).read_all().to_pydict() == {"image": BLOBS}
+    allocated = pa.total_allocated_bytes()
+    images = rows._open_unpacked(rows._key(str(path)))
+    assert pa.total_allocated_bytes() - allocated < 1000
+    assert images.nbytes > sum(map(len, BLOBS))
+
+
+@pytest.mark.parametrize("harm", ["emptied", "gone", "cut", "filled", "offsets", "column", "type", "older"])
 def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
     path = cifar(tmp_path / "a.parquet")
     assert read_bytes(f"{path}#0") == BLOBS[0]
-    (flat,) = cache.glob("*.images")
-    if harm == "emptied":
-        flat.unlink()
-    else:
-        rows._stores.clear()
-        flat.write_bytes(flat.read_bytes()[:1000] if harm == "cut" else b"x" * 1000)
-    assert read_bytes(f"{path}#59") == BLOBS[59]
+    (unpacked,) = cache.glob("*.arrow")
+    whole = unpacked.read_bytes()
+    if harm == "emptied":  # while this process uses it
+        unpacked.unlink()
+        assert read_bytes(f"{path}#59") == BLOBS[59]
+    rows._unpacked.clear()  # as in another process
+    if harm == "gone":
+        shutil.rmtree(cache)
+    elif harm == "older":  # what 0.1.0 left, of the same Parquet file
+        unpacked.rename(unpacked.with_suffix(".images")).write_bytes(b"SVIMAGE1" + bytes(1000))
+    elif harm in {"column", "type"}:
+        name, kind = ("picture", pa.large_binary()) if harm == "column" else ("image", pa.binary())
+        table = pa.table({name: pa.array(BLOBS, kind)})
+        with pa.ipc.new_file(unpacked, table.schema) as writer:
+            writer.write_table(table)
+    elif harm != "emptied":
+        place = whole.index(struct.pack("<3q", 0, len(BLOBS[0]), len(BLOBS[0]) + len(BLOBS[1])))
+        broken = whole[: place + 8] + struct.pack("<q", 2**40) + whole[place + 16 :]
+        unpacked.write_bytes({"cut": whole[:1000], "filled": b"x" * 1000, "offsets": broken}[harm])
+    assert [read_bytes(f"{path}#{row}") for row in range(60)] == BLOBS
+    assert [file for file in cache.iterdir() if file.name != ".lock"] == [unpacked]
+    assert unpacked.read_bytes() == whole
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
@@ -166,7 +197,7 @@ def test_a_process_killed_halfway_leaves_nothing_that_is_taken_for_whole(tmp_pat
     assert len([*cache.iterdir()]) == 2  # and the lock
 
 
-def test_no_room_is_told_in_one_line(tmp_path, monkeypatch):
+def test_no_room_is_told_in_one_line(tmp_path, cache, monkeypatch):
     path = cifar(tmp_path / "a.parquet")
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -186,6 +217,17 @@ def test_no_room_is_told_in_one_line(tmp_path, monkeypatch):
             rows.unpack([f"{path}#0"])
     with pytest.raises(ShiftViTError, match="No space left on device"):  # not tried anew for each image
         read_bytes(f"{path}#1")
+    if sys.platform != "win32":
+        import resource
+
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        try:
+            with pytest.raises(ShiftViTError, match=r"cannot be unpacked into '.*': File too large; free space, or"):
+                rows.unpack([f"{path}#0"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [file.name for file in cache.iterdir()] == [".lock"]
     rows.unpack([f"{path}#0"])  # but when it is asked for
     assert read_bytes(f"{path}#1") == BLOBS[1]
     monkeypatch.setenv("SHIFTVIT_CACHE", str(path))

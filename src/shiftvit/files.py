@@ -8,11 +8,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, notice
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -93,6 +93,49 @@ def lock(file: IO[str], wait: bool) -> bool | None:
     except OSError:
         return None
     return True
+
+
+@contextlib.contextmanager
+def take_turn(folder: Path, work: str, leftovers: str) -> Iterator[None]:
+    """Makes `folder` and lets one process at a time work in it.
+
+    Args:
+        folder: where the work is done; its file `.lock` is the lock.
+        work: what the other process is doing, for the notice that this one waits.
+        leftovers: a pattern of what only killed processes leave in `folder`; it is deleted first.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        alone = lock(file, wait=False)
+        if alone is False:
+            notice(f"another process is {work}; waiting for it")
+            alone = lock(file, wait=True)
+        if alone:
+            delete_all(folder, leftovers)
+        yield
+
+
+def delete_all(folder: Path, pattern: str) -> None:
+    """Deletes the files and folders in `folder` that match, as far as they can be deleted."""
+    for path in folder.glob(pattern):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def cache_folder(name: str) -> Path:
+    """Returns the folder for one kind of cached data: below `$SHIFTVIT_CACHE`, or in the user's cache folder."""
+    chosen = os.environ.get("SHIFTVIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / name
+    from platformdirs import user_cache_path
+
+    return user_cache_path("shiftvit") / name
 
 
 def unwritable(path: Path, error: OSError) -> ShiftViTError:

@@ -15,7 +15,7 @@ from shiftvit.cli.train import prepare_backend
 
 def add_to(app: typer.Typer) -> None:
     data_app = typer.Typer(help="Prepare, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
-    data_app.command("cifar10", epilog=examples("shiftvit data cifar10 --from cifar-10-python.tar.gz"))(cifar10)
+    data_app.command("cifar10", epilog=examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))(cifar10)
     data_app.command("check", epilog=examples("shiftvit data check photos/", "shiftvit data check photos.csv --json"))(
         check
     )

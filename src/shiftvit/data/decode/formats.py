@@ -1,7 +1,11 @@
-"""What of an image file makes its pixels: formats told apart by content, and all else left out.
+"""Recognises image formats by content and reduces a file to the parts that its pixels depend on.
 
-A decoder that sees only what makes the pixels cannot be led astray by the rest. A text that inflates to gigabytes, a
-broken EXIF block, a second picture or a film behind the first cost no memory, give no warning and lose no picture.
+A decoder that sees only these parts cannot be misled by the rest. A text that inflates to gigabytes, a broken EXIF
+block, or more pictures behind the first cost no memory, give no warning and lose no picture.
+
+Pillow's own limits cannot replace this. `MAX_IMAGE_PIXELS` and the filters of `warnings` belong to the whole process,
+and metadata is parsed before any limit applies: a broken EXIF block loses a TIFF or an AVIF, and the run lengths of a
+small BMP keep Python busy for as long as the file lasts.
 """
 
 from __future__ import annotations
@@ -12,15 +16,15 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-_MOST_PARTS = 100_000  # chunks, segments or strips; a file of 64 million pixels, cut finely, has a third of that
-_MOST_SCANS = 100  # of a JPEG, each a pass over the whole picture; libtiff draws the same line
-_LONGEST_BMP_HEAD = 2**19  # headers and the largest palette, 256 KiB, with room to spare
+_MOST_PARTS = 100_000  # chunks, segments or strips; 64 million pixels in very small strips need a third of that
+_MOST_SCANS = 100  # of a JPEG, each a pass over the whole picture; libtiff has the same limit
+_LONGEST_BMP_HEAD = 2**19  # bytes; headers and the largest palette take 256 KiB
 
 _ORIENTATION, _SAMPLES_PER_PIXEL, _LONG = 274, 277, 4  # two tags and a type of TIFF
-# The tags that pixels depend on, those that hold one value and those that hold several.
+# The tags that pixels depend on: those with one value, and those with several.
 _TIFF_SCALARS = {256, 257, 259, 262, 266, 277, 278, 284, 292, 293, 317, 322, 323, 332, 512, 513, 514, 515}
 _TIFF_LISTS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 532}
-_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of a type; else 1
+_TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # other types have 1
 
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # neither a stuffed 0xFF nor a restart
 # An item entry of type Exif, of either version; the rest of it is flags and numbers.
@@ -28,11 +32,11 @@ _AVIF_EXIF = re.compile(rb"(infe\x02.{3}.{4}|infe\x03.{3}.{6})Exif", re.DOTALL)
 
 
 class Fault(Exception):
-    """What is wrong with a file: the rest of a sentence that begins with the file's name."""
+    """Says what is wrong with a file. The message is the rest of a sentence that begins with the file's name."""
 
 
 def kind_of(data: bytes) -> str | None:
-    """Returns the format that `data` begins as, a key of what `reduce` knows, or None."""
+    """Returns the format that `data` begins with, one that `reduce` knows, or None."""
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -50,19 +54,19 @@ def kind_of(data: bytes) -> str | None:
 
 
 def reduce(kind: str, data: bytes) -> tuple[bytes, int]:
-    """Returns a file of the same format and pixels with nothing else in it, and the EXIF orientation, 1..8.
+    """Returns a file of the same format and pixels without anything else, and the EXIF orientation, 1..8.
 
-    WebP and AVIF, whose decoders give metadata out without reading it, keep theirs and return 1.
+    WebP and AVIF keep their metadata, as their decoders return it unread; for them the orientation is 1.
 
     Raises:
-        Fault: a file that would take minutes to read.
-        Exception: nearly anything, if the file is damaged; it may also be passed on for the decoder to judge.
+        Fault: the file would take minutes to read.
+        Exception: nearly anything, if the file is damaged. The decoder may be the one to notice that, though.
     """
     return _REDUCE[kind](data)
 
 
 def orientation_of(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block, 1..8; 1, which is upright, if it has none or is broken."""
+    """Returns the orientation in an EXIF block, 1..8. Without one, or in a broken block, it is 1: upright."""
     with contextlib.suppress(Exception):
         for _ in range(2):  # some programs write the prefix twice
             exif = exif.removeprefix(b"Exif\0\0")
@@ -74,7 +78,7 @@ def orientation_of(exif: bytes) -> int:
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """Returns the (width, height) that a WebP declares; of a damaged one, something."""
+    """Returns the (width, height) that a WebP declares. For a damaged one they mean nothing."""
     if data[12:16] == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     if data[12:16] == b"VP8L":
@@ -83,8 +87,8 @@ def webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _parts() -> Iterator[int]:
-    """Counts the steps of a walk through a file, and ends one that leads through too many."""
+def _count_parts() -> Iterator[int]:
+    """Counts the parts that a loop visits, and stops it when there are too many."""
     yield from range(_MOST_PARTS)
     raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it anew")
 
@@ -92,19 +96,19 @@ def _parts() -> Iterator[int]:
 def _reduce_jpeg(data: bytes) -> tuple[bytes, int]:
     view, orientation, scans, at = memoryview(data), 0, 0, 2
     kept: list[bytes | memoryview] = [data[:2]]
-    for _ in _parts():
+    for _ in _count_parts():
         found = _JPEG_MARKER.search(data, at)
         start = found.start() if found else len(data)
         marker = data[start + 1] if found else 0xD9
         end = start + 2 + (0 if marker == 0xD9 else int.from_bytes(data[start + 2 : start + 4], "big"))
-        if scans:  # the pixels lie between the segments; before the first scan, that is rubbish
+        if scans:  # pixels lie between the segments, but only from the first scan on
             kept.append(view[at:start])
         if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
             orientation = orientation or orientation_of(data[start + 4 : end])
         scans += marker == 0xDA
         if scans > _MOST_SCANS:
             raise Fault(f"is a JPEG of more than {_MOST_SCANS} scans, which no camera writes; save it anew")
-        # JFIF's and Adobe's segments tell YCbCr from RGB, and YCCK from CMYK; the other APPn are metadata.
+        # The segments of JFIF and Adobe tell YCbCr from RGB, and YCCK from CMYK. The other APPn are metadata.
         if not 0xE1 <= marker <= 0xED and marker not in {0xEF, 0xFE}:
             kept.append(view[start:end])
         if marker == 0xD9:
@@ -117,11 +121,11 @@ def _reduce_png(data: bytes) -> tuple[bytes, int]:
     view, orientation, at = memoryview(data), 0, 8
     kept: list[bytes | memoryview] = [data[:8]]
     depth, colour = data[24], data[25]
-    for _ in _parts():
+    for _ in _count_parts():
         kind = data[at + 4 : at + 8]
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         if kind == b"tRNS" and colour != 3:
-            kept.append(_matching_trns(data[at + 8 : end - 4], depth))
+            kept.append(_scale_trns(data[at + 8 : end - 4], depth))
         elif kind in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
             kept.append(view[at:end])
         elif kind == b"eXIf":
@@ -132,10 +136,10 @@ def _reduce_png(data: bytes) -> tuple[bytes, int]:
     return b"".join(kept), orientation or 1
 
 
-def _matching_trns(body: bytes, depth: int) -> bytes:
-    """Returns the chunk that tells which grey or colour is transparent, on the scale of Pillow's pixels.
+def _scale_trns(body: bytes, depth: int) -> bytes:
+    """Returns the chunk that says which grey or colour is transparent, on the scale of Pillow's pixels.
 
-    Pillow widens grey of fewer than 8 bits and narrows colour of more, but leaves the value to compare with.
+    Pillow scales grey of fewer and colour of more than 8 bits to 8 bits, but not this value.
     """
     values = struct.unpack(f">{len(body) // 2}H", body)
     if depth < 8:
@@ -148,12 +152,12 @@ def _matching_trns(body: bytes, depth: int) -> bytes:
 
 def _reduce_gif(data: bytes) -> tuple[bytes, int]:
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
-    palette, control, parts = data[13:at], b"", _parts()
+    palette, control, parts = data[13:at], b"", _count_parts()
     for _ in parts:
-        if data[at] != 0x21:  # no extension
+        if data[at] != 0x21:  # not an extension
             break
         if data[at + 1] == 0xF9:
-            # Only the transparent index: for what is to happen after the frame, Pillow would make a second canvas.
+            # Only the transparent index is kept: to dispose of the frame, Pillow would make a second canvas.
             control = bytes([0x21, 0xF9, 4, data[at + 3] & 1, 0, 0, data[at + 6], 0])
         at += 2
         for _ in parts:
@@ -163,7 +167,7 @@ def _reduce_gif(data: bytes) -> tuple[bytes, int]:
                 break
     if data[at] != 0x2C:
         raise ValueError("it holds no picture")
-    # The canvas grows to hold the frame, here already, so that it is measured before anything is decoded.
+    # The canvas grows to hold the frame. It does so here, so that its size is checked before anything is decoded.
     left, top, width, height = struct.unpack_from("<4H", data, at + 1)
     canvas = struct.unpack_from("<2H", data, 6)
     grown = struct.pack("<2H", max(canvas[0], left + width), max(canvas[1], top + height))
@@ -172,18 +176,18 @@ def _reduce_gif(data: bytes) -> tuple[bytes, int]:
 
 def _reduce_bmp(data: bytes) -> tuple[bytes, int]:
     if data[14] >= 40 and data[30] in {1, 2}:
-        # Run-length codes are read one by one, in Python; honest ones take less than four bytes a pixel.
+        # Pillow reads run-length codes one by one, in Python. Valid ones take less than four bytes a pixel.
         width, height = struct.unpack_from("<2i", data, 18)
         data = data[: _LONGEST_BMP_HEAD + 4 * abs(width * height)]
     return data, 1
 
 
 def _directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
-    """Reads the first directory of a TIFF, which is also the form of EXIF.
+    """Reads the first directory of a TIFF; EXIF has the same form.
 
     Returns:
         The byte order as in `struct`, whether it is a BigTIFF, where the directory starts, and its entries:
-        tag -> 12 bytes, or 20.
+        tag -> 12 bytes, or 20 in a BigTIFF.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = 43 in data[2:4]
@@ -192,7 +196,7 @@ def _directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
     first = at + (8 if big else 2)
     entries: dict[int, bytes] = {}
-    for part in _parts():
+    for part in _count_parts():
         entry = data[first + part * step : first + (part + 1) * step]
         if part == count or len(entry) < step:
             break
@@ -209,7 +213,7 @@ def _value(order: str, big: bool, entry: bytes) -> int:
 
 
 def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
-    """Writes the directory anew, in its place, so that whatever it points to stays where it is."""
+    """Rewrites the directory in its place, so that everything it points to stays where it is."""
     order, big, at, entries = _directory(data)
     if big and order == ">":
         raise Fault("is a big-endian BigTIFF, which Pillow cannot read; save it as another TIFF")
@@ -220,7 +224,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
         if tag in _TIFF_SCALARS and count != 1:
             raise ValueError(f"tag {tag} has {count} values")
         if tag == _SAMPLES_PER_PIXEL and _value(order, big, entries[tag]) > 6:
-            raise ValueError("more than 6 samples a pixel")  # said here, since Pillow would also log it
+            raise ValueError("more than 6 samples a pixel")  # Pillow would write to the log as well
         size = count * _TIFF_BYTES.get(kind, 1)
         if size > struct.calcsize(word):
             (offset,) = struct.unpack_from(word, entries[tag], 12 if big else 8)
@@ -238,13 +242,13 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
 
 
 def _reduce_avif(data: bytes) -> tuple[bytes, int]:
-    # Pillow gives up on a broken EXIF block; it is not needed, since AVIF says by other means how to turn.
+    # Pillow refuses a file with a broken EXIF block. AVIF does not need it: it says elsewhere how to turn.
     return _AVIF_EXIF.sub(rb"\1skip", data), 1
 
 
 def _reduce_webp(data: bytes) -> tuple[bytes, int]:
     if int.from_bytes(data[4:8], "little") + 8 > len(data):
-        raise EOFError  # libwebp would only say that it cannot
+        raise EOFError  # libwebp would only say that it failed
     return data, 1
 
 

@@ -1,4 +1,4 @@
-"""Image files -> uint8 RGB arrays: one decoder, which decodes a picture rightly or says in one line why not."""
+"""Decodes image files to uint8 RGB arrays, or says in one line why it cannot."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from shiftvit.data.decode.formats import Fault, kind_of, orientation_of, reduce,
 from shiftvit.data.decode.rows import read_row, row_of
 from shiftvit.errors import ShiftViTError
 
-# With these two, decoding takes less than 1 GB of memory, even of a file that was made to take more. The exception is
-# an AVIF whose stream holds larger pictures than its container declares, up to the 16384 x 16384 that libavif allows.
+# With these two limits decoding takes less than 1 GB of memory, even if a file was made to take more. The exception is
+# an AVIF whose stream has larger pictures than its container declares, up to the 16384 x 16384 that libavif allows.
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 128 * 2**20
 
@@ -35,8 +35,8 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 )
 
-# A format's reader, and how many pixels each of its pixels counts as: the decoders of WebP and AVIF hold several
-# copies of a picture.
+# The reader of each format, and how many pixels each of its pixels counts as: the decoders of WebP and AVIF hold
+# several copies of a picture.
 _READERS: dict[str, tuple[type[ImageFile.ImageFile], int]] = {
     "JPEG": (JpegImageFile, 1),
     "PNG": (PngImageFile, 1),
@@ -46,8 +46,8 @@ _READERS: dict[str, tuple[type[ImageFile.ImageFile], int]] = {
     "TIFF": (TiffImageFile, 1),
     "AVIF": (AvifImageFile, 2),
 }
-_RUN_LENGTH_WEIGHT = 16  # of a run-length BMP, which is decoded in Python
-_TILE = 2**16  # pixels that are converted at a time, so that a large picture gets no second full-size copy
+_RUN_LENGTH_WEIGHT = 16  # the same for a run-length BMP, which Pillow decodes in Python
+_TILE = 2**16  # pixels that are converted at a time, so that a large picture has no second full-size copy
 _SPECIAL = {"d": "directory", "p": "named pipe", "s": "socket", "c": "device", "b": "device"}
 _PHOTOMETRIC, _BITS, _TILE_WIDTH, _TILE_LENGTH = 262, 258, 322, 323  # tags of TIFF
 
@@ -60,38 +60,38 @@ def decode(
     max_bytes: int = MAX_BYTES,
     at_least: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Decodes one picture: JPEG (MPO too), PNG, WebP, GIF, BMP, TIFF or AVIF, told by content, not by suffix.
+    """Decodes one picture: JPEG (also MPO), PNG, WebP, GIF, BMP, TIFF or AVIF. Content decides, not the suffix.
 
-    The first picture of a file that has several is taken, and turned as EXIF says. Transparency is laid on white.
-    16 bits of grey become `round(v / 257)`; of 16 bits of colour the upper eight are kept. Colour profiles are
-    ignored. Floats, and signed or 32-bit integers, as a TIFF or a PIL image may hold, are refused: it is not agreed
-    which of their values is white.
+    If a file has several pictures, it decodes the first. It turns the picture as EXIF says and puts it on white where
+    it is transparent. 16 bits of grey become `round(v / 257)`; of 16 bits of colour the upper eight are kept. Colour
+    profiles are ignored. Floats, and signed or 32-bit integers, as a TIFF or a PIL image may hold, are refused, as
+    there is no agreement which of their values is white.
 
-    It may be called from many threads at once: it sets nothing that is global, such as the filters of `warnings`.
-    `PIL.Image.MAX_IMAGE_PIXELS` is neither set nor heeded, but for a WebP of more than twice that many pixels.
+    Many threads may call it at once: it changes nothing global, such as the filters of `warnings`. It neither sets nor
+    obeys `PIL.Image.MAX_IMAGE_PIXELS`, except for a WebP of more than twice that many pixels.
 
     Args:
         source: a path, a file's bytes, or a PIL image, which is loaded, but neither changed nor closed. A row of a
-            Parquet file is a path too: `FILE.parquet#7`.
-        name: what messages call the source; by default its path, or what it is.
+            Parquet file is also a path: `FILE.parquet#7`.
+        name: what messages call the source; by default its path or its type.
         max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP or an AVIF
-            counts as 2, since their decoders need more memory; one of a run-length BMP as 16, since it takes long.
+            counts as 2, as their decoders need more memory; one of a run-length BMP as 16, as it takes long.
         max_bytes: the largest file.
         at_least: (height, width) in pixels. A JPEG may then be decoded at a half, a quarter or an eighth of its
-            size, as long as that many pixels are left. That is faster, and differs by a few levels from decoding
-            all of it and downsizing.
+            size, if that leaves at least so many pixels. It is faster, and differs by a few levels from a picture that
+            is decoded whole and then downsized.
 
     Returns:
         uint8 (H, W, 3), RGB, writable.
 
     Raises:
-        ShiftViTError: nothing that can be read, no supported format, more than a limit, or damaged.
+        ShiftViTError: the source cannot be read, is damaged, exceeds a limit, or has no supported format.
     """
     label = "<image>" if isinstance(source, Image.Image) else f"<{type(source).__name__}>"
     if isinstance(source, str | os.PathLike):
         label = repr(os.fspath(source))
     if name is not None:
-        label = repr(name)  # as the paths: a line break in it must not break the message
+        label = repr(name)  # like a path: a line break in it must not break the message
     if at_least is not None and min(at_least) < 1:
         raise ShiftViTError(f"at_least={at_least} is no size; give (height, width) in pixels, each 1 or more")
     try:
@@ -108,10 +108,10 @@ def decode(
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
-    """Returns the bytes of an image: of a file, or of a row of a Parquet file, `FILE.parquet#7`.
+    """Returns the bytes of an image, which is a file, or a row of a Parquet file: `FILE.parquet#7`.
 
     Raises:
-        ShiftViTError: nothing that can be read, or more than `max_bytes`.
+        ShiftViTError: the image cannot be read, or has more than `max_bytes`.
     """
     try:
         return _read(Path(path), max_bytes)
@@ -120,22 +120,22 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
-    """Returns a file's content, at once or not at all: it does not wait at a pipe, or touch a device."""
+    """Returns a file's content. It does not wait for a pipe and does not read from a device."""
     try:
         row = row_of(path)
         if row is not None:
             return read_row(*row, lambda size: _check_bytes(size, max_bytes))
         _check_regular(path.stat())
-        # The path may have become a pipe meanwhile: opened like this, that does not wait for a writer.
+        # The path may have become a pipe meanwhile. With this flag, opening one does not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(path, flags), "rb") as stream:
             status = os.fstat(stream.fileno())
             _check_regular(status)
             _check_bytes(status.st_size, max_bytes)
-            return stream.read(status.st_size)  # and not more, should the file be growing
+            return stream.read(status.st_size)  # no more, as the file may be growing
     except OSError as error:
         raise Fault(f"cannot be read: {error.strerror or error}; give a readable image file") from error
-    except ShiftViTError:  # it names the Parquet file
+    except ShiftViTError:  # which names the Parquet file
         raise
     except ValueError as error:  # a null character
         raise Fault(f"is no path: {error}; give an image file") from error
@@ -168,10 +168,10 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
 
 def _from_image(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
-    with _told("image"):
+    with _translate_errors("image"):
         image.load()
         pixels = _pixels(image)
-    return _turned(pixels, orientation_of(image.info.get("exif", b"")))  # a TIFF is turned by Pillow, when loaded
+    return _turn(pixels, orientation_of(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
 
 
 def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -182,20 +182,20 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
         known = ", ".join(_READERS)
         raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
     reader, weight = _READERS[kind]
-    with _told(kind):
+    with _translate_errors(kind):
         data, orientation = reduce(kind, data)
         if kind == "WebP":
-            _check_pixels(webp_size(data), max_pixels, weight)  # its reader makes two canvases at once
-        # Pillow's reader itself and not Image.open, whose limit is one for the whole process and which warns,
-        # through filters that are one for the whole process, before it refuses.
+            _check_pixels(webp_size(data), max_pixels, weight)  # the reader makes two canvases immediately
+        # Pillow's reader itself and not Image.open: the limit of that, and the filters of the warnings that it gives
+        # before it refuses, belong to the whole process.
         with contextlib.closing(reader(io.BytesIO(data))) as image:
             if image.tile and image.tile[0].codec_name == "bmp_rle":
                 weight = _RUN_LENGTH_WEIGHT
             _check_pixels(image.size, max_pixels, weight)
             if isinstance(image, TiffImageFile):
                 tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
-                _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, however small the picture
-                image.im = Image.new(image.mode, image.size).im  # Pillow checks its own limit where it makes this
+                _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, even of a small picture
+                image.im = Image.new(image.mode, image.size).im  # where Pillow makes this, it checks its own limit
             if isinstance(image, WebPImageFile | AvifImageFile):
                 orientation = orientation_of(image.info.get("exif", b""))
             if isinstance(image, JpegImageFile) and at_least is not None:
@@ -203,12 +203,12 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
                 image.draft(image.mode, (width, height))
             image.load()
             pixels = _pixels(image)
-    return _turned(pixels, orientation)
+    return _turn(pixels, orientation)
 
 
 @contextlib.contextmanager
-def _told(kind: str) -> Iterator[None]:
-    """Turns what damaged bytes raise, which is nearly anything, into a fault."""
+def _translate_errors(kind: str) -> Iterator[None]:
+    """Turns the exceptions of damaged files, which are of nearly any type, into a `Fault`."""
     try:
         yield
     except Fault:
@@ -246,7 +246,7 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
 def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
     """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) where they are grey."""
     if tile.mode.startswith("I;16"):
-        # Pillow gives 12 bits of a TIFF as they are, and does not invert those with 0 for white.
+        # Pillow does not scale 12 bits of a TIFF, and does not invert a picture in which 0 is white.
         most = 4095 if tags.get(_BITS) == (12,) else 65535
         grey = np.asarray(tile).astype(np.uint32)
         eight = (np.minimum(grey, most) * 255 + most // 2) // most
@@ -257,7 +257,7 @@ def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
     if tile.mode in {"I", "F"}:
         what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
         raise Fault(f"holds {what}, of which none is agreed to be white; save it with 8 or 16 bits")
-    if tile.mode in {"La", "RGBa"}:  # colours that are multiplied by their alpha already
+    if tile.mode in {"La", "RGBa"}:  # the colours are already multiplied by alpha
         mixed = np.asarray(tile).astype(np.uint16)
         laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)
         return laid
@@ -268,7 +268,7 @@ def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
     return np.asarray(tile if tile.mode == "RGB" else tile.convert("RGB"))
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """Returns pixels (H, W, 3) upright, given their EXIF orientation."""
     if orientation in {5, 6, 7, 8}:
         pixels = pixels.transpose(1, 0, 2)

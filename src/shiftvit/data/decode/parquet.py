@@ -1,4 +1,4 @@
-"""Parquet files of images, as the Hugging Face Hub has them: which columns, what labels, and the images' bytes."""
+"""Reads Parquet files of images, as the Hugging Face Hub stores them: the columns, the labels and the images' bytes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError
 
-# What people call the columns where nothing in the file says which is which; the first that is there is taken.
+# The usual names of the columns, for files without metadata. The first name that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")
-# How many bytes of images are read at a time.
-_BATCH = 2**23
-_MOST_ROWS = 1024  # of a batch
+_BATCH = 2**23  # bytes of images that are read at a time
+_MOST_ROWS = 1024  # rows that are read at a time
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a file that are used.
+    """Which columns of a file are used.
 
-    `names` are the classes of a `ClassLabel`; None: the labels are their own names. `remarks` say between which columns
-    it chose, a phrase each.
+    `names` are the classes of a `ClassLabel`; None: the labels are their own names. `remarks` are phrases about columns
+    that could have been used instead.
     """
 
     image: str
@@ -35,38 +34,48 @@ class Columns:
     remarks: tuple[str, ...] = ()
 
 
-@contextmanager
-def opened(path: str) -> Iterator[Any]:
-    """Opens a Parquet file, a `pyarrow.parquet.ParquetFile`; whatever it raises while it is open becomes one line.
+def import_pyarrow(path: str) -> Any:
+    """Imports pyarrow, with `pyarrow.parquet`, and returns it.
 
     Raises:
-        ShiftViTError: pyarrow is not installed, or the file is damaged, or no Parquet.
+        ShiftViTError: it is not installed; the message names `path`, for which it is needed.
     """
     try:
         import pyarrow as pa  # type: ignore[import-untyped]
-        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+        import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
         raise ShiftViTError(
             f"{path!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
         ) from error
+    return pa
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator[Any]:
+    """Opens a Parquet file as a `pyarrow.parquet.ParquetFile`. Any exception while it is open becomes one line.
+
+    Raises:
+        ShiftViTError: pyarrow is not installed, or the file is damaged or is not Parquet.
+    """
+    pa = import_pyarrow(path)
     try:
-        # A row group may be all of the file, so it is read in pieces, and no more ahead than the buffer.
-        with pa.OSFile(path) as stream, pq.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
+        # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
+        with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
             yield file
     except ShiftViTError:
         raise
-    except Exception as error:  # damaged files raise nearly anything
+    except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
 
 
-def columns_of(path: str, file: Any) -> Columns:
-    """Tells which column of an open file holds the images, and which the labels.
+def find_columns(path: str, file: Any) -> Columns:
+    """Finds the columns of images and of labels in an open file.
 
-    What the metadata of `datasets` say decides, else the columns' names. A file may have no labels.
+    The metadata that `datasets` writes decide; without them, the columns' names. A file need not have labels.
 
     Raises:
-        ShiftViTError: no column of images, several that may be, classes that are not told apart by their names.
+        ShiftViTError: there is no column of images, there are several, or two classes have the same name.
     """
     import pyarrow.types as is_type  # type: ignore[import-untyped]
 
@@ -75,14 +84,14 @@ def columns_of(path: str, file: Any) -> Columns:
     kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
     held = [field.name for field in schema if _bytes_of(field) is not None]
     structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
-    images = [name for name in held if kinds[name] == "Image"] or _named(held, IMAGE_NAMES) or structs or held
+    images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
     if not images:
         has = ", ".join(schema.names)[:200]
         raise ShiftViTError(f"{path!r} has no column with the bytes of images, only {has}; name one with them image")
     if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
         raise ShiftViTError(f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name that of images image")
     plain = [field.name for field in schema if _is_label(field.type)]
-    labels = [name for name in plain if kinds[name] == "ClassLabel"] or _named(plain, LABEL_NAMES)
+    labels = [name for name in plain if kinds[name] == "ClassLabel"] or _find_names(plain, LABEL_NAMES)
     remarks = [
         f"columns of {what} that are not used, since {found[0]!r} is the first: {', '.join(found[1:])}"
         for what, found in (("images", images), ("labels", labels))
@@ -96,15 +105,15 @@ def columns_of(path: str, file: Any) -> Columns:
     return Columns(images[0], labels[0], tuple(names), tuple(remarks))
 
 
-def labels_of(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Reads the labels of an open file with N rows.
 
     Returns:
-        int64 (N,), each an index into the names, which come second, or -1 where there is none: null, blank, or -1,
-        which is how the Hub marks images whose labels are kept secret.
+        int64 (N,), each an index into the names, which come second, or -1 for a row without a label. That is a null,
+        a blank, or -1, with which the Hub marks images whose labels are secret.
 
     Raises:
-        ShiftViTError: a label that has no name.
+        ShiftViTError: a label has no name.
     """
     import pyarrow as pa
 
@@ -132,14 +141,14 @@ def labels_of(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64]
 
 
 def size_of(file: Any) -> int:
-    """Returns how many bytes all columns of an open file take, compression undone: the images at most as many."""
-    # The sizes of single columns are not asked for: in a damaged file pyarrow ends the process over them.
+    """Returns how many bytes all columns of an open file have without compression. The images have at most as many."""
+    # It does not ask for the sizes of single columns: for a damaged file, that makes pyarrow end the process.
     groups = range(file.metadata.num_row_groups)
     return sum(max(0, file.metadata.row_group(number).total_byte_size) for number in groups)
 
 
-def image_bytes(path: str, columns: Columns) -> Iterator[list[bytes | None]]:
-    """Yields the bytes of a file's images, row by row, some rows at a time; None where there are none.
+def read_images(path: str, columns: Columns) -> Iterator[Any]:
+    """Yields the images of a file, some rows at a time, as arrays of large_binary; a row without an image is null.
 
     Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
     wrote has no more than 1,024 images.
@@ -149,13 +158,14 @@ def image_bytes(path: str, columns: Columns) -> Iterator[list[bytes | None]]:
     """
     import pyarrow as pa
 
-    with opened(path) as file:
+    with open_parquet(path) as file:
         at_a_time = _BATCH * file.metadata.num_rows // max(1, size_of(file))
         for batch in file.iter_batches(
             max(1, min(_MOST_ROWS, at_a_time)), columns=[_leaf(file, columns)], use_threads=False
         ):
             column = batch.column(0)
-            yield (column.flatten()[0] if pa.types.is_struct(column.type) else column).to_pylist()
+            images = column.flatten()[0] if pa.types.is_struct(column.type) else column
+            yield images.cast(pa.large_binary())
             pa.default_memory_pool().release_unused()
 
 
@@ -164,7 +174,7 @@ def _leaf(file: Any, columns: Columns) -> str:
 
 
 def _bytes_of(field: Any) -> str | None:
-    """Returns where in a column the bytes are, "" or ".bytes"; None: nowhere."""
+    """Returns where a column has bytes: "" for itself, ".bytes" for a field of its struct; None: nowhere."""
     import pyarrow.types as is_type
 
     inner, where = field.type, ""
@@ -183,13 +193,13 @@ def _is_label(kind: Any) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _named(columns: list[str], names: tuple[str, ...]) -> list[str]:
+def _find_names(columns: list[str], names: tuple[str, ...]) -> list[str]:
     """Returns the columns of these names, in the order of the names."""
     return [column for name in names for column in columns if column.casefold() == name]
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
-    """Returns what `datasets` writes of the columns, name -> feature; nothing where that is not to be understood."""
+    """Returns what `datasets` wrote about the columns, name -> feature; nothing if it cannot be understood."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shiftvit.data.decode.parquet import Columns, columns_of, labels_of, opened
+from shiftvit.data.decode.parquet import Columns, find_columns, open_parquet, read_labels
 from shiftvit.data.find.dataset import ORDER, SPLITS, FoundData, Row, gathered, listed
 from shiftvit.errors import ShiftViTError
 
@@ -23,8 +23,8 @@ _Parts = tuple[str, ...]  # of a path below the folder that is looked at
 def has_images(path: Path) -> bool:
     """Tells whether a file is Parquet with a column of images; false where it cannot be read."""
     try:
-        with opened(str(path)) as file:
-            columns_of(str(path), file)
+        with open_parquet(str(path)) as file:
+            find_columns(str(path), file)
     except ShiftViTError:
         return False
     return True
@@ -57,14 +57,14 @@ def find_parquet(path: Path, tables: Sequence[_Parts], ignored: Iterable[str] = 
         part: list[Row] = []
         total = 0
         for name in (str(root.joinpath(*inner)) for inner in parts):
-            with opened(name) as file:
-                columns = columns_of(name, file)
+            with open_parquet(name) as file:
+                columns = find_columns(name, file)
                 if first is None:
                     first = columns
                     ignored += columns.remarks
                 if columns.names is None:
                     columns = Columns(columns.image, columns.label, first.names)
-                labels, names = labels_of(name, file, columns)
+                labels, names = read_labels(name, file, columns)
             total += len(labels)
             part += [
                 Row(split, f"{name}#{row}", names[label]) for row, label in enumerate(labels.tolist()) if label >= 0
