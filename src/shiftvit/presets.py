@@ -1,4 +1,4 @@
-"""The named models: one table, and what is published about each."""
+"""The named models, with what is published about each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Preset:
 
     Attributes:
         arguments: constructor arguments that differ from the defaults of `shiftvit.ShiftViT`.
-        published: top-1 accuracy in percent that its authors report, and on what; None where there is none.
+        published: top-1 accuracy in percent that its authors report, and the data; None: not published.
         description: one line.
     """
 
@@ -82,10 +82,10 @@ PRESETS: dict[str, Preset] = {
     ),
     "shiftvit_cifar": _cifar((2, 3, 6), "for 32x32 images; the recipe cifar10 trains it"),
     "shiftvit_cifar_tiny": _cifar(
-        (1, 1, 2), "for 32x32 images in a hurry; the recipe quick trains it", activation="relu"
+        (1, 1, 2), "for 32x32 images, small and fast; the recipe quick trains it", activation="relu"
     ),
     "shiftvit_cifar_large": _cifar(
-        (3, 4, 8), "for 32x32 images and a GPU; the recipe accurate trains it", embed_dim=128
+        (3, 4, 8), "for 32x32 images on a GPU; the recipe accurate trains it", embed_dim=128
     ),
 }
 
@@ -94,7 +94,7 @@ def find_preset(name: str) -> Preset:
     """Returns a preset by name.
 
     Raises:
-        ShiftViTError: there is none of that name; the message names the nearest.
+        ShiftViTError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise ShiftViTError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
