@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.data.load import load_data
 from shiftvit.training import memory
 from shiftvit.training.parts import PartwiseShiftViT
-from shiftvit.training.runfolder import read_log
 from shiftvit.training.setup import build, resolve
 
 BACKEND = keras.config.backend()

@@ -139,7 +139,7 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(data.test.images[index]).save(place / f"{index}.png")
     answer = predict("sorted", "-r", "--grid", "grid.png", cwd=tmp_path)
-    assert "of 20 as their folders say" in answer.stderr.decode()
+    assert "of 20 match their folder's name" in answer.stderr.decode()
     assert "(is cat)" in answer.stdout.decode()
     with Image.open(tmp_path / "grid.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
@@ -160,7 +160,7 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
         (["--model", "nowhere"], "'nowhere' does not exist; give a run folder"),
         (["--runtime", "tensorrt"], "there is no runtime 'tensorrt'"),
         (["--runtime", "litert"], "and not in litert"),
-        (["--format", "xml"], "is none of table, json, jsonl or csv"),
+        (["--format", "xml"], "there is no format 'xml'; Valid: csv, json, jsonl, table."),
         (["--batch-size", "0"], "batch_size=0 must be at least 1"),
         (["--top-k", "0"], "top_k=0 must be at least 1"),
         (["--out", "missing/rows.csv"], "cannot write 'missing/rows.csv'"),

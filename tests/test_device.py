@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
@@ -21,7 +22,6 @@ from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.device import TorchLoop, chunk_length
-from shiftvit.training.runfolder import read_log
 from shiftvit.training.setup import resolve
 
 pytestmark = [

@@ -151,5 +151,5 @@ def test_a_wrong_path_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_evaluating_on_other_classes_is_refused(tree: Path) -> None:
-    with pytest.raises(ShiftViTError, match="the model knows 10 classes"):
+    with pytest.raises(ShiftViTError, match="the model has 10 classes"):
         evaluate("cifar10", str(tree))

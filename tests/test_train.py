@@ -13,16 +13,18 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.bundle.describe import stage_rows
+from shiftvit.config import ModelConfig
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.presets import PRESETS
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from shiftvit.training.runfolder import open_run, read_log
+from shiftvit.training.runfolder import open_run
 from shiftvit.training.setup import build, resolve
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
@@ -265,7 +267,7 @@ def test_every_recipe_makes_the_model_that_it_names(name, sample):
     found = resolve(recipe, load_data(recipe, sample)).model
     parameters = sum(row["parameters"] for row in stage_rows(found))
     preset = Recipe.load(name).model.preset
-    assert parameters == PRESETS[preset].parameters
+    assert parameters == sum(row["parameters"] for row in stage_rows(ModelConfig(**PRESETS[preset].arguments)))
 
 
 def test_tensorboard_gets_every_epoch(tmp_path, sample):

@@ -1,4 +1,4 @@
-"""`evaluate`: how good a trained model is, how sure one can be of that, and where it fails."""
+"""`evaluate`: how accurate a model is, how certain that figure is, and where the model fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
 REPORT = "evaluation.json"
-# Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.
+# Test images to corrupt, 85 times each; chance then moves an accuracy by about one point.
 _CORRUPTED = 1000
 _MISTAKES = 25
 
@@ -42,18 +42,18 @@ def evaluate(
     Args:
         bundle: a `Bundle`, or the path of one or of a run folder.
         data: a data set's name, or the path of your own images: their test split, else their validation split, else all
-            of them. None: the test images that the run held back, and of anything else than a run folder CIFAR-10's.
+            of them. None: the test images of the run; for anything but a run folder, those of CIFAR-10.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
 
     Returns:
         "data", "split", "n", "seconds", "images_per_second"; "loss", "top1", "top5" and "macro" (precision, recall, F1,
-        balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95 % intervals; "classes", a row each;
-        "confusion", rows are true classes; "temperature" and "calibration" with it; "mistakes", the most confident
-        ones; and "corruptions", a row for each and severity, where asked for.
+        balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
+        "confusion", rows are true classes; "temperature", and "calibration" at that temperature; "mistakes", the most
+        confident ones; and "corruptions", a row for each corruption and severity, if asked for.
 
     Raises:
-        ShiftViTError: no such bundle or data, classes that do not fit the model's, a folder that cannot be written.
+        ShiftViTError: the bundle or data does not exist, the classes are not the model's, or `out` cannot be written.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def _find_own_data(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
-    """Returns what a model was trained on, and its run folder; CIFAR-10 and None for what is not a run folder."""
+    """Returns what a model was trained on, and its run folder; CIFAR-10 and None for anything but a run folder."""
     run = None if isinstance(bundle, Bundle) else Path(bundle)
     if run is None or not (run / "recipe.toml").is_file():
         return "cifar10", None
@@ -113,15 +113,15 @@ def _read_test(loaded: Bundle, name: str, run: Path | None) -> tuple[str, Split]
 
 
 def _places(loaded: Bundle, class_names: tuple[str, ...], data: str) -> NDArray[np.int64]:
-    """Returns each of the data's classes' place among the model's, which may have them in another order.
+    """Returns the model's index of each class of the data; the order may differ.
 
     Raises:
-        ShiftViTError: they are not the same classes.
+        ShiftViTError: the classes differ.
     """
     if sorted(class_names) != sorted(loaded.labels):
         raise ShiftViTError(
-            f"the model knows {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) and {data} has "
-            f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on its own data"
+            f"the model has {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) but {data} has "
+            f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on data with the model's classes"
         )
     return np.array([loaded.labels.index(name) for name in class_names], np.int64)
 
@@ -144,7 +144,7 @@ def _mistakes(
 
 
 def _measure_corrupted(model: Any, split: Split) -> list[dict[str, Any]]:
-    """Returns a row for each corruption and severity; severity 0 is the images as they are."""
+    """Returns a row for each corruption and severity; severity 0 is the original images."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:_CORRUPTED])
     clean, truth, rule = split.images[chosen], split.labels[chosen], split.preprocess
     rows = [{"corruption": "none", "family": "none", "severity": 0, **_short(model, clean, truth, rule)}]

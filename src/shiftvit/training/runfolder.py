@@ -133,15 +133,6 @@ def write_log(run: Path, history: list[dict[str, Any]]) -> None:
     files.write_file(run / "log.jsonl", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `log.jsonl`."""
-    try:
-        lines = (run / "log.jsonl").read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ShiftViTError(f"{str(run)!r} has no log to read ({error.strerror}); is it a run folder?") from error
-    return [json.loads(line) for line in lines]
-
-
 def _choose_resumed(
     run: Path, recipe: Recipe | str | Path | None, out: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:
