@@ -159,7 +159,7 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
         (["*.xyz"], "matches no file"),
         (["--model", "nowhere"], "'nowhere' does not exist; give a run folder"),
         (["--runtime", "tensorrt"], "there is no runtime 'tensorrt'"),
-        (["--runtime", "litert"], "and not in litert"),
+        (["--runtime", "litert"], ", not in litert"),
         (["--format", "xml"], "there is no format 'xml'; Valid: csv, json, jsonl, table."),
         (["--batch-size", "0"], "batch_size=0 must be at least 1"),
         (["--top-k", "0"], "top_k=0 must be at least 1"),

@@ -240,7 +240,7 @@ def test_overlay():
     [
         (lambda: grad_cam(small(), IMAGES, stage="P9"), "no stage 'P9'; did you mean 'P.'.*Valid: P1, P2"),
         (lambda: grad_cam(small(num_classes=0), IMAGES), "no classes"),
-        (lambda: grad_cam(small(), IMAGES[:, :9]), r"float32 \(3, 9, 16, 3\) and the model takes float32 \(N, 24, 16"),
+        (lambda: grad_cam(small(), IMAGES[:, :9]), r"float32 \(3, 9, 16, 3\); the model takes float32 \(N, 24, 16"),
         (lambda: grad_cam(small(), IMAGES.astype(np.uint8)), "images are uint8"),
         (lambda: occlusion(small(), [1]), "images are list"),
         (lambda: occlusion(small(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),

@@ -100,12 +100,12 @@ def test_a_runtime_that_is_not_installed(missing, runtime, package, monkeypatch)
 def test_a_runtime_that_reads_something_else(plain, tmp_path):
     with pytest.raises(ShiftViTError, match="there is no runtime 'onxruntime'; did you mean 'onnxruntime'"):
         load_graph("cifar10", "onxruntime")
-    with pytest.raises(ShiftViTError, match="runs in onnxruntime or openvino or keras and not in litert; `shiftvit"):
+    with pytest.raises(ShiftViTError, match="runs in onnxruntime or openvino or keras, not in litert; `shiftvit"):
         load_graph("cifar10", "litert")
-    with pytest.raises(ShiftViTError, match=r"runs in keras and not in onnxruntime; `shiftvit pack --onnx` adds"):
+    with pytest.raises(ShiftViTError, match=r"runs in keras, not in onnxruntime; `shiftvit pack --onnx` adds"):
         load_graph(plain, "onnxruntime")
     (tmp_path / "model.tflite").write_bytes(b"")
-    with pytest.raises(ShiftViTError, match=r"\(LiteRT\) runs in litert and not in keras; `shiftvit export` writes"):
+    with pytest.raises(ShiftViTError, match=r"\(LiteRT\) runs in litert, not in keras; `shiftvit export` writes"):
         load_graph(tmp_path / "model.tflite", "keras")
     with pytest.raises(ShiftViTError, match="does not exist; give a run folder"):
         load_graph(tmp_path / "nowhere")
@@ -210,7 +210,7 @@ def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
 
 def test_a_torch_program_is_loaded_only_where_its_runtime_is_named(tmp_path):
     (tmp_path / "model.pt2").write_bytes(b"whatever")
-    with pytest.raises(ShiftViTError, match="can have run code; if you trust it, name the runtime: torch"):
+    with pytest.raises(ShiftViTError, match="loading it can execute code; if you trust it, name the runtime: torch"):
         load_graph(tmp_path / "model.pt2")
 
 
