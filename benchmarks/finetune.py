@@ -21,7 +21,7 @@ import numpy as np
 from record import write_record
 from shiftvit import train
 from shiftvit.data import named
-from shiftvit.data.named import ImageData
+from shiftvit.data.find.dataset import Dataset, Split
 
 NEW = ("cat", "dog")
 IMAGES, EPOCHS, SEEDS = 500, 15, (0, 1, 2)
@@ -52,25 +52,25 @@ def main() -> None:
         "n": len(SEEDS),
         "first_test_top1": first.metrics["test"]["top1"],
         "train_images": IMAGES,
-        "test_images": len(few.test_labels),
+        "test_images": len(few.test.labels),
         "test_top1": {name: {"mean": statistics.mean(v), "std": statistics.stdev(v)} for name, v in rows.items()},
     }
     print(json.dumps(result["test_top1"], indent=1))
     write_record("finetune", result)
 
 
-def only(data: ImageData, labels: list[int], count: int | None, seed: int = 0) -> ImageData:
+def only(data: Dataset, labels: list[int], count: int | None, seed: int = 0) -> Dataset:
     """Returns the images of some classes, `count` of them for training, drawn with the seed."""
-    train_, test = (np.flatnonzero(np.isin(every, labels)) for every in (data.train_labels, data.test_labels))
-    if count is not None:
-        train_ = np.random.default_rng(seed).permutation(train_)[:count]
     names = tuple(data.class_names[label] for label in labels)
     place = {label: index for index, label in enumerate(labels)}
-    numbers = [
-        np.array([place[int(label)] for label in every])
-        for every in (data.train_labels[train_], data.test_labels[test])
-    ]
-    return ImageData(data.train_images[train_], numbers[0], data.test_images[test], numbers[1], names, "-".join(names))
+    splits = {}
+    for name, split in data.splits.items():
+        chosen = np.flatnonzero(np.isin(split.labels, labels))
+        if name == "train" and count is not None:
+            chosen = np.random.default_rng(seed).permutation(chosen)[:count]
+        numbers = np.array([place[int(label)] for label in split.labels[chosen]])
+        splits[name] = Split(numbers, images=split.images[chosen])
+    return Dataset(splits, names, "-".join(names))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ROUNDS = 5
 
 
 def main() -> None:
-    images = named.load("cifar10").test_images
+    images = named.load("cifar10").test.images
     graph = load_graph("cifar10")
     graph.run(images[:BATCH_SIZE])
     pure, inner, whole = [], [], []

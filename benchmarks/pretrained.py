@@ -18,15 +18,15 @@ from shiftvit.data import named
 def main() -> None:
     data = named.load("cifar10")
     predictor = Predictor.from_pretrained("cifar10")
-    predictions = predictor(data.test_images, batch_size=100)
+    predictions = predictor(data.test.images, batch_size=100)
     predicted = np.array([predictor.labels.index(prediction.label) for prediction in predictions])
     bundle = Bundle.load("cifar10")
     result = {
         "n": 1,
         "images": len(predicted),
-        "test_top1": float((predicted == data.test_labels).mean()),
+        "test_top1": float((predicted == data.test.labels).mean()),
         "per_class": {
-            name: float((predicted[data.test_labels == index] == index).mean())
+            name: float((predicted[data.test.labels == index] == index).mean())
             for index, name in enumerate(data.class_names)
         },
         "parameters": sum(value.size for value in bundle.weights.values()),

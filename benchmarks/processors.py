@@ -44,7 +44,7 @@ def main() -> None:
         answer(options.exports[0], *options.answer)
         return
     data = named.load("cifar10")
-    images, labels = data.test_images[: options.images], data.test_labels[: options.images]
+    images, labels = data.test.images[: options.images], data.test.labels[: options.images]
     bundle = Bundle.load("cifar10")
     own = reference(bundle, graph_metadata(bundle), images).argmax(axis=1)
     emulator = ["qemu-x86_64", "-cpu", options.cpu]

@@ -80,7 +80,7 @@ def files() -> Any:
 
     from shiftvit.data import named
 
-    images = named.load("cifar10").test_images
+    images = named.load("cifar10").test.images
     with tempfile.TemporaryDirectory() as place:
         first = Path(place) / "first"
         first.mkdir()

@@ -77,7 +77,7 @@ def write_tree(folder: Path, count: int) -> int:
 
 def _write(folder: Path, numbers: list[int]) -> int:
     data = named.load("cifar10")
-    images, labels = data.train_images, data.train_labels
+    images, labels = data.train.images, data.train.labels
     total = 0
     for number in numbers:
         image = Image.fromarray(images[number % len(images)]).resize(SIZE, Image.Resampling.BICUBIC)

@@ -20,12 +20,12 @@ COUNT = 12
 
 def main() -> None:
     data = named.load("cifar10")
-    _, first = np.unique(data.test_labels, return_index=True)
+    _, first = np.unique(data.test.labels, return_index=True)
     others = [index for index in range(100) if index not in first]
     for index in sorted([*first, *others[: COUNT - len(first)]]):
-        folder = SAMPLES / data.class_names[data.test_labels[index]]
+        folder = SAMPLES / data.class_names[data.test.labels[index]]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(data.test_images[index]).save(folder / f"test_{index:05d}.png", optimize=True)
+        Image.fromarray(data.test.images[index]).save(folder / f"test_{index:05d}.png", optimize=True)
 
 
 if __name__ == "__main__":

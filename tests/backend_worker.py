@@ -18,13 +18,13 @@ import numpy as np
 
 import parity
 import test_explain
+from logs import read_log
 from sample import load_sample
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.fit import train
-from shiftvit.training.runfolder import read_log
 from tensors import BACKEND, normal, set_random_weights, to_numpy
 
 NORMS = ("group", "layer", "batch")

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import shared
 from sample import load_sample
 from shiftvit import Bundle
 from shiftvit.data import named
+from shiftvit.data.find.dataset import Split
 from shiftvit.environment import device_name
 from shiftvit.exports import driver
 from shiftvit.exports.formats import FORMATS
@@ -68,10 +69,10 @@ def answers() -> Answers:
 
 def _answers() -> Answers:
     sample = load_sample()
-    images = np.concatenate([sample.train_images, sample.test_images])
+    images = np.concatenate([sample.train.images, sample.test.images])
     images = np.concatenate([images, images[:, :, ::-1]])
     images = np.concatenate([images, np.roll(images, 1, axis=1), np.roll(images, -1, axis=2)])
-    labels = np.resize(np.concatenate([sample.train_labels, sample.test_labels]), len(images))
+    labels = np.resize(np.concatenate([sample.train.labels, sample.test.labels]), len(images))
     found = probabilities(Bundle.load("cifar10"), images)
     second, first = np.sort(found, axis=1)[:, -2:].T
     surest = np.sort(np.argsort(second - first, kind="stable")[:2000])
@@ -91,7 +92,7 @@ def exported(name: str, precision: str = "f32") -> Path:
 
 
 def _make(name: str, precision: str, place: Path) -> None:
-    data = replace(load_sample(), test_images=answers().images, test_labels=answers().labels)
+    data = load_sample().with_splits(test=Split(answers().labels, images=answers().images))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(named._LOADERS, "cifar10", lambda: data)
         patch.setattr(driver, "_child", _step)

@@ -15,7 +15,7 @@ import numpy as np
 
 from shiftvit import train
 from shiftvit.data import named
-from shiftvit.data.named import ImageData
+from shiftvit.data.find.dataset import Dataset, Split
 
 GOLDEN = Path(__file__).parent / "golden"
 NEW = ("cat", "dog")
@@ -23,14 +23,14 @@ TRAIN, TEST = 500, 400
 SMALL = {"model.embed_dim": 32, "train.epochs": 30, "data.validation": 2000}
 
 
-def only(data: ImageData, names: tuple[str, ...]) -> ImageData:
+def only(data: Dataset, names: tuple[str, ...]) -> Dataset:
     """Returns the images of some classes."""
     old = [data.class_names.index(name) for name in names]
-    parts = []
-    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
-        kept = np.flatnonzero(np.isin(labels, old))
-        parts += [images[kept], np.searchsorted(old, labels[kept])]
-    return ImageData(*parts, names, "-".join(names))
+    splits = {}
+    for name, split in data.splits.items():
+        kept = np.flatnonzero(np.isin(split.labels, old))
+        splits[name] = Split(np.searchsorted(old, split.labels[kept]), images=split.images[kept])
+    return Dataset(splits, names, "-".join(names))
 
 
 def main() -> None:
@@ -40,13 +40,13 @@ def main() -> None:
         run = train("quick", out=Path(place) / "run", data=others, **SMALL)
         run.bundle.halved().save(GOLDEN / "eight_classes.zip")
     few = only(data, NEW)
-    chosen = np.random.default_rng(0).permutation(len(few.train_labels))[:TRAIN]
+    chosen = np.random.default_rng(0).permutation(len(few.train.labels))[:TRAIN]
     np.savez_compressed(
         GOLDEN / "cats_dogs.npz",
-        x_train=few.train_images[chosen],
-        y_train=few.train_labels[chosen].astype(np.uint8),
-        x_test=few.test_images[:TEST],
-        y_test=few.test_labels[:TEST].astype(np.uint8),
+        x_train=few.train.images[chosen],
+        y_train=few.train.labels[chosen].astype(np.uint8),
+        x_test=few.test.images[:TEST],
+        y_test=few.test.labels[:TEST].astype(np.uint8),
     )
 
 

@@ -25,9 +25,9 @@ def coded(pixels, form="PNG"):
     return stream.getvalue()
 
 
-CHOSEN = np.sort(np.concatenate([np.flatnonzero(SAMPLE.train_labels == label)[:6] for label in range(10)]))
-BLOBS = [coded(SAMPLE.train_images[index], ("PNG", "JPEG")[number % 2]) for number, index in enumerate(CHOSEN)]
-LABELS = SAMPLE.train_labels[CHOSEN].tolist()
+CHOSEN = np.sort(np.concatenate([np.flatnonzero(SAMPLE.train.labels == label)[:6] for label in range(10)]))
+BLOBS = [coded(SAMPLE.train.images[index], ("PNG", "JPEG")[number % 2]) for number, index in enumerate(CHOSEN)]
+LABELS = SAMPLE.train.labels[CHOSEN].tolist()
 
 
 def write(path, features=None, rows=10, **columns):

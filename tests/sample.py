@@ -8,19 +8,15 @@ import numpy as np
 from PIL import Image
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES
-from shiftvit.data.named import ImageData
+from shiftvit.data.find.dataset import Dataset, Split
 
 
-def load_sample() -> ImageData:
+def load_sample() -> Dataset:
     with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as arrays:
-        return ImageData(
-            arrays["x_train"],
-            arrays["y_train"].astype(np.int64),
-            arrays["x_test"],
-            arrays["y_test"].astype(np.int64),
-            tuple(CLASS_NAMES),
-            "cifar10",
-        )
+        splits = {
+            name: Split(arrays[f"y_{name}"].astype(np.int64), images=arrays[f"x_{name}"]) for name in ("train", "test")
+        }
+    return Dataset(splits, tuple(CLASS_NAMES), "cifar10")
 
 
 def write_tree(root: Path, per_class: int = 20) -> Path:
@@ -29,7 +25,7 @@ def write_tree(root: Path, per_class: int = 20) -> Path:
     for name in ("cat", "dog", "ship"):
         folder = root / name
         folder.mkdir(parents=True)
-        for number, index in enumerate(np.flatnonzero(data.train_labels == CLASS_NAMES.index(name))[:per_class]):
-            image = Image.fromarray(data.train_images[index]).resize((40 + number, 50), Image.Resampling.BICUBIC)
+        for number, index in enumerate(np.flatnonzero(data.train.labels == CLASS_NAMES.index(name))[:per_class]):
+            image = Image.fromarray(data.train.images[index]).resize((40 + number, 50), Image.Resampling.BICUBIC)
             image.save(folder / f"{number:03}.{('png', 'jpg')[number % 2]}")
     return root

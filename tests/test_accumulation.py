@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
+from shiftvit.data.load import load_data
 from shiftvit.training import memory
 from shiftvit.training.parts import PartwiseShiftViT
-from shiftvit.training.runfolder import read_log
-from shiftvit.training.setup import build, load_splits, resolve
+from shiftvit.training.setup import build, resolve
 
 BACKEND = keras.config.backend()
 pytestmark = pytest.mark.usefixtures("plain_figures")
@@ -111,7 +112,7 @@ def test_parts_on_the_device(whole: Path, tmp_path: Path, sample: Any) -> None:
 @pytest.mark.skipif(BACKEND != "torch", reason="only torch calls the model for each part anew")
 def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
     wanted = recipe(accumulate=4, batch_size=50)
-    splits = load_splits(wanted, sample)
+    splits = load_data(wanted, sample)
     model, steps = build(resolve(wanted, splits), splits)
     assert isinstance(model, PartwiseShiftViT)
     assert steps == 2
@@ -124,7 +125,7 @@ def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) ->
         return original(self, images, *arguments, **named)
 
     monkeypatch.setattr(PartwiseShiftViT, "call", call)
-    model.train_on_batch(splits.train_rule(splits.train[0][:50]), splits.train[1][:50])
+    model.train_on_batch(splits.train.preprocess(splits.train.images[:50]), splits.train.labels[:50])
     assert sizes == [12, 13, 12, 13]
 
 
@@ -206,7 +207,7 @@ def test_where_memory_is_short_evaluation_takes_no_more_images_than_a_part(
     monkeypatch.setattr("shiftvit.model.network.ShiftViT.predict_on_batch", checked)
     run = train(recipe(auto_batch=True, epochs=1), out=tmp_path / "run", data=sample)
     assert run.recipe.train.accumulate == 4
-    assert run.metrics["test"]["n"] == len(sample.test_images)
+    assert run.metrics["test"]["n"] == len(sample.test.images)
 
 
 def test_without_auto_batch_the_mend_is_told(tmp_path: Path, sample: Any, little_memory: dict[str, Any]) -> None:

@@ -33,14 +33,14 @@ def stand_in(monkeypatch, sample):
 @pytest.fixture(scope="module")
 def logits(sample):
     bundle = Bundle.load("cifar10")
-    return predict_logits(bundle.build(), sample.test_images, bundle.preprocess)
+    return predict_logits(bundle.build(), sample.test.images, bundle.preprocess)
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None:
     bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5)
     found = evaluate(bundle, out=tmp_path / "evaluation")
-    truth, said = sample.test_labels, logits.argmax(axis=1)
+    truth, said = sample.test.labels, logits.argmax(axis=1)
     assert found["n"] == len(truth)
     assert found["top1"] == pytest.approx(np.mean(said == truth))
     assert found["macro"]["f1"] == pytest.approx(f1_score(truth, said, average="macro"))
@@ -65,7 +65,8 @@ def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None
 def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in) -> None:  # noqa: ARG001
     straight = evaluate("cifar10")
     back = np.arange(10)[::-1]
-    turned = dataclasses.replace(sample, class_names=sample.class_names[::-1], test_labels=back[sample.test_labels])
+    turned = sample.with_splits(test=dataclasses.replace(sample.test, labels=back[sample.test.labels]))
+    turned = dataclasses.replace(turned, class_names=sample.class_names[::-1])
     monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: turned})
     assert evaluate("cifar10")["confusion"] == straight["confusion"]
     other = dataclasses.replace(sample, class_names=("tree", *sample.class_names[1:]))
@@ -97,14 +98,14 @@ def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path
     bundle.save(tmp_path / "cool")
     loaded = Bundle.load(tmp_path / "cool")
     assert loaded.temperature == 0.5
-    answers = Predictor.from_pretrained(tmp_path / "cool", runtime="keras")(sample.test_images[:8])
+    answers = Predictor.from_pretrained(tmp_path / "cool", runtime="keras")(sample.test.images[:8])
     for answer, row in zip(answers, softmax(logits[:8] / 0.5), strict=True):
         np.testing.assert_allclose(answer.probabilities, row, atol=1e-4)
 
 
 def test_explanations_have_the_temperature_in_them(sample, logits) -> None:
     bundle = Bundle.load("cifar10")
-    images = bundle.preprocess(sample.test_images[:4])
+    images = bundle.preprocess(sample.test.images[:4])
     answers = probabilities(bundle.build(), images, temperature=0.5)
     np.testing.assert_allclose(answers, softmax(logits[:4] / 0.5), atol=1e-4)
 

@@ -69,7 +69,7 @@ def test_later_draws_do_not_depend_on_the_tries() -> None:
     assert first.random() == second.random()
 
 
-PICTURE = load_sample().train_images[3]
+PICTURE = load_sample().train.images[3]
 
 
 def test_the_whole_at_its_size_is_the_picture() -> None:

@@ -66,13 +66,13 @@ def test_a_flipped_bit(folder):
 
 def test_manifests_that_are_none(folder):
     manifest(folder, format=2)
-    with pytest.raises(ShiftViTError, match="has format 2 and this shiftvit reads up to 1; update"):
+    with pytest.raises(ShiftViTError, match="has format 2; this shiftvit reads up to 1; update"):
         Bundle.load(folder)
     manifest(folder, format=1, surprise=1)
     with pytest.raises(ShiftViTError, match="surprise"):
         Bundle.load(folder)
     (folder / MANIFEST).write_text("[1, 2]")
-    with pytest.raises(ShiftViTError, match="is no valid bundle"):
+    with pytest.raises(ShiftViTError, match="is not a valid bundle"):
         Bundle.load(folder)
     (folder / MANIFEST).write_text("{")
     with pytest.raises(ShiftViTError, match="cannot be read"):
@@ -103,7 +103,7 @@ def test_places_without_a_bundle(tmp_path, folder, monkeypatch):
     with pytest.raises(ShiftViTError, match=r"does not exist; .*cifar10; if it is on .* Hub: shiftvit pull me/pets$"):
         Bundle.load("me/pets")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ShiftViTError, match="is no bundle and holds none"):
+    with pytest.raises(ShiftViTError, match="is not a bundle and contains none"):
         Bundle.load(tmp_path / "empty")
     bundle = Bundle.load(folder)
     with pytest.raises(ShiftViTError, match="is not replaced"):
@@ -169,7 +169,7 @@ def test_an_archive_that_another_tool_compressed(folder, archive):
 def test_a_truncated_archive(archive, share):
     content = archive.read_bytes()
     archive.write_bytes(content[: int(share * len(content))])
-    refused(archive, "is no bundle and holds none|cannot be read")
+    refused(archive, "is not a bundle and contains none|cannot be read")
 
 
 def test_an_archive_whose_content_was_changed(archive):
@@ -179,10 +179,10 @@ def test_an_archive_whose_content_was_changed(archive):
     for changes, message in (
         ({WEIGHTS: None}, "it is not in the archive"),
         ({WEIGHTS: b"other"}, "is damaged: its SHA-256"),
-        ({MANIFEST: changed}, "has format 2 and this shiftvit reads up to 1; update"),
+        ({MANIFEST: changed}, "has format 2; this shiftvit reads up to 1; update"),
         ({MANIFEST: b"\xff"}, "cannot be read"),
         ({MANIFEST: b"{" * 100_000}, "cannot be read"),
-        ({MANIFEST: None, f"bundle/{MANIFEST}": changed}, "is no bundle and holds none"),
+        ({MANIFEST: None, f"bundle/{MANIFEST}": changed}, "is not a bundle and contains none"),
     ):
         archive.write_bytes(original)
         rezipped(archive, changes)
@@ -267,7 +267,7 @@ def test_a_graph_is_kept_and_checked(folder, name, tmp_path):
     else:
         assert sorted(entry.name for entry in path.iterdir()) == sorted([MANIFEST, WEIGHTS, GRAPH, CARD])
         (path / GRAPH).write_bytes(bundle.graph[:-1])
-    refused(path, f"'{GRAPH}' in .* is damaged: its SHA-256 is not the recorded one; restore it")
+    refused(path, f"'{GRAPH}' in .* is damaged: its SHA-256 differs from the recorded one; restore it")
 
 
 @pytest.mark.parametrize("name", ["with.zip", "with"])
@@ -317,7 +317,7 @@ def test_a_place_that_is_something_else_is_not_overwritten(folder, tmp_path):
         else:
             path.write_bytes(content)
         before = path.read_bytes()
-        with pytest.raises(ShiftViTError, match="exists and is no bundle, so it is not replaced"):
+        with pytest.raises(ShiftViTError, match="exists and is not a bundle, so it is not replaced"):
             bundle.save(path)
         assert path.read_bytes() == before
 
@@ -333,7 +333,7 @@ def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
         Bundle.load("cifar1")
     # The folder of samples is none, nor is what the name leads to from elsewhere.
     for name in ("samples", "cifar10/", "../pretrained/cifar10", ""):
-        with pytest.raises(ShiftViTError, match=r"does not exist|holds none"):
+        with pytest.raises(ShiftViTError, match=r"does not exist|contains none"):
             Bundle.load(name)
     # What lies here comes first.
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 SAMPLE = load_sample()
-IMAGES, LABELS = SAMPLE.train_images[:96], SAMPLE.train_labels[:96]
+IMAGES, LABELS = SAMPLE.train.images[:96], SAMPLE.train.labels[:96]
 RULE = Preprocess(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
 ALL: dict[str, Any] = {
     "resized_crop": 0.08,

@@ -12,11 +12,17 @@ from PIL import Image, ImageEnhance
 
 from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
-from shiftvit.data.find.folders import find_data
-from test_figures_run import is_drawn
+from shiftvit.data.find.find import find_data
 from trees import SAMPLES, saved
 
 ORIGINALS = sorted(SAMPLES.rglob("*.png"))
+
+
+def is_drawn(path):
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        pixels = np.asarray(picture.convert("RGB"))
+    return pixels.std() > 5 and min(pixels.shape[:2]) > 150
 
 
 def put(root, where, number):
@@ -39,8 +45,13 @@ def report(root, **options):
     return check_data(find_data(root), **options)
 
 
-def names(places):
-    return [f"{place.split}/{place.label}/{place.path.rsplit('/', 1)[-1]}" for place in places]
+def names(found, members):
+    """Returns split/class/file of images."""
+    splits, classes = found.data.splits, found.data.class_names
+    return [
+        f"{name}/{classes[splits[name].labels[index]]}/{splits[name].paths[index].rsplit('/', 1)[-1]}"
+        for name, index in members
+    ]
 
 
 def test_nothing_is_wrong_with_clean_data(clean):
@@ -58,8 +69,8 @@ def test_corrupt_files_are_named_with_the_fault_and_not_counted(clean):
     (clean / "train/b/empty.jpg").write_bytes(b"")
     (clean / "test/b/text.png").write_bytes(b"no picture")
     found = report(clean)
-    assert names(place for place, _ in found.corrupt) == ["train/a/half.png", "train/b/empty.jpg", "test/b/text.png"]
-    faults = [fault for _, fault in found.corrupt]
+    members, faults = zip(*found.corrupt, strict=True)
+    assert names(found, members) == ["train/a/half.png", "train/b/empty.jpg", "test/b/text.png"]
     assert [word in fault for word, fault in zip(("PNG", "is empty", "no image"), faults, strict=True)] == [True] * 3
     assert found.counts["train"].tolist() == [4, 4]
     assert len(found.harmful) == 1
@@ -72,7 +83,7 @@ def test_an_exact_duplicate_across_splits_is_leakage(clean):
     # The same pixels in other bytes: the file's hash would not tell.
     Image.open(ORIGINALS[1]).save(clean / "test/b/other.bmp")
     found = report(clean)
-    assert [names(group.members) for group in found.leaks] == [
+    assert [names(found, group.members) for group in found.leaks] == [
         ["train/a/00.png", "test/a/again.png"],
         ["train/b/01.png", "test/b/other.bmp"],
     ]
@@ -91,10 +102,10 @@ def test_near_duplicates(clean):
         picture.resize((64, 64), Image.Resampling.BICUBIC).save(clean / "test/b/large.webp", quality=90)
     found = report(clean)
     assert {group.kind for group in found.groups} == {"near"}
-    assert [names(group.members) for group in found.leaks] == [
+    assert [names(found, group.members) for group in found.leaks] == [
         ["train/a/02.png", "train/a/jpeg.jpg", "test/a/bright.png"]
     ]
-    assert [names(group.members) for group in found.duplicates] == [["test/b/09.png", "test/b/large.webp"]]
+    assert [names(found, group.members) for group in found.duplicates] == [["test/b/09.png", "test/b/large.webp"]]
     assert len(found.harmful) == 1
     assert found.harmful[0].startswith("leakage: 1 of 6 test images are in train too")
 
@@ -104,7 +115,7 @@ def test_the_same_picture_under_two_labels(clean):
     with Image.open(ORIGINALS[3]) as picture:
         picture.save(clean / "train/a/wrong.jpg", quality=90)
     found = report(clean)
-    assert [(group.kind, names(group.members)) for group in found.conflicts] == [
+    assert [(group.kind, names(found, group.members)) for group in found.conflicts] == [
         ("exact", ["train/a/00.png", "train/b/wrong.png"]),
         ("near", ["train/a/wrong.jpg", "train/b/03.png"]),
     ]
@@ -207,7 +218,7 @@ def test_the_number_of_workers_changes_nothing(clean):
     (clean / "train/a/empty.png").write_bytes(b"")
     plain = [report(clean, workers=workers).as_dict() for workers in (1, 1, 5, None)]
     assert plain[0] == plain[1] == plain[2] == plain[3]
-    with pytest.raises(ShiftViTError, match="workers=0 is no number of threads"):
+    with pytest.raises(ShiftViTError, match="workers=0 is not a number of threads"):
         report(clean, workers=0)
 
 
@@ -217,7 +228,7 @@ def test_arrays_are_checked_like_files(tmp_path):
     found = report(
         saved(tmp_path / "d.npz", x_train=images[:4], y_train=[0, 1, 0, 1], x_test=images[4:], y_test=[0, 1])
     )
-    assert [[place.path for place in group.members] for group in found.leaks] == [["x_train[1]", "x_test[1]"]]
+    assert [group.members for group in found.leaks] == [(("train", 1), ("test", 1))]
     assert (found.forms, found.modes) == ({"array": 6}, {"RGB": 6})
     found.figure(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")

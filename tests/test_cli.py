@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from pace import child_seconds, import_seconds
 from sample import load_sample
 from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
+from shiftvit.cli.main import app
+from shiftvit.cli.tables import show_pairs
 from shiftvit.errors import ShiftViTError
 
 
@@ -43,6 +47,33 @@ def test_help_is_quick_and_shows_the_commands():
     for command in ("predict", "train", "evaluate", "export", "pack", "benchmark", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
     assert child_seconds(lambda: shiftvit("--help")) < 2 * import_seconds("typer", "rich.console", "rich.table")
+
+
+def commands(group, prefix=()):
+    for name, command in group.commands.items():
+        yield (*prefix, name), command
+        if hasattr(command, "commands"):
+            yield from commands(command, (*prefix, name))
+
+
+def test_help_fits_80_columns_and_nothing_is_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    whole = typer.main.get_command(app)
+    for name, command in [((), whole), *commands(whole)]:
+        text = CliRunner().invoke(app, [*name, "--help"]).stdout
+        assert max(map(len, text.splitlines())) <= 80, name
+        assert "..." not in text.replace("[ARGS]...", "").replace("]...", ""), name
+        for line in (command.epilog or "").splitlines()[2:]:
+            assert f"  {line}\n" in text, "an example has its own line"
+
+
+def test_long_values_wrap_between_words(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    path = "/a/very/long/path/" + "x" * 60
+    show_pairs({"path": path, "classes": "cat, dog, ship, truck, horse, frog"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"path     {path}", "classes  cat, dog, ship, truck, horse,", "         frog"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +118,10 @@ def test_info_of_a_preset_and_of_a_run(run):
     assert "4,581.6 M" in answer.stdout
     found = json.loads(shiftvit("info", str(run), "--json").stdout)
     assert [row["resolution"] for row in found["stages"]][:3] == ["8x8", "8x8", "4x4"]
-    assert any(line.startswith("test: top-1") for line in found["notes"])
+    assert found["notes"]["test"].startswith("top-1 ")
+    printed = shiftvit("info", str(run)).stdout.splitlines()
+    assert printed[0] == f"Model in {run / 'bundle'}"
+    assert "preprocessing  (pixels - mean) / std with pixels from 0 to 255, mean 0, std 255" in printed
     assert shiftvit("info").stdout.count("shiftvit_") == 12
 
 

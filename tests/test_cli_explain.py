@@ -54,8 +54,8 @@ def test_the_command_explains_another_class_with_one_method(tmp_path):
     [
         (["--method", "gradcam"], "no method 'gradcam'; did you mean 'grad-cam'"),
         (["--class", "dgo"], "no class 'dgo'; did you mean 'dog'"),
-        (["--stage", "P2", "--method", "occlusion"], "--stage P2 belongs to --method grad-cam"),
-        (["--patch", "8", "--method", "grad-cam"], "--patch 8 belongs to --method occlusion"),
+        (["--stage", "P2", "--method", "occlusion"], "--stage P2 needs --method grad-cam or both"),
+        (["--patch", "8", "--method", "grad-cam"], "--patch 8 needs --method occlusion or both"),
         (["--model", "nowhere"], "'nowhere' does not exist"),
         (["nowhere.png"], "'nowhere.png' does not exist"),
     ],

@@ -41,7 +41,7 @@ def folder(tmp_path):
     place = tmp_path / "pictures"
     place.mkdir()
     for index in range(3):
-        Image.fromarray(data.test_images[index]).save(place / f"good{index}.png")
+        Image.fromarray(data.test.images[index]).save(place / f"good{index}.png")
     (place / "empty.jpg").write_bytes(b"")
     (place / "half.png").write_bytes((place / "good0.png").read_bytes()[:900])
     (place / "text.gif").write_text("no image")
@@ -135,11 +135,11 @@ def test_names_that_no_encoding_knows_and_names_with_line_breaks(folder, tmp_pat
 def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
     data = load_sample()
     for index in range(20):
-        place = tmp_path / "sorted" / ("cat" if index % 2 else data.class_names[data.test_labels[index]])
+        place = tmp_path / "sorted" / ("cat" if index % 2 else data.class_names[data.test.labels[index]])
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(data.test_images[index]).save(place / f"{index}.png")
+        Image.fromarray(data.test.images[index]).save(place / f"{index}.png")
     answer = predict("sorted", "-r", "--grid", "grid.png", cwd=tmp_path)
-    assert "of 20 as their folders say" in answer.stderr.decode()
+    assert "of 20 match their folder's name" in answer.stderr.decode()
     assert "(is cat)" in answer.stdout.decode()
     with Image.open(tmp_path / "grid.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
@@ -160,7 +160,7 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
         (["--model", "nowhere"], "'nowhere' does not exist; give a run folder"),
         (["--runtime", "tensorrt"], "there is no runtime 'tensorrt'"),
         (["--runtime", "litert"], "and not in litert"),
-        (["--format", "xml"], "is none of table, json, jsonl or csv"),
+        (["--format", "xml"], "there is no format 'xml'; Valid: csv, json, jsonl, table."),
         (["--batch-size", "0"], "batch_size=0 must be at least 1"),
         (["--top-k", "0"], "top_k=0 must be at least 1"),
         (["--out", "missing/rows.csv"], "cannot write 'missing/rows.csv'"),

@@ -30,7 +30,7 @@ def real():
     files = sorted((Path(shiftvit.__file__).parent / "pretrained" / "samples").glob("*/*.png"))
     packaged = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in files])
     assert packaged.shape == (12, 32, 32, 3)
-    return np.concatenate([packaged, load_sample().test_images[:116]])
+    return np.concatenate([packaged, load_sample().test.images[:116]])
 
 
 def noise_images(*shape, low=0, high=256, seed=0):

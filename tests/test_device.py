@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.data.batches.device import ResidentImages
 from shiftvit.data.batches.host import EpochBatches, epoch_order
+from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.device import TorchLoop, chunk_length
-from shiftvit.training.runfolder import read_log
-from shiftvit.training.setup import load_splits, resolve
+from shiftvit.training.setup import resolve
 
 pytestmark = [
     pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch"),
@@ -55,7 +56,9 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
     drawn = resident.draw(3, 2)
     for number in range(4):
         places = keras.ops.arange(number * BATCH, (number + 1) * BATCH)
-        images, labels = (keras.ops.convert_to_numpy(part) for part in resident.batch(resident.held, drawn, places))
+        images, labels = (
+            keras.ops.convert_to_numpy(part) for part in resident.batch(resident.constants, drawn, places)
+        )
         expected_images, expected_labels = host[number]
         np.testing.assert_allclose(images, expected_images, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(labels, expected_labels, atol=1e-6)
@@ -174,7 +177,7 @@ def test_auto_is_fit_on_a_processor(tmp_path, sample):
 def test_auto_is_fit_where_only_the_host_knows_the_augmentation(monkeypatch, sample, augment, loop):
     monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
     wanted = recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
-    assert resolve(wanted, load_splits(wanted, sample)).train.loop == loop
+    assert resolve(wanted, load_data(wanted, sample)).train.loop == loop
 
 
 def test_batches_of_one_size_are_asked_for(tmp_path, sample):

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from pace import at_most
 from shiftvit.data.check import duplicates
-from shiftvit.data.check.duplicates import Fingerprint, Place, alike, find_groups, fingerprint, near_pairs
+from shiftvit.data.check.duplicates import Fingerprint, alike, find_groups, fingerprint, near_pairs
 from shiftvit.data.decode.images import decode
 from trees import SAMPLES
 
@@ -156,23 +156,18 @@ def test_groups_and_their_examples():
     a, b = pixels[:2]
     close = reencoded(a, 90)
     marks = [fingerprint(image) for image in (a, b, a, close, b, a)]
-    places = [
-        Place("train", 0, "0", "cat"),
-        Place("train", 1, "1", "dog"),
-        Place("train", 2, "2", "cat"),
-        Place("test", 0, "3", "ox"),
-        Place("train", 3, "4", "dog"),
-        Place("test", 1, "5", "cat"),
-    ]
-    groups, complete = find_groups(places, marks)
+    cat, dog, ox = range(3)
+    members = [("train", 0), ("train", 1), ("train", 2), ("test", 0), ("train", 3), ("test", 1)]
+    labels = [cat, dog, cat, ox, dog, cat]
+    groups, complete = find_groups(members, labels, marks)
     assert complete
-    found = [(group.kind, [member.path for member in group.members]) for group in groups]
-    assert found == [("exact", ["0", "2", "5"]), ("exact", ["1", "4"]), ("near", ["0", "2", "3", "5"])]
-    assert [place.path for place in groups[0].example] == ["2", "5"]  # of two splits
-    assert [place.path for place in groups[2].example] == ["0", "3"]  # of two splits and two classes
+    found = [(group.kind, [members.index(member) for member in group.members]) for group in groups]
+    assert found == [("exact", [0, 2, 5]), ("exact", [1, 4]), ("near", [0, 2, 3, 5])]
+    assert groups[0].example == (members[2], members[5])  # of two splits
+    assert groups[2].example == (members[0], members[3])  # of two splits and two classes
     assert groups[2].splits == {"train", "test"}
-    assert groups[2].labels == {"cat", "ox"}
-    assert find_groups([], []) == ((), True)
+    assert groups[2].labels == {cat, ox}
+    assert find_groups([], [], []) == ((), True)
 
 
 def test_many_pictures_take_seconds():
@@ -186,7 +181,7 @@ def test_many_pictures_take_seconds():
         for number, (row, thumb) in enumerate(zip(bits, thumbs, strict=True))
     ]
     marks[-1] = Fingerprint(b"x", marks[0].hash ^ 0b111111, marks[0].thumb)
-    places = [Place("train", number, str(number), "a") for number in range(count)]
+    members = [("train", number) for number in range(count)]
     with at_most(1000):
-        groups, _ = find_groups(places, marks)
-    assert [[member.number for member in group.members] for group in groups] == [[0, count - 1]]
+        groups, _ = find_groups(members, [0] * count, marks)
+    assert [[index for _, index in group.members] for group in groups] == [[0, count - 1]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.find import find_data
 from trees import SAMPLES, contents, fault, plant
 
 
@@ -25,7 +25,7 @@ def test_one_folder_a_class(tmp_path):
         "train": [("c10/x.png", "c10"), ("c2/a.png", "c2"), ("c2/b.JPG", "c2"), ("c2/deep/er/c.png", "c2")]
     }
     assert found.splits["train"].labels.dtype == np.int64
-    assert found.ignored == (
+    assert found.notes == (
         "files of type .json: 1",
         "files of type .txt: 2",
         "files without an extension: 1",
@@ -63,9 +63,9 @@ def test_folders_of_splits(tmp_path, name):
         "test": [("TEST/cat/3.png", "cat"), ("TEST/dog/3.png", "dog")],
     }
     assert list(found.splits) == ["train", "validation", "test"]
-    assert found.ignored == (
+    assert found.notes == (
         "files of type .txt: 1",
-        "images in extra/, which is no split: 1",
+        "images in extra/, which is not a split: 1",
         "images outside the class folders: 1",
         "folders without images: TEST/horse",
         "validation has no images of dog",
@@ -112,7 +112,7 @@ def test_paths_that_are_nothing(tmp_path):
     assert "nowhere' does not exist; check the path" in fault(tmp_path / "nowhere")
     assert "cannot be read" in fault(str(plant(tmp_path, "a.txt") / "a.txt" / "b"))
     assert "cannot be read" in fault("a\0b")
-    assert "a.txt' is no folder, .csv, .tsv, .npz or .parquet" in fault(tmp_path / "a.txt")
+    assert "a.txt' is not a folder, .csv, .tsv, .npz or .parquet" in fault(tmp_path / "a.txt")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -148,7 +148,7 @@ def test_links(tmp_path):
     (root / "bird" / "file.png").symlink_to(store / "dogs" / "1.png")
     found = find_data(root)
     assert contents(found)["train"] == [("bird/1.png", "bird"), ("bird/file.png", "bird"), ("cat/1.png", "cat")]
-    assert found.ignored == ("broken links and special files: 1", "links to folders within a class: 1")
+    assert found.notes == ("broken links and special files: 1", "links to folders within a class: 1")
 
 
 def test_nothing_is_decoded(tmp_path, monkeypatch):
@@ -161,4 +161,4 @@ def test_nothing_is_decoded(tmp_path, monkeypatch):
 def test_a_class_folder_whose_name_is_no_text(tmp_path):
     plant(tmp_path, "dog/a.png", "cat/a.png")
     (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"cat\xff"))
-    assert "bytes that are no text; rename it" in fault(tmp_path)
+    assert "is not valid UTF-8; rename it" in fault(tmp_path)

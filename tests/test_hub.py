@@ -145,7 +145,7 @@ def test_a_private_one_stays_private(hub: Hub, bundle: Bundle, monkeypatch: pyte
     assert hub.repositories["me/secret"].private
     assert_same(Bundle.load(pull("me/secret", out="mine")), bundle)
     monkeypatch.delenv("HF_TOKEN")
-    refused("shows no repository 'me/secret'; check the name, or, if it is private: hf auth login", "me/secret")
+    refused("has no repository 'me/secret'; check the name; if it is private: hf auth login", "me/secret")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.repositories["me/open"] = Repository()
     refused("'me/open' exists and is public, so nothing is pushed", bundle, "me/open", private=True)
@@ -155,13 +155,13 @@ def test_a_private_one_stays_private(hub: Hub, bundle: Bundle, monkeypatch: pyte
 def test_a_token_that_is_missing_wrong_or_too_weak(
     hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    refused("forbids this token 'you/pets'; log in with one that may: hf auth login", bundle, "you/pets")
+    refused("this token has no access to 'you/pets' at .*; log in with one that has: hf auth login", bundle, "you/pets")
     hub.repositories["me/open"] = Repository()
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    refused("refuses the token; get a new one and log in with it: hf auth login", bundle, "me/pets")
-    refused("refuses the token", "me/open")
+    refused("rejects the token; create a new one and log in: hf auth login", bundle, "me/pets")
+    refused("rejects the token", "me/open")
     monkeypatch.delenv("HF_TOKEN")
-    refused("there is no token for http.*, which pushing needs; log in: hf auth login", bundle, "me/pets")
+    refused("there is no token for http.*; log in: hf auth login", bundle, "me/pets")
     assert "me/pets" not in hub.repositories
     (tmp_path / "home").mkdir()
     Path(constants.HF_TOKEN_PATH).write_text(TOKEN)  # as `hf auth login` leaves it
@@ -215,16 +215,16 @@ def test_a_card_is_text_that_anyone_may_edit(hub: Hub, bundle: Bundle) -> None:
 )
 def test_names_that_are_none(hub: Hub, bundle: Bundle, name: str) -> None:
     for arguments in ((name,), (bundle, name)):
-        refused("names no repository; write OWNER/NAME in letters", *arguments)
+        refused("is not a repository; write OWNER/NAME in letters", *arguments)
     assert not hub.requests
 
 
 def test_repositories_that_hold_no_bundle(hub: Hub) -> None:
-    refused("shows no repository 'me/nothing'; check the name", "me/nothing")
+    refused("has no repository 'me/nothing'; check the name", "me/nothing")
     hub.repositories["me/other"] = Repository(commits=[{"config.json": b"{}", f"bundle/{MANIFEST}": b"{}"}])
-    refused(f"'me/other' holds no bundle: it has no {MANIFEST}; name one that was pushed", "me/other")
+    refused(f"'me/other' is not a bundle: it has no {MANIFEST}; choose one that shiftvit pushed", "me/other")
     hub.repositories["me/half"] = Repository(commits=[{MANIFEST: b"{}"}])
-    refused(f"'me/half' holds no bundle: it has no {WEIGHTS}", "me/half")
+    refused(f"'me/half' is not a bundle: it has no {WEIGHTS}", "me/half")
     assert not [line for line in hub.requests if "/resolve/" in line]
 
 
@@ -260,7 +260,7 @@ def test_a_place_that_is_something_else_is_left_alone(hub: Hub, bundle: Bundle) 
     asked = len(hub.requests)
     Path("pets").mkdir()
     Path("pets/photo.jpg").write_bytes(b"mine")
-    refused("'pets' exists and is no bundle, so it is not replaced", "me/pets")
+    refused("'pets' exists and is not a bundle, so it is not replaced", "me/pets")
     refused(r"cannot write .*photo.jpg", "me/pets", out="pets/photo.jpg/pets")
     assert len(hub.requests) - asked <= 1
     assert Path("pets/photo.jpg").read_bytes() == b"mine"
@@ -271,18 +271,18 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, bundle: Bundle, monkeypatch: pyt
     for piece, status in (("/api/", 503), ("/api/", 429), ("/resolve/", 502)):
         hub.failing = {piece: status}
         monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts
-        refused(rf"http.* has no time or a fault \(status {status}\); try again later", "me/pets")
+        refused(rf"http.* is overloaded or failing \(status {status}\); try again later", "me/pets")
     hub.failing = {"/objects/": 400}
-    refused(r"refuses this for 'me/more' \(status 400", bundle, "me/more")
+    refused(r"rejects this for 'me/more' \(status 400", bundle, "me/more")
     hub.failing = {"/objects/": 403}
-    refused("forbids this token 'me/more'", bundle, "me/more")
+    refused("this token has no access to 'me/more'", bundle, "me/more")
     assert len(hub.repositories["me/more"].commits) == 1
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for arguments in (("me/pets",), (bundle, "me/pets")):
         refused(r"http://127.0.0.1:9 cannot be used \(ConnectError: .*refused\); check the network", *arguments)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
-    refused("HF_HUB_OFFLINE is set, so http.* is not asked; unset it", "me/pets")
+    refused("HF_HUB_OFFLINE is set, so http.* is not contacted; unset it", "me/pets")
 
 
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_pull_that_is_stopped_or_killed_leaves_no_model(
     with shiftvit(hub, "pull", "me/pets") as process:
         assert hub.half.wait(60)
         assert here() == [".pets.pull"]
-        refused("another process pulls to .*pets'; wait for it", "me/pets")
+        refused("another process is pulling to .*pets'; wait for it", "me/pets")
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     hub.held.set()

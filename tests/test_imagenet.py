@@ -12,9 +12,10 @@ from PIL import Image
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.config import ModelConfig
+from shiftvit.data.load import load_data
 from shiftvit.presets import PRESETS
 from shiftvit.training.optimizer import build_optimizer
-from shiftvit.training.setup import load_splits, resolve
+from shiftvit.training.setup import resolve
 
 PAPER = [name for name in PRESETS if name.startswith(("shiftvit_tiny_", "shiftvit_small_", "shiftvit_base_"))]
 CLASSES = {"n02123045": 3, "n02099601": 5, "n03095699": 8}  # a cat, a dog and a ship of ImageNet, and CIFAR-10's number
@@ -26,11 +27,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("imagenet")
     data = load_sample()
     for name, label in CLASSES.items():
-        indices = np.flatnonzero(data.train_labels == label)
+        indices = np.flatnonzero(data.train.labels == label)
         for number, index in enumerate(indices[:16]):
             folder = root / ("train" if number < 12 else "val") / name
             folder.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(data.train_images[index]).resize((300 + 10 * number, 260), Image.Resampling.BICUBIC)
+            image = Image.fromarray(data.train.images[index]).resize((300 + 10 * number, 260), Image.Resampling.BICUBIC)
             image.save(folder / f"{name}_{number}.JPEG", quality=90)
     return root
 
@@ -78,7 +79,7 @@ def test_the_recipe_makes_each_of_the_nine_models(preset: str, tree: Path) -> No
     """Their parameters, built, are those published: `test_network.py`."""
     settings = {key: value for key, value in small(preset, tree).items() if key != "model.embed_dim"}
     recipe = Recipe.load("imagenet", **settings)
-    model = resolve(recipe, load_splits(recipe)).model
+    model = resolve(recipe, load_data(recipe)).model
     official = ModelConfig(**PRESETS[preset].arguments, image_shape=(64, 64, 3), num_classes=3)
     assert model.arguments() == ModelConfig.model_validate(official.model_dump(exclude={"preset"})).arguments()
 

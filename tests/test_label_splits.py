@@ -1,16 +1,61 @@
-"""The split of a data set's labels in two: exact, complete, by class, the same for the same seed."""
+"""The split of a data set's arrays in two: exact, complete, by class, the same for the same seed."""
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shiftvit.data.find.splits import split
+from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.data.find.splits import split_data
 from shiftvit.errors import ShiftViTError
 
 LABELS = np.repeat(np.arange(10), 30)
+CIFAR = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5000))
+UNEVEN = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [100, 60, 40]))
+
+
+def split(
+    labels: np.ndarray, validation: float, *, stratify: bool = True, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices for training and for validation."""
+    numbers = Split(labels, images=np.arange(len(labels)))
+    data = Dataset({"train": numbers, "test": numbers}, tuple(map(str, range(10))), "arrays")
+    made = split_data(data, validation=validation, test=0.5, seed=seed, stratify=stratify)
+    assert made.test is numbers
+    for part in made.splits.values():
+        np.testing.assert_array_equal(part.labels, labels[part.images])
+    return made.train.images, made.validation.images if made.validation else made.train.images[:0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "validation", "stratify", "seed", "digest"),
+    [
+        (CIFAR, 5000, True, 0, "55c8daa46b98fa87"),
+        (CIFAR, 5000, True, 1, "629a7e781f498877"),
+        (CIFAR, 5000, False, 0, "ffe02f783bf67904"),
+        (CIFAR, 5000, False, 7, "a103cf8bf32c79eb"),
+        (CIFAR, 0.1, True, 0, "55c8daa46b98fa87"),
+        (CIFAR, 0.02, True, 3, "509f43895f3e2c8c"),
+        (CIFAR, 0.25, False, 2**32 - 1, "24b59809d9ccc2da"),
+        (CIFAR, 10, True, 5, "c605c5bac7ad30a3"),
+        (CIFAR, 1, False, 5, "10f931cd3d24f2a9"),
+        (CIFAR, 0, True, 0, "33236cc6bd19fa6b"),
+        (CIFAR, 49990, True, 0, "c2f704918d959125"),
+        (UNEVEN, 50, True, 0, "903525ceb8dfc103"),
+        (UNEVEN, 0.3, True, 2, "c865198ada098106"),
+        (UNEVEN, 50, False, 0, "f2db5ea44bd11b83"),
+    ],
+)
+def test_a_split_is_that_of_release_0_1_0(
+    labels: np.ndarray, validation: float, stratify: bool, seed: int, digest: str
+) -> None:
+    """So that a run goes on with the images that it began with; the digests are of that release."""
+    indices = np.concatenate(split(labels, validation, stratify=stratify, seed=seed)).astype("<i8")
+    assert hashlib.sha256(indices.tobytes()).hexdigest()[:16] == digest
 
 
 @settings(max_examples=40)
@@ -55,12 +100,12 @@ def test_another_seed_is_another_split() -> None:
         (LABELS, float("nan"), 0, "validation=nan"),
         (LABELS, float("inf"), 0, "validation=inf"),
         (LABELS, 2.5, 0, r"validation=2\.5"),
-        (LABELS, 0.001, 0, "is 0; both parts"),
+        (LABELS, 0.001, 0, "is 0, and both"),
         (LABELS, 5, 0, "10 classes"),
         (LABELS, 295, 0, "10 classes"),
         (LABELS, 30, -1, "seed=-1"),
         (LABELS, 30, 2**32, "seed=4294967296"),
-        (LABELS[:271], 30, 0, "class 9 has 1 image"),
+        (LABELS[:271], 30, 0, "class '9' has 1 image, too few for 2 splits"),
         (LABELS[:0], 1, 0, "of 0 images"),
         (LABELS[:, None], 30, 0, r"\(300, 1\)"),
     ],
@@ -73,3 +118,5 @@ def test_impossible_splits_are_named(labels: np.ndarray, validation: float, seed
 
 def test_without_strata_small_parts_are_allowed() -> None:
     assert len(split(LABELS, 5, stratify=False)[1]) == 5
+    with pytest.raises(ShiftViTError, match=r"and both it and the rest \(0\) need 1 image"):
+        split(LABELS, 300, stratify=False)

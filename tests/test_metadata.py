@@ -89,7 +89,7 @@ def test_the_metadata_of_a_bundles_graph():
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (bundle(image_shape=(None, 32, 3)), "leaves the size open"),
+        (bundle(image_shape=(None, 32, 3)), "fixes no size"),
         (bundle(labels=()), r"has no classes \(num_classes=0\)"),
         (bundle(Preprocess(resize=40, crop=36)), "makes 36 x 36 pixels .* the model takes 24 x 32"),
     ],

@@ -19,10 +19,10 @@ def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(named, "load_cifar10", lambda: arrays)
     data = named.load("cifar10")
     assert data.name == "cifar10"
-    assert data.train_images is arrays[0]
-    assert data.test_images is arrays[2]
-    assert data.train_labels.dtype == data.test_labels.dtype == np.int64
-    np.testing.assert_array_equal(data.test_labels, arrays[3])
+    assert data.train.images is arrays[0]
+    assert data.test.images is arrays[2]
+    assert data.train.labels.dtype == data.test.labels.dtype == np.int64
+    np.testing.assert_array_equal(data.test.labels, arrays[3])
     assert " ".join(data.class_names) == "airplane automobile bird cat deer dog frog horse ship truck"
 
 

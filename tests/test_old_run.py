@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import pytest
 
+from logs import read_log
 from make_old_run import ARCHIVE, logits_of, watched
 from shiftvit import Bundle, evaluate, train
-from shiftvit.training.runfolder import read_log
 
 pytestmark = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="a run goes on with the backend that it began with"

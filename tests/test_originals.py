@@ -14,11 +14,12 @@ from shiftvit.augment.boxes import Box, cut, draw_box
 from shiftvit.augment.changes import Cuttable
 from shiftvit.config import DataConfig
 from shiftvit.data.batches.host import EpochBatches
-from shiftvit.data.batches.pictures import Originals, Pictures, read_originals
+from shiftvit.data.batches.pictures import Originals, Pictures, read_pictures
 from shiftvit.data.decode.images import decode
-from shiftvit.data.load import load_own
+from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center", interpolation="bicubic")
 
@@ -35,8 +36,8 @@ def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list
     exif[0x0112] = 6  # a quarter turn
     turned.save(paths[8], format="JPEG", exif=exif)
     told: list[int] = []
-    pictures, kept, faults = read_originals(paths, RULE, told=told.append)
-    assert (len(pictures), pictures.shape, told[-1]) == (59, (59, 20, 20, 3), 60)
+    pictures, kept, faults = read_pictures(paths, RULE, whole=True, advance=told.append)
+    assert (len(pictures), pictures.shape, sum(told)) == (59, (59, 20, 20, 3), 60)
     assert set(range(60)) - set(kept.tolist()) == {7}
     assert len(faults) == 1
     assert paths[7] in faults[0]
@@ -49,16 +50,16 @@ def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list
 
 
 def test_boxes_are_cut_from_the_whole_picture(paths: list[str]) -> None:
-    pictures, _, _ = read_originals(paths, RULE)
+    pictures, _, _ = read_pictures(paths, RULE, whole=True)
     for index in range(0, 60, 7):
         box = draw_box(np.random.default_rng(index), *pictures.size(index), 0.08)
         np.testing.assert_array_equal(pictures.cut(index, box), cut(decode(paths[index]), box, (20, 20), "bicubic"))
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path, monkeypatch) -> None:
-    smooth = Image.fromarray(load_sample().train_images[0]).resize((901, 1403), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(load_sample().train.images[0]).resize((901, 1403), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "a.jpg", quality=95)
-    pictures, _, _ = read_originals([str(tmp_path / "a.jpg")], RULE)
+    pictures, _, _ = read_pictures([str(tmp_path / "a.jpg")], RULE, whole=True)
     assert pictures.size(0) == (1403, 901)
     shapes = []
 
@@ -77,7 +78,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path
 
 
 def test_a_file_that_changed_is_told_or_cut_at_its_new_size(paths: list[str]) -> None:
-    pictures, _, _ = read_originals(paths[:2], RULE)
+    pictures, _, _ = read_pictures(paths[:2], RULE, whole=True)
     box = Box(0, 0, *pictures.size(0), pictures.size(0))
     with Image.open(paths[0]) as image:
         larger = image.resize((150, 130))
@@ -92,15 +93,18 @@ def test_a_file_that_changed_is_told_or_cut_at_its_new_size(paths: list[str]) ->
 def test_a_folder_is_trained_on_from_its_files(paths: list[str]) -> None:
     root = str(Path(paths[0]).parents[1])
     config = DataConfig(name=root, validation=0.1, test=0.1)
-    own, whole = load_own(config, RULE, boxes=True), load_own(config, RULE)
-    images, labels = own.parts["train"]
+    boxes = Augment(resized_crop=0.2)
+    own, whole = (
+        load_data(Recipe(name="r", data=config, preprocess=RULE, augment=augment)) for augment in (boxes, Augment())
+    )
+    images, labels, rule = own.train.images, own.train.labels, own.train.preprocess
     assert isinstance(images, Originals)
-    assert isinstance(whole.parts["train"][0], np.ndarray)
-    np.testing.assert_array_equal(labels, whole.parts["train"][1])
+    assert isinstance(whole.train.images, np.ndarray)
+    np.testing.assert_array_equal(labels, whole.train.labels)
     for name in ("validation", "test"):
-        np.testing.assert_array_equal(own.parts[name][0], whole.parts[name][0])
+        np.testing.assert_array_equal(own.splits[name].images, whole.splits[name].images)
     augment = Augment(resized_crop=0.2, rand_augment=5.0, erasing=0.3)
-    settings = {"preprocess": own.train_rule, "augment": augment, "batch_size": 12, "seed": 4, "epoch": 1}
+    settings = {"preprocess": rule, "augment": augment, "batch_size": 12, "seed": 4, "epoch": 1}
     first, again = (EpochBatches(images, labels, **settings) for _ in range(2))
     assert first[0][0].shape == (12, 20, 20, 3)
     np.testing.assert_array_equal(first[2][0], again[2][0])
@@ -108,4 +112,4 @@ def test_a_folder_is_trained_on_from_its_files(paths: list[str]) -> None:
     index = int(plain._plan.order[0])
     box = draw_box(np.random.default_rng([4, 1, 3, index]), *images.size(index), 0.2)
     expected = cut(decode(images.paths[index]), box, (20, 20), "bicubic")
-    np.testing.assert_array_equal(plain[0][0][0], own.train_rule.normalised(expected[None])[0])
+    np.testing.assert_array_equal(plain[0][0][0], rule.normalised(expected[None])[0])

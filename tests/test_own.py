@@ -66,13 +66,13 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: in
     Path(paths[7]).write_bytes(b"no picture")
     Path(paths[8]).write_bytes(Path(paths[8]).read_bytes()[:60])
     seen: list[int] = []
-    pictures, kept, faults = read_pictures(paths, RULE, budget=budget, told=seen.append)
+    pictures, kept, faults = read_pictures(paths, RULE, budget=budget, advance=seen.append)
     assert isinstance(pictures, np.ndarray) == (budget > 0)
     assert len(pictures) == 58
     assert set(range(60)) - set(kept.tolist()) == {7, 8}
     assert paths[7] in faults[0]
     assert paths[8] in faults[1]
-    assert seen[-1] == 60
+    assert sum(seen) == 60
     np.testing.assert_array_equal(pictures[7:8][0], read_picture(paths[9], RULE))
 
 
@@ -114,7 +114,7 @@ def test_the_same_folder_splits_alike_and_streams_to_the_same_weights(tree: Path
     settings = {**SMALL, "data.name": str(tree), "train.seed": 3}
     held = train("photos", out=tmp_path / "held", **settings)
     monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
-    monkeypatch.setattr(read_pictures, "__kwdefaults__", {"budget": 0, "told": None})
+    monkeypatch.setattr(read_pictures, "__kwdefaults__", {"whole": False, "budget": 0, "advance": None})
     streamed = train("photos", out=tmp_path / "streamed", **settings)
     assert (held.path / "splits.csv").read_bytes() == (streamed.path / "splits.csv").read_bytes()
     for path, value in streamed.bundle.weights.items():
@@ -134,8 +134,8 @@ def test_a_resumed_run_keeps_its_splits(tree: Path, tmp_path: Path) -> None:
 
 def test_an_archive_of_arrays_is_taken_as_it_is(tmp_path: Path) -> None:
     data = load_sample()
-    chosen = np.concatenate([np.flatnonzero(data.train_labels == label)[:20] for label in range(3)])
-    images, labels = data.train_images[chosen], data.train_labels[chosen]
+    chosen = np.concatenate([np.flatnonzero(data.train.labels == label)[:20] for label in range(3)])
+    images, labels = data.train.images[chosen], data.train.labels[chosen]
     np.savez(tmp_path / "a.npz", images=images, labels=labels, class_names=np.array(["a", "b", "c"]))
     settings = {key: value for key, value in SMALL.items() if not key.startswith("preprocess")}
     recipe = {"preprocess.resize": "none", "preprocess.crop": "none", "data.name": str(tmp_path / "a.npz")}
@@ -151,5 +151,5 @@ def test_a_wrong_path_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_evaluating_on_other_classes_is_refused(tree: Path) -> None:
-    with pytest.raises(ShiftViTError, match="the model knows 10 classes"):
+    with pytest.raises(ShiftViTError, match="the model has 10 classes"):
         evaluate("cifar10", str(tree))

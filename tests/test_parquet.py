@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, cifar, coded, structs, write
-from shiftvit.config import DataConfig
+from shiftvit.config import DataConfig, TrainConfig
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
-from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.find import find_data
 from shiftvit.data.find.listing import list_images
-from shiftvit.data.load import find_test, load_own
+from shiftvit.data.load import find_test, load_data
 from shiftvit.preprocess import Preprocess
+from shiftvit.recipes.recipe import Recipe
 from trees import fault, plant
 
 
@@ -57,7 +58,7 @@ def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, ho
     assert found.splits["train"].labels.tolist() == LABELS[:45]  # in the order of the rows
     assert found.splits["train"].labels.dtype == np.int64
     assert found.splits["train"].paths[31] == str(root / home / "train-00001-of-00002.parquet#1")
-    assert {"files of type .md: 1", "hidden files and folders: 1"} <= {*found.ignored}
+    assert {"files of type .md: 1", "hidden files and folders: 1"} <= {*found.notes}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_splits_of_no_known_name_are_left_out(tmp_path):
     found = find_data(tmp_path)
     assert len(found.splits["train"]) == 20
     left = "data/extra-00000-of-00001.parquet and data/train_extra-00000-of-00001.parquet"
-    assert f"Parquet files of no known split: {left}" in found.ignored
+    assert f"Parquet files of no known split: {left}" in found.notes
 
 
 def test_a_single_file_is_for_training_whatever_its_name(tmp_path, monkeypatch):
@@ -99,7 +100,7 @@ def test_a_single_file_is_for_training_whatever_its_name(tmp_path, monkeypatch):
     found = find_data("test-00000-of-00001.parquet")
     assert [*found.splits] == ["train"]
     assert found.splits["train"].paths[59] == "test-00000-of-00001.parquet#59"
-    np.testing.assert_array_equal(decode(found.splits["train"].paths[58]), SAMPLE.train_images[CHOSEN[58]])
+    np.testing.assert_array_equal(decode(found.splits["train"].paths[58]), SAMPLE.train.images[CHOSEN[58]])
     assert list_images([found.splits["train"].paths[7]]) == [found.splits["train"].paths[7]]
 
 
@@ -151,7 +152,7 @@ def test_columns(tmp_path, features, columns, classes, labels, remark):
     found = find_data(path)
     assert found.class_names == classes
     assert found.splits["train"].labels.tolist() == labels
-    assert remark is None or any(phrase.endswith(remark) for phrase in found.ignored)
+    assert remark is None or any(phrase.endswith(remark) for phrase in found.notes)
     for name in found.splits["train"].paths:
         np.testing.assert_array_equal(decode(name), np.repeat(np.arange(64).reshape(8, 8, 1), 3, axis=2))
 
@@ -163,7 +164,7 @@ def test_labels_that_are_kept_secret_are_left_out(tmp_path):
     found = find_data(tmp_path)
     assert [*found.splits] == ["train"]
     assert [path.split("#")[1] for path in found.splits["train"].paths] == [str(row) for row in range(2, 60)]
-    assert found.ignored == (
+    assert found.notes == (
         "images of train without a label: 2",
         "validation, whose 2 images have no labels",
         "test, whose 60 images have no labels",
@@ -177,7 +178,7 @@ def test_the_classes_are_those_of_the_metadata_also_those_without_images(tmp_pat
     found = find_data(tmp_path)
     assert found.class_names == NAMES
     assert found.splits["test"].labels.tolist() == LABELS[2:4]
-    assert found.ignored[0].startswith("train has no images of ")
+    assert found.notes[0].startswith("train has no images of ")
 
 
 TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
@@ -227,22 +228,24 @@ def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
     blobs[7], blobs[9] = BLOBS[7][:40], None
     path = write(tmp_path / "data" / "train-00000-of-00001.parquet", CIFAR, img=structs(blobs), label=LABELS)
     report = check_data(find_data(tmp_path))
-    assert [place.path for place, _ in report.corrupt] == [f"{path}#7", f"{path}#9"]
+    assert [image["path"] for image in report.as_dict()["corrupt"]] == [f"{path}#7", f"{path}#9"]
     assert report.forms == {"PNG": 30, "JPEG": 28}
     assert report.modes == {"RGB": 58}
     assert report.harmful[0].startswith(f"corrupt: 2 of 60 images, such as '{path}#7' is no readable JPEG")
     capsys.readouterr()
     config = DataConfig(name=str(tmp_path), validation=10, test=0)
-    own = load_own(config, Preprocess(resize=32, crop=32))
+    last = TrainConfig(select="last")
+    own = load_data(Recipe(name="r", data=config, preprocess=Preprocess(resize=32, crop=32), train=last))
     said = capsys.readouterr().err
     assert f"skipped: '{path}#7' is no readable JPEG" in said
     assert f"skipped: '{path}#9' has no image" in said
-    assert len(own.parts["train"][0]) + len(own.parts["validation"][0]) == 58
-    files, (pictures, labels) = own.found.splits["train"], own.parts["train"]
-    for place in range(0, len(labels), 7):
-        row = int(files.paths[place].split("#")[1])
-        np.testing.assert_array_equal(pictures[place], decode(BLOBS[row]))
-        assert labels[place] == LABELS[row]
+    assert own.test_is_validation
+    assert own.test is own.validation
+    assert len(own.train) + len(own.test) == 58
+    for place in range(0, len(own.train), 7):
+        row = int(own.train.paths[place].split("#")[1])
+        np.testing.assert_array_equal(own.train.images[place], decode(BLOBS[row]))
+        assert own.train.labels[place] == LABELS[row]
 
 
 def test_evaluation_takes_the_test_split(tmp_path):
@@ -255,8 +258,8 @@ def test_evaluation_takes_the_test_split(tmp_path):
 def test_duplicates_are_found_across_a_table_and_its_splits(tmp_path):
     cifar(tmp_path / "train.parquet", slice(0, 30))
     cifar(tmp_path / "test.parquet", slice(28, 40))
-    leaks = check_data(find_data(tmp_path)).leaks
-    shared = [{place.path.rsplit("/", 1)[1] for place in group.members} for group in leaks if group.kind == "exact"]
+    leaks = [leak["images"] for leak in check_data(find_data(tmp_path)).as_dict()["leaks"] if leak["kind"] == "exact"]
+    shared = [{image["path"].rsplit("/", 1)[1] for image in images} for images in leaks]
     assert shared == [{"train.parquet#28", "test.parquet#0"}, {"train.parquet#29", "test.parquet#1"}]
 
 
@@ -265,14 +268,14 @@ def test_images_in_folders_come_before_tables_without_images(tmp_path):
     write(tmp_path / "metadata.parquet", file_name=["a/1.png", "b/1.png"], label=[0, 1])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     found = find_data(tmp_path)
-    assert (found.layout, found.ignored) == ("one folder a class", ("files of type .parquet: 2",))
+    assert (found.layout, found.notes) == ("one folder a class", ("files of type .parquet: 2",))
 
 
 def test_pictures_beside_the_tables_are_left_out(tmp_path):
     cifar(plant(tmp_path, "assets/figure.png", "a/1.png") / "data" / "train.parquet")
     found = find_data(tmp_path)
     assert len(found.splits["train"]) == 60
-    assert "images beside the Parquet files: 2" in found.ignored
+    assert "images beside the Parquet files: 2" in found.notes
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
@@ -290,7 +293,7 @@ def test_pyarrow_is_imported_only_where_it_is_needed(tmp_path):
     program = (
         "import sys, shiftvit.data.load\n"
         "from shiftvit.data.check.checks import check_data\n"
-        "from shiftvit.data.find.folders import find_data\n"
+        "from shiftvit.data.find.find import find_data\n"
         "check_data(find_data(sys.argv[1])); print('pyarrow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -12,7 +12,7 @@ from sample import load_sample
 from shiftvit.augment import photometric
 from shiftvit.augment.photometric import color_jitter
 
-PIXELS = load_sample().train_images[11]
+PIXELS = load_sample().train.images[11]
 IMAGE = Image.fromarray(PIXELS)
 # Rec. 601, rounded to sixteen bits as Pillow has it.
 LUMA = np.array([0.299, 0.587, 0.114])

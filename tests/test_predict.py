@@ -24,7 +24,7 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def images():
-    return load_sample().test_images
+    return load_sample().test.images
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def shares(predictions):
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "keras"])
 def test_accuracy_is_that_of_evaluate_to_the_last_image(runtime, images):
-    labels = load_sample().test_labels
+    labels = load_sample().test.labels
     bundle = Bundle.load("cifar10")
     logits = predict_logits(bundle.build(), images, bundle.preprocess)
     predictor = Predictor.from_pretrained("cifar10", runtime=runtime)

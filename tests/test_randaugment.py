@@ -17,7 +17,7 @@ from sample import load_sample
 from shiftvit.augment.randaugment import OPERATIONS, RandAugment
 
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
-PIXELS = load_sample().train_images[5]
+PIXELS = load_sample().train.images[5]
 FILL = (9, 8, 7)
 BICUBIC = Image.Resampling.BICUBIC
 

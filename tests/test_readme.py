@@ -120,9 +120,9 @@ def made_small(name, arguments):
 def test_every_command_runs(sample, tmp_path, monkeypatch, capfd, plain_figures):
     del plain_figures
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(sample.test_images[0]).save("cat.jpg")
+    Image.fromarray(sample.test.images[0]).save("cat.jpg")
     Path("photos").mkdir()
-    Image.fromarray(sample.test_images[1]).save("photos/ship.png")
+    Image.fromarray(sample.test.images[1]).save("photos/ship.png")
     write_faulty_tree(Path("pets"))
     seen = set()
     # Training first: the others use its run.
@@ -163,7 +163,7 @@ def test_the_python_code_runs(sample, tmp_path, monkeypatch):
     assert small in code
     code = code.replace(small, '"train.epochs": 1, "data.validation": 50, "train.batch_size": 50')
     code = "\n".join(line for line in code.splitlines() if ".pth" not in line)  # the authors' file, not ours to ship
-    names = {"images": sample.test_images[:4]}
+    names = {"images": sample.test.images[:4]}
     exec(compile(code, "README.md", "exec"), names)
     assert names["logits"].shape == (4, 10)
     assert list(names["backbone"].pyramid_outputs) == ["P2", "P3", "P4", "P5"]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.errors import Interrupted
 from shiftvit.evaluation.report import write_report
 from shiftvit.training.callbacks import Watch
-from shiftvit.training.runfolder import read_log
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 

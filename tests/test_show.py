@@ -15,7 +15,7 @@ from shiftvit import Recipe, ShiftViTError
 from shiftvit.augment.augment import Augment
 from shiftvit.cli.main import app
 from shiftvit.data import named
-from shiftvit.data.show import _fitted, draw_training, training_figure
+from shiftvit.data.show import _shorten, draw_training, training_figure
 
 OFF = {"augment.pad": 0, "augment.flip": False}
 FULL = {
@@ -78,7 +78,7 @@ def test_files_are_cut_from_the_whole(tmp_path: Path) -> None:
 
 def test_an_archive_is_taken_as_it_is(tmp_path: Path) -> None:
     data = load_sample()
-    np.savez(tmp_path / "a.npz", images=data.train_images[:50], labels=data.train_labels[:50])
+    np.savez(tmp_path / "a.npz", images=data.train.images[:50], labels=data.train.labels[:50])
     settings = {"preprocess.resize": 20, "preprocess.crop": 16, "data.name": str(tmp_path / "a.npz")}
     shown = draw_training(Recipe.load("photos", **settings))
     assert shown.plain.shape[1:] == (16, 16, 3)
@@ -104,9 +104,9 @@ def test_the_figure_shows_what_is_drawn(tmp_path: Path, changes: dict[str, float
 
 
 def test_captions_stay_within_their_picture() -> None:
-    assert _fitted("automobile", " 100%") == "automobile 100%"
+    assert _shorten("automobile", " 100%") == "automobile 100%"
     for name in ("W" * 30, "a" * 300, "$a$" * 20):
-        text = _fitted(name, " 97%")
+        text = _shorten(name, " 97%")
         assert text.endswith("… 97%")
         assert 8 < len(text) < 40
 

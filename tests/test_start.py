@@ -12,8 +12,10 @@ from safetensors.numpy import save_file
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Recipe, ShiftViT, ShiftViTError, convert, train
-from shiftvit.training.setup import build, load_splits, resolve
-from shiftvit.training.start import started
+from shiftvit.data.load import load_data
+from shiftvit.training import start
+from shiftvit.training.setup import build, resolve
+from shiftvit.training.start import apply_start
 
 GOLDEN = Path(__file__).parent / "golden" / "official_gn1.npz"
 pytestmark = pytest.mark.usefixtures("plain_figures")
@@ -22,8 +24,8 @@ SMALL = {"train.epochs": 1, "train.batch_size": 16, "train.precision": "float32"
 
 
 def built(**changes):
-    recipe = started(Recipe.load("finetune", **{"data.name": "cifar10", "data.validation": 50, **SMALL, **changes}))
-    splits = load_splits(recipe, load_sample())
+    recipe = apply_start(Recipe.load("finetune", **{"data.name": "cifar10", "data.validation": 50, **SMALL, **changes}))
+    splits = load_data(recipe, load_sample())
     recipe = resolve(recipe, splits)
     return recipe, *build(recipe, splits)
 
@@ -52,6 +54,19 @@ def test_what_is_frozen_stays_and_all_else_learns(tmp_path: Path, freeze: int, f
         assert same == stays, path
 
 
+def test_the_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    original = Bundle.load
+
+    def counting(path: str | Path) -> Bundle:
+        loaded.append(str(path))
+        return original(path)
+
+    monkeypatch.setattr(Bundle, "load", counting)
+    train("finetune", out=tmp_path / "run", **SMALL, **{"data.name": str(write_tree(tmp_path / "pets"))})
+    assert loaded == ["cifar10"]
+
+
 def test_another_resolution_is_another_setting(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "pets")
     sizes = {"preprocess.resize": 48, "preprocess.crop": 48}
@@ -71,7 +86,7 @@ def test_another_resolution_is_another_setting(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_told(changes: dict, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
-        started(Recipe.load("finetune", **changes))
+        apply_start(Recipe.load("finetune", **changes))
 
 
 def official_settings() -> dict[str, Any]:
@@ -92,8 +107,8 @@ def official_recipe(**changes: Any) -> Recipe:
 
 
 def official_model(**changes: Any) -> Any:
-    recipe = started(official_recipe(**{"data.name": "cifar10", "data.validation": 50, **changes}))
-    splits = load_splits(recipe, load_sample())
+    recipe = apply_start(official_recipe(**{"data.name": "cifar10", "data.validation": 50, **changes}))
+    splits = load_data(recipe, load_sample())
     return build(resolve(recipe, splits), splits)[0]
 
 
@@ -105,7 +120,16 @@ def official_tensors() -> dict[str, np.ndarray]:
     return {variable.path: np.array(variable.numpy()) for variable in model.weights}
 
 
-def test_the_authors_weights_get_a_new_head(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_authors_weights_get_a_new_head(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+
+    def counting(source: Any) -> Any:
+        read.append(source)
+        return convert.read_weights(source)
+
+    monkeypatch.setattr(start, "read_weights", counting)
     tree = write_tree(tmp_path / "pets")
     rates = {"train.optimizer.learning_rate": 1e-12, "train.optimizer.weight_decay": 0.0}  # so that nothing learns
     rates |= {"train.optimizer.name": "adamw", "train.ema": "none"}
@@ -117,6 +141,7 @@ def test_the_authors_weights_get_a_new_head(tmp_path: Path, capfd: pytest.Captur
         if not path.startswith("head/"):
             np.testing.assert_allclose(value, expected[path], atol=1e-6, err_msg=path)
     assert run.bundle.labels == ("cat", "dog", "ship")
+    assert read == [str(GOLDEN.absolute())]  # once, though the head does not fit
     assert run.bundle.preprocess.mean == (123.675, 116.28, 103.53)
     assert run.bundle.preprocess.std == (58.395, 57.12, 57.375)
     (run.path / "metrics.json").unlink()
@@ -153,7 +178,7 @@ def test_the_authors_weights_can_be_frozen() -> None:
 
 
 def test_a_recipes_own_scale_goes_before_imagenets() -> None:
-    recipe = started(official_recipe(**{"preprocess.mean": 100.0}))
+    recipe = apply_start(official_recipe(**{"preprocess.mean": 100.0}))
     assert recipe.preprocess.mean == 100.0
     assert recipe.preprocess.std == (58.395, 57.12, 57.375)
 
@@ -173,8 +198,8 @@ def test_what_does_not_fit_the_authors_weights_is_told(changes: dict[str, Any], 
 
 def test_weights_without_an_architecture_are_refused() -> None:
     with pytest.raises(ShiftViTError, match=r"does not say of which architecture; set model\.preset"):
-        started(Recipe.load("quick", **{"model": {}, "start.source": str(GOLDEN)}))
-    recipe = started(Recipe.load("quick", **{"model": {"preset": "shiftvit_tiny_r2"}, "start.source": str(GOLDEN)}))
+        apply_start(Recipe.load("quick", **{"model": {}, "start.source": str(GOLDEN)}))
+    recipe = apply_start(Recipe.load("quick", **{"model": {"preset": "shiftvit_tiny_r2"}, "start.source": str(GOLDEN)}))
     assert recipe.model.preset == "shiftvit_tiny_r2"
 
 
@@ -183,8 +208,8 @@ def test_a_source_holds_from_every_folder_and_its_scale_is_said(
 ) -> None:
     Bundle.load("cifar10").save(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
-    recipe = started(Recipe.load("finetune", **{"start.source": "mine", "preprocess.mean": 7.0}))
+    recipe = apply_start(Recipe.load("finetune", **{"start.source": "mine", "preprocess.mean": 7.0}))
     assert recipe.start.source == str(tmp_path / "mine")
     assert recipe.preprocess.mean == Bundle.load("cifar10").preprocess.mean
     assert "preprocess.mean is that of mine" in capfd.readouterr().err
-    assert started(Recipe.load("finetune")).start.source == "cifar10"  # a name stays a name
+    assert apply_start(Recipe.load("finetune")).start.source == "cifar10"  # a name stays a name

@@ -20,12 +20,12 @@ import pytest
 import tomli_w
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, train
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.errors import Interrupted
 from shiftvit.training.callbacks import Watch
-from shiftvit.training.runfolder import read_log
 from tensors import set_random_weights
 
 pytestmark = pytest.mark.usefixtures("plain_figures")

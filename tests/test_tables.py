@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftvit.data.find.dataset import listed, natural
-from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.dataset import natural
+from shiftvit.data.find.find import find_data
+from shiftvit.errors import join_words
 from trees import arrays, contents, fault, plant, saved
 
 TABLE = "path,label\na.png,cat\nsub/b.png,dog\n"
@@ -64,7 +65,7 @@ def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
         (b"path,label,split\na.png,cat,test", "has no images for training"),
         (b"path,label\na.png,cat", "has one class, 'cat'"),
         (b"path,label,split\na.png,cat,train\nb.png,ox,test", "the class 'ox' of test"),
-        (b'path,label\n"a.png,cat', "is no readable table"),
+        (b'path,label\n"a.png,cat', "is not a readable table"),
         (b"path,label", "has no images for training"),
     ],
 )
@@ -81,7 +82,7 @@ def test_archives_of_splits(tmp_path):
     )
     assert found.layout == "NumPy archive"
     assert found.class_names == ("0", "1")
-    assert found.ignored == ("arrays that are not used: extra",)
+    assert found.notes == ("arrays that are not used: extra",)
     train, test = found.splits["train"], found.splits["test"]
     np.testing.assert_array_equal(train.images, x)
     np.testing.assert_array_equal(train.labels, y)
@@ -96,7 +97,7 @@ def test_archives_of_images_labels_and_names(tmp_path):
     names = np.array(["zebra", "ant", "cow"])
     found = find_data(saved(tmp_path / "d.npz", images=x[..., 0], labels=y, class_names=names))
     assert found.class_names == ("zebra", "ant", "cow")  # the archive's numbers, so its order
-    assert found.ignored == ("train has no images of cow",)
+    assert found.notes == ("train has no images of cow",)
     np.testing.assert_array_equal(found.splits["train"].images, np.repeat(x[..., :1], 3, axis=3))
 
 
@@ -117,8 +118,8 @@ X, Y = arrays()
         ({"images": X, "labels": Y - 1}, "has the label -1; number the classes 0, 1, 2"),
         ({"images": X, "labels": Y * 900}, "go up to 900, out of range for 6 classes; number them 0..5"),
         ({"images": X, "labels": Y * 2, "class_names": np.array(["a", "b"])}, "go up to 2, out of range for 2"),
-        ({"images": X, "labels": Y, "class_names": np.array(["a", "a"])}, "no list of different names"),
-        ({"images": X, "labels": Y, "class_names": np.array([1, 2])}, "no list of different names"),
+        ({"images": X, "labels": Y, "class_names": np.array(["a", "a"])}, "not a list of different names"),
+        ({"images": X, "labels": Y, "class_names": np.array([1, 2])}, "not a list of different names"),
         ({"images": X, "labels": Y * 0}, "has one class, '0'"),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y * 3}, "the test labels of '"),
         ({"x": X, "y": Y}, "has no images for training; name its arrays x_train and y_train"),
@@ -159,4 +160,4 @@ def test_natural_order_is_total_and_does_not_depend_on_the_order_before(texts):
 def test_natural_order_and_lists_read_well():
     texts = ["img10", "Img2", "img1", "a", "x" + "9" * 5000, "3"]
     assert sorted(texts, key=natural)[:5] == ["3", "a", "img1", "Img2", "img10"]
-    assert [listed(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [join_words(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import resource
 import signal
@@ -14,16 +13,19 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from logs import read_log
 from sample import load_sample
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.bundle.describe import stage_rows
+from shiftvit.config import ModelConfig
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches
-from shiftvit.data.named import ImageData
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.load import load_data
 from shiftvit.presets import PRESETS
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from shiftvit.training.runfolder import open_run, read_log
-from shiftvit.training.setup import build, load_splits, resolve
+from shiftvit.training.runfolder import open_run
+from shiftvit.training.setup import build, resolve
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
@@ -50,7 +52,7 @@ def recipe(**train_settings) -> Recipe:
 
 def build_tiny(sample, **train_settings):
     wanted = recipe(**train_settings)
-    splits = load_splits(wanted, sample)
+    splits = load_data(wanted, sample)
     return build(resolve(wanted, splits), splits)
 
 
@@ -85,7 +87,7 @@ def test_the_run_folder_is_complete(finished, sample):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics == finished.metrics
     assert metrics["test"].keys() == {"loss", "top1", "top5", "n"}
-    assert metrics["test"]["n"] == len(sample.test_images)
+    assert metrics["test"]["n"] == len(sample.test.images)
     assert metrics["val"]["n"] == 50
     assert metrics["train"]["epochs"] == 3
     environment = json.loads((run / "environment.json").read_text())
@@ -105,19 +107,19 @@ def test_the_figures_show_the_run(tmp_path, sample, plain_figures):
             assert list(line.get_xdata()) == [1, 2]
             assert list(line.get_ydata()) == [factor * row[key] for row in rows]
     shares = confusion.axes[0].images[0].get_array()
-    counts = np.bincount(sample.test_labels)
+    counts = np.bincount(sample.test.labels)
     assert np.diag(shares) @ counts / counts.sum() == pytest.approx(100 * run.metrics["test"]["top1"])
     # The real images in a grid, enlarged.
     with Image.open(run.path / "figures" / "predictions.png") as picture:
         shown = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()}
-    assert {tuple(pixel) for pixel in sample.test_images[0].reshape(-1, 3).tolist()} <= shown
+    assert {tuple(pixel) for pixel in sample.test.images[0].reshape(-1, 3).tolist()} <= shown
 
 
 def test_the_stored_models_agree_with_the_recorded_metrics(finished, sample, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", lambda: sample)
     found = evaluate(finished.path)
     assert {key: found[key] for key in finished.metrics["test"]} == finished.metrics["test"]
-    images = finished.bundle.preprocess(sample.test_images[:8])
+    images = finished.bundle.preprocess(sample.test.images[:8])
     ours = finished.bundle.build().predict_on_batch(images)
     np.testing.assert_allclose(ours, keras.models.load_model(finished.path / "model.keras").predict_on_batch(images))
 
@@ -180,17 +182,18 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
         assert not (tmp_path / "run").exists()
-    nothing = dataclasses.replace(sample, test_images=sample.test_images[:0], test_labels=sample.test_labels[:0])
+    nothing = sample.with_splits(test=sample.test.take([]))
     with pytest.raises(ShiftViTError, match="0 test images"):
         train(recipe(), out=tmp_path / "run", data=nothing)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
-    wanted = resolve(recipe(), load_splits(recipe(), sample))
+    data = load_data(recipe(), sample)
+    wanted = resolve(recipe(), data)
     with (
-        open_run(tmp_path / "run", wanted),
+        open_run(tmp_path / "run", wanted, data),
         pytest.raises(ShiftViTError, match="another process trains in"),
-        open_run(tmp_path / "run", wanted),
+        open_run(tmp_path / "run", wanted, data),
     ):
         pass
 
@@ -204,14 +207,8 @@ def test_a_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
 
 
 def test_64_images_are_learned_by_heart(tmp_path, sample):
-    few = ImageData(
-        sample.train_images[::5][:64],
-        sample.train_labels[::5][:64],
-        sample.train_images[::5][:64],
-        sample.train_labels[::5][:64],
-        sample.class_names,
-        "few",
-    )
+    split = sample.train.take(np.arange(0, 5 * 64, 5))
+    few = Dataset({"train": split, "test": split}, sample.class_names, "few")
     settings = {
         "model": {"patch_size": 4, "embed_dim": 48, "depths": [2, 2], "norm": "layer", "drop_path": 0.0},
         "preprocess": {"mean": 120.0, "std": 64.0},
@@ -247,7 +244,7 @@ SMALLER = {
 def test_every_recipe_trains(name, tmp_path, sample):
     small = {"data.validation": 50, "data.limit": 100, "train.batch_size": 50, "train.epochs": 1}
     run = train(name, out=tmp_path / "run", data=sample, **small, **SMALLER.get(name, {}))
-    assert run.metrics["test"]["n"] == len(sample.test_images)
+    assert run.metrics["test"]["n"] == len(sample.test.images)
     wanted = Recipe.load(name)
     kept = Recipe.load(run.path / "recipe.toml")
     for part in ("augment", "start"):
@@ -267,10 +264,10 @@ def test_every_recipe_trains(name, tmp_path, sample):
 @pytest.mark.parametrize("name", sorted({*recipes.names()} - {"imagenet", "finetune", "photos"}))
 def test_every_recipe_makes_the_model_that_it_names(name, sample):
     recipe = Recipe.load(name, **{"data.validation": 50})
-    found = resolve(recipe, load_splits(recipe, sample)).model
+    found = resolve(recipe, load_data(recipe, sample)).model
     parameters = sum(row["parameters"] for row in stage_rows(found))
     preset = Recipe.load(name).model.preset
-    assert parameters == PRESETS[preset].parameters
+    assert parameters == sum(row["parameters"] for row in stage_rows(ModelConfig(**PRESETS[preset].arguments)))
 
 
 def test_tensorboard_gets_every_epoch(tmp_path, sample):

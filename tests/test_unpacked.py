@@ -22,9 +22,9 @@ from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import rows
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.parquet import find_columns, open_parquet, read_images
-from shiftvit.data.find.folders import find_data
-from shiftvit.data.find.splits import save_splits, split_data
-from shiftvit.data.load import load_splits
+from shiftvit.data.find.find import find_data
+from shiftvit.data.find.splits import split_data
+from shiftvit.data.find.tables import restore_splits, save_splits
 from trees import fault
 
 INTERRUPTED = """
@@ -244,14 +244,14 @@ def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
     assert "train,data/train-00001-of-00002.parquet#" in (tmp_path / "splits.csv").read_text()
     before = {name: ([read_bytes(path) for path in part.paths], part.labels) for name, part in found.splits.items()}
     root.rename(tmp_path / "moved")
-    loaded = load_splits(tmp_path / "splits.csv", tmp_path / "moved")
+    loaded = restore_splits(find_data(tmp_path / "moved"), tmp_path / "splits.csv").splits
     assert [*loaded] == ["train", "validation", "test"]
     for name, part in loaded.items():
         assert [read_bytes(path) for path in part.paths] == before[name][0]
         np.testing.assert_array_equal(part.labels, before[name][1])
     cifar(tmp_path / "moved" / "data" / "train-00001-of-00002.parquet", slice(0, 10))
     with pytest.raises(ShiftViTError, match=r"names \d+ of 120 files that do not exist, the first '.*parquet#\d+'"):
-        load_splits(tmp_path / "splits.csv", tmp_path / "moved")
+        restore_splits(find_data(tmp_path / "moved"), tmp_path / "splits.csv")
 
 
 def test_a_table_may_name_rows(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 import shiftvit
 from shiftvit import ShiftViTError
-from shiftvit.data.find.folders import find_data
+from shiftvit.data.find.find import find_data
 
 SAMPLES = Path(shiftvit.__file__).parent / "pretrained" / "samples"
 PICTURE = SAMPLES / "cat" / "test_00000.png"

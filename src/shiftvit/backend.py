@@ -1,7 +1,7 @@
-"""Which Keras backend runs, decided before Keras is imported.
+"""Chooses the Keras backend before Keras is imported.
 
-`KERAS_BACKEND` and Keras' own `keras.json` are respected. Where neither decides, the first installed of torch, jax
-and tensorflow is taken; Keras alone would insist on tensorflow.
+`KERAS_BACKEND` and Keras' own `keras.json` are respected. If neither decides, the first installed of torch, jax and
+tensorflow is used; Keras alone would insist on tensorflow.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ KERAS_DEFAULTS = {
 
 
 def installed_backends() -> list[str]:
-    """Returns the installed ones of torch, jax and tensorflow, in this order; imports none of them."""
+    """Returns which of torch, jax and tensorflow are installed, in this order, without importing them."""
     return [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
 
 
 def ensure_backend() -> str:
-    """Sets `KERAS_BACKEND` if Keras is not imported yet, and returns the backend's name.
+    """Sets `KERAS_BACKEND` unless Keras is already imported, and returns the backend's name.
 
     Raises:
         ShiftViTError: no backend is installed, or `KERAS_BACKEND` names one that is not.
@@ -41,13 +41,13 @@ def ensure_backend() -> str:
     installed = installed_backends()
     if not installed:
         raise ShiftViTError(
-            "this needs a Keras backend and none is installed; choose one: "
+            "this needs a Keras backend, and none is installed; choose one: "
             "pip install 'shiftvit[torch]', 'shiftvit[jax]' or 'shiftvit[tensorflow]'"
         )
     wanted = os.environ.get("KERAS_BACKEND")
     if wanted:
         if wanted not in BACKENDS:
-            raise ShiftViTError(f"KERAS_BACKEND={wanted!r} can not train here; {nearest(wanted, BACKENDS)}")
+            raise ShiftViTError(f"KERAS_BACKEND={wanted!r} is not supported; {nearest(wanted, BACKENDS)}")
         if wanted not in installed:
             raise ShiftViTError(
                 f"KERAS_BACKEND={wanted!r} is not installed; pip install 'shiftvit[{wanted}]', "
@@ -66,7 +66,7 @@ def _configured() -> str | None:
         settings = json.loads((home / "keras.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    # Keras writes exactly this at its first import anywhere, whatever backend runs: that is nobody's decision.
+    # Keras writes exactly this at its first import, whatever the backend: nobody chose it.
     if not isinstance(settings, dict) or settings == KERAS_DEFAULTS:
         return None
     backend = settings.get("backend")

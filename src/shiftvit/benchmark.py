@@ -1,4 +1,4 @@
-"""Images a second, and what share that is of this machine's own peak, measured in the same run."""
+"""Images per second, and their share of this machine's peak, measured in the same run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shiftvit.environment import computes_bfloat16, describe_environment
 from shiftvit.errors import ShiftViTError
 from shiftvit.presets import PRESETS
 
-# Rows and columns of the matrices that the peak is measured with: large enough that nothing else counts.
+# Rows and columns of the matrices that measure the peak: large enough that overhead does not count.
 _SIDE = 2048
 _WARM_UP = 2
 # A backward pass has two matrix products for each one of the forward pass.
@@ -38,11 +38,11 @@ def benchmark(
     Args:
         model: a preset, a run folder, a bundle or the name of a packaged model; for prediction also an export.
         train: measure training steps (forward, backward, update) on the Keras backend, not prediction.
-        batch_sizes: images a step.
+        batch_sizes: images per step.
         repeats: measurements for each batch size, after a warm-up.
-        seconds: how long each takes at least.
-        runtime: what predicts; see `shiftvit.inference.runtimes`.
-        precision: of training: "float32", "mixed_bfloat16" or "auto".
+        seconds: the least duration of each.
+        runtime: the prediction runtime; see `shiftvit.inference.runtimes`.
+        precision: for training: "float32", "mixed_bfloat16" or "auto".
 
     Returns:
         `{"model", "mode", "runtime", "precision", "peak_gflops", "gflop_per_image", "rows", "environment"}`; a row has
@@ -50,7 +50,7 @@ def benchmark(
         matrix products on the Keras backend, in the precision of training or float32.
 
     Raises:
-        ShiftViTError: no such model, or a batch size below 1.
+        ShiftViTError: there is no such model, or a batch size is below 1.
     """
     for size in batch_sizes:
         if size < 1:
@@ -58,7 +58,7 @@ def benchmark(
     prepare = _training if train else _prediction
     config, name, used, step = prepare(model, runtime, precision)
     if None in config.image_shape:
-        raise ShiftViTError(f"{model!r} leaves the image size open, so its work is not known; name a model with one")
+        raise ShiftViTError(f"{model!r} fixes no image size, so its work is not known; choose a model that does")
     peak = peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
     products = [row["multiply_adds"] for row in stage_rows(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
@@ -89,7 +89,7 @@ def benchmark(
 
 
 def peak_gflops(dtype: str, repeats: int = 5) -> float:
-    """Returns the median rate of square matrix products on the Keras backend, in 1e9 operations a second."""
+    """Returns the median rate of square matrix products on the Keras backend, in 1e9 operations per second."""
     from keras import ops
 
     a, b = (ops.cast(np.random.default_rng(seed).normal(size=(_SIDE, _SIDE)), dtype) for seed in (0, 1))
@@ -108,7 +108,7 @@ def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, 
     from shiftvit.inference.runtimes import load_graph
 
     if model in PRESETS:
-        raise ShiftViTError(f"{model!r} is a preset and has no weights to predict with; measure it with --train")
+        raise ShiftViTError(f"{model!r} is a preset, which has no weights to predict with; measure it with --train")
     graph = load_graph(model, runtime)
     config = Bundle.load(model).config
 
@@ -143,7 +143,7 @@ def _training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, st
 
 
 def _rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:
-    """Returns items a second of each repeat."""
+    """Returns items per second for each repeat."""
     for _ in range(_WARM_UP):
         call()
     rates = []

@@ -1,6 +1,6 @@
-"""Every setting, validated: the parts of a `Recipe`, and one line for what is wrong with one.
+"""Every setting, validated: the parts of a `Recipe`, and one-line errors.
 
-The classes are frozen and refuse unknown keys, so a misspelt setting is an error and never a silent default.
+The classes are frozen and reject unknown keys, so a misspelt setting is an error, never a silent default.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ S = TypeVar("S", bound="Settings")
 
 
 class Settings(BaseModel):
-    """The base of all settings: immutable, no unknown keys, NaN and infinity refused."""
+    """The base of all settings: immutable, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -25,8 +25,8 @@ class Settings(BaseModel):
 class ModelConfig(Settings):
     """The arguments of `shiftvit.ShiftViT`, on top of a preset if one is named.
 
-    Only what is set here is passed on; the rest comes from the preset, then from the constructor's defaults.
-    `image_shape` and `num_classes` follow from the data where they are not set.
+    Only settings given here are passed on; the rest comes from the preset, then from the constructor's defaults.
+    `image_shape` and `num_classes` follow from the data unless they are set.
     """
 
     preset: str | None = Field(None, description="a name from shiftvit.presets; see `shiftvit info`")
@@ -35,25 +35,25 @@ class ModelConfig(Settings):
     )
     num_classes: int = Field(1000, ge=0, description="length of the logits; 0: no head")
     patch_size: int = Field(4, ge=1, description="pixels on a side of an embedded patch")
-    embed_dim: int = Field(96, ge=1, description="channels of the first stage; each stage doubles them")
+    embed_dim: int = Field(96, ge=1, description="channels of the first stage; each later stage doubles them")
     depths: tuple[Positive, ...] = Field((6, 8, 18, 6), min_length=1, description="blocks in each stage")
     mlp_ratio: float = Field(2.0, gt=0, description="hidden channels of an MLP over its input channels")
-    num_div: int = Field(12, ge=4, description="divisions of the channels, four of which move")
-    shift_pixels: int = Field(1, ge=1, description="how far they move, in pixels of the feature map")
+    num_div: int = Field(12, ge=4, description="divisions of the channels; four of them move")
+    shift_pixels: int = Field(1, ge=1, description="shift in pixels of the feature map")
     shift_channels: int | None = Field(
         None, ge=0, description="channels moved in each direction; None: channels // num_div"
     )
     shift_mode: Literal["shift", "mask"] = Field(
-        "shift", description="mask: nothing moves, only the line that a shift would vacate is zeroed"
+        "shift", description="mask: nothing moves; the line that a shift would vacate is zeroed"
     )
     norm: Literal["group", "layer", "batch"] = Field("group", description="group: one group over H, W and C")
     activation: str = Field("gelu", description="a Keras activation by name; gelu is the exact one")
     patch_norm: bool = Field(True, description="normalise after the patch embedding")
     final_norm: bool = Field(True, description="normalise before the global average")
-    merge_padding: Literal["valid", "same"] = Field("valid", description="odd maps: drop the last line, or pad")
+    merge_padding: Literal["valid", "same"] = Field("valid", description="odd maps: valid drops a line, same pads")
     dropout: Rate = Field(0.0, description="dropout in the MLPs")
     drop_path: Rate = Field(0.2, description="stochastic depth at the last block")
-    drop_path_mode: Literal["global", "per_stage"] = Field("global", description="where the linear ramp restarts")
+    drop_path_mode: Literal["global", "per_stage"] = Field("global", description="where the ramp of rates restarts")
     epsilon: float = Field(1e-5, gt=0, description="added to the variance in every norm")
 
     def arguments(self) -> dict[str, Any]:
@@ -62,23 +62,23 @@ class ModelConfig(Settings):
 
 
 class DataConfig(Settings):
-    """Which pictures, and how they are split."""
+    """The images, and how they are split."""
 
     name: str = Field("cifar10", description="a data set by name, or the path of your own images")
     validation: float = Field(
         5000,
         ge=0,
-        description="taken from the training images for validation: a count (1 or more), a fraction (below 1) or 0",
+        description="training images held out for validation: a count (1 or more), a fraction (below 1) or 0",
     )
     test: float = Field(
-        0.1, ge=0, description="of your own images without a test split: what is taken for one; 0: those of validation"
+        0.1,
+        ge=0,
+        description="share of your own images to hold out for testing if they have no test split; 0: none",
     )
     stratify: bool = Field(True, description="keep the class proportions in the validation split")
-    split_seed: int = Field(0, ge=0, description="seed of the split; another one than the training's")
-    workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on it")
-    limit: Positive | None = Field(
-        None, description="use only the first so many training images (after the split); for trials"
-    )
+    split_seed: int = Field(0, ge=0, description="seed of the split, separate from the training's")
+    workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on their number")
+    limit: Positive | None = Field(None, description="use only this many training images (after the split); for trials")
 
     @model_validator(mode="after")
     def _whole_count(self) -> Self:
@@ -91,23 +91,23 @@ class DataConfig(Settings):
 
 
 class OptimizerConfig(Settings):
-    """The update rule. With Muon, matrices of blocks and merging use Muon, everything else AdamW."""
+    """The update rule. With Muon, matrices of blocks and merging use Muon, everything else uses AdamW."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon that of the matrices")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon, that of the matrices")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled, times the learning rate (with Muon: matrices)")
     decay_vectors: bool = Field(True, description="also decay biases and norm scales")
     beta_1: Rate = 0.9
     beta_2: Rate = 0.999
     epsilon: float = Field(1e-7, gt=0)
     clipnorm: float | None = Field(None, gt=0, description="limit of the global gradient norm")
-    momentum: Rate = Field(0.95, description="Muon's")
+    momentum: Rate = Field(0.95, description="of Muon")
     newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
     base_batch_size: Positive | None = Field(
-        None, description="the rates are for a batch of so many images, others get them in proportion; None: all"
+        None, description="batch size that the rates are for; they scale with the batch size; None: no scaling"
     )
     stage_decay: float = Field(
-        1.0, gt=0, le=1, description="each stage's rate as a share of the next one's, for fine-tuning; 1: all alike"
+        1.0, gt=0, le=1, description="each stage's rate as a share of the next one's, for fine-tuning; 1: equal rates"
     )
     adam_learning_rate: float = Field(3e-3, gt=0, description="with Muon: peak rate of everything else")
     adam_weight_decay: float = Field(
@@ -118,7 +118,7 @@ class OptimizerConfig(Settings):
 class ScheduleConfig(Settings):
     """The learning rate over the steps, as a share of its peak."""
 
-    shape: Literal["cosine", "linear"] = Field("cosine", description="the fall after the warm-up")
+    shape: Literal["cosine", "linear"] = Field("cosine", description="decay after the warm-up")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
     end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
@@ -130,15 +130,15 @@ class TrainConfig(Settings):
     epochs: Positive = 10
     batch_size: Positive = Field(256, description="images a step")
     accumulate: Positive = Field(
-        1, description="parts that a batch is computed in, to save memory; batch norm takes its figures from each"
+        1, description="parts that a batch is computed in, to save memory; batch norm uses each part's statistics"
     )
     auto_batch: bool = Field(
-        False, description="where memory runs out, double `accumulate` and go on, three times at most"
+        False, description="if memory runs out, double `accumulate` and continue, at most three times"
     )
-    drop_remainder: bool = Field(True, description="leave out an epoch's last, smaller batch")
+    drop_remainder: bool = Field(True, description="skip an epoch's last, smaller batch")
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the processor computes in it, else float32"
+        "auto", description="auto: bfloat16 if the processor computes in it, else float32"
     )
     loop: Literal["auto", "fit", "device"] = Field(
         "auto", description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU"
@@ -147,33 +147,33 @@ class TrainConfig(Settings):
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Rate = 0.0
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: classes count alike in the loss, however many images they have"
+        "none", description="balanced: classes count equally in the loss, whatever their number of images"
     )
-    ema: Rate | None = Field(None, description="momentum of the weights' moving average, evaluated in their place")
+    ema: Rate | None = Field(None, description="momentum of the weights' moving average, used in their place")
     early_stopping: Positive | None = Field(
-        None, description="stop after so many epochs without a better validation top-1"
+        None, description="stop after this many epochs without a better validation top-1"
     )
     select: Literal["best", "last"] = Field(
-        "best", description="which weights are kept: of the best validation top-1, or of the end"
+        "best", description="weights to keep: those with the best validation top-1, or the last"
     )
-    validation_every: Positive = Field(1, description="epochs between two validations; the last always has one")
-    checkpoint_minutes: float = Field(5.0, gt=0, description="also save within an epoch that lasts longer")
+    validation_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="minutes between checkpoints within an epoch")
 
 
 class StartConfig(Settings):
-    """A trained model to begin with, in place of random weights; its head stays only where the classes are the same."""
+    """A trained model to start from instead of random weights; its head is kept only if the classes are the same."""
 
     source: str | None = Field(
         None, description="a run, a bundle, a model's name, or the authors' .pth of model.preset"
     )
-    freeze: int = Field(0, ge=0, description="parts that keep their weights: 1 the patch embedding and the first stage")
+    freeze: int = Field(0, ge=0, description="parts to freeze: 1 freezes the patch embedding and the first stage")
 
 
 def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
-    """Builds settings from a dictionary; the first fault becomes one line that begins with `origin`.
+    """Builds settings from a dictionary; the first error becomes one line that begins with `origin`.
 
     Raises:
-        ShiftViTError: an unknown key, or a value of the wrong type or out of range.
+        ShiftViTError: a key is unknown, or a value has the wrong type or is out of range.
     """
     try:
         return cls.model_validate(values)
@@ -182,13 +182,13 @@ def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Returns the first fault of stored settings that no user typed: where it is, and what."""
+    """Returns the first error in stored settings: its place and its message."""
     fault = error.errors(include_url=False)[0]
     return f"{'.'.join(str(part) for part in fault['loc']) or 'its top level'}: {fault['msg']}"
 
 
 def _explain(root: type[BaseModel], error: ValidationError) -> str:
-    """Puts the first fault of a validation in one line, with the nearest valid key for an unknown one."""
+    """Returns the first validation error as one line, with the closest valid key if one is unknown."""
     fault = error.errors(include_url=False)[0]
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":

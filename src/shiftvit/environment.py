@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, backend, source revision; and what the processor computes in."""
+"""What a run ran on: versions, processor, backend and revision; and what the processor can compute in."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the installed packages that take part."""
+    """Returns the versions of Python and of the installed packages that matter."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -52,12 +52,12 @@ def versions() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Returns how many processor cores this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name() -> str:
-    """Returns the processor's model name as the system gives it."""
+    """Returns the processor's model name as the system reports it."""
     for line in _cpuinfo().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -65,9 +65,9 @@ def processor_name() -> str:
 
 
 def instructions() -> list[str]:
-    """Returns which of the instruction sets that decide on speed and int8 sums the processor has, by Linux' names.
+    """Returns the processor's instruction sets that matter for speed and int8 sums, by their Linux names.
 
-    Empty where the system does not tell.
+    Empty if the system does not report them.
     """
     for line in _cpuinfo().splitlines():
         name, _, flags = line.partition(":")
@@ -101,8 +101,8 @@ def device_name() -> str:
 def computes_bfloat16() -> bool:
     """Returns whether this machine's matrix products are faster in bfloat16 than in float32 on the Keras backend.
 
-    On a processor that takes AVX-512 BF16 or AMX instructions and a backend that uses them: torch and tensorflow do
-    through oneDNN, jax on a processor emulates them.
+    On a processor that takes AVX-512 BF16 or AMX instructions and a backend that uses them: torch and tensorflow do,
+    through oneDNN; jax emulates bfloat16 on processors.
     """
     import keras
 
@@ -117,9 +117,9 @@ def computes_bfloat16() -> bool:
 
 
 def adds_int8_exactly() -> bool:
-    """Returns whether this processor adds products of unsigned and signed 8-bit values without cutting sums off.
+    """Returns whether this processor adds products of unsigned and signed 8-bit values without saturating.
 
-    x86 processors do with VNNI instructions; without, and where their flags are unknown, they may not. Others do.
+    x86 processors do if they have VNNI; without it, or if their flags are unknown, they may not. Others do.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return True
@@ -127,10 +127,10 @@ def adds_int8_exactly() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's allocator to keep what is freed for the next step, and returns whether it did.
+    """Makes glibc's allocator keep freed memory for the next step; returns whether it worked.
 
-    Else each large array of a step is mapped from the system and given back: on two cores that was 3,600 page faults
-    and 4 % of a training step of 220 ms. Where there is no glibc, nothing happens.
+    Otherwise each large array of a step is mapped and unmapped: on two cores that was 3,600 page faults and 4% of a
+    training step of 220 ms. Without glibc this does nothing.
     """
     try:
         adjust = ctypes.CDLL(None).mallopt
@@ -149,7 +149,7 @@ def _cpuinfo() -> str:
 
 
 def _git_commit() -> str | None:
-    """Returns the revision of the checkout that the package runs from, or None where it is installed without one."""
+    """Returns the revision of the checkout that the package runs from, or None if it is installed without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, synced, then renamed into it."""
+"""Atomic writes: a file is written beside its place, synced, then renamed into it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from shiftvit.errors import ShiftViTError, notice
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary path in the same folder and renames the result to `path`.
 
-    A crash or a full disk leaves what was at `path` before.
+    A crash or a full disk leaves the old content of `path`.
 
     Raises:
-        ShiftViTError: the disk is full, the folder is missing or may not be written.
+        ShiftViTError: the disk is full, or the folder is missing or not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -33,7 +33,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # where its parent is no folder, say
+        with contextlib.suppress(OSError):  # for example, where its parent is not a folder
             temporary.unlink(missing_ok=True)
 
 
@@ -44,7 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a new empty folder and puts it in the place of `path`; faults as `write_file`."""
+    """Calls `write` with a new empty folder, then replaces `path` by it; raises as `write_file`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
@@ -55,7 +55,7 @@ def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        # A folder cannot be renamed over one that has content, so the old one steps aside first.
+        # A folder cannot be renamed over a non-empty one, so the old one is moved away first.
         if path.exists():
             path.replace(old)
         temporary.replace(path)
@@ -76,11 +76,11 @@ def sha256(path: Path) -> str:
 
 
 def lock(file: IO[str], wait: bool) -> bool | None:
-    """Locks a file until it is closed or the process ends, however it ends.
+    """Locks a file until it is closed or the process ends.
 
     Returns:
-        True: this process holds the lock; False: another one does; None: there are no such locks here, and
-        unique temporary names and atomic renames alone keep the processes apart.
+        True: this process holds the lock; False: another process does; None: the system has no such locks,
+        and only unique temporary names and atomic renames keep processes apart.
     """
     if sys.platform == "win32":
         return None
@@ -139,9 +139,9 @@ def cache_folder(name: str) -> Path:
 
 
 def unwritable(path: Path, error: OSError) -> ShiftViTError:
-    """Returns the one-line error for a path that cannot be written."""
+    """Returns the error for a path that cannot be written."""
     reason = error.strerror or str(error)
-    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space or name another place with --out")
+    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place with --out")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The named models: one table, and what is published about each."""
+"""The named models, with what is published about each."""
 
 from __future__ import annotations
 
@@ -14,30 +14,25 @@ class Preset:
 
     Attributes:
         arguments: constructor arguments that differ from the defaults of `shiftvit.ShiftViT`.
-        parameters: trainable parameters at the preset's own number of classes.
-        published: top-1 accuracy in percent that its authors report, and on what; None where there is none.
+        published: top-1 accuracy in percent that its authors report, and the data; None: not published.
         description: one line.
     """
 
     arguments: dict[str, Any]
-    parameters: int
     published: tuple[float, str] | None
     description: str
 
 
-def _paper(
-    size: str, kind: str, depths: tuple[int, ...], drop_path: float, parameters: int, top1: float | None = None
-) -> Preset:
+def _paper(size: str, kind: str, depths: tuple[int, ...], drop_path: float, top1: float | None = None) -> Preset:
     wide = {"embed_dim": 128, "num_div": 16} if size == "base" else {}
     return Preset(
         arguments={"depths": depths, "mlp_ratio": 2.0 if kind == "r2" else 4.0, "drop_path": drop_path, **wide},
-        parameters=parameters,
         published=None if top1 is None else (top1, "ImageNet-1K, 224x224"),
         description=f"the paper's official {size} model, variant {kind}",
     )
 
 
-def _cifar(depths: tuple[int, ...], parameters: int, description: str, **changes: Any) -> Preset:
+def _cifar(depths: tuple[int, ...], description: str, **changes: Any) -> Preset:
     return Preset(
         arguments={
             "image_shape": (32, 32, 3),
@@ -50,7 +45,6 @@ def _cifar(depths: tuple[int, ...], parameters: int, description: str, **changes
             "drop_path": 0.0,
             **changes,
         },
-        parameters=parameters,
         published=None,
         description=description,
     )
@@ -59,15 +53,15 @@ def _cifar(depths: tuple[int, ...], parameters: int, description: str, **changes
 # Depths, widths and drop paths are those of the official registry. Accuracies: the table of pretrained models in the
 # authors' repository, microsoft/SPACH, which has none for the others.
 PRESETS: dict[str, Preset] = {
-    "shiftvit_tiny_light": _paper("tiny", "light", (2, 2, 6, 2), 0.2, 19_608_328, 79.4),
-    "shiftvit_tiny_r4": _paper("tiny", "r4", (2, 2, 12, 3), 0.2, 31_426_312),
-    "shiftvit_tiny_r2": _paper("tiny", "r2", (6, 8, 18, 6), 0.2, 28_566_664, 81.7),
-    "shiftvit_small_light": _paper("small", "light", (2, 2, 18, 2), 0.4, 33_796_360, 81.6),
-    "shiftvit_small_r4": _paper("small", "r4", (2, 6, 24, 4), 0.4, 51_523_336),
-    "shiftvit_small_r2": _paper("small", "r2", (10, 18, 36, 10), 0.4, 50_304_136, 82.8),
-    "shiftvit_base_light": _paper("base", "light", (2, 2, 18, 2), 0.5, 59_708_776),
-    "shiftvit_base_r4": _paper("base", "r4", (4, 6, 22, 4), 0.5, 87_271_528),
-    "shiftvit_base_r2": _paper("base", "r2", (10, 18, 36, 10), 0.6, 89_026_408),
+    "shiftvit_tiny_light": _paper("tiny", "light", (2, 2, 6, 2), 0.2, 79.4),
+    "shiftvit_tiny_r4": _paper("tiny", "r4", (2, 2, 12, 3), 0.2),
+    "shiftvit_tiny_r2": _paper("tiny", "r2", (6, 8, 18, 6), 0.2, 81.7),
+    "shiftvit_small_light": _paper("small", "light", (2, 2, 18, 2), 0.4, 81.6),
+    "shiftvit_small_r4": _paper("small", "r4", (2, 6, 24, 4), 0.4),
+    "shiftvit_small_r2": _paper("small", "r2", (10, 18, 36, 10), 0.4, 82.8),
+    "shiftvit_base_light": _paper("base", "light", (2, 2, 18, 2), 0.5),
+    "shiftvit_base_r4": _paper("base", "r4", (4, 6, 22, 4), 0.5),
+    "shiftvit_base_r2": _paper("base", "r2", (10, 18, 36, 10), 0.6),
     "keras_example": Preset(
         arguments={
             "image_shape": (48, 48, 3),
@@ -83,16 +77,15 @@ PRESETS: dict[str, Preset] = {
             "dropout": 0.2,
             "drop_path_mode": "per_stage",
         },
-        parameters=11_690_602,
         published=(76.38, "CIFAR-10, 50 epochs"),
         description="the model of the Keras example on ShiftViT",
     ),
-    "shiftvit_cifar": _cifar((2, 3, 6), 1_980_618, "for 32x32 images; the recipe cifar10 trains it"),
+    "shiftvit_cifar": _cifar((2, 3, 6), "for 32x32 images; the recipe cifar10 trains it"),
     "shiftvit_cifar_tiny": _cifar(
-        (1, 1, 2), 777_866, "for 32x32 images in a hurry; the recipe quick trains it", activation="relu"
+        (1, 1, 2), "for 32x32 images, small and fast; the recipe quick trains it", activation="relu"
     ),
     "shiftvit_cifar_large": _cifar(
-        (3, 4, 8), 10_325_258, "for 32x32 images and a GPU; the recipe accurate trains it", embed_dim=128
+        (3, 4, 8), "for 32x32 images on a GPU; the recipe accurate trains it", embed_dim=128
     ),
 }
 
@@ -101,7 +94,7 @@ def find_preset(name: str) -> Preset:
     """Returns a preset by name.
 
     Raises:
-        ShiftViTError: there is none of that name; the message names the nearest.
+        ShiftViTError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise ShiftViTError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")

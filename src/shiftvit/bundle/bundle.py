@@ -1,9 +1,9 @@
 """`Bundle`: a trained model as a folder or a zip archive of files that hold data only.
 
-`model.safetensors` has the weights; `bundle.json` the format's version, the model's configuration, the labels, the
-preprocessing, the metrics, library versions and the SHA-256 of every other file; `model.onnx`, which not all have, the
-same model as a graph that needs no framework; `README.md`, a model card, is for people and no part of what is checked.
-Loading checks all else and builds the model from the configuration: nothing in a bundle is ever executed.
+`model.safetensors` holds the weights. `bundle.json` holds the format version, the model configuration, the labels, the
+preprocessing, the metrics, library versions and the SHA-256 of the other files. `model.onnx`, which is optional, is the
+same model as a graph that needs no framework. `README.md` is the model card; it is for people and is not verified.
+Loading verifies everything else and builds the model from the configuration: nothing in a bundle is ever executed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 MANIFEST = "bundle.json"
 CARD = "README.md"
-# Bytes of a card that is kept; what is larger is something else.
+# Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
-# The trained models that the package comes with, one folder each.
+# The trained models that come with the package, one folder each.
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 Weights = dict[str, np.ndarray[Any, Any]]
@@ -52,19 +52,19 @@ class Manifest(Settings):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model with all that is needed to use it.
+    """A trained model with everything needed to use it.
 
     Attributes:
         config: the model's constructor arguments.
         labels: the class names, in the order of the logits.
         preprocess: what turns uint8 images into the model's input.
-        weights: variable path to array, float32 or (in half the space) float16.
-        metrics: what was measured, as in a run's `metrics.json`.
+        weights: variable path to array, float32 or float16.
+        metrics: the measured figures, as in a run's `metrics.json`.
         versions: library name to the version that wrote the bundle.
         graph: the model as an ONNX graph, or None.
-        temperature: what logits are divided by before the softmax, so that confidences are as often right as they say
-            (Guo et al., 2017, section 4.2); the graph has it built in.
-        card: the model card, Markdown for people; None: `save` writes one of what the bundle holds.
+        temperature: divides the logits before the softmax, so that confidence matches accuracy (Guo et al., 2017,
+            section 4.2); the graph has it built in.
+        card: the model card, in Markdown; None: `save` writes one from what the bundle holds.
     """
 
     config: ModelConfig
@@ -81,10 +81,10 @@ class Bundle:
     def from_model(
         cls, model: Any, labels: tuple[str, ...], preprocess: Preprocess, metrics: dict[str, Any] | None = None
     ) -> Self:
-        """Takes a copy of a `ShiftViT`'s weights and configuration.
+        """Copies the weights and configuration of a `ShiftViT`.
 
         Raises:
-            ShiftViTError: another number of labels than of logits.
+            ShiftViTError: the labels and the logits differ in number.
         """
         from shiftvit.environment import versions
 
@@ -96,7 +96,7 @@ class Bundle:
         return cls(model.settings, tuple(labels), preprocess, weights, metrics or {}, versions())
 
     def halved(self) -> Self:
-        """Returns the bundle with its weights rounded to float16, and without a graph, which would differ.
+        """Returns the bundle with float16 weights, and without its graph, whose weights would differ.
 
         Raises:
             ShiftViTError: a weight is too large for float16.
@@ -109,10 +109,10 @@ class Bundle:
         return dataclasses.replace(self, weights=weights, graph=None)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the folder `path`, or a zip archive if it ends in ".zip", whole or not at all; a bundle is replaced.
+        """Writes a folder, or a zip archive if `path` ends in ".zip", whole or not at all; replaces a bundle.
 
         Raises:
-            ShiftViTError: no space, no permission, or `path` is something else than a bundle.
+            ShiftViTError: no space, no permission, or `path` exists and is not a bundle.
         """
         path = Path(path)
         check_place(path)
@@ -146,10 +146,10 @@ class Bundle:
 
         Args:
             path: the bundle's folder or zip archive, a run folder that holds one as `bundle/`, or the name of a model
-                that the package comes with.
+                that comes with the package.
 
         Raises:
-            ShiftViTError: no bundle there, a newer format, or a file that is damaged or does not fit.
+            ShiftViTError: there is no bundle, its format is newer, or a file is damaged or does not fit.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -184,7 +184,7 @@ class Bundle:
             dtype: the Keras dtype policy; None: the global one.
 
         Raises:
-            ShiftViTError: weights that do not fit the configuration.
+            ShiftViTError: the weights do not fit the configuration.
         """
         from shiftvit.model.network import ShiftViT
 
@@ -201,18 +201,18 @@ class Bundle:
 
 
 def pretrained_names() -> list[str]:
-    """Returns the names of the models that the package comes with."""
+    """Returns the names of the models that come with the package."""
     return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
 
 
 def check_place(path: Path) -> None:
-    """Raises ShiftViTError if there is something else than a bundle at `path`, which `save` would not replace."""
+    """Raises ShiftViTError if something other than a bundle exists at `path`; `save` would not replace it."""
     if path.exists() and open_container(path, MANIFEST) is None:
-        raise ShiftViTError(f"{str(path)!r} exists and is no bundle, so it is not replaced; name another place")
+        raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
 
 
 def find_bundle(path: str | Path) -> Container:
-    """Returns the files of the bundle for `path`: there, in its subfolder `bundle`, or that of a name.
+    """Returns the files of the bundle at `path`, in its subfolder `bundle`, or of the packaged model of that name.
 
     Raises:
         ShiftViTError: there is none.
@@ -225,7 +225,7 @@ def find_bundle(path: str | Path) -> Container:
         return named
     if (path / "recipe.toml").is_file():
         raise ShiftViTError(f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {path}")
-    there = "is no bundle and holds none" if path.exists() else "does not exist"
+    there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(str(given)) else ""
     raise ShiftViTError(
         f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
@@ -234,7 +234,7 @@ def find_bundle(path: str | Path) -> Container:
 
 
 def _is_far(name: str) -> bool:
-    """Returns whether a name may be a repository's, OWNER/NAME, and cannot be a misspelt path."""
+    """Returns whether a name can be a repository, OWNER/NAME, and is not likely to be a misspelt path."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.exists()
 
 
@@ -242,7 +242,7 @@ def read_manifest(container: Container) -> Manifest:
     """Reads and checks a bundle's JSON.
 
     Raises:
-        ShiftViTError: it is damaged, of a newer format, or lists other files than a bundle has.
+        ShiftViTError: it is damaged, its format is newer, or it lists files that a bundle does not have.
     """
     where = str(container.where)
     content = container.read(MANIFEST)
@@ -252,12 +252,12 @@ def read_manifest(container: Container) -> Manifest:
         raise ShiftViTError(f"{MANIFEST!r} in {where!r} cannot be read ({error}); restore the bundle") from error
     version = tree.get("format") if isinstance(tree, dict) else None
     if isinstance(version, int) and version > FORMAT:
-        raise ShiftViTError(f"{where!r} has format {version} and this shiftvit reads up to {FORMAT}; update shiftvit")
+        raise ShiftViTError(f"{where!r} has format {version}; this shiftvit reads up to {FORMAT}; update shiftvit")
     try:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         raise ShiftViTError(
-            f"{MANIFEST!r} in {where!r} is no valid bundle: {first_fault(error)}; restore it"
+            f"{MANIFEST!r} in {where!r} is not a valid bundle: {first_fault(error)}; restore it"
         ) from error
     if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
         raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")
@@ -265,7 +265,7 @@ def read_manifest(container: Container) -> Manifest:
 
 
 def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
-    """Returns a file's content after its hash is checked.
+    """Returns a file's content after verifying its hash.
 
     Raises:
         ShiftViTError: it is missing or damaged.
@@ -273,13 +273,13 @@ def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
     content = container.read(name)
     if digest(content) != manifest.files[name]:
         raise ShiftViTError(
-            f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 is not the recorded one; restore it"
+            f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 differs from the recorded one; restore it"
         )
     return content
 
 
 def read_card(container: Container) -> str | None:
-    """Returns a bundle's card, or None: one that is missing or was edited must not make the model unusable."""
+    """Returns a bundle's card, or None; a missing or edited card must not make the model unusable."""
     try:
         content = container.read(CARD)
     except ShiftViTError:

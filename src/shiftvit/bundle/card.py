@@ -97,7 +97,7 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
         count=f"{len(trained.labels):,}",
         parameters=f"{_parameters(trained.weights):,}",
         input=size(trained.config.image_shape),
-        preprocessing=_preprocessing(trained.preprocess),
+        preprocessing=preprocessing(trained.preprocess),
         temperature=trained.temperature,
         columns=columns,
         results=results,
@@ -132,6 +132,19 @@ def size(sides: Sequence[int | None]) -> str:
     """Returns "height x width px", with "any" for a side that is not fixed."""
     height, width = sides[:2]
     return f"{height or 'any'} x {width or 'any'} px"
+
+
+def preprocessing(rule: Preprocess) -> str:
+    """Returns the steps from an image to the model's input."""
+    steps = []
+    if rule.resize is not None:
+        target = f"shorter side {rule.resize} px" if isinstance(rule.resize, int) else size(rule.resize)
+        steps.append(f"resize ({target}, {rule.interpolation})")
+    if rule.crop is not None:
+        crop = rule.crop if isinstance(rule.crop, tuple) else (rule.crop, rule.crop)
+        steps.append(f"crop {size(crop)} ({rule.crop_position.replace('_', ' ')})")
+    mean, std = (", ".join(f"{value:g}" for value in np.ravel(numbers)) for numbers in (rule.mean, rule.std))
+    return "; ".join([*steps, f"(pixels - mean) / std with pixels from 0 to 255, mean {mean}, std {std}"])
 
 
 def _training(trained: Trained, facts: Facts, found: Mapping[str, dict[str, float]]) -> dict[str, Any]:
@@ -200,19 +213,6 @@ def _figures(metrics: Mapping[str, Any], split: str) -> dict[str, float]:
     found = metrics.get(split)
     numbers = found.items() if isinstance(found, dict) else []
     return {str(key): value for key, value in numbers if isinstance(value, int | float) and abs(value) < _LARGEST}
-
-
-def _preprocessing(rule: Preprocess) -> str:
-    """Returns the steps from an image to the model's input."""
-    steps = []
-    if rule.resize is not None:
-        target = f"shorter side {rule.resize} px" if isinstance(rule.resize, int) else size(rule.resize)
-        steps.append(f"resize ({target}, {rule.interpolation})")
-    if rule.crop is not None:
-        crop = rule.crop if isinstance(rule.crop, tuple) else (rule.crop, rule.crop)
-        steps.append(f"crop {size(crop)} ({rule.crop_position.replace('_', ' ')})")
-    mean, std = (", ".join(f"{value:g}" for value in np.ravel(numbers)) for numbers in (rule.mean, rule.std))
-    return "; ".join([*steps, f"(pixels - mean) / std with pixels from 0 to 255, mean {mean}, std {std}"])
 
 
 def _parameters(weights: Mapping[str, np.ndarray[Any, Any]]) -> int:

@@ -1,4 +1,4 @@
-"""The files of a bundle, in a folder or in a single zip archive, and the checks that both need."""
+"""The files of a bundle in a folder or a zip archive, and the checks that both need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
 
-# An archive's entry may unpack to so many times its size, or to the floor: weights hardly shrink, bombs do.
+# The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
 _MAX_RATIO = 20
 _FLOOR = 2**24
 # Zip archives cannot hold an earlier date; a fixed one makes equal bundles equal archives.
@@ -53,14 +53,14 @@ class Archive:
                 if entry.file_size > max(_FLOOR, _MAX_RATIO * entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
-                        f"{entry.compress_size:,}, which no model does; get the bundle anew"
+                        f"{entry.compress_size:,}, which no model does; get the bundle again"
                     )
                 return archive.read(entry)
         except KeyError:
             raise _unreadable(self.where, name, "it is not in the archive") from None
         except ShiftViTError:
             raise
-        except Exception as error:  # those of the decompressors have no base class in common
+        except Exception as error:  # the decompressors' errors share no base class
             raise _unreadable(self.where, name, str(error)) from error
 
 
@@ -68,7 +68,7 @@ def open_container(path: Path, name: str) -> Container | None:
     """Returns the container at `path` if it holds a file `name`, else None.
 
     Raises:
-        ShiftViTError: there is a file that cannot be read.
+        ShiftViTError: a file cannot be read.
     """
     try:
         if path.is_dir():
@@ -82,7 +82,7 @@ def open_container(path: Path, name: str) -> Container | None:
 
 
 def write_container(path: Path, contents: dict[str, bytes]) -> None:
-    """Writes files as a folder, or as a zip archive where the path ends in ".zip": all of them or nothing.
+    """Writes files as a folder, or as a zip archive if the path ends in ".zip": all of them or none.
 
     Raises:
         ShiftViTError: no space or no permission.
@@ -108,11 +108,11 @@ def digest(content: bytes) -> str:
 
 
 def _write_archive(path: Path, contents: dict[str, bytes]) -> None:
-    # Stored, not deflated: weights do not shrink, and other tools can map them.
+    # Stored, not deflated: weights do not compress, and other tools can map them.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
             entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o644 << 16  # wherever it is written: all may read
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # on every system: readable by all
             archive.writestr(entry, content)
 
 

@@ -1,4 +1,4 @@
-"""What a model is made of, computed from its configuration alone: no framework is loaded."""
+"""A model's stages, size and cost, computed from its configuration without loading a framework."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.bundle.bundle import Bundle, find_bundle, pretrained_names
+from shiftvit.bundle.card import preprocessing
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.presets import PRESETS
@@ -17,7 +18,7 @@ def stage_rows(config: ModelConfig) -> Rows:
     """Returns a row for the patch embedding, each stage (with the merging that leads to it) and the head.
 
     Each row has `part`, `resolution` (rows x columns of the map), `channels`, `blocks`, `parameters` (trainable) and
-    `multiply_adds` of one image in the matrix products; those are None where the image size is open.
+    `multiply_adds` of one image in the matrix products; None if the image size is not fixed.
     """
     norm = 2  # a scale and an offset for each channel, in all three kinds
     height, width, colours = config.image_shape
@@ -48,29 +49,32 @@ def describe(name: str) -> dict[str, Any]:
     """Describes a preset, a run folder or a bundle.
 
     Returns:
-        `{"title", "stages": rows of stage_rows with a total, "notes": lines of text}`.
+        `{"title", "stages": rows of `stage_rows` and a total, "notes": texts by name}`.
 
     Raises:
-        ShiftViTError: neither a preset nor a folder with a bundle.
+        ShiftViTError: `name` is neither a preset nor a model.
     """
     if name in PRESETS:
         preset = PRESETS[name]
-        notes = [preset.description]
+        notes = {"description": preset.description}
         if preset.published is not None:
             top1, where = preset.published
-            notes.append(f"published top-1: {top1} % ({where})")
+            notes["published"] = f"top-1 {top1}% ({where})"
         return _described(f"Preset {name}", ModelConfig(**preset.arguments), notes)
     if not Path(name).exists() and name not in pretrained_names():
         valid = [*PRESETS, *pretrained_names()]
         raise ShiftViTError(f"{name!r} is neither a name nor a path; {nearest(name, valid)} Or give a run folder.")
     bundle = Bundle.load(name)
-    notes = [f"classes: {', '.join(bundle.labels[:12])}{' ...' if len(bundle.labels) > 12 else ''}"]
-    notes.append(f"preprocessing: {bundle.preprocess.model_dump(exclude_none=True)}")
-    for split in ("val", "test"):
+    count = len(bundle.labels)
+    notes = {
+        "classes": ", ".join(bundle.labels[:12]) + (f" and {count - 12:,} more" if count > 12 else ""),
+        "preprocessing": preprocessing(bundle.preprocess),
+    }
+    for split, title in (("val", "validation"), ("test", "test")):
         if split in bundle.metrics:
             found = bundle.metrics[split]
-            notes.append(
-                f"{split}: top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f} "
+            notes[title] = (
+                f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f} "
                 f"({found['n']:,} images)"
             )
     return _described(f"Model in {find_bundle(name).where}", bundle.config, notes)
@@ -136,6 +140,6 @@ def _total(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _described(title: str, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
+def _described(title: str, config: ModelConfig, notes: dict[str, str]) -> dict[str, Any]:
     rows = stage_rows(config)
     return {"title": title, "stages": [*rows, _total(rows)], "notes": notes}

@@ -1,7 +1,7 @@
-"""Trained models to and from the Hugging Face Hub: `push` and `pull`, each whole or not at all.
+"""`push` and `pull`: trained models to and from the Hugging Face Hub, all of a model or nothing.
 
-What goes over the wire and who may do so is `huggingface_hub`'s affair: the token is the one that `hf auth login` or
-HF_TOKEN gave it, the address is HF_ENDPOINT's. Here is decided which files go, and that what came is a bundle.
+`huggingface_hub` handles the transfer, the token (`hf auth login` or HF_TOKEN) and the address (HF_ENDPOINT). This
+module decides which files are transferred and verifies that a download is a bundle.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from shiftvit.bundle.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS,
 from shiftvit.bundle.card import addressed, write_card
 from shiftvit.errors import ShiftViTError
 
-# The files that are taken from a repository, and bytes beyond which one is no such file. The paper's largest model has
-# 400 MB of weights.
+# The files that are downloaded, and the bytes that each may have. The paper's largest model has 400 MB of weights.
 _LARGEST = {MANIFEST: 2**24, WEIGHTS: 2**32, GRAPH: 2**32, CARD: LARGEST_CARD}
-# Seconds for the listing; the files themselves have the client's own limits and retries.
+# Seconds for the listing; for the files the client has its own limits and retries.
 _PATIENCE = 30.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -30,19 +29,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 def push(
     bundle: Bundle | str | Path, repository: str, *, private: bool = False, message: str = "Upload a ShiftViT model"
 ) -> str:
-    """Uploads a bundle in one commit and returns the repository's address; a bundle that lies there is replaced.
+    """Uploads a bundle in one commit and returns the repository's address; replaces a bundle that is already there.
 
-    Files of the repository that are no part of a bundle stay as they are.
+    Other files in the repository stay as they are.
 
     Args:
         bundle: a `Bundle`, or what `Bundle.load` takes.
-        repository: "OWNER/NAME"; made if it is not there.
-        private: only the owner may see it; one that is public already is refused.
-        message: of the commit.
+        repository: "OWNER/NAME"; created if it does not exist.
+        private: make the repository private; a public one is refused.
+        message: the commit message.
 
     Raises:
-        ShiftViTError: no such bundle or one that is damaged, a wrong name, no token or one that may not write there,
-            no network.
+        ShiftViTError: the bundle is missing or damaged, the name is invalid, there is no token, the token has no
+            write access, or the network fails.
     """
     library = _library()
     _check_name(library, repository)
@@ -52,7 +51,7 @@ def push(
     api = library.HfApi()
     with _one_line(repository, api.endpoint):
         if library.get_token() is None:
-            raise ShiftViTError(f"there is no token for {api.endpoint}, which pushing needs; log in: hf auth login")
+            raise ShiftViTError(f"there is no token for {api.endpoint}; log in: hf auth login")
         address = api.create_repo(repository, private=private or None, exist_ok=True)
         there = api.model_info(repository, timeout=_PATIENCE)
         if private and not there.private:
@@ -61,7 +60,7 @@ def push(
                 f"{address}, or name another"
             )
         added = [library.CommitOperationAdd(name, content) for name, content in contents.items()]
-        # A graph of other weights would be found by other tools.
+        # Other tools would find a leftover graph, whose weights differ.
         stale = sorted({file.rfilename for file in there.siblings or []} & _LARGEST.keys() - contents.keys())
         deleted = [library.CommitOperationDelete(name) for name in stale]
         api.create_commit(repository, [*added, *deleted], commit_message=message)
@@ -69,16 +68,16 @@ def push(
 
 
 def pull(repository: str, *, revision: str | None = None, out: str | Path | None = None) -> Path:
-    """Downloads a bundle, checks it as `Bundle.load` does and returns where it lies; what fails leaves nothing.
+    """Downloads a bundle, verifies it as `Bundle.load` does and returns its path; a failure leaves nothing behind.
 
     Args:
         repository: "OWNER/NAME".
-        revision: a branch, a tag or a commit; None: the newest of the main branch.
-        out: the folder to make, or a file that ends in ".zip"; None: the folder NAME. A bundle there is replaced.
+        revision: a branch, a tag or a commit; None: the newest on the main branch.
+        out: the folder or .zip file to create; None: the folder NAME. An existing bundle is replaced.
 
     Raises:
-        ShiftViTError: a wrong name, no such repository or revision, no bundle in it or one that is damaged, a file of
-            an absurd size, something else at `out`, no space, no network.
+        ShiftViTError: the name is invalid, the repository or revision does not exist, it holds no valid bundle, a
+            file is too large, `out` is not a bundle, there is no space, or the network fails.
     """
     library = _library()
     _check_name(library, repository)
@@ -90,7 +89,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
     names = _wanted(repository, {file.rfilename: file.size for file in found.siblings or []})
     with _beside(path) as folder:
         for name in names:
-            # All of the commit that was listed, whatever is pushed meanwhile.
+            # All from the listed commit, whatever is pushed in the meantime.
             with _one_line(repository, api.endpoint, found.sha):
                 api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
         try:
@@ -111,7 +110,7 @@ def _library() -> Any:
 
 
 def _check_name(library: Any, repository: str) -> None:
-    """Raises ShiftViTError unless it is OWNER/NAME as the Hub has it."""
+    """Raises ShiftViTError unless the name is OWNER/NAME by the Hub's rules."""
     try:
         library.utils.validate_repo_id(repository)
         fits = repository.count("/") == 1
@@ -119,15 +118,15 @@ def _check_name(library: Any, repository: str) -> None:
         fits = False
     if not fits:
         raise ShiftViTError(
-            f"{repository!r} names no repository; write OWNER/NAME in letters, digits, '-', '_' and '.', as in me/pets"
+            f"{repository!r} is not a repository; write OWNER/NAME in letters, digits, '-', '_' and '.', as in me/pets"
         )
 
 
 def _wanted(repository: str, sizes: Mapping[str, int | None]) -> list[str]:
-    """Returns which files to download, of a listing from name to bytes."""
+    """Returns the files to download, from a listing of names and bytes."""
     missing = [name for name in (MANIFEST, WEIGHTS) if name not in sizes]
     if missing:
-        raise ShiftViTError(f"{repository!r} holds no bundle: it has no {missing[0]}; name one that was pushed")
+        raise ShiftViTError(f"{repository!r} is not a bundle: it has no {missing[0]}; choose one that shiftvit pushed")
     names = []
     for name, largest in _LARGEST.items():
         size = sizes.get(name, -1)
@@ -145,7 +144,7 @@ def _wanted(repository: str, sizes: Mapping[str, int | None]) -> list[str]:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """Makes an empty folder on the disk of `path`; it is gone afterwards, or at the next time if this one is killed."""
+    """Creates an empty folder on the disk of `path` and removes it, together with those that killed runs left."""
     path = path.absolute()
     place = path.with_name(f".{path.name}.pull")
     folder = place / "files"
@@ -156,7 +155,7 @@ def _beside(path: Path) -> Iterator[Path]:
         raise files.unwritable(place, error) from error
     with lock:
         if files.lock(lock, wait=False) is False:
-            raise ShiftViTError(f"another process pulls to {str(path)!r}; wait for it, or name another with --out")
+            raise ShiftViTError(f"another process is pulling to {str(path)!r}; wait for it, or choose another --out")
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -169,21 +168,21 @@ def _beside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _one_line(repository: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what the client raises into one line; no token is in any of its messages."""
+    """Turns what the client raises into one line; its messages never contain a token."""
     errors = _library().errors
     try:
         yield
     except ShiftViTError:
         raise
-    except Exception as error:  # those of the network library, which differs from version to version of the client
-        chain: list[BaseException] = [error]  # the client wraps what it met, once or twice
+    except Exception as error:  # errors of the network library, which depends on the client's version
+        chain: list[BaseException] = [error]  # the client wraps the original error, once or twice
         while (cause := chain[-1].__cause__) is not None:
             chain.append(cause)
         met = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), chain[-1])
         if isinstance(met, errors.HfHubHTTPError):
             raise ShiftViTError(_refusal(met, repository, endpoint, revision)) from error
         if isinstance(met, errors.OfflineModeIsEnabled):
-            raise ShiftViTError(f"HF_HUB_OFFLINE is set, so {endpoint} is not asked; unset it") from error
+            raise ShiftViTError(f"HF_HUB_OFFLINE is set, so {endpoint} is not contacted; unset it") from error
         if isinstance(met, OSError) and met.errno in _FULL:
             raise files.unwritable(Path(met.filename or "."), met) from error
         raise ShiftViTError(
@@ -193,21 +192,21 @@ def _one_line(repository: str, endpoint: str, revision: str | None = None) -> It
 
 
 def _refusal(error: Any, repository: str, endpoint: str, revision: str | None) -> str:
-    """Returns what an answer of the Hub with a status of 400 or more means, and the mend."""
+    """Returns what an error status of the Hub means, and what to do."""
     errors, status = _library().errors, error.response.status_code
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository!r} has no revision {revision!r}; give a branch, a tag or a commit, or leave it out"
     if isinstance(error, errors.GatedRepoError):
-        return f"{repository!r} is for those who were let in; ask at {endpoint}/{repository}, then: hf auth login"
+        return f"{repository!r} is gated; request access at {endpoint}/{repository}, then: hf auth login"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{endpoint} shows no repository {repository!r}; check the name, or, if it is private: hf auth login"
+        return f"{endpoint} has no repository {repository!r}; check the name; if it is private: hf auth login"
     if status == 401:
-        return f"{endpoint} refuses the token; get a new one and log in with it: hf auth login"
+        return f"{endpoint} rejects the token; create a new one and log in: hf auth login"
     if status == 403:
-        return f"{endpoint} forbids this token {repository!r}; log in with one that may: hf auth login"
+        return f"this token has no access to {repository!r} at {endpoint}; log in with one that has: hf auth login"
     if status == 429 or status >= 500:
-        return f"{endpoint} has no time or a fault (status {status}); try again later"
-    return f"{endpoint} refuses this for {repository!r} (status {status}: {_first_line(error.server_message or error)})"
+        return f"{endpoint} is overloaded or failing (status {status}); try again later"
+    return f"{endpoint} rejects this for {repository!r} (status {status}: {_first_line(error.server_message or error)})"
 
 
 def _first_line(error: object) -> str:

@@ -1,4 +1,4 @@
-"""`Metadata`: what an exported graph says of itself, in the place that its own format has for that."""
+"""`Metadata`: what an exported graph carries about itself, stored where its format keeps metadata."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shiftvit.config import Settings, first_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# The entry's name in every format that has named entries, and the stem of the file in those that hold files.
+# The entry's name in formats with named entries, and the file's stem in formats that hold files.
 KEY = "shiftvit"
 FILE = "shiftvit.json"
 
@@ -18,37 +18,37 @@ Precision = Literal["f32", "bf16", "int8"]
 
 
 class Metadata(Settings):
-    """All that is needed to use a graph without this project."""
+    """Everything needed to use a graph without this package."""
 
     format: Literal[1] = 1
     labels: tuple[str, ...] = Field(min_length=1, description="class names, in the order of the probabilities")
     preprocess: Preprocess = Field(
-        description="what makes the input of an image: resize and crop come before the graph, mean and std are in it"
+        description="from an image to the input: resize and crop come before the graph, mean and std are part of it"
     )
     input_shape: tuple[int, int, int] = Field(description="height, width, channels (RGB) of the uint8 input")
     precision: Precision = "f32"
     saturates: bool | None = Field(
         None,
-        description="int8: whether a sum of products can be cut off on processors without VNNI; null: not examined",
+        description="int8: whether sums of products can saturate on processors without VNNI; null: not examined",
     )
-    versions: dict[str, str] = Field({}, description="the libraries that wrote it")
+    versions: dict[str, str] = Field({}, description="the versions of the libraries that wrote it")
 
     @classmethod
     def parse(cls, text: str | bytes | None, origin: str) -> Self:
         """Reads the JSON that a graph carries.
 
         Raises:
-            ShiftViTError: there is none, or it is not valid; the message begins with `origin`.
+            ShiftViTError: there is none or it is invalid; the message begins with `origin`.
         """
         if not text:
             raise ShiftViTError(
                 f"{origin} carries no shiftvit metadata, so its labels and preprocessing are unknown; "
-                "give a graph that `shiftvit export` wrote"
+                "use a graph that `shiftvit export` wrote"
             )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ShiftViTError(f"{origin} carries invalid metadata: {first_fault(error)}; export it anew") from error
+            raise ShiftViTError(f"{origin} carries invalid metadata: {first_fault(error)}; export it again") from error
 
     def dump(self) -> str:
         """Returns the JSON to store."""
@@ -64,12 +64,12 @@ def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
     """Returns the metadata of a bundle's graph.
 
     Raises:
-        ShiftViTError: the model takes images of any size, has no classes, or the preprocessing makes another size.
+        ShiftViTError: the model accepts any image size or has no classes, or the preprocessing gives another size.
     """
     height, width, channels = bundle.config.image_shape
     if height is None or width is None:
         raise ShiftViTError(
-            f"image_shape={bundle.config.image_shape} leaves the size open and a graph has one; train with a fixed size"
+            f"image_shape={bundle.config.image_shape} fixes no size, which a graph needs; train with a fixed size"
         )
     if not bundle.labels:
         raise ShiftViTError("the model has no classes (num_classes=0), so there is nothing to predict; train a head")
@@ -80,7 +80,7 @@ def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
         preprocess=bundle.preprocess.fitted(height, width),
         input_shape=(height, width, channels),
         precision=precision,
-        # The gate holds the artifact to it.
+        # The gate compares it with the artifact's.
         saturates=False if precision == "int8" else None,
         versions=versions(),
     )

@@ -7,25 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import Json, show
+from shiftvit.cli.tables import Json, examples, show
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog="Examples: shiftvit benchmark | shiftvit benchmark shiftvit_cifar --train --batch-size 128 | "
-        "shiftvit benchmark cifar10 --runtime openvino --json"
+        epilog=examples(
+            "shiftvit benchmark",
+            "shiftvit benchmark shiftvit_cifar --train --batch-size 128",
+            "shiftvit benchmark cifar10 --runtime openvino --json",
+        )
     )(benchmark)
 
 
 def benchmark(
-    model: Annotated[
-        str, typer.Argument(help="Preset (with --train), run folder, bundle or name of a model.")
-    ] = "cifar10",
-    train: Annotated[bool, typer.Option("--train/--predict", help="Training steps, or prediction.")] = False,
-    batch_size: Annotated[list[int] | None, typer.Option(help="Images a step; may be repeated.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements, of which the median is given.")] = 5,
-    runtime: Annotated[str, typer.Option(help="What predicts; auto: the fastest installed.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of training: auto, float32 or mixed_bfloat16.")] = "auto",
+    model: Annotated[str, typer.Argument(help="Preset (with --train), run folder, bundle or model name.")] = "cifar10",
+    train: Annotated[bool, typer.Option("--train/--predict", help="Measure training steps or prediction.")] = False,
+    batch_size: Annotated[list[int] | None, typer.Option(help="Images per step; repeatable.")] = None,
+    repeats: Annotated[int, typer.Option(help="Measurements; their median is reported.")] = 5,
+    runtime: Annotated[str, typer.Option(help="Prediction runtime; auto: the fastest one installed.")] = "auto",
+    precision: Annotated[str, typer.Option(help="Training precision: auto, float32 or mixed_bfloat16.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure images/s and the share of this machine's peak."""

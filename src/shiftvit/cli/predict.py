@@ -12,27 +12,31 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.cli.tables import examples
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, nearest, notice
 
 if TYPE_CHECKING:
     from shiftvit.cli.rows import Format
     from shiftvit.inference.predict import Failure, Prediction, Predictor
 
-# What an image file on standard input begins with; anything else there is a list of paths.
+# How image files begin; anything else on standard input is a list of paths.
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _FORMATS = "table, json, jsonl or csv"
-# Images in a grid; a picture of more is hard to look at.
+# Images in a grid; more would be hard to read.
 _SHOWN = 60
-# Images from which on a bar is worth its place.
+# Fewer images need no bar.
 _MANY = 200
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog="Examples: shiftvit predict | shiftvit predict photos/ --recursive --grid grid.png | "
-        "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv | "
-        "find . -name '*.png' | shiftvit predict - --format jsonl"
+        epilog=examples(
+            "shiftvit predict",
+            "shiftvit predict photos/ --recursive --grid grid.png",
+            "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
+            "find . -name '*.png' | shiftvit predict - --format jsonl",
+        )
     )(predict)
 
 
@@ -41,28 +45,29 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[PATH|DIR|GLOB|-]...",
-            help="Image files, folders of them, patterns, or - for an image or a list of paths on standard input. "
-            "Left out: the sample images that come with shiftvit.",
+            help="Image files, folders or patterns; - reads an image or a list of paths from standard input "
+            "(default: the sample images that come with shiftvit).",
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Run folder, bundle, export, or the name of a model.")] = "cifar10",
+    model: Annotated[str, typer.Option(help="Run folder, bundle, export or model name.")] = "cifar10",
     runtime: Annotated[
-        str, typer.Option(help="onnxruntime, openvino, litert, tensorflow, torch, keras; auto: the fastest installed.")
+        str,
+        typer.Option(help="onnxruntime, openvino, litert, tensorflow, torch, keras; auto: the fastest installed."),
     ] = "auto",
-    top_k: Annotated[int | None, typer.Option(help="Classes a row; default 3, in JSON 5, in CSV 1.")] = None,
-    kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"What to print: {_FORMATS}.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="File to write instead of printing.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Classes per image (default: 3; JSON 5, CSV 1).")] = None,
+    kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"Output format: {_FORMATS}.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write the output to this file.")] = None,
     grid: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (PNG).")
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders within folders.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; default one for each core.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images that the model gets at a time.")] = 64,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     all_files: Annotated[
-        bool, typer.Option("--all-files", help="Of folders take every file, not only images.")
+        bool, typer.Option("--all-files", help="Include every file in folders, not only images.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be used.")] = False,
-    max_pixels: Annotated[int | None, typer.Option(help="Refuse images with more pixels than this.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")] = False,
+    max_pixels: Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")] = None,
 ) -> None:
     """Classify images."""
     from shiftvit.cli.rows import DEFAULT_TOP_K, Format
@@ -70,7 +75,7 @@ def predict(
     from shiftvit.inference.predict import Predictor
 
     if kind not in list(Format):
-        raise ShiftViTError(f"--format {kind!r} is none of {_FORMATS}")
+        raise ShiftViTError(f"there is no format {kind!r}; {nearest(kind, list(Format))}")
     form = Format(kind)
     sources = _sources(paths, recursive, all_files)
     if not paths:
@@ -99,7 +104,7 @@ def _write(
     top_k: int,
     keep: int,
 ) -> tuple[int, list[tuple[Any, Prediction]]]:
-    """Writes the rows as they come; returns 0, 3 after failures or 130 when stopped, and what the grid shows."""
+    """Writes rows as they arrive; returns the status (0, 3 after failures, 130 if stopped) and the grid's images."""
     from shiftvit.cli.rows import Writer
     from shiftvit.inference.predict import Failure
 
@@ -138,9 +143,9 @@ def _write(
         f"{done:,} image{'s' * (done != 1)} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"
     ]
     if known:
-        said.append(f"{hits:,} of {known:,} as their folders say ({hits / known:.1%})")
+        said.append(f"{hits:,} of {known:,} match their folder's name ({hits / known:.1%})")
     if failures:
-        said.append(f"{failures:,} could not be used")
+        said.append(f"{failures:,} could not be read")
     notice("; ".join(said))
     return 3 if failures else 0, shown
 
@@ -166,12 +171,12 @@ def _standard_input() -> list[Any]:
     lines = [line.rstrip(b"\r") for line in content.split(separator)]
     names = [line.decode(sys.getfilesystemencoding(), "surrogateescape") for line in lines if line]
     if not names:
-        raise ShiftViTError("standard input is empty; pipe an image into it, or a list of paths, one a line")
+        raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
     return names
 
 
 def _truth(name: str, labels: tuple[str, ...]) -> str | None:
-    """Returns the name of the file's folder if that is one of the classes."""
+    """Returns the name of the file's folder if it is a class."""
     folder = Path(name).parent.name
     return folder if folder in labels else None
 
@@ -179,7 +184,7 @@ def _truth(name: str, labels: tuple[str, ...]) -> str | None:
 @contextlib.contextmanager
 def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
-        # File names may hold what the screen's encoding lacks.
+        # File names may contain characters that the terminal's encoding lacks.
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
         yield sys.stdout
@@ -204,6 +209,6 @@ def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor)
         for source, result in shown
     ]
     known = [tile for tile in tiles if tile.right is not None]
-    hits = f": {sum(bool(tile.right) for tile in known)} of {len(known)} right" if known else ""
+    hits = f": {sum(bool(tile.right) for tile in known)} of {len(known)} correct" if known else ""
     prediction_grid(tiles, path, f"Predictions for {len(tiles)} image{'s' * (len(tiles) != 1)}{hits}")
     notice(f"grid: {path}")

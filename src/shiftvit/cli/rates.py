@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
-from shiftvit.cli.tables import Json
+from shiftvit.cli.tables import Json, examples
 from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
 
@@ -19,8 +19,11 @@ from shiftvit.console import Bar
 def add_to(app: typer.Typer) -> None:
     app.command(
         "find-rate",
-        epilog="Examples: shiftvit find-rate | shiftvit find-rate --recipe cifar10 --figure rates.png | "
-        "shiftvit find-rate --data photos/ --set train.batch_size=64 --json",
+        epilog=examples(
+            "shiftvit find-rate",
+            "shiftvit find-rate --recipe cifar10 --figure rates.png",
+            "shiftvit find-rate --data photos/ --set train.batch_size=64 --json",
+        ),
     )(find_rate)
 
 
@@ -28,13 +31,16 @@ def find_rate(
     recipe: RecipeName = None,
     changes: Changes = None,
     data: Data = None,
-    steps: Annotated[int, typer.Option(help="Training steps, from the lowest rate to the highest.")] = 100,
-    low: Annotated[float, typer.Option(help="The first rate.")] = 1e-6,
-    high: Annotated[float, typer.Option(help="The last rate.")] = 10.0,
-    figure: Annotated[Path | None, typer.Option(help="A PNG with the loss over the rate.")] = None,
+    steps: Annotated[int, typer.Option(help="Training steps from the lowest to the highest rate.")] = 100,
+    low: Annotated[float, typer.Option(help="Lowest rate.")] = 1e-6,
+    high: Annotated[float, typer.Option(help="Highest rate.")] = 10.0,
+    figure: Annotated[Path | None, typer.Option(help="Plot the loss against the rate (PNG).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Suggest a learning rate from one short run. Exit status 1 if the loss did not fall."""
+    """Suggest a learning rate from one short run.
+
+    Exits with status 1 if the loss did not fall.
+    """
     wanted = load_recipe(recipe, changes, data)
     prepare_backend()
     from shiftvit.figures.run import rate_search

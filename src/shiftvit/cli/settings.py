@@ -1,4 +1,4 @@
-"""The options of the command line that make a recipe: `--recipe`, `--set KEY=VALUE`, `--data`."""
+"""The options that choose and change a recipe: `--recipe`, `--set KEY=VALUE`, `--data`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ if TYPE_CHECKING:
 
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", help="A name (see `shiftvit recipes`) or a .toml file; default quick, or photos."),
+    typer.Option(
+        "--recipe",
+        help="Recipe name (see `shiftvit recipes`) or .toml file (default: quick, or photos for your own images).",
+    ),
 ]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
-]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", metavar="PATH|NAME", help="Your own images (folder, CSV, .npz, Parquet), or a data set by name."
+        "--data", metavar="PATH|NAME", help="Your own images (folder, CSV, .npz or Parquet), or a data set name."
     ),
 ]
 
 
 def read_overrides(items: Sequence[str] | None, data: str | None = None) -> dict[str, Any]:
-    """Returns what `--set` and `--data` were given, key -> value, as `Recipe.load` takes it.
+    """Returns the settings from `--set` and `--data`, by dotted key, as `Recipe.load` takes them.
 
     Raises:
-        ShiftViTError: an item without "=".
+        ShiftViTError: an item has no "=".
     """
     overrides: dict[str, Any] = {}
     for item in items or []:
@@ -41,22 +42,22 @@ def read_overrides(items: Sequence[str] | None, data: str | None = None) -> dict
             raise ShiftViTError(f"--set {item!r} has no value; write --set KEY=VALUE, as in --set train.epochs=3")
         overrides[key.strip()] = value.strip()
     if data is not None:
-        overrides["data.name"] = json.dumps(data)  # quoted, or a folder called 2026 would be a number
+        overrides["data.name"] = json.dumps(data)  # quoted: a folder named 2026 must not become a number
     return overrides
 
 
 def recipe_for(data: str | None) -> str:
-    """Returns the recipe where none is named: `photos` for a user's own images, else `quick`."""
+    """Returns the default recipe: `photos` for a user's own images, else `quick`."""
     from shiftvit.data import named
 
     return "photos" if data is not None and named.is_path(data) else "quick"
 
 
 def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | None) -> Recipe:
-    """Returns the recipe that the options stand for, with data that are there.
+    """Returns the recipe that the options describe.
 
     Raises:
-        ShiftViTError: no such recipe or data, or a wrong setting.
+        ShiftViTError: the recipe, its data or a setting is wrong or missing.
     """
     from shiftvit.data import named
     from shiftvit.recipes.recipe import Recipe

@@ -8,20 +8,22 @@ from typing import Annotated
 
 import typer
 
-from shiftvit.cli.tables import Json, show
+from shiftvit.cli.tables import Json, examples, show, show_pairs
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(epilog="Examples: shiftvit info shiftvit_tiny_r2 | shiftvit info runs/mine | shiftvit info")(info)
+    app.command(epilog=examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))(info)
     app.command("recipes")(list_recipes)
-    app.command(epilog="Example: shiftvit report runs/mine --out mine.html")(report)
+    app.command(epilog=examples("shiftvit report runs/mine --out mine.html"))(report)
 
 
 def info(
-    name: Annotated[str | None, typer.Argument(metavar="[PRESET|RUN|BUNDLE]", help="Left out: all presets.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[PRESET|RUN|BUNDLE]", help="Model to describe (default: list the presets).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a model is made of, stage by stage."""
+    """Show a model's stages, their size and their cost."""
     from shiftvit.bundle import describe
 
     if name is None:
@@ -33,24 +35,21 @@ def info(
         print(json.dumps(found))
         return
     show(found["stages"], found["title"], False)
-    for line in found["notes"]:
-        print(line)
+    show_pairs(found["notes"])
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page to write; default RUN/report.html.")
-    ] = None,
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Page to write (default: RUN/report.html).")] = None,
 ) -> None:
-    """Write a run as one HTML page with its figures inside."""
+    """Write a run as one HTML page, figures included."""
     from shiftvit.evaluation.report import write_report
 
     print(f"wrote {write_report(run, out)}")
 
 
 def list_recipes() -> None:
-    """List the recipes and what to expect of each."""
+    """List the recipes and what to expect from each."""
     from shiftvit import recipes
 
     for index, name in enumerate(recipes.names()):

@@ -1,9 +1,11 @@
-"""Tables on the screen, or JSON in their place."""
+"""What commands print: tables or JSON, aligned lines, the examples in their help."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,25 +14,42 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+# Columns of what is not shown on a terminal.
+_WIDE = 10_000
 
 
 def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
+    """Prints a table under its title, or the rows as JSON."""
     if as_json:
         print(json.dumps(rows))
         return
     from rich.console import Console
 
-    # Piped output has no width of its own; rich would cut at 80.
-    Console(width=None if sys.stdout.isatty() else 120).print(_table(rows, title))
+    # Piped output has no width of its own, and rich would cut at 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(_table(rows))
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
+def show_pairs(pairs: dict[str, str]) -> None:
+    """Prints a line for each name and its value, aligned; on a terminal, long values wrap between words."""
+    margin = max(map(len, pairs), default=0) + 2
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    for name, value in pairs.items():
+        lines = textwrap.wrap(value, max(20, width - margin), break_long_words=False, break_on_hyphens=False)
+        print(f"{name:{margin}}" + f"\n{'':{margin}}".join(lines))
+
+
+def examples(*commands: str) -> str:
+    """Returns the end of a command's help: its examples, each on its own line."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for key in rows[0]:
         numeric = isinstance(rows[0][key], int)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)

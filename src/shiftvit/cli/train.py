@@ -10,33 +10,37 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli.settings import Changes, Data, RecipeName, read_overrides, recipe_for
-from shiftvit.cli.tables import Json, show
+from shiftvit.cli.tables import Json, examples, show
 
-# Classes that are listed on the screen; the file has all.
+# Classes that are printed; the file has all.
 _CLASSES = 40
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog="Examples: shiftvit train | shiftvit train --recipe cifar10 --out runs/mine | "
-        "shiftvit train --set train.optimizer.learning_rate=0.005 --epochs 5 | shiftvit train --resume runs/mine"
+        epilog=examples(
+            "shiftvit train",
+            "shiftvit train --recipe cifar10 --out runs/mine",
+            "shiftvit train --data photos/ --set train.optimizer.learning_rate=0.005",
+            "shiftvit train --resume runs/mine",
+        )
     )(train)
-    app.command(epilog="Examples: shiftvit evaluate runs/mine | shiftvit evaluate runs/mine --corruptions")(evaluate)
+    app.command(epilog=examples("shiftvit evaluate runs/mine", "shiftvit evaluate runs/mine --corruptions"))(evaluate)
 
 
 def train(
     recipe: RecipeName = None,
     changes: Changes = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs to train; short for --set train.epochs=N.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs; short for --set train.epochs=N.")] = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make; default runs/RECIPE-DATE.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to create (default: runs/RECIPE-DATE).")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to resume.")] = None,
     auto_batch: Annotated[
-        bool, typer.Option("--auto-batch", help="Where memory runs out, compute each batch in parts and go on.")
+        bool, typer.Option("--auto-batch", help="If memory runs out, compute each batch in parts and continue.")
     ] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard files.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
 ) -> None:
-    """Train, evaluate and keep a model in a run folder."""
+    """Train and evaluate a model; keep it in a run folder."""
     overrides = read_overrides(changes, data)
     if epochs is not None:
         overrides["train.epochs"] = epochs
@@ -48,12 +52,12 @@ def train(
     from shiftvit.data import named
     from shiftvit.training.runfolder import choose_run
 
-    # What is wrong is told at once, before a framework is loaded.
-    chosen, _ = choose_run(recipe, out, resume, overrides)
+    # Report mistakes at once, before a framework is loaded.
+    chosen, folder = choose_run(recipe, out, resume, overrides)
     named.check_name(chosen.data.name)
-    from shiftvit.training.fit import train as run_training
+    from shiftvit.training.fit import train_in
 
-    run = run_training(recipe, out=out, resume=resume, tensorboard=tensorboard, **overrides)
+    run = train_in(folder, chosen, tensorboard=tensorboard)
     test, spent = run.metrics["test"], run.metrics["train"]
     print(f"test loss {test['loss']:.4f}  top-1 {test['top1']:.2%}  top-5 {test['top5']:.2%}  ({test['n']:,} images)")
     print(f"trained {spent['epochs']} epochs in {spent['seconds']:.0f} s at {spent['images_per_second']:,.0f} images/s")
@@ -61,15 +65,16 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder or a bundle.")],
+    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
     data: Annotated[
-        str | None, typer.Option(metavar="PATH|NAME", help="Whose test images; left out: those of the run.")
+        str | None, typer.Option(metavar="PATH|NAME", help="Data set to evaluate on (default: the run's test split).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for evaluation.json and figures; default: of a run, RUN/evaluation.")
+        Path | None, typer.Option(help="Folder for evaluation.json and figures (default for a run: RUN/evaluation).")
     ] = None,
     corruptions: Annotated[
-        bool, typer.Option("--corruptions", help="Also with noise, blur, weather and compression; minutes.")
+        bool,
+        typer.Option("--corruptions", help="Also evaluate under noise, blur, weather and compression (minutes)."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +94,7 @@ def evaluate(
     low, high = found["intervals"]["top1"]
     print(f"{found['data']} {found['split']} images: {found['n']:,}")
     print(f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}  top-5 {found['top5']:.2%}")
-    print(f"top-1 between {low:.2%} and {high:.2%} (95 %); macro F1 {found['macro']['f1']:.2%}")
+    print(f"top-1 between {low:.2%} and {high:.2%} (95% interval); macro F1 {found['macro']['f1']:.2%}")
     print(f"calibration error {found['calibration']['ece']:.2%} at temperature {found['temperature']:.2f}")
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
     shares = ("precision", "recall", "f1")
@@ -111,7 +116,7 @@ def _by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def prepare_backend() -> None:
-    """Chooses the backend and keeps its start-up chatter off the screen."""
+    """Chooses the backend and silences its start-up messages."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from shiftvit.backend import ensure_backend
 

@@ -1,34 +1,31 @@
-"""Data sets by name."""
+"""Data sets by name, and what a name stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, nearest
 
 
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set in memory.
+def look_up(name: str) -> Dataset:
+    """Returns the data set of that name, or the images of a user's own at that path, whose files are not read yet.
 
-    Images are uint8 (N, H, W, 3), RGB; labels are int64 (N,), each an index into `class_names`.
+    Raises:
+        ShiftViTError: there is neither, or nothing at that path that can be understood.
     """
+    if not is_path(name):
+        return load(name)
+    from shiftvit.data.find.find import find_data  # only files need Pillow
 
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    name: str
+    return find_data(name)
 
 
-def load(name: str) -> ImageData:
+def load(name: str) -> Dataset:
     """Loads a data set by name, getting it first if it is not in the cache.
 
     Raises:
@@ -52,15 +49,19 @@ def check_name(name: str) -> None:
         )
 
 
-def with_classes(class_names: tuple[str, ...]) -> str | None:
+def find_by_classes(class_names: tuple[str, ...]) -> str | None:
     """Returns the name of the data set that has these classes, or None."""
     return next((name for name, known in _CLASSES.items() if known == class_names), None)
 
 
-def _cifar10() -> ImageData:
+def _load_cifar10() -> Dataset:
     x_train, y_train, x_test, y_test = load_cifar10()
-    return ImageData(x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64), CLASS_NAMES, name="cifar10")
+    splits = {
+        "train": Split(y_train.astype(np.int64), images=x_train),
+        "test": Split(y_test.astype(np.int64), images=x_test),
+    }
+    return Dataset(splits, CLASS_NAMES, "cifar10")
 
 
-_LOADERS: dict[str, Callable[[], ImageData]] = {"cifar10": _cifar10}
+_LOADERS: dict[str, Callable[[], Dataset]] = {"cifar10": _load_cifar10}
 _CLASSES = {"cifar10": CLASS_NAMES}

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, epoch_order
-from shiftvit.data.find.folders import find_data
-from shiftvit.data.load import decode_parts
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.read import read_dataset
 from shiftvit.figures.style import GREY, boxes_for_glyphs, new_figure, save_figure
-from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
@@ -66,52 +65,42 @@ def training_figure(recipe: Recipe, path: Path) -> int:
 
 def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Shown:
     """Takes `count` training pictures, of different classes where there are enough, and draws their changes."""
-    plain, images, labels, class_names, rule = _sample(recipe, count)
+    data = _read_sample(recipe, count)
+    train, rule, classes = data.train, data.train.preprocess, len(data.class_names)
     # Copies of a picture would take the place of others, and each row has its draws anyway.
     augment = recipe.augment.model_copy(update={"repeats": 1})
     drawn, shares = [], []
     for epoch in range(draws):
-        seed, total = recipe.train.seed, len(labels)
+        seed, total = recipe.train.seed, len(train)
         batch = EpochBatches(
-            images,
-            labels,
+            train.images,
+            train.labels,
             preprocess=rule,
             augment=augment,
             batch_size=total,
-            classes=len(class_names),
+            classes=classes,
             seed=seed,
             epoch=epoch,
         )
         values, targets = batch[0]
         if targets.ndim == 1:
-            targets = np.eye(len(class_names), dtype=np.float32)[targets]
+            targets = np.eye(classes, dtype=np.float32)[targets]
         order = np.argsort(epoch_order(seed, epoch, total))  # back from the epoch's order
         drawn.append(rule.rounded(values[order] * np.asarray(rule.std) + np.asarray(rule.mean)))
         shares.append(targets[order])
-    return Shown(plain, np.stack(drawn), np.stack(shares), labels, class_names)
+    plain = data.test.preprocess.pixels(data.test.images[:])
+    return Shown(plain, np.stack(drawn), np.stack(shares), train.labels, data.class_names)
 
 
-def _sample(
-    recipe: Recipe, count: int
-) -> tuple[NDArray[np.uint8], Any, NDArray[np.int64], tuple[str, ...], Preprocess]:
-    """Returns pictures as evaluation and as training take them, labels, class names, and training's rule."""
-    rule = recipe.preprocess
-    name, seed = recipe.data.name, recipe.train.seed
-    if not named.is_path(name):
-        data = named.load(name)
-        chosen = _chosen(data.train_labels, count, seed)
-        images = data.train_images[chosen]
-        return rule.pixels(images), images, data.train_labels[chosen], data.class_names, rule
-    found = find_data(name)
-    part = found.splits["train"].take(_chosen(found.splits["train"].labels, count, seed))
-    own = decode_parts(
-        replace(found, splits={"train": part, "test": part}), rule, boxes=recipe.augment.resized_crop > 0
-    )
-    images, labels = own.parts["train"]
-    return own.test_rule.pixels(own.parts["test"][0][:]), images, labels, found.class_names, own.train_rule
+def _read_sample(recipe: Recipe, count: int) -> Dataset:
+    """Returns `count` pictures twice: as training takes them in "train", and as evaluation does in "test"."""
+    data = named.look_up(recipe.data.name)
+    chosen = data.train.take(_choose(data.train.labels, count, recipe.train.seed))
+    data = replace(data, splits={"train": chosen, "test": chosen})
+    return read_dataset(data, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
 
 
-def _chosen(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+def _choose(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Returns indices of images at random, but of each class one before any has two."""
     order = np.random.default_rng(seed).permutation(len(labels))
     _, first = np.unique(labels[order], return_index=True)
@@ -144,7 +133,7 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     axes = figure.subplots(rows, draws + 1, squeeze=False, gridspec_kw=places)
     with boxes_for_glyphs():
         for row in range(rows):
-            _picture(axes[row, 0], shown.plain[row], _fitted(shown.class_names[int(shown.labels[row])]))
+            _picture(axes[row, 0], shown.plain[row], _shorten(shown.class_names[int(shown.labels[row])]))
             for draw in range(draws):
                 text = _caption(shown.shares[draw, row], shown.class_names) if mixed else ""
                 _picture(axes[row, draw + 1], shown.drawn[draw, row], text)
@@ -165,10 +154,10 @@ def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
 
 def _caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) -> str:
     largest = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
-    return "\n".join(_fitted(class_names[index], f" {shares[index]:.0%}") for index in largest[:2])
+    return "\n".join(_shorten(class_names[index], f" {shares[index]:.0%}") for index in largest[:2])
 
 
-def _fitted(name: str, tail: str = "") -> str:
+def _shorten(name: str, tail: str = "") -> str:
     """Returns a name and what follows it, the name cut where both together were wider than a picture."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path

@@ -1,8 +1,9 @@
-"""`evaluate`: how good a trained model is, how sure one can be of that, and where it fails."""
+"""`evaluate`: how accurate a model is, how certain that figure is, and where the model fails."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.console import Bar
-from shiftvit.data import named
-from shiftvit.data.load import SPLITS, decoded, find_test
+from shiftvit.data.find.dataset import Split
+from shiftvit.data.load import find_test, say_counts
+from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -23,7 +25,7 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
 REPORT = "evaluation.json"
-# Test images that are corrupted, 85 times each; chance then moves an accuracy by about a point.
+# Test images to corrupt, 85 times each; chance then moves an accuracy by about one point.
 _CORRUPTED = 1000
 _MISTAKES = 25
 
@@ -40,33 +42,34 @@ def evaluate(
     Args:
         bundle: a `Bundle`, or the path of one or of a run folder.
         data: a data set's name, or the path of your own images: their test split, else their validation split, else all
-            of them. None: the test images that the run held back, and of anything else than a run folder CIFAR-10's.
+            of them. None: the test images of the run; for anything but a run folder, those of CIFAR-10.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
 
     Returns:
         "data", "split", "n", "seconds", "images_per_second"; "loss", "top1", "top5" and "macro" (precision, recall, F1,
-        balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95 % intervals; "classes", a row each;
-        "confusion", rows are true classes; "temperature" and "calibration" with it; "mistakes", the most confident
-        ones; and "corruptions", a row for each and severity, where asked for.
+        balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
+        "confusion", rows are true classes; "temperature", and "calibration" at that temperature; "mistakes", the most
+        confident ones; and "corruptions", a row for each corruption and severity, if asked for.
 
     Raises:
-        ShiftViTError: no such bundle or data, classes that do not fit the model's, a folder that cannot be written.
+        ShiftViTError: the bundle or data does not exist, the classes are not the model's, or `out` cannot be written.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    kept = None
+    run = None
     if data is None:
-        data, kept = _data_of_run(bundle)
-    images, labels, split, rule = _test_images(loaded, data, kept)
+        data, run = _find_own_data(bundle)
+    name, split = _read_test(loaded, data, run)
+    labels = split.labels
     model = loaded.build()
-    started = time.perf_counter()
-    with Bar("evaluating", len(images)) as bar:
-        logits = predict_logits(model, images, rule, told=bar.advance)
-    seconds = time.perf_counter() - started
+    began = time.perf_counter()
+    with Bar("evaluating", len(split)) as bar:
+        logits = predict_logits(model, split.images, split.preprocess, told=bar.advance)
+    seconds = time.perf_counter() - began
     probabilities = softmax(logits / np.float32(loaded.temperature))
     report = {
         "data": data,
-        "split": split,
+        "split": name,
         **measure(logits, labels),
         "macro": metrics.macro(logits, labels),
         "intervals": metrics.intervals(logits, labels),
@@ -74,51 +77,51 @@ def evaluate(
         "confusion": confusion(logits, labels).tolist(),
         "temperature": loaded.temperature,
         "calibration": metrics.calibration(probabilities, labels),
-        "mistakes": _mistakes(logits, probabilities, labels, images, loaded.labels),
+        "mistakes": _mistakes(logits, probabilities, split, loaded.labels),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(logits) / seconds, 1),
     }
     if corruptions:
-        report["corruptions"] = _corrupted(model, images, labels, rule)
+        report["corruptions"] = _measure_corrupted(model, split)
     if out is not None:
-        _write(Path(out), report, images, labels, logits, probabilities, loaded)
+        _write(Path(out), report, split, logits, probabilities, loaded)
     return report
 
 
-def _data_of_run(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
-    """Returns what a run was trained on and where its splits are kept; CIFAR-10 for what is no run folder."""
+def _find_own_data(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
+    """Returns what a model was trained on, and its run folder; CIFAR-10 and None for anything but a run folder."""
     run = None if isinstance(bundle, Bundle) else Path(bundle)
     if run is None or not (run / "recipe.toml").is_file():
         return "cifar10", None
-    return Recipe.load(run / "recipe.toml").data.name, run / SPLITS
+    return Recipe.load(run / "recipe.toml").data.name, run
 
 
-def _test_images(loaded: Bundle, data: str, kept: Path | None) -> tuple[Any, NDArray[np.int64], str, Preprocess]:
-    """Returns images, labels, the split's name and what is left to do to the images."""
-    named.check_name(data)
-    if not named.is_path(data):
-        known = named.load(data)
-        places = _places(loaded, tuple(known.class_names), data)
-        return known.test_images, places[known.test_labels], "test", loaded.preprocess
-    found = find_test(data, kept)
-    places = _places(loaded, found.class_names, data)
-    height, width = loaded.config.image_shape[:2]
-    rule = loaded.preprocess if height is None or width is None else loaded.preprocess.fitted(height, width)
-    own = decoded(found, rule)
-    ((split, (images, labels)),) = own.parts.items()
-    return images, places[labels], split, own.test_rule
+def _read_test(loaded: Bundle, name: str, run: Path | None) -> tuple[str, Split]:
+    """Returns which split is evaluated, and its images with labels as the model numbers them."""
+    data = find_test(name, run)
+    places = _places(loaded, data.class_names, name)
+    preprocess = loaded.preprocess
+    if data.path is not None:
+        height, width = loaded.config.image_shape[:2]
+        if height is not None and width is not None:
+            preprocess = preprocess.fitted(height, width)
+    data = read_dataset(data, preprocess)
+    if data.path is not None:
+        say_counts(data)
+    ((title, split),) = data.splits.items()
+    return title, replace(split, labels=places[split.labels])
 
 
 def _places(loaded: Bundle, class_names: tuple[str, ...], data: str) -> NDArray[np.int64]:
-    """Returns each of the data's classes' place among the model's, which may have them in another order.
+    """Returns the model's index of each class of the data; the order may differ.
 
     Raises:
-        ShiftViTError: they are not the same classes.
+        ShiftViTError: the classes differ.
     """
     if sorted(class_names) != sorted(loaded.labels):
         raise ShiftViTError(
-            f"the model knows {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) and {data} has "
-            f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on its own data"
+            f"the model has {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) but {data} has "
+            f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on data with the model's classes"
         )
     return np.array([loaded.labels.index(name) for name in class_names], np.int64)
 
@@ -126,26 +129,24 @@ def _places(loaded: Bundle, class_names: tuple[str, ...], data: str) -> NDArray[
 def _mistakes(
     logits: NDArray[np.float32],
     probabilities: NDArray[np.float32],
-    labels: NDArray[Any],
-    images: Any,
+    split: Split,
     names: tuple[str, ...],
 ) -> list[dict[str, Any]]:
-    paths = getattr(images, "paths", None)
     return [
         {
-            "image": int(index) if paths is None else paths[index],
-            "label": names[int(labels[index])],
+            "image": split.path(index) or int(index),
+            "label": names[int(split.labels[index])],
             "predicted": names[int(logits[index].argmax())],
             "confidence": round(float(probabilities[index].max()), 4),
         }
-        for index in metrics.mistakes(logits, labels, _MISTAKES)
+        for index in metrics.mistakes(logits, split.labels, _MISTAKES)
     ]
 
 
-def _corrupted(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> list[dict[str, Any]]:
-    """Returns a row for each corruption and severity; severity 0 is the images as they are."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:_CORRUPTED])
-    clean, truth = images[chosen], labels[chosen]
+def _measure_corrupted(model: Any, split: Split) -> list[dict[str, Any]]:
+    """Returns a row for each corruption and severity; severity 0 is the original images."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:_CORRUPTED])
+    clean, truth, rule = split.images[chosen], split.labels[chosen], split.preprocess
     rows = [{"corruption": "none", "family": "none", "severity": 0, **_short(model, clean, truth, rule)}]
     with Bar("corrupting", 5 * len(CORRUPTIONS)) as bar:
         for name, family in CORRUPTIONS.items():
@@ -164,8 +165,7 @@ def _short(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> d
 def _write(
     out: Path,
     report: dict[str, Any],
-    images: Any,
-    labels: NDArray[Any],
+    split: Split,
     logits: NDArray[np.float32],
     probabilities: NDArray[np.float32],
     loaded: Bundle,
@@ -180,10 +180,11 @@ def _write(
         raise files.unwritable(out, error) from error
     files.write_json(out / REPORT, report)
     confusion_matrix(np.asarray(report["confusion"]), loaded.labels, out / "confusion_matrix.png")
-    plain = metrics.calibration(softmax(logits), labels)
+    plain = metrics.calibration(softmax(logits), split.labels)
     reliability_figure(plain, out / "reliability.png", report["calibration"] if loaded.temperature != 1.0 else None)
-    worst = metrics.mistakes(logits, labels, _MISTAKES)
+    worst = metrics.mistakes(logits, split.labels, _MISTAKES)
     predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
-    mistakes_figure(images[worst], labels[worst], predicted, confidence, loaded.labels, out / "mistakes.png")
+    figure = out / "mistakes.png"
+    mistakes_figure(split.images[worst], split.labels[worst], predicted, confidence, loaded.labels, figure)
     if "corruptions" in report:
         corruptions_figure(report["corruptions"], out / "corruptions.png")

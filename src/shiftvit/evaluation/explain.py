@@ -1,7 +1,7 @@
-"""Why a model answers as it does: Grad-CAM and occlusion, two methods that share nothing but the model.
+"""Explains predictions by Grad-CAM and occlusion, two methods that share nothing but the model.
 
-Grad-CAM asks the gradients, at the coarse resolution of a stage's map; occlusion asks the model again, with a part of
-the image covered. Where both point at the same place, the explanation can be relied on more than either alone.
+Grad-CAM uses gradients, at the coarse resolution of a stage's map. Occlusion runs the model again with a part of the
+image covered. Where both point to the same place, the explanation is more reliable than either alone.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ BATCH_SIZE = 128
 def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: str | None = None) -> Floats:
     """Returns where a stage's map supports a class (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
-    The channels of the map are added up, each weighted with the mean gradient of the class's logit, and what is
-    negative is cut off.
+    The map is the sum of the stage's channels, each weighted by the mean gradient of the class's logit; negative
+    values are set to 0.
 
     Args:
         model: a `ShiftViT` with a head.
         images: preprocessed, float32 `(N, H, W, 3)`.
-        classes: the class to explain for each image, `(N,)`; None: the predicted ones.
-        stage: a name of `model.backbone.pyramid_outputs`, as "P3"; None: the last, of the coarsest map.
+        classes: the class to explain for each image, `(N,)`; None: the predicted classes.
+        stage: a name of `model.backbone.pyramid_outputs`, such as "P3"; None: the last, with the coarsest map.
 
     Returns:
-        float32 `(N, h, w)`, the size of the stage's map; from 0 to 1, the largest of each image, or all 0 where
+        float32 `(N, h, w)`, the size of the stage's map; from 0 to 1, which is each image's maximum; all 0 if
         nothing supports the class.
 
     Raises:
-        ShiftViTError: images or classes that do not fit the model, no such stage, a model without a head.
+        ShiftViTError: images or classes do not fit the model, there is no such stage, or the model has no head.
     """
     chosen = _checked(model, images, classes)
     body, tail = split(model, stage)
@@ -71,30 +71,30 @@ def occlusion(
 ) -> Floats:
     """Returns how much a class's probability drops where the image is covered (Zeiler and Fergus, ECCV 2014, 4.2).
 
-    A square is laid over the image at every `stride` pixels, and at the far edges. A pixel's value is the mean drop
-    of the squares that cover it; it is negative where covering makes the class more probable.
+    A square covers the image at every `stride` pixels and at the far edges. A pixel's value is the mean drop over the
+    squares that cover it; it is negative where covering makes the class more probable.
 
     Args:
         model: a `ShiftViT` with a head.
         images: preprocessed, float32 `(N, H, W, 3)`.
-        classes: the class to explain for each image, `(N,)`; None: the predicted ones.
+        classes: the class to explain for each image, `(N,)`; None: the predicted classes.
         patch: the square's side in pixels.
         stride: how far the square moves, in pixels, at most `patch`.
         fill: the square's value, in preprocessed units: 0 is the mean.
-        temperature: the bundle's, which logits are divided by.
+        temperature: the bundle's; divides the logits.
 
     Returns:
         float32 `(N, H, W)`, from -1 to 1.
 
     Raises:
-        ShiftViTError: images or classes that do not fit the model, a square that does not fit the image.
+        ShiftViTError: images or classes do not fit the model, or the square does not fit the image.
     """
     chosen = _checked(model, images, classes)
     count, height, width, _ = images.shape
     if not 1 <= patch <= min(height, width):
         raise ShiftViTError(f"patch={patch} must be 1 to {min(height, width)}, the image's shorter side")
     if not 1 <= stride <= patch:
-        raise ShiftViTError(f"stride={stride} must be 1 to patch={patch}, or it would leave pixels out")
+        raise ShiftViTError(f"stride={stride} must be 1 to patch={patch}, or it would skip pixels")
     corners = [(top, left) for top in _starts(height, patch, stride) for left in _starts(width, patch, stride)]
 
     def covered() -> Iterator[Floats]:
@@ -104,7 +104,7 @@ def occlusion(
                 copy[top : top + patch, left : left + patch] = fill
                 yield copy
 
-    # All in one stream, so that there is one size of batch, which jax and tensorflow compile once.
+    # One stream, so that all batches have one size, which jax and tensorflow compile once.
     answers = probabilities(
         model, itertools.chain(images, covered()), count * (1 + len(corners)), temperature=temperature
     )
@@ -122,7 +122,7 @@ def occlusion(
 
 
 def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], Any]]:
-    """Cuts a classifier in two behind a stage.
+    """Splits a classifier after a stage.
 
     Args:
         model: a `ShiftViT` with a head.
@@ -130,10 +130,10 @@ def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], An
 
     Returns:
         a `keras.Model` from images `(N, H, W, 3)` to the stage's map `(N, h, w, C)`, and a function from tensors of
-        such maps to logits `(N, num_classes)`, at inference. Both share the model's weights.
+        such maps to logits `(N, num_classes)` at inference. Both share the model's weights.
 
     Raises:
-        ShiftViTError: no such stage.
+        ShiftViTError: there is no such stage.
     """
     import keras
 
@@ -147,7 +147,7 @@ def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], An
     last = names.index(f"stage{number}_block{backbone.settings.depths[number - 1]}")
     behind = [*backbone.layers[last + 1 :], *(model.get_layer(name) for name in ("pool", "head", "logits"))]
 
-    # A function and no second `keras.Model`: that would leave its nodes behind in the layers at every call.
+    # A function, not a second `keras.Model`, which would leave nodes in the layers at every call.
     def tail(maps: Any) -> Any:
         for layer in behind:
             maps = layer(maps)
@@ -165,7 +165,7 @@ def probabilities(
         model: a `ShiftViT` with a head.
         images: an array, or anything that yields float32 (H, W, 3).
         count: how many these are; None: `len(images)`.
-        temperature: the bundle's, which logits are divided by.
+        temperature: the bundle's; divides the logits.
     """
     count = len(images) if count is None else count  # type: ignore[arg-type]
     scale = np.float32(temperature)
@@ -175,16 +175,16 @@ def probabilities(
 
 
 def _checked(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64] | None:
-    """Checks the arguments and returns the classes as an array, if they are given."""
+    """Checks the arguments; returns the classes as an array, if given."""
     number = model.settings.num_classes
     if not number:
-        raise ShiftViTError("the model has no classes (num_classes=0), so there is no answer to explain; train a head")
+        raise ShiftViTError("the model has no classes (num_classes=0), so nothing can be explained; train a head")
     size = model.input_shape[1:]
     fits = isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 4
     if not fits or not all(side in (None, given) for side, given in zip(size, images.shape[1:], strict=True)):
         kind = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         takes = ", ".join("any" if side is None else str(side) for side in size)
-        raise ShiftViTError(f"images are {kind} and the model takes float32 (N, {takes}); give what Preprocess returns")
+        raise ShiftViTError(f"images are {kind}; the model takes float32 (N, {takes}); pass the output of Preprocess")
     if classes is None:
         return None
     chosen = np.asarray(classes)
@@ -197,7 +197,7 @@ def _checked(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int
 
 
 def _batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
-    """Stacks rows; the last batch is filled up with zeros, as one of another size would be compiled anew."""
+    """Stacks rows; zeros fill up the last batch, since another size would be compiled again."""
     size = min(BATCH_SIZE, count)
     remaining = iter(rows)
     while batch := list(itertools.islice(remaining, size)):
@@ -205,12 +205,12 @@ def _batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
 
 
 def _starts(extent: int, patch: int, stride: int) -> list[int]:
-    """Returns where squares begin along a side: every `stride` pixels, and at the far edge."""
+    """Returns where squares start along a side: every `stride` pixels, and at the far edge."""
     return sorted({*range(0, extent - patch + 1, stride), extent - patch})
 
 
 def _gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Floats]:
-    """Returns what computes the gradient of `sum(tail(maps) * weights)` with respect to the maps, on this backend."""
+    """Returns a function for the gradient of `sum(tail(maps) * weights)` with respect to the maps, on this backend."""
     import keras
 
     def score(maps: Any, weights: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From images to logits: the one place where a model is run over a data set."""
+"""From images to logits: runs a model over a data set."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shiftvit.environment import device_name
 from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 500
-# Pixels at a time, beyond which a processor gains nothing: those of 500 images of 32 x 32, or 10 of 224 x 224.
+# Pixels per batch; beyond that a processor gains nothing: 500 images of 32 x 32, or 10 of 224 x 224.
 _PIXELS = 2**19
-# An accelerator wants more at once.
+# An accelerator needs larger batches.
 _ACCELERATED = 16
 
 
@@ -31,15 +31,15 @@ def predict_logits(
     Args:
         model: a `ShiftViT`.
         images: uint8 `(N, H, W, 3)`.
-        preprocess: what the model was trained with.
-        batch_size: images at a time; None: as many as the device likes of that size.
-        told: is called after each batch with the number of its images.
+        preprocess: the preprocessing that the model was trained with.
+        batch_size: images per batch; None: a number that suits the device and their size.
+        told: called after each batch with its number of images.
 
     Returns:
         logits `(N, num_classes)`, float32.
 
     Raises:
-        ShiftViTError: images of another shape or type.
+        ShiftViTError: the images have another shape or type.
     """
     logits = np.empty((len(images), model.output_shape[-1]), np.float32)
     if not len(images):
@@ -49,7 +49,7 @@ def predict_logits(
     for first in range(0, len(images), batch_size):
         batch = preprocess(images[first : first + batch_size])
         count = len(batch)
-        # A last batch of another size would be compiled anew on jax and tensorflow.
+        # jax and tensorflow would compile again for a smaller last batch.
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
         logits[first : first + count] = np.asarray(model.predict_on_batch(padded), np.float32)[:count]
         if told is not None:
@@ -58,6 +58,6 @@ def predict_logits(
 
 
 def at_once(height: int, width: int) -> int:
-    """Returns how many images of so many pixels to run a model on at a time."""
+    """Returns the batch size for images of this size."""
     pixels = _PIXELS * (1 if device_name() == "cpu" else _ACCELERATED)
     return max(1, min(BATCH_SIZE, pixels // (height * width)))

@@ -1,6 +1,6 @@
-"""What logits and labels say beyond accuracy: each class, calibration, uncertainty, the worst mistakes.
+"""Metrics of logits and labels: accuracy, each class, calibration, intervals, the worst mistakes.
 
-Logits are float `(N, C)`, labels whole numbers below C `(N,)`; shares and probabilities run from 0 to 1, losses are in
+Logits are float `(N, C)`, labels whole numbers below C `(N,)`. Shares and probabilities run from 0 to 1, losses are in
 nats. No framework is needed.
 """
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from shiftvit.errors import ShiftViTError
 
 TEMPERATURES = 0.05, 20.0
-# Bootstrap samples that are multiplied at a time: 10,000 images then take 5 MB.
+# Bootstrap samples per matrix product; with 10,000 images that takes 5 MB.
 _CHUNK = 64
 
 
 def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Raises ShiftViTError unless there is at least one image and logits and labels fit together."""
+    """Raises ShiftViTError unless there is an image, and logits and labels match."""
     if not len(logits):
-        raise ShiftViTError("there are 0 images to evaluate on; give at least 1")
+        raise ShiftViTError("there are 0 images to evaluate; give at least 1")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
         extent = f"{labels.min()} to {labels.max()}" if labels.size else "none"
         raise ShiftViTError(
@@ -32,20 +32,20 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the probabilities for logits `(N, C)`, float32 `(N, C)`."""
+    """Returns the probabilities of logits `(N, C)`, float32 `(N, C)`."""
     exact = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: NDArray[np.float32] = exact / exact.sum(axis=1, keepdims=True)
     return result
 
 
 def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]:
-    """Returns `{"loss", "top1", "top5", "n"}`: mean cross-entropy in nats and shares of hits, from 0 to 1.
+    """Returns `{"loss", "top1", "top5", "n"}`: mean cross-entropy in nats, and accuracies from 0 to 1.
 
-    A label counts as among the top k if fewer than k classes have a larger logit (of equal ones, the first counts as
-    the larger). With fewer than five classes top-5 is 1.
+    A label is among the top k if fewer than k classes have a larger logit (of equal logits, the first counts as
+    larger). With fewer than five classes top-5 is 1.
 
     Raises:
-        ShiftViTError: no images, or labels that do not fit the logits.
+        ShiftViTError: there are no images, or the labels do not fit the logits.
     """
     check(logits, labels)
     top1, top5, losses = _per_image(logits, labels)
@@ -63,17 +63,17 @@ def confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.i
 def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a row for each class: `{"class", "precision", "recall", "f1", "support"}`.
 
-    A share of nothing is 0: the precision of a class that is never predicted, the recall of one without images.
+    Undefined shares are 0: the precision of a class that is never predicted, the recall of a class without images.
 
     Raises:
-        ShiftViTError: no images, labels or names that do not fit the logits.
+        ShiftViTError: there are no images, or labels or names do not fit the logits.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
     check(logits, labels)
     count = logits.shape[1]
     if len(class_names) != count:
-        raise ShiftViTError(f"{len(class_names)} class names do not name {count} classes; give one for each")
+        raise ShiftViTError(f"{len(class_names)} class names do not fit {count} classes; give one for each")
     columns = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(count), zero_division=0)
     return [
         {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(support)}
@@ -82,13 +82,13 @@ def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence
 
 
 def macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-    """Returns `{"precision", "recall", "f1", "balanced_accuracy"}`, in which each class counts the same.
+    """Returns `{"precision", "recall", "f1", "balanced_accuracy"}`, each class counting the same.
 
-    The first three are means over the classes that occur among labels or predictions; balanced accuracy is the mean
+    The first three are means over the classes that occur in labels or predictions; balanced accuracy is the mean
     recall of the classes that have images (Brodersen et al., ICPR 2010).
 
     Raises:
-        ShiftViTError: no images, or labels that do not fit the logits.
+        ShiftViTError: there are no images, or the labels do not fit the logits.
     """
     from sklearn.metrics import precision_recall_fscore_support, recall_score
 
@@ -110,7 +110,7 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 1
     Args:
         probabilities: `(N, C)`, each row a distribution.
         labels: whole numbers below C, `(N,)`.
-        bins: how many; a bin includes its upper edge and not its lower one, but for the first, which has both.
+        bins: their number; a bin includes its upper edge but not its lower one, except the first, which includes both.
 
     Returns:
         "ece", the expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3): the mean
@@ -118,14 +118,14 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 1
         "bins": rows of "lower", "upper", "count", "confidence", "accuracy", the last two None in an empty bin.
 
     Raises:
-        ShiftViTError: no images, labels that do not fit, rows that are no distributions, fewer than 1 bin.
+        ShiftViTError: there are no images or bins, the labels do not fit, or a row is not a distribution.
     """
     check(probabilities, labels)
     if bins < 1:
         raise ShiftViTError(f"bins={bins} must be at least 1; 15 is usual")
     exact = probabilities.astype(np.float64)
     if not (exact.min() >= 0 and np.abs(exact.sum(axis=1) - 1).max() <= 1e-3):
-        raise ShiftViTError("the rows are no probabilities, at least 0 with the sum 1; give softmax(logits)")
+        raise ShiftViTError("the rows are not probabilities (0 or more, with the sum 1); give softmax(logits)")
     confidence = exact.max(axis=1)
     hits = exact.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, bins + 1)
@@ -149,20 +149,20 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 1
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Returns the T in [0.05, 20] at which `logits / T` have the least mean cross-entropy.
+    """Returns the T in [0.05, 20] that minimises the mean cross-entropy of `logits / T`.
 
-    Temperature scaling (Guo et al., ICML 2017, section 4.2): it changes confidences and no prediction. Fit it on
-    validation images. Where the loss falls all the way to a bound, as with data that is perfectly separated, that bound
-    is returned; where it is the same everywhere, as with logits that are all equal, 1.
+    Temperature scaling (Guo et al., ICML 2017, section 4.2): it changes confidences, not predictions. Fit it on
+    validation images. If the loss falls all the way to a bound, as with perfectly separated data, that bound is
+    returned; if it is the same everywhere, as with equal logits, 1.
 
     Raises:
-        ShiftViTError: no images, labels that do not fit, or logits that are not finite.
+        ShiftViTError: there are no images, the labels do not fit, or a logit is not finite.
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     check(logits, labels)
     if not np.isfinite(logits).all():
-        raise ShiftViTError("there are logits that are NaN or infinite; evaluate a model that has been trained well")
+        raise ShiftViTError("some logits are NaN or infinite; evaluate a model whose training did not diverge")
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     if not exact.any():
@@ -176,33 +176,33 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     low, high = np.log(TEMPERATURES)
     # The loss is convex in 1 / T, so it has one valley in log T as well.
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
-    # The search stays within its bounds and never tries them; 0 makes sure that the answer is no worse than T = 1.
+    # The search never tries its bounds; 0 ensures that the answer is no worse than T = 1.
     return float(np.exp(min((low, high, float(found), 0.0), key=loss)))
 
 
 def intervals(
     logits: NDArray[Any], labels: NDArray[Any], *, repeats: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Returns the 95 % intervals `(low, high)` of "top1", "top5", "loss" and "macro_f1".
+    """Returns the 95% intervals `(low, high)` of "top1", "top5", "loss" and "macro_f1".
 
-    Percentile bootstrap (Efron, 1979): the images are drawn anew with replacement, and the middle 95 % of what comes
-    out is kept. It tells how much the figures depend on which images happened to be the test set, not how much they
-    vary from training to training.
+    Percentile bootstrap (Efron, 1979): the images are resampled with replacement, and the middle 95% of the results
+    is kept. The intervals show how much the figures depend on the choice of test images, not how much they vary from
+    one training run to the next.
 
     Args:
         logits: `(N, C)`.
         labels: whole numbers below C, `(N,)`.
-        repeats: samples that are drawn.
+        repeats: the number of samples.
         seed: the same seed gives the same intervals.
 
     Raises:
-        ShiftViTError: no images, labels that do not fit, or fewer than 1 repeat.
+        ShiftViTError: there are no images or repeats, or the labels do not fit.
     """
     check(logits, labels)
     if repeats < 1:
         raise ShiftViTError(f"repeats={repeats} must be at least 1; 1000 is usual")
     count, classes = logits.shape
-    labels = labels.astype(np.int64)  # as uint8, data sets' own type, they cannot hold the cell of the misses
+    labels = labels.astype(np.int64)  # uint8, the data sets' own type, is too small for the index of the misses
     columns = np.stack(_per_image(logits, labels), axis=1)  # (N, 3)
     predicted = logits.argmax(axis=1)
     random = np.random.default_rng(seed)
@@ -220,19 +220,19 @@ def intervals(
 
 
 def mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDArray[np.int64]:
-    """Returns the indices of the wrong predictions with the highest confidence, that one first, at most `count`.
+    """Returns the indices of up to `count` wrong predictions, the most confident first.
 
-    Of equally confident ones the first image comes first.
+    Equally confident ones keep their order.
 
     Raises:
-        ShiftViTError: no images, labels that do not fit, or a negative count.
+        ShiftViTError: there are no images, the labels do not fit, or the count is negative.
     """
     check(logits, labels)
     if count < 0:
         raise ShiftViTError(f"count={count} must be at least 0")
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     exact = np.sort(logits[wrong].astype(np.float64), axis=1)
-    # What is left for the other classes, relative to the predicted one: it orders confidences too that round to 1.
+    # What remains for the other classes, relative to the predicted one; this also orders confidences that round to 1.
     rest = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
     return wrong[np.argsort(rest, kind="stable")[:count]].astype(np.int64)
 

@@ -1,9 +1,10 @@
-"""Builds an artifact and the answers that it must give: run as a process of its own, under the right backend.
+"""Builds an artifact and the answers that it must give; runs as its own process, under the right backend.
 
     python -m shiftvit.exports.build JOB.json
 
 The job names the bundle, the format, the precision, the artifact to write, and an .npz with uint8 images at the model's
-input size: `images` to answer, and `calibration` ones for int8. The model's own answers go into `reference`, another.
+input size: `images` to answer, and `calibration` ones for int8. The model's own
+answers are written to another .npz, `reference`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ Pixels = NDArray[np.uint8]
 
 
 def main(job_file: str) -> None:
-    """Does what the job says."""
+    """Runs the job."""
     job = json.loads(Path(job_file).read_text("utf-8"))
-    # What the libraries warn of is theirs to mend; whether the result is right, the gate finds out.
+    # The libraries' warnings are not ours to fix; the gate checks the result.
     warnings.simplefilter("ignore")
     bundle = Bundle.load(job["bundle"])
     metadata = graph_metadata(bundle, job["precision"])
@@ -43,7 +44,7 @@ def main(job_file: str) -> None:
 
 
 def reference(bundle: Bundle, metadata: Metadata, images: Pixels) -> NDArray[np.float32]:
-    """Returns what the Keras model answers in float32 to uint8 images of its input size: float32 (N, C)."""
+    """Returns the Keras model's float32 probabilities (N, C) for uint8 images of its input size."""
     model = bundle.build("float32")
     parts = [
         np.asarray(model.predict_on_batch(metadata.preprocess.normalised(images[first : first + BATCH_SIZE])))
@@ -57,10 +58,10 @@ def _policy(metadata: Metadata) -> str:
 
 
 def _program(bundle: Bundle, metadata: Metadata, policy: str) -> Any:
-    """Returns the torch program from uint8 pixels to probabilities, with an open number of images."""
+    """Returns the torch program from uint8 pixels to probabilities, with a variable batch size."""
     import torch
 
-    # Not an attribute of the module: registered as its parameters, the weights would be stored twice.
+    # Not an attribute of the module: its weights would be registered as parameters and stored twice.
     model = bundle.build(policy)
 
     class Serving(torch.nn.Module):
@@ -133,10 +134,10 @@ def _openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Pat
                 ),
             )
         model.set_rt_info(metadata.dump(), [KEY])
-        # Where OpenVINO's own Model API looks.
+        # Where OpenVINO's Model API looks.
         model.set_rt_info(" ".join(label.replace(" ", "_") for label in metadata.labels), ["model_info", "labels"])
         model.set_rt_info("Classification", ["model_info", "model_type"])
-        # Weights in 16 bits where products are: the runtime makes bfloat16 of them.
+        # Weights of products in 16 bits; the runtime converts them to bfloat16.
         openvino.save_model(model, path, compress_to_fp16=metadata.precision == "bf16")
 
 
@@ -155,7 +156,7 @@ def _saved_model(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: 
     signature = [tf.TensorSpec((None, *metadata.input_shape), tf.uint8, name="images")]
     served = tf.function(serve, input_signature=signature).get_concrete_function()
     tf.saved_model.save(module, str(path), signatures={"serving_default": served})
-    # TensorFlow's place for the files of others.
+    # TensorFlow's place for extra files.
     (path / "assets.extra").mkdir()
     (path / "assets.extra" / FILE).write_text(metadata.dump(), "utf-8")
 
@@ -171,7 +172,7 @@ def _litert(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path)
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.representative_dataset = lambda: ([image[None]] for image in calibration)
         path.write_bytes(converter.convert())
-    # The format's own way to carry files: a zip archive behind the model, which interpreters do not look at.
+    # The format's own way to carry files: a zip archive after the model, which interpreters ignore.
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(FILE, metadata.dump())
         archive.writestr("labels.txt", "\n".join(metadata.labels) + "\n")

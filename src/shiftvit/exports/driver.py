@@ -1,4 +1,4 @@
-"""`export`: build in one process, prove in another, keep only what passes. `pack`: a bundle to hand on."""
+"""`export`: build in one process, verify in another, keep only what passes. `pack`: a bundle to share."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.files import write_folder, write_json
 
 REPORT = "report.json"
-# Test images of the gate: with fewer, chance moves the accuracy by as much as int8 may cost.
+# Test images for the gate; with fewer, chance moves the accuracy by as much as int8 may cost.
 IMAGES = 10_000
-# Training images that activations' ranges are measured on.
+# Training images that calibrate the range of activations.
 _CALIBRATION = 512
 
 
@@ -40,23 +40,23 @@ def export(
     data: str | None = None,
     images: int = IMAGES,
 ) -> Path:
-    """Writes a model in another format, if it passes the parity gate.
+    """Exports a model to another format, if the result passes the parity gate.
 
     Args:
-        model: a run folder, a bundle or the name of a model that the package comes with.
+        model: a run folder, a bundle or the name of a model that comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
-        out: the folder to make; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
+        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
         data: the data set for the gate and for calibration. None: for f32 the sample images that come with the package,
-            for the others the data set that has the model's classes.
-        images: how many of its test images the gate uses at most.
+            for the others the data set with the model's classes.
+        images: the largest number of test images for the gate.
 
     Returns:
-        The folder: the artifact, and `report.json` with what the gate found, the size and images/s.
+        The folder: the artifact, and `report.json` with the gate's findings, the size and images/s.
 
     Raises:
-        ShiftViTError: no such model, format or data; something is not installed; or the gate found a fault, in which
-            case nothing is left behind.
+        ShiftViTError: the model, format or data does not exist, a package is not installed, or the gate found a
+            fault; then nothing is left behind.
     """
     row = find_format(format, precision)
     if images < 1:
@@ -66,8 +66,8 @@ def export(
     folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
     if folder.exists() and not _holds_only_an_export(folder):
         raise ShiftViTError(
-            f"{str(folder)!r} exists and is no export, or holds more than one, so it is not replaced; "
-            "name another with --out"
+            f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
+            "choose another folder with --out"
         )
     arrays, origin = _gate_images(bundle, metadata, data, images)
 
@@ -80,13 +80,13 @@ def export(
 
 
 def pack(model: str | Path, out: str | Path, *, half: bool = False, onnx: bool = False) -> Path:
-    """Writes a bundle to hand on: a folder, or one file if `out` ends in ".zip".
+    """Writes a bundle to share: a folder, or one file if `out` ends in ".zip".
 
     Args:
-        model: a run folder, a bundle or the name of a model that the package comes with.
-        out: where to.
+        model: a run folder, a bundle or the name of a model that comes with the package.
+        out: the folder or file to write.
         half: store the weights in float16.
-        onnx: add the ONNX graph, which predicts without a framework; it passes the parity gate first.
+        onnx: add the ONNX graph, which predicts without a framework, once it passes the parity gate.
 
     Raises:
         ShiftViTError: as `export`.
@@ -125,7 +125,9 @@ def _build_and_prove(
         notice(f"comparing it with the model on {len(arrays['images']):,} images")
         report: dict[str, Any] = json.loads(_child("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
-        raise ShiftViTError(f"the export to {name} failed its gate and is not kept: {'; '.join(report['faults'])}")
+        raise ShiftViTError(
+            f"the export to {name} failed the parity gate and is not kept: {'; '.join(report['faults'])}"
+        )
     del report["faults"]
     return {
         **report,
@@ -138,7 +140,7 @@ def _build_and_prove(
 
 
 def _child(step: str, job: Path, backend: str) -> str:
-    """Runs `shiftvit.exports.STEP` in a fresh process and returns what it printed; a fault there is one line here."""
+    """Runs `shiftvit.exports.STEP` in a fresh process and returns its output; turns an error there into one line."""
     child = subprocess.run(
         [sys.executable, "-m", f"shiftvit.exports.{step}", str(job)],
         # Graphs are built and proven on the processor, whatever else the machine has.
@@ -149,7 +151,7 @@ def _child(step: str, job: Path, backend: str) -> str:
     )
     if child.returncode:
         fault = _fault(child.stderr, child.returncode)
-        error = ShiftViTError(f"the step {step!r} of the export failed: {fault} (--debug shows all that it said)")
+        error = ShiftViTError(f"the step {step!r} of the export failed: {fault} (--debug shows its whole output)")
         error.add_note(child.stderr)
         raise error
     return child.stdout
@@ -159,7 +161,7 @@ def _fault(said: str, status: int) -> str:
     if status < 0:
         return f"signal {-status} ended it"
     lines = said.strip().splitlines()
-    # Of a traceback the line with the exception's name: what it says may go on for many more.
+    # The line with the exception's name; its message may continue for many more.
     told = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     return (told or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
 
@@ -173,11 +175,11 @@ def _gate_images(
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
         images = np.concatenate([pixels(decode(path)[None]) for path in files])
         return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
-    name = data or named.with_classes(bundle.labels)
+    name = data or named.find_by_classes(bundle.labels)
     if name is None:
         raise ShiftViTError(
-            f"no data set is known with the classes {', '.join(bundle.labels[:3])} ..., which an export in "
-            f"{metadata.precision} is measured on; name one with --data"
+            f"no known data set has the classes {', '.join(bundle.labels[:3])} ..., and an export in "
+            f"{metadata.precision} has to be measured; name a data set with --data"
         )
     found = named.load(name)
     if found.class_names != bundle.labels:
@@ -186,13 +188,13 @@ def _gate_images(
             f"the model {', '.join(bundle.labels[:3])} ...; "
             "name a data set with its own"
         )
-    calibration = found.train_images[:0]
+    calibration = found.train.images[:0]
     if metadata.precision == "int8":
-        chosen = np.random.default_rng(0).permutation(len(found.train_images))[:_CALIBRATION]
-        calibration = found.train_images[chosen]
+        chosen = np.random.default_rng(0).permutation(len(found.train))[:_CALIBRATION]
+        calibration = found.train.images[chosen]
     arrays: dict[str, NDArray[Any]] = {
-        "images": pixels(found.test_images[:count]),
-        "labels": found.test_labels[:count],
+        "images": pixels(found.test.images[:count]),
+        "labels": found.test.labels[:count],
         "calibration": pixels(calibration),
     }
     return arrays, {"data": name, "split": "test"}

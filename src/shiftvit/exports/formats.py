@@ -14,13 +14,13 @@ class Format:
 
     Attributes:
         artifact: the file's (or folder's) name within the export.
-        runtime: what runs it in the gate.
-        backend: the Keras backend that the model is built under, in a process of its own.
-        modules: what must be installed, by the name that is imported.
-        precisions: what it is offered in. "f32": float32. "bf16": weights and products in bfloat16, or in ONNX, whose
+        runtime: the runtime that the gate uses.
+        backend: the Keras backend that builds it, in its own process.
+        modules: the modules that must be installed, by import name.
+        precisions: the precisions offered. "f32": float32. "bf16": weights and products in bfloat16, or in ONNX, whose
             runtime computes in float32 on processors, weights alone. "int8": static quantization of weights and
             activations after calibration.
-        description: one line for people.
+        description: one line.
     """
 
     artifact: str
@@ -64,16 +64,14 @@ def find_format(name: str, precision: str) -> Format:
     """Returns a row by name.
 
     Raises:
-        ShiftViTError: no such format, not in that precision, or something that it needs is not installed.
+        ShiftViTError: there is no such format, or not in that precision, or a package is not installed.
     """
     if name not in FORMATS:
         raise ShiftViTError(f"there is no format {name!r}; {nearest(name, FORMATS)}")
     row = FORMATS[name]
     if precision not in row.precisions:
-        raise ShiftViTError(f"{name} is not offered in {precision!r}; {nearest(precision, row.precisions)}")
+        raise ShiftViTError(f"{name} has no precision {precision!r}; {nearest(precision, row.precisions)}")
     missing = [module for module in row.modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise ShiftViTError(
-            f"the export to {name} needs {', '.join(missing)}, not installed here; pip install 'shiftvit[export]'"
-        )
+        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; pip install 'shiftvit[export]'")
     return row

@@ -1,10 +1,10 @@
-"""The one parity gate: runs an artifact in a fresh process and compares it with the model that it came from.
+"""The parity gate: runs an artifact in a fresh process and compares it with the model that it came from.
 
     python -m shiftvit.exports.gate JOB.json
 
 The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
-their labels if known, and the model's own answers; and, if it likes, the `seconds` that a measurement of speed takes at
-least. The result is printed as JSON: `faults` is empty if the artifact passes.
+their labels if known, and the model's own answers. Optional `seconds` is the least time that a measurement of speed
+takes. The result is printed as JSON; `faults` is empty if the artifact passes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.inference.runtimes import Graph, load_graph
 
-# Largest difference of any probability that float32 may show.
+# Largest difference of a probability that float32 may have.
 MAX_DIFFERENCE = 1e-4
-# Points of top-1 that a narrower precision may lose, and images that it takes to tell.
+# Points of top-1 that a narrower precision may lose, and the images needed to measure that.
 MAX_LOSS, MIN_IMAGES = 0.5, 2000
 _BATCH = 64
 _SIZES = (1, 257)
@@ -34,7 +34,7 @@ _REPEATS, _SECONDS = 5, 0.3
 
 
 def main(job_file: str) -> None:
-    """Does what the job says."""
+    """Runs the job."""
     warnings.simplefilter("ignore")
     job = json.loads(Path(job_file).read_text("utf-8"))
     with np.load(job["images"]) as arrays:
@@ -65,7 +65,7 @@ def compare(
 
     Returns:
         `images`, `max_difference`, `top1_agreement`, with labels also `top1`, `top1_model` and `top1_change` (in
-        points), and `faults`, a line for each rule that is broken.
+        points), and `faults`, a line for each broken rule.
     """
     if found.shape != expected.shape:
         fault = f"it answers with an array of shape {found.shape}, the model with {expected.shape}"

@@ -1,4 +1,4 @@
-"""What is done to an ONNX graph after it was traced: quantization, narrow weights, metadata, the checker."""
+"""Changes an ONNX graph after tracing: quantization, narrow weights, metadata, the checker."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import KEY, Metadata
 
-# Smaller constants stay as they are: nothing would be gained.
+# Smaller constants stay as they are; narrowing them gains nothing.
 _LARGE = 1024
 _CALIBRATION_BATCH = 32
-# Values of the largest constant that is looked up among the others: a shift's kernel of thousands of channels.
+# The largest constant, in values, that is compared with the others: a shift kernel of thousands of channels.
 _KERNEL = 2**18
 
 
 def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
-    """Turns a float32 graph into a statically quantized one (QDQ), in its place.
+    """Quantizes a float32 graph statically (QDQ), in place.
 
     Matrix products get uint8 weights, per output channel, and uint8 activations with ranges from the calibration
     images; with int8 weights ONNX Runtime's sums would saturate on processors without VNNI (see `saturation`). The
@@ -35,7 +35,7 @@ def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
             start = next(self._starts, None)
             return None if start is None else {"images": calibration[start : start + _CALIBRATION_BATCH]}
 
-    logging.getLogger().setLevel(logging.ERROR)  # it advises its own preprocessing, which tracing has done
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends its own preprocessing, which tracing has already done
     quantize_static(
         path,
         path,
@@ -49,22 +49,22 @@ def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
 
 
 def finish(source: Path, path: Path, metadata: Metadata) -> None:
-    """Narrows the weights where that is due, adds the metadata, checks the graph and writes it."""
+    """Narrows the weights if asked, adds the metadata, checks the graph and writes it."""
     import onnx
     import onnx_ir
     from onnx_ir.passes.common import DeduplicateInitializersPass
 
-    # Every block's shift was traced with a kernel of its own.
+    # Every block's shift was traced with its own kernel.
     model = onnx_ir.to_proto(DeduplicateInitializersPass(size_limit=_KERNEL)(onnx_ir.load(source)).model)
     _narrow(model, metadata.precision == "bf16")
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: metadata.dump(), "labels": ",".join(metadata.labels)})
     model.producer_name = "shiftvit"
     model.graph.name = "shiftvit"
-    for node in model.graph.node:  # the tracer's notes: line numbers and names of Python code
+    for node in model.graph.node:  # the tracer's notes: line numbers and Python names
         del node.metadata_props[:]
         node.doc_string = ""
-    del model.graph.value_info[:]  # shapes that runtimes infer for themselves
+    del model.graph.value_info[:]  # shapes, which runtimes infer themselves
     for value in [*model.graph.input, *model.graph.output]:
         del value.metadata_props[:]
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
@@ -75,7 +75,7 @@ def finish(source: Path, path: Path, metadata: Metadata) -> None:
 def _narrow(model: Any, bfloat16: bool) -> None:
     """Stores large float32 constants in 16 bits, with a cast that runtimes fold when they load the graph.
 
-    In bfloat16 if asked; otherwise those that float16 holds exactly, as the weights of a halved bundle are.
+    In bfloat16 if asked; otherwise in float16, and only constants that it holds exactly, such as a halved bundle's.
     """
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,9 +1,9 @@
 """Whether the integer products of an int8 artifact are exact on every processor, read from the artifact itself.
 
 x86 processors without VNNI multiply unsigned by signed 8-bit values and add two neighbouring products in 16 bits, which
-saturate: the sum is cut off and the answers are wrong, without a word. ONNX Runtime's page on quantization and
-OpenVINO's on the "saturation (overflow) issue" describe it. So an artifact that is right on the machine that made it
-can lose points of accuracy on another. These checks are arithmetic, so one machine can answer for all.
+saturate: the sum is clipped and the answers are silently wrong. ONNX Runtime's page on quantization and OpenVINO's on
+the "saturation (overflow) issue" describe it. An artifact that is correct on the machine that made it can therefore
+lose accuracy on another. These checks are arithmetic, so one machine can check for all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Product:
     Attributes:
         name: its name in the artifact.
         weights: the stored integers, (outputs, inputs): each row is summed over.
-        wide: whether the runtime multiplies them in 16 bits and adds in 32 on every processor.
+        wide: whether the runtime multiplies in 16 bits and adds in 32 on every processor.
     """
 
     name: str
@@ -41,16 +41,16 @@ def read_products(path: Path, format: str) -> list[Product]:
     """Returns the quantized products of an int8 artifact.
 
     Raises:
-        ShiftViTError: it has none, or one in a form whose arithmetic is not known here.
+        ShiftViTError: it has none, or the arithmetic of one is not known here.
     """
     products = list(_READERS[format](path))
     if not products:
-        raise ShiftViTError(f"{path.name!r} has no quantized products; export it anew with --precision int8")
+        raise ShiftViTError(f"{path.name!r} has no quantized products; export it again with --precision int8")
     return products
 
 
 def find_saturation(products: Iterable[Product]) -> str | None:
-    """Returns a line about the first product that could saturate on some processor, or None if none can.
+    """Describes the first product that could saturate on some processor; None if none can.
 
     Whatever two products of a row a kernel adds first, the largest sum is that of the two largest weights of one sign:
     255 x (w1 + w2) must fit into 16 bits, so w1 + w2 may be 128 at most. That holds wherever no weight exceeds 64, and

@@ -1,1 +1,1 @@
-"""All drawing of figures: of a run, of an evaluation, of predictions."""
+"""Draws all figures: of a run, of an evaluation, of predictions."""

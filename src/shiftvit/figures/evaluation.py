@@ -15,9 +15,9 @@ from shiftvit import files
 from shiftvit.figures.grid import Tile, font, prediction_grid
 from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure
 
-# Mistakes in a figure; one of more is hard to look at.
+# Mistakes in a figure; more would be hard to read.
 _SHOWN = 25
-# Of a figure of explanations, in pixels.
+# The layout of a figure of explanations, in pixels.
 _SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 17, 26, 24
 _INK = "#1a1a1a"
 _TALL = 6  # rows
@@ -27,10 +27,10 @@ _BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxst
 
 
 def reliability_figure(before: dict[str, Any], path: Path, after: dict[str, Any] | None = None) -> None:
-    """Draws accuracy against confidence, and below how many images have that confidence.
+    """Draws accuracy against confidence, above a histogram of the confidence.
 
     Args:
-        before: what `metrics.calibration` returned.
+        before: the result of `metrics.calibration`.
         path: the PNG to write.
         after: the same after temperature scaling, drawn beside it.
 
@@ -59,13 +59,13 @@ def mistakes_figure(
     class_names: Sequence[str],
     path: Path,
 ) -> None:
-    """Draws wrongly classified images in a grid, in the given order, the first 25 of them.
+    """Draws the first 25 wrongly classified images in a grid, in the given order.
 
     Args:
         images: uint8 `(N, H, W, 3)`.
         labels: the true classes, `(N,)`.
-        predicted: what the model says, `(N,)`.
-        confidence: the probability of that, 0 to 1, `(N,)`.
+        predicted: the predicted classes, `(N,)`.
+        confidence: their probabilities, 0 to 1, `(N,)`.
         class_names: in the order of the classes.
         path: the PNG to write.
 
@@ -81,13 +81,13 @@ def mistakes_figure(
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A row of the figure: an image and what was found about it.
+    """A row of the figure: an image and its explanations.
 
     Attributes:
         image: what the model sees, uint8 (H, W, 3).
         caption: the class and its probability.
-        heats: the name of a method to its map (h, w); drawn relative to its largest value, 0 and less is cold.
-        notes: the name of a method to a line about its map.
+        heats: the map (h, w) of each method by name; drawn relative to its largest value, 0 or less is cold.
+        notes: a line about the map of each method by name.
     """
 
     image: NDArray[np.uint8]
@@ -97,9 +97,9 @@ class Explanation:
 
 
 def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
-    """Draws a row for each image: the original, then its maps, enlarged so that small images can be looked at.
+    """Draws a row for each image: the original, then its maps, enlarged so that small images are visible.
 
-    More rows than 6 are laid into two halves, side by side.
+    More than 6 rows are split into two halves, side by side.
 
     Args:
         rows: at least one, all with the same methods.
@@ -141,7 +141,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
 
     Args:
         image: uint8 `(H, W, 3)`.
-        heat: `(h, w)`, 0 to 1 (what lies outside is cut off), resized to the image, bilinear.
+        heat: `(h, w)`, 0 to 1 (values outside are clipped), resized bilinearly to the image.
 
     Returns:
         uint8 `(H, W, 3)`.
@@ -158,7 +158,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns an image (H, W, 3) with its longer side at a figure's size; small ones keep their pixels visible."""
+    """Returns an image (H, W, 3) scaled to a figure's size; the pixels of small ones stay visible."""
     scale = _SIDE / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     method = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
@@ -186,7 +186,7 @@ def _counts(axes: Any, found: dict[str, Any]) -> None:
     filled = [row for row in found["bins"] if row["count"]]
     lower, width = _places(filled)
     axes.bar(lower, [row["count"] for row in filled], width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
-    # Most images of a trained model lie in the last bin; on a linear scale the others would vanish.
+    # Most images of a trained model are in the last bin; on a linear scale the others would vanish.
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.yaxis.set_major_formatter("{x:,.0f}")

@@ -1,6 +1,6 @@
-"""A picture of predictions: images with label and confidence, right ones and errors told apart.
+"""A grid of predictions: images with label and confidence, correct ones and errors in different colours.
 
-Drawn with Pillow alone: a plotting library would take longer to start than the model takes to answer.
+Drawn with Pillow alone: a plotting library would take longer to import than the model takes to predict.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INK = "#1a1a1a"
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """An image uint8 (H, W, 3) of any size, what the model says of it and, where that is known, what it is."""
+    """An image uint8 (H, W, 3) of any size, its prediction and, if known, its true class."""
 
     image: NDArray[np.uint8]
     label: str
@@ -39,7 +39,7 @@ class Tile:
 
 
 def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int = 6) -> None:
-    """Draws tiles row by row into a PNG; where the truth is known, right ones are green and errors red and name it.
+    """Draws tiles row by row into a PNG. With known truth, correct ones are green, and errors red with the true class.
 
     Raises:
         ShiftViTError: the file cannot be written.
@@ -71,7 +71,7 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
 
 
 def _paste(picture: Image.Image, pixels: NDArray[np.uint8], left: int, upper: int) -> None:
-    """Puts an image into the middle of its square, as large as fits; small ones keep their pixels visible."""
+    """Centres an image in its square, as large as fits; the pixels of small images stay visible."""
     image = Image.fromarray(pixels)
     scale = _SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -89,7 +89,7 @@ def _shortened(text: str, tail: str, font: Any) -> str:
 
 @lru_cache(maxsize=4)
 def font(size: int, bold: bool = False) -> Any:
-    # matplotlib ships DejaVu, which knows far more scripts than Pillow's own font; finding it imports nothing.
+    # matplotlib ships DejaVu, which covers far more scripts than Pillow's own font; locating it imports nothing.
     package = importlib.util.find_spec("matplotlib")
     if package is not None and package.origin is not None:
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

@@ -21,7 +21,7 @@ def learning_curves(
         rates: the learning rate at every step of the whole schedule.
         path: the PNG to write.
         title: the figure's heading.
-        steps: steps an epoch.
+        steps: steps in an epoch.
     """
     epochs = [row["epoch"] for row in history]
     figure = new_figure(11, 3.6)
@@ -58,7 +58,7 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set_title(f"Confusion on {matrix.sum():,} images (top-1 {accuracy:.2f} %)", fontweight="bold")
+    axes.set_title(f"Confusion on {matrix.sum():,} images (top-1 {accuracy:.2f}%)", fontweight="bold")
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     if count <= 30:
@@ -75,10 +75,10 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
 
 
 def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws top-1 under each corruption and severity as a table of colours.
+    """Draws top-1 for each corruption and severity as a coloured table.
 
     Args:
-        rows: "corruption", "severity" (0 for the images as they are) and "top1", 0 to 1.
+        rows: "corruption", "severity" (0: the original images) and "top1", 0 to 1.
         path: the PNG to write.
 
     Raises:
@@ -94,7 +94,7 @@ def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xticks(range(5), [str(level) for level in range(1, 6)])
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.set_xlabel("Severity")
-    axes.set_title(f"Top-1 under corruption (as they are: {clean:.1%})")
+    axes.set_title(f"Top-1 under corruption (without: {clean:.1%})")
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.6 else "black")
     save_figure(figure, path)
@@ -113,8 +113,8 @@ def rate_search(
     """Draws the loss over a rising learning rate.
 
     Args:
-        rates, losses, smoothed: a value a step.
-        suggestion: the rate that was found; None: none was.
+        rates, losses, smoothed: a value for each step.
+        suggestion: the suggested rate, if any.
         own: the recipe's peak rate.
         path: the PNG to write.
         title: the figure's heading.
@@ -130,7 +130,7 @@ def rate_search(
     axes.axvline(own, color=ORANGE, linestyle="--", label=f"the recipe's rate, {own:g}")
     if suggestion is not None:
         axes.axvline(suggestion, color=GREEN, label=f"suggestion, {suggestion:g}")
-    # What happens beyond twice the first losses only says that it diverges.
+    # Losses far above the first ones only show that it diverges.
     bottom, top = float(min(losses.min(), smoothed.min())), float(smoothed[:10].max())
     margin = 0.15 * (top - bottom) + 0.01
     axes.set_ylim(bottom - margin, top + 4 * margin)

@@ -1,4 +1,4 @@
-"""What all figures share: the colours, and figures that are written as PNG, whole or not at all."""
+"""Shared by all figures: the colours, and writing them as PNG, whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From images to labels: what runs a trained model, and the stream around it."""
+"""From images to labels: the runtimes that run a trained model, and the predictor around them."""

@@ -1,4 +1,4 @@
-"""`Predictor`: one way from images to labels, whatever runs the model."""
+"""`Predictor`: from images to labels, in any runtime."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from shiftvit.inference.runtimes import Graph, load_graph
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    # A path, an encoded file's bytes, uint8 (H, W), (H, W, 3) or (H, W, 4), or an image of Pillow's.
+    # A path, an encoded file's bytes, uint8 (H, W), (H, W, 3) or (H, W, 4), or a Pillow image.
     Source = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image
 
 BATCH_SIZE = 64
-# Files that a thread prepares at a time: enough that handing them over costs little.
+# Files that a thread prepares at a time; enough to make the handover cheap.
 _CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image.
+    """The prediction for one image.
 
     Attributes:
-        path: the file, or "image N" (counted from 1) where the image did not come from one.
+        path: the file, or "image N" (counted from 1) if the image did not come from a file.
         label: the class with the highest probability.
         confidence: that probability, 0 to 1.
         top: (label, probability) of the most probable classes, highest first.
-        probabilities: of all classes, float32 (C,), in the order of `Predictor.labels`.
+        probabilities: for all classes, float32 (C,), in the order of `Predictor.labels`.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that cannot be used, and why: one line that names it."""
+    """An image that cannot be read, with a one-line reason that names it."""
 
     path: str
     error: str
@@ -66,8 +66,8 @@ class Predictor:
 
     Attributes:
         labels: the class names, in the order of the probabilities.
-        metadata: of the model: preprocessing, input size, precision.
-        runtime: the name of what runs it.
+        metadata: the model's preprocessing, input size and precision.
+        runtime: the name of the runtime.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -83,28 +83,28 @@ class Predictor:
         """Loads a model.
 
         Args:
-            model: the name of a model that the package comes with, a run folder, a bundle, or an export.
-            runtime: what runs it (`shiftvit.inference.runtimes.RUNTIMES`); "auto": the fastest that is installed.
-            threads: processor threads; None: one for each core.
+            model: the name of a model that comes with the package, a run folder, a bundle, or an export.
+            runtime: a key of `shiftvit.inference.runtimes.RUNTIMES`; "auto": the fastest one installed.
+            threads: processor threads; None: one per core.
 
         Raises:
-            ShiftViTError: no such model or runtime, or they do not fit.
+            ShiftViTError: the model or runtime does not exist, or they do not fit together.
         """
         return cls(load_graph(model, runtime, threads))
 
     def __call__(
         self, images: Source | Iterable[Source], *, top_k: int = 5, batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
-        """Classifies images, all or none.
+        """Classifies images; fails if one of them cannot be read.
 
         Args:
-            images: paths, encoded bytes, uint8 arrays (H, W, 3), Pillow images, or a mix of them; a single one of
-                these, or an array (N, H, W, 3).
+            images: paths, encoded bytes, uint8 arrays (H, W, 3), Pillow images, or a mix of them; or one of
+                these alone, or an array (N, H, W, 3).
             top_k: how many classes `Prediction.top` has.
-            batch_size: images at a time.
+            batch_size: images per batch.
 
         Raises:
-            ShiftViTError: an image cannot be used. `stream` goes on after such ones.
+            ShiftViTError: an image cannot be read. `stream` continues after such images.
         """
         single = isinstance(images, str | os.PathLike | bytes) or hasattr(images, "getbands")
         single = single or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
@@ -125,20 +125,20 @@ class Predictor:
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> Iterator[Prediction | Failure]:
-        """Classifies images one after the other, in their order, in bounded memory however many there are.
+        """Yields a result for each image, in order, in bounded memory.
 
-        Files are read and decoded in other threads while the model runs. An image that cannot be used gives a
-        `Failure` in its place.
+        Files are read and decoded in other threads while the model runs. An image that cannot be read yields a
+        `Failure`.
 
         Args:
-            sources: as in `__call__`; consumed as the results are.
+            sources: as in `__call__`; consumed lazily.
             top_k: how many classes `Prediction.top` has.
-            batch_size: images that the model gets at a time.
-            threads: that decode; None: one for each core, at most 8.
-            max_pixels: an image with more is refused before it is decoded.
+            batch_size: images per batch.
+            threads: decoding threads; None: one per core, at most 8.
+            max_pixels: images with more pixels are rejected before decoding.
 
         Raises:
-            ShiftViTError: a setting out of range.
+            ShiftViTError: a setting is out of range.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
             if value is not None and value < 1:
@@ -149,7 +149,7 @@ class Predictor:
         self, sources: Iterable[Source], top_k: int, batch_size: int, threads: int, max_pixels: int
     ) -> Iterator[Prediction | Failure]:
         numbered = enumerate(sources, start=1)
-        # Enough prepared images for the next batch while this one runs, and no more than that.
+        # Prepare enough images for the next batch while this one runs, and no more.
         ahead = threads + 1 + 2 * batch_size // _CHUNK
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         running: deque[Future[list[Failure | tuple[str, NDArray[np.uint8]]]]] = deque()
@@ -174,7 +174,7 @@ class Predictor:
     def _prepared(
         self, chunk: list[tuple[int, Source]], max_pixels: int
     ) -> list[Failure | tuple[str, NDArray[np.uint8]]]:
-        """Decodes and preprocesses; each result is a failure or (name, uint8 (h, w, 3))."""
+        """Decodes and preprocesses sources; each result is a failure or (name, uint8 (h, w, 3))."""
         results: list[Failure | tuple[str, NDArray[np.uint8]]] = []
         for number, source in chunk:
             name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
@@ -195,7 +195,7 @@ class Predictor:
             yield item if isinstance(item, Failure) else self._prediction(item[0], next(probabilities), top_k)
 
     def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
-        # Stable, so that of equal probabilities the first class wins, as in `evaluate`.
+        # Stable: of equal probabilities the first class wins, as in `evaluate`.
         order = np.argsort(-row, kind="stable")[:top_k]
         top = tuple((self.labels[index], float(row[index])) for index in order)
         return Prediction(path, *top[0], top, row)

@@ -1,4 +1,4 @@
-"""What runs a trained model: one table of runtimes, each of which makes the same `Graph` of its own kind of file."""
+"""The runtimes that run a trained model: one table; each loads its own kind of file as the same `Graph`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Graph:
 
     Attributes:
         metadata: its labels, preprocessing and input size.
-        run: uint8 (N, H, W, 3) of that size to probabilities, float32 (N, C); N at least 1.
-        runtime: the name of what runs it.
+        run: maps uint8 (N, H, W, 3) of that size to probabilities, float32 (N, C); N at least 1.
+        runtime: the name of the runtime.
     """
 
     metadata: Metadata
@@ -40,10 +40,10 @@ class Graph:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A row of the table: the module that it needs, how it is installed, what it reads and how it loads that.
+    """A row of the table: the module that it needs, how to install it, what it reads and how it loads that.
 
-    `load` is called with the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for
-    x86 can cut sums off where the processor has no VNNI.
+    `load` takes the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for x86 can
+    saturate on processors without VNNI.
     """
 
     module: str
@@ -57,15 +57,15 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     """Loads a model for inference.
 
     Args:
-        model: a run folder, a bundle, the name of a model that the package comes with, or what `shiftvit export`
-            wrote: its folder or the artifact in it.
-        runtime: a key of `RUNTIMES`; "auto": the first in that order, which is by measured speed, that reads such a
-            model and is installed. A torch program is read only if "torch" is named, as its loader may run code.
+        model: a run folder, a bundle, the name of a model that comes with the package, or an export: its
+            folder or the artifact in it.
+        runtime: a key of `RUNTIMES`; "auto": the first one installed that reads such a model; the order is by measured
+            speed. A torch program is loaded only if "torch" is named, because loading it can execute code.
         threads: processor threads; None: one for each core.
 
     Raises:
-        ShiftViTError: no such model or runtime, or one that does not read the other, or is not installed; or a file
-            that is damaged or carries no metadata.
+        ShiftViTError: the model or runtime does not exist or is not installed, the runtime does not read this kind of
+            model, or a file is damaged or has no metadata.
     """
     kind, source = _identify(model)
     if runtime != "auto" and runtime not in RUNTIMES:
@@ -74,36 +74,35 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     if runtime == "auto":
         if able == ["torch"]:
             raise ShiftViTError(
-                f"{str(model)!r} is read by torch's own loader, which a made-up file can have run code; "
+                f"{str(model)!r} is a torch program, and loading it can execute code; "
                 "if you trust it, name the runtime: torch"
             )
         runtime = next((name for name in able if _installed(name)), able[0])
     elif runtime not in able:
-        raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)} and not in {runtime}; {_MENDS[kind]}")
+        raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)}, not in {runtime}; {_MENDS[kind]}")
     row = RUNTIMES[runtime]
     if not _installed(runtime):
         raise ShiftViTError(f"the runtime {runtime!r} is not installed; pip install {row.package!r}")
     origin = repr(str(source if isinstance(source, Path) else source.where))
     try:
         metadata, run = row.load(source, threads or cores())
-        # Some damage shows only when a graph runs. Keras has weights of a known hash, and compiles for a batch's size.
+        # Some damage shows only when a graph runs. Keras' weights are verified, and it compiles for each batch size.
         shape = run(np.zeros((1, *metadata.input_shape), np.uint8)).shape[1:] if runtime != "keras" else None
     except (ShiftViTError, ImportError):
         raise
-    except Exception as error:  # whatever a damaged file brings about in the library that reads it
+    except Exception as error:  # a damaged file can raise anything in the library that reads it
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ShiftViTError(
-            f"{origin} cannot be loaded ({reason}); is it whole? Restore it, or export it anew"
+            f"{origin} cannot be loaded ({reason}); it may be damaged: restore it, or export it again"
         ) from error
     if metadata.precision == "int8" and metadata.saturates is None and row.saturates and not adds_int8_exactly():
         raise ShiftViTError(
-            f"{origin} is an int8 export that was not examined for saturation, and this processor lacks the VNNI "
-            "instructions without which such exports can answer wrongly; export it anew"
+            f"{origin} is an int8 export that was not examined for saturation, and without VNNI instructions, "
+            "which this processor lacks, it can answer wrongly; export it again"
         )
     if shape not in (None, (len(metadata.labels),)):
         raise ShiftViTError(
-            f"{origin} answers with the shape {shape} for an image and names {len(metadata.labels)} labels; "
-            "export it anew"
+            f"{origin} returns the shape {shape} for one image but has {len(metadata.labels)} labels; export it anew"
         )
     return Graph(metadata, run, runtime)
 
@@ -113,10 +112,10 @@ def _installed(name: str) -> bool:
 
 
 def _identify(model: str | Path) -> tuple[str, Any]:
-    """Returns what kind of model lies at a path, and the path or the bundle's files."""
+    """Returns the kind of model at a path, and the path or the bundle's files."""
     path = Path(model)
     if path.is_dir() and open_container(path, MANIFEST) is None:
-        # What `shiftvit export` writes: an artifact with its report beside it.
+        # An export: an artifact with its report beside it.
         found = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES or entry.name == "saved_model"]
         if len(found) == 1:
             path = found[0]
@@ -153,9 +152,9 @@ def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Its threads would wait in a busy loop for the next batch, on the cores that decode it.
+    # Its threads would spin while waiting for the next batch, on the cores that decode it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Without a second try, which it would announce on standard output: there is just this one provider.
+    # No second try, which it would announce on standard output: there is only this provider.
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
     name = session.get_inputs()[0].name
@@ -175,14 +174,14 @@ def _openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], P
     xml = isinstance(source, Path) and source.suffix == ".xml"
     content, origin = (source, repr(str(source))) if xml else _onnx_content(source)
     model = core.read_model(content)
-    # An ONNX graph's own metadata arrive below "framework".
+    # An ONNX graph's own metadata appear under "framework".
     place = [KEY] if xml else ["framework", KEY]
     metadata = Metadata.parse(model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None, origin)
     compiled = core.compile_model(
         model,
         "CPU",
         {
-            # Left to itself it would compute a float32 graph in bfloat16 where the processor can.
+            # By default it would compute a float32 graph in bfloat16 on processors that can.
             "INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -195,14 +194,14 @@ def _tensorflow(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow
 
-    with contextlib.suppress(RuntimeError):  # it has already started, with threads of its own choice
+    with contextlib.suppress(RuntimeError):  # it has already started, with its own number of threads
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
     extra = path / "assets.extra" / FILE
     metadata = Metadata.parse(extra.read_bytes() if extra.is_file() else None, repr(str(path)))
     loaded = tensorflow.saved_model.load(str(path))
 
     def run(pixels: Pixels) -> Probabilities:
-        # By way of `loaded`, which owns the variables and must live as long as its functions.
+        # Through `loaded`, which owns the variables and must live as long as its functions.
         serve = loaded.signatures["serving_default"]
         return np.asarray(serve(images=tensorflow.constant(pixels))["probabilities"])
 
@@ -248,7 +247,7 @@ def _torch(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Proba
 _SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", ".pt2": "torch.export"}
 _MENDS = dict.fromkeys(
     ("ONNX", "OpenVINO", "LiteRT", "torch.export", "SavedModel", "bundle with a graph"),
-    "`shiftvit export` writes the formats of the others",
+    "`shiftvit export` writes the formats that others read",
 )
 _MENDS["bundle without a graph"] = "`shiftvit pack --onnx` adds the graph, `shiftvit export` writes other formats"
 

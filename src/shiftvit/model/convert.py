@@ -35,7 +35,7 @@ def load_official(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
     Raises:
         ShiftViTError: unreadable file, or tensors that are missing, surplus or of another shape: all in one message.
     """
-    tensors = _read(weights)
+    tensors = read_weights(weights)
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     variables = {variable.path: variable for variable in model.weights}
     if "head/kernel" not in variables:
@@ -59,7 +59,7 @@ def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> A
     Raises:
         ShiftViTError: as `load_official`.
     """
-    tensors = _read(weights)
+    tensors = read_weights(weights)
     if all(re.match(r"\d+/", name) for name in tensors):
         tensors = dict(sorted(tensors.items(), key=lambda item: int(item[0].split("/", 1)[0])))
     order = list(_keras_example_order(model))
@@ -153,7 +153,12 @@ def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -
     return model
 
 
-def _read(weights: Mapping[str, Any] | str | Path) -> dict[str, Array]:
+def read_weights(weights: Mapping[str, Any] | str | Path) -> dict[str, Array]:
+    """Returns the tensors of a file by name, or those that are given, as arrays.
+
+    Raises:
+        ShiftViTError: a file that cannot be read, or of another type.
+    """
     if isinstance(weights, Mapping):
         return {name: _as_array(value) for name, value in weights.items()}
     path = Path(weights)

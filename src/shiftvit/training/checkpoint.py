@@ -64,7 +64,7 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
 
 def not_finite(what: str, progress: Progress, folder: Path) -> ShiftViTError:
-    """Returns the error for a training that has left the numbers, with what is left of it."""
+    """Returns the error for a run that diverged, with what can be resumed."""
     at = f"epoch {progress.epoch + 1}, step {progress.step}"
     kept = f"; the last good state is in {folder}: shiftvit train --resume {folder.parent} --set KEY=VALUE"
     kept = kept if (folder / LAST).exists() else ""

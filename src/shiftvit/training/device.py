@@ -14,14 +14,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from shiftvit.data.batches.device import Held, ResidentImages, check_changes
+from shiftvit.data.batches.device import ResidentImages, Tensors, check_changes
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
 from shiftvit.training.memory import is_out_of_memory
 from shiftvit.training.optimizer import learning_rates
 from shiftvit.training.parts import jax_gradients, torch_gradients
-from shiftvit.training.setup import Splits
 
 # Steps between two looks at the clock, the loss and the signals.
 _LONGEST = 64
@@ -33,20 +33,21 @@ class DeviceLoop:
     Args:
         model: compiled; trained in place.
         recipe: resolved.
-        splits: their training images go to the device.
+        dataset: its training images go to the device.
         steps: in an epoch.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         settings = recipe.train
         self.model, self.steps, self.seed, self.parts = model, steps, settings.seed, settings.accumulate
-        self.batch_size = min(settings.batch_size, len(splits.train[0]))
+        self.batch_size = min(settings.batch_size, len(dataset.train))
         self.at_once = chunk_length(steps)
         self.images = ResidentImages(
-            *splits.train,
-            splits.train_rule,
+            dataset.train.images,
+            dataset.train.labels,
+            dataset.train.preprocess,
             recipe.augment,
-            len(splits.class_names),
+            len(dataset.class_names),
         )
         self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))
 
@@ -68,35 +69,35 @@ def chunk_length(steps: int) -> int:
     return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
 
 
-def check_loop(recipe: Recipe, splits: Splits) -> None:
+def check_loop(recipe: Recipe, dataset: Dataset) -> None:
     """Raises ShiftViTError if a resolved recipe asks for the device loop where that cannot run."""
     if recipe.train.loop != "device":
         return
     if keras.config.backend() == "tensorflow":
         raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
-    if not recipe.train.drop_remainder and len(splits.train[0]) % recipe.train.batch_size:
+    if not recipe.train.drop_remainder and len(dataset.train) % recipe.train.batch_size:
         raise ShiftViTError(
-            f'train.loop="device" needs batches of one size, and {len(splits.train[0])} images do not divide by '
+            f'train.loop="device" needs batches of one size, and {len(dataset.train)} images do not divide by '
             f"train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
     check_changes(recipe.augment)
 
 
-def make_loop(model: Any, recipe: Recipe, splits: Splits, steps: int) -> DeviceLoop | None:
+def make_loop(model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> DeviceLoop | None:
     """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`."""
     if recipe.train.loop != "device":
         return None
     loop = JaxLoop if keras.config.backend() == "jax" else TorchLoop
-    return loop(model, recipe, splits, steps)
+    return loop(model, recipe, dataset, steps)
 
 
 class JaxLoop(DeviceLoop):
     """The steps as one compiled `lax.scan`, the state donated."""
 
-    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         import jax
 
-        super().__init__(model, recipe, splits, steps)
+        super().__init__(model, recipe, dataset, steps)
         self.compiled = jax.jit(self._steps, static_argnames="count", donate_argnums=0)
 
     def begin(self, epoch: int) -> None:
@@ -108,7 +109,7 @@ class JaxLoop(DeviceLoop):
         model = self.model
         groups = (model.trainable_variables, model.non_trainable_variables, model.optimizer.variables)
         state = (tuple([variable.value for variable in group] for group in groups), self.sums)
-        (values, self.sums) = self.compiled(state, self.images.held, self.drawn, np.int32(first), count=count)
+        (values, self.sums) = self.compiled(state, self.images.constants, self.drawn, np.int32(first), count=count)
         for group, new in zip(groups, values, strict=True):
             for variable, value in zip(group, new, strict=True):
                 variable.assign(value)
@@ -118,13 +119,13 @@ class JaxLoop(DeviceLoop):
         loss, top1 = np.asarray(self.sums) / max(self.done, 1)
         return {"loss": float(loss), "top1": float(top1)}
 
-    def _steps(self, state: Any, held: Held, drawn: Held, first: Any, count: int) -> Any:
+    def _steps(self, state: Any, constants: Tensors, drawn: Tensors, first: Any, count: int) -> Any:
         import jax
 
         def step(state: Any, number: Any) -> tuple[Any, None]:
             (trainable, fixed, optimizer), sums = state
             places = number * self.batch_size + ops.arange(self.batch_size, dtype="int32")
-            images, labels = self.images.batch(held, drawn, places)
+            images, labels = self.images.batch(constants, drawn, places)
             found, fixed = jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
             loss, logits, gradients = found
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
@@ -141,10 +142,10 @@ class TorchLoop(DeviceLoop):
     argument.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, splits: Splits, steps: int) -> None:
+    def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         import torch
 
-        super().__init__(model, recipe, splits, steps)
+        super().__init__(model, recipe, dataset, steps)
         self.variables = model.trainable_variables
         device = self.variables[0].value.device
         self.drawn = {name: value.clone() for name, value in self.images.draw(self.seed, 0).items()}
@@ -181,7 +182,7 @@ class TorchLoop(DeviceLoop):
 
         optimizer, model = self.model.optimizer, self.model
         places = self.number * self.batch_size + self.places
-        images, labels = self.images.batch(self.images.held, self.drawn, places)
+        images, labels = self.images.batch(self.images.constants, self.drawn, places)
         loss, logits, gradients = torch_gradients(model, images, labels, self.parts)
         with torch.no_grad():
             # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.

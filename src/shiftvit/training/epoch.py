@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.data.batches.host import batches_per_epoch
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe
@@ -18,25 +19,25 @@ from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import evaluation_batch_size
 from shiftvit.training.optimizer import averaged_weights
-from shiftvit.training.setup import Splits, epoch_batches
+from shiftvit.training.setup import epoch_batches
 
 Row = dict[str, Any]
 
 
 def fit_epoch(
-    model: Any, recipe: Recipe, splits: Splits, watch: Watch, callbacks: list[Any], loop: DeviceLoop | None
+    model: Any, recipe: Recipe, dataset: Dataset, watch: Watch, callbacks: list[Any], loop: DeviceLoop | None
 ) -> Row:
     """Trains what is left of an epoch, advances the position and returns the epoch's figures."""
     settings, progress = recipe.train, watch.progress
     began = time.perf_counter()
     epoch, start = progress.epoch, progress.step
     watched = [watch, *callbacks]
-    figures = _run(model, loop, watched, progress) if loop else _fit(model, recipe, splits, watched, watch)
+    figures = _run(model, loop, watched, progress) if loop else _fit(model, recipe, dataset, watched, watch)
     watch.check_finite()
     watch.count_time()
     seconds = time.perf_counter() - began
-    steps = batches_per_epoch(len(splits.train[0]), settings.batch_size, settings.drop_remainder)
-    seen = min((steps - start) * settings.batch_size, len(splits.train[0]))
+    steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
+    seen = min((steps - start) * settings.batch_size, len(dataset.train))
     progress.epoch, progress.step = epoch + 1, 0
     return {
         "epoch": epoch + 1,
@@ -49,14 +50,14 @@ def fit_epoch(
     }
 
 
-def _fit(model: Any, recipe: Recipe, splits: Splits, callbacks: list[Any], watch: Watch) -> dict[str, float]:
+def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], watch: Watch) -> dict[str, float]:
     """Trains by Keras' `fit`."""
     progress = watch.progress
-    start, paths = progress.step, None if splits.found is None else splits.found.splits["train"].paths
-    batches = epoch_batches(recipe, splits, progress.epoch, start)
+    start, train = progress.step, dataset.train
+    batches = epoch_batches(recipe, dataset, progress.epoch, start)
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
-        f"training image {index}" if paths is None else paths[index] for index in batches.indices(number - start)
+        train.path(index) or f"training image {index}" for index in batches.indices(number - start)
     ]
     history = model.fit(
         batches,
@@ -89,19 +90,21 @@ def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress)
     return loop.figures()
 
 
-def validate(model: Any, recipe: Recipe, splits: Splits, watch: Watch) -> Row:
+def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
     """Returns the validation figures, with the averaged weights where the recipe keeps some; {} when none is due."""
     progress, every, epochs = watch.progress, recipe.train.validation_every, recipe.train.epochs
-    if splits.validation is None or (progress.epoch % every and progress.epoch != epochs):
+    if dataset.validation is None or (progress.epoch % every and progress.epoch != epochs):
         return {}
     began = time.perf_counter()
-    images, labels = splits.validation
+    held_out = dataset.validation
     with averaged_weights(model):
-        logits = predict_logits(model, images, splits.test_rule, batch_size=evaluation_batch_size(recipe.train))
+        logits = predict_logits(
+            model, held_out.images, held_out.preprocess, batch_size=evaluation_batch_size(recipe.train)
+        )
     progress.seconds += time.perf_counter() - began
     if not np.isfinite(logits).all():
         raise not_finite("the validation loss is not finite", progress, watch.last.parent)
-    found = measure(logits, labels)
+    found = measure(logits, held_out.labels)
     return {f"val_{key}": found[key] for key in ("loss", "top1", "top5")}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.data.named import ImageData
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.load import load_data
 from shiftvit.errors import notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
@@ -19,8 +20,8 @@ from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.results import finish_run
-from shiftvit.training.setup import Splits, build, load_splits, resolve
-from shiftvit.training.start import started
+from shiftvit.training.setup import build, resolve
+from shiftvit.training.start import apply_start
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     tensorboard: bool = False,
-    data: ImageData | None = None,
+    data: Dataset | None = None,
     **overrides: Any,
 ) -> Run:
     """Trains, evaluates and keeps a model.
@@ -70,16 +71,31 @@ def train(
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     recipe, run = runfolder.choose_run(recipe, out, resume, overrides)
+    return train_in(run, recipe, tensorboard=tensorboard, data=data)
+
+
+def train_in(run: Path, recipe: Recipe, *, tensorboard: bool = False, data: Dataset | None = None) -> Run:
+    """Trains in a run folder, which is new or holds a run to go on with; both are what `choose_run` returned.
+
+    Args:
+        run: the folder.
+        recipe: of the run.
+        tensorboard, data: as for `train`.
+
+    Raises:
+        ShiftViTError: as `train`.
+        shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
     board = TensorBoardLog(run) if tensorboard else None
-    recipe = started(recipe)
-    splits = load_splits(recipe, data, run)
-    recipe = resolve(recipe, splits)
-    model, steps = build_model(recipe, splits)  # before there is a folder: what cannot work leaves none
-    with runfolder.open_run(run, recipe, splits.found):
+    recipe = apply_start(recipe)
+    dataset = load_data(recipe, data, run)
+    recipe = resolve(recipe, dataset)
+    model, steps = build_model(recipe, dataset)  # before there is a folder: what cannot work leaves none
+    with runfolder.open_run(run, recipe, dataset):
         halvings = 0
         while True:
             try:
-                metrics = train_model(run, recipe, splits, model, steps, board)
+                metrics = train_model(run, recipe, dataset, model, steps, board)
                 return Run(run, recipe, metrics)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -90,22 +106,22 @@ def train(
             runfolder.change_recipe(run, recipe)
             del model
             free_memory()
-            model, steps = build_model(recipe, splits)
+            model, steps = build_model(recipe, dataset)
 
 
-def build_model(recipe: Recipe, splits: Splits) -> tuple[Any, int]:
+def build_model(recipe: Recipe, dataset: Dataset) -> tuple[Any, int]:
     """Returns the compiled model of a resolved recipe with its first weights, and the number of steps an epoch."""
-    check_loop(recipe, splits)
+    check_loop(recipe, dataset)
     keras.utils.set_random_seed(recipe.train.seed)
-    return build(recipe, splits)
+    return build(recipe, dataset)
 
 
 def train_model(
-    run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, board: TensorBoardLog | None
+    run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, board: TensorBoardLog | None
 ) -> dict[str, Any]:
     """Trains from the run's last checkpoint on, or from the beginning, and returns the metrics of the kept model."""
     settings = recipe.train
-    loop = make_loop(model, recipe, splits, steps)
+    loop = make_loop(model, recipe, dataset, steps)
     progress = Progress()
     if (run / "checkpoints" / LAST).is_file():
         progress = load_checkpoint(run / "checkpoints" / LAST, model)
@@ -115,15 +131,15 @@ def train_model(
     with watch.catching_signals():
         with bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
-                row = fit_epoch(model, recipe, splits, watch, [bar], loop)
-                row |= validate(model, recipe, splits, watch)
+                row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
+                row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row)
                 bar.epoch_line(row)
                 if board is not None:
                     board.write(row)
                 watch.stop_if_asked()
-        notice(f"evaluating on {len(splits.test[0]):,} test images")
-        return finish_run(run, recipe, splits, model, steps, progress)
+        notice(f"evaluating on {len(dataset.test):,} test images")
+        return finish_run(run, recipe, dataset, model, steps, progress)
 
 
 def _is_out_of_patience(patience: int | None, progress: Progress) -> bool:

@@ -11,13 +11,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.named import ImageData
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.optimizer import batch_scale
-from shiftvit.training.setup import Splits, build, epoch_batches, load_splits, resolve
-from shiftvit.training.start import started
+from shiftvit.training.setup import build, epoch_batches, resolve
+from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
 
@@ -67,7 +68,7 @@ class RateSearch:
 
 def find_rate(
     recipe: Recipe,
-    data: ImageData | None = None,
+    data: Dataset | None = None,
     *,
     low: float = 1e-6,
     high: float = 10.0,
@@ -98,16 +99,16 @@ def find_rate(
         raise ShiftViTError(f"the rates from low={low} to high={high} do not rise from above 0; use 0 < low < high")
     if steps < _FEWEST:
         raise ShiftViTError(f"steps={steps} are too few to see a loss fall; use at least {_FEWEST}")
-    recipe = started(recipe)
-    splits = load_splits(recipe, data)
-    recipe = resolve(recipe, splits)
+    recipe = apply_start(recipe)
+    dataset = load_data(recipe, data)
+    recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer
     rates = np.geomspace(low, high, steps)
     losses = None
     halvings = 0
     while losses is None:
         try:
-            losses = _losses(recipe, splits, rates, told)
+            losses = _losses(recipe, dataset, rates, told)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -149,16 +150,16 @@ def suggest(rates: Floats, smoothed: Floats) -> float | None:
     return _rounded(float(rates[int(np.argmin(slopes[: lowest + 1]))]))
 
 
-def _losses(recipe: Recipe, splits: Splits, rates: Floats, told: Callable[[int, float], None] | None) -> Floats:
+def _losses(recipe: Recipe, dataset: Dataset, rates: Floats, told: Callable[[int, float], None] | None) -> Floats:
     """Returns each step's loss, up to where it is 4 times its minimum."""
     keras.utils.set_random_seed(recipe.train.seed)
-    model, _ = build(recipe, splits)
+    model, _ = build(recipe, dataset)
     scale = batch_scale(recipe.train)
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
         float(rates[0]) * scale, decay_steps=len(rates) - 1, decay_rate=float(rates[-1] / rates[0])
     )
     losses: list[float] = []
-    for images, labels in itertools.islice(_batches(recipe, splits), len(rates)):
+    for images, labels in itertools.islice(_batches(recipe, dataset), len(rates)):
         model.reset_metrics()
         loss = float(model.train_on_batch(images, labels, return_dict=True)["loss"])
         if not np.isfinite(loss):
@@ -172,9 +173,9 @@ def _losses(recipe: Recipe, splits: Splits, rates: Floats, told: Callable[[int, 
     return np.array(losses)
 
 
-def _batches(recipe: Recipe, splits: Splits) -> Iterator[tuple[Any, Any]]:
+def _batches(recipe: Recipe, dataset: Dataset) -> Iterator[tuple[Any, Any]]:
     for epoch in itertools.count():
-        batches = epoch_batches(recipe, splits, epoch)
+        batches = epoch_batches(recipe, dataset, epoch)
         yield from (batches[index] for index in range(len(batches)))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, fit_temperature, intervals, macro, measure, softmax
 from shiftvit.figures.grid import Tile, prediction_grid
@@ -20,7 +21,6 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
 from shiftvit.training.memory import evaluation_batch_size
 from shiftvit.training.optimizer import averaged_weights, learning_rates
-from shiftvit.training.setup import Splits
 
 # Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
 _ENOUGH = 100
@@ -28,13 +28,15 @@ _ENOUGH = 100
 _SHOWN = 24
 
 
-def finish_run(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int, progress: Progress) -> dict[str, Any]:
+def finish_run(
+    run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, progress: Progress
+) -> dict[str, Any]:
     """Evaluates the selected weights on the test images and writes the model, the metrics and the figures.
 
     Args:
         run: the run folder.
         recipe: resolved.
-        splits: the images.
+        dataset: the images.
         model: trained and compiled; it gets the weights of the best epoch where the recipe selects them.
         steps: in an epoch.
         progress: where training ended.
@@ -46,32 +48,32 @@ def finish_run(run: Path, recipe: Recipe, splits: Splits, model: Any, steps: int
     if recipe.train.select == "best" and best.is_file():
         load_checkpoint(best, model)
     with averaged_weights(model):
-        bundle = Bundle.from_model(model, splits.class_names, recipe.preprocess)
+        bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form
     batch_size = evaluation_batch_size(recipe.train)
-    metrics: dict[str, Any] = {"train": _describe_training(recipe, splits, steps, progress)}
-    if splits.validation and splits.validation[1] is not splits.test[1]:
-        images, labels = splits.validation
-        logits = predict_logits(final, images, splits.test_rule, batch_size=batch_size)
-        metrics["val"] = measure(logits, labels)
-        if len(labels) >= _ENOUGH:
-            bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, labels), 4))
-    logits = predict_logits(final, splits.test[0], splits.test_rule, batch_size=batch_size)
-    metrics["test"] = measure(logits, splits.test[1])
+    metrics: dict[str, Any] = {"train": _describe_training(recipe, dataset, steps, progress)}
+    validation, test = dataset.validation, dataset.test
+    if validation is not None and not dataset.test_is_validation:
+        logits = predict_logits(final, validation.images, validation.preprocess, batch_size=batch_size)
+        metrics["val"] = measure(logits, validation.labels)
+        if len(validation) >= _ENOUGH:
+            bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, validation.labels), 4))
+    logits = predict_logits(final, test.images, test.preprocess, batch_size=batch_size)
+    metrics["test"] = measure(logits, test.labels)
     bundle = dataclasses.replace(bundle, metrics=metrics)
-    bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, splits, logits)))
+    bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, dataset, logits)))
     bundle.save(run / "bundle")
     files.write_file(run / "model.keras", final.save)
     rates = learning_rates(model, steps * recipe.train.epochs)
     curves = run / "figures" / "learning_curves.png"
     learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
-    _draw_test_figures(run / "figures", splits, logits, bundle)
+    _draw_test_figures(run / "figures", dataset, logits, bundle)
     files.write_json(run / "metrics.json", metrics)
     return metrics
 
 
-def _describe_training(recipe: Recipe, splits: Splits, steps: int, progress: Progress) -> dict[str, Any]:
-    images = len(splits.train[0])
+def _describe_training(recipe: Recipe, dataset: Dataset, steps: int, progress: Progress) -> dict[str, Any]:
+    images = len(dataset.train)
     seen = progress.epoch * min(steps * recipe.train.batch_size, images)
     return {
         "seconds": round(progress.seconds, 2),
@@ -82,23 +84,22 @@ def _describe_training(recipe: Recipe, splits: Splits, steps: int, progress: Pro
     }
 
 
-def _collect_facts(run: Path, recipe: Recipe, splits: Splits, logits: Any) -> Facts:
+def _collect_facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> Facts:
     """Returns what the model card says beyond what the bundle holds."""
-    same = splits.validation is not None and splits.validation[1] is splits.test[1]
-    parts = {"train": splits.train, "validation": None if same else splits.validation, "test": splits.test}
-    classes, truth = len(splits.class_names), splits.test[1]
+    classes, truth = len(dataset.class_names), dataset.test.labels
+    apart = [name for name in dataset.splits if not (name == "validation" and dataset.test_is_validation)]
     return Facts(
         recipe,
-        counts={name: np.bincount(part[1], minlength=classes).tolist() for name, part in parts.items() if part},
+        counts={name: np.bincount(dataset.splits[name].labels, minlength=classes).tolist() for name in apart},
         intervals=intervals(logits, truth),
         macro_f1=macro(logits, truth)["f1"],
         environment=json.loads((run / "environment.json").read_text("utf-8")),
     )
 
 
-def _draw_test_figures(folder: Path, splits: Splits, logits: Any, bundle: Bundle) -> None:
+def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bundle) -> None:
     """Draws the confusion matrix, and the predictions for some of the test images."""
-    images, labels = splits.test
+    images, labels = dataset.test.images, dataset.test.labels
     confusion_matrix(confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
     shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
     rows = softmax(logits[shown] / np.float32(bundle.temperature))

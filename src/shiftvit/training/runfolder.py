@@ -25,9 +25,8 @@ from typing import Any
 import tomli_w
 
 from shiftvit import environment, files
-from shiftvit.data.find.dataset import FoundData
-from shiftvit.data.find.splits import save_splits
-from shiftvit.data.load import SPLITS
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.find.tables import SPLITS_TABLE, save_splits
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
 
@@ -78,7 +77,7 @@ def choose_run(
 
 
 @contextlib.contextmanager
-def open_run(run: Path, recipe: Recipe, found: FoundData | None = None) -> Iterator[None]:
+def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
     """Makes the run folder with its first files if it is new, and keeps other processes out of it while it is open.
 
     Raises:
@@ -99,8 +98,8 @@ def open_run(run: Path, recipe: Recipe, found: FoundData | None = None) -> Itera
             leftover.unlink(missing_ok=True)
         if not (run / RECIPE).is_file():
             files.write_json(run / "environment.json", environment.describe_environment())
-            if found is not None:
-                save_splits(found, run / SPLITS)
+            if dataset.path is not None:
+                save_splits(dataset, run / SPLITS_TABLE)
             _write_recipe(run, recipe)
         else:
             change_recipe(run, recipe)
@@ -132,15 +131,6 @@ def write_log(run: Path, history: list[dict[str, Any]]) -> None:
     """Writes `log.jsonl`, a row an epoch."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
     files.write_file(run / "log.jsonl", lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `log.jsonl`."""
-    try:
-        lines = (run / "log.jsonl").read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ShiftViTError(f"{str(run)!r} has no log to read ({error.strerror}); is it a run folder?") from error
-    return [json.loads(line) for line in lines]
 
 
 def _choose_resumed(

@@ -1,4 +1,4 @@
-"""Beginning with a trained model: its configuration, its weights where they fit, and which of them stay as they are."""
+"""Beginning with a trained model: its configuration, its weights where they fit, and which of them are frozen."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle, find_bundle, read_manifest
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.model.convert import load_official
+from shiftvit.model.convert import load_official, read_weights
 from shiftvit.model.network import stage_of
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
@@ -23,11 +23,11 @@ _WEIGHTS = {".pth", ".pt", ".bin", ".safetensors", ".npz"}
 _IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 
-def started(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the model of `start.source`, if that is set, and its mean and std.
+def apply_start(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the model of `start.source`, if that is set, and its mean and std. No weights are read.
 
-    The authors' checkpoints say nothing of their architecture, so for them the recipe names it; their mean and std are
-    ImageNet's where the recipe sets none.
+    The authors' checkpoints do not say which architecture they are of, so that the recipe names it. Their mean and std
+    are ImageNet's unless the recipe sets its own.
 
     Raises:
         ShiftViTError: no such model, settings of the recipe that it contradicts, or an architecture that is missing.
@@ -39,18 +39,18 @@ def started(recipe: Recipe) -> Recipe:
             )
         return recipe
     if _is_weights(recipe.start.source):
-        return _started_from_weights(recipe)
-    bundle = Bundle.load(recipe.start.source)
+        return _apply_checkpoint(recipe)
+    trained = read_manifest(find_bundle(recipe.start.source))
     own = recipe.model.arguments()
     for key, value in own.items():
-        if key not in _FREE and value != getattr(bundle.config, key):
+        if key not in _FREE and value != getattr(trained.model, key):
             raise ShiftViTError(
-                f"model.{key}={value} is not the {getattr(bundle.config, key)} of {recipe.start.source!r}; leave it out"
+                f"model.{key}={value} is not the {getattr(trained.model, key)} of {recipe.start.source!r}; leave it out"
             )
-    _check_freeze(recipe, bundle.config.depths)
-    kept = bundle.config.model_dump(exclude={"preset", "image_shape", "num_classes"})
+    _check_freeze(recipe, trained.model.depths)
+    kept = trained.model.model_dump(exclude={"preset", "image_shape", "num_classes"})
     chosen = {key: value for key, value in own.items() if key in _FREE - {"preset"}}
-    scale = {"mean": bundle.preprocess.mean, "std": bundle.preprocess.std}
+    scale = {"mean": trained.preprocess.mean, "std": trained.preprocess.std}
     for key, value in scale.items():
         if key in recipe.preprocess.model_fields_set and getattr(recipe.preprocess, key) != value:
             notice(f"preprocess.{key} is that of {recipe.start.source}: {value}")
@@ -98,10 +98,11 @@ def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:
 
 
 def _take_official(model: Any, source: str) -> str:
+    tensors = read_weights(source)
     try:
-        load_official(model, source)
-    except ShiftViTError:  # nothing was changed; if more than the head does not fit, the next line tells it
-        load_official(model.backbone, source)
+        load_official(model, tensors)
+    except ShiftViTError:  # nothing was changed; if more than the head does not fit, the next line raises
+        load_official(model.backbone, tensors)
         return "a new head"
     return f"its head, whose {model.settings.num_classes} classes must be yours in their order"
 
@@ -111,7 +112,7 @@ def _is_weights(source: str) -> bool:
     return Path(source).suffix.lower() in _WEIGHTS and not Path(source).is_dir()
 
 
-def _started_from_weights(recipe: Recipe) -> Recipe:
+def _apply_checkpoint(recipe: Recipe) -> Recipe:
     path, model = Path(str(recipe.start.source)), recipe.model
     if not path.is_file():
         raise ShiftViTError(f"start.source={str(path)!r} does not exist; give the path of the authors' checkpoint")

@@ -1,7 +1,7 @@
 """The training images on the accelerator, and an epoch's batches cut and mixed there.
 
-The same batches as `EpochBatches` makes, from the same draws: NumPy draws once an epoch, for each image a few numbers,
-and only these travel. With native indexing and `keras.ops` it is one definition for torch and jax.
+They are the batches that `EpochBatches` makes, from the same draws: NumPy draws a few numbers for each image once an
+epoch, and only these go to the device. With native indexing and `keras.ops` it is one definition for torch and jax.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from shiftvit.data.batches.host import plan_epoch
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# What lies on the device, by name: the images and labels, or the draws of an epoch.
-Held = dict[str, Any]
+# Tensors on the device by name: the images and all else that is the same in every epoch, or the draws of an epoch.
+Tensors = dict[str, Any]
 
 # Images that are resized on their way to the device, so that their floats take little memory.
 _CHUNK = 1024
@@ -46,7 +46,7 @@ class ResidentImages:
         ShiftViTError: as for `EpochBatches`, or a change that only the host can make.
 
     Attributes:
-        held: what `batch` needs on the device whatever the epoch.
+        constants: what `batch` needs that is the same in every epoch.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class ResidentImages:
         self._preprocess, self._augment, self._classes = preprocess, augment, classes
         self._count, self._shape = len(images), images.shape
         if preprocess.resize:
-            images = self._resized(images)
+            images = self._resize(images)
         size = preprocess.output_shape(*self._shape[1:3])
-        self.held: Held = {
+        self.constants: Tensors = {
             "images": _on_device(images),
             "labels": _on_device(labels.astype(np.int32)),
             "mean": _on_device(np.broadcast_to(np.asarray(preprocess.mean, np.float32), 3)),
@@ -69,8 +69,8 @@ class ResidentImages:
             "classes": _on_device(np.eye(classes, dtype=np.float32)),
         }
 
-    def _resized(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        # Cropping and mirroring only move pixels, so rounding may come before them: then bytes are enough.
+    def _resize(self, images: NDArray[np.uint8]) -> NDArray[Any]:
+        # Cropping and mirroring only move pixels, so that they may follow rounding, which leaves bytes.
         rule = self._preprocess
         parts = []
         for first in range(0, len(images), _CHUNK):
@@ -78,7 +78,7 @@ class ResidentImages:
             parts.append(rule.rounded(part).astype(np.uint8) if rule.round_pixels else part)
         return np.concatenate(parts)
 
-    def draw(self, seed: int, epoch: int) -> Held:
+    def draw(self, seed: int, epoch: int) -> Tensors:
         """Returns an epoch's draws on the device: which image comes when, and what happens to it."""
         plan = plan_epoch(self._shape, self._preprocess, self._augment, seed, epoch)
         draws = {"order": plan.order, "top": plan.draws.top, "left": plan.draws.left, "flip": plan.draws.flip}
@@ -88,57 +88,67 @@ class ResidentImages:
         narrow = {np.dtype(np.int64): np.int32, np.dtype(bool): np.int32}
         return {name: _on_device(value.astype(narrow.get(value.dtype, value.dtype))) for name, value in draws.items()}
 
-    def batch(self, held: Held, drawn: Held, places: Any) -> tuple[Any, Any]:
-        """Makes a batch on the device; it may be compiled, as it reads nothing but its arguments' values.
+    def batch(self, constants: Tensors, draws: Tensors, places: Any) -> tuple[Any, Any]:
+        """Makes a batch on the device. It may be compiled, as it reads nothing but its arguments' values.
 
         Args:
-            held: the attribute of that name.
-            drawn: what `draw` returned.
+            constants: the attribute of that name.
+            draws: what `draw` returned.
             places: whole numbers (B,), which of the epoch's images these are.
 
         Returns:
             float32 (B, h, w, 3) and int32 labels (B,), or where the augmentation mixes images each one's shares of the
             classes, float32 (B, classes).
         """
-        index = drawn["order"][places]
-        images = self._cut(held, drawn, index)
-        images = (ops.cast(images, "float32") - held["mean"]) / held["std"]
-        labels = held["labels"][index]
-        if "share" not in drawn:
+        index = draws["order"][places]
+        images = self._cut(constants, draws, index)
+        images = (ops.cast(images, "float32") - constants["mean"]) / constants["std"]
+        labels = constants["labels"][index]
+        if "share" not in draws:
             return images, labels
-        first_row, end_row, first_column, end_column = (drawn["bounds"][index][:, side, None] for side in range(4))
-        in_rows = (held["rows"] >= first_row) & (held["rows"] < end_row)  # (B, h)
-        in_columns = (held["columns"] >= first_column) & (held["columns"] < end_column)  # (B, w)
-        outside = ~(in_rows[:, :, None] & in_columns[:, None, :])
-        own = (drawn["share"][index][:, None, None] * outside)[..., None]  # (B, h, w, 1)
-        share = ops.mean(own, axis=(1, 2))  # (B, 1)
-        shares = held["classes"][labels]  # (B, classes)
-        return (
-            images * own + ops.roll(images, 1, axis=0) * (1 - own),
-            shares * share + ops.roll(shares, 1, axis=0) * (1 - share),
-        )
+        return self._mix(constants, images, labels, draws["share"][index], draws["bounds"][index])
 
-    def _cut(self, held: Held, drawn: Held, index: Any) -> Any:
+    def _mix(self, constants: Tensors, images: Any, labels: Any, share: Any, bounds: Any) -> tuple[Any, Any]:
+        """Mixes each image with the one before it in the batch, and their classes in the same proportion.
+
+        Args:
+            constants: as for `batch`.
+            images, labels: float32 (B, h, w, 3) and int32 (B,).
+            share: how much of an image stays outside its box, float32 (B,); MixUp blends, CutMix keeps all.
+            bounds: of the box that the other image fills, int32 (B, 4): first and end row, first and end column.
+        """
+        first_row, end_row, first_column, end_column = (bounds[:, side, None] for side in range(4))
+        in_rows = (constants["rows"] >= first_row) & (constants["rows"] < end_row)  # (B, h)
+        in_columns = (constants["columns"] >= first_column) & (constants["columns"] < end_column)  # (B, w)
+        outside = ~(in_rows[:, :, None] & in_columns[:, None, :])  # (B, h, w)
+        kept = (share[:, None, None] * outside)[..., None]  # of each pixel, (B, h, w, 1)
+        images = images * kept + ops.roll(images, 1, axis=0) * (1 - kept)
+        kept = ops.mean(kept, axis=(1, 2))  # of each image, (B, 1)
+        shares = constants["classes"][labels]  # (B, classes)
+        return images, shares * kept + ops.roll(shares, 1, axis=0) * (1 - kept)
+
+    def _cut(self, constants: Tensors, draws: Tensors, index: Any) -> Any:
         """Crops and mirrors: each pixel of the result knows where it comes from."""
-        height, width = held["images"].shape[1:3]
-        flip = drawn["flip"][index][:, None]
-        columns = held["columns"] * (1 - flip) + (len(held["columns"]) - 1 - held["columns"]) * flip  # (B, w)
-        columns = columns + drawn["left"][index][:, None] - self._augment.pad
-        rows = held["rows"] + drawn["top"][index][:, None] - self._augment.pad  # (B, h)
+        height, width = constants["images"].shape[1:3]
+        flip = draws["flip"][index][:, None]
+        columns = constants["columns"]
+        columns = columns * (1 - flip) + (len(columns) - 1 - columns) * flip  # (B, w)
+        columns = columns + draws["left"][index][:, None] - self._augment.pad
+        rows = constants["rows"] + draws["top"][index][:, None] - self._augment.pad  # (B, h)
         inside = None
         if self._augment.pad and self._augment.pad_mode == "zeros":
-            inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
-        rows, columns = _reflected(rows, height), _reflected(columns, width)
-        images = held["images"][index[:, None, None], rows[:, :, None], columns[:, None, :]]
+            inside = _is_within(rows, height)[:, :, None] & _is_within(columns, width)[:, None, :]
+        rows, columns = _reflect(rows, height), _reflect(columns, width)
+        images = constants["images"][index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return images if inside is None else images * inside[..., None]
 
 
-def _within(lines: Any, extent: int) -> Any:
+def _is_within(lines: Any, extent: int) -> Any:
     return (lines >= 0) & (lines < extent)
 
 
-def _reflected(lines: Any, extent: int) -> Any:
-    """Returns lines beyond the edges as those as far within; what is further away than the extent stays in it."""
+def _reflect(lines: Any, extent: int) -> Any:
+    """Returns the lines 0..extent-1 that are seen where the image is mirrored at its edges, again and again."""
     period = max(2 * extent - 2, 1)
     folded = abs(lines) % period
     return folded + (folded >= extent) * (period - 2 * folded) if extent > 1 else lines * 0

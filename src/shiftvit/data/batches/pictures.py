@@ -1,4 +1,4 @@
-"""A user's image files as one array: decoded once into memory where they fit, else each time that they are wanted."""
+"""A user's image files as one array: decoded once into memory where they fit, or each time that they are wanted."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# What all pictures of a split may take in memory, in bytes; more are decoded anew in each epoch.
+# Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
 BUDGET = 2**29
 # Pictures that a thread decodes before it hands them over.
 _CHUNK = 16
 
-Told = Callable[[int], None]
+# Is called now and then with how many more files are done.
+Advance = Callable[[int], None]
 
 
 class Pictures:
@@ -43,7 +44,7 @@ class Pictures:
     def __init__(self, paths: Sequence[str], rule: Preprocess, workers: int | None = None) -> None:
         self.paths, self.rule = list(paths), rule
         self.shape = (len(self.paths), *one_size(rule), 3)
-        self.workers = workers or min(8, cores())
+        self.workers = workers or _workers()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -108,10 +109,14 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     Raises:
         ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
     """
-    height, width = rule.resize if isinstance(rule.resize, tuple) else (rule.resize or 0,) * 2
-    image = decode(path, at_least=(2 * height, 2 * width) if height else None)
-    pixels: NDArray[np.uint8] = rule.pixels(image[None])[0]
+    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule))[None])[0]
     return pixels
+
+
+def _least_size(rule: Preprocess) -> tuple[int, int] | None:
+    """Returns the (height, width) that a JPEG must be decoded at, at least: twice what it is resized to."""
+    height, width = rule.resize if isinstance(rule.resize, tuple) else (rule.resize or 0,) * 2
+    return (2 * height, 2 * width) if height else None
 
 
 def one_size(rule: Preprocess) -> tuple[int, int]:
@@ -130,73 +135,72 @@ def one_size(rule: Preprocess) -> tuple[int, int]:
 
 
 def read_pictures(
-    paths: Sequence[str], rule: Preprocess, *, budget: int = BUDGET, told: Told | None = None
+    paths: Sequence[str],
+    rule: Preprocess,
+    *,
+    whole: bool = False,
+    budget: int = BUDGET,
+    advance: Advance | None = None,
 ) -> tuple[NDArray[np.uint8] | Pictures, NDArray[np.int64], list[str]]:
     """Decodes every file once, to find those that cannot be used.
 
     Args:
         paths: N files.
         rule: makes one size of all of them.
+        whole: boxes will be cut from the pictures, so that they stay in their files, at their own size.
         budget: bytes that the pictures may take in memory.
-        told: is called now and then with how many are done.
+        advance: is called now and then with how many more files are done.
 
     Returns:
-        The pictures that can be used, as an array or, where they take more than the budget, as `Pictures`; their
-        indices in `paths`, int64 (M,); and a line for each of the others.
+        the pictures that can be used, as an array, or as `Pictures` where they take more than the budget, or as
+        `Originals` where they stay whole; their indices in `paths`, int64 (M,); and a line for each of the others.
+
+    Raises:
+        ShiftViTError: the rule makes different sizes of different pictures.
     """
-    lazy = Pictures(paths, rule)
-    held = np.empty(lazy.shape, np.uint8) if int(np.prod(lazy.shape)) <= budget else None
-
-    def read(index: int) -> None:
-        pixels = read_picture(paths[index], rule)
-        if held is not None:
-            held[index] = pixels
-
-    kept, faults = _each(len(paths), read, lazy.workers, told)
-    pictures = Pictures([paths[index] for index in kept], rule) if held is None else (held[kept] if faults else held)
-    return pictures, kept, faults
-
-
-def read_originals(
-    paths: Sequence[str], rule: Preprocess, *, told: Told | None = None
-) -> tuple[Originals, NDArray[np.int64], list[str]]:
-    """Decodes every file once, to find those that cannot be used and how large the others are.
-
-    Args:
-        paths, rule, told: as for `read_pictures`; of the rule it is the result's size that matters.
-
-    Returns:
-        The pictures that can be used, their indices in `paths`, int64 (M,), and a line for each of the others.
-    """
-    lazy = Pictures(paths, rule)
+    at_least = None if whole else _least_size(rule)
+    shape = (len(paths), *one_size(rule), 3)
     sizes = np.zeros((len(paths), 2), np.int64)
+    in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
     def read(index: int) -> None:
-        sizes[index] = decode(paths[index]).shape[:2]  # the whole of it: this is the size that boxes are drawn for
+        image = decode(paths[index], at_least=at_least)
+        sizes[index] = image.shape[:2]
+        if not whole:
+            pixels = rule.pixels(image[None])[0]
+            if in_memory is not None:
+                in_memory[index] = pixels
 
-    kept, faults = _each(len(paths), read, lazy.workers, told)
-    return Originals([paths[index] for index in kept], rule, sizes[kept]), kept, faults
+    usable, faults = _read_each(len(paths), read, advance)
+    if in_memory is not None:
+        return (in_memory[usable] if faults else in_memory), usable, faults
+    kept = [paths[index] for index in usable]
+    return (Originals(kept, rule, sizes[usable]) if whole else Pictures(kept, rule)), usable, faults
 
 
-def _each(
-    count: int, read: Callable[[int], None], workers: int, told: Told | None
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Reads each of `count` files in threads; returns which could be read, and a line for each of the others."""
+def _workers() -> int:
+    """Returns how many threads decode: one for each core, at most 8."""
+    return min(8, cores())
 
-    def read_some(first: int) -> list[tuple[int, str]]:
+
+def _read_each(count: int, read: Callable[[int], None], advance: Advance | None) -> tuple[NDArray[np.int64], list[str]]:
+    """Calls `read` with 0..count-1, in threads. Returns those that it could read, and a line for each of the others."""
+
+    def read_some(first: int) -> tuple[int, list[tuple[int, str]]]:
+        chunk = range(first, min(first + _CHUNK, count))
         faults = []
-        for index in range(first, min(first + _CHUNK, count)):
+        for index in chunk:
             try:
                 read(index)
             except ShiftViTError as error:
                 faults.append((index, str(error)))
-        return faults
+        return len(chunk), faults
 
     faults: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        for number, found in enumerate(pool.map(read_some, range(0, count, _CHUNK)), start=1):
+    with ThreadPoolExecutor(_workers(), thread_name_prefix="decode") as pool:
+        for done, found in pool.map(read_some, range(0, count, _CHUNK)):
             faults += found
-            if told is not None:
-                told(min(number * _CHUNK, count))
+            if advance is not None:
+                advance(done)
     bad = {index for index, _ in faults}
     return np.array([index for index in range(count) if index not in bad], np.int64), [fault for _, fault in faults]

@@ -1,10 +1,11 @@
-"""Checks a data set: every image is decoded once, in threads, and nothing of it is kept but a fingerprint."""
+"""Checks a data set: decodes every image once, in threads, and keeps only a fingerprint of it."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from shiftvit.console import Bar
-from shiftvit.data.check.duplicates import Fingerprint, Place, find_groups, fingerprint
-from shiftvit.data.check.report import Report, pixels_of
+from shiftvit.data.check.duplicates import Fingerprint, Member, find_groups, fingerprint
+from shiftvit.data.check.report import Report
 from shiftvit.data.decode.formats import kind_of, reduce
-from shiftvit.data.decode.images import read_bytes
+from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
-from shiftvit.data.find.dataset import FoundData
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]
@@ -34,52 +35,40 @@ class _Look(NamedTuple):
     mode: str
 
 
-def check_data(found: FoundData, *, workers: int | None = None) -> Report:
+def check_data(data: Dataset, *, workers: int | None = None) -> Report:
     """Decodes every image, and looks for what would harm training.
 
     No more images are in memory than there are workers, and about 1 kB of each one that is done. On a terminal a bar
     shows the progress, on standard error.
 
     Args:
-        found: what `find_data` or `split_data` returned.
-        workers: threads that decode; None: one a processor, up to 8.
+        data: what `find_data` or `split_data` returned.
+        workers: threads that decode; None: one for each processor, up to 8.
 
     Raises:
         ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.
     """
     if workers is not None and workers < 1:
-        raise ShiftViTError(f"workers={workers} is no number of threads; use 1 or more")
-    places = [
-        Place(split, number, path, found.class_names[label])
-        for split, part in found.splits.items()
-        for number, (path, label) in enumerate(zip(part.paths, part.labels.tolist(), strict=True))
-    ]
-    unpack(place.path for place in places if found.splits[place.split].images is None)
+        raise ShiftViTError(f"workers={workers} is not a number of threads; use 1 or more")
+    members = [(name, index) for name, split in data.splits.items() for index in range(len(split))]
+    unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
     corrupt, good, looks = [], [], []
-    with (
-        Bar("checking images", len(places)) as bar,
-        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
-    ):
-        for batch in (places[first : first + _AT_A_TIME] for first in range(0, len(places), _AT_A_TIME)):
-            for place, look in zip(batch, pool.map(lambda place: _look(found, place), batch), strict=True):
-                if isinstance(look, str):
-                    corrupt.append((place, look))
-                else:
-                    good.append(place)
-                    looks.append(look)
-                bar.advance()
-    duplicates, complete = find_groups(good, [look.mark for look in looks])
-    index = {name: number for number, name in enumerate(found.class_names)}
+    for member, look in zip(members, _look_at_all(data, members, workers), strict=True):
+        if isinstance(look, str):
+            corrupt.append((member, look))
+        else:
+            good.append(member)
+            looks.append(look)
+    labels = [int(data.splits[name].labels[index]) for name, index in good]
+    duplicates, complete = find_groups(good, labels, [look.mark for look in looks])
+    counts = {name: np.zeros(len(data.class_names), np.int64) for name in data.splits}
+    for (name, _), label in zip(good, labels, strict=True):
+        counts[name][label] += 1
     return Report(
-        found,
+        data,
         tuple(corrupt),
         duplicates,
-        {
-            split: np.bincount(
-                np.array([index[place.label] for place in good if place.split == split], np.int64), minlength=len(index)
-            )
-            for split in found.splits
-        },
+        counts,
         np.array([look.size for look in looks], np.int64).reshape(-1, 2),
         dict(Counter(look.form for look in looks).most_common()),
         dict(Counter(look.mode for look in looks).most_common()),
@@ -87,24 +76,40 @@ def check_data(found: FoundData, *, workers: int | None = None) -> Report:
     )
 
 
-def _look(found: FoundData, place: Place) -> _Look | str:
+def _look_at_all(data: Dataset, members: list[Member], workers: int | None) -> Iterator[_Look | str]:
+    """Yields what is kept of each image, or its fault, in their order; shows the progress."""
+    with (
+        Bar("checking images", len(members)) as bar,
+        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
+    ):
+        for first in range(0, len(members), _AT_A_TIME):
+            for look in pool.map(lambda member: _look(data, member), members[first : first + _AT_A_TIME]):
+                bar.advance()
+                yield look
+
+
+def _look(data: Dataset, member: Member) -> _Look | str:
     """Decodes an image and returns what is kept of it, or the fault."""
-    part = found.splits[place.split]
-    try:
-        pixels = pixels_of(part, place.number)
-    except ShiftViTError as error:
-        return str(error)
-    form, mode = ("array", "RGB") if part.images is not None else _stored(place.path)
+    name, index = member
+    split = data.splits[name]
+    if split.images is not None:
+        pixels, form, mode = split.images[index], "array", "RGB"
+    else:
+        path = str(split.path(index))
+        try:
+            content = read_bytes(path)
+            pixels = decode(content, name=path)
+        except ShiftViTError as error:
+            return str(error)
+        form, mode = _read_header(content)
     return _Look(fingerprint(pixels), (pixels.shape[0], pixels.shape[1]), form, mode)
 
 
-def _stored(path: str) -> tuple[str, str]:
-    """Returns the format and the colour mode of a file that can be decoded, from its header."""
-    form = "unknown"
+def _read_header(content: bytes) -> tuple[str, str]:
+    """Returns the format and the colour mode of a file that can be decoded."""
+    form = kind_of(content) or "unknown"
     try:
-        data = read_bytes(path)
-        form = kind_of(data) or form
-        with Image.open(io.BytesIO(reduce(form, data)[0]), formats=[form.upper()]) as image:
+        with Image.open(io.BytesIO(reduce(form, content)[0]), formats=[form.upper()]) as image:
             return form, image.mode
-    except Exception:  # it was decoded, so whatever this reader dislikes is no fault of the data
+    except Exception:  # it was decoded, so that what this reader dislikes is not a fault of the data
         return form, "unknown"

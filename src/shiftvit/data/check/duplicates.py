@@ -12,52 +12,50 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Chosen on the 60,000 images of CIFAR-10: 507 pairs are within these limits, none of two classes, and nearly all that
-# were looked at are one picture twice; at a correlation of 0.85 to 0.9 some are different cars, ships and aeroplanes.
+# Chosen on the 60,000 images of CIFAR-10. 507 pairs are within these limits. None is of two classes, and nearly all
+# that were looked at are one picture twice. At a correlation of 0.85 to 0.9 some are different cars, ships and planes.
 HASH_BITS = 6  # that two difference hashes may differ by
 CORRELATION = 0.9  # that two thumbnails need
-FLAT = 3.0  # levels of 255; thumbnails of a smaller standard deviation show nothing
+FLAT = 3.0  # levels of 255; a thumbnail with a smaller standard deviation shows nothing
 MOST_PAIRS = 1_000_000
 _THUMB = 16
 _BANDS = HASH_BITS + 1
 _BLOCK = 2**18  # hashes that are compared at a time: 2 MB, which a cache holds
 _COMPARED = 2**15  # thumbnails that are compared at a time: 32 MB as float32
 
-
-class Place(NamedTuple):
-    """An image of the data set: its split, its number in it, its path and its class."""
-
-    split: str
-    number: int
-    path: str
-    label: str
+# An image of a data set: the name of its split, and its index in it.
+Member = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Group:
     """Images that are the same, pixel by pixel (`kind` "exact"), or nearly ("near").
 
-    `example` are two of them that were compared themselves: of different splits or classes, if the group has such.
+    Attributes:
+        kind: "exact" or "near".
+        members: the images, each the name of its split and its index in it.
+        labels: the classes that the members have.
+        example: two members that were compared directly: of different splits or classes, if there are such.
     """
 
     kind: str
-    members: tuple[Place, ...]
-    example: tuple[Place, Place]
+    members: tuple[Member, ...]
+    labels: frozenset[int]
+    example: tuple[Member, Member]
 
     @property
     def splits(self) -> set[str]:
-        return {member.split for member in self.members}
-
-    @property
-    def labels(self) -> set[str]:
-        return {member.label for member in self.members}
+        """The names of the splits that the members are in."""
+        return {split for split, _ in self.members}
 
 
 class Fingerprint(NamedTuple):
     """What is kept of a picture.
 
-    `digest` are 16 bytes that are the same for the same pixels and size alone; `hash` the 64 bits of the difference
-    hash; `thumb` 256 bytes, the picture in 16 x 16 levels of grey.
+    Attributes:
+        digest: 16 bytes, which are the same only for the same pixels and size.
+        hash: the 64 bits of the difference hash.
+        thumb: 256 bytes, the picture in 16 x 16 levels of grey.
     """
 
     digest: bytes
@@ -84,15 +82,15 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
 def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], bool]:
     """Finds all pairs of pictures that are nearly the same.
 
-    Hashes that differ by at most 6 bits agree in at least one of 7 bands of bits, so that only pictures that share a
-    band are compared; no such pair is missed. `alike` is the second test.
+    Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So only pictures that share a
+    band are compared, and no such pair is missed. `alike` is the second test.
 
     Args:
         hashes: (N,), of `Fingerprint.hash`.
         thumbs: (N, 256), of `Fingerprint.thumb`.
 
     Returns:
-        The pairs, (P, 2), each (i, j) with i < j, rising; and whether all were found: the search ends when there are
+        the pairs, (P, 2), each (i, j) with i < j, sorted; and whether all were found: the search ends when there are
         more than a million.
     """
     found: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
@@ -104,11 +102,11 @@ def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[N
             found.append(part)
             total += len(part)
             if total > MOST_PAIRS:
-                return _sorted(found), False
-    return _sorted(found), True
+                return _sort_pairs(found), False
+    return _sort_pairs(found), True
 
 
-def _sorted(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+def _sort_pairs(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     pairs = np.sort(np.concatenate(parts), axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -149,47 +147,55 @@ def alike(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.boo
     return result
 
 
-def find_groups(places: Sequence[Place], marks: Sequence[Fingerprint]) -> tuple[tuple[Group, ...], bool]:
-    """Groups images by their fingerprints, N of both.
+def find_groups(
+    members: Sequence[Member], labels: Sequence[int], marks: Sequence[Fingerprint]
+) -> tuple[tuple[Group, ...], bool]:
+    """Groups N images by their fingerprints.
+
+    Args:
+        members, labels, marks: of each image its split and index, its class and its fingerprint.
 
     Returns:
-        The groups of the same pixels, then those that are nearly the same, in the order of `places`; and whether all
+        the groups of the same pixels, then those that are nearly the same, in the order of `members`; and whether all
         near ones were found.
     """
-    same: dict[bytes, list[int]] = {}
-    for number, mark in enumerate(marks):
-        same.setdefault(mark.digest, []).append(number)
-    members = list(same.values())
-    # Of the same pictures one stands for all.
-    hashes = np.array([marks[numbers[0]].hash for numbers in members], np.uint64)
-    thumbs = np.frombuffer(b"".join(marks[numbers[0]].thumb for numbers in members), np.uint8)
-    pairs, complete = near_pairs(hashes, thumbs.reshape(-1, _THUMB**2))
-    exact = [_group("exact", places, numbers, itertools.pairwise(numbers)) for numbers in members if len(numbers) > 1]
-    near = [
-        _group(
-            "near",
-            places,
-            sorted(number for one in ones for number in members[one]),
-            ((a, b) for one, two in edges for a in _kinds(places, members[one]) for b in _kinds(places, members[two])),
+
+    def make_group(kind: str, numbers: list[int], pairs: Iterable[tuple[int, int]]) -> Group:
+        # The example is the pair that says most: of two splits, else of two classes, else the first.
+        def rank(pair: tuple[int, int]) -> tuple[bool, bool, int, int]:
+            first, second = pair
+            return members[first][0] == members[second][0], labels[first] == labels[second], first, second
+
+        first, second = min(pairs, key=rank)
+        return Group(
+            kind,
+            tuple(members[number] for number in numbers),
+            frozenset(labels[number] for number in numbers),
+            (members[first], members[second]),
         )
-        for ones, edges in _joined(len(members), pairs)
-    ]
+
+    by_digest: dict[bytes, list[int]] = {}
+    for number, mark in enumerate(marks):
+        by_digest.setdefault(mark.digest, []).append(number)
+    copies = list(by_digest.values())  # the numbers of the images that are the same, for each picture
+    exact = [make_group("exact", numbers, itertools.pairwise(numbers)) for numbers in copies if len(numbers) > 1]
+
+    # Only the first of the same images is compared with others.
+    hashes = np.array([marks[numbers[0]].hash for numbers in copies], np.uint64)
+    thumbs = np.frombuffer(b"".join(marks[numbers[0]].thumb for numbers in copies), np.uint8)
+    pairs, complete = near_pairs(hashes, thumbs.reshape(-1, _THUMB**2))
+    # Of its copies it takes one of each split and class to find the best example.
+    kinds = [list({(members[n][0], labels[n]): n for n in reversed(numbers)}.values()) for numbers in copies]
+    near = []
+    for component in _connect(pairs, len(copies)):
+        numbers = sorted(number for picture in np.unique(component) for number in copies[picture])
+        edges = (edge for one, other in component.tolist() for edge in itertools.product(kinds[one], kinds[other]))
+        near.append(make_group("near", numbers, edges))
     return (*exact, *near), complete
 
 
-def _group(kind: str, places: Sequence[Place], numbers: list[int], pairs: Iterable[tuple[int, int]]) -> Group:
-    """Makes a group, its example the pair that tells most: of two splits, else of two classes, else the first."""
-    ranked = min((places[a].split == places[b].split, places[a].label == places[b].label, a, b) for a, b in pairs)
-    return Group(kind, tuple(places[number] for number in numbers), (places[ranked[2]], places[ranked[3]]))
-
-
-def _kinds(places: Sequence[Place], numbers: list[int]) -> list[int]:
-    """Returns one of each split and class."""
-    return list({places[number][::3]: number for number in reversed(numbers)}.values())
-
-
-def _joined(count: int, pairs: NDArray[np.int64]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-    """Joins pairs (P, 2) of the numbers 0..count-1 that have one in common: the numbers, rising, and the pairs."""
+def _connect(pairs: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """Returns the pairs (P, 2) of the numbers 0..count-1, in the groups that they connect; P is sorted and stays so."""
     from scipy.sparse import coo_array  # type: ignore[import-untyped]
     from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
@@ -197,9 +203,7 @@ def _joined(count: int, pairs: NDArray[np.int64]) -> list[tuple[list[int], list[
         return []
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, names = connected_components(graph, directed=False)
-    joined: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
-    for number in np.unique(pairs).tolist():
-        joined.setdefault(int(names[number]), ([], []))[0].append(number)
-    for a, b in pairs.tolist():
-        joined[int(names[a])][1].append((a, b))
-    return list(joined.values())
+    by_name: dict[int, list[int]] = {}
+    for place, name in enumerate(names[pairs[:, 0]].tolist()):
+        by_name.setdefault(name, []).append(place)
+    return [pairs[places] for places in by_name.values()]

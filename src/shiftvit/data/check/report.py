@@ -1,4 +1,4 @@
-"""What a check of a data set found: as a table, as JSON, as a figure, and what of it would harm training."""
+"""What a check of a data set found, as a table, as JSON and as a figure; and what of it would harm training."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.check.duplicates import Group, Place
+from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
-from shiftvit.data.find.dataset import Files, FoundData
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -29,14 +29,18 @@ _TITLES = {"duplicates": "duplicates in a split", "leaks": "shared by splits", "
 class Report:
     """What `check_data` found.
 
-    `corrupt` are the images that cannot be decoded, with the fault; all else counts the others. `counts` has a split's
-    images of each class, int64 (C,); `sizes` is int64 (N, 2), the (height, width) of each image upright; `forms` and
-    `modes` count the files' formats and Pillow's names of their colour modes as stored. `complete` is false where the
-    search for near-duplicates gave up at a million pairs.
+    Attributes:
+        data: what was checked.
+        corrupt: the images that cannot be decoded, with the fault. All else counts the others.
+        groups: images that are the same, or nearly.
+        counts: of each split, the images of each class, int64 (C,).
+        sizes: (height, width) of each image upright, int64 (N, 2).
+        forms, modes: how many files have which format, and which colour mode as stored, by Pillow's name.
+        complete: false where the search for near-duplicates gave up at a million pairs.
     """
 
-    found: FoundData = field(repr=False)
-    corrupt: tuple[tuple[Place, str], ...]
+    data: Dataset = field(repr=False)
+    corrupt: tuple[tuple[Member, str], ...]
     groups: tuple[Group, ...]
     counts: dict[str, NDArray[np.int64]]
     sizes: NDArray[np.int64]
@@ -69,27 +73,28 @@ class Report:
     def harmful(self) -> list[str]:
         """What would harm training or its figures, a line each; empty if nothing would."""
         lines = []
-        total = sum(map(len, self.found.splits.values()))
+        total = sum(map(len, self.data.splits.values()))
         if self.corrupt:
             lines.append(f"corrupt: {len(self.corrupt):,} of {total:,} images, such as {self.corrupt[0][1]}")
         for first, second in itertools.combinations(self.counts, 2):
-            shared = self._shared(first, second)
+            shared = self._find_shared(first, second)
             if shared:
-                places, example = shared
+                count = len({member for _, member in shared})  # of the same picture and of one like it, maybe
+                here, there = map(self._path, shared[0])
                 lines.append(
-                    f"leakage: {len(places):,} of {self.counts[second].sum():,} {second} images are in {first} too, "
-                    f"the same or nearly, such as {example[1].path!r} and {example[0].path!r}"
+                    f"leakage: {count:,} of {self.counts[second].sum():,} {second} images are in {first} too, "
+                    f"the same or nearly, such as {there!r} and {here!r}"
                 )
         for kind, words in (("exact", "the same picture"), ("near", "nearly the same picture")):
             clashes = [group for group in self.conflicts if group.kind == kind]
             if clashes:
-                a = clashes[0].members[0]
-                b = next(member for member in clashes[0].members if member.label != a.label)
+                a, *others = clashes[0].members
+                b = next(member for member in others if self._label(member) != self._label(a))
                 lines.append(
-                    f"labels: {len(clashes):,} x {words} under several labels, such as {a.path!r} ({a.label!r}) and "
-                    f"{b.path!r} ({b.label!r})"
+                    f"labels: {len(clashes):,} x {words} under several labels, such as {self._path(a)!r} "
+                    f"({self._label(a)!r}) and {self._path(b)!r} ({self._label(b)!r})"
                 )
-        names, counts = self.found.class_names, self.counts["train"]
+        names, counts = self.data.class_names, self.counts["train"]
         bare = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
         if bare:
             lines.append(f"classes: no training images of {', '.join(bare[:10])}{' ...' if len(bare) > 10 else ''}")
@@ -101,24 +106,30 @@ class Report:
             )
         return lines
 
-    def _shared(self, first: str, second: str) -> tuple[set[Place], tuple[Place, Place]] | None:
-        """Returns the images of the second split that are in the first too, and a pair of such."""
-        both = [group for group in self.leaks if {first, second} <= group.splits]
-        if not both:
-            return None
-        places = {member for group in both for member in group.members if member.split == second}
-        members = both[0].members
-        example = (next(place for place in members if place.split == split) for split in (first, second))
-        return places, (next(example), next(example))
+    def _find_shared(self, first: str, second: str) -> list[tuple[Member, Member]]:
+        """Returns the images of the second split that are in the first too, each after one of the first."""
+        pairs = []
+        for group in self.leaks:
+            here, there = ([member for member in group.members if member[0] == split] for split in (first, second))
+            pairs += [(here[0], member) for member in there if here]
+        return pairs
+
+    def _path(self, member: Member) -> str:
+        split, index = member
+        return str(self.data.splits[split].path(index) or f"{split}[{index}]")
+
+    def _label(self, member: Member) -> str:
+        split, index = member
+        return self.data.class_names[int(self.data.splits[split].labels[index])]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as plain values for JSON."""
-        names = self.found.class_names
+        names = self.data.class_names
         height, width = self.sizes.T if len(self.sizes) else (None, None)
         return {
-            "path": str(self.found.path),
-            "layout": self.found.layout,
-            "ignored": list(self.found.ignored),
+            "path": self.data.name,
+            "layout": self.data.layout,
+            "ignored": list(self.data.notes),
             "splits": {
                 split: {
                     "images": int(counts.sum()),
@@ -127,10 +138,10 @@ class Report:
                 }
                 for split, counts in self.counts.items()
             },
-            "corrupt": [{**_plain(place), "fault": fault} for place, fault in self.corrupt],
-            "duplicates": [_group_dict(group) for group in self.duplicates],
-            "leaks": [_group_dict(group) for group in self.leaks],
-            "conflicts": [_group_dict(group) for group in self.conflicts],
+            "corrupt": [{**self._describe(member), "fault": fault} for member, fault in self.corrupt],
+            "duplicates": [self._describe_group(group) for group in self.duplicates],
+            "leaks": [self._describe_group(group) for group in self.leaks],
+            "conflicts": [self._describe_group(group) for group in self.conflicts],
             "near_duplicates_complete": self.complete,
             "sizes": {
                 "distinct": len(np.unique(self.sizes, axis=0)),
@@ -143,11 +154,17 @@ class Report:
             "harmful": self.harmful,
         }
 
+    def _describe(self, member: Member) -> dict[str, str]:
+        return {"split": member[0], "path": self._path(member), "label": self._label(member)}
+
+    def _describe_group(self, group: Group) -> dict[str, Any]:
+        return {"kind": group.kind, "images": [self._describe(member) for member in group.members]}
+
     def rows(self) -> list[dict[str, str]]:
         """Returns the rows of a table: what, and how it is."""
         plain = self.as_dict()
         sizes, aspect = plain["sizes"], plain["aspect_ratio"]
-        rows = {"layout": plain["layout"], "classes": f"{len(self.found.class_names):,}"}
+        rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
             rows[split] = f"{part['images']:,} images, {counts.min():,} to {counts.max():,} a class" + (
@@ -177,7 +194,7 @@ class Report:
             ShiftViTError: the file cannot be written.
         """
         pairs = [group.example for group in sorted(self.groups, key=self._gravity)][:_STRIP]
-        names = len(self.found.class_names)
+        names = len(self.data.class_names)
         tall = min(max(3.2, 0.28 * names), 9.0)
         figure = new_figure(11, tall + (2.9 if pairs else 0))
         top, *strip = figure.subfigures(
@@ -201,12 +218,12 @@ class Report:
         return len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact"
 
     def _draw_counts(self, axes: Axes) -> None:
-        names, height = self.found.class_names, 0.8 / len(self.counts)
+        names, height = self.data.class_names, 0.8 / len(self.counts)
         for number, (split, counts) in enumerate(self.counts.items()):
             places = np.arange(len(names)) + (number - (len(self.counts) - 1) / 2) * height
             axes.barh(places, counts, height, color=_COLOURS[split], label=f"{split} ({counts.sum():,})")
         shown = range(0, len(names), -(-len(names) // 30))
-        axes.set_yticks(shown, [_short(names[number], 24) for number in shown], fontsize=8, parse_math=False)
+        axes.set_yticks(shown, [_shorten(names[number], 24) for number in shown], fontsize=8, parse_math=False)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("Images")
         _finish(axes, "Images of each class", "x")
@@ -225,12 +242,13 @@ class Report:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _finish(axes, "Sizes", "y")
 
-    def _draw_pair(self, column: Any, pair: tuple[Place, Place] | None) -> None:
-        for axes, place in itertools.zip_longest(column, pair or ()):
+    def _draw_pair(self, column: Any, pair: tuple[Member, Member] | None) -> None:
+        for axes, member in itertools.zip_longest(column, pair or ()):
             axes.axis("off")
-            if place is not None:
-                axes.imshow(pixels_of(self.found.splits[place.split], place.number))
-                axes.set_title(f"{_short(place.label, 14)}\n{place.split}", fontsize=8, parse_math=False)
+            if member is not None:
+                images = self.data.splits[member[0]].images
+                axes.imshow(decode(self._path(member)) if images is None else images[member[1]])
+                axes.set_title(f"{_shorten(self._label(member), 14)}\n{member[0]}", fontsize=8, parse_math=False)
 
 
 def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
@@ -246,24 +264,11 @@ def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2)
 
 
-def pixels_of(part: Files, index: int) -> NDArray[np.uint8]:
-    """Returns an image of a split, uint8 (H, W, 3); faults as `decode`."""
-    return decode(part.paths[index]) if part.images is None else part.images[index]
-
-
-def _plain(place: Place) -> dict[str, str]:
-    return {"split": place.split, "path": place.path, "label": place.label}
-
-
-def _group_dict(group: Group) -> dict[str, Any]:
-    return {"kind": group.kind, "images": [_plain(member) for member in group.members]}
-
-
 def _spread(values: NDArray[Any] | None) -> dict[str, float] | None:
     if values is None:
         return None
     return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
 
 
-def _short(text: str, most: int) -> str:
+def _shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"

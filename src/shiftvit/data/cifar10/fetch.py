@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from shutil import which
 
+from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice
 
 _CHUNK = 2**20
@@ -32,9 +33,6 @@ def download(url: str, target: Path, timeout: float = 20.0) -> None:
     import urllib.error
     import urllib.request
 
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
     # Only faults of the network become a ShiftViTError here: a full disk needs another mend.
     network_faults = (OSError, http.client.HTTPException)
     try:
@@ -46,14 +44,7 @@ def download(url: str, target: Path, timeout: float = 20.0) -> None:
         raise ShiftViTError(_reason(error, timeout)) from error
     size, received = response.length or 0, 0
     notice(f"downloading {url} ({size / 1e6:.0f} MB)" if size else f"downloading {url}")
-    console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with (
-        response,
-        target.open("wb") as file,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
-        task = bar.add_task("", total=size or None)
+    with response, target.open("wb") as file, Bar("downloading", size, size=True) as bar:
         while True:
             try:
                 chunk = response.read(_CHUNK)
@@ -63,7 +54,7 @@ def download(url: str, target: Path, timeout: float = 20.0) -> None:
                 break
             file.write(chunk)
             received += len(chunk)
-            bar.advance(task, len(chunk))
+            bar.advance(len(chunk))
             if received > _SIZE_LIMIT:
                 raise ShiftViTError(f"the server sent more than {_SIZE_LIMIT} bytes")
     if size and received != size:

@@ -95,13 +95,14 @@ def decode(
     if at_least is not None and min(at_least) < 1:
         raise ShiftViTError(f"at_least={at_least} is no size; give (height, width) in pixels, each 1 or more")
     try:
-        if isinstance(source, Image.Image):
-            return _from_image(source, max_pixels)
         if isinstance(source, str | os.PathLike):
-            return _from_bytes(_read(Path(source), max_bytes), max_pixels, at_least)
+            content = _read(Path(source), max_bytes)
+            return _from_bytes(content, max_pixels, at_least)
         if isinstance(source, bytes | bytearray | memoryview):
             _check_bytes(memoryview(source).nbytes, max_bytes)
             return _from_bytes(bytes(source), max_pixels, at_least)
+        if isinstance(source, Image.Image):
+            return _from_image(source, max_pixels)
         raise Fault(f"is a {type(source).__name__}; give a path, a file's bytes or a PIL image")
     except Fault as fault:
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
@@ -185,7 +186,8 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
     with _translate_errors(kind):
         data, orientation = reduce(kind, data)
         if kind == "WebP":
-            _check_pixels(webp_size(data), max_pixels, weight)  # the reader makes two canvases immediately
+            size = webp_size(data)
+            _check_pixels(size, max_pixels, weight)  # the reader makes two canvases immediately
         # Pillow's reader itself and not Image.open: the limit of that, and the filters of the warnings that it gives
         # before it refuses, belong to the whole process.
         with contextlib.closing(reader(io.BytesIO(data))) as image:

@@ -69,6 +69,16 @@ def open_parquet(path: str) -> Iterator[Any]:
         raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
 
 
+def has_images(path: str) -> bool:
+    """Returns whether a file is Parquet with a column of images; false where it cannot be read."""
+    try:
+        with open_parquet(path) as file:
+            find_columns(path, file)
+    except ShiftViTError:
+        return False
+    return True
+
+
 def find_columns(path: str, file: Any) -> Columns:
     """Finds the columns of images and of labels in an open file.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
+from shiftvit.console import Bar
 from shiftvit.data.decode.formats import Fault
 from shiftvit.data.decode.parquet import find_columns, import_pyarrow, open_parquet, read_images, size_of
 from shiftvit.errors import ShiftViTError, notice
@@ -91,9 +92,6 @@ def unpack(names: Iterable[str]) -> None:
     Raises:
         ShiftViTError: a file is missing or is not Parquet with images, or there is no room to unpack it.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     places = {match[1]: name for name in names if (match := _NAME.fullmatch(name))}
     paths = [path for path, name in places.items() if row_of(name)]
     try:
@@ -108,12 +106,9 @@ def unpack(names: Iterable[str]) -> None:
     rows, sizes = zip(*map(_counts, new), strict=True)
     what = f"{new[0][0]}" if len(new) == 1 else f"{len(new):,} Parquet files"
     notice(f"unpacking {what} ({_megabytes(sum(sizes))} of images) into {_folder()}, once")
-    console = Console(stderr=True)
-    columns = (TextColumn("unpacking"), BarColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("unpacking", total=sum(rows))
+    with Bar("unpacking", sum(rows)) as bar:
         for key in new:
-            _images(key, lambda rows: bar.advance(task, rows))
+            _images(key, bar.advance)
 
 
 def _folder() -> Path:

@@ -1,131 +1,169 @@
-"""What images a user has, whatever they were found in: the files of each split, their labels and classes."""
+"""The two types that carry images everywhere: a split, and a data set of splits."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 
-# What people call the splits, and their names here.
-SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-ORDER = ("train", "validation", "test")
-_NUMBERED = re.compile(r"[-+]?[0-9]{1,300}")
+# The names of the splits, in the order in which they are listed everywhere.
+SPLITS = ("train", "validation", "test")
+# What people call them in folders and tables, in lower case.
+SPLIT_WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+_WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,300}")
+
+# An image as a folder or a table has it: its split, its path, the name of its class.
+Row = tuple[str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
-    """The images of one split and what they show.
+class Split:
+    """N images, their classes, and what is left to do to them.
 
-    `paths` are N files that can be opened from the current folder, or rows of Parquet files, such as
-    `data/train.parquet#3`; of an archive they are the places of the images in it, such as `x_train[3]`, and `images`
-    holds them: uint8 (N, H, W, 3), RGB. `labels` are int64 (N,), each an index into the class names.
+    Attributes:
+        labels: int64 (N,), each an index into the data set's class names.
+        paths: where each image is: a file, a row of a Parquet file such as `train.parquet#3`, or a place in an archive
+            such as `x_train[3]`. None: arrays that came without any.
+        images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: files that
+            nobody has read yet.
+        preprocess: what is left to do to `images` before a model takes them. It has no meaning until they are read.
     """
 
-    paths: list[str]
     labels: NDArray[np.int64]
-    images: NDArray[np.uint8] | None = None
+    paths: list[str] | None = None
+    images: Any = None
+    preprocess: Preprocess = field(default_factory=Preprocess)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Files:
-        """Returns some of the images, in the order of `indices`."""
-        places = np.asarray(indices, np.int64)
-        images = None if self.images is None else self.images[places]
-        return Files([self.paths[place] for place in places], self.labels[places], images)
+    def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Split:
+        """Returns the images at `indices`, whole numbers (M,), in that order."""
+        indices = np.asarray(indices, np.int64)
+        paths = None if self.paths is None else [self.paths[index] for index in indices]
+        images = None if self.images is None else self.images[indices]
+        return Split(self.labels[indices], paths, images, self.preprocess)
+
+    def path(self, index: int) -> str | None:
+        """Returns where an image is; None: it is an array that came without a path."""
+        return None if self.paths is None else self.paths[index]
 
 
 @dataclass(frozen=True, eq=False)
-class FoundData:
-    """A user's data set.
+class Dataset:
+    """Images in splits, with the names of their classes.
 
-    `layout` says in words how the images lie; `splits` has "train", and "validation" and "test" where these are apart;
-    `ignored` says what was left out or is lacking, a phrase each.
+    Attributes:
+        splits: "train", "validation" and "test", those that there are, in this order.
+        class_names: in the order of the labels.
+        name: of the data set, such as "cifar10", or the path as text.
+        path: where a user's own images lie; None: a data set by name, or arrays.
+        layout: how a user's own images lie there, in words.
+        notes: what was left out or is missing, a phrase each.
+        test_is_validation: there are no test images, so that `test` is the validation split.
     """
 
-    path: Path
-    layout: str
+    splits: dict[str, Split]
     class_names: tuple[str, ...]
-    splits: dict[str, Files]
-    ignored: tuple[str, ...] = ()
+    name: str
+    path: Path | None = None
+    layout: str = ""
+    notes: tuple[str, ...] = ()
+    test_is_validation: bool = False
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> Split | None:
+        return self.splits.get("validation")
+
+    @property
+    def test(self) -> Split:
+        return self.splits["test"]
+
+    @property
+    def root(self) -> Path:
+        """The folder that paths in a table of these images are relative to."""
+        path = self.path or Path()
+        return path if path.is_dir() else path.parent
+
+    def with_splits(self, **splits: Split) -> Dataset:
+        """Returns the data set with these splits added or replaced."""
+        every = {**self.splits, **splits}
+        return replace(self, splits={name: every[name] for name in SPLITS if name in every})
 
 
-class Row(NamedTuple):
-    """An image as a table has it."""
+def number_classes(
+    path: Path, layout: str, rows: Iterable[Row], notes: Sequence[str] = (), names: Sequence[str] | None = None
+) -> Dataset:
+    """Makes a data set of rows: numbers their classes and puts each row into its split.
 
-    split: str
-    path: str
-    label: str
+    Args:
+        path, layout, notes: as in `Dataset`.
+        rows: (split, path, class name) of each image.
+        names: the classes in their order; None: those of the training images, in the natural order of their names.
+
+    Raises:
+        ShiftViTError: no training images, a class without training images, or a class name that is not text.
+    """
+    by_split: dict[str, list[Row]] = {}
+    for row in rows:
+        by_split.setdefault(row[0], []).append(row)
+    if not by_split.get("train"):
+        raise ShiftViTError(f"{str(path)!r} has no images for training; add some whose split is train")
+    if names is None:
+        names = sorted({name for _, _, name in by_split["train"]}, key=natural)
+    for name in names:
+        if name.encode("utf-8", "replace").decode() != name:  # a folder's name may be any bytes
+            raise ShiftViTError(f"the class name {name!r} of {str(path)!r} is not valid UTF-8; rename it")
+    index = {name: number for number, name in enumerate(names)}
+    splits = {}
+    for split in (split for split in SPLITS if split in by_split):
+        for _, image, name in by_split[split]:
+            if name not in index:
+                raise ShiftViTError(
+                    f"the class {name!r} of {split} ({image!r}) has no images in train; "
+                    "add some, or rename or remove it"
+                )
+        labels = np.array([index[name] for _, _, name in by_split[split]], np.int64)
+        splits[split] = Split(labels, [image for _, image, _ in by_split[split]])
+    return Dataset(splits, tuple(names), str(path), path, layout, tuple(notes))
+
+
+def check_classes(data: Dataset) -> Dataset:
+    """Returns the data set with a note for each split that lacks a class.
+
+    Raises:
+        ShiftViTError: fewer than two classes.
+    """
+    names = data.class_names
+    if len(names) < 2:
+        has = f"one class, {names[0]!r}" if names else "no class"
+        raise ShiftViTError(f"{data.name!r} has {has}; a classifier needs 2 or more, add images of another")
+    notes = []
+    for split, part in data.splits.items():
+        counts = np.bincount(part.labels, minlength=len(names))
+        missing = [name for name, count in zip(names, counts, strict=True) if not count]
+        if missing:
+            more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+            notes.append(f"{split} has no images of {', '.join(missing[:5])}{more}")
+    return replace(data, notes=(*data.notes, *notes))
 
 
 def natural(text: str) -> tuple[Any, ...]:
     """Returns the key that sorts `img2` before `img10`, and whole numbers by their value and before other text."""
-    if _NUMBERED.fullmatch(text):
+    if _WHOLE_NUMBER.fullmatch(text):
         return 0, int(text), text
     parts = re.split(r"([0-9]+)", text.casefold())  # text and digits in turn
     digits = (part.lstrip("0") for part in parts[1::2])
     return 1, tuple(zip(parts[::2], [*((len(part), part) for part in digits), (0, "")], strict=True)), text
-
-
-def listed(words: Sequence[str]) -> str:
-    """Returns `a`, `a and b` or `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def gathered(
-    path: Path, layout: str, rows: Iterable[Row], ignored: Sequence[str] = (), names: Sequence[str] | None = None
-) -> FoundData:
-    """Numbers the classes and puts the rows into their splits.
-
-    The classes are `names`, or else those of training, in the natural order of their names.
-
-    Raises:
-        ShiftViTError: nothing to train on, fewer than two classes, a class that training does not have.
-    """
-    parts: dict[str, list[Row]] = {}
-    for row in rows:
-        parts.setdefault(row.split, []).append(row)
-    if names is None:
-        names = sorted({row.label for row in parts.get("train", [])}, key=natural)
-    if not parts.get("train"):
-        raise ShiftViTError(f"{str(path)!r} has no images for training; add some whose split is train")
-    for name in names:
-        if name.encode("utf-8", "replace").decode() != name:  # a folder's name is bytes, of any kind
-            raise ShiftViTError(f"the class name {name!r} of {str(path)!r} has bytes that are no text; rename it")
-    index = {name: number for number, name in enumerate(names)}
-    unknown = next((row for part in parts.values() for row in part if row.label not in index), None)
-    if unknown:
-        raise ShiftViTError(
-            f"the class {unknown.label!r} of {unknown.split} ({unknown.path!r}) has no images in train; "
-            "add some, or rename or remove it"
-        )
-    splits = {
-        split: Files([row.path for row in parts[split]], np.array([index[row.label] for row in parts[split]], np.int64))
-        for split in ORDER
-        if split in parts
-    }
-    return checked(FoundData(path, layout, tuple(names), splits, tuple(ignored)))
-
-
-def checked(found: FoundData) -> FoundData:
-    """Raises ShiftViTError for fewer than two classes, and notes which of them a split lacks."""
-    names = found.class_names
-    if len(names) < 2:
-        has = f"one class, {names[0]!r}" if names else "no class"
-        raise ShiftViTError(f"{str(found.path)!r} has {has}; a classifier needs 2 or more, add images of another")
-    lacking = []
-    for split, part in found.splits.items():
-        absent = [
-            name for name, count in zip(names, np.bincount(part.labels, minlength=len(names)), strict=True) if not count
-        ]
-        if absent:
-            shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5:,} more" if len(absent) > 5 else "")
-            lacking.append(f"{split} has no images of {shown}")
-    return replace(found, ignored=(*found.ignored, *lacking))

@@ -26,16 +26,16 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
     """
     found: list[str] = []
     for name in names:
-        part = list(_meant(name, recursive, all_files))
+        part = list(_expand(name, recursive, all_files))
         if not part:
-            raise ShiftViTError(f"{name!r} {_why_nothing(name, recursive, all_files)}")
+            raise ShiftViTError(f"{name!r} {_explain_nothing(name, recursive, all_files)}")
         found += part
     return found
 
 
-def _meant(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
+def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     if Path(name).is_dir():
-        yield from _within(name, recursive, all_files)
+        yield from _walk(name, recursive, all_files)
     elif os.path.lexists(name) or row_of(name):
         yield name
     elif glob.has_magic(name):
@@ -43,7 +43,7 @@ def _meant(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
         yield from (match for match in sorted(glob.glob(name, recursive=True)) if not Path(match).is_dir())  # noqa: PTH207
 
 
-def _within(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
+def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -52,12 +52,12 @@ def _within(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if recursive:
-                yield from _within(entry.path, recursive, all_files)
+                yield from _walk(entry.path, recursive, all_files)
         elif entry.is_file() if all_files else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry.path
 
 
-def _why_nothing(name: str, recursive: bool, all_files: bool) -> str:
+def _explain_nothing(name: str, recursive: bool, all_files: bool) -> str:
     if not Path(name).is_dir():
         return "matches no file; check the pattern" if glob.has_magic(name) else "does not exist; check the path"
     kind = "files" if all_files else "image files"

@@ -1,175 +1,113 @@
-"""Where a split is made: of a user's images, by class; of a data set's labels; and the table that keeps one."""
+"""The one splitter: splits that a data set lacks are taken from its training images."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit import files
-from shiftvit.data.find.dataset import ORDER, FoundData
-from shiftvit.errors import ShiftViTError
+from shiftvit.data.find.dataset import SPLITS, Dataset
+from shiftvit.errors import ShiftViTError, count_of
 
 
-def split_data(found: FoundData, *, validation: float, test: float, seed: int) -> FoundData:
-    """Takes the splits that are missing from the training images: by class, at random, the same for the same seed.
+def split_data(
+    data: Dataset, *, validation: float, test: float, seed: int, stratify: bool = True, limit: int | None = None
+) -> Dataset:
+    """Takes the splits that a data set lacks from its training images: at random, the same for the same seed.
 
-    Each class has about the same share of every split, and at least one image in it. The order in which the files were
-    found does not matter.
-
-    Args:
-        found: what `find_data` returned; splits that it has stay as they are.
-        validation, test: how many of the training images go there: a count (1 or more), a fraction or 0.
-        seed: 0..2**32-1.
-
-    Raises:
-        ShiftViTError: a class or a split that would have too few images, or no such share or seed.
-    """
-    shares = {"test": test, "validation": validation}
-    shares = {name: share for name, share in shares.items() if share != 0 and name not in found.splits}
-    train = found.splits["train"]
-    if train.images is None:
-        train = train.take(sorted(range(len(train)), key=lambda place: (train.paths[place], train.labels[place])))
-    classes, counts = np.unique(train.labels, return_counts=True)
-    if counts.min() <= len(shares):
-        name = found.class_names[classes[counts.argmin()]]
-        raise ShiftViTError(
-            f"the class {name!r} has {counts.min()} images, too few for {len(shares) + 1} splits; "
-            f"add images until it has {len(shares) + 1}, or remove it"
-        )
-    rest = np.arange(len(train))
-    parts = {}
-    for left, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
-        count = _count(name, share, len(train), len(rest), len(classes))
-        _, held = split(train.labels[rest], count, seed=seed)
-        kept, held = _with_every_class(train.labels[rest], held, left)
-        parts[name] = train.take(rest[held])
-        rest = rest[kept]
-    splits = {**found.splits, **parts, "train": train.take(rest)}
-    return replace(found, splits={name: splits[name] for name in ORDER if name in splits})
-
-
-def _count(name: str, share: float, total: int, rest: int, classes: int) -> int:
-    if not (math.isfinite(share) and share > 0) or (share >= 1 and share != int(share)):
-        raise ShiftViTError(f"{name}={share} is no share of the images; use a whole count, a fraction below 1 or 0")
-    count = int(share) if share >= 1 else round(share * total)
-    if count < classes or rest - count < classes:
-        raise ShiftViTError(
-            f"{name}={share} of {total:,} images is {count:,}, and both it and the rest ({rest - count:,}) need 1 of "
-            f"each of the {classes} classes; change {name}, or add images"
-        )
-    return count
-
-
-def _with_every_class(
-    labels: NDArray[np.int64], held: NDArray[np.int64], need: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the kept and the held-out places, moved so that of each class 1 is held out and `need` are kept."""
-    out = np.zeros(len(labels), bool)
-    out[held] = True
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        if not out[own].any():
-            out[own[0]] = True
-        short = need - int((~out[own]).sum())
-        if short > 0:
-            out[own[out[own]][:short]] = False
-    return np.flatnonzero(~out), np.flatnonzero(out)
-
-
-def save_splits(found: FoundData, path: Path) -> None:
-    """Writes which image is in which split as a CSV of split, path and label; paths are relative to the data's folder.
-
-    Raises:
-        ShiftViTError: a file's name is no text, or the table cannot be written.
-    """
-    root = found.path if found.path.is_dir() else found.path.parent
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "path", "label"])
-    for title, part in found.splits.items():
-        for name, label in zip(part.paths, part.labels.tolist(), strict=True):
-            place = Path(name)
-            if part.images is None and place.is_relative_to(root):
-                name = place.relative_to(root).as_posix()
-            writer.writerow([title, name, found.class_names[label]])
-    try:
-        data = text.getvalue().encode("utf-8")
-    except UnicodeEncodeError as error:
-        broken = error.object[error.start : error.start + 40]
-        raise ShiftViTError(f"a file's name has bytes that are no text, at {broken!r}; rename the file") from error
-    files.write_file(Path(path), lambda temporary: temporary.write_bytes(data))
-
-
-def split(
-    labels: NDArray[np.integer[Any]], validation: float, *, stratify: bool = True, seed: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Splits training images in two, at random but the same for the same seed.
+    Splits that it has stay as they are. Files are sorted first, so that the order in which they were found does not
+    matter.
 
     Args:
-        labels: whole numbers (N,).
-        validation: how many go to validation: a count (1 or more), a fraction (below 1, rounded to whole
-            images) or 0.
-        stratify: keep the proportions of the classes.
+        data: has training images.
+        validation, test: how many of the N training images go there: a count (1 or more), a fraction (below 1, rounded
+            to whole images) or 0.
         seed: 0..2**32-1.
-
-    Returns:
-        The indices for training and for validation, each int64 and rising.
+        stratify: each class has about the same share of every split, and at least one image in it.
+        limit: leave no more than so many training images afterwards; None: all.
 
     Raises:
-        ShiftViTError: labels of another shape, or a split that these labels do not allow.
+        ShiftViTError: labels of another shape, a share or a seed that cannot be, or too few images of a class.
     """
-    labels = np.asarray(labels)
+    wanted = {"test": test, "validation": validation}
+    shares = {name: share for name, share in wanted.items() if share != 0 and name not in data.splits}
+    train = data.train
+    order = np.arange(len(train))
+    if train.paths is not None and train.images is None:
+        paths, labels = train.paths, train.labels
+        order = np.array(sorted(range(len(train)), key=lambda place: (paths[place], labels[place])), np.int64)
+    places = _draw_splits(train.labels[order], shares, seed, data.class_names if stratify else None)
+    if limit is not None and limit < len(places["train"]):
+        first = np.arange(limit)
+        if data.path is not None:  # a user's own are sorted, so the first would be of one class
+            first = np.sort(np.random.default_rng(seed).permutation(len(places["train"]))[:limit])
+        places["train"] = places["train"][first]
+    splits = {**data.splits, **{name: train.take(order[chosen]) for name, chosen in places.items()}}
+    return replace(data, splits={name: splits[name] for name in SPLITS if name in splits})
+
+
+def _draw_splits(
+    labels: NDArray[np.int64], shares: dict[str, float], seed: int, class_names: tuple[str, ...] | None
+) -> dict[str, NDArray[np.int64]]:
+    """Returns the places (rising) of each split's images and of those that are left for training.
+
+    With `class_names` every class is in every split; with None chance alone decides.
+    """
     if labels.ndim != 1:
         raise ShiftViTError(f"labels have the shape {labels.shape}; give one number for each image, (N,)")
-    count = _validation_count(validation, len(labels))
-    if not 0 <= seed < 2**32:
+    if shares and not 0 <= seed < 2**32:
         raise ShiftViTError(f"seed={seed} is outside 0..{2**32 - 1}; use a seed in that range")
-    everything = np.arange(len(labels))
-    if count == 0:
-        return everything, everything[:0]
-    if stratify:
-        _check_strata(labels, count)
-
-    from sklearn.model_selection import train_test_split
-
-    train, held_out = train_test_split(
-        everything, test_size=count, random_state=seed, stratify=labels if stratify else None
-    )
-    return np.sort(train), np.sort(held_out)
-
-
-def _validation_count(validation: float, total: int) -> int:
-    if not (math.isfinite(validation) and validation >= 0):
-        raise ShiftViTError(f"validation={validation} is no share of the images; use a count, a fraction or 0")
-    if validation >= 1 and validation != int(validation):
-        raise ShiftViTError(f"validation={validation} is neither a whole count nor below 1; use either")
-    count = int(validation) if validation >= 1 else round(validation * total)
-    if validation and not 0 < count < total:
+    classes, sizes = np.unique(labels, return_counts=True)
+    if class_names is not None and (sizes <= len(shares)).any():
+        need, smallest = len(shares) + 1, sizes.argmin()
         raise ShiftViTError(
-            f"validation={validation} of {total} images is {count}; both parts need at least 1 image, "
-            "change validation or use 0"
+            f"the class {class_names[classes[smallest]]!r} has {count_of(sizes[smallest], 'image')}, too few for "
+            f"{need} splits; add images until it has {need}, or remove it"
+        )
+    places = {}
+    rest = np.arange(len(labels))
+    for after, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
+        count = _count_images(name, share, len(labels), len(rest), len(classes) if class_names is not None else None)
+        held_out = _draw(labels[rest], count, seed, class_names is not None, after)
+        places[name] = rest[held_out]
+        rest = rest[~held_out]
+    return {**places, "train": rest}
+
+
+def _count_images(name: str, share: float, total: int, rest: int, classes: int | None) -> int:
+    """Returns how many of `total` images a share is, of which `rest` are left to take it from."""
+    if not (math.isfinite(share) and share > 0) or (share >= 1 and share != int(share)):
+        raise ShiftViTError(f"{name}={share} is not a share of the images; use a whole count, a fraction below 1 or 0")
+    count = int(share) if share >= 1 else round(share * total)
+    if min(count, rest - count) < (1 if classes is None else max(1, classes)):
+        need = "1 image" if classes is None else f"1 of each of the {classes} classes"
+        raise ShiftViTError(
+            f"{name}={share} of {total:,} images is {count:,}, and both it and the rest ({rest - count:,}) "
+            f"need {need}; change {name}, or add images"
         )
     return count
 
 
-def _check_strata(labels: NDArray[np.integer[Any]], count: int) -> None:
-    """Raises ShiftViTError unless each class can be in both parts."""
-    classes, sizes = np.unique(labels, return_counts=True)
-    if sizes.min() < 2:
-        raise ShiftViTError(
-            f"class {classes[sizes.argmin()]} has 1 image, which cannot be in both parts of a stratified "
-            "split; add images or set stratify to false"
-        )
-    smaller = min(count, len(labels) - count)
-    if smaller < len(classes):
-        raise ShiftViTError(
-            f"a stratified split into {len(labels) - count} and {count} images leaves a part with fewer "
-            f"images than the {len(classes)} classes; change validation or set stratify to false"
-        )
+def _draw(labels: NDArray[np.int64], count: int, seed: int, stratify: bool, after: int) -> NDArray[np.bool_]:
+    """Draws `count` of N images. Returns which are drawn, bool (N,).
+
+    With `stratify` each class keeps its proportion, then a few images move so that 1 of each class is drawn and
+    `after` are left: the splits that come after this one need theirs.
+    """
+    from sklearn.model_selection import train_test_split
+
+    _, chosen = train_test_split(
+        np.arange(len(labels)), test_size=count, random_state=seed, stratify=labels if stratify else None
+    )
+    drawn = np.zeros(len(labels), bool)
+    drawn[chosen] = True
+    for label in np.unique(labels) if stratify else ():
+        own = np.flatnonzero(labels == label)
+        if not drawn[own].any():
+            drawn[own[0]] = True
+        short = after - int((~drawn[own]).sum())
+        if short > 0:
+            drawn[own[drawn[own]][:short]] = False
+    return drawn

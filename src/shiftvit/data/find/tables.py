@@ -1,17 +1,23 @@
-"""A user's images from a table or an archive: .csv, .tsv and .npz."""
+"""Images from a table (.csv, .tsv) or an archive (.npz), and the table that keeps the splits of a run."""
 
 from __future__ import annotations
 
 import csv
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit import files
 from shiftvit.data.decode.rows import is_image
-from shiftvit.data.find.dataset import SPLITS, Files, FoundData, Row, checked
+from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Dataset, Row, Split
 from shiftvit.errors import ShiftViTError
+
+# The table in a run folder that says which image is in which split.
+SPLITS_TABLE = "splits.csv"
 
 _COLUMNS = {
     "path": ("path", "file", "filename", "image"),
@@ -30,20 +36,20 @@ _ARRAYS = (
 )
 
 
-def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
+def read_table(path: Path, root: Path | None) -> tuple[list[Row], list[str]]:
     """Reads a .csv or .tsv: a header that names the columns, or none and two columns, path and label.
 
     Args:
-        path: the table, UTF-8; a .csv may be cut by commas, semicolons or tabs.
-        root: what its paths are relative to.
+        path: the table, UTF-8. The separators of a .csv may be commas, semicolons or tabs.
+        root: what its paths are relative to. None: they are places in an archive, and no file is looked for.
 
     Returns:
-        The rows, "train" where the table has no split, and which columns it has: path, label, split.
+        the rows, "train" where the table has no split, and which columns it has: path, label, split.
 
     Raises:
-        ShiftViTError: it is no such table, or names files that do not exist; those of a .npz are not looked for.
+        ShiftViTError: it is not such a table, or names files that do not exist.
     """
-    lines = _lines(path)
+    lines = _read_lines(path)
     if not lines:
         raise ShiftViTError(f"{str(path)!r} is empty; give a line of path and label for each image")
     head = [cell.strip().casefold() for cell in lines[0][1]]
@@ -60,12 +66,12 @@ def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
     else:
         known = " and ".join("|".join(_COLUMNS[column]) for column in ("path", "label"))
         raise ShiftViTError(f"{str(path)!r} has the columns {', '.join(head)[:200]}; name two of them {known}")
-    rows = [_row(path, root, number, cells, where) for number, cells in lines]
-    missing = [row.path for row in rows if root.suffix.lower() != ".npz" and not is_image(row.path)]
-    if not headed and missing == [rows[0].path] and len(rows) > 1:
+    rows = [_read_row(path, root, number, cells, where) for number, cells in lines]
+    missing = [] if root is None else [image for _, image, _ in rows if not is_image(image)]
+    if not headed and missing == [rows[0][1]] and len(rows) > 1:
         raise ShiftViTError(
-            f"{str(path)!r} begins with {missing[0]!r}, which is no file, and all others are; if it is a header, name "
-            "its columns path and label"
+            f"{str(path)!r} begins with {missing[0]!r}, which is not a file, while all others are; if it is a "
+            "header, name its columns path and label"
         )
     if missing:
         raise ShiftViTError(
@@ -75,7 +81,7 @@ def read_table(path: Path, root: Path) -> tuple[list[Row], list[str]]:
     return rows, list(where)
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
+def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """Returns the cells of each line that is not blank, with the line's number."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -87,39 +93,96 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         raise ShiftViTError(f"{str(path)!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, csv.Error) as error:
-        raise ShiftViTError(f"{str(path)!r} is no readable table ({error}); save it anew as CSV") from error
+        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it anew as CSV") from error
 
 
-def _row(path: Path, root: Path, number: int, cells: list[str], where: dict[str, int]) -> Row:
+def _read_row(path: Path, root: Path | None, number: int, cells: list[str], where: dict[str, int]) -> Row:
     raw = {column: cells[at] if at < len(cells) else "" for column, at in where.items()}
     values = {column: value.strip() for column, value in raw.items()}
     values.setdefault("split", "train")
     bare = next((column for column, value in values.items() if not value), None)
     if bare:
         raise ShiftViTError(f"line {number} of {str(path)!r} has no {bare}; give one, or remove the line")
-    split = SPLITS.get(values["split"].casefold())
+    split = SPLIT_WORDS.get(values["split"].casefold())
     if split is None:
         raise ShiftViTError(
             f"line {number} of {str(path)!r} has the split {values['split']!r}; use train, validation or test"
         )
-    if root.suffix.lower() == ".npz":
-        return Row(split, values["path"], values["label"])
-    exact = root / raw["path"]  # a name may end in a space, though mostly that is the table's
-    return Row(split, str(exact if exact.is_file() else root / values["path"]), values["label"])
+    if root is None:
+        return split, values["path"], values["label"]
+    exact = root / raw["path"]  # a file's name may end in a space, but mostly the space is only in the table
+    return split, str(exact if exact.is_file() else root / values["path"]), values["label"]
 
 
-def read_archive(path: Path) -> FoundData:
+def save_splits(data: Dataset, path: Path) -> None:
+    """Writes which image is in which split as a CSV of split, path and label. Paths are relative to the data's folder.
+
+    Raises:
+        ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
+    """
+    root = data.root
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "path", "label"])
+    for name, split in data.splits.items():
+        if name == "test" and data.test_is_validation:
+            continue
+        for image, label in zip(split.paths or [], split.labels.tolist(), strict=True):
+            place = Path(image)
+            within = place.relative_to(root).as_posix() if place.is_relative_to(root) else image
+            writer.writerow([name, within, data.class_names[label]])
+    try:
+        content = text.getvalue().encode("utf-8")
+    except UnicodeEncodeError as error:
+        broken = error.object[error.start : error.start + 40]
+        raise ShiftViTError(f"a file's name is not valid UTF-8 at {broken!r}; rename the file") from error
+    files.write_file(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def restore_splits(data: Dataset, table: Path) -> Dataset:
+    """Returns the data set in the splits that `save_splits` wrote, whatever splits it was found in.
+
+    Args:
+        data: what `find_data` returned. Its classes number the labels.
+        table: the CSV.
+
+    Raises:
+        ShiftViTError: it is not such a table, or it names images or classes that are not there.
+    """
+    arrays = data.train.images is not None
+    rows, _ = read_table(table, None if arrays else data.root)
+    classes = {name: number for number, name in enumerate(data.class_names)}
+    # The arrays of an archive, by the names of its images.
+    pixels = {
+        path: split.images[number]
+        for split in (data.splits.values() if arrays else ())
+        for number, path in enumerate(split.paths or [])
+    }
+    for _, image, name in rows:
+        if name not in classes or (arrays and image not in pixels):
+            what = f"class {name!r}" if name not in classes else f"image {image!r}"
+            raise ShiftViTError(f"{str(table)!r} names the {what}, which {data.name!r} does not have; split it anew")
+    splits = {}
+    for split in SPLITS:
+        paths = [image for name, image, _ in rows if name == split]
+        if paths:
+            labels = np.array([classes[name] for its, _, name in rows if its == split], np.int64)
+            splits[split] = Split(labels, paths, np.stack([pixels[path] for path in paths]) if arrays else None)
+    return replace(data, splits=splits)
+
+
+def read_archive(path: Path) -> Dataset:
     """Reads a .npz: uint8 images (N, H, W, 3), (N, H, W, 1) or (N, H, W), whole-number labels, maybe class names.
 
     Raises:
         ShiftViTError: it has no such arrays, or arrays of objects, of other shapes or types, labels out of range.
     """
-    arrays, unused = _arrays(path)
-    splits: dict[str, Files] = {}
+    arrays, unused = _read_arrays(path)
+    splits: dict[str, Split] = {}
     for split, images, labels in _ARRAYS:
         if images in arrays and labels in arrays and split not in splits:
             pixels, numbers = arrays.pop(images), arrays.pop(labels)
-            splits[split] = _pair(path, images, labels, pixels, numbers)
+            splits[split] = _make_split(path, images, labels, pixels, numbers)
     if not splits.get("train"):
         raise ShiftViTError(f"{str(path)!r} has no images for training; name its arrays x_train and y_train")
     names = arrays.pop("class_names", None)
@@ -127,18 +190,20 @@ def read_archive(path: Path) -> FoundData:
     most = int(splits["train"].labels.max()) + 1
     class_names = tuple(map(str, range(min(most, len(splits["train"]))) if names is None else names.tolist()))
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
-        raise ShiftViTError(f"class_names of {str(path)!r} is no list of different names; give a string for each class")
+        raise ShiftViTError(
+            f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
+        )
     for split, part in splits.items():
         if int(part.labels.max(initial=0)) >= len(class_names):
             raise ShiftViTError(
                 f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, out of range for "
                 f"{len(class_names)} classes; number them 0..{len(class_names) - 1}"
             )
-    ignored = [f"arrays that are not used: {', '.join([*unused, *arrays])}"] if unused or arrays else []
-    return checked(FoundData(path, "NumPy archive", class_names, splits, tuple(ignored)))
+    notes = [f"arrays that are not used: {', '.join([*unused, *arrays])}"] if unused or arrays else []
+    return Dataset(splits, class_names, str(path), path, "NumPy archive", tuple(notes))
 
 
-def _arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Returns the arrays of an archive that have a meaning, and the names of the others."""
     wanted = {"class_names", *(name for _, *names in _ARRAYS for name in names)}
     name = ""
@@ -160,7 +225,7 @@ def _arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
         raise ShiftViTError(f"{what} cannot be read ({reason}); save plain arrays with numpy.savez") from error
 
 
-def _pair(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Files:
+def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Split:
     if numbers.ndim == 2 and numbers.shape[1] == 1:  # as Keras and MedMNIST have them
         numbers = numbers[:, 0]
     fault = f"of {str(path)!r} is {{}} {{}}; it must be {{}}"
@@ -177,4 +242,4 @@ def _pair(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: N
         raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")
     if pixels.ndim == 3 or pixels.shape[3] == 1:
         pixels = np.repeat(pixels.reshape(*pixels.shape[:3], 1), 3, axis=3)
-    return Files([f"{images}[{number}]" for number in range(len(pixels))], numbers.astype(np.int64), pixels)
+    return Split(numbers.astype(np.int64), [f"{images}[{number}]" for number in range(len(pixels))], pixels)

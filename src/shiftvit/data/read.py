@@ -1,0 +1,63 @@
+"""Reads the files of a data set: each is decoded once, and what cannot be used is named and left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shiftvit.console import Bar
+from shiftvit.data.batches.pictures import read_pictures
+from shiftvit.data.decode.rows import unpack
+from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.errors import ShiftViTError, notice
+from shiftvit.preprocess import Preprocess
+
+# Faults that are named one by one; the rest is counted.
+_NAMED = 5
+
+
+def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) -> Dataset:
+    """Decodes every file of a data set once. Arrays stay as they are.
+
+    Training pictures are resized and, if of another shape, cropped to it; where a crop is drawn at random it is drawn
+    from that. All others go through the whole of `preprocess`, as at inference. A split whose pictures take too much
+    memory decodes them again whenever they are wanted.
+
+    Args:
+        data: splits of paths, or of arrays.
+        preprocess: its `resize` must be set unless the images are arrays.
+        boxes: random resized crops are cut from the training pictures, which therefore stay whole, in their files.
+
+    Returns:
+        the same splits, with `images` and with the `preprocess` that is left to do to them. What cannot be decoded is
+        named in a notice and left out.
+
+    Raises:
+        ShiftViTError: no size is set, or none of a split's files can be decoded.
+    """
+    if all(split.images is not None for split in data.splits.values()):
+        return replace(
+            data, splits={name: replace(split, preprocess=preprocess) for name, split in data.splits.items()}
+        )
+    side = preprocess.resize
+    # All training pictures get one shape, whatever theirs is, and keep the margin that a random crop moves in.
+    margin = preprocess.model_copy(update={"crop": (side, side) if isinstance(side, int) else side})
+    nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
+    left = {"train": nothing.model_copy(update={"crop": preprocess.crop})}
+    unpack(path for split in data.splits.values() for path in split.paths or [])
+    splits, faults = {}, []
+    with Bar("decoding", sum(map(len, data.splits.values()))) as bar:
+        for name, split in data.splits.items():
+            paths, whole = split.paths or [], name == "train" and boxes
+            rule = margin if name == "train" and not boxes else preprocess
+            images, usable, broken = read_pictures(paths, rule, whole=whole, advance=bar.advance)
+            if not len(usable):
+                raise ShiftViTError(f"none of the {len(paths):,} {name} images can be decoded; {broken[0]}")
+            splits[name] = Split(
+                split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
+            )
+            faults += broken
+    for fault in faults[:_NAMED]:
+        notice(f"skipped: {fault}")
+    if len(faults) > _NAMED:
+        notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` names them all")
+    return replace(data, splits=splits)
