@@ -293,6 +293,15 @@ def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="export finds --data by name only, and fails on a path")
+def test_ones_own_images_are_compared_on(bundle, tmp_path):
+    images = np.zeros((30, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]))
+    with pytest.raises(ShiftViTError, match="labelled images cannot show what int8 costs; it takes 2000"):
+        driver.export(bundle, "onnx", "int8", data=str(tmp_path / "mine.npz"), out=tmp_path / "out")
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in {"nncf", "openvino"} else object())
     with pytest.raises(ShiftViTError, match=r"needs openvino, nncf; pip install 'shiftvit\[export"):

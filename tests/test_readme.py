@@ -42,7 +42,7 @@ PROCESSES = (["predict"], ["info", "runs/mine"])
 
 # What each command says on standard output; what it is to write stands in its arguments.
 SAYS = {
-    "predict": "ship",
+    "predict": "label",
     "train": "(model in bundle/, figures in figures/)",
     "find-rate": "--set train.optimizer.learning_rate=",
     "evaluate": "top-1 between",
@@ -147,6 +147,8 @@ def test_every_command_runs(sample, tmp_path, monkeypatch, capfd, plain_figures)
                 assert Path(place).exists(), arguments
                 said += Path(place).read_text() if place.endswith(".csv") else ""
         assert SAYS[name] in said, (arguments, said)
+        if "cat.jpg" in arguments:
+            assert "cat" in said.split()
         if faulty:
             for word in ("broken.jpg", "copy.png", "imbalance"):
                 assert word in said, said
