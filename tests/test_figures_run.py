@@ -71,7 +71,7 @@ def test_confusion_matrix(classes, tmp_path, figures):
     np.testing.assert_allclose(cells[1:].sum(axis=1), 100)
     assert list(cells[1, :2]) == [25, 75]
     top1 = 100 * np.trace(matrix) / matrix.sum()
-    assert axes.get_title() == f"Confusion on {matrix.sum():,} images (top-1 {top1:.2f} %)"
+    assert axes.get_title() == f"Confusion on {matrix.sum():,} images (top-1 {top1:.2f}%)"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Predicted class", "True class")
     words = {tuple(text.get_position()): text for text in axes.texts}
     if classes == 100:
@@ -97,7 +97,7 @@ def test_corruptions(tmp_path, figures):
     assert_picture(tmp_path / "x.png", figure)
     (axes,) = figure.axes
     np.testing.assert_allclose(axes.images[0].get_array(), [np.arange(1, 6) / 10, np.arange(2, 7) / 10])
-    assert axes.get_title() == "Top-1 under corruption (as they are: 87.5%)"
+    assert axes.get_title() == "Top-1 under corruption (without: 87.5%)"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["gaussian noise", "fog"]
     assert {tuple(text.get_position()): text.get_text() for text in axes.texts}[4, 0] == "50%"
 
