@@ -248,6 +248,18 @@ def test_the_table_of_processors_is_the_committed_result():
             assert min(row["top1_here"], row["top1_emulated"]) >= result["top1_model"] - 0.005
 
 
+def test_the_price_of_safe_int8_is_the_committed_one():
+    text = (ROOT / "docs" / "export.md").read_text("utf-8")
+    (name,) = re.findall(r"\(\.\./benchmarks/results/(rates-[\w.-]+\.json)\)", text)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    table = text.split(name)[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "export" not in line]
+    assert len(rows) == len(result["exports"])
+    for row in result["exports"]:
+        rates = " | ".join(f"{row[f'batch_{size}']['images_per_second']:,.0f}" for size in (1, 64))
+        assert any(line.endswith(f"| {rates} |") for line in rows), row
+
+
 def test_the_agreement_with_the_published_models_is_the_committed_one():
     (name,) = re.findall(r"\(benchmarks/results/(parity-[\w.-]+\.json)\)", README)
     backends = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))["backends"]

@@ -1,0 +1,73 @@
+"""What one export's form costs against another's: images/s of several exports, in turn in one process.
+
+    python benchmarks/rates.py EXPORT... [--rounds 9]
+
+Each round runs each EXPORT for a moment in batches of 1 and of 64, so that a machine whose speed drifts is fair to all.
+Writes the medians and their range to benchmarks/results/rates-DATE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from record import write_record
+from shiftvit import environment
+from shiftvit.inference.runtimes import Graph, load_graph
+
+SIZES = (1, 64)
+SECONDS = 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("exports", nargs="+", type=Path, metavar="EXPORT")
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    graphs = [load_graph(export) for export in options.exports]
+    rates: dict[tuple[int, int], list[float]] = {}
+    for _ in range(options.rounds):
+        for number, graph in enumerate(graphs):
+            for size in SIZES:
+                rates.setdefault((number, size), []).append(rate(graph, size))
+    rows: list[dict[str, Any]] = []
+    for number, (export, graph) in enumerate(zip(options.exports, graphs, strict=True)):
+        row: dict[str, Any] = {"export": export.name, "runtime": graph.runtime, "precision": graph.metadata.precision}
+        for size in SIZES:
+            found = rates[number, size]
+            row[f"batch_{size}"] = {
+                "images_per_second": round(statistics.median(found), 1),
+                "minimum": round(min(found), 1),
+                "maximum": round(max(found), 1),
+            }
+        rows.append(row)
+        print(row)
+    result = {
+        "processor": environment.processor_name(),
+        "instructions": environment.instructions(),
+        "threads": environment.cores(),
+        "rounds": options.rounds,
+        "versions": environment.versions(),
+        "exports": rows,
+    }
+    write_record("rates", result, command=f"python benchmarks/rates.py EXPORT... --rounds {options.rounds}")
+
+
+def rate(graph: Graph, size: int) -> float:
+    """Returns images/s in batches of `size`."""
+    batch = np.zeros((size, *graph.metadata.input_shape), np.uint8)
+    graph.run(batch)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        graph.run(batch)
+        count += size
+    return count / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
