@@ -162,6 +162,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("from_step", [0, 3])  # at the beginning, and in the midst of the second epoch
 def test_where_memory_runs_out_it_goes_on_in_smaller_parts(
     from_step: int, tmp_path: Path, sample: Any, little_memory: dict[str, Any], capfd: pytest.CaptureFixture[str]

@@ -75,6 +75,7 @@ def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in
         evaluate("cifar10")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path, figures) -> None:
     monkeypatch.setattr(

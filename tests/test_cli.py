@@ -125,6 +125,7 @@ def test_info_of_a_preset_and_of_a_run(run):
     assert shiftvit("info").stdout.count("shiftvit_") == 12
 
 
+@pytest.mark.slow
 def test_evaluate_prints_what_the_run_recorded(run, tmp_path):
     """The data set is the sample, put where the cache would be looked for by a stand-in module."""
     (tmp_path / "sitecustomize.py").write_text(

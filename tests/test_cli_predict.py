@@ -208,6 +208,7 @@ def test_ctrl_c_keeps_the_rows_and_says_how_far_it_came(tmp_path):
     assert 0 < len(rows) < 60_000
 
 
+@pytest.mark.slow
 def test_the_samples_that_memory_does_not_grow_with(tmp_path):
     """Ten times the files, and at most a few megabytes more."""
     program = (

@@ -198,6 +198,7 @@ def test_the_two_methods_agree(located, stage):
     assert np.mean(ranks) > 0.5
 
 
+@pytest.mark.slow
 def test_behind_shifts_and_a_last_norm_it_is_the_patch_or_the_cell_beside_it():
     """The last map's channels have been shifted by a cell, of 4 pixels; the norm mixes these into one score."""
     images, _, corners = patch_images(200, 10_000)

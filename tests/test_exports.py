@@ -173,6 +173,7 @@ def random_bundle(seed=0, **options):
     return Bundle.from_model(model, labels, Preprocess(mean=(120.0, 110.0, 100.0), std=(60.0, 50.0, 70.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BUILDS != "torch", reason="the graph is traced with torch on the processor")
 @pytest.mark.filterwarnings("ignore")  # PyTorch's exporter warns of its own parts
 @pytest.mark.parametrize("option", [*OPTIONS, "keras_example"])

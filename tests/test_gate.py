@@ -139,6 +139,7 @@ def test_a_planted_fault_is_found(plant, tmp_path, capsys):
         assert report["runtime"] == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_planted_faults_cost_points_in_a_narrow_precision(tmp_path, capsys):
     report = judged(faults.no_normalisation, tmp_path, capsys, "int8", 2000)
     assert report["faults"][0].startswith("top-1 falls by ")
@@ -196,6 +197,7 @@ RAISES = (
 KILLED = BUILD + f"import os\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "message"),
     [

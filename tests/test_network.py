@@ -207,6 +207,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_saved_model_gives_the_same_in_another_process(tmp_path: Path) -> None:
     x = normal(2, 16, 16, 3)
     np.save(tmp_path / "x.npy", x)

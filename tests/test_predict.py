@@ -40,6 +40,7 @@ def shares(predictions):
     return np.stack([prediction.probabilities for prediction in predictions])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "keras"])
 def test_accuracy_is_that_of_evaluate_to_the_last_image(runtime, images):
     labels = load_sample().test.labels

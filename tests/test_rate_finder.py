@@ -109,6 +109,7 @@ def test_it_finds_a_rate_on_real_images(found: RateSearch) -> None:
     }
 
 
+@pytest.mark.slow
 def test_rates_are_the_recipes_and_go_with_its_batch_size() -> None:
     """With the rates for batches of 100, 50 images get half, so the search has to go twice as far."""
     searches = [

@@ -67,6 +67,7 @@ def test_the_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert loaded == ["cifar10"]
 
 
+@pytest.mark.slow
 def test_another_resolution_is_another_setting(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "pets")
     sizes = {"preprocess.resize": 48, "preprocess.crop": 48}

@@ -160,6 +160,7 @@ def test_public_names_are_all_there():
         _ = shiftvit.nothing
 
 
+@pytest.mark.slow
 def test_no_module_hides_a_public_function():
     """Importing a submodule binds it in the package, over whatever had its name there."""
     program = (

@@ -240,6 +240,7 @@ SMALLER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*recipes.names()} - {"imagenet"}))  # which has a file of its own
 def test_every_recipe_trains(name, tmp_path, sample):
     small = {"data.validation": 50, "data.limit": 100, "train.batch_size": 50, "train.epochs": 1}
@@ -300,6 +301,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, sample):
     assert not (tmp_path / "run" / "checkpoints" / "last.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_whose_loss_is_not_finite_is_named(tmp_path, sample, monkeypatch):
     original, seen, epochs = EpochBatches.__getitem__, {}, []
 
