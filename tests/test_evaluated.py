@@ -75,7 +75,7 @@ def test_archives(tmp_path: Path) -> None:
 
 def test_training_still_needs_its_images(tmp_path: Path) -> None:
     for path in (plant(tmp_path, "test/a/1.png", "test/b/1.png"), saved(tmp_path / "a.npz", x_test=X, y_test=Y)):
-        with pytest.raises(ShiftViTError, match="no train/|no images for training"):
+        with pytest.raises(ShiftViTError, match=r"no train/|no images for training"):
             find_data(path)
 
 
