@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from serving import picture, running
 
+from serving import picture, running
 from shiftvit.inference.predict import Predictor
 
 
@@ -66,7 +66,7 @@ def test_hugging_faces_json_and_its_own_client(server, predictor):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_tritons_own_client(server, predictor, binary):
+def test_tritons_own_client(server, binary):
     from tritonclient import http
 
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

@@ -12,10 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli.tables import examples
-from shiftvit.errors import ShiftViTError, join_words, nearest, notice
+from shiftvit.errors import ShiftViTError, install_hint, join_words, nearest, notice
 
 # The default limits are those of `shiftvit.serve.limits.Limits`, which is not imported for the help.
 _LOGS = ("text", "json")
+_PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus-client", "ijson")
 _SHORTEST_KEY = 16
 
 
@@ -66,9 +67,9 @@ def serve(
     """Serve models over HTTP, with a page to try them."""
     if log_format not in _LOGS:
         raise ShiftViTError(f"there is no log format {log_format!r}; {nearest(log_format, _LOGS)}")
-    for module in ("fastapi", "uvicorn", "ijson", "prometheus_client"):
-        if importlib.util.find_spec(module) is None:
-            raise ShiftViTError("`shiftvit serve` needs packages that are not installed; pip install 'shiftvit[serve]'")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
+        raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {install_hint(*missing)}")
     from shiftvit.serve.guard import Access, is_loopback, parse_origins
     from shiftvit.serve.limits import Limits
 
