@@ -21,7 +21,7 @@ HOUSE = [
     ("cli", "main benchmark show data hub export explain predict rates train rows settings tables"),
     ("", "benchmark"),
     ("exports", "driver gate saturation build onnx_graphs formats"),
-    ("inference", "predict runtimes"),
+    ("inference", "predict sources runtimes"),
     (
         "training",
         "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class ShiftViTError(ValueError):
@@ -39,6 +41,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}Valid: {', '.join(names)}."
+
+
+def check_at_least(name: str, value: Any, least: int) -> None:
+    """Raises ShiftViTError unless a setting is None or a whole number of at least `least`."""
+    try:
+        whole = None if value is None else operator.index(value)
+    except TypeError:
+        raise ShiftViTError(f"{name}={value!r} must be a whole number of at least {least}") from None
+    if whole is not None and whole < least:
+        raise ShiftViTError(f"{name}={value} must be at least {least}")
 
 
 def notice(text: str) -> None:

@@ -20,7 +20,7 @@ _CHUNK = 64
 
 
 def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Raises ShiftViTError unless there is an image, and logits and labels match."""
+    """Raises ShiftViTError unless there is an image, logits and labels match, and the logits are finite."""
     if not len(logits):
         raise ShiftViTError("there are 0 images to evaluate; give at least 1")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -29,6 +29,26 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
             f"labels of shape {labels.shape}, {extent}, do not fit logits of shape "
             f"{logits.shape}; is this the data that the model was trained for?"
         )
+    check_finite(logits)
+
+
+def check_finite(answers: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
+    """Raises ShiftViTError unless a model's answers `(N, ...)` are finite.
+
+    Args:
+        answers: logits, probabilities or whatever else it says of N images.
+        model: what the message calls the model.
+        names: what it calls the images; None: by number, from 1.
+    """
+    finite = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1) if answers.size else np.ones(0, bool)
+    if finite.all():
+        return
+    first = int(finite.argmin())
+    image = f"image {first + 1}" if names is None else repr(names[first])
+    raise ShiftViTError(
+        f"{model} answers with NaN or infinity for {image}; its weights are damaged or its training diverged: "
+        "train it again, or take another model"
+    )
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -161,8 +181,6 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     check(logits, labels)
-    if not np.isfinite(logits).all():
-        raise ShiftViTError("some logits are NaN or infinite; evaluate a model whose training did not diverge")
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     if not exact.any():

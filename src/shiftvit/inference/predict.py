@@ -9,24 +9,20 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.decode.images import MAX_PIXELS, decode
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, check_at_least
+from shiftvit.evaluation.metrics import check_finite
 from shiftvit.inference.runtimes import Graph, load_graph
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    # A path, an encoded file's bytes, uint8 (H, W), (H, W, 3) or (H, W, 4), or a Pillow image.
-    Source = str | os.PathLike[str] | bytes | NDArray[np.uint8] | Image
+from shiftvit.inference.sources import Source, Taken, split, take
 
 BATCH_SIZE = 64
-# Files that a thread prepares at a time; enough to make the handover cheap.
+# Images that a thread prepares at a time, at most; enough to make the handover cheap.
 _CHUNK = 16
 
 
@@ -55,6 +51,10 @@ class Failure:
 
     path: str
     error: str
+
+
+# An image's name, and the pixels that the model sees, uint8 (h, w, 3).
+_Prepared = Failure | tuple[str, NDArray[np.uint8]]
 
 
 class Predictor:
@@ -103,19 +103,18 @@ class Predictor:
         """Classifies images; fails if one of them cannot be read.
 
         Args:
-            images: paths, encoded bytes, uint8 arrays (H, W, 3), Pillow images, or a mix of them; or one of
-                these alone, or an array (N, H, W, 3).
+            images: one image, an array of several, uint8 (N, H, W, 3), or an iterable of both. An image is a path, the
+                bytes of an image file, an open binary file, a PIL image, or a uint8 array (H, W, 3), (H, W, 4) or
+                (H, W). Arrays are RGB. OpenCV's are BGR: give `image[..., ::-1]`.
             top_k: how many classes `Prediction.top` has.
             batch_size: images per batch.
 
         Raises:
-            ShiftViTError: an image cannot be read. `stream` continues after such images.
+            ShiftViTError: `images` is nothing of these, a setting is out of range, an image cannot be read, or the
+                model gives NaN. `stream` continues after images that cannot be read.
         """
-        single = isinstance(images, str | os.PathLike | bytes) or hasattr(images, "getbands")
-        single = single or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
-        sources: Any = [images] if single else images
         results = []
-        for result in self.stream(sources, top_k=top_k, batch_size=batch_size):
+        for result in self.stream(images, top_k=top_k, batch_size=batch_size):
             if isinstance(result, Failure):
                 raise ShiftViTError(result.error)
             results.append(result)
@@ -123,99 +122,119 @@ class Predictor:
 
     def stream(
         self,
-        sources: Iterable[Source],
+        sources: Source | Iterable[Source],
         *,
         top_k: int = 5,
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        ahead: int | None = None,
     ) -> Iterator[Prediction | Failure]:
         """Yields a result for each image, in order, in bounded memory.
 
-        Files are read and decoded in other threads while the model runs. An image that cannot be read yields a
-        `Failure`. Each thread needs a stream of its own.
+        Files are read and decoded in other threads. An image that cannot be read yields a `Failure`. Each thread needs
+        a stream of its own.
+
+        An image is taken when its turn comes: from then on its buffer may be reused. At most `batch_size + ahead`
+        images are taken whose results are not yielded yet. So with `batch_size=1` and `ahead=0` an iterator may wait
+        for the result of its last image before it yields the next.
 
         Args:
-            sources: as in `__call__`; consumed lazily.
+            sources: as in `__call__`.
             top_k: how many classes `Prediction.top` has.
             batch_size: images per batch.
             threads: decoding threads; None: one per core, at most 8.
             max_pixels: images with more pixels are rejected before decoding.
+            ahead: images that are taken and decoded while the model runs; None: of a sequence enough to keep all
+                threads busy, of any other iterable 0.
 
         Raises:
-            ShiftViTError: a setting is out of range.
+            ShiftViTError: `sources` holds no images, or a setting is out of range; while the results are
+                read: the model gives NaN.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ShiftViTError(f"{name}={value} must be at least 1")
-        return self._streamed(sources, top_k, batch_size, threads or min(8, cores()), max_pixels)
+        settings = {"top_k": top_k, "batch_size": batch_size, "threads": threads, "max_pixels": max_pixels}
+        for name, value in settings.items():
+            check_at_least(name, value, 1)
+        check_at_least("ahead", ahead, 0)
+        images, there = split(sources)
+        threads = threads or min(8, cores())
+        if ahead is None:
+            ahead = 2 * max(batch_size, threads) if there else 0
+        return self._streamed(images, top_k, batch_size, threads, max_pixels, ahead)
 
     def _streamed(
-        self, sources: Iterable[Source], top_k: int, batch_size: int, threads: int, max_pixels: int
+        self, images: Iterator[Any], top_k: int, batch_size: int, threads: int, max_pixels: int, ahead: int
     ) -> Iterator[Prediction | Failure]:
-        numbered = enumerate(sources, start=1)
-        # Prepare enough images for the next batch while this one runs, and no more.
-        ahead = threads + 1 + 2 * batch_size // _CHUNK
+        numbered = enumerate(images, start=1)
+        chunk_size = min(_CHUNK, -(-batch_size // threads))
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        running: deque[Future[list[Failure | tuple[str, NDArray[np.uint8]]]]] = deque()
-        ready: list[Failure | tuple[str, NDArray[np.uint8]]] = []
+        running: deque[Future[list[_Prepared]]] = deque()
+        ready: list[_Prepared] = []
+        free = batch_size + ahead  # images that may be taken now
         usable = 0
         try:
             while True:
-                while len(running) < ahead and (chunk := list(itertools.islice(numbered, _CHUNK))):
+                while free:
+                    part = itertools.islice(numbered, min(chunk_size, free))
+                    chunk = [_taken(number, source, max_pixels) for number, source in part]
+                    if not chunk:
+                        break
+                    free -= len(chunk)
                     running.append(pool.submit(self._prepared, chunk, max_pixels))
-                if not running:
+                if not running and not ready:
                     break
-                for item in running.popleft().result():
+                for item in running.popleft().result() if running else ():
                     ready.append(item)
                     usable += not isinstance(item, Failure)
-                    if usable == batch_size or len(ready) == 4 * batch_size:
+                    if usable == batch_size:
                         yield from self._classified(ready, top_k)
+                        free += len(ready)
                         ready, usable = [], 0
-            yield from self._classified(ready, top_k)
+                if not running:  # no more may be taken, or there are no more
+                    yield from self._classified(ready, top_k)
+                    free += len(ready)
+                    ready, usable = [], 0
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _prepared(
-        self, chunk: list[tuple[int, Source]], max_pixels: int
-    ) -> list[Failure | tuple[str, NDArray[np.uint8]]]:
-        """Decodes and preprocesses sources; each result is a failure or (name, uint8 (h, w, 3))."""
-        results: list[Failure | tuple[str, NDArray[np.uint8]]] = []
-        for number, source in chunk:
-            name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
+    def _prepared(self, chunk: list[tuple[str, Taken | Failure]], max_pixels: int) -> list[_Prepared]:
+        """Decodes and preprocesses what was taken."""
+        results: list[_Prepared] = []
+        for name, taken in chunk:
+            if isinstance(taken, Failure):
+                results.append(taken)
+                continue
             try:
-                image = decode(_pillow(source, name), max_pixels=max_pixels, name=name)
+                image = taken if isinstance(taken, np.ndarray) else decode(taken, max_pixels=max_pixels, name=name)
                 results.append((name, self.metadata.preprocess.pixels(image[None])[0]))
             except ShiftViTError as error:
-                text = str(error)
-                results.append(Failure(name, text if name in text else f"{name}: {text}"))
+                results.append(_failure(name, error))
         return results
 
-    def _classified(
-        self, items: list[Failure | tuple[str, NDArray[np.uint8]]], top_k: int
-    ) -> Iterator[Prediction | Failure]:
+    def _classified(self, items: list[_Prepared], top_k: int) -> Iterator[Prediction | Failure]:
         pixels = [item[1] for item in items if not isinstance(item, Failure)]
         probabilities = iter(self._graph.run(np.stack(pixels)) if pixels else ())
         for item in items:
             yield item if isinstance(item, Failure) else self._prediction(item[0], next(probabilities), top_k)
 
     def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
+        check_finite(row[None], f"the model {self._graph.model!r}", [path])
         # Stable: of equal probabilities the first class wins, as in `evaluate`.
         order = np.argsort(-row, kind="stable")[:top_k]
         top = tuple((self.labels[index], float(row[index])) for index in order)
         return Prediction(path, *top[0], top, row)
 
 
-def _pillow(source: Any, name: str) -> Any:
-    """Returns a source that `decode` takes: arrays become Pillow images."""
-    if not isinstance(source, np.ndarray):
-        return source
-    channels = source.shape[2] if source.ndim == 3 else None
-    if source.dtype != np.uint8 or source.ndim not in (2, 3) or channels not in (None, 3, 4) or not source.size:
-        raise ShiftViTError(
-            f"{name} is an array of {source.dtype} {source.shape}; give uint8 (H, W, 3), (H, W, 4) or (H, W) with "
-            "values from 0 to 255"
-        )
-    from PIL import Image
+def _taken(number: int, source: Any, max_pixels: int) -> tuple[str, Taken | Failure]:
+    """Returns an image's name, and what it holds now or why it cannot be taken."""
+    path = isinstance(source, str | os.PathLike)
+    name = os.fsdecode(source) if path else f"image {number}"
+    try:
+        return name, take(source, name, max_pixels)
+    except ShiftViTError as error:
+        return name, _failure(name, error)
 
-    return Image.fromarray(source)
+
+def _failure(name: str, error: ShiftViTError) -> Failure:
+    text = str(error)
+    return Failure(name, text if name in text else f"{name}: {text}")

@@ -18,7 +18,7 @@ from shiftvit.bundle.bundle import GRAPH, MANIFEST, PRETRAINED, Bundle, find_bun
 from shiftvit.bundle.container import Container, open_container
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, install_hint, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -76,8 +76,9 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
 
     Raises:
         ShiftViTError: the model or runtime does not exist or is not installed, the runtime does not read this kind of
-            model, or a file is damaged or has no metadata.
+            model, a file is damaged or has no metadata, or `threads` is below 1.
     """
+    check_at_least("threads", threads, 1)
     kind, source = _identify(model)
     if runtime != "auto" and runtime not in RUNTIMES:
         raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
