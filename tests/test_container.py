@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from shiftvit import ShiftViTError
-from shiftvit.bundle.container import Archive, Folder, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Folder, digest, open_container, write_container
 
 CONTENTS = {"bundle.json": b'{"key": "value"}' * 40, "model.safetensors": bytes(range(256)) * 20}
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]

@@ -13,7 +13,7 @@ import pytest
 
 from exported import SINGLE, answers, artifact, exported
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle.bundle import GRAPH
+from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.inference.runtimes import RUNTIMES, load_graph
 
 # The libraries' own, on loading what they wrote themselves.

@@ -50,7 +50,7 @@ class Archive:
         try:
             with zipfile.ZipFile(self.where) as archive:
                 entry = archive.getinfo(name)
-                if entry.file_size > max(_FLOOR, _MAX_RATIO * entry.compress_size):
+                if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
                         f"{entry.compress_size:,}, which no model does; get the bundle again"
@@ -100,6 +100,11 @@ def write_container(path: Path, contents: dict[str, bytes]) -> None:
             (folder / name).write_bytes(content)
 
     files.write_folder(path, write)
+
+
+def unpacks_too_far(size: int, packed: int) -> bool:
+    """Whether `packed` bytes become so many that they are no model's."""
+    return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
 def digest(content: bytes) -> str:
