@@ -288,7 +288,7 @@ def test_a_hub_that_cannot_be_reached(hub: Hub, bundle: Bundle, monkeypatch: pyt
 def test_without_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)
-    refused(r"push and pull need huggingface_hub; pip install 'shiftvit\[hub\]'", "me/pets")
+    refused(r"push and pull need huggingface_hub; pip install 'huggingface-hub>=2.0'", "me/pets")
 
 
 def shiftvit(hub: Hub, *arguments: str) -> subprocess.Popen[str]:

@@ -88,12 +88,12 @@ def test_auto_takes_the_first_that_is_installed(plain, monkeypatch):
     ("missing", "runtime", "package"),
     [
         ("onnxruntime", "onnxruntime", "onnxruntime"),
-        ("openvino", "openvino", r"shiftvit\[openvino\]"),
+        ("openvino", "openvino", "openvino"),
     ],
 )
 def test_a_runtime_that_is_not_installed(missing, runtime, package, monkeypatch):
     without(monkeypatch, missing)
-    with pytest.raises(ShiftViTError, match=f"{runtime}' is not installed; pip install '{package}'"):
+    with pytest.raises(ShiftViTError, match=f"{runtime}' is not installed; pip install '{package}>="):
         load_graph("cifar10", runtime)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from shiftvit import files
 from shiftvit.bundle.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
 from shiftvit.bundle.card import addressed, write_card
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, install_hint
 
 # The files that are downloaded, and the bytes that each may have. The paper's largest model has 400 MB of weights.
 _LARGEST = {MANIFEST: 2**24, WEIGHTS: 2**32, GRAPH: 2**32, CARD: LARGEST_CARD}
@@ -105,7 +105,7 @@ def _library() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError as error:
-        raise ShiftViTError("push and pull need huggingface_hub; pip install 'shiftvit[hub]'") from error
+        raise ShiftViTError(f"push and pull need huggingface_hub; {install_hint('huggingface_hub')}") from error
     return huggingface_hub
 
 

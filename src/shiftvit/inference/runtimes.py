@@ -18,7 +18,7 @@ from shiftvit.bundle.container import Container, open_container
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.bundle.session import open_session
 from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, install_hint, nearest
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -41,14 +41,13 @@ class Graph:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A row of the table: the module that it needs, how to install it, what it reads and how it loads that.
+    """A row of the table: the module that it needs, what it reads and how it loads that.
 
     `load` takes the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for x86 can
     saturate on processors without VNNI.
     """
 
     module: str
-    package: str
     reads: tuple[str, ...]
     load: Callable[[Any, int], tuple[Metadata, Callable[[Pixels], Probabilities]]]
     saturates: bool = False
@@ -83,7 +82,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)}, not in {runtime}; {_MENDS[kind]}")
     row = RUNTIMES[runtime]
     if not _installed(runtime):
-        raise ShiftViTError(f"the runtime {runtime!r} is not installed; pip install {row.package!r}")
+        raise ShiftViTError(f"the runtime {runtime!r} is not installed; {install_hint(row.module)}")
     origin = repr(str(source if isinstance(source, Path) else source.where))
     try:
         metadata, run = row.load(source, threads or cores())
@@ -243,12 +242,10 @@ _MENDS = dict.fromkeys(
 _MENDS["bundle without a graph"] = "`shiftvit pack --onnx` adds the graph, `shiftvit export` writes other formats"
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", "onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True),
-    "openvino": Runtime(
-        "openvino", "shiftvit[openvino]", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True
-    ),
-    "litert": Runtime("ai_edge_litert", "shiftvit[litert]", ("LiteRT",), _litert),
-    "tensorflow": Runtime("tensorflow", "shiftvit[tensorflow]", ("SavedModel",), _tensorflow),
-    "torch": Runtime("torch", "shiftvit[torch]", ("torch.export",), _torch),
-    "keras": Runtime("keras", "keras", ("bundle with a graph", "bundle without a graph"), _keras),
+    "onnxruntime": Runtime("onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True),
+    "openvino": Runtime("openvino", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True),
+    "litert": Runtime("ai_edge_litert", ("LiteRT",), _litert),
+    "tensorflow": Runtime("tensorflow", ("SavedModel",), _tensorflow),
+    "torch": Runtime("torch", ("torch.export",), _torch),
+    "keras": Runtime("keras", ("bundle with a graph", "bundle without a graph"), _keras),
 }

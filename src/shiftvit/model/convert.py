@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, install_hint
 
 Array = np.ndarray[Any, Any]
 # name in the source, and what turns its tensor into ours
@@ -191,7 +191,7 @@ def _read_torch(path: Path) -> dict[str, Array]:
         import torch
     except ImportError as error:
         raise ShiftViTError(
-            f"reading {str(path)!r} needs PyTorch; pip install 'shiftvit[torch]', or convert it to .safetensors"
+            f"reading {str(path)!r} needs PyTorch; {install_hint('torch')}, or convert it to .safetensors"
         ) from error
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model", state) if isinstance(state, dict) else state

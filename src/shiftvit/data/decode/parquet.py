@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, install_hint
 
 # The usual names of the columns, for files without metadata. The first name that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
@@ -44,9 +44,7 @@ def import_pyarrow(path: str) -> Any:
         import pyarrow as pa  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ShiftViTError(
-            f"{path!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
-        ) from error
+        raise ShiftViTError(f"{path!r} is Parquet, and pyarrow is not installed; {install_hint('pyarrow')}") from error
     return pa
 
 
