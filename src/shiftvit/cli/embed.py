@@ -71,7 +71,7 @@ def embed(
     if len(faults) > _NAMED:
         notice(f"skipped {len(faults) - _NAMED:,} more")
     rate = f"{count / seconds:,.0f} images/s ({embedder.runtime})"
-    notice(f"{out}: {embedder.size} features of {count_of(count, 'image')} in {seconds:.2f} s, {rate}")
+    print(f"{out}: {embedder.size} features of {count_of(count, 'image')} in {seconds:.2f} s, {rate}")
     if faults and strict:
         raise typer.Exit(3)
 
