@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,12 @@ def test_batches_and_kinds_of_images_make_no_difference(embedder: Embedder, file
     np.testing.assert_allclose(embedder(np.stack(arrays)), expected, atol=1e-4)
     np.testing.assert_allclose(embedder(arrays[0]), expected[:1], atol=1e-4)
     assert embedder([]).shape == (0, embedder.size)
+
+
+def test_it_can_be_pickled(embedder: Embedder, files: list[str]) -> None:
+    again = pickle.loads(pickle.dumps(embedder))
+    assert again.runtime == embedder.runtime
+    np.testing.assert_array_equal(again(files), embedder(files))
 
 
 def test_a_broken_file_fails_alone(embedder: Embedder, files: list[str]) -> None:

@@ -9,8 +9,9 @@ import tempfile
 import zipfile
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.evaluation.features import Extract, graph_features, keras_features
 from shiftvit.inference.predict import BATCH_SIZE, Failure, Prepared, answers, as_sources, stream_pixels
-from shiftvit.inference.runtimes import identify, onnx_content
+from shiftvit.inference.runtimes import identify, in_turn, name_to_keep, onnx_content
 
 if TYPE_CHECKING:
     from shiftvit.inference.predict import Source
@@ -53,15 +54,19 @@ class Embedder:
         features = embedder(["cat.jpg", "dog.png"])  # float32 (2, 256)
 
     Decoding and preprocessing are those of `Predictor`. Divide the features by their norm for cosine similarity.
+    As a predictor, it can be shared by threads and pickled.
 
     Attributes:
         metadata: the model's preprocessing and input size.
         runtime: "onnxruntime" or "keras".
     """
 
-    def __init__(self, metadata: Metadata, extract: Extract, runtime: str) -> None:
+    def __init__(self, metadata: Metadata, extract: Extract, runtime: str, model: str, threads: int | None) -> None:
         self.metadata, self.runtime = metadata, runtime
-        self._run = extract
+        self._run, self._model, self._threads = extract, model, threads
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self).from_pretrained, self._model, runtime=self.runtime, threads=self._threads), ()
 
     @classmethod
     def from_pretrained(
@@ -91,15 +96,18 @@ class Embedder:
             raise ShiftViTError(
                 f"{str(model)!r} ({kind}) gives no features in {runtime!r}; {nearest(runtime, runtimes)}"
             )
+        place = source if isinstance(source, Path) else source.where
         if runtime == "onnxruntime":
             content, origin = onnx_content(source)
-            return cls(*graph_features(content, threads or cores(), origin), runtime)
-        from shiftvit.backend import limit_threads
+            metadata, extract = graph_features(content, threads or cores(), origin)
+        else:
+            from shiftvit.backend import limit_threads
 
-        limit_threads(threads or cores())
-        bundle = Bundle.load(source.where)
-        metadata = graph_metadata(bundle)
-        return cls(metadata, keras_features(bundle.build("float32"), metadata.preprocess), runtime)
+            limit_threads(threads or cores())
+            bundle = Bundle.load(place)
+            metadata = graph_metadata(bundle)
+            extract = in_turn(keras_features(bundle.build("float32"), metadata.preprocess))
+        return cls(metadata, extract, runtime, name_to_keep(model, place), threads)
 
     def __call__(self, images: Source | Iterable[Source], *, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:
         """Returns the features of images, float32 (N, D); fails if one of them cannot be read.

@@ -145,6 +145,11 @@ class Predictor:
         for prediction in predictor(["cat.jpg", "dog.png"]):
             print(prediction.path, prediction.label, prediction.confidence)
 
+    Any number of threads may share one. It can be pickled, for example to send it to a worker process: the pickle
+    holds the model's path and the options, and the worker loads the model again. A process that was forked must load
+    a predictor of its own, because the threads of the runtimes do not survive a fork and waiting for them never ends;
+    the same goes for `multiprocessing` with the start method "fork". "spawn" and "forkserver" are safe.
+
     Attributes:
         labels: the class names, in the order of the probabilities.
         metadata: the model's preprocessing, input size and precision.
@@ -155,7 +160,7 @@ class Predictor:
         self.metadata = graph.metadata
         self.labels = graph.metadata.labels
         self.runtime = graph.runtime
-        self._run = graph.run
+        self._graph = graph
 
     @classmethod
     def from_pretrained(
@@ -206,7 +211,7 @@ class Predictor:
         """Yields a result for each image, in order, in bounded memory.
 
         Files are read and decoded in other threads while the model runs. An image that cannot be read yields a
-        `Failure`.
+        `Failure`. Each thread needs a stream of its own.
 
         Args:
             sources: as in `__call__`; consumed lazily.
@@ -226,7 +231,7 @@ class Predictor:
     def _predictions(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Prediction | Failure]:
         with contextlib.closing(batches):
             for batch in batches:
-                for answer in answers(batch, self._run):
+                for answer in answers(batch, self._graph.run):
                     yield answer if isinstance(answer, Failure) else self._prediction(answer[0], answer[1], top_k)
 
     def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
