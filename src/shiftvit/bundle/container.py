@@ -58,7 +58,7 @@ class Archive:
                 return archive.read(entry)
         except KeyError:
             raise _unreadable(self.where, name, "it is not in the archive") from None
-        except ShiftViTError:
+        except (ShiftViTError, MemoryError):
             raise
         except Exception as error:  # the decompressors' errors share no base class
             raise _unreadable(self.where, name, str(error)) from error

@@ -172,7 +172,7 @@ def _one_line(repository: str, endpoint: str, revision: str | None = None) -> It
     errors = _library().errors
     try:
         yield
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # errors of the network library, which depends on the client's version
         chain: list[BaseException] = [error]  # the client wraps the original error, once or twice
