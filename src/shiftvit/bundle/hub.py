@@ -149,6 +149,8 @@ def _beside(path: Path) -> Iterator[Path]:
     place = path.with_name(f".{path.name}.pull")
     folder = place / "files"
     try:
+        if place.is_symlink():  # what is in it will be deleted
+            raise FileExistsError(errno.EEXIST, "it is a link")
         place.mkdir(parents=True, exist_ok=True)
         lock = (place / ".lock").open("a")
     except OSError as error:
