@@ -18,8 +18,9 @@ SOURCE = Path(shiftvit.__file__).parent
 # a folder, "" the package's own. There is a line for each in docs/architecture.md.
 HOUSE = [
     ("", "__main__"),
-    ("cli", "main benchmark show data hub export explain predict rates train rows settings tables"),
+    ("cli", "main benchmark show data hub export explain predict rates serve train rows settings tables"),
     ("", "benchmark"),
+    ("serve", "server app protocol classify model bodies guard measures batching answers limits"),
     ("exports", "driver gate saturation build onnx_graphs formats"),
     ("inference", "predict runtimes"),
     (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli import benchmark, data, explain, export, hub, predict, rates, show, train
+from shiftvit.cli import benchmark, data, explain, export, hub, predict, rates, serve, show, train
 from shiftvit.errors import Interrupted, ShiftViTError, nearest
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (predict, train, rates, explain, export, hub, data, show, benchmark):
+for part in (predict, train, rates, explain, export, serve, hub, data, show, benchmark):
     part.add_to(app)
 
 DEBUG_HELP = "Show the traceback of an error."

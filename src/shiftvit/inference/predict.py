@@ -64,6 +64,11 @@ class Predictor:
         for prediction in predictor(["cat.jpg", "dog.png"]):
             print(prediction.path, prediction.label, prediction.confidence)
 
+    Any number of threads may share one. It can be pickled, for example to send it to a worker process: the pickle
+    holds the model's path and the options, and the worker loads the model again. A process that was forked must load
+    a predictor of its own, because the threads of the runtimes do not survive a fork and waiting for them never ends;
+    the same goes for `multiprocessing` with the start method "fork". "spawn" and "forkserver" are safe.
+
     Attributes:
         labels: the class names, in the order of the probabilities.
         metadata: the model's preprocessing, input size and precision.
@@ -74,7 +79,7 @@ class Predictor:
         self.metadata = graph.metadata
         self.labels = graph.metadata.labels
         self.runtime = graph.runtime
-        self._run = graph.run
+        self._graph = graph
 
     @classmethod
     def from_pretrained(
@@ -128,7 +133,7 @@ class Predictor:
         """Yields a result for each image, in order, in bounded memory.
 
         Files are read and decoded in other threads while the model runs. An image that cannot be read yields a
-        `Failure`.
+        `Failure`. Each thread needs a stream of its own.
 
         Args:
             sources: as in `__call__`; consumed lazily.
@@ -190,7 +195,7 @@ class Predictor:
         self, items: list[Failure | tuple[str, NDArray[np.uint8]]], top_k: int
     ) -> Iterator[Prediction | Failure]:
         pixels = [item[1] for item in items if not isinstance(item, Failure)]
-        probabilities = iter(self._run(np.stack(pixels)) if pixels else ())
+        probabilities = iter(self._graph.run(np.stack(pixels)) if pixels else ())
         for item in items:
             yield item if isinstance(item, Failure) else self._prediction(item[0], next(probabilities), top_k)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.bundle import GRAPH, MANIFEST, Bundle, find_bundle, read_checked, read_manifest
+from shiftvit.bundle.bundle import GRAPH, MANIFEST, PRETRAINED, Bundle, find_bundle, read_checked, read_manifest
 from shiftvit.bundle.container import Container, open_container
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.environment import adds_int8_exactly, cores
@@ -27,15 +28,25 @@ Probabilities = NDArray[np.float32]
 class Graph:
     """A model that is ready to run.
 
+    Pickling keeps where the model is, not the model: unpickling loads it again.
+
     Attributes:
         metadata: its labels, preprocessing and input size.
-        run: maps uint8 (N, H, W, 3) of that size to probabilities, float32 (N, C); N at least 1.
+        run: maps uint8 (N, H, W, 3) of that size to probabilities, float32 (N, C); N at least 1. Any number of threads
+            may call it at once.
         runtime: the name of the runtime.
+        model: where the model was found: an absolute path, or the name of a model that comes with the package.
+        threads: processor threads; None: one for each core.
     """
 
     metadata: Metadata
     run: Callable[[Pixels], Probabilities]
     runtime: str
+    model: str
+    threads: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_graph, (self.model, self.runtime, self.threads)
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,14 @@ class Runtime:
     """A row of the table: the module that it needs, what it reads and how it loads that.
 
     `load` takes the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for x86 can
-    saturate on processors without VNNI.
+    saturate on processors without VNNI. `parallel`: threads may run it at once; otherwise they take turns.
     """
 
     module: str
     reads: tuple[str, ...]
     load: Callable[[Any, int], tuple[Metadata, Callable[[Pixels], Probabilities]]]
     saturates: bool = False
+    parallel: bool = False
 
 
 def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = None) -> Graph:
@@ -82,7 +94,8 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     row = RUNTIMES[runtime]
     if not _installed(runtime):
         raise ShiftViTError(f"the runtime {runtime!r} is not installed; {install_hint(row.module)}")
-    origin = repr(str(source if isinstance(source, Path) else source.where))
+    place = source if isinstance(source, Path) else source.where
+    origin = repr(str(place))
     try:
         metadata, run = row.load(source, threads or cores())
         # Some damage shows only when a graph runs. Keras' weights are verified, and it compiles for each batch size.
@@ -103,7 +116,19 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(
             f"{origin} returns the shape {shape} for one image but has {len(metadata.labels)} labels; export it anew"
         )
-    return Graph(metadata, run, runtime)
+    kept = str(model) if place.parent == PRETRAINED else str(place.absolute())
+    return Graph(metadata, run if row.parallel else _in_turn(run), runtime, kept, threads)
+
+
+def _in_turn(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
+    """Returns a function that lets one thread at a time run a model. A run uses all processor threads by itself."""
+    lock = threading.Lock()
+
+    def run_alone(pixels: Pixels) -> Probabilities:
+        with lock:
+            return run(pixels)
+
+    return run_alone
 
 
 def _installed(name: str) -> bool:
@@ -219,6 +244,7 @@ def _litert(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Prob
     def run(pixels: Pixels) -> Probabilities:
         nonlocal count
         if len(pixels) != count:
+            count = 0  # should one of the two fail
             interpreter.resize_tensor_input(entry, pixels.shape)
             interpreter.allocate_tensors()
             count = len(pixels)
@@ -251,10 +277,10 @@ _MENDS = dict.fromkeys(
 _MENDS["bundle without a graph"] = "`shiftvit pack --onnx` adds the graph, `shiftvit export` writes other formats"
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True),
+    "onnxruntime": Runtime("onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True, parallel=True),
     "openvino": Runtime("openvino", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True),
     "litert": Runtime("ai_edge_litert", ("LiteRT",), _litert),
-    "tensorflow": Runtime("tensorflow", ("SavedModel",), _tensorflow),
-    "torch": Runtime("torch", ("torch.export",), _torch),
+    "tensorflow": Runtime("tensorflow", ("SavedModel",), _tensorflow, parallel=True),
+    "torch": Runtime("torch", ("torch.export",), _torch, parallel=True),
     "keras": Runtime("keras", ("bundle with a graph", "bundle without a graph"), _keras),
 }
