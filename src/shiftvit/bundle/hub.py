@@ -149,6 +149,8 @@ def _beside(path: Path) -> Iterator[Path]:
     place = path.with_name(f".{path.name}.pull")
     folder = place / "files"
     try:
+        if place.is_symlink():  # what is in it will be deleted
+            raise FileExistsError(errno.EEXIST, "it is a link")
         place.mkdir(parents=True, exist_ok=True)
         lock = (place / ".lock").open("a")
     except OSError as error:
@@ -172,7 +174,7 @@ def _one_line(repository: str, endpoint: str, revision: str | None = None) -> It
     errors = _library().errors
     try:
         yield
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # errors of the network library, which depends on the client's version
         chain: list[BaseException] = [error]  # the client wraps the original error, once or twice

@@ -74,6 +74,9 @@ def _run(arguments: list[str]) -> int:
             return 2
         if message is not None:
             return _fail(_usage_message(error), 2, debug)
+        if isinstance(error, MemoryError):
+            told = str(error) or "out of memory"
+            return _fail(f"{told}; close other programs, or use a machine with more memory", 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
         return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)

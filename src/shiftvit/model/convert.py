@@ -176,7 +176,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path) -> dict[str, Array]:
             return dict(load_file(path))
         if path.suffix in (".pth", ".pt", ".bin"):
             return _read_torch(path)
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # each reader has exceptions of its own; all of them mean this
         reason = str(error).strip().split("\n")[0]
