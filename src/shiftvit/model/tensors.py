@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.stored.container import unpacks_too_far
-from shiftvit.errors import ShiftViTError, one_line
+from shiftvit.errors import ShiftViTError, install_hint, one_line
 
 Array = np.ndarray[Any, Any]
 
@@ -55,7 +55,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
 
             return dict(load_file(path))
         return _read_torch(path, ema)
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # each reader has exceptions of its own; all of them mean this
         reason = one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
@@ -86,7 +86,7 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
         import torch
     except ImportError as error:
         raise ShiftViTError(
-            f"reading {str(path)!r} needs PyTorch; pip install 'shiftvit[torch]', or convert it to .safetensors"
+            f"reading {str(path)!r} needs PyTorch; {install_hint('torch')}, or convert it to .safetensors"
         ) from error
     state = _choose(path, _load(torch, path), ema)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:

@@ -33,11 +33,10 @@ def find_bundle(path: str | Path) -> Container:
     """
     given, path = str(path), Path(path)
     named = _find_named(given)
-    for place in (path, path / "bundle"):
-        if (container := open_container(place, MANIFEST)) is not None:
-            if named is not None:
-                notice(f"{given!r} is the folder here; the model of that name is {str(named.where)!r}")
-            return container
+    if (here := _find_here(path)) is not None:
+        if named is not None:
+            notice(f"{given!r} is the one here; the model of that name is {str(named.where)!r}")
+        return here
     if named is not None:
         return named
     if (path / "recipe.toml").is_file():
@@ -66,8 +65,16 @@ def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
 
 def is_name(given: str) -> bool:
     """Whether `find_bundle` takes this for a model's name, and not for a path."""
-    found = _find_named(given)
-    return found is not None and find_bundle(given).where == found.where
+    return _find_named(given) is not None and _find_here(Path(given)) is None
+
+
+def _find_here(path: Path) -> Container | None:
+    for place in (path, path / "bundle"):
+        if place is not path and place.is_symlink():
+            raise ShiftViTError(f"{str(place)!r} is a link, which is not followed; give the path that it leads to")
+        if (container := open_container(place, MANIFEST)) is not None:
+            return container
+    return None
 
 
 def _find_named(given: str) -> Container | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,13 @@ class Dataset:
 
 
 def number_classes(
-    path: Path, layout: str, rows: Iterable[Row], notes: Sequence[str] = (), names: Sequence[str] | None = None
+    path: Path,
+    layout: str,
+    rows: Iterable[Row],
+    notes: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    *,
+    training: bool = True,
 ) -> Dataset:
     """Makes a data set of rows: numbers their classes and puts each row into its split.
 
@@ -112,17 +119,21 @@ def number_classes(
         path, layout, notes: as in `Dataset`.
         rows: (split, path, class name) of each image.
         names: the classes in their order; None: those of the training images, in the natural order of their names.
+        training: as for `find_data`.
 
     Raises:
-        ShiftViTError: no training images, a class without training images, or a class name that is not text.
+        ShiftViTError: no images, no training images, a class without training images, or a class name that is not text.
     """
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
-    if not by_split.get("train"):
+    if not by_split.get("train") and training:
         raise ShiftViTError(f"{str(path)!r} has no images for training; add some whose split is train")
+    if not by_split:
+        raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
-        names = sorted({name for _, _, name in by_split["train"]}, key=natural)
+        known = by_split["train"] if training else chain(*by_split.values())
+        names = sorted({name for _, _, name in known}, key=natural)
     for name in names:
         if name.encode("utf-8", "replace").decode() != name:  # a folder's name may be any bytes
             raise ShiftViTError(f"the class name {name!r} of {str(path)!r} is not valid UTF-8; rename it")

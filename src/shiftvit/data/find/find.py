@@ -15,7 +15,7 @@ from shiftvit.data.find.tables import read_archive, read_table
 from shiftvit.errors import ShiftViTError, join_words
 
 
-def find_data(path: str | Path) -> Dataset:
+def find_data(path: str | Path, *, training: bool = True) -> Dataset:
     """Finds a user's own images and lists them. Nothing is decoded.
 
     Args:
@@ -23,6 +23,8 @@ def find_data(path: str | Path) -> Dataset:
             columns path and label, and split if there are any (paths are relative to the table's folder); a .npz with
             `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`; or Parquet as it is on
             the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on, or a single file.
+        training: a model is to be trained on them. False: it is only evaluated, so that there need be no training
+            images, and one class is enough.
 
     Returns:
         the splits that are there. All have paths; only those of a .npz have images.
@@ -40,9 +42,9 @@ def find_data(path: str | Path) -> Dataset:
     kind = path.suffix.lower()
     archive = None
     if path.is_dir() or kind == ".parquet":
-        layout, rows, notes, names = _read_tree(path)
+        layout, rows, notes, names = _read_tree(path, training)
     elif kind == ".npz":
-        archive = read_archive(path)
+        archive = read_archive(path, training=training)
     elif kind in {".csv", ".tsv"}:
         rows, columns = read_table(path, path.parent)
         layout, notes, names = f"{kind[1:].upper()} of {join_words(columns)}", [], None
@@ -50,18 +52,19 @@ def find_data(path: str | Path) -> Dataset:
         raise ShiftViTError(
             f"{str(path)!r} is not a folder, .csv, .tsv, .npz or .parquet; give one of these, or unpack it"
         )
-    return check_classes(archive or number_classes(path, layout, rows, notes, names))
+    found = archive or number_classes(path, layout, rows, notes, names, training=training)
+    return check_classes(found) if training else found
 
 
-def _read_tree(path: Path) -> tuple[str, list[Row], list[str], Sequence[str] | None]:
+def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], Sequence[str] | None]:
     """Returns the layout, the rows, the notes and maybe the classes of a folder, or of a single Parquet file."""
     images, tables, folders, left_out = _walk(path) if path.is_dir() else ([], [(path.name,)], [], Counter[str]())
-    shards = read_shards(path, tables, optional=bool(images)) if tables else None
+    shards = read_shards(path, tables, optional=bool(images), training=training) if tables else None
     if shards is not None:
         layout, rows, notes, names = shards
         left_out |= {"images beside the Parquet files": len(images)} if images else {}
     else:
-        layout, rows, notes = read_class_folders(path, images, folders, left_out)
+        layout, rows, notes = read_class_folders(path, images, folders, left_out, training=training)
         left_out |= {"files of type .parquet": len(tables)} if tables else {}
         names = None
     return layout, rows, [*(f"{what}: {count:,}" for what, count in sorted(left_out.items())), *notes], names

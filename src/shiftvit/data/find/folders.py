@@ -16,7 +16,7 @@ Parts = tuple[str, ...]
 
 
 def read_class_folders(
-    path: Path, images: Sequence[Parts], folders: Sequence[Parts], left_out: Counter[str]
+    path: Path, images: Sequence[Parts], folders: Sequence[Parts], left_out: Counter[str], *, training: bool = True
 ) -> tuple[str, list[Row], list[str]]:
     """Tells the split and the class of each image from the folders that it lies in.
 
@@ -24,6 +24,7 @@ def read_class_folders(
         path: the folder.
         images, folders: what lies below it.
         left_out: counts what is not used, by what it is. Images that lie elsewhere are added.
+        training: as for `find_data`.
 
     Returns:
         the layout in words, the rows, and a note about folders without images if there are any.
@@ -36,7 +37,7 @@ def read_class_folders(
     tops = sorted({parts[0] for parts in images if len(parts) > 1})
     if not tops:
         raise ShiftViTError(f"{str(path)!r} holds {len(images):,} images without class folders; {_ARRANGE}")
-    splits = _name_splits(path, tops, images)
+    splits = _name_splits(path, tops, images, training)
     depth = 2 if splits else 1  # of the folder that names a class
     rows = []
     for parts in images:
@@ -48,7 +49,7 @@ def read_class_folders(
             split = splits[parts[0]] if splits else "train"
             rows.append((split, str(path.joinpath(*parts)), parts[depth - 1].strip()))
     ordered = sorted(splits, key=lambda name: SPLITS.index(splits[name]))
-    if not any(split == "train" for split, _, _ in rows):
+    if not any(split == "train" or not training for split, _, _ in rows):
         raise ShiftViTError(f"{str(path / ordered[0])!r} holds images without class folders; {_ARRANGE}")
     if not splits and len(tops) == 1 and len({parts[1] for parts in images if len(parts) > 2}) > 1:
         raise ShiftViTError(f"{str(path)!r} holds one class folder; did you mean {str(path / tops[0])!r}?")
@@ -59,7 +60,7 @@ def read_class_folders(
     return f"{within}one folder a class", rows, notes
 
 
-def _name_splits(path: Path, tops: list[str], images: Sequence[Parts]) -> dict[str, str]:
+def _name_splits(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:
     """Returns which of the top folders are splits, folder -> split. Empty: all are classes, whatever their names."""
     splits = {name: SPLIT_WORDS[name.casefold()] for name in tops if name.casefold() in SPLIT_WORDS}
     if len(splits) < len(tops):
@@ -68,7 +69,7 @@ def _name_splits(path: Path, tops: list[str], images: Sequence[Parts]) -> dict[s
         within_train = any(len(parts) > 2 and splits.get(parts[0]) == "train" for parts in images)
         if len(splits) < 2 or not within_train:
             return {}
-    if "train" not in splits.values():
+    if training and "train" not in splits.values():
         raise ShiftViTError(
             f"{str(path)!r} has {tops[0]}/ but no train/ with images; add it, or rename a folder to train"
         )
