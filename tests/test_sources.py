@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 
 from sample import load_sample
 from shiftvit import Predictor, ShiftViTError
-from shiftvit.inference.predict import Failure
+from shiftvit.inference.sources import Failure
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,10 @@ WRONG = {
     "StringIO": (lambda _: io.StringIO("cat.png"), "image 1 is text, not an image"),
     "closed file": (lambda _: closed(), "image 1 cannot be read: I/O operation on closed file; give an open"),
     "write-only": (lambda path: path.with_name("new").open("wb"), "image 1 cannot be read: "),
-    "floats": (lambda _: np.zeros((4, 4, 3), np.float32), r"is an array of float32 \(4, 4, 3\); give uint8 \(H, W, 3\)"),
+    "floats": (
+        lambda _: np.zeros((4, 4, 3), np.float32),
+        r"is an array of float32 \(4, 4, 3\); give uint8 \(H, W, 3\)",
+    ),
     "flat": (lambda _: np.zeros(9, np.uint8), r"is an array of uint8 \(9,\); .* `array.tobytes\(\)`"),
     "five": (lambda _: np.zeros((1, 1, 4, 4, 3), np.uint8), r"is an array of uint8 \(1, 1, 4, 4, 3\)"),
     "two channels": (lambda _: np.zeros((4, 4, 2), np.uint8), r"is an array of uint8 \(4, 4, 2\)"),

@@ -20,7 +20,7 @@ _CHUNK = 64
 
 
 def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Raises ShiftViTError unless there is an image, logits and labels match, and the logits are finite."""
+    """Raises ShiftViTError unless there is an image, and logits and labels match."""
     if not len(logits):
         raise ShiftViTError("there are 0 images to evaluate; give at least 1")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -29,7 +29,6 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
             f"labels of shape {labels.shape}, {extent}, do not fit logits of shape "
             f"{logits.shape}; is this the data that the model was trained for?"
         )
-    check_finite(logits)
 
 
 def check_finite(answers: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
@@ -65,9 +64,10 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     larger). With fewer than five classes top-5 is 1.
 
     Raises:
-        ShiftViTError: there are no images, or the labels do not fit the logits.
+        ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
     check(logits, labels)
+    check_finite(logits)
     top1, top5, losses = _per_image(logits, labels)
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
@@ -181,6 +181,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     check(logits, labels)
+    check_finite(logits)
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     if not exact.any():

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.decode.images import MAX_PIXELS, decode
-from shiftvit.environment import cores
+from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError, check_at_least
-from shiftvit.evaluation.metrics import check_finite
 from shiftvit.inference.runtimes import Graph, load_graph
-from shiftvit.inference.sources import Source, Taken, split, take
-
-BATCH_SIZE = 64
-# Images that a thread prepares at a time, at most; enough to make the handover cheap.
-_CHUNK = 16
+from shiftvit.inference.sources import BATCH_SIZE, Prepared, Source, answers, stream_pixels
+from shiftvit.inference.sources import Failure as Failure  # which users import from here
 
 
 @dataclass(frozen=True)
@@ -43,18 +35,6 @@ class Prediction:
     confidence: float
     top: tuple[tuple[str, float], ...]
     probabilities: NDArray[np.float32] = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that cannot be read, with a one-line reason that names it."""
-
-    path: str
-    error: str
-
-
-# An image's name, and the pixels that the model sees, uint8 (h, w, 3).
-_Prepared = Failure | tuple[str, NDArray[np.uint8]]
 
 
 class Predictor:
@@ -149,92 +129,21 @@ class Predictor:
                 threads busy, of any other iterable 0.
 
         Raises:
-            ShiftViTError: `sources` holds no images, or a setting is out of range; while the results are
-                read: the model gives NaN.
+            ShiftViTError: `sources` holds no images, or a setting is out of range; while the results are read: the
+                model gives NaN.
         """
-        settings = {"top_k": top_k, "batch_size": batch_size, "threads": threads, "max_pixels": max_pixels}
-        for name, value in settings.items():
-            check_at_least(name, value, 1)
-        check_at_least("ahead", ahead, 0)
-        images, there = split(sources)
-        threads = threads or min(8, cores())
-        if ahead is None:
-            ahead = 2 * max(batch_size, threads) if there else 0
-        return self._streamed(images, top_k, batch_size, threads, max_pixels, ahead)
+        check_at_least("top_k", top_k, 1)
+        batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels, ahead)
+        return self._predictions(batches, top_k)
 
-    def _streamed(
-        self, images: Iterator[Any], top_k: int, batch_size: int, threads: int, max_pixels: int, ahead: int
-    ) -> Iterator[Prediction | Failure]:
-        numbered = enumerate(images, start=1)
-        chunk_size = min(_CHUNK, -(-batch_size // threads))
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        running: deque[Future[list[_Prepared]]] = deque()
-        ready: list[_Prepared] = []
-        free = batch_size + ahead  # images that may be taken now
-        usable = 0
-        try:
-            while True:
-                while free:
-                    part = itertools.islice(numbered, min(chunk_size, free))
-                    chunk = [_taken(number, source, max_pixels) for number, source in part]
-                    if not chunk:
-                        break
-                    free -= len(chunk)
-                    running.append(pool.submit(self._prepared, chunk, max_pixels))
-                if not running and not ready:
-                    break
-                for item in running.popleft().result() if running else ():
-                    ready.append(item)
-                    usable += not isinstance(item, Failure)
-                    if usable == batch_size:
-                        yield from self._classified(ready, top_k)
-                        free += len(ready)
-                        ready, usable = [], 0
-                if not running:  # no more may be taken, or there are no more
-                    yield from self._classified(ready, top_k)
-                    free += len(ready)
-                    ready, usable = [], 0
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _prepared(self, chunk: list[tuple[str, Taken | Failure]], max_pixels: int) -> list[_Prepared]:
-        """Decodes and preprocesses what was taken."""
-        results: list[_Prepared] = []
-        for name, taken in chunk:
-            if isinstance(taken, Failure):
-                results.append(taken)
-                continue
-            try:
-                image = taken if isinstance(taken, np.ndarray) else decode(taken, max_pixels=max_pixels, name=name)
-                results.append((name, self.metadata.preprocess.pixels(image[None])[0]))
-            except ShiftViTError as error:
-                results.append(_failure(name, error))
-        return results
-
-    def _classified(self, items: list[_Prepared], top_k: int) -> Iterator[Prediction | Failure]:
-        pixels = [item[1] for item in items if not isinstance(item, Failure)]
-        probabilities = iter(self._graph.run(np.stack(pixels)) if pixels else ())
-        for item in items:
-            yield item if isinstance(item, Failure) else self._prediction(item[0], next(probabilities), top_k)
+    def _predictions(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Prediction | Failure]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                for answer in answers(batch, self._graph.run, self._graph.model):
+                    yield answer if isinstance(answer, Failure) else self._prediction(answer[0], answer[1], top_k)
 
     def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
-        check_finite(row[None], f"the model {self._graph.model!r}", [path])
         # Stable: of equal probabilities the first class wins, as in `evaluate`.
         order = np.argsort(-row, kind="stable")[:top_k]
         top = tuple((self.labels[index], float(row[index])) for index in order)
         return Prediction(path, *top[0], top, row)
-
-
-def _taken(number: int, source: Any, max_pixels: int) -> tuple[str, Taken | Failure]:
-    """Returns an image's name, and what it holds now or why it cannot be taken."""
-    path = isinstance(source, str | os.PathLike)
-    name = os.fsdecode(source) if path else f"image {number}"
-    try:
-        return name, take(source, name, max_pixels)
-    except ShiftViTError as error:
-        return name, _failure(name, error)
-
-
-def _failure(name: str, error: ShiftViTError) -> Failure:
-    text = str(error)
-    return Failure(name, text if name in text else f"{name}: {text}")
