@@ -8,6 +8,7 @@ Loading verifies everything else and builds the model from the configuration: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -19,7 +20,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from shiftvit.bundle.card import write_card
-from shiftvit.bundle.container import Container, digest, open_container, write_container
+from shiftvit.bundle.container import Archive, Container, digest, open_container, write_container
 from shiftvit.config import ModelConfig, Settings, first_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
@@ -29,6 +30,9 @@ WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 MANIFEST = "bundle.json"
 CARD = "README.md"
+_NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
+# What tells a bundle's manifest from other JSON files of that name.
+_KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
 # The trained models that come with the package, one folder each.
@@ -111,12 +115,13 @@ class Bundle:
     def save(self, path: str | Path) -> Path:
         """Writes a folder, or a zip archive if `path` ends in ".zip", whole or not at all; replaces a bundle.
 
+        Other files in the folder of an earlier bundle stay.
+
         Raises:
             ShiftViTError: no space, no permission, or `path` exists and is not a bundle.
         """
         path = Path(path)
-        check_place(path)
-        write_container(path, self.files())
+        write_container(path, self.files(), gone=_NAMES, keep=check_place(path))
         return path
 
     def files(self) -> dict[str, bytes]:
@@ -205,10 +210,32 @@ def pretrained_names() -> list[str]:
     return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
 
 
-def check_place(path: Path) -> None:
-    """Raises ShiftViTError if something other than a bundle exists at `path`; `save` would not replace it."""
-    if path.exists() and open_container(path, MANIFEST) is None:
+def check_place(path: Path) -> set[str]:
+    """Checks that `save` may write to `path`: nothing is there, or a bundle, even a damaged one.
+
+    Returns:
+        which of the names of a bundle's files are someone else's in that folder.
+
+    Raises:
+        ShiftViTError: something else is there.
+    """
+    if not path.exists():
+        return set()
+    container = open_container(path, MANIFEST)
+    manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
+    if container is not None:
+        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged one is to be replaced
+            manifest = json.loads(container.read(MANIFEST))
+    if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
+    if isinstance(container, Archive):
+        if others := sorted({*container.names()} - _NAMES):
+            raise ShiftViTError(
+                f"{str(path)!r} exists and holds more than a bundle ({others[0]!r}), so it is not replaced; choose "
+                "another place"
+            )
+        return set()
+    return set() if GRAPH in (manifest["files"] or ()) else {GRAPH}
 
 
 def find_bundle(path: str | Path) -> Container:
