@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,11 @@ from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
 from shiftvit.cli.main import app
 from shiftvit.cli.tables import show_pairs
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, install_hint
+from shiftvit.exports.formats import FORMATS
+from shiftvit.inference.runtimes import RUNTIMES
+
+ROOT = Path(__file__).parents[1]
 
 
 def shiftvit(*arguments, **environment):
@@ -145,6 +153,34 @@ def test_recipes_and_version():
     assert shiftvit("data").returncode == 2
 
 
+def test_a_missing_package_is_named_in_the_version_that_shiftvit_needs(monkeypatch):
+    """Whether shiftvit came from a checkout, a wheel or the index: the command does not look for shiftvit."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    needed = {
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    }
+    for module in (*RUNTIMES, *(name for row in FORMATS.values() for name in row.modules), *BACKENDS):
+        module = RUNTIMES[module].module if module in RUNTIMES else module
+        (_, _, package) = shlex.split(install_hint(module))
+        assert package in needed, module
+    assert install_hint("pyarrow", "ai_edge_litert") == "pip install 'pyarrow>=18.0' 'ai-edge-litert>=1.4'"
+    monkeypatch.setattr(metadata, "requires", lambda name: metadata.metadata(f"no-{name}"))
+    assert install_hint("pyarrow", "ai_edge_litert") == "pip install pyarrow ai_edge_litert"
+
+
+def test_nothing_tells_to_install_shiftvit_from_the_index():
+    """It is not there before the first release."""
+    texts = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "src").rglob("*.py"),
+        *(ROOT / "src").rglob("*.md"),
+    ]
+    told = [path for path in texts if re.search(r"pip install[^\n]*\bshiftvit\[", path.read_text("utf-8"))]
+    assert not told
+
+
 @pytest.mark.parametrize(
     ("environment", "installed", "configured", "expected"),
     [
@@ -156,9 +192,9 @@ def test_recipes_and_version():
         ({}, ["torch", "tensorflow"], "tensorflow", "tensorflow"),
         ({}, ["torch", "tensorflow"], "as Keras writes it", "torch"),
         ({"KERAS_BACKEND": "tensorflow"}, ["torch", "tensorflow"], "jax", "tensorflow"),
-        ({"KERAS_BACKEND": "jax"}, ["torch"], None, "'jax' is not installed; pip install 'shiftvit"),
+        ({"KERAS_BACKEND": "jax"}, ["torch"], None, "'jax' is not installed; pip install 'jax>="),
         ({"KERAS_BACKEND": "torhc"}, ["torch"], None, "did you mean 'torch'"),
-        ({}, [], None, r"none is installed; choose one: pip install 'shiftvit\[torch\]'"),
+        ({}, [], None, "none is installed; choose one: pip install 'torch>=2.8', or pip install 'jax>="),
     ],
 )
 def test_the_backend_that_is_chosen(environment, installed, configured, expected, monkeypatch, tmp_path):

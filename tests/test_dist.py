@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -84,17 +82,3 @@ def test_an_installed_wheel_predicts_outside_the_checkout(archives, tmp_path):
     rows = (tmp_path / "labels.csv").read_text("utf-8").splitlines()
     assert len(rows) == 13
     assert sum(row.split(",")[1] in row.split(",")[0] for row in rows[1:]) >= 10  # the folders are the classes
-
-
-def test_messages_name_the_extras_that_there_are():
-    """`pip install 'shiftvit[NAME]'` in a message: NAME is an extra of the package."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-
-    named = {
-        name
-        for path in PACKAGE.rglob("*.py")
-        for group in re.findall(r"shiftvit\[([a-z,-]+)\]", path.read_text("utf-8"))
-        for name in group.split(",")
-    }
-    assert named
-    assert named <= extras.keys()

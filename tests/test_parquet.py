@@ -292,7 +292,7 @@ def test_without_pyarrow(tmp_path, monkeypatch):
     path = cifar(tmp_path / "a.parquet")
     for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
         monkeypatch.setitem(sys.modules, name, None)
-    line = f"{str(path)!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
+    line = f"{str(path)!r} is Parquet, and pyarrow is not installed; pip install 'pyarrow>=18.0'"
     assert fault(path) == fault(tmp_path) == line
     plant(tmp_path, "a/1.png", "b/1.png")
     assert find_data(tmp_path).layout == "one folder a class"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import multiprocessing
 import threading
 
 import numpy as np
@@ -15,6 +16,7 @@ from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure, softmax
 from shiftvit.inference.predict import Failure
+from threads import answer_together
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,16 @@ def test_settings_out_of_range(predictor, setting):
     (name,) = setting
     with pytest.raises(ShiftViTError, match=f"{name}=0 must be at least 1"):
         predictor.stream([], **setting)
+
+
+def test_threads_share_a_predictor(predictor, images):
+    assert answer_together(lambda part: shares(predictor(part)), images[:16]) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_worker_process_gets_a_predictor(predictor, files):
+    """Pickled twice: once for the function, and its answers on the way back."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (found,) = pool.map(predictor, [files[:5]])
+    assert [prediction.path for prediction in found] == [str(path) for path in files[:5]]
+    np.testing.assert_allclose(shares(found), shares(predictor(files[:5])), atol=1e-6)

@@ -18,17 +18,18 @@ SOURCE = Path(shiftvit.__file__).parent
 # a folder, "" the package's own. There is a line for each in docs/architecture.md.
 HOUSE = [
     ("", "__main__"),
-    ("cli", "main benchmark show data hub export explain predict rates train rows settings tables"),
+    ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
+    ("serve", "server app protocol classify model bodies guard measures batching answers limits"),
     ("exports", "driver gate saturation build onnx_graphs formats"),
-    ("inference", "predict runtimes"),
+    ("inference", "embed predict runtimes"),
     (
         "training",
         "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
         "torch_steps loss schedule",
     ),
-    ("evaluation", "report evaluate explain logits metrics corruptions"),
-    ("bundle", "describe metadata hub bundle container card"),
+    ("evaluation", "report evaluate explain features logits metrics corruptions"),
+    ("bundle", "describe metadata hub session bundle container card"),
     ("model", "convert network blocks primitives shift"),
     ("data", "show load read named"),
     ("data.cifar10", "cache archives fetch"),

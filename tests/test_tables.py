@@ -207,8 +207,11 @@ X, Y = arrays()
         ({"images": X, "labels": np.eye(6, dtype=int)}, "is int64 (6, 6)"),
         ({"images": X, "labels": Y / 2}, "is float64 (6,)"),
         ({"images": X, "labels": Y - 1}, "has the label -1; number the classes 0, 1, 2"),
-        ({"images": X, "labels": Y * 900}, "go up to 900, out of range for 6 classes; number them 0..5"),
-        ({"images": X, "labels": Y * 2, "class_names": np.array(["a", "b"])}, "go up to 2, out of range for 2"),
+        ({"images": X, "labels": Y * 900}, "go up to 900, and there are only 6 images; number the classes 0, 1, 2"),
+        (
+            {"images": X, "labels": Y * 2, "class_names": np.array(["a", "b"])},
+            "go up to 2, and class_names has 2 names; number them 0..1",
+        ),
         ({"images": X, "labels": Y, "class_names": np.array(["a", "a"])}, "not a list of different names"),
         ({"images": X, "labels": Y, "class_names": np.array([1, 2])}, "not a list of different names"),
         ({"images": X, "labels": Y * 0}, "has one class, '0'"),

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, install_hint, nearest
 
 BACKENDS = ("torch", "jax", "tensorflow")
 KERAS_DEFAULTS = {
@@ -41,8 +41,8 @@ def ensure_backend() -> str:
     installed = installed_backends()
     if not installed:
         raise ShiftViTError(
-            "this needs a Keras backend, and none is installed; choose one: "
-            "pip install 'shiftvit[torch]', 'shiftvit[jax]' or 'shiftvit[tensorflow]'"
+            f"this needs a Keras backend, and none is installed; choose one: {install_hint('torch')}, or "
+            f"{install_hint('jax')}, or {install_hint('tensorflow')}"
         )
     wanted = os.environ.get("KERAS_BACKEND")
     if wanted:
@@ -50,7 +50,7 @@ def ensure_backend() -> str:
             raise ShiftViTError(f"KERAS_BACKEND={wanted!r} is not supported; {nearest(wanted, BACKENDS)}")
         if wanted not in installed:
             raise ShiftViTError(
-                f"KERAS_BACKEND={wanted!r} is not installed; pip install 'shiftvit[{wanted}]', "
+                f"KERAS_BACKEND={wanted!r} is not installed; {install_hint(wanted)}, "
                 f"or set it to one of: {', '.join(installed)}"
             )
         return wanted
@@ -58,6 +58,14 @@ def ensure_backend() -> str:
     choice = configured if configured in installed else installed[0]
     os.environ["KERAS_BACKEND"] = choice
     return choice
+
+
+def limit_threads(threads: int) -> None:
+    """Chooses the backend, and how many processor threads it computes with if it is torch; others have no such way."""
+    if ensure_backend() == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def _configured() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -43,6 +44,22 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def notice(text: str) -> None:
     """Prints a line on standard error."""
     print(f"shiftvit: {text}", file=sys.stderr, flush=True)
+
+
+def install_hint(*packages: str) -> str:
+    """Returns the command that installs packages that are missing, in the versions that shiftvit needs.
+
+    It names the packages and not an extra, as in `shiftvit[hub]`: for that pip would look for shiftvit itself in the
+    index, wherever it was installed from.
+    """
+    from importlib import metadata
+
+    try:
+        lines = [line.split(";")[0].strip() for line in metadata.requires("shiftvit") or ()]
+    except metadata.PackageNotFoundError:  # imported from a source folder
+        lines = []
+    needed = {re.split(r"[^\w.-]", line)[0].replace("-", "_").lower(): line for line in lines}
+    return "pip install " + shlex.join(needed.get(name.replace("-", "_").lower(), name) for name in packages)
 
 
 def join_words(words: Sequence[str]) -> str:

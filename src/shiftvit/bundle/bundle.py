@@ -219,6 +219,8 @@ def find_bundle(path: str | Path) -> Container:
     """
     given, path = path, Path(path)
     for place in (path, path / "bundle"):
+        if place is not path and place.is_symlink():
+            raise ShiftViTError(f"{str(place)!r} is a link, which is not followed; give the path that it leads to")
         if (container := open_container(place, MANIFEST)) is not None:
             return container
     if str(given) in pretrained_names() and (named := open_container(PRETRAINED / given, MANIFEST)) is not None:

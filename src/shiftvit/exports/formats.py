@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, install_hint, nearest
 
 
 @dataclass(frozen=True)
@@ -73,5 +73,5 @@ def find_format(name: str, precision: str) -> Format:
         raise ShiftViTError(f"{name} has no precision {precision!r}; {nearest(precision, row.precisions)}")
     missing = [module for module in row.modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; pip install 'shiftvit[export]'")
+        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; {install_hint(*missing)}")
     return row

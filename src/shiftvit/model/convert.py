@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, install_hint
 
 Array = np.ndarray[Any, Any]
 # name in the source, and what turns its tensor into ours
@@ -176,7 +176,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path) -> dict[str, Array]:
             return dict(load_file(path))
         if path.suffix in (".pth", ".pt", ".bin"):
             return _read_torch(path)
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # each reader has exceptions of its own; all of them mean this
         reason = str(error).strip().split("\n")[0]
@@ -191,7 +191,7 @@ def _read_torch(path: Path) -> dict[str, Array]:
         import torch
     except ImportError as error:
         raise ShiftViTError(
-            f"reading {str(path)!r} needs PyTorch; pip install 'shiftvit[torch]', or convert it to .safetensors"
+            f"reading {str(path)!r} needs PyTorch; {install_hint('torch')}, or convert it to .safetensors"
         ) from error
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model", state) if isinstance(state, dict) else state

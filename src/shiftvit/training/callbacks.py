@@ -17,7 +17,7 @@ import keras
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.errors import Interrupted, ShiftViTError
+from shiftvit.errors import Interrupted, ShiftViTError, install_hint
 from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
 
 # Columns from which on the bar has room for the input's rate.
@@ -181,7 +181,7 @@ class TensorBoardLog:
         try:
             from tensorboard.summary import Writer
         except ImportError as error:
-            raise ShiftViTError("--tensorboard needs TensorBoard; pip install 'shiftvit[tensorboard]'") from error
+            raise ShiftViTError(f"--tensorboard needs TensorBoard; {install_hint('tensorboard')}") from error
         self.make_writer: Any = lambda: Writer(str(run / "tensorboard"))
         self.writer: Any = None
 

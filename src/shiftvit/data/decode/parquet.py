@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, install_hint
 
 # The usual names of the columns, for files without metadata. The first name that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
@@ -47,9 +47,7 @@ def import_pyarrow(path: str) -> Any:
         import pyarrow as pa  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ShiftViTError(
-            f"{path!r} is Parquet, and pyarrow is not installed; run pip install 'shiftvit[parquet]'"
-        ) from error
+        raise ShiftViTError(f"{path!r} is Parquet, and pyarrow is not installed; {install_hint('pyarrow')}") from error
     return pa
 
 
@@ -65,7 +63,7 @@ def open_parquet(path: str) -> Iterator[Any]:
         # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
         with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
             yield file
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.find.dataset import SPLITS, Dataset, Split
 from shiftvit.data.find.words import name_splits, normal
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, count_of
 
 # What an array holds, in the small letters of its name, which may also name a split: `x_train`, `val_images`, `Yvalid`.
 _IMAGES = "x|images?|imgs?|data|pixels|inputs?"
@@ -20,8 +21,12 @@ _NAME = re.compile(rf"(?:({_IMAGES})|({_LABELS}))(.*)|(.*?)(?:({_IMAGES})|({_LAB
 _CLASS_NAMES = "class_names"
 
 
-def read_archive(path: Path) -> Dataset:
+def read_archive(path: Path, *, training: bool = True) -> Dataset:
     """Reads a .npz: uint8 images (N, H, W, 3), (N, H, W, 1) or (N, H, W), whole-number labels, maybe class names.
+
+    Args:
+        path: the archive.
+        training: as for `find_data`.
 
     Raises:
         ShiftViTError: it has no such arrays, or arrays of objects, of other shapes or types, labels out of range.
@@ -31,25 +36,39 @@ def read_archive(path: Path) -> Dataset:
         split: _make_split(path, images, labels, arrays[images], arrays[labels])
         for split, (images, labels) in pairs.items()
     }
-    if "train" not in splits:
+    if not splits.get("train") and (training or not splits):
+        lacks, example = ("images for training", "x_train and y_train") if training else ("images", "images and labels")
         found = f"; it has {', '.join(unused)[:200]}" if unused else ""
-        raise ShiftViTError(f"{str(path)!r} has no images for training; name its arrays x_train and y_train{found}")
+        raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
     names = arrays.get(_CLASS_NAMES)
-    # Without names the numbers are the names; one past the number of images can only be a mistake.
-    most = int(splits["train"].labels.max()) + 1
-    class_names = tuple(
-        normal(str(name)) for name in (range(min(most, len(splits["train"]))) if names is None else names.tolist())
-    )
+    numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
+    if names is not None:
+        class_names = tuple(normal(str(name)) for name in names.tolist())
+    elif training:
+        # Without names the numbers are the names; one past the number of images can only be a mistake.
+        most = int(splits["train"].labels.max()) + 1
+        class_names = tuple(map(str, range(min(most, len(splits["train"])))))
+    else:
+        class_names = tuple(map(str, numbers.tolist()))
+        splits = {
+            split: replace(part, labels=np.searchsorted(numbers, part.labels).astype(np.int64))
+            for split, part in splits.items()
+        }
     if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
         raise ShiftViTError(
             f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
         )
     for split, part in splits.items():
         if int(part.labels.max(initial=0)) >= len(class_names):
-            raise ShiftViTError(
-                f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, out of range for "
-                f"{len(class_names)} classes; number them 0..{len(class_names) - 1}"
-            )
+            if names is not None:
+                rule = f"class_names has {count_of(len(names), 'name')}; number them 0..{len(names) - 1}"
+            elif split == "train":
+                rule = (
+                    f"there are only {count_of(len(part), 'image')}; number the classes 0, 1, 2 ..., or add class_names"
+                )
+            else:
+                rule = f"those of train only to {len(class_names) - 1}; add training images of these classes"
+            raise ShiftViTError(f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, and {rule}")
     notes = [f"arrays that are not used: {', '.join(unused)}"] if unused else []
     return Dataset(splits, class_names, str(path), path, "NumPy archive", tuple(notes))
 
@@ -89,7 +108,7 @@ def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDAr
                 if name in wanted:
                     arrays[name] = archive[name]
             return pairs, arrays, [name for name in archive.files if name not in wanted]
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged archives raise nearly anything
         what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))

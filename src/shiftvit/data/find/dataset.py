@@ -105,7 +105,13 @@ class Dataset:
 
 
 def number_classes(
-    path: Path, layout: str, rows: Iterable[Row], notes: Sequence[str] = (), names: Sequence[str] | None = None
+    path: Path,
+    layout: str,
+    rows: Iterable[Row],
+    notes: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    *,
+    training: bool = True,
 ) -> Dataset:
     """Makes a data set of rows: numbers their classes and puts each row into its split.
 
@@ -113,18 +119,21 @@ def number_classes(
         path, layout, notes: as in `Dataset`.
         rows: (split, path, class name) of each image.
         names: the classes in their order; None: those of the training images, in the natural order of their names.
+        training: as for `find_data`.
 
     Raises:
-        ShiftViTError: no training images, a class without training images, or an image's name that is not text.
+        ShiftViTError: no images, or none for training; a class without training images; an image's name that is no text.
     """
     rows = [(split, image, normal(name)) for split, image, name in rows]
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
-    if not by_split.get("train"):
+    if not by_split.get("train") and training:
         raise ShiftViTError(f"{str(path)!r} has no images for training; add some whose split is train")
+    if not by_split:
+        raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
-        names = sorted({name for _, _, name in by_split["train"]}, key=natural)
+        names = sorted({name for _, _, name in (by_split["train"] if training else rows)}, key=natural)
     names = [*map(normal, names)]
     for image in (image for _, image, _ in rows):
         if not is_text(image):
@@ -143,11 +152,11 @@ def number_classes(
     return Dataset(splits, tuple(names), str(path), path, layout, tuple(notes))
 
 
-def check_classes(data: Dataset) -> Dataset:
-    """Returns the data set with a note for each split that lacks a class.
+def check_names(data: Dataset) -> Dataset:
+    """Returns the data set if each class has a name of its own that can stand in a line of text.
 
     Raises:
-        ShiftViTError: fewer than two classes, two of one name, or a name that cannot stand in a line of text.
+        ShiftViTError: it has not.
     """
     names = data.class_names
     for name in names:
@@ -159,6 +168,16 @@ def check_classes(data: Dataset) -> Dataset:
     if len({*map(normal, names)}) < len(names):
         twice = next(name for number, name in enumerate(names) if normal(name) in map(normal, names[:number]))
         raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; give each a name of its own")
+    return data
+
+
+def check_classes(data: Dataset) -> Dataset:
+    """Returns the data set with a note for each split that lacks a class.
+
+    Raises:
+        ShiftViTError: fewer than two classes.
+    """
+    names = data.class_names
     if len(names) < 2:
         has = f"one class, {names[0]!r}" if names else "no class"
         raise ShiftViTError(f"{data.name!r} has {has}; a classifier needs 2 or more, add images of another")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shiftvit.data.decode.images import IMAGE_SUFFIXES
 from shiftvit.data.find.arrays import read_archive
-from shiftvit.data.find.dataset import Dataset, Row, check_classes, number_classes
+from shiftvit.data.find.dataset import Dataset, Row, check_classes, check_names, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
 from shiftvit.data.find.shards import read_shards
 from shiftvit.data.find.tables import read_listed
@@ -28,7 +28,7 @@ _OUTPUTS = {
 }
 
 
-def find_data(path: str | Path) -> Dataset:
+def find_data(path: str | Path, *, training: bool = True) -> Dataset:
     """Finds a user's own images and lists them. Nothing is decoded.
 
     Args:
@@ -37,6 +37,8 @@ def find_data(path: str | Path) -> Dataset:
             folder); a .npz with `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`; or
             Parquet as it is on the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on, or a single
             file. `words.py` has the names that splits may have.
+        training: a model is to be trained on them. False: it is only evaluated, so that there need be no training
+            images, and one class is enough.
 
     Returns:
         the splits that are there. All have paths; only those of a .npz have images.
@@ -54,9 +56,9 @@ def find_data(path: str | Path) -> Dataset:
     kind = path.suffix.lower()
     archive = None
     if path.is_dir() or kind == ".parquet":
-        layout, rows, notes, names = _read_tree(path)
+        layout, rows, notes, names = _read_tree(path, training)
     elif kind == ".npz":
-        archive = read_archive(path)
+        archive = read_archive(path, training=training)
     elif kind in _TABLES:
         table = read_listed(path)
         layout, rows, notes, names = f"{kind[1:].upper()} of {join_words(table.columns)}", table.rows, table.notes, None
@@ -64,20 +66,21 @@ def find_data(path: str | Path) -> Dataset:
         raise ShiftViTError(
             f"{str(path)!r} is not a folder, .csv, .tsv, .npz or .parquet; give one of these, or unpack it"
         )
-    return check_classes(archive or number_classes(path, layout, rows, notes, names))
+    found = check_names(archive or number_classes(path, layout, rows, notes, names, training=training))
+    return check_classes(found) if training else found
 
 
-def _read_tree(path: Path) -> tuple[str, list[Row], list[str], Sequence[str] | None]:
+def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], Sequence[str] | None]:
     """Returns the layout, the rows, the notes and maybe the classes of a folder, or of a single Parquet file."""
     tree = _walk(path) if path.is_dir() else _Tree(shards=[(path.name,)])
     images, shards, left_out = tree.images, tree.shards, tree.left_out
-    read = read_shards(path, shards, optional=bool(images)) if shards else None
+    read = read_shards(path, shards, optional=bool(images), training=training) if shards else None
     if read is not None:
         layout, rows, notes, names = read
         left_out |= {"images beside the Parquet files": len(images)} if images else {}
     else:
         left_out |= {"files of type .parquet": len(shards)} if shards else {}
-        layout, rows, notes = read_class_folders(path, images, tree.folders, left_out, tree.tables)
+        layout, rows, notes = read_class_folders(path, images, tree.folders, left_out, tree.tables, training=training)
         names = None
     return layout, rows, [*(f"{what}: {count:,}" for what, count in sorted(left_out.items())), *notes], names
 

@@ -19,7 +19,13 @@ Parts = tuple[str, ...]
 
 
 def read_class_folders(
-    path: Path, images: Sequence[Parts], folders: Sequence[Parts], left_out: Counter[str], tables: Sequence[Parts] = ()
+    path: Path,
+    images: Sequence[Parts],
+    folders: Sequence[Parts],
+    left_out: Counter[str],
+    tables: Sequence[Parts] = (),
+    *,
+    training: bool = True,
 ) -> tuple[str, list[Row], list[str]]:
     """Tells the split and the class of each image from the folders that it lies in.
 
@@ -28,6 +34,7 @@ def read_class_folders(
         images, folders: what lies below it.
         left_out: counts what is not used, by what it is. Images that lie elsewhere are added.
         tables: .csv, .tsv and .npz files below it, which may say more than the folders; messages name them.
+        training: as for `find_data`.
 
     Returns:
         the layout in words, the rows, and a note about folders without images if there are any.
@@ -42,7 +49,9 @@ def read_class_folders(
         raise ShiftViTError(
             f"{str(path)!r} holds {count_of(len(images), 'image')} without class folders; {_mend(path, tables)}"
         )
-    at, named = _find_splits(path, tops, images)  # the level of the folders that are splits, and which is which
+    at, named = _find_splits(
+        path, tops, images, training
+    )  # the level of the folders that are splits, and which is which
     level = 1 if at == 0 else 0  # that of the folders that are classes
     rows = []
     for parts in images:
@@ -54,7 +63,7 @@ def read_class_folders(
             split = named[parts[at]] if at >= 0 else "train"
             rows.append((split, str(path.joinpath(*parts)), normal(parts[level])))
     ordered = sorted(named, key=lambda name: (SPLITS.index(named[name]), name))
-    if not any(split == "train" for split, _, _ in rows):
+    if not any(split == "train" or not training for split, _, _ in rows):
         where = path / ordered[0] if at == 0 else path
         raise ShiftViTError(f"{str(where)!r} holds images without class folders; {_mend(path, tables)}")
     inner = _inner_folder(images)
@@ -68,13 +77,13 @@ def read_class_folders(
     return {-1: layout, 0: f"{words} with {layout}", 1: f"{layout}, each with {words}"}[at], rows, notes
 
 
-def _find_splits(path: Path, tops: list[str], images: Sequence[Parts]) -> tuple[int, dict[str, str]]:
+def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> tuple[int, dict[str, str]]:
     """Returns the level of the folders that are splits, and folder -> split.
 
     The level is 0 for the top folders, 1 for those within the classes, and -1 where all top folders are classes,
     whatever their names.
     """
-    named = _name_tops(path, tops, images)
+    named = _name_tops(path, tops, images, training)
     if named:
         return 0, named
     within: dict[str, set[str]] = {top: set() for top in tops}
@@ -85,7 +94,7 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts]) -> tuple[
     if names and all(within.values()) and all(is_split(name) for name in names):
         named = name_splits(names)
         _check_meanings(path, named)
-        if "train" in named.values():
+        if "train" in named.values() or not training:
             return 1, named
     for one, other in itertools.combinations(tops, 2):
         shared = sorted(within[one] & within[other])
@@ -100,7 +109,7 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts]) -> tuple[
     return -1, {}
 
 
-def _name_tops(path: Path, tops: list[str], images: Sequence[Parts]) -> dict[str, str]:
+def _name_tops(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:
     """Returns which of the top folders are splits, folder -> split. Empty: all are classes, whatever their names."""
     splits = name_splits(tops)
     if len(splits) < len(tops):
@@ -109,7 +118,7 @@ def _name_tops(path: Path, tops: list[str], images: Sequence[Parts]) -> dict[str
         within_train = any(len(parts) > 2 and splits.get(parts[0]) == "train" for parts in images)
         if len(splits) < 2 or not within_train:
             return {}
-    if "train" not in splits.values():
+    if training and "train" not in splits.values():
         raise ShiftViTError(
             f"{str(path)!r} has {tops[0]}/ but no train/ with images; add it, or rename a folder to train"
         )

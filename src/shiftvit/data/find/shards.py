@@ -16,7 +16,7 @@ _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  #
 
 
 def read_shards(
-    path: Path, tables: Sequence[Parts], *, optional: bool = False
+    path: Path, tables: Sequence[Parts], *, optional: bool = False, training: bool = True
 ) -> tuple[str, list[Row], list[str], tuple[str, ...] | None] | None:
     """Tells which Parquet file belongs to which split, and reads their labels. No image is read.
 
@@ -26,6 +26,7 @@ def read_shards(
         path: a folder, or a single file, whose rows are for training.
         tables: the Parquet files below the folder, or the file's name.
         optional: they may be tables of something else, that lie beside images; the first one decides.
+        training: as for `find_data`.
 
     Returns:
         None if they are. Otherwise the layout in words, the rows, notes about what is left out, and the classes of the
@@ -38,7 +39,7 @@ def read_shards(
     root = path if path.is_dir() else path.parent
     if optional and not has_images(str(root.joinpath(*tables[0]))):
         return None
-    splits, notes = _assign_splits(path, tables) if path.is_dir() else ({"train": [tables[0]]}, [])
+    splits, notes = _assign_splits(path, tables, training) if path.is_dir() else ({"train": [tables[0]]}, [])
     rows: list[Row] = []
     first: Columns | None = None
     for split, files in splits.items():
@@ -63,7 +64,7 @@ def read_shards(
                 (split, f"{name}#{row}", names[label]) for row, label in enumerate(labels.tolist()) if label >= 0
             ]
         if total and not labelled:
-            if split == "train":
+            if split == "train" and training:
                 raise ShiftViTError(
                     f"{str(path)!r} has only null or -1 in {columns.label!r} of its training images; "
                     "give files with labels"
@@ -78,7 +79,7 @@ def read_shards(
     return layout, rows, notes, first.names
 
 
-def _assign_splits(path: Path, tables: Sequence[Parts]) -> tuple[dict[str, list[Parts]], list[str]]:
+def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple[dict[str, list[Parts]], list[str]]:
     """Returns the files of each split, and a note about files of none."""
     places = [_locate(parts) for parts in tables]
     if len({home for home, _ in places}) > 1:
@@ -92,7 +93,7 @@ def _assign_splits(path: Path, tables: Sequence[Parts]) -> tuple[dict[str, list[
         files.setdefault(meanings.get(words, ""), []).append(parts)
     others = ["/".join(parts) for parts in files.pop("", [])]
     splits = {split: files[split] for split in SPLITS if split in files}
-    if "train" not in splits:
+    if "train" not in splits and (training or not splits):
         raise ShiftViTError(
             f"{str(path)!r} has Parquet files of {join_words([*splits])} and none of train; add them, "
             "or give a single file"

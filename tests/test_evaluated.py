@@ -1,0 +1,82 @@
+"""Images to evaluate on: found without any for training, in every form that images have."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parquet_tables import CIFAR, structs, write
+from shiftvit import ShiftViTError
+from shiftvit.data.find.find import find_data
+from trees import PICTURE, arrays, plant, saved
+
+BLOB = PICTURE.read_bytes()
+
+
+def table(path: Path, *lines: str) -> Path:
+    plant(path.parent, "1.png", "2.png")
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def counts(path: Path) -> dict[str, dict[str, int]]:
+    found = find_data(path, training=False)
+    return {
+        split: {name: int((part.labels == label).sum()) for label, name in enumerate(found.class_names)}
+        for split, part in found.splits.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("test/a/1.png", "test/b/1.png"), {"test": {"a": 1, "b": 1}}),
+        (("val/a/1.png", "test/b/1.png"), {"validation": {"a": 1, "b": 0}, "test": {"a": 0, "b": 1}}),
+        (("train/a/1.png", "test/b/1.png"), {"train": {"a": 1, "b": 0}, "test": {"a": 0, "b": 1}}),
+        (("a/1.png", "a/2.png"), {"train": {"a": 2}}),
+    ],
+)
+def test_folders(tmp_path: Path, names: tuple[str, ...], expected: Any) -> None:
+    assert counts(plant(tmp_path, *names)) == expected
+
+
+def test_tables(tmp_path: Path) -> None:
+    rows = ("path,label,split", "1.png,a,test", "2.png,b,test")
+    assert counts(table(tmp_path / "t.csv", *rows)) == {"test": {"a": 1, "b": 1}}
+    assert counts(table(tmp_path / "t.csv", "path,label", "1.png,a")) == {"train": {"a": 1}}
+
+
+def test_parquet(tmp_path: Path) -> None:
+    for name in ("test-00000-of-00001.parquet", "rows.parquet"):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        write(tmp_path / "data" / name, CIFAR, img=structs([BLOB] * 3), label=[3, 3, 5])
+        found = find_data(tmp_path / "data", training=False)
+        ((split, part),) = found.splits.items()
+        assert split == ("test" if name.startswith("test") else "train")
+        assert [found.class_names[label] for label in part.labels] == ["cat", "cat", "dog"]
+
+
+def test_archives(tmp_path: Path) -> None:
+    x, y = arrays()
+    assert counts(saved(tmp_path / "a.npz", x_test=x, y_test=y)) == {"test": {"0": 3, "1": 3}}
+    # Without names the numbers are the names, and a data set need not have them all.
+    assert counts(saved(tmp_path / "b.npz", images=x, labels=y * 900)) == {"train": {"0": 3, "900": 3}}
+    found = find_data(
+        saved(tmp_path / "c.npz", images=x, labels=y * 0, class_names=np.array(["b", "a"])), training=False
+    )
+    assert found.class_names == ("b", "a")
+    with pytest.raises(ShiftViTError, match="has no images; name its arrays images and labels"):
+        find_data(saved(tmp_path / "d.npz", x=x), training=False)
+
+
+def test_training_still_needs_its_images(tmp_path: Path) -> None:
+    for path in (plant(tmp_path, "test/a/1.png", "test/b/1.png"), saved(tmp_path / "a.npz", x_test=X, y_test=Y)):
+        with pytest.raises(ShiftViTError, match=r"no train/|no images for training"):
+            find_data(path)
+
+
+X, Y = arrays()
