@@ -21,7 +21,7 @@ HOUSE = [
     ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
     ("serve", "server app protocol classify model bodies guard measures batching answers limits"),
-    ("exports", "driver gate saturation build onnx_graphs formats"),
+    ("exports", "pull driver gate saturation build onnx_graphs formats"),
     ("inference", "embed predict runtimes"),
     (
         "training",
@@ -29,8 +29,9 @@ HOUSE = [
         "torch_steps loss schedule",
     ),
     ("evaluation", "report evaluate explain features logits metrics corruptions"),
-    ("bundle", "describe metadata hub session bundle container card"),
-    ("model", "convert network blocks primitives shift"),
+    ("bundle", "describe metadata hub session official bundle card"),
+    ("model", "convert tensors network blocks primitives shift"),
+    ("bundle.stored", "find published manifest container"),
     ("data", "show load read named"),
     ("data.cifar10", "cache archives fetch"),
     ("data.batches", "device host pictures"),
@@ -41,7 +42,7 @@ HOUSE = [
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config files console errors"),
+    ("", "preprocess environment backend presets config download files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.
