@@ -122,7 +122,7 @@ def number_classes(
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: no images, or none for training; a class without training images; an image's name that is no text.
+        ShiftViTError: no images, or none for training; a class without training images; a name that is no text.
     """
     rows = [(split, image, normal(name)) for split, image, name in rows]
     by_split: dict[str, list[Row]] = {}

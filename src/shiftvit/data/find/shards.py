@@ -48,7 +48,7 @@ def read_shards(
         for name in (str(root.joinpath(*parts)) for parts in files):
             with open_parquet(name) as file:
                 columns = find_columns(name, file)
-                if first is None and columns.label is None:  # files of train come first
+                if training and first is None and columns.label is None:  # files of train come first
                     raise ShiftViTError(
                         f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one "
                         "that has them label, with whole numbers or names in it"
