@@ -135,3 +135,13 @@ def test_a_damaged_run(run: Path) -> None:
     with pytest.raises(ShiftViTError, match="is not valid JSON"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "figures/learning_curves.png"])
+def test_a_link_in_someone_elses_run_does_not_come_into_the_page(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "private").write_text("secret")
+    (run / name).unlink()
+    (run / name).symlink_to(tmp_path / "private")
+    with pytest.raises(ShiftViTError, match=rf"{name}' cannot be read \(it is a link\); give the folder of a finished"):
+        write_report(run)
+    assert not (run / "report.html").exists()

@@ -18,19 +18,20 @@ SOURCE = Path(shiftvit.__file__).parent
 # a folder, "" the package's own. There is a line for each in docs/architecture.md.
 HOUSE = [
     ("", "__main__"),
-    ("cli", "main benchmark show data hub export explain predict rates serve train rows settings tables"),
+    ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
     ("serve", "server app about protocol classify model bodies guard measures batching answers limits"),
-    ("exports", "driver gate saturation build onnx_graphs formats"),
-    ("inference", "predict runtimes"),
+    ("exports", "pull driver gate saturation build onnx_graphs formats"),
+    ("inference", "embed predict runtimes"),
     (
         "training",
         "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
         "torch_steps loss schedule",
     ),
-    ("evaluation", "report evaluate explain logits metrics corruptions"),
-    ("bundle", "describe metadata hub bundle container card"),
-    ("model", "convert network blocks primitives shift"),
+    ("evaluation", "report evaluate explain features logits metrics corruptions"),
+    ("bundle", "describe metadata hub session official bundle card"),
+    ("model", "convert tensors network blocks primitives shift"),
+    ("bundle.stored", "find published manifest container"),
     ("data", "show load read named"),
     ("data.cifar10", "cache archives fetch"),
     ("data.batches", "device host pictures"),
@@ -41,7 +42,7 @@ HOUSE = [
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config files console errors"),
+    ("", "preprocess environment backend presets config download files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.

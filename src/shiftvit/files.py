@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +69,27 @@ def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def read_unlinked(path: Path) -> bytes:
+    """Returns the content of a regular file that is no link. It does not wait for a pipe.
+
+    Files of others are read so: a link among them would lead to a private file, which would then be shared as theirs.
+
+    Raises:
+        OSError: the file cannot be read, is a link, or is no regular file.
+    """
+
+    def check(mode: int) -> None:
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, f"it is {'a link' if stat.S_ISLNK(mode) else 'no regular file'}", str(path))
+
+    check(path.lstat().st_mode)
+    # It may have become a link or a pipe meanwhile. Windows lacks these flags, and has no pipes in folders.
+    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
+    with os.fdopen(os.open(path, sum((getattr(os, flag, 0) for flag in flags), os.O_RDONLY)), "rb") as file:
+        check(os.fstat(file.fileno()).st_mode)
+        return file.read()
 
 
 def sha256(path: Path) -> str:
@@ -136,6 +159,16 @@ def cache_folder(name: str) -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("shiftvit") / name
+
+
+def data_folder(name: str) -> Path:
+    """Returns the folder for one kind of data to keep: below `$SHIFTVIT_DATA`, or in the user's data folder."""
+    chosen = os.environ.get("SHIFTVIT_DATA")
+    if chosen:
+        return Path(chosen).expanduser() / name
+    from platformdirs import user_data_path
+
+    return user_data_path("shiftvit") / name
 
 
 def unwritable(path: Path, error: OSError) -> ShiftViTError:

@@ -52,12 +52,12 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _changes(path: Path) -> list[tuple[str, Any, Any, str]]:
     """Returns the settings that were changed on resuming: key, value before, value after, date."""
-    rows = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
+    rows = map(json.loads, _text(path).splitlines()) if path.is_file() else ()
     return [(key, old, new, row["date"]) for row in rows for key, (old, new) in row["changed"].items()]
 
 
 def _figure(path: Path) -> str | None:
-    return base64.b64encode(path.read_bytes()).decode("ascii") if path.is_file() else None
+    return base64.b64encode(_bytes(path)).decode("ascii") if path.exists() else None
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -74,15 +74,20 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     if optional and not path.is_file():
         return {}
+    text = _text(path)
     try:
-        return json.loads(_text(path))  # type: ignore[no-any-return]
+        return json.loads(text)  # type: ignore[no-any-return]
     except ValueError as error:
         raise ShiftViTError(f"{str(path)!r} is not valid JSON ({error}); evaluate or train the run again") from error
 
 
 def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8")
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        return path.read_text("utf-8")
+        return files.read_unlinked(path)  # the page is to be sent on
     except OSError as error:
         raise ShiftViTError(
             f"{str(path)!r} cannot be read ({error.strerror}); give the folder of a finished run"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from shiftvit.data.decode.images import MAX_PIXELS, decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.runtimes import Graph, load_graph
+from shiftvit.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +57,85 @@ class Failure:
 
     path: str
     error: str
+
+
+# An image that is ready for the model, uint8 (h, w, 3), with its name; or why it is not.
+Prepared = Failure | tuple[str, NDArray[np.uint8]]
+
+
+def stream_pixels(
+    sources: Iterable[Source], rule: Preprocess, batch_size: int, threads: int | None, max_pixels: int
+) -> Generator[list[Prepared]]:
+    """Yields what a model takes at once, in order and in bounded memory; see `Predictor.stream`.
+
+    Files are read, decoded and preprocessed in other threads while the caller works on a batch.
+
+    Raises:
+        ShiftViTError: a setting is out of range.
+    """
+    for name, value in (("batch_size", batch_size), ("threads", threads)):
+        if value is not None and value < 1:
+            raise ShiftViTError(f"{name}={value} must be at least 1")
+    return _batches(sources, rule, batch_size, threads or min(8, cores()), max_pixels)
+
+
+def _batches(
+    sources: Iterable[Source], rule: Preprocess, batch_size: int, threads: int, max_pixels: int
+) -> Generator[list[Prepared]]:
+    numbered = enumerate(sources, start=1)
+    # Prepare enough images for the next batch while this one runs, and no more.
+    ahead = threads + 1 + 2 * batch_size // _CHUNK
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    running: deque[Future[list[Prepared]]] = deque()
+    ready: list[Prepared] = []
+    usable = 0
+    try:
+        while True:
+            while len(running) < ahead and (chunk := list(itertools.islice(numbered, _CHUNK))):
+                running.append(pool.submit(_prepare, chunk, rule, max_pixels))
+            if not running:
+                break
+            for item in running.popleft().result():
+                ready.append(item)
+                usable += not isinstance(item, Failure)
+                if usable == batch_size or len(ready) == 4 * batch_size:
+                    yield ready
+                    ready, usable = [], 0
+        if ready:
+            yield ready
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(chunk: list[tuple[int, Source]], rule: Preprocess, max_pixels: int) -> list[Prepared]:
+    """Decodes and preprocesses sources."""
+    results: list[Prepared] = []
+    for number, source in chunk:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
+        try:
+            image = decode(_pillow(source, name), max_pixels=max_pixels, name=name)
+            results.append((name, rule.pixels(image[None])[0]))
+        except ShiftViTError as error:
+            text = str(error)
+            results.append(Failure(name, text if name in text else f"{name}: {text}"))
+    return results
+
+
+def as_sources(images: Source | Iterable[Source]) -> Any:
+    """Returns an iterable of images, whether one is given or many."""
+    single = isinstance(images, str | os.PathLike | bytes) or hasattr(images, "getbands")
+    single = single or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
+    return [images] if single else images
+
+
+def answers(
+    items: list[Prepared], run: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+) -> Iterator[Failure | tuple[str, NDArray[np.float32]]]:
+    """Yields each failure of a batch, and (name, row of what `run` returns) for each image."""
+    pixels = [item[1] for item in items if not isinstance(item, Failure)]
+    rows = iter(run(np.stack(pixels)) if pixels else ())
+    for item in items:
+        yield item if isinstance(item, Failure) else (item[0], next(rows))
 
 
 class Predictor:
@@ -111,11 +192,8 @@ class Predictor:
         Raises:
             ShiftViTError: an image cannot be read. `stream` continues after such images.
         """
-        single = isinstance(images, str | os.PathLike | bytes) or hasattr(images, "getbands")
-        single = single or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
-        sources: Any = [images] if single else images
         results = []
-        for result in self.stream(sources, top_k=top_k, batch_size=batch_size):
+        for result in self.stream(as_sources(images), top_k=top_k, batch_size=batch_size):
             if isinstance(result, Failure):
                 raise ShiftViTError(result.error)
             results.append(result)
@@ -145,59 +223,16 @@ class Predictor:
         Raises:
             ShiftViTError: a setting is out of range.
         """
-        for name, value in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
-            if value is not None and value < 1:
-                raise ShiftViTError(f"{name}={value} must be at least 1")
-        return self._streamed(sources, top_k, batch_size, threads or min(8, cores()), max_pixels)
+        if top_k < 1:
+            raise ShiftViTError(f"top_k={top_k} must be at least 1")
+        batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels)
+        return self._predictions(batches, top_k)
 
-    def _streamed(
-        self, sources: Iterable[Source], top_k: int, batch_size: int, threads: int, max_pixels: int
-    ) -> Iterator[Prediction | Failure]:
-        numbered = enumerate(sources, start=1)
-        # Prepare enough images for the next batch while this one runs, and no more.
-        ahead = threads + 1 + 2 * batch_size // _CHUNK
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        running: deque[Future[list[Failure | tuple[str, NDArray[np.uint8]]]]] = deque()
-        ready: list[Failure | tuple[str, NDArray[np.uint8]]] = []
-        usable = 0
-        try:
-            while True:
-                while len(running) < ahead and (chunk := list(itertools.islice(numbered, _CHUNK))):
-                    running.append(pool.submit(self._prepared, chunk, max_pixels))
-                if not running:
-                    break
-                for item in running.popleft().result():
-                    ready.append(item)
-                    usable += not isinstance(item, Failure)
-                    if usable == batch_size or len(ready) == 4 * batch_size:
-                        yield from self._classified(ready, top_k)
-                        ready, usable = [], 0
-            yield from self._classified(ready, top_k)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _prepared(
-        self, chunk: list[tuple[int, Source]], max_pixels: int
-    ) -> list[Failure | tuple[str, NDArray[np.uint8]]]:
-        """Decodes and preprocesses sources; each result is a failure or (name, uint8 (h, w, 3))."""
-        results: list[Failure | tuple[str, NDArray[np.uint8]]] = []
-        for number, source in chunk:
-            name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
-            try:
-                image = decode(_pillow(source, name), max_pixels=max_pixels, name=name)
-                results.append((name, self.metadata.preprocess.pixels(image[None])[0]))
-            except ShiftViTError as error:
-                text = str(error)
-                results.append(Failure(name, text if name in text else f"{name}: {text}"))
-        return results
-
-    def _classified(
-        self, items: list[Failure | tuple[str, NDArray[np.uint8]]], top_k: int
-    ) -> Iterator[Prediction | Failure]:
-        pixels = [item[1] for item in items if not isinstance(item, Failure)]
-        probabilities = iter(self._graph.run(np.stack(pixels)) if pixels else ())
-        for item in items:
-            yield item if isinstance(item, Failure) else self._prediction(item[0], next(probabilities), top_k)
+    def _predictions(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Prediction | Failure]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                for answer in answers(batch, self._graph.run):
+                    yield answer if isinstance(answer, Failure) else self._prediction(answer[0], answer[1], top_k)
 
     def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
         # Stable: of equal probabilities the first class wins, as in `evaluate`.

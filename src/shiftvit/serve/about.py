@@ -9,7 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import FileResponse, Response
 
-from shiftvit.bundle.bundle import PRETRAINED, find_bundle, read_card
+from shiftvit.bundle.bundle import read_card
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
 from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json, Refused, describe_errors
 from shiftvit.serve.model import ServedModel, find_model

@@ -60,7 +60,7 @@ def open_parquet(path: str) -> Iterator[Any]:
         # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
         with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
             yield file
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__

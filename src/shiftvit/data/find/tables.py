@@ -237,7 +237,7 @@ def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
                 if name in wanted:
                     arrays[name] = archive[name]
             return arrays, [name for name in archive.files if name not in wanted]
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged archives raise nearly anything
         what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import zipfile
 from pathlib import Path
 from typing import Protocol
@@ -28,16 +29,28 @@ class Container(Protocol):
 
 
 class Folder:
-    """A container that is a folder."""
+    """A container that is a folder.
+
+    No link in it is followed: someone else's could lead to a private file. The exception are those of the Hugging Face
+    Hub's cache, from `snapshots/COMMIT/` to `blobs/` beside it.
+    """
 
     def __init__(self, where: Path) -> None:
         self.where = where
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.where / name).read_bytes()
+            return files.read_unlinked(self._find(name))
         except OSError as error:
             raise _unreadable(self.where, name, error.strerror or str(error)) from error
+
+    def _find(self, name: str) -> Path:
+        path, folder = self.where / name, self.where.absolute()
+        blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
+        if blobs is None or blobs.is_symlink() or not path.is_symlink():
+            return path
+        target = path.readlink()
+        return blobs / target.name if target == Path("..", "..", "blobs", target.name) else path
 
 
 class Archive:
@@ -50,7 +63,10 @@ class Archive:
         try:
             with zipfile.ZipFile(self.where) as archive:
                 entry = archive.getinfo(name)
-                if entry.file_size > max(_FLOOR, _MAX_RATIO * entry.compress_size):
+                kind = stat.S_IFMT(entry.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG):
+                    raise _unreadable(self.where, name, "it is no regular file")
+                if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
                         f"{entry.compress_size:,}, which no model does; get the bundle again"
@@ -58,7 +74,7 @@ class Archive:
                 return archive.read(entry)
         except KeyError:
             raise _unreadable(self.where, name, "it is not in the archive") from None
-        except ShiftViTError:
+        except (ShiftViTError, MemoryError):
             raise
         except Exception as error:  # the decompressors' errors share no base class
             raise _unreadable(self.where, name, str(error)) from error
@@ -100,6 +116,11 @@ def write_container(path: Path, contents: dict[str, bytes]) -> None:
             (folder / name).write_bytes(content)
 
     files.write_folder(path, write)
+
+
+def unpacks_too_far(size: int, packed: int) -> bool:
+    """Whether `packed` bytes become so many that they are no model's."""
+    return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
 def digest(content: bytes) -> str:
