@@ -20,7 +20,7 @@ HOUSE = [
     ("", "__main__"),
     ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
-    ("serve", "server app protocol classify model bodies guard measures batching answers limits"),
+    ("serve", "server app about protocol classify model bodies guard measures batching answers limits"),
     ("exports", "pull driver gate saturation build onnx_graphs formats"),
     ("inference", "embed predict runtimes"),
     (
