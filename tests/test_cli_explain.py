@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from shiftvit import ShiftViTError
-from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import explain as command
 
 

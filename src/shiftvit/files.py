@@ -167,6 +167,16 @@ def cache_folder(name: str) -> Path:
     return user_cache_path("shiftvit") / name
 
 
+def data_folder(name: str) -> Path:
+    """Returns the folder for one kind of data to keep: below `$SHIFTVIT_DATA`, or in the user's data folder."""
+    chosen = os.environ.get("SHIFTVIT_DATA")
+    if chosen:
+        return Path(chosen).expanduser() / name
+    from platformdirs import user_data_path
+
+    return user_data_path("shiftvit") / name
+
+
 def unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
     reason = error.strerror or str(error)

@@ -49,8 +49,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which parts of an image a prediction depends on."""
-    from shiftvit.bundle.bundle import PRETRAINED, Bundle
+    from shiftvit.bundle.bundle import Bundle
     from shiftvit.bundle.metadata import graph_metadata
+    from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
 
     if method not in METHODS:

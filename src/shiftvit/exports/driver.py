@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import environment
-from shiftvit.bundle.bundle import PRETRAINED, Bundle, find_bundle
+from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError, notice
@@ -81,26 +83,52 @@ def export(
     return folder
 
 
-def pack(model: str | Path, out: str | Path, *, half: bool = False, onnx: bool = False) -> Path:
+def pack(
+    model: str | Path,
+    out: str | Path,
+    *,
+    half: bool = False,
+    onnx: bool = False,
+    preset: str | None = None,
+    labels: str | Path | None = None,
+    ema: bool = False,
+) -> Path:
     """Writes a bundle to share: a folder, or one file if `out` ends in ".zip".
 
     Args:
-        model: a run folder, a bundle or the name of a model that comes with the package.
+        model: a run folder, a bundle, the name of a model, or a checkpoint of the authors' code.
         out: the folder or file to write.
         half: store the weights in float16.
         onnx: add the ONNX graph, which predicts without a framework, once it passes the parity gate.
+        preset: for a checkpoint, as are the following: the paper's model that its weights are of.
+        labels: a text file with its class names, one on each line.
+        ema: take the moving average of its weights.
 
     Raises:
-        ShiftViTError: as `export`.
+        ShiftViTError: as `export`; a checkpoint cannot be read or does not fit.
     """
-    bundle = Bundle.load(model)
+    check_place(Path(out))
+    if is_checkpoint(model):
+        bundle = convert_checkpoint(model, preset, labels=labels, ema=ema)
+    else:
+        chosen = {"--preset": preset, "--labels": labels, "--ema": ema or None}
+        for option in (name for name, value in chosen.items() if value is not None):
+            raise ShiftViTError(f"{option} is for checkpoints of the authors' code, and {str(model)!r} is none")
+        bundle = Bundle.load(model)
     bundle = bundle.halved() if half else bundle
-    if onnx:
-        with tempfile.TemporaryDirectory() as temporary:
-            plain = dataclasses.replace(bundle, graph=None).save(Path(temporary) / "bundle")
-            exported = export(plain, "onnx", out=Path(temporary) / "onnx")
-            bundle = dataclasses.replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
-    return bundle.save(out)
+    return (add_graph(bundle) if onnx else bundle).save(out)
+
+
+def add_graph(bundle: Bundle) -> Bundle:
+    """Returns the bundle with its ONNX graph, once that passes the parity gate.
+
+    Raises:
+        ShiftViTError: a package is not installed, or the gate found a fault.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = dataclasses.replace(bundle, graph=None).save(Path(temporary) / "bundle")
+        exported = export(plain, "onnx", out=Path(temporary) / "onnx")
+        return dataclasses.replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
 
 
 def _build_and_prove(

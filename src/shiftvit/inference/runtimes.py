@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.bundle import GRAPH, MANIFEST, PRETRAINED, Bundle, find_bundle, read_checked, read_manifest
-from shiftvit.bundle.container import Container, open_container
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.bundle.session import open_session
+from shiftvit.bundle.stored.container import Container, open_container
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
+from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
 from shiftvit.errors import ShiftViTError, install_hint, nearest
 

@@ -68,7 +68,7 @@ class Archive:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
                     raise _unreadable(self.where, name, "it is no regular file")
-                if entry.file_size > max(_FLOOR, _MAX_RATIO * entry.compress_size):
+                if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
                         f"{entry.compress_size:,}, which no model does; get the bundle again"
@@ -131,6 +131,11 @@ def write_container(
             (folder / name).write_bytes(content)
 
     write_folder(path, write, {*contents, *gone}, keep)
+
+
+def unpacks_too_far(size: int, packed: int) -> bool:
+    """Whether `packed` bytes become so many that they are no model's."""
+    return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
 def digest(content: bytes) -> str:
