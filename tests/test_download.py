@@ -160,7 +160,7 @@ def test_an_unstated_length_is_taken(files: FileServer, tmp_path: Path) -> None:
 def test_attempts_that_bring_nothing_end(files: FileServer, tmp_path: Path) -> None:
     begin(files, tmp_path / "file")
     files.stop_after = 0
-    with pytest.raises(ShiftViTError, match="ended after 29999. of 1000000 bytes"):
+    with pytest.raises(ShiftViTError, match=r"ended after 29999. of 1000000 bytes"):
         download(files.url, tmp_path / "file", limit=2**20)
     assert len(files.requests) == 3
 
