@@ -36,7 +36,7 @@ HOUSE = [
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
     ("data.find", "find splits shards folders tables dataset listing"),
-    ("data.decode", "images rows parquet formats"),
+    ("data.decode", "images profiles readers rows parquet formats netpbm faults"),
     ("recipes", "recipe"),
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),

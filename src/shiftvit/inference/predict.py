@@ -113,7 +113,7 @@ def _prepare(chunk: list[tuple[int, Source]], rule: Preprocess, max_pixels: int)
     for number, source in chunk:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
         try:
-            image = decode(_pillow(source, name), max_pixels=max_pixels, name=name)
+            image = decode(_pillow(source, name), max_pixels=max_pixels, name=name, srgb=rule.srgb)
             results.append((name, rule.pixels(image[None])[0]))
         except ShiftViTError as error:
             text = str(error)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.decode.formats import kind_of
 from shiftvit.data.decode.images import decode
+from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.inference.runtimes import Graph, load_graph
 from shiftvit.serve.answers import Refused, refuse_full
@@ -81,9 +82,15 @@ class ServedModel:
 
     def _decode(self, content: bytes) -> Pixels:
         if kind_of(content) is None:
-            raise Refused(415, "the body is no image of a supported format; send a JPEG, PNG, WebP, GIF, BMP or TIFF")
+            raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
-            image = decode(content, name="image", max_pixels=self._limits.max_pixels, max_bytes=self._limits.max_bytes)
+            image = decode(
+                content,
+                name="image",
+                max_pixels=self._limits.max_pixels,
+                max_bytes=self._limits.max_bytes,
+                srgb=self.graph.metadata.preprocess.srgb,
+            )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
         return self.graph.metadata.preprocess.pixels(image[None])

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.find.dataset import SPLIT_WORDS, Dataset, Row, check_classes, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
+from shiftvit.data.find.listing import is_companion
 from shiftvit.data.find.shards import read_shards
 from shiftvit.data.find.tables import read_archive, read_table
 from shiftvit.errors import ShiftViTError, join_words
@@ -99,7 +100,7 @@ def _walk(root: Path) -> tuple[list[Parts], list[Parts], list[Parts], Counter[st
                 images.append((*parts, entry.name))
             elif suffix == ".parquet":
                 tables.append((*parts, entry.name))
-            else:
+            elif not is_companion(entry.path):
                 left_out[f"files of type {suffix}" if suffix else "files without an extension"] += 1
         folders += inner
         stack += reversed(inner)
