@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from shiftvit import Bundle, ShiftViTError
-from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
-from shiftvit.bundle.container import Archive, Folder, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Folder, digest, open_container, write_container
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.exports.driver import pack
 
 CONTENTS = {"bundle.json": b'{"key": "value"}' * 40, "model.safetensors": bytes(range(256)) * 20}

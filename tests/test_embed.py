@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from sample import load_sample
 from shiftvit import Bundle, Embedder, Predictor, ShiftViTError
-from shiftvit.bundle.bundle import GRAPH, PRETRAINED
 from shiftvit.bundle.session import add_features
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.cli.main import app
 from shiftvit.evaluation.metrics import softmax
 from shiftvit.inference.predict import Failure

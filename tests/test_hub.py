@@ -18,8 +18,8 @@ from huggingface_hub.utils import close_session
 
 from hub_world import TOKEN, Hub, Repository, serving, sha
 from shiftvit import Bundle, Preprocess, ShiftViTError
-from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.bundle.hub import pull, push
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.config import ModelConfig
 
 # The client sends large files through an argument that its own network library has renamed.

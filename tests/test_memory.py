@@ -13,7 +13,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from sample import write_tree
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViTError
-from shiftvit.bundle.container import open_container, write_container
+from shiftvit.bundle.stored.container import open_container, write_container
 from shiftvit.cli import main
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode

@@ -17,7 +17,7 @@ from PIL import Image
 import shiftvit
 from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
-from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import main
 from shiftvit.data import named
 from shiftvit.exports.formats import FORMATS

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
-from shiftvit.bundle.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
+from shiftvit.bundle.bundle import LARGEST_CARD, Bundle, check_place
 from shiftvit.bundle.card import addressed, write_card
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.errors import ShiftViTError, install_hint
 
 # The files that are downloaded, and the bytes that each may have. The paper's largest model has 400 MB of weights.

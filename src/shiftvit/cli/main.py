@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli import benchmark, data, embed, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Interrupted, ShiftViTError, nearest
+from shiftvit.errors import Interrupted, ShiftViTError, nearest, one_line
 
 app = typer.Typer(
     name="shiftvit",
@@ -87,7 +87,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"shiftvit: {' '.join(message.split())}", file=sys.stderr)
+    print(f"shiftvit: {one_line(message)}", file=sys.stderr)
     return status
 
 

@@ -150,7 +150,7 @@ def _write(
 
 def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
     """Returns paths, or the bytes of an image on standard input."""
-    from shiftvit.bundle.bundle import PRETRAINED
+    from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import is_companion, list_images
 
     if not paths:

@@ -79,7 +79,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on test images."""
-    from shiftvit.bundle.bundle import find_bundle
+    from shiftvit.bundle.stored.find import find_bundle
 
     find_bundle(run)
     prepare_backend()
