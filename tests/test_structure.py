@@ -22,7 +22,7 @@ HOUSE = [
     ("", "benchmark"),
     ("serve", "server app about protocol classify model heat bodies guard measures batching answers limits"),
     ("exports", "pull driver gate saturation build onnx_graphs formats"),
-    ("inference", "embed explainer predict runtimes"),
+    ("inference", "embed explainer predict sources runtimes"),
     (
         "training",
         "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
@@ -36,13 +36,13 @@ HOUSE = [
     ("data.cifar10", "cache archives fetch"),
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
-    ("data.find", "find splits shards folders tables dataset listing"),
+    ("data.find", "find splits arrays shards folders tables cells places dataset listing words"),
     ("data.decode", "images rows parquet formats"),
     ("recipes", "recipe"),
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config download files console errors"),
+    ("", "preprocess environment backend presets config replacement download files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.

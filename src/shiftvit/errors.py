@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class ShiftViTError(ValueError):
@@ -44,6 +46,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def one_line(text: str) -> str:
     """Returns text on one line, with a space for each run of spaces and of what cannot be printed."""
     return " ".join(_printable(text).split())
+
+
+def check_at_least(name: str, value: Any, least: int) -> None:
+    """Raises ShiftViTError unless a setting is None or a whole number of at least `least`."""
+    try:
+        whole = None if value is None else operator.index(value)
+    except TypeError:
+        raise ShiftViTError(f"{name}={value!r} must be a whole number of at least {least}") from None
+    if whole is not None and whole < least:
+        raise ShiftViTError(f"{name}={value} must be at least {least}")
 
 
 def notice(text: str) -> None:

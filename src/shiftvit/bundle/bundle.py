@@ -8,6 +8,7 @@ Loading verifies everything else and builds the model from the configuration: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from shiftvit.bundle.card import write_card
-from shiftvit.bundle.stored.container import Container, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import (
     CARD,
@@ -34,6 +35,9 @@ from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
+_NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
+# What tells a bundle's manifest from other JSON files of that name.
+_KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
 
@@ -105,12 +109,13 @@ class Bundle:
     def save(self, path: str | Path) -> Path:
         """Writes a folder, or a zip archive if `path` ends in ".zip", whole or not at all; replaces a bundle.
 
+        Other files in the folder of an earlier bundle stay.
+
         Raises:
             ShiftViTError: no space, no permission, or `path` exists and is not a bundle.
         """
         path = Path(path)
-        check_place(path)
-        write_container(path, self.files())
+        write_container(path, self.files(), gone=_NAMES, keep=check_place(path))
         return path
 
     def files(self) -> dict[str, bytes]:
@@ -189,10 +194,32 @@ class Bundle:
         return model
 
 
-def check_place(path: Path) -> None:
-    """Raises ShiftViTError if something other than a bundle exists at `path`; `save` would not replace it."""
-    if path.exists() and open_container(path, MANIFEST) is None:
+def check_place(path: Path) -> set[str]:
+    """Checks that `save` may write to `path`: nothing is there, or a bundle, even a damaged one.
+
+    Returns:
+        which of the names of a bundle's files are someone else's in that folder.
+
+    Raises:
+        ShiftViTError: something else is there.
+    """
+    if not path.exists():
+        return set()
+    container = open_container(path, MANIFEST)
+    manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
+    if container is not None:
+        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged one is to be replaced
+            manifest = json.loads(container.read(MANIFEST))
+    if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
+    if isinstance(container, Archive):
+        if others := sorted({*container.names()} - _NAMES):
+            raise ShiftViTError(
+                f"{str(path)!r} exists and holds more than a bundle ({others[0]!r}), so it is not replaced; choose "
+                "another place"
+            )
+        return set()
+    return set() if GRAPH in (manifest["files"] or ()) else {GRAPH}
 
 
 def read_card(container: Container) -> str | None:

@@ -108,12 +108,16 @@ def _explain(
     pixels = np.concatenate(parts)  # (N, h, w, 3)
     wanted = None if class_name is None else np.full(len(names), bundle.labels.index(class_name))
     if methods == ("cam",):
+        from shiftvit.evaluation.metrics import check_finite
         from shiftvit.inference.explainer import Explainer
 
-        answers, heat = Explainer.from_pretrained(model)(pixels, wanted)
-        maps = {"cam": heat}
+        explainer = Explainer.from_pretrained(model)
+        answers, features = explainer.run(pixels)
+        check_finite(answers, f"the model {model!r}", names)
+        maps = {"cam": explainer.heat(features, answers.argmax(axis=1) if wanted is None else wanted)}
     else:
-        answers, maps = _explain_by_network(bundle, preprocess.normalised(pixels), methods, wanted, stage, patch)
+        images = preprocess.normalised(pixels)
+        answers, maps = _explain_by_network(model, bundle, names, images, methods, wanted, stage, patch)
     predicted = answers.argmax(axis=1)
     chosen = predicted if wanted is None else wanted
     rows = []
@@ -132,14 +136,23 @@ def _explain(
 
 
 def _explain_by_network(
-    bundle: Any, images: Any, methods: tuple[str, ...], wanted: Any, stage: str | None, patch: int | None
+    model: str,
+    bundle: Any,
+    names: list[str],
+    images: Any,
+    methods: tuple[str, ...],
+    wanted: Any,
+    stage: str | None,
+    patch: int | None,
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the probabilities (N, C) of preprocessed images, and a heat map of each for each method."""
     prepare_backend()
     from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities
+    from shiftvit.evaluation.metrics import check_finite
 
     network, temperature = bundle.build(), bundle.temperature
     answers = probabilities(network, images, temperature=temperature)
+    check_finite(answers, f"the model {model!r}", names)
     chosen = answers.argmax(axis=1) if wanted is None else wanted
     maps = {}
     if "grad_cam" in methods:

@@ -66,6 +66,8 @@ def evaluate(
     with Bar("evaluating", len(split)) as bar:
         logits = predict_logits(model, split.images, split.preprocess, told=bar.advance)
     seconds = time.perf_counter() - began
+    model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
+    metrics.check_finite(logits, model_name, [split.path(n) or f"image {n + 1}" for n in range(len(split))])
     probabilities = softmax(logits / np.float32(loaded.temperature))
     report = {
         "data": data,

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ _RUN_LENGTH_WEIGHT = 16  # the same for a run-length BMP, which Pillow decodes i
 _BYTES = 8  # that decoding takes for a pixel, at least
 _TILE = 2**16  # pixels that are converted at a time, so that a large picture has no second full-size copy
 _SPECIAL = {"d": "directory", "p": "named pipe", "s": "socket", "c": "device", "b": "device"}
+_loading = threading.Lock()
 _PHOTOMETRIC, _BITS, _TILE_WIDTH, _TILE_LENGTH = 262, 258, 322, 323  # tags of TIFF
 
 
@@ -174,7 +176,8 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
 def _from_image(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
     with _translate_errors("image"):
-        image.load()
+        with _loading:  # Pillow reads a picture's file without a lock, and several threads may be given the same one
+            image.load()
         pixels = _pixels(image)
     return _turn(pixels, orientation_of(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
 
