@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -224,7 +225,9 @@ def find_bundle(path: str | Path) -> Container:
     if str(given) in pretrained_names() and (named := open_container(PRETRAINED / given, MANIFEST)) is not None:
         return named
     if (path / "recipe.toml").is_file():
-        raise ShiftViTError(f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {path}")
+        raise ShiftViTError(
+            f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {shlex.quote(str(path))}"
+        )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(str(given)) else ""
     raise ShiftViTError(
