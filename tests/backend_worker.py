@@ -21,11 +21,13 @@ import test_explain
 from logs import read_log
 from sample import load_sample
 from shiftvit.bundle.bundle import Bundle
+from shiftvit.inference.runtimes import load_graph
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.fit import train
 from tensors import BACKEND, normal, set_random_weights, to_numpy
+from threads import answer_together
 
 NORMS = ("group", "layer", "batch")
 X = normal(2, 21, 16, 3)
@@ -87,6 +89,7 @@ def main(folder: Path) -> None:
     names = ("official_gn1", "official_bn_relu")
     results["parity"] = {name: parity.official(name) for name in names} | {"keras_example": parity.example()}
     results["training"] = trained(folder)
+    results["threads"] = answer_together(load_graph("cifar10", "keras").run, load_sample().test.images[:16])
     np.savez(folder / f"{BACKEND}.npz", **test_explain.findings())
     print("saved", flush=True)
     results["loaded"] = load(folder, sys.stdin.readline().split())

@@ -40,3 +40,8 @@ def test_training_lowers_the_loss(backend: str) -> None:
     assert len(losses) == 4
     assert np.isfinite([*losses, training["test"]]).all()
     assert losses[-1] < losses[0] - 0.05, losses
+
+
+@every_backend
+def test_threads_share_a_model(backend: str) -> None:
+    assert of(backend)["threads"] < 1e-5

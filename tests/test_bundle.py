@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, PRETRAINED, WEIGHTS, pretrained_names
-from shiftvit.bundle.container import digest
+from shiftvit.bundle.stored.container import digest
+from shiftvit.bundle.stored.find import PRETRAINED, pretrained_names
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from tensors import set_random_weights
 
 

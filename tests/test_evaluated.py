@@ -106,8 +106,8 @@ def test_the_default_and_the_choice(tmp_path: Path, capsys: pytest.CaptureFixtur
         find_evaluated(str(flat), "test")
     with pytest.raises(ShiftViTError, match="has no validation images, it has train and test; use --split all"):
         find_evaluated(str(plant(tmp_path / "three", "train/a/1.png", "test/b/2.png")), "validation")
-    with pytest.raises(ShiftViTError, match="there is no split 'tests'; use train, validation, test or all"):
-        find_evaluated(str(flat), "tests")
+    with pytest.raises(ShiftViTError, match="there is no split 'tset'; use train, validation, test or all"):
+        find_evaluated(str(flat), "tset")
 
 
 def test_all_arrays_of_an_archive(tmp_path: Path) -> None:

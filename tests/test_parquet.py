@@ -132,6 +132,7 @@ Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(P
             None,
         ),
         (None, {"image": structs([GREY] * 4), "label": ["dog", "cat ", None, " "]}, ("cat", "dog"), [1, 0], "2"),
+        (None, {"image": structs([GREY] * 4), "label": [1.0, None, 0.0, float("nan")]}, ("0", "1"), [1, 0], "2"),
         (None, {"image": pa.array([GREY] * 3), "labels": [10, 9, 10]}, ("9", "10"), [1, 0, 1], None),
         (None, {"a": pa.array([GREY] * 2, pa.large_binary()), "class": [True, False]}, ("0", "1"), [1, 0], None),
         (
@@ -190,13 +191,22 @@ TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
     [
         (
             {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
-            "has no column with the bytes of images, only text, l",
+            "has no column with the bytes of images, only text (string), label (int64); name one",
         ),
         (
             {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
             "bytes in the columns a, b; name that of im",
         ),
-        ({"train.parquet": {"image": structs([GREY])}}, "has no column of labels for training; name the one that has"),
+        (
+            {"train.parquet": {"image": ["a.png", "b.png"], "label": [0, 1]}},
+            "only image (string), label (int64); name one with them image (paths, base64 and arrays are not read",
+        ),
+        ({"train.parquet": {"image": structs([GREY])}}, "has no column of labels for training, only image (struct<"),
+        (
+            {"train.parquet": TWO | {"label": [[0], [1]]}},
+            "label (list<element: int64>); name the one that has them label, with whole numbers or names in it",
+        ),
+        ({"train.parquet": TWO | {"label": [0.0, 0.5]}}, "has the label 0.5; labels are whole numbers or names"),
         ({"train.parquet": TWO | {"label": [-1, None]}}, "has only null or -1 in 'label' of its training images; give"),
         ({"test.parquet": TWO}, "has Parquet files of test and none of train; add them, or give a single file"),
         ({"a/train.parquet": TWO, "b/train.parquet": TWO}, "holds several data sets of Parquet files; give one of '"),

@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def evaluated(run: Path) -> None:
-    (run / "evaluation").mkdir()
+    (run / "evaluation").mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), "blue").save(run / "evaluation" / "reliability.png")
     row = {"class": "<b>cat & dog</b>", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234}
     found = {
@@ -199,3 +199,13 @@ def test_top_5_of_few_classes_is_not_shown(run: Path) -> None:
     for count, shown in ((5, False), (6, True)):
         (run / "recipe.toml").write_text(f"[model]\nnum_classes = {count}\n")
         assert ("Test top-5" in Page(write_report(run).read_text("utf-8")).text) == shown
+
+
+@pytest.mark.parametrize("name", ["recipe.toml", "figures/learning_curves.png"])
+def test_a_link_in_someone_elses_run_does_not_come_into_the_page(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "private").write_text("secret")
+    (run / name).unlink()
+    (run / name).symlink_to(tmp_path / "private")
+    with pytest.raises(ShiftViTError, match=rf"{name}' cannot be read \(it is a link\); give the folder of a finished"):
+        write_report(run)
+    assert not (run / "report.html").exists()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import pickle
 import random
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from exported import SINGLE, answers, artifact, exported
+from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle.bundle import GRAPH
+from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.inference.runtimes import RUNTIMES, load_graph
+from threads import answer_together
 
 # The libraries' own, on loading what they wrote themselves.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -57,6 +61,50 @@ def test_a_bundle_answers_alike_in_every_runtime(runtime):
 @pytest.mark.parametrize("given", [exported, artifact])
 def test_an_export_answers_alike_in_its_own_runtime(name, given):
     check(load_graph(given(name), NATIVE[name]), NATIVE[name])
+
+
+def check_threads(given, runtime):
+    need(runtime)
+    assert answer_together(load_graph(given, runtime).run, load_sample().test.images[:16]) < 1e-5
+
+
+@pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
+def test_threads_share_a_bundles_model(runtime):
+    check_threads("cifar10", runtime)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SINGLE)
+def test_threads_share_an_export(name):
+    check_threads(exported(name), NATIVE[name])
+
+
+def test_threads_load_at_once(plain):
+    with ThreadPoolExecutor(8) as pool:
+        graphs = list(pool.map(lambda _: load_graph(plain), range(8)))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    assert len({graph.run(pixels).tobytes() for graph in graphs}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_pickled_export_is_loaded_again_by_its_own_runtime(name):
+    graph = load_graph(exported(name), NATIVE[name], threads=1)
+    content = pickle.dumps(graph)
+    assert len(content) < 1000
+    check(pickle.loads(content), NATIVE[name])
+
+
+def test_a_pickle_keeps_where_the_model_was_and_the_options(plain, monkeypatch):
+    monkeypatch.chdir(plain.parent)
+    content = pickle.dumps(load_graph("plain", threads=1))
+    monkeypatch.chdir("/")
+    graph = pickle.loads(content)
+    assert (graph.model, graph.runtime, graph.threads) == (str(plain), "keras", 1)
+    assert pickle.loads(pickle.dumps(load_graph("cifar10"))).model == "cifar10"
+    shutil.rmtree(plain)
+    with pytest.raises(ShiftViTError, match="plain' does not exist"):
+        pickle.loads(content)
 
 
 @pytest.mark.slow

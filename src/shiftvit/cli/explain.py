@@ -49,8 +49,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show which parts of an image a prediction depends on."""
-    from shiftvit.bundle.bundle import PRETRAINED, Bundle
+    from shiftvit.bundle.bundle import Bundle
     from shiftvit.bundle.metadata import graph_metadata
+    from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
 
     if method not in METHODS:
@@ -64,7 +65,7 @@ def explain(
     if class_name is not None and class_name not in bundle.labels:
         raise ShiftViTError(f"the model knows no class {class_name!r}; {nearest(class_name, bundle.labels)}")
     preprocess = graph_metadata(bundle).preprocess
-    rows, pixels = _explained(bundle, preprocess, names, METHODS[method], class_name, stage, patch)
+    rows, pixels = _explained(model, bundle, preprocess, names, METHODS[method], class_name, stage, patch)
     _draw(rows[:_SHOWN], pixels, METHODS[method], out)
     if as_json:
         print(json.dumps(rows))
@@ -76,6 +77,7 @@ def explain(
 
 
 def _explained(
+    model: str,
     bundle: Any,
     preprocess: Any,
     names: list[str],
@@ -91,11 +93,13 @@ def _explained(
     pixels = np.concatenate(parts)  # (N, h, w, 3)
     prepare_backend()
     from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities
+    from shiftvit.evaluation.metrics import check_finite
 
     network = bundle.build()
     images = preprocess.normalised(pixels)
     temperature = bundle.temperature
     answers = probabilities(network, images, temperature=temperature)
+    check_finite(answers, f"the model {model!r}", names)
     predicted = answers.argmax(axis=1)
     chosen = predicted if class_name is None else np.full(len(names), bundle.labels.index(class_name))
     maps = {}

@@ -77,7 +77,7 @@ def predict(
     if kind not in list(Format):
         raise ShiftViTError(f"there is no format {kind!r}; {nearest(kind, list(Format))}")
     form = Format(kind)
-    sources = _sources(paths, recursive, all_files)
+    sources = find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
     top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
@@ -150,9 +150,9 @@ def _write(
     return 3 if failures else 0, shown
 
 
-def _sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
+def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
     """Returns paths, or the bytes of an image on standard input."""
-    from shiftvit.bundle.bundle import PRETRAINED
+    from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
 
     if not paths:

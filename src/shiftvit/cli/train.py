@@ -100,7 +100,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model: on the images it was not trained on, or on others."""
-    from shiftvit.bundle.bundle import find_bundle
+    from shiftvit.bundle.stored.find import find_bundle
     from shiftvit.data.find.kept import name_some
 
     find_bundle(run)

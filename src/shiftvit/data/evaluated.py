@@ -13,8 +13,9 @@ import numpy as np
 
 from shiftvit.data import named
 from shiftvit.data.decode.rows import row_of
-from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Dataset, Row, Split
+from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
 from shiftvit.data.find.kept import SPLITS_TABLE, find_gone, name_some, read_splits, take_rows, within
+from shiftvit.data.find.words import name_splits
 from shiftvit.data.load import split_as
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.recipes.recipe import Recipe
@@ -61,7 +62,7 @@ def find_evaluated(name: str | None, split: str | None = None, run: Path | None 
     Raises:
         ShiftViTError: nothing that can be understood, no such split, or none of its images is left.
     """
-    wanted = None if split is None else ALL if split == ALL else SPLIT_WORDS.get(split.casefold())
+    wanted = None if split is None else ALL if split == ALL else name_splits({split}).get(split)
     if split is not None and wanted is None:
         raise ShiftViTError(f"there is no split {split!r}; use train, validation, test or all")
     found = _find_others(str(name), wanted) if run is None else _find_for_run(name, wanted, run)

@@ -17,6 +17,7 @@ from shiftvit.data import named
 from shiftvit.data.evaluated import Evaluated, find_evaluated
 from shiftvit.data.find.dataset import Split
 from shiftvit.data.find.kept import name_some
+from shiftvit.data.find.words import normal
 from shiftvit.data.load import say_counts
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, notice
@@ -85,6 +86,8 @@ def evaluate(
     with Bar("evaluating", len(images)) as bar:
         logits = predict_logits(model, images.images, images.preprocess, told=bar.advance)
     seconds = time.perf_counter() - began
+    model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
+    metrics.check_finite(logits, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
     probabilities = softmax(logits / np.float32(loaded.temperature))
     counts = np.bincount(labels, minlength=len(loaded.labels))
     report = {
@@ -144,7 +147,7 @@ def _places(loaded: Bundle, class_names: tuple[str, ...], images: Split, data: s
     Raises:
         ShiftViTError: images of classes that the model does not know.
     """
-    labels, counts = loaded.labels, np.bincount(images.labels, minlength=len(class_names))
+    labels, counts = tuple(map(normal, loaded.labels)), np.bincount(images.labels, minlength=len(class_names))
     foreign = [name for name, count in zip(class_names, counts, strict=True) if count and name not in labels]
     if foreign:
         shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, nearest
-from shiftvit.evaluation.metrics import softmax
+from shiftvit.evaluation.metrics import check_finite, softmax
 
 Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]
@@ -39,7 +39,8 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
         nothing supports the class.
 
     Raises:
-        ShiftViTError: images or classes do not fit the model, there is no such stage, or the model has no head.
+        ShiftViTError: images or classes do not fit the model, there is no such stage, the model has no head, or it
+            gives NaN.
     """
     chosen = _checked(model, images, classes)
     body, tail = split(model, stage)
@@ -55,6 +56,7 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
     if not found:
         return np.zeros((0, *body.output_shape[1:3]), np.float32)
     heat = np.concatenate(found)[: len(images)]
+    check_finite(heat)
     largest = heat.max(axis=(1, 2), keepdims=True)
     return np.asarray(heat / np.where(largest > 0, largest, 1), np.float32)
 
@@ -87,7 +89,8 @@ def occlusion(
         float32 `(N, H, W)`, from -1 to 1.
 
     Raises:
-        ShiftViTError: images or classes do not fit the model, or the square does not fit the image.
+        ShiftViTError: images or classes do not fit the model, the square does not fit the image, or the model gives
+            NaN.
     """
     chosen = _checked(model, images, classes)
     count, height, width, _ = images.shape
@@ -108,6 +111,7 @@ def occlusion(
     answers = probabilities(
         model, itertools.chain(images, covered()), count * (1 + len(corners)), temperature=temperature
     )
+    check_finite(answers)
     if chosen is None:
         chosen = answers[:count].argmax(axis=1)
     rows = np.arange(count)

@@ -31,6 +31,25 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
         )
 
 
+def check_finite(answers: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
+    """Raises ShiftViTError unless a model's answers `(N, ...)` are finite.
+
+    Args:
+        answers: logits, probabilities or whatever else it says of N images.
+        model: what the message calls the model.
+        names: what it calls the images; None: by number, from 1.
+    """
+    finite = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1) if answers.size else np.ones(0, bool)
+    if finite.all():
+        return
+    first = int(finite.argmin())
+    image = f"image {first + 1}" if names is None else repr(names[first])
+    raise ShiftViTError(
+        f"{model} answers with NaN or infinity for {image}; its weights are damaged or its training diverged: "
+        "train it again, or take another model"
+    )
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the probabilities of logits `(N, C)`, float32 `(N, C)`."""
     exact = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -45,9 +64,10 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     larger). With fewer than five classes top-5 is 1.
 
     Raises:
-        ShiftViTError: there are no images, or the labels do not fit the logits.
+        ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
     check(logits, labels)
+    check_finite(logits)
     top1, top5, losses = _per_image(logits, labels)
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
@@ -157,8 +177,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     check(logits, labels)
-    if not np.isfinite(logits).all():
-        raise ShiftViTError("some logits are NaN or infinite; evaluate a model whose training did not diverge")
+    check_finite(logits)
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     if not exact.any():

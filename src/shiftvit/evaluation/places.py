@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from shiftvit import files
 from shiftvit.errors import ShiftViTError
 
 FOLDER = "evaluation"
@@ -50,13 +51,14 @@ def list_evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
         ShiftViTError: one that is not valid JSON.
     """
     folder = run / FOLDER
-    places = [folder, *sorted(place for place in folder.glob("*") if place.is_dir())]
+    inner = (place for place in folder.glob("*") if place.is_dir() and not place.is_symlink())
+    places = [folder, *sorted(inner)]
     return [(place, _read(place / REPORT)) for place in places if (place / REPORT).is_file()]
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(files.read_unlinked(path))
     except (OSError, ValueError) as error:
         raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); evaluate again, or delete it") from error
     if not isinstance(found, dict):

@@ -67,7 +67,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _changes(path: Path) -> list[tuple[str, Any, Any, str]]:
     """Returns the settings that were changed on resuming: key, value before, value after, date."""
-    rows = map(json.loads, path.read_text("utf-8").splitlines()) if path.is_file() else ()
+    rows = map(json.loads, _text(path).splitlines()) if path.is_file() else ()
     return [(key, old, new, row["date"]) for row in rows for key, (old, new) in row["changed"].items()]
 
 
@@ -88,7 +88,7 @@ def _settings(recipe: str) -> dict[str, Any]:
 def _figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns those figures that there are, coded as text."""
     paths = {name: folder / f"{name}.png" for name in names}
-    return {name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in paths.items() if path.is_file()}
+    return {name: base64.b64encode(_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -103,15 +103,20 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    text = _text(path)
     try:
-        return json.loads(_text(path))  # type: ignore[no-any-return]
+        return json.loads(text)  # type: ignore[no-any-return]
     except ValueError as error:
         raise ShiftViTError(f"{str(path)!r} is not valid JSON ({error}); evaluate or train the run again") from error
 
 
 def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8")
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        return path.read_text("utf-8")
+        return files.read_unlinked(path)  # the page is to be sent on
     except OSError as error:
         raise ShiftViTError(
             f"{str(path)!r} cannot be read ({error.strerror}); give the folder of a finished run"

@@ -97,8 +97,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
             raise ShiftViTError(
                 f"another process trains in {str(run)!r}; wait for it, or name another folder with --out"
             )
-        for leftover in (run / "checkpoints").glob(".*.tmp*"):  # of a run that was killed while it saved
-            leftover.unlink(missing_ok=True)
+        files.delete_all(run / "checkpoints", ".*.tmp*")  # of a run that was killed while it saved
         if not (run / RECIPE).is_file():
             files.write_json(run / "environment.json", environment.describe_environment())
             if dataset.path is not None:

@@ -111,5 +111,7 @@ def _read_header(content: bytes) -> tuple[str, str]:
     try:
         with Image.open(io.BytesIO(reduce(form, content)[0]), formats=[form.upper()]) as image:
             return form, image.mode
+    except MemoryError:
+        raise
     except Exception:  # it was decoded, so that what this reader dislikes is not a fault of the data
         return form, "unknown"

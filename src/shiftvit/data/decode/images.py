@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ _READERS: dict[str, tuple[type[ImageFile.ImageFile], int]] = {
     "AVIF": (AvifImageFile, 2),
 }
 _RUN_LENGTH_WEIGHT = 16  # the same for a run-length BMP, which Pillow decodes in Python
+_BYTES = 8  # that decoding takes for a pixel, at least
 _TILE = 2**16  # pixels that are converted at a time, so that a large picture has no second full-size copy
 _SPECIAL = {"d": "directory", "p": "named pipe", "s": "socket", "c": "device", "b": "device"}
+_loading = threading.Lock()
 _PHOTOMETRIC, _BITS, _TILE_WIDTH, _TILE_LENGTH = 262, 258, 322, 323  # tags of TIFF
 
 
@@ -86,6 +89,7 @@ def decode(
 
     Raises:
         ShiftViTError: the source cannot be read, is damaged, exceeds a limit, or has no supported format.
+        MemoryError: there is not enough memory for the picture, which may be a good one.
     """
     label = "<image>" if isinstance(source, Image.Image) else f"<{type(source).__name__}>"
     if isinstance(source, str | os.PathLike):
@@ -106,6 +110,8 @@ def decode(
         raise Fault(f"is a {type(source).__name__}; give a path, a file's bytes or a PIL image")
     except Fault as fault:
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
+    except MemoryError as error:
+        raise MemoryError(f"decoding {label} takes more memory than there is") from error
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
@@ -170,7 +176,8 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
 def _from_image(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
     with _translate_errors("image"):
-        image.load()
+        with _loading:  # Pillow reads a picture's file without a lock, and several threads may be given the same one
+            image.load()
         pixels = _pixels(image)
     return _turn(pixels, orientation_of(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
 
@@ -183,17 +190,19 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
         known = ", ".join(_READERS)
         raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
     reader, weight = _READERS[kind]
-    with _translate_errors(kind):
+    with _translate_errors(kind) as sizes:
         data, orientation = reduce(kind, data)
         if kind == "WebP":
             size = webp_size(data)
             _check_pixels(size, max_pixels, weight)  # the reader makes two canvases immediately
+            sizes.append(size)
         # Pillow's reader itself and not Image.open: the limit of that, and the filters of the warnings that it gives
         # before it refuses, belong to the whole process.
         with contextlib.closing(reader(io.BytesIO(data))) as image:
             if image.tile and image.tile[0].codec_name == "bmp_rle":
                 weight = _RUN_LENGTH_WEIGHT
             _check_pixels(image.size, max_pixels, weight)
+            sizes.append(image.size)
             if isinstance(image, TiffImageFile):
                 tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
                 _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, even of a small picture
@@ -209,13 +218,23 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
 
 
 @contextlib.contextmanager
-def _translate_errors(kind: str) -> Iterator[None]:
-    """Turns the exceptions of damaged files, which are of nearly any type, into a `Fault`."""
+def _translate_errors(kind: str) -> Iterator[list[tuple[int, int]]]:
+    """Turns the exceptions of damaged files, which are of nearly any type, into a `Fault`.
+
+    A lack of memory stays one: the picture may be good, and leaving it out would change the data set silently. Some
+    decoders only say then that they failed. So the sizes that the caller appends to the list are tried: where there is
+    no memory for such a picture, that is the reason.
+    """
+    sizes: list[tuple[int, int]] = []
     try:
-        yield
-    except Fault:
+        yield sizes
+    except (Fault, MemoryError):
         raise
     except Exception as error:
+        if "out of memory" in str(error).casefold():  # in Pillow's words and libavif's
+            raise MemoryError(str(error)) from error
+        for width, height in sizes[-1:]:
+            np.empty((height, width, _BYTES), np.uint8)  # raises MemoryError
         causes = error, error.__cause__
         if any(isinstance(cause, IndexError | EOFError | struct.error) for cause in causes):
             reason = "it ends too early"

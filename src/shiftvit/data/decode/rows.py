@@ -153,6 +153,8 @@ def _open_unpacked(key: _Key) -> _Images | None:
         with pa.memory_map(os.fspath(_place(key))) as file:  # the mapping outlives the file
             images = pa.ipc.open_file(file).read_all().column("image")
         images.validate(full=True)
+    except pa.ArrowMemoryError:
+        raise
     except (OSError, LookupError, pa.ArrowException):
         return None
     return images if images.type == pa.large_binary() else None

@@ -1,0 +1,155 @@
+"""`shiftvit serve`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shiftvit.cli.tables import examples
+from shiftvit.errors import ShiftViTError, install_hint, join_words, nearest, notice
+
+# The default limits are those of `shiftvit.serve.limits.Limits`, which is not imported for the help.
+_LOGS = ("text", "json")
+_PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus-client", "ijson")
+_SHORTEST_KEY = 16
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog=examples(
+            "shiftvit serve",
+            "shiftvit serve runs/pets --port 8080",
+            "shiftvit serve cifar10 pets=runs/pets-3 --host 0.0.0.0 --api-key-file keys.txt",
+            "curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify",
+        )
+    )(serve)
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL|NAME=MODEL]...",
+            help="Run folders, bundles, exports or model names; the first is the default (default: cifar10).",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine only with keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line; clients must send one.")
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Web origin whose pages may use the server; repeatable; *: any."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Host name by which clients call it; repeatable.")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="As for predict; auto: the fastest installed.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).", min=1)] = None,
+    max_batch: Annotated[int, typer.Option(help="Images that the model takes at a time.", min=1)] = 64,
+    queue: Annotated[int, typer.Option(help="Images that may wait; more are answered with 503.", min=1)] = 256,
+    max_bytes: Annotated[int, typer.Option(help="Largest body of a request.", min=1)] = 20 * 2**20,
+    max_pixels: Annotated[int, typer.Option(help="Largest picture, height * width.", min=1)] = 36_000_000,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds for a body, for an answer, and for the queue to empty at the end.", min=0.1)
+    ] = 30.0,
+    header_timeout: Annotated[float, typer.Option(help="Seconds for the head of a request.", min=0.1)] = 10.0,
+    max_connections: Annotated[int, typer.Option(help="Open connections; more are answered with 503.", min=1)] = 512,
+    log_format: Annotated[str, typer.Option(help="A line for each request: text or json.")] = "text",
+) -> None:
+    """Serve models over HTTP, with a page to try them."""
+    if log_format not in _LOGS:
+        raise ShiftViTError(f"there is no log format {log_format!r}; {nearest(log_format, _LOGS)}")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
+        raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {install_hint(*missing)}")
+    from shiftvit.serve.guard import Access, is_loopback, parse_origins
+    from shiftvit.serve.limits import Limits
+
+    keys = _read_keys(api_key_file) if api_key_file else ()
+    if not keys and not is_loopback(host):
+        raise ShiftViTError(
+            f"--host {host} can be reached by other machines, and there are no keys; name a file of keys: "
+            "--api-key-file keys.txt"
+        )
+    try:
+        origins = parse_origins(allow_origin or ())
+    except ValueError as error:
+        raise ShiftViTError(
+            f"--allow-origin {error} is no web origin; write it as browsers do: https://example.org"
+        ) from error
+    limits = Limits(max_batch, queue, max_bytes, max_pixels, timeout, header_timeout, max_connections)
+    access = Access(keys, origins, tuple(name.lower().rstrip(".") for name in allow_host or ()))
+    raise typer.Exit(_serve(models or ["cifar10"], host, port, access, limits, runtime, threads, log_format))
+
+
+def _serve(
+    models: list[str],
+    host: str,
+    port: int,
+    access: Any,
+    limits: Any,
+    runtime: str,
+    threads: int | None,
+    log_format: str,
+) -> int:
+    from shiftvit.serve.server import serve as run
+
+    def announce(address: str, names: list[str]) -> None:
+        notice(f"serving {join_words(names)} at {address}; stop with Ctrl-C")
+
+    _log_requests()
+    return run(
+        models,
+        host,
+        port,
+        limits=limits,
+        access=access,
+        runtime=runtime,
+        threads=threads,
+        log_format=log_format,
+        announce=announce,
+    )
+
+
+def _log_requests() -> None:
+    """Writes the server's log to standard error."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name, level in (("shiftvit.serve", logging.INFO), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def _read_keys(path: Path) -> tuple[str, ...]:
+    """Returns the keys in a file, one per line; lines that begin with # are comments."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+        shared = path.stat().st_mode & 0o044 if os.name == "posix" else 0
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not valid UTF-8"
+        raise ShiftViTError(f"the API keys in {str(path)!r} cannot be read: {reason}; name another file") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise ShiftViTError(
+            f"{str(path)!r} holds no API key; write one per line, such as the output of: openssl rand -hex 32"
+        )
+    if any(len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise ShiftViTError(
+            f"{str(path)!r} holds a key of fewer than {_SHORTEST_KEY} characters, or with other than ASCII letters, "
+            "digits and signs; make one with: openssl rand -hex 32"
+        )
+    if shared:
+        notice(f"other users can read the keys in {str(path)!r}; chmod 600 {shlex.quote(str(path))}")
+    return keys

@@ -1,0 +1,94 @@
+"""`create_app`: the server as an ASGI application."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from shiftvit.serve import about, classify, protocol
+from shiftvit.serve.answers import Json, Refused
+from shiftvit.serve.bodies import Bodies
+from shiftvit.serve.guard import Access, Guard
+from shiftvit.serve.limits import Limits
+from shiftvit.serve.measures import Measures
+from shiftvit.serve.model import ServedModel
+
+
+def create_app(
+    models: dict[str, ServedModel],
+    limits: Limits,
+    access: Access,
+    measures: Measures,
+    log_format: str = "text",
+) -> Guard:
+    """Returns the server as an ASGI application.
+
+    Args:
+        models: name to model; the first is the default.
+        limits: how much a client may ask.
+        access: who may ask.
+        measures: what `/metrics` shows.
+        log_format: "text" or "json": a line for each request, to the logger `shiftvit.serve`.
+    """
+    from shiftvit import __version__
+
+    bodies = Bodies(limits)
+    # Its own documentation page would load scripts from another host.
+    app = FastAPI(
+        title="shiftvit",
+        version=__version__,
+        summary="Classifies images.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    guard = Guard(app, access, limits, measures, log_format)
+    app.include_router(classify.make_router(models, bodies))
+    app.include_router(about.make_router(models))
+    app.include_router(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping))
+    _add_errors(app)
+
+    app.mount("/page", StaticFiles(directory=about.PAGE))
+    app.mount("/samples", StaticFiles(directory=about.SAMPLES))
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return guard
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Gives every error the same form, {"error": "..."}."""
+
+    async def refused(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        assert isinstance(error, Refused)
+        return error.response()
+
+    async def invalid(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return Json({"error": f"{place}: {first['msg']}"}, 422)
+
+    async def plain(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        phrase = HTTPStatus(error.status_code).phrase.lower()
+        return Json({"error": f"{request.method}: {phrase}"}, error.status_code, error.headers)
+
+    async def gone(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        return Response(status_code=400)
+
+    async def unexpected(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        return Json({"error": "the server failed; its log has the reason"}, 500)
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, plain)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, unexpected)

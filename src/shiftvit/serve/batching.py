@@ -1,0 +1,140 @@
+"""`Batcher`: gathers the images of many requests into batches for one session."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+# Maps uint8 (N, H, W, 3) to the graph's outputs, each float32 (N, ...).
+Run = Callable[[Pixels], tuple[NDArray[np.float32], ...]]
+
+
+class Full(Exception):
+    """The queue has no room for the images of a request."""
+
+
+@dataclass(eq=False)
+class _Job:
+    pixels: Pixels
+    answer: asyncio.Future[tuple[NDArray[np.float32], ...]]
+    loop: asyncio.AbstractEventLoop
+
+
+class Batcher:
+    """Runs a session in a thread of its own, on whatever waits, without a timer.
+
+    A lone image runs at once. While a batch runs, others gather, so the batches grow with the load.
+
+    Args:
+        run: the session; it is called in one thread only.
+        max_batch: images that the session takes at a time.
+        capacity: images that may wait for an answer.
+        observe: called with the size of each batch, in the session's thread.
+    """
+
+    def __init__(self, run: Run, max_batch: int, capacity: int, observe: Callable[[int], None]) -> None:
+        self._run, self._max_batch, self._capacity, self._observe = run, max_batch, capacity, observe
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._pending = 0
+        self._thread = threading.Thread(target=self._work, name="session", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Images that were admitted and have no answer yet."""
+        return self._pending
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Keeps places in the queue for the images of a request. Call it in the event loop's thread.
+
+        Raises:
+            Full: there are too few places.
+        """
+        if self._pending + images > self._capacity:
+            raise Full
+        self._pending += images
+        try:
+            yield
+        finally:
+            self._pending -= images
+
+    async def run(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
+        """Returns the session's outputs for uint8 (N, H, W, 3), whose N images were admitted.
+
+        Raises:
+            Exception: what the session raises.
+        """
+        loop = asyncio.get_running_loop()
+        parts = [pixels[first : first + self._max_batch] for first in range(0, len(pixels), self._max_batch)]
+        jobs = [_Job(part, loop.create_future(), loop) for part in parts]
+        with self._changed:
+            self._jobs.extend(jobs)
+            self._changed.notify()
+        answers = await asyncio.gather(*(job.answer for job in jobs))
+        return answers[0] if len(answers) == 1 else tuple(map(np.concatenate, zip(*answers, strict=True)))
+
+    def stop(self) -> None:
+        """Ends the thread after the batch that runs."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while jobs := self._take():
+            sizes = [len(job.pixels) for job in jobs]
+            self._observe(sum(sizes))
+            try:
+                outputs = self._run(np.concatenate([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels)
+                cuts = np.cumsum(sizes)[:-1]
+                answers = list(zip(*(np.split(output, cuts) for output in outputs), strict=True))
+            except Exception as error:
+                self._answer(jobs, error)
+            else:
+                self._answer(jobs, answers)
+
+    def _take(self) -> list[_Job]:
+        """Waits for jobs and returns as many as fit into a batch; none when the thread shall end."""
+        with self._changed:
+            while True:
+                # The request has ended, at its deadline or because the server stops.
+                while self._jobs and self._jobs[0].answer.cancelled():
+                    self._jobs.popleft()
+                if self._stopped:
+                    return []
+                if self._jobs:
+                    break
+                self._changed.wait()
+            taken = [self._jobs.popleft()]
+            size = len(taken[0].pixels)
+            while self._jobs and size + len(self._jobs[0].pixels) <= self._max_batch:
+                taken.append(self._jobs.popleft())
+                size += len(taken[-1].pixels)
+        return taken
+
+    @staticmethod
+    def _answer(jobs: list[_Job], answers: list[tuple[NDArray[np.float32], ...]] | Exception) -> None:
+        def deliver() -> None:
+            for index, job in enumerate(jobs):
+                if job.answer.done():
+                    continue
+                if isinstance(answers, Exception):
+                    job.answer.set_exception(answers)
+                else:
+                    job.answer.set_result(answers[index])
+
+        try:
+            jobs[0].loop.call_soon_threadsafe(deliver)
+        except RuntimeError:  # the loop has been closed: the server ended at its deadline
+            return

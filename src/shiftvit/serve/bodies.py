@@ -1,0 +1,115 @@
+"""Reads the bodies of requests: counted as they arrive, with a deadline, and JSON without surprises."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import ijson
+from starlette.requests import Request
+
+from shiftvit.serve.answers import Refused, refuse_full
+from shiftvit.serve.limits import Limits
+
+# Nested lists and objects in JSON; a batch of pictures as nested lists has four.
+_DEEPEST = 16
+_CONTAINERS: dict[str, type] = {"start_map": dict, "start_array": list}
+
+
+class Bodies:
+    """Reads bodies within the limits, and keeps the sum of all that are held at a time within them too."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Yields a request's body, which counts as held within the `async with` block.
+
+        Raises:
+            Refused: it is empty, too large or too slow, or too much is held already.
+        """
+        content = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(self._limits.timeout):
+                    await self._receive(request, content)
+            except TimeoutError as error:
+                message = f"the body did not arrive within {self._limits.timeout:g} seconds; send it faster"
+                raise Refused(408, message, {"Connection": "close"}) from error
+            if not content:
+                raise Refused(400, "the body is empty; send the bytes of an image, or JSON")
+            yield bytes(content)
+        finally:
+            self._held -= len(content)
+
+    async def _receive(self, request: Request, content: bytearray) -> None:
+        limit = self._limits.max_bytes
+        too_large = Refused(
+            413, f"the body has more than {limit:,} bytes; send a smaller picture", {"Connection": "close"}
+        )
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            raise too_large
+        async for chunk in request.stream():
+            if len(content) + len(chunk) > limit:
+                raise too_large
+            if self._held + len(chunk) > self._limits.max_buffered:
+                raise refuse_full()
+            content += chunk
+            self._held += len(chunk)
+
+
+async def parse_json(content: bytes) -> dict[str, Any]:
+    """Returns the object in a body of JSON. It is parsed in another thread, which lets others work meanwhile.
+
+    Raises:
+        Refused: it is no valid JSON object; or it repeats a key, nests too deeply, or holds NaN or a number beyond
+            64 bits.
+    """
+    return await asyncio.to_thread(_parse, content)
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    stack: list[Any] = [[]]
+    keys: list[str] = []
+    try:
+        # An event at a time: `json.loads` would hold the interpreter until the whole body is parsed.
+        for event, value in ijson.basic_parse(io.BytesIO(content), use_float=True):
+            if event in _CONTAINERS:
+                if len(stack) > _DEEPEST:
+                    raise Refused(400, f"the JSON nests more than {_DEEPEST} levels deep; send a flatter one")
+                fresh: Any = _CONTAINERS[event]()
+                _add(stack[-1], keys, fresh)
+                stack.append(fresh)
+            elif event == "map_key":
+                if value in stack[-1]:
+                    raise Refused(400, f"the JSON repeats the key {value[:40]!r}; send each key once")
+                keys.append(value)
+            elif event in {"end_map", "end_array"}:
+                stack.pop()
+            else:
+                _add(stack[-1], keys, value)
+    except (ijson.JSONError, ValueError, OverflowError) as error:
+        raise Refused(400, f"the body is no valid JSON: {_reason(error)}") from error
+    (tree,) = stack[0]
+    if not isinstance(tree, dict):
+        raise Refused(400, f"the JSON is a {type(tree).__name__}; send an object")
+    return tree
+
+
+def _add(place: Any, keys: list[str], value: Any) -> None:
+    if isinstance(place, dict):
+        place[keys.pop()] = value
+    else:
+        place.append(value)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of a parser's message, without what it quotes of the body."""
+    text = str(error).removeprefix("b'").replace("\\n", "\n")
+    return text.partition("\n")[0].strip()[:100] or type(error).__name__

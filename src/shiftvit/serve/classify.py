@@ -1,0 +1,97 @@
+"""The routes that classify: pictures in, labels out, in the form of Hugging Face's image classification."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from shiftvit.serve.answers import Json, Refused, describe_errors
+from shiftvit.serve.bodies import Bodies, parse_json
+from shiftvit.serve.model import ServedModel, find_model
+
+_TOP_K = 5
+_MOST = 1000
+
+
+class Class(BaseModel):
+    """A class and its probability."""
+
+    label: str
+    score: float = Field(ge=0, le=1)
+
+
+_POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
+_INPUTS = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "inputs": {"type": "string", "format": "byte", "description": "the bytes of an image in base64"},
+        "parameters": {"type": "object", "properties": {"top_k": {"type": "integer", "minimum": 1, "maximum": _MOST}}},
+    },
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": _INPUTS},
+        },
+    }
+}
+TopK = Annotated[int, Query(ge=1, le=_MOST, description="how many classes to return")]
+
+
+def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
+    """Returns the routes that classify, and the one at `/` where Hugging Face's inference endpoints listen."""
+    router = APIRouter(tags=["classify"])
+
+    async def answer(request: Request, name: str | None, top_k: int) -> Response:
+        model = find_model(models, name)
+        async with bodies.read(request) as body:
+            content, top_k = await read_inputs(request, body, top_k)
+            return Json(await model.classify(content, top_k))
+
+    @router.post("/", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY, include_in_schema=False)
+    @router.post("/v1/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
+    async def classify(request: Request, top_k: TopK = _TOP_K) -> Response:
+        """Classifies a picture with the first model."""
+        return await answer(request, None, top_k)
+
+    @router.post("/v1/models/{name}/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
+    async def classify_with(request: Request, name: str, top_k: TopK = _TOP_K) -> Response:
+        """Classifies a picture with a model of this server."""
+        return await answer(request, name, top_k)
+
+    return router
+
+
+async def read_inputs(request: Request, body: bytes, top_k: int) -> tuple[bytes, int]:
+    """Returns the bytes of the picture and the number of classes that a request asks for.
+
+    Any type of content is taken as a picture, except JSON and forms: `curl --data-binary` declares a form of its own.
+
+    Raises:
+        Refused: the body is a form of several parts, or its JSON is not as described.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        raise Refused(415, "a form of several parts is not read; send the image itself: curl --data-binary @cat.jpg")
+    if kind != "application/json":
+        return body, top_k
+    tree = await parse_json(body)
+    inputs, parameters = tree.get("inputs"), tree.get("parameters") or {}
+    if not isinstance(inputs, str) or not isinstance(parameters, dict):
+        raise Refused(422, 'the JSON must be {"inputs": "<base64>", "parameters": {"top_k": 5}}')
+    top_k = top_k if parameters.get("top_k") is None else parameters["top_k"]
+    if type(top_k) is not int or not 1 <= top_k <= _MOST:
+        raise Refused(422, f"parameters.top_k must be a whole number from 1 to {_MOST}")
+    try:
+        return base64.b64decode(inputs, validate=True), top_k
+    except (binascii.Error, ValueError) as error:
+        raise Refused(422, "inputs must be the bytes of an image in base64; addresses are never fetched") from error

@@ -1,0 +1,225 @@
+"""`Guard`: what every request passes first: who may ask, from where, and what is logged of it."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shiftvit.serve.answers import Refused, refuse_full
+from shiftvit.serve.limits import Limits
+from shiftvit.serve.measures import Measures
+
+log = logging.getLogger("shiftvit.serve")
+
+# Bytes of a request's headers.
+MAX_HEAD = 16 * 2**10
+# Answered without a key: probes, and the files of the page, which asks for the key.
+_OPEN = ("/v2/health/",)
+_SECURITY = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+_CORS_METHODS = "GET, POST"
+_CORS_HEADERS = "Authorization, Content-Type, Inference-Header-Content-Length, X-API-Key"
+
+
+@dataclass
+class Access:
+    """Who may use the server.
+
+    Attributes:
+        keys: API keys; none: everyone may.
+        origins: web origins whose pages may use it, such as "https://example.org"; "*": all.
+        hosts: names by which it may be called, besides localhost, this machine's name and IP addresses.
+    """
+
+    keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    own_names: frozenset[str] = field(default_factory=lambda: frozenset({"localhost", socket.gethostname().lower()}))
+
+    def allows_key(self, headers: Headers) -> bool:
+        """Compares in a time that does not depend on the key."""
+        if not self.keys:
+            return True
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        content = given.encode("latin-1", "replace")
+        # All are compared, whichever fits.
+        return sum(hmac.compare_digest(content, key.encode()) for key in self.keys) > 0
+
+    def allows_host(self, host: str) -> bool:
+        """Refuses names that a stranger's DNS can point here; an address cannot be rebound."""
+        name = _host_name(host)
+        return name is not None and (name in self.own_names or name in self.hosts or _is_address(name))
+
+    def allows_origin(self, origin: str | None, host: str, scheme: str) -> bool:
+        """A browser names the origin of the page that asks; other clients name none."""
+        if origin is None or origin in self.origins or "*" in self.origins:
+            return True
+        parts = urlsplit(origin)
+        return parts.scheme in {scheme, "https"} and parts.netloc.lower() == host.lower()
+
+
+class Guard:
+    """Checks a request's host, origin and key, adds the security headers, and logs and counts it.
+
+    Attributes:
+        active: requests without an answer.
+        stopping: whether new work is refused.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, limits: Limits, measures: Measures, log_format: str) -> None:
+        self._app, self._access, self._limits, self._measures = app, access, limits, measures
+        self._as_json = log_format == "json"
+        self.active = 0
+        self.stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 499  # the client left before there was an answer
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+
+        async def send_guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(MutableHeaders(scope=message), origin)
+            await send(message)
+
+        self.active += 1
+        try:
+            refusal = self._refusal(scope, headers)
+            if refusal is not None:
+                await refusal.response()(scope, receive, send_guarded)
+            elif scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                await _preflight(scope, receive, send_guarded)
+            else:
+                await self._app(scope, receive, send_guarded)
+        finally:
+            self.active -= 1
+            self._report(scope, status, time.perf_counter() - began)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Refused | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+            return Refused(400, f"the head of the request has more than {MAX_HEAD:,} bytes", {"Connection": "close"})
+        if "content-length" in headers and "transfer-encoding" in headers:  # two readers could disagree on its end
+            return Refused(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
+        host = headers.get("host", "")
+        if len(headers.getlist("host")) != 1 or not self._access.allows_host(host):
+            return Refused(400, "the Host header names no host of this server; start it with --allow-host NAME")
+        asks = scope["method"] not in {"GET", "HEAD"}
+        if asks and not self._access.allows_origin(headers.get("origin"), host, scope["scheme"]):
+            return Refused(403, "pages of other origins may not use this server; start it with --allow-origin")
+        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        if (asks or _needs_key(scope["path"])) and not preflight and not self._access.allows_key(headers):
+            return Refused(
+                401,
+                "the API key is missing or wrong; send it as Authorization: Bearer KEY",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        if asks and self.stopping:
+            return Refused(503, "the server is stopping; ask another one", {"Retry-After": "1", "Connection": "close"})
+        if asks and self.active > self._limits.max_connections:
+            return refuse_full()
+        return None
+
+    def _add_headers(self, headers: MutableHeaders, origin: str | None) -> None:
+        for name, value in _SECURITY.items():
+            headers.setdefault(name, value)
+        origins = self._access.origins
+        if not origins:
+            return
+        headers.add_vary_header("Origin")
+        if origin is not None and (origin in origins or "*" in origins):
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+
+    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", None) or "other"
+        method = scope["method"] if scope["method"] in {"GET", "HEAD", "POST", "OPTIONS"} else "other"
+        self._measures.count_request(route, method, status, seconds)
+        client = scope["client"][0] if scope.get("client") else "-"
+        # The path is quoted, so that a request cannot forge a line; it is the client's text.
+        path = scope.get("raw_path", b"").decode("ascii", "replace")[:200]
+        entry: dict[str, Any] = {
+            "client": client,
+            "method": method,
+            "path": path,
+            "status": status,
+            "milliseconds": round(seconds * 1000, 1),
+        }
+        if self._as_json:
+            log.info("%s", json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}))
+        else:
+            log.info("%s %s %s %d %.1f ms", client, method, json.dumps(path), status, seconds * 1000)
+
+
+async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a browser that asks whether it may send a request; `_add_headers` adds which origin may."""
+    from starlette.responses import Response
+
+    allowed = {"Access-Control-Allow-Methods": _CORS_METHODS, "Access-Control-Allow-Headers": _CORS_HEADERS}
+    await Response(status_code=204, headers={**allowed, "Access-Control-Max-Age": "600"})(scope, receive, send)
+
+
+def _needs_key(path: str) -> bool:
+    return path.startswith(("/v1/", "/v2", "/metrics", "/openapi.json")) and not path.startswith(_OPEN)
+
+
+def _host_name(host: str) -> str | None:
+    """Returns the name in a Host header, without its port; None if it is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        parts.port  # noqa: B018  (raises on what is no port)
+    except ValueError:
+        return None
+    plain = parts.path or parts.query or parts.fragment or parts.username is not None
+    return None if plain or not parts.hostname else parts.hostname.rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine reaches a server that listens at `host`."""
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def parse_origins(origins: Iterable[str]) -> tuple[str, ...]:
+    """Returns web origins as browsers write them.
+
+    Raises:
+        ValueError: one is no origin.
+    """
+    found = []
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}):
+            raise ValueError(origin)
+        found.append(origin if origin == "*" else f"{parts.scheme}://{parts.netloc.lower()}")
+    return tuple(found)

@@ -1,0 +1,45 @@
+"""`Limits`: how much a client may ask of the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from shiftvit.errors import ShiftViTError
+
+# Lower than the limits of files: these pictures come from strangers.
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 36_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a client may ask of the server.
+
+    Attributes:
+        max_batch: images that a model takes at a time.
+        queue: images that may wait for an answer, for each model; more are refused with status 503.
+        max_bytes: the largest body of a request.
+        max_pixels: the largest picture, height * width.
+        timeout: seconds for a body to arrive, for an answer, and for the queue to empty when the server stops.
+        header_timeout: seconds for the head of a request to arrive.
+        max_connections: open connections; further ones are refused with status 503.
+    """
+
+    max_batch: int = 64
+    queue: int = 256
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
+    timeout: float = 30.0
+    header_timeout: float = 10.0
+    max_connections: int = 512
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if not 0 < value < 2**40:
+                raise ShiftViTError(f"{entry.name}={value} must be more than 0; leave it out for {entry.default}")
+
+    @property
+    def max_buffered(self) -> int:
+        """Bytes of all bodies that are held at a time; a request beyond it is refused with status 503."""
+        return max(8 * self.max_bytes, 256 * 2**20)

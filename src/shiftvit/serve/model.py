@@ -1,0 +1,141 @@
+"""`ServedModel`: a model with its queue, its session and its decoding threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.data.decode.formats import kind_of
+from shiftvit.data.decode.images import decode
+from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.inference.runtimes import Graph, load_graph
+from shiftvit.serve.answers import Refused, refuse_full
+from shiftvit.serve.batching import Batcher, Full, Pixels
+from shiftvit.serve.limits import Limits
+from shiftvit.serve.measures import Measures
+
+
+class ServedModel:
+    """A model that answers requests.
+
+    Attributes:
+        name: its name in addresses.
+        graph: the model in its runtime.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        limits: Limits,
+        decoders: ThreadPoolExecutor,
+        measures: Measures,
+    ) -> None:
+        self.name, self.graph, self._limits, self._decoders = name, graph, limits, decoders
+        self.labels, self.capacity = graph.metadata.labels, limits.queue
+        self.batcher = Batcher(self._run, limits.max_batch, limits.queue, partial(measures.count_batch, name))
+        measures.watch_queue(name, lambda: self.batcher.pending)
+        # The first call of a session allocates its memory.
+        graph.run(np.zeros((1, *graph.metadata.input_shape), np.uint8))
+
+    def _run(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
+        return (self.graph.run(pixels),)
+
+    async def classify(self, content: bytes, top_k: int) -> list[dict[str, Any]]:
+        """Returns the most probable classes of an encoded picture, as Hugging Face's image classification does.
+
+        Raises:
+            Refused: the picture cannot be decoded, or the queue is full.
+        """
+        try:
+            with self.batcher.admit(1):
+                pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, content)
+                row = (await self.infer(pixels))[0]
+        except Full as error:
+            raise refuse_full() from error
+        # Stable: of equal probabilities the first class wins, as in `Predictor`.
+        order = np.argsort(-row, kind="stable")[:top_k]
+        return [{"label": self.labels[index], "score": float(row[index])} for index in order]
+
+    async def infer(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Returns probabilities (N, C) for uint8 (N, H, W, 3), whose N images were admitted.
+
+        Raises:
+            Refused: the model gave no number, or no answer within the limit.
+        """
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                (rows,) = await self.batcher.run(pixels)
+        except TimeoutError as error:
+            raise refuse_full() from error
+        if not np.isfinite(rows).all():
+            raise Refused(500, f"the model {self.name!r} gives no number for this image")
+        return rows
+
+    def _decode(self, content: bytes) -> Pixels:
+        if kind_of(content) is None:
+            raise Refused(415, "the body is no image of a supported format; send a JPEG, PNG, WebP, GIF, BMP or TIFF")
+        try:
+            image = decode(content, name="image", max_pixels=self._limits.max_pixels, max_bytes=self._limits.max_bytes)
+        except ShiftViTError as error:
+            raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
+        return self.graph.metadata.preprocess.pixels(image[None])
+
+    def close(self) -> None:
+        """Ends the session's thread."""
+        self.batcher.stop()
+
+
+def load_models(
+    models: Sequence[str],
+    limits: Limits,
+    decoders: ThreadPoolExecutor,
+    measures: Measures,
+    runtime: str = "auto",
+    threads: int | None = None,
+) -> dict[str, ServedModel]:
+    """Loads models by name, path or `NAME=PATH`; the first is the default.
+
+    Returns:
+        name to model. A model's name is the last part of its path, without a suffix.
+
+    Raises:
+        ShiftViTError: a model does not load, or two have the same name.
+    """
+    places: dict[str, str] = {}
+    for model in models:
+        # A path may hold "=" itself.
+        name, place = model.split("=", 1) if "=" in model and not Path(model).exists() else ("", model)
+        path = Path(place).resolve()
+        name = name or (path.stem if path.is_file() else path.name)
+        if name in places:
+            raise ShiftViTError(
+                f"{places[name]!r} and {place!r} would both be called {name!r}; name one of them: OTHER={place}"
+            )
+        if not name.isprintable() or "/" in name:
+            raise ShiftViTError(f"{name!r} is no name for an address; name the model: NAME={place}")
+        places[name] = place
+    return {
+        name: ServedModel(name, load_graph(place, runtime, threads), limits, decoders, measures)
+        for name, place in places.items()
+    }
+
+
+def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
+    """Returns a model by name; None: the default.
+
+    Raises:
+        Refused: there is none of that name.
+    """
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise Refused(404, f"there is no model {name!r}; {nearest(name, models)}")
+    return models[name]

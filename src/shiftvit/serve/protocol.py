@@ -1,0 +1,231 @@
+"""The routes under `/v2`: the Open Inference Protocol (KServe, Triton), JSON and its binary extension.
+
+Source: https://github.com/kserve/open-inference-protocol, and Triton's extension for binary tensor data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from shiftvit.serve.answers import Json, Refused, describe_errors, refuse_full
+from shiftvit.serve.batching import Full, Pixels
+from shiftvit.serve.bodies import Bodies, parse_json
+from shiftvit.serve.model import ServedModel, find_model
+
+# Numbers of a list that are converted at a time.
+_PIECE = 2**16
+_HEADER = "inference-header-content-length"
+_POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "inputs": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 1,
+                            "items": {
+                                "type": "object",
+                                "required": ["name", "shape", "datatype", "data"],
+                                "properties": {
+                                    "name": {"const": "images"},
+                                    "datatype": {"const": "UINT8"},
+                                    "shape": {"type": "array", "items": {"type": "integer"}},
+                                    "data": {"type": "array"},
+                                },
+                            },
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is_ready: Any) -> APIRouter:
+    """Returns the routes under `/v2`.
+
+    Args:
+        models: name to model.
+        bodies: reads the bodies.
+        version: the package's.
+        is_ready: returns whether the server takes requests.
+    """
+    router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+
+    @router.get("", responses=describe_errors(401))
+    async def server() -> dict[str, Any]:
+        """Describes the server."""
+        return {"name": "shiftvit", "version": version, "extensions": ["binary_tensor_data"]}
+
+    @router.get("/health/live")
+    async def live() -> dict[str, bool]:
+        """Answers as long as the process works."""
+        return {"live": True}
+
+    @router.get("/health/ready", responses=describe_errors(503))
+    async def ready() -> Response:
+        """Answers 200 if requests are taken."""
+        if not is_ready():
+            raise Refused(503, "the server is stopping; ask another one", {"Retry-After": "1"})
+        return Json({"ready": True})
+
+    for end in ("", "/versions/{version}"):
+        shown = not end
+
+        @router.get("/models/{name}" + end, responses=describe_errors(401, 404), include_in_schema=shown)
+        async def describe(name: str) -> dict[str, Any]:
+            """Describes a model's inputs and outputs."""
+            return _describe(find_model(models, name))
+
+        @router.get(
+            "/models/{name}" + end + "/ready", responses=describe_errors(401, 404, 503), include_in_schema=shown
+        )
+        async def model_ready(name: str) -> Response:
+            """Answers 200 if the model takes requests."""
+            find_model(models, name)
+            return await ready()
+
+        @router.post("/models/{name}" + end + "/infer", responses=_POSTED, openapi_extra=_BODY, include_in_schema=shown)
+        async def infer(request: Request, name: str) -> Response:
+            """Returns the probabilities of preprocessed images, UINT8 [N, H, W, 3]."""
+            model = find_model(models, name)
+            async with bodies.read(request) as body:
+                return await _infer(model, request, body)
+
+    return router
+
+
+def _describe(model: ServedModel) -> dict[str, Any]:
+    metadata = model.graph.metadata
+    return {
+        "name": model.name,
+        "versions": ["1"],
+        "platform": f"shiftvit_{model.graph.runtime}",
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, *metadata.input_shape]}],
+        "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, len(model.labels)]}],
+    }
+
+
+async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
+    declared = request.headers.get(_HEADER)
+    length = len(body) if declared is None else int(declared) if declared.isdecimal() else -1
+    if not 0 < length <= len(body):
+        raise Refused(400, f"the header {_HEADER}: {declared!r} must be the length of the JSON, 1 to {len(body)} bytes")
+    tree = await parse_json(body[:length])
+    pixels = await asyncio.to_thread(_pixels, tree, body[length:], model)
+    binary = _wants_binary(tree)
+    try:
+        with model.batcher.admit(len(pixels)):
+            rows = await model.infer(pixels)
+    except Full as error:
+        raise refuse_full() from error
+    return _answer(model, tree.get("id"), rows, binary)
+
+
+def _pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
+    """Returns the images of a request, (N, H, W, 3).
+
+    Raises:
+        Refused: they are not as the model's description says.
+    """
+    inputs = tree.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise Refused(422, "inputs must be a list of one tensor, called images")
+    tensor = inputs[0]
+    if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
+        raise Refused(422, "the input must have the name images and the datatype UINT8")
+    shape, wanted = _shape(tensor.get("shape")), list(model.graph.metadata.input_shape)
+    if shape[1:] != wanted or not shape[0]:
+        raise Refused(422, f"the shape of images must be [N, {', '.join(map(str, wanted))}] with N at least 1")
+    most = model.capacity
+    if shape[0] > most:
+        raise Refused(413, f"{shape[0]} images are more than {most}, the queue's length; send fewer at a time")
+    parameters = tensor.get("parameters") or {}
+    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    if size is None:
+        return _from_lists(tensor.get("data"), shape)
+    if size != len(rest) or size != math.prod(shape):
+        raise Refused(
+            422,
+            f"binary_data_size={size!r} must be {math.prod(shape)}, the bytes after the JSON; there are {len(rest)}",
+        )
+    return np.frombuffer(rest, np.uint8).reshape(shape)
+
+
+def _shape(shape: Any) -> list[int]:
+    """Returns the shape if it is one, else an empty one, which fits no model."""
+    valid = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side >= 0 for side in shape)
+    return shape if valid else [0]
+
+
+def _from_lists(data: Any, shape: list[int]) -> Pixels:
+    count = math.prod(shape)
+    problem = Refused(422, f"data must be {count} whole numbers from 0 to 255, flat or nested like the shape")
+    if not isinstance(data, list) or not data:
+        raise problem
+    nested = isinstance(data[0], list)
+    # In pieces, since converting a list holds the interpreter.
+    parts = data if nested else [data[first : first + _PIECE] for first in range(0, len(data), _PIECE)]
+    try:
+        values: NDArray[Any] = (
+            np.stack(list(map(np.asarray, parts))) if nested else np.concatenate(list(map(np.asarray, parts)))
+        )
+    except (ValueError, OverflowError) as error:  # ragged
+        raise problem from error
+    if values.dtype.kind != "i" or list(values.shape) != (shape if nested else [count]):
+        raise problem
+    if values.min() < 0 or values.max() > 255:
+        raise problem
+    return values.astype(np.uint8).reshape(shape)
+
+
+def _wants_binary(tree: dict[str, Any]) -> bool:
+    """Returns whether a request asks for binary data in the answer.
+
+    Raises:
+        Refused: it asks for another output than the one that there is.
+    """
+    outputs = [] if tree.get("outputs") is None else tree["outputs"]
+    everywhere = _parameters(tree).get("binary_data_output") is True
+    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
+        raise Refused(422, "outputs must be a list of objects, or left out")
+    if any(output.get("name") != "probabilities" for output in outputs) or len(outputs) > 1:
+        raise Refused(422, "the only output is called probabilities")
+    if any("classification" in _parameters(output) for output in outputs):
+        raise Refused(422, "the classification extension is not supported; use /v1/classify")
+    return any(_parameters(output).get("binary_data", everywhere) is True for output in outputs or [{}])
+
+
+def _parameters(tree: dict[str, Any]) -> dict[str, Any]:
+    parameters = tree.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def _answer(model: ServedModel, request_id: Any, rows: NDArray[np.float32], binary: bool) -> Response:
+    output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(rows.shape)}
+    tree: dict[str, Any] = {"model_name": model.name, "model_version": "1", "outputs": [output]}
+    if isinstance(request_id, str):
+        tree["id"] = request_id
+    if not binary:
+        output["data"] = rows.ravel().tolist()
+        return Json(tree)
+    content = rows.astype("<f4").tobytes()
+    output["parameters"] = {"binary_data_size": len(content)}
+    head = json.dumps(tree).encode("ascii")
+    return Response(head + content, 200, {_HEADER: str(len(head))}, "application/octet-stream")

@@ -1,0 +1,218 @@
+"""Runs the server: listens, announces itself, and stops without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from shiftvit.environment import cores
+from shiftvit.errors import ShiftViTError
+from shiftvit.serve.answers import Json
+from shiftvit.serve.app import create_app
+from shiftvit.serve.guard import MAX_HEAD, Access, Guard
+from shiftvit.serve.limits import Limits
+from shiftvit.serve.measures import Measures
+from shiftvit.serve.model import load_models
+
+
+def serve(
+    models: Sequence[str],
+    host: str,
+    port: int,
+    *,
+    limits: Limits,
+    access: Access,
+    runtime: str = "auto",
+    threads: int | None = None,
+    log_format: str = "text",
+    announce: Callable[[str, list[str]], None],
+) -> int:
+    """Loads models and serves them until a signal.
+
+    Args:
+        models: as for `load_models`.
+        host: the address to listen at.
+        port: the port; 0: a free one.
+        limits: how much a client may ask.
+        access: who may ask.
+        runtime: as for `load_graph`.
+        threads: processor threads; None: one per core.
+        log_format: "text" or "json".
+        announce: called with the address and the models' names when requests are taken.
+
+    Returns:
+        the exit status: 0 after SIGTERM, 130 after Ctrl-C.
+
+    Raises:
+        ShiftViTError: the address cannot be used, or a model does not load.
+    """
+    measures = Measures()
+    with (
+        closing(listen(host, port)) as listener,
+        ThreadPoolExecutor(min(8, cores()), thread_name_prefix="decode") as decoders,
+    ):
+        loaded = load_models(models, limits, decoders, measures, runtime, threads)
+        guard = create_app(loaded, limits, access, measures, log_format)
+        name, bound = listener.getsockname()[:2]
+        announce(f"http://{f'[{name}]' if ':' in name else name}:{bound}", list(loaded))
+        try:
+            server = Server(configure(guard, limits), guard, limits)
+            server.run(sockets=[listener])
+            return 130 if server.signal == signal.SIGINT else 0
+        finally:
+            for model in loaded.values():
+                model.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a listening socket.
+
+    Raises:
+        ShiftViTError: the address cannot be used.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ShiftViTError(
+            f"cannot listen at {host} port {port}: {reason}; choose another --host or --port"
+        ) from error
+
+
+def configure(guard: Guard, limits: Limits) -> uvicorn.Config:
+    """Returns uvicorn's settings: only HTTP/1.1 by h11, which bounds the head of a request, and no log of its own."""
+    return uvicorn.Config(
+        guard,
+        http=_protocol(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEAD,
+        timeout_keep_alive=max(1, int(min(5, limits.header_timeout))),
+        timeout_graceful_shutdown=max(1, round(limits.timeout)),
+    )
+
+
+class Server(uvicorn.Server):
+    """Refuses new work after a signal, answers what waits, and only then closes."""
+
+    def __init__(self, config: uvicorn.Config, guard: Guard, limits: Limits) -> None:
+        super().__init__(config)
+        self._guard, self._limits = guard, limits
+        self._deadline = 0.0
+        self.signal = 0
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # Unlike the original, it does not raise the signal again at the end: a clean stop is a success.
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signal:  # the second time, at once
+            self.should_exit = self.force_exit = True
+            return
+        self.signal = number
+        self._guard.stopping = True
+        self._deadline = time.monotonic() + self._limits.timeout
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.signal and (self._guard.active == 0 or time.monotonic() > self._deadline):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _protocol(limits: Limits) -> type[H11Protocol]:
+    """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, and errors in JSON."""
+
+    class Protocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+        _stuck: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.max_connections:
+                self._refuse(503, "the server is overloaded; try again in a second", [("Retry-After", "1")])
+                return
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._is_busy() and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self._is_busy():
+                self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            for timer in (self._timer, self._stuck):
+                if timer is not None:
+                    timer.cancel()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stuck = self.loop.call_later(limits.timeout, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._stuck is not None:
+                self._stuck.cancel()
+                self._stuck = None
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+            self._refuse(400, f"the request is no valid HTTP/1.1, or its head has more than {MAX_HEAD:,} bytes")
+
+        def _is_busy(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _await_head(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_later(limits.header_timeout, self._give_up)
+
+        def _give_up(self) -> None:
+            if self._is_busy():
+                return
+            if self.conn.trailing_data[0]:
+                self._refuse(408, f"the request's head did not arrive within {limits.header_timeout:g} seconds")
+            # What cannot be written by now is not waited for.
+            self.transport.abort() if self.transport.get_write_buffer_size() else self.transport.close()
+
+        def _refuse(self, status: int, message: str, headers: list[tuple[str, str]] | None = None) -> None:
+            body = bytes(Json({"error": message}).body)
+            fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+            with contextlib.suppress(h11.LocalProtocolError):  # in the middle of an answer
+                head = h11.Response(status_code=status, reason=STATUS_PHRASES[status], headers=fields + (headers or []))
+                parts = (head, h11.Data(data=body), h11.EndOfMessage())
+                self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
+            self.transport.close()
+
+    return Protocol

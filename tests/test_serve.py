@@ -1,0 +1,128 @@
+"""The server over real sockets: answers, errors, and the protocol's own clients."""
+
+import base64
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from serving import picture, running
+from shiftvit.inference.predict import Predictor
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP", "BMP"])
+def test_a_lone_picture_is_answered_as_by_the_predictor_to_the_bit(server, predictor, form):
+    content = picture(3, form=form)
+    (expected,) = predictor([content], top_k=10)
+    status, found = server.post("/v1/classify?top_k=10", content)
+    assert status == 200
+    assert [(row["label"], row["score"]) for row in found] == list(expected.top)
+
+
+def test_pictures_of_many_clients_are_answered_as_by_the_predictor(server, predictor):
+    pictures = [picture(seed) for seed in range(24)]
+    answers = [None] * len(pictures)
+    start = threading.Barrier(len(pictures))
+
+    def ask(index):
+        start.wait()
+        answers[index] = server.post("/v1/models/cifar10/classify?top_k=10", pictures[index])
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(len(pictures))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, (status, found) in zip(predictor(pictures, top_k=10), answers, strict=True):
+        assert status == 200
+        scores = {row["label"]: row["score"] for row in found}
+        np.testing.assert_allclose([scores[name] for name, _ in expected.top], [p for _, p in expected.top], atol=1e-6)
+
+
+def test_hugging_faces_json_and_its_own_client(server, predictor):
+    from huggingface_hub import InferenceClient
+
+    content = picture(5)
+    (expected,) = predictor([content], top_k=3)
+    body = json.dumps({"inputs": base64.b64encode(content).decode(), "parameters": {"top_k": 3}})
+    status, found = server.post("/v1/classify", body, {"Content-Type": "application/json; charset=utf-8"})
+    assert status == 200
+    assert [(row["label"], row["score"]) for row in found] == list(expected.top)
+    for address in (server.url + "/v1/classify", server.url):
+        answers = InferenceClient(model=address).image_classification(content, top_k=3)
+        assert [(row.label, row.score) for row in answers] == list(expected.top)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritons_own_client(server, binary):
+    from tritonclient import http
+
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    client = http.InferenceServerClient(f"127.0.0.1:{server.port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("cifar10")
+    about = client.get_model_metadata("cifar10")
+    assert about["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 32, 32, 3]}]
+    entry = http.InferInput("images", pixels.shape, "UINT8")
+    entry.set_data_from_numpy(pixels, binary_data=binary)
+    wanted = http.InferRequestedOutput("probabilities", binary_data=binary)
+    found = client.infer("cifar10", [entry], outputs=[wanted]).as_numpy("probabilities")
+    np.testing.assert_array_equal(found, server.model.graph.run(pixels))
+    client.close()
+
+
+def test_the_page_and_what_it_shows(server):
+    status, headers, content = server.ask("GET", "/")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/html")
+    assert b"<title>" in content
+    (model,) = json.loads(server.ask("GET", "/v1/models")[2])
+    assert (model["name"], model["input_shape"], len(model["labels"])) == ("cifar10", [32, 32, 3], 10)
+    status, headers, card = server.ask("GET", "/v1/models/cifar10/card")
+    assert (status, headers["Content-Type"]) == (200, "text/markdown; charset=utf-8")
+    assert b"# " in card
+    samples = json.loads(server.ask("GET", "/v1/samples")[2])
+    for sample in samples:
+        assert server.post("/v1/classify?top_k=1", server.ask("GET", sample)[2])[0] == 200
+    assert len(samples) >= 10
+
+
+def test_figures_for_prometheus(server):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def figures():
+        text = server.ask("GET", "/metrics")[2].decode()
+        return {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = figures()
+    for _ in range(3):
+        assert server.post("/v1/classify", picture())[0] == 200
+    assert server.post("/v1/classify", b"no image")[0] == 415
+    after = figures()
+
+    def more(*key):
+        return after[key] - before.get(key, 0)
+
+    assert more("shiftvit_requests_total", "/v1/classify", "200", "POST") == 3
+    assert more("shiftvit_requests_total", "/v1/classify", "415", "POST") == 1
+    assert more("shiftvit_images_total", "cifar10") == 3
+    assert more("shiftvit_batch_images_sum", "cifar10") == 3
+    assert more("shiftvit_request_seconds_count", "/v1/classify") == 4
+    assert after["shiftvit_queue_images", "cifar10"] == 0
