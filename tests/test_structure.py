@@ -20,9 +20,9 @@ HOUSE = [
     ("", "__main__"),
     ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
-    ("serve", "server app about protocol classify model bodies guard measures batching answers limits"),
+    ("serve", "server app about protocol classify model heat bodies guard measures batching answers limits"),
     ("exports", "pull driver gate saturation build onnx_graphs formats"),
-    ("inference", "embed predict sources runtimes"),
+    ("inference", "embed explainer predict sources runtimes"),
     (
         "training",
         "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "

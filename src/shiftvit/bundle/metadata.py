@@ -13,6 +13,8 @@ from shiftvit.preprocess import Preprocess
 # The entry's name in formats with named entries, and the file's stem in formats that hold files.
 KEY = "shiftvit"
 FILE = "shiftvit.json"
+# The second output of ONNX graphs: the map whose mean the head takes, float32 (N, h, w, K).
+MAP = "map"
 
 Precision = Literal["f32", "bf16", "int8"]
 
