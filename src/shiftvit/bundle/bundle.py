@@ -144,7 +144,8 @@ class Bundle:
             "format": FORMAT,
             "model": self.config.model_dump(mode="json", exclude={"preset"}),
             "labels": list(self.labels),
-            "preprocess": self.preprocess.model_dump(mode="json"),
+            # Older versions know no `srgb`.
+            "preprocess": self.preprocess.model_dump(mode="json", exclude=None if self.preprocess.srgb else {"srgb"}),
             "metrics": self.metrics,
             "versions": self.versions,
             "temperature": self.temperature,

@@ -178,8 +178,8 @@ def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels]
     content, origin = onnx_content(source)
     session = open_session(content, threads)
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
-    name = session.get_inputs()[0].name
-    return metadata, lambda pixels: session.run(None, {name: pixels})[0]
+    name, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+    return metadata, lambda pixels: session.run(wanted, {name: pixels})[0]
 
 
 def onnx_content(source: Any) -> tuple[bytes, str]:
