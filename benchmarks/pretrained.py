@@ -11,7 +11,7 @@ import numpy as np
 
 from record import write_record
 from shiftvit import Bundle, Predictor
-from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data import named
 
 

@@ -24,6 +24,14 @@ from shiftvit.serve.model import ServedModel
 from shiftvit.serve.server import Server, configure, listen
 
 
+def ask(port, method, path, body=None, headers=None, timeout=30):
+    """Returns (status, headers, content) of a request."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
 class Running:
     """A server in a thread of this process.
 
@@ -56,11 +64,7 @@ class Running:
 
     def ask(self, method, path, body=None, headers=None, timeout=30):
         """Returns (status, headers, content) of a request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
+        return ask(self.port, method, path, body, headers, timeout)
 
     def post(self, path, body, headers=None):
         """Returns (status, parsed JSON) of a POST."""

@@ -253,10 +253,10 @@ def test_the_figure(tmp_path, classes):
 
 
 def test_odd_names_are_drawn_and_stay_on_one_line(tmp_path):
-    names = ["$a^$", "\u732b", "two\nlines", "[bold]"]
+    names = ["$a^$", "\u732b", "{two: lines}", "[bold]"]
     for number, name in enumerate(names):
-        put(tmp_path, f"train/{name}/1.png", number)
-    put(tmp_path, "train/two\nlines/2.png", 0)
+        put(tmp_path, f"train/{name}/1\n.png", number)
+    put(tmp_path, "train/{two: lines}/2\n.png", 0)
     found = report(tmp_path)
     assert len(found.conflicts) == 1
     assert [line.count("\n") for line in found.harmful] == [0]

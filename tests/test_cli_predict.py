@@ -17,7 +17,7 @@ from PIL import Image
 
 from pace import child_seconds, import_seconds
 from sample import load_sample
-from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.figures.style import GREEN, RED
 
 SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
+import stat
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from shiftvit import ShiftViTError
-from shiftvit.bundle.container import Archive, Folder, digest, open_container, write_container
+from shiftvit import Bundle, ShiftViTError
+from shiftvit.bundle.stored.container import Archive, Folder, digest, open_container, write_container
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.exports.driver import pack
 
 CONTENTS = {"bundle.json": b'{"key": "value"}' * 40, "model.safetensors": bytes(range(256)) * 20}
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
@@ -158,3 +163,95 @@ def test_the_digest_is_sha_256():
     # FIPS 180-2's example.
     assert digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest(json.dumps([]).encode()) != digest(b"")
+
+
+def plant(kind, place, tmp_path):
+    """Puts something other than a regular file in the place of a bundle's file, whose content it would give."""
+    content = place.read_bytes()
+    place.unlink()
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/zero")
+    elif kind == "link within":
+        (place.parent / "other").write_bytes(content)
+        place.symlink_to("other")
+    elif kind == "through a linked folder":
+        (tmp_path / "private").mkdir()
+        (tmp_path / "private" / "file").write_bytes(content)
+        (place.parent / "folder").symlink_to(tmp_path / "private")
+        place.symlink_to("folder/file")
+    else:
+        (tmp_path / "private").write_bytes(content)
+        place.symlink_to(tmp_path / "private")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and links of folders")
+@pytest.mark.parametrize("kind", ["link", "link within", "through a linked folder", "folder", "pipe", "device"])
+@pytest.mark.parametrize("name", [WEIGHTS, GRAPH, MANIFEST, CARD])
+def test_what_is_no_regular_file_is_not_read(kind, name, tmp_path):
+    """Even with the right content: someone else's link could lead to a private file. Nothing waits for a pipe."""
+    model = Bundle.load("cifar10")
+    folder = model.save(tmp_path / "model")
+    card = (folder / CARD).read_text("utf-8")
+    plant(kind, folder / name, tmp_path)
+    if name == CARD:  # nothing depends on it
+        assert Bundle.load(folder).card is None
+    elif name == MANIFEST and kind in ("folder", "pipe", "device"):
+        with pytest.raises(ShiftViTError, match="is not a bundle"):
+            Bundle.load(folder)
+    else:
+        with pytest.raises(ShiftViTError, match=f"{name}' in .*model' cannot be read \\(it is ") as caught:
+            Bundle.load(folder)
+        one_line(caught, folder)
+    if name == CARD:  # what is made of it is regular, and has nothing of the link's target
+        packed = pack(folder, tmp_path / "packed")
+        assert (packed / CARD).is_file()
+        assert not (packed / CARD).is_symlink()
+        assert (packed / CARD).read_text("utf-8") != card
+
+
+def test_a_linked_bundle_in_a_run_is_not_followed(tmp_path):
+    Bundle.load("cifar10").save(tmp_path / "private")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bundle").symlink_to(tmp_path / "private")
+    with pytest.raises(ShiftViTError, match=r"run/bundle' is a link, which is not followed; give the path"):
+        Bundle.load(tmp_path / "run")
+    assert Bundle.load(tmp_path / "run" / "bundle").labels  # whoever names it means it
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR, stat.S_IFCHR])
+def test_an_entry_that_is_no_regular_file_is_not_read(kind, tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        entry = zipfile.ZipInfo("bundle.json")
+        entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
+        archive.writestr(entry, "/etc/passwd")
+    with pytest.raises(ShiftViTError, match="it is no regular file") as caught:
+        open_container(path, "bundle.json").read("bundle.json")
+    one_line(caught, path)
+
+
+def test_the_links_of_the_hubs_cache_are_followed_and_no_others(tmp_path):
+    """As `huggingface_hub.snapshot_download` leaves a repository."""
+    folder, blobs = tmp_path / "models--me--pets" / "snapshots" / "0123", tmp_path / "models--me--pets" / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    model = Bundle.load("cifar10")
+    for name, content in model.files().items():
+        (blobs / digest(content)).write_bytes(content)
+        (folder / name).symlink_to(Path("..", "..", "blobs", digest(content)))
+    assert Bundle.load(folder).files() == model.files()
+    # A blob that is itself a link, and blobs that are one.
+    (tmp_path / "private").write_text("private")
+    card = folder / CARD
+    blob = folder / card.readlink()
+    blob.unlink()
+    blob.symlink_to(tmp_path / "private")
+    assert Bundle.load(folder).card is None
+    blobs.rename(tmp_path / "elsewhere")
+    blobs.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ShiftViTError, match="it is a link"):
+        Bundle.load(folder)

@@ -158,7 +158,99 @@ def test_nothing_is_decoded(tmp_path, monkeypatch):
     assert len(find_data(tmp_path).splits["train"]) == 3
 
 
-def test_a_class_folder_whose_name_is_no_text(tmp_path):
+@pytest.mark.parametrize("old", ["cat", "cat/a.png"])
+def test_names_that_are_no_text_are_found_before_anything_is_decoded(tmp_path, old):
     plant(tmp_path, "dog/a.png", "cat/a.png")
-    (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"cat\xff"))
-    assert "is not valid UTF-8; rename it" in fault(tmp_path)
+    new = tmp_path / old
+    new = new.rename(os.fsdecode(os.fsencode(new.with_suffix("")) + b"\xff.png"))
+    message = fault(tmp_path)
+    assert f"{os.fsencode(new.name)!r}"[2:-1] in message
+    assert "is not valid UTF-8; rename it" in message
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x1b[31m", "a\u2028b", "a\x85b"])
+def test_a_class_name_that_breaks_a_line_is_refused(tmp_path, name):
+    plant(tmp_path, "dog/a.png", f"{name}/a.png")
+    assert f"the class name {name!r} of '" in fault(tmp_path)
+
+
+def test_names_that_only_look_unusual_are_kept(tmp_path):
+    names = ["a b", "\U0001f469\u200d\U0001f680", "\u0634\u200c\u062f", "a\xa0b", "100%", "a,b;c"]
+    assert {*find_data(plant(tmp_path, *(f"{name}/1.png" for name in names))).class_names} == {*names}
+
+
+def test_a_name_in_two_forms_of_unicode_is_one_class(tmp_path):
+    plant(tmp_path, "caf\u00e9/1.png", "cafe\u0301/2.png", "bar/3.png")
+    found = find_data(tmp_path)
+    assert found.class_names == ("bar", "caf\u00e9")
+    assert found.train.labels.tolist() == [0, 1, 1]
+    plant(tmp_path / "s", "train/caf\u00e9/1.png", "train/bar/1.png", "test/cafe\u0301/2.png")
+    assert find_data(tmp_path / "s").splits["test"].labels.tolist() == [1]
+
+
+def test_splits_within_the_classes(tmp_path):
+    plant(tmp_path, "cat/Train/1.png", "cat/test/2.png", "dog/Train/1.png", "dog/test/2.png", "cat/loose.png")
+    found = find_data(tmp_path)
+    assert found.layout == "one folder a class, each with Train/ and test/"
+    assert contents(found) == {
+        "train": [("cat/Train/1.png", "cat"), ("dog/Train/1.png", "dog")],
+        "test": [("cat/test/2.png", "cat"), ("dog/test/2.png", "dog")],
+    }
+    assert "images outside the class folders: 1" in found.notes
+
+
+@pytest.mark.parametrize(
+    "tops", [("fold1", "fold2"), ("part A", "train"), ("2019", "2020"), ("train", "more", "extra")]
+)
+def test_top_folders_with_the_same_folders_in_them_are_asked_about(tmp_path, tops):
+    message = fault(plant(tmp_path, *(f"{top}/{label}/1.png" for top in tops for label in ("cat", "dog"))))
+    assert (
+        "with the same folders in them (cat, dog); if these are the classes, rename the folders above them" in message
+    )
+    assert "give a .csv of path and label" in message
+
+
+def test_classes_with_different_folders_in_them_are_classes(tmp_path):
+    plant(tmp_path, "cat/tabby/1.png", "cat/siamese/1.png", "dog/pug/1.png", "dog/husky/1.png", "cow/images/1.png")
+    plant(tmp_path, "ox/images/1.png")
+    assert find_data(tmp_path).class_names == ("cat", "cow", "dog", "ox")
+
+
+def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
+    plant(tmp_path, "cat/1.png", "dog/1.png", "@eaDir/1.png", "cat/@eaDir/1.png/thumb.jpg", "$RECYCLE.BIN/1.png")
+    plant(tmp_path, "runs/one/recipe.toml", "runs/one/environment.json", "runs/one/figures/curves.png")
+    plant(tmp_path, "cat/packed/bundle.json", "cat/packed/model.safetensors", "cat/packed/a.png")
+    plant(tmp_path, "exports/e/report.json", "exports/e/model.onnx", "exports/e/a.png", "exports/e/deep/b.png")
+    plant(tmp_path, "found/evaluation.json", "found/confusion_matrix.png")
+    found = find_data(tmp_path)
+    assert contents(found) == {"train": [("cat/1.png", "cat"), ("dog/1.png", "dog")]}
+    assert found.notes == (
+        "folders that are a bundle of shiftvit's: 1",
+        "folders that are a run of shiftvit's: 1",
+        "folders that are an evaluation of shiftvit's: 1",
+        "folders that are an export of shiftvit's: 1",
+        "hidden files and folders: 3",
+    )
+    assert "is a run of shiftvit's and no data; give the folder of the images" in fault(tmp_path / "runs" / "one")
+    assert "images" in fault(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat/1.ppm", "dog/1.HEIC"], "holds no images that can be used (left out: files of type .heic: 1, files of"),
+        (
+            ["cat/1.ppm", "dog/1.ppm"],
+            "shiftvit reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with the",
+        ),
+        (["cat/1", "dog/1"], "(left out: files without an extension: 2); shiftvit reads JPEG, PNG"),
+        (["1.png", "2.png", "labels.csv"], "holds 2 images without class folders; give '{}/labels.csv' in place of"),
+        (["train/1.png", "train/2.png", "metadata.csv"], "give '{}/metadata.csv' in place of the folder if it lists"),
+        (["deep/d.npz"], "(left out: files of type .npz: 1); give '{}/deep/d.npz' in place of the folder"),
+        (["data.zip"], "holds no images that can be used (left out: files of type .zip: 1)"),
+        (["arc/set/train/a/1.png", "arc/set/test/a/1.png"], "holds one class folder; did you mean '{}/arc/set'?"),
+        (["arc/set/a/1.png", "arc/set/b/x/1.png", "loose.png"], "did you mean '{}/arc/set'?"),
+    ],
+)
+def test_a_message_shows_what_lies_there(tmp_path, names, message):
+    assert message.format(tmp_path) in fault(plant(tmp_path, *names))

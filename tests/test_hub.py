@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import close_session
 
 from hub_world import TOKEN, Hub, Repository, serving, sha
 from shiftvit import Bundle, Preprocess, ShiftViTError
-from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.bundle.hub import pull, push
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.config import ModelConfig
 
 # The client sends large files through an argument that its own network library has renamed.
@@ -264,6 +264,34 @@ def test_a_place_that_is_something_else_is_left_alone(hub: Hub, bundle: Bundle) 
     refused(r"cannot write .*photo.jpg", "me/pets", out="pets/photo.jpg/pets")
     assert len(hub.requests) - asked <= 1
     assert Path("pets/photo.jpg").read_bytes() == b"mine"
+
+
+def test_a_link_in_a_bundle_is_not_pushed(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("my secret")
+    folder = bundle.save("model")
+    (folder / CARD).unlink()
+    (folder / CARD).symlink_to(tmp_path / "private")
+    push(folder, "me/pets")
+    assert b"secret" not in b"".join(hub.files("me/pets").values())
+    assert hub.files("me/pets")[CARD].startswith(b"---\n")
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_link_in_the_place_of_the_download_is_not_followed(bundle: Bundle, tmp_path: Path) -> None:
+    push(bundle, "me/pets")
+    (tmp_path / "private" / "files").mkdir(parents=True)
+    Path(".pets.pull").symlink_to(tmp_path / "private")
+    refused(r"cannot write .*\.pets\.pull': it is a link", "me/pets")
+    assert (tmp_path / "private" / "files").is_dir()
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_model_in_the_clients_own_cache_is_read_there(bundle: Bundle, tmp_path: Path) -> None:
+    push(bundle, "me/pets")
+    names = (WEIGHTS, MANIFEST, CARD)
+    places = [Path(hf_hub_download("me/pets", name, cache_dir=tmp_path / "cache")) for name in names]
+    assert all(place.is_symlink() for place in places)
+    assert_same(Bundle.load(places[0].parent), bundle)
 
 
 def test_a_hub_that_cannot_be_reached(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

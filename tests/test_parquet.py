@@ -15,9 +15,10 @@ from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, cifar, c
 from shiftvit.config import DataConfig, TrainConfig
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
+from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.listing import list_images
-from shiftvit.data.load import find_test, load_data
+from shiftvit.data.load import load_data
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from trees import fault, plant
@@ -131,6 +132,7 @@ Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(P
             None,
         ),
         (None, {"image": structs([GREY] * 4), "label": ["dog", "cat ", None, " "]}, ("cat", "dog"), [1, 0], "2"),
+        (None, {"image": structs([GREY] * 4), "label": [1.0, None, 0.0, float("nan")]}, ("0", "1"), [1, 0], "2"),
         (None, {"image": pa.array([GREY] * 3), "labels": [10, 9, 10]}, ("9", "10"), [1, 0, 1], None),
         (None, {"a": pa.array([GREY] * 2, pa.large_binary()), "class": [True, False]}, ("0", "1"), [1, 0], None),
         (
@@ -189,13 +191,22 @@ TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
     [
         (
             {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
-            "has no column with the bytes of images, only text, l",
+            "has no column with the bytes of images, only text (string), label (int64); name one",
         ),
         (
             {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
             "bytes in the columns a, b; name that of im",
         ),
-        ({"train.parquet": {"image": structs([GREY])}}, "has no column of labels for training; name the one that has"),
+        (
+            {"train.parquet": {"image": ["a.png", "b.png"], "label": [0, 1]}},
+            "only image (string), label (int64); name one with them image (paths, base64 and arrays are not read",
+        ),
+        ({"train.parquet": {"image": structs([GREY])}}, "has no column of labels for training, only image (struct<"),
+        (
+            {"train.parquet": TWO | {"label": [[0], [1]]}},
+            "label (list<element: int64>); name the one that has them label, with whole numbers or names in it",
+        ),
+        ({"train.parquet": TWO | {"label": [0.0, 0.5]}}, "has the label 0.5; labels are whole numbers or names"),
         ({"train.parquet": TWO | {"label": [-1, None]}}, "has only null or -1 in 'label' of its training images; give"),
         ({"test.parquet": TWO}, "has Parquet files of test and none of train; add them, or give a single file"),
         ({"a/train.parquet": TWO, "b/train.parquet": TWO}, "holds several data sets of Parquet files; give one of '"),
@@ -251,7 +262,7 @@ def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
 def test_evaluation_takes_the_test_split(tmp_path):
     cifar(tmp_path / "train.parquet", slice(0, 30))
     cifar(tmp_path / "test.parquet", slice(30, 60))
-    found = find_test(str(tmp_path))
+    found = find_evaluated(str(tmp_path)).data
     assert {name: part.labels.tolist() for name, part in found.splits.items()} == {"test": LABELS[30:]}
 
 

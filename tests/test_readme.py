@@ -17,7 +17,7 @@ from PIL import Image
 import shiftvit
 from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
-from shiftvit.bundle.bundle import PRETRAINED
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import main
 from shiftvit.data import named
 from shiftvit.exports.formats import FORMATS
@@ -43,6 +43,7 @@ PROCESSES = (["predict"], ["info", "runs/mine"])
 # What each command says on standard output; what it is to write stands in its arguments.
 SAYS = {
     "predict": "label",
+    "embed": "256 features of 1 image",
     "train": "(model in bundle/, figures in figures/)",
     "find-rate": "--set train.optimizer.learning_rate=",
     "evaluate": "top-1 between",

@@ -16,7 +16,7 @@ import pytest
 from exported import SINGLE, answers, artifact, exported
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle.bundle import GRAPH
+from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.inference.runtimes import RUNTIMES, load_graph
 from threads import answer_together
 

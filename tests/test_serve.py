@@ -1,11 +1,13 @@
 """The server over real sockets: answers, errors, and the protocol's own clients."""
 
 import base64
+import io
 import json
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving import picture, running
 from shiftvit.inference.predict import Predictor
@@ -82,3 +84,72 @@ def test_tritons_own_client(server, binary):
     found = client.infer("cifar10", [entry], outputs=[wanted]).as_numpy("probabilities")
     np.testing.assert_array_equal(found, server.model.graph.run(pixels))
     client.close()
+
+
+def test_the_page_and_what_it_shows(server):
+    status, headers, content = server.ask("GET", "/")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/html")
+    assert b"<title>" in content
+    (model,) = json.loads(server.ask("GET", "/v1/models")[2])
+    assert (model["name"], model["input_shape"], len(model["labels"])) == ("cifar10", [32, 32, 3], 10)
+    status, headers, card = server.ask("GET", "/v1/models/cifar10/card")
+    assert (status, headers["Content-Type"]) == (200, "text/markdown; charset=utf-8")
+    assert b"# " in card
+    samples = json.loads(server.ask("GET", "/v1/samples")[2])
+    for sample in samples:
+        assert server.post("/v1/classify?top_k=1", server.ask("GET", sample)[2])[0] == 200
+    assert len(samples) >= 10
+
+
+def test_figures_for_prometheus(server):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    def figures():
+        text = server.ask("GET", "/metrics")[2].decode()
+        return {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    before = figures()
+    for _ in range(3):
+        assert server.post("/v1/classify", picture())[0] == 200
+    assert server.post("/v1/classify", b"no image")[0] == 415
+    after = figures()
+
+    def more(*key):
+        return after[key] - before.get(key, 0)
+
+    assert more("shiftvit_requests_total", "/v1/classify", "200", "POST") == 3
+    assert more("shiftvit_requests_total", "/v1/classify", "415", "POST") == 1
+    assert more("shiftvit_images_total", "cifar10") == 3
+    assert more("shiftvit_batch_images_sum", "cifar10") == 3
+    assert more("shiftvit_request_seconds_count", "/v1/classify") == 4
+    assert after["shiftvit_queue_images", "cifar10"] == 0
+
+
+def test_explanations(server, predictor):
+    from shiftvit.inference.explainer import Explainer
+
+    content = picture(7)
+    (expected,) = predictor([content], top_k=3)
+    status, found = server.post("/v1/explain?top_k=3", content)
+    assert status == 200
+    assert [(row["label"], row["score"]) for row in found["classes"]] == list(expected.top)
+    assert found["label"] == expected.label
+    other = expected.top[1][0]
+    status, asked = server.post(f"/v1/models/cifar10/explain?label={other}", content)
+    assert (status, asked["label"]) == (200, other)
+    assert asked["heatmap"] != found["heatmap"]
+    assert found["region"] == [0, 0, 1, 1] or len(found["region"]) == 4
+    with Image.open(io.BytesIO(base64.b64decode(found["heatmap"]))) as layer:
+        warmth = np.asarray(layer)[..., 3] / 255
+    pixels = predictor.metadata.preprocess.pixels(np.asarray(Image.open(io.BytesIO(content)))[None])
+    (heat,) = Explainer.from_pretrained("cifar10")(pixels)[1]
+    rows = np.linspace(0, len(warmth) - 1, 2 * len(heat) + 1).astype(int)[1::2]
+    np.testing.assert_allclose(warmth[np.ix_(rows, rows)], heat, atol=0.02)
+    status, refused = server.post("/v1/explain?label=unicorn", content)
+    assert status == 422
+    assert "unicorn" in refused["error"]

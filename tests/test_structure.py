@@ -18,30 +18,31 @@ SOURCE = Path(shiftvit.__file__).parent
 # a folder, "" the package's own. There is a line for each in docs/architecture.md.
 HOUSE = [
     ("", "__main__"),
-    ("cli", "main benchmark show data hub export explain predict rates serve train rows settings tables"),
+    ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
-    ("serve", "server app protocol classify model bodies guard measures batching answers limits"),
-    ("exports", "driver gate saturation build onnx_graphs formats"),
-    ("inference", "predict runtimes"),
+    ("serve", "server app about protocol classify model heat bodies guard measures batching answers limits"),
+    ("exports", "pull driver gate saturation build onnx_graphs formats"),
+    ("inference", "embed explainer predict sources runtimes"),
     (
         "training",
         "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
         "torch_steps loss schedule",
     ),
-    ("evaluation", "report evaluate explain logits metrics corruptions"),
-    ("bundle", "describe metadata hub bundle container card"),
-    ("model", "convert network blocks primitives shift"),
-    ("data", "show load read named"),
+    ("evaluation", "report evaluate places explain features logits metrics corruptions"),
+    ("bundle", "describe metadata hub session official bundle card"),
+    ("model", "convert tensors network blocks primitives shift"),
+    ("bundle.stored", "find published manifest container"),
+    ("data", "show evaluated load read named"),
     ("data.cifar10", "cache archives fetch"),
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
-    ("data.find", "find splits shards folders tables dataset listing"),
-    ("data.decode", "images rows parquet formats"),
+    ("data.find", "find kept splits arrays shards folders tables cells places dataset listing words"),
+    ("data.decode", "images profiles readers rows parquet formats netpbm faults"),
     ("recipes", "recipe"),
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config files console errors"),
+    ("", "preprocess environment backend presets config replacement download files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.

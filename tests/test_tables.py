@@ -61,7 +61,7 @@ def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
         (b"picture,kind\na.png,cat\nb.png,dog", "if it is a header, name its columns path and label"),
         (b"path,label\na.png,cat\nb.png", "line 3 of"),
         (b"path,label\na.png,cat\nb.png, ", "has no label; give one"),
-        (b"path,label,split\na.png,cat,holdout", "has the split 'holdout'; use train, validation or test"),
+        (b"path,label,split\na.png,cat,fold 3", "has the split 'fold 3'; use train, validation or test"),
         (b"path,label,split\na.png,cat,test", "has no images for training"),
         (b"path,label\na.png,cat", "has one class, 'cat'"),
         (b"path,label,split\na.png,cat,train\nb.png,ox,test", "the class 'ox' of test"),
@@ -73,6 +73,97 @@ def test_a_line_for_each_fault_of_a_table(tmp_path, text, message):
     plant(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_bytes(text)
     assert message in fault(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"file_name,label\n0.png,a\n1.png,b\n2.png,c\n3.png,d\n",
+        b"image_id;size, in cm;Class Name\n0;3,5;a\n1;4,5;b\n2;1,0;c\n3;2;d\n",
+        b"sep=;\r\nimage;label\r\n0.png;a\r\n1.png;b\r\n2.png;c\r\n3.png;d\r\n",
+        b"Image Path|category\n.\\0.png|a\n1.PNG|b\n./2.png|c\n3|d",
+        b"0.png;a\n1.png;b\n2.png;c\n3.png;d\n",
+        b"id\tlabel\n0\ta\n1\tb\n2\tc\n3\td\n",
+        b'filename,label,,\n"0.png",a,,\n1.png,b\n2.png,c,\n3.png,"d",,\n',
+        "image,label\n0.png,a\n1.png,b\n2.png,c\n3.png,d\n".encode("utf-16"),
+    ],
+)
+def test_tables_as_other_programs_write_them(tmp_path, text):
+    plant(tmp_path, *(f"{number}.png" for number in range(4)))
+    (tmp_path / "t.csv").write_bytes(text)
+    found = find_data(tmp_path / "t.csv")
+    assert contents(found) == {"train": [(f"{number}.png", "abcd"[number]) for number in range(4)]}
+
+
+def test_paths_as_other_systems_write_them(tmp_path):
+    plant(tmp_path, "cat/caf\u00e9 1.JPG", "dog/1.png", "cat/2.jpg", "2/x.png")
+    rows = ["cat\\Cafe\u0301 1.jpg,cat", "DOG\\1.PNG,dog", "cat/2,cat"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]), "utf-8")
+    assert contents(find_data(tmp_path / "t.csv"))["train"] == [
+        ("cat/caf\u00e9 1.JPG", "cat"),
+        ("dog/1.png", "dog"),
+        ("cat/2.jpg", "cat"),
+    ]
+
+
+def test_of_several_files_that_read_alike_none_is_taken(tmp_path):
+    plant(tmp_path, "1.png", "1.jpg", "2.png", "3.png")
+    (tmp_path / "t.csv").write_text("id,label\n1,a\n2,a\n3,b")
+    found = find_data(tmp_path / "t.csv")
+    assert found.notes == (f"files that do not exist: 1, such as {str(tmp_path / '1')!r}",)
+
+
+def test_images_that_lie_in_one_folder_beside_the_table(tmp_path):
+    plant(tmp_path, *(f"{folder}/{number}.png" for folder in ("train", "test") for number in range(4)))
+    (tmp_path / "train.csv").write_text("id,breed_is,label\n0,x,a\n1,x,b\n2,x,a\n3,x,b")
+    found = find_data(tmp_path / "train.csv")
+    assert [path for path, _ in contents(found)["train"]] == [f"train/{number}.png" for number in range(4)]
+    assert found.notes == ("paths are relative to train/",)
+    (tmp_path / "train.csv").rename(tmp_path / "labels.csv")  # which of the folders is meant?
+    assert "names 4 of 4 files that do not exist" in fault(tmp_path / "labels.csv")
+
+
+def test_files_that_are_missing_are_counted_and_named(tmp_path):
+    plant(tmp_path, *(f"{number}.png" for number in range(6)))
+    lines = [f"{number}.png,{'ab'[number % 2]}" for number in range(10)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,label", *lines]))
+    found = find_data(tmp_path / "t.csv")
+    first = join_words([repr(str(tmp_path / f"{number}.png")) for number in (6, 7, 8)])
+    assert found.notes == (f"files that do not exist: 4, such as {first}",)
+    (tmp_path / "0.png").unlink()
+    assert fault(tmp_path / "t.csv").startswith(
+        f"{str(tmp_path / 't.csv')!r} (read with commas between cells and path in 'file' and label in 'label') names 5 "
+        f"of 10 files that do not exist, the first {str(tmp_path / '0.png')!r}, {str(tmp_path / '6.png')!r} and "
+    )
+
+
+def test_an_image_that_is_listed_twice_is_one(tmp_path):
+    plant(tmp_path, "a.png", "b.png")
+    table = tmp_path / "t.csv"
+    table.write_text("path,label\na.png,x\n./a.png,x\nb.png,y\nsub/../b.png,y\na.png,x")
+    (tmp_path / "sub").mkdir()
+    found = find_data(table)
+    assert contents(found) == {"train": [("a.png", "x"), ("b.png", "y")]}
+    assert found.notes == ("rows that repeat an image: 3",)
+    table.write_text("path,label\na.png,x\nb.png,y\n./a.png,y")
+    assert "a.png' with the labels 'x' and 'y'; keep one of the rows" in fault(table)
+    table.write_text("path,label,split\na.png,x,train\nb.png,y,train\na.png,x,test")
+    assert "a.png' with the splits 'train' and 'test'; keep one of the rows" in fault(table)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.png,x\nb.png,y, z", "line 2 of '{}' (read with commas between cells and no header) has 3 cells and the"),
+        ("path,label\na.png,x\nb.png,y, z", "first line 2: 'b.png | y |  z'; put a cell that holds the sign between"),
+        ("path,label,Label\na.png,x,1\nb.png,y,2", "has two columns 'label'; rename that which is not label"),
+        ("path;size, cm\na.png;1\nb.png;2", "(read with semicolons between cells) has the columns path, size, cm;"),
+    ],
+)
+def test_messages_say_how_a_table_was_read(tmp_path, text, message):
+    plant(tmp_path, "a.png", "b.png")
+    (tmp_path / "t.csv").write_text(text)
+    assert message.format(tmp_path / "t.csv") in fault(tmp_path / "t.csv")
 
 
 def test_archives_of_splits(tmp_path):

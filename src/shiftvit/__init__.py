@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
+    from shiftvit.inference.embed import Embedder as Embedder
     from shiftvit.inference.predict import Prediction as Prediction
     from shiftvit.inference.predict import Predictor as Predictor
     from shiftvit.model.network import ShiftViT as ShiftViT
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Bundle": "shiftvit.bundle.bundle",
+    "Embedder": "shiftvit.inference.embed",
     "Prediction": "shiftvit.inference.predict",
     "Predictor": "shiftvit.inference.predict",
     "Preprocess": "shiftvit.preprocess",

@@ -60,6 +60,14 @@ def ensure_backend() -> str:
     return choice
 
 
+def limit_threads(threads: int) -> None:
+    """Chooses the backend, and how many processor threads it computes with if it is torch; others have no such way."""
+    if ensure_backend() == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+
+
 def _configured() -> str | None:
     home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
     try:

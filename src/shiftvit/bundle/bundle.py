@@ -8,46 +8,41 @@ Loading verifies everything else and builds the model from the configuration: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, ValidationError
 
 from shiftvit.bundle.card import write_card
-from shiftvit.bundle.container import Container, digest, open_container, write_container
-from shiftvit.config import ModelConfig, Settings, first_fault
+from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
+from shiftvit.bundle.stored.find import find_bundle
+from shiftvit.bundle.stored.manifest import (
+    CARD,
+    FORMAT,
+    GRAPH,
+    MANIFEST,
+    WEIGHTS,
+    Provenance,
+    check_labels,
+    read_checked,
+    read_manifest,
+    read_tensors,
+)
+from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
-GRAPH = "model.onnx"
-MANIFEST = "bundle.json"
-CARD = "README.md"
+_NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
+# What tells a bundle's manifest from other JSON files of that name.
+_KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
-# The trained models that come with the package, one folder each.
-PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 Weights = dict[str, np.ndarray[Any, Any]]
-
-
-class Manifest(Settings):
-    """The content of `bundle.json`."""
-
-    format: Literal[1]
-    model: ModelConfig
-    labels: tuple[str, ...]
-    preprocess: Preprocess
-    metrics: dict[str, Any]
-    versions: dict[str, str]
-    files: dict[str, str]
-    temperature: float = Field(1.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,8 @@ class Bundle:
         temperature: divides the logits before the softmax, so that confidence matches accuracy (Guo et al., 2017,
             section 4.2); the graph has it built in.
         card: the model card, in Markdown; None: `save` writes one from what the bundle holds.
+        synsets: the WordNet identifiers of the labels, in their order; empty: none are known.
+        provenance: where the weights come from, if they were not trained here.
     """
 
     config: ModelConfig
@@ -76,6 +73,8 @@ class Bundle:
     graph: bytes | None = field(default=None, repr=False)
     temperature: float = 1.0
     card: str | None = field(default=None, repr=False)
+    synsets: tuple[str, ...] = field(default=(), repr=False)
+    provenance: Provenance | None = None
 
     @classmethod
     def from_model(
@@ -83,17 +82,25 @@ class Bundle:
     ) -> Self:
         """Copies the weights and configuration of a `ShiftViT`.
 
+        Args:
+            model: a `ShiftViT`.
+            labels: the class names, all different, in the order of the logits.
+            preprocess: what turns uint8 images into the model's input.
+            metrics: measured figures, which can be written as JSON.
+
         Raises:
-            ShiftViTError: the labels and the logits differ in number.
+            ShiftViTError: `model` is no `ShiftViT`, `preprocess` is no `Preprocess`, or the labels are no sequence of
+                different strings, one for each logit.
         """
         from shiftvit.environment import versions
+        from shiftvit.model.network import ShiftViT
 
-        if len(labels) != model.settings.num_classes:
-            raise ShiftViTError(
-                f"{len(labels)} labels do not name {model.settings.num_classes} classes; give one for each"
-            )
+        for name, value, kind in (("model", model, ShiftViT), ("preprocess", preprocess, Preprocess)):
+            if not isinstance(value, kind):
+                raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
+        labels = check_labels(labels, model.settings.num_classes)
         weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
-        return cls(model.settings, tuple(labels), preprocess, weights, metrics or {}, versions())
+        return cls(model.settings, labels, preprocess, weights, metrics or {}, versions())
 
     def halved(self) -> Self:
         """Returns the bundle with float16 weights, and without its graph, whose weights would differ.
@@ -111,17 +118,24 @@ class Bundle:
     def save(self, path: str | Path) -> Path:
         """Writes a folder, or a zip archive if `path` ends in ".zip", whole or not at all; replaces a bundle.
 
+        Other files in the folder of an earlier bundle stay.
+
         Raises:
             ShiftViTError: no space, no permission, or `path` exists and is not a bundle.
         """
         path = Path(path)
-        check_place(path)
-        write_container(path, self.files())
+        write_container(path, self.files(), gone=_NAMES, keep=check_place(path))
         return path
 
     def files(self) -> dict[str, bytes]:
-        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes."""
+        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes.
+
+        Raises:
+            ShiftViTError: the labels do not name the classes, or the metrics cannot be written as JSON.
+        """
         from safetensors.numpy import save
+
+        check_labels(self.labels, self.config.num_classes)
 
         contents = {WEIGHTS: save(self.weights)}
         if self.graph is not None:
@@ -130,13 +144,22 @@ class Bundle:
             "format": FORMAT,
             "model": self.config.model_dump(mode="json", exclude={"preset"}),
             "labels": list(self.labels),
-            "preprocess": self.preprocess.model_dump(mode="json"),
+            # Older versions know no `srgb`.
+            "preprocess": self.preprocess.model_dump(mode="json", exclude=None if self.preprocess.srgb else {"srgb"}),
             "metrics": self.metrics,
             "versions": self.versions,
             "temperature": self.temperature,
+            # Only where there are any: a shiftvit that does not know them yet reads all other bundles.
+            **({"synsets": list(self.synsets)} if self.synsets else {}),
+            **({"provenance": self.provenance.model_dump(mode="json")} if self.provenance else {}),
             "files": {name: digest(content) for name, content in contents.items()},
         }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ShiftViTError(
+                f"the metrics cannot be written as JSON: {error}; give finite numbers and text"
+            ) from error
         card = write_card(self) if self.card is None else self.card
         return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
 
@@ -146,24 +169,14 @@ class Bundle:
 
         Args:
             path: the bundle's folder or zip archive, a run folder that holds one as `bundle/`, or the name of a model
-                that comes with the package.
+                that was pulled or comes with the package.
 
         Raises:
             ShiftViTError: there is no bundle, its format is newer, or a file is damaged or does not fit.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
         container = find_bundle(path)
         manifest = read_manifest(container)
-        try:
-            weights = load(read_checked(container, manifest, WEIGHTS))
-        except (SafetensorError, KeyError, ValueError) as error:
-            if isinstance(error, ShiftViTError):
-                raise
-            raise ShiftViTError(
-                f"{WEIGHTS!r} in {str(container.where)!r} cannot be read ({error}); restore the bundle"
-            ) from error
+        weights = read_tensors(container, manifest)
         graph = read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None
         return cls(
             manifest.model,
@@ -175,6 +188,8 @@ class Bundle:
             graph,
             manifest.temperature,
             read_card(container),
+            manifest.synsets,
+            manifest.provenance,
         )
 
     def build(self, dtype: str | None = None) -> Any:
@@ -200,82 +215,32 @@ class Bundle:
         return model
 
 
-def pretrained_names() -> list[str]:
-    """Returns the names of the models that come with the package."""
-    return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
+def check_place(path: Path) -> set[str]:
+    """Checks that `save` may write to `path`: nothing is there, or a bundle, even a damaged one.
 
+    Returns:
+        which of the names of a bundle's files are someone else's in that folder.
 
-def check_place(path: Path) -> None:
-    """Raises ShiftViTError if something other than a bundle exists at `path`; `save` would not replace it."""
-    if path.exists() and open_container(path, MANIFEST) is None:
+    Raises:
+        ShiftViTError: something else is there.
+    """
+    if not path.exists():
+        return set()
+    container = open_container(path, MANIFEST)
+    manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
+    if container is not None:
+        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged one is to be replaced
+            manifest = json.loads(container.read(MANIFEST))
+    if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
-
-
-def find_bundle(path: str | Path) -> Container:
-    """Returns the files of the bundle at `path`, in its subfolder `bundle`, or of the packaged model of that name.
-
-    Raises:
-        ShiftViTError: there is none.
-    """
-    given, path = path, Path(path)
-    for place in (path, path / "bundle"):
-        if (container := open_container(place, MANIFEST)) is not None:
-            return container
-    if str(given) in pretrained_names() and (named := open_container(PRETRAINED / given, MANIFEST)) is not None:
-        return named
-    if (path / "recipe.toml").is_file():
-        raise ShiftViTError(f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {path}")
-    there = "is not a bundle and contains none" if path.exists() else "does not exist"
-    far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(str(given)) else ""
-    raise ShiftViTError(
-        f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
-        f"{', '.join(pretrained_names())}{far}"
-    )
-
-
-def _is_far(name: str) -> bool:
-    """Returns whether a name can be a repository, OWNER/NAME, and is not likely to be a misspelt path."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.exists()
-
-
-def read_manifest(container: Container) -> Manifest:
-    """Reads and checks a bundle's JSON.
-
-    Raises:
-        ShiftViTError: it is damaged, its format is newer, or it lists files that a bundle does not have.
-    """
-    where = str(container.where)
-    content = container.read(MANIFEST)
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ShiftViTError(f"{MANIFEST!r} in {where!r} cannot be read ({error}); restore the bundle") from error
-    version = tree.get("format") if isinstance(tree, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise ShiftViTError(f"{where!r} has format {version}; this shiftvit reads up to {FORMAT}; update shiftvit")
-    try:
-        manifest = Manifest.model_validate(tree)
-    except ValidationError as error:
-        raise ShiftViTError(
-            f"{MANIFEST!r} in {where!r} is not a valid bundle: {first_fault(error)}; restore it"
-        ) from error
-    if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
-        raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")
-    return manifest
-
-
-def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
-    """Returns a file's content after verifying its hash.
-
-    Raises:
-        ShiftViTError: it is missing or damaged.
-    """
-    content = container.read(name)
-    if digest(content) != manifest.files[name]:
-        raise ShiftViTError(
-            f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 differs from the recorded one; restore it"
-        )
-    return content
+    if isinstance(container, Archive):
+        if others := sorted({*container.names()} - _NAMES):
+            raise ShiftViTError(
+                f"{str(path)!r} exists and holds more than a bundle ({others[0]!r}), so it is not replaced; choose "
+                "another place"
+            )
+        return set()
+    return set() if GRAPH in (manifest["files"] or ()) else {GRAPH}
 
 
 def read_card(container: Container) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import tomli_w
 
+from shiftvit.bundle.stored.manifest import Provenance
 from shiftvit.config import ModelConfig
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
@@ -52,6 +53,8 @@ class Trained(Protocol):
     def versions(self) -> dict[str, str]: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def provenance(self) -> Provenance | None: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
         results=results,
         validated=bool(found["val"]),
         versions=", ".join(f"{name} {version}" for name, version in trained.versions.items()),
+        license=(facts.license if facts else None) or (trained.provenance and trained.provenance.license),
+        provenance=trained.provenance and origin(trained.provenance),
+        published=trained.provenance and _published(trained.provenance),
         machine=_machine(facts.environment) if facts else "",
         **(_training(trained, facts, found) if facts else {}),
     )
@@ -145,6 +151,18 @@ def preprocessing(rule: Preprocess) -> str:
         steps.append(f"crop {size(crop)} ({rule.crop_position.replace('_', ' ')})")
     mean, std = (", ".join(f"{value:g}" for value in np.ravel(numbers)) for numbers in (rule.mean, rule.std))
     return "; ".join([*steps, f"(pixels - mean) / std with pixels from 0 to 255, mean {mean}, std {std}"])
+
+
+def origin(provenance: Provenance) -> str:
+    """Returns where weights come from: address, date, license and hash."""
+    terms = f", license {provenance.license}" if provenance.license else ""
+    return f"{provenance.address}, taken on {provenance.date}{terms}, SHA-256 {provenance.sha256}"
+
+
+def _published(provenance: Provenance) -> str | None:
+    if provenance.top1 is None:
+        return None
+    return f"Published, not measured here: top-1 {provenance.top1:g}% on {provenance.data}."
 
 
 def _training(trained: Trained, facts: Facts, found: Mapping[str, dict[str, float]]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shiftvit.bundle.bundle import Bundle, find_bundle, pretrained_names
-from shiftvit.bundle.card import preprocessing
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.card import origin, preprocessing
+from shiftvit.bundle.stored.find import find_bundle, is_name, pretrained_names
+from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.presets import PRESETS
@@ -60,6 +62,9 @@ def describe(name: str) -> dict[str, Any]:
         if preset.published is not None:
             top1, where = preset.published
             notes["published"] = f"top-1 {top1}% ({where})"
+        if name in PUBLISHED:
+            pulled = is_name(name)
+            notes["weights"] = f"in {PUBLISHED[name].place}" if pulled else f"not on this machine; shiftvit pull {name}"
         return _described(f"Preset {name}", ModelConfig(**preset.arguments), notes)
     if not Path(name).exists() and name not in pretrained_names():
         valid = [*PRESETS, *pretrained_names()]
@@ -70,6 +75,8 @@ def describe(name: str) -> dict[str, Any]:
         "classes": ", ".join(bundle.labels[:12]) + (f" and {count - 12:,} more" if count > 12 else ""),
         "preprocessing": preprocessing(bundle.preprocess),
     }
+    if bundle.provenance is not None:
+        notes["weights"] = origin(bundle.provenance)
     for split, title in (("val", "validation"), ("test", "test")):
         if split in bundle.metrics:
             found = bundle.metrics[split]

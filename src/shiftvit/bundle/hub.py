@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
-from shiftvit.bundle.bundle import CARD, GRAPH, LARGEST_CARD, MANIFEST, WEIGHTS, Bundle, check_place
+from shiftvit.bundle.bundle import LARGEST_CARD, Bundle, check_place
 from shiftvit.bundle.card import addressed, write_card
+from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.errors import ShiftViTError, install_hint
 
 # The files that are downloaded, and the bytes that each may have. The paper's largest model has 400 MB of weights.
@@ -149,6 +150,8 @@ def _beside(path: Path) -> Iterator[Path]:
     place = path.with_name(f".{path.name}.pull")
     folder = place / "files"
     try:
+        if place.is_symlink():  # what is in it will be deleted
+            raise FileExistsError(errno.EEXIST, "it is a link")
         place.mkdir(parents=True, exist_ok=True)
         lock = (place / ".lock").open("a")
     except OSError as error:
@@ -172,7 +175,7 @@ def _one_line(repository: str, endpoint: str, revision: str | None = None) -> It
     errors = _library().errors
     try:
         yield
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # errors of the network library, which depends on the client's version
         chain: list[BaseException] = [error]  # the client wraps the original error, once or twice

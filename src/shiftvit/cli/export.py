@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli.tables import examples
+from shiftvit.cli.train import prepare_backend
 
 _FORMATS = "onnx, openvino, saved_model, litert or torch"
 
@@ -20,7 +21,12 @@ def add_to(app: typer.Typer) -> None:
             "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
         )
     )(export)
-    app.command(epilog=examples("shiftvit pack runs/mine mine.zip --half --onnx"))(pack)
+    app.command(
+        epilog=examples(
+            "shiftvit pack runs/mine mine.zip --half --onnx",
+            "shiftvit pack checkpoint.pth mine --preset shiftvit_base_r2 --labels names.txt",
+        )
+    )(pack)
 
 
 def export(
@@ -48,17 +54,30 @@ def export(
 
 
 def pack(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
+    model: Annotated[
+        str, typer.Argument(help="Run folder, bundle, model name, or a checkpoint of the authors' code (.pth).")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder or .zip file to create.")],
     half: Annotated[bool, typer.Option("--half", help="Store the weights in float16, at half the size.")] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Add an ONNX graph, which predicts without a framework.")
     ] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Architecture of a checkpoint (default: the one that its tensors fit).")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class names of a checkpoint, one on each line.")
+    ] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take a checkpoint's moving average of the weights.")] = False,
 ) -> None:
     """Pack a model as one folder or .zip file to share."""
+    from shiftvit.bundle.official import is_checkpoint
+
+    if is_checkpoint(model):
+        prepare_backend()
     from shiftvit.exports import driver
 
-    print(f"bundle: {driver.pack(model, out, half=half, onnx=onnx)}")
+    print(f"bundle: {driver.pack(model, out, half=half, onnx=onnx, preset=preset, labels=labels, ema=ema)}")
 
 
 def _summary(report: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""`shiftvit push` and `shiftvit pull`."""
+"""`shiftvit push` and `shiftvit pull`: the Hugging Face Hub, and the authors' published weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import Annotated
 import typer
 
 from shiftvit.cli.tables import examples
+from shiftvit.cli.train import prepare_backend
+from shiftvit.errors import ShiftViTError
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(epilog=examples("hf auth login", "shiftvit push runs/mine me/pets --private"))(push)
-    app.command(epilog=examples("shiftvit pull me/pets", "shiftvit pull me/pets --revision v1 --out models/pets"))(pull)
+    app.command(
+        epilog=examples(
+            "shiftvit pull shiftvit_tiny_r2",
+            "shiftvit pull me/pets",
+            "shiftvit pull me/pets --revision v1 --out models/pets",
+        )
+    )(pull)
 
 
 def push(
@@ -28,13 +36,33 @@ def push(
 
 
 def pull(
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Source repository.")],
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|OWNER/NAME", help="Published weights, or a repository on the Hub.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit (default: the newest on main).")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder or .zip file to create (default: NAME).")
     ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="Published weights that you have downloaded.")
+    ] = None,
 ) -> None:
-    """Download a model from the Hugging Face Hub and verify it."""
+    """Download a model and verify it.
+
+    NAME is one of the authors' ImageNet models. It is kept in the user's data folder, and from then on its name works
+    wherever a model is named. OWNER/NAME is a repository on the Hugging Face Hub.
+    """
+    if "/" not in source:
+        prepare_backend()
+        from shiftvit.exports.pull import pull_published
+
+        for option in [name for name, value in (("--revision", revision), ("--out", out)) if value is not None]:
+            raise ShiftViTError(f"{option} is for repositories, OWNER/NAME; `shiftvit pack {source} DIR` makes a copy")
+        print(f"bundle: {pull_published(source, file)}")
+        print(f"try it: shiftvit predict photo.jpg --model {source}")
+        return
     from shiftvit.bundle import hub
 
-    print(f"bundle: {hub.pull(repository, revision=revision, out=out)}")
+    if file is not None:
+        raise ShiftViTError(f"--from is for published weights, and {source!r} is a repository; leave it out")
+    print(f"bundle: {hub.pull(source, revision=revision, out=out)}")

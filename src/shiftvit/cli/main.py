@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli import benchmark, data, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Interrupted, ShiftViTError, nearest
+from shiftvit.cli import benchmark, data, embed, explain, export, hub, predict, rates, serve, show, train
+from shiftvit.errors import Interrupted, ShiftViTError, nearest, one_line
 
 app = typer.Typer(
     name="shiftvit",
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (predict, train, rates, explain, export, serve, hub, data, show, benchmark):
+for part in (predict, embed, train, rates, explain, export, serve, hub, data, show, benchmark):
     part.add_to(app)
 
 DEBUG_HELP = "Show the traceback of an error."
@@ -74,6 +74,9 @@ def _run(arguments: list[str]) -> int:
             return 2
         if message is not None:
             return _fail(_usage_message(error), 2, debug)
+        if isinstance(error, MemoryError):
+            told = str(error) or "out of memory"
+            return _fail(f"{told}; close other programs, or use a machine with more memory", 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
         return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)
@@ -84,7 +87,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"shiftvit: {' '.join(message.split())}", file=sys.stderr)
+    print(f"shiftvit: {one_line(message)}", file=sys.stderr)
     return status
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import environment
-from shiftvit.bundle.bundle import PRETRAINED, Bundle, find_bundle
+from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.exports.formats import FORMATS, Format, find_format
-from shiftvit.files import write_folder, write_json
+from shiftvit.files import write_json
+from shiftvit.replacement import write_folder
 
 REPORT = "report.json"
 # Test images for the gate; with fewer, chance moves the accuracy by as much as int8 may cost.
@@ -64,7 +68,7 @@ def export(
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
-    if folder.exists() and not _holds_only_an_export(folder):
+    if folder.exists() and not _is_replaceable(folder):
         raise ShiftViTError(
             f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
             "choose another folder with --out"
@@ -75,30 +79,56 @@ def export(
         report = _build_and_prove(model, format, row, metadata, arrays, temporary)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **origin, **report})
 
-    write_folder(folder, write)
+    write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
     return folder
 
 
-def pack(model: str | Path, out: str | Path, *, half: bool = False, onnx: bool = False) -> Path:
+def pack(
+    model: str | Path,
+    out: str | Path,
+    *,
+    half: bool = False,
+    onnx: bool = False,
+    preset: str | None = None,
+    labels: str | Path | None = None,
+    ema: bool = False,
+) -> Path:
     """Writes a bundle to share: a folder, or one file if `out` ends in ".zip".
 
     Args:
-        model: a run folder, a bundle or the name of a model that comes with the package.
+        model: a run folder, a bundle, the name of a model, or a checkpoint of the authors' code.
         out: the folder or file to write.
         half: store the weights in float16.
         onnx: add the ONNX graph, which predicts without a framework, once it passes the parity gate.
+        preset: for a checkpoint, as are the following: the paper's model that its weights are of.
+        labels: a text file with its class names, one on each line.
+        ema: take the moving average of its weights.
 
     Raises:
-        ShiftViTError: as `export`.
+        ShiftViTError: as `export`; a checkpoint cannot be read or does not fit.
     """
-    bundle = Bundle.load(model)
+    check_place(Path(out))
+    if is_checkpoint(model):
+        bundle = convert_checkpoint(model, preset, labels=labels, ema=ema)
+    else:
+        chosen = {"--preset": preset, "--labels": labels, "--ema": ema or None}
+        for option in (name for name, value in chosen.items() if value is not None):
+            raise ShiftViTError(f"{option} is for checkpoints of the authors' code, and {str(model)!r} is none")
+        bundle = Bundle.load(model)
     bundle = bundle.halved() if half else bundle
-    if onnx:
-        with tempfile.TemporaryDirectory() as temporary:
-            plain = dataclasses.replace(bundle, graph=None).save(Path(temporary) / "bundle")
-            exported = export(plain, "onnx", out=Path(temporary) / "onnx")
-            bundle = dataclasses.replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
-    return bundle.save(out)
+    return (add_graph(bundle) if onnx else bundle).save(out)
+
+
+def add_graph(bundle: Bundle) -> Bundle:
+    """Returns the bundle with its ONNX graph, once that passes the parity gate.
+
+    Raises:
+        ShiftViTError: a package is not installed, or the gate found a fault.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        plain = dataclasses.replace(bundle, graph=None).save(Path(temporary) / "bundle")
+        exported = export(plain, "onnx", out=Path(temporary) / "onnx")
+        return dataclasses.replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
 
 
 def _build_and_prove(
@@ -173,7 +203,7 @@ def _gate_images(
     pixels = metadata.preprocess.pixels
     if data is None and metadata.precision == "f32":
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
-        images = np.concatenate([pixels(decode(path)[None]) for path in files])
+        images = np.concatenate([pixels(decode(path, srgb=metadata.preprocess.srgb)[None]) for path in files])
         return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
     name = data or named.find_by_classes(bundle.labels)
     if name is None:
@@ -200,9 +230,22 @@ def _gate_images(
     return arrays, {"data": name, "split": "test"}
 
 
-def _holds_only_an_export(folder: Path) -> bool:
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    return REPORT in names and names <= {REPORT, "model.bin", *(row.artifact for row in FORMATS.values())}
+def _is_replaceable(folder: Path) -> bool:
+    """Returns whether a folder holds one export and nothing else."""
+    if not folder.is_dir():
+        return False
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    try:
+        report = json.loads((folder / REPORT).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):  # a damaged one is to be replaced
+        report = {}
+    ours = REPORT in names and isinstance(report, dict) and (not report or "precision" in report)
+    others = names - {REPORT}
+    matched = any(
+        all(any(fnmatchcase(name, kind) for kind in row.files) for name in others) for row in FORMATS.values()
+    )
+    return ours and matched
 
 
 def _name(model: str | Path) -> str:

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.bundle import GRAPH, MANIFEST, PRETRAINED, Bundle, find_bundle, read_checked, read_manifest
-from shiftvit.bundle.container import Container, open_container
+from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
+from shiftvit.bundle.session import open_session
+from shiftvit.bundle.stored.container import Container, open_container
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
+from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, install_hint, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -76,9 +79,10 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
 
     Raises:
         ShiftViTError: the model or runtime does not exist or is not installed, the runtime does not read this kind of
-            model, or a file is damaged or has no metadata.
+            model, a file is damaged or has no metadata, or `threads` is below 1.
     """
-    kind, source = _identify(model)
+    check_at_least("threads", threads, 1)
+    kind, source = identify(model)
     if runtime != "auto" and runtime not in RUNTIMES:
         raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
     able = [name for name, row in RUNTIMES.items() if kind in row.reads]
@@ -100,7 +104,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         metadata, run = row.load(source, threads or cores())
         # Some damage shows only when a graph runs. Keras' weights are verified, and it compiles for each batch size.
         shape = run(np.zeros((1, *metadata.input_shape), np.uint8)).shape[1:] if runtime != "keras" else None
-    except (ShiftViTError, ImportError):
+    except (ShiftViTError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything in the library that reads it
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -116,11 +120,15 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(
             f"{origin} returns the shape {shape} for one image but has {len(metadata.labels)} labels; export it anew"
         )
-    kept = str(model) if place.parent == PRETRAINED else str(place.absolute())
-    return Graph(metadata, run if row.parallel else _in_turn(run), runtime, kept, threads)
+    return Graph(metadata, run if row.parallel else in_turn(run), runtime, name_to_keep(model, place), threads)
 
 
-def _in_turn(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
+def name_to_keep(model: str | Path, place: Path) -> str:
+    """Returns what finds a model again from another folder or process."""
+    return str(model) if place.parent == PRETRAINED else str(place.absolute())
+
+
+def in_turn(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
     """Returns a function that lets one thread at a time run a model. A run uses all processor threads by itself."""
     lock = threading.Lock()
 
@@ -135,7 +143,7 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[name].module) is not None
 
 
-def _identify(model: str | Path) -> tuple[str, Any]:
+def identify(model: str | Path) -> tuple[str, Any]:
     """Returns the kind of model at a path, and the path or the bundle's files."""
     path = Path(model)
     if path.is_dir() and open_container(path, MANIFEST) is None:
@@ -153,12 +161,9 @@ def _identify(model: str | Path) -> tuple[str, Any]:
 
 
 def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
-    from shiftvit.backend import ensure_backend
+    from shiftvit.backend import limit_threads
 
-    if ensure_backend() == "torch":
-        import torch
-
-        torch.set_num_threads(threads)
+    limit_threads(threads)
     from shiftvit.evaluation.metrics import softmax
 
     bundle = Bundle.load(container.where)
@@ -170,22 +175,15 @@ def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixe
 
 
 def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
-    import onnxruntime
-
-    content, origin = _onnx_content(source)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Its threads would spin while waiting for the next batch, on the cores that decode it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # No second try, which it would announce on standard output: there is only this provider.
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    content, origin = onnx_content(source)
+    session = open_session(content, threads)
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
-    name = session.get_inputs()[0].name
-    return metadata, lambda pixels: session.run(None, {name: pixels})[0]
+    name, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+    return metadata, lambda pixels: session.run(wanted, {name: pixels})[0]
 
 
-def _onnx_content(source: Any) -> tuple[bytes, str]:
+def onnx_content(source: Any) -> tuple[bytes, str]:
+    """Returns the serialised graph of an ONNX file or of a bundle's files, and what to call it in messages."""
     if isinstance(source, Path):
         return source.read_bytes(), repr(str(source))
     return read_checked(source, read_manifest(source), GRAPH), f"{GRAPH!r} in {str(source.where)!r}"
@@ -196,7 +194,7 @@ def _openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], P
 
     core = openvino.Core()
     xml = isinstance(source, Path) and source.suffix == ".xml"
-    content, origin = (source, repr(str(source))) if xml else _onnx_content(source)
+    content, origin = (source, repr(str(source))) if xml else onnx_content(source)
     model = core.read_model(content)
     # An ONNX graph's own metadata appear under "framework".
     place = [KEY] if xml else ["framework", KEY]

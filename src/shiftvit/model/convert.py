@@ -6,19 +6,22 @@ Both readers first match every tensor by name and shape, and change the model on
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shiftvit.errors import ShiftViTError, install_hint
+from shiftvit.config import ModelConfig
+from shiftvit.errors import ShiftViTError, one_line
+from shiftvit.model.tensors import Array, read_weights
+from shiftvit.presets import PRESETS
 
-Array = np.ndarray[Any, Any]
 # name in the source, and what turns its tensor into ours
 Origin = tuple[str, Callable[[Array], Array]]
-
-READABLE = ".npz, .safetensors, .pth, .pt or .bin"
+# Faults of a kind that a message lists; weights of another model have hundreds.
+_FAULTS = 4
 
 
 def load_official(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
@@ -26,14 +29,13 @@ def load_official(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
 
     Args:
         model: a `ShiftViT`, or a `ShiftViTBackbone`, which leaves the head's tensors out; of the same configuration.
-        weights: state-dict name to array, or the path of an `.npz`, a `.safetensors` or a PyTorch checkpoint (a state
-            dict, or `{"model": state dict}`; read with `weights_only=True`, which runs no code).
+        weights: state-dict name to array, or what `shiftvit.model.tensors.read_weights` takes.
 
     Returns:
         `model`.
 
     Raises:
-        ShiftViTError: unreadable file, or tensors that are missing, surplus or of another shape: all in one message.
+        ShiftViTError: unreadable file, or tensors that are missing, surplus, of another shape, or not finite.
     """
     tensors = read_weights(weights)
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
@@ -70,6 +72,24 @@ def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> A
         known = expected is not None and expected.rsplit("/", 1)[-1] == leaf
         named[expected if known and expected is not None else name] = value
     return _assign(model, named, {path: (path, _like_kernel) for path in order})
+
+
+def preset_of(tensors: Mapping[str, Any]) -> str | None:
+    """Returns the preset of the paper's models that has tensors of these names and shapes; None: there is none."""
+    shapes = {name: np.shape(value) for name, value in tensors.items()}
+    embedding, hidden = shapes.get("patch_embed.proj.weight"), shapes.get("layers.0.blocks.0.mlp.fc1.weight")
+    if embedding is None or hidden is None or len(embedding) != 4 or len(hidden) < 2 or not hidden[1]:
+        return None
+    blocks = Counter(
+        match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.blocks\.\d+\.mlp\.fc1\.weight$", name))
+    )
+    depths = tuple(blocks[str(stage)] for stage in range(len(blocks)))
+    found = (embedding[0], embedding[2], depths, hidden[0] / hidden[1])
+    for name, preset in PRESETS.items():
+        config = ModelConfig(**preset.arguments)
+        if (config.embed_dim, config.patch_size, config.depths, config.mlp_ratio) == found and config.norm == "group":
+            return name
+    return None
 
 
 def _official_origin(path: str) -> Origin:
@@ -126,84 +146,44 @@ def _like_kernel(tensor: Array) -> Array:
 
 def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -> Any:
     variables = {variable.path: variable for variable in model.weights}
-    faults = [f"{path}: this model has no such tensor" for path in origins if path not in variables]
-    faults += [f"{path}: nothing in the source fills it" for path in variables if path not in origins]
+    used = {source for source, _ in origins.values()}
+    unfit: list[str] = []
+    broken: list[str] = []
+    missing = [f"{path}: this model has no such tensor" for path in origins if path not in variables]
+    missing += [f"{path}: nothing in the source fills it" for path in variables if path not in origins]
+    surplus = [f"{one_line(name)[:100]}: surplus" for name in tensors if name not in used]
     ready: list[tuple[Any, Array]] = []
     for path, (source, transform) in origins.items():
         if path not in variables:
             continue
         if source not in tensors:
-            faults.append(f"{source}: missing")
+            missing.append(f"{source}: missing")
             continue
-        value = transform(np.asarray(tensors[source]).astype("float32"))
-        if value.shape != tuple(variables[path].shape):
-            shape = tuple(variables[path].shape)
-            faults.append(f"{source}: shape {np.shape(tensors[source])} does not give {shape}")
+        original, shape = np.asarray(tensors[source]), tuple(variables[path].shape)
+        if original.dtype.kind not in "fiu":
+            broken.append(f"{source}: {original.dtype}, not real numbers")
             continue
+        with np.errstate(over="ignore"):
+            value = transform(original.astype("float32"))
+        if value.shape != shape:
+            unfit.append(f"{source}: shape {original.shape} does not give {shape}")
+        elif not np.isfinite(value).all():
+            broken.append(f"{source}: not all of its values are finite")
         ready.append((variables[path], value))
-    used = {source for source, _ in origins.values()}
-    faults += [f"{name}: surplus" for name in tensors if name not in used]
-    if faults:
+    if missing or unfit or surplus:
+        preset = preset_of(tensors)
+        fitting = f"they are those of {preset}" if preset else "build it with the configuration they come from"
         raise ShiftViTError(
-            f"the weights do not fit this model, {len(faults)} faults; build it with the configuration they come from: "
-            + "; ".join(faults)
+            f"the weights do not fit this model, {len(missing + unfit + surplus)} faults; {fitting}: "
+            + "; ".join(filter(None, map(_first, (unfit, missing, surplus))))
         )
+    if broken:
+        raise ShiftViTError(f"the weights are damaged, get them again: {_first(broken)}")
     for variable, value in ready:
         variable.assign(value)
     return model
 
 
-def read_weights(weights: Mapping[str, Any] | str | Path) -> dict[str, Array]:
-    """Returns the tensors of a file by name, or those that are given, as arrays.
-
-    Raises:
-        ShiftViTError: a file that cannot be read, or of another type.
-    """
-    if isinstance(weights, Mapping):
-        return {name: _as_array(value) for name, value in weights.items()}
-    path = Path(weights)
-    if not path.is_file():
-        raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
-    try:
-        if path.suffix == ".npz":
-            # Opened here, as NumPy does not close a file that turns out not to be whole.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                names = [name for name in archive.files if name.startswith("w/")] or archive.files
-                return {name.removeprefix("w/"): archive[name] for name in names}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return dict(load_file(path))
-        if path.suffix in (".pth", ".pt", ".bin"):
-            return _read_torch(path)
-    except ShiftViTError:
-        raise
-    except Exception as error:  # each reader has exceptions of its own; all of them mean this
-        reason = str(error).strip().split("\n")[0]
-        raise ShiftViTError(
-            f"cannot read weights from {str(path)!r} ({reason}); is it complete, and really {path.suffix}?"
-        ) from error
-    raise ShiftViTError(f"cannot read weights from {str(path)!r}: its ending is {path.suffix!r}; give {READABLE}")
-
-
-def _read_torch(path: Path) -> dict[str, Array]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ShiftViTError(
-            f"reading {str(path)!r} needs PyTorch; {install_hint('torch')}, or convert it to .safetensors"
-        ) from error
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ShiftViTError(
-            f"{str(path)!r} holds no state dict; save model.state_dict(), plain or as {{'model': state_dict}}"
-        )
-    return {name: _as_array(value) for name, value in state.items()}
-
-
-def _as_array(value: Any) -> Array:
-    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy knows neither bfloat16 nor gradients
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    return np.asarray(value)
+def _first(faults: list[str]) -> str:
+    more = f" and {len(faults) - _FAULTS} more of them" if len(faults) > _FAULTS else ""
+    return "; ".join(faults[:_FAULTS]) + more

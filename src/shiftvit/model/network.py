@@ -8,11 +8,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
 
+from shiftvit.bundle.stored.find import read_published
 from shiftvit.config import ModelConfig, validated
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
@@ -30,14 +31,27 @@ class _Configured(keras.Model):
     _accepted: frozenset[str]
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> Self:
-        """Builds a named model with random weights; every override is passed on to the constructor.
+    def from_preset(cls, name: str, *, weights: Literal["imagenet"] | None = None, **overrides: Any) -> Self:
+        """Builds a named model; every override is passed on to the constructor.
+
+        Args:
+            name: a key of `shiftvit.presets.PRESETS`.
+            weights: None: random; "imagenet": those that the authors published, once `shiftvit pull NAME` has fetched
+                them. With another `num_classes` the head is random.
+            overrides: constructor arguments.
 
         Raises:
-            ShiftViTError: no such preset, or an override that the constructor refuses.
+            ShiftViTError: no such preset, an override that the constructor refuses, or weights that are not there or
+                do not fit.
         """
         arguments = {key: value for key, value in find_preset(name).arguments.items() if key in cls._accepted}
-        return cls(**{**arguments, **overrides})
+        if weights not in (None, "imagenet"):
+            raise ShiftViTError(f"there are no weights {weights!r}; use 'imagenet', or None for random ones")
+        tensors = None if weights is None else read_published(name)
+        model = cls(**{**arguments, **overrides})
+        if tensors is not None:
+            _take(model, tensors, name)
+        return model
 
     def get_config(self) -> dict[str, Any]:
         settings = self.settings.model_dump(include=set(self._accepted))
@@ -59,6 +73,27 @@ class _Configured(keras.Model):
             if path in layers:
                 layer.trainable = layers[path]
         return model
+
+
+def _take(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> None:
+    """Assigns published weights to a model, but for a head of another number of classes; all of them or none."""
+    variables = {variable.path: variable for variable in model.weights}
+    shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
+    if shapes.get("head/kernel") != tensors["head/kernel"].shape:
+        variables = {path: variable for path, variable in variables.items() if not path.startswith("head/")}
+        tensors = {path: value for path, value in tensors.items() if not path.startswith("head/")}
+    unfit = [
+        path
+        for path in tensors.keys() | variables.keys()
+        if path not in variables or path not in tensors or shapes[path] != tensors[path].shape
+    ]
+    if unfit:
+        raise ShiftViTError(
+            f"the weights of {name} do not fit these arguments, beginning with {min(unfit)!r}; leave the architecture "
+            "as it is"
+        )
+    for path, variable in variables.items():
+        variable.assign(tensors[path].astype(np.float32))
 
 
 def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import Response
 
 
@@ -37,3 +38,27 @@ class Refused(Exception):
 def refuse_full() -> Refused:
     """Returns the refusal of a request for which the server has no room now."""
     return Refused(503, "the server is overloaded; try again in a second", {"Retry-After": "1"})
+
+
+class Error(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+
+
+_REASONS = {
+    400: "the request is malformed",
+    401: "the API key is missing or wrong",
+    403: "the request comes from a page of another origin",
+    404: "there is no such model",
+    408: "the body did not arrive in time",
+    413: "the body or the picture is too large",
+    415: "the body is no image of a supported format, or a form",
+    422: "a value is not valid, or the image cannot be decoded",
+    503: "the server is overloaded or stopping",
+}
+
+
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the description of error answers for OpenAPI."""
+    return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
-from shiftvit.bundle.bundle import PRETRAINED
-from shiftvit.serve import classify, protocol
+from shiftvit.serve import about, classify, protocol
 from shiftvit.serve.answers import Json, Refused
 from shiftvit.serve.bodies import Bodies
 from shiftvit.serve.guard import Access, Guard
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 from shiftvit.serve.model import ServedModel
-
-PAGE = Path(__file__).parent / "page"
 
 
 def create_app(
@@ -53,19 +49,17 @@ def create_app(
     )
     guard = Guard(app, access, limits, measures, log_format)
     app.include_router(classify.make_router(models, bodies))
+    app.include_router(about.make_router(models))
     app.include_router(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping))
     _add_errors(app)
+
+    app.mount("/page", StaticFiles(directory=about.PAGE))
+    app.mount("/samples", StaticFiles(directory=about.SAMPLES))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
-
-    app.mount("/page", StaticFiles(directory=PAGE))
-    app.mount("/samples", StaticFiles(directory=PRETRAINED / "samples"))
     return guard
 
 

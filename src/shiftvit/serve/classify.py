@@ -1,16 +1,16 @@
-"""The routes under `/v1`: pictures in, labels out, in the form of Hugging Face's image classification."""
+"""The routes that classify: pictures in, labels out, in the form of Hugging Face's image classification."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from shiftvit.serve.answers import Json, Refused
+from shiftvit.serve.answers import Json, Refused, describe_errors
 from shiftvit.serve.bodies import Bodies, parse_json
 from shiftvit.serve.model import ServedModel, find_model
 
@@ -25,41 +25,16 @@ class Class(BaseModel):
     score: float = Field(ge=0, le=1)
 
 
-class Error(BaseModel):
-    """Why a request was refused."""
+class Explanation(BaseModel):
+    """The answer, and where it comes from."""
 
-    error: str
-
-
-class ModelInfo(BaseModel):
-    """A model of this server."""
-
-    name: str
-    labels: list[str]
-    input_shape: list[int] = Field(description="height, width, channels of what the model sees")
-    precision: str
-    runtime: str
+    classes: list[Class]
+    label: str = Field(description="the class that the heat map explains")
+    heatmap: str = Field(description="a PNG in base64 to lay over the region; transparent where nothing supports it")
+    region: list[float] = Field(description="left, top, width, height of what the model saw, as fractions of the image")
 
 
-_REASONS = {
-    400: "the request is malformed",
-    401: "the API key is missing or wrong",
-    403: "the request comes from a page of another origin",
-    404: "there is no such model",
-    408: "the body did not arrive in time",
-    413: "the body or the picture is too large",
-    415: "the body is no image of a supported format, or a form",
-    422: "a value is not valid, or the image cannot be decoded",
-    503: "the server is overloaded or stopping",
-}
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the description of error answers for OpenAPI."""
-    return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
-
-
-_POSTED = errors(*_REASONS)
+_POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
 _INPUTS = {
     "type": "object",
     "required": ["inputs"],
@@ -78,11 +53,12 @@ _BODY = {
         },
     }
 }
+Label = Annotated[str | None, Query(description="the class to explain; by default the most probable one")]
 TopK = Annotated[int, Query(ge=1, le=_MOST, description="how many classes to return")]
 
 
 def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
-    """Returns the routes under `/v1`, and the one at `/` where Hugging Face's inference endpoints listen."""
+    """Returns the routes that classify, and the one at `/` where Hugging Face's inference endpoints listen."""
     router = APIRouter(tags=["classify"])
 
     async def answer(request: Request, name: str | None, top_k: int) -> Response:
@@ -90,6 +66,12 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
         async with bodies.read(request) as body:
             content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.classify(content, top_k))
+
+    async def explained(request: Request, name: str | None, top_k: int, label: str | None) -> Response:
+        model = find_model(models, name)
+        async with bodies.read(request) as body:
+            content, top_k = await read_inputs(request, body, top_k)
+            return Json(await model.explain(content, top_k, label))
 
     @router.post("/", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY, include_in_schema=False)
     @router.post("/v1/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
@@ -102,24 +84,17 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
         """Classifies a picture with a model of this server."""
         return await answer(request, name, top_k)
 
-    @router.get("/v1/models", response_model=list[ModelInfo], responses=errors(401))
-    async def list_models() -> Response:
-        """Lists the models; the first is the default."""
-        return Json([describe_model(model) for model in models.values()])
+    @router.post("/v1/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
+    async def explain(request: Request, top_k: TopK = _TOP_K, label: Label = None) -> Response:
+        """Classifies a picture with the first model, and shows where the answer comes from."""
+        return await explained(request, None, top_k, label)
+
+    @router.post("/v1/models/{name}/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
+    async def explain_with(request: Request, name: str, top_k: TopK = _TOP_K, label: Label = None) -> Response:
+        """Classifies a picture with a model of this server, and shows where the answer comes from."""
+        return await explained(request, name, top_k, label)
 
     return router
-
-
-def describe_model(model: ServedModel) -> dict[str, Any]:
-    """Returns what clients need to know of a model."""
-    metadata = model.graph.metadata
-    return {
-        "name": model.name,
-        "labels": list(model.labels),
-        "input_shape": list(metadata.input_shape),
-        "precision": metadata.precision,
-        "runtime": model.graph.runtime,
-    }
 
 
 async def read_inputs(request: Request, body: bytes, top_k: int) -> tuple[bytes, int]:

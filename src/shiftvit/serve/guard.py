@@ -122,6 +122,8 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> Refused | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
             return Refused(400, f"the head of the request has more than {MAX_HEAD:,} bytes", {"Connection": "close"})
+        if "content-length" in headers and "transfer-encoding" in headers:  # two readers could disagree on its end
+            return Refused(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or not self._access.allows_host(host):
             return Refused(400, "the Host header names no host of this server; start it with --allow-host NAME")

@@ -15,16 +15,15 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from shiftvit.serve.answers import Json, Refused, refuse_full
+from shiftvit.serve.answers import Json, Refused, describe_errors, refuse_full
 from shiftvit.serve.batching import Full, Pixels
 from shiftvit.serve.bodies import Bodies, parse_json
-from shiftvit.serve.classify import errors
 from shiftvit.serve.model import ServedModel, find_model
 
 # Numbers of a list that are converted at a time.
 _PIECE = 2**16
 _HEADER = "inference-header-content-length"
-_POSTED = errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
+_POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
 _BODY = {
     "requestBody": {
         "required": True,
@@ -69,7 +68,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is
     """
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
-    @router.get("", responses=errors(401))
+    @router.get("", responses=describe_errors(401))
     async def server() -> dict[str, Any]:
         """Describes the server."""
         return {"name": "shiftvit", "version": version, "extensions": ["binary_tensor_data"]}
@@ -79,7 +78,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is
         """Answers as long as the process works."""
         return {"live": True}
 
-    @router.get("/health/ready", responses=errors(503))
+    @router.get("/health/ready", responses=describe_errors(503))
     async def ready() -> Response:
         """Answers 200 if requests are taken."""
         if not is_ready():
@@ -89,12 +88,14 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is
     for end in ("", "/versions/{version}"):
         shown = not end
 
-        @router.get("/models/{name}" + end, responses=errors(401, 404), include_in_schema=shown)
+        @router.get("/models/{name}" + end, responses=describe_errors(401, 404), include_in_schema=shown)
         async def describe(name: str) -> dict[str, Any]:
             """Describes a model's inputs and outputs."""
             return _describe(find_model(models, name))
 
-        @router.get("/models/{name}" + end + "/ready", responses=errors(401, 404, 503), include_in_schema=shown)
+        @router.get(
+            "/models/{name}" + end + "/ready", responses=describe_errors(401, 404, 503), include_in_schema=shown
+        )
         async def model_ready(name: str) -> Response:
             """Answers 200 if the model takes requests."""
             find_model(models, name)
@@ -200,7 +201,7 @@ def _wants_binary(tree: dict[str, Any]) -> bool:
     Raises:
         Refused: it asks for another output than the one that there is.
     """
-    outputs = tree.get("outputs") or []
+    outputs = [] if tree.get("outputs") is None else tree["outputs"]
     everywhere = _parameters(tree).get("binary_data_output") is True
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise Refused(422, "outputs must be a list of objects, or left out")

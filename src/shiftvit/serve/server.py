@@ -16,7 +16,7 @@ from typing import Any
 
 import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
@@ -210,7 +210,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             body = bytes(Json({"error": message}).body)
             fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
             with contextlib.suppress(h11.LocalProtocolError):  # in the middle of an answer
-                head = h11.Response(status_code=status, headers=fields + (headers or []))
+                head = h11.Response(status_code=status, reason=STATUS_PHRASES[status], headers=fields + (headers or []))
                 parts = (head, h11.Data(data=body), h11.EndOfMessage())
                 self.transport.write(b"".join(self.conn.send(part) or b"" for part in parts))
             self.transport.close()

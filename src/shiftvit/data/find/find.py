@@ -5,24 +5,39 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from shiftvit.data.decode.images import IMAGE_SUFFIXES
-from shiftvit.data.find.dataset import SPLIT_WORDS, Dataset, Row, check_classes, number_classes
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
+from shiftvit.data.find.arrays import read_archive
+from shiftvit.data.find.dataset import Dataset, Row, check_classes, check_names, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
+from shiftvit.data.find.listing import is_companion
 from shiftvit.data.find.shards import read_shards
-from shiftvit.data.find.tables import read_archive, read_table
+from shiftvit.data.find.tables import read_listed
+from shiftvit.data.find.words import is_litter, is_split
 from shiftvit.errors import ShiftViTError, join_words
+
+_TABLES = {".csv", ".tsv", ".npz"}
+# What shiftvit writes, which is no data where it lies among the data: the files by which it is known: one, and
+# one of some more.
+_OUTPUTS = {
+    "a run": ({"recipe.toml"}, {"environment.json"}),
+    "a bundle": ({"bundle.json"}, {"model.safetensors"}),
+    "an evaluation": ({"evaluation.json"}, {"confusion_matrix.png"}),
+    "an export": ({"report.json"}, {"model.onnx", "model.xml", "saved_model", "model.tflite", "model.pt2"}),
+}
 
 
 def find_data(path: str | Path, *, training: bool = True) -> Dataset:
     """Finds a user's own images and lists them. Nothing is decoded.
 
     Args:
-        path: a folder with one folder a class, or with train/, val/ and test/ that hold such; a .csv or .tsv with the
-            columns path and label, and split if there are any (paths are relative to the table's folder); a .npz with
-            `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`; or Parquet as it is on
-            the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on, or a single file.
+        path: a folder with one folder a class, or with train/, val/ and test/ that hold such, or the other way round; a
+            .csv or .tsv with the columns path and label, and split if there are any (paths are relative to the table's
+            folder); a .npz with `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`; or
+            Parquet as it is on the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on, or a single
+            file. `words.py` has the names that splits may have.
         training: a model is to be trained on them. False: it is only evaluated, so that there need be no training
             images, and one class is enough.
 
@@ -45,49 +60,67 @@ def find_data(path: str | Path, *, training: bool = True) -> Dataset:
         layout, rows, notes, names = _read_tree(path, training)
     elif kind == ".npz":
         archive = read_archive(path, training=training)
-    elif kind in {".csv", ".tsv"}:
-        rows, columns = read_table(path, path.parent)
-        layout, notes, names = f"{kind[1:].upper()} of {join_words(columns)}", [], None
+    elif kind in _TABLES:
+        table = read_listed(path)
+        layout, rows, notes, names = f"{kind[1:].upper()} of {join_words(table.columns)}", table.rows, table.notes, None
     else:
         raise ShiftViTError(
             f"{str(path)!r} is not a folder, .csv, .tsv, .npz or .parquet; give one of these, or unpack it"
         )
-    found = archive or number_classes(path, layout, rows, notes, names, training=training)
+    found = check_names(archive or number_classes(path, layout, rows, notes, names, training=training))
     return check_classes(found) if training else found
 
 
 def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], Sequence[str] | None]:
     """Returns the layout, the rows, the notes and maybe the classes of a folder, or of a single Parquet file."""
-    images, tables, folders, left_out = _walk(path) if path.is_dir() else ([], [(path.name,)], [], Counter[str]())
-    shards = read_shards(path, tables, optional=bool(images), training=training) if tables else None
-    if shards is not None:
-        layout, rows, notes, names = shards
+    tree = _walk(path) if path.is_dir() else _Tree(shards=[(path.name,)])
+    images, shards, left_out = tree.images, tree.shards, tree.left_out
+    read = read_shards(path, shards, optional=bool(images), training=training) if shards else None
+    if read is not None:
+        layout, rows, notes, names = read
         left_out |= {"images beside the Parquet files": len(images)} if images else {}
     else:
-        layout, rows, notes = read_class_folders(path, images, folders, left_out, training=training)
-        left_out |= {"files of type .parquet": len(tables)} if tables else {}
+        left_out |= {"files of type .parquet": len(shards)} if shards else {}
+        layout, rows, notes = read_class_folders(path, images, tree.folders, left_out, tree.tables, training=training)
         names = None
     return layout, rows, [*(f"{what}: {count:,}" for what, count in sorted(left_out.items())), *notes], names
 
 
-def _walk(root: Path) -> tuple[list[Parts], list[Parts], list[Parts], Counter[str]]:
-    """Returns the images, the Parquet files and the folders below `root`, sorted by name, and counts all else.
+@dataclass
+class _Tree:
+    """What lies below a folder: images, Parquet files, other tables and folders, sorted by name, and all else."""
+
+    images: list[Parts] = field(default_factory=list)
+    shards: list[Parts] = field(default_factory=list)
+    tables: list[Parts] = field(default_factory=list)
+    folders: list[Parts] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def _walk(root: Path) -> _Tree:
+    """Returns what lies below `root`.
 
     Links to folders count as folders where a class or a split may lie. Further down they are left out, so that no
     circle of links is walked for ever.
     """
-    images: list[Parts] = []
-    tables: list[Parts] = []
-    folders: list[Parts] = []
-    left_out: Counter[str] = Counter()
+    tree, outputs = _Tree(), []
+    left_out = tree.left_out
     stack: list[Parts] = [()]
     while stack:
         parts = stack.pop()
-        follow = not parts or (len(parts) == 1 and parts[0].casefold() in SPLIT_WORDS)
+        follow = not parts or (len(parts) == 1 and is_split(parts[0]))
+        entries = _list_folder(root.joinpath(*parts))
+        kind = _output_kind({entry.name for entry in entries})
+        if kind is not None:
+            if not parts:
+                raise ShiftViTError(f"{str(root)!r} is {kind} of shiftvit's and no data; give the folder of the images")
+            left_out[f"folders that are {kind} of shiftvit's"] += 1
+            outputs.append(parts)
+            continue
         inner = []
-        for entry in _list_folder(root.joinpath(*parts)):
+        for entry in entries:
             suffix = Path(entry.name).suffix.lower()
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_litter(entry.name):
                 left_out["hidden files and folders"] += 1
             elif entry.is_dir(follow_symlinks=follow):
                 inner.append((*parts, entry.name))
@@ -96,14 +129,25 @@ def _walk(root: Path) -> tuple[list[Parts], list[Parts], list[Parts], Counter[st
             elif not entry.is_file():
                 left_out["broken links and special files"] += 1
             elif suffix in IMAGE_SUFFIXES:
-                images.append((*parts, entry.name))
+                tree.images.append((*parts, entry.name))
             elif suffix == ".parquet":
-                tables.append((*parts, entry.name))
-            else:
+                tree.shards.append((*parts, entry.name))
+            elif not is_companion(entry.path):
                 left_out[f"files of type {suffix}" if suffix else "files without an extension"] += 1
-        folders += inner
+                if suffix in _TABLES:
+                    tree.tables.append((*parts, entry.name))
+        tree.folders += inner
         stack += reversed(inner)
-    return images, tables, folders, left_out
+    tree.folders = [parts for parts in tree.folders if not any(parts == output[: len(parts)] for output in outputs)]
+    return tree
+
+
+def _output_kind(names: set[str]) -> str | None:
+    """Returns what of shiftvit's a folder of these entries is, or None."""
+    return next(
+        (kind for kind, (all_of, one_of) in _OUTPUTS.items() if all_of <= names and (not one_of or one_of & names)),
+        None,
+    )
 
 
 def _list_folder(folder: Path) -> list[os.DirEntry[str]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Row
-from shiftvit.errors import ShiftViTError, join_words
+from shiftvit.data.find.dataset import SPLITS, Row
+from shiftvit.data.find.words import is_split, name_splits, normal
+from shiftvit.errors import ShiftViTError, count_of, join_words
 
 _ARRANGE = "put the images of each class into a folder of its name"
 
@@ -16,7 +19,13 @@ Parts = tuple[str, ...]
 
 
 def read_class_folders(
-    path: Path, images: Sequence[Parts], folders: Sequence[Parts], left_out: Counter[str], *, training: bool = True
+    path: Path,
+    images: Sequence[Parts],
+    folders: Sequence[Parts],
+    left_out: Counter[str],
+    tables: Sequence[Parts] = (),
+    *,
+    training: bool = True,
 ) -> tuple[str, list[Row], list[str]]:
     """Tells the split and the class of each image from the folders that it lies in.
 
@@ -24,6 +33,7 @@ def read_class_folders(
         path: the folder.
         images, folders: what lies below it.
         left_out: counts what is not used, by what it is. Images that lie elsewhere are added.
+        tables: .csv, .tsv and .npz files below it, which may say more than the folders; messages name them.
         training: as for `find_data`.
 
     Returns:
@@ -33,36 +43,75 @@ def read_class_folders(
         ShiftViTError: no images, no class folders, or splits that cannot be understood.
     """
     if not images:
-        raise ShiftViTError(f"{str(path)!r} holds no images; {_ARRANGE}, within this folder")
+        raise ShiftViTError(f"{str(path)!r} holds no images{_say_left_out(left_out)}; {_mend(path, tables, left_out)}")
     tops = sorted({parts[0] for parts in images if len(parts) > 1})
     if not tops:
-        raise ShiftViTError(f"{str(path)!r} holds {len(images):,} images without class folders; {_ARRANGE}")
-    splits = _name_splits(path, tops, images, training)
-    depth = 2 if splits else 1  # of the folder that names a class
+        raise ShiftViTError(
+            f"{str(path)!r} holds {count_of(len(images), 'image')} without class folders; {_mend(path, tables)}"
+        )
+    at, named = _find_splits(
+        path, tops, images, training
+    )  # the level of the folders that are splits, and which is which
+    level = 1 if at == 0 else 0  # that of the folders that are classes
     rows = []
     for parts in images:
-        if splits and len(parts) > 1 and parts[0] not in splits:
+        if at == 0 and len(parts) > 1 and parts[0] not in named:
             left_out[f"images in {parts[0]}/, which is not a split"] += 1
-        elif len(parts) <= depth:
+        elif len(parts) <= max(level, at) + 1:
             left_out["images outside the class folders"] += 1
         else:
-            split = splits[parts[0]] if splits else "train"
-            rows.append((split, str(path.joinpath(*parts)), parts[depth - 1].strip()))
-    ordered = sorted(splits, key=lambda name: SPLITS.index(splits[name]))
+            split = named[parts[at]] if at >= 0 else "train"
+            rows.append((split, str(path.joinpath(*parts)), normal(parts[level])))
+    ordered = sorted(named, key=lambda name: (SPLITS.index(named[name]), name))
     if not any(split == "train" or not training for split, _, _ in rows):
-        raise ShiftViTError(f"{str(path / ordered[0])!r} holds images without class folders; {_ARRANGE}")
-    if not splits and len(tops) == 1 and len({parts[1] for parts in images if len(parts) > 2}) > 1:
-        raise ShiftViTError(f"{str(path)!r} holds one class folder; did you mean {str(path / tops[0])!r}?")
-    used = {parts[:depth] for parts in images}
-    empty = ["/".join(parts) for parts in folders if len(parts) == depth and parts not in used]
+        where = path / ordered[0] if at == 0 else path
+        raise ShiftViTError(f"{str(where)!r} holds images without class folders; {_mend(path, tables)}")
+    inner = _inner_folder(images)
+    if at < 0 and inner:
+        raise ShiftViTError(f"{str(path)!r} holds one class folder; did you mean {str(path.joinpath(*inner))!r}?")
+    used = {parts[: level + 1] for parts in images}
+    empty = ["/".join(parts) for parts in folders if len(parts) == level + 1 and parts not in used]
     notes = [f"folders without images: {', '.join(empty)}"] if empty else []
-    within = f"{join_words([f'{name}/' for name in ordered])} with " if splits else ""
-    return f"{within}one folder a class", rows, notes
+    words = join_words([f"{name}/" for name in ordered]) if named else ""
+    layout = "one folder a class"
+    return {-1: layout, 0: f"{words} with {layout}", 1: f"{layout}, each with {words}"}[at], rows, notes
 
 
-def _name_splits(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:
+def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> tuple[int, dict[str, str]]:
+    """Returns the level of the folders that are splits, and folder -> split.
+
+    The level is 0 for the top folders, 1 for those within the classes, and -1 where all top folders are classes,
+    whatever their names.
+    """
+    named = _name_tops(path, tops, images, training)
+    if named:
+        return 0, named
+    within: dict[str, set[str]] = {top: set() for top in tops}
+    for parts in images:
+        if len(parts) > 2:
+            within[parts[0]].add(parts[1])
+    names = set().union(*within.values())
+    if names and all(within.values()) and all(is_split(name) for name in names):
+        named = name_splits(names)
+        _check_meanings(path, named)
+        if "train" in named.values() or not training:
+            return 1, named
+    for one, other in itertools.combinations(tops, 2):
+        shared = sorted(within[one] & within[other])
+        if len(shared) > 1:
+            known = ", of which no name is that of a split," if not name_splits(tops) else ""
+            raise ShiftViTError(
+                f"{str(path)!r} has {one}/ and {other}/{known} with the same folders in them "
+                f"({', '.join(shared[:5])}{' ...' if len(shared) > 5 else ''}); if these are the classes, rename the "
+                f"folders above them to train, validation or test; if {one} and {other} are classes, move their images "
+                "up, or give a .csv of path and label"
+            )
+    return -1, {}
+
+
+def _name_tops(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:
     """Returns which of the top folders are splits, folder -> split. Empty: all are classes, whatever their names."""
-    splits = {name: SPLIT_WORDS[name.casefold()] for name in tops if name.casefold() in SPLIT_WORDS}
+    splits = name_splits(tops)
     if len(splits) < len(tops):
         # A class may be called train or test. Where other folders lie beside it, it takes two splits to believe it,
         # and class folders within train.
@@ -73,8 +122,37 @@ def _name_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         raise ShiftViTError(
             f"{str(path)!r} has {tops[0]}/ but no train/ with images; add it, or rename a folder to train"
         )
+    _check_meanings(path, splits)
+    return splits
+
+
+def _check_meanings(path: Path, splits: dict[str, str]) -> None:
     split, count = Counter(splits.values()).most_common(1)[0]
     if count > 1:
-        names = join_words([f"{name}/" for name in splits if splits[name] == split])
+        names = join_words(sorted(f"{name}/" for name in splits if splits[name] == split))
         raise ShiftViTError(f"{str(path)!r} has {names}, which all mean {split}; keep one of them")
-    return splits
+
+
+def _inner_folder(images: Sequence[Parts]) -> Parts:
+    """Returns the folder below a single top folder that has several folders with images, or nothing."""
+    places = {parts[:-1] for parts in images if len(parts) > 1}
+    shared = Path(os.path.commonpath([Path(*place) for place in places])).parts
+    return shared if len({place[: len(shared) + 1] for place in places} - {shared}) > 1 else ()
+
+
+def _say_left_out(left_out: Counter[str]) -> str:
+    found = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
+    return f" that can be used (left out: {', '.join(found)})" if found else ""
+
+
+def _mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> str:
+    """Returns what to do: give the table that lies there, convert the files, or arrange the images."""
+    if tables:
+        nearest = str(path.joinpath(*min(tables, key=len)))
+        return f"give {nearest!r} in place of the folder if it lists them, or {_ARRANGE}"
+    if any(what.startswith("files") for what in left_out):
+        return (
+            "shiftvit reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with the usual ending; convert or rename "
+            f"the files, and {_ARRANGE}"
+        )
+    return f"{_ARRANGE}, within this folder"

@@ -6,16 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.decode.parquet import Columns, find_columns, has_images, open_parquet, read_labels
-from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Row
+from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns, has_images, open_parquet, read_labels
+from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.folders import Parts
+from shiftvit.data.find.words import is_split, name_splits
 from shiftvit.errors import ShiftViTError, count_of, join_words
 
-# The words in the names of files and folders, https://huggingface.co/docs/hub/datasets-file-names-and-splits.
-_WORDS = {
-    **SPLIT_WORDS,
-    **{"training": "train", "dev": "validation", "testing": "test", "eval": "test", "evaluation": "test"},
-}
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  # its first group is the whole split
 
 
@@ -52,6 +48,11 @@ def read_shards(
         for name in (str(root.joinpath(*parts)) for parts in files):
             with open_parquet(name) as file:
                 columns = find_columns(name, file)
+                if training and first is None and columns.label is None:  # files of train come first
+                    raise ShiftViTError(
+                        f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one "
+                        "that has them label, with whole numbers or names in it"
+                    )
                 if first is None:
                     first = columns
                     notes += columns.remarks
@@ -65,10 +66,8 @@ def read_shards(
         if total and not labelled:
             if split == "train" and training:
                 raise ShiftViTError(
-                    f"{str(path)!r} has only null or -1 in {first.label!r} of its training images; "
+                    f"{str(path)!r} has only null or -1 in {columns.label!r} of its training images; "
                     "give files with labels"
-                    if first is not None and first.label is not None
-                    else f"{str(path)!r} has no column of labels for training; name the one that has them label"
                 )
             notes.append(f"{split}, whose {count_of(total, 'image')} have no labels")
         elif len(labelled) < total:
@@ -86,12 +85,13 @@ def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple
     if len({home for home, _ in places}) > 1:
         homes = join_words(sorted({repr(str(path.joinpath(*home))) for home, _ in places})[:5])
         raise ShiftViTError(f"{str(path)!r} holds several data sets of Parquet files; give one of {homes}")
-    if not any(split for _, split in places):
+    meanings = name_splits({words for _, words in places})
+    if not meanings:
         return {"train": list(tables)}, []
-    files: dict[str | None, list[Parts]] = {}
-    for parts, (_, split) in zip(tables, places, strict=True):
-        files.setdefault(split, []).append(parts)
-    others = ["/".join(parts) for parts in files.pop(None, [])]
+    files: dict[str, list[Parts]] = {}
+    for parts, (_, words) in zip(tables, places, strict=True):
+        files.setdefault(meanings.get(words, ""), []).append(parts)
+    others = ["/".join(parts) for parts in files.pop("", [])]
     splits = {split: files[split] for split in SPLITS if split in files}
     if "train" not in splits and (training or not splits):
         raise ShiftViTError(
@@ -101,13 +101,15 @@ def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple
     return splits, [f"Parquet files of no known split: {join_words(others)}"] if others else []
 
 
-def _locate(parts: Parts) -> tuple[Parts, str | None]:
-    """Returns the folder of the data set that a file belongs to, and its split."""
-    folders, stem = parts[:-1], parts[-1][: -len(".parquet")].casefold()
-    if folders and folders[-1].casefold() in _WORDS:
-        return folders[:-1], _WORDS[folders[-1].casefold()]
+def _locate(parts: Parts) -> tuple[Parts, str]:
+    """Returns the folder of the data set that a file belongs to, and the words that tell its split.
+
+    Of a plain file's name these are the words in it that are splits, as on the Hub:
+    https://huggingface.co/docs/hub/datasets-file-names-and-splits.
+    """
+    folders, stem = parts[:-1], parts[-1][: -len(".parquet")]
+    if folders and is_split(folders[-1]):
+        return folders[:-1], folders[-1]
     shard = _SHARD.fullmatch(stem)
-    if shard:
-        return folders, _WORDS.get(shard[1])
-    found = {_WORDS[word] for word in re.split(r"[^a-z]+", stem) if word in _WORDS}
-    return folders, found.pop() if len(found) == 1 else None
+    words = [shard[1]] if shard else [word for word in re.split(r"[^A-Za-z]+", stem) if is_split(word)]
+    return folders, " ".join({word.casefold(): word for word in words}.values())

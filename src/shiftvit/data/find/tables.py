@@ -1,265 +1,177 @@
-"""Images from a table (.csv, .tsv) or an archive (.npz), and the table that keeps the splits of a run."""
+"""A table of images (.csv, .tsv): which columns and rows it has."""
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import replace
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from shiftvit.data.decode.parquet import LABEL_NAMES
+from shiftvit.data.find.cells import SIGNS, Line, read_lines
+from shiftvit.data.find.dataset import Row
+from shiftvit.data.find.places import Finder, find_base
+from shiftvit.data.find.words import name_splits, normal
+from shiftvit.errors import ShiftViTError, join_words
 
-from shiftvit import files
-from shiftvit.data.decode.rows import is_image
-from shiftvit.data.find.dataset import SPLIT_WORDS, SPLITS, Dataset, Row, Split
-from shiftvit.errors import ShiftViTError, count_of
-
-# The table in a run folder that says which image is in which split.
-SPLITS_TABLE = "splits.csv"
-
+# The names of columns, in small letters alone; of several the first is used.
 _COLUMNS = {
-    "path": ("path", "file", "filename", "image"),
-    "label": ("label", "class", "category", "target"),
+    "path": (
+        *("path", "file", "filename", "image", "filepath", "imagepath", "imgpath", "imagefile", "imagefilename"),
+        *("imagename", "imgname", "img", "imageid", "imgid", "fileid", "id"),
+    ),
+    "label": tuple(re.sub(r"[^a-z]", "", name) for name in LABEL_NAMES),
     "split": ("split",),
 }
-# The arrays of an archive: this package's and Keras' names, those of MedMNIST, and images that are not split.
-_ARRAYS = (
-    ("train", "x_train", "y_train"),
-    ("validation", "x_val", "y_val"),
-    ("test", "x_test", "y_test"),
-    ("train", "train_images", "train_labels"),
-    ("validation", "val_images", "val_labels"),
-    ("test", "test_images", "test_labels"),
-    ("train", "images", "labels"),
-)
+# These are a split only if all that is in them is.
+_MAYBE_SPLIT = ("subset", "partition", "set", "usage", "phase")
+_SHOWN = ("path|file|filename|image", "label|class|category|target")
+# Rows by which the folder of the images is told.
+_LOOKED_AT = 50
 
 
-def read_table(path: Path, root: Path | None) -> tuple[list[Row], list[str]]:
+@dataclass(frozen=True)
+class Table:
+    """What a table says.
+
+    Attributes:
+        rows: (split, path, label) of each image, "train" where the table has no split.
+        columns: which it has: path, label, split.
+        missing: those of the paths where no file is.
+        notes: how it was understood where that is not plain, a phrase each.
+        form: the table and how it was read, for messages.
+    """
+
+    rows: list[Row]
+    columns: list[str]
+    missing: list[str]
+    notes: list[str]
+    form: str
+
+
+def read_table(path: Path, root: Path | None) -> Table:
     """Reads a .csv or .tsv: a header that names the columns, or none and two columns, path and label.
 
     Args:
-        path: the table, UTF-8. The separators of a .csv may be commas, semicolons or tabs.
+        path: the table, UTF-8, or UTF-16 with its mark. Its cells are apart by commas, semicolons, tabs or bars.
         root: what its paths are relative to. None: they are places in an archive, and no file is looked for.
 
-    Returns:
-        the rows, "train" where the table has no split, and which columns it has: path, label, split.
-
     Raises:
-        ShiftViTError: it is not such a table, or names files that do not exist.
+        ShiftViTError: it is not such a table; a row has too few cells or too many; the first row is a header of
+            unknown names.
     """
-    lines = _read_lines(path)
+    lines, sign = read_lines(path, lambda head: {"path", "label"} <= _known(head).keys())
     if not lines:
         raise ShiftViTError(f"{str(path)!r} is empty; give a line of path and label for each image")
-    head = [cell.strip().casefold() for cell in lines[0][1]]
-    where = {
-        column: head.index(next(name for name in names if name in head))
-        for column, names in _COLUMNS.items()
-        if not {*names}.isdisjoint(head)
-    }
-    headed = {"path", "label"} <= where.keys()
+    head = lines[0][1]
+    form = f"{str(path)!r} (read with {SIGNS[sign]} between cells"
+    where, unused = _find_columns(f"{form})", lines)
+    headed = bool(where)
     if headed:
         lines = lines[1:]
-    elif not where and len(head) == 2:
+    elif len(head) == 2:
         where = {"path": 0, "label": 1}
     else:
-        known = " and ".join("|".join(_COLUMNS[column]) for column in ("path", "label"))
-        raise ShiftViTError(f"{str(path)!r} has the columns {', '.join(head)[:200]}; name two of them {known}")
-    rows = [_read_row(path, root, number, cells, where) for number, cells in lines]
-    missing = [] if root is None else [image for _, image, _ in rows if not is_image(image)]
+        raise ShiftViTError(f"{form}) has the columns {', '.join(head)[:200]}; name two of them {' and '.join(_SHOWN)}")
+    if headed:
+        form += f" and {join_words([f'{column} in {head[at].strip()!r}' for column, at in where.items()])})"
+    else:
+        form += " and no header)"
+    rows = [_read_row(form, number, cells, where, len(head)) for number, cells in lines]
+    splits = name_splits({split for split, _, _ in rows})
+    for (number, _), (split, _, _) in zip(lines, rows, strict=True):
+        if split not in splits:
+            raise ShiftViTError(f"line {number} of {form} has the split {split!r}; use train, validation or test")
+    notes = [f"columns that are not used: {', '.join(unused)}"] if unused else []
+    base = root
+    if root is not None:
+        base = find_base(root, path.stem, [image for _, image, _ in rows[:_LOOKED_AT]])
+        notes += [f"paths are relative to {base.relative_to(root).as_posix()}/"] if base != root else []
+    missing: list[str] = []
+    finder = None if base is None else Finder(base)
+    for place, (split, image, label) in enumerate(rows):
+        found = image.strip() if finder is None else finder.find(image)
+        if finder is not None and found is None:
+            found = str(finder.base / image.strip())
+            missing.append(found)
+        rows[place] = (splits[split], str(found), label)
     if not headed and missing == [rows[0][1]] and len(rows) > 1:
         raise ShiftViTError(
             f"{str(path)!r} begins with {missing[0]!r}, which is not a file, while all others are; if it is a "
             "header, name its columns path and label"
         )
-    if missing:
-        raise ShiftViTError(
-            f"{str(path)!r} names {len(missing):,} of {len(rows):,} files that do not exist, the first "
-            f"{missing[0]!r}; give paths relative to {str(root)!r}"
-        )
-    return rows, list(where)
+    return Table(rows, list(where), missing, notes, form)
 
 
-def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Returns the cells of each line that is not blank, with the line's number."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            first = stream.readline()
-            stream.seek(0)
-            sign = "\t" if path.suffix.lower() == ".tsv" else next((sign for sign in ",;\t" if sign in first), ",")
-            reader = csv.reader(stream, delimiter=sign, strict=True)
-            return [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except UnicodeDecodeError as error:
-        raise ShiftViTError(f"{str(path)!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, csv.Error) as error:
-        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it anew as CSV") from error
-
-
-def _read_row(path: Path, root: Path | None, number: int, cells: list[str], where: dict[str, int]) -> Row:
-    raw = {column: cells[at] if at < len(cells) else "" for column, at in where.items()}
-    values = {column: value.strip() for column, value in raw.items()}
-    values.setdefault("split", "train")
-    bare = next((column for column, value in values.items() if not value), None)
-    if bare:
-        raise ShiftViTError(f"line {number} of {str(path)!r} has no {bare}; give one, or remove the line")
-    split = SPLIT_WORDS.get(values["split"].casefold())
-    if split is None:
-        raise ShiftViTError(
-            f"line {number} of {str(path)!r} has the split {values['split']!r}; use train, validation or test"
-        )
-    if root is None:
-        return split, values["path"], values["label"]
-    exact = root / raw["path"]  # a file's name may end in a space, but mostly the space is only in the table
-    return split, str(exact if exact.is_file() else root / values["path"]), values["label"]
-
-
-def save_splits(data: Dataset, path: Path) -> None:
-    """Writes which image is in which split as a CSV of split, path and label. Paths are relative to the data's folder.
+def read_listed(path: Path) -> Table:
+    """Reads a user's table as `read_table` does: an image that is listed twice is one image, and files must be there.
 
     Raises:
-        ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
+        ShiftViTError: as `read_table`; half of the files or more do not exist; an image has two labels or splits.
     """
-    root = data.root
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "path", "label"])
-    for name, split in data.splits.items():
-        if name == "test" and data.test_is_validation:
-            continue
-        for image, label in zip(split.paths or [], split.labels.tolist(), strict=True):
-            place = Path(image)
-            within = place.relative_to(root).as_posix() if place.is_relative_to(root) else image
-            writer.writerow([name, within, data.class_names[label]])
-    try:
-        content = text.getvalue().encode("utf-8")
-    except UnicodeEncodeError as error:
-        broken = error.object[error.start : error.start + 40]
-        raise ShiftViTError(f"a file's name is not valid UTF-8 at {broken!r}; rename the file") from error
-    files.write_file(Path(path), lambda temporary: temporary.write_bytes(content))
-
-
-def restore_splits(data: Dataset, table: Path) -> Dataset:
-    """Returns the data set in the splits that `save_splits` wrote, whatever splits it was found in.
-
-    Args:
-        data: what `find_data` returned. Its classes number the labels.
-        table: the CSV.
-
-    Raises:
-        ShiftViTError: it is not such a table, or it names images or classes that are not there.
-    """
-    arrays = data.train.images is not None
-    rows, _ = read_table(table, None if arrays else data.root)
-    classes = {name: number for number, name in enumerate(data.class_names)}
-    # The arrays of an archive, by the names of its images.
-    pixels = {
-        path: split.images[number]
-        for split in (data.splits.values() if arrays else ())
-        for number, path in enumerate(split.paths or [])
-    }
-    for _, image, name in rows:
-        if name not in classes or (arrays and image not in pixels):
-            what = f"class {name!r}" if name not in classes else f"image {image!r}"
-            raise ShiftViTError(f"{str(table)!r} names the {what}, which {data.name!r} does not have; split it anew")
-    splits = {}
-    for split in SPLITS:
-        paths = [image for name, image, _ in rows if name == split]
-        if paths:
-            labels = np.array([classes[name] for its, _, name in rows if its == split], np.int64)
-            splits[split] = Split(labels, paths, np.stack([pixels[path] for path in paths]) if arrays else None)
-    return replace(data, splits=splits)
-
-
-def read_archive(path: Path, *, training: bool = True) -> Dataset:
-    """Reads a .npz: uint8 images (N, H, W, 3), (N, H, W, 1) or (N, H, W), whole-number labels, maybe class names.
-
-    Args:
-        path: the archive.
-        training: as for `find_data`.
-
-    Raises:
-        ShiftViTError: it has no such arrays, or arrays of objects, of other shapes or types, labels out of range.
-    """
-    arrays, unused = _read_arrays(path)
-    splits: dict[str, Split] = {}
-    for split, images, labels in _ARRAYS:
-        if images in arrays and labels in arrays and split not in splits:
-            pixels, numbers = arrays.pop(images), arrays.pop(labels)
-            splits[split] = _make_split(path, images, labels, pixels, numbers)
-    if not splits.get("train") and (training or not splits):
-        lacks, example = ("images for training", "x_train and y_train") if training else ("images", "images and labels")
-        raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}")
-    names = arrays.pop("class_names", None)
-    numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
-    if names is not None:
-        class_names = tuple(map(str, names.tolist()))
-    elif training:
-        # Without names the numbers are the names; one past the number of images can only be a mistake.
-        most = int(splits["train"].labels.max()) + 1
-        class_names = tuple(map(str, range(min(most, len(splits["train"])))))
-    else:
-        class_names = tuple(map(str, numbers.tolist()))
-        splits = {
-            split: replace(part, labels=np.searchsorted(numbers, part.labels).astype(np.int64))
-            for split, part in splits.items()
-        }
-    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
+    table = read_table(path, path.parent)
+    missing, rows = table.missing, dict[str, Row]()
+    if 2 * len(missing) >= len(table.rows) > 0:
         raise ShiftViTError(
-            f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
+            f"{table.form} names {len(missing):,} of {len(table.rows):,} files that do not exist, the first "
+            f"{join_words([*map(repr, missing[:3])])}; give paths relative to {str(path.parent)!r}"
         )
-    for split, part in splits.items():
-        if int(part.labels.max(initial=0)) >= len(class_names):
-            if names is not None:
-                rule = f"class_names has {count_of(len(names), 'name')}; number them 0..{len(names) - 1}"
-            elif split == "train":
-                rule = (
-                    f"there are only {count_of(len(part), 'image')}; number the classes 0, 1, 2 ..., or add class_names"
+    for row in table.rows:
+        split, image, label = rows.setdefault(os.path.normpath(row[1]), row)
+        for what, one, other in (("labels", label, row[2]), ("splits", split, row[0])):
+            if one != other:
+                raise ShiftViTError(
+                    f"{str(path)!r} lists {image!r} with the {what} {one!r} and {other!r}; keep one of the rows"
                 )
-            else:
-                rule = f"those of train only to {len(class_names) - 1}; add training images of these classes"
-            raise ShiftViTError(f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, and {rule}")
-    notes = [f"arrays that are not used: {', '.join([*unused, *arrays])}"] if unused or arrays else []
-    return Dataset(splits, class_names, str(path), path, "NumPy archive", tuple(notes))
+    notes = [*table.notes]
+    if missing:
+        notes.append(f"files that do not exist: {len(missing):,}, such as {join_words([*map(repr, missing[:3])])}")
+    if len(rows) < len(table.rows):
+        notes.append(f"rows that repeat an image: {len(table.rows) - len(rows):,}")
+    return replace(table, rows=[*rows.values()], notes=notes)
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Returns the arrays of an archive that have a meaning, and the names of the others."""
-    wanted = {"class_names", *(name for _, *names in _ARRAYS for name in names)}
-    name = ""
-    try:
-        with path.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ShiftViTError(f"{str(path)!r} holds a single array; save images and labels with numpy.savez")
-            arrays = {}
-            for name in archive.files:
-                if name in wanted:
-                    arrays[name] = archive[name]
-            return arrays, [name for name in archive.files if name not in wanted]
-    except ShiftViTError:
-        raise
-    except Exception as error:  # damaged archives raise nearly anything
-        what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{what} cannot be read ({reason}); save plain arrays with numpy.savez") from error
+def _known(head: list[str]) -> dict[str, list[int]]:
+    """Returns where a header has each column, the best first."""
+    cells = [re.sub(r"[\W_]+", "", cell.casefold()) for cell in head]
+    found = {column: [cells.index(name) for name in names if name in cells] for column, names in _COLUMNS.items()}
+    return {column: places for column, places in found.items() if places}
 
 
-def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Split:
-    if numbers.ndim == 2 and numbers.shape[1] == 1:  # as Keras and MedMNIST have them
-        numbers = numbers[:, 0]
-    fault = f"of {str(path)!r} is {{}} {{}}; it must be {{}}"
-    if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[3] not in {1, 3}):
-        rule = "uint8 (N, H, W, 3) or (N, H, W)"
-        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, rule)}")
-    if numbers.dtype.kind not in "iu" or numbers.shape != pixels.shape[:1]:
-        rule = f"whole numbers ({len(pixels)},), one for each of {images}"
-        raise ShiftViTError(f"{labels} {fault.format(numbers.dtype, numbers.shape, rule)}")
-    if 0 in pixels.shape:
-        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, 'more than nothing')}")
-    if numbers.min() < 0 or int(numbers.max()) >= 2**31:
-        out = numbers.min() if numbers.min() < 0 else numbers.max()
-        raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")
-    if pixels.ndim == 3 or pixels.shape[3] == 1:
-        pixels = np.repeat(pixels.reshape(*pixels.shape[:3], 1), 3, axis=3)
-    return Split(numbers.astype(np.int64), [f"{images}[{number}]" for number in range(len(pixels))], pixels)
+def _find_columns(form: str, lines: list[Line]) -> tuple[dict[str, int], list[str]]:
+    """Returns where the columns are, and those that could have been used instead; nothing without a header."""
+    head = [cell.strip() for cell in lines[0][1]]
+    known = _known(head)
+    if not {"path", "label"} <= known.keys():
+        if known and len(head) == 2:
+            raise ShiftViTError(
+                f"{form} has the columns {', '.join(head)[:200]}; name two of them {' and '.join(_SHOWN)}"
+            )
+        return {}, []
+    twice = [name for name, count in Counter(map(str.casefold, head)).items() if count > 1 and name]
+    for column, places in known.items():
+        if head[places[0]].casefold() in twice:
+            raise ShiftViTError(f"{form} has two columns {head[places[0]]!r}; rename that which is not {column}")
+    for name in _MAYBE_SPLIT if "split" not in known else ():
+        at = next((place for place, cell in enumerate(head) if cell.casefold() == name), None)
+        values = {cells[at].strip() for _, cells in lines[1:] if at is not None and at < len(cells)}
+        if at is not None and values and values == name_splits(values).keys():
+            known["split"] = [at]
+    return {column: places[0] for column, places in known.items()}, [
+        head[place] for places in known.values() for place in places[1:]
+    ]
+
+
+def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], width: int) -> Row:
+    """Returns the split, the path and the label as they stand there, or a word for what is not there."""
+    if any(cell.strip() for cell in cells[width:]):
+        raise ShiftViTError(
+            f"line {number} of {form} has {len(cells)} cells and the first line {width}: "
+            f"{' | '.join(cells)[:200]!r}; put a cell that holds the sign between cells in quotes"
+        )
+    values = {column: cells[at] if at < len(cells) else "" for column, at in where.items()}
+    bare = next((column for column, value in values.items() if not value.strip()), None)
+    if bare:
+        raise ShiftViTError(f"line {number} of {form} has no {bare}; give one, or remove the line")
+    return values.get("split", "train").strip(), values["path"], normal(values["label"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
+from shiftvit.replacement import current, write_folder
 
 # The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
 _MAX_RATIO = 20
@@ -28,16 +31,28 @@ class Container(Protocol):
 
 
 class Folder:
-    """A container that is a folder."""
+    """A container that is a folder.
+
+    No link in it is followed: someone else's could lead to a private file. The exception are those of the Hugging Face
+    Hub's cache, from `snapshots/COMMIT/` to `blobs/` beside it.
+    """
 
     def __init__(self, where: Path) -> None:
         self.where = where
 
     def read(self, name: str) -> bytes:
         try:
-            return (self.where / name).read_bytes()
+            return files.read_unlinked(self._find(name))
         except OSError as error:
             raise _unreadable(self.where, name, error.strerror or str(error)) from error
+
+    def _find(self, name: str) -> Path:
+        path, folder = current(self.where / name), self.where.absolute()
+        blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
+        if blobs is None or blobs.is_symlink() or not path.is_symlink():
+            return path
+        target = path.readlink()
+        return blobs / target.name if target == Path("..", "..", "blobs", target.name) else path
 
 
 class Archive:
@@ -50,7 +65,10 @@ class Archive:
         try:
             with zipfile.ZipFile(self.where) as archive:
                 entry = archive.getinfo(name)
-                if entry.file_size > max(_FLOOR, _MAX_RATIO * entry.compress_size):
+                kind = stat.S_IFMT(entry.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG):
+                    raise _unreadable(self.where, name, "it is no regular file")
+                if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
                         f"{entry.compress_size:,}, which no model does; get the bundle again"
@@ -58,10 +76,15 @@ class Archive:
                 return archive.read(entry)
         except KeyError:
             raise _unreadable(self.where, name, "it is not in the archive") from None
-        except ShiftViTError:
+        except (ShiftViTError, MemoryError):
             raise
         except Exception as error:  # the decompressors' errors share no base class
             raise _unreadable(self.where, name, str(error)) from error
+
+    def names(self) -> list[str]:
+        """Returns the names of all entries."""
+        with zipfile.ZipFile(self.where) as archive:
+            return archive.namelist()
 
 
 def open_container(path: Path, name: str) -> Container | None:
@@ -72,7 +95,7 @@ def open_container(path: Path, name: str) -> Container | None:
     """
     try:
         if path.is_dir():
-            return Folder(path) if (path / name).is_file() else None
+            return Folder(path) if current(path / name).is_file() else None
         if not path.is_file() or not zipfile.is_zipfile(path):
             return None
         with zipfile.ZipFile(path) as archive:
@@ -81,8 +104,16 @@ def open_container(path: Path, name: str) -> Container | None:
         raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); check its permissions, or restore it") from error
 
 
-def write_container(path: Path, contents: dict[str, bytes]) -> None:
+def write_container(
+    path: Path, contents: dict[str, bytes], gone: Collection[str] = (), keep: Collection[str] = ()
+) -> None:
     """Writes files as a folder, or as a zip archive if the path ends in ".zip": all of them or none.
+
+    Args:
+        path: the folder or archive; an earlier one there is replaced.
+        contents: the files, by name.
+        gone: names of files that go away with an earlier folder's.
+        keep: names of files that are someone else's in that folder, so that they are not replaced.
 
     Raises:
         ShiftViTError: no space or no permission.
@@ -99,7 +130,12 @@ def write_container(path: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
             (folder / name).write_bytes(content)
 
-    files.write_folder(path, write)
+    write_folder(path, write, {*contents, *gone}, keep)
+
+
+def unpacks_too_far(size: int, packed: int) -> bool:
+    """Whether `packed` bytes become so many that they are no model's."""
+    return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
 def digest(content: bytes) -> str:

@@ -1,0 +1,126 @@
+"""A bundle from a checkpoint of the authors' code: every tensor matched, every value finite, every class named."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit import files
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.stored.manifest import Provenance
+from shiftvit.bundle.stored.published import Published, evaluation_of, imagenet_classes
+from shiftvit.errors import ShiftViTError, notice
+from shiftvit.preprocess import Preprocess
+from shiftvit.presets import find_preset
+
+# Bytes of a file of class names; a thousand long names have a tenth of it.
+_LARGEST_LABELS = 2**20
+# Endings of the authors' checkpoints, which hold weights and no more than that.
+_ENDINGS = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz"}
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path is meant as a file of weights, not a bundle, a run or a name."""
+    return Path(path).suffix.lower() in _ENDINGS and not Path(path).is_dir()
+
+
+def convert_checkpoint(
+    path: str | Path,
+    preset: str | None = None,
+    *,
+    labels: str | Path | None = None,
+    ema: bool = False,
+    published: Published | None = None,
+) -> Bundle:
+    """Returns a checkpoint of the authors' code as a bundle, without a graph.
+
+    Args:
+        path: a PyTorch checkpoint, `.safetensors` or `.npz`; see `shiftvit.model.tensors.read_weights`.
+        preset: the paper's model that the weights are of; None: the one whose tensors have these names and shapes.
+        labels: a text file with a class name on each line, in the order of the logits; None: ImageNet's names for 1,000
+            classes, and numbers for others.
+        ema: take the moving average of the weights that the checkpoint keeps.
+        published: the row of the table, if these are published weights.
+
+    Raises:
+        ShiftViTError: the file cannot be read, does not fit the preset or holds values that are not finite, or the
+            labels are not as many as the classes.
+    """
+    from shiftvit.model.convert import load_official, preset_of
+    from shiftvit.model.network import ShiftViT
+    from shiftvit.model.tensors import read_weights
+
+    if preset is not None:
+        find_preset(preset)
+    tensors = read_weights(path, ema)
+    found = preset_of(tensors)
+    if preset is None:
+        if found is None:
+            raise ShiftViTError(
+                f"{str(path)!r} fits none of the paper's models; name the architecture it is of with --preset"
+            )
+        preset = found
+        notice(f"{Path(path).name} is a {preset}")
+    head = np.shape(tensors.get("head.weight", ()))
+    classes = head[0] if head else 0
+    names, synsets = _name_classes(classes, labels, Path(path).name)
+    model = ShiftViT.from_preset(preset, num_classes=classes, dtype="float32")
+    load_official(model, tensors)
+    preprocess = evaluation_of(model.settings.image_shape[0] or 224)
+    _check_answer(model, preprocess, path)
+    count = sum(int(np.prod(variable.shape)) for variable in model.weights)
+    notice(f"{len(model.weights)} tensors with {count:,} numbers fit {preset}, and all are finite")
+    bundle = Bundle.from_model(model, names, preprocess)
+    provenance = Provenance(
+        address=published.url if published else Path(path).name,
+        sha256=files.sha256(Path(path)),
+        date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        license=published.license if published else None,
+        **(dict(zip(("top1", "data"), published.top1, strict=True)) if published else {}),
+    )
+    return dataclasses.replace(bundle, synsets=synsets, provenance=provenance)
+
+
+def _check_answer(model: Any, preprocess: Preprocess, path: str | Path) -> None:
+    """Raises ShiftViTError unless the answer to a picture of noise is finite."""
+    picture = np.random.default_rng(0).integers(0, 256, (1, *model.settings.image_shape), np.uint8)
+    answer = np.asarray(model.predict_on_batch(preprocess.normalised(picture)))
+    if not np.isfinite(answer).all():
+        raise ShiftViTError(f"the weights in {str(path)!r} answer a picture with numbers that are not finite")
+
+
+def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of the classes, and their synsets where they are ImageNet's."""
+    if labels is not None:
+        return _read_labels(Path(labels), classes), ()
+    names, synsets = imagenet_classes()
+    if classes == len(names):
+        return names, synsets
+    if classes:
+        notice(f"{name} names none of its {classes} classes, which get numbers; --labels FILE names them, one a line")
+    return tuple(f"class {number}" for number in range(classes)), ()
+
+
+def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
+    try:
+        if path.stat().st_size > _LARGEST_LABELS:
+            raise ShiftViTError(f"{str(path)!r} is too large for class names; give a text file with one name a line")
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ShiftViTError(f"{str(path)!r} is no UTF-8 text; give the class names, one a line, in UTF-8") from error
+    except OSError as error:
+        raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) != classes:
+        raise ShiftViTError(f"{str(path)!r} names {len(names)} classes and the weights have {classes}; name each once")
+    for name in names:
+        if not name.isprintable():
+            raise ShiftViTError(f"{str(path)!r} has the class name {name!r}, which cannot be printed; rename it")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ShiftViTError(f"{str(path)!r} names two classes {twice!r}; give each its own name")
+    return tuple(names)

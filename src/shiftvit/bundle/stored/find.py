@@ -1,0 +1,100 @@
+"""Which bundle is meant: by a path, or by the name of a model that is pulled or comes with the package."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit.bundle.stored.container import Container, open_container
+from shiftvit.bundle.stored.manifest import MANIFEST, read_manifest, read_tensors
+from shiftvit.bundle.stored.published import PUBLISHED
+from shiftvit.errors import ShiftViTError, notice
+from shiftvit.presets import PRESETS
+
+# The trained models that come with the package, one folder each.
+PRETRAINED = Path(__file__).parents[2] / "pretrained"
+
+
+def pretrained_names() -> list[str]:
+    """Returns the names of the models that come with the package."""
+    return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def find_bundle(path: str | Path) -> Container:
+    """Returns the files of the bundle at `path`, in its subfolder `bundle`, or of the model of that name.
+
+    A bundle or run folder here wins over a model of the same name, of which a notice tells.
+
+    Raises:
+        ShiftViTError: there is none.
+    """
+    given, path = str(path), Path(path)
+    named = _find_named(given)
+    if (here := _find_here(path)) is not None:
+        if named is not None:
+            notice(f"{given!r} is the one here; the model of that name is {str(named.where)!r}")
+        return here
+    if named is not None:
+        return named
+    if (path / "recipe.toml").is_file():
+        raise ShiftViTError(
+            f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {shlex.quote(str(path))}"
+        )
+    if given in PRESETS:
+        raise _not_pulled(given)
+    there = "is not a bundle and contains none" if path.exists() else "does not exist"
+    far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""
+    raise ShiftViTError(
+        f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
+        f"{', '.join([*PUBLISHED, *pretrained_names()])}{far}"
+    )
+
+
+def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Returns the published weights of a preset, variable path to array.
+
+    Raises:
+        ShiftViTError: they are not pulled yet, there are none, or they are damaged.
+    """
+    container = _find_named(name) if name in PUBLISHED else None
+    if container is None:
+        raise _not_pulled(name)
+    return read_tensors(container, read_manifest(container))
+
+
+def is_name(given: str) -> bool:
+    """Whether `find_bundle` takes this for a model's name, and not for a path."""
+    return _find_named(given) is not None and _find_here(Path(given)) is None
+
+
+def _find_here(path: Path) -> Container | None:
+    for place in (path, path / "bundle"):
+        if place is not path and place.is_symlink():
+            raise ShiftViTError(f"{str(place)!r} is a link, which is not followed; give the path that it leads to")
+        if (container := open_container(place, MANIFEST)) is not None:
+            return container
+    return None
+
+
+def _find_named(given: str) -> Container | None:
+    if given in PUBLISHED:
+        return open_container(PUBLISHED[given].place, MANIFEST)
+    return open_container(PRETRAINED / given, MANIFEST) if given in pretrained_names() else None
+
+
+def _not_pulled(name: str) -> ShiftViTError:
+    if name in PUBLISHED:
+        return ShiftViTError(f"the weights of {name!r} are not on this machine yet; run: shiftvit pull {name}")
+    return ShiftViTError(
+        f"{name!r} is an architecture, and no weights of it are published; train it, or use one of: "
+        f"{', '.join(PUBLISHED)}"
+    )
+
+
+def _is_far(name: str) -> bool:
+    """Returns whether a name can be a repository, OWNER/NAME, and is not likely to be a misspelt path."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.exists()

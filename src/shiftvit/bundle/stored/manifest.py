@@ -1,0 +1,132 @@
+"""`bundle.json`: what a bundle says about its model, validated, and the hashes of its other files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from shiftvit.bundle.stored.container import Container, digest
+from shiftvit.config import ModelConfig, Settings, first_fault
+from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+GRAPH = "model.onnx"
+MANIFEST = "bundle.json"
+CARD = "README.md"
+
+
+def check_labels(labels: Any, count: int) -> tuple[str, ...]:
+    """Returns the names of `count` classes, in the order of the logits.
+
+    Raises:
+        ShiftViTError: they are no sequence of different strings, or of another number.
+    """
+    if isinstance(labels, str | Mapping | Set) or not isinstance(labels, Iterable):
+        raise ShiftViTError(f"labels are of the type {type(labels).__name__}; give a list in the order of the logits")
+    names = tuple(labels)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ShiftViTError(f"the label {name!r} is no name of a class; give strings that are not empty")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ShiftViTError(f"the label {twice!r} names {names.count(twice)} classes; give each class its own name")
+    if len(names) != count:
+        raise ShiftViTError(f"{len(names)} labels do not name {count} classes; give one for each")
+    return tuple(map(str, names))  # without the type of NumPy's strings
+
+
+class Provenance(Settings):
+    """Where weights come from that were not trained here."""
+
+    address: str = Field(description="the URL, or for a local file its name")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file, in hexadecimal")
+    date: str = Field(description="of the conversion, as YYYY-MM-DD")
+    license: str | None = Field(None, description="identifier of the weights' license")
+    top1: float | None = Field(None, description="published top-1 in percent; not measured here")
+    data: str | None = Field(None, description="what that was measured on")
+
+
+class Manifest(Settings):
+    """The content of `bundle.json`. What has a default is left out of files that do not need it."""
+
+    format: Literal[1]
+    model: ModelConfig
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, str]
+    temperature: float = Field(1.0, gt=0)
+    synsets: tuple[str, ...] = Field((), description="WordNet identifiers of the labels, in their order")
+    provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _a_label_for_each_class(self) -> Self:
+        check_labels(self.labels, self.model.num_classes)
+        if self.synsets and len(self.synsets) != len(self.labels):
+            raise ValueError(f"{len(self.synsets)} synsets do not identify {len(self.labels)} labels")
+        return self
+
+
+def read_manifest(container: Container) -> Manifest:
+    """Reads and checks a bundle's JSON.
+
+    Raises:
+        ShiftViTError: it is damaged, its format is newer, or it lists files that a bundle does not have.
+    """
+    where = str(container.where)
+    content = container.read(MANIFEST)
+    try:
+        tree = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ShiftViTError(f"{MANIFEST!r} in {where!r} cannot be read ({error}); restore the bundle") from error
+    version = tree.get("format") if isinstance(tree, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise ShiftViTError(f"{where!r} has format {version}; this shiftvit reads up to {FORMAT}; update shiftvit")
+    try:
+        manifest = Manifest.model_validate(tree)
+    except ValidationError as error:
+        raise ShiftViTError(
+            f"{MANIFEST!r} in {where!r} is not a valid bundle: {first_fault(error)}; restore it"
+        ) from error
+    if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
+        raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")
+    return manifest
+
+
+def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
+    """Returns a file's content after verifying its hash.
+
+    Raises:
+        ShiftViTError: it is missing or damaged.
+    """
+    content = container.read(name)
+    if digest(content) != manifest.files[name]:
+        raise ShiftViTError(
+            f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 differs from the recorded one; restore it"
+        )
+    return content
+
+
+def read_tensors(container: Container, manifest: Manifest) -> dict[str, Any]:
+    """Returns a bundle's weights, variable path to array, after verifying their hash.
+
+    Raises:
+        ShiftViTError: they are missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(read_checked(container, manifest, WEIGHTS))
+    except (SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, ShiftViTError):
+            raise
+        raise ShiftViTError(
+            f"{WEIGHTS!r} in {str(container.where)!r} cannot be read ({error}); restore the bundle"
+        ) from error

@@ -1,0 +1,136 @@
+"""Images from a NumPy archive (.npz), in splits by the names of its arrays."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.data.find.dataset import SPLITS, Dataset, Split
+from shiftvit.data.find.words import name_splits, normal
+from shiftvit.errors import ShiftViTError, count_of
+
+# What an array holds, in the small letters of its name, which may also name a split: `x_train`, `val_images`, `Yvalid`.
+_IMAGES = "x|images?|imgs?|data|pixels|inputs?"
+_LABELS = "y|labels?|targets?|classes"
+_NAME = re.compile(rf"(?:({_IMAGES})|({_LABELS}))(.*)|(.*?)(?:({_IMAGES})|({_LABELS}))")
+_CLASS_NAMES = "class_names"
+
+
+def read_archive(path: Path, *, training: bool = True) -> Dataset:
+    """Reads a .npz: uint8 images (N, H, W, 3), (N, H, W, 1) or (N, H, W), whole-number labels, maybe class names.
+
+    Args:
+        path: the archive.
+        training: as for `find_data`.
+
+    Raises:
+        ShiftViTError: it has no such arrays, or arrays of objects, of other shapes or types, labels out of range.
+    """
+    pairs, arrays, unused = _read_arrays(path)
+    splits = {
+        split: _make_split(path, images, labels, arrays[images], arrays[labels])
+        for split, (images, labels) in pairs.items()
+    }
+    if not splits.get("train") and (training or not splits):
+        lacks, example = ("images for training", "x_train and y_train") if training else ("images", "images and labels")
+        found = f"; it has {', '.join(unused)[:200]}" if unused else ""
+        raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
+    names = arrays.get(_CLASS_NAMES)
+    numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
+    if names is not None:
+        class_names = tuple(normal(str(name)) for name in names.tolist())
+    elif training:
+        # Without names the numbers are the names; one past the number of images can only be a mistake.
+        most = int(splits["train"].labels.max()) + 1
+        class_names = tuple(map(str, range(min(most, len(splits["train"])))))
+    else:
+        class_names = tuple(map(str, numbers.tolist()))
+        splits = {
+            split: replace(part, labels=np.searchsorted(numbers, part.labels).astype(np.int64))
+            for split, part in splits.items()
+        }
+    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
+        raise ShiftViTError(
+            f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
+        )
+    for split, part in splits.items():
+        if int(part.labels.max(initial=0)) >= len(class_names):
+            if names is not None:
+                rule = f"class_names has {count_of(len(names), 'name')}; number them 0..{len(names) - 1}"
+            elif split == "train":
+                rule = (
+                    f"there are only {count_of(len(part), 'image')}; number the classes 0, 1, 2 ..., or add class_names"
+                )
+            else:
+                rule = f"those of train only to {len(class_names) - 1}; add training images of these classes"
+            raise ShiftViTError(f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, and {rule}")
+    notes = [f"arrays that are not used: {', '.join(unused)}"] if unused else []
+    return Dataset(splits, class_names, str(path), path, "NumPy archive", tuple(notes))
+
+
+def _pair_arrays(names: list[str]) -> dict[str, tuple[str, str]]:
+    """Returns the images' and the labels' array of each split, by their names; train where they name none."""
+    parts = {}
+    for name in names:
+        match = _NAME.fullmatch(re.sub(r"[\W\d_]+", "", name.casefold()))
+        if match is not None:
+            parts[name] = bool(match[1] or match[5]), match[3] or match[4] or ""
+    meanings = {**name_splits({word for _, word in parts.values()}), "": "train"}
+    found: dict[tuple[str, bool], list[str]] = {}
+    for name, (is_images, word) in parts.items():
+        if word in meanings and (word or len(name) > 1):  # x and y alone say too little
+            found.setdefault((meanings[word], is_images), []).append(name)
+    return {
+        split: (found[split, True][0], found[split, False][0])
+        for split in SPLITS
+        if (split, True) in found and (split, False) in found
+    }
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDArray[Any]], list[str]]:
+    """Returns the arrays' names for each split, the arrays of an archive that are used, and the names of the others."""
+    name = ""
+    try:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ShiftViTError(f"{str(path)!r} holds a single array; save images and labels with numpy.savez")
+            names = [name for name in archive.files if name != _CLASS_NAMES]
+            pairs = _pair_arrays(names)
+            wanted = {_CLASS_NAMES, *(name for pair in pairs.values() for name in pair)}
+            arrays = {}
+            for name in archive.files:
+                if name in wanted:
+                    arrays[name] = archive[name]
+            return pairs, arrays, [name for name in archive.files if name not in wanted]
+    except (ShiftViTError, MemoryError):
+        raise
+    except Exception as error:  # damaged archives raise nearly anything
+        what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ShiftViTError(f"{what} cannot be read ({reason}); save plain arrays with numpy.savez") from error
+
+
+def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Split:
+    if numbers.ndim == 2 and numbers.shape[1] == 1:  # as Keras and MedMNIST have them
+        numbers = numbers[:, 0]
+    fault = f"of {str(path)!r} is {{}} {{}}; it must be {{}}"
+    if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[3] not in {1, 3}):
+        rule = "uint8 (N, H, W, 3) or (N, H, W)"
+        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, rule)}")
+    if numbers.dtype.kind not in "iu" or numbers.shape != pixels.shape[:1]:
+        rule = f"whole numbers ({len(pixels)},), one for each of {images}"
+        raise ShiftViTError(f"{labels} {fault.format(numbers.dtype, numbers.shape, rule)}")
+    if 0 in pixels.shape:
+        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, 'more than nothing')}")
+    if numbers.min() < 0 or int(numbers.max()) >= 2**31:
+        out = numbers.min() if numbers.min() < 0 else numbers.max()
+        raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")
+    if pixels.ndim == 3 or pixels.shape[3] == 1:
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:3], 1), 3, axis=3)
+    return Split(numbers.astype(np.int64), [f"{images}[{number}]" for number in range(len(pixels))], pixels)

@@ -1,0 +1,60 @@
+"""What people call things: one vocabulary of splits for folders, tables, archives and Parquet, and what is no data."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+# The letters of a name, as in `01_Train-Images`, are a split's word, maybe with words around it that say nothing.
+_SAYS_NOTHING = (
+    "(?:set|split|data|images?|imgs?|pictures?|photos?|samples?|files?|folders?|parts?|public|private)*"  # no two ways
+)
+_WORDS = {
+    "train": ("train", "training", "trn", "trainval"),
+    "validation": ("validation", "validate", "valid", "val", "vld", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "tests"),
+    # These mean test, as on the Hub, unless there is another one of that name: then they mean validation.
+    "either": ("eval", "evaluation", "holdout", "heldout"),
+}
+_MEANING = {word: split for split, words in _WORDS.items() for word in words}
+_NAME = re.compile(f"{_SAYS_NOTHING}({'|'.join(_MEANING)}){_SAYS_NOTHING}")
+
+# Folders that systems and programs leave everywhere, in lower case; those that begin with a dot are left out anyway.
+_LITTER = frozenset(
+    {
+        *("__macosx", "__pycache__", "lost+found", "found.000", "system volume information", "network trash folder"),
+        *("temporary items", "$recycle.bin", "recycler", "recycled", "@eadir", "@tmp", "@recycle", "@sharebin"),
+        *("@recently-snapshot", "#recycle", "#snapshot"),
+    }
+)
+
+
+def name_splits(names: Iterable[str]) -> dict[str, str]:
+    """Returns those of the names that stand for splits, name -> "train", "validation" or "test".
+
+    The names are taken together: `eval` and `holdout` mean test, but beside a test split they mean validation.
+    """
+    found = {name: match for name in names if (match := _match(name)) is not None}
+    either = "validation" if "test" in found.values() and "validation" not in found.values() else "test"
+    return {name: either if split == "either" else split for name, split in found.items()}
+
+
+def is_split(name: str) -> bool:
+    """Returns whether a name stands for a split."""
+    return _match(name) is not None
+
+
+def _match(name: str) -> str | None:
+    match = _NAME.fullmatch(re.sub(r"[\W\d_]+", "", normal(name).casefold()))
+    return None if match is None else _MEANING[match[1]]
+
+
+def normal(text: str) -> str:
+    """Returns a text without spaces around it, in the one form of Unicode (NFC) in which names are compared."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def is_litter(name: str) -> bool:
+    """Returns whether a file or folder of this name is hidden, or is a folder of some system's own."""
+    return name.startswith(".") or name.casefold() in _LITTER

@@ -1,0 +1,93 @@
+"""`pull` for the published weights: downloaded or given, converted, proven and kept under their name."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from shiftvit import files
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.container import open_container
+from shiftvit.bundle.stored.manifest import MANIFEST, Provenance, read_manifest
+from shiftvit.bundle.stored.published import PUBLISHED, Published
+from shiftvit.download import download
+from shiftvit.errors import ShiftViTError, nearest, notice
+from shiftvit.exports.driver import add_graph
+from shiftvit.exports.formats import find_format
+
+# Bytes; the largest of the paper's models has 400 MB of weights.
+_LARGEST = 2**30
+
+
+def pull_published(name: str, source: str | Path | None = None) -> Path:
+    """Makes a bundle of published weights, keeps it in the user's data folder and returns its path.
+
+    From then on the name stands for it wherever a model is named. A failure leaves an earlier bundle as it is.
+
+    Args:
+        name: a key of `shiftvit.bundle.stored.published.PUBLISHED`.
+        source: a file that was fetched by hand; None: download it.
+
+    Raises:
+        ShiftViTError: no such weights, a package is missing, the file cannot be had, is not the one that was pulled
+            before or does not fit, or the folder cannot be written.
+    """
+    if name not in PUBLISHED:
+        raise ShiftViTError(f"there are no published weights {name!r}; {nearest(name, PUBLISHED)} Or give OWNER/NAME.")
+    row = PUBLISHED[name]
+    find_format("onnx", "f32")  # what is missing for that is told before anything is downloaded
+    try:
+        with files.take_turn(row.place.parent, f"pulling to {str(row.place.parent)!r}", ".*.tmp"):
+            if source is not None:
+                return _keep(row, Path(source))
+            target = files.cache_folder("weights") / f"{name}.pth"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                download(row.url, target, limit=_LARGEST)
+            except ShiftViTError as error:
+                raise ShiftViTError(
+                    f"{row.url} cannot be downloaded: {error}; run it again to continue, or get the file some other "
+                    f"way and run: shiftvit pull {name} --from FILE"
+                ) from error
+            try:
+                place = _keep(row, target)
+            except ShiftViTError:
+                target.unlink()  # it would be taken for good the next time
+                raise
+            target.unlink()
+            return place
+    except OSError as error:
+        raise files.unwritable(Path(error.filename or row.place), error) from error
+
+
+def _keep(row: Published, file: Path) -> Path:
+    if not file.is_file():
+        raise ShiftViTError(f"there is no file {str(file)!r}; give the path of {row.name}.pth")
+    digest = files.sha256(file)
+    notice(f"SHA-256 {digest}")
+    earlier = _earlier(row)
+    if row.sha256 not in (None, digest):
+        raise ShiftViTError(f"this is not the published {row.name}: its SHA-256 is {digest} and not {row.sha256}")
+    if earlier is not None and earlier.sha256 != digest:
+        raise ShiftViTError(
+            f"this is not the {row.name} that was pulled on {earlier.date}: its SHA-256 is {digest} and not "
+            f"{earlier.sha256}; to take it nevertheless, remove {str(row.place)!r} first"
+        )
+    if earlier is not None:
+        with contextlib.suppress(ShiftViTError):
+            if Bundle.load(row.place).graph is not None:
+                notice(f"it is the file that was pulled on {earlier.date}, and its bundle is whole")
+                return row.place
+    bundle = convert_checkpoint(file, row.name, published=row)
+    return add_graph(bundle).save(row.place)
+
+
+def _earlier(row: Published) -> Provenance | None:
+    """Returns what the bundle that is there says of its origin."""
+    container = open_container(row.place, MANIFEST)
+    if container is None:
+        return None
+    with contextlib.suppress(ShiftViTError):
+        return read_manifest(container).provenance
+    return None

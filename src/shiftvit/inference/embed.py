@@ -1,0 +1,210 @@
+"""`Embedder`: from images to features, for search, clustering and duplicates."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import files
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.data.decode.images import MAX_PIXELS
+from shiftvit.data.decode.parquet import import_pyarrow
+from shiftvit.environment import cores
+from shiftvit.errors import ShiftViTError, check_at_least, nearest
+from shiftvit.evaluation.features import Extract, graph_features, keras_features
+from shiftvit.inference.runtimes import identify, in_turn, name_to_keep, onnx_content
+from shiftvit.inference.sources import BATCH_SIZE, Failure, Prepared, Source, answers, stream_pixels
+
+# Rows in a group of a Parquet file.
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The features of one image.
+
+    Attributes:
+        path: the file, or "image N" (counted from 1) if the image did not come from a file.
+        features: float32 (D,).
+    """
+
+    path: str
+    features: NDArray[np.float32] = field(repr=False, compare=False)
+
+
+class Embedder:
+    """Turns images into features: the pooled output of a trained model's last stage, which its head takes.
+
+        embedder = Embedder.from_pretrained("cifar10")
+        features = embedder(["cat.jpg", "dog.png"])  # float32 (2, 256)
+
+    Decoding and preprocessing are those of `Predictor`. Divide the features by their norm for cosine similarity.
+    As a predictor, it can be shared by threads and pickled.
+
+    Attributes:
+        metadata: the model's preprocessing and input size.
+        runtime: "onnxruntime" or "keras".
+    """
+
+    def __init__(self, metadata: Metadata, extract: Extract, runtime: str, model: str, threads: int | None) -> None:
+        self.metadata, self.runtime = metadata, runtime
+        self._run, self._model, self._threads = extract, model, threads
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self).from_pretrained, self._model, runtime=self.runtime, threads=self._threads), ()
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = "cifar10", *, runtime: str = "auto", threads: int | None = None
+    ) -> Self:
+        """Loads a model.
+
+        Args:
+            model: the name of a model, a run folder, a bundle, or an ONNX export.
+            runtime: "onnxruntime", which needs the model's graph and no framework, or "keras", which needs its
+                weights; "auto": the graph if there is one.
+            threads: processor threads; None: one per core.
+
+        Raises:
+            ShiftViTError: the model or runtime does not exist, or the model gives no features.
+        """
+        check_at_least("threads", threads, 1)
+        kind, source = identify(model)
+        able = {"bundle with a graph": ["onnxruntime", "keras"], "bundle without a graph": ["keras"]}
+        runtimes = able.get(kind, ["onnxruntime"] if kind == "ONNX" else [])
+        if not runtimes:
+            raise ShiftViTError(
+                f"{str(model)!r} ({kind}) gives no features; name the run or bundle that it came from, or ONNX"
+            )
+        if runtime == "auto":
+            runtime = runtimes[0]
+        if runtime not in runtimes:
+            raise ShiftViTError(
+                f"{str(model)!r} ({kind}) gives no features in {runtime!r}; {nearest(runtime, runtimes)}"
+            )
+        place = source if isinstance(source, Path) else source.where
+        if runtime == "onnxruntime":
+            content, origin = onnx_content(source)
+            metadata, extract = graph_features(content, threads or cores(), origin)
+        else:
+            from shiftvit.backend import limit_threads
+
+            limit_threads(threads or cores())
+            bundle = Bundle.load(place)
+            metadata = graph_metadata(bundle)
+            extract = in_turn(keras_features(bundle.build("float32"), metadata.preprocess))
+        return cls(metadata, extract, runtime, name_to_keep(model, place), threads)
+
+    def __call__(self, images: Source | Iterable[Source], *, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:
+        """Returns the features of images, float32 (N, D); fails if one of them cannot be read.
+
+        Args:
+            images: as for `Predictor`.
+            batch_size: images per batch.
+
+        Raises:
+            ShiftViTError: an image cannot be read. `stream` continues after such images.
+        """
+        rows = []
+        for result in self.stream(images, batch_size=batch_size):
+            if isinstance(result, Failure):
+                raise ShiftViTError(result.error)
+            rows.append(result.features)
+        return np.stack(rows) if rows else np.empty((0, self.size), np.float32)
+
+    @property
+    def size(self) -> int:
+        """The number of features, D."""
+        return int(self._run(np.zeros((1, *self.metadata.input_shape), np.uint8)).shape[1])
+
+    def stream(
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        batch_size: int = BATCH_SIZE,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        ahead: int | None = None,
+    ) -> Iterator[Embedding | Failure]:
+        """Yields a result for each image, in order, in bounded memory; arguments and errors as `Predictor.stream`."""
+        rule = self.metadata.preprocess
+        return self._embeddings(stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead))
+
+    def _embeddings(self, batches: Generator[list[Prepared]]) -> Iterator[Embedding | Failure]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                for answer in answers(batch, self._run, self._model):
+                    yield answer if isinstance(answer, Failure) else Embedding(*answer)
+
+
+def check_table(path: Path) -> None:
+    """Raises ShiftViTError unless `write_table` can write to `path`: the ending, the folder and what is installed."""
+    if path.suffix.lower() not in _WRITERS:
+        raise ShiftViTError(f"{str(path)!r} ends in neither of {' and '.join(_WRITERS)}; name such a file")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        reason = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
+        raise ShiftViTError(f"{str(path)!r} {reason}; name a file in a folder that exists")
+    if path.suffix.lower() == ".parquet":
+        import_pyarrow(str(path))
+
+
+def write_table(path: Path, rows: Iterable[Embedding], size: int) -> int:
+    """Writes paths and features to an .npz (`paths` and `features`) or a Parquet file (`path` and `features`).
+
+    In bounded memory but for the paths, whole or not at all; returns the number of rows.
+
+    Raises:
+        ShiftViTError: no space or no permission.
+    """
+    count = 0
+
+    def counted() -> Iterator[Embedding]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield row
+
+    files.write_file(path, lambda temporary: _WRITERS[path.suffix.lower()](temporary, counted(), size))
+    return count
+
+
+def _write_npz(path: Path, rows: Iterator[Embedding], size: int) -> None:
+    paths = []
+    with tempfile.TemporaryFile(dir=path.parent) as held:  # an archive's member begins with its length
+        for row in rows:
+            paths.append(row.path)
+            held.write(row.features.astype("<f4").tobytes())
+        held.seek(0)
+        with zipfile.ZipFile(path, "w") as archive:
+            with archive.open("features.npy", "w", force_zip64=True) as member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), size)}
+                np.lib.format.write_array_header_1_0(member, header)
+                shutil.copyfileobj(held, member, 2**20)
+            with archive.open("paths.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.array(paths, np.str_), allow_pickle=False)
+
+
+def _write_parquet(path: Path, rows: Iterator[Embedding], size: int) -> None:
+    pyarrow = import_pyarrow(str(path))
+    schema = pyarrow.schema([("path", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float32(), size))])
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while some := list(itertools.islice(rows, _ROWS)):
+            names = [row.path.encode("utf-8", "backslashreplace").decode() for row in some]
+            flat = pyarrow.array(np.concatenate([row.features for row in some]))
+            features = pyarrow.FixedSizeListArray.from_arrays(flat, size)
+            writer.write_table(pyarrow.table([pyarrow.array(names), features], schema=schema))
+
+
+_WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

@@ -1,0 +1,180 @@
+"""Tensors by name from files of weights, PyTorch's checkpoints among them. Reading runs no code of a file."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shiftvit.bundle.stored.container import unpacks_too_far
+from shiftvit.errors import ShiftViTError, install_hint, one_line
+
+Array = np.ndarray[Any, Any]
+
+READABLE = ".npz, .safetensors, .pth, .pt or .bin"
+_TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+# Where training code keeps the weights, and their moving average.
+_MODEL, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
+# In front of each name, where a wrapper for several processors was saved.
+_WRAPPER = "module."
+
+
+def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> dict[str, Array]:
+    """Returns the tensors of a file by name, or those that are given, as arrays.
+
+    Args:
+        weights: name to array, or the path of an `.npz`, a `.safetensors` or a PyTorch checkpoint: a state dict, plain
+            or as "model" or "state_dict" beside what else training saves.
+        ema: take the moving average of the weights, which a checkpoint keeps as "model_ema" or "state_dict_ema".
+
+    Raises:
+        ShiftViTError: a file that cannot be read, is of another type, or holds more than plain data.
+    """
+    if isinstance(weights, Mapping):
+        return {name: _as_array(value) for name, value in weights.items()}
+    path = Path(weights)
+    if not path.is_file():
+        raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
+    if path.suffix not in (".npz", ".safetensors", *_TORCH):
+        raise ShiftViTError(f"cannot read weights from {str(path)!r}: its ending is {path.suffix!r}; give {READABLE}")
+    if ema and path.suffix not in _TORCH:
+        raise ShiftViTError(f"{str(path)!r} holds one set of weights and no moving average; leave out --ema")
+    try:
+        _check_size(path)
+        if path.suffix == ".npz":
+            # Opened here, as NumPy does not close a file that turns out not to be whole.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                names = [name for name in archive.files if name.startswith("w/")] or archive.files
+                return {name.removeprefix("w/"): archive[name] for name in names}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return dict(load_file(path))
+        return _read_torch(path, ema)
+    except (ShiftViTError, MemoryError):
+        raise
+    except Exception as error:  # each reader has exceptions of its own; all of them mean this
+        reason = one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
+        raise ShiftViTError(
+            f"cannot read weights from {str(path)!r} ({reason}); is it complete, and really {path.suffix}?"
+        ) from error
+
+
+def _check_size(path: Path) -> None:
+    """Raises ShiftViTError if a zip archive would unpack to many times its size."""
+    with path.open("rb") as file:
+        if file.read(512).lstrip()[:1] == b"<":
+            raise ShiftViTError(f"{str(path)!r} is a web page and holds no weights; download it again")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        _refuse_bomb(path, size)
+
+
+def _refuse_bomb(path: Path, size: int) -> None:
+    packed = path.stat().st_size
+    if unpacks_too_far(size, packed):
+        raise ShiftViTError(f"{str(path)!r} would unpack to {size:,} bytes from {packed:,}, which no model does")
+
+
+def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
+    try:
+        import torch
+    except ImportError as error:
+        raise ShiftViTError(
+            f"reading {str(path)!r} needs PyTorch; {install_hint('torch')}, or convert it to .safetensors"
+        ) from error
+    state = _choose(path, _load(torch, path), ema)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:
+        raise ShiftViTError(
+            f"{str(path)!r} holds no state dict; save model.state_dict(), plain or as {{'model': state_dict}}"
+        )
+    # A view can have many more elements than the file holds.
+    _refuse_bomb(path, sum(value.numel() * value.element_size() for value in state.values()))
+    names = {name: str(name) for name in state}
+    if all(name.startswith(_WRAPPER) for name in names.values()):
+        names = {name: text.removeprefix(_WRAPPER) for name, text in names.items()}
+    return {names[name]: _as_array(value) for name, value in state.items()}
+
+
+def _choose(path: Path, state: Any, ema: bool) -> Any:
+    """Returns the state dict among what training code saves."""
+    if not isinstance(state, dict):
+        return state
+    found = [state[key] for key in (_EMA if ema else _MODEL) if key in state]
+    if ema and (not found or found[0] is None):
+        raise ShiftViTError(f"{str(path)!r} keeps no moving average of the weights (model_ema); leave out --ema")
+    return found[0] if found else state
+
+
+class _Ignored:
+    """Stands for a plain object that is saved beside the weights: takes anything and keeps nothing."""
+
+    def __new__(cls, *_: Any) -> _Ignored:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _new_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# What training code saves beside weights: settings, counters, paths. None of it is needed, and nothing of the named
+# modules is called. Whatever is not listed here and is not among torch's own plain types is refused.
+_PLAIN: dict[str, Any] = {
+    "collections.defaultdict": _new_dict,
+    **dict.fromkeys(
+        (
+            "argparse.Namespace",
+            "types.SimpleNamespace",
+            *(f"builtins.{name}" for name in ("dict", "list", "tuple", "frozenset", "int", "float", "str", "bool")),
+            *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+            *(f"pathlib._local.{name}" for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+            *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+            "numpy.dtype",
+            "numpy.ndarray",
+            "torch.torch_version.TorchVersion",
+        ),
+        _Ignored,
+    ),
+}
+
+
+def _load(torch: Any, path: Path) -> Any:
+    """Returns what `torch.load` reads without running code."""
+    allowed = [(stand_in, name) for name, stand_in in _PLAIN.items()]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Its messages are pages long, with advice to allow code and with terminal escapes.
+        text = str(error)
+        if "TorchScript" in text:
+            raise ShiftViTError(f"{str(path)!r} is a TorchScript program; save model.state_dict() instead") from None
+        if (cut := text.find("GLOBAL ")) >= 0:
+            name = one_line(text[cut + len("GLOBAL ") :].split(" ")[0])[:100]
+            raise ShiftViTError(
+                f"cannot read weights from {str(path)!r}: it holds {name}, which is no plain data and could run "
+                "code; save model.state_dict() alone, or as {'model': state_dict}"
+            ) from None
+        if "eights only" in text or "nsupported" in text:
+            raise ShiftViTError(
+                f"cannot read weights from {str(path)!r}: it is damaged, or holds more than plain data; "
+                "save model.state_dict() alone, or as {'model': state_dict}"
+            ) from None
+        raise
+
+
+def _as_array(value: Any) -> Array:
+    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy knows neither bfloat16 nor gradients
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    return np.asarray(value)

@@ -1,0 +1,81 @@
+"""The page, and what it shows of the server: its models, their cards, sample pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.responses import FileResponse, Response
+
+from shiftvit.bundle.bundle import read_card
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
+from shiftvit.errors import ShiftViTError
+from shiftvit.serve.answers import Json, Refused, describe_errors
+from shiftvit.serve.model import ServedModel, find_model
+
+PAGE = Path(__file__).parent / "page"
+SAMPLES = PRETRAINED / "samples"
+
+
+class ModelInfo(BaseModel):
+    """A model of this server."""
+
+    name: str
+    labels: list[str]
+    input_shape: list[int] = Field(description="height, width, channels of what the model sees")
+    precision: str
+    runtime: str
+    explain: bool = Field(description="whether the model shows where its answers come from")
+
+
+def make_router(models: dict[str, ServedModel]) -> APIRouter:
+    """Returns the routes of the page and of what it shows."""
+    router = APIRouter(tags=["about"])
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    @router.get("/v1/models", response_model=list[ModelInfo], responses=describe_errors(400, 401))
+    async def list_models() -> Response:
+        """Lists the models; the first is the default."""
+        return Json([await _describe(model) for model in models.values()])
+
+    @router.get(
+        "/v1/models/{name}/card",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/markdown": {"schema": {"type": "string"}}}},
+            **describe_errors(400, 401, 404),
+        },
+    )
+    def card(name: str) -> Response:
+        """Returns a model's card in Markdown."""
+        try:
+            text = read_card(find_bundle(find_model(models, name).graph.model))
+        except ShiftViTError:  # an export, or its files are gone
+            text = None
+        if text is None:
+            raise Refused(404, f"the model {name!r} has no card")
+        return Response(text.encode("utf-8", "replace"), media_type="text/markdown; charset=utf-8")
+
+    @router.get("/v1/samples", response_model=list[str], responses=describe_errors(400, 401))
+    async def samples() -> Response:
+        """Lists the addresses of sample pictures."""
+        return Json([f"/samples/{path.relative_to(SAMPLES).as_posix()}" for path in sorted(SAMPLES.glob("*/*.png"))])
+
+    return router
+
+
+async def _describe(model: ServedModel) -> dict[str, Any]:
+    metadata = model.graph.metadata
+    return {
+        "name": model.name,
+        "labels": list(model.labels),
+        "input_shape": list(metadata.input_shape),
+        "precision": metadata.precision,
+        "runtime": model.graph.runtime,
+        "explain": await model.explainer() is not None,
+    }

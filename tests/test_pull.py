@@ -1,0 +1,272 @@
+"""Published weights: from a server on this machine to a model with a name; or one line and nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import official
+from file_server import FileServer, serving
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, files
+from shiftvit import download as downloads
+from shiftvit.bundle.describe import describe
+from shiftvit.bundle.stored import published
+from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
+from shiftvit.exports import pull as pulling
+from shiftvit.exports.pull import pull_published
+from shiftvit.presets import PRESETS, Preset
+from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.start import apply_start
+from tensors import to_numpy
+
+torch = pytest.importorskip("torch")
+
+NAME = "shiftvit_pocket"
+SMALL = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 2), "mlp_ratio": 2.0, "drop_path": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of its own, and a small model that is as good as published."""
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setitem(PRESETS, NAME, Preset(SMALL, (61.5, "ImageNet-1K, 32x32"), "for tests"))
+    monkeypatch.setitem(PUBLISHED, NAME, Published(NAME))
+    monkeypatch.setattr(downloads, "_PAUSE", 0.0)
+    # Graphs are built and proven in processes of their own, which takes long; see the slow test.
+    monkeypatch.setattr(pulling, "add_graph", lambda bundle: Bundle(**{**vars(bundle), "graph": b"a graph"}))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "data" / "models" / NAME
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the small model as training saves it."""
+    path = tmp_path_factory.mktemp("weights") / "pocket.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, NAME, Preset(SMALL, None, "for tests"))
+        weights = official.state_dict(NAME)
+    torch.save(official.training_checkpoint(weights), path)
+    return path
+
+
+@pytest.fixture
+def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    with serving(checkpoint.read_bytes()) as state:
+        monkeypatch.setenv(published.MIRROR, state.url)
+        yield state
+
+
+def refused(match: str, name: str = NAME, source: Path | None = None) -> str:
+    """Pulling fails in one line; what is there stays as it is, and no file is left to be taken later."""
+    folder = files.data_folder("models")
+    before = sorted(folder.rglob("*")) if folder.exists() else []
+    with pytest.raises(ShiftViTError, match=match) as caught:
+        pull_published(name, source)
+    text = str(caught.value)
+    assert text.isprintable()
+    after = sorted(entry for entry in folder.rglob("*") if entry.name != ".lock") if folder.exists() else []
+    assert after == [entry for entry in before if entry.name != ".lock"]
+    return text
+
+
+def test_the_table_is_the_authors() -> None:
+    top1 = {
+        "shiftvit_tiny_light": 79.4,
+        "shiftvit_tiny_r2": 81.7,
+        "shiftvit_small_light": 81.6,
+        "shiftvit_small_r2": 82.8,
+    }
+    rows = {name: row for name, row in PUBLISHED.items() if name != NAME}
+    assert {name: row.top1[0] for name, row in rows.items()} == top1
+    for name, row in rows.items():
+        assert row.url == f"https://github.com/microsoft/SPACH/releases/download/v1.0/{name}.pth"
+        assert row.license == "mit"
+
+
+def test_imagenet_has_a_thousand_names() -> None:
+    names, synsets = imagenet_classes()
+    assert len(names) == len(set(names)) == len(synsets) == 1000
+    assert synsets == tuple(sorted(synsets))
+    known = {
+        0: "tench",
+        1: "goldfish",
+        134: "crane bird",
+        207: "golden retriever",
+        281: "tabby",
+        517: "crane",
+        999: "toilet tissue",
+    }
+    assert {index: names[index] for index in known} == known
+    assert (synsets[0], synsets[207], synsets[999]) == ("n01440764", "n02099601", "n15075141")
+
+
+def test_what_is_pulled_is_the_model_with_all_that_it_needs(
+    server: FileServer, checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pull_published(NAME) == place
+    digest = files.sha256(checkpoint)
+    assert digest in capsys.readouterr().err
+    bundle = Bundle.load(NAME)
+    names, synsets = imagenet_classes()
+    assert (bundle.labels, bundle.synsets, bundle.graph) == (names, synsets, b"a graph")
+    assert bundle.provenance is not None
+    assert bundle.provenance.model_dump(exclude={"date"}) == {
+        "address": f"{server.url}/{NAME}.pth", "sha256": digest, "license": "mit", "top1": 61.5,
+        "data": "ImageNet-1K, 32x32",
+    }  # fmt: skip
+    assert bundle.metrics == {}
+    card = (place / "README.md").read_text("utf-8")
+    assert "Published, not measured here: top-1 61.5" in card
+    assert 'license: "mit"' in card
+    assert digest in card
+    assert not list(files.cache_folder("weights").iterdir())
+    assert [entry.name for entry in place.parent.iterdir() if entry.name != ".lock"] == [NAME]
+    # The values are the file's, in the places that the authors' names say.
+    kernel = official.state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
+    np.testing.assert_array_equal(bundle.weights["stage2_block2/mlp/fc2/kernel"], kernel.T)
+
+
+def test_preprocessing_is_that_of_the_authors_evaluation() -> None:
+    expected = Preprocess(
+        resize=256, crop=224, crop_position="center", interpolation="bicubic",
+        mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375),
+    )  # fmt: skip
+    assert published.evaluation_of(224) == expected
+
+
+def test_the_name_works_wherever_a_model_is_named(checkpoint: Path, place: Path) -> None:
+    for use in (Bundle.load, lambda name: ShiftViT.from_preset(name, weights="imagenet")):
+        with pytest.raises(ShiftViTError, match=f"'{NAME}' are not on this machine yet; run: shiftvit pull {NAME}$"):
+            use(NAME)
+    assert describe(NAME)["notes"]["weights"] == f"not on this machine; shiftvit pull {NAME}"
+    pull_published(NAME, checkpoint)
+    assert describe(NAME)["notes"]["weights"] == f"in {place}"
+    bundle = Bundle.load(NAME)
+    model = ShiftViT.from_preset(NAME, weights="imagenet")
+    for variable in model.weights:
+        np.testing.assert_array_equal(to_numpy(variable), bundle.weights[variable.path])
+    other = ShiftViT.from_preset(NAME, weights="imagenet", num_classes=3, image_shape=(64, 48, 3))
+    np.testing.assert_array_equal(to_numpy(other.weights[0]), bundle.weights[other.weights[0].path])
+    assert np.abs(to_numpy(other.get_layer("head").kernel)).max() < 0.1  # random
+    with pytest.raises(ShiftViTError, match="do not fit these arguments"):
+        ShiftViT.from_preset(NAME, weights="imagenet", depths=(1, 3))
+    with pytest.raises(
+        ShiftViTError, match="'shiftvit_base_r4' is an architecture, and no weights of it are published"
+    ):
+        ShiftViT.from_preset("shiftvit_base_r4", weights="imagenet")
+    Path(NAME).mkdir()  # of something else
+    recipe = apply_start(Recipe.load("finetune", **{"start.source": NAME}))
+    assert recipe.start.source == NAME
+    assert recipe.model.depths == (1, 2)
+    assert recipe.preprocess.mean == published.MEAN
+
+
+def test_a_bundle_here_wins_and_a_notice_tells(
+    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pull_published(NAME, checkpoint)
+    Path(NAME).mkdir()
+    assert Bundle.load(NAME).labels[0] == "tench"
+    shutil.rmtree(NAME)
+    Bundle(**{**vars(Bundle.load(NAME)), "labels": tuple(map(str, range(1000))), "synsets": ()}).save(NAME)
+    capsys.readouterr()
+    assert Bundle.load(f"./{NAME}").labels[0] == "0"
+    assert capsys.readouterr().err == ""
+    assert Bundle.load(NAME).labels[0] == "0"
+    assert f"the model of that name is '{place}'" in capsys.readouterr().err
+    assert Bundle.load(place).labels[0] == "tench"
+
+
+def test_a_second_pull_must_bring_the_same_file(
+    server: FileServer, checkpoint: Path, place: Path, tmp_path: Path
+) -> None:
+    pull_published(NAME)
+    made = place.stat().st_mtime_ns
+    assert pull_published(NAME) == place
+    assert place.stat().st_mtime_ns == made
+    weights = official.state_dict(NAME, seed=1)
+    torch.save(official.tensors(weights), tmp_path / "other.pth")
+    server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
+    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .* and not .*; to take it")
+    refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
+    assert Bundle.load(NAME).provenance.sha256 == files.sha256(checkpoint)  # type: ignore[union-attr]
+    (place / "model.safetensors").write_bytes(b"damaged")
+    server.content = checkpoint.read_bytes()
+    pull_published(NAME)
+    assert Bundle.load(NAME).labels[0] == "tench"
+
+
+def test_a_pinned_hash_is_asked_for(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, sha256="0" * 64))
+    refused(f"this is not the published {NAME}: its SHA-256 is .* and not 0000", source=checkpoint)
+
+
+def test_names_and_files_that_are_none(tmp_path: Path) -> None:
+    refused(
+        "there are no published weights 'shiftvit_pokket'; did you mean 'shiftvit_pocket'.*Or give OWNER/NAME",
+        "shiftvit_pokket",
+    )
+    refused("there is no file .*absent.pth.*; give the path of shiftvit_pocket.pth", source=tmp_path / "absent.pth")
+    refused("there is no file", source=tmp_path)
+
+
+def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(published.MIRROR, "http://127.0.0.1:9")
+    refused("cannot be downloaded: Connection refused; .* shiftvit pull shiftvit_pocket --from FILE")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"status": 404}, "the server answered 404"),
+        ({"status": 503}, "the server answered 503"),
+        ({"content": b"\n<!DOCTYPE html><p>Log in"}, "the server sent a web page and not the file"),
+        ({"content": b""}, "cannot read weights"),
+        ({"content": b"no weights at all"}, "cannot read weights"),
+    ],
+)
+def test_answers_that_are_no_weights(server: FileServer, change: dict[str, Any], match: str) -> None:
+    good = server.content
+    for key, value in change.items():
+        setattr(server, key, value)
+    refused(match)
+    server.content, server.status = good, 200
+    pull_published(NAME)  # nothing of it was kept
+    assert Bundle.load(NAME).labels[0] == "tench"
+
+
+def test_a_redirect_is_followed_and_a_worse_one_is_not(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(published.MIRROR, f"{server.url}/moved")
+    server.redirect = "file:///etc/hostname"
+    refused("the server answered 302 .*file:///etc/hostname.* is not allowed")
+    server.redirect = f"{server.url}/there/x"
+    pull_published(NAME)
+    assert [path for path, _ in server.requests] == [f"/moved/{NAME}.pth"] * 2 + ["/there/x"]
+
+
+def test_what_breaks_off_is_continued(server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.stop_after = 100_000
+    assert len(server.content) > 200_000
+    pull_published(NAME)  # by itself, as long as each attempt brings some bytes
+    assert len(server.requests) > 2
+    assert server.requests[1][1] == "bytes=99999-"
+    assert capsys.readouterr().err.count("downloading http") == 1
+    assert Bundle.load(NAME).labels[0] == "tench"
+
+
+def test_a_changed_bundle_says_so(checkpoint: Path, place: Path) -> None:
+    pull_published(NAME, checkpoint)
+    manifest = json.loads((place / "bundle.json").read_text("utf-8"))
+    manifest["synsets"] = manifest["synsets"][1:]
+    (place / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ShiftViTError, match="999 synsets do not identify 1000 labels"):
+        Bundle.load(NAME)

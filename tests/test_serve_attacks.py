@@ -1,0 +1,478 @@
+"""What strangers may send to the server, over real sockets, and what they get."""
+
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+
+import numpy as np
+import pytest
+
+from serving import picture, running
+from shiftvit.errors import ShiftViTError
+from shiftvit.inference.runtimes import load_graph
+from shiftvit.serve.guard import Access, is_loopback, parse_origins
+from shiftvit.serve.limits import Limits
+
+KEY = "0123456789abcdef0123"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(limits=Limits(max_bytes=2**20, max_pixels=10_000, header_timeout=1, timeout=2)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def locked():
+    with running(access=Access(keys=("a-first-key-of-16", KEY), origins=("https://ours.example",))) as found:
+        yield found
+
+
+def raw(server, content, pause=0.0, patience=10):
+    """Sends bytes as they are, piece by piece if given a list; returns all that comes back."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=patience) as line:
+        with contextlib.suppress(ConnectionError):
+            for piece in content if isinstance(content, list) else [content]:
+                line.sendall(piece)
+                time.sleep(pause)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while part := line.recv(65536):
+                received += part
+        return received
+
+
+def error_of(content):
+    """The message of an answer in JSON, which is one line and names no path of the server."""
+    message = json.loads(content)["error"]
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "site-packages" not in message
+    assert "/src/" not in message
+    return message
+
+
+# Hosts and origins.
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("127.0.0.1:{port}", True),
+        ("localhost:{port}", True),
+        ("LOCALHOST", True),
+        ("[::1]:80", True),
+        ("192.0.2.7", True),  # an address cannot be rebound
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("evil.example@localhost", False),
+        ("localhost:99999999", False),
+        ("", False),
+    ],
+)
+def test_only_hosts_that_cannot_be_rebound(server, host, allowed):
+    status, _, content = server.ask("GET", "/v1/models", headers={"Host": host.format(port=server.port)})
+    assert status == (200 if allowed else 400)
+    assert allowed or "Host" in error_of(content)
+
+
+def test_two_host_headers_are_refused(server):
+    answer = raw(
+        server, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "file://"])
+def test_pages_of_other_origins_may_not_post(server, origin):
+    status, headers, content = server.ask("POST", "/v1/classify", picture(), {"Origin": origin})
+    assert status == 403
+    assert "origin" in error_of(content)
+    assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_the_page_itself_may_post(server):
+    status, _, _ = server.ask("POST", "/v1/classify", picture(), {"Origin": server.url})
+    assert status == 200
+
+
+def test_no_cross_origin_headers_unless_asked_for(server):
+    status, headers, _ = server.ask(
+        "OPTIONS", "/v1/classify", headers={"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
+    )
+    assert status == 403
+    assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+def test_an_allowed_origin_may_post_after_asking(locked):
+    asks = {"Origin": "https://ours.example", "Access-Control-Request-Method": "POST"}
+    status, headers, _ = locked.ask("OPTIONS", "/v1/classify", headers=asks)
+    assert status == 204
+    assert headers["Access-Control-Allow-Origin"] == "https://ours.example"
+    assert "POST" in headers["Access-Control-Allow-Methods"]
+    assert "Authorization" in headers["Access-Control-Allow-Headers"]
+    sent = {"Origin": "https://ours.example", "Authorization": f"Bearer {KEY}"}
+    status, headers, _ = locked.ask("POST", "/v1/classify", picture(), sent)
+    assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://ours.example")
+    assert "Origin" in headers["Vary"]
+    status, headers, _ = locked.ask("POST", "/v1/classify", picture(), sent | {"Origin": "https://evil.example"})
+    assert status == 403
+    assert "Access-Control-Allow-Origin" not in headers
+
+
+@pytest.mark.parametrize("origin", ["ours.example", "ftp://a.example", "https://a.example/path", "https://", "null"])
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(ValueError, match=origin.replace("?", ".")):
+        parse_origins([origin])
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer"}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": f"Bearer {KEY}x"}, 401),
+        ({"Authorization": f"Bearer {KEY[:-1]}"}, 401),
+        ({"Authorization": f"Basic {KEY}"}, 401),
+        ({"Authorization": "Bearer \u00fc\u00e4".encode("latin-1")}, 401),
+        ({"X-API-Key": "wrong"}, 401),
+        ({"Authorization": f"Bearer {KEY}"}, 200),
+        ({"Authorization": f"bearer {KEY}"}, 200),
+        ({"X-API-Key": "a-first-key-of-16"}, 200),
+    ],
+)
+def test_keys(locked, headers, status):
+    for method, path, body in (
+        ("POST", "/v1/classify", picture()),
+        ("POST", "/", picture()),
+        ("GET", "/v1/models", None),
+        ("GET", "/v2/models/cifar10", None),
+        ("GET", "/metrics", None),
+        ("GET", "/openapi.json", None),
+    ):
+        found, answered, content = locked.ask(method, path, body, headers)
+        assert found == status, path
+        if status == 401:
+            assert answered["WWW-Authenticate"] == "Bearer"
+            assert KEY not in error_of(content)
+
+
+def test_probes_and_the_page_need_no_key(locked):
+    for path in ("/", "/v2/health/live", "/v2/health/ready"):
+        assert locked.ask("GET", path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "inside"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.8.8", True), ("0.0.0.0", False), ("::", False),
+     ("192.0.2.1", False), ("myhost", False)],
+)  # fmt: skip
+def test_which_addresses_are_this_machine_only(host, inside):
+    assert is_loopback(host) is inside
+
+
+# Bodies.
+
+
+def test_a_body_is_counted_as_it_comes_whatever_it_declares(server):
+    chunk = b"10000\r\n" + bytes(2**16) + b"\r\n"
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    answer = raw(server, [head, *[chunk] * 20, b"0\r\n\r\n"])
+    assert b" 413 " in answer.split(b"\r\n")[0]
+    status, content = server.post("/v1/classify", bytes(2**20 + 1))
+    assert (status, list(content)) == (413, ["error"])
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "999999999999999999999999", "0x10", "5, 6", "+5"])
+def test_lengths_that_lie(server, length):
+    answer = raw(
+        server, f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\nabcde".encode()
+    )
+    assert answer.split(b" ")[1] in (b"400", b"413")
+    error_of(answer.partition(b"\r\n\r\n")[2])
+
+
+def test_both_a_length_and_chunks_are_not_two_requests(server):
+    smuggled = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = raw(server, head + b"0\r\n\r\n" + smuggled)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"shiftvit_requests" not in answer
+
+
+def bomb(side):
+    """A PNG of side * side black pixels, which is small as a file."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_meets_the_servers_own_limit(server):
+    status, content = server.post("/v1/classify", bomb(8000))
+    assert status == 413
+    assert "max_pixels=10,000" in content["error"]
+
+
+@pytest.mark.parametrize("body", [b"/etc/passwd", b"http://localhost/cat.png", b"file:///etc/passwd", b"../secret.png"])
+def test_a_path_or_an_address_is_never_opened(server, body):
+    status, content = server.post("/v1/classify", body)
+    assert status == 415
+    assert "passwd" not in content["error"]
+    status, content = server.post(
+        "/v1/classify", json.dumps({"inputs": body.decode()}), {"Content-Type": "application/json"}
+    )
+    assert status in (415, 422)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 100_000,
+        '{"inputs":' * 1000 + "1" + "}" * 1000,
+        '{"inputs": NaN}',
+        '{"inputs": "aGk=", "inputs": "aGk="}',
+        '{"inputs": ' + "9" * 5000 + "}",
+        '{"inputs": 1e999}',
+        '{"inputs": "aGk=", "parameters": {"top_k": 1e300}}',
+        '{"inputs": "aGk=", "parameters": {"top_k": -1}}',
+        '{"inputs": "aGk=", "parameters": {"top_k": true}}',
+        '{"inputs": "aGk=", "parameters": []}',
+        '{"inputs": ["aGk="]}',
+        '{"inputs": "no base64!"}',
+        '{"inputs": "\\u0000"}',
+        "null",
+        '"text"',
+        "{}",
+        "{",
+        "\ufeff{}",
+    ],
+)
+def test_hostile_json_is_one_line_of_error(server, body):
+    status, _, content = server.ask("POST", "/v1/classify", body.encode(), {"Content-Type": "application/json"})
+    assert status in (400, 415, 422)
+    error_of(content)
+    assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_bytes_that_are_not_utf8_are_no_json(server):
+    status, _, content = server.ask("POST", "/v1/classify", b'{"a": "\xff"}', {"Content-Type": "application/json"})
+    assert status == 400
+    error_of(content)
+
+
+IMAGES = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"inputs": []},
+        {"inputs": [1]},
+        {"inputs": [IMAGES, IMAGES]},
+        {"inputs": [IMAGES]},
+        {"inputs": [IMAGES | {"data": []}]},
+        {"inputs": [IMAGES | {"data": [0] * 3071}]},
+        {"inputs": [IMAGES | {"data": [256] * 3072}]},
+        {"inputs": [IMAGES | {"data": [-1] * 3072}]},
+        {"inputs": [IMAGES | {"data": [0.5] * 3072}]},
+        {"inputs": [IMAGES | {"data": ["0"] * 3072}]},
+        {"inputs": [IMAGES | {"data": [True] * 3072}]},
+        {"inputs": [IMAGES | {"data": [[0] * 3072]}]},
+        {"inputs": [IMAGES | {"data": [[0], 1]}]},
+        {"inputs": [IMAGES | {"shape": [0, 32, 32, 3], "data": []}]},
+        {"inputs": [IMAGES | {"shape": [10**18, 32, 32, 3], "data": [0]}]},
+        {"inputs": [IMAGES | {"shape": [True, 32, 32, 3], "data": [0] * 3072}]},
+        {"inputs": [IMAGES | {"shape": "1", "data": [0]}]},
+        {"inputs": [IMAGES | {"name": "pixels", "data": [0] * 3072}]},
+        {"inputs": [IMAGES | {"datatype": "BYTES", "data": ["/etc/passwd"]}]},
+        {"inputs": [IMAGES | {"parameters": {"binary_data_size": 3072}}]},
+        {"inputs": [IMAGES | {"parameters": {"shared_memory_region": "x"}}]},
+        {"inputs": [IMAGES | {"data": [0] * 3072}], "outputs": [{"name": "weights"}]},
+        {"inputs": [IMAGES | {"data": [0] * 3072}], "outputs": {}},
+    ],
+)
+def test_hostile_tensors_are_one_line_of_error(server, tree):
+    status, content = server.post("/v2/models/cifar10/infer", json.dumps(tree))
+    assert status in (413, 422)
+    assert list(content) == ["error"]
+
+
+@pytest.mark.parametrize("length", ["-1", "0", "9999999", "x", "1e2", ""])
+def test_binary_headers_that_lie(server, length):
+    body = json.dumps({"inputs": [IMAGES | {"parameters": {"binary_data_size": 3072}}]}).encode() + bytes(3072)
+    status, content = server.post("/v2/models/cifar10/infer", body, {"Inference-Header-Content-Length": length})
+    assert status == 400
+    assert "Inference-Header-Content-Length".lower() in content["error"].lower()
+
+
+# The head of a request, and slow clients.
+
+
+def test_a_head_is_bounded(server):
+    for head in (b"X: " + b"a" * 20_000, b"\r\n".join(b"X%d: y" % number for number in range(3000))):
+        answer = raw(
+            server, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + head + b"\r\n\r\n"
+        )
+        assert answer.startswith(b"HTTP/1.1 400")
+        error_of(answer.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("line", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00", b"\x00" * 99])
+def test_what_is_no_http_is_an_error_in_json(server, line):
+    answer = raw(server, line + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    error_of(answer.partition(b"\r\n\r\n")[2])
+
+
+def test_slow_clients_are_closed_at_the_deadlines(server):
+    """Silent from the start; a head that trickles; a body that trickles; each within its own limit."""
+    sent = {
+        "silent": [],
+        "head": [b"GET / HTTP/1.1\r\n", *[b"X: y\r\n"] * 40],
+        "body": [b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n", *[b"x"] * 60],
+    }
+    found = {}
+
+    def send(name):
+        began = time.monotonic()
+        answer = raw(server, sent[name], pause=0.1)
+        found[name] = time.monotonic() - began, answer
+
+    threads = [threading.Thread(target=send, args=(name,)) for name in sent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found["silent"][1] == b""
+    assert found["body"][1].startswith(b"HTTP/1.1 408")
+    error_of(found["body"][1].partition(b"\r\n\r\n")[2])
+    assert found["head"][1][:12] in (b"", b"HTTP/1.1 408")  # the answer is lost if the client still writes
+    assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_static_files_by_range_stay_within_the_file_and_the_folder(server):
+    sample = json.loads(server.ask("GET", "/v1/samples")[2])[0]
+    whole = server.ask("GET", sample)[2]
+    status, _, part = server.ask("GET", sample, headers={"Range": "bytes=2-5"})
+    assert (status, part) == (206, whole[2:6])
+    for ranges in ("bytes=99999999-", "bytes=5-2", "bytes=" + ",".join(f"{at}-{at}" for at in range(500)), "bits=0-1"):
+        status, _, content = server.ask("GET", sample, headers={"Range": ranges})
+        assert status in (200, 206, 400, 416)
+        assert len(content) < 4 * len(whole) + 100_000
+    for path in ("/page/../guard.py", "/page/%2e%2e/guard.py", "/samples/..%2f..%2fbundle.json", "/page//etc/passwd"):
+        assert server.ask("GET", path)[0] == 404
+
+
+def test_security_headers_on_every_answer(server):
+    for path in ("/", "/v1/models", "/nothing", "/page/nothing"):
+        headers = server.ask("GET", path)[1]
+        assert headers["Content-Security-Policy"].startswith("default-src 'self';")
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert "Server" not in headers
+    assert server.ask("GET", "/docs")[0] == 404
+
+
+# Models.
+
+
+def graph_of(answer, labels=None):
+    graph = load_graph("cifar10", "onnxruntime", 1)
+    if labels:
+        graph = dataclasses.replace(graph, metadata=graph.metadata.model_copy(update={"labels": labels}))
+    return dataclasses.replace(graph, run=answer or graph.run)
+
+
+def test_labels_with_markup_or_control_characters_arrive_as_data():
+    labels = ("<script>alert(1)</script>", "\x1b[31mred", "a\r\nSet-Cookie: x", "\u2028", "日本", *"fghij")
+    with running(graph=graph_of(None, labels)) as server:
+        status, headers, content = server.ask("POST", "/v1/classify?top_k=10", picture())
+        assert status == 200
+        assert content.isascii()
+        assert b"\x1b" not in content
+        assert {row["label"] for row in json.loads(content)} == set(labels)
+        assert "Set-Cookie" not in headers
+
+
+def test_a_model_that_gives_no_number_is_no_answer():
+    with running(graph=graph_of(lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))) as server:
+        status, content = server.post("/v1/classify", picture())
+        assert status == 500
+        assert "no number" in content["error"]
+
+
+def test_a_model_that_fails_fails_its_requests_only():
+    calls = iter([None, RuntimeError("/srv/secret/model.onnx broke")])
+
+    def answer(pixels):
+        fault = next(calls, None)
+        if fault:
+            raise fault
+        return np.full((len(pixels), 10), 0.1, np.float32)
+
+    with running(graph=graph_of(answer)) as server:
+        status, _, content = server.ask("POST", "/v1/classify", picture())
+        assert status == 500
+        assert "secret" not in error_of(content)
+        assert server.post("/v1/classify", picture())[0] == 200
+
+
+def test_a_bad_picture_fails_only_its_own_request(server):
+    answers = {}
+
+    def ask(index):
+        answers[index] = server.post("/v1/classify", picture(index)[: None if index % 2 else 300])
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answers[index][0] for index in range(12)] == [422, 200] * 6
+
+
+@pytest.mark.parametrize("name", ["max_batch", "queue", "max_bytes", "timeout"])
+def test_limits_are_positive(name):
+    with pytest.raises(ShiftViTError, match=f"{name}=0 must be more than 0"):
+        Limits(**{name: 0})
+
+
+def test_json_of_16_mb_does_not_hold_up_others():
+    body = json.dumps({"inputs": [IMAGES | {"data": [200] * 3_400_000}]}).encode()
+    assert len(body) > 16 * 2**20
+    with running() as server:
+        found = []
+        thread = threading.Thread(target=lambda: found.append(server.post("/v2/models/cifar10/infer", body)[0]))
+        thread.start()
+        answered = 0
+        while thread.is_alive():
+            assert server.ask("GET", "/v2/health/ready", timeout=5)[0] == 200
+            answered += 1
+        assert found == [422]
+        # A clock would depend on the machine; while one body was parsed, many others were answered.
+        assert answered >= 20
+
+
+def test_base64_of_a_picture_equals_the_picture(server):
+    content = picture(8)
+    text = base64.b64encode(content).decode()
+    assert server.post(
+        "/v1/classify", json.dumps({"inputs": text}), {"Content-Type": "application/json"}
+    ) == server.post("/v1/classify", io.BytesIO(content).getvalue())

@@ -1,0 +1,183 @@
+"""The server under load and at its end: full queues, drains, kills, and the batches that it makes."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from serving import ask, picture, running, started
+from shiftvit.inference.runtimes import load_graph
+from shiftvit.serve.batching import Batcher, Full
+from shiftvit.serve.limits import Limits
+
+
+class Gate:
+    """A graph that answers when it is let; it notes the size of each batch."""
+
+    def __init__(self):
+        self.sizes, self.open, self.entered = [], threading.Event(), threading.Event()
+        self.open.set()  # for the server's first call, at its start
+        self.graph = dataclasses.replace(load_graph("cifar10", "onnxruntime", 1), run=self.run)
+
+    def run(self, pixels):
+        self.entered.set()
+        assert self.open.wait(30)
+        self.sizes.append(len(pixels))
+        return np.full((len(pixels), 10), 0.1, np.float32)
+
+    def close(self):
+        self.open.clear()
+        self.entered.clear()
+        self.sizes.clear()
+
+
+def in_threads(count, work):
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def wait_until(true):
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_what_gathers_while_a_batch_runs_is_the_next_batch():
+    gate = Gate()
+    with running(graph=gate.graph, limits=Limits(max_batch=6)) as server:
+        gate.close()
+        first = in_threads(1, lambda _: server.post("/v1/classify", picture()))
+        assert gate.entered.wait(20)
+        others = in_threads(8, lambda _: server.post("/v1/classify", picture()))
+        wait_until(lambda: server.model.batcher.pending == 9 and len(server.model.batcher._jobs) == 8)
+        gate.open.set()
+        for thread in first + others:
+            thread.join()
+    assert gate.sizes == [1, 6, 2]
+
+
+def test_a_full_queue_is_503_at_once_and_then_service_as_usual():
+    gate = Gate()
+    with running(graph=gate.graph, limits=Limits(queue=4)) as server:
+        gate.close()
+        answers = [None] * 4
+
+        def fill(index):
+            answers[index] = server.post("/v1/classify", picture())[0]
+
+        threads = in_threads(4, fill)
+        wait_until(lambda: server.model.batcher.pending == 4)
+        status, headers, content = server.ask("POST", "/v1/classify", picture())
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert "overloaded" in json.loads(content)["error"]
+        assert server.ask("GET", "/v2/health/ready")[0] == 200  # busy is not broken
+        gate.open.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 4
+        assert server.model.batcher.pending == 0
+        assert server.post("/v1/classify", picture())[0] == 200
+
+
+def test_a_request_of_more_images_than_the_queue_holds_can_never_be_answered():
+    with running(limits=Limits(queue=4)) as server:
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [5, 32, 32, 3], "data": [0] * 5 * 3072}
+        status, content = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]}))
+        assert status == 413
+        assert "queue" in content["error"]
+
+
+def test_an_answer_that_takes_too_long_is_503_and_its_place_is_free_again():
+    gate = Gate()
+    with running(graph=gate.graph, limits=Limits(timeout=0.3)) as server:
+        gate.close()
+        assert server.post("/v1/classify", picture())[0] == 503
+        assert server.model.batcher.pending == 0
+        gate.open.set()
+        assert server.post("/v1/classify", picture())[0] == 200
+
+
+def test_too_many_connections_are_told_so():
+    with running(limits=Limits(max_connections=3)) as server:
+        lines = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        try:
+            wait_until(lambda: len(server._server.server_state.connections) == 3)
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
+                answer = b"".join(iter(lambda: line.recv(4096), b""))
+            assert answer.startswith(b"HTTP/1.1 503")
+        finally:
+            for line in lines:
+                line.close()
+        wait_until(lambda: not server._server.server_state.connections)
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_answers_belong_to_their_images_in_any_mix_of_requests():
+    """Each request's images carry a number, which its answers must carry too."""
+
+    def answer(pixels):
+        return (pixels[:, 0, 0, :1].astype(np.float32),)
+
+    sizes = []
+    batcher = Batcher(answer, 8, 1000, sizes.append)
+
+    async def request(number, count):
+        with batcher.admit(count):
+            (rows,) = await batcher.run(np.full((count, 1, 1, 3), number, np.uint8))
+        assert rows.shape == (count, 1)
+        assert (rows == number).all()
+
+    async def everyone():
+        counts = np.random.default_rng(0).integers(1, 30, 60)
+        await asyncio.gather(*(request(number, int(count)) for number, count in enumerate(counts)))
+        with pytest.raises(Full), batcher.admit(1001):
+            pass
+        return int(counts.sum())
+
+    total = asyncio.run(everyone())
+    batcher.stop()
+    assert sum(sizes) == total
+    assert max(sizes) <= 8
+    assert batcher.pending == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.slow
+def test_sigterm_answers_what_waits_and_ends_with_0():
+    with started() as (process, port):
+        content = picture()
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            slow.sendall(head + content[:100])
+            assert ask(port, "GET", "/v2/health/ready")[0] == 200
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: ask(port, "GET", "/v2/health/ready")[0] == 503)
+            status, headers, _ = ask(port, "POST", "/v1/classify", content)
+            assert (status, headers["Retry-After"]) == (503, "1")
+            slow.sendall(content[100:])  # the request that had begun is answered
+            answer = slow.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200")
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stop_does_not_wait_longer_than_the_limit(number, status):
+    with started("--timeout", "1") as (process, port):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as stuck:
+            stuck.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n")
+            time.sleep(0.2)
+            process.send_signal(number)
+            assert process.wait(20) == status
+        assert "Traceback" not in process.stderr.read()
