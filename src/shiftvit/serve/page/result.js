@@ -116,9 +116,9 @@ export class Result {
   heatControls(best) {
     this.open = make("button", { type: "button", class: "quiet open", "aria-pressed": "false" }, "Heat map");
     this.open.addEventListener("click", () => this.toggle(this.heatOf ?? best));
-    const slider = make("input", { type: "range", min: "0", max: "100", value: "75" });
+    const slider = make("input", { type: "range", min: "0", max: "100", value: "60" });
     slider.addEventListener("input", () => (this.picture.strength = slider.value / 100));
-    this.picture.strength = 0.75;
+    this.picture.strength = 0.6;
     this.strength = make("label", { class: "strength", hidden: true }, "Strength ", slider);
     return [this.open, this.strength];
   }
