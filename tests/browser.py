@@ -42,7 +42,6 @@ class Browser:
 
     def open(self, url, *, dark=False, size=(1280, 900), still=True):
         """Opens an address in a fresh state; `still`: as for users who asked for less motion."""
-        self.tell("Network.setCacheDisabled", cacheDisabled=True)
         self.shape(*size)
         features = {"prefers-color-scheme": "dark" if dark else "light"}
         features["prefers-reduced-motion"] = "reduce" if still else "no-preference"
