@@ -23,6 +23,7 @@ class FileServer:
     ranges: bool = True  # whether parts are served
     checks: bool = True  # whether If-Range is heeded
     told: bool = True  # whether the length is
+    encoding: str | None = None
     kind: str = "application/octet-stream"
     stop_after: int | None = None  # bytes of an answer, after which the connection ends
     redirect: str | None = None  # for addresses that begin with /moved/
@@ -60,6 +61,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", state.kind)
         if state.told:
             self.send_header("Content-Length", str(len(body)))
+        if state.encoding:
+            self.send_header("Content-Encoding", state.encoding)
         if state.etag:
             self.send_header("ETag", state.etag)
         if state.modified:

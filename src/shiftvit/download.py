@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from shiftvit.errors import ShiftViTError, notice, one_line
 _CHUNK = 2**20
 # Attempts in a row that bring no new byte before it gives up, and the pause between two, in seconds.
 _ATTEMPTS, _PAUSE = 3, 1.0
+# Of the network alone: a full disk needs another mend.
+_FAULTS = (OSError, http.client.HTTPException)
 
 
 def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> None:
@@ -42,7 +47,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
         try:
             _attempt(url, target, limit, timeout, quiet)
             break
-        except _Broken as error:
+        except Broken as error:
             fruitless = 0 if _size(target) > best else fruitless + 1
             best = max(best, _size(target))
             # What cannot be continued is not tried again: that would begin anew without end.
@@ -53,7 +58,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
     _record(target).unlink(missing_ok=True)
 
 
-class _Broken(Exception):
+class Broken(Exception):
     """An attempt that failed; `again`: another one may succeed."""
 
     def __init__(self, text: str, again: bool = False) -> None:
@@ -61,25 +66,30 @@ class _Broken(Exception):
         self.again = again
 
 
-def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) -> None:
-    import http.client
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to where nobody in between can change the file more easily than at the first address."""
 
-    # Only faults of the network become an error here: a full disk needs another mend.
-    network_faults = (OSError, http.client.HTTPException)
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.type == "https" and not newurl.startswith("https://"):
+            raise Broken(f"the server points to {one_line(newurl)[:200]}, which is less safe and not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) -> None:
     validator = _known(target, url) or ""
     # The last byte again, so that a part that lacks nothing is no fault.
     start = max(0, _size(target) - 1) if validator else 0
     with _open(url, {"Range": f"bytes={start}-", "If-Range": validator} if start else {}, target, timeout) as response:
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise _Broken("the server sends the file in another encoding")
+            raise Broken("the server sends the file in another encoding")
         if start and not _continues(response, start, validator):
             if response.status == 206:
                 _record(target).unlink(missing_ok=True)
-                raise _Broken("the server's file has changed while it was downloaded; try again")
+                raise Broken("the server's file has changed while it was downloaded; try again")
             start = 0
         size = start + response.length if response.length is not None else 0
         if size > limit:
-            raise _Broken(f"the server's file has {size} bytes and may have {limit}")
+            raise Broken(f"the server's file has {size} bytes and may have {limit}")
         if not quiet:
             notice(f"{'continuing' if start else 'downloading'} {url}{f' ({size / 1e6:.0f} MB)' if size else ''}")
         with target.open("r+b" if start else "wb") as file, Bar("downloading", size, done=start, size=True) as bar:
@@ -91,35 +101,23 @@ def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) ->
             while True:
                 try:
                     chunk = response.read1(_CHUNK)
-                except network_faults as error:
-                    raise _Broken(f"after {received} bytes: {_reason(error, timeout)}", again=True) from error
+                except _FAULTS as error:
+                    raise Broken(f"after {received} bytes: {_reason(error, timeout)}", again=True) from error
                 if not chunk:
                     break
                 if received == 0 and chunk.lstrip()[:1] == b"<":
-                    raise _Broken("the server sent a web page and not the file")
+                    raise Broken("the server sent a web page and not the file")
                 file.write(chunk)
                 received += len(chunk)
                 bar.advance(len(chunk))
                 if received > limit:
-                    raise _Broken(f"the server sent more than {limit} bytes")
+                    raise Broken(f"the server sent more than {limit} bytes")
     if size and received != size:
-        raise _Broken(f"the connection ended after {received} of {size} bytes", again=True)
+        raise Broken(f"the connection ended after {received} of {size} bytes", again=True)
 
 
 def _open(url: str, headers: dict[str, Any], target: Path, timeout: float) -> Any:
     """Returns the server's answer."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    class Redirects(urllib.request.HTTPRedirectHandler):
-        """Follows to where nobody in between can change the file more easily than at the first address."""
-
-        def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-            if not newurl.startswith(("http://", "https://") if req.type == "http" else "https://"):
-                raise _Broken(f"the server points to {one_line(newurl)[:200]}, which is less safe and not followed")
-            return super().redirect_request(req, fp, code, msg, headers, newurl)
-
     try:
         request = urllib.request.Request(url, headers=headers)
         return urllib.request.build_opener(Redirects).open(request, timeout=timeout)
@@ -128,9 +126,9 @@ def _open(url: str, headers: dict[str, Any], target: Path, timeout: float) -> An
         if error.code in (412, 416):  # there is no such part
             _record(target).unlink(missing_ok=True)
         again = error.code == 429 or error.code >= 500
-        raise _Broken(f"the server answered {error.code} {one_line(str(error.reason))[:100]}", again) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Broken(_reason(error, timeout), again=True) from error
+        raise Broken(f"the server answered {error.code} {one_line(str(error.reason))[:100]}", again) from error
+    except (*_FAULTS, ValueError) as error:
+        raise Broken(_reason(error, timeout), again=True) from error
 
 
 def _continues(response: Any, start: int, validator: str) -> bool:

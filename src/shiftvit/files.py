@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,9 @@ from typing import IO, Any
 
 from shiftvit.errors import ShiftViTError, notice
 
+# The file in a folder that is locked by the process that works there.
+_LOCK = ".lock"
+
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary path in the same folder and renames the result to `path`.
@@ -23,52 +27,77 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     A crash or a full disk leaves the old content of `path`.
 
     Raises:
-        ShiftViTError: the disk is full, or the folder is missing or not writable.
+        ShiftViTError: the disk is full, the folder is missing or not writable, or `path` is a device or a pipe.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise FileExistsError(errno.EEXIST, "it is no regular file")
+        with workplace(path.parent, path.name) as work:
+            temporary = work / path.name
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextlib.contextmanager
+def workplace(folder: Path, name: str) -> Iterator[Path]:
+    """Makes a folder within `folder` to prepare in what will be called `name`, and removes it at the end.
+
+    Those that killed processes left there for that name go first.
+    """
+    import tempfile
+
+    name = name[:64]  # what is added to a long one would be too much
+    for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            with (left / _LOCK).open("r+") as file:
+                dead = lock(file, wait=False)
+            if dead:
+                shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
+    try:
+        with (work / _LOCK).open("a") as file:
+            lock(file, wait=False)
+            yield work
     finally:
-        with contextlib.suppress(OSError):  # for example, where its parent is not a folder
-            temporary.unlink(missing_ok=True)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+        except KeyboardInterrupt:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def check_file(path: Path) -> None:
+    """Raises ShiftViTError if a file could not be written there: before long work, so that it is not done in vain."""
+    if path.is_dir():
+        raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    _try_folder(path.parent, path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises ShiftViTError if a folder could not be made there or not be written in. Nothing is left behind."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    _try_folder(there, path)
+
+
+def _try_folder(folder: Path, wanted: Path) -> None:
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(wanted, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, whole or not at all; faults as `write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a new empty folder, then replaces `path` by it; raises as `write_file`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        # A folder cannot be renamed over a non-empty one, so the old one is moved away first.
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise unwritable(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_unlinked(path: Path) -> bytes:
@@ -131,7 +160,7 @@ def take_turn(folder: Path, work: str, leftovers: str) -> Iterator[None]:
         OSError: the folder cannot be made or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with (folder / _LOCK).open("a") as file:
         alone = lock(file, wait=False)
         if alone is False:
             notice(f"another process is {work}; waiting for it")
@@ -177,7 +206,8 @@ def unwritable(path: Path, error: OSError) -> ShiftViTError:
     return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place with --out")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes what was renamed in a folder durable."""
     if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are already durable
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -8,6 +8,7 @@ Loading verifies everything else and builds the model from the configuration: no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from shiftvit.bundle.card import write_card
-from shiftvit.bundle.stored.container import Container, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import (
     CARD,
@@ -26,6 +27,7 @@ from shiftvit.bundle.stored.manifest import (
     MANIFEST,
     WEIGHTS,
     Provenance,
+    check_labels,
     read_checked,
     read_manifest,
     read_tensors,
@@ -34,6 +36,9 @@ from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
+_NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
+# What tells a bundle's manifest from other JSON files of that name.
+_KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
 
@@ -77,17 +82,25 @@ class Bundle:
     ) -> Self:
         """Copies the weights and configuration of a `ShiftViT`.
 
+        Args:
+            model: a `ShiftViT`.
+            labels: the class names, all different, in the order of the logits.
+            preprocess: what turns uint8 images into the model's input.
+            metrics: measured figures, which can be written as JSON.
+
         Raises:
-            ShiftViTError: the labels and the logits differ in number.
+            ShiftViTError: `model` is no `ShiftViT`, `preprocess` is no `Preprocess`, or the labels are no sequence of
+                different strings, one for each logit.
         """
         from shiftvit.environment import versions
+        from shiftvit.model.network import ShiftViT
 
-        if len(labels) != model.settings.num_classes:
-            raise ShiftViTError(
-                f"{len(labels)} labels do not name {model.settings.num_classes} classes; give one for each"
-            )
+        for name, value, kind in (("model", model, ShiftViT), ("preprocess", preprocess, Preprocess)):
+            if not isinstance(value, kind):
+                raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
+        labels = check_labels(labels, model.settings.num_classes)
         weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
-        return cls(model.settings, tuple(labels), preprocess, weights, metrics or {}, versions())
+        return cls(model.settings, labels, preprocess, weights, metrics or {}, versions())
 
     def halved(self) -> Self:
         """Returns the bundle with float16 weights, and without its graph, whose weights would differ.
@@ -105,17 +118,24 @@ class Bundle:
     def save(self, path: str | Path) -> Path:
         """Writes a folder, or a zip archive if `path` ends in ".zip", whole or not at all; replaces a bundle.
 
+        Other files in the folder of an earlier bundle stay.
+
         Raises:
             ShiftViTError: no space, no permission, or `path` exists and is not a bundle.
         """
         path = Path(path)
-        check_place(path)
-        write_container(path, self.files())
+        write_container(path, self.files(), gone=_NAMES, keep=check_place(path))
         return path
 
     def files(self) -> dict[str, bytes]:
-        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes."""
+        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes.
+
+        Raises:
+            ShiftViTError: the labels do not name the classes, or the metrics cannot be written as JSON.
+        """
         from safetensors.numpy import save
+
+        check_labels(self.labels, self.config.num_classes)
 
         contents = {WEIGHTS: save(self.weights)}
         if self.graph is not None:
@@ -124,7 +144,8 @@ class Bundle:
             "format": FORMAT,
             "model": self.config.model_dump(mode="json", exclude={"preset"}),
             "labels": list(self.labels),
-            "preprocess": self.preprocess.model_dump(mode="json"),
+            # Older versions know no `srgb`.
+            "preprocess": self.preprocess.model_dump(mode="json", exclude=None if self.preprocess.srgb else {"srgb"}),
             "metrics": self.metrics,
             "versions": self.versions,
             "temperature": self.temperature,
@@ -133,7 +154,12 @@ class Bundle:
             **({"provenance": self.provenance.model_dump(mode="json")} if self.provenance else {}),
             "files": {name: digest(content) for name, content in contents.items()},
         }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ShiftViTError(
+                f"the metrics cannot be written as JSON: {error}; give finite numbers and text"
+            ) from error
         card = write_card(self) if self.card is None else self.card
         return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
 
@@ -189,10 +215,32 @@ class Bundle:
         return model
 
 
-def check_place(path: Path) -> None:
-    """Raises ShiftViTError if something other than a bundle exists at `path`; `save` would not replace it."""
-    if path.exists() and open_container(path, MANIFEST) is None:
+def check_place(path: Path) -> set[str]:
+    """Checks that `save` may write to `path`: nothing is there, or a bundle, even a damaged one.
+
+    Returns:
+        which of the names of a bundle's files are someone else's in that folder.
+
+    Raises:
+        ShiftViTError: something else is there.
+    """
+    if not path.exists():
+        return set()
+    container = open_container(path, MANIFEST)
+    manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
+    if container is not None:
+        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged one is to be replaced
+            manifest = json.loads(container.read(MANIFEST))
+    if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
+    if isinstance(container, Archive):
+        if others := sorted({*container.names()} - _NAMES):
+            raise ShiftViTError(
+                f"{str(path)!r} exists and holds more than a bundle ({others[0]!r}), so it is not replaced; choose "
+                "another place"
+            )
+        return set()
+    return set() if GRAPH in (manifest["files"] or ()) else {GRAPH}
 
 
 def read_card(container: Container) -> str | None:

@@ -11,8 +11,8 @@ from shiftvit.config import DataConfig
 from shiftvit.data import named
 from shiftvit.data.find.copies import find_copies
 from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.data.find.kept import SPLITS_TABLE, name_some, restore_splits
 from shiftvit.data.find.splits import split_data
-from shiftvit.data.find.tables import SPLITS_TABLE, restore_splits
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.recipes.recipe import Recipe
@@ -43,7 +43,12 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
             notice(f"note: {note}")
     table = run / SPLITS_TABLE if own and run is not None else None
     if table is not None and table.is_file():
-        result = _read_kept(recipe, restore_splits(data, table))
+        count = recipe.model.num_classes if "num_classes" in recipe.model.model_fields_set else None
+        chosen = restore_splits(data, table, count)
+        new = [name for name in data.class_names if name not in chosen.class_names]
+        if new:
+            notice(f"note: the run does not know {name_some(new)}, whose images are left out")
+        result = _read_kept(recipe, chosen)
     else:
         result = _split_and_read(recipe, data)
     if own:
@@ -155,23 +160,6 @@ def _say_lost(chosen: Dataset, result: Dataset) -> set[str]:
             lost.add(name)
             notice(f"note: no {name} image of {join_words(names)} can be decoded")
     return lost
-
-
-def find_test(name: str, run: Path | None = None) -> Dataset:
-    """Returns only the split to evaluate on: "test", else "validation", else "train"; files are not read yet.
-
-    Args:
-        name: of a data set, or the path of a user's own images.
-        run: a run folder, whose splits are taken if it kept any.
-
-    Raises:
-        ShiftViTError: nothing that can be understood.
-    """
-    data = named.look_up(name)
-    if data.path is not None and run is not None and (run / SPLITS_TABLE).is_file():
-        data = restore_splits(data, run / SPLITS_TABLE)
-    split = next(split for split in ("test", "validation", "train") if split in data.splits)
-    return replace(data, splits={split: data.splits[split]})
 
 
 def say_counts(data: Dataset) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.exports.formats import FORMATS, Format, find_format
-from shiftvit.files import write_folder, write_json
+from shiftvit.files import write_json
+from shiftvit.replacement import write_folder
 
 REPORT = "report.json"
 # Test images for the gate; with fewer, chance moves the accuracy by as much as int8 may cost.
@@ -66,7 +68,7 @@ def export(
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
-    if folder.exists() and not _holds_only_an_export(folder):
+    if folder.exists() and not _is_replaceable(folder):
         raise ShiftViTError(
             f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
             "choose another folder with --out"
@@ -77,7 +79,7 @@ def export(
         report = _build_and_prove(model, format, row, metadata, arrays, temporary)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **origin, **report})
 
-    write_folder(folder, write)
+    write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
     return folder
 
 
@@ -201,7 +203,7 @@ def _gate_images(
     pixels = metadata.preprocess.pixels
     if data is None and metadata.precision == "f32":
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
-        images = np.concatenate([pixels(decode(path)[None]) for path in files])
+        images = np.concatenate([pixels(decode(path, srgb=metadata.preprocess.srgb)[None]) for path in files])
         return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
     name = data or named.find_by_classes(bundle.labels)
     if name is None:
@@ -228,9 +230,22 @@ def _gate_images(
     return arrays, {"data": name, "split": "test"}
 
 
-def _holds_only_an_export(folder: Path) -> bool:
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    return REPORT in names and names <= {REPORT, "model.bin", *(row.artifact for row in FORMATS.values())}
+def _is_replaceable(folder: Path) -> bool:
+    """Returns whether a folder holds one export and nothing else."""
+    if not folder.is_dir():
+        return False
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    try:
+        report = json.loads((folder / REPORT).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):  # a damaged one is to be replaced
+        report = {}
+    ours = REPORT in names and isinstance(report, dict) and (not report or "precision" in report)
+    others = names - {REPORT}
+    matched = any(
+        all(any(fnmatchcase(name, kind) for kind in row.files) for name in others) for row in FORMATS.values()
+    )
+    return ours and matched
 
 
 def _name(model: str | Path) -> str:

@@ -21,6 +21,7 @@ class Format:
             runtime computes in float32 on processors, weights alone. "int8": static quantization of weights and
             activations after calibration.
         description: one line.
+        files: patterns of the files that an export has besides its report: what a new one may replace.
     """
 
     artifact: str
@@ -29,13 +30,25 @@ class Format:
     modules: tuple[str, ...]
     precisions: tuple[str, ...]
     description: str
+    files: tuple[str, ...]
+
+    @property
+    def top(self) -> set[str]:
+        """The names of files and folders that an export has at its top, besides its report."""
+        return {pattern.split("/")[0] for pattern in self.files}
 
 
 _ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 FORMATS = {
     "onnx": Format(
-        "model.onnx", "onnxruntime", "torch", _ONNX, ("f32", "bf16", "int8"), "for ONNX Runtime and most other engines"
+        "model.onnx",
+        "onnxruntime",
+        "torch",
+        _ONNX,
+        ("f32", "bf16", "int8"),
+        "for ONNX Runtime and most other engines",
+        ("model.onnx",),
     ),
     "openvino": Format(
         "model.xml",
@@ -44,9 +57,16 @@ FORMATS = {
         (*_ONNX, "openvino", "nncf"),
         ("f32", "bf16", "int8"),
         "for Intel's and other processors",
+        ("model.xml", "model.bin"),
     ),
     "saved_model": Format(
-        "saved_model", "tensorflow", "tensorflow", ("tensorflow",), ("f32", "bf16"), "for TensorFlow and TF Serving"
+        "saved_model",
+        "tensorflow",
+        "tensorflow",
+        ("tensorflow",),
+        ("f32", "bf16"),
+        "for TensorFlow and TF Serving",
+        ("saved_model/*.pb", "saved_model/variables/variables.*", "saved_model/assets.extra/shiftvit.json"),
     ),
     "litert": Format(
         "model.tflite",
@@ -55,8 +75,11 @@ FORMATS = {
         ("tensorflow", "ai_edge_litert"),
         ("f32", "int8"),
         "for phones and small devices",
+        ("model.tflite",),
     ),
-    "torch": Format("model.pt2", "torch", "torch", ("torch",), ("f32", "bf16"), "a torch.export program"),
+    "torch": Format(
+        "model.pt2", "torch", "torch", ("torch",), ("f32", "bf16"), "a torch.export program", ("model.pt2",)
+    ),
 }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import stat
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
+from shiftvit.replacement import current, write_folder
 
 # The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
 _MAX_RATIO = 20
@@ -45,7 +47,7 @@ class Folder:
             raise _unreadable(self.where, name, error.strerror or str(error)) from error
 
     def _find(self, name: str) -> Path:
-        path, folder = self.where / name, self.where.absolute()
+        path, folder = current(self.where / name), self.where.absolute()
         blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
         if blobs is None or blobs.is_symlink() or not path.is_symlink():
             return path
@@ -79,6 +81,11 @@ class Archive:
         except Exception as error:  # the decompressors' errors share no base class
             raise _unreadable(self.where, name, str(error)) from error
 
+    def names(self) -> list[str]:
+        """Returns the names of all entries."""
+        with zipfile.ZipFile(self.where) as archive:
+            return archive.namelist()
+
 
 def open_container(path: Path, name: str) -> Container | None:
     """Returns the container at `path` if it holds a file `name`, else None.
@@ -88,7 +95,7 @@ def open_container(path: Path, name: str) -> Container | None:
     """
     try:
         if path.is_dir():
-            return Folder(path) if (path / name).is_file() else None
+            return Folder(path) if current(path / name).is_file() else None
         if not path.is_file() or not zipfile.is_zipfile(path):
             return None
         with zipfile.ZipFile(path) as archive:
@@ -97,8 +104,16 @@ def open_container(path: Path, name: str) -> Container | None:
         raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); check its permissions, or restore it") from error
 
 
-def write_container(path: Path, contents: dict[str, bytes]) -> None:
+def write_container(
+    path: Path, contents: dict[str, bytes], gone: Collection[str] = (), keep: Collection[str] = ()
+) -> None:
     """Writes files as a folder, or as a zip archive if the path ends in ".zip": all of them or none.
+
+    Args:
+        path: the folder or archive; an earlier one there is replaced.
+        contents: the files, by name.
+        gone: names of files that go away with an earlier folder's.
+        keep: names of files that are someone else's in that folder, so that they are not replaced.
 
     Raises:
         ShiftViTError: no space or no permission.
@@ -115,7 +130,7 @@ def write_container(path: Path, contents: dict[str, bytes]) -> None:
         for name, content in contents.items():
             (folder / name).write_bytes(content)
 
-    files.write_folder(path, write)
+    write_folder(path, write, {*contents, *gone}, keep)
 
 
 def unpacks_too_far(size: int, packed: int) -> bool:

@@ -1,0 +1,287 @@
+"""Checkpoints of the authors' code as bundles: whatever layout they were saved in; or one line and nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import official
+from official import Weights, tensors, training_checkpoint
+from parity import GOLDEN
+from shiftvit import Bundle, ShiftViTError
+from shiftvit.cli.main import main
+from shiftvit.exports.driver import pack
+from shiftvit.presets import PRESETS, Preset
+from tensors import to_numpy
+
+torch = pytest.importorskip("torch")
+
+NAME = "shiftvit_pocket"
+SMALL = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 2), "mlp_ratio": 2.0, "drop_path": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def pocket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(PRESETS, NAME, Preset(SMALL, None, "for tests"))
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(classes: int = 3, seed: int = 0) -> Weights:
+    return official.state_dict(NAME, classes, seed)
+
+
+def wrapped(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+def mixed(state: dict[str, Any]) -> defaultdict[str, Any]:
+    found: defaultdict[str, Any] = defaultdict(list)
+    found.update(state)
+    return found
+
+
+# What is saved, given the state dict as tensors.
+LAYOUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "plain": lambda state: state,
+    "ordered": lambda state: OrderedDict(state),
+    "default dict": mixed,
+    "parameters": lambda state: {name: torch.nn.Parameter(value) for name, value in state.items()},
+    "model": lambda state: {"model": state},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "arch": "shift_vit"},
+    "module.": wrapped,
+    "model with module.": lambda state: {"model": wrapped(state)},
+    "training": lambda state: training_checkpoint({name: value.numpy() for name, value in state.items()}),
+    "training with more": lambda state: {
+        "model": state,
+        "args": argparse.Namespace(path=Path("a"), pure=pathlib.PureWindowsPath("b"), names=frozenset("ab")),
+        "best": np.float64(81.5),
+        "count": np.int64(3),
+        "curve": np.arange(4.0),
+        "version": torch.__version__,
+        "device": torch.device("cpu"),
+        "logs": defaultdict(list, {"top1": [1.0]}),
+    },
+    "non-contiguous": lambda state: {
+        name: value.T.contiguous().T if value.ndim == 2 else value for name, value in state.items()
+    },
+    "double": lambda state: {name: value.double() for name, value in state.items()},
+}
+
+
+def check(path: Path, expected: Weights, **options: Any) -> Bundle:
+    bundle = Bundle.load(pack(path, "packed", **options))
+    found = bundle.weights["stage2_block2/mlp/fc2/kernel"]
+    np.testing.assert_array_equal(found, expected["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0].T)
+    np.testing.assert_array_equal(bundle.weights["head/bias"], expected["head.bias"])
+    assert sum(value.size for value in bundle.weights.values()) == sum(value.size for value in expected.values())
+    return bundle
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, legacy: bool) -> None:
+    content = LAYOUTS[layout](tensors(weights()))
+    torch.save(content, "weights.pth", _use_new_zipfile_serialization=not legacy)
+    bundle = check(Path("weights.pth"), weights(), preset=NAME)
+    assert bundle.provenance is not None
+    assert (bundle.provenance.address, bundle.provenance.license) == ("weights.pth", None)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["packed", "weights.pth"]
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_narrow_numbers_are_widened(kind: str) -> None:
+    narrow = {name: value.to(getattr(torch, kind)) for name, value in tensors(weights()).items()}
+    torch.save({"model": narrow}, "weights.pth")
+    check(Path("weights.pth"), {name: value.float().numpy() for name, value in narrow.items()}, preset=NAME)
+
+
+def test_the_moving_average_is_taken_if_asked() -> None:
+    torch.save(training_checkpoint(weights(), ema=weights(seed=1)), "weights.pth")
+    check(Path("weights.pth"), weights(), preset=NAME)
+    check(Path("weights.pth"), weights(seed=1), preset=NAME, ema=True)
+    torch.save({"state_dict": tensors(weights()), "state_dict_ema": wrapped(tensors(weights(seed=2)))}, "timm.pth")
+    check(Path("timm.pth"), weights(seed=2), ema=True)
+    for content in (training_checkpoint(weights()), tensors(weights())):
+        torch.save(content, "weights.pth")
+        refused("keeps no moving average of the weights .*; leave out --ema", ema=True)
+
+
+def refused(match: str, path: str = "weights.pth", **options: Any) -> str:
+    """Nothing is written, and the reason is one line without a terminal's escapes or advice to run code."""
+    before = sorted(Path().iterdir())
+    with pytest.raises(ShiftViTError, match=match) as caught:
+        pack(path, "refused", **options)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) < 1500
+    assert not any(word in text for word in ("weights_only", "safe_globals", "pickle"))
+    assert sorted(Path().iterdir()) == before
+    return text
+
+
+def test_the_preset_is_recognised_and_a_wrong_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(tensors(weights()), "weights.pth")
+    check(Path("weights.pth"), weights())
+    assert f"weights.pth is a {NAME}" in capsys.readouterr().err
+    refused(f"do not fit this model, .* faults; they are those of {NAME}: ", preset="shiftvit_cifar_tiny")
+    refused("there is no preset 'shiftvit_poket'; did you mean 'shiftvit_pocket'", preset="shiftvit_poket")
+    other = tensors(weights())
+    del other["layers.1.blocks.1.mlp.fc1.weight"]
+    torch.save(other, "weights.pth")
+    refused("fits none of the paper's models; name the architecture it is of with --preset")
+    refused("1 faults; build it with .*: layers.1.blocks.1.mlp.fc1.weight: missing", preset=NAME)
+    torch.save({"\x1b[31mred\x07": torch.zeros(3)}, "weights.pth")
+    refused("fits none of the paper's models")
+    refused(r"\[31mred: surplus", preset=NAME)
+
+
+def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(tensors(weights()), "weights.pth")
+    assert check(Path("weights.pth"), weights()).labels == ("class 0", "class 1", "class 2")
+    assert "weights.pth names none of its 3 classes, which get numbers; --labels FILE" in capsys.readouterr().err
+    Path("names.txt").write_bytes("\ufeffcat\r\n größter Hund \r\n\r\nship\r\n".encode())
+    assert check(Path("weights.pth"), weights(), labels="names.txt").labels == ("cat", "größter Hund", "ship")
+    torch.save(tensors(weights(1000)), "thousand.pth")
+    bundle = check(Path("thousand.pth"), weights(1000))
+    assert (bundle.labels[1], bundle.synsets[1]) == ("goldfish", "n01443537")
+    torch.save(tensors(weights(0)), "headless.pth")
+    assert Bundle.load(pack("headless.pth", "headless")).labels == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"cat\ndog\n", "names 2 classes and the weights have 3"),
+        (b"cat\ndog\ncat\n", "names two classes 'cat'; give each its own name"),
+        (b"cat\n\x1b[31mdog\nship\n", r"has the class name '\\x1b\[31mdog', which cannot be printed"),
+        (b"cat\n\xff\nship\n", "is no UTF-8 text"),
+        (b"x" * 2**21, "is too large for class names"),
+    ],
+)
+def test_labels_that_are_none(content: bytes, match: str) -> None:
+    torch.save(tensors(weights()), "weights.pth")
+    Path("names.txt").write_bytes(content)
+    refused(match, labels="names.txt")
+    refused("the labels 'absent.txt' cannot be read: No such file", labels="absent.txt")
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (Path("mark"), "executed")
+
+
+class Settings:
+    """What only the code that saved it knows."""
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (lambda: Attack(), "could run code; save model.state_dict"),
+        (lambda: Settings(), "it holds test_checkpoints.Settings, which is no plain data"),
+        (lambda: print, "it holds print, which is no plain data"),
+        (lambda: torch.nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, which is no plain data"),
+    ],
+)
+def test_more_than_plain_data_is_refused_and_not_run(legacy: bool, content: Callable[[], Any], match: str) -> None:
+    torch.save(training_checkpoint(weights(), more=content()), "weights.pth", _use_new_zipfile_serialization=not legacy)
+    refused(match, preset=NAME)
+    assert not Path("mark").exists()
+
+
+def test_values_that_are_not_numbers() -> None:
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = weights()
+        broken["layers.0.blocks.0.mlp.fc1.bias"][5] = bad
+        torch.save(training_checkpoint(broken), "weights.pth")
+        refused(
+            "the weights are damaged, get them again: layers.0.blocks.0.mlp.fc1.bias: not all of its values are finite"
+        )
+    huge = {name: value.double() for name, value in tensors(weights()).items()}
+    huge["head.bias"][0] = 1e300  # beyond float32
+    torch.save(huge, "weights.pth")
+    refused("head.bias: not all of its values are finite")
+    # Each value is finite and their product is not.
+    torch.save({name: value * 1e30 for name, value in tensors(weights()).items()}, "weights.pth")
+    refused("answer a picture with numbers that are not finite")
+    torch.save(tensors(weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
+    refused("head.bias: complex64, not real numbers")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_files_that_are_no_checkpoints() -> None:
+    torch.save(tensors(weights()), "whole.pth")
+    whole = Path("whole.pth").read_bytes()
+    contents = {
+        whole[: len(whole) // 2]: "cannot read weights from 'weights.pth'.*is it complete",
+        whole[:10]: "cannot read weights from 'weights.pth'",
+        b"": "cannot read weights from 'weights.pth'",
+        b"<!DOCTYPE html><html>": "'weights.pth' is a web page and holds no weights; download it again",
+        b"version https://git-lfs": "cannot read weights from 'weights.pth'",
+        b"\x80\x02]q\x00.": "cannot read weights from 'weights.pth'",
+    }
+    for content, match in contents.items():
+        Path("weights.pth").write_bytes(content)
+        refused(match)
+    for content in ([1, 2], {}, {"epoch": 3}, {"model": {}}, torch.zeros(3), {"model": {"head.weight": "text"}}):
+        torch.save(content, "weights.pth")
+        refused("holds no state dict")
+    torch.jit.script(torch.nn.Linear(2, 2)).save("weights.pth")
+    refused("'weights.pth' is a TorchScript program; save model.state_dict")
+    refused("there is no file 'absent.pth'", "absent.pth")
+    refused("--preset is for checkpoints of the authors' code, and 'cifar10' is none", "cifar10", preset=NAME)
+
+
+def test_nothing_unpacks_to_many_times_its_size() -> None:
+    torch.save(tensors(weights()), "whole.pth")
+    with zipfile.ZipFile("whole.pth") as whole, zipfile.ZipFile("weights.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+        packed.writestr("whole/data/999", bytes(2**26))
+    refused("would unpack to .* bytes from .*, which no model does")
+    # A view of one number, as large as it likes; nothing of it is in the file.
+    torch.save(tensors(weights()) | {"head.bias": torch.zeros(1).expand(2**40)}, "weights.pth")
+    refused("would unpack to .* bytes from .*, which no model does")
+
+
+def test_the_command_line_says_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(training_checkpoint(weights(), more=Settings()), "weights\x1b[31m.pth")
+    monkeypatch.setattr("sys.argv", ["shiftvit", "pack", "weights\x1b[31m.pth", "out", "--preset", NAME])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "\x1b" not in said.err
+    assert not Path("out").exists()
+
+
+def test_a_packed_checkpoint_answers_as_the_authors_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the official model's recorded logits."""
+    with np.load(GOLDEN / "official_gn1.npz") as archive:
+        arrays = dict(archive)
+    config = json.loads(str(arrays["config"]))
+    arguments = {
+        "image_shape": (64, 64, 3),
+        "embed_dim": config["embed_dim"],
+        "depths": tuple(config["depths"]),
+        "mlp_ratio": config["mlp_ratio"],
+        "num_div": config["n_div"],
+    }
+    monkeypatch.setitem(PRESETS, NAME, Preset(arguments, None, "for tests"))
+    torch.save({"model": tensors({key[2:]: arrays[key] for key in arrays if key.startswith("w/")})}, "weights.pth")
+    model = Bundle.load(pack("weights.pth", "packed")).build()
+    np.testing.assert_allclose(to_numpy(model(arrays["x_nhwc"])), arrays["logits"], atol=2e-4)

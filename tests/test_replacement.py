@@ -1,0 +1,227 @@
+"""What replaces files or folders leaves the old or the new, whenever it ends, and what others put there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shiftvit import Bundle, ShiftViTError
+from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.exports import driver
+from shiftvit.files import write_file
+from shiftvit.replacement import current, write_folder
+
+NAMES = ("a.txt", "b.txt", "old.txt")
+
+
+def write(folder: Path, text: str, names: tuple[str, ...] = NAMES[:2], **options: Any) -> None:
+    write_folder(folder, lambda new: [(new / name).write_text(text) for name in names], NAMES, **options)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("others", ["alone", "others"])
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+@pytest.mark.parametrize("what", ["folder", "bundle"])
+def test_ended_at_any_step_the_old_or_the_new_is_complete(what: str, how: str, others: str, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("kill_steps.py")
+    command = [sys.executable, str(script), what, how, str(tmp_path), others]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) > 20
+    kept = {"place/.git/config", "place/notes.txt"} if others == "others" else set()
+    old, new = rows[0]["files"], rows[-1]["files"]
+    assert [row["read"] for row in rows[:1] + rows[-1:]] == [["old"], ["new"]]
+    assert (
+        new.keys()
+        == (
+            {"place/a.txt", "place/b.txt", "place/deep/c.txt"}
+            if what == "folder"
+            else {f"place/{name}" for name in (WEIGHTS, MANIFEST, CARD)}
+        )
+        | kept
+    )
+    for row in rows:
+        found = row["files"]
+        assert row["read"] in (["old"], ["new"]), row
+        assert {name: found[name] for name in kept} == {name: old[name] for name in kept}
+        if how == "interrupt":  # nothing else is left, in the step before the end at most
+            assert found in (old, new) or row is rows[-2], row
+        if others == "alone" and sys.platform == "linux":  # no program sees a mixture
+            shown = {name: value for name, value in found.items() if name in {*old, *new}}
+            assert shown in (old, new), row
+        # What was begun is finished by the next, and what killed processes left is deleted.
+        assert (row["anew"], row["then"]) == (["new"], new)
+
+
+def test_other_files_stay_and_links_to_folders_too(tmp_path: Path) -> None:
+    real = tmp_path / "disk"
+    (real / ".git").mkdir(parents=True)
+    (real / ".git" / "HEAD").write_text("mine")
+    (tmp_path / "link").symlink_to(real)
+    for text, names in (("first", NAMES), ("second", NAMES[:2])):
+        write(tmp_path / "link", text, names)
+        assert contents(real) == {".git/HEAD": "mine", **dict.fromkeys(names, text)}
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "kept"])
+def test_a_foreign_file_of_the_same_name_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    write(tmp_path / "place", "first", NAMES)
+    if kind == "folder":
+        (tmp_path / "place" / "b.txt").unlink()
+        (tmp_path / "place" / "b.txt").mkdir()
+    before = contents(tmp_path)
+    names = ("a.txt", "c.txt") if kind == "file" else NAMES[:2]
+    if kind == "file":
+        (tmp_path / "place" / "c.txt").write_text("mine")
+        before = contents(tmp_path)
+    with pytest.raises(ShiftViTError, match=r"[bc].txt' exists and is not shiftvit's, so it is not replaced; move it"):
+        write(tmp_path / "place", "second", names, keep=("b.txt",) if kind == "kept" else ())
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_is_worked_in_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a shell that stands there would be left in one that was deleted."""
+    write(tmp_path / "place", "first")
+    inode = (tmp_path / "place").stat().st_ino
+    monkeypatch.chdir(tmp_path / "place")
+    write(Path(), "second")
+    assert (tmp_path / "place").stat().st_ino == inode
+    assert contents(tmp_path / "place") == dict.fromkeys(NAMES[:2], "second")
+
+
+def test_links_do_not_lead_a_reader_away(tmp_path: Path) -> None:
+    (tmp_path / "private" / "new").mkdir(parents=True)
+    (tmp_path / "private" / "new" / "a.txt").write_text("private")
+    write(tmp_path / "place", "first")
+    (tmp_path / "place" / ".shiftvit-arriving").symlink_to(tmp_path / "private")
+    assert current(tmp_path / "place" / "a.txt").read_text() == "first"
+    write(tmp_path / "place", "second")
+    assert (tmp_path / "private" / "new" / "a.txt").read_text() == "private"
+    assert (tmp_path / "place" / "a.txt").read_text() == "second"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_device_is_never_replaced_by_a_file(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/null")
+    with pytest.raises(ShiftViTError, match=r"cannot write .*place': it is no regular file"):
+        write_file(place, lambda temporary: temporary.write_text("text"))
+    assert not place.is_file()
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom shiftvit.files import write_file\n"
+        "def write(path):\n    path.write_text('x')\n    print(flush=True)\n    sys.stdin.read()\n"
+        "write_file(Path(sys.argv[1]), write)"
+    )
+    place = tmp_path / "a[b].txt"
+    command = [sys.executable, "-c", program, str(place)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        write_file(place, lambda temporary: temporary.write_text("y"))
+        assert len(list(tmp_path.iterdir())) == 2
+        process.kill()
+        process.wait()
+    write_file(place, lambda temporary: temporary.write_text("z"))
+    assert contents(tmp_path) == {"a[b].txt": "z"}
+
+
+@pytest.fixture
+def cloned(tmp_path: Path) -> Path:
+    """A bundle in a clone of its repository, with notes beside it."""
+    folder = Bundle.load("cifar10").save(tmp_path / "clone")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref: refs/heads/main")
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+def test_a_bundle_in_a_clone_is_replaced_in_its_place(cloned: Path) -> None:
+    driver.pack("cifar10", cloned, half=True)
+    assert Bundle.load(cloned).graph is None
+    assert {path.name for path in cloned.iterdir()} == {".git", "notes.txt", WEIGHTS, MANIFEST, CARD}
+    assert (cloned / "notes.txt").read_text() == "mine"
+    assert (cloned / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
+    # A graph that the bundle does not list is not the bundle's.
+    (cloned / GRAPH).write_bytes(b"mine")
+    driver.pack("cifar10", cloned, half=True)
+    assert (cloned / GRAPH).read_bytes() == b"mine"
+    with pytest.raises(ShiftViTError, match=r"model.onnx' exists and is not shiftvit's"):
+        driver.pack("cifar10", cloned)
+    assert Bundle.load(cloned).weights["head/kernel"].dtype == "float16"
+
+
+@pytest.mark.parametrize("text", ['{"name": "webpack", "files": []}', "[]", "{}", "3"])
+def test_a_bundle_json_of_another_program_is_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(ShiftViTError, match="exists and is not a bundle, so it is not replaced"):
+        driver.pack("cifar10", tmp_path)
+    assert contents(tmp_path) == {MANIFEST: text}
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 1'])
+def test_a_damaged_bundle_is_replaced(damage: str, tmp_path: Path) -> None:
+    folder = Bundle.load("cifar10").save(tmp_path / "model")
+    (folder / MANIFEST).write_text(damage)
+    driver.pack("cifar10", folder)
+    assert Bundle.load(folder).graph
+
+
+def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
+    import zipfile
+
+    archive = driver.pack("cifar10", tmp_path / "a.zip")
+    driver.pack("cifar10", archive)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("notes.txt", "mine")
+    with pytest.raises(ShiftViTError, match=r"holds more than a bundle \('notes.txt'\), so it is not replaced"):
+        driver.pack("cifar10", archive)
+
+
+@pytest.mark.parametrize(
+    ("names", "replaced"),
+    [
+        (["report.json", "model.onnx"], True),
+        (["report.json", "model.xml", "model.bin"], True),
+        (["report.json", "saved_model/saved_model.pb", "saved_model/variables/variables.index"], True),
+        ([], False),
+        (["model.onnx"], False),
+        (["report.json", "model.onnx", "model.xml"], False),
+        (["report.json", "model.onnx", "notes.txt"], False),
+        (["report.json", "saved_model/saved_model.pb", "saved_model/notes.txt"], False),
+        (["report.json", "saved_model/saved_model.pb", "saved_model/variables/deep/notes.txt"], False),
+        (["report.json", "deep/model.onnx"], False),
+    ],
+)
+def test_an_export_is_told_from_other_files(names: list[str], replaced: bool, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"precision": "f32"}')
+    assert driver._is_replaceable(tmp_path) is replaced
+
+
+@pytest.mark.parametrize(("report", "replaced"), [("{}", True), ("{", True), ('{"tests": 3}', False), ("[]", False)])
+def test_a_report_of_another_program_is_no_exports(report: str, replaced: bool, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(report)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert driver._is_replaceable(tmp_path) is replaced
