@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from shiftvit import ShiftViTError
+from shiftvit import Bundle, ShiftViTError
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import explain as command
 
@@ -78,3 +79,14 @@ def test_a_file_that_is_no_picture_is_named_and_the_others_are_explained(tmp_pat
     answer = run(names[0])
     assert isinstance(answer.exception, ShiftViTError)
     assert "broken.png" in str(answer.exception)
+
+
+def test_a_model_that_gives_nan_is_named_with_the_image(tmp_path):
+    bundle = Bundle.load("cifar10")
+    for value in bundle.weights.values():
+        value[...] = np.nan
+    dataclasses.replace(bundle, graph=None).save(tmp_path / "bad")
+    answer = run(SAMPLES[0], "--model", tmp_path / "bad", "--out", tmp_path / "x.png")
+    assert isinstance(answer.exception, ShiftViTError)
+    assert f"the model '{tmp_path / 'bad'}' answers with NaN or infinity for '{SAMPLES[0]}'" in str(answer.exception)
+    assert not (tmp_path / "x.png").exists()

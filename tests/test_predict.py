@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from sample import load_sample
-from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError
+from shiftvit import Bundle, Embedder, Predictor, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure, softmax
 from shiftvit.inference.predict import Failure
@@ -161,3 +161,20 @@ def test_a_worker_process_gets_a_predictor(predictor, files):
         (found,) = pool.map(predictor, [files[:5]])
     assert [prediction.path for prediction in found] == [str(path) for path in files[:5]]
     np.testing.assert_allclose(shares(found), shares(predictor(files[:5])), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Predictor, Embedder])
+def test_nan_is_no_answer(kind, tmp_path):
+    model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
+    bundle = Bundle.from_model(model, ("a", "b", "c"), Preprocess())
+    bundle.save(tmp_path / "good")
+    for value in bundle.weights.values():
+        value[...] = np.nan
+    bundle.save(tmp_path / "bad")
+    pictures = np.zeros((3, 16, 16, 3), np.uint8)
+    assert len(kind.from_pretrained(tmp_path / "good")(pictures)) == 3
+    bad = kind.from_pretrained(tmp_path / "bad")
+    message = rf"the model '{tmp_path}/bad' answers with NaN or infinity for 'image 1'; its weights"
+    for ask in (bad, lambda images: next(bad.stream(images))):
+        with pytest.raises(ShiftViTError, match=message):
+            ask(pictures)

@@ -1,11 +1,13 @@
 """The server over real sockets: answers, errors, and the protocol's own clients."""
 
 import base64
+import io
 import json
 import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving import picture, running
 from shiftvit.inference.predict import Predictor
@@ -126,3 +128,28 @@ def test_figures_for_prometheus(server):
     assert more("shiftvit_batch_images_sum", "cifar10") == 3
     assert more("shiftvit_request_seconds_count", "/v1/classify") == 4
     assert after["shiftvit_queue_images", "cifar10"] == 0
+
+
+def test_explanations(server, predictor):
+    from shiftvit.inference.explainer import Explainer
+
+    content = picture(7)
+    (expected,) = predictor([content], top_k=3)
+    status, found = server.post("/v1/explain?top_k=3", content)
+    assert status == 200
+    assert [(row["label"], row["score"]) for row in found["classes"]] == list(expected.top)
+    assert found["label"] == expected.label
+    other = expected.top[1][0]
+    status, asked = server.post(f"/v1/models/cifar10/explain?label={other}", content)
+    assert (status, asked["label"]) == (200, other)
+    assert asked["heatmap"] != found["heatmap"]
+    assert found["region"] == [0, 0, 1, 1] or len(found["region"]) == 4
+    with Image.open(io.BytesIO(base64.b64decode(found["heatmap"]))) as layer:
+        warmth = np.asarray(layer)[..., 3] / 255
+    pixels = predictor.metadata.preprocess.pixels(np.asarray(Image.open(io.BytesIO(content)))[None])
+    (heat,) = Explainer.from_pretrained("cifar10")(pixels)[1]
+    rows = np.linspace(0, len(warmth) - 1, 2 * len(heat) + 1).astype(int)[1::2]
+    np.testing.assert_allclose(warmth[np.ix_(rows, rows)], heat, atol=0.02)
+    status, refused = server.post("/v1/explain?label=unicorn", content)
+    assert status == 422
+    assert "unicorn" in refused["error"]

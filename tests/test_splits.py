@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from shiftvit import ShiftViTError
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
+from shiftvit.data.find.kept import restore_splits, save_splits
 from shiftvit.data.find.splits import split_data
-from shiftvit.data.find.tables import restore_splits, save_splits
 from trees import PICTURE, arrays, plant, saved
 
 
@@ -212,17 +212,17 @@ def test_faults_of_saved_splits(tmp_path):
     root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
     save_splits(find_data(root), tmp_path / "s.csv")
     (root / "b" / "2.png").unlink()
-    with pytest.raises(ShiftViTError, match="names 1 of 6 files that do not exist, the first"):
+    with pytest.raises(ShiftViTError, match=r"lacks 1 of the run's 6 images: 'b/2.png'; put them back"):
         restore_splits(find_data(root), tmp_path / "s.csv")
     shutil.copy(PICTURE, root / "b" / "2.png")
     (tmp_path / "s.csv").write_text("split,path,label\ntrain,a/1.png,horse")
-    with pytest.raises(ShiftViTError, match=r"names the class 'horse', which .* does not have"):
+    with pytest.raises(ShiftViTError, match=r"the run has the class 'horse', which .* does not have"):
         restore_splits(find_data(root), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="is not a readable table"):
         restore_splits(find_data(root), tmp_path / "nowhere.csv")
     archive = saved(tmp_path / "d.npz", **dict(zip(("images", "labels"), arrays(), strict=True)))
     (tmp_path / "s.csv").write_text("split,path,label\ntrain,images[6],0")
-    with pytest.raises(ShiftViTError, match=r"names the image 'images\[6\]', which"):
+    with pytest.raises(ShiftViTError, match=r"lacks 1 of the run's 1 image: 'images\[6\]'"):
         restore_splits(find_data(archive), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class ShiftViTError(ValueError):
@@ -46,6 +48,16 @@ def one_line(text: str) -> str:
     return " ".join(_printable(text).split())
 
 
+def check_at_least(name: str, value: Any, least: int) -> None:
+    """Raises ShiftViTError unless a setting is None or a whole number of at least `least`."""
+    try:
+        whole = None if value is None else operator.index(value)
+    except TypeError:
+        raise ShiftViTError(f"{name}={value!r} must be a whole number of at least {least}") from None
+    if whole is not None and whole < least:
+        raise ShiftViTError(f"{name}={value} must be at least {least}")
+
+
 def notice(text: str) -> None:
     """Prints a line on standard error."""
     print(f"shiftvit: {_printable(text)}", file=sys.stderr, flush=True)
@@ -72,9 +84,9 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def count_of(number: int, noun: str) -> str:
-    """Returns `1 image`, `2 images` or `1,000 images`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns `1 image`, `2 images` or `1,000 images`; of other plurals the word, as in `2 classes`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _printable(text: str) -> str:

@@ -13,6 +13,8 @@ from shiftvit.preprocess import Preprocess
 # The entry's name in formats with named entries, and the file's stem in formats that hold files.
 KEY = "shiftvit"
 FILE = "shiftvit.json"
+# The second output of ONNX graphs: the map whose mean the head takes, float32 (N, h, w, K).
+MAP = "map"
 
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -52,7 +54,8 @@ class Metadata(Settings):
 
     def dump(self) -> str:
         """Returns the JSON to store."""
-        return self.model_dump_json()
+        # Older versions know no `srgb`.
+        return self.model_dump_json(exclude=None if self.preprocess.srgb else {"preprocess": {"srgb"}})
 
     @property
     def size(self) -> tuple[int, int]:

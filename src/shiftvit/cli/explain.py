@@ -8,12 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit.backend import installed_backends
 from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, nearest, notice
 
-METHODS = {"grad-cam": ("grad_cam",), "occlusion": ("occlusion",), "both": ("grad_cam", "occlusion")}
-_TITLES = {"grad_cam": "Grad-CAM", "occlusion": "occlusion"}
+METHODS = {
+    "grad-cam": ("grad_cam",),
+    "occlusion": ("occlusion",),
+    "both": ("grad_cam", "occlusion"),
+    "cam": ("cam",),
+}
+_TITLES = {"grad_cam": "Grad-CAM", "occlusion": "occlusion", "cam": "class activation"}
 # Images in the figure; more would be hard to read.
 _SHOWN = 24
 
@@ -23,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "shiftvit explain",
             "shiftvit explain photos/cat.jpg --class dog --out why.png",
+            "shiftvit explain photos/ --method cam --json",
             "shiftvit explain '*.png' --model runs/mine --method grad-cam --stage P2",
         )
     )(explain)
@@ -37,7 +44,13 @@ def explain(
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle or model name.")] = "cifar10",
-    method: Annotated[str, typer.Option(help="grad-cam, occlusion or both.")] = "both",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="grad-cam, occlusion, both, or cam: the class activation map, by the model's graph, without a "
+            "framework (default: both; cam where no framework is installed)."
+        ),
+    ] = None,
     class_name: Annotated[
         str | None, typer.Option("--class", metavar="NAME", help="Class to explain (default: the predicted one).")
     ] = None,
@@ -54,6 +67,8 @@ def explain(
     from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
 
+    if method is None:
+        method = "both" if installed_backends() else "cam"
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
@@ -65,7 +80,7 @@ def explain(
     if class_name is not None and class_name not in bundle.labels:
         raise ShiftViTError(f"the model knows no class {class_name!r}; {nearest(class_name, bundle.labels)}")
     preprocess = graph_metadata(bundle).preprocess
-    rows, pixels = _explained(bundle, preprocess, names, METHODS[method], class_name, stage, patch)
+    rows, pixels = _explain(model, bundle, preprocess, names, METHODS[method], class_name, stage, patch)
     _draw(rows[:_SHOWN], pixels, METHODS[method], out)
     if as_json:
         print(json.dumps(rows))
@@ -76,7 +91,8 @@ def explain(
     notice(f"figure: {out}{left}")
 
 
-def _explained(
+def _explain(
+    model: str,
     bundle: Any,
     preprocess: Any,
     names: list[str],
@@ -90,23 +106,20 @@ def _explained(
 
     names, parts = _readable(names, preprocess)
     pixels = np.concatenate(parts)  # (N, h, w, 3)
-    prepare_backend()
-    from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities
+    wanted = None if class_name is None else np.full(len(names), bundle.labels.index(class_name))
+    if methods == ("cam",):
+        from shiftvit.evaluation.metrics import check_finite
+        from shiftvit.inference.explainer import Explainer
 
-    network = bundle.build()
-    images = preprocess.normalised(pixels)
-    temperature = bundle.temperature
-    answers = probabilities(network, images, temperature=temperature)
+        explainer = Explainer.from_pretrained(model)
+        answers, features = explainer.run(pixels)
+        check_finite(answers, f"the model {model!r}", names)
+        maps = {"cam": explainer.heat(features, answers.argmax(axis=1) if wanted is None else wanted)}
+    else:
+        images = preprocess.normalised(pixels)
+        answers, maps = _explain_by_network(model, bundle, names, images, methods, wanted, stage, patch)
     predicted = answers.argmax(axis=1)
-    chosen = predicted if class_name is None else np.full(len(names), bundle.labels.index(class_name))
-    maps = {}
-    if "grad_cam" in methods:
-        maps["grad_cam"] = grad_cam(network, images, chosen, stage)
-    if "occlusion" in methods:
-        patch = max(1, min(pixels.shape[1:3]) // 4) if patch is None else patch
-        maps["occlusion"] = occlusion(
-            network, images, chosen, patch=patch, stride=max(1, patch // 2), temperature=temperature
-        )
+    chosen = predicted if wanted is None else wanted
     rows = []
     for index, name in enumerate(names):
         row: dict[str, Any] = {
@@ -122,6 +135,36 @@ def _explained(
     return rows, pixels
 
 
+def _explain_by_network(
+    model: str,
+    bundle: Any,
+    names: list[str],
+    images: Any,
+    methods: tuple[str, ...],
+    wanted: Any,
+    stage: str | None,
+    patch: int | None,
+) -> tuple[Any, dict[str, Any]]:
+    """Returns the probabilities (N, C) of preprocessed images, and a heat map of each for each method."""
+    prepare_backend()
+    from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities
+    from shiftvit.evaluation.metrics import check_finite
+
+    network, temperature = bundle.build(), bundle.temperature
+    answers = probabilities(network, images, temperature=temperature)
+    check_finite(answers, f"the model {model!r}", names)
+    chosen = answers.argmax(axis=1) if wanted is None else wanted
+    maps = {}
+    if "grad_cam" in methods:
+        maps["grad_cam"] = grad_cam(network, images, chosen, stage)
+    if "occlusion" in methods:
+        patch = max(1, min(images.shape[1:3]) // 4) if patch is None else patch
+        maps["occlusion"] = occlusion(
+            network, images, chosen, patch=patch, stride=max(1, patch // 2), temperature=temperature
+        )
+    return answers, maps
+
+
 def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     """Returns the readable images and what the model sees of each, (1, h, w, 3); reports the others."""
     from shiftvit.data.decode.images import decode
@@ -129,7 +172,7 @@ def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     good, parts, faults = [], [], []
     for name in names:
         try:
-            parts.append(preprocess.pixels(decode(name)[None]))
+            parts.append(preprocess.pixels(decode(name, srgb=preprocess.srgb)[None]))
             good.append(name)
         except ShiftViTError as error:
             faults.append(str(error))

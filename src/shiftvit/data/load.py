@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shiftvit.config import DataConfig
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.data.find.kept import SPLITS_TABLE, name_some, restore_splits
 from shiftvit.data.find.splits import split_data
-from shiftvit.data.find.tables import SPLITS_TABLE, restore_splits
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.recipes.recipe import Recipe
@@ -41,20 +42,18 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
         for note in data.notes:
             notice(f"note: {note}")
     table = run / SPLITS_TABLE if own and run is not None else None
+    count = recipe.model.num_classes if "num_classes" in recipe.model.model_fields_set else None
     # How a picture is read depends on its split, so that the splits come first and what cannot be decoded drops out of
     # them. If that takes the last image of a class out of a split, the files that can be decoded are split anew.
     while True:
         if table is not None and table.is_file():
-            chosen, made = restore_splits(data, table), []
+            chosen, made = restore_splits(data, table, count), []
+            new = [name for name in data.class_names if name not in chosen.class_names]
+            if new:
+                notice(f"note: the run does not know {name_some(new)}, whose images are left out")
+                data = replace(data, class_names=chosen.class_names)
         else:
-            chosen = split_data(
-                data,
-                validation=config.validation,
-                test=config.test,
-                seed=config.split_seed,
-                stratify=own or config.stratify,
-                limit=config.limit,
-            )
+            chosen = split_as(config, data)
             made = [name for name in chosen.splits if name not in data.splits]
         if not chosen.splits.keys() & {"validation", "test"}:
             raise ShiftViTError(
@@ -83,21 +82,16 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
     return result
 
 
-def find_test(name: str, run: Path | None = None) -> Dataset:
-    """Returns only the split to evaluate on: "test", else "validation", else "train"; files are not read yet.
-
-    Args:
-        name: of a data set, or the path of a user's own images.
-        run: a run folder, whose splits are taken if it kept any.
-
-    Raises:
-        ShiftViTError: nothing that can be understood.
-    """
-    data = named.look_up(name)
-    if data.path is not None and run is not None and (run / SPLITS_TABLE).is_file():
-        data = restore_splits(data, run / SPLITS_TABLE)
-    split = next(split for split in ("test", "validation", "train") if split in data.splits)
-    return replace(data, splits={split: data.splits[split]})
+def split_as(config: DataConfig, data: Dataset) -> Dataset:
+    """Returns the data set with the splits that it lacks, as the settings say."""
+    return split_data(
+        data,
+        validation=config.validation,
+        test=config.test,
+        seed=config.split_seed,
+        stratify=data.path is not None or config.stratify,
+        limit=config.limit,
+    )
 
 
 def say_counts(data: Dataset) -> None:

@@ -1,7 +1,8 @@
-"""Explains predictions by Grad-CAM and occlusion, two methods that share nothing but the model.
+"""Explains predictions by Grad-CAM, occlusion and class activation.
 
 Grad-CAM uses gradients, at the coarse resolution of a stage's map. Occlusion runs the model again with a part of the
-image covered. Where both point to the same place, the explanation is more reliable than either alone.
+image covered. Where both point to the same place, the explanation is more reliable than either alone. A class
+activation map is exact and cheap where the head is linear, and needs no framework.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, nearest
-from shiftvit.evaluation.metrics import softmax
+from shiftvit.evaluation.metrics import check_finite, softmax
 
 Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]
@@ -39,7 +40,8 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
         nothing supports the class.
 
     Raises:
-        ShiftViTError: images or classes do not fit the model, there is no such stage, or the model has no head.
+        ShiftViTError: images or classes do not fit the model, there is no such stage, the model has no head, or it
+            gives NaN.
     """
     chosen = _checked(model, images, classes)
     body, tail = split(model, stage)
@@ -54,9 +56,23 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
         found.append(np.maximum((maps * importance).sum(axis=-1), 0))  # equation 2: (B, h, w)
     if not found:
         return np.zeros((0, *body.output_shape[1:3]), np.float32)
-    heat = np.concatenate(found)[: len(images)]
-    largest = heat.max(axis=(1, 2), keepdims=True)
-    return np.asarray(heat / np.where(largest > 0, largest, 1), np.float32)
+    return _scaled(np.concatenate(found)[: len(images)])
+
+
+def class_activation_map(maps: Floats, weights: Floats) -> Floats:
+    """Returns where a class's logit comes from (Zhou et al., CVPR 2016, equation 2).
+
+    The head takes the mean of the maps over all places, so a logit is, but for its bias, the mean over the places of
+    what this sums up at each. Unlike Grad-CAM it needs no gradient. Negative values are set to 0.
+
+    Args:
+        maps: what the head takes the mean of, float32 `(N, h, w, K)`.
+        weights: the head's weights of each image's class, float32 `(N, K)`.
+
+    Returns:
+        float32 `(N, h, w)`, scaled as by `grad_cam`.
+    """
+    return _scaled(np.maximum(np.einsum("nhwk,nk->nhw", maps, weights), 0))
 
 
 def occlusion(
@@ -87,7 +103,8 @@ def occlusion(
         float32 `(N, H, W)`, from -1 to 1.
 
     Raises:
-        ShiftViTError: images or classes do not fit the model, or the square does not fit the image.
+        ShiftViTError: images or classes do not fit the model, the square does not fit the image, or the model gives
+            NaN.
     """
     chosen = _checked(model, images, classes)
     count, height, width, _ = images.shape
@@ -108,6 +125,7 @@ def occlusion(
     answers = probabilities(
         model, itertools.chain(images, covered()), count * (1 + len(corners)), temperature=temperature
     )
+    check_finite(answers)
     if chosen is None:
         chosen = answers[:count].argmax(axis=1)
     rows = np.arange(count)
@@ -172,6 +190,13 @@ def probabilities(
     batches = (np.asarray(model.predict_on_batch(batch), np.float32) / scale for batch in _batches(images, count))
     empty = np.zeros((0, model.output_shape[-1]), np.float32)
     return np.concatenate([empty, *map(softmax, batches)])[:count]
+
+
+def _scaled(heat: Floats) -> Floats:
+    """Divides each map (N, h, w) by its maximum, unless that is 0."""
+    check_finite(heat)
+    largest = heat.max(axis=(1, 2), keepdims=True)
+    return np.asarray(heat / np.where(largest > 0, largest, 1), np.float32)
 
 
 def _checked(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64] | None:

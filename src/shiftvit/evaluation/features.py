@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import KEY, Metadata
-from shiftvit.bundle.session import add_features, open_session
+from shiftvit.bundle.metadata import KEY, MAP, Metadata
+from shiftvit.bundle.session import open_session
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -25,17 +25,15 @@ def graph_features(content: bytes, threads: int, origin: str) -> tuple[Metadata,
             `origin`.
     """
     try:
-        longer, output = add_features(content)
-        session = open_session(longer, threads)
+        session = open_session(content, threads)
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ShiftViTError(f"{origin} gives no features ({reason}); restore it, or export it again") from error
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
+    if MAP not in {output.name for output in session.get_outputs()}:
+        raise ShiftViTError(f"{origin} has no map of its last stage, which an older shiftvit left out; export it again")
     entry = session.get_inputs()[0].name
-    found = session.run([output], {entry: np.zeros((1, *metadata.input_shape), np.uint8)})[0]
-    if found.ndim != 2 or found.dtype != np.float32:
-        raise ShiftViTError(f"{origin} has no pooled features before its head ({found.shape}); export it again")
-    return metadata, lambda pixels: session.run([output], {entry: pixels})[0]
+    return metadata, lambda pixels: session.run([MAP], {entry: pixels})[0].mean(axis=(1, 2))
 
 
 def keras_features(model: Any, preprocess: Preprocess) -> Extract:

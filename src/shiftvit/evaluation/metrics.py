@@ -31,6 +31,25 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
         )
 
 
+def check_finite(answers: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
+    """Raises ShiftViTError unless a model's answers `(N, ...)` are finite.
+
+    Args:
+        answers: logits, probabilities or whatever else it says of N images.
+        model: what the message calls the model.
+        names: what it calls the images; None: by number, from 1.
+    """
+    finite = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1) if answers.size else np.ones(0, bool)
+    if finite.all():
+        return
+    first = int(finite.argmin())
+    image = f"image {first + 1}" if names is None else repr(names[first])
+    raise ShiftViTError(
+        f"{model} answers with NaN or infinity for {image}; its weights are damaged or its training diverged: "
+        "train it again, or take another model"
+    )
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns the probabilities of logits `(N, C)`, float32 `(N, C)`."""
     exact = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -45,9 +64,10 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     larger). With fewer than five classes top-5 is 1.
 
     Raises:
-        ShiftViTError: there are no images, or the labels do not fit the logits.
+        ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
     check(logits, labels)
+    check_finite(logits)
     top1, top5, losses = _per_image(logits, labels)
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
@@ -84,24 +104,20 @@ def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence
 def macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """Returns `{"precision", "recall", "f1", "balanced_accuracy"}`, each class counting the same.
 
-    The first three are means over the classes that occur in labels or predictions; balanced accuracy is the mean
-    recall of the classes that have images (Brodersen et al., ICPR 2010).
+    They are means over the classes that have images; balanced accuracy is the mean recall (Brodersen et al., ICPR
+    2010). A class without images has no recall; what is wrongly taken for it lowers the recall of others.
 
     Raises:
         ShiftViTError: there are no images, or the labels do not fit the logits.
     """
-    from sklearn.metrics import precision_recall_fscore_support, recall_score
+    from sklearn.metrics import precision_recall_fscore_support
 
     check(logits, labels)
-    predicted = logits.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
-    balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro")
-    return {
-        "precision": float(precision),
-        "recall": float(recall),
-        "f1": float(f1),
-        "balanced_accuracy": float(balanced),
-    }
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, logits.argmax(axis=1), labels=np.unique(labels), average="macro", zero_division=0
+    )
+    shares = {"precision": precision, "recall": recall, "f1": f1, "balanced_accuracy": recall}
+    return {name: float(share) for name, share in shares.items()}
 
 
 def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 15) -> dict[str, Any]:
@@ -161,8 +177,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
     check(logits, labels)
-    if not np.isfinite(logits).all():
-        raise ShiftViTError("some logits are NaN or infinite; evaluate a model whose training did not diverge")
+    check_finite(logits)
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     if not exact.any():
@@ -248,8 +263,8 @@ def _per_image(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any]
 
 
 def _macro_f1(labels: NDArray[Any], predicted: NDArray[Any], weights: NDArray[np.float64], classes: int) -> float:
-    """Returns the mean F1 of the classes that occur, each image (N,) counted `weights` times."""
+    """Returns the mean F1 of the classes that have images, each image (N,) counted `weights` times."""
     true_positives = np.bincount(labels, weights * (predicted == labels), classes)
-    occurrences = np.bincount(labels, weights, classes) + np.bincount(predicted, weights, classes)
-    f1 = 2 * true_positives / np.maximum(occurrences, 1)
-    return float(f1.sum() / np.count_nonzero(occurrences))
+    images = np.bincount(labels, weights, classes)
+    f1 = 2 * true_positives / np.maximum(images + np.bincount(predicted, weights, classes), 1)
+    return float(f1[images > 0].mean())

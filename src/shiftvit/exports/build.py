@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
+from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, graph_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.evaluation.metrics import softmax
 from shiftvit.exports import onnx_graphs
@@ -57,12 +57,17 @@ def _policy(metadata: Metadata) -> str:
     return "bfloat16" if metadata.precision == "bf16" else "float32"
 
 
-def _program(bundle: Bundle, metadata: Metadata, policy: str) -> Any:
-    """Returns the torch program from uint8 pixels to probabilities, with a variable batch size."""
+def _program(bundle: Bundle, metadata: Metadata, policy: str, with_map: bool = False) -> Any:
+    """Returns the torch program from uint8 pixels to probabilities, with a variable batch size.
+
+    With `with_map` it also returns the map whose mean the head takes, float32 (N, h, w, K).
+    """
+    import keras
     import torch
 
     # Not an attribute of the module: its weights would be registered as parameters and stored twice.
     model = bundle.build(policy)
+    network = keras.Model(model.input, [model.output, model.get_layer("pool").input]) if with_map else model
 
     class Serving(torch.nn.Module):
         def __init__(self) -> None:
@@ -72,7 +77,10 @@ def _program(bundle: Bundle, metadata: Metadata, policy: str) -> Any:
 
         def forward(self, images: Any) -> Any:
             normalised = (images.to(torch.float32) - self.mean) / self.std
-            return torch.softmax(model(normalised, training=False) / bundle.temperature, dim=-1)
+            answer = network(normalised, training=False)
+            logits, *maps = answer if with_map else [answer]
+            probabilities = torch.softmax(logits / bundle.temperature, dim=-1)
+            return (probabilities, *maps) if with_map else probabilities
 
     example = (torch.zeros((2, *metadata.input_shape), dtype=torch.uint8),)
     serving = Serving().eval()
@@ -86,17 +94,17 @@ def _torch(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) 
     torch.export.save(_program(bundle, metadata, _policy(metadata)), path, extra_files={FILE: metadata.dump()})
 
 
-def _onnx_graph(bundle: Bundle, metadata: Metadata, path: Path) -> None:
+def _onnx_graph(bundle: Bundle, metadata: Metadata, path: Path, with_map: bool = False) -> None:
     """Writes the float32 graph."""
     import torch
 
-    program = _program(bundle, metadata, "float32")
+    program = _program(bundle, metadata, "float32", with_map)
     exported = torch.onnx.export(
         program,
         dynamo=True,
         opset_version=20,
         input_names=["images"],
-        output_names=["probabilities"],
+        output_names=["probabilities", MAP][: 1 + with_map],
         verbose=False,
     )
     exported.save(str(path))
@@ -105,7 +113,7 @@ def _onnx_graph(bundle: Bundle, metadata: Metadata, path: Path) -> None:
 def _onnx(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
-        _onnx_graph(bundle, metadata, plain)
+        _onnx_graph(bundle, metadata, plain, with_map=True)
         if metadata.precision == "int8":
             onnx_graphs.quantize(plain, calibration)
         onnx_graphs.finish(plain, path, metadata)

@@ -146,15 +146,28 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     Returns:
         uint8 `(H, W, 3)`.
     """
-    height, width = image.shape[:2]
+    level, colour = _coloured(heat, *image.shape[:2])
+    grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    share = (0.25 + 0.45 * level)[..., None]
+    return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
+
+
+def heat_layer(heat: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
+    """Returns a heat map in the colours of `overlay` to be laid over an image: uint8 `(height, width, 4)`, RGBA.
+
+    Where nothing supports the class it is transparent.
+    """
+    level, colour = _coloured(heat, height, width)
+    return np.asarray(np.rint(np.concatenate([colour, 255 * level[..., None]], axis=-1)), np.uint8)
+
+
+def _coloured(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns a heat map at another size, (height, width) from 0 to 1, and its colours, (height, width, 3)."""
     cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
     level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
     anchors = np.array(COLOURS, np.float64)
     places = np.linspace(0, 1, len(anchors))
-    colour = np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
-    grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-    share = (0.25 + 0.45 * level)[..., None]
-    return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
+    return level, np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
 
 
 def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

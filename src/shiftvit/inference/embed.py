@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,10 @@ from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.data.decode.parquet import import_pyarrow
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, nearest
 from shiftvit.evaluation.features import Extract, graph_features, keras_features
-from shiftvit.inference.predict import BATCH_SIZE, Failure, Prepared, answers, as_sources, stream_pixels
 from shiftvit.inference.runtimes import identify, in_turn, name_to_keep, onnx_content
-
-if TYPE_CHECKING:
-    from shiftvit.inference.predict import Source
+from shiftvit.inference.sources import BATCH_SIZE, Failure, Prepared, Source, answers, stream_pixels
 
 # Rows in a group of a Parquet file.
 _ROWS = 4096
@@ -83,6 +80,7 @@ class Embedder:
         Raises:
             ShiftViTError: the model or runtime does not exist, or the model gives no features.
         """
+        check_at_least("threads", threads, 1)
         kind, source = identify(model)
         able = {"bundle with a graph": ["onnxruntime", "keras"], "bundle without a graph": ["keras"]}
         runtimes = able.get(kind, ["onnxruntime"] if kind == "ONNX" else [])
@@ -120,7 +118,7 @@ class Embedder:
             ShiftViTError: an image cannot be read. `stream` continues after such images.
         """
         rows = []
-        for result in self.stream(as_sources(images), batch_size=batch_size):
+        for result in self.stream(images, batch_size=batch_size):
             if isinstance(result, Failure):
                 raise ShiftViTError(result.error)
             rows.append(result.features)
@@ -133,19 +131,21 @@ class Embedder:
 
     def stream(
         self,
-        sources: Iterable[Source],
+        sources: Source | Iterable[Source],
         *,
         batch_size: int = BATCH_SIZE,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        ahead: int | None = None,
     ) -> Iterator[Embedding | Failure]:
         """Yields a result for each image, in order, in bounded memory; arguments and errors as `Predictor.stream`."""
-        return self._embeddings(stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels))
+        rule = self.metadata.preprocess
+        return self._embeddings(stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead))
 
     def _embeddings(self, batches: Generator[list[Prepared]]) -> Iterator[Embedding | Failure]:
         with contextlib.closing(batches):
             for batch in batches:
-                for answer in answers(batch, self._run):
+                for answer in answers(batch, self._run, self._model):
                     yield answer if isinstance(answer, Failure) else Embedding(*answer)
 
 

@@ -21,7 +21,7 @@ from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, install_hint, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -79,8 +79,9 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
 
     Raises:
         ShiftViTError: the model or runtime does not exist or is not installed, the runtime does not read this kind of
-            model, or a file is damaged or has no metadata.
+            model, a file is damaged or has no metadata, or `threads` is below 1.
     """
+    check_at_least("threads", threads, 1)
     kind, source = identify(model)
     if runtime != "auto" and runtime not in RUNTIMES:
         raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
@@ -177,8 +178,8 @@ def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels]
     content, origin = onnx_content(source)
     session = open_session(content, threads)
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
-    name = session.get_inputs()[0].name
-    return metadata, lambda pixels: session.run(None, {name: pixels})[0]
+    name, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+    return metadata, lambda pixels: session.run(wanted, {name: pixels})[0]
 
 
 def onnx_content(source: Any) -> tuple[bytes, str]:

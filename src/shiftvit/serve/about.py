@@ -27,6 +27,7 @@ class ModelInfo(BaseModel):
     input_shape: list[int] = Field(description="height, width, channels of what the model sees")
     precision: str
     runtime: str
+    explain: bool = Field(description="whether the model shows where its answers come from")
 
 
 def make_router(models: dict[str, ServedModel]) -> APIRouter:
@@ -40,7 +41,7 @@ def make_router(models: dict[str, ServedModel]) -> APIRouter:
     @router.get("/v1/models", response_model=list[ModelInfo], responses=describe_errors(400, 401))
     async def list_models() -> Response:
         """Lists the models; the first is the default."""
-        return Json([_describe(model) for model in models.values()])
+        return Json([await _describe(model) for model in models.values()])
 
     @router.get(
         "/v1/models/{name}/card",
@@ -68,7 +69,7 @@ def make_router(models: dict[str, ServedModel]) -> APIRouter:
     return router
 
 
-def _describe(model: ServedModel) -> dict[str, Any]:
+async def _describe(model: ServedModel) -> dict[str, Any]:
     metadata = model.graph.metadata
     return {
         "name": model.name,
@@ -76,4 +77,5 @@ def _describe(model: ServedModel) -> dict[str, Any]:
         "input_shape": list(metadata.input_shape),
         "precision": metadata.precision,
         "runtime": model.graph.runtime,
+        "explain": await model.explainer() is not None,
     }

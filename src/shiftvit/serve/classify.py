@@ -25,6 +25,15 @@ class Class(BaseModel):
     score: float = Field(ge=0, le=1)
 
 
+class Explanation(BaseModel):
+    """The answer, and where it comes from."""
+
+    classes: list[Class]
+    label: str = Field(description="the class that the heat map explains")
+    heatmap: str = Field(description="a PNG in base64 to lay over the region; transparent where nothing supports it")
+    region: list[float] = Field(description="left, top, width, height of what the model saw, as fractions of the image")
+
+
 _POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
 _INPUTS = {
     "type": "object",
@@ -44,6 +53,7 @@ _BODY = {
         },
     }
 }
+Label = Annotated[str | None, Query(description="the class to explain; by default the most probable one")]
 TopK = Annotated[int, Query(ge=1, le=_MOST, description="how many classes to return")]
 
 
@@ -57,6 +67,12 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
             content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.classify(content, top_k))
 
+    async def explained(request: Request, name: str | None, top_k: int, label: str | None) -> Response:
+        model = find_model(models, name)
+        async with bodies.read(request) as body:
+            content, top_k = await read_inputs(request, body, top_k)
+            return Json(await model.explain(content, top_k, label))
+
     @router.post("/", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY, include_in_schema=False)
     @router.post("/v1/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
     async def classify(request: Request, top_k: TopK = _TOP_K) -> Response:
@@ -67,6 +83,16 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
     async def classify_with(request: Request, name: str, top_k: TopK = _TOP_K) -> Response:
         """Classifies a picture with a model of this server."""
         return await answer(request, name, top_k)
+
+    @router.post("/v1/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
+    async def explain(request: Request, top_k: TopK = _TOP_K, label: Label = None) -> Response:
+        """Classifies a picture with the first model, and shows where the answer comes from."""
+        return await explained(request, None, top_k, label)
+
+    @router.post("/v1/models/{name}/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
+    async def explain_with(request: Request, name: str, top_k: TopK = _TOP_K, label: Label = None) -> Response:
+        """Classifies a picture with a model of this server, and shows where the answer comes from."""
+        return await explained(request, name, top_k, label)
 
     return router
 

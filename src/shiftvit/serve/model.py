@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from shiftvit.data.decode.formats import kind_of
 from shiftvit.data.decode.images import decode
+from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.inference.explainer import Explainer
 from shiftvit.inference.runtimes import Graph, load_graph
 from shiftvit.serve.answers import Refused, refuse_full
 from shiftvit.serve.batching import Batcher, Full, Pixels
+from shiftvit.serve.heat import lay_out
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 
@@ -42,6 +45,9 @@ class ServedModel:
         self.labels, self.capacity = graph.metadata.labels, limits.queue
         self.batcher = Batcher(self._run, limits.max_batch, limits.queue, partial(measures.count_batch, name))
         measures.watch_queue(name, lambda: self.batcher.pending)
+        self._explaining = asyncio.Lock()
+        self._explainer: Explainer | None = None
+        self._no_explainer = ""
         # The first call of a session allocates its memory.
         graph.run(np.zeros((1, *graph.metadata.input_shape), np.uint8))
 
@@ -60,9 +66,50 @@ class ServedModel:
                 row = (await self.infer(pixels))[0]
         except Full as error:
             raise refuse_full() from error
+        return self._classes(row, top_k)
+
+    def _classes(self, row: NDArray[np.float32], top_k: int) -> list[dict[str, Any]]:
         # Stable: of equal probabilities the first class wins, as in `Predictor`.
         order = np.argsort(-row, kind="stable")[:top_k]
         return [{"label": self.labels[index], "score": float(row[index])} for index in order]
+
+    async def explain(self, content: bytes, top_k: int, label: str | None) -> dict[str, Any]:
+        """Returns the most probable classes of an encoded picture, and where one of them comes from.
+
+        Raises:
+            Refused: as `classify`; there is no such label; or the model has no graph with its last stage's map.
+        """
+        explainer = await self.explainer()
+        if explainer is None:
+            raise Refused(404, f"the model {self.name!r} cannot explain: {self._no_explainer}")
+        if label is not None and label not in self.labels:
+            raise Refused(422, f"the model has no class {label[:80]!r}; /v1/models lists them")
+        try:
+            with self.batcher.admit(1):
+                run = partial(self._explain, explainer, content, top_k, label)
+                return await asyncio.get_running_loop().run_in_executor(self._decoders, run)
+        except Full as error:
+            raise refuse_full() from error
+
+    def _explain(self, explainer: Explainer, content: bytes, top_k: int, label: str | None) -> dict[str, Any]:
+        image = self._read(content)
+        preprocess = explainer.metadata.preprocess
+        probabilities, maps = explainer.run(preprocess.pixels(image[None]))
+        self._check(probabilities)
+        classes = self._classes(probabilities[0], top_k)
+        shown = label or classes[0]["label"]
+        heat = explainer.heat(maps, np.array([self.labels.index(shown)]))[0]
+        return {"classes": classes, "label": shown, **lay_out(heat, preprocess, *image.shape[:2])}
+
+    async def explainer(self) -> Explainer | None:
+        """Returns what explains answers, loaded when it is first asked for; None if the model cannot."""
+        async with self._explaining:
+            if self._explainer is None and not self._no_explainer:
+                try:
+                    self._explainer = await asyncio.to_thread(Explainer.from_pretrained, self.graph.model, threads=1)
+                except ShiftViTError:  # which may name a path
+                    self._no_explainer = "it needs a bundle with a graph that `shiftvit pack --onnx` wrote"
+        return self._explainer
 
     async def infer(self, pixels: Pixels) -> NDArray[np.float32]:
         """Returns probabilities (N, C) for uint8 (N, H, W, 3), whose N images were admitted.
@@ -75,18 +122,30 @@ class ServedModel:
                 (rows,) = await self.batcher.run(pixels)
         except TimeoutError as error:
             raise refuse_full() from error
-        if not np.isfinite(rows).all():
-            raise Refused(500, f"the model {self.name!r} gives no number for this image")
+        self._check(rows)
         return rows
 
+    def _check(self, rows: NDArray[np.float32]) -> None:
+        if not np.isfinite(rows).all():
+            raise Refused(500, f"the model {self.name!r} gives no number for this image")
+
     def _decode(self, content: bytes) -> Pixels:
+        """Returns what the model sees of an encoded picture, (1, h, w, 3)."""
+        return self.graph.metadata.preprocess.pixels(self._read(content)[None])
+
+    def _read(self, content: bytes) -> Pixels:
         if kind_of(content) is None:
-            raise Refused(415, "the body is no image of a supported format; send a JPEG, PNG, WebP, GIF, BMP or TIFF")
+            raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
-            image = decode(content, name="image", max_pixels=self._limits.max_pixels, max_bytes=self._limits.max_bytes)
+            return decode(
+                content,
+                name="image",
+                max_pixels=self._limits.max_pixels,
+                max_bytes=self._limits.max_bytes,
+                srgb=self.graph.metadata.preprocess.srgb,
+            )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
-        return self.graph.metadata.preprocess.pixels(image[None])
 
     def close(self) -> None:
         """Ends the session's thread."""

@@ -18,7 +18,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.parts import PartwiseShiftViT
-from shiftvit.training.start import take_weights
+from shiftvit.training.start import freeze_stages, take_weights
 
 
 def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -101,8 +101,14 @@ def epoch_batches(recipe: Recipe, dataset: Dataset, epoch: int, start: int = 0) 
     )
 
 
-def build(recipe: Recipe, dataset: Dataset) -> tuple[Any, int]:
-    """Returns the compiled model of a resolved recipe and the number of steps an epoch."""
+def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> tuple[Any, int]:
+    """Returns the compiled model of a resolved recipe and the number of steps an epoch.
+
+    Args:
+        recipe: resolved.
+        dataset: the images.
+        begun: the weights will come from a checkpoint, so that none are taken from `start.source`.
+    """
     settings = recipe.train
     if environment.device_name() == "cpu":
         environment.keep_freed_memory()
@@ -110,7 +116,9 @@ def build(recipe: Recipe, dataset: Dataset) -> tuple[Any, int]:
     model: Any = kind(**recipe.model.arguments(), dtype=settings.precision)
     if isinstance(model, PartwiseShiftViT):
         model.parts = settings.accumulate
-    take_weights(model, recipe, dataset.class_names)
+    if not begun:
+        take_weights(model, recipe, dataset.class_names)
+    freeze_stages(model, recipe.start.freeze)
     steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
     optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=settings.precision == "mixed_bfloat16")
     optimizer.build(model.trainable_variables)

@@ -1,0 +1,262 @@
+"""From what a user gives to what a model takes: images of all kinds are taken, decoded, preprocessed and gathered."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shiftvit.data.decode.images import MAX_BYTES, MAX_PIXELS, decode
+from shiftvit.environment import cores
+from shiftvit.errors import ShiftViTError, check_at_least
+from shiftvit.evaluation.metrics import check_finite
+from shiftvit.preprocess import Preprocess
+
+BATCH_SIZE = 64
+# Images that a thread prepares at a time, at most; enough to make the handover cheap.
+_CHUNK = 16
+
+# One image. Arrays are uint8, (H, W, 3) in RGB, (H, W, 4) with alpha, or (H, W).
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image
+# The same, when nobody else can change it any more: a path, a file's bytes, or pixels uint8 (H, W, 3).
+Taken = str | bytes | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that cannot be read, with a one-line reason that names it."""
+
+    path: str
+    error: str
+
+
+# An image that is ready for the model, uint8 (h, w, 3), with its name; or why it is not.
+Prepared = Failure | tuple[str, NDArray[np.uint8]]
+
+_ONE = "a path, the bytes of an image file, an open binary file, a PIL image or a uint8 array (H, W, 3) in RGB"
+_TEXT = "text, not an image; open an image file with mode 'rb', and give a list of paths as a list"
+
+
+def stream_pixels(
+    sources: Any,
+    rule: Preprocess,
+    batch_size: int = BATCH_SIZE,
+    threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    ahead: int | None = None,
+) -> Generator[list[Prepared]]:
+    """Yields what a model takes at once, in order and in bounded memory; see `Predictor.stream`.
+
+    Files are read, decoded and preprocessed in other threads while the caller works on a batch.
+
+    Raises:
+        ShiftViTError: `sources` holds no images, or a setting is out of range.
+    """
+    settings = {"batch_size": batch_size, "threads": threads, "max_pixels": max_pixels}
+    for name, value in settings.items():
+        check_at_least(name, value, 1)
+    check_at_least("ahead", ahead, 0)
+    images, there = split(sources)
+    threads = threads or min(8, cores())
+    if ahead is None:
+        ahead = 2 * max(batch_size, threads) if there else 0
+    return _batches(images, rule, batch_size, threads, max_pixels, ahead)
+
+
+def _batches(
+    images: Iterator[Any], rule: Preprocess, batch_size: int, threads: int, max_pixels: int, ahead: int
+) -> Generator[list[Prepared]]:
+    numbered = enumerate(images, start=1)
+    chunk_size = min(_CHUNK, -(-batch_size // threads))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    running: deque[Future[list[Prepared]]] = deque()
+    ready: list[Prepared] = []
+    free = batch_size + ahead  # images that may be taken now
+    usable = 0
+    try:
+        while True:
+            while free:
+                part = itertools.islice(numbered, min(chunk_size, free))
+                chunk = [_taken(number, source, max_pixels, rule.srgb) for number, source in part]
+                if not chunk:
+                    break
+                free -= len(chunk)
+                running.append(pool.submit(_prepare, chunk, rule, max_pixels))
+            if not running and not ready:
+                break
+            for item in running.popleft().result() if running else ():
+                ready.append(item)
+                usable += not isinstance(item, Failure)
+                if usable == batch_size:
+                    yield ready
+                    free += len(ready)
+                    ready, usable = [], 0
+            if ready and not running:  # no more may be taken, or there are no more
+                yield ready
+                free += len(ready)
+                ready, usable = [], 0
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _taken(number: int, source: Any, max_pixels: int, srgb: bool) -> tuple[str, Taken | Failure]:
+    """Returns an image's name, and what it holds now or why it cannot be taken."""
+    named = isinstance(source, str | os.PathLike)
+    name = os.fsdecode(source) if named else f"image {number}"
+    try:
+        return name, take(source, name, max_pixels, srgb)
+    except ShiftViTError as error:
+        return name, _failure(name, error)
+
+
+def _prepare(chunk: list[tuple[str, Taken | Failure]], rule: Preprocess, max_pixels: int) -> list[Prepared]:
+    """Decodes and preprocesses what was taken."""
+    results: list[Prepared] = []
+    for name, taken in chunk:
+        if isinstance(taken, Failure):
+            results.append(taken)
+            continue
+        try:
+            image = taken
+            if not isinstance(image, np.ndarray):
+                image = decode(image, max_pixels=max_pixels, name=name, srgb=rule.srgb)
+            results.append((name, rule.pixels(image[None])[0]))
+        except ShiftViTError as error:
+            results.append(_failure(name, error))
+    return results
+
+
+def _failure(name: str, error: ShiftViTError) -> Failure:
+    text = str(error)
+    return Failure(name, text if name in text else f"{name}: {text}")
+
+
+def answers(
+    items: list[Prepared], run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], model: str
+) -> Iterator[Failure | tuple[str, NDArray[np.float32]]]:
+    """Yields each failure of a batch, and (name, row of what `run` returns) for each image.
+
+    Raises:
+        ShiftViTError: a row has NaN or infinity; the message names the image and `model`.
+    """
+    pixels = [item[1] for item in items if not isinstance(item, Failure)]
+    rows: Iterator[NDArray[np.float32]] = iter(run(np.stack(pixels)) if pixels else ())
+    for item in items:
+        if isinstance(item, Failure):
+            yield item
+        else:
+            row = next(rows)
+            check_finite(row[None], f"the model {model!r}", [item[0]])
+            yield item[0], row
+
+
+def split(given: Any) -> tuple[Iterator[Any], bool]:
+    """Returns the images in what a user gave, and whether they may be taken before they are needed.
+
+    They may if they are all there already. An iterator may be a camera, or wait for the answer to its last image.
+
+    Args:
+        given: a `Source`, an array (N, H, W, 3), or an iterable of both.
+
+    Raises:
+        ShiftViTError: it is nothing of these.
+    """
+    if isinstance(given, np.ndarray):
+        names = given.ndim == 1 and given.dtype.kind in "USO"
+        return (_images(given) if names else _images([given])), True
+    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or _is_file(given):
+        return iter([given]), True
+    # Iterating over a tensor gives its rows, and over a mapping its keys.
+    iterable = not isinstance(given, Mapping) and getattr(given, "ndim", 1) == 1 and not inspect.isclass(given)
+    try:
+        parts = iter(given if iterable else None)  # type: ignore[arg-type]
+    except TypeError:
+        raise ShiftViTError(
+            f"an object of the type {type(given).__name__} is no image; give {_ONE}, an array (N, H, W, 3), or an "
+            "iterable of these"
+        ) from None
+    return _images(parts), isinstance(given, Sequence)
+
+
+def _images(parts: Iterable[Any]) -> Iterator[Any]:
+    for part in parts:
+        if isinstance(part, np.ndarray) and part.ndim == 4:
+            yield from part
+        else:
+            yield part
+
+
+def take(source: Any, name: str, max_pixels: int, srgb: bool = False) -> Taken:
+    """Returns what a source holds now. Its owner may then reuse a buffer, or go on to an animation's next frame.
+
+    Args:
+        source: a `Source`; a file is read from its start if it can go there.
+        name: what messages call it.
+        max_pixels, srgb: as in `decode`.
+
+    Raises:
+        ShiftViTError: it is no `Source`, or it cannot be read.
+    """
+    if isinstance(source, str | bytes):
+        return source
+    if isinstance(source, os.PathLike):
+        return os.fsdecode(source)
+    if isinstance(source, bytearray) or (isinstance(source, memoryview) and source.ndim == 1):
+        return bytes(source)
+    if isinstance(source, Image.Image):
+        return decode(source, name=name, max_pixels=max_pixels, srgb=srgb)
+    if isinstance(source, np.ndarray | memoryview):
+        return _pixels(np.asarray(source), name, max_pixels)
+    if _is_file(source):
+        return _content(source, name)
+    raise ShiftViTError(f"{name} has the type {type(source).__name__}; give {_ONE}")
+
+
+def _is_file(source: Any) -> bool:
+    return callable(getattr(source, "read", None)) and not inspect.isclass(source)
+
+
+def _pixels(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.uint8]:
+    channels = array.shape[2] if array.ndim == 3 else None
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (None, 3, 4) or not array.size:
+        mend = "; give the bytes of an image file as `array.tobytes()`" if array.ndim == 1 else ""
+        raise ShiftViTError(
+            f"{name} is an array of {array.dtype} {array.shape}; give uint8 (H, W, 3) in RGB, (H, W, 4) or (H, W) with "
+            f"values from 0 to 255{mend}"
+        )
+    return decode(Image.fromarray(array), name=name, max_pixels=max_pixels)
+
+
+def _content(file: Any, name: str) -> bytes:
+    """Returns what is in an open file, and one byte more than is allowed if there is more."""
+    try:
+        # As Pillow does, so that a file that was just written, or was read before, is read whole.
+        if getattr(file, "seekable", lambda: False)():
+            file.seek(0)
+        parts, left = [], MAX_BYTES + 1
+        while left and (part := file.read(left)):  # a pipe gives less than it is asked for
+            if not isinstance(part, bytes):
+                kind = type(file).__name__
+                what = (
+                    f"is {_TEXT}" if isinstance(part, str) else f"has the type {kind} and gives no bytes; give {_ONE}"
+                )
+                raise ShiftViTError(f"{name} {what}")
+            parts.append(part)
+            left -= len(part)
+    except UnicodeDecodeError as error:
+        raise ShiftViTError(f"{name} is {_TEXT}") from error
+    except ShiftViTError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ShiftViTError(f"{name} cannot be read: {reason}; give an open binary file") from error
+    return b"".join(parts)

@@ -1,0 +1,122 @@
+"""Where an answer comes from, without a framework: the class activation map is exact."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shiftvit import ShiftViTError
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.metadata import MAP
+from shiftvit.evaluation.explain import class_activation_map
+from shiftvit.inference.explainer import Explainer
+from shiftvit.serve.heat import lay_out
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return Bundle.load("cifar10")
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    return Explainer.from_pretrained("cifar10", threads=1)
+
+
+def test_the_maps_mean_through_the_head_gives_the_probabilities(bundle, explainer):
+    probabilities, maps = explainer.run(PIXELS)
+    logits = maps.mean(axis=(1, 2)) @ bundle.weights["head/kernel"] + bundle.weights["head/bias"]
+    powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / bundle.temperature)
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), probabilities, atol=1e-6)
+
+
+def test_the_map_is_that_of_the_keras_model(bundle, explainer):
+    import keras
+
+    network = bundle.build("float32")
+    before_pooling = keras.Model(network.input, network.get_layer("pool").input)
+    expected = np.asarray(before_pooling.predict_on_batch(explainer.metadata.preprocess.normalised(PIXELS)))
+    np.testing.assert_allclose(explainer.run(PIXELS)[1], expected, atol=2e-4)
+
+
+def test_a_heat_maps_mean_is_the_logit_without_its_bias():
+    rng = np.random.default_rng(1)
+    maps = rng.random((3, 4, 5, 7), np.float32)  # nothing is negative, so that nothing is cut off
+    weights = rng.random((3, 7), np.float32)
+    heat = class_activation_map(maps, weights)
+    logits = np.einsum("nk,nk->n", maps.mean(axis=(1, 2)), weights)
+    largest = np.einsum("nhwk,nk->nhw", maps, weights).max(axis=(1, 2))
+    np.testing.assert_allclose(heat.mean(axis=(1, 2)) * largest, logits, rtol=1e-5)
+    assert heat.shape == (3, 4, 5)
+    assert heat.max() == 1
+
+
+def test_what_supports_nothing_is_zero():
+    heat = class_activation_map(np.ones((1, 2, 2, 3), np.float32), np.full((1, 3), -1, np.float32))
+    np.testing.assert_array_equal(heat, 0)
+
+
+def test_it_explains_the_predicted_class_or_a_given_one(explainer):
+    probabilities, heat = explainer(PIXELS)
+    predicted = probabilities.argmax(axis=1)
+    np.testing.assert_array_equal(heat, explainer(PIXELS, predicted)[1])
+    assert np.abs(heat - explainer(PIXELS, (predicted + 1) % 10)[1]).max() > 0.1
+
+
+def test_a_bundle_without_a_graph_or_with_an_older_one_says_what_to_do(bundle, tmp_path):
+    import dataclasses
+
+    import onnx
+
+    bare = dataclasses.replace(bundle, graph=None).save(tmp_path / "bare")
+    with pytest.raises(ShiftViTError, match="pack --onnx"):
+        Explainer.from_pretrained(bare)
+    model = onnx.load_from_string(bundle.graph)
+    kept = [output for output in model.graph.output if output.name != MAP]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    old = dataclasses.replace(bundle, graph=model.SerializeToString()).save(tmp_path / "old")
+    with pytest.raises(ShiftViTError, match="older shiftvit"):
+        Explainer.from_pretrained(old)
+
+
+@pytest.mark.slow
+def test_the_command_explains_where_no_framework_is_installed(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    program = (
+        "import importlib.util as found, sys\n"
+        "real = found.find_spec\n"
+        "found.find_spec = lambda name, *rest: None if name in ('torch', 'jax', 'tensorflow') else real(name, *rest)\n"
+        "sys.argv = ['shiftvit', 'explain', 'a.png', '--json']\n"
+        "from shiftvit.cli.main import _run\n"
+        "assert _run(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'jax', 'tensorflow', 'keras'} & set(sys.modules)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    (row,) = json.loads(answer.stdout)
+    assert np.array(row["cam"]["map"]).shape == (4, 4)
+    assert np.asarray(Image.open(tmp_path / "explain.png")).std() > 0
+
+
+def test_the_region_is_what_the_model_saw():
+    import base64
+    import io
+
+    from shiftvit.preprocess import Preprocess
+
+    preprocess = Preprocess(resize=40, crop=32, crop_position="center")
+    found = lay_out(np.eye(4, dtype=np.float32), preprocess, 80, 160)
+    # The shorter side becomes 40, the longer one 80; 32 of them in the middle remain.
+    assert found["region"] == [24 / 80, 4 / 40, 32 / 80, 32 / 40]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["heatmap"]))))
+    assert picture.shape == (224, 224, 4)
+    # Warm on the diagonal, transparent far from it.
+    assert picture[10, 10, 3] == 255
+    assert picture[10, -10, 3] == 0
