@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from parquet_tables import CIFAR, structs, write
+from sample import load_sample
 from shiftvit import ShiftViTError
+from shiftvit.data import named
+from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.find import find_data
 from trees import PICTURE, arrays, plant, saved
 
@@ -80,3 +83,47 @@ def test_training_still_needs_its_images(tmp_path: Path) -> None:
 
 
 X, Y = arrays()
+
+
+def chosen(path: Path, split: str | None = None) -> tuple[str, list[str]]:
+    found = find_evaluated(str(path), split)
+    assert not found.own_test
+    return found.split, sorted(Path(image).name for image in found.images.paths or [])
+
+
+def test_the_default_and_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = plant(tmp_path / "whole", "train/a/1.png", "train/b/2.png", "val/a/3.png", "test/b/4.png")
+    assert chosen(whole) == ("test", ["4.png"])
+    said = capsys.readouterr().err
+    assert "evaluating its 1 test image; --split all takes the 3 of train and validation as well" in said
+    assert chosen(whole, "val") == ("validation", ["3.png"])
+    assert chosen(whole, "train") == ("train", ["1.png", "2.png"])
+    assert chosen(whole, "all") == ("all", ["1.png", "2.png", "3.png", "4.png"])
+    assert chosen(plant(tmp_path / "two", "train/a/1.png", "val/b/2.png")) == ("validation", ["2.png"])
+    flat = plant(tmp_path / "flat", "a/1.png", "b/2.png")
+    assert chosen(flat) == chosen(flat, "all") == ("all", ["1.png", "2.png"])
+    with pytest.raises(ShiftViTError, match="has no test images, its images are in no splits; use --split all"):
+        find_evaluated(str(flat), "test")
+    with pytest.raises(ShiftViTError, match="has no validation images, it has train and test; use --split all"):
+        find_evaluated(str(plant(tmp_path / "three", "train/a/1.png", "test/b/2.png")), "validation")
+    with pytest.raises(ShiftViTError, match="there is no split 'tset'; use train, validation, test or all"):
+        find_evaluated(str(flat), "tset")
+
+
+def test_all_arrays_of_an_archive(tmp_path: Path) -> None:
+    x, y = arrays(10)
+    found = find_evaluated(
+        str(saved(tmp_path / "a.npz", x_train=x[:6], y_train=y[:6], x_test=x[6:], y_test=y[6:])), "all"
+    )
+    np.testing.assert_array_equal(found.images.images, x)
+    np.testing.assert_array_equal(found.images.labels, y)
+    assert found.images.path(7) == "x_test[1]"
+
+
+def test_a_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = load_sample()
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: sample})
+    assert len(find_evaluated("cifar10").images) == len(sample.test)
+    everything = find_evaluated("cifar10", "all").images
+    assert len(everything) == len(sample.train) + len(sample.test)
+    assert everything.paths is None

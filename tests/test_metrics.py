@@ -69,6 +69,24 @@ def test_balanced_accuracy_equals_scikit_learn(seed, count):
     assert macro(logits, labels)["balanced_accuracy"] == pytest.approx(expected)
 
 
+@given(seeds, st.integers(1, 40))
+def test_macro_figures_are_means_over_the_classes_that_have_images(seed, count):
+    logits, labels = drawn(seed, count, 5)
+    found = macro(logits, labels)
+    rows = [row for row in class_rows(logits, labels, list("abcde")) if row["support"]]
+    for key in ("precision", "recall", "f1"):
+        assert found[key] == pytest.approx(np.mean([row[key] for row in rows]))
+
+
+def test_answers_without_images_do_not_count_as_classes():
+    """Of two cats one is found and one is taken for a bird; there are no birds."""
+    labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
+    found = macro(one_hot(predicted, 3), labels)
+    assert found == pytest.approx({"precision": 1, "recall": 3 / 4, "f1": 5 / 6, "balanced_accuracy": 3 / 4})
+    low, high = intervals(one_hot(predicted, 3), labels)["macro_f1"]
+    assert low <= 5 / 6 <= high == 1
+
+
 def test_absent_classes_do_not_lower_the_means():
     labels = np.array([0, 0, 1])
     assert macro(one_hot(labels), labels) == {"precision": 1, "recall": 1, "f1": 1, "balanced_accuracy": 1}

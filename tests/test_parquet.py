@@ -15,9 +15,10 @@ from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, cifar, c
 from shiftvit.config import DataConfig, TrainConfig
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
+from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.listing import list_images
-from shiftvit.data.load import find_test, load_data
+from shiftvit.data.load import load_data
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from trees import fault, plant
@@ -261,7 +262,7 @@ def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
 def test_evaluation_takes_the_test_split(tmp_path):
     cifar(tmp_path / "train.parquet", slice(0, 30))
     cifar(tmp_path / "test.parquet", slice(30, 60))
-    found = find_test(str(tmp_path))
+    found = find_evaluated(str(tmp_path)).data
     assert {name: part.labels.tolist() for name, part in found.splits.items()} == {"test": LABELS[30:]}
 
 

@@ -62,7 +62,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def evaluated(run: Path) -> None:
-    (run / "evaluation").mkdir()
+    (run / "evaluation").mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), "blue").save(run / "evaluation" / "reliability.png")
     row = {"class": "<b>cat & dog</b>", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234}
     found = {
@@ -135,6 +135,70 @@ def test_a_damaged_run(run: Path) -> None:
     with pytest.raises(ShiftViTError, match="is not valid JSON"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+def other(run: Path, folder: str, **changes: object) -> None:
+    found = {
+        "data": "/photos/zoo",
+        "split": "all",
+        "own_test": False,
+        "n": 77,
+        "top1": 0.125,
+        "loss": 2.5,
+        "intervals": {"top1": [0.0625, 0.25]},
+        "macro": {"f1": 0.111},
+        "calibration": {"ece": 0.222},
+        "classes": [
+            {"class": "lynx", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 77},
+            {"class": "yak", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
+        ],
+        "without_images": ["yak"],
+        **changes,
+    }
+    (run / "evaluation" / folder).mkdir(exist_ok=True, parents=True)
+    (run / "evaluation" / folder / "evaluation.json").write_text(json.dumps(found))
+    Image.new("RGB", (8, 8), "green").save(run / "evaluation" / folder / "reliability.png")
+
+
+def test_other_data_stand_beside_the_run_s_own_and_are_not_mixed_with_them(run: Path) -> None:
+    other(run, "zoo")
+    alone = Page(write_report(run).read_text("utf-8")).text
+    before, after = alone.split("Other data sets")
+    assert "87.50%" in before
+    assert "12.50%" not in before
+    assert "lynx" not in before
+    for text in ("the run's own", "87.50%", "/photos/zoo: all images", "12.50% (6.25% to 25.00%)", "11.10%", "22.20%"):
+        assert text in after, text
+    assert "There are none of yak: macro figures are means over the other classes" in after
+    evaluated(run)
+    other(run, "zoo-2", data="/elsewhere/zoo", trained_on=5)
+    page = Page(write_report(run).read_text("utf-8"))
+    before, after = page.text.split("Other data sets")
+    assert "85.00% to 90.00%" in before
+    assert after.count("87.50% (85.00% to 90.00%)") == 1
+    assert "The model was trained on 5 of them." in after
+    assert len(page.images) == 5  # learning curves, predictions and a reliability each
+
+
+def test_what_an_older_version_found_on_other_data_is_not_the_run_s_own(run: Path) -> None:
+    """It kept the last evaluation in the same place, whatever it was of."""
+    (run / "recipe.toml").write_text('[data]\nname = "/photos/pets"\n')
+    (run / "evaluation").mkdir()
+    other(run, ".")
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    del found["own_test"], found["without_images"]
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
+    before, after = Page(write_report(run).read_text("utf-8")).text.split("Other data sets")
+    assert "6.25% to 25.00%" not in before
+    assert "6.25% to 25.00%" in after
+    (run / "evaluation" / "evaluation.json").write_text(json.dumps({**found, "data": "/photos/pets", "n": 1200}))
+    assert "Other data sets" not in Page(write_report(run).read_text("utf-8")).text
+
+
+def test_top_5_of_few_classes_is_not_shown(run: Path) -> None:
+    for count, shown in ((5, False), (6, True)):
+        (run / "recipe.toml").write_text(f"[model]\nnum_classes = {count}\n")
+        assert ("Test top-5" in Page(write_report(run).read_text("utf-8")).text) == shown
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "figures/learning_curves.png"])

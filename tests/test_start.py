@@ -136,7 +136,7 @@ def test_the_authors_weights_get_a_new_head(
     rates |= {"train.optimizer.name": "adamw", "train.ema": "none"}
     changes = {**SMALL, **official_settings(), **rates, "data.name": str(tree), "model.drop_path": 0.0}
     run = train("finetune", out=tmp_path / "run", **changes, **{"preprocess.resize": 64, "preprocess.crop": 64})
-    assert f"starting from {GOLDEN.absolute()} with a new head; 0 weights stay" in capfd.readouterr().err
+    assert f"starting from {GOLDEN.absolute()} with a new head" in capfd.readouterr().err
     expected = official_tensors()
     for path, value in run.bundle.weights.items():
         if not path.startswith("head/"):

@@ -23,8 +23,8 @@ from shiftvit.data.decode import rows
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.parquet import find_columns, open_parquet, read_images
 from shiftvit.data.find.find import find_data
+from shiftvit.data.find.kept import restore_splits, save_splits
 from shiftvit.data.find.splits import split_data
-from shiftvit.data.find.tables import restore_splits, save_splits
 from trees import fault
 
 INTERRUPTED = """
@@ -250,7 +250,7 @@ def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
         assert [read_bytes(path) for path in part.paths] == before[name][0]
         np.testing.assert_array_equal(part.labels, before[name][1])
     cifar(tmp_path / "moved" / "data" / "train-00001-of-00002.parquet", slice(0, 10))
-    with pytest.raises(ShiftViTError, match=r"names \d+ of 120 files that do not exist, the first '.*parquet#\d+'"):
+    with pytest.raises(ShiftViTError, match=r"lacks 50 of the run's 120 images: '.*parquet#10', .* and 47 more"):
         restore_splits(find_data(tmp_path / "moved"), tmp_path / "splits.csv")
 
 

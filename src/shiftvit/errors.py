@@ -84,9 +84,9 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def count_of(number: int, noun: str) -> str:
-    """Returns `1 image`, `2 images` or `1,000 images`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns `1 image`, `2 images` or `1,000 images`; of other plurals the word, as in `2 classes`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _printable(text: str) -> str:

@@ -71,6 +71,29 @@ def workplace(folder: Path, name: str) -> Iterator[Path]:
             raise
 
 
+def check_file(path: Path) -> None:
+    """Raises ShiftViTError if a file could not be written there: before long work, so that it is not done in vain."""
+    if path.is_dir():
+        raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    _try_folder(path.parent, path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises ShiftViTError if a folder could not be made there or not be written in. Nothing is left behind."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    _try_folder(there, path)
+
+
+def _try_folder(folder: Path, wanted: Path) -> None:
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(wanted, error) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, whole or not at all; faults as `write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -11,6 +11,7 @@ import typer
 
 from shiftvit.cli.settings import Changes, Data, RecipeName, read_overrides, recipe_for
 from shiftvit.cli.tables import Json, examples, show
+from shiftvit.errors import count_of
 
 # Classes that are printed; the file has all.
 _CLASSES = 40
@@ -25,7 +26,13 @@ def add_to(app: typer.Typer) -> None:
             "shiftvit train --resume runs/mine",
         )
     )(train)
-    app.command(epilog=examples("shiftvit evaluate runs/mine", "shiftvit evaluate runs/mine --corruptions"))(evaluate)
+    app.command(
+        epilog=examples(
+            "shiftvit evaluate runs/mine",
+            "shiftvit evaluate runs/mine --data photos/",
+            "shiftvit evaluate runs/mine --corruptions",
+        )
+    )(evaluate)
 
 
 def train(
@@ -59,18 +66,32 @@ def train(
 
     run = train_in(folder, chosen, tensorboard=tensorboard)
     test, spent = run.metrics["test"], run.metrics["train"]
-    print(f"test loss {test['loss']:.4f}  top-1 {test['top1']:.2%}  top-5 {test['top5']:.2%}  ({test['n']:,} images)")
-    print(f"trained {spent['epochs']} epochs in {spent['seconds']:.0f} s at {spent['images_per_second']:,.0f} images/s")
+    print(f"test {_figures(test, run.recipe.model.num_classes)}  ({count_of(test['n'], 'image')})")
+    speed = f"{spent['images_per_second']:,.0f} images/s"
+    print(f"trained {count_of(spent['epochs'], 'epoch')} in {spent['seconds']:.0f} s at {speed}")
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
     data: Annotated[
-        str | None, typer.Option(metavar="PATH|NAME", help="Data set to evaluate on (default: the run's test split).")
+        str | None,
+        typer.Option(
+            metavar="PATH|NAME", help="Images or data set to evaluate on (default: the run's own, also if they moved)."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="train, validation, test or all (default: test; without it validation; else all)."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for evaluation.json and figures (default for a run: RUN/evaluation).")
+        Path | None,
+        typer.Option(
+            help="Folder for evaluation.json and figures (default for a run: RUN/evaluation for its own test images, "
+            "RUN/evaluation/NAME for others)."
+        ),
     ] = None,
     corruptions: Annotated[
         bool,
@@ -78,32 +99,43 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained model on test images."""
+    """Evaluate a trained model: on the images it was not trained on, or on others."""
     from shiftvit.bundle.stored.find import find_bundle
+    from shiftvit.data.find.kept import name_some
 
     find_bundle(run)
     prepare_backend()
     from shiftvit.evaluation.evaluate import evaluate as run_evaluation
 
-    if out is None and (run / "recipe.toml").is_file():
-        out = run / "evaluation"
-    found = run_evaluation(run, data, out=out, corruptions=corruptions)
+    found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions)
     if as_json:
         print(json.dumps(found))
         return
     low, high = found["intervals"]["top1"]
     print(f"{found['data']} {found['split']} images: {found['n']:,}")
-    print(f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}  top-5 {found['top5']:.2%}")
+    print(_figures(found, len(found["classes"])))
     print(f"top-1 between {low:.2%} and {high:.2%} (95% interval); macro F1 {found['macro']['f1']:.2%}")
     print(f"calibration error {found['calibration']['ece']:.2%} at temperature {found['temperature']:.2f}")
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
     shares = ("precision", "recall", "f1")
-    rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in found["classes"][:_CLASSES]]
-    show(rows, "Classes" if len(rows) == len(found["classes"]) else f"The first {len(rows)} classes", False)
+    classes, without = [row for row in found["classes"] if row["support"]], found["without_images"]
+    if without:
+        print(
+            f"no images of {count_of(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
+            f"means over the {len(classes):,} others; top-1 and top-5 are among all {len(found['classes']):,} classes"
+        )
+    rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
+    show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes", False)
     if corruptions:
         show(_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity", False)
-    if out is not None:
-        print(f"figures and evaluation.json: {out}")
+    if found["folder"] is not None:
+        print(f"figures and evaluation.json: {found['folder']}")
+
+
+def _figures(found: dict[str, Any], classes: int) -> str:
+    """Returns loss and accuracies in words. Of five classes or fewer one of the top five is always right."""
+    top5 = f"  top-5 {found['top5']:.2%}" if classes > 5 else ""
+    return f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}{top5}"
 
 
 def _by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

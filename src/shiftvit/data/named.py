@@ -12,8 +12,12 @@ from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, nearest
 
 
-def look_up(name: str) -> Dataset:
+def look_up(name: str, *, training: bool = True) -> Dataset:
     """Returns the data set of that name, or the images of a user's own at that path, whose files are not read yet.
+
+    Args:
+        name: a name or a path.
+        training: as for `find_data`.
 
     Raises:
         ShiftViTError: there is neither, or nothing at that path that can be understood.
@@ -22,7 +26,7 @@ def look_up(name: str) -> Dataset:
         return load(name)
     from shiftvit.data.find.find import find_data  # only files need Pillow
 
-    return find_data(name)
+    return find_data(name, training=training)
 
 
 def load(name: str) -> Dataset:
@@ -37,12 +41,17 @@ def load(name: str) -> Dataset:
 
 def is_path(name: str) -> bool:
     """Returns whether the name stands for a user's own images: no data set is called so, and something lies there."""
-    return name not in _LOADERS and Path(name).exists()
+    return not is_name(name) and Path(name).exists()
+
+
+def is_name(name: str) -> bool:
+    """Returns whether there is a data set of that name."""
+    return name in _LOADERS
 
 
 def check_name(name: str) -> None:
     """Raises ShiftViTError unless there is a data set of that name, or something at that path."""
-    if name not in _LOADERS and not is_path(name):
+    if not is_name(name) and not is_path(name):
         raise ShiftViTError(
             f"there is no data set {name!r}; {nearest(name, _LOADERS)} Nor does a file or folder of that name exist; "
             "give your images with --data PATH"

@@ -15,7 +15,7 @@ from shiftvit.preprocess import Preprocess
 _NAMED = 5
 
 
-def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) -> Dataset:
+def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, training: bool = True) -> Dataset:
     """Decodes every file of a data set once. Arrays stay as they are.
 
     Training pictures are resized and, if of another shape, cropped to it; where a crop is drawn at random it is drawn
@@ -26,6 +26,7 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) 
         data: splits of paths, or of arrays.
         preprocess: its `resize` must be set unless the images are arrays.
         boxes: random resized crops are cut from the training pictures, which therefore stay whole, in their files.
+        training: a model is to be trained on the split "train". False: that split is evaluated as all others are.
 
     Returns:
         the same splits, with `images` and with the `preprocess` that is left to do to them. What cannot be decoded is
@@ -42,13 +43,13 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False) 
     # All training pictures get one shape, whatever theirs is, and keep the margin that a random crop moves in.
     margin = preprocess.model_copy(update={"crop": (side, side) if isinstance(side, int) else side})
     nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
-    left = {"train": nothing.model_copy(update={"crop": preprocess.crop})}
+    left = {"train": nothing.model_copy(update={"crop": preprocess.crop})} if training else {}
     unpack(path for split in data.splits.values() for path in split.paths or [])
     splits, faults = {}, []
     with Bar("decoding", sum(map(len, data.splits.values()))) as bar:
         for name, split in data.splits.items():
-            paths, whole = split.paths or [], name == "train" and boxes
-            rule = margin if name == "train" and not boxes else preprocess
+            paths, changed = split.paths or [], training and name == "train"
+            whole, rule = changed and boxes, margin if changed and not boxes else preprocess
             images, usable, broken = read_pictures(paths, rule, whole=whole, advance=bar.advance)
             if not len(usable):
                 raise ShiftViTError(f"none of the {len(paths):,} {name} images can be decoded; {broken[0]}")

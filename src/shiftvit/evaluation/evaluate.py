@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,119 +12,115 @@ from numpy.typing import NDArray
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.console import Bar
+from shiftvit.data import named
+from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.data.load import find_test, say_counts
-from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
+from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, measure, softmax
+from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
-from shiftvit.recipes.recipe import Recipe
+from shiftvit.replacement import current, write_folder
 
-REPORT = "evaluation.json"
 # Test images to corrupt, 85 times each; chance then moves an accuracy by about one point.
 _CORRUPTED = 1000
 _MISTAKES = 25
+# What an evaluation's folder holds.
+_FILES = (REPORT, "confusion_matrix.png", "reliability.png", "mistakes.png", "corruptions.png")
 
 
 def evaluate(
     bundle: Bundle | str | Path,
     data: str | None = None,
     *,
+    split: str | None = None,
     out: str | Path | None = None,
+    keep: bool = False,
     corruptions: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a trained model on test images.
+    """Evaluates a trained model.
 
     Args:
         bundle: a `Bundle`, or the path of one or of a run folder.
-        data: a data set's name, or the path of your own images: their test split, else their validation split, else all
-            of them. None: the test images of the run; for anything but a run folder, those of CIFAR-10.
+        data: a data set's name, or the path of your own images; a part of the model's classes is enough. If they are
+            what the run was trained on, there or moved, the run's splits are taken. None: the data of the run; for
+            anything but a run folder, the data set with the model's classes.
+        split: "train", "validation", "test" or "all". None: the test images; where there are none, those for
+            validation; where there are neither, all. All are prepared as for a prediction, whatever their split.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
+        keep: write them into the run folder if `out` is None: those of the run's own test images to `evaluation/`,
+            those of any others to a folder in there.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
 
     Returns:
-        "data", "split", "n", "seconds", "images_per_second"; "loss", "top1", "top5" and "macro" (precision, recall, F1,
-        balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
-        "confusion", rows are true classes; "temperature", and "calibration" at that temperature; "mistakes", the most
-        confident ones; and "corruptions", a row for each corruption and severity, if asked for.
+        "data", "split", "n", "seconds", "images_per_second"; "own_test", whether these are the run's own test images;
+        "trained_on", how many of them the model was trained on; "loss", "top1", "top5" and "macro" (precision, recall,
+        F1, balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
+        "without_images", the classes of the model that have none: the macro figures are means over the others, while
+        top-1 and top-5 are among all; "confusion", rows are true classes; "temperature", and "calibration" at that
+        temperature; "mistakes", the most confident ones; "corruptions", a row for each corruption and severity, if
+        asked for; and "folder", where all this was written, or None.
 
     Raises:
-        ShiftViTError: the bundle or data does not exist, the classes are not the model's, or `out` cannot be written.
+        ShiftViTError: the bundle or data does not exist, a class that the model does not know, or `out` cannot be
+            written.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    run = None
-    if data is None:
-        data, run = _find_own_data(bundle)
-    name, split = _read_test(loaded, data, run)
-    labels = split.labels
+    run = None if isinstance(bundle, Bundle) else find_run(bundle)
+    if data is None and run is None:
+        data = _find_default(loaded)
+    found = find_evaluated(data, split, run)
+    name = found.data.name if found.data.path is None else str(found.data.path.resolve())
+    if out is None and keep and run is not None:
+        out = choose_place(run, name, found.split, own_test=found.own_test)
+    if out is not None:
+        files.check_folder(Path(out))
+    images = read_images(loaded, found.data).splits[found.split]
+    labels = images.labels
     model = loaded.build()
     began = time.perf_counter()
-    with Bar("evaluating", len(split)) as bar:
-        logits = predict_logits(model, split.images, split.preprocess, told=bar.advance)
+    with Bar("evaluating", len(images)) as bar:
+        logits = predict_logits(model, images.images, images.preprocess, told=bar.advance)
     seconds = time.perf_counter() - began
     model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
-    metrics.check_finite(logits, model_name, [split.path(n) or f"image {n + 1}" for n in range(len(split))])
+    metrics.check_finite(logits, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
     probabilities = softmax(logits / np.float32(loaded.temperature))
+    counts = np.bincount(labels, minlength=len(loaded.labels))
     report = {
-        "data": data,
-        "split": name,
+        "data": name,
+        "split": found.split,
+        "own_test": found.own_test,
+        "trained_on": found.trained_on,
         **measure(logits, labels),
         "macro": metrics.macro(logits, labels),
         "intervals": metrics.intervals(logits, labels),
         "classes": metrics.class_rows(logits, labels, loaded.labels),
+        "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
         "confusion": confusion(logits, labels).tolist(),
         "temperature": loaded.temperature,
         "calibration": metrics.calibration(probabilities, labels),
-        "mistakes": _mistakes(logits, probabilities, split, loaded.labels),
+        "mistakes": _mistakes(logits, probabilities, images, loaded.labels),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(logits) / seconds, 1),
     }
     if corruptions:
-        report["corruptions"] = _measure_corrupted(model, split)
+        report["corruptions"] = _measure_corrupted(model, images)
     if out is not None:
-        _write(Path(out), report, split, logits, probabilities, loaded)
-    return report
+        _write(Path(out), report, images, logits, probabilities, loaded)
+    return {**report, "folder": None if out is None else str(out)}
 
 
-def _find_own_data(bundle: Bundle | str | Path) -> tuple[str, Path | None]:
-    """Returns what a model was trained on, and its run folder; CIFAR-10 and None for anything but a run folder."""
-    run = None if isinstance(bundle, Bundle) else Path(bundle)
-    if run is None or not (run / "recipe.toml").is_file():
-        return "cifar10", None
-    return Recipe.load(run / "recipe.toml").data.name, run
-
-
-def _read_test(loaded: Bundle, name: str, run: Path | None) -> tuple[str, Split]:
-    """Returns which split is evaluated, and its images with labels as the model numbers them."""
-    data = find_test(name, run)
-    places = _places(loaded, data.class_names, name)
-    preprocess = loaded.preprocess
-    if data.path is not None:
-        height, width = loaded.config.image_shape[:2]
-        if height is not None and width is not None:
-            preprocess = preprocess.fitted(height, width)
-    data = read_dataset(data, preprocess)
-    if data.path is not None:
-        say_counts(data)
-    ((title, split),) = data.splits.items()
-    return title, replace(split, labels=places[split.labels])
-
-
-def _places(loaded: Bundle, class_names: tuple[str, ...], data: str) -> NDArray[np.int64]:
-    """Returns the model's index of each class of the data; the order may differ.
-
-    Raises:
-        ShiftViTError: the classes differ.
-    """
-    if sorted(class_names) != sorted(loaded.labels):
+def _find_default(loaded: Bundle) -> str:
+    """Returns the data set that a model without a run is evaluated on."""
+    name = named.find_by_classes(loaded.labels)
+    if name is None:
         raise ShiftViTError(
-            f"the model has {len(loaded.labels)} classes ({', '.join(loaded.labels[:3])} ...) but {data} has "
-            f"{len(class_names)} others ({', '.join(class_names[:3])} ...); evaluate on data with the model's classes"
+            f"no data set by name has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
         )
-    return np.array([loaded.labels.index(name) for name in class_names], np.int64)
+    return name
 
 
 def _mistakes(
@@ -176,17 +171,17 @@ def _write(
     from shiftvit.figures.run import confusion_matrix
     from shiftvit.figures.run import corruptions as corruptions_figure
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.unwritable(out, error) from error
-    files.write_json(out / REPORT, report)
-    confusion_matrix(np.asarray(report["confusion"]), loaded.labels, out / "confusion_matrix.png")
-    plain = metrics.calibration(softmax(logits), split.labels)
-    reliability_figure(plain, out / "reliability.png", report["calibration"] if loaded.temperature != 1.0 else None)
-    worst = metrics.mistakes(logits, split.labels, _MISTAKES)
-    predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
-    figure = out / "mistakes.png"
-    mistakes_figure(split.images[worst], split.labels[worst], predicted, confidence, loaded.labels, figure)
-    if "corruptions" in report:
-        corruptions_figure(report["corruptions"], out / "corruptions.png")
+    def write(folder: Path) -> None:
+        files.write_json(folder / REPORT, report)
+        confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
+        plain = metrics.calibration(softmax(logits), split.labels)
+        fitted = report["calibration"] if loaded.temperature != 1.0 else None
+        reliability_figure(plain, folder / "reliability.png", fitted)
+        worst = metrics.mistakes(logits, split.labels, _MISTAKES)
+        predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
+        shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
+        mistakes_figure(*shown, folder / "mistakes.png")
+        if "corruptions" in report:
+            corruptions_figure(report["corruptions"], folder / "corruptions.png")
+
+    write_folder(out, write, _FILES, keep=() if current(out / REPORT).is_file() else _FILES)

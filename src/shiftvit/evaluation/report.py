@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
+from shiftvit.evaluation.places import FOLDER, list_evaluations
+from shiftvit.replacement import current
 from shiftvit.templates import render
 
 _TRAINING = ("learning_curves", "predictions")
 _EVALUATION = ("confusion_matrix", "reliability", "mistakes", "corruptions")
+# Of so many classes or fewer one of the top five is always right.
+_FEW = 5
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the report of a finished run, including what `shiftvit evaluate` found if it has run.
+    """Writes the report of a finished run, including what `shiftvit evaluate` found on its test images and on others.
 
     Args:
         run: a run folder.
@@ -29,21 +36,30 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         ShiftViTError: `run` is not a finished run, or the file cannot be written.
     """
     run = Path(run)
-    evaluation = _json(run / "evaluation" / "evaluation.json", optional=True)
+    recipe, metrics = _text(run / "recipe.toml"), {"val": None, **_json(run / "metrics.json")}
+    settings = _settings(recipe)
+    evaluation: dict[str, Any] = {}
+    others = []
+    for folder, found in list_evaluations(run):
+        if folder == run / FOLDER and _is_own_test(found, settings, metrics["test"]["n"]):
+            evaluation = found
+        else:
+            name = folder.name if folder.parent.name == FOLDER else Path(str(found.get("data"))).name
+            known = {"without_images": (), "trained_on": 0, **found}
+            others.append({**known, "name": name, "figures": _figures(folder, _EVALUATION)})
     # Training draws a confusion matrix too; an evaluation's is as new as its table of classes.
-    place = run / ("evaluation" if evaluation else "figures")
+    place = run / (FOLDER if evaluation else "figures")
     page = render(
         "report.html",
         name=run.resolve().name,
-        metrics={"val": None, **_json(run / "metrics.json")},
+        metrics=metrics,
         evaluation=evaluation,
-        recipe=_text(run / "recipe.toml"),
+        others=others,
+        few=settings.get("model", {}).get("num_classes", _FEW + 1) <= _FEW,
+        recipe=recipe,
         environment=_flat(_json(run / "environment.json")),
         changes=_changes(run / "changes.jsonl"),
-        figures={
-            **{name: _figure(run / "figures" / f"{name}.png") for name in _TRAINING},
-            **{name: _figure(place / f"{name}.png") for name in _EVALUATION},
-        },
+        figures=_figures(run / "figures", _TRAINING) | _figures(place, _EVALUATION),
     )
     path = Path(out) if out is not None else run / "report.html"
     files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8"))
@@ -56,8 +72,24 @@ def _changes(path: Path) -> list[tuple[str, Any, Any, str]]:
     return [(key, old, new, row["date"]) for row in rows for key, (old, new) in row["changed"].items()]
 
 
-def _figure(path: Path) -> str | None:
-    return base64.b64encode(_bytes(path)).decode("ascii") if path.exists() else None
+def _is_own_test(found: dict[str, Any], settings: dict[str, Any], images: int) -> bool:
+    """Returns whether an evaluation is of the run's own test images; older versions did not record that."""
+    if "own_test" in found:
+        return bool(found["own_test"])
+    own = settings.get("data", {}).get("name")
+    return bool(found.get("data", own) == own and found.get("n", images) == images)
+
+
+def _settings(recipe: str) -> dict[str, Any]:
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(recipe)
+    return {}
+
+
+def _figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Returns those figures that there are, coded as text."""
+    paths = {name: current(folder / f"{name}.png") for name in names}
+    return {name: base64.b64encode(_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +103,7 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
-        return {}
+def _json(path: Path) -> dict[str, Any]:
     text = _text(path)
     try:
         return json.loads(text)  # type: ignore[no-any-return]

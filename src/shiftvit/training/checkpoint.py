@@ -6,6 +6,7 @@ One `.safetensors` file, renamed into place, is either the old state or the new 
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 def not_finite(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a run that diverged, with what can be resumed."""
     at = f"epoch {progress.epoch + 1}, step {progress.step}"
-    kept = f"; the last good state is in {folder}: shiftvit train --resume {folder.parent} --set KEY=VALUE"
+    resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
+    kept = f"; the last good state is in {folder}: {resume}"
     kept = kept if (folder / LAST).exists() else ""
     return ShiftViTError(f"{what} in {at}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
 

@@ -58,10 +58,11 @@ def train(
     Args:
         recipe: a `Recipe`, the name of a shipped one, or the path of a TOML file; default `quick`.
         out: the run folder to make; default `runs/<recipe>-<date>`.
-        resume: a run folder to continue; its own recipe is used and the other arguments must be left out.
+        resume: a run folder to continue, with its own recipe; `recipe` and `out` must be left out.
         tensorboard: also write TensorBoard's event files, to `tensorboard/` in the run folder.
         data: images in place of the data set that the recipe names.
-        overrides: settings by dotted key, as in `**{"train.epochs": 3}`.
+        overrides: settings by dotted key, as in `**{"train.epochs": 3}`; for a resumed run those that may change, such
+            as `data.name`, the place that its images moved to.
 
     Returns:
         the finished run.
@@ -87,10 +88,11 @@ def train_in(run: Path, recipe: Recipe, *, tensorboard: bool = False, data: Data
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     board = TensorBoardLog(run) if tensorboard else None
-    recipe = apply_start(recipe)
+    begun = (run / "checkpoints" / LAST).is_file()  # the checkpoint has every weight, so that no source is needed
+    recipe = recipe if begun else apply_start(recipe)
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset)
-    model, steps = build_model(recipe, dataset)  # before there is a folder: what cannot work leaves none
+    model, steps = build_model(recipe, dataset, begun)  # before there is a folder: what cannot work leaves none
     with runfolder.open_run(run, recipe, dataset):
         halvings = 0
         while True:
@@ -106,14 +108,17 @@ def train_in(run: Path, recipe: Recipe, *, tensorboard: bool = False, data: Data
             runfolder.change_recipe(run, recipe)
             del model
             free_memory()
-            model, steps = build_model(recipe, dataset)
+            model, steps = build_model(recipe, dataset, (run / "checkpoints" / LAST).is_file())
 
 
-def build_model(recipe: Recipe, dataset: Dataset) -> tuple[Any, int]:
-    """Returns the compiled model of a resolved recipe with its first weights, and the number of steps an epoch."""
+def build_model(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Any, int]:
+    """Returns the compiled model of a resolved recipe, and the number of steps an epoch.
+
+    It has its first weights unless the run has `begun`: those of the checkpoint come instead.
+    """
     check_loop(recipe, dataset)
     keras.utils.set_random_seed(recipe.train.seed)
-    return build(recipe, dataset)
+    return build(recipe, dataset, begun=begun)
 
 
 def train_model(

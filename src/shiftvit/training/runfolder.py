@@ -18,6 +18,7 @@ import contextlib
 import datetime
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from typing import Any
 import tomli_w
 
 from shiftvit import environment, files
+from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.data.find.tables import SPLITS_TABLE, save_splits
+from shiftvit.data.find.kept import SPLITS_TABLE, save_splits
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
 
@@ -71,7 +73,8 @@ def choose_run(
     run = Path(out)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ShiftViTError(
-            f"{str(run)!r} exists and is not an empty folder; name another with --out, or go on with --resume {run}"
+            f"{str(run)!r} exists and is not an empty folder; name another with --out, or go on with "
+            f"--resume {shlex.quote(str(run))}"
         )
     return recipe, run
 
@@ -146,15 +149,27 @@ def _choose_resumed(
     if (run / "metrics.json").is_file():
         raise ShiftViTError(
             f"the run {str(run)!r} is complete; evaluate it, or train on from its weights in a new one: "
-            f"--recipe finetune --set start.source={run}"
+            f"--recipe finetune --set {shlex.quote(f'start.source={run}')}"
         )
     stored = Recipe.load(run / RECIPE)
     resumed = Recipe.load(run / RECIPE, **overrides)
-    if Path(resumed.data.name).resolve() == Path(stored.data.name):  # the same, from another folder
-        resumed = resumed.model_copy(update={"data": resumed.data.model_copy(update={"name": stored.data.name})})
+    name, own = resumed.data.name, stored.data.name
+    free = _FREE
+    if (run / SPLITS_TABLE).is_file():
+        if name == own and not Path(own).exists():
+            raise ShiftViTError(
+                f"the images of the run lay in {own!r}, which does not exist any more; name their new place: "
+                f"shiftvit train --resume {shlex.quote(str(run))} --data PATH"
+            )
+        named.check_name(name)
+        if named.is_path(name):  # they may have moved; whether these are the same is seen when they are read
+            resumed = resumed.model_copy(
+                update={"data": resumed.data.model_copy(update={"name": str(Path(name).resolve())})}
+            )
+            free = free | {"data.name"}
     _check_epochs(run, resumed.train.epochs)
     for key, (old, new) in compare_recipes(stored, resumed).items():
-        if key.startswith(_FIXED) and key not in _FREE:
+        if key.startswith(_FIXED) and key not in free:
             raise ShiftViTError(
                 f"{key} is {old} in the run {str(run)!r} and cannot change to {new} mid-run; leave it out, "
                 "or start a new run"

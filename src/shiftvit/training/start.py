@@ -69,7 +69,7 @@ def apply_start(recipe: Recipe) -> Recipe:
 
 
 def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
-    """Puts the weights of `start.source` into a freshly built model and keeps those that `start.freeze` names.
+    """Puts the weights of `start.source` into a freshly built model.
 
     The head is taken only if the model knows the same classes in the same order; of the authors' checkpoints, which
     name no classes, if there are as many.
@@ -81,13 +81,19 @@ def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
     if source is None:
         return
     head = _take_official(model, source) if is_checkpoint(source) else _take_bundle(model, source, labels)
+    notice(f"starting from {source} with {head}")
+
+
+def freeze_stages(model: Any, count: int) -> None:
+    """Keeps the weights of the first `count` stages, and of the patch embedding, as they are; 0: trains all."""
     frozen = 0
     for layer in model.backbone.layers:
         stage = stage_of(layer.name)
-        if stage is not None and stage <= recipe.start.freeze and layer.weights:
+        if stage is not None and stage <= count and layer.weights:
             layer.trainable = False
             frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
-    notice(f"starting from {source} with {head}; {frozen:,} weights stay as they are")
+    if frozen:
+        notice(f"{frozen:,} weights stay as they are")
 
 
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:

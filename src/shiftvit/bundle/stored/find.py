@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def find_bundle(path: str | Path) -> Container:
     if named is not None:
         return named
     if (path / "recipe.toml").is_file():
-        raise ShiftViTError(f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {path}")
+        raise ShiftViTError(
+            f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {shlex.quote(str(path))}"
+        )
     if given in PRESETS:
         raise _not_pulled(given)
     there = "is not a bundle and contains none" if path.exists() else "does not exist"

@@ -13,7 +13,7 @@ from shiftvit.augment.boxes import Box, cut, decoded_at_least
 from shiftvit.data.decode.images import decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
-from shiftvit.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess, as_pair
 
 # Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
 BUDGET = 2**29
@@ -96,7 +96,7 @@ class Originals(Pictures):
             ShiftViTError: a file that can no longer be decoded.
         """
         size = self.shape[1], self.shape[2]
-        pixels = decode(self.paths[index], at_least=decoded_at_least(box, size))
+        pixels = decode(self.paths[index], at_least=decoded_at_least(box, size), srgb=self.rule.srgb)
         return cut(pixels, box, size, self.rule.interpolation)
 
 
@@ -109,14 +109,16 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     Raises:
         ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
     """
-    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule))[None])[0]
+    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule), srgb=rule.srgb)[None])[0]
     return pixels
 
 
 def _least_size(rule: Preprocess) -> tuple[int, int] | None:
     """Returns the (height, width) that a JPEG must be decoded at, at least: twice what it is resized to."""
-    height, width = rule.resize if isinstance(rule.resize, tuple) else (rule.resize or 0,) * 2
-    return (2 * height, 2 * width) if height else None
+    if rule.resize is None:
+        return None
+    height, width = (2 * max(sides) for sides in zip(as_pair(rule.resize), as_pair(rule.crop or 1), strict=True))
+    return height, width
 
 
 def one_size(rule: Preprocess) -> tuple[int, int]:
@@ -164,7 +166,7 @@ def read_pictures(
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
     def read(index: int) -> None:
-        image = decode(paths[index], at_least=at_least)
+        image = decode(paths[index], at_least=at_least, srgb=rule.srgb)
         sizes[index] = image.shape[:2]
         if not whole:
             pixels = rule.pixels(image[None])[0]

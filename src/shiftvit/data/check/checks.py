@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from shiftvit.console import Bar
 from shiftvit.data.check.duplicates import Fingerprint, Member, find_groups, fingerprint
 from shiftvit.data.check.report import Report
 from shiftvit.data.decode.formats import kind_of, reduce
 from shiftvit.data.decode.images import decode, read_bytes
+from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError
@@ -35,7 +35,9 @@ class _Look(NamedTuple):
     mode: str
 
 
-def check_data(data: Dataset, *, workers: int | None = None) -> Report:
+def check_data(
+    data: Dataset, *, workers: int | None = None, made: Sequence[str] = (), faults: Sequence[str] = ()
+) -> Report:
     """Decodes every image, and looks for what would harm training.
 
     No more images are in memory than there are workers, and about 1 kB of each one that is done. On a terminal a bar
@@ -44,6 +46,8 @@ def check_data(data: Dataset, *, workers: int | None = None) -> Report:
     Args:
         data: what `find_data` or `split_data` returned.
         workers: threads that decode; None: one for each processor, up to 8.
+        made: the splits that `split_data` made of the training images.
+        faults: what else is wrong with the data, a line each.
 
     Raises:
         ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.
@@ -73,6 +77,8 @@ def check_data(data: Dataset, *, workers: int | None = None) -> Report:
         dict(Counter(look.form for look in looks).most_common()),
         dict(Counter(look.mode for look in looks).most_common()),
         complete,
+        tuple(made),
+        tuple(faults),
     )
 
 
@@ -109,8 +115,8 @@ def _read_header(content: bytes) -> tuple[str, str]:
     """Returns the format and the colour mode of a file that can be decoded."""
     form = kind_of(content) or "unknown"
     try:
-        with Image.open(io.BytesIO(reduce(form, content)[0]), formats=[form.upper()]) as image:
-            return form, image.mode
+        with contextlib.closing(open_reader(form, reduce(form, content)[0])) as image:
+            return form, str(image.mode)
     except MemoryError:
         raise
     except Exception:  # it was decoded, so that what this reader dislikes is not a fault of the data

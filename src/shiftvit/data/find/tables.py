@@ -1,27 +1,19 @@
-"""A table of images (.csv, .tsv): which columns and rows it has, and the table that keeps the splits of a run."""
+"""A table of images (.csv, .tsv): which columns and rows it has."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from shiftvit import files
 from shiftvit.data.decode.parquet import LABEL_NAMES
 from shiftvit.data.find.cells import SIGNS, Line, read_lines
-from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
+from shiftvit.data.find.dataset import Row
 from shiftvit.data.find.places import Finder, find_base
 from shiftvit.data.find.words import name_splits, normal
 from shiftvit.errors import ShiftViTError, join_words
-
-# The table in a run folder that says which image is in which split.
-SPLITS_TABLE = "splits.csv"
 
 # The names of columns, in small letters alone; of several the first is used.
 _COLUMNS = {
@@ -183,66 +175,3 @@ def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], w
     if bare:
         raise ShiftViTError(f"line {number} of {form} has no {bare}; give one, or remove the line")
     return values.get("split", "train").strip(), values["path"], normal(values["label"])
-
-
-def save_splits(data: Dataset, path: Path) -> None:
-    """Writes which image is in which split as a CSV of split, path and label. Paths are relative to the data's folder.
-
-    Raises:
-        ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
-    """
-    root = data.root
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "path", "label"])
-    for name, split in data.splits.items():
-        if name == "test" and data.test_is_validation:
-            continue
-        for image, label in zip(split.paths or [], split.labels.tolist(), strict=True):
-            place = Path(image)
-            within = place.relative_to(root).as_posix() if place.is_relative_to(root) else image
-            writer.writerow([name, within, data.class_names[label]])
-    try:
-        content = text.getvalue().encode("utf-8")
-    except UnicodeEncodeError as error:
-        broken = error.object[error.start : error.start + 40]
-        raise ShiftViTError(f"a file's name is not valid UTF-8 at {broken!r}; rename the file") from error
-    files.write_file(Path(path), lambda temporary: temporary.write_bytes(content))
-
-
-def restore_splits(data: Dataset, table: Path) -> Dataset:
-    """Returns the data set in the splits that `save_splits` wrote, whatever splits it was found in.
-
-    Args:
-        data: what `find_data` returned. Its classes number the labels.
-        table: the CSV.
-
-    Raises:
-        ShiftViTError: it is not such a table, or it names images or classes that are not there.
-    """
-    arrays = data.train.images is not None
-    listed = read_table(table, None if arrays else data.root)
-    if listed.missing:
-        raise ShiftViTError(
-            f"{str(table)!r} names {len(listed.missing):,} of {len(listed.rows):,} files that do not exist, the first "
-            f"{listed.missing[0]!r}; give paths relative to {str(data.root)!r}"
-        )
-    rows = listed.rows
-    classes = {name: number for number, name in enumerate(data.class_names)}
-    # The arrays of an archive, by the names of its images.
-    pixels = {
-        path: split.images[number]
-        for split in (data.splits.values() if arrays else ())
-        for number, path in enumerate(split.paths or [])
-    }
-    for _, image, name in rows:
-        if name not in classes or (arrays and image not in pixels):
-            what = f"class {name!r}" if name not in classes else f"image {image!r}"
-            raise ShiftViTError(f"{str(table)!r} names the {what}, which {data.name!r} does not have; split it anew")
-    splits = {}
-    for split in SPLITS:
-        paths = [image for name, image, _ in rows if name == split]
-        if paths:
-            labels = np.array([classes[name] for its, _, name in rows if its == split], np.int64)
-            splits[split] = Split(labels, paths, np.stack([pixels[path] for path in paths]) if arrays else None)
-    return replace(data, splits=splits)

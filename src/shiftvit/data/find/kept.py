@@ -1,0 +1,154 @@
+"""The table that keeps the splits of a run: written when it begins, read when it goes on or is evaluated."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from shiftvit import files
+from shiftvit.data.decode.rows import is_image
+from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
+from shiftvit.data.find.words import normal
+from shiftvit.errors import ShiftViTError, count_of, join_words
+
+# The table in a run folder that says which image is in which split.
+SPLITS_TABLE = "splits.csv"
+_COLUMNS = ["split", "path", "label"]
+# Images or classes that a message names; the rest is counted.
+_NAMED = 3
+
+
+def save_splits(data: Dataset, path: Path) -> None:
+    """Writes which image is in which split as a CSV of split, path and label. Paths are relative to the data's folder.
+
+    Raises:
+        ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for name, split in data.splits.items():
+        if name == "test" and data.test_is_validation:
+            continue
+        for image, label in zip(split.paths or [], split.labels.tolist(), strict=True):
+            writer.writerow([name, within(data.root, image), data.class_names[label]])
+    try:
+        content = text.getvalue().encode("utf-8")
+    except UnicodeEncodeError as error:
+        broken = error.object[error.start : error.start + 40]
+        raise ShiftViTError(f"a file's name is not valid UTF-8 at {broken!r}; rename the file") from error
+    files.write_file(Path(path), lambda temporary: temporary.write_bytes(content))
+
+
+def read_splits(table: Path) -> list[Row]:
+    """Returns the rows that `save_splits` wrote, their paths relative to the data's folder.
+
+    Raises:
+        ShiftViTError: it is not such a table.
+    """
+    try:
+        with table.open(encoding="utf-8", newline="") as stream:
+            head, *lines = csv.reader(stream, strict=True)
+    except (OSError, csv.Error, ValueError) as error:
+        raise ShiftViTError(
+            f"{str(table)!r} is not a readable table ({error}); restore it, as it says which images are for training"
+        ) from error
+    if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
+        raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
+    return [(split, image, normal(label)) for split, image, label in lines]
+
+
+def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Dataset:
+    """Returns the data set in the splits that `save_splits` wrote, whatever splits it was found in.
+
+    Images that are not in the table are left out, as they came later.
+
+    Args:
+        data: what `find_data` returned. The order of its classes numbers the labels.
+        table: the CSV.
+        classes: how many the model has; None: as many as the data.
+
+    Raises:
+        ShiftViTError: it is not such a table, or images or classes that it names are gone.
+    """
+    rows = read_splits(table)
+    gone = find_gone(data, rows)
+    if gone:
+        raise ShiftViTError(
+            f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), 'image')}: "
+            f"{name_some([image for _, image, _ in gone])}; put them back, name the place that they moved to with "
+            "--data, or begin a new run"
+        )
+    named = {label for _, _, label in rows}
+    lost = named - {*data.class_names}
+    if lost:
+        raise ShiftViTError(
+            f"the run has the {'class' if len(lost) == 1 else 'classes'} {name_some(sorted(lost))}, which "
+            f"{data.name!r} does not have; give the images their labels back, or begin a new run"
+        )
+    # A class may have had no image that could be used, or it came later; the count tells which.
+    names = data.class_names if classes in (None, len(data.class_names)) else ()
+    names = names or tuple(name for name in data.class_names if name in named)
+    if classes not in (None, len(names)):
+        raise ShiftViTError(
+            f"the run has {classes} classes and {data.name!r} has {len(data.class_names)}: "
+            f"{', '.join(data.class_names[:8])}; take out what came after the run began"
+        )
+    return take_rows(data, rows, names)
+
+
+def find_gone(data: Dataset, rows: Sequence[Row]) -> list[Row]:
+    """Returns those rows of a run's table whose images the data does not have, wherever it lies now."""
+    arrays = _arrays(data)
+    if arrays:
+        return [row for row in rows if row[1] not in arrays]
+    return [row for row in rows if not is_image(str(data.root / row[1]))]
+
+
+def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...]) -> Dataset:
+    """Returns the data set with the splits of these rows of a run's table, whose images are all there.
+
+    Args:
+        data: where they are.
+        rows: of the table; their classes are among `names`.
+        names: the classes, in the order of the labels.
+    """
+    arrays = _arrays(data)
+    index = {name: number for number, name in enumerate(names)}
+    splits = {}
+    for split in SPLITS:
+        paths = [image if arrays else str(data.root / image) for its, image, _ in rows if its == split]
+        if paths:
+            labels = np.array([index[label] for its, _, label in rows if its == split], np.int64)
+            pixels = (
+                np.stack([part.images[place] for part, place in map(arrays.__getitem__, paths)]) if arrays else None
+            )
+            splits[split] = Split(labels, paths, pixels)
+    return replace(data, splits=splits, class_names=names)
+
+
+def within(root: Path, image: str) -> str:
+    """Returns an image's path as the table has it: relative to the data's folder if it lies below it."""
+    place = Path(image)
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else image
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Returns the first few names for a message, and how many more there are."""
+    some = [repr(name) for name in names[:_NAMED]]
+    return join_words([*some, *([f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else [])])
+
+
+def _arrays(data: Dataset) -> dict[str, tuple[Split, int]]:
+    """Returns where the arrays of an archive are by the names of its images; empty: the images are files."""
+    return {
+        path: (split, number)
+        for split in data.splits.values()
+        if split.images is not None
+        for number, path in enumerate(split.paths or [])
+    }

@@ -1,0 +1,68 @@
+"""Where the evaluations of a run lie: `evaluation/` has the run's own test, each other data set a folder in there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from shiftvit import files
+from shiftvit.errors import ShiftViTError
+from shiftvit.replacement import current
+
+FOLDER = "evaluation"
+REPORT = "evaluation.json"
+
+
+def find_run(model: str | Path) -> Path | None:
+    """Returns the run folder that a model is or lies in, or None."""
+    path = Path(model)
+    places = [path, *([path.parent] if path.name == "bundle" else [])]
+    return next((place for place in places if (place / "recipe.toml").is_file()), None)
+
+
+def choose_place(run: Path, data: str, split: str, *, own_test: bool) -> Path:
+    """Returns the folder for an evaluation; the same images have the same one each time.
+
+    Args:
+        run: the run folder.
+        data: what was evaluated: the name of a data set, or the whole path of a user's own images.
+        split: what of it.
+        own_test: these are the images that the run's test figures are of.
+    """
+    folder = run / FOLDER
+    if own_test:
+        return folder
+    for place, found in list_evaluations(run):
+        if place != folder and (found.get("data"), found.get("split")) == (data, split):
+            return place
+    last = Path(data).stem if Path(data).is_file() else Path(data).name
+    name = re.sub(r"[^\w.-]+", "-", last).strip("-.") or "images"
+    name = name if split == "all" else f"{name}-{split}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder / free for free in names if not (folder / free).exists())
+
+
+def list_evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Returns the folder and the content of each evaluation that is kept in a run folder, by name.
+
+    Raises:
+        ShiftViTError: one that is not valid JSON.
+    """
+    folder = run / FOLDER
+    inner = (place for place in folder.glob("*") if place.is_dir() and not place.is_symlink())
+    places = [folder, *sorted(inner)]
+    found = [(place, current(place / REPORT)) for place in places]
+    return [(place, _read(report)) for place, report in found if report.is_file()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(files.read_unlinked(path))
+    except (OSError, ValueError) as error:
+        raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); evaluate again, or delete it") from error
+    if not isinstance(found, dict):
+        raise ShiftViTError(f"{str(path)!r} is no evaluation; evaluate again, or delete it")
+    return found

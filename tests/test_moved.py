@@ -1,0 +1,231 @@
+"""A run whose images moved, changed or are fewer: what is evaluated, what goes on, and where the results lie."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sample import load_sample, write_tree
+from shiftvit import ShiftViTError, evaluate, train
+from shiftvit.data.evaluated import find_evaluated
+from shiftvit.evaluation.places import choose_place, list_evaluations
+
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
+SMALL = {
+    "train.epochs": 1,
+    "train.batch_size": 16,
+    "train.precision": "float32",
+    "model.depths": (1, 1),
+    "model.embed_dim": 24,
+    "preprocess.resize": 24,
+    "preprocess.crop": 20,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pets`, 10 images a class, and `run`, which was trained on them."""
+    place = tmp_path_factory.mktemp("trained")
+    train("photos", out=place / "run", **SMALL, **{"data.name": str(write_tree(place / "pets", 10))})
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path) -> Path:
+    """The same at a place of the test's own."""
+    shutil.copytree(trained, tmp_path / "place")
+    recipe = tmp_path / "place" / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text("utf-8").replace(str(trained), str(tmp_path / "place")), "utf-8")
+    return tmp_path / "place"
+
+
+def table(place: Path, split: str) -> list[tuple[str, str]]:
+    rows = csv.DictReader((place / "run" / "splits.csv").read_text("utf-8").splitlines())
+    return [(row["path"], row["label"]) for row in rows if row["split"] == split]
+
+
+def unfinished(run: Path) -> Path:
+    (run / "metrics.json").unlink()
+    return run
+
+
+def names(found: Any, root: Path) -> set[str]:
+    return {Path(path).relative_to(root).as_posix() for path in found.images.paths}
+
+
+@pytest.mark.parametrize("form", ["folders", "table", "archive"])
+def test_a_lone_split_is_prepared_as_for_a_prediction(place: Path, form: str) -> None:
+    """The three forms whose only split is called train, and must not be prepared as training's."""
+    other = write_tree(place / "other", 6)
+    if form == "table":
+        lines = [f"{path.relative_to(place)},{path.parent.name}" for path in sorted(other.rglob("*.*"))]
+        other = place / "other.csv"
+        other.write_text("\n".join(["path,label", *lines]), "utf-8")
+    elif form == "archive":
+        sample = load_sample()
+        labels = sample.train.labels
+        chosen = np.flatnonzero((labels == 3) | (labels == 5))[:18]
+        other = place / "other.npz"
+        classes = np.array(sample.class_names)
+        np.savez(other, images=sample.train.images[chosen], labels=labels[chosen], class_names=classes)
+    found = evaluate(place / "run", str(other))
+    assert (found["split"], found["n"], found["own_test"]) == ("all", 18, False)
+    if form == "folders":  # the same files as a test split
+        other.rename(place / "test")
+        (place / "as_test").mkdir()
+        (place / "test").rename(place / "as_test" / "test")
+        again = evaluate(place / "run", str(place / "as_test"))
+        assert again["split"] == "test"
+        assert {key: again[key] for key in ("n", "loss", "confusion")} == {
+            key: found[key] for key in ("n", "loss", "confusion")
+        }
+
+
+def test_naming_the_run_s_own_data_takes_its_test_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, pets = place / "run", place / "pets"
+    metrics = json.loads((run / "metrics.json").read_text())["test"]
+    held_back = {path for path, _ in table(place, "test")}
+    for data in (None, str(pets)):
+        found = find_evaluated(data, None, run)
+        assert names(found, pets) == held_back
+        assert (found.split, found.own_test, found.trained_on) == ("test", True, 0)
+    assert "has the images of the run: its test images are evaluated" in capsys.readouterr().err
+    assert evaluate(run, str(pets))["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    assert evaluate(run / "bundle")["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
+    # Those it was trained on only where they are asked for, and it is said.
+    capsys.readouterr()
+    whole = find_evaluated(None, "all", run)
+    assert (len(whole.images), whole.trained_on, whole.own_test) == (30, len(table(place, "train")), False)
+    assert "the model was trained on 24 of these 30 images" in capsys.readouterr().err
+    assert find_evaluated(None, "validation", run).split == "validation"
+    # A table of some of them is other data, which still says what is in it.
+    chosen = [table(place, "train")[0], *table(place, "test")]
+    lines = [f"pets/{path},{label}" for path, label in chosen]
+    (place / "some.csv").write_text("\n".join(["path,label", *lines]), "utf-8")
+    some = find_evaluated(str(place / "some.csv"), None, run)
+    assert (some.split, some.own_test, len(some.images), some.trained_on) == ("all", False, 4, 1)
+
+
+def test_moved_data_are_told_by_their_files(place: Path) -> None:
+    run = place / "run"
+    (place / "pets").rename(place / "animals")
+    with pytest.raises(
+        ShiftViTError, match=r"lay in '.*pets', which does not exist .*: shiftvit evaluate .*run --data"
+    ):
+        evaluate(run)
+    found = find_evaluated(str(place / "animals"), None, run)
+    assert found.own_test
+    assert names(found, place / "animals") == {path for path, _ in table(place, "test")}
+    for path in sorted((place / "animals").rglob("*.*"))[:20]:
+        path.unlink()
+    few = find_evaluated(str(place / "animals"), None, run)  # less than half is left: other data
+    assert (few.split, len(few.images)) == ("all", 10)
+
+
+def test_images_of_the_same_names_elsewhere_are_other_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = shutil.copytree(place / "pets", place / "other")
+    found = find_evaluated(str(other), None, place / "run")
+    assert (found.split, len(found.images), found.own_test) == ("all", 30, False)
+    assert found.trained_on == 24  # copies, byte by byte
+    assert "the model was trained on 24 of these 30 images" in capsys.readouterr().err
+    with Image.open(other / table(place, "train")[0][0]) as image:
+        image.resize((90, 90)).save(other / table(place, "train")[0][0])
+    assert find_evaluated(str(other), None, place / "run").trained_on == 23
+
+
+def test_files_that_are_gone_are_named_and_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (first, label), *rest = table(place, "test")
+    (place / "pets" / first).unlink()
+    found = evaluate(place / "run")
+    assert (found["n"], found["without_images"]) == (2, [label])
+    assert f"lacks 1 of the run's 3 test images: '{first}'; the others are evaluated" in capsys.readouterr().err
+    for path, _ in rest:
+        (place / "pets" / path).unlink()
+    with pytest.raises(ShiftViTError, match=r"lacks 3 of the run's 3 test images: '.*', '.*' and '.*'; put them back"):
+        evaluate(place / "run")
+
+
+def test_a_class_that_is_new_renamed_or_foreign(place: Path) -> None:
+    run, pets = place / "run", place / "pets"
+    before = evaluate(run)
+    shutil.copytree(pets / "cat", pets / "ant")
+    assert evaluate(run)["confusion"] == before["confusion"]
+    (pets / "dog").rename(pets / "wolf")
+    found = evaluate(run)
+    assert (found["n"], found["without_images"]) == (2, ["dog"])
+    other = write_tree(place / "other", 2)
+    (other / "dog").rename(other / "wolf")
+    with pytest.raises(ShiftViTError, match=r"3 classes \(cat, dog, ship\) and .* has 2 images of 1 other \('wolf'\)"):
+        evaluate(run, str(other))
+
+
+def test_a_part_of_the_classes(place: Path) -> None:
+    other = write_tree(place / "other", 4)
+    shutil.rmtree(other / "dog")
+    found = evaluate(place / "run", str(other))
+    assert found["without_images"] == ["dog"]
+    assert np.shape(found["confusion"]) == (3, 3)
+    with_images = [row["f1"] for row in found["classes"] if row["support"]]
+    assert found["macro"]["f1"] == pytest.approx(np.mean(with_images))
+    shutil.rmtree(other / "ship")
+    assert evaluate(place / "run", str(other))["n"] == 4
+
+
+def test_each_data_set_has_a_place_of_its_own(place: Path) -> None:
+    run = place / "run"
+    own = evaluate(run, keep=True)
+    assert own["folder"] == str(run / "evaluation")
+    kept = (run / "evaluation" / "evaluation.json").read_bytes()
+    (place / "elsewhere").mkdir()
+    sets = [write_tree(place / "other", 2), write_tree(place / "elsewhere" / "other", 3)]
+    folders = [evaluate(run, str(path), keep=True)["folder"] for path in (*sets, *sets)]
+    assert folders == [str(run / "evaluation" / name) for name in ("other", "other-2")] * 2
+    assert evaluate(run, split="train", keep=True)["folder"] == str(run / "evaluation" / "pets-train")
+    assert (run / "evaluation" / "evaluation.json").read_bytes() == kept
+    assert [found["n"] for _, found in list_evaluations(run)] == [3, 6, 9, 24]
+    # A name that no folder can have, and one that is taken by a file.
+    assert choose_place(run, "/a/\N{SNOWMAN}", "all", own_test=False).name == "images"
+    assert choose_place(run, "/a/mistakes.png", "all", own_test=False).name == "mistakes.png-2"
+    assert choose_place(run, "cifar10", "test", own_test=False).name == "cifar10-test"
+
+
+def test_a_run_goes_on_with_data_that_moved(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = unfinished(place / "run")
+    before = (run / "splits.csv").read_bytes()
+    (place / "pets").rename(place / "my animals")
+    with pytest.raises(
+        ShiftViTError, match=r"lay in '.*pets', which does not exist .* train --resume .*run --data PATH"
+    ):
+        train(resume=run)
+    with pytest.raises(ShiftViTError, match=r"there is no data set 'nowhere'"):
+        train(resume=run, **{"data.name": "nowhere"})
+    with pytest.raises(ShiftViTError, match=r"lacks 24 of the run's 30 images: '.*', '.*', '.*' and 21 more; put them"):
+        train(resume=run, **{"data.name": str(write_tree(place / "other", 2))})
+    done = train(resume=run, **{"data.name": str(place / "my animals")})
+    assert done.recipe.data.name == str(place / "my animals")
+    assert (run / "splits.csv").read_bytes() == before
+    assert "data.name was" in capsys.readouterr().err
+    assert evaluate(run)["own_test"]
+
+
+def test_a_run_does_not_go_on_without_some_of_its_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, pets = unfinished(place / "run"), place / "pets"
+    shutil.copytree(pets / "cat", pets / "ant")
+    gone = table(place, "train")[0][0]
+    content = (pets / gone).read_bytes()
+    (pets / gone).unlink()
+    with pytest.raises(ShiftViTError, match=rf"lacks 1 of the run's 30 images: '{gone}'; put them back"):
+        train(resume=run)
+    (pets / gone).write_bytes(content)
+    done = train(resume=run)  # what came later is left out
+    assert "the run does not know 'ant', whose images are left out" in capsys.readouterr().err
+    assert done.bundle.labels == ("cat", "dog", "ship")
+    assert done.metrics["test"]["n"] == 3
