@@ -203,11 +203,13 @@ def test_pasting_and_the_camera(page, server):
     page.tell(
         "Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
     )
-    page.driver.execute_async_script(
-        "const done = arguments[0];"
+    copied = page.driver.execute_async_script(
+        "const [done] = arguments;"
         "fetch('/samples/ship/test_00001.png').then((answer) => answer.blob())"
-        ".then((blob) => navigator.clipboard.write([new ClipboardItem({'image/png': blob})])).then(() => done(null), (error) => done(String(error)))"
+        ".then((blob) => navigator.clipboard.write([new ClipboardItem({'image/png': blob})]))"
+        ".then(() => done('copied'), (error) => done(String(error)))"
     )
+    assert copied == "copied"
     key = {"key": "v", "code": "KeyV", "windowsVirtualKeyCode": 86, "modifiers": 2}
     page.tell("Input.dispatchKeyEvent", type="keyDown", commands=["paste"], **key)
     page.wait(lambda: [label for _, label in answers(page)] == ["ship"])
