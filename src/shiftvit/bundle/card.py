@@ -114,7 +114,7 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
     )
 
 
-def addressed(card: str, repository: str) -> str:
+def address_card(card: str, repository: str) -> str:
     """Returns a card whose command to pull the model names the repository, "OWNER/NAME"."""
     return re.sub(r"(?m)^(shiftvit pull )[\w.-]+/[\w.-]+", lambda found: found[1] + repository, card)
 
