@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.tables import examples
 from shiftvit.cli.train import prepare_backend
 
@@ -47,6 +48,8 @@ def export(
     """
     from shiftvit.exports import driver
 
+    if out is not None:
+        files.check_folder_name(out)
     folder = driver.export(model, kind, precision, out=out, data=data, images=images)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     print("; ".join(_summary(report)))
@@ -73,6 +76,8 @@ def pack(
     """Pack a model as one folder or .zip file to share."""
     from shiftvit.bundle.official import is_checkpoint
 
+    if out.suffix.lower() != ".zip":
+        files.check_folder_name(out)
     if is_checkpoint(model):
         prepare_backend()
     from shiftvit.exports import driver

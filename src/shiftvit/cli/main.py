@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -41,13 +42,27 @@ def options(
 
 def main() -> None:
     """Runs a command; turns an error into one line and an exit status."""
+    # File and class names may contain characters that the terminal's encoding lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = _run(sys.argv[1:])
-    # Flush here, so that a closed pipe (`shiftvit recipes | head -1`) ends quietly.
+    fault = _flush()
+    raise SystemExit(_fail(fault, 2, False) if fault else status)
+
+
+def _flush() -> str | None:
+    """Writes what was printed, and returns what is wrong if it cannot be written.
+
+    A closed pipe, as of `shiftvit recipes | head -1`, is a quiet end.
+    """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(status)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
+        if not isinstance(error, BrokenPipeError):
+            return f"standard output cannot be written: {error.strerror}; free space, or send it elsewhere"
+    return None
 
 
 def _run(arguments: list[str]) -> int:
@@ -77,6 +92,8 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, MemoryError):
             told = str(error) or "out of memory"
             return _fail(f"{told}; close other programs, or use a machine with more memory", 2, debug)
+        if isinstance(error, OSError) and (fault := _flush()):
+            return _fail(fault, 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
         return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)
