@@ -248,6 +248,7 @@ def test_the_samples_that_memory_does_not_grow_with(tmp_path):
     assert peaks[1] - peaks[0] < 20
 
 
+@pytest.mark.slow
 def test_the_ending_of_the_file_says_the_format(tmp_path):
     heads = {}
     for name in ("rows.csv", "rows.json", "rows.jsonl", "rows.txt", "rows", "ROWS.CSV"):
@@ -283,6 +284,7 @@ def test_no_input_and_no_picture_is_overwritten(folder, tmp_path):
     assert (folder / "good0.png").read_bytes() == (folder / "suffixless").read_bytes() == good
 
 
+@pytest.mark.slow
 def test_the_grid_obeys_the_limit_on_pixels(tmp_path):
     """The default limit of `decode` is below it, so that one option has to do for both."""
     picture = Image.new("1", (8000, 8100))
@@ -312,11 +314,18 @@ def test_json_is_json_in_every_encoding(encoding, tmp_path):
             assert len(text.splitlines()) == 1 + len(names)
 
 
-@pytest.mark.parametrize("command", [["predict", SAMPLES[0]], ["info"], ["info", "--json"], ["--version"], ["--help"]])
-def test_a_full_disk_is_one_line(command, tmp_path):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["predict", SAMPLES[0]], ["info"], ["info", "--json"], ["--help"]])
+def test_a_full_disk_is_one_line(command, unbuffered, tmp_path):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         answer = subprocess.run(
-            [sys.executable, "-m", "shiftvit", *command], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=120
+            [sys.executable, "-m", "shiftvit", *command],
+            cwd=tmp_path,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
         )
     assert answer.returncode == 2
     lines = answer.stderr.decode().splitlines()
@@ -326,6 +335,7 @@ def test_a_full_disk_is_one_line(command, tmp_path):
     assert not [line for line in lines if "bug" in line or "Traceback" in line or "Exception" in line]
 
 
+@pytest.mark.slow
 def test_standard_input_is_told_apart_by_what_it_is(folder, tmp_path):
     """Lists whose first letters are those of pictures, marks of encodings, and pictures that are text."""
     for name in ("BMW", "RIFF", "GIF89a", "II*", "P3 1"):

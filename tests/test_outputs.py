@@ -23,7 +23,7 @@ def test_the_ending_must_be_one_that_is_written(tmp_path):
         files.check_file(tmp_path / name, (".png", ""))
     files.check_file(tmp_path / "x", (".png", ""))
     files.check_file(Path("/dev/full"), (".png", ""))
-    for name in ("x.txt", "x.png.txt", "x."):
+    for name in ("x.txt", "x.png.txt"):
         with pytest.raises(ShiftViTError, match=r"one of: \.png, no ending$"):
             files.check_file(tmp_path / name, (".png", ""))
     assert not list(tmp_path.iterdir())
@@ -52,7 +52,7 @@ def test_inputs_stay(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.onnx", "run.ZIP", "e.json", "x.tar", "x.tar.gz", "model.pt2", "x.png"])
 def test_a_folder_is_not_named_like_a_file(name, tmp_path):
-    with pytest.raises(ShiftViTError, match="is named like a file, and a folder is written; leave '.*' out"):
+    with pytest.raises(ShiftViTError, match=r"is named like a file, and a folder is written; leave .* out$"):
         files.check_folder_name(tmp_path / name)
     (tmp_path / name).mkdir()
     files.check_folder_name(tmp_path / name)
