@@ -15,6 +15,8 @@ import official
 from file_server import FileServer, serving
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
+from shiftvit.benchmark import benchmark
+from shiftvit.bundle.card import addressed
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
 from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
@@ -270,3 +272,20 @@ def test_a_changed_bundle_says_so(checkpoint: Path, place: Path) -> None:
     (place / "bundle.json").write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ShiftViTError, match="999 synsets do not identify 1000 labels"):
         Bundle.load(NAME)
+
+
+def test_the_card_says_how_to_get_it_again(checkpoint: Path, place: Path) -> None:
+    pull_published(NAME, checkpoint)
+    card = (place / "README.md").read_text("utf-8")
+    assert f"\nshiftvit pull {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in card
+    assert f"\nshiftvit pull me/mine --out {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in addressed(
+        card, "me/mine"
+    )
+
+
+def test_it_is_measured_once_it_is_there(checkpoint: Path) -> None:
+    with pytest.raises(ShiftViTError, match=f"measure it with --train, or run first: shiftvit pull {NAME}$"):
+        benchmark(NAME)
+    pull_published(NAME, checkpoint)
+    found = benchmark(NAME, batch_sizes=(2,), repeats=1, seconds=0.01, runtime="keras")
+    assert found["rows"][0]["images_per_second"] > 0

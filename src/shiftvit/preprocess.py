@@ -90,6 +90,16 @@ class Preprocess(Settings):
         """
         return self.rounded(self._unrounded(images))
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
+
+        A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
+        several times faster with photographs and differs by less than a level on average.
+        """
+        height, width = _pair(self.resize or 0)
+        return {"at_least": (2 * height, 2 * width) if height else None, "srgb": self.srgb}
+
     def rounded(self, images: Images) -> NDArray[np.uint8]:
         """Only rounds: resized (N, h, w, 3) -> uint8 of the same shape."""
         if images.dtype == np.uint8:

@@ -76,6 +76,7 @@ def convert_checkpoint(
     notice(f"{len(model.weights)} tensors with {count:,} numbers fit {preset}, and all are finite")
     bundle = Bundle.from_model(model, names, preprocess)
     provenance = Provenance(
+        name=published.name if published else None,
         address=published.url if published else Path(path).name,
         sha256=files.sha256(Path(path)),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

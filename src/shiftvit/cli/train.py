@@ -73,7 +73,7 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    run: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     data: Annotated[
         str | None,
         typer.Option(

@@ -71,6 +71,11 @@ def is_name(given: str) -> bool:
     return _find_named(given) is not None and _find_here(Path(given)) is None
 
 
+def is_model(given: str | Path) -> bool:
+    """Whether `find_bundle` finds a model by this name or path."""
+    return _find_here(Path(given)) is not None or _find_named(str(given)) is not None
+
+
 def _find_here(path: Path) -> Container | None:
     for place in (path, path / "bundle"):
         if place is not path and place.is_symlink():
