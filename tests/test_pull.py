@@ -122,7 +122,7 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     assert (bundle.labels, bundle.synsets, bundle.graph) == (names, synsets, b"a graph")
     assert bundle.provenance is not None
     assert bundle.provenance.model_dump(exclude={"date"}) == {
-        "address": f"{server.url}/{NAME}.pth", "sha256": digest, "license": "mit", "top1": 61.5,
+        "name": NAME, "address": f"{server.url}/{NAME}.pth", "sha256": digest, "license": "mit", "top1": 61.5,
         "data": "ImageNet-1K, 32x32",
     }  # fmt: skip
     assert bundle.metrics == {}
@@ -289,3 +289,29 @@ def test_it_is_measured_once_it_is_there(checkpoint: Path) -> None:
     pull_published(NAME, checkpoint)
     found = benchmark(NAME, batch_sizes=(2,), repeats=1, seconds=0.01, runtime="keras")
     assert found["rows"][0]["images_per_second"] > 0
+
+
+def test_a_flipped_bit_is_found(checkpoint: Path, tmp_path: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / "flipped.pth").write_bytes(content)
+    refused("flipped.pth' is damaged .*; download it again", source=tmp_path / "flipped.pth")
+
+
+def test_a_place_that_cannot_be_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "file"))
+    with pytest.raises(ShiftViTError, match=r"cannot write .*Not a directory; free space, or set SHIFTVIT_DATA and"):
+        pull_published(NAME, checkpoint)
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ShiftViTError, match=r"cannot write .*Not a directory; free space, or set SHIFTVIT_DATA and"):
+        pull_published(NAME)
+
+
+def test_a_full_disk_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise ShiftViTError("cannot write 'x': No space left on device; free space, or choose another place with --out")
+
+    monkeypatch.setattr(Bundle, "save", full)
+    refused("No space left on device; free space, or set SHIFTVIT_DATA to another folder", source=checkpoint)

@@ -71,7 +71,7 @@ def pack(
     ema: Annotated[bool, typer.Option("--ema", help="Take a checkpoint's moving average of the weights.")] = False,
 ) -> None:
     """Pack a model as one folder or .zip file to share."""
-    from shiftvit.bundle.official import is_checkpoint
+    from shiftvit.bundle.stored.find import is_checkpoint
 
     if is_checkpoint(model):
         prepare_backend()

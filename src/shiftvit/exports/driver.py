@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, graph_metadata
-from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
-from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
+from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, is_checkpoint
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.errors import ShiftViTError, notice
@@ -47,7 +47,7 @@ def export(
     """Exports a model to another format, if the result passes the parity gate.
 
     Args:
-        model: a run folder, a bundle or the name of a model that comes with the package.
+        model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
         out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
