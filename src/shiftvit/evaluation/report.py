@@ -13,6 +13,7 @@ from typing import Any
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
+from shiftvit.replacement import current
 from shiftvit.templates import render
 
 _TRAINING = ("learning_curves", "predictions")
@@ -87,7 +88,7 @@ def _settings(recipe: str) -> dict[str, Any]:
 
 def _figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns those figures that there are, coded as text."""
-    paths = {name: folder / f"{name}.png" for name in names}
+    paths = {name: current(folder / f"{name}.png") for name in names}
     return {name: base64.b64encode(_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 
