@@ -92,7 +92,7 @@ def main() -> None:
         "share_of_whole_process": round(statistics.median(a / b for a, b in zip(whole, pure, strict=True)), 4),
     }
     print(result)
-    write_record("x") if 0 else print("predict" if packaged else f"predict-{options.model}-{options.size}", result)
+    write_record("predict" if packaged else f"predict-{options.model}-{options.size}", result)
 
 
 if __name__ == "__main__":

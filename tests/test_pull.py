@@ -20,6 +20,7 @@ from shiftvit.bundle.card import addressed
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
 from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
+from shiftvit.cli.main import main
 from shiftvit.exports import pull as pulling
 from shiftvit.exports.pull import pull_published
 from shiftvit.presets import PRESETS, Preset
@@ -315,3 +316,49 @@ def test_a_full_disk_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Bundle, "save", full)
     refused("No space left on device; free space, or set SHIFTVIT_DATA to another folder", source=checkpoint)
+
+
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """Runs the command line and returns its status and what it printed on both streams."""
+    monkeypatch.setattr("sys.argv", ["shiftvit", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+def test_the_command(
+    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = {
+        ("pull", NAME, "--revision", "v1"): "--revision is for repositories, OWNER/NAME",
+        (
+            "pull",
+            NAME,
+            "--out",
+            "here",
+        ): f"--out is for repositories, OWNER/NAME; `shiftvit pack {NAME} DIR` makes a copy",
+        ("pull", "me/pets", "--from", "x.pth"): "--from is for published weights, and 'me/pets' is a repository",
+        ("pull", "pets"): "there are no published weights 'pets'",
+        ("evaluate", NAME): f"run: shiftvit pull {NAME}",
+        ("explain", "x.jpg", "--model", NAME): None,
+        ("push", NAME, "me/pets"): f"run: shiftvit pull {NAME}",
+        ("export", NAME): f"run: shiftvit pull {NAME}",
+        ("pack", NAME, "out"): f"run: shiftvit pull {NAME}",
+    }
+    for arguments, match in faults.items():
+        status, out, err = said(capsys, monkeypatch, *arguments)
+        assert (status, out) == (2, ""), arguments
+        assert err.count("\n") == 1
+        assert match is None or match in err
+    status, out, _ = said(capsys, monkeypatch, "pull", NAME, "--from", str(checkpoint))
+    assert status == 0
+    assert out == f"bundle: {place}\ntry it: shiftvit predict photo.jpg --model {NAME}\n"
+    status, out, _ = said(capsys, monkeypatch, "pack", NAME, "copy.zip")
+    assert (status, out) == (0, "bundle: copy.zip\n")
+    assert Bundle.load("copy.zip").provenance == Bundle.load(NAME).provenance
+    status, out, _ = said(capsys, monkeypatch, "info", NAME)
+    assert f"in {place}" in out
+    status, out, _ = said(capsys, monkeypatch, "info", "copy.zip")
+    assert "license mit, SHA-256" in out
