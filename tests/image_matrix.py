@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 # What EXIF's orientation means: where the stored picture's first row and first column belong.
 SIDES = {
@@ -23,6 +24,7 @@ SIDES = {
     7: ("right", "bottom"),
     8: ("left", "bottom"),
 }
+register_heif_opener()
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types
 
@@ -71,6 +73,13 @@ def files() -> dict[str, bytes]:
         "pages.tif": encode(picture, "TIFF", **sequence()),
         "plain.avif": encode(picture, "AVIF", quality=95, subsampling="4:4:4", exif=exif(1)),
         "alpha.avif": encode(picture.convert("RGBA"), "AVIF", quality=95, subsampling="4:4:4"),
+        "plain.jp2": encode(picture, "JPEG2000", irreversible=False),
+        "tiles.j2k": encode(picture, "JPEG2000", no_jp2=True, tile_size=(16, 16)),
+        "plain.ppm": encode(picture, "PPM"),
+        "text.ppm": b"P3\n# a comment\n32 32\n255\n" + b" ".join(b"%d" % value for value in sample().flat) + b"\n",
+        "plain.heic": encode(picture, "HEIF", quality=95, chroma=444, exif=exif(1)),
+        "alpha.heic": encode(picture.convert("RGBA"), "HEIF", quality=95, chroma=444),
+        "pair.heic": encode(picture, "HEIF", quality=95, chroma=444, **sequence()),
         "animated.avif": encode(picture, "AVIF", quality=95, subsampling="4:4:4", **sequence()),
     }
 
@@ -221,3 +230,53 @@ def declared(height: int, width: int) -> dict[str, bytes]:
         "tiff strip": rgb_tiff(width, height, strip, **deflate),
         "tiff tile": rgb_tiff(16, 16, strip, t322=width, t323=height, t324=8, t325=len(strip), **deflate),
     }
+
+
+def jpeg2000(
+    size: tuple[int, int] = (32, 32), tile: tuple[int, int] = (32, 32), layers: int = 1, precinct: int = 0xFF
+) -> bytes:
+    """The head of a JPEG 2000 codestream, without a tile."""
+    channels = b"\7\1\1" * 3
+    sizes = struct.pack(">H8IH", 0, *size, 0, 0, *tile, 0, 0, 3) + channels
+    coding = struct.pack(">BBHB5B", 1, 0, layers, 1, 0, 4, 4, 0, 1) + bytes([precinct])
+    segments = (b"\xff\x51", sizes), (b"\xff\x52", coding)
+    return (
+        b"\xff\x4f"
+        + b"".join(marker + struct.pack(">H", len(body) + 2) + body for marker, body in segments)
+        + b"\xff\x90"
+    )
+
+
+# The colours of red, green and blue of two spaces, in XYZ under D50, and those of sRGB.
+DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
+ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
+SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
+GAMMA = 563 / 256
+
+
+def icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> bytes:
+    """An ICC profile (version 2.1) of a space with these colours and the gamma above."""
+
+    def xyz(values: tuple[float, ...]) -> bytes:
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+    white = (0.9642, 1.0, 0.8249)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 563) + b"\0\0"
+    named = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(79)
+    tags = {b"desc": named, b"cprt": b"text\0\0\0\0none\0\0\0\0", b"wtpt": xyz(white)}
+    for letter, colour in zip(b"rgb", colours, strict=True):
+        tags |= {bytes([letter]) + b"XYZ": xyz(colour), bytes([letter]) + b"TRC": curve}
+    at, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", at + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s12x4s20x", at + len(body), b"none", 0x02100000, b"mntr", space, b"XYZ ", b"acsp")
+    return head + struct.pack(">I", 0) + xyz(white)[8:] + bytes(128 - len(head) - 16) + table + body
+
+
+def to_srgb(pixels: np.ndarray, colours: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    """What sRGB's standard (IEC 61966-2-1) says that these pixels are in it, unrounded."""
+    linear = np.linalg.solve(np.array(SRGB).T, np.array(colours).T) @ ((pixels / 255.0) ** GAMMA)[..., None]
+    linear = linear[..., 0].clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

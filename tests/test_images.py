@@ -16,11 +16,12 @@ from PIL import Image, ImageFile
 
 import image_matrix as matrix
 from pace import at_most
-from shiftvit.data.decode.images import IMAGE_SUFFIXES, decode
+from shiftvit.data.decode.images import decode
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.errors import ShiftViTError
 
 EXACT = {"palette.png", "palette.bmp", "animated.gif"}  # of 256 colours, which the sample does not have
-LOSSY = {".jpg", ".mpo", ".avif"}
+LOSSY = {".heic", ".jpg", ".mpo", ".avif"}
 
 
 def pattern(*shape: int, most: int = 255) -> np.ndarray:

@@ -37,7 +37,7 @@ HOUSE = [
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
     ("data.find", "find kept splits arrays shards folders tables cells places dataset listing words"),
-    ("data.decode", "images rows parquet formats"),
+    ("data.decode", "images profiles readers rows parquet formats netpbm faults"),
     ("recipes", "recipe"),
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),

@@ -50,6 +50,10 @@ class Preprocess(Settings):
     round_pixels: bool = Field(
         True, description="round what was resized to whole pixel values, which are what exported graphs take"
     )
+    srgb: bool = Field(
+        False,
+        description="convert pictures that embed a colour profile, such as Display P3, to sRGB as they are decoded",
+    )
 
     @model_validator(mode="after")
     def _std_is_positive(self) -> Self:

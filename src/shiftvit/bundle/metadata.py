@@ -54,7 +54,8 @@ class Metadata(Settings):
 
     def dump(self) -> str:
         """Returns the JSON to store."""
-        return self.model_dump_json()
+        # Older versions know no `srgb`.
+        return self.model_dump_json(exclude=None if self.preprocess.srgb else {"preprocess": {"srgb"}})
 
     @property
     def size(self) -> tuple[int, int]:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from shiftvit.cli.rows import Format
     from shiftvit.inference.predict import Failure, Prediction, Predictor
 
-# How image files begin; anything else on standard input is a list of paths.
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
 _FORMATS = "table, json, jsonl or csv"
 # Images in a grid; more would be hard to read.
 _SHOWN = 60
@@ -153,19 +151,22 @@ def _write(
 def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
     """Returns paths, or the bytes of an image on standard input."""
     from shiftvit.bundle.stored.find import PRETRAINED
-    from shiftvit.data.find.listing import list_images
+    from shiftvit.data.find.listing import is_companion, list_images
 
     if not paths:
         return list_images([str(PRETRAINED / "samples")], recursive=True)
     sources: list[Any] = []
     for path in paths:
         sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
-    return sources
+    # A shell's pattern names the videos and notes of live photos, too.
+    return [source for source in sources if len(sources) == 1 or isinstance(source, bytes) or not is_companion(source)]
 
 
 def _standard_input() -> list[Any]:
+    from shiftvit.data.decode.formats import kind_of
+
     content = sys.stdin.buffer.read()
-    if content.startswith(_MAGIC) or content[4:8] == b"ftyp":
+    if kind_of(content) is not None:
         return [content]
     separator = b"\0" if b"\0" in content else b"\n"
     lines = [line.rstrip(b"\r") for line in content.split(separator)]

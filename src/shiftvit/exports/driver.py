@@ -203,7 +203,7 @@ def _gate_images(
     pixels = metadata.preprocess.pixels
     if data is None and metadata.precision == "f32":
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
-        images = np.concatenate([pixels(decode(path)[None]) for path in files])
+        images = np.concatenate([pixels(decode(path, srgb=metadata.preprocess.srgb)[None]) for path in files])
         return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
     name = data or named.find_by_classes(bundle.labels)
     if name is None:

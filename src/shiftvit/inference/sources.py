@@ -86,7 +86,7 @@ def _batches(
         while True:
             while free:
                 part = itertools.islice(numbered, min(chunk_size, free))
-                chunk = [_taken(number, source, max_pixels) for number, source in part]
+                chunk = [_taken(number, source, max_pixels, rule.srgb) for number, source in part]
                 if not chunk:
                     break
                 free -= len(chunk)
@@ -108,12 +108,12 @@ def _batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _taken(number: int, source: Any, max_pixels: int) -> tuple[str, Taken | Failure]:
+def _taken(number: int, source: Any, max_pixels: int, srgb: bool) -> tuple[str, Taken | Failure]:
     """Returns an image's name, and what it holds now or why it cannot be taken."""
     named = isinstance(source, str | os.PathLike)
     name = os.fsdecode(source) if named else f"image {number}"
     try:
-        return name, take(source, name, max_pixels)
+        return name, take(source, name, max_pixels, srgb)
     except ShiftViTError as error:
         return name, _failure(name, error)
 
@@ -126,7 +126,9 @@ def _prepare(chunk: list[tuple[str, Taken | Failure]], rule: Preprocess, max_pix
             results.append(taken)
             continue
         try:
-            image = taken if isinstance(taken, np.ndarray) else decode(taken, max_pixels=max_pixels, name=name)
+            image = taken
+            if not isinstance(image, np.ndarray):
+                image = decode(image, max_pixels=max_pixels, name=name, srgb=rule.srgb)
             results.append((name, rule.pixels(image[None])[0]))
         except ShiftViTError as error:
             results.append(_failure(name, error))
@@ -193,13 +195,13 @@ def _images(parts: Iterable[Any]) -> Iterator[Any]:
             yield part
 
 
-def take(source: Any, name: str, max_pixels: int) -> Taken:
+def take(source: Any, name: str, max_pixels: int, srgb: bool = False) -> Taken:
     """Returns what a source holds now. Its owner may then reuse a buffer, or go on to an animation's next frame.
 
     Args:
         source: a `Source`; a file is read from its start if it can go there.
         name: what messages call it.
-        max_pixels: as in `decode`.
+        max_pixels, srgb: as in `decode`.
 
     Raises:
         ShiftViTError: it is no `Source`, or it cannot be read.
@@ -211,7 +213,7 @@ def take(source: Any, name: str, max_pixels: int) -> Taken:
     if isinstance(source, bytearray) or (isinstance(source, memoryview) and source.ndim == 1):
         return bytes(source)
     if isinstance(source, Image.Image):
-        return decode(source, name=name, max_pixels=max_pixels)
+        return decode(source, name=name, max_pixels=max_pixels, srgb=srgb)
     if isinstance(source, np.ndarray | memoryview):
         return _pixels(np.asarray(source), name, max_pixels)
     if _is_file(source):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.decode.formats import kind_of
 from shiftvit.data.decode.images import decode
+from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.inference.explainer import Explainer
 from shiftvit.inference.runtimes import Graph, load_graph
@@ -134,9 +135,15 @@ class ServedModel:
 
     def _read(self, content: bytes) -> Pixels:
         if kind_of(content) is None:
-            raise Refused(415, "the body is no image of a supported format; send a JPEG, PNG, WebP, GIF, BMP or TIFF")
+            raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
-            return decode(content, name="image", max_pixels=self._limits.max_pixels, max_bytes=self._limits.max_bytes)
+            return decode(
+                content,
+                name="image",
+                max_pixels=self._limits.max_pixels,
+                max_bytes=self._limits.max_bytes,
+                srgb=self.graph.metadata.preprocess.srgb,
+            )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
 

@@ -96,7 +96,7 @@ class Originals(Pictures):
             ShiftViTError: a file that can no longer be decoded.
         """
         size = self.shape[1], self.shape[2]
-        pixels = decode(self.paths[index], at_least=decoded_at_least(box, size))
+        pixels = decode(self.paths[index], at_least=decoded_at_least(box, size), srgb=self.rule.srgb)
         return cut(pixels, box, size, self.rule.interpolation)
 
 
@@ -109,7 +109,7 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     Raises:
         ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
     """
-    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule))[None])[0]
+    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule), srgb=rule.srgb)[None])[0]
     return pixels
 
 
@@ -164,7 +164,7 @@ def read_pictures(
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
     def read(index: int) -> None:
-        image = decode(paths[index], at_least=at_least)
+        image = decode(paths[index], at_least=at_least, srgb=rule.srgb)
         sizes[index] = image.shape[:2]
         if not whole:
             pixels = rule.pixels(image[None])[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from shiftvit.console import Bar
 from shiftvit.data.check.duplicates import Fingerprint, Member, find_groups, fingerprint
 from shiftvit.data.check.report import Report
 from shiftvit.data.decode.formats import kind_of, reduce
 from shiftvit.data.decode.images import decode, read_bytes
+from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError
@@ -109,8 +109,8 @@ def _read_header(content: bytes) -> tuple[str, str]:
     """Returns the format and the colour mode of a file that can be decoded."""
     form = kind_of(content) or "unknown"
     try:
-        with Image.open(io.BytesIO(reduce(form, content)[0]), formats=[form.upper()]) as image:
-            return form, image.mode
+        with contextlib.closing(open_reader(form, reduce(form, content)[0])) as image:
+            return form, str(image.mode)
     except MemoryError:
         raise
     except Exception:  # it was decoded, so that what this reader dislikes is not a fault of the data

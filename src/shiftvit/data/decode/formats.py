@@ -16,6 +16,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from shiftvit.data.decode.faults import Fault
+from shiftvit.data.decode.netpbm import reduce_jpeg2000, reduce_ppm
+
 _MOST_PARTS = 100_000  # chunks, segments or strips; 64 million pixels in very small strips need a third of that
 _MOST_SCANS = 100  # of a JPEG, each a pass over the whole picture; libtiff has the same limit
 _LONGEST_BMP_HEAD = 2**19  # bytes; headers and the largest palette take 256 KiB
@@ -27,12 +30,10 @@ _TIFF_LISTS = {258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # other types have 1
 
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # neither a stuffed 0xFF nor a restart
+_PPM = re.compile(rb"P[1-6][ \t\r\n\v\f#]")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of its container
 # An item entry of type Exif, of either version; the rest of it is flags and numbers.
 _AVIF_EXIF = re.compile(rb"(infe\x02.{3}.{4}|infe\x03.{3}.{6})Exif", re.DOTALL)
-
-
-class Fault(Exception):
-    """Says what is wrong with a file. The message is the rest of a sentence that begins with the file's name."""
 
 
 def kind_of(data: bytes) -> str | None:
@@ -49,14 +50,20 @@ def kind_of(data: bytes) -> str | None:
         return "BMP"
     if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
         return "TIFF"
-    brands = data[8 : int.from_bytes(data[:4], "big")][:256]  # HEIC has the same container and other brands
-    return "AVIF" if data[4:8] == b"ftyp" and (b"avif" in brands or b"avis" in brands) else None
+    if data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or data[:4] == b"\xff\x4f\xff\x51":
+        return "JPEG 2000"
+    if _PPM.match(data):
+        return "PPM"
+    brands = data[8 : int.from_bytes(data[:4], "big")][:256] if data[4:8] == b"ftyp" else b""
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF"
+    return "HEIC" if any(brand in brands for brand in _HEIC) else None
 
 
 def reduce(kind: str, data: bytes) -> tuple[bytes, int]:
     """Returns a file of the same format and pixels without anything else, and the EXIF orientation, 1..8.
 
-    WebP and AVIF keep their metadata, as their decoders return it unread; for them the orientation is 1.
+    WebP, AVIF and HEIC keep their metadata, as their decoders return it unread; for them the orientation is 1.
 
     Raises:
         Fault: the file would take minutes to read.
@@ -212,6 +219,15 @@ def _value(order: str, big: bool, entry: bytes) -> int:
     return int(struct.unpack_from(order + "H", entry, 12 if big else 8)[0])
 
 
+def tiff_bytes(data: bytes, tag: int) -> bytes:
+    """Returns the bytes that an entry of a TIFF's first directory points to; empty if it has no such entry."""
+    order, big, _, entries = _directory(data)
+    if tag not in entries:
+        return b""
+    _, count, offset = struct.unpack_from(order + ("HQQ" if big else "HII"), entries[tag], 2)
+    return data[offset : offset + count]
+
+
 def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
     """Rewrites the directory in its place, so that everything it points to stays where it is."""
     order, big, at, entries = _directory(data)
@@ -242,7 +258,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
 
 
 def _reduce_avif(data: bytes) -> tuple[bytes, int]:
-    # Pillow refuses a file with a broken EXIF block. AVIF does not need it: it says elsewhere how to turn.
+    # Pillow refuses a file with a broken EXIF block. AVIF and HEIC do not need it: they say elsewhere how to turn.
     return _AVIF_EXIF.sub(rb"\1skip", data), 1
 
 
@@ -260,4 +276,7 @@ _REDUCE = {
     "BMP": _reduce_bmp,
     "TIFF": _reduce_tiff,
     "AVIF": _reduce_avif,
+    "HEIC": _reduce_avif,
+    "JPEG 2000": reduce_jpeg2000,
+    "PPM": reduce_ppm,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import stat
 import struct
@@ -16,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from shiftvit.data.decode.formats import Fault, kind_of, orientation_of, reduce, webp_size
+from shiftvit.data.decode.faults import Fault
+from shiftvit.data.decode.formats import kind_of, orientation_of, reduce, webp_size
+from shiftvit.data.decode.profiles import convert_to_srgb, profile_of
+from shiftvit.data.decode.readers import FORMATS, open_reader, weight_of
 from shiftvit.data.decode.rows import read_row, row_of
 from shiftvit.errors import ShiftViTError
 
@@ -32,22 +31,6 @@ from shiftvit.errors import ShiftViTError
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 128 * 2**20
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-)
-
-# The reader of each format, and how many pixels each of its pixels counts as: the decoders of WebP and AVIF hold
-# several copies of a picture.
-_READERS: dict[str, tuple[type[ImageFile.ImageFile], int]] = {
-    "JPEG": (JpegImageFile, 1),
-    "PNG": (PngImageFile, 1),
-    "WebP": (WebPImageFile, 2),
-    "GIF": (GifImageFile, 1),
-    "BMP": (BmpImageFile, 1),
-    "TIFF": (TiffImageFile, 1),
-    "AVIF": (AvifImageFile, 2),
-}
-_RUN_LENGTH_WEIGHT = 16  # the same for a run-length BMP, which Pillow decodes in Python
 _BYTES = 8  # that decoding takes for a pixel, at least
 _TILE = 2**16  # pixels that are converted at a time, so that a large picture has no second full-size copy
 _SPECIAL = {"d": "directory", "p": "named pipe", "s": "socket", "c": "device", "b": "device"}
@@ -62,27 +45,32 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     at_least: tuple[int, int] | None = None,
+    srgb: bool = False,
 ) -> NDArray[np.uint8]:
-    """Decodes one picture: JPEG (also MPO), PNG, WebP, GIF, BMP, TIFF or AVIF. Content decides, not the suffix.
+    """Decodes one picture: JPEG (also MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 or PPM.
 
-    If a file has several pictures, it decodes the first. It turns the picture as EXIF says and puts it on white where
-    it is transparent. 16 bits of grey become `round(v / 257)`; of 16 bits of colour the upper eight are kept. Colour
-    profiles are ignored. Floats, and signed or 32-bit integers, as a TIFF or a PIL image may hold, are refused, as
-    there is no agreement which of their values is white.
+    Content decides, not the suffix. HEIC needs pillow-heif. If a file has several pictures, it decodes the first, or
+    the primary one of a HEIC. It turns the picture as EXIF says and puts it on white where it is transparent. 16 bits
+    of grey become `round(v / 257)`; of 16 bits of colour the upper eight are kept. Floats, and signed or 32-bit
+    integers, as a TIFF or a PIL image may hold, are refused, as there is no agreement which of their values is white.
 
-    Many threads may call it at once: it changes nothing global, such as the filters of `warnings`. It neither sets nor
+    Many threads may call it at once: it changes nothing global, such as the filters of `warnings`,
+    but that libtiff no longer prints to standard error. It neither sets nor
     obeys `PIL.Image.MAX_IMAGE_PIXELS`, except for a WebP of more than twice that many pixels.
 
     Args:
         source: a path, a file's bytes, or a PIL image, which is loaded, but neither changed nor closed. A row of a
             Parquet file is also a path: `FILE.parquet#7`.
         name: what messages call the source; by default its path or its type.
-        max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP or an AVIF
-            counts as 2, as their decoders need more memory; one of a run-length BMP as 16, as it takes long.
+        max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP, an
+            AVIF or a JPEG 2000 counts as 2, as their decoders need more memory; one of a run-length BMP, or of a PPM
+            in text or of other than 8 bits, as 16, as it takes long.
         max_bytes: the largest file.
         at_least: (height, width) in pixels. A JPEG may then be decoded at a half, a quarter or an eighth of its
             size, if that leaves at least so many pixels. It is faster, and differs by a few levels from a picture that
             is decoded whole and then downsized.
+        srgb: convert colours to sRGB where a file embeds an RGB profile, such as Display P3 or Adobe RGB. False:
+            profiles are ignored.
 
     Returns:
         uint8 (H, W, 3), RGB, writable.
@@ -101,12 +89,12 @@ def decode(
     try:
         if isinstance(source, str | os.PathLike):
             content = _read(Path(source), max_bytes)
-            return _from_bytes(content, max_pixels, at_least)
+            return _from_bytes(content, max_pixels, at_least, srgb)
         if isinstance(source, bytes | bytearray | memoryview):
             _check_bytes(memoryview(source).nbytes, max_bytes)
-            return _from_bytes(bytes(source), max_pixels, at_least)
+            return _from_bytes(bytes(source), max_pixels, at_least, srgb)
         if isinstance(source, Image.Image):
-            return _from_image(source, max_pixels)
+            return _from_image(source, max_pixels, srgb)
         raise Fault(f"is a {type(source).__name__}; give a path, a file's bytes or a PIL image")
     except Fault as fault:
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
@@ -173,35 +161,33 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
         )
 
 
-def _from_image(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+def _from_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
     with _translate_errors("image"):
         with _loading:  # Pillow reads a picture's file without a lock, and several threads may be given the same one
             image.load()
         pixels = _pixels(image)
+    if srgb:
+        pixels = convert_to_srgb(pixels, profile_of("", b"", image))
     return _turn(pixels, orientation_of(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
 
 
-def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> NDArray[np.uint8]:
+def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None, srgb: bool) -> NDArray[np.uint8]:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise Fault("may be half a picture and pass: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
     kind = kind_of(data)
     if kind is None:
-        known = ", ".join(_READERS)
+        known = ", ".join(FORMATS)
         raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
-    reader, weight = _READERS[kind]
     with _translate_errors(kind) as sizes:
+        whole = data
         data, orientation = reduce(kind, data)
         if kind == "WebP":
             size = webp_size(data)
-            _check_pixels(size, max_pixels, weight)  # the reader makes two canvases immediately
+            _check_pixels(size, max_pixels, weight_of(kind))  # the reader makes two canvases immediately
             sizes.append(size)
-        # Pillow's reader itself and not Image.open: the limit of that, and the filters of the warnings that it gives
-        # before it refuses, belong to the whole process.
-        with contextlib.closing(reader(io.BytesIO(data))) as image:
-            if image.tile and image.tile[0].codec_name == "bmp_rle":
-                weight = _RUN_LENGTH_WEIGHT
-            _check_pixels(image.size, max_pixels, weight)
+        with contextlib.closing(open_reader(kind, data)) as image:
+            _check_pixels(image.size, max_pixels, weight_of(kind, image))
             sizes.append(image.size)
             if isinstance(image, TiffImageFile):
                 tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
@@ -213,7 +199,12 @@ def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) 
                 height, width = at_least if orientation < 5 else at_least[::-1]
                 image.draft(image.mode, (width, height))
             image.load()
-            pixels = _pixels(image)
+            _check_pixels(image.size, max_pixels, weight_of(kind))  # a HEIC's may differ from what its header says
+            # Of a PPM, Pillow's mode for 32 bits stands for 16.
+            wide = kind == "PPM" and image.mode == "I"
+            pixels = _pixels(Image.fromarray(np.asarray(image).astype(np.uint16)) if wide else image)
+            if srgb:
+                pixels = convert_to_srgb(pixels, profile_of(kind, whole, image))
     return _turn(pixels, orientation)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.data.decode.formats import Fault
+from shiftvit.data.decode.faults import Fault
 from shiftvit.data.decode.parquet import find_columns, import_pyarrow, open_parquet, read_images, size_of
 from shiftvit.errors import ShiftViTError, notice
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.find.arrays import read_archive
 from shiftvit.data.find.dataset import Dataset, Row, check_classes, check_names, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
+from shiftvit.data.find.listing import is_companion
 from shiftvit.data.find.shards import read_shards
 from shiftvit.data.find.tables import read_listed
 from shiftvit.data.find.words import is_litter, is_split
@@ -131,7 +132,7 @@ def _walk(root: Path) -> _Tree:
                 tree.images.append((*parts, entry.name))
             elif suffix == ".parquet":
                 tree.shards.append((*parts, entry.name))
-            else:
+            elif not is_companion(entry.path):
                 left_out[f"files of type {suffix}" if suffix else "files without an extension"] += 1
                 if suffix in _TABLES:
                     tree.tables.append((*parts, entry.name))

@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import row_of
 from shiftvit.errors import ShiftViTError
+
+# What cameras and phones put beside a picture, under its name.
+_COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
 
 
 def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
@@ -19,7 +22,7 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
         names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension;
             patterns with `*`, `?`, `[...]` and `**`. What exists is taken as it is, whatever characters its name has.
         recursive: also what lies in folders within folders (links to folders are not followed).
-        all_files: of folders take every regular file, whatever its extension.
+        all_files: of folders take every regular file, whatever its extension, but no companions of pictures.
 
     Raises:
         ShiftViTError: a name stands for nothing.
@@ -31,6 +34,15 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
             raise ShiftViTError(f"{name!r} {_explain_nothing(name, recursive, all_files)}")
         found += part
     return found
+
+
+def is_companion(path: str) -> bool:
+    """Returns whether a file belongs to a picture of the same name: a live photo's video, or notes on its edits."""
+    file = Path(path)
+    if file.suffix.lower() not in _COMPANIONS:
+        return False
+    endings = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
+    return any(file.with_suffix(ending).exists() for ending in endings)
 
 
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
@@ -53,7 +65,11 @@ def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(entry.path, recursive, all_files)
-        elif entry.is_file() if all_files else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+        elif (
+            entry.is_file() and not is_companion(entry.path)
+            if all_files
+            else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+        ):
             yield entry.path
 
 

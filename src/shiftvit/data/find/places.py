@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.decode.images import IMAGE_SUFFIXES
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import is_image, row_of
 from shiftvit.data.find.words import is_litter, normal
 

@@ -1,0 +1,121 @@
+"""Photographs as phones make them: HEIC, live photos, and libraries that talk past us."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import image_matrix as matrix
+from shiftvit import ShiftViTError
+from shiftvit.cli.main import app
+from shiftvit.data.check.checks import check_data
+from shiftvit.data.decode.images import decode
+from shiftvit.data.find.find import find_data
+from shiftvit.data.find.listing import is_companion, list_images
+from shiftvit.errors import install_hint
+
+
+def test_without_pillow_heif_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "pillow_heif":
+            raise ImportError(name)
+        return found(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ShiftViTError) as caught:
+        decode(matrix.files()["plain.heic"], name="IMG_1.HEIC")
+    hint = f"{install_hint('pillow-heif')}, which is the extra [heic]"
+    assert str(caught.value) == f"'IMG_1.HEIC' is a HEIC, and pillow-heif is not installed; {hint}"
+    assert decode(matrix.files()["plain.avif"]).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_says_itself_how_to_turn(orientation: int) -> None:
+    """Its EXIF block stays as the camera wrote it, and is no second turn."""
+    picture = matrix.Image.fromarray(matrix.sample()[:20])
+    found = decode(matrix.encode(picture, "HEIF", quality=95, chroma=444, exif=matrix.exif(orientation)))
+    expected = matrix.sample()[:20] if orientation == 1 else np.rot90(matrix.sample()[:20], -1)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_ppm_of_16_bits_and_bitmaps() -> None:
+    values = np.arange(0, 65536, 256, dtype=">u2").reshape(16, 16)
+    found = decode(b"P5\n16 16\n65535\n" + values.tobytes())
+    np.testing.assert_array_equal(found[..., 0], np.rint(values / 257))
+    assert decode(b"P4 8 2\n\xf0\x0f")[:, :, 0].tolist() == [[0] * 4 + [255] * 4, [255] * 4 + [0] * 4]
+    assert decode(b"P1 # text\n2 1 0 1")[0, :, 0].tolist() == [255, 0]
+    assert decode(b"P6 1 1 3 \1\2\3")[0, 0].tolist() == [85, 170, 255]
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Path:
+    """Two classes of live photos as a phone exports them, with notes on edits, and a video that is no live photo."""
+    for number, name in enumerate(("IMG_1.HEIC", "IMG_2.JPG", "IMG_3.jpg")):
+        form = "plain.heic" if name.endswith("HEIC") else "baseline.jpg"
+        for label in ("cat", "dog"):
+            (tmp_path / label).mkdir(exist_ok=True)
+            (tmp_path / label / name).write_bytes(matrix.files()[form] + bytes([number]))
+            (tmp_path / label / Path(name).with_suffix(".MOV").name).write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
+    (tmp_path / "cat" / "IMG_1.AAE").write_text("<plist/>")
+    return tmp_path
+
+
+def test_videos_of_live_photos_are_left_out_without_a_word(phone: Path) -> None:
+    assert find_data(phone).notes == ()
+    assert [Path(path).suffix.lower() for path in list_images([str(phone / "cat")], all_files=True)] == [
+        ".heic",
+        ".jpg",
+        ".jpg",
+    ]
+    assert not check_data(find_data(phone)).as_dict().get("corrupt")
+    names = sorted(map(str, (phone / "cat").iterdir()))  # as a shell does with photos/*
+    answer = CliRunner().invoke(app, ["predict", *names, "--format", "csv"], catch_exceptions=False)
+    rows = answer.stdout.splitlines()
+    assert len(rows) == 4
+    assert "could not be read" not in answer.stderr
+    (phone / "cat" / "holiday.mov").write_bytes(b"video")
+    assert not is_companion(str(phone / "cat" / "holiday.mov"))
+    assert find_data(phone).notes == ("files of type .mov: 1",)
+    alone = CliRunner().invoke(app, ["predict", str(phone / "cat" / "IMG_1.MOV"), "--strict"])
+    assert alone.exit_code != 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere Pillow hides libtiff")
+def test_libraries_do_not_talk_past_us(tmp_path: Path) -> None:
+    """libtiff would print more than a hundred lines here."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "good.png").write_bytes(matrix.files()["plain.png"])
+        for name, content in matrix.files().items():
+            for number in range(3):
+                broken = bytearray(content)
+                place = len(content) // (2 + number)
+                broken[place : place + 40] = b"\xa5" * 40
+                (tmp_path / label / f"{number}-{name}").write_bytes(bytes(broken))
+    program = "import sys; from shiftvit.cli.main import main; sys.argv[0] = 'shiftvit'; main()"
+    loud = (
+        "import sys; from shiftvit.data.decode import images, readers; readers._silence_libtiff = lambda: None\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: images.decode(path)\n"
+        "    except Exception: pass\n"
+    )
+    tiffs = sorted(map(str, tmp_path.rglob("*.tif")))
+    answer = subprocess.run([sys.executable, "-c", loud, *tiffs], capture_output=True, text=True, check=True)
+    assert answer.stderr.count("\n") > 3
+    for command in (["predict", "-r", str(tmp_path), "--format", "csv"], ["data", "check", str(tmp_path)]):
+        answer = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
+        lines = answer.stderr.splitlines()
+        assert [line for line in lines if not line.startswith("shiftvit: ")] == []
+    shutil.rmtree(tmp_path)

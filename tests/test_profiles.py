@@ -1,0 +1,114 @@
+"""Embedded colour profiles: ignored unless asked for, then converted as the standard of sRGB says, on every path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+import image_matrix as matrix
+from shiftvit import Bundle, Predictor, Preprocess, ShiftViT
+from shiftvit.bundle.bundle import MANIFEST
+from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.data.batches.pictures import Pictures, read_pictures
+from shiftvit.data.decode.images import decode
+from shiftvit.data.decode.profiles import profile_of
+
+FORMS = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "PNG": {},
+    "TIFF": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    "HEIF": {"quality": 100, "chroma": 444},
+    "MPO": {"quality": 100, "subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("space", [matrix.DISPLAY_P3, matrix.ADOBE_RGB])
+def test_colours_become_those_of_srgb(form: str, space: tuple[tuple[float, ...], ...]) -> None:
+    content = matrix.encode(matrix.sample(), form, icc_profile=matrix.icc(space), **FORMS[form])
+    stored = decode(content)
+    np.testing.assert_array_equal(decode(matrix.encode(matrix.sample(), form, **FORMS[form])), stored)
+    found = decode(content, srgb=True)
+    expected = matrix.to_srgb(stored, space)
+    assert np.abs(found - expected).max() < 2
+    assert np.abs(found.astype(int) - stored).max() > 10
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_either_kind(big: bool) -> None:
+    content = matrix.encode(matrix.sample(), "TIFF", icc_profile=matrix.icc(matrix.ADOBE_RGB), big_tiff=big)
+    assert np.abs(decode(content, srgb=True) - matrix.to_srgb(matrix.sample(), matrix.ADOBE_RGB)).max() < 2
+
+
+def test_a_profile_in_several_segments() -> None:
+    profile = matrix.icc(matrix.DISPLAY_P3) + bytes(100_000)
+    content = matrix.encode(matrix.sample(), "JPEG", icc_profile=profile, quality=100, subsampling=0)
+    assert profile_of("JPEG", content, None) == profile
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        b"",
+        b"no profile",
+        matrix.icc(matrix.DISPLAY_P3)[:200],
+        matrix.icc(matrix.DISPLAY_P3, b"GRAY"),
+        matrix.icc(matrix.DISPLAY_P3, b"CMYK"),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        b"\xff" * 5000,
+    ],
+)
+def test_what_cannot_or_need_not_be_converted_stays(profile: bytes) -> None:
+    for form in ("JPEG", "PNG", "TIFF", "WEBP"):
+        content = matrix.encode(matrix.sample(), form, icc_profile=profile, **FORMS[form])
+        np.testing.assert_array_equal(decode(content, srgb=True), decode(content))
+
+
+def test_broken_files_are_no_worse_with_it() -> None:
+    chance = np.random.default_rng(0)
+    for form in ("JPEG", "PNG", "TIFF"):
+        whole = matrix.encode(matrix.sample(), form, icc_profile=matrix.icc(matrix.DISPLAY_P3), **FORMS[form])
+        for _ in range(100):
+            content = bytearray(whole)
+            content[chance.integers(len(whole))] = chance.integers(256)
+            profile_of(form, bytes(content), None)
+
+
+def test_a_pil_image() -> None:
+    image = Image.fromarray(matrix.sample())
+    image.info["icc_profile"] = matrix.icc(matrix.DISPLAY_P3)
+    expected = matrix.to_srgb(matrix.sample(), matrix.DISPLAY_P3)
+    assert np.abs(decode(image, srgb=True) - expected).max() < 2
+    np.testing.assert_array_equal(np.asarray(image), matrix.sample())
+
+
+def test_every_path_sees_the_same_colours(tmp_path: Path) -> None:
+    model = ShiftViT((32, 32, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
+    path = tmp_path / "p3.png"
+    path.write_bytes(matrix.encode(matrix.sample(), "PNG", icc_profile=matrix.icc(matrix.DISPLAY_P3)))
+    rule = Preprocess(srgb=True, resize=32, crop=32)
+    Bundle.from_model(model, ("a", "b"), rule).save(tmp_path / "model")
+    bundle = Bundle.load(tmp_path / "model")
+    assert bundle.preprocess == graph_metadata(bundle).preprocess == rule
+    expected = decode(path, srgb=True)
+    assert not np.array_equal(expected, decode(path))
+    np.testing.assert_array_equal(Pictures([str(path)], rule)[[0]][0], expected)
+    np.testing.assert_array_equal(read_pictures([str(path)], rule)[0][0], expected)
+    predictor = Predictor.from_pretrained(tmp_path / "model", runtime="keras")
+    by_path, by_pixels = predictor([str(path), expected])
+    np.testing.assert_allclose(by_path.probabilities, by_pixels.probabilities, atol=1e-6)
+
+
+def test_files_that_older_versions_read_stay_the_same(tmp_path: Path) -> None:
+    model = ShiftViT((32, 32, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
+    for srgb in (False, True):
+        place = tmp_path / str(srgb)
+        bundle = Bundle.from_model(model, ("a", "b"), Preprocess(srgb=srgb))
+        bundle.save(place)
+        assert ("srgb" in (place / MANIFEST).read_text("utf-8")) is srgb
+        assert ("srgb" in graph_metadata(bundle).dump()) is srgb
