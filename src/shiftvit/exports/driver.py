@@ -23,7 +23,7 @@ from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.files import write_json
 from shiftvit.replacement import write_folder
@@ -152,7 +152,7 @@ def _build_and_prove(
         (place / "job.json").write_text(json.dumps(job), "utf-8")
         notice(f"building {name} in {metadata.precision}")
         _child("build", place / "job.json", row.backend)
-        notice(f"comparing it with the model on {len(arrays['images']):,} images")
+        notice(f"comparing it with the model on {count_of(len(arrays['images']), 'image')}")
         report: dict[str, Any] = json.loads(_child("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
         raise ShiftViTError(
