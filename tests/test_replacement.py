@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shiftvit import Bundle, ShiftViTError
+from sample import load_sample
+from shiftvit import Bundle, ShiftViTError, evaluate
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.data import named
 from shiftvit.exports import driver
 from shiftvit.files import write_file
 from shiftvit.replacement import current, write_folder
@@ -196,6 +199,25 @@ def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
         file.writestr("notes.txt", "mine")
     with pytest.raises(ShiftViTError, match=r"holds more than a bundle \('notes.txt'\), so it is not replaced"):
         driver.pack("cifar10", archive)
+
+
+def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_sample()
+    small = {"test": data.test.take(range(20))}
+    monkeypatch.setitem(named._LOADERS, "cifar10", lambda: replace(data, splits=small))
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    (out / "deep" / "notes.txt").write_text("mine")
+    evaluate("cifar10", out=out)
+    (out / "corruptions.png").write_bytes(b"of an earlier one")
+    before = (out / "mistakes.png").read_bytes()
+    evaluate("cifar10", out=out)
+    names = {"evaluation.json", "confusion_matrix.png", "reliability.png", "mistakes.png", "deep"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "mistakes.png").read_bytes() == before
+    (out / "evaluation.json").unlink()  # so that nothing tells whose figures these are
+    with pytest.raises(ShiftViTError, match=r"png' exists and is not shiftvit's, so it is not replaced"):
+        evaluate("cifar10", out=out)
 
 
 @pytest.mark.parametrize(

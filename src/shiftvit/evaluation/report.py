@@ -14,6 +14,7 @@ from shiftvit import files
 from shiftvit.bundle.card import tells_top5
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
+from shiftvit.replacement import current
 from shiftvit.templates import render
 
 _TRAINING = ("learning_curves", "predictions")
@@ -86,7 +87,7 @@ def _settings(recipe: str) -> dict[str, Any]:
 
 def _figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns those figures that there are, coded as text."""
-    paths = {name: folder / f"{name}.png" for name in names}
+    paths = {name: current(folder / f"{name}.png") for name in names}
     return {name: base64.b64encode(_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 

@@ -13,7 +13,7 @@ from shiftvit.augment.boxes import Box, cut, decoded_at_least
 from shiftvit.data.decode.images import decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
-from shiftvit.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess, as_pair
 
 # Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
 BUDGET = 2**29
@@ -115,8 +115,10 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
 
 def _least_size(rule: Preprocess) -> tuple[int, int] | None:
     """Returns the (height, width) that a JPEG must be decoded at, at least: twice what it is resized to."""
-    height, width = rule.resize if isinstance(rule.resize, tuple) else (rule.resize or 0,) * 2
-    return (2 * height, 2 * width) if height else None
+    if rule.resize is None:
+        return None
+    height, width = (2 * max(sides) for sides in zip(as_pair(rule.resize), as_pair(rule.crop or 1), strict=True))
+    return height, width
 
 
 def one_size(rule: Preprocess) -> tuple[int, int]:
