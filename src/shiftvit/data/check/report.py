@@ -38,6 +38,8 @@ class Report:
         sizes: (height, width) of each image upright, int64 (N, 2).
         forms, modes: how many files have which format, and which colour mode as stored, by Pillow's name.
         complete: false where the search for near-duplicates gave up at a million pairs.
+        made: the splits that were made of the training images, as training makes them.
+        faults: what else would harm training, a line each.
     """
 
     data: Dataset = field(repr=False)
@@ -48,6 +50,8 @@ class Report:
     forms: dict[str, int]
     modes: dict[str, int]
     complete: bool = True
+    made: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def duplicates(self) -> list[Group]:
@@ -73,7 +77,7 @@ class Report:
     @property
     def harmful(self) -> list[str]:
         """What would harm training or its figures, a line each; empty if nothing would."""
-        lines = []
+        lines = [*self.faults]
         total = sum(map(len, self.data.splits.values()))
         if self.corrupt:
             lines.append(f"corrupt: {len(self.corrupt):,} of {count_of(total, 'image')}, such as {self.corrupt[0][1]}")
@@ -97,6 +101,13 @@ class Report:
                     f"({self._label(a)!r}) and {self._path(b)!r} ({self._label(b)!r})"
                 )
         names, counts = self.data.class_names, self.counts["train"]
+        usable = np.sum([self.counts[name] for name in ("train", *self.made)], axis=0)
+        small = [f"{names[label]!r} ({usable[label]:,})" for label in np.flatnonzero(usable <= len(self.made))]
+        if small and self.made:
+            lines.append(
+                f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {', '.join(small[:10])}"
+                f"{' ...' if len(small) > 10 else ''}"
+            )
         bare = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
         if bare:
             lines.append(f"classes: no training images of {', '.join(bare[:10])}{' ...' if len(bare) > 10 else ''}")
@@ -132,6 +143,7 @@ class Report:
             "path": self.data.name,
             "layout": self.data.layout,
             "ignored": list(self.data.notes),
+            "made": list(self.made),
             "splits": {
                 split: {
                     "images": int(counts.sum()),
@@ -172,6 +184,7 @@ class Report:
             rows[split] = f"{count_of(part['images'], 'image')}, {spread_of(counts)} a class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
+            rows[split] += " (as training makes it)" if split in self.made else ""
         rows["corrupt"] = f"{len(self.corrupt):,}"
         for name in ("duplicates", "leaks", "conflicts"):
             kinds = Counter(group["kind"] for group in plain[name])
