@@ -11,7 +11,7 @@ from shiftvit import files
 from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
 from shiftvit.cli.tables import Json, examples, print_json, show
 from shiftvit.cli.train import prepare_backend
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, count_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -105,4 +105,4 @@ def show_training(
     from shiftvit.data.show import training_figure
 
     count = training_figure(chosen, out)
-    print(f"{count} images of {chosen.data.name} as training sees them: {out}")
+    print(f"{count_of(count, 'image')} of {chosen.data.name} as training sees them: {out}")
