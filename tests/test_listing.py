@@ -21,6 +21,9 @@ def tree(tmp_path, monkeypatch):
         "sub/deep/e.tiff",
         "sub/readme",
         "none/x.txt",
+        "._a.JPG",
+        "sub/@eaDir/d.gif/thumb.jpg",
+        "__MACOSX/a.JPG",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
