@@ -11,7 +11,7 @@ import typer
 from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
 from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, count_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -95,4 +95,4 @@ def show_training(
     from shiftvit.data.show import training_figure
 
     count = training_figure(chosen, out)
-    print(f"{count} images of {chosen.data.name} as training sees them: {out}")
+    print(f"{count_of(count, 'image')} of {chosen.data.name} as training sees them: {out}")

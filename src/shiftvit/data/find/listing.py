@@ -21,8 +21,8 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
 
     Args:
         names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension,
-            without hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and `**`. What exists is taken as
-            it is, whatever characters its name has.
+            without hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and `**`. What exists is
+            taken as it is, whatever characters its name has.
         recursive: also what lies in folders within folders (links to folders are not followed).
         all_files: of folders take every regular file, whatever its extension, but no companions of pictures.
 
