@@ -92,6 +92,7 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
     if not tells_top5(len(trained.labels)):
         for figures in found.values():
             figures.pop("top5", None)
+    name = trained.provenance.name if trained.provenance else None
     columns, results = _results(found, facts.intervals if facts else {})
     return render(
         "card.md",
@@ -109,6 +110,8 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
         versions=", ".join(f"{name} {version}" for name, version in trained.versions.items()),
         license=(facts.license if facts else None) or (trained.provenance and trained.provenance.license),
         provenance=trained.provenance and origin(trained.provenance),
+        model=name or "model",
+        pulled=name or "OWNER/NAME --out model",
         published=trained.provenance and _published(trained.provenance),
         machine=_machine(facts.environment) if facts else "",
         **(_training(trained, facts, found) if facts else {}),
@@ -122,7 +125,11 @@ def tells_top5(classes: int) -> bool:
 
 def addressed(card: str, repository: str) -> str:
     """Returns a card whose command to pull the model names the repository, "OWNER/NAME"."""
-    return re.sub(r"(?m)^(shiftvit pull )[\w.-]+/[\w.-]+", lambda found: found[1] + repository, card)
+    return re.sub(
+        r"(?m)^shiftvit pull (\S+)(?: --out (\S+))?$",
+        lambda found: f"shiftvit pull {repository} --out {found[2] or found[1]}",
+        card,
+    )
 
 
 def settings(recipe: Recipe) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.official import is_checkpoint
-from shiftvit.bundle.stored.find import find_bundle, is_name
+from shiftvit.bundle.stored.find import find_bundle, is_checkpoint, is_name
 from shiftvit.bundle.stored.manifest import read_manifest
 from shiftvit.bundle.stored.published import MEAN, STD
 from shiftvit.config import ModelConfig
