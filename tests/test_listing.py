@@ -40,7 +40,7 @@ def tree(tmp_path, monkeypatch):
         (["b.png", "a.JPG"], {}, ["b.png", "a.JPG"]),
         (["notes.txt"], {}, ["notes.txt"]),
         (["."], {}, ["./a.JPG", "./b.png", "./c[1].webp"]),
-        (["."], {"all_files": True}, ["./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
+        (["."], {"all_files": True}, ["./._a.JPG", "./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
         (["sub"], {"recursive": True}, ["sub/d.gif", "sub/deep/e.tiff"]),
         (["sub"], {"recursive": True, "all_files": True}, ["sub/d.gif", "sub/deep/e.tiff", "sub/readme"]),
         (["*.png"], {}, ["b.png"]),

@@ -92,7 +92,7 @@ def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
     except OSError as error:
         raise ShiftViTError(f"the folder {folder!r} cannot be read: {error.strerror}; check its permissions") from error
     for entry in entries:
-        if is_litter(entry.name) and not all_files:
+        if is_litter(entry.name) and not (all_files and entry.is_file()):
             continue
         if entry.is_dir(follow_symlinks=False):
             if recursive:
