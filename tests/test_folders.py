@@ -199,6 +199,20 @@ def test_splits_within_the_classes(tmp_path):
     assert "images outside the class folders: 1" in found.notes
 
 
+def test_a_folder_around_the_classes_of_a_split(tmp_path):
+    plant(tmp_path, *(f"training_set/training_set/{label}/1.png" for label in ("cats", "dogs")))
+    plant(tmp_path, "test_set/images/cats/2.png", "test_set/images/dogs/2.png")
+    (tmp_path / "test_set" / "images" / "cows").mkdir()
+    found = find_data(tmp_path)
+    assert contents(found) == {
+        "train": [("training_set/training_set/cats/1.png", "cats"), ("training_set/training_set/dogs/1.png", "dogs")],
+        "test": [("test_set/images/cats/2.png", "cats"), ("test_set/images/dogs/2.png", "dogs")],
+    }
+    assert found.notes == ("folders without images: test_set/images/cows",)
+    plant(tmp_path / "b", "train/cat/x/1.png", "train/dog/x/1.png", "test/cat/x/1.png", "test/cat/y/1.png")
+    assert len(find_data(tmp_path / "b").splits["test"]) == 2
+
+
 @pytest.mark.parametrize(
     "tops", [("fold1", "fold2"), ("part A", "train"), ("2019", "2020"), ("train", "more", "extra")]
 )
