@@ -261,6 +261,15 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
         (["1.png", "2.png", "labels.csv"], "holds 2 images without class folders; give '{}/labels.csv' in place of"),
         (["train/1.png", "train/2.png", "metadata.csv"], "give '{}/metadata.csv' in place of the folder if it lists"),
         (["deep/d.npz"], "(left out: files of type .npz: 1); give '{}/deep/d.npz' in place of the folder"),
+        (["images/train/a/1.png", "images/train/b/1.png", "labels/a.txt"], "did you mean '{}/images/train'?"),
+        (
+            ["cat/1.png", "dog/1.psd"],
+            "one class, 'cat' (found besides: files of type .psd: 1; folders with",
+        ),
+        (
+            ["train/a/1.png", "train/b/1.svg", "test/b/1.png"],
+            "no images in train (found besides: files of type .s",
+        ),
         (["data.zip"], "holds no images that can be used (left out: files of type .zip: 1)"),
         (["arc/set/train/a/1.png", "arc/set/test/a/1.png"], "holds one class folder; did you mean '{}/arc/set'?"),
         (["arc/set/a/1.png", "arc/set/b/x/1.png", "loose.png"], "did you mean '{}/arc/set'?"),

@@ -44,7 +44,7 @@ def test_splits_are_a_partition_by_class(counts, validation, test, seed):
     total = sum(counts)
     sizes = [share if share >= 1 else max(round(share * total), len(counts)) for share in (validation, test) if share]
     if min(*sizes, total - sum(sizes), total) < len(counts):
-        with pytest.raises(ShiftViTError, match="need 1 of each of the|is more than"):
+        with pytest.raises(ShiftViTError, match=r"need 1 of each of the|is more than"):
             split_data(found, validation=validation, test=test, seed=seed)
         return
     try:

@@ -92,7 +92,7 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         if len(parts) > 2:
             within[parts[0]].add(parts[1])
     names = set().union(*within.values())
-    if names and all(within.values()) and all(is_split(name) for name in names):
+    if names and len(tops) > 1 and all(within.values()) and all(is_split(name) for name in names):
         named = name_splits(names)
         _check_meanings(path, named)
         if "train" in named.values() or not training:
