@@ -340,3 +340,11 @@ def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Bundle.load(folder).save("cifar10")
     assert Bundle.load("cifar10").labels == ("a", "b", "c")
+
+
+def test_weights_are_kept_whatever_their_order_in_memory(tmp_path):
+    model = ShiftViT((16, 16, 3), num_classes=2, embed_dim=24, depths=(1,))
+    bundle = Bundle.from_model(model, ("a", "b"), Preprocess())
+    kernel = np.arange(48, dtype=np.float32).reshape(2, 24).T  # its columns lie one after the other
+    dataclasses.replace(bundle, weights={**bundle.weights, "head/kernel": kernel}).save(tmp_path / "model")
+    np.testing.assert_array_equal(Bundle.load(tmp_path / "model").weights["head/kernel"], kernel)

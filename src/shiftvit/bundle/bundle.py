@@ -122,7 +122,7 @@ class Bundle:
         """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes."""
         from safetensors.numpy import save
 
-        contents = {WEIGHTS: save(self.weights)}
+        contents = {WEIGHTS: save({path: np.ascontiguousarray(value) for path, value in self.weights.items()})}
         if self.graph is not None:
             contents[GRAPH] = self.graph
         manifest = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,16 @@ from shiftvit.data.find.kept import SPLITS_TABLE, name_some, restore_splits
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
+from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
+# Decodes the images of a data set; see `read_dataset`.
+Read = Callable[[Dataset, Preprocess], Dataset]
 
-def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = None) -> Dataset:
+
+def load_data(
+    recipe: Recipe, data: Dataset | None = None, run: Path | None = None, read: Read | None = None
+) -> Dataset:
     """Finds, splits and reads the images of a run. Of a user's own it also says what was found.
 
     Args:
@@ -25,6 +33,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
             must be set unless the images are arrays.
         data: images in place of those that the recipe names.
         run: a run folder. If it has a table of splits already, these are taken as they are.
+        read: reads the files in place of `read_dataset`.
 
     Returns:
         the splits "train" and "test", and "validation" unless there is none, each with `images`: uint8 (N, h, w, 3).
@@ -34,6 +43,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
             training images cannot be decoded, or no test images.
     """
     config = recipe.data
+    read = read or partial(read_dataset, boxes=recipe.augment.resized_crop > 0)
     data = named.look_up(config.name) if data is None else data
     own = data.path is not None
     if own:
@@ -61,7 +71,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
             )
         if own and made:
             notice(f"split off train: {join_words(made)}, by class, with seed {config.split_seed}")
-        result = read_dataset(chosen, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
+        result = read(chosen, recipe.preprocess)
         lost = {name: _classes(split) - _classes(result.splits[name]) for name, split in chosen.splits.items()}
         if not any(lost.values()):
             break

@@ -109,7 +109,14 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     Raises:
         ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
     """
-    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule), srgb=rule.srgb)[None])[0]
+    return decode_for(rule, path, path)
+
+
+def decode_for(rule: Preprocess, source: str | bytes, name: str) -> NDArray[np.uint8]:
+    """Returns what `rule` makes of a picture, as `read_picture` does; messages call it `name`."""
+    pixels: NDArray[np.uint8] = rule.pixels(
+        decode(source, name=name, at_least=_least_size(rule), srgb=rule.srgb)[None]
+    )[0]
     return pixels
 
 
