@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 import parity
+import test_accumulation
 import test_explain
 from logs import read_log
 from sample import load_sample
@@ -90,6 +91,7 @@ def main(folder: Path) -> None:
     results["parity"] = {name: parity.official(name) for name in names} | {"keras_example": parity.example()}
     results["training"] = trained(folder)
     results["threads"] = answer_together(load_graph("cifar10", "keras").run, load_sample().test.images[:16])
+    test_accumulation.test_no_part_is_empty()
     np.savez(folder / f"{BACKEND}.npz", **test_explain.findings())
     print("saved", flush=True)
     results["loaded"] = load(folder, sys.stdin.readline().split())

@@ -16,6 +16,7 @@ from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.data.load import load_data
 from shiftvit.training import memory
+from shiftvit.training.loss import SmoothedCrossentropy, Top1
 from shiftvit.training.parts import PartwiseShiftViT
 from shiftvit.training.setup import build, resolve
 
@@ -127,6 +128,27 @@ def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) ->
     monkeypatch.setattr(PartwiseShiftViT, "call", call)
     model.train_on_batch(splits.train.preprocess(splits.train.images[:50]), splits.train.labels[:50])
     assert sizes == [12, 13, 12, 13]
+
+
+def train_on_few(parts: int) -> list[np.ndarray]:
+    """Returns all variables after two batches of three images in `parts`, with batch norm and without chance."""
+    keras.utils.set_random_seed(0)
+    model = PartwiseShiftViT(
+        image_shape=(8, 8, 3), num_classes=2, embed_dim=24, depths=(1, 1), norm="batch", drop_path=0
+    )
+    model.parts = parts
+    model.compile(optimizer=keras.optimizers.SGD(0.1), loss=SmoothedCrossentropy(0.1), metrics=[Top1()])
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype(np.float32)
+    for _ in range(2):
+        model.train_on_batch(images, np.array([0, 1, 1], np.int32))
+    return [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+
+
+def test_no_part_is_empty() -> None:
+    """A batch norm's figures of no images are no numbers. `test_backends` asks every backend."""
+    for few, many in zip(train_on_few(3), train_on_few(8), strict=True):
+        assert np.isfinite(many).all()
+        np.testing.assert_allclose(many, few, rtol=1e-5, atol=1e-6)
 
 
 def test_more_parts_than_images_are_refused(tmp_path: Path, sample: Any) -> None:

@@ -342,6 +342,59 @@ def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
     assert Bundle.load("cifar10").labels == ("a", "b", "c")
 
 
+NO_LABELS = {
+    "a dict": ({0: "a", 1: "b", 2: "c"}, "labels are of the type dict; give a list in the order of the logits"),
+    "a set": ({"a", "b", "c"}, "labels are of the type set"),
+    "one word": ("abc", "labels are of the type str"),
+    "nothing": (None, "labels are of the type NoneType"),
+    "numbers": ((0, 1, 2), "the label 0 is no name of a class; give strings"),
+    "bytes": ((b"a", b"b", b"c"), "the label b'a' is no name of a class"),
+    "an empty name": (("a", "", "c"), "the label '' is no name of a class"),
+    "repeats": (("a", "b", "a"), "the label 'a' names 2 classes; give each class its own name"),
+    "too few": (("a", "b"), "2 labels do not name 3 classes; give one for each"),
+    "too many": (("a", "b", "c", "d"), "4 labels do not name 3 classes; give one for each"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_LABELS)
+def test_labels_name_each_class_once(kind, model, folder, tmp_path):
+    labels, message = NO_LABELS[kind]
+    with pytest.raises(ShiftViTError, match=message):
+        Bundle.from_model(model, labels, Preprocess())
+    bundle = dataclasses.replace(Bundle.load(folder), labels=labels)
+    with pytest.raises(ShiftViTError, match=message):
+        bundle.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    if isinstance(labels, tuple) and isinstance(labels[0], str):
+        manifest(folder, labels=labels)
+        refused(folder, message)
+
+
+def test_labels_of_any_sequence_are_kept_as_strings(model):
+    for labels in (["a", "b", "c"], iter("abc"), np.array(["a", "b", "c"])):
+        kept = Bundle.from_model(model, labels, Preprocess()).labels
+        assert kept == ("a", "b", "c")
+        assert {type(label) for label in kept} == {str}
+
+
+def test_what_is_no_model_of_this_kind(model):
+    import keras
+
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    for given, kind in ((other, "Sequential"), (model.backbone, "ShiftViTBackbone"), (None, "NoneType")):
+        with pytest.raises(ShiftViTError, match=f"model has the type {kind}; a bundle holds a ShiftViT"):
+            Bundle.from_model(given, ("a", "b", "c"), Preprocess())
+    with pytest.raises(ShiftViTError, match="preprocess has the type dict; a bundle holds a Preprocess"):
+        Bundle.from_model(model, ("a", "b", "c"), {"mean": 0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32(1), {1, 2}])
+def test_metrics_that_are_no_json(value, model, tmp_path):
+    with pytest.raises(ShiftViTError, match="the metrics cannot be written as JSON: "):
+        Bundle.from_model(model, ("a", "b", "c"), Preprocess(), {"top1": value}).save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_weights_are_kept_whatever_their_order_in_memory(tmp_path):
     model = ShiftViT((16, 16, 3), num_classes=2, embed_dim=24, depths=(1,))
     bundle = Bundle.from_model(model, ("a", "b"), Preprocess())

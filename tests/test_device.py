@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample
+from sample import load_sample, write_tree
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
+from shiftvit.config import DataConfig, ModelConfig
 from shiftvit.data.batches.device import ResidentImages
 from shiftvit.data.batches.host import EpochBatches, epoch_order
+from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
@@ -178,6 +181,43 @@ def test_auto_is_fit_where_only_the_host_knows_the_augmentation(monkeypatch, sam
     monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
     wanted = recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
     assert resolve(wanted, load_data(wanted, sample)).train.loop == loop
+
+
+def test_images_that_stay_in_their_files_are_left_to_the_host(tmp_path, monkeypatch):
+    monkeypatch.setattr("shiftvit.data.read.read_pictures", partial(read_pictures, budget=0))
+    tree = write_tree(tmp_path / "pets", per_class=10)
+    small = {"model": ModelConfig(embed_dim=24, depths=(1, 1)), "preprocess": Preprocess(resize=16, crop=16)}
+    wanted = recipe(loop="auto", epochs=1, batch_size=8).model_copy(
+        update={**small, "data": DataConfig(name=str(tree), validation=0.2, test=0.2)}
+    )
+    with pytest.raises(ShiftViTError, match=r'loop="device" needs all images in memory and those of .*pets stay in'):
+        train(
+            wanted.model_copy(update={"train": wanted.train.model_copy(update={"loop": "device"})}),
+            out=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
+    assert train(wanted, out=tmp_path / "run").recipe.train.loop == "fit"
+
+
+@pytest.mark.parametrize("auto_batch", [True, False])
+def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, capfd, auto_batch):
+    """Smaller parts of a batch would not help."""
+
+    def fail(value):
+        raise RuntimeError(f"RESOURCE_EXHAUSTED: Out of memory allocating {value.nbytes} bytes.")
+
+    monkeypatch.setattr("shiftvit.data.batches.device._on_device", fail)
+    wanted = recipe(loop="device", epochs=1, auto_batch=auto_batch)
+    if auto_batch:
+        run = train(wanted, out=tmp_path / "run", data=sample)
+        assert run.recipe.train.accumulate == 1
+        assert "out of memory for 250 images on the device; going on with train.loop=fit" in capfd.readouterr().err
+    else:
+        with pytest.raises(
+            ShiftViTError, match="out of memory with 50 images of 32 x 32 pixels at once; go on in smal"
+        ):
+            train(wanted, out=tmp_path / "run", data=sample)
 
 
 def test_batches_of_one_size_are_asked_for(tmp_path, sample):

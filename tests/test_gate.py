@@ -288,7 +288,7 @@ def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
 
 def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
-    with pytest.raises(ShiftViTError, match=r"cifar10 has the classes airplane, .* the model a, b, c"):
+    with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b, c\) and cifar10 has"):
         driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
     with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):
         driver.export("cifar10", "onnx", "int8", images=0, out=tmp_path / "out")
@@ -296,12 +296,22 @@ def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="export finds --data by name only, and fails on a path")
 def test_ones_own_images_are_compared_on(bundle, tmp_path):
     images = np.zeros((30, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]))
     with pytest.raises(ShiftViTError, match="labelled images cannot show what int8 costs; it takes 2000"):
         driver.export(bundle, "onnx", "int8", data=str(tmp_path / "mine.npz"), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(0, True), (1, True), (2, False)])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_where_there_are_no_more_images_fewer_are_enough(precision, wrong, passes):
+    report = gate.compare(shares(150, wrong), shares(150), np.zeros(150, np.int64), precision, 150)
+    assert report["faults"] == ([] if passes else [f"top-1 falls by 1.33 points; {precision} may cost 0.5"])
+    # 95 %: of images of which none moved, 3 in so many could (the rule of three).
+    assert report["top1_change_error"] == pytest.approx(100 * max(1.96 * wrong**0.5, 3) / 150, abs=1e-3)
+    (fault,) = gate.compare(shares(149), shares(149), np.zeros(149, np.int64), precision, 150)["faults"]
+    assert fault == f"149 labelled images cannot show what {precision} costs; it takes 150"
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -87,6 +87,11 @@ def test_unequal_classes_keep_their_proportions() -> None:
     assert np.bincount(labels[split(labels, 50)[1]]).tolist() == [25, 15, 10]
 
 
+def test_a_small_fraction_takes_one_image_of_each_class() -> None:
+    assert np.bincount(LABELS[split(LABELS, 0.001)[1]]).tolist() == [1] * 10
+    assert len(split(LABELS, 0.01, stratify=False)[1]) == 3
+
+
 def test_another_seed_is_another_split() -> None:
     assert (split(LABELS, 100, seed=0)[1] != split(LABELS, 100, seed=1)[1]).any()
 
@@ -100,7 +105,6 @@ def test_another_seed_is_another_split() -> None:
         (LABELS, float("nan"), 0, "validation=nan"),
         (LABELS, float("inf"), 0, "validation=inf"),
         (LABELS, 2.5, 0, r"validation=2\.5"),
-        (LABELS, 0.001, 0, "is 0, and both"),
         (LABELS, 5, 0, "10 classes"),
         (LABELS, 295, 0, "10 classes"),
         (LABELS, 30, -1, "seed=-1"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from sample import write_tree
@@ -157,6 +161,86 @@ def test_a_test_split_of_its_own_may_lack_a_class(tmp_path: Path, capsys: pytest
     data = load_data(recipe(tmp_path, **{"data.validation": 3}))
     assert set(data.test.labels.tolist()) == {0, 1}
     assert "note: no test image of 'ship' can be decoded" in capsys.readouterr().err
+
+
+def test_a_class_of_which_too_few_can_be_decoded_is_named(tree: Path, tmp_path: Path) -> None:
+    for path in sorted((tree / "dog").iterdir())[:8]:
+        path.write_bytes(path.name.encode())
+    message = r"the class 'dog' has 2 images, too few for 3 splits; .* \(8 images that cannot be decoded left out\)"
+    with pytest.raises(ShiftViTError, match=message):
+        load_data(recipe(tree))
+    report = CliRunner().invoke(app, ["data", "check", str(tree)])
+    assert report.exit_code == 3
+    assert "splits: too few images that can be decoded for 3 splits: 'dog' (2)" in report.output
+    # A limit that only the broken files fell into, and splits that were there.
+    (tmp_path / "own").mkdir()
+    tree.rename(tmp_path / "own" / "train")
+    write_tree(tmp_path / "own" / "test", per_class=2)
+    for limit in range(3, 12):
+        data = load_data(recipe(tmp_path / "own", **{"data.validation": 0, "data.limit": limit}))
+        assert set(data.train.labels.tolist()) == {0, 1, 2}
+
+
+def test_a_run_does_not_go_on_without_one_of_its_training_images(tree: Path, tmp_path: Path) -> None:
+    data = load_data(recipe(tree))
+    (tmp_path / "run").mkdir()
+    save_splits(data, tmp_path / "run" / "splits.csv")
+    kept = load_data(recipe(tree), run=tmp_path / "run")
+    assert kept.train.paths == data.train.paths
+    assert data.train.paths
+    Path(data.train.paths[3]).write_bytes(b"no picture")
+    message = f"1 training image of the run cannot be decoded any more, the first {data.train.paths[3]!r}, so that it"
+    with pytest.raises(ShiftViTError, match=re.escape(message)):
+        load_data(recipe(tree), run=tmp_path / "run")
+
+
+def test_copies_stay_in_one_split_and_what_training_would_leak_is_found(tree: Path) -> None:
+    """Ten pictures of each class, each of them three times: as it is, in other bytes, and in another class."""
+    originals = sorted(tree.rglob("*.*"))
+    for path in originals:
+        shutil.copy(path, path.with_name(f"copy of {path.name}"))
+    shutil.copy(tree / "cat" / "001.jpg", tree / "dog" / "cat.jpg")
+    data = load_data(recipe(tree))
+    home = {path: name for name, split in data.splits.items() for path in split.paths or []}
+    for path in originals:
+        assert home[str(path)] == home[str(path.with_name(f"copy of {path.name}"))]
+    assert {home[str(tree / place)] for place in ("dog/cat.jpg", "cat/001.jpg", "cat/copy of 001.jpg")} == {"train"}
+    assert all(set(split.labels.tolist()) == {0, 1, 2} for split in data.splits.values())
+    answer = CliRunner().invoke(app, ["data", "check", str(tree), "--json"])
+    report = json.loads(answer.stdout)
+    assert answer.exit_code == 3  # for the picture of two classes
+    assert (report["made"], report["leaks"], len(report["conflicts"])) == (["validation", "test"], [], 1)
+    (tree / "dog" / "cat.jpg").unlink()
+    assert CliRunner().invoke(app, ["data", "check", str(tree)]).exit_code == 0
+    for path in originals:  # the same pixels in other bytes
+        Image.open(path).save(path.with_name(f"copy of {path.name}.bmp"))
+    answer = CliRunner().invoke(app, ["data", "check", str(tree)])
+    assert answer.exit_code == 3
+    assert "test images are in train too, the same or nearly" in answer.output
+
+
+def test_a_check_makes_the_splits_of_the_recipe(tree: Path) -> None:
+    arguments = ["data", "check", str(tree), "--json", "--set", "data.validation=0", "--set", "data.split_seed=5"]
+    report = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert report["made"] == ["test"]
+    data = load_data(recipe(tree, **{"data.validation": 0, "data.split_seed": 5}))
+    assert {name: part["images"] for name, part in report["splits"].items()} == {
+        name: len(split) for name, split in data.splits.items()
+    }
+    for label in ("cat", "ship"):
+        for path in sorted((tree / label).iterdir())[2:]:
+            path.unlink()
+    answer = CliRunner().invoke(app, ["data", "check", str(tree)])
+    assert answer.exit_code == 3
+    assert "splits: of the classes, 'cat' has 2 images and 'ship' has 2 images, too few for 3 splits" in answer.output
+
+
+def test_a_data_set_is_not_split_by_class_where_the_settings_say_so(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load_data(recipe(tree, **{"data.stratify": False, "data.limit": 12}))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "validation": 3, "test": 3}
+    assert "validation and test, at random, with seed 0" in capsys.readouterr().err
 
 
 def test_validation_images_stand_in_for_test_images(tree: Path) -> None:

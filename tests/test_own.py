@@ -154,3 +154,29 @@ def test_evaluating_on_other_classes_is_refused(tree: Path) -> None:
     (tree / "ship").rename(tree / "boat")
     with pytest.raises(ShiftViTError, match=r"the model has 10 classes .* has 20 images of 1 other \('boat'\)"):
         evaluate("cifar10", str(tree))
+
+
+@pytest.mark.parametrize("resize", [None, 12])
+def test_arrays_without_a_crop_train_and_predict(tmp_path, resize):
+    data, run = tmp_path / "a.npz", tmp_path / "run"
+    images = np.random.default_rng(0).integers(0, 256, (30, 20, 16, 3), np.uint8)
+    np.savez(data, x_train=images, y_train=np.arange(30) % 2)
+    size = {"preprocess.resize": resize, "preprocess.crop": None, "augment.pad": 0}
+    train(Recipe.load("photos", **{**SMALL, **size, "data.name": str(data)}), out=run)
+    predictor = Predictor.from_pretrained(run)
+    for shape in ((20, 16), (30, 30), (16, 20), (9, 70)):
+        assert len(predictor(np.zeros((*shape, 3), np.uint8))) == 1
+    assert evaluate(run)["n"] == 3
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("side", [12, 24])
+def test_arrays_of_another_size_are_refused_before_training(tmp_path, split, side):
+    draw = np.random.default_rng(0).integers
+    arrays = {"x_train": draw(0, 256, (20, 16, 16, 3), np.uint8), "y_train": np.arange(20) % 2}
+    arrays |= {f"x_{split}": draw(0, 256, (4, side, side, 3), np.uint8), f"y_{split}": np.arange(4) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)
+    size = {"preprocess.resize": None, "preprocess.crop": None, "augment.pad": 0, "data.name": str(tmp_path / "a.npz")}
+    with pytest.raises(ShiftViTError, match=rf"give {side} x {side} pixels and those for training 16 x 16; set prepr"):
+        train(Recipe.load("photos", **{**SMALL, **size}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -191,6 +191,31 @@ def test_fitted_takes_any_image_and_leaves_fitting_ones_alone(shape: tuple[int, 
     assert fitted.fitted(32, 32) == fitted
 
 
+@pytest.mark.parametrize("own", [(24, 24), (24, 20), (20, 24), (90, 20)])
+@pytest.mark.parametrize("resize", [None, 16, 40])
+def test_a_model_of_images_of_one_size_takes_images_of_any(own: tuple[int, int], resize: int | None) -> None:
+    """As an archive of arrays has them, without a crop."""
+    trained = Preprocess(resize=resize, mean=3.0)
+    size = trained.output_shape(*own)
+    fitted = trained.fitted(*size)
+    assert fitted.fitted(*size) == fitted
+    for shape in (own, (32, 32), (100, 40), (17, 300), (1, 1)):
+        images = pictures(1, *shape, 3)
+        assert fitted.pixels(images).shape == (1, *size, 3)
+    images = pictures(2, *own, 3)
+    np.testing.assert_array_equal(fitted(images), trained(images))
+
+
+def test_what_covers_a_crop_of_unequal_sides_keeps_its_proportions() -> None:
+    rule = Preprocess(resize=20, crop=(24, 20), crop_position="center")
+    assert rule.resized_shape(48, 40) == (24, 20)
+    assert rule.resized_shape(100, 100) == (24, 24)
+    assert rule.resized_shape(50, 100) == (24, 48)
+    assert rule.resized_shape(100, 50) == (40, 20)
+    with pytest.raises(ShiftViTError, match="crop less, or resize to at least the crop"):
+        Preprocess(resize=16, crop=(24, 20)).output_shape(48, 40)
+
+
 def test_fitted_keeps_what_fits_and_refuses_what_does_not() -> None:
     example = Preprocess(resize=52, crop=48)
     assert example.fitted(48, 48) is example

@@ -167,7 +167,7 @@ def test_a_second_run_computes_nothing(
         raise AssertionError("decoded or computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_files, "decode_for", no)
+        patch.setattr(feature_files, "decode", no)
         patch.setattr(probe, "keras_features", no)
         second = run_probe(tmp_path / "second", again, **{"start.source": str(source)})
     assert "60 of them kept from before" in capfd.readouterr().err

@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shiftvit import Bundle, ShiftViTError
+from sample import load_sample
+from shiftvit import Bundle, ShiftViTError, evaluate
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.data import named
 from shiftvit.exports import driver
-from shiftvit.files import write_file
+from shiftvit.files import lock, write_file
 from shiftvit.replacement import current, write_folder
 
 NAMES = ("a.txt", "b.txt", "old.txt")
@@ -146,6 +149,35 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(
     assert contents(tmp_path) == {"a[b].txt": "z"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="stands in for it")
+@pytest.mark.parametrize("system", ["this", "win32"])
+def test_a_lock_keeps_others_out_until_it_is_closed(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import fcntl
+    import threading
+    import types
+
+    def locking(number: int, mode: int, count: int) -> None:
+        """As Windows' own: of a lock that another holds it says EACCES."""
+        assert (mode, count, os.lseek(number, 0, os.SEEK_CUR)) == (2, 1, 0)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(errno.EACCES, "Permission denied") from error
+
+    if system == "win32":
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
+    with (tmp_path / "lock").open("a") as first, (tmp_path / "lock").open("a") as second:
+        assert lock(first, wait=False) is True
+        assert lock(second, wait=False) is False
+        threading.Timer(0.2, first.close).start()
+        assert lock(second, wait=True) is True
+        assert first.closed
+
+
 @pytest.fixture
 def cloned(tmp_path: Path) -> Path:
     """A bundle in a clone of its repository, with notes beside it."""
@@ -196,6 +228,25 @@ def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
         file.writestr("notes.txt", "mine")
     with pytest.raises(ShiftViTError, match=r"holds more than a bundle \('notes.txt'\), so it is not replaced"):
         driver.pack("cifar10", archive)
+
+
+def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_sample()
+    small = {"test": data.test.take(range(20))}
+    monkeypatch.setitem(named._LOADERS, "cifar10", lambda: replace(data, splits=small))
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    (out / "deep" / "notes.txt").write_text("mine")
+    evaluate("cifar10", out=out)
+    (out / "corruptions.png").write_bytes(b"of an earlier one")
+    before = (out / "mistakes.png").read_bytes()
+    evaluate("cifar10", out=out)
+    names = {"evaluation.json", "confusion_matrix.png", "reliability.png", "mistakes.png", "deep"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "mistakes.png").read_bytes() == before
+    (out / "evaluation.json").unlink()  # so that nothing tells whose figures these are
+    with pytest.raises(ShiftViTError, match=r"png' exists and is not shiftvit's, so it is not replaced"):
+        evaluate("cifar10", out=out)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ def test_too_many_connections_are_told_so():
         assert server.ask("GET", "/v2/health/ready")[0] == 200
 
 
+def test_a_body_does_not_wait_for_the_heads_acknowledgement():
+    with running() as server, socket.create_connection(("127.0.0.1", server.port)):
+        connections = server._server.server_state.connections
+        wait_until(lambda: connections)
+        (connection,) = connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 def test_answers_belong_to_their_images_in_any_mix_of_requests():
     """Each request's images carry a number, which its answers must carry too."""
 

@@ -42,7 +42,7 @@ def as_sets(found):
 def test_splits_are_a_partition_by_class(counts, validation, test, seed):
     found = plain(counts)
     total = sum(counts)
-    sizes = [share if share >= 1 else round(share * total) for share in (validation, test) if share]
+    sizes = [share if share >= 1 else max(round(share * total), len(counts)) for share in (validation, test) if share]
     if min(*sizes, total - sum(sizes), total) < len(counts):
         with pytest.raises(ShiftViTError, match="need 1 of each of the"):
             split_data(found, validation=validation, test=test, seed=seed)
@@ -59,7 +59,7 @@ def test_splits_are_a_partition_by_class(counts, validation, test, seed):
     for name, share in (("validation", validation), ("test", test)):
         if share:
             part = split.splits[name]
-            exact = share if share >= 1 else round(share * total)
+            exact = share if share >= 1 else max(round(share * total), len(counts))
             of_each = np.bincount(part.labels, minlength=len(counts))
             assert abs(len(part) - exact) <= len(counts)  # as each class has one
             assert of_each.min() >= 1
@@ -112,7 +112,15 @@ def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
             (0.3, 0),
             "the class 'class 1' has 1 image, too few for 2 splits; add images until it has 2, or remove it",
         ),
-        ([9, 9], (0.05, 0), "validation=0.05 of 18 images is 1, and both it and the rest (17) need 1 of each of the 2"),
+        (
+            [9, 9],
+            (1, 0),
+            "validation=1 of 18 images is 1, and both it and the rest (17) need 1 of each of the 2 classes",
+        ),
+        ([9, 9], (1, 0), "need 1 of each of the 2 classes; use 2 to 16, or add images"),
+        ([9, 2, 3, 1], (0.3, 0.3), "of the classes, 'class 1' has 2 images and 'class 3' has 1 image, too few for 3"),
+        ([9, 2, 2], (0.3, 0.3), "or remove them; or take fewer splits: data.validation=0 needs 2 of each"),
+        ([1] * 30, (0.3, 0.3), "'class 9' has 1 image and 20 more have as few, too few for 3 splits; add images until"),
         ([9, 9], (17, 0), "validation=17 of 18 images is 17, and both it and the rest (1) need"),
         ([9, 9], (0, 2.5), "test=2.5 is not a share of the images"),
         ([9, 9], (-1, 0), "validation=-1 is not a share"),
@@ -123,6 +131,75 @@ def test_a_line_for_each_split_that_cannot_be(counts, shares, message):
     with pytest.raises(ShiftViTError) as raised:
         split_data(plain(counts), validation=shares[0], test=shares[1], seed=0)
     assert message in str(raised.value)
+
+
+def test_small_data_has_the_splits_that_it_can_have():
+    """A tenth of 96 images is fewer than 12 classes, but 12 images are."""
+    split = split_data(plain([8] * 12), validation=0.1, test=0.1, seed=0)
+    assert {name: np.bincount(part.labels).tolist() for name, part in split.splits.items()} == {
+        "train": [6] * 12,
+        "validation": [1] * 12,
+        "test": [1] * 12,
+    }
+    split = split_data(plain([3] * 12), validation=0.1, test=0.1, seed=0)
+    assert [np.bincount(part.labels).tolist() for part in split.splits.values()] == [[1] * 12] * 3
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.integers(1, 60), st.integers(0, 99))
+def test_a_limit_keeps_the_proportions_of_the_classes(counts, limit, seed):
+    found, total = plain(counts), sum(counts)
+    if limit < min(len(counts), total):
+        with pytest.raises(ShiftViTError, match=f"data.limit={limit} is less than the {len(counts)} classes"):
+            split_data(found, validation=0, test=0, seed=seed, limit=limit)
+        return
+    part = split_data(found, validation=0, test=0, seed=seed, limit=limit).train
+    kept = np.bincount(part.labels, minlength=len(counts))
+    assert kept.sum() == min(limit, total)
+    assert (np.abs(kept - np.maximum(1, np.array(counts) * min(1, limit / total))) <= len(counts)).all()
+    assert kept.min() >= 1
+    assert [*part.paths] == sorted(part.paths)
+    assert split_data(found, validation=0, test=0, seed=seed, limit=limit).train.paths == part.paths
+
+
+def test_stratify_and_limit_mean_the_same_for_all_data():
+    files = plain([40, 10])
+    numbers = Split(files.train.labels, images=np.arange(50))
+    arrays = Dataset({"train": numbers}, files.class_names, "arrays")
+    for stratify in (True, False):
+        options = {"validation": 0.2, "test": 0.2, "seed": 3, "stratify": stratify, "limit": 10}
+        ours, named = split_data(files, **options), split_data(arrays, **options)
+        for name, part in ours.splits.items():
+            assert [files.train.paths[place] for place in named.splits[name].images] == part.paths
+        assert (np.bincount(ours.train.labels).tolist() == [8, 2]) or not stratify
+
+
+def test_copies_stay_in_one_split():
+    found = plain([30, 30])
+    copies = np.arange(60) // 3  # each picture three times
+    split = split_data(found, validation=0.2, test=4, seed=0, copies=copies)
+    number = dict(zip(found.train.paths, copies.tolist(), strict=True))
+    parts = {name: {number[path] for path in part.paths} for name, part in split.splits.items()}
+    assert {name: len(part) for name, part in split.splits.items()} == {"train": 36, "validation": 12, "test": 12}
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 20
+    assert all(set(part.labels.tolist()) == {0, 1} for part in split.splits.values())
+    none = split_data(found, validation=0.2, test=4, seed=0, copies=np.arange(60)[::-1])
+    assert as_sets(none) == as_sets(split_data(found, validation=0.2, test=4, seed=0))
+
+
+def test_copies_with_several_labels_stay_for_training():
+    found = plain([10, 10])
+    copies = np.arange(20)
+    copies[[0, 10]] = 99
+    for seed in range(20):
+        train = split_data(found, validation=0.3, test=0.3, seed=seed, copies=copies).train
+        assert {"0/0000.png", "1/0000.png"} <= {*train.paths}
+
+
+def test_copies_do_not_fill_a_small_class():
+    copies = np.array([0, 1, 2, 3, 4, 4, 4, 5])
+    with pytest.raises(ShiftViTError, match="'class 1' has 2 images, copies counted once, too few for 3 splits"):
+        split_data(plain([4, 4]), validation=0.2, test=0.2, seed=0, copies=copies)
 
 
 def table_digest(data, path):

@@ -75,10 +75,18 @@ class DataConfig(Settings):
         ge=0,
         description="share of your own images to hold out for testing if they have no test split; 0: none",
     )
-    stratify: bool = Field(True, description="keep the class proportions in the validation split")
+    stratify: bool = Field(
+        True,
+        description="for any data: the splits that are made, and `limit`, keep the proportions of the classes and at "
+        "least one image of each; false: chance alone decides",
+    )
     split_seed: int = Field(0, ge=0, description="seed of the split, separate from the training's")
     workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on their number")
-    limit: Positive | None = Field(None, description="use only this many training images (after the split); for trials")
+    limit: Positive | None = Field(
+        None,
+        description="for any data: use only this many training images, drawn with `split_seed` once the splits are "
+        "made; for trials",
+    )
 
     @model_validator(mode="after")
     def _whole_count(self) -> Self:

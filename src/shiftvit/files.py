@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -130,12 +131,28 @@ def sha256(path: Path) -> str:
 def lock(file: IO[str], wait: bool) -> bool | None:
     """Locks a file until it is closed or the process ends.
 
+    These lines stay ours: the package `filelock` comes with some extras only, and takes longer to import than a lock
+    may cost `shiftvit predict`.
+
     Returns:
         True: this process holds the lock; False: another process does; None: the system has no such locks,
         and only unique temporary names and atomic renames keep processes apart.
     """
     if sys.platform == "win32":
-        return None
+        import msvcrt
+
+        while True:
+            try:
+                file.seek(0)  # it locks bytes from here on; that there are none does not matter
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EDEADLK):
+                    return None
+            else:
+                return True
+            if not wait:
+                return False
+            time.sleep(0.1)
     import fcntl
 
     try:

@@ -90,6 +90,18 @@ class Preprocess(Settings):
         """
         return self.rounded(self._unrounded(images))
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
+
+        A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
+        several times faster with photographs and differs by less than a level on average.
+        """
+        least = None
+        if self.resize is not None:
+            least = tuple(2 * max(sides) for sides in zip(as_pair(self.resize), as_pair(self.crop or 1), strict=True))
+        return {"at_least": least, "srgb": self.srgb}
+
     def rounded(self, images: Images) -> NDArray[np.uint8]:
         """Only rounds: resized (N, h, w, 3) -> uint8 of the same shape."""
         if images.dtype == np.uint8:
@@ -103,13 +115,13 @@ class Preprocess(Settings):
     def fitted(self, height: int, width: int) -> Self:
         """Returns what gives `height` x `width` pixels from any image: these settings if they do, or with a resizing.
 
-        Where neither `resize` nor `crop` decides the size (models that are trained on images of one size), the result
-        scales an image until it covers that size and cuts the centre out. Images that have it stay as they are.
+        Where images of one size decided it (models that are trained on such, without a crop), the result scales an
+        image until it covers `height` x `width` and cuts the centre out. For images of that one size nothing changes.
 
         Raises:
             ShiftViTError: the settings give another size than that.
         """
-        if self.resize is None and self.crop is None:
+        if self.crop is None and self.resize in (None, min(height, width)):
             return self.model_copy(update={"resize": min(height, width), "crop": (height, width), **_CENTRE})
         # A square image and two elongated ones: what is right for all three is right for every one.
         for shape in ((4096, 4096), (4096, 8192), (8192, 4096)):
@@ -137,7 +149,8 @@ class Preprocess(Settings):
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Returns (height, width) in pixels after the resizing of a `height` x `width` image.
 
-        A bare number is the shorter side; the longer one keeps the aspect, rounded down.
+        A bare number is the shorter side; the longer one keeps the aspect, rounded down. Where a crop of unequal sides
+        needs more than that, as one of 24 x 20 does of a square image, the image is resized until it covers the crop.
         """
         if min(height, width) < 1:
             raise ShiftViTError(f"images of {height} x {width} pixels hold nothing; give at least 1 x 1")
@@ -147,6 +160,12 @@ class Preprocess(Settings):
             return self.resize
         shorter = min(height, width)
         size = self.resize * height // shorter, self.resize * width // shorter
+        least = as_pair(self.crop or 1)
+        if self.resize >= min(least):
+            if size[0] < least[0]:
+                size = least[0], least[0] * width // height
+            elif size[1] < least[1]:
+                size = least[1] * height // width, least[1]
         if size[0] * size[1] > max(_MAX_RESIZED, 16 * self.resize**2):
             raise ShiftViTError(
                 f"an image of {height} x {width} pixels is too elongated: with its shorter side at {self.resize} "
@@ -163,7 +182,7 @@ class Preprocess(Settings):
         size = self.resized_shape(height, width)
         if self.crop is None:
             return size
-        crop = _pair(self.crop)
+        crop = as_pair(self.crop)
         if crop[0] > size[0] or crop[1] > size[1]:
             origin = f" ({height} x {width} before resize={self.resize})" if self.resize else ""
             raise ShiftViTError(
@@ -176,7 +195,7 @@ class Preprocess(Settings):
         """Returns (top, left), the pixel of a resized image of `height` x `width` where the crop starts."""
         if self.crop is None or self.crop_position == "top_left":
             return 0, 0
-        crop_height, crop_width = _pair(self.crop)
+        crop_height, crop_width = as_pair(self.crop)
         return (height - crop_height) // 2, (width - crop_width) // 2
 
     def resized(self, images: Images) -> Floats:
@@ -203,7 +222,7 @@ class Preprocess(Settings):
         """Only crops: resized (N, H, W, 3) -> a view of (N, h, w, 3) at `crop_position`."""
         if self.crop is None:
             return images
-        height, width = _pair(self.crop)
+        height, width = as_pair(self.crop)
         top, left = self.crop_origin(*images.shape[1:3])
         return images[:, top : top + height, left : left + width]
 
@@ -218,7 +237,8 @@ class Preprocess(Settings):
         return result
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: Size) -> tuple[int, int]:
+    """Returns (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
 
 

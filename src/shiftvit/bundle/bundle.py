@@ -27,6 +27,7 @@ from shiftvit.bundle.stored.manifest import (
     MANIFEST,
     WEIGHTS,
     Provenance,
+    check_labels,
     read_checked,
     read_manifest,
     read_tensors,
@@ -81,17 +82,25 @@ class Bundle:
     ) -> Self:
         """Copies the weights and configuration of a `ShiftViT`.
 
+        Args:
+            model: a `ShiftViT`.
+            labels: the class names, all different, in the order of the logits.
+            preprocess: what turns uint8 images into the model's input.
+            metrics: measured figures, which can be written as JSON.
+
         Raises:
-            ShiftViTError: the labels and the logits differ in number.
+            ShiftViTError: `model` is no `ShiftViT`, `preprocess` is no `Preprocess`, or the labels are no sequence of
+                different strings, one for each logit.
         """
         from shiftvit.environment import versions
+        from shiftvit.model.network import ShiftViT
 
-        if len(labels) != model.settings.num_classes:
-            raise ShiftViTError(
-                f"{len(labels)} labels do not name {model.settings.num_classes} classes; give one for each"
-            )
+        for name, value, kind in (("model", model, ShiftViT), ("preprocess", preprocess, Preprocess)):
+            if not isinstance(value, kind):
+                raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
+        labels = check_labels(labels, model.settings.num_classes)
         weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
-        return cls(model.settings, tuple(labels), preprocess, weights, metrics or {}, versions())
+        return cls(model.settings, labels, preprocess, weights, metrics or {}, versions())
 
     def halved(self) -> Self:
         """Returns the bundle with float16 weights, and without its graph, whose weights would differ.
@@ -119,8 +128,14 @@ class Bundle:
         return path
 
     def files(self) -> dict[str, bytes]:
-        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes."""
+        """Returns the content of each file that `save` writes, by name; equal bundles give equal bytes.
+
+        Raises:
+            ShiftViTError: the labels do not name the classes, or the metrics cannot be written as JSON.
+        """
         from safetensors.numpy import save
+
+        check_labels(self.labels, self.config.num_classes)
 
         contents = {WEIGHTS: save({path: np.ascontiguousarray(value) for path, value in self.weights.items()})}
         if self.graph is not None:
@@ -139,7 +154,12 @@ class Bundle:
             **({"provenance": self.provenance.model_dump(mode="json")} if self.provenance else {}),
             "files": {name: digest(content) for name, content in contents.items()},
         }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ShiftViTError(
+                f"the metrics cannot be written as JSON: {error}; give finite numbers and text"
+            ) from error
         card = write_card(self) if self.card is None else self.card
         return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.card import origin, preprocessing
+from shiftvit.bundle.card import origin, preprocessing, tells_top5
 from shiftvit.bundle.stored.find import find_bundle, is_name, pretrained_names
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, count_of, nearest
 from shiftvit.presets import PRESETS
 
 Rows = list[dict[str, Any]]
@@ -80,9 +80,9 @@ def describe(name: str) -> dict[str, Any]:
     for split, title in (("val", "validation"), ("test", "test")):
         if split in bundle.metrics:
             found = bundle.metrics[split]
+            top5 = f"top-5 {found['top5']:.2%}, " if tells_top5(count) else ""
             notes[title] = (
-                f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f} "
-                f"({found['n']:,} images)"
+                f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({count_of(found['n'], 'image')})"
             )
     return _described(f"Model in {find_bundle(name).where}", bundle.config, notes)
 

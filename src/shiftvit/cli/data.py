@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from shiftvit.cli.settings import Changes, RecipeName, load_recipe
+from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
 from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
+from shiftvit.errors import ShiftViTError, count_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,17 +43,29 @@ def cifar10(
 
 def check(
     path: Annotated[Path, typer.Argument(help="Your own images: folder, .csv, .tsv, .npz or Parquet.")],
+    recipe: RecipeName = None,
+    changes: Changes = None,
     figure: Annotated[Path | None, typer.Option(help="Draw class counts, sizes and duplicates (PNG).")] = None,
     as_json: Json = False,
 ) -> None:
     """Find problems that would harm training.
 
-    Reports corrupt files, duplicates, leakage between splits and class imbalance. Exits with status 3 if it finds any.
+    Reports corrupt files, duplicates, leakage between splits and class imbalance. Missing splits are made as training
+    with the same recipe makes them. Exits with status 3 if it finds a problem.
     """
     from shiftvit.data.check.checks import check_data
     from shiftvit.data.find.find import find_data
+    from shiftvit.data.load import split_as
+    from shiftvit.recipes.recipe import Recipe
 
-    report = check_data(find_data(path))
+    settings = Recipe.load(recipe or "photos", **read_overrides(changes)).data.model_copy(update={"limit": None})
+    data, faults = find_data(path), []
+    there = [*data.splits]
+    try:
+        data = split_as(settings, data)
+    except ShiftViTError as error:
+        faults = [f"splits: {error}"]
+    report = check_data(data, made=[name for name in data.splits if name not in there], faults=faults)
     if figure is not None:
         report.figure(figure)
     if as_json:
@@ -82,4 +95,4 @@ def show_training(
     from shiftvit.data.show import training_figure
 
     count = training_figure(chosen, out)
-    print(f"{count} images of {chosen.data.name} as training sees them: {out}")
+    print(f"{count_of(count, 'image')} of {chosen.data.name} as training sees them: {out}")

@@ -172,7 +172,7 @@ def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     good, parts, faults = [], [], []
     for name in names:
         try:
-            parts.append(preprocess.pixels(decode(name, srgb=preprocess.srgb)[None]))
+            parts.append(preprocess.pixels(decode(name, **preprocess.decoding)[None]))
             good.append(name)
         except ShiftViTError as error:
             faults.append(str(error))

@@ -14,7 +14,7 @@ import typer
 
 from shiftvit.cli.tables import examples
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, nearest, notice
+from shiftvit.errors import ShiftViTError, count_of, nearest, notice
 
 if TYPE_CHECKING:
     from shiftvit.cli.rows import Format
@@ -134,12 +134,10 @@ def _write(
                 if len(shown) < keep:
                     shown.append((source, result))
         except KeyboardInterrupt:
-            notice(f"stopped after {done:,} of {len(names):,} images")
+            notice(f"stopped after {done:,} of {count_of(len(names), 'image')}")
             return 130, []
     seconds = time.perf_counter() - began
-    said = [
-        f"{done:,} image{'s' * (done != 1)} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"
-    ]
+    said = [f"{count_of(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
     if known:
         said.append(f"{hits:,} of {known:,} match their folder's name ({hits / known:.1%})")
     if failures:
@@ -211,5 +209,5 @@ def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor)
     ]
     known = [tile for tile in tiles if tile.right is not None]
     hits = f": {sum(bool(tile.right) for tile in known)} of {len(known)} correct" if known else ""
-    prediction_grid(tiles, path, f"Predictions for {len(tiles)} image{'s' * (len(tiles) != 1)}{hits}")
+    prediction_grid(tiles, path, f"Predictions for {count_of(len(tiles), 'image')}{hits}")
     notice(f"grid: {path}")

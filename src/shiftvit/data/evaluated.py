@@ -22,6 +22,8 @@ from shiftvit.recipes.recipe import Recipe
 
 # In place of a split: all images, whatever splits they are in.
 ALL = "all"
+# All splits, each for itself.
+_EACH = "each"
 # Of the images that a data set has in common with a run's table, the share that must have their labels from there.
 _ALIKE = 0.9
 
@@ -72,6 +74,11 @@ def find_evaluated(name: str | None, split: str | None = None, run: Path | None 
     return found
 
 
+def find_splits(name: str | None, run: Path | None = None) -> Evaluated:
+    """Finds the same images as `find_evaluated`, all of them, in their splits. `own_test`: they are the run's own."""
+    return _find_others(str(name), _EACH) if run is None else _find_for_run(name, _EACH, run)
+
+
 def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     config = Recipe.load(run / "recipe.toml").data
     own, table = config.name, run / SPLITS_TABLE
@@ -88,7 +95,7 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
         drawn = drawn if wanted in (None, "test") and "test" in drawn.splits else split_as(config, drawn)
         part = wanted or _default([*drawn.splits])
         seen = len(drawn.train) if part in ("train", ALL) else 0
-        return Evaluated(_choose(drawn, part), part == _default([*drawn.splits]), seen)
+        return Evaluated(_choose(drawn, part), part in (_default([*drawn.splits]), _EACH), seen)
     rows = read_splits(table) if table.is_file() else None
     if rows is None and same:
         raise ShiftViTError(
@@ -118,14 +125,14 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
     """Chooses from the table of a run's splits. Of the data only its place is used, and an archive's arrays."""
     there = [split for split in SPLITS if any(row[0] == split for row in rows)]
     part = wanted or _default(there)
-    if part not in (*there, ALL):
+    if part not in (*there, ALL, _EACH):
         raise ShiftViTError(
             f"the run has no {part} images, it has {join_words(there)}; use --split all, or leave it out"
         )
-    rows = [row for row in rows if part in (row[0], ALL)]
+    rows = [row for row in rows if row[0] == part or part in (ALL, _EACH)]
     gone = find_gone(data, rows)
     if gone:
-        kind = "image" if part == ALL else f"{part} image"
+        kind = "image" if part in (ALL, _EACH) else f"{part} image"
         told = f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), kind)}: "
         told += name_some([image for _, image, _ in gone])
         if len(gone) == len(rows):
@@ -134,7 +141,7 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
         lost = {*gone}
         rows = [row for row in rows if row not in lost]
     chosen = take_rows(data, rows, tuple(sorted({label for _, _, label in rows})))
-    return Evaluated(_choose(chosen, part), part == _default(there), sum(row[0] == "train" for row in rows))
+    return Evaluated(_choose(chosen, part), part in (_default(there), _EACH), sum(row[0] == "train" for row in rows))
 
 
 def _is_moved(data: Dataset, rows: Sequence[Row], own: Path) -> bool:
@@ -204,8 +211,10 @@ def _choose(data: Dataset, wanted: str | None) -> Dataset:
     """
     part = wanted or _default(data.splits)
     others = [split for split in data.splits if split != part]
+    if part == _EACH:
+        return data
     if part == ALL:
-        return replace(data, splits={ALL: _join([*data.splits.values()])})
+        return replace(data, splits={ALL: join_splits([*data.splits.values()])})
     if part not in data.splits:
         has = "its images are in no splits" if others == ["train"] else f"it has {join_words(others)}"
         raise ShiftViTError(f"{data.name!r} has no {part} images, {has}; use --split all, or leave it out")
@@ -218,7 +227,8 @@ def _choose(data: Dataset, wanted: str | None) -> Dataset:
     return replace(data, splits={part: data.splits[part]})
 
 
-def _join(splits: Sequence[Split]) -> Split:
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Returns the images of several splits as one; they are all arrays, or all in files."""
     paths = [path for split in splits for path in split.paths or []]
     arrays = [split.images for split in splits if split.images is not None]
     labels = np.concatenate([split.labels for split in splits])

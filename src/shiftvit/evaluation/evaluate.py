@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,23 @@ from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.console import Bar
 from shiftvit.data import named
-from shiftvit.data.evaluated import Evaluated, find_evaluated
+from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.data.find.kept import name_some
-from shiftvit.data.find.words import normal
-from shiftvit.data.load import say_counts
-from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
+from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, measure, softmax
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
+from shiftvit.replacement import current, write_folder
 
 # Test images to corrupt, 85 times each; chance then moves an accuracy by about one point.
 _CORRUPTED = 1000
 _MISTAKES = 25
+# What an evaluation's folder holds.
+_FILES = (REPORT, "confusion_matrix.png", "reliability.png", "mistakes.png", "corruptions.png")
 
 
 def evaluate(
@@ -79,7 +78,7 @@ def evaluate(
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:
         files.check_folder(Path(out))
-    images = _read(loaded, found)
+    images = read_images(loaded, found.data).splits[found.split]
     labels = images.labels
     model = loaded.build()
     began = time.perf_counter()
@@ -122,41 +121,6 @@ def _find_default(loaded: Bundle) -> str:
             f"no data set by name has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
         )
     return name
-
-
-def _read(loaded: Bundle, found: Evaluated) -> Split:
-    """Reads the images to evaluate on. Returns them with labels as the model numbers them."""
-    data, preprocess = found.data, loaded.preprocess
-    places = _places(loaded, data.class_names, found.images, data.name)
-    if data.path is not None:
-        for note in data.notes:
-            notice(f"note: {note}")
-        height, width = loaded.config.image_shape[:2]
-        if height is not None and width is not None:
-            preprocess = preprocess.fitted(height, width)
-    data = read_dataset(data, preprocess, training=False)
-    if data.path is not None:
-        say_counts(data)
-    images = data.splits[found.split]
-    return replace(images, labels=places[images.labels])
-
-
-def _places(loaded: Bundle, class_names: tuple[str, ...], images: Split, data: str) -> NDArray[np.int64]:
-    """Returns the model's index of each class of the data; the order may differ, and some may be missing.
-
-    Raises:
-        ShiftViTError: images of classes that the model does not know.
-    """
-    labels, counts = tuple(map(normal, loaded.labels)), np.bincount(images.labels, minlength=len(class_names))
-    foreign = [name for name, count in zip(class_names, counts, strict=True) if count and name not in labels]
-    if foreign:
-        shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
-        number = sum(int(count) for name, count in zip(class_names, counts, strict=True) if name in foreign)
-        raise ShiftViTError(
-            f"the model has {len(labels):,} classes ({shown}) and {data} has {count_of(number, 'image')} of "
-            f"{count_of(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
-        )
-    return np.array([labels.index(name) if name in labels else -1 for name in class_names], np.int64)
 
 
 def _mistakes(
@@ -207,18 +171,17 @@ def _write(
     from shiftvit.figures.run import confusion_matrix
     from shiftvit.figures.run import corruptions as corruptions_figure
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "corruptions.png").unlink(missing_ok=True)  # of an earlier evaluation, if these were measured then
-    except OSError as error:
-        raise files.unwritable(out, error) from error
-    files.write_json(out / REPORT, report)
-    confusion_matrix(np.asarray(report["confusion"]), loaded.labels, out / "confusion_matrix.png")
-    plain = metrics.calibration(softmax(logits), split.labels)
-    reliability_figure(plain, out / "reliability.png", report["calibration"] if loaded.temperature != 1.0 else None)
-    worst = metrics.mistakes(logits, split.labels, _MISTAKES)
-    predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
-    figure = out / "mistakes.png"
-    mistakes_figure(split.images[worst], split.labels[worst], predicted, confidence, loaded.labels, figure)
-    if "corruptions" in report:
-        corruptions_figure(report["corruptions"], out / "corruptions.png")
+    def write(folder: Path) -> None:
+        files.write_json(folder / REPORT, report)
+        confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
+        plain = metrics.calibration(softmax(logits), split.labels)
+        fitted = report["calibration"] if loaded.temperature != 1.0 else None
+        reliability_figure(plain, folder / "reliability.png", fitted)
+        worst = metrics.mistakes(logits, split.labels, _MISTAKES)
+        predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
+        shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
+        mistakes_figure(*shown, folder / "mistakes.png")
+        if "corruptions" in report:
+            corruptions_figure(report["corruptions"], folder / "corruptions.png")
+
+    write_folder(out, write, _FILES, keep=() if current(out / REPORT).is_file() else _FILES)

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, graph_metadata
-from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
-from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
-from shiftvit.data import named
-from shiftvit.data.decode.images import decode
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
+from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.exports.comparison import Images, choose_images
 from shiftvit.exports.formats import FORMATS, Format, find_format
+from shiftvit.exports.gate import MIN_IMAGES
 from shiftvit.files import write_json
 from shiftvit.replacement import write_folder
 
 REPORT = "report.json"
-# Test images for the gate; with fewer, chance moves the accuracy by as much as int8 may cost.
+# Images for the gate at most.
 IMAGES = 10_000
-# Training images that calibrate the range of activations.
-_CALIBRATION = 512
 
 
 def export(
@@ -47,13 +44,15 @@ def export(
     """Exports a model to another format, if the result passes the parity gate.
 
     Args:
-        model: a run folder, a bundle or the name of a model that comes with the package.
+        model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
         out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
-        data: the data set for the gate and for calibration. None: for f32 the sample images that come with the package,
-            for the others the data set with the model's classes.
-        images: the largest number of test images for the gate.
+        data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
+            for f32 the sample images that come with the package; for the others the images that the run was trained
+            on, or the data set with the model's classes. Compared are the test and validation images, which for a run
+            are those that it kept; training images calibrate.
+        images: the largest number of images for the gate.
 
     Returns:
         The folder: the artifact, and `report.json` with the gate's findings, the size and images/s.
@@ -73,11 +72,11 @@ def export(
             f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
             "choose another folder with --out"
         )
-    arrays, origin = _gate_images(bundle, metadata, data, images)
+    chosen = choose_images(model, bundle, metadata, data, images)
 
     def write(temporary: Path) -> None:
-        report = _build_and_prove(model, format, row, metadata, arrays, temporary)
-        write_json(temporary / REPORT, {"format": format, "precision": precision, **origin, **report})
+        report = _build_and_prove(model, format, row, metadata, chosen, temporary)
+        write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
     return folder
@@ -125,19 +124,28 @@ def add_graph(bundle: Bundle) -> Bundle:
     Raises:
         ShiftViTError: a package is not installed, or the gate found a fault.
     """
+    row, metadata = find_format("onnx", "f32"), graph_metadata(bundle)
+    chosen = choose_images("", bundle, metadata, None, IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
-        plain = dataclasses.replace(bundle, graph=None).save(Path(temporary) / "bundle")
-        exported = export(plain, "onnx", out=Path(temporary) / "onnx")
-        return dataclasses.replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
+        folder = Path(temporary)
+        plain = replace(bundle, graph=None).save(folder / "bundle")
+        _build_and_prove(plain, "onnx", row, metadata, chosen, folder, timed=False)
+        return replace(bundle, graph=(folder / row.artifact).read_bytes())
 
 
 def _build_and_prove(
-    model: str | Path, name: str, row: Format, metadata: Metadata, arrays: dict[str, Any], folder: Path
+    model: str | Path,
+    name: str,
+    row: Format,
+    metadata: Metadata,
+    chosen: Images,
+    folder: Path,
+    timed: bool = True,
 ) -> dict[str, Any]:
     threads = environment.cores()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        np.savez(place / "images.npz", **arrays)
+        np.savez(place / "images.npz", **chosen.arrays)  # type: ignore[arg-type]
         job = {
             "bundle": str(find_bundle(model).where),
             "format": name,
@@ -148,17 +156,24 @@ def _build_and_prove(
             "images": str(place / "images.npz"),
             "reference": str(place / "reference.npz"),
             "threads": threads,
+            **({} if timed else {"seconds": 0.0}),
+            "enough": chosen.enough,
         }
         (place / "job.json").write_text(json.dumps(job), "utf-8")
         notice(f"building {name} in {metadata.precision}")
         _child("build", place / "job.json", row.backend)
-        notice(f"comparing it with the model on {len(arrays['images']):,} images")
+        notice(f"comparing it with the model on {count_of(len(chosen.arrays['images']), 'image')}")
         report: dict[str, Any] = json.loads(_child("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
         raise ShiftViTError(
             f"the export to {name} failed the parity gate and is not kept: {'; '.join(report['faults'])}"
         )
     del report["faults"]
+    if metadata.precision != "f32" and report["images"] < MIN_IMAGES:
+        notice(
+            f"note: {count_of(report['images'], 'image')} show the change of top-1 to within "
+            f"{report['top1_change_error']:.1f} points; {MIN_IMAGES:,} or more show it better"
+        )
     return {
         **report,
         "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
@@ -194,40 +209,6 @@ def _fault(said: str, status: int) -> str:
     # The line with the exception's name; its message may continue for many more.
     told = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
     return (told or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
-
-
-def _gate_images(
-    bundle: Bundle, metadata: Metadata, data: str | None, count: int
-) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Returns the arrays for the gate and for calibration, at the model's input size, and where they come from."""
-    pixels = metadata.preprocess.pixels
-    if data is None and metadata.precision == "f32":
-        files = sorted((PRETRAINED / "samples").rglob("*.png"))
-        images = np.concatenate([pixels(decode(path, srgb=metadata.preprocess.srgb)[None]) for path in files])
-        return {"images": images, "calibration": images[:0]}, {"data": "sample images"}
-    name = data or named.find_by_classes(bundle.labels)
-    if name is None:
-        raise ShiftViTError(
-            f"no known data set has the classes {', '.join(bundle.labels[:3])} ..., and an export in "
-            f"{metadata.precision} has to be measured; name a data set with --data"
-        )
-    found = named.load(name)
-    if found.class_names != bundle.labels:
-        raise ShiftViTError(
-            f"{name} has the classes {', '.join(found.class_names[:3])} ..., "
-            f"the model {', '.join(bundle.labels[:3])} ...; "
-            "name a data set with its own"
-        )
-    calibration = found.train.images[:0]
-    if metadata.precision == "int8":
-        chosen = np.random.default_rng(0).permutation(len(found.train))[:_CALIBRATION]
-        calibration = found.train.images[chosen]
-    arrays: dict[str, NDArray[Any]] = {
-        "images": pixels(found.test.images[:count]),
-        "labels": found.test.labels[:count],
-        "calibration": pixels(calibration),
-    }
-    return arrays, {"data": name, "split": "test"}
 
 
 def _is_replaceable(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from shiftvit import files
 from shiftvit.figures.grid import Tile, font, prediction_grid
-from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure
+from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure, whole_ticks
 
 # Mistakes in a figure; more would be hard to read.
 _SHOWN = 25
@@ -21,6 +21,8 @@ _SHOWN = 25
 _SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 17, 26, 24
 _INK = "#1a1a1a"
 _TALL = 6  # rows
+# Images in a bin of confidences up to which their numbers are drawn on a linear scale.
+_FEW = 50
 # From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
 COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
 _BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.35"}}
@@ -198,11 +200,16 @@ def _reliability(axes: Any, found: dict[str, Any], name: str) -> None:
 def _counts(axes: Any, found: dict[str, Any]) -> None:
     filled = [row for row in found["bins"] if row["count"]]
     lower, width = _places(filled)
-    axes.bar(lower, [row["count"] for row in filled], width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
-    # Most images of a trained model are in the last bin; on a linear scale the others would vanish.
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    counts = [row["count"] for row in filled]
+    axes.bar(lower, counts, width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
+    if max(counts) < _FEW:
+        whole_ticks(axes.yaxis)
+    else:
+        # Most images of a trained model are in the last bin; on a linear scale the others would vanish.
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("Confidence")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)

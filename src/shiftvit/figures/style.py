@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from shiftvit import files
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Colour-blind safe (Okabe and Ito).
@@ -23,6 +24,14 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
+
+
+def whole_ticks(axis: Axis) -> None:
+    """Marks an axis of counts at whole numbers only, also where it is shorter than 1."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_formatter("{x:,.0f}")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

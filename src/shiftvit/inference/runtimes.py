@@ -71,7 +71,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     """Loads a model for inference.
 
     Args:
-        model: a run folder, a bundle, the name of a model that comes with the package, or an export: its
+        model: a run folder, a bundle, the name of a model that was pulled or comes with it, or an export: its
             folder or the artifact in it.
         runtime: a key of `RUNTIMES`; "auto": the first one installed that reads such a model; the order is by measured
             speed. A torch program is loaded only if "torch" is named, because loading it can execute code.

@@ -42,7 +42,7 @@ class Recipe(Settings):
     def _patience_outlasts_a_validation(self) -> Self:
         patience, every = self.train.early_stopping, self.train.validation_every
         if patience is not None and patience < every:
-            raise ValueError(f"early_stopping={patience} epochs must be at least validation_every={every}; raise it")
+            raise ValueError(f"early_stopping={patience} must be at least validation_every={every}; raise it")
         return self
 
     @model_validator(mode="after")

@@ -53,6 +53,7 @@ def create_app(
     app.include_router(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping))
     _add_errors(app)
 
+    _name_models(app, list(models))
     app.mount("/page", StaticFiles(directory=about.PAGE))
     app.mount("/samples", StaticFiles(directory=about.SAMPLES))
 
@@ -61,6 +62,15 @@ def create_app(
         return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return guard
+
+
+def _name_models(app: FastAPI, names: list[str]) -> None:
+    """Lists the models' names in the OpenAPI description, which FastAPI keeps once it is made."""
+    for path in app.openapi()["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["schema"]["enum"] = names
 
 
 def _add_errors(app: FastAPI) -> None:

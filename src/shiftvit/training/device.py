@@ -16,10 +16,10 @@ from keras import ops
 
 from shiftvit.data.batches.device import ResidentImages, Tensors, check_changes
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
-from shiftvit.training.memory import is_out_of_memory
+from shiftvit.training.memory import free_memory, is_out_of_memory
 from shiftvit.training.optimizer import learning_rates
 from shiftvit.training.parts import jax_gradients, torch_gradients
 
@@ -73,22 +73,37 @@ def check_loop(recipe: Recipe, dataset: Dataset) -> None:
     """Raises ShiftViTError if a resolved recipe asks for the device loop where that cannot run."""
     if recipe.train.loop != "device":
         return
+    if not isinstance(dataset.train.images, np.ndarray):
+        raise ShiftViTError(
+            f'train.loop="device" needs all images in memory and those of {dataset.name} stay in their files; use "fit"'
+        )
     if keras.config.backend() == "tensorflow":
         raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
     if not recipe.train.drop_remainder and len(dataset.train) % recipe.train.batch_size:
         raise ShiftViTError(
-            f'train.loop="device" needs batches of one size, and {len(dataset.train)} images do not divide by '
-            f"train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
+            f'train.loop="device" needs batches of one size, and {count_of(len(dataset.train), "image")} cannot be '
+            f"divided by train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
     check_changes(recipe.augment)
 
 
 def make_loop(model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> DeviceLoop | None:
-    """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`."""
+    """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`.
+
+    Smaller parts of a batch make no room for the images themselves. Where these do not fit on the device, it is `fit`
+    too if the recipe allows another way when memory runs out (`train.auto_batch`).
+    """
     if recipe.train.loop != "device":
         return None
     loop = JaxLoop if keras.config.backend() == "jax" else TorchLoop
-    return loop(model, recipe, dataset, steps)
+    try:
+        return loop(model, recipe, dataset, steps)
+    except Exception as error:
+        if not (is_out_of_memory(error) and recipe.train.auto_batch):
+            raise
+    free_memory()  # only here, as the handler's traceback holds what there was room for
+    notice(f"out of memory for {count_of(len(dataset.train), 'image')} on the device; going on with train.loop=fit")
+    return None
 
 
 class JaxLoop(DeviceLoop):

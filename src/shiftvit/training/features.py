@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.data.batches.pictures import Pictures, decode_for
-from shiftvit.data.decode.images import read_bytes
+from shiftvit.data.batches.pictures import Pictures
+from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.read import say_faults
@@ -242,6 +242,8 @@ def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple
     try:
         content = read_bytes(path)
         digest = hashlib.sha256(content).digest()
-        return digest, decode_for(rule, content, path) if store.get(digest) is None else None
+        if store.get(digest) is not None:
+            return digest, None
+        return digest, rule.pixels(decode(content, name=path, **rule.decoding)[None])[0]
     except ShiftViTError as error:
         return b"", str(error)

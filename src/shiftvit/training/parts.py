@@ -7,6 +7,7 @@ so are the weights, but for rounding; a batch norm takes its figures from each p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -140,14 +141,24 @@ def tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> St
     total: Any = 0.0
     outputs: list[Any] = []
     gradients: list[Any] = []
+    variables = [variable.value for variable in model.trainable_variables]
+
+    def compute(batch: Any, target: Any) -> tuple[Any, Any, list[Any]]:
+        with tf.GradientTape() as tape:
+            logits = model(batch, training=True)
+            loss = tf.reduce_sum(model.loss.call(target, logits)) / tf.cast(count, tf.float32)
+        return loss, logits, tape.gradient(loss, variables)
+
+    def skip() -> tuple[Any, Any, list[Any]]:
+        logits = tf.zeros((0, model.settings.num_classes), model.compute_dtype)
+        return tf.zeros(()), logits, [tf.zeros_like(variable) for variable in variables]
+
     for part in range(parts):
         first, end = part * count // parts, (part + 1) * count // parts
         with tf.control_dependencies(gradients):  # one after the other, or they take the memory of all
             batch, target = tf.identity(images[first:end]), tf.identity(labels[first:end])
-        with tf.GradientTape() as tape:
-            logits = model(batch, training=True)
-            loss = tf.reduce_sum(model.loss.call(target, logits)) / tf.cast(count, tf.float32)
-        found = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        # A batch of fewer images than parts leaves some empty, whose batch norm would not be a number.
+        loss, logits, found = tf.cond(end > first, functools.partial(compute, batch, target), skip)
         total += loss
         outputs.append(logits)
         gradients = [before + more for before, more in zip(gradients, found, strict=True)] if gradients else found

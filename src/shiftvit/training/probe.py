@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.official import is_checkpoint
+from shiftvit.bundle.stored.find import is_checkpoint
 from shiftvit.config import ProbeConfig
 from shiftvit.console import Bar
 from shiftvit.data.find.dataset import Dataset

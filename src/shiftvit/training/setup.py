@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from shiftvit import environment
 from shiftvit.config import ModelConfig
 from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
-from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
@@ -24,8 +25,8 @@ def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
     """Returns the recipe with everything decided that it leaves to the preset, the data and the machine.
 
     Raises:
-        ShiftViTError: no such preset, a model that does not fit the images or the classes, or a batch in more parts
-            than it has images.
+        ShiftViTError: no such preset, a model that does not fit the images or the classes, splits of different sizes,
+            or a batch in more parts than it has images.
     """
     if recipe.train.accumulate > recipe.train.batch_size:
         raise ShiftViTError(
@@ -35,7 +36,13 @@ def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
     preset = recipe.model.preset
     arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
     explicit = recipe.model.model_fields_set
-    shape = (*dataset.train.preprocess.output_shape(*dataset.train.images.shape[1:3]), 3)
+    shape = (*_size(dataset.train), 3)
+    for name, split in dataset.splits.items():
+        if _size(split) != shape[:2]:
+            raise ShiftViTError(
+                f"the {name} images of {dataset.name} give {' x '.join(map(str, _size(split)))} pixels and those for "
+                f"training {shape[0]} x {shape[1]}; set preprocess.resize and preprocess.crop to one size"
+            )
     classes = len(dataset.class_names)
     for key, fitting in (("image_shape", shape), ("num_classes", classes)):
         if key in explicit and arguments[key] != fitting:
@@ -60,13 +67,18 @@ def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
     )
 
 
+def _size(split: Split) -> tuple[int, int]:
+    """Returns the (height, width) that a model gets of a split's images."""
+    return split.preprocess.output_shape(*split.images.shape[1:3])
+
+
 def _loop(recipe: Recipe, dataset: Dataset) -> str:
     """Returns "device" where `training.device` can be used and the device is worth it, else "fit"."""
     settings = recipe.train
     if settings.loop != "auto":
         return settings.loop
     even = settings.drop_remainder or len(dataset.train) % settings.batch_size == 0
-    possible = even and not recipe.augment.on_host_only
+    possible = even and not recipe.augment.on_host_only and isinstance(dataset.train.images, np.ndarray)
     accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -19,9 +20,30 @@ MANIFEST = "bundle.json"
 CARD = "README.md"
 
 
+def check_labels(labels: Any, count: int) -> tuple[str, ...]:
+    """Returns the names of `count` classes, in the order of the logits.
+
+    Raises:
+        ShiftViTError: they are no sequence of different strings, or of another number.
+    """
+    if isinstance(labels, str | Mapping | Set) or not isinstance(labels, Iterable):
+        raise ShiftViTError(f"labels are of the type {type(labels).__name__}; give a list in the order of the logits")
+    names = tuple(labels)
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ShiftViTError(f"the label {name!r} is no name of a class; give strings that are not empty")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ShiftViTError(f"the label {twice!r} names {names.count(twice)} classes; give each class its own name")
+    if len(names) != count:
+        raise ShiftViTError(f"{len(names)} labels do not name {count} classes; give one for each")
+    return tuple(map(str, names))  # without the type of NumPy's strings
+
+
 class Provenance(Settings):
     """Where weights come from that were not trained here."""
 
+    name: str | None = Field(None, description="of published weights, as `shiftvit pull` takes it")
     address: str = Field(description="the URL, or for a local file its name")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file, in hexadecimal")
     date: str = Field(description="of the conversion, as YYYY-MM-DD")
@@ -45,7 +67,8 @@ class Manifest(Settings):
     provenance: Provenance | None = None
 
     @model_validator(mode="after")
-    def _a_synset_for_each_label(self) -> Self:
+    def _a_label_for_each_class(self) -> Self:
+        check_labels(self.labels, self.model.num_classes)
         if self.synsets and len(self.synsets) != len(self.labels):
             raise ValueError(f"{len(self.synsets)} synsets do not identify {len(self.labels)} labels")
         return self

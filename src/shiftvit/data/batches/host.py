@@ -16,7 +16,7 @@ from shiftvit.augment.augment import Augment, Draws
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.mix import Mix
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, count_of
 from shiftvit.preprocess import Floats, Preprocess
 
 Batch = tuple[Floats, NDArray[np.int32] | Floats]
@@ -137,7 +137,9 @@ class EpochBatches(keras.utils.PyDataset):
             raise ShiftViTError(f"batch_size={batch_size} holds no images; use at least 1")
         total = batches_per_epoch(len(images), batch_size, drop_remainder)
         if not 0 <= start <= total:
-            raise ShiftViTError(f"start={start} is outside the epoch of {total} batches; use 0..{total}")
+            raise ShiftViTError(
+                f"start={start} is outside the epoch of {count_of(total, 'batch', 'batches')}; use 0..{total}"
+            )
         self._images, self._labels = images, labels
         self._preprocess, self._augment = preprocess, augment
         self._batch_size, self._start, self._total = batch_size, start, total

@@ -103,27 +103,11 @@ class Originals(Pictures):
 def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     """Returns one picture, uint8 (h, w, 3), as `rule` makes it.
 
-    A JPEG is decoded at a half, a quarter or an eighth where twice the wanted size is left, which is several times
-    faster and differs by less than a level on average.
-
     Raises:
         ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
     """
-    return decode_for(rule, path, path)
-
-
-def decode_for(rule: Preprocess, source: str | bytes, name: str) -> NDArray[np.uint8]:
-    """Returns what `rule` makes of a picture, as `read_picture` does; messages call it `name`."""
-    pixels: NDArray[np.uint8] = rule.pixels(
-        decode(source, name=name, at_least=_least_size(rule), srgb=rule.srgb)[None]
-    )[0]
+    pixels: NDArray[np.uint8] = rule.pixels(decode(path, **rule.decoding)[None])[0]
     return pixels
-
-
-def _least_size(rule: Preprocess) -> tuple[int, int] | None:
-    """Returns the (height, width) that a JPEG must be decoded at, at least: twice what it is resized to."""
-    height, width = rule.resize if isinstance(rule.resize, tuple) else (rule.resize or 0,) * 2
-    return (2 * height, 2 * width) if height else None
 
 
 def one_size(rule: Preprocess) -> tuple[int, int]:
@@ -165,13 +149,13 @@ def read_pictures(
     Raises:
         ShiftViTError: the rule makes different sizes of different pictures.
     """
-    at_least = None if whole else _least_size(rule)
+    decoding = {**rule.decoding, "at_least": None} if whole else rule.decoding
     shape = (len(paths), *one_size(rule), 3)
     sizes = np.zeros((len(paths), 2), np.int64)
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
     def read(index: int) -> None:
-        image = decode(paths[index], at_least=at_least, srgb=rule.srgb)
+        image = decode(paths[index], **decoding)
         sizes[index] = image.shape[:2]
         if not whole:
             pixels = rule.pixels(image[None])[0]

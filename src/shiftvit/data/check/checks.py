@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -35,7 +35,9 @@ class _Look(NamedTuple):
     mode: str
 
 
-def check_data(data: Dataset, *, workers: int | None = None) -> Report:
+def check_data(
+    data: Dataset, *, workers: int | None = None, made: Sequence[str] = (), faults: Sequence[str] = ()
+) -> Report:
     """Decodes every image, and looks for what would harm training.
 
     No more images are in memory than there are workers, and about 1 kB of each one that is done. On a terminal a bar
@@ -44,6 +46,8 @@ def check_data(data: Dataset, *, workers: int | None = None) -> Report:
     Args:
         data: what `find_data` or `split_data` returned.
         workers: threads that decode; None: one for each processor, up to 8.
+        made: the splits that `split_data` made of the training images.
+        faults: what else is wrong with the data, a line each.
 
     Raises:
         ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.
@@ -73,6 +77,8 @@ def check_data(data: Dataset, *, workers: int | None = None) -> Report:
         dict(Counter(look.form for look in looks).most_common()),
         dict(Counter(look.mode for look in looks).most_common()),
         complete,
+        tuple(made),
+        tuple(faults),
     )
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
-from shiftvit.data.find.dataset import Dataset
-from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure
+from shiftvit.data.find.dataset import Dataset, spread_of
+from shiftvit.errors import count_of
+from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,8 @@ class Report:
         sizes: (height, width) of each image upright, int64 (N, 2).
         forms, modes: how many files have which format, and which colour mode as stored, by Pillow's name.
         complete: false where the search for near-duplicates gave up at a million pairs.
+        made: the splits that were made of the training images, as training makes them.
+        faults: what else would harm training, a line each.
     """
 
     data: Dataset = field(repr=False)
@@ -47,6 +50,8 @@ class Report:
     forms: dict[str, int]
     modes: dict[str, int]
     complete: bool = True
+    made: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def duplicates(self) -> list[Group]:
@@ -72,17 +77,18 @@ class Report:
     @property
     def harmful(self) -> list[str]:
         """What would harm training or its figures, a line each; empty if nothing would."""
-        lines = []
+        lines = [*self.faults]
         total = sum(map(len, self.data.splits.values()))
         if self.corrupt:
-            lines.append(f"corrupt: {len(self.corrupt):,} of {total:,} images, such as {self.corrupt[0][1]}")
+            lines.append(f"corrupt: {len(self.corrupt):,} of {count_of(total, 'image')}, such as {self.corrupt[0][1]}")
         for first, second in itertools.combinations(self.counts, 2):
             shared = self._find_shared(first, second)
             if shared:
                 count = len({member for _, member in shared})  # of the same picture and of one like it, maybe
                 here, there = map(self._path, shared[0])
                 lines.append(
-                    f"leakage: {count:,} of {self.counts[second].sum():,} {second} images are in {first} too, "
+                    f"leakage: {count:,} of {count_of(int(self.counts[second].sum()), f'{second} image')} "
+                    f"{'is' if count == 1 else 'are'} in {first} too, "
                     f"the same or nearly, such as {there!r} and {here!r}"
                 )
         for kind, words in (("exact", "the same picture"), ("near", "nearly the same picture")):
@@ -95,6 +101,13 @@ class Report:
                     f"({self._label(a)!r}) and {self._path(b)!r} ({self._label(b)!r})"
                 )
         names, counts = self.data.class_names, self.counts["train"]
+        usable = np.sum([self.counts[name] for name in ("train", *self.made)], axis=0)
+        small = [f"{names[label]!r} ({usable[label]:,})" for label in np.flatnonzero(usable <= len(self.made))]
+        if small and self.made:
+            lines.append(
+                f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {', '.join(small[:10])}"
+                f"{' ...' if len(small) > 10 else ''}"
+            )
         bare = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
         if bare:
             lines.append(f"classes: no training images of {', '.join(bare[:10])}{' ...' if len(bare) > 10 else ''}")
@@ -130,6 +143,7 @@ class Report:
             "path": self.data.name,
             "layout": self.data.layout,
             "ignored": list(self.data.notes),
+            "made": list(self.made),
             "splits": {
                 split: {
                     "images": int(counts.sum()),
@@ -167,9 +181,10 @@ class Report:
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
-            rows[split] = f"{part['images']:,} images, {counts.min():,} to {counts.max():,} a class" + (
+            rows[split] = f"{count_of(part['images'], 'image')}, {spread_of(counts)} a class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
+            rows[split] += " (as training makes it)" if split in self.made else ""
         rows["corrupt"] = f"{len(self.corrupt):,}"
         for name in ("duplicates", "leaks", "conflicts"):
             kinds = Counter(group["kind"] for group in plain[name])
@@ -229,8 +244,6 @@ class Report:
         _finish(axes, "Images of each class", "x")
 
     def _draw_sizes(self, axes: Axes) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         if len(self.sizes):
             low, high = int(self.sizes.min()), int(self.sizes.max())
             middle = (low + high) / 2
@@ -239,7 +252,7 @@ class Report:
             axes.hist(list(self.sizes.T), edges.tolist(), color=[BLUE, ORANGE], label=["height", "width"])
         axes.set_xlabel("Pixels")
         axes.set_ylabel("Images")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_ticks(axes.xaxis)
         _finish(axes, "Sizes", "y")
 
     def _draw_pair(self, column: Any, pair: tuple[Member, Member] | None) -> None:
@@ -252,11 +265,7 @@ class Report:
 
 
 def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis = axes.xaxis if counted == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_major_formatter("{x:,.0f}")
+    whole_ticks(axes.xaxis if counted == "x" else axes.yaxis)
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
     axes.grid(axis=counted, alpha=0.3)
     axes.set_axisbelow(True)

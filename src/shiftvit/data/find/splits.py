@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.find.dataset import SPLITS, Dataset
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, count_of, join_words
+
+# Classes that a message names; the others are counted.
+_NAMED = 10
 
 
 def split_data(
-    data: Dataset, *, validation: float, test: float, seed: int, stratify: bool = True, limit: int | None = None
+    data: Dataset,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    stratify: bool = True,
+    limit: int | None = None,
+    copies: NDArray[np.int64] | None = None,
 ) -> Dataset:
     """Takes the splits that a data set lacks from its training images: at random, the same for the same seed.
 
@@ -23,69 +34,125 @@ def split_data(
     Args:
         data: has training images.
         validation, test: how many of the N training images go there: a count (1 or more), a fraction (below 1, rounded
-            to whole images) or 0.
+            to whole images, and with `stratify` at least one of each class) or 0. Copies count once.
         seed: 0..2**32-1.
-        stratify: each class has about the same share of every split, and at least one image in it.
-        limit: leave no more than so many training images afterwards; None: all.
+        stratify: each class has about the same share of every split and of the limit, and at least one image in it.
+        limit: leave no more than so many training images afterwards, drawn at random; None: all.
+        copies: for each of the training images a number, (N,), the same for those that are the same: these are not
+            parted. Those that have several labels stay for training. None: all are different.
 
     Raises:
-        ShiftViTError: labels of another shape, a share or a seed that cannot be, or too few images of a class.
+        ShiftViTError: labels of another shape, a share, limit or seed that cannot be, or too few images of a class.
     """
     wanted = {"test": test, "validation": validation}
     shares = {name: share for name, share in wanted.items() if share != 0 and name not in data.splits}
     train = data.train
     order = np.arange(len(train))
     if train.paths is not None and train.images is None:
-        paths, labels = train.paths, train.labels
-        order = np.array(sorted(range(len(train)), key=lambda place: (paths[place], labels[place])), np.int64)
-    places = _draw_splits(train.labels[order], shares, seed, data.class_names if stratify else None)
+        paths = train.paths
+        order = np.array(sorted(range(len(train)), key=lambda place: (paths[place], train.labels[place])), np.int64)
+    if train.labels.ndim != 1:
+        raise ShiftViTError(f"labels have the shape {train.labels.shape}; give one number for each image, (N,)")
+    labels, names = train.labels[order], data.class_names if stratify else None
+    pictures = _number_pictures(labels, np.arange(len(labels)) if copies is None else copies[order])
+    _, first = np.unique(pictures[pictures >= 0], return_index=True)
+    firsts = np.flatnonzero(pictures >= 0)[first]
+    if names is not None and shares:
+        _check_sizes(labels, labels[firsts], names, shares)
+    chosen = {name: firsts[drawn] for name, drawn in _draw_splits(labels[firsts], shares, seed, names).items()}
+    places = {name: np.flatnonzero(np.isin(pictures, pictures[drawn])) for name, drawn in chosen.items()}
+    rest = np.ones(len(labels), bool)
+    for drawn in places.values():
+        rest[drawn] = False
+    places["train"] = np.flatnonzero(rest)
     if limit is not None and limit < len(places["train"]):
-        first = np.arange(limit)
-        if data.path is not None:  # a user's own are sorted, so the first would be of one class
-            first = np.sort(np.random.default_rng(seed).permutation(len(places["train"]))[:limit])
-        places["train"] = places["train"][first]
+        places["train"] = places["train"][_draw_some(labels[places["train"]], limit, seed, names)]
     splits = {**data.splits, **{name: train.take(order[chosen]) for name, chosen in places.items()}}
     return replace(data, splits={name: splits[name] for name in SPLITS if name in splits})
+
+
+def _number_pictures(labels: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the number of each image's picture in the order of the images; -1: it has several labels."""
+    _, first, pictures = np.unique(copies, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))[pictures]
+    several = np.zeros(len(first), bool)
+    several[pictures[labels != labels[first][pictures]]] = True
+    numbers: NDArray[np.int64] = np.where(several[pictures], -1, rank)
+    return numbers
+
+
+def _check_sizes(
+    labels: NDArray[np.int64], different: NDArray[np.int64], class_names: tuple[str, ...], shares: Collection[str]
+) -> None:
+    """Raises ShiftViTError, which names all such classes, if any has too few different images for so many splits."""
+    need = len(shares) + 1
+    sizes = np.bincount(different, minlength=len(class_names))
+    small = [label for label in np.unique(labels).tolist() if sizes[label] < need]
+    if not small:
+        return
+    is_copied = len(different) < len(labels)
+    counts = [f"{class_names[label]!r} has {count_of(sizes[label], 'image')}" for label in small[:_NAMED]]
+    if len(small) > _NAMED:
+        counts.append(f"{len(small) - _NAMED:,} more have as few")
+    fewer = "; or take fewer splits: data.validation=0 needs 2 of each" if need == 3 and sizes[small].min() == 2 else ""
+    which, it, them = ("the class", "it", "it") if len(small) == 1 else ("of the classes,", "each", "them")
+    told = f"{which} {join_words(counts)}{', copies counted once' if is_copied else ''}, too few for {need} splits"
+    raise ShiftViTError(f"{told}; add images until {it} has {need}, or remove {them}{fewer}")
+
+
+def _draw_some(
+    labels: NDArray[np.int64], count: int, seed: int, class_names: tuple[str, ...] | None
+) -> NDArray[np.int64]:
+    """Draws `count` of N images; returns their places, rising. With `class_names` each class keeps its proportion."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if class_names is not None:
+        classes, inverse, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
+        if count < len(classes):
+            raise ShiftViTError(
+                f"data.limit={count} is less than the {len(classes)} classes, of which each needs an image; use at "
+                f"least {len(classes)}, or data.stratify=false"
+            )
+        # The images of a class are spread evenly over 0..1, but its first comes first, so that no class is left out.
+        by_class = np.argsort(inverse, kind="stable")
+        rank = np.empty(len(labels))
+        rank[by_class] = np.concatenate([np.arange(size) for size in sizes])
+        order = order[np.argsort(np.where(rank == 0, -1, (rank + 0.5) / sizes[inverse]), kind="stable")]
+    places: NDArray[np.int64] = np.sort(order[:count])
+    return places
 
 
 def _draw_splits(
     labels: NDArray[np.int64], shares: dict[str, float], seed: int, class_names: tuple[str, ...] | None
 ) -> dict[str, NDArray[np.int64]]:
-    """Returns the places (rising) of each split's images and of those that are left for training.
+    """Returns the places (rising) of the images of each split that is made.
 
     With `class_names` every class is in every split; with None chance alone decides.
     """
-    if labels.ndim != 1:
-        raise ShiftViTError(f"labels have the shape {labels.shape}; give one number for each image, (N,)")
     if shares and not 0 <= seed < 2**32:
         raise ShiftViTError(f"seed={seed} is outside 0..{2**32 - 1}; use a seed in that range")
-    classes, sizes = np.unique(labels, return_counts=True)
-    if class_names is not None and (sizes <= len(shares)).any():
-        need, smallest = len(shares) + 1, sizes.argmin()
-        raise ShiftViTError(
-            f"the class {class_names[classes[smallest]]!r} has {count_of(sizes[smallest], 'image')}, too few for "
-            f"{need} splits; add images until it has {need}, or remove it"
-        )
+    classes = None if class_names is None else len(np.unique(labels))
     places = {}
     rest = np.arange(len(labels))
     for after, (name, share) in zip(range(len(shares), 0, -1), shares.items(), strict=True):
-        count = _count_images(name, share, len(labels), len(rest), len(classes) if class_names is not None else None)
+        count = _count_images(name, share, len(labels), len(rest), classes)
         held_out = _draw(labels[rest], count, seed, class_names is not None, after)
         places[name] = rest[held_out]
         rest = rest[~held_out]
-    return {**places, "train": rest}
+    return places
 
 
 def _count_images(name: str, share: float, total: int, rest: int, classes: int | None) -> int:
     """Returns how many of `total` images a share is, of which `rest` are left to take it from."""
     if not (math.isfinite(share) and share > 0) or (share >= 1 and share != int(share)):
         raise ShiftViTError(f"{name}={share} is not a share of the images; use a whole count, a fraction below 1 or 0")
-    count = int(share) if share >= 1 else round(share * total)
-    if min(count, rest - count) < (1 if classes is None else max(1, classes)):
+    least = max(1, classes or 0)
+    count = int(share) if share >= 1 else round(share * total) if classes is None else max(least, round(share * total))
+    if min(count, rest - count) < least:
         need = "1 image" if classes is None else f"1 of each of the {classes} classes"
+        fits = f"use {least:,} to {rest - least:,}" if rest >= 2 * least else f"change {name}"
         raise ShiftViTError(
             f"{name}={share} of {total:,} images is {count:,}, and both it and the rest ({rest - count:,}) "
-            f"need {need}; change {name}, or add images"
+            f"need {need}; {fits}, or add images"
         )
     return count
 

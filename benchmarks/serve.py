@@ -1,0 +1,245 @@
+"""What share of the runtime's own rate `shiftvit serve` reaches over HTTP, its latency, and how it meets overload.
+
+    python benchmarks/serve.py                       the packaged model, 32 pixels
+    python benchmarks/serve.py shiftvit_tiny_r2      a preset with random weights: its speed is that of trained ones
+
+The runtime alone, in this process, and the server, in another, are measured in turn on the same cores; the clients'
+work is included. Every request is one encoded picture. The result goes to benchmarks/results/serve-MODEL-DATE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from record import write_record
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.inference.runtimes import Graph, load_graph
+
+ROUNDS = 3
+SECONDS = 6.0
+CLIENTS = 64
+BATCHES = (1, 4, 16, 64)
+
+
+class Load:
+    """Clients on the loopback address, each with a connection of its own."""
+
+    def __init__(self, port: int, content: bytes) -> None:
+        self.port = port
+        head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        self.request = head.encode() + content
+        self.seconds: list[float] = []
+        self.statuses: collections.Counter[int] = collections.Counter()
+
+    async def ask(self, line: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+        reader, writer = line
+        began = time.perf_counter()
+        writer.write(self.request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+        await reader.readexactly(int(found[1]) if found else 0)
+        status = int(head.split(b" ", 2)[1])
+        self.statuses[status] += 1
+        if status == 200:
+            self.seconds.append(time.perf_counter() - began)
+
+    async def _connect(self, count: int) -> list[Any]:
+        return [await asyncio.open_connection("127.0.0.1", self.port) for _ in range(count)]
+
+    async def closed(self, clients: int, seconds: float) -> float:
+        """Each client asks again as soon as it is answered; returns answers per second."""
+        lines = await self._connect(clients)
+        end = time.perf_counter() + seconds
+
+        async def client(line: Any) -> None:
+            while time.perf_counter() < end:
+                await self.ask(line)
+
+        began = time.perf_counter()
+        await asyncio.gather(*map(client, lines))
+        took = time.perf_counter() - began
+        for _, writer in lines:
+            writer.close()
+        return self.statuses[200] / took
+
+    async def open(self, rate: float, seconds: float, most: int = 400) -> None:
+        """Requests at a constant rate, whatever becomes of them, on at most `most` connections."""
+        free = collections.deque(await self._connect(most))
+        tasks = set()
+        began = time.perf_counter()
+        for index in range(int(rate * seconds)):
+            await asyncio.sleep(max(0, began + index / rate - time.perf_counter()))
+            if not free:  # every connection waits for an answer
+                continue
+            line = free.popleft()
+            task = asyncio.create_task(self.ask(line))
+            tasks.add(task)
+            task.add_done_callback(lambda task, line=line: (tasks.discard(task), free.append(line)))  # type: ignore[misc]
+        await asyncio.gather(*tasks)
+        for _, writer in free:
+            writer.close()
+
+
+def measure_alone(graph: Graph, batch: int, seconds: float) -> float:
+    """Returns images/s of the runtime on pixels in memory."""
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, *graph.metadata.input_shape), dtype=np.uint8)
+    graph.run(pixels)
+    done, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < seconds:
+        graph.run(pixels)
+        done += batch
+    return done / took
+
+
+def memory(process: subprocess.Popen[str]) -> float | None:
+    """Returns the resident memory of a process in MB, where Linux tells it."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.is_file():
+        return None
+    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
+
+
+def percentile(seconds: list[float], share: float) -> float:
+    """Returns milliseconds."""
+    return round(float(np.quantile(seconds, share)) * 1000, 2)
+
+
+async def overload(process: subprocess.Popen[str], port: int, content: bytes, rate: float) -> dict[str, Any]:
+    """Four times the capacity for ten seconds, and then a few requests, one after another."""
+    load, before, most = Load(port, content), memory(process), 0.0
+    task = asyncio.create_task(load.open(rate, 10))
+    while not task.done():
+        await asyncio.sleep(0.25)
+        most = max(most, memory(process) or 0.0)
+    await task
+    await asyncio.sleep(1)
+    after = Load(port, content)
+    (line,) = await after._connect(1)
+    for _ in range(20):
+        await after.ask(line)
+    line[1].close()
+    return {
+        "rate": round(rate, 1),
+        "statuses": {str(status): count for status, count in sorted(load.statuses.items())},
+        "memory_before_mb": before and round(before, 1),
+        "memory_most_mb": before and round(most, 1),
+        "memory_after_mb": before and round(memory(process) or 0.0, 1),
+        "a_second_later": {
+            "statuses": {str(status): count for status, count in after.statuses.items()},
+            "median_milliseconds": percentile(after.seconds, 0.5),
+        },
+    }
+
+
+def picture(size: tuple[int, int]) -> bytes:
+    """Returns a JPEG of that size, or of one sample picture where the model's input is as small."""
+    samples = sorted((PRETRAINED / "samples").glob("*/*.png"))
+    if size == (32, 32):
+        return samples[0].read_bytes()
+    tiles = [np.asarray(Image.open(path).convert("RGB")) for path in samples[:4]]
+    whole = np.concatenate([np.concatenate(tiles[:2], 1), np.concatenate(tiles[2:], 1)])
+    stream = io.BytesIO()
+    Image.fromarray(whole).resize((500, 375), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def make_model(preset: str, folder: Path) -> Path:
+    """Returns a bundle of a preset with random weights and its graph, which takes 224 pixels."""
+    from shiftvit import Bundle, Preprocess, ShiftViT
+    from shiftvit.exports.driver import pack
+
+    network = ShiftViT.from_preset(preset, image_shape=(224, 224, 3), num_classes=1000)
+    rule = Preprocess(
+        resize=256,
+        crop=224,
+        crop_position="center",
+        interpolation="bicubic",
+        mean=(123.675, 116.28, 103.53),
+        std=(58.395, 57.12, 57.375),
+    )
+    Bundle.from_model(network, tuple(f"class {index}" for index in range(1000)), rule).save(folder / "plain")
+    return pack(folder / "plain", folder / preset, onnx=True)
+
+
+def measure(model: str | Path) -> dict[str, Any]:
+    graph = load_graph(model, "onnxruntime")
+    content = picture(graph.metadata.size)
+    command = [sys.executable, "-m", "shiftvit", "serve", str(model), "--port", "0", "--runtime", "onnxruntime"]
+    began = time.perf_counter()
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stderr is not None
+        found = re.search(r":(\d+);", process.stderr.readline())
+        assert found, "the server did not start"
+        start = time.perf_counter() - began
+        port = int(found[1])
+        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=log)
+        try:
+            alone: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+            served, shares = [], []
+            asyncio.run(Load(port, content).closed(CLIENTS, 2))
+            for _ in range(ROUNDS):
+                for batch in BATCHES:
+                    alone[batch].append(measure_alone(graph, batch, SECONDS / len(BATCHES)))
+                load = Load(port, content)
+                served.append(asyncio.run(load.closed(CLIENTS, SECONDS)))
+                assert set(load.statuses) == {200}, load.statuses
+                shares.append(served[-1] / max(rates[-1] for rates in alone.values()))
+            rate = statistics.median(served)
+            half = Load(port, content)
+            asyncio.run(half.open(rate / 2, 10))
+            strain = asyncio.run(overload(process, port, content, 4 * rate))
+        finally:
+            process.terminate()
+            drain.wait()
+        status = process.wait()
+    return {
+        "model": Path(model).name,
+        "input": list(graph.metadata.input_shape),
+        "picture_bytes": len(content),
+        "rounds": ROUNDS,
+        "clients": CLIENTS,
+        "start_seconds": round(start, 2),
+        "runtime_alone": {str(batch): round(statistics.median(rates), 1) for batch, rates in alone.items()},
+        "served": round(rate, 1),
+        "share_of_the_best_batch": round(statistics.median(shares), 3),
+        "half_load": {
+            "rate": round(rate / 2, 1),
+            "statuses": {str(status): count for status, count in half.statuses.items()},
+            "p50_milliseconds": percentile(half.seconds, 0.5),
+            "p99_milliseconds": percentile(half.seconds, 0.99),
+        },
+        "four_times_the_capacity": strain,
+        "exit_status_after_sigterm": status,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="cifar10")
+    model = parser.parse_args().model
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(model if model == "cifar10" else make_model(model, Path(folder)))
+    print(json.dumps(found, indent=2))
+    write_record(f"serve-{model}", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A data set as a model sees it: its files read and prepared as for a prediction, its labels the model's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.find.kept import name_some
+from shiftvit.data.find.words import normal
+from shiftvit.data.load import say_counts
+from shiftvit.data.read import read_dataset
+from shiftvit.errors import ShiftViTError, count_of, notice
+
+
+def read_images(loaded: Bundle, data: Dataset) -> Dataset:
+    """Reads the images of a data set for a model.
+
+    Args:
+        loaded: the model.
+        data: its classes may have another order than the model's, and some of the model's may be missing.
+
+    Returns:
+        the same splits, with `images`, with the `preprocess` that is left to do, and with the model's labels.
+
+    Raises:
+        ShiftViTError: images of classes that the model does not know, or none of a split can be decoded.
+    """
+    places, preprocess = _places(loaded, data), loaded.preprocess
+    if data.path is not None:
+        for note in data.notes:
+            notice(f"note: {note}")
+        height, width = loaded.config.image_shape[:2]
+        if height is not None and width is not None:
+            preprocess = preprocess.fitted(height, width)
+    data = read_dataset(data, preprocess, training=False)
+    if data.path is not None:
+        say_counts(data)
+    splits = {name: replace(split, labels=places[split.labels]) for name, split in data.splits.items()}
+    return replace(data, splits=splits, class_names=loaded.labels)
+
+
+def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
+    """Returns the model's index of each class of the data; the order may differ, and some may be missing.
+
+    Raises:
+        ShiftViTError: images of classes that the model does not know.
+    """
+    labels, names = tuple(map(normal, loaded.labels)), data.class_names
+    counts = np.bincount(np.concatenate([split.labels for split in data.splits.values()]), minlength=len(names))
+    foreign = [name for name, count in zip(names, counts, strict=True) if count and name not in labels]
+    if foreign:
+        shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
+        number = sum(int(count) for name, count in zip(names, counts, strict=True) if name in foreign)
+        raise ShiftViTError(
+            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {count_of(number, 'image')} of "
+            f"{count_of(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
+        )
+    return np.array([labels.index(name) if name in labels else -1 for name in names], np.int64)

@@ -1,0 +1,108 @@
+"""The images that an export is compared on with its model, and those that calibrate it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.metadata import Metadata
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.data import named
+from shiftvit.data.decode.images import decode
+from shiftvit.data.evaluated import find_splits, join_splits
+from shiftvit.data.find.dataset import Split
+from shiftvit.errors import ShiftViTError
+from shiftvit.evaluation.images import read_images
+from shiftvit.evaluation.places import find_run
+from shiftvit.exports.gate import MIN_IMAGES
+
+# Training images that calibrate the range of activations.
+_CALIBRATION = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What an export is compared on.
+
+    Attributes:
+        arrays: uint8 "images" and "calibration" at the model's input size, and maybe "labels".
+        origin: where they come from, for the report.
+        enough: the labelled images that a narrow precision takes.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    origin: dict[str, Any]
+    enough: int = MIN_IMAGES
+
+
+def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: str | None, count: int) -> Images:
+    """Reads the images to compare on, and for int8 those that calibrate, which are never the same ones.
+
+    Args:
+        model: what was exported; of a run, the images that it kept for test and validation are taken.
+        bundle, metadata: the model and what the export is to carry.
+        data: the name of a data set, or the path of a user's own images; None: as for `driver.export`.
+        count: the largest number of images to compare on.
+
+    Raises:
+        ShiftViTError: there are no such images, or they have classes that the model does not know.
+    """
+    if data is None and metadata.precision == "f32":
+        files = sorted((PRETRAINED / "samples").rglob("*.png"))
+        images = np.concatenate([metadata.preprocess.pixels(decode(path)[None]) for path in files])
+        return Images({"images": images, "calibration": images[:0]}, {"data": "sample images"})
+    run = find_run(model)
+    if data is None and run is None:
+        data = named.find_by_classes(bundle.labels)
+        if data is None:
+            raise ShiftViTError(
+                f"no known data set has the classes {', '.join(bundle.labels[:3])} ..., and an export in "
+                f"{metadata.precision} has to be measured; name a data set with --data"
+            )
+    found = find_splits(data, run)
+    held_out, rest, origin = _divide(found.data.splits, count, calibrate=metadata.precision == "int8")
+    splits = {"comparison": _draw(held_out, count), "calibration": _draw(rest, _CALIBRATION)}
+    splits = {name: split for name, split in splits.items() if len(split)}
+    read = read_images(bundle, replace(found.data, splits=splits)).splits
+    pixels = {name: split.preprocess.pixels(split.images[:]) for name, split in read.items()}
+    compared = pixels["comparison"]
+    lost = len(splits["comparison"]) - len(compared)  # what cannot be decoded is not missed
+    return Images(
+        {
+            "images": compared,
+            "labels": read["comparison"].labels,
+            "calibration": pixels.get("calibration", compared[:0]),
+        },
+        {"data": found.data.name, "split": origin},
+        min(MIN_IMAGES, len(held_out) - lost) if found.own_test else MIN_IMAGES,
+    )
+
+
+def _divide(splits: Mapping[str, Split], count: int, *, calibrate: bool) -> tuple[Split, Split, str]:
+    """Returns the images to compare on, those to calibrate with, and which the former are.
+
+    The former are the test images and, if these are fewer than `count`, those for validation; the others calibrate. Of
+    images in no splits, a quarter calibrates.
+    """
+    names = [name for name in ("test", "validation") if name in splits] or [*splits]
+    if len(names) == 2 and len(splits["test"]) >= count:
+        names = names[:1]
+    compared = join_splits([splits[name] for name in names])
+    others = [split for name, split in splits.items() if name not in names]
+    if others or not calibrate:
+        rest = join_splits(others) if others and calibrate else compared.take([])
+        return compared, rest, " and ".join(names)
+    order = np.random.default_rng(0).permutation(len(compared))
+    least = min(_CALIBRATION, len(order) // 4)
+    return compared.take(np.sort(order[least:])), compared.take(order[:least]), " and ".join(names)
+
+
+def _draw(split: Split, count: int) -> Split:
+    """Returns `count` images by chance, or all if there are no more."""
+    return split if len(split) <= count else split.take(np.random.default_rng(0).permutation(len(split))[:count])

@@ -1,0 +1,139 @@
+"""What an export is compared on: the images that the run kept, never those that calibrate it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sample import load_sample, write_tree
+from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
+from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.data import named
+from shiftvit.data.decode.images import decode
+from shiftvit.data.find.find import find_data
+from shiftvit.data.find.kept import save_splits
+from shiftvit.data.load import split_as
+from shiftvit.exports import driver
+from shiftvit.exports.comparison import choose_images
+from shiftvit.training import runfolder
+from tensors import set_random_weights
+
+RULE = Preprocess(resize=20, crop=16, crop_position="center")
+LABELS = ("ship", "cat", "dog")  # in another order than the folders
+
+
+def bundle_of(labels: tuple[str, ...] = LABELS, rule: Preprocess = RULE) -> Bundle:
+    model = ShiftViT((16, 16, 3), num_classes=len(labels), embed_dim=24, depths=(1, 1))
+    set_random_weights(model)
+    return Bundle.from_model(model, labels, rule)
+
+
+def make_run(folder: Path, data: Path | str, bundle: Bundle, **settings: Any) -> Path:
+    """Writes what a run on these images would leave and exports need."""
+    recipe = Recipe.load("photos", **{"data.name": str(data), "data.validation": 0.2, "data.test": 0.2, **settings})
+    found = named.look_up(str(data))
+    folder.mkdir()
+    if found.path is not None:
+        save_splits(split_as(recipe.data, found), folder / "splits.csv")
+    runfolder._write_recipe(folder, recipe)
+    bundle.save(folder / "bundle")
+    return folder
+
+
+def choose(model: Path, precision: str = "int8", data: str | None = None, count: int = 10_000) -> Any:
+    bundle = Bundle.load(model)
+    return choose_images(model, bundle, graph_metadata(bundle, precision), data, count)  # type: ignore[arg-type]
+
+
+def rows(array: Any) -> list[bytes]:
+    return [image.tobytes() for image in array]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("data") / "pets", per_class=10)
+
+
+@pytest.fixture(scope="module")
+def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run", tree, bundle_of())
+
+
+@pytest.mark.parametrize("named_so", [False, True])
+def test_of_a_run_its_kept_images_are_compared_and_its_training_images_calibrate(
+    run: Path, tree: Path, named_so: bool
+) -> None:
+    chosen = choose(run, data=str(tree) if named_so else None)
+    with (run / "splits.csv").open(newline="") as file:
+        table = [*csv.DictReader(file)]
+    expected = {
+        split: {
+            RULE.pixels(decode(tree / row["path"])[None])[0].tobytes(): LABELS.index(row["label"])
+            for row in table
+            if row["split"] == split
+        }
+        for split in ("train", "validation", "test")
+    }
+    compared = dict(zip(rows(chosen.arrays["images"]), chosen.arrays["labels"].tolist(), strict=True))
+    assert compared == expected["test"] | expected["validation"]
+    assert {*rows(chosen.arrays["calibration"])} == expected["train"].keys()
+    assert chosen.origin["split"] == "test and validation"
+    assert chosen.enough == len(compared) == 12
+    assert choose(run, "bf16").arrays["calibration"].shape == (0, 16, 16, 3)
+
+
+def test_no_more_images_are_taken_than_asked_for(run: Path) -> None:
+    chosen = choose(run, count=5)
+    assert chosen.origin["split"] == "test"
+    assert len(chosen.arrays["images"]) == 5
+    assert len({*chosen.arrays["labels"].tolist()}) > 1  # the files come class by class
+    assert chosen.enough == 6  # so that fewer than there are do not pass
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "splits"])
+def test_images_in_no_splits_are_divided(form: str, tree: Path, tmp_path: Path) -> None:
+    """For a bundle nobody knows what it was trained on, so that the gate's own number of images is asked for."""
+    data = tree
+    if form != "folder":
+        found = find_data(tree)
+        pixels = np.stack([RULE.pixels(decode(path)[None])[0] for path in found.train.paths or []])
+        part = "test" if form == "splits" else "train"
+        arrays = {f"x_{part}": pixels, f"y_{part}": found.train.labels, "class_names": np.array(found.class_names)}
+        data = tmp_path / "a.npz"
+        np.savez(data, **arrays)
+    chosen = choose(bundle_of().save(tmp_path / "model"), data=str(data))
+    assert chosen.enough == 2000
+    compared, calibrating = (rows(chosen.arrays[name]) for name in ("images", "calibration"))
+    assert (len(compared), len(calibrating)) == (23, 7)
+    assert not {*compared} & {*calibrating}
+
+
+def test_a_data_set_by_name_has_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = load_sample()
+    monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
+    model = bundle_of(sample.class_names, Preprocess(resize=16)).save(tmp_path / "model")
+    chosen = choose(model)
+    assert chosen.arrays["labels"].tolist() == sample.test.labels.tolist()
+    assert (chosen.origin, chosen.enough) == ({"data": "cifar10", "split": "test"}, 2000)
+    assert len(chosen.arrays["calibration"]) == min(512, len(sample.train))
+
+
+def test_classes_that_the_model_does_not_know_are_named(tree: Path, tmp_path: Path) -> None:
+    model = bundle_of(("ship", "cat", "horse")).save(tmp_path / "model")
+    with pytest.raises(ShiftViTError, match=r"the model has 3 classes .* has 10 images of 1 other \('dog'\)"):
+        choose(model, data=str(tree))
+
+
+@pytest.mark.slow
+def test_a_run_on_few_images_is_exported_in_int8(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnx")
+    folder = driver.export(run, "onnx", "int8", out=tmp_path / "out")
+    report = json.loads((folder / driver.REPORT).read_text("utf-8"))
+    assert (report["images"], report["split"]) == (12, "test and validation")
+    assert report["top1_change"] >= -100 / 12 - 1e-3
+    assert "12 images show the change of top-1 to within " in capfd.readouterr().err

@@ -1,0 +1,111 @@
+"""`shiftvit serve` as a command: its faults before it listens, and its start."""
+
+import json
+import os
+import socket
+import urllib.request
+
+import pytest
+
+from serving import ask, picture, started
+from shiftvit.cli.main import _run
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+def fault(capsys, *arguments):
+    """Runs a command that must fail with one line, and returns that."""
+    assert _run(["serve", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "--api-key-file"),
+        (["--host", "::"], "--api-key-file"),
+        (["--host", "192.0.2.1"], "--api-key-file"),
+        (["--log-format", "xml"], "Valid: json, text"),
+        (["--allow-origin", "example.org"], "is no web origin"),
+        (["--api-key-file", "nothing.txt"], "nothing.txt"),
+        (["nothing"], "does not exist"),
+        (["cifar10", "cifar10"], "would both be called 'cifar10'"),
+        (["a/b=cifar10"], "is no name for an address"),
+        (["--port", "70000"], "70000"),
+        (["--queue", "0"], "queue"),
+        (["--timeout", "0"], "timeout"),
+        (["--threads", "0"], "threads"),
+        (["--runtime", "nothing"], "there is no runtime"),
+    ],
+)
+def test_faults_are_one_line(capsys, arguments, message):
+    assert (
+        message in fault(capsys, "--port", "0", *arguments) if "--port" not in arguments else fault(capsys, *arguments)
+    )
+
+
+def test_a_port_in_use_is_named(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in fault(capsys, "--port", port)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no API key"),
+        (b"\n# only a comment\n", "holds no API key"),
+        (b"short\n", "fewer than 16"),
+        ("schlüsselschlüssel\n".encode(), "ASCII"),
+        (b"two words in a key that is long\n", "ASCII"),
+        (b"\xff\xfe\n", "UTF-8"),
+    ],
+)
+def test_keys_that_cannot_be_used(capsys, tmp_path, content, message):
+    keys = tmp_path / "keys.txt"
+    keys.write_bytes(content)
+    assert message in fault(capsys, "--api-key-file", str(keys))
+
+
+@pytest.mark.slow
+def test_it_serves_several_models_and_takes_keys(tmp_path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"# ours\n{KEY}\n")
+    keys.chmod(0o600)
+    arguments = ["cifar10", "other=cifar10", "--host", "127.0.0.1", "--api-key-file", str(keys), "--log-format", "json"]
+    with started(*arguments) as (process, port):
+        assert ask(port, "POST", "/v1/classify", picture())[0] == 401
+        sent = {"Authorization": f"Bearer {KEY}"}
+        names = [model["name"] for model in json.loads(ask(port, "GET", "/v1/models", headers=sent)[2])]
+        assert names == ["cifar10", "other"]
+        for name in names:
+            status, _, content = ask(port, "POST", f"/v1/models/{name}/classify", picture(), sent)
+            assert status == 200
+            assert len(json.loads(content)) == 5
+        entries = [json.loads(process.stderr.readline()) for _ in range(4)]
+        assert [entry["status"] for entry in entries] == [401, 200, 200, 200]
+        assert KEY not in json.dumps(entries)
+        # What a client writes into its address cannot forge a line of the log.
+        ask(port, "GET", "/nothing%0a%1b%5b31m", headers=sent)
+        entry = json.loads(process.stderr.readline())
+        assert (entry["status"], entry["path"]) == (404, "/nothing%0a%1b%5b31m")
+
+
+@pytest.mark.slow
+def test_a_name_that_strangers_dns_may_hold_needs_leave():
+    with started("--allow-host", "photos.example") as (_, port):
+        assert ask(port, "GET", "/v1/models", headers={"Host": "photos.example"})[0] == 200
+        assert ask(port, "GET", "/v1/models", headers={"Host": "other.example"})[0] == 400
+        with urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=10) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+def test_keys_that_others_can_read_are_pointed_out(tmp_path, capsys):
+    keys = tmp_path / "keys.txt"
+    keys.write_text(KEY)
+    keys.chmod(0o644)
+    assert _run(["serve", "nothing", "--port", "0", "--api-key-file", str(keys)]) == 2
+    assert "chmod 600" in capsys.readouterr().err
