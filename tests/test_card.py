@@ -31,7 +31,7 @@ def bundle(labels: tuple[str, ...] = ("cat", "dog", "ship"), **changes: Any) -> 
 
 
 def facts(data: str = "cifar10", **changes: Any) -> Facts:
-    return Facts(Recipe.load("finetune", **{"data.name": data, "train.seed": 7}), **changes)
+    return Facts(Recipe.load("finetune", **{"data.name": data, "train.seed": 7, "start.source": "cifar10"}), **changes)
 
 
 def body(card: str) -> str:
