@@ -202,7 +202,7 @@ class ProbeConfig(Settings):
     iterations: Positive = Field(1000, description="steps of L-BFGS for each of them, at most")
 
 
-def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
+def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
     """Builds settings from a dictionary; the first error becomes one line that begins with `origin`.
 
     Raises:

@@ -54,10 +54,10 @@ def find_rate(
 
     with Bar("find-rate", steps) as bar:
 
-        def told(done: int, loss: float) -> None:
+        def tell(done: int, loss: float) -> None:
             bar.update(done, f"step {done}  loss {loss:.3f}")
 
-        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=told)
+        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=tell)
     if figure is not None:
         title = f"Learning rates of the recipe {wanted.name}"
         curves = (found.rates, found.losses, found.smoothed)

@@ -74,7 +74,7 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):
             place = left, upper + _SIDE + 4 + number * _LINE
-            draw.text(place, _shortened(text, tail, font(_TEXT)), colour, font(_TEXT))
+            draw.text(place, _shorten(text, tail, font(_TEXT)), colour, font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary))
 
 
@@ -87,7 +87,7 @@ def _paste(picture: Image.Image, pixels: NDArray[np.uint8], left: int, upper: in
     picture.paste(image, (left + (_SIDE - size[0]) // 2, upper + (_SIDE - size[1]) // 2))
 
 
-def _shortened(text: str, tail: str, font: Any) -> str:
+def _shorten(text: str, tail: str, font: Any) -> str:
     if font.getlength(text + tail) <= _SIDE:
         return text + tail
     while text and font.getlength(f"{text}…{tail}") > _SIDE:
