@@ -119,7 +119,7 @@ class Load:
 
 def measure_alone(graph: Graph, batch: int, seconds: float) -> float:
     """Returns images/s of the runtime on pixels in memory."""
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, *graph.metadata.input_shape), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, *graph.metadata.example_shape), dtype=np.uint8)
     graph.run(pixels)
     done, began = 0, time.perf_counter()
     while (took := time.perf_counter() - began) < seconds:
@@ -200,7 +200,7 @@ def make_model(preset: str, folder: Path) -> Path:
 
 def measure(model: str | Path, folder: Path) -> dict[str, Any]:
     graph = load_graph(model, "onnxruntime")
-    content = picture(graph.metadata.size)
+    content = picture(graph.metadata.example_shape[:2])
     command = [sys.executable, "-m", "shiftvit", "serve", str(model), "--port", "0", "--runtime", "onnxruntime"]
     began = time.perf_counter()
     with (

@@ -21,7 +21,8 @@ from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.errors import ShiftViTError, count_of, notice
-from shiftvit.exports.comparison import Images, choose_images
+from shiftvit.exports.any_size import open_metadata
+from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.exports.gate import MIN_IMAGES
 from shiftvit.files import write_json
@@ -40,6 +41,7 @@ def export(
     out: str | Path | None = None,
     data: str | None = None,
     images: int = IMAGES,
+    any_size: bool = False,
 ) -> Path:
     """Exports a model to another format, if the result passes the parity gate.
 
@@ -53,6 +55,7 @@ def export(
             on, or the data set with the model's classes. Compared are the test and validation images, which for a run
             are those that it kept; training images calibrate.
         images: the largest number of images for the gate.
+        any_size: the graph takes images of any size and preprocesses them itself; only ONNX in f32.
 
     Returns:
         The folder: the artifact, and `report.json` with the gate's findings, the size and images/s.
@@ -64,6 +67,8 @@ def export(
     row = find_format(format, precision)
     if images < 1:
         raise ShiftViTError(f"images={images} must be at least 1")
+    if any_size and (format, precision) != ("onnx", "f32"):
+        raise ShiftViTError(f"only onnx in f32 takes images of any size, not {format} in {precision}; choose that")
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
     folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
@@ -73,9 +78,11 @@ def export(
             "choose another folder with --out"
         )
     chosen = choose_images(model, bundle, metadata, data, images)
+    if any_size:
+        chosen = vary_sizes(chosen, metadata.preprocess)
 
     def write(temporary: Path) -> None:
-        report = _build_and_prove(model, format, row, metadata, chosen, temporary)
+        report = _build_and_prove(model, format, row, metadata, chosen, temporary, any_size)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
@@ -131,7 +138,13 @@ def add_graph(bundle: Bundle) -> Bundle:
 
 
 def _build_and_prove(
-    model: str | Path, name: str, row: Format, metadata: Metadata, chosen: Images, folder: Path
+    model: str | Path,
+    name: str,
+    row: Format,
+    metadata: Metadata,
+    chosen: Images,
+    folder: Path,
+    any_size: bool,
 ) -> dict[str, Any]:
     threads = environment.cores()
     with tempfile.TemporaryDirectory() as temporary:
@@ -141,7 +154,8 @@ def _build_and_prove(
             "bundle": str(find_bundle(model).where),
             "format": name,
             "precision": metadata.precision,
-            "metadata": metadata.dump(),
+            "metadata": (open_metadata(metadata) if any_size else metadata).dump(),
+            "any_size": any_size,
             "runtime": row.runtime,
             "artifact": str(folder / row.artifact),
             "images": str(place / "images.npz"),
