@@ -50,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
+        os.environ["SHIFTVIT_DATA"] = str(shared.folder() / "data")  # not where whoever runs them keeps pulled models
 
 
 def pytest_unconfigure() -> None:

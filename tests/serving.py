@@ -38,6 +38,7 @@ class Running:
     Attributes:
         port: where it listens.
         model: the default model, whose graph tests may replace.
+        models: name to model, to which tests may add.
     """
 
     def __init__(self, limits=None, access=None, graph=None, log_format="text"):
@@ -46,7 +47,8 @@ class Running:
         self._decoders = ThreadPoolExecutor(2)
         graph = graph or load_graph("cifar10", "onnxruntime", 1)
         self.model = ServedModel("cifar10", graph, self.limits, self._decoders, measures)
-        self.guard = create_app({"cifar10": self.model}, self.limits, access or Access(), measures, log_format)
+        self.models = {"cifar10": self.model}
+        self.guard = create_app(self.models, self.limits, access or Access(), measures, log_format)
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

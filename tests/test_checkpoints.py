@@ -17,7 +17,7 @@ import pytest
 import official
 from official import Weights, tensors, training_checkpoint
 from parity import GOLDEN
-from shiftvit import Bundle, ShiftViTError
+from shiftvit import Bundle, Predictor, ShiftViTError
 from shiftvit.cli.main import main
 from shiftvit.exports.driver import pack
 from shiftvit.presets import PRESETS, Preset
@@ -241,6 +241,8 @@ def test_files_that_are_no_checkpoints() -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save("weights.pth")
     refused("'weights.pth' is a TorchScript program; save model.state_dict")
     refused("there is no file 'absent.pth'", "absent.pth")
+    with pytest.raises(ShiftViTError, match=r"holds weights and is no bundle; make one: shiftvit pack whole.pth DIR"):
+        Predictor.from_pretrained("whole.pth")
     refused("--preset is for checkpoints of the authors' code, and 'cifar10' is none", "cifar10", preset=NAME)
 
 

@@ -107,7 +107,7 @@ def test_near_duplicates(clean):
     ]
     assert [names(found, group.members) for group in found.duplicates] == [["test/b/09.png", "test/b/large.webp"]]
     assert len(found.harmful) == 1
-    assert found.harmful[0].startswith("leakage: 1 of 6 test images are in train too")
+    assert found.harmful[0].startswith("leakage: 1 of 6 test images is in train too")
 
 
 def test_the_same_picture_under_two_labels(clean):

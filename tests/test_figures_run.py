@@ -82,6 +82,7 @@ def test_confusion_matrix(classes, tmp_path, figures):
     # A cell's column comes first; white on dark, black on light, nothing where there is nothing.
     assert (words[0, 1].get_text(), words[0, 1].get_color()) == ("25", "black")
     assert (words[1, 1].get_text(), words[1, 1].get_color()) == ("75", "white")
+    assert words.pop(((classes - 1) / 2, 0)).get_text() == "no images"
     assert len(words) == np.count_nonzero(matrix)
 
 

@@ -15,9 +15,12 @@ import official
 from file_server import FileServer, serving
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
+from shiftvit.benchmark import benchmark
+from shiftvit.bundle.card import addressed
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
 from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
+from shiftvit.cli.main import main
 from shiftvit.exports import pull as pulling
 from shiftvit.exports.pull import pull_published
 from shiftvit.presets import PRESETS, Preset
@@ -120,7 +123,7 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     assert (bundle.labels, bundle.synsets, bundle.graph) == (names, synsets, b"a graph")
     assert bundle.provenance is not None
     assert bundle.provenance.model_dump(exclude={"date"}) == {
-        "address": f"{server.url}/{NAME}.pth", "sha256": digest, "license": "mit", "top1": 61.5,
+        "name": NAME, "address": f"{server.url}/{NAME}.pth", "sha256": digest, "license": "mit", "top1": 61.5,
         "data": "ImageNet-1K, 32x32",
     }  # fmt: skip
     assert bundle.metrics == {}
@@ -270,3 +273,92 @@ def test_a_changed_bundle_says_so(checkpoint: Path, place: Path) -> None:
     (place / "bundle.json").write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ShiftViTError, match="999 synsets do not identify 1000 labels"):
         Bundle.load(NAME)
+
+
+def test_the_card_says_how_to_get_it_again(checkpoint: Path, place: Path) -> None:
+    pull_published(NAME, checkpoint)
+    card = (place / "README.md").read_text("utf-8")
+    assert f"\nshiftvit pull {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in card
+    assert f"\nshiftvit pull me/mine --out {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in addressed(
+        card, "me/mine"
+    )
+
+
+def test_it_is_measured_once_it_is_there(checkpoint: Path) -> None:
+    with pytest.raises(ShiftViTError, match=f"measure it with --train, or run first: shiftvit pull {NAME}$"):
+        benchmark(NAME)
+    pull_published(NAME, checkpoint)
+    found = benchmark(NAME, batch_sizes=(2,), repeats=1, seconds=0.01, runtime="keras")
+    assert found["rows"][0]["images_per_second"] > 0
+
+
+def test_a_flipped_bit_is_found(checkpoint: Path, tmp_path: Path) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / "flipped.pth").write_bytes(content)
+    refused("flipped.pth' is damaged .*; download it again", source=tmp_path / "flipped.pth")
+
+
+def test_a_place_that_cannot_be_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "file"))
+    with pytest.raises(ShiftViTError, match=r"cannot write .*Not a directory; free space, or set SHIFTVIT_DATA and"):
+        pull_published(NAME, checkpoint)
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ShiftViTError, match=r"cannot write .*Not a directory; free space, or set SHIFTVIT_DATA and"):
+        pull_published(NAME)
+
+
+def test_a_full_disk_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise ShiftViTError("cannot write 'x': No space left on device; free space, or choose another place with --out")
+
+    monkeypatch.setattr(Bundle, "save", full)
+    refused("No space left on device; free space, or set SHIFTVIT_DATA to another folder", source=checkpoint)
+
+
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    """Runs the command line and returns its status and what it printed on both streams."""
+    monkeypatch.setattr("sys.argv", ["shiftvit", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+def test_the_command(
+    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = {
+        ("pull", NAME, "--revision", "v1"): "--revision is for repositories, OWNER/NAME",
+        (
+            "pull",
+            NAME,
+            "--out",
+            "here",
+        ): f"--out is for repositories, OWNER/NAME; `shiftvit pack {NAME} DIR` makes a copy",
+        ("pull", "me/pets", "--from", "x.pth"): "--from is for published weights, and 'me/pets' is a repository",
+        ("pull", "pets"): "there are no published weights 'pets'",
+        ("evaluate", NAME): f"run: shiftvit pull {NAME}",
+        ("explain", "x.jpg", "--model", NAME): None,
+        ("push", NAME, "me/pets"): f"run: shiftvit pull {NAME}",
+        ("export", NAME): f"run: shiftvit pull {NAME}",
+        ("pack", NAME, "out"): f"run: shiftvit pull {NAME}",
+    }
+    for arguments, match in faults.items():
+        status, out, err = said(capsys, monkeypatch, *arguments)
+        assert (status, out) == (2, ""), arguments
+        assert err.count("\n") == 1
+        assert match is None or match in err
+    status, out, _ = said(capsys, monkeypatch, "pull", NAME, "--from", str(checkpoint))
+    assert status == 0
+    assert out == f"bundle: {place}\ntry it: shiftvit predict photo.jpg --model {NAME}\n"
+    status, out, _ = said(capsys, monkeypatch, "pack", NAME, "copy.zip")
+    assert (status, out) == (0, "bundle: copy.zip\n")
+    assert Bundle.load("copy.zip").provenance == Bundle.load(NAME).provenance
+    status, out, _ = said(capsys, monkeypatch, "info", NAME)
+    assert f"in {place}" in out
+    status, out, _ = said(capsys, monkeypatch, "info", "copy.zip")
+    assert "license mit, SHA-256" in out

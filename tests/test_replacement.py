@@ -17,7 +17,7 @@ from shiftvit import Bundle, ShiftViTError, evaluate
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.data import named
 from shiftvit.exports import driver
-from shiftvit.files import write_file
+from shiftvit.files import lock, write_file
 from shiftvit.replacement import current, write_folder
 
 NAMES = ("a.txt", "b.txt", "old.txt")
@@ -147,6 +147,35 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(
         process.wait()
     write_file(place, lambda temporary: temporary.write_text("z"))
     assert contents(tmp_path) == {"a[b].txt": "z"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="stands in for it")
+@pytest.mark.parametrize("system", ["this", "win32"])
+def test_a_lock_keeps_others_out_until_it_is_closed(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import fcntl
+    import threading
+    import types
+
+    def locking(number: int, mode: int, count: int) -> None:
+        """As Windows' own: of a lock that another holds it says EACCES."""
+        assert (mode, count, os.lseek(number, 0, os.SEEK_CUR)) == (2, 1, 0)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(errno.EACCES, "Permission denied") from error
+
+    if system == "win32":
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_NBLCK=2))
+    with (tmp_path / "lock").open("a") as first, (tmp_path / "lock").open("a") as second:
+        assert lock(first, wait=False) is True
+        assert lock(second, wait=False) is False
+        threading.Timer(0.2, first.close).start()
+        assert lock(second, wait=True) is True
+        assert first.closed
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Recipe, ShiftViT, ShiftViTError, convert, train
 from shiftvit.data.load import load_data
+from shiftvit.preprocess import Preprocess
 from shiftvit.training import start
 from shiftvit.training.setup import build, resolve
 from shiftvit.training.start import apply_start
@@ -214,3 +216,32 @@ def test_a_source_holds_from_every_folder_and_its_scale_is_said(
     assert recipe.preprocess.mean == Bundle.load("cifar10").preprocess.mean
     assert "preprocess.mean is that of mine" in capfd.readouterr().err
     assert apply_start(Recipe.load("finetune")).start.source == "cifar10"  # a name stays a name
+
+
+@pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
+def test_a_run_goes_on_without_the_model_that_it_began_with(tmp_path: Path, kind: str) -> None:
+    tree = write_tree(tmp_path / "pets", 10)
+    if kind == "bundle":
+        source, settings = tmp_path / "source", {"preprocess.resize": 16, "preprocess.crop": 16, "start.freeze": 1}
+        model = ShiftViT((16, 16, 3), num_classes=4, embed_dim=24, depths=(1, 1))
+        Bundle.from_model(model, tuple("abcd"), Preprocess()).save(source)
+    else:
+        source = tmp_path / "source.npz"
+        shutil.copy(GOLDEN, source)
+        settings = {**official_settings(), "preprocess.resize": 64, "preprocess.crop": 64, "start.freeze": 1}
+    settings = {**SMALL, **settings, "data.name": str(tree), "start.source": str(source), "train.select": "last"}
+    begun = train("finetune", out=tmp_path / "begun", **settings).path
+    (begun / "metrics.json").unlink()
+    other = shutil.copytree(begun, tmp_path / "other")
+    with_source = train(resume=other, **{"train.epochs": 2}).bundle.weights
+    source.rename(tmp_path / "gone")
+    first = Bundle.load(begun).weights
+    after = train(resume=begun, **{"train.epochs": 2}).bundle.weights
+    for path, value in after.items():
+        np.testing.assert_array_equal(value, with_source[path])
+        assert np.array_equal(value, first[path]) == path.startswith(("patch_embed", "stage1_block")), path
+    # Before the first checkpoint there is nothing else to begin with.
+    shutil.rmtree(begun / "checkpoints")
+    (begun / "metrics.json").unlink()
+    with pytest.raises(ShiftViTError, match="does not exist"):
+        train(resume=begun)

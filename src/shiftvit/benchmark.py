@@ -11,6 +11,8 @@ import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.stored.find import is_model
+from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
 from shiftvit.environment import computes_bfloat16, describe_environment
 from shiftvit.errors import ShiftViTError
@@ -107,8 +109,11 @@ Step = Callable[[int], Callable[[], Any]]
 def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
     from shiftvit.inference.runtimes import load_graph
 
-    if model in PRESETS:
-        raise ShiftViTError(f"{model!r} is a preset, which has no weights to predict with; measure it with --train")
+    if model in PRESETS and not is_model(model):
+        there = f", or run first: shiftvit pull {model}" if model in PUBLISHED else ""
+        raise ShiftViTError(
+            f"{model!r} is a preset, which has no weights to predict with; measure it with --train{there}"
+        )
     graph = load_graph(model, runtime)
     config = Bundle.load(model).config
 

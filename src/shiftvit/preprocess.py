@@ -90,6 +90,18 @@ class Preprocess(Settings):
         """
         return self.rounded(self._unrounded(images))
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
+
+        A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
+        several times faster with photographs and differs by less than a level on average.
+        """
+        least = None
+        if self.resize is not None:
+            least = tuple(2 * max(sides) for sides in zip(as_pair(self.resize), as_pair(self.crop or 1), strict=True))
+        return {"at_least": least, "srgb": self.srgb}
+
     def rounded(self, images: Images) -> NDArray[np.uint8]:
         """Only rounds: resized (N, h, w, 3) -> uint8 of the same shape."""
         if images.dtype == np.uint8:

@@ -17,6 +17,7 @@ import tomli_w
 
 from shiftvit.bundle.stored.manifest import Provenance
 from shiftvit.config import ModelConfig
+from shiftvit.errors import count_of
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.templates import render
@@ -88,9 +89,10 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
     found = {split: _figures(trained.metrics, split) for split in ("train", "val", "test")}
     if facts and facts.macro_f1 is not None and found["test"].keys() & _FIGURES.keys():
         found["test"]["macro_f1"] = facts.macro_f1
-    if len(trained.labels) <= 5:  # of five classes one of the top five is always right
+    if not tells_top5(len(trained.labels)):
         for figures in found.values():
             figures.pop("top5", None)
+    name = trained.provenance.name if trained.provenance else None
     columns, results = _results(found, facts.intervals if facts else {})
     return render(
         "card.md",
@@ -108,15 +110,26 @@ def write_card(trained: Trained, facts: Facts | None = None) -> str:
         versions=", ".join(f"{name} {version}" for name, version in trained.versions.items()),
         license=(facts.license if facts else None) or (trained.provenance and trained.provenance.license),
         provenance=trained.provenance and origin(trained.provenance),
+        model=name or "model",
+        pulled=name or "OWNER/NAME --out model",
         published=trained.provenance and _published(trained.provenance),
         machine=_machine(facts.environment) if facts else "",
         **(_training(trained, facts, found) if facts else {}),
     )
 
 
-def addressed(card: str, repository: str) -> str:
+def tells_top5(classes: int) -> bool:
+    """Returns whether top-5 says anything: of five classes one of the top five is always right."""
+    return classes > 5
+
+
+def address_card(card: str, repository: str) -> str:
     """Returns a card whose command to pull the model names the repository, "OWNER/NAME"."""
-    return re.sub(r"(?m)^(shiftvit pull )[\w.-]+/[\w.-]+", lambda found: found[1] + repository, card)
+    return re.sub(
+        r"(?m)^shiftvit pull (\S+)(?: --out (\S+))?$",
+        lambda found: f"shiftvit pull {repository} --out {found[2] or found[1]}",
+        card,
+    )
 
 
 def settings(recipe: Recipe) -> str:
@@ -197,7 +210,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
     """Returns what a run ran on, in words; empty where nothing is known."""
     parts = [str(environment[key]) for key in ("processor", "device") if environment.get(key) not in (None, "cpu")]
     if "cores" in environment:
-        parts.append(f"{environment['cores']} core{'s' * (environment['cores'] != 1)}")
+        parts.append(count_of(environment["cores"], "core"))
     if "backend" in environment:
         parts.append(f"Keras with {environment['backend']}")
     return ", ".join(parts)

@@ -19,13 +19,6 @@ from shiftvit.presets import find_preset
 
 # Bytes of a file of class names; a thousand long names have a tenth of it.
 _LARGEST_LABELS = 2**20
-# Endings of the authors' checkpoints, which hold weights and no more than that.
-_ENDINGS = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz"}
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is meant as a file of weights, not a bundle, a run or a name."""
-    return Path(path).suffix.lower() in _ENDINGS and not Path(path).is_dir()
 
 
 def convert_checkpoint(
@@ -76,6 +69,7 @@ def convert_checkpoint(
     notice(f"{len(model.weights)} tensors with {count:,} numbers fit {preset}, and all are finite")
     bundle = Bundle.from_model(model, names, preprocess)
     provenance = Provenance(
+        name=published.name if published else None,
         address=published.url if published else Path(path).name,
         sha256=files.sha256(Path(path)),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.tables import examples
 from shiftvit.cli.train import prepare_backend
+from shiftvit.errors import count_of
 
 _FORMATS = "onnx, openvino, saved_model, litert or torch"
 
@@ -51,6 +53,8 @@ def export(
     """
     from shiftvit.exports import driver
 
+    if out is not None:
+        files.check_folder_name(out)
     folder = driver.export(model, kind, precision, out=out, data=data, images=images, any_size=any_size)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     print("; ".join(_summary(report)))
@@ -75,8 +79,10 @@ def pack(
     ema: Annotated[bool, typer.Option("--ema", help="Take a checkpoint's moving average of the weights.")] = False,
 ) -> None:
     """Pack a model as one folder or .zip file to share."""
-    from shiftvit.bundle.official import is_checkpoint
+    from shiftvit.bundle.stored.find import is_checkpoint
 
+    if out.suffix.lower() != ".zip":
+        files.check_folder_name(out)
     if is_checkpoint(model):
         prepare_backend()
     from shiftvit.exports import driver
@@ -86,7 +92,7 @@ def pack(
 
 def _summary(report: dict[str, Any]) -> list[str]:
     lines = [f"{report['bytes'] / 1e6:.1f} MB", f"largest difference {report['max_difference']:.1e}"]
-    lines.append(f"same class for {report['top1_agreement']:.2%} of {report['images']:,} images")
+    lines.append(f"same class for {report['top1_agreement']:.2%} of {count_of(report['images'], 'image')}")
     if "top1_change" in report:
         lines.append(f"top-1 {report['top1']:.2%} ({report['top1_change']:+.2f} points)")
     if "int8_products" in report:

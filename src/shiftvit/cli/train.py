@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, read_overrides, recipe_for
-from shiftvit.cli.tables import Json, examples, show
+from shiftvit.cli.tables import Json, examples, print_json, show
 from shiftvit.errors import count_of
 
 # Classes that are printed; the file has all.
@@ -73,7 +73,7 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    run: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     data: Annotated[
         str | None,
         typer.Option(
@@ -104,12 +104,14 @@ def evaluate(
     from shiftvit.data.find.kept import name_some
 
     find_bundle(run)
+    if out is not None:
+        files.check_folder_name(out)
     prepare_backend()
     from shiftvit.evaluation.evaluate import evaluate as run_evaluation
 
     found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     low, high = found["intervals"]["top1"]
     print(f"{found['data']} {found['split']} images: {found['n']:,}")
@@ -122,7 +124,7 @@ def evaluate(
     if without:
         print(
             f"no images of {count_of(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
-            f"means over the {len(classes):,} others; top-1 and top-5 are among all {len(found['classes']):,} classes"
+            f"means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
         )
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
     show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes", False)
@@ -133,8 +135,10 @@ def evaluate(
 
 
 def _figures(found: dict[str, Any], classes: int) -> str:
-    """Returns loss and accuracies in words. Of five classes or fewer one of the top five is always right."""
-    top5 = f"  top-5 {found['top5']:.2%}" if classes > 5 else ""
+    """Returns loss and accuracies in words."""
+    from shiftvit.bundle.card import tells_top5
+
+    top5 = f"  top-5 {found['top5']:.2%}" if tells_top5(classes) else ""
     return f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}{top5}"
 
 

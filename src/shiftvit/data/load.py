@@ -10,7 +10,7 @@ import numpy as np
 from shiftvit.config import DataConfig
 from shiftvit.data import named
 from shiftvit.data.find.copies import find_copies
-from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.data.find.dataset import Dataset, Split, spread_of
 from shiftvit.data.find.kept import SPLITS_TABLE, name_some, restore_splits
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.read import read_dataset
@@ -166,7 +166,7 @@ def say_counts(data: Dataset) -> None:
     """Says how many images each split has, and of each class."""
     for name, split in data.splits.items():
         counts = np.bincount(split.labels, minlength=len(data.class_names))
-        notice(f"{name}: {count_of(len(split), 'image')}, {counts.min():,} to {counts.max():,} a class")
+        notice(f"{name}: {count_of(len(split), 'image')}, {spread_of(counts)} a class")
 
 
 def _classes(split: Split) -> set[int]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, count_of
 
 TEMPERATURES = 0.05, 20.0
 # Bootstrap samples per matrix product; with 10,000 images that takes 5 MB.
@@ -93,7 +93,9 @@ def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence
     check(logits, labels)
     count = logits.shape[1]
     if len(class_names) != count:
-        raise ShiftViTError(f"{len(class_names)} class names do not fit {count} classes; give one for each")
+        raise ShiftViTError(
+            f"{count_of(len(class_names), 'class name')} for {count_of(count, 'class', 'classes')}; give one for each"
+        )
     columns = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(count), zero_division=0)
     return [
         {"class": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(support)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
+from shiftvit.bundle.card import tells_top5
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
 from shiftvit.replacement import current
@@ -18,8 +19,6 @@ from shiftvit.templates import render
 
 _TRAINING = ("learning_curves", "predictions")
 _EVALUATION = ("confusion_matrix", "reliability", "mistakes", "corruptions")
-# Of so many classes or fewer one of the top five is always right.
-_FEW = 5
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -55,7 +54,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         metrics=metrics,
         evaluation=evaluation,
         others=others,
-        few=settings.get("model", {}).get("num_classes", _FEW + 1) <= _FEW,
+        top5=tells_top5(settings.get("model", {}).get("num_classes", 1000)),
         recipe=recipe,
         environment=_flat(_json(run / "environment.json")),
         changes=_changes(run / "changes.jsonl"),

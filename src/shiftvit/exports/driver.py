@@ -18,8 +18,8 @@ import numpy as np
 from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, graph_metadata
-from shiftvit.bundle.official import convert_checkpoint, is_checkpoint
-from shiftvit.bundle.stored.find import find_bundle
+from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.exports.any_size import open_metadata
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
@@ -46,7 +46,7 @@ def export(
     """Exports a model to another format, if the result passes the parity gate.
 
     Args:
-        model: a run folder, a bundle or the name of a model that comes with the package.
+        model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
         out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
@@ -82,7 +82,7 @@ def export(
         chosen = vary_sizes(chosen, metadata.preprocess)
 
     def write(temporary: Path) -> None:
-        report = _build_and_prove(model, format, row, metadata, chosen, temporary, any_size)
+        report = _build_and_prove(model, format, row, metadata, chosen, temporary, any_size=any_size)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
@@ -131,10 +131,13 @@ def add_graph(bundle: Bundle) -> Bundle:
     Raises:
         ShiftViTError: a package is not installed, or the gate found a fault.
     """
+    row, metadata = find_format("onnx", "f32"), graph_metadata(bundle)
+    chosen = choose_images("", bundle, metadata, None, IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
-        plain = replace(bundle, graph=None).save(Path(temporary) / "bundle")
-        exported = export(plain, "onnx", out=Path(temporary) / "onnx")
-        return replace(bundle, graph=(exported / FORMATS["onnx"].artifact).read_bytes())
+        folder = Path(temporary)
+        plain = replace(bundle, graph=None).save(folder / "bundle")
+        _build_and_prove(plain, "onnx", row, metadata, chosen, folder, timed=False)
+        return replace(bundle, graph=(folder / row.artifact).read_bytes())
 
 
 def _build_and_prove(
@@ -144,7 +147,9 @@ def _build_and_prove(
     metadata: Metadata,
     chosen: Images,
     folder: Path,
-    any_size: bool,
+    *,
+    any_size: bool = False,
+    timed: bool = True,
 ) -> dict[str, Any]:
     threads = environment.cores()
     with tempfile.TemporaryDirectory() as temporary:
@@ -161,6 +166,7 @@ def _build_and_prove(
             "images": str(place / "images.npz"),
             "reference": str(place / "reference.npz"),
             "threads": threads,
+            **({} if timed else {"seconds": 0.0}),
             "enough": chosen.enough,
         }
         (place / "job.json").write_text(json.dumps(job), "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zipfile
 from pathlib import Path
 
 from shiftvit import files
@@ -58,12 +59,17 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
             target.unlink()
             return place
     except OSError as error:
-        raise files.unwritable(Path(error.filename or row.place), error) from error
+        where = str(error.filename or row.place.parent)
+        raise ShiftViTError(
+            f"cannot write {where!r}: {error.strerror or error}; free space, or set SHIFTVIT_DATA and "
+            "SHIFTVIT_CACHE to folders that can be written"
+        ) from error
 
 
 def _keep(row: Published, file: Path) -> Path:
     if not file.is_file():
         raise ShiftViTError(f"there is no file {str(file)!r}; give the path of {row.name}.pth")
+    _check_whole(file)
     digest = files.sha256(file)
     notice(f"SHA-256 {digest}")
     earlier = _earlier(row)
@@ -79,8 +85,28 @@ def _keep(row: Published, file: Path) -> Path:
             if Bundle.load(row.place).graph is not None:
                 notice(f"it is the file that was pulled on {earlier.date}, and its bundle is whole")
                 return row.place
-    bundle = convert_checkpoint(file, row.name, published=row)
-    return add_graph(bundle).save(row.place)
+    bundle = add_graph(convert_checkpoint(file, row.name, published=row))
+    try:
+        return bundle.save(row.place)
+    except ShiftViTError as error:
+        text = str(error).replace("choose another place with --out", "set SHIFTVIT_DATA to another folder")
+        raise ShiftViTError(text) from error
+
+
+def _check_whole(file: Path) -> None:
+    """Raises ShiftViTError if a zip archive, as PyTorch writes, has an entry whose checksum is wrong.
+
+    PyTorch itself does not look, and a flipped bit of a weight shows nowhere else.
+    """
+    damaged = None
+    if zipfile.is_zipfile(file):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except Exception as error:  # the decompressors' errors share no base class
+            damaged = type(error).__name__
+    if damaged is not None:
+        raise ShiftViTError(f"{str(file)!r} is damaged ({damaged!r}); download it again")
 
 
 def _earlier(row: Published) -> Provenance | None:

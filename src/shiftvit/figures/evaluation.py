@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from shiftvit import files
 from shiftvit.figures.grid import Tile, font, prediction_grid
-from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure
+from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure, whole_ticks
 
 # Mistakes in a figure; more would be hard to read.
 _SHOWN = 25
@@ -21,6 +21,8 @@ _SHOWN = 25
 _SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 17, 26, 24
 _INK = "#1a1a1a"
 _TALL = 6  # rows
+# Images in a bin of confidences up to which their numbers are drawn on a linear scale.
+_FEW = 50
 # From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
 COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
 _BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.35"}}
@@ -122,7 +124,7 @@ def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
     draw.text((_GAP, _GAP), title, _INK, heading)
     for number, row in enumerate(rows):
         half, line = divmod(number, lines)
-        large = enlarged(row.image)
+        large = enlarge(row.image)
         drawn = [(large, row.caption)]
         for name, heat in row.heats.items():
             relative = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
@@ -146,7 +148,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     Returns:
         uint8 `(H, W, 3)`.
     """
-    level, colour = _coloured(heat, *image.shape[:2])
+    level, colour = _colour(heat, *image.shape[:2])
     grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     share = (0.25 + 0.45 * level)[..., None]
     return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
@@ -157,11 +159,11 @@ def heat_layer(heat: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]
 
     Where nothing supports the class it is transparent.
     """
-    level, colour = _coloured(heat, height, width)
+    level, colour = _colour(heat, height, width)
     return np.asarray(np.rint(np.concatenate([colour, 255 * level[..., None]], axis=-1)), np.uint8)
 
 
-def _coloured(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _colour(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns a heat map at another size, (height, width) from 0 to 1, and its colours, (height, width, 3)."""
     cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
     level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
@@ -170,7 +172,7 @@ def _coloured(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.f
     return level, np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
 
 
-def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Returns an image (H, W, 3) scaled to a figure's size; the pixels of small ones stay visible."""
     scale = _SIDE / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
@@ -198,11 +200,16 @@ def _reliability(axes: Any, found: dict[str, Any], name: str) -> None:
 def _counts(axes: Any, found: dict[str, Any]) -> None:
     filled = [row for row in found["bins"] if row["count"]]
     lower, width = _places(filled)
-    axes.bar(lower, [row["count"] for row in filled], width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
-    # Most images of a trained model are in the last bin; on a linear scale the others would vanish.
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    counts = [row["count"] for row in filled]
+    axes.bar(lower, counts, width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
+    if max(counts) < _FEW:
+        whole_ticks(axes.yaxis)
+    else:
+        # Most images of a trained model are in the last bin; on a linear scale the others would vanish.
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_formatter("")
     axes.set_xlabel("Confidence")
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
+from shiftvit.errors import count_of
+from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, whole_ticks
 
 
 def learning_curves(
@@ -40,7 +41,7 @@ def learning_curves(
     for axes, name in ((loss, "Loss (nats)"), (top1, "Top-1 (%)"), (rate, "Learning rate (dotted: the run's end)")):
         axes.set_title(name)
         axes.set_xlabel("Epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes.xaxis)
         axes.grid(alpha=0.3)
     loss.legend()
     top1.legend()
@@ -58,12 +59,14 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set_title(f"Confusion on {matrix.sum():,} images (top-1 {accuracy:.2f}%)", fontweight="bold")
+    axes.set_title(f"Confusion on {count_of(int(matrix.sum()), 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     if count <= 30:
-        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(count), labels)
+        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(count), labels, parse_math=False)
+        for row in np.flatnonzero(totals == 0).tolist():
+            axes.text((count - 1) / 2, row, "no images", ha="center", va="center", color=GREY, fontsize=8)
         for row, column in np.ndindex(count, count):
             value = share[row, column]
             if value >= 0.05:

@@ -1,4 +1,4 @@
-"""Shared by all figures: the colours, and writing them as PNG, whole or not at all."""
+"""Shared by all figures: the colours, and writing them, whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from shiftvit import files
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+# What the ending of a figure's file can be; it decides the format.
+ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
@@ -25,12 +29,21 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     return Figure(figsize=(width, height), layout=layout)
 
 
+def whole_ticks(axis: Axis) -> None:
+    """Marks an axis of counts at whole numbers only, also where it is shorter than 1."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_formatter("{x:,.0f}")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
+    """Writes a figure in the format that the file's ending says, one of `ENDINGS`.
 
     Raises:
-        ShiftViTError: the file cannot be written.
+        ShiftViTError: the file cannot be written, or has another ending.
     """
+    files.check_file(path, ENDINGS)
     with boxes_for_glyphs():
         files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
 

@@ -68,7 +68,8 @@ class Predictor:
         """Loads a model.
 
         Args:
-            model: the name of a model that comes with the package, a run folder, a bundle, or an export.
+            model: the name of a model that was pulled or comes with the package, a run folder, a bundle, or an
+                export.
             runtime: a key of `shiftvit.inference.runtimes.RUNTIMES`; "auto": the fastest one installed.
             threads: processor threads; None: one per core.
 

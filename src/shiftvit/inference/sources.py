@@ -128,7 +128,7 @@ def _prepare(chunk: list[tuple[str, Taken | Failure]], rule: Preprocess, max_pix
         try:
             image = taken
             if not isinstance(image, np.ndarray):
-                image = decode(image, max_pixels=max_pixels, name=name, srgb=rule.srgb)
+                image = decode(image, max_pixels=max_pixels, name=name, **rule.decoding)
             results.append((name, rule.pixels(image[None])[0]))
         except ShiftViTError as error:
             results.append(_failure(name, error))

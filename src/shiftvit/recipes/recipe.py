@@ -16,7 +16,7 @@ from shiftvit.config import (
     Settings,
     StartConfig,
     TrainConfig,
-    validated,
+    validate,
 )
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
@@ -37,7 +37,7 @@ class Recipe(Settings):
     def _patience_outlasts_a_validation(self) -> Self:
         patience, every = self.train.early_stopping, self.train.validation_every
         if patience is not None and patience < every:
-            raise ValueError(f"early_stopping={patience} epochs must be at least validation_every={every}; raise it")
+            raise ValueError(f"early_stopping={patience} must be at least validation_every={every}; raise it")
         return self
 
     @model_validator(mode="after")
@@ -81,7 +81,7 @@ class Recipe(Settings):
             tree["model"] = {}  # another architecture than the recipe's
         for key, value in overrides.items():
             _set(tree, key, value)
-        return validated(cls, tree, origin)
+        return validate(cls, tree, origin)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -131,9 +131,10 @@ class ServedModel:
 
     def _decode(self, content: bytes) -> Pixels:
         """Returns what the model sees of an encoded picture, (1, h, w, 3)."""
-        return self.graph.metadata.preprocess.pixels(self._read(content)[None])
+        rule = self.graph.metadata.preprocess
+        return rule.pixels(self._read(content, rule.decoding["at_least"])[None])
 
-    def _read(self, content: bytes) -> Pixels:
+    def _read(self, content: bytes, at_least: tuple[int, int] | None = None) -> Pixels:
         if kind_of(content) is None:
             raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
@@ -142,6 +143,7 @@ class ServedModel:
                 name="image",
                 max_pixels=self._limits.max_pixels,
                 max_bytes=self._limits.max_bytes,
+                at_least=at_least,
                 srgb=self.graph.metadata.preprocess.srgb,
             )
         except ShiftViTError as error:

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from shiftvit.errors import one_line
+from shiftvit.errors import count_of, one_line
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,7 +39,7 @@ def _environment(markdown: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["yaml"] = _yaml
+    made.filters |= {"yaml": _yaml, "count_of": count_of}
     return made
 
 

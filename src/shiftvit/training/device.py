@@ -81,8 +81,8 @@ def check_loop(recipe: Recipe, dataset: Dataset) -> None:
         raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
     if not recipe.train.drop_remainder and len(dataset.train) % recipe.train.batch_size:
         raise ShiftViTError(
-            f'train.loop="device" needs batches of one size, and {len(dataset.train)} images do not divide by '
-            f"train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
+            f'train.loop="device" needs batches of one size, and {count_of(len(dataset.train), "image")} cannot be '
+            f"divided by train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
     check_changes(recipe.augment)
 

@@ -11,7 +11,7 @@ import keras
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
-from shiftvit.errors import notice
+from shiftvit.errors import count_of, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
@@ -143,7 +143,7 @@ def train_model(
                 if board is not None:
                     board.write(row)
                 watch.stop_if_asked()
-        notice(f"evaluating on {len(dataset.test):,} test images")
+        notice(f"evaluating on {count_of(len(dataset.test), 'test image')}")
         return finish_run(run, recipe, dataset, model, steps, progress)
 
 

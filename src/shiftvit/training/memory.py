@@ -7,7 +7,7 @@ import gc
 import keras
 
 from shiftvit.config import TrainConfig
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.recipes.recipe import Recipe
 
@@ -39,7 +39,7 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     settings = recipe.train
     height, width = recipe.model.image_shape[:2]
     at_once = -(-settings.batch_size // settings.accumulate)
-    fault = f"out of memory with {at_once} images of {height} x {width} pixels at once"
+    fault = f"out of memory with {count_of(at_once, 'image')} of {height} x {width} pixels at once"
     if not settings.auto_batch:
         raise ShiftViTError(
             f"{fault}; go on in smaller parts: shiftvit train --resume RUN --auto-batch, or begin anew with a smaller "

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.official import is_checkpoint
-from shiftvit.bundle.stored.find import find_bundle, is_name
+from shiftvit.bundle.stored.find import find_bundle, is_checkpoint, is_name
 from shiftvit.bundle.stored.manifest import read_manifest
 from shiftvit.bundle.stored.published import MEAN, STD
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.model.convert import load_official
 from shiftvit.model.network import stage_of
 from shiftvit.model.tensors import read_weights
@@ -93,7 +92,7 @@ def freeze_stages(model: Any, count: int) -> None:
             layer.trainable = False
             frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
     if frozen:
-        notice(f"{frozen:,} weights stay as they are")
+        notice(f"frozen: {count_of(frozen, 'weight')}")
 
 
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:

@@ -18,6 +18,9 @@ from shiftvit.presets import PRESETS
 # The trained models that come with the package, one folder each.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 
+# Endings of the authors' checkpoints, which hold weights and no more than that.
+_CHECKPOINTS = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz"}
+
 
 def pretrained_names() -> list[str]:
     """Returns the names of the models that come with the package."""
@@ -46,6 +49,10 @@ def find_bundle(path: str | Path) -> Container:
         )
     if given in PRESETS:
         raise _not_pulled(given)
+    if is_checkpoint(path) and path.is_file():
+        raise ShiftViTError(
+            f"{str(path)!r} holds weights and is no bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
+        )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""
     raise ShiftViTError(
@@ -69,6 +76,16 @@ def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
 def is_name(given: str) -> bool:
     """Whether `find_bundle` takes this for a model's name, and not for a path."""
     return _find_named(given) is not None and _find_here(Path(given)) is None
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a path is meant as a file of weights alone, not a bundle, a run or a name."""
+    return Path(path).suffix.lower() in _CHECKPOINTS and not Path(path).is_dir()
+
+
+def is_model(given: str | Path) -> bool:
+    """Whether `find_bundle` finds a model by this name or path."""
+    return _find_here(Path(given)) is not None or _find_named(str(given)) is not None
 
 
 def _find_here(path: Path) -> Container | None:

@@ -43,6 +43,7 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
 class Provenance(Settings):
     """Where weights come from that were not trained here."""
 
+    name: str | None = Field(None, description="of published weights, as `shiftvit pull` takes it")
     address: str = Field(description="the URL, or for a local file its name")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file, in hexadecimal")
     date: str = Field(description="of the conversion, as YYYY-MM-DD")

@@ -13,7 +13,7 @@ from shiftvit.augment.boxes import Box, cut, decoded_at_least
 from shiftvit.data.decode.images import decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
-from shiftvit.preprocess import Preprocess, as_pair
+from shiftvit.preprocess import Preprocess
 
 # Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
 BUDGET = 2**29
@@ -103,22 +103,11 @@ class Originals(Pictures):
 def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     """Returns one picture, uint8 (h, w, 3), as `rule` makes it.
 
-    A JPEG is decoded at a half, a quarter or an eighth where twice the wanted size is left, which is several times
-    faster and differs by less than a level on average.
-
     Raises:
         ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
     """
-    pixels: NDArray[np.uint8] = rule.pixels(decode(path, at_least=_least_size(rule), srgb=rule.srgb)[None])[0]
+    pixels: NDArray[np.uint8] = rule.pixels(decode(path, **rule.decoding)[None])[0]
     return pixels
-
-
-def _least_size(rule: Preprocess) -> tuple[int, int] | None:
-    """Returns the (height, width) that a JPEG must be decoded at, at least: twice what it is resized to."""
-    if rule.resize is None:
-        return None
-    height, width = (2 * max(sides) for sides in zip(as_pair(rule.resize), as_pair(rule.crop or 1), strict=True))
-    return height, width
 
 
 def one_size(rule: Preprocess) -> tuple[int, int]:
@@ -160,13 +149,13 @@ def read_pictures(
     Raises:
         ShiftViTError: the rule makes different sizes of different pictures.
     """
-    at_least = None if whole else _least_size(rule)
+    decoding = {**rule.decoding, "at_least": None} if whole else rule.decoding
     shape = (len(paths), *one_size(rule), 3)
     sizes = np.zeros((len(paths), 2), np.int64)
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
     def read(index: int) -> None:
-        image = decode(paths[index], at_least=at_least, srgb=rule.srgb)
+        image = decode(paths[index], **decoding)
         sizes[index] = image.shape[:2]
         if not whole:
             pixels = rule.pixels(image[None])[0]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
-from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.find.dataset import Dataset, spread_of
 from shiftvit.errors import count_of
-from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure
+from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,14 +80,15 @@ class Report:
         lines = [*self.faults]
         total = sum(map(len, self.data.splits.values()))
         if self.corrupt:
-            lines.append(f"corrupt: {len(self.corrupt):,} of {total:,} images, such as {self.corrupt[0][1]}")
+            lines.append(f"corrupt: {len(self.corrupt):,} of {count_of(total, 'image')}, such as {self.corrupt[0][1]}")
         for first, second in itertools.combinations(self.counts, 2):
             shared = self._find_shared(first, second)
             if shared:
                 count = len({member for _, member in shared})  # of the same picture and of one like it, maybe
                 here, there = map(self._path, shared[0])
                 lines.append(
-                    f"leakage: {count:,} of {self.counts[second].sum():,} {second} images are in {first} too, "
+                    f"leakage: {count:,} of {count_of(int(self.counts[second].sum()), f'{second} image')} "
+                    f"{'is' if count == 1 else 'are'} in {first} too, "
                     f"the same or nearly, such as {there!r} and {here!r}"
                 )
         for kind, words in (("exact", "the same picture"), ("near", "nearly the same picture")):
@@ -180,7 +181,7 @@ class Report:
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
-            rows[split] = f"{count_of(part['images'], 'image')}, {counts.min():,} to {counts.max():,} a class" + (
+            rows[split] = f"{count_of(part['images'], 'image')}, {spread_of(counts)} a class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
             rows[split] += " (as training makes it)" if split in self.made else ""
@@ -243,8 +244,6 @@ class Report:
         _finish(axes, "Images of each class", "x")
 
     def _draw_sizes(self, axes: Axes) -> None:
-        from matplotlib.ticker import MaxNLocator
-
         if len(self.sizes):
             low, high = int(self.sizes.min()), int(self.sizes.max())
             middle = (low + high) / 2
@@ -253,7 +252,7 @@ class Report:
             axes.hist(list(self.sizes.T), edges.tolist(), color=[BLUE, ORANGE], label=["height", "width"])
         axes.set_xlabel("Pixels")
         axes.set_ylabel("Images")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_ticks(axes.xaxis)
         _finish(axes, "Sizes", "y")
 
     def _draw_pair(self, column: Any, pair: tuple[Member, Member] | None) -> None:
@@ -266,11 +265,7 @@ class Report:
 
 
 def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis = axes.xaxis if counted == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_major_formatter("{x:,.0f}")
+    whole_ticks(axes.xaxis if counted == "x" else axes.yaxis)
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
     axes.grid(axis=counted, alpha=0.3)
     axes.set_axisbelow(True)

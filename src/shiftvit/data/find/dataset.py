@@ -196,6 +196,12 @@ def is_text(name: str) -> bool:
     return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
+def spread_of(counts: NDArray[np.integer[Any]]) -> str:
+    """Returns the least and the most of some numbers of images: `3 to 1,200`, or `3` where all are the same."""
+    least, most = f"{counts.min():,}", f"{counts.max():,}"
+    return least if least == most else f"{least} to {most}"
+
+
 def natural(text: str) -> tuple[Any, ...]:
     """Returns the key that sorts `img2` before `img10`, and whole numbers by their value and before other text."""
     if _WHOLE_NUMBER.fullmatch(text):

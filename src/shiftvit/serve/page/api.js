@@ -1,0 +1,147 @@
+// How an answer is got: from the server that this page came from.
+//
+// The page needs nothing but these functions, so a page whose model runs in the browser has another file in place of this.
+// Each throws a `Failure` whose message can be shown, or an AbortError.
+
+import { count } from "./dom.js";
+
+const ROOT = new URL("..", import.meta.url);
+const KEY = "shiftvit-api-key";
+const PATIENCE = 90_000; // ms
+const ATTEMPTS = 3;
+
+/** Why there is no answer. `status` is 0 where the server did not answer. */
+export class Failure extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+let askForKey = null;
+let asking = null;
+let key = stored();
+
+/** Sets the function that asks the user for an API key: given whether one was refused, it promises a key or null. */
+export const onKeyNeeded = (ask) => void (askForKey = ask);
+
+/** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain}]. */
+export const listModels = async () => (await request("v1/models")).json();
+
+/** Returns the most probable classes of an encoded picture: [{label, score}]. */
+export async function classify(model, picture, signal) {
+  return (await request(`${at(model)}/classify?top_k=5`, { picture, signal })).json();
+}
+
+/** Returns what speaks for a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
+export async function explain(model, picture, label, signal) {
+  const path = `${at(model)}/explain?top_k=5&label=${encodeURIComponent(label)}`;
+  const found = await (await request(path, { picture, signal })).json();
+  return { ...found, heatmap: `data:image/png;base64,${found.heatmap}` };
+}
+
+/** Returns the model card in Markdown. */
+export const readCard = async (model) => (await request(`${at(model)}/card`)).text();
+
+/** Returns addresses of pictures to try; none if the server has none. */
+export async function listSamples() {
+  try {
+    const paths = await (await request("v1/samples")).json();
+    return paths.map((path) => new URL(path.replace(/^\//, ""), ROOT).href);
+  } catch (error) {
+    if (error.status === 404) return [];
+    throw error;
+  }
+}
+
+/** Returns the picture at an address of `listSamples`. */
+export const readSample = async (address) => (await request(address)).blob();
+
+/** Returns the command that classifies a picture in a terminal. */
+export const command = (model) => `curl --data-binary @cat.jpg ${new URL(`${at(model)}/classify`, ROOT).href}`;
+
+const at = (model) => `v1/models/${encodeURIComponent(model.name)}`;
+
+/** Returns the server's answer; it waits where the server is full, and asks for a key where one is needed. */
+async function request(path, { picture = null, signal = null } = {}) {
+  for (let attempt = 1; ; attempt++) {
+    const used = key;
+    const answer = await send(path, picture, signal);
+    if (answer.ok) return answer;
+    if (answer.status === 401 && (await renewKey(used))) {
+      attempt = 0;
+    } else if (answer.status === 503 && attempt < ATTEMPTS) {
+      await pause(Math.min(Number(answer.headers.get("Retry-After")) || 1, 5) * 1000, signal);
+    } else {
+      throw new Failure(await reason(answer), answer.status);
+    }
+  }
+}
+
+async function send(path, picture, signal) {
+  const deadline = AbortSignal.timeout(PATIENCE);
+  const headers = key === null ? {} : { Authorization: `Bearer ${key}` };
+  if (picture !== null) headers["Content-Type"] = "application/octet-stream";
+  try {
+    return await fetch(new URL(path, ROOT), {
+      method: picture === null ? "GET" : "POST",
+      body: picture,
+      headers,
+      signal: signal === null ? deadline : AbortSignal.any([signal, deadline]),
+    });
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (error.name === "TimeoutError") throw new Failure(`No answer after ${PATIENCE / 1000} seconds.`);
+    throw new Failure(
+      navigator.onLine || ["localhost", "127.0.0.1", "[::1]"].includes(ROOT.hostname)
+        ? `The server at ${ROOT.host} does not answer. Is it still running?`
+        : "There is no connection to the network.",
+    );
+  }
+}
+
+/** Returns whether there is a key other than the one that was refused. */
+async function renewKey(refused) {
+  if (key !== refused) return true; // another request has asked already
+  if (askForKey === null) return false;
+  asking ??= askForKey(refused !== null).finally(() => (asking = null));
+  const given = await asking;
+  if (given === null) return false;
+  key = given;
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    // The browser keeps nothing for this page; the key lasts until it is reloaded.
+  }
+  return true;
+}
+
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+/** Returns the server's own word, as a sentence. */
+async function reason(answer) {
+  let text = `The server answered with status ${answer.status}.`;
+  try {
+    const { error } = await answer.json();
+    if (typeof error === "string" && error !== "") text = error.replaceAll("the body", "the file");
+  } catch {
+    // Something between here and the server answered, in a form of its own.
+  }
+  if (answer.status === 503) text += ` (asked ${count(ATTEMPTS, "time")})`;
+  text = text[0].toUpperCase() + text.slice(1);
+  return /[.!?)]$/.test(text) ? text : `${text}.`;
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    const timer = setTimeout(resolve, milliseconds);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+}

@@ -1,0 +1,60 @@
+// A picture from the camera.
+
+import { make } from "./dom.js";
+import { openDialog } from "./dialog.js";
+
+const REASONS = {
+  NotAllowedError: "The browser does not allow this page to use the camera. Allow it beside the address, then try again.",
+  NotFoundError: "There is no camera on this device.",
+  NotReadableError: "Another program is using the camera.",
+};
+
+/** Promises a picture as a File, or null where the user closed the dialog. Throws an Error with a sentence. */
+export async function takePicture() {
+  if (!navigator.mediaDevices?.getUserMedia) {
+    throw new Error(
+      isSecureContext
+        ? "This browser cannot use a camera."
+        : "Browsers give the camera only to pages at https:// or on this machine (localhost).",
+    );
+  }
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    throw new Error(REASONS[error.name] ?? "The camera does not start.");
+  }
+  try {
+    return await shoot(stream);
+  } finally {
+    for (const track of stream.getTracks()) track.stop();
+  }
+}
+
+function shoot(stream) {
+  return new Promise((resolve) => {
+    const video = make("video", { autoplay: true, playsinline: true, "aria-label": "What the camera sees" });
+    video.muted = true;
+    video.srcObject = stream;
+    const release = make("button", { type: "button", class: "button main", disabled: true }, "Take the picture");
+    const dialog = openDialog("Camera", "camera", video, release);
+    video.addEventListener("playing", () => {
+      release.disabled = false;
+      release.focus();
+    });
+    for (const track of stream.getTracks()) track.addEventListener("ended", () => dialog.close()); // unplugged
+    release.addEventListener("click", async () => {
+      const picture = await photograph(video);
+      resolve(picture);
+      dialog.close();
+    });
+    dialog.addEventListener("close", () => resolve(null));
+  });
+}
+
+async function photograph(video) {
+  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+  return new File([blob], `camera ${new Date().toLocaleTimeString("en-GB")}`, { type: blob.type });
+}

@@ -1,0 +1,40 @@
+// Dialogs: the browser's own, which keep the focus inside, close on Escape and give the focus back.
+
+import { make } from "./dom.js";
+
+/** Returns an open dialog, which is removed when it closes. `name` is its heading. */
+export function openDialog(name, kind, ...children) {
+  const close = make("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close");
+  const head = make("header", {}, make("h2", { id: "dialog-name" }, name), close);
+  const dialog = make("dialog", { class: kind, "aria-labelledby": "dialog-name" }, head, ...children);
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+/** Asks for the API key; promises it, or null. */
+export function askForKey(refused) {
+  return new Promise((resolve) => {
+    let key = null;
+    const field = make("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true });
+    const form = make(
+      "form",
+      { novalidate: true },
+      make("p", {}, "This server answers only with a key. It stays in this tab and is forgotten when the tab closes."),
+      make("label", { for: "key" }, "API key"),
+      field,
+      refused ? make("p", { class: "wrong", role: "alert" }, "The server did not accept that key.") : null,
+      make("button", { class: "button main" }, "Use this key"),
+    );
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      key = field.value.trim() || null;
+      if (key !== null) dialog.close();
+    });
+    const dialog = openDialog("A key is needed", "narrow", form);
+    dialog.addEventListener("close", () => resolve(key));
+    field.focus();
+  });
+}

@@ -1,0 +1,132 @@
+// The page: puts its parts together.
+
+import * as api from "./api.js";
+import { takePicture } from "./camera.js";
+import { askForKey, openDialog } from "./dialog.js";
+import { count, foreign, make, say, whole } from "./dom.js";
+import { drawField } from "./field.js";
+import { watchIntake } from "./intake.js";
+import { renderMarkdown } from "./markdown.js";
+import { Result } from "./result.js";
+
+const find = (selector) => document.querySelector(selector);
+const results = new Set();
+let models = [];
+let model = null;
+let starting = null;
+const waiting = []; // pictures that came before the models were known
+
+api.onKeyNeeded(askForKey);
+drawField(find("#field"));
+watchIntake({ stage: find("#stage"), input: find("#files"), paste: find("#paste"), take, complain });
+find("#camera").addEventListener("click", () =>
+  takePicture().then((picture) => picture && take([picture]), (error) => complain(error.message)),
+);
+find("#card").addEventListener("click", showCard);
+find("#clear").addEventListener("click", clear);
+find("#models").addEventListener("change", (event) => use(models[event.target.selectedIndex]));
+find("#trouble button").addEventListener("click", start);
+start();
+
+/** Asks the server what it has, and then takes the pictures that came before. */
+function start() {
+  find("#trouble").hidden = true;
+  starting ??= introduce()
+    .catch((error) => complain(error.message, true))
+    .finally(() => (starting = null));
+}
+
+async function introduce() {
+  models = await api.listModels();
+  find("#models").replaceChildren(...models.map(({ name }) => make("option", {}, name)));
+  find("#choice").hidden = models.length < 2;
+  find("#name").hidden = models.length > 1;
+  use(models[0]);
+  take(waiting.splice(0));
+  showSamples(await api.listSamples());
+}
+
+function use(chosen) {
+  model = chosen;
+  const [height, width] = model.input_shape;
+  find("#name").replaceChildren(foreign(model.name));
+  const facts = [count(model.labels.length, "class", "classes"), `${width} × ${height} px`, model.precision, model.runtime];
+  find("#facts").textContent = facts.join(" · ");
+  find("#model").hidden = false;
+  const known = model.labels.slice(0, 12).flatMap((label) => [", ", foreign(label)]).slice(1);
+  const more = model.labels.length > 12 ? ` and ${whole(model.labels.length - 12)} more` : "";
+  find("#classes").replaceChildren(make("b", {}, "It knows "), ...known, `${more}. It gives every picture one of these.`);
+  find("#curl code").textContent = api.command(model);
+  find("#curl").hidden = false;
+}
+
+/** Classifies pictures; each answer lands in the card of its own picture. */
+function take(files) {
+  if (model === null) {
+    waiting.push(...files);
+    return start();
+  }
+  if (files.length === 0) return;
+  find("#trouble").hidden = true;
+  const fresh = files.map((file) => new Result(file, model, models.length > 1, forget));
+  for (const result of fresh) results.add(result);
+  find("#results ul").prepend(...fresh.map(({ element }) => element));
+  recount();
+  say(`${count(files.length, "picture")} sent`);
+  for (const result of fresh) result.run();
+  find("#results").scrollIntoView({ block: "nearest" });
+}
+
+function forget(result) {
+  results.delete(result);
+  recount();
+  find("#results").focus({ preventScroll: true });
+}
+
+function clear() {
+  for (const result of results) result.close();
+  results.clear();
+  recount();
+  find("#files").focus();
+}
+
+function recount() {
+  find("#count").textContent = count(results.size, "picture");
+  find("#headline").textContent = results.size > 0 ? "Drop another." : "Drop a picture.";
+  find("#results header").hidden = results.size === 0;
+  document.body.classList.toggle("some", results.size > 0);
+}
+
+function showSamples(addresses) {
+  const tiles = addresses.map((address) => {
+    const folder = decodeURIComponent(address.split("/").at(-2));
+    const button = make("button", { type: "button", title: folder }, make("img", { src: address, alt: `A picture of: ${folder}` }));
+    button.addEventListener("click", async () => {
+      try {
+        take([new File([await api.readSample(address)], `sample: ${folder}`)]);
+      } catch (error) {
+        complain(error.message);
+      }
+    });
+    return make("li", {}, button);
+  });
+  find("#samples ul").replaceChildren(...tiles);
+  find("#samples").hidden = tiles.length === 0;
+}
+
+async function showCard() {
+  const { name } = model;
+  try {
+    const text = make("div", { class: "card" }, renderMarkdown(await api.readCard(model)));
+    openDialog(name, "wide", text);
+  } catch (error) {
+    complain(error.status === 404 ? `The model ${name} has no card.` : error.message);
+  }
+}
+
+/** Tells what went wrong with the page as a whole, until something else is done. */
+function complain(message, again = false) {
+  find("#trouble p").textContent = message;
+  find("#trouble button").hidden = !again;
+  find("#trouble").hidden = false;
+}

@@ -1,0 +1,23 @@
+// Runs tasks a few at a time.
+
+/** Returns a function that runs a task when its turn comes, at most `most` at a time; a signal takes it out of the queue. */
+export function limit(most) {
+  let active = 0;
+  const waiting = [];
+  const next = () => {
+    while (active < most && waiting.length > 0) {
+      const { task, signal, resolve, reject } = waiting.shift();
+      if (signal.aborted) {
+        reject(signal.reason);
+        continue;
+      }
+      active++;
+      task().then(resolve, reject).finally(() => (active--, next()));
+    }
+  };
+  return (task, signal) =>
+    new Promise((resolve, reject) => {
+      waiting.push({ task, signal, resolve, reject });
+      next();
+    });
+}

@@ -1,0 +1,391 @@
+"""The page in a real browser: pictures in, answers out, and nothing that it should not do."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import shiftvit.serve
+from browser import browsing
+from serving import running
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.inference.runtimes import load_graph
+from shiftvit.serve.guard import Access
+
+PAGE = Path(shiftvit.serve.__file__).parent / "page"
+SAMPLES = PRETRAINED / "samples"
+CAT, SHIP = SAMPLES / "cat" / "test_00000.png", SAMPLES / "ship" / "test_00001.png"
+
+slow = pytest.mark.slow
+
+
+def test_the_page_asks_no_other_host_and_makes_no_markup_of_text():
+    files = [path for path in PAGE.iterdir() if path.suffix in {".html", ".css", ".js", ".svg"}]
+    assert len(files) == len([*PAGE.iterdir()]) > 5
+    for path in files:
+        text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"""["'(](https?:)?//\w|@import|url\(""", text), path.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text)
+        assert not re.search(r"<script>|<style|\sstyle=|\son\w+=", text), path.name
+        assert len(text.splitlines()) < 400
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browsing() as found:
+        yield found
+
+
+@pytest.fixture
+def page(server, chromium):
+    """The page, freshly opened. What it asked of other hosts and what its console has in the end fails the test."""
+    chromium.console(), chromium.requests()
+    chromium.open(server.url)
+    chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
+    yield chromium
+    hosts = {url for url in chromium.requests() if not url.startswith((server.url, "blob:", "data:image/png"))}
+    assert not hosts
+    # The browser itself notes each answer that is an error.
+    assert not [line for line in chromium.console() if "Failed to load resource" not in line]
+
+
+def answers(page):
+    """Returns (file, class) of the cards, from the top."""
+    cards = page.all(".result")
+    found = [
+        (card.find_element("css selector", ".file").text, card.find_elements("css selector", "h3 bdi"))
+        for card in cards
+    ]
+    return [(name, label[0].text if label else None) for name, label in found]
+
+
+def choose(page, *paths):
+    page.driver.find_element("id", "files").send_keys("\n".join(map(str, paths)))
+
+
+@slow
+def test_pictures_that_are_dropped_are_answered(page, server):
+    assert page.drop(CAT, SHIP)
+    page.wait(lambda: answers(page) == [(CAT.name, "cat"), (SHIP.name, "ship")])
+    _, expected = server.post("/v1/classify?top_k=5", CAT.read_bytes())
+    bars = page.all(".result:first-child .bar")
+    assert [bar.text.split("\n") for bar in bars] == [[row["label"], f"{100 * row['score']:.1f}%"] for row in expected]
+    widths = [page.run("return arguments[0].querySelector('.fill').getBoundingClientRect()", bar) for bar in bars]
+    track = page.run("return arguments[0].querySelector('.track').getBoundingClientRect()", bars[0])
+    assert widths[0]["right"] - track["left"] == pytest.approx(expected[0]["score"] * track["width"], abs=1)
+    assert re.search(r"\d ms$", page.texts(".result .time")[0])
+    assert page.texts("#count") == ["2 pictures"]
+    assert "test_00000.png: cat, " in page.run("return document.getElementById('said').textContent")
+    assert not page.all(".over")
+    page.drop(CAT)  # a second time, onto the results
+    page.wait(lambda: len(answers(page)) == 3)
+    page.all(".remove")[0].click()
+    assert page.texts("#count") == ["2 pictures"]
+    page.all("#clear")[0].click()
+    assert not page.all(".result")
+    assert page.texts("#headline") == ["Drop a picture."]
+
+
+@slow
+def test_the_heat_map_covers_what_the_model_sees_of_the_picture(page, server, monkeypatch):
+    crop = server.model.explain
+
+    async def explain(*arguments):  # as of a model that crops: the left half, but for a quarter above and below
+        return {**await crop(*arguments), "region": [0, 0.25, 0.5, 0.5]}
+
+    choose(page, CAT)
+    page.wait(lambda: page.all(".open"))[0].click()
+    heat = page.wait(lambda: page.all(".heat"))[0]
+    whole = page.all(".photo")[0].rect
+    assert heat.rect == pytest.approx(whole, abs=1)
+    assert page.texts(".legend") == ["Coloured is what speaks for cat."]
+    page.run("const s = document.querySelector('.strength input'); s.value = 20; s.dispatchEvent(new Event('input'))")
+    assert heat.value_of_css_property("opacity") == "0.2"
+    monkeypatch.setattr(server.model, "explain", explain)
+    before = heat.get_attribute("src")
+    page.all(".bar")[2].click()  # another class
+    page.wait(lambda: page.all(".heat")[0].get_attribute("src") != before)
+    page.wait(lambda: "does not see" in page.texts(".legend")[0])
+    place = page.all(".heat")[0].rect
+    assert (place["x"], place["y"]) == pytest.approx((whole["x"], whole["y"] + whole["height"] / 4), abs=1)
+    assert (place["width"], place["height"]) == pytest.approx((whole["width"] / 2, whole["height"] / 2), abs=1)
+    pressed = [bar.get_attribute("aria-pressed") for bar in page.all(".bar")]
+    assert pressed == ["false", "false", "true", "false", "false"]
+    page.all(".open")[0].click()
+    page.wait(lambda: not page.all(".heat"))
+    assert not page.all(".strength")
+
+
+@slow
+def test_the_keyboard_is_enough(page):
+    from selenium.webdriver.common.keys import Keys
+
+    def focused():
+        return page.run(
+            "const a = document.activeElement; return a.id || a.getAttribute('aria-label') || a.textContent.trim()"
+        )
+
+    def tab_to(name, most=40):
+        for _ in range(most):
+            page.press(Keys.TAB)
+            if focused() == name:
+                return
+        raise AssertionError(f"Tab does not come to {name!r}")
+
+    page.wait(lambda: page.all("#samples"))
+    page.press(Keys.TAB)
+    assert focused() == "Skip to the results"
+    tab_to("card")
+    page.press(Keys.ENTER)
+    page.wait(lambda: "ShiftViT for CIFAR-10" in page.texts("dialog h3"))
+    assert focused() == "Close"
+    page.press(Keys.ESCAPE)
+    page.wait(lambda: not page.all("dialog"))
+    assert focused() == "card"  # where it was
+    tab_to("files")
+    outline = page.run("return getComputedStyle(document.querySelector('label[for=files]')).outlineStyle")
+    assert outline == "solid"  # the focus is seen
+    tab_to("paste")
+    page.press(Keys.TAB, Keys.ENTER)  # the first sample
+    page.wait(lambda: answers(page) == [("sample: airplane", "airplane")])
+    tab_to("Remove sample: airplane")
+    tab_to("Heat map")
+    page.press(Keys.SPACE)
+    page.wait(lambda: page.all(".heat"))
+    page.press(Keys.TAB, *[Keys.ARROW_LEFT] * 10)
+    assert page.all(".heat")[0].value_of_css_property("opacity") == "0.5"
+
+
+@slow
+def test_what_is_no_picture_is_told_beside_its_file_alone(page, tmp_path):
+    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(20 * 2**20 + 1)
+    (tmp_path / "folder").mkdir()
+    page.requests()
+    page.drop(*[tmp_path / name for name in ("notes.png", "empty.png", "huge.png", "folder")], CAT)
+    page.wait(lambda: len(page.texts(".result .wrong")) == 4 and answers(page)[-1] == (CAT.name, "cat"))
+    notes, empty, huge, folder = page.texts(".result .wrong")
+    assert "no image of a supported format" in notes
+    assert empty == "The file is empty."
+    assert huge == "The file has 20 MB; the server takes at most 20 MB. Choose a smaller picture."
+    assert "may be a folder" in folder
+    assert len([url for url in page.requests() if "classify" in url]) == 2  # notes and cat: the others were not sent
+
+
+@slow
+def test_pictures_are_upright_and_those_without_a_preview_are_classified(page, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(CAT).resize((90, 60)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.open(CAT).save(tmp_path / "scan.tiff")
+    choose(page, tmp_path / "turned.jpg", tmp_path / "scan.tiff")
+    page.wait(lambda: all(label for _, label in answers(page)))
+    (photo,) = page.all(".photo")
+    assert (photo.get_property("naturalWidth"), photo.get_property("naturalHeight")) == (60, 90)
+    assert photo.rect["width"] / photo.rect["height"] == pytest.approx(2 / 3, abs=0.02)
+    assert page.texts(".blank") == ["No preview"]
+    assert "This browser cannot show the format of the picture." in page.texts(".legend")
+    assert len(page.all(".open")) == 1  # there is nothing to lay a heat map over
+
+
+@slow
+def test_pasting_and_the_camera(page, server):
+    page.tell(
+        "Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
+    )
+    copied = page.driver.execute_async_script(
+        "const [done] = arguments;"
+        "fetch('/samples/ship/test_00001.png').then((answer) => answer.blob())"
+        ".then((blob) => navigator.clipboard.write([new ClipboardItem({'image/png': blob})]))"
+        ".then(() => done('copied'), (error) => done(String(error)))"
+    )
+    assert copied == "copied"
+    key = {"key": "v", "code": "KeyV", "windowsVirtualKeyCode": 86, "modifiers": 2}
+    page.tell("Input.dispatchKeyEvent", type="keyDown", commands=["paste"], **key)
+    page.wait(lambda: [label for _, label in answers(page)] == ["ship"])
+    page.all("#paste")[0].click()
+    page.wait(lambda: answers(page)[0] == ("pasted picture", "ship"))
+    page.driver.execute_async_script("navigator.clipboard.writeText('a word').then(...Array(2).fill(arguments[0]))")
+    page.all("#paste")[0].click()
+    page.wait(lambda: "There is no picture on the clipboard." in page.texts("#trouble p")[0])
+    page.all("#camera")[0].click()
+    page.wait(lambda: page.all("dialog .main:enabled"))[0].click()
+    page.wait(lambda: answers(page)[0][0].startswith("camera ") and answers(page)[0][1])
+    assert not page.all("dialog, #trouble")
+
+
+@slow
+def test_each_answer_lands_with_its_own_picture(page):
+    # The first answer is held back until the second one is there.
+    page.run(
+        "const real = window.fetch; let asked = 0;"
+        "window.fetch = async (...all) => {"
+        "  const mine = ++asked; const answer = await real(...all);"
+        "  if (mine === 1) await new Promise((go) => (window.release = go)); return answer; }"
+    )
+    page.drop(CAT)
+    page.wait(lambda: page.run("return !!window.release"))
+    page.drop(SHIP)
+    page.wait(lambda: answers(page) == [(SHIP.name, "ship"), (CAT.name, None)])
+    assert page.texts(".waiting") == ["Looking"]
+    page.run("window.release()")
+    page.wait(lambda: answers(page) == [(SHIP.name, "ship"), (CAT.name, "cat")])
+
+
+@slow
+def test_a_server_that_is_full_or_gone_is_told_and_can_be_asked_again(page, server):
+    server.guard.stopping = True
+    try:
+        choose(page, CAT)
+        page.wait(lambda: "stopping" in page.texts(".result .wrong")[0])
+    finally:
+        server.guard.stopping = False
+    page.tell("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    page.all(".result .quiet")[0].click()
+    page.wait(lambda: "does not answer" in page.texts(".result .wrong")[0])
+    page.tell("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    page.all(".result .quiet")[0].click()
+    page.wait(lambda: answers(page) == [(CAT.name, "cat")])
+
+
+@slow
+def test_a_server_with_keys_asks_for_one(chromium):
+    with running(access=Access(keys=("the-key-of-the-test",))) as server:
+        chromium.open(server.url)
+        for key in ("wrong", "the-key-of-the-test"):
+            field = chromium.wait(lambda: chromium.all("#key"))[0]
+            field.send_keys(key + "\n")
+            if key == "wrong":
+                chromium.wait(lambda: chromium.texts(".wrong") == ["The server did not accept that key."])
+        chromium.wait(lambda: chromium.all("#samples"))
+        choose(chromium, CAT)
+        chromium.wait(lambda: answers(chromium) == [(CAT.name, "cat")])
+        assert chromium.run("return [sessionStorage.length, localStorage.length]") == [1, 0]
+        chromium.driver.refresh()
+        chromium.wait(lambda: chromium.all("#samples"))
+        assert not chromium.all("dialog")
+    chromium.console()
+
+
+@slow
+def test_labels_and_names_with_markup_stay_text(chromium, tmp_path):
+    evil = "<img src=x onerror=alert(1)>"
+    graph = load_graph("cifar10", "onnxruntime", 1)
+    labels = (evil, "</script><b>", "\u202etac", "x" * 200, *graph.metadata.labels[4:])
+    graph = dataclasses.replace(graph, metadata=graph.metadata.model_copy(update={"labels": labels}))
+    name = tmp_path / "<b onclick=x>cat<b>.png"
+    name.write_bytes(Path(SAMPLES / "airplane" / "test_00003.png").read_bytes())
+    with running(graph=graph) as server:
+        chromium.open(server.url, size=(360, 740))
+        chromium.wait(lambda: chromium.all("#name"))
+        choose(chromium, name)
+        chromium.wait(lambda: answers(chromium) == [(name.name, evil)])
+        assert "</script><b>" in chromium.texts("#classes")[0]
+        assert not chromium.run("return document.querySelectorAll('img[src=x], #results b, bdi *').length")
+        assert chromium.run("return document.documentElement.scrollWidth") <= 360
+    assert not chromium.console()
+
+
+# The least contrast of text with what is behind it, and the text that has it (WCAG 2.2, 1.4.3).
+CONTRAST = """
+const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+const light = (color) => channels(color).slice(0, 3)
+  .map((value) => value / 255).map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+const behind = (node) => {
+  for (; node; node = node.parentElement) {
+    const color = getComputedStyle(node).backgroundColor;
+    if ((channels(color)[3] ?? 1) === 1) return color;
+  }
+};
+let least = [21, ""];
+for (const node of document.querySelectorAll("body *")) {
+  const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+  if (!own || !node.checkVisibility() || node.closest(".unseen, .skip, noscript")) continue;
+  const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
+  const ratio = (a + 0.05) / (b + 0.05);
+  if (ratio < least[0]) least = [ratio, node.outerHTML.slice(0, 80)];
+}
+return least;
+"""
+
+
+@slow
+@pytest.mark.parametrize(("dark", "size"), [(False, (1280, 900)), (True, (360, 740))])
+def test_every_text_is_readable_and_everything_has_a_name(page, server, tmp_path, dark, size):
+    (tmp_path / f"{'long-name-' * 20}.png").write_text("no picture")
+    page.open(server.url, dark=dark, size=size)
+    page.wait(lambda: page.all("#samples"))
+    choose(page, CAT, *tmp_path.iterdir())
+    page.wait(lambda: page.all(".result .wrong") and page.all(".open"))[0].click()
+    page.wait(lambda: page.all(".heat"))
+    background = page.run("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 200) == dark
+    least, text = page.run(CONTRAST)
+    assert least >= 4.5, text
+    assert page.run("return document.documentElement.scrollWidth") <= size[0]
+    roles = page.accessible()
+    named = {
+        "button",
+        "link",
+        "image",
+        "img",
+        "slider",
+        "textbox",
+        "combobox",
+        "dialog",
+        "region",
+        "article",
+        "heading",
+    }
+    assert not [role for role, name in roles if role in named and not name.strip()]
+    assert {"main", "banner", "contentinfo", "log", "alert", "article", "slider"} <= {role for role, _ in roles}
+    assert ("button", "Heat map") in roles
+    assert ("image", CAT.name) in roles or ("img", CAT.name) in roles
+    page.all("#card")[0].click()
+    page.wait(lambda: page.all("dialog table"))
+    assert page.run(CONTRAST)[0] >= 4.5
+    assert page.run("return document.documentElement.scrollWidth") <= size[0]
+    if size[0] < 500:
+        small = [
+            button.text or button.get_attribute("aria-label")
+            for button in page.all("button, select, .button")
+            if min(button.rect["width"], button.rect["height"]) < 24  # WCAG 2.2, 2.5.8
+        ]
+        assert not small
+
+
+@slow
+def test_several_models_can_be_chosen_from(page, server, monkeypatch):
+    monkeypatch.setitem(server.models, "<i>two", server.model)
+    monkeypatch.setattr(server.model, "name", "<i>two")  # which is what both then say
+    page.open(server.url)
+    page.wait(lambda: page.all("#models"))
+    assert page.texts("#models option") == ["<i>two"] * 2
+    page.run("const m = document.getElementById('models'); m.selectedIndex = 1; m.dispatchEvent(new Event('change'))")
+    page.requests()
+    choose(page, CAT)
+    page.wait(lambda: answers(page) == [(CAT.name, "cat")])
+    assert page.texts(".by") == ["by <i>two"]
+    assert f"{server.url}/v1/models/%3Ci%3Etwo/classify?top_k=5" in page.requests()
+
+
+@slow
+def test_nothing_moves_for_those_who_asked_for_less_motion(page, server):
+    moving = "return document.getAnimations().some(({effect}) => effect.getComputedTiming().duration > 2)"
+    for still in (False, True):
+        page.open(server.url, still=still)
+        page.wait(lambda: page.all("#samples"))
+        choose(page, CAT)
+        page.wait(lambda: page.all(".bar"))
+        assert page.run(moving) != still

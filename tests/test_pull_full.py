@@ -1,0 +1,74 @@
+"""The whole way of published weights, at the full size of the smallest, with random values: the README's commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import official
+from file_server import serving
+from shiftvit.bundle.stored.published import MIRROR, imagenet_classes
+
+NAME = "shiftvit_tiny_light"
+
+# Loading none of these, in a process of its own, is what base install has.
+BASE = """
+import sys
+for name in ("torch", "jax", "tensorflow", "onnx", "onnxscript"):
+    sys.modules[name] = None
+from shiftvit.cli.main import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_pull_predict_explain_and_export(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    weights = official.state_dict(NAME)
+    torch.save(official.training_checkpoint(weights), tmp_path / "served.pth")
+    environment = {**os.environ, "SHIFTVIT_DATA": str(tmp_path / "data"), "SHIFTVIT_CACHE": str(tmp_path / "cache")}
+
+    def run(*arguments: str, base: bool = False, status: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", BASE] if base else [sys.executable, "-m", "shiftvit"]
+        done = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        return done
+
+    said = run("predict", "--model", NAME, base=True, status=2).stderr
+    assert said == f"shiftvit: the weights of {NAME!r} are not on this machine yet; run: shiftvit pull {NAME}\n"
+    with serving((tmp_path / "served.pth").read_bytes()) as server:
+        environment |= {MIRROR: server.url, "no_proxy": "127.0.0.1"}
+        server.stop_after = 30_000_000  # and it is continued
+        said = run("pull", NAME).stdout
+        assert len(server.requests) == 3
+    place = tmp_path / "data" / "models" / NAME
+    assert said.startswith(f"bundle: {place}\n")
+    assert not (tmp_path / "served.pth.json").exists()
+    environment[MIRROR] = "http://127.0.0.1:9"  # from here on, without a network
+
+    run("predict", "--model", NAME, "--format", "csv", "--out", "rows.csv", base=True)
+    with (tmp_path / "rows.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 12
+    assert {row["label"] for row in rows} <= {*imagenet_classes()[0]}
+    samples = sorted({row["path"] for row in rows})[:2]
+    run("explain", *samples, "--model", NAME, "--method", "grad-cam", "--out", "why.png")
+    assert (tmp_path / "why.png").stat().st_size > 10_000
+    run("export", NAME, "--format", "onnx", "--out", "deployed")
+    report = json.loads((tmp_path / "deployed" / "report.json").read_text("utf-8"))
+    assert report["max_difference"] < 1e-4
+    for model, out in (("deployed", "a.json"), (NAME, "b.json")):
+        run("predict", *samples, "--model", model, "--format", "json", "--out", out, base=True)
+    answers = [json.loads((tmp_path / name).read_text("utf-8")) for name in ("a.json", "b.json")]
+    np.testing.assert_allclose(*([row["confidence"] for row in rows] for rows in answers), atol=1e-4)

@@ -1,0 +1,119 @@
+"""What is said and drawn about the smallest runs: one epoch, one image, two classes, places with spaces."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sample import write_tree
+from shiftvit import ShiftViTError, train
+from shiftvit.cli.main import app
+from shiftvit.data.check.checks import check_data
+from shiftvit.data.find.find import find_data
+from shiftvit.evaluation.report import write_report
+from shiftvit.figures.evaluation import reliability_figure
+from shiftvit.figures.run import confusion_matrix, learning_curves
+
+SETTINGS = {
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.precision": "float32",
+    "model.depths": (1, 1),
+    "model.embed_dim": 24,
+    "preprocess.resize": 16,
+    "preprocess.crop": 16,
+    "data.test": 2,
+    "data.validation": 2,
+}
+# One of something, and then many of it.
+ONE_MANY = re.compile(r"(?<![\d.,/-])1 (?:[a-z]+ )?(?!is\b|was\b|has\b|as\b)[a-z]+[^s\W]s\b")
+
+
+def options() -> list[str]:
+    return [f"--set={key}={str(value).replace('(', '[').replace(')', ']')}" for key, value in SETTINGS.items()]
+
+
+@pytest.mark.slow
+def test_one_is_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tree = write_tree(tmp_path / "my pets", 3)
+    for path in (tree / "ship").iterdir():
+        path.unlink()
+    run = tmp_path / "my run"
+    answers = [
+        CliRunner().invoke(app, arguments)
+        for arguments in (
+            ["train", "--recipe", "photos", "--data", str(tree), "--out", str(run), *options()],
+            ["evaluate", str(run)],
+            ["evaluate", str(run), "--split", "train"],
+            ["info", str(run)],
+            ["data", "check", str(tree)],
+        )
+    ]
+    assert [answer.exit_code for answer in answers] == [0] * len(answers), [answer.output for answer in answers]
+    said = [answer.output for answer in answers]
+    said += [
+        (run / "bundle" / "README.md").read_text("utf-8"),
+        re.sub("<[^>]*>", " ", write_report(run).read_text("utf-8").split("</style>")[1]),
+        *capfd.readouterr(),
+    ]
+    assert "trained 1 epoch in" in said[0]
+    assert "1 epoch of 2 images" in said[-3]
+    for text in said:
+        assert not ONE_MANY.findall(text), text
+        assert not re.search(r"top-?5", text, re.IGNORECASE), text
+    assert ONE_MANY.findall("has 1 images and 1 test images") == ["1 images", "1 test images"]
+
+
+def test_axes_of_counts_have_whole_numbers(tmp_path: Path, figures: list) -> None:
+    row = {"loss": 1.0, "top1": 0.5, "val_loss": 1.0, "val_top1": 0.5, "learning_rate": 0.1}
+    for epochs in (1, 2, 3, 200):
+        history = [{**row, "epoch": epoch + 1} for epoch in range(epochs)]
+        learning_curves(history, np.linspace(1, 0, 4 * epochs), tmp_path / "x.png", title="x", steps=4)
+    check_data(find_data(write_tree(tmp_path / "pets", 1))).figure(tmp_path / "x.png")
+    counted = [axes.xaxis for figure in figures[:-1] for axes in figure.axes]
+    counts, sizes = figures[-1].axes[:2]
+    counted += [counts.xaxis, sizes.xaxis, sizes.yaxis]
+    for count in (1, 3, 40, 2000):
+        bins = [{"lower": 0.5, "upper": 1.0, "count": count, "confidence": 0.75, "accuracy": 0.5}]
+        reliability_figure({"ece": 0.25, "mce": 0.25, "bins": bins}, tmp_path / "x.png")
+        counted.append(figures[-1].axes[-1].yaxis)
+    for axis in counted:
+        low, high = sorted(axis.get_view_interval())
+        shown = [label.get_text() for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)]
+        marks = [place for place in axis.get_ticklocs() if low <= place <= high]
+        assert marks, axis
+        assert all(float(place).is_integer() for place in marks), marks
+        assert all(re.fullmatch(r"-?[\d,]+|", text.replace("\N{MINUS SIGN}", "-")) for text in shown), shown
+        assert not any(label.get_text() for label in axis.get_minorticklabels())
+
+
+def test_a_class_without_images_and_a_name_that_looks_like_mathematics(tmp_path: Path, figures: list) -> None:
+    confusion_matrix(np.array([[3, 1], [0, 0]]), (r"$\frac$", "a_b"), tmp_path / "x.png")
+    (axes,) = [axes for axes in figures[0].axes if axes.get_title()]
+    assert [(text.get_position()[1], text.get_text()) for text in axes.texts] == [
+        (1, "no images"),
+        (0, "75"),
+        (0, "25"),
+    ]
+
+
+def test_commands_in_hints_can_be_pasted(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    settings = {**SETTINGS, "data.test": 3, "data.validation": 3, "data.name": str(write_tree(tmp_path / "my pets", 3))}
+    train("photos", out=run, **settings)
+    with pytest.raises(ShiftViTError) as told:
+        train(resume=run)
+    assert shlex.split(str(told.value).split("new one: ")[1])[-1] == f"start.source={run}"
+    with pytest.raises(ShiftViTError) as told:
+        train("photos", out=run, **settings)
+    assert shlex.split(str(told.value).split("go on with ")[1]) == ["--resume", str(run)]
+    (run / "metrics.json").unlink()
+    (tmp_path / "my pets").rename(tmp_path / "moved")
+    with pytest.raises(ShiftViTError) as told:
+        train(resume=run)
+    assert shlex.split(str(told.value).split("new place: ")[1])[-3:] == [str(run), "--data", "PATH"]
