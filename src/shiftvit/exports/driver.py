@@ -49,7 +49,7 @@ def export(
         model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
-        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
+        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`, and `-any-size`. An earlier export there is replaced.
         data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
             for f32 the sample images that come with the package; for the others the images that the run was trained
             on, or the data set with the model's classes. Compared are the test and validation images, which for a run
@@ -71,7 +71,8 @@ def export(
         raise ShiftViTError(f"only onnx in f32 takes images of any size, not {format} in {precision}; choose that")
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
-    folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
+    name = f"{_name(model)}-{format}-{precision}" + "-any-size" * any_size
+    folder = Path("exports") / name if out is None else Path(out)
     if folder.exists() and not _is_replaceable(folder):
         raise ShiftViTError(
             f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
