@@ -49,7 +49,8 @@ def export(
         model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
-        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`, and `-any-size`. An earlier export there is replaced.
+        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`, and `-any-size` behind it. An earlier export
+            there is replaced.
         data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
             for f32 the sample images that come with the package; for the others the images that the run was trained
             on, or the data set with the model's classes. Compared are the test and validation images, which for a run
