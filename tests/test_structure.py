@@ -25,8 +25,8 @@ HOUSE = [
     ("inference", "embed explainer predict sources runtimes"),
     (
         "training",
-        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
-        "torch_steps loss schedule",
+        "rate_finder fit probe features epoch results runfolder device memory setup parts start callbacks checkpoint "
+        "optimizer torch_steps loss schedule",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
