@@ -18,9 +18,9 @@ SOURCE = Path(shiftvit.__file__).parent
 # a folder, "" the package's own. There is a line for each in docs/architecture.md.
 HOUSE = [
     ("", "__main__"),
-    ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
+    ("cli", "main benchmark show data hub demo export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
-    ("serve", "server app about protocol classify model heat bodies guard measures batching answers limits"),
+    ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits"),
     ("exports", "pull driver comparison gate saturation build any_size onnx_graphs formats"),
     ("inference", "embed explainer predict sources runtimes"),
     (
@@ -33,7 +33,7 @@ HOUSE = [
     ("model", "convert tensors network blocks primitives shift"),
     ("bundle.stored", "find published manifest container"),
     ("data", "show evaluated load read named"),
-    ("data.cifar10", "cache archives fetch"),
+    ("data.cifar10", "cache archives"),
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
     ("data.find", "find kept splits copies arrays shards folders tables cells places dataset listing words"),
@@ -42,7 +42,7 @@ HOUSE = [
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config replacement download files console errors"),
+    ("", "preprocess environment backend presets config replacement download npm files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.

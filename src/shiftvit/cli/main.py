@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli import benchmark, data, embed, explain, export, hub, predict, rates, serve, show, train
+from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
 from shiftvit.errors import Interrupted, ShiftViTError, nearest, notice, one_line
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (predict, embed, train, rates, explain, export, serve, hub, data, show, benchmark):
+for part in (predict, embed, train, rates, explain, export, serve, demo, hub, data, show, benchmark):
     part.add_to(app)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}

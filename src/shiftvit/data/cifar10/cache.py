@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
-from shiftvit.data.cifar10.fetch import npm_pack
 from shiftvit.download import download
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.npm import npm_pack
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _BINARY = "cifar-10-binary.tar.gz"

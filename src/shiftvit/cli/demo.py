@@ -1,0 +1,39 @@
+"""`shiftvit demo`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shiftvit import files
+from shiftvit.cli.tables import examples
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        epilog=examples(
+            "shiftvit demo cifar10 demo",
+            "python -m http.server --directory demo",
+            "shiftvit demo runs/pets demo --space",
+        )
+    )(demo)
+
+
+def demo(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
+    space: Annotated[bool, typer.Option("--space", help="Add what a static Space of Hugging Face needs.")] = False,
+    runtime: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The npm package onnxruntime-web (.tgz), if you have it.")
+    ] = None,
+) -> None:
+    """Write a page that runs a model in the browser, for any static host."""
+    from shiftvit.serve.demo import write_demo
+
+    files.check_folder_name(out)
+    folder = write_demo(model, out, space=space, runtime=runtime)
+    print(f"demo: {folder}")
+    print(f"try it: python -m http.server --directory {shlex.quote(str(folder))}")

@@ -1,0 +1,187 @@
+// How an answer is got: from the model in this browser. Pictures do not leave it.
+//
+// The page's own `api.js` asks a server; this file takes its place in a static demo and has the same functions.
+
+import * as ort from "../runtime/ort.wasm.min.mjs";
+
+const ROOT = new URL("..", import.meta.url);
+const MOST_PIXELS = 36_000_000;
+// From no support to the most, as in the figures of `shiftvit explain`.
+const COLOURS = [[20, 12, 56], [98, 21, 108], [176, 45, 92], [232, 93, 50], [250, 165, 40], [250, 235, 150]];
+const SIDE = 224; // pixels of a heat map's longer side
+// The smallest module that uses SIMD: (func (result v128) i32.const 0 i8x16.splat)
+const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11];
+
+ort.env.wasm.wasmPaths = new URL("runtime/", ROOT).href;
+ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
+
+/** Why there is no answer. */
+export class Failure extends Error {
+  status = 0;
+}
+
+let session = null;
+let queue = Promise.resolve();
+
+/** There are no keys here. */
+export const onKeyNeeded = () => {};
+
+/** Returns the model: [{name, labels, input_shape, precision, runtime, explain, ...}]. */
+export async function listModels() {
+  if (typeof WebAssembly !== "object" || !WebAssembly.validate(new Uint8Array(SIMD))) {
+    throw new Failure("This browser has no WebAssembly with SIMD, which the model needs. A newer one has.");
+  }
+  const about = await (await load("model/model.json")).json();
+  about.head = new Float32Array(await (await load("model/head.bin")).arrayBuffer()); // (K, C)
+  const graph = new Uint8Array(await (await load("model/model.onnx")).arrayBuffer());
+  try {
+    session ??= await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+  } catch (error) {
+    throw new Failure(`The model cannot be loaded (${String(error.message ?? error).slice(0, 200)}). Reload the page.`);
+  }
+  return [about];
+}
+
+/** Returns the most probable classes of an encoded picture: [{label, score}]. */
+export async function classify(model, picture, signal) {
+  const { scores } = await answer(picture, ["probabilities"], signal);
+  // Of equal ones the first wins, as in the package.
+  const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a] || a - b);
+  return order.slice(0, 5).map((index) => ({ label: model.labels[index], score: scores[index] }));
+}
+
+/** Returns what speaks for a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
+export async function explain(model, picture, label, signal) {
+  const { maps, width, height } = await answer(picture, ["probabilities", "map"], signal);
+  const heat = activation(maps, model.head, model.labels.indexOf(label), model.labels.length);
+  const { region, ratio } = seen(model.preprocess, height, width);
+  return { label, heatmap: draw(heat, ratio), region };
+}
+
+/** Returns the model card in Markdown. */
+export const readCard = async () => (await load("model/card.md")).text();
+
+/** Returns addresses of pictures to try. */
+export const listSamples = async () => (await (await load("samples/list.json")).json()).map((path) => new URL(path, ROOT).href);
+
+/** Returns the picture at an address of `listSamples`. */
+export const readSample = async (address) => (await load(address)).blob();
+
+/** There is no server to ask from a terminal. */
+export const command = () => "";
+
+async function load(path) {
+  let answer;
+  try {
+    answer = await fetch(new URL(path, ROOT));
+  } catch {
+    throw new Failure(`${path} cannot be loaded. Is there a connection to ${ROOT.host}?`);
+  }
+  if (!answer.ok) throw new Failure(`${path} is missing (status ${answer.status}).`);
+  return answer;
+}
+
+/** Runs the model on a picture; one after another, since the model has one thread. */
+function answer(picture, outputs, signal) {
+  const turn = queue.then(async () => {
+    signal?.throwIfAborted();
+    const { pixels, width, height } = await decode(picture);
+    const images = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
+    const found = await session.run({ images }, outputs);
+    const scores = found.probabilities.data;
+    if (!scores.every(Number.isFinite)) throw new Failure("The model gives no number for this picture.");
+    return { scores, maps: found.map, width, height };
+  });
+  queue = turn.catch(() => {});
+  return turn;
+}
+
+/** Returns a picture's pixels, upright and on white: uint8 (height, width, 3). */
+async function decode(picture) {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(picture, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+  } catch {
+    throw new Failure("This browser cannot read the file. It reads JPEG, PNG, WebP, GIF, BMP and AVIF.");
+  }
+  const { width, height } = bitmap;
+  if (width * height > MOST_PIXELS) throw new Failure(`The picture has ${width} × ${height} pixels; send a smaller one.`);
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, width, height);
+  context.drawImage(bitmap, 0, 0);
+  bitmap.close();
+  const { data } = context.getImageData(0, 0, width, height);
+  const pixels = new Uint8Array(width * height * 3);
+  for (let from = 0, to = 0; to < pixels.length; from += 4) {
+    pixels[to++] = data[from];
+    pixels[to++] = data[from + 1];
+    pixels[to++] = data[from + 2];
+  }
+  return { pixels, width, height };
+}
+
+/** Returns the class activation map (Zhou et al., CVPR 2016, equation 2), rows of numbers from 0 to 1. */
+function activation(maps, head, index, classes) {
+  const [, rows, columns, channels] = maps.dims;
+  const heat = [];
+  let most = 0;
+  for (let row = 0, at = 0; row < rows; row++) {
+    heat.push([]);
+    for (let column = 0; column < columns; column++) {
+      let sum = 0;
+      for (let channel = 0; channel < channels; channel++) sum += maps.data[at++] * head[channel * classes + index];
+      heat[row].push(Math.max(sum, 0));
+      most = Math.max(most, sum);
+    }
+  }
+  return heat.map((line) => line.map((value) => (most > 0 ? value / most : 0)));
+}
+
+/** Returns which part of a picture the model sees, as fractions, and that part's width by its height. */
+function seen({ resize, crop, crop_position: position }, height, width) {
+  const shorter = Math.min(height, width);
+  const [newHeight, newWidth] = Array.isArray(resize)
+    ? resize
+    : [height, width].map((side) => Math.floor((side * resize) / shorter));
+  const [rows, columns] = crop === null ? [newHeight, newWidth] : Array.isArray(crop) ? crop : [crop, crop];
+  const centred = position === "center";
+  const top = centred ? Math.floor((newHeight - rows) / 2) : 0;
+  const left = centred ? Math.floor((newWidth - columns) / 2) : 0;
+  return { region: [left / newWidth, top / newHeight, columns / newWidth, rows / newHeight], ratio: columns / rows };
+}
+
+/** Draws a heat map, transparent where nothing speaks for the class; returns its address. */
+function draw(heat, ratio) {
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.round(SIDE * Math.min(1, ratio));
+  canvas.height = Math.round(SIDE / Math.max(1, ratio));
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  for (let y = 0, at = 0; y < canvas.height; y++) {
+    for (let x = 0; x < canvas.width; x++) {
+      const level = between(heat, ((y + 0.5) * heat.length) / canvas.height - 0.5, ((x + 0.5) * heat[0].length) / canvas.width - 0.5);
+      const step = level * (COLOURS.length - 1);
+      const low = COLOURS[Math.floor(step)];
+      const high = COLOURS[Math.ceil(step)];
+      for (let channel = 0; channel < 3; channel++) {
+        image.data[at++] = low[channel] + (high[channel] - low[channel]) * (step % 1);
+      }
+      image.data[at++] = 255 * level;
+    }
+  }
+  context.putImageData(image, 0, 0);
+  return canvas.toDataURL("image/png");
+}
+
+/** Returns the value between four places of a grid, bilinearly; beyond the grid, that at its edge. */
+function between(grid, y, x) {
+  const place = (value, length) => Math.min(Math.max(value, 0), length - 1);
+  const [row, column] = [place(y, grid.length), place(x, grid[0].length)];
+  const [top, left] = [Math.floor(row), Math.floor(column)];
+  const [bottom, right] = [Math.min(top + 1, grid.length - 1), Math.min(left + 1, grid[0].length - 1)];
+  const upper = grid[top][left] + (grid[top][right] - grid[top][left]) * (column - left);
+  const lower = grid[bottom][left] + (grid[bottom][right] - grid[bottom][left]) * (column - left);
+  return upper + (lower - upper) * (row - top);
+}

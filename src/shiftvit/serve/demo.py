@@ -1,0 +1,166 @@
+"""`write_demo`: the page with the model in the browser, as a folder for any static host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shiftvit import files
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.stored.container import digest
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.errors import ShiftViTError
+from shiftvit.exports.driver import export
+from shiftvit.exports.formats import FORMATS
+from shiftvit.npm import npm_pack
+from shiftvit.replacement import write_folder
+
+_PAGE = Path(__file__).parent / "page"
+_BROWSER = Path(__file__).parent / "browser"
+RUNTIME = "onnxruntime-web@1.30.0"
+# Its files that the demo takes, with their SHA-256.
+_RUNTIME_FILES = {
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+# What a demo has at its top.
+_OURS = ("index.html", "page", "model", "runtime", "samples", "README.md")
+_PROMISE = "They go to this server and are not kept."
+_HEAD = '<meta charset="utf-8">'
+# A static host sends no such header itself.
+_POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; "
+    "img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'none'\">"
+)
+
+
+def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runtime: str | Path | None = None) -> Path:
+    """Writes a folder with the page of `shiftvit serve`, the model, and what runs it in a browser.
+
+    The graph takes images of any size (`export --any-size`) and runs in onnxruntime-web, which npm gives once and the
+    cache folder keeps. The page asks no other host for anything, and pictures do not leave the browser.
+
+    Args:
+        model: a run folder, a bundle or the name of a model.
+        out: the folder to create; an earlier demo there is replaced.
+        space: add what a static Space of Hugging Face needs.
+        runtime: the npm package's .tgz, if you have it already.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ShiftViTError: the model does not exist or cannot be exported, the runtime cannot be had or is not the one that
+            was tested, or the folder holds something else.
+    """
+    folder = Path(out)
+    if folder.exists() and not (folder.is_dir() and _is_demo(folder)):
+        raise ShiftViTError(f"{str(folder)!r} exists and is no demo, so it is not replaced; choose another folder")
+    bundle = Bundle.load(model)
+    metadata = graph_metadata(bundle)
+
+    def write(place: Path) -> None:
+        _copy_runtime(place / "runtime", Path(runtime) if runtime is not None else None)
+        _copy_page(place)
+        _copy_samples(place / "samples")
+        with tempfile.TemporaryDirectory() as temporary:
+            exported = export(model, "onnx", any_size=True, out=Path(temporary) / "graph")
+            (place / "model").mkdir()
+            shutil.copyfile(exported / FORMATS["onnx"].artifact, place / "model" / "model.onnx")
+        (place / "model" / "head.bin").write_bytes(bundle.weights["head/kernel"].astype("<f4").tobytes())
+        about: dict[str, Any] = {
+            "name": Path(model).name,
+            "labels": list(bundle.labels),
+            "input_shape": list(metadata.input_shape),
+            "precision": "f32",
+            "runtime": "in this browser",
+            "explain": True,
+            "preprocess": metadata.preprocess.model_dump(mode="json"),
+        }
+        files.write_json(place / "model" / "model.json", about)
+        card = bundle.files()["README.md"].decode()
+        (place / "model" / "card.md").write_text(card, "utf-8")
+        if space:
+            (place / "README.md").write_text(_space_card(about["name"]), "utf-8")
+
+    write_folder(folder, write, _OURS)
+    return folder
+
+
+def _is_demo(folder: Path) -> bool:
+    return not any(folder.iterdir()) or (folder / "model" / "head.bin").is_file()
+
+
+def _copy_page(place: Path) -> None:
+    """Copies the page, with the module that asks the model in place of the one that asks a server."""
+    shutil.copytree(_PAGE, place / "page")
+    shutil.copyfile(_BROWSER / "api.js", place / "page" / "api.js")
+    index = (place / "page" / "index.html").read_text("utf-8")
+    (place / "page" / "index.html").unlink()
+    for told, instead in ((_PROMISE, "They stay on this device."), (_HEAD, f"{_HEAD}\n{_POLICY}")):
+        assert told in index, told
+        index = index.replace(told, instead)
+    (place / "index.html").write_text(index, "utf-8")
+
+
+def _copy_samples(place: Path) -> None:
+    place.mkdir()
+    names = []
+    for path in sorted((PRETRAINED / "samples").glob("*/*.png")):
+        names.append(f"samples/{path.parent.name}-{path.name}")
+        shutil.copyfile(path, place / f"{path.parent.name}-{path.name}")
+    files.write_json(place / "list.json", names)
+
+
+def _copy_runtime(place: Path, package: Path | None) -> None:
+    """Copies the runtime's files, from the cache if they are there."""
+    cache = files.cache_folder("onnxruntime-web")
+    if package is None and all((cache / name).is_file() for name in _RUNTIME_FILES):
+        contents = {name: (cache / name).read_bytes() for name in _RUNTIME_FILES}
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            contents = _unpack(package or npm_pack(RUNTIME, Path(temporary)))
+    for name, content in contents.items():
+        if digest(content) != _RUNTIME_FILES[name]:
+            raise ShiftViTError(
+                f"{name!r} is not that of {RUNTIME}, which was tested: its SHA-256 differs; get it again"
+            )
+    place.mkdir()
+    for folder in (place, cache):
+        for name, content in contents.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_file(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+
+
+def _unpack(package: Path) -> dict[str, bytes]:
+    try:
+        with tarfile.open(package) as archive:
+            members = {name: archive.extractfile(f"package/dist/{name}") for name in _RUNTIME_FILES}
+            return {name: member.read() for name, member in members.items() if member is not None}
+    except (OSError, KeyError, tarfile.TarError, EOFError) as error:
+        raise ShiftViTError(f"{str(package)!r} is not the npm package {RUNTIME} ({error}); get it again") from error
+
+
+def _space_card(name: str) -> str:
+    """Returns the file that a static Space of Hugging Face takes its settings from."""
+    return f"""---
+title: {json.dumps(f"{name} in your browser")}
+emoji: 🖼️
+colorFrom: blue
+colorTo: green
+sdk: static
+app_file: index.html
+license: apache-2.0
+tags:
+- image-classification
+- shiftvit
+---
+
+{name}, a ShiftViT, classifies pictures in your browser. They do not leave it. Made by `shiftvit demo`.
+"""

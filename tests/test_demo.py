@@ -1,0 +1,181 @@
+"""The demo whose model runs in the browser: a folder for any static host, and a real Chromium."""
+
+import contextlib
+import functools
+import http.server
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import browsing
+from shiftvit import Predictor, ShiftViTError, files
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.data.decode.images import decode
+from shiftvit.serve import demo
+from shiftvit.serve.demo import _RUNTIME_FILES, write_demo
+
+SAMPLES = sorted((PRETRAINED / "samples").glob("*/*.png"))
+# The functions of the page's own api.js, which this one stands in for.
+ASK = """
+const [address, done] = arguments;
+(async () => {
+  const api = await import('/page/api.js');
+  const [model] = await api.listModels();
+  const picture = await (await fetch(address)).blob();
+  return {classes: await api.classify(model, picture), explained: await api.explain(model, picture, 'cat')};
+})().then(done, (error) => done({error: error.message}));
+"""
+
+
+@contextlib.contextmanager
+def hosting(folder):
+    """A static host of that folder, as `python -m http.server` is; yields its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as host:
+        thread = threading.Thread(target=host.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{host.server_port}"
+        finally:
+            host.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("demo")
+    try:
+        demo._copy_runtime(place / "runtime", None)
+    except ShiftViTError as error:
+        pytest.skip(f"onnxruntime-web cannot be had: {error}")
+    return write_demo("cifar10", place / "demo", space=True)
+
+
+@pytest.fixture(scope="module")
+def host(folder):
+    rng = np.random.default_rng(0)
+    coarse = [Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)) for _ in range(3)]
+    for index, (image, size) in enumerate(zip(coarse, ((640, 427), (300, 451), (90, 33)), strict=True)):
+        image.resize(size, Image.Resampling.BICUBIC).save(folder / f"photo{index}.jpg", quality=92)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(folder / "photo1.jpg").save(folder / "photo3.jpg", exif=turned)
+    coarse[0].resize((70, 50)).convert("L").save(folder / "photo4.png")
+    with hosting(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browsing() as found:
+        yield found
+
+
+@pytest.mark.slow
+def test_it_answers_as_the_predictor_and_asks_no_other_host(host, folder, chromium):
+    predictor = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
+    chromium.requests()
+    chromium.open(host)
+    chromium.driver.set_script_timeout(60)
+    names = json.loads((folder / "samples" / "list.json").read_text())
+    assert len(names) == len(SAMPLES)
+    for name in [*names, *(path.name for path in sorted(folder.glob("photo*")))]:
+        found = chromium.driver.execute_async_script(ASK, f"{host}/{name}")
+        assert "error" not in found, (name, found)
+        # Of decoded pixels: the predictor decodes a JPEG that is much larger than its input at a part of its size.
+        (expected,) = predictor([decode(folder / name)], top_k=10)
+        scores = dict(expected.top)
+        assert found["classes"][0]["label"] == expected.label, name
+        for row in found["classes"]:
+            assert row["score"] == pytest.approx(scores[row["label"]], abs=2e-3), (name, row)
+        assert found["explained"]["heatmap"].startswith("data:image/png;base64,")
+    assert not {url for url in chromium.requests() if not url.startswith((host, "blob:", "data:"))}
+
+
+@pytest.mark.slow
+def test_its_page_shows_the_answer_and_the_heat_map(host, folder, chromium):
+    chromium.console()
+    chromium.open(host)
+    chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
+    assert "They stay on this device" in chromium.texts(".promise")[0]
+    chromium.driver.find_element("id", "files").send_keys(str(folder / "samples" / "cat-test_00000.png"))
+    chromium.wait(lambda: chromium.texts(".result h3 bdi") == ["cat"])
+    chromium.driver.find_element("xpath", "//button[contains(., 'Heat map')]").click()
+    chromium.wait(lambda: chromium.driver.execute_script("return document.querySelector('.heat').naturalWidth > 0"))
+    assert not chromium.console()
+
+
+@pytest.mark.slow
+def test_what_is_no_picture_and_a_browser_without_simd_are_told(host, folder, chromium):
+    (folder / "broken.png").write_bytes(b"no picture")
+    chromium.open(host)
+    assert "cannot read the file" in chromium.driver.execute_async_script(ASK, f"{host}/broken.png")["error"]
+    chromium.open(host)
+    chromium.driver.execute_script("WebAssembly.validate = () => false")
+    assert "SIMD" in chromium.driver.execute_async_script(ASK, f"{host}/broken.png")["error"]
+
+
+@pytest.mark.slow
+def test_a_host_that_lacks_a_file_is_told(folder, chromium, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "model" / "model.onnx").write_bytes(b"damaged")
+    with hosting(copy) as address:
+        chromium.open(address)
+        chromium.wait(lambda: "cannot be loaded" in " ".join(chromium.texts("#trouble")))
+    (copy / "model" / "model.json").unlink()
+    with hosting(copy) as address:
+        chromium.open(address)
+        chromium.wait(lambda: "model/model.json is missing" in " ".join(chromium.texts("#trouble")))
+
+
+@pytest.mark.slow
+def test_it_is_written_anew_and_has_a_card_for_spaces(folder, tmp_path, monkeypatch):
+    card = (folder / "README.md").read_text("utf-8")
+    assert card.startswith("---\n")
+    assert "\nsdk: static\n" in card
+    before = (folder / "model" / "model.json").read_text()
+    (folder / "notes.txt").write_text("mine")
+    # The graph is the same; to export it again would only take time.
+    exported = tmp_path / "graph"
+    exported.mkdir()
+    shutil.copyfile(folder / "model" / "model.onnx", exported / "model.onnx")
+    monkeypatch.setattr(demo, "export", lambda *_, **__: exported)
+    assert write_demo("cifar10", folder) == folder
+    assert (folder / "model" / "model.json").read_text() == before
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "README.md").exists()  # it was asked for no Space this time
+
+
+def test_a_folder_of_others_is_not_touched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ShiftViTError, match="is no demo"):
+        write_demo("cifar10", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_runtime_that_was_not_tested_is_refused(tmp_path, monkeypatch):
+    import io
+    import tarfile
+
+    monkeypatch.setattr(files, "cache_folder", lambda name: tmp_path / "cache" / name)
+    package = tmp_path / "package.tgz"
+    package.write_bytes(b"no archive")
+    with pytest.raises(ShiftViTError, match="is not the npm package"):
+        demo._copy_runtime(tmp_path / "runtime", package)
+    with tarfile.open(package, "w:gz") as archive:
+        for name in _RUNTIME_FILES:
+            entry = tarfile.TarInfo(f"package/dist/{name}")
+            entry.size = 4
+            archive.addfile(entry, io.BytesIO(b"evil"))
+    with pytest.raises(ShiftViTError, match="SHA-256 differs"):
+        demo._copy_runtime(tmp_path / "runtime", package)
+    assert not (tmp_path / "runtime").exists()
+    assert not (tmp_path / "cache").exists()
