@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from shiftvit import files
 from shiftvit.bundle.card import write_card
 from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
@@ -222,8 +223,9 @@ def check_place(path: Path) -> set[str]:
         which of the names of a bundle's files are someone else's in that folder.
 
     Raises:
-        ShiftViTError: something else is there.
+        ShiftViTError: something else is there, or the folder cannot be written.
     """
+    files.check_folder(path if path.is_dir() else path.parent)
     if not path.exists():
         return set()
     container = open_container(path, MANIFEST)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
 from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
@@ -59,6 +60,8 @@ def check(
     from shiftvit.recipes.recipe import Recipe
 
     settings = Recipe.load(recipe or "photos", **read_overrides(changes)).data.model_copy(update={"limit": None})
+    if figure is not None:
+        files.check_file(figure)
     data, faults = find_data(path), []
     there = [*data.splits]
     try:
@@ -90,6 +93,7 @@ def show_training(
     out: Annotated[Path, typer.Option(help="Figure to write (PNG).")] = Path("augmented.png"),
 ) -> None:
     """Draw some images as evaluation and as training see them."""
+    files.check_file(out)
     chosen = load_recipe(recipe, changes, data)
     prepare_backend()
     from shiftvit.data.show import training_figure

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.backend import installed_backends
 from shiftvit.cli.tables import Json, examples, show
 from shiftvit.cli.train import prepare_backend
@@ -74,6 +75,7 @@ def explain(
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
         if value is not None and method not in (needed, "both"):
             raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave it out, or change the method")
+    files.check_file(out)
     names = list_images(paths or [str(PRETRAINED / "samples")], recursive=not paths)
     # Report mistakes at once, before a framework is loaded.
     bundle = Bundle.load(model)

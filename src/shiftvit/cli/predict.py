@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.tables import examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, count_of, nearest, notice
@@ -78,6 +79,8 @@ def predict(
     sources = find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
+    if grid is not None:
+        files.check_file(grid)
     top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
     predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
     with _opened(out) as stream:
@@ -188,8 +191,6 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
             sys.stdout.reconfigure(errors="backslashreplace")
         yield sys.stdout
         return
-    from shiftvit import files
-
     try:
         with out.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
             yield stream

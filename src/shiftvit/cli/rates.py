@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
 from shiftvit.cli.tables import Json, examples
 from shiftvit.cli.train import prepare_backend
@@ -41,6 +42,8 @@ def find_rate(
 
     Exits with status 1 if the loss did not fall.
     """
+    if figure is not None:
+        files.check_file(figure)
     wanted = load_recipe(recipe, changes, data)
     prepare_backend()
     from shiftvit.figures.run import rate_search
