@@ -164,14 +164,11 @@ def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixe
     from shiftvit.backend import limit_threads
 
     limit_threads(threads)
-    from shiftvit.evaluation.metrics import softmax
 
     bundle = Bundle.load(container.where)
     metadata, model = graph_metadata(bundle), bundle.build("float32")
     normalised = metadata.preprocess.normalised
-    return metadata, lambda pixels: softmax(
-        np.asarray(model.predict_on_batch(normalised(pixels)), np.float32) / np.float32(bundle.temperature)
-    )
+    return metadata, lambda pixels: bundle.probabilities(model.predict_on_batch(normalised(pixels)))
 
 
 def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
