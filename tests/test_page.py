@@ -160,7 +160,10 @@ def test_the_keyboard_is_enough(page):
     tab_to("Heat map")
     page.press(Keys.SPACE)
     page.wait(lambda: page.all(".heat"))
-    page.press(Keys.TAB, *[Keys.ARROW_LEFT] * 10)
+    page.press(Keys.TAB)
+    assert page.run("return document.activeElement.type") == "range"
+    page.press(*[Keys.ARROW_LEFT] * 10)
+    assert page.run("return document.activeElement.value") == "50"
     assert page.all(".heat")[0].value_of_css_property("opacity") == "0.5"
 
 

@@ -35,9 +35,6 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         ShiftViTError: `run` is not a finished run, or the file cannot be written.
     """
     run = Path(run)
-    path = Path(out) if out is not None else run / "report.html"
-    if run.is_dir():
-        files.check_file(path)
     recipe, metrics = _text(run / "recipe.toml"), {"val": None, **_json(run / "metrics.json")}
     settings = _settings(recipe)
     evaluation: dict[str, Any] = {}
@@ -63,6 +60,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         changes=_changes(run / "changes.jsonl"),
         figures=_figures(run / "figures", _TRAINING) | _figures(place, _EVALUATION),
     )
+    path = Path(out) if out is not None else run / "report.html"
     files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8"))
     return path
 

@@ -151,9 +151,7 @@ class Embedder:
 
 def check_table(path: Path) -> None:
     """Raises ShiftViTError unless `write_table` can write to `path`: the ending, the folder and what is installed."""
-    if path.suffix.lower() not in _WRITERS:
-        raise ShiftViTError(f"{str(path)!r} ends in neither of {' and '.join(_WRITERS)}; name such a file")
-    files.check_file(path)
+    files.check_file(path, tuple(_WRITERS))
     if path.suffix.lower() == ".parquet":
         import_pyarrow(str(path))
 

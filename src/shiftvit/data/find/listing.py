@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from shiftvit.errors import ShiftViTError
 
 # What cameras and phones put beside a picture, under its name.
 _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
+# What text has none of: control characters, and bytes that are no UTF-8 (as `surrogateescape` keeps them).
+_ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 
 
 def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
@@ -43,6 +47,30 @@ def is_companion(path: str) -> bool:
         return False
     endings = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
     return any(file.with_suffix(ending).exists() for ending in endings)
+
+
+def split_list(content: bytes) -> list[str] | None:
+    """Returns the paths in a list, one on each line, or each ended by a null character; None if it is no such list.
+
+    A list is text in UTF-8, or in UTF-16 with its mark, that names at least one thing that exists. Where names have
+    control characters or are no UTF-8, one of those exists: so a picture of an unknown kind is no list.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content:
+        lines = content.removesuffix(b"\0").split(b"\0")
+        if not all(lines):
+            return None
+    else:
+        lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
+    names = [line.decode("utf-8", "surrogateescape") for line in lines if line]
+    odd = [name for name in names if _ODD.search(name)]
+    return names if any(map(_exists, odd or names)) else None
+
+
+def _exists(name: str) -> bool:
+    return os.path.lexists(name) or row_of(name) is not None
 
 
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:

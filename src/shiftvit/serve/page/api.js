@@ -25,7 +25,7 @@ let key = stored();
 /** Sets the function that asks the user for an API key: given whether one was refused, it promises a key or null. */
 export const onKeyNeeded = (ask) => void (askForKey = ask);
 
-/** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain}]. */
+/** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain, max_bytes}]. */
 export const listModels = async () => (await request("v1/models")).json();
 
 /** Returns the most probable classes of an encoded picture: [{label, score}]. */
