@@ -21,6 +21,9 @@ def tree(tmp_path, monkeypatch):
         "sub/deep/e.tiff",
         "sub/readme",
         "none/x.txt",
+        "._a.JPG",
+        "sub/@eaDir/d.gif/thumb.jpg",
+        "__MACOSX/a.JPG",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,7 @@ def tree(tmp_path, monkeypatch):
         (["b.png", "a.JPG"], {}, ["b.png", "a.JPG"]),
         (["notes.txt"], {}, ["notes.txt"]),
         (["."], {}, ["./a.JPG", "./b.png", "./c[1].webp"]),
-        (["."], {"all_files": True}, ["./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
+        (["."], {"all_files": True}, ["./._a.JPG", "./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
         (["sub"], {"recursive": True}, ["sub/d.gif", "sub/deep/e.tiff"]),
         (["sub"], {"recursive": True, "all_files": True}, ["sub/d.gif", "sub/deep/e.tiff", "sub/readme"]),
         (["*.png"], {}, ["b.png"]),

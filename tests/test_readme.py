@@ -117,6 +117,8 @@ def made_small(name, arguments):
         return []
     if name == "benchmark":
         return ["--repeats", "1", "--batch-size", "1"]
+    if "probe" in arguments:
+        return []
     if "--data" in arguments:
         return OWN if "finetune" in arguments else [*OWN, *TINY]  # which begins with a whole model
     return SMALL[2:] if "--epochs" in arguments else SMALL

@@ -118,7 +118,7 @@ def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, 
     config = Bundle.load(model).config
 
     def step(size: int) -> Callable[[], Any]:
-        pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.input_shape), np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.example_shape), np.uint8)
         return lambda: graph.run(pixels)
 
     return config, graph.runtime, "float32", step

@@ -40,6 +40,11 @@ class Bar:
             counts = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
             self._live.update(self._task, completed=done, description=self._what, state=state or counts)
 
+    @property
+    def done(self) -> int:
+        """The units that are done."""
+        return self._done
+
     def print(self, text: str) -> None:
         """Prints a line on standard error, above the bar."""
         if self._live:

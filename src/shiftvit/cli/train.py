@@ -68,7 +68,8 @@ def train(
     test, spent = run.metrics["test"], run.metrics["train"]
     print(f"test {_figures(test, run.recipe.model.num_classes)}  ({count_of(test['n'], 'image')})")
     speed = f"{spent['images_per_second']:,.0f} images/s"
-    print(f"trained {count_of(spent['epochs'], 'epoch')} in {spent['seconds']:.0f} s at {speed}")
+    what = f"a head with C={spent['strength']:g}" if "strength" in spent else count_of(spent["epochs"], "epoch")
+    print(f"trained {what} in {spent['seconds']:.0f} s at {speed}")
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import row_of
+from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError
 
 # What cameras and phones put beside a picture, under its name.
@@ -23,8 +24,9 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
     """Returns the files that `names` stand for, name by name; a folder's own in the order of their names.
 
     Args:
-        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension;
-            patterns with `*`, `?`, `[...]` and `**`. What exists is taken as it is, whatever characters its name has.
+        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension,
+            without hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and `**`. What exists is
+            taken as it is, whatever characters its name has.
         recursive: also what lies in folders within folders (links to folders are not followed).
         all_files: of folders take every regular file, whatever its extension, but no companions of pictures.
 
@@ -90,6 +92,8 @@ def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
     except OSError as error:
         raise ShiftViTError(f"the folder {folder!r} cannot be read: {error.strerror}; check its permissions") from error
     for entry in entries:
+        if is_litter(entry.name) and not (all_files and entry.is_file()):
+            continue
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(entry.path, recursive, all_files)

@@ -172,6 +172,7 @@ export class Result {
 
   close() {
     this.gone.abort();
+    this.looking?.abort();
     this.picture.close();
     this.element.remove();
   }
