@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
-from shiftvit.bundle.card import Facts, addressed, last_name, settings, write_card
+from shiftvit.bundle.card import Facts, address_card, last_name, settings, write_card
 from shiftvit.config import ModelConfig
 from shiftvit.evaluation.metrics import intervals, macro, measure
 
@@ -185,9 +185,9 @@ def test_every_setting_is_there_to_train_again() -> None:
 def test_the_commands_name_the_repository() -> None:
     card = write_card(bundle())
     assert card.count("shiftvit pull OWNER/NAME --out model\n") == 1
-    placed = addressed(card, "me/my.pets-2")
+    placed = address_card(card, "me/my.pets-2")
     assert placed == card.replace("OWNER/NAME", "me/my.pets-2")
-    assert addressed(placed, "us/pets") == card.replace("OWNER/NAME", "us/pets")
+    assert address_card(placed, "us/pets") == card.replace("OWNER/NAME", "us/pets")
 
 
 @pytest.mark.parametrize(

@@ -195,5 +195,5 @@ def test_the_rate_is_images_over_the_workers_seconds(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("shiftvit.data.batches.host.time.perf_counter", lambda: next(clock))
     for cores, rate in ((1, 32), (2, 64), (8, 64)):
         monkeypatch.setattr("shiftvit.data.batches.host.cores", lambda cores=cores: cores)
-        epoch._timed(0)
+        epoch._prepare_timed(0)
         assert epoch.images_per_second == pytest.approx(rate)

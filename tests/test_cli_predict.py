@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,17 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
         (["--out", "missing/rows.csv"], "cannot write 'missing/rows.csv'"),
         (["--out", "/dev/full"], "cannot write '/dev/full': No space left"),
         (["--grid", "missing/grid.png"], "cannot write 'missing/grid.png'"),
+        (["--max-pixels", "0"], "max_pixels=0 must be at least 1"),
+        (["--max-pixels", "-5"], "max_pixels=-5 must be at least 1"),
+        (["--threads", "0"], "threads=0 must be at least 1"),
+        (["--out", "rows.xlsx"], "'rows.xlsx' has no ending that is written here; name a file with one of: .txt, no"),
+        (["--out", "cat.png"], "'cat.png' has no ending that is written here"),
+        (["--out", "rows.csv", "--format", "json"], "--format json and the ending of 'rows.csv' contradict each other"),
+        (["--out", "rows.json", "--format", "table"], "--format table and the ending of 'rows.json' contradict"),
+        (["--out", "."], "cannot write '.': it is a folder; name a file in it"),
+        (["--grid", "grid.txt"], "'grid.txt' has no ending that is written here; name a file with one of: .png"),
+        (["--grid", "grid"], "'grid' has no ending that is written here"),
+        (["--grid", "/dev/null"], "'/dev/null' has no ending that is written here"),
     ],
 )
 def test_faults_are_one_line(arguments, fault, tmp_path):
@@ -234,3 +246,146 @@ def test_the_samples_that_memory_does_not_grow_with(tmp_path):
         peaks.append(int(answer.stderr.splitlines()[-1]) / 1024)
         assert len((tmp_path / "rows.csv").read_text().splitlines()) == 1 + len(SAMPLES) * times
     assert peaks[1] - peaks[0] < 20
+
+
+@pytest.mark.slow
+def test_the_ending_of_the_file_says_the_format(tmp_path):
+    heads = {}
+    for name in ("rows.csv", "rows.json", "rows.jsonl", "rows.txt", "rows", "ROWS.CSV"):
+        predict(SAMPLES[0], "--out", name, cwd=tmp_path)
+        heads[name] = (tmp_path / name).read_text("utf-8")[:9]
+    table = heads["rows.txt"]
+    assert table.startswith("image ")
+    assert heads == {
+        "rows.csv": "path,labe",
+        "ROWS.CSV": "path,labe",
+        "rows.json": '[\n {"path',
+        "rows.jsonl": '{"path": ',
+        "rows.txt": table,
+        "rows": table,
+    }
+    predict(SAMPLES[0], "--out", "rows.txt", "--format", "csv", cwd=tmp_path)
+    assert (tmp_path / "rows.txt").read_text("utf-8").startswith("path,label")
+    for name, kind in (("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.webp", "WEBP")):
+        predict(SAMPLES[0], "--grid", name, cwd=tmp_path)
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == kind
+
+
+def test_no_input_and_no_picture_is_overwritten(folder, tmp_path):
+    good = (folder / "good0.png").read_bytes()
+    (folder / "suffixless").write_bytes(good)
+    for arguments, message in (
+        (["pictures", "--grid", "pictures/good0.png"], b"is also read here, and would be overwritten"),
+        (["pictures/suffixless", "--out", "pictures/suffixless"], b"is also read here"),
+        (["pictures/good1.png", "--out", "pictures/suffixless"], b"is a picture, and would be overwritten by text"),
+    ):
+        assert message in predict(*arguments, cwd=tmp_path, status=2).stderr
+    assert (folder / "good0.png").read_bytes() == (folder / "suffixless").read_bytes() == good
+
+
+@pytest.mark.slow
+def test_the_grid_obeys_the_limit_on_pixels(tmp_path):
+    """The default limit of `decode` is below it, so that one option has to do for both."""
+    picture = Image.new("1", (8000, 8100))
+    picture.save(tmp_path / "large.png")
+    answer = predict("large.png", "--grid", "grid.png", "--format", "json", cwd=tmp_path)
+    assert "max_pixels" in json.loads(answer.stdout)[0]["error"]
+    assert not (tmp_path / "grid.png").exists()
+    predict("large.png", "--grid", "grid.png", "--max-pixels", "70000000", cwd=tmp_path)
+    assert (tmp_path / "grid.png").exists()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16", "cp1252"])
+def test_json_is_json_in_every_encoding(encoding, tmp_path):
+    names = ["K\xe4se.png", "\u732b.png", "\U0001f408.png", os.fsdecode(b"\xff.png"), 'quote".png']
+    for name in names:
+        shutil.copy(SAMPLES[0], tmp_path / name)
+    given = os.fsencode("\0".join(names))
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    for kind in ("json", "jsonl", "csv", "table"):
+        answer = predict("-", "--format", kind, cwd=tmp_path, input=given, env=environment)
+        text = answer.stdout.decode(encoding)
+        if kind in ("json", "jsonl"):
+            rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
+            assert [row["path"] for row in rows] == names
+        else:
+            assert len(text.splitlines()) == 1 + len(names)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["predict", SAMPLES[0]], ["info"], ["info", "--json"], ["--help"]])
+def test_a_full_disk_is_one_line(command, unbuffered, tmp_path):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        answer = subprocess.run(
+            [sys.executable, "-m", "shiftvit", *command],
+            cwd=tmp_path,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+        )
+    assert answer.returncode == 2
+    lines = answer.stderr.decode().splitlines()
+    assert lines[-1] == (
+        "shiftvit: standard output cannot be written: No space left on device; free space, or send it elsewhere"
+    )
+    assert not [line for line in lines if "bug" in line or "Traceback" in line or "Exception" in line]
+
+
+@pytest.mark.slow
+def test_standard_input_is_told_apart_by_what_it_is(folder, tmp_path):
+    """Lists whose first letters are those of pictures, marks of encodings, and pictures that are text."""
+    for name in ("BMW", "RIFF", "GIF89a", "II*", "P3 1"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "good0.png", tmp_path / name / "x.png")
+        given = f"{name}/x.png\npictures/good1.png\n"
+        (first, second) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=given.encode()).stdout)
+        assert (first["path"], second["path"]) == (f"{name}/x.png", "pictures/good1.png")
+        assert first["label"]
+    for encoding in ("utf-8-sig", "utf-16"):
+        given = "pictures/good0.png\r\npictures/gone.png\r\n".encode(encoding)
+        rows = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=given).stdout)
+        assert [row["path"] for row in rows] == ["pictures/good0.png", "pictures/gone.png"]
+        assert [*rows[0]][1:2] == ["label"]
+        assert "No such file" in rows[1]["error"]
+    for kind in ("TIFF", "BMP", "GIF", "WEBP", "JPEG", "AVIF"):
+        buffer = io.BytesIO()
+        with Image.open(folder / "good0.png") as picture:
+            picture.save(buffer, kind, **({"big_tiff": True} if kind == "TIFF" else {}))
+        (row,) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=buffer.getvalue()).stdout)
+        assert row["path"] == "-"
+        assert row["label"]
+    half = (folder / "good0.png").read_bytes()[:900]
+    (row,) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=half).stdout)
+    assert row["error"].startswith("standard input is no readable PNG")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "content",
+    [
+        bytes(range(256)) * 40,
+        b"\0" * 5000,
+        b"\0\0\0\x18ftypqt  \n\npictures/good0.png\n",
+        b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n",
+        b"<svg xmlns='http://www.w3.org/2000/svg'>\n<path d='M0 0'/>\n</svg>\n",
+        b"\x1f\x8b\x08" + bytes(range(200)),
+        b"pictures/nowhere.png\n",
+        b"pictures/good0.png\0\0\0pictures/good0.png",
+    ],
+    ids=["bytes", "zeros", "movie", "pdf", "svg", "gzip", "missing", "holes"],
+)
+def test_rubbish_on_standard_input_is_one_line(content, tmp_path):
+    (line,) = predict("-", cwd=tmp_path, input=content, status=2).stderr.decode().splitlines()
+    assert "standard input is neither an image of a supported format nor a list of files that exist" in line
+
+
+def test_no_standard_input_at_all(tmp_path):
+    for given in (b"", b"\n\n", b" \r\n"):
+        assert b"standard input is empty" in predict("-", cwd=tmp_path, input=given, status=2).stderr
+    command = f"{sys.executable} -m shiftvit predict - <&-"
+    answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
+    assert b"standard input is empty" in answer.stderr

@@ -51,6 +51,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives):
     assert inside == package_files()
     for name in ("py.typed", "recipes/quick.toml", "pretrained/cifar10/model.onnx", "pretrained/cifar10/bundle.json"):
         assert f"shiftvit/{name}" in inside
+    assert {f"shiftvit/serve/page/{name}" for name in ("index.html", "style.css", "main.js", "api.js")} <= inside
     assert len([name for name in inside if "/samples/" in name]) == 12
     assert archives[0].stat().st_size < 9_000_000
 

@@ -203,9 +203,9 @@ warnings.simplefilter("ignore")
 for folder in map(Path, sys.argv[1:]):
     bundle = Bundle.load(folder / "bundle")
     images = np.load(folder / "images.npy")
-    for name, artifact in (("saved_model", "saved_model"), ("litert", "model.tflite")):
+    for name, artifact, runtime in (("saved_model", "saved_model", "tensorflow"), ("litert", "model.tflite", "litert")):
         BUILDERS[name](bundle, graph_metadata(bundle), images[:0], folder / artifact)
-        graph = load_graph(folder / artifact)
+        graph = load_graph(folder / artifact, runtime)
         np.save(folder / f"{name}.npy", np.concatenate([graph.run(images), graph.run(images[:1])]))
 """
 

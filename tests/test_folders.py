@@ -238,10 +238,10 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["cat/1.ppm", "dog/1.HEIC"], "holds no images that can be used (left out: files of type .heic: 1, files of"),
+        (["cat/1.psd", "dog/1.DNG"], "holds no images that can be used (left out: files of type .dng: 1, files of"),
         (
-            ["cat/1.ppm", "dog/1.ppm"],
-            "shiftvit reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with the",
+            ["cat/1.psd", "dog/1.psd"],
+            "shiftvit reads JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and PPM files with",
         ),
         (["cat/1", "dog/1"], "(left out: files without an extension: 2); shiftvit reads JPEG, PNG"),
         (["1.png", "2.png", "labels.csv"], "holds 2 images without class folders; give '{}/labels.csv' in place of"),

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from shiftvit import ShiftViTError
-from shiftvit.data.find.listing import list_images
+from shiftvit.data.find.listing import list_images, split_list
 
 
 @pytest.fixture
@@ -21,6 +21,9 @@ def tree(tmp_path, monkeypatch):
         "sub/deep/e.tiff",
         "sub/readme",
         "none/x.txt",
+        "._a.JPG",
+        "sub/@eaDir/d.gif/thumb.jpg",
+        "__MACOSX/a.JPG",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,7 @@ def tree(tmp_path, monkeypatch):
         (["b.png", "a.JPG"], {}, ["b.png", "a.JPG"]),
         (["notes.txt"], {}, ["notes.txt"]),
         (["."], {}, ["./a.JPG", "./b.png", "./c[1].webp"]),
-        (["."], {"all_files": True}, ["./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
+        (["."], {"all_files": True}, ["./._a.JPG", "./a.JPG", "./b.png", "./c[1].webp", "./notes.txt"]),
         (["sub"], {"recursive": True}, ["sub/d.gif", "sub/deep/e.tiff"]),
         (["sub"], {"recursive": True, "all_files": True}, ["sub/d.gif", "sub/deep/e.tiff", "sub/readme"]),
         (["*.png"], {}, ["b.png"]),
@@ -75,3 +78,39 @@ def test_links_to_folders_are_not_followed(tree):
 def test_names_that_stand_for_nothing(name, fault):
     with pytest.raises(ShiftViTError, match=fault):
         list_images(["b.png", name])
+
+
+def test_lists_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "K\xe4se.png", "tab\there.png", "two\nlines.png", os.fsdecode(b"\xff.png")):
+        (tmp_path / name).touch()
+    lists = {
+        b"a.png": ["a.png"],
+        b"a.png\n\nb.png\r\n": ["a.png", "b.png"],
+        "\ufeffK\xe4se.png\n".encode(): ["K\xe4se.png"],
+        "a.png\r\nb.png\r\n".encode("utf-16"): ["a.png", "b.png"],
+        b"a.png\0two\nlines.png\0": ["a.png", "two\nlines.png"],
+        b"\xff.png\nb.png": [os.fsdecode(b"\xff.png"), "b.png"],
+        b"gone.png\ntab\there.png\n": ["gone.png", "tab\there.png"],
+    }
+    for content, names in lists.items():
+        assert split_list(content) == names
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"gone.png\n",
+        b"a.png\0\0a.png",
+        b"a.png\n\x01\x02",
+        b"a.png\n\xfe\xff",
+        b"\0",
+        b"\xff\xfe\0\xd8" * 9,
+    ],
+)
+def test_what_is_no_list_of_paths(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert split_list(content) is None

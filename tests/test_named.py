@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shiftvit.cli.settings import recipe_for
 from shiftvit.data import named
 from shiftvit.errors import ShiftViTError
+from trees import plant
 
 
 def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +31,24 @@ def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(ShiftViTError, match="'cifar_10'; did you mean 'cifar10'"):
         named.load("cifar_10")
+
+
+def test_a_folder_that_is_called_as_a_data_set_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(plant(tmp_path, "cifar10/cat/1.png", "cifar10/dog/1.png"))
+    with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as data:
+        arrays = tuple(data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    monkeypatch.setattr(named, "load_cifar10", lambda: arrays)
+    assert named.look_up("cifar10").path is None
+    said = "shiftvit: cifar10 is the data set of that name; for what lies here write --data ./cifar10\n"
+    assert capsys.readouterr().err == said
+    for name in ("./cifar10", "cifar10/", str(tmp_path / "cifar10")):
+        assert named.is_path(name)
+        assert recipe_for(name) == "photos"
+        assert named.look_up(name).class_names == ("cat", "dog")
+    assert capsys.readouterr().err == ""
+    assert recipe_for("cifar10") == "quick"
 
 
 def test_importing_loads_nothing_heavy() -> None:

@@ -160,7 +160,10 @@ def test_the_keyboard_is_enough(page):
     tab_to("Heat map")
     page.press(Keys.SPACE)
     page.wait(lambda: page.all(".heat"))
-    page.press(Keys.TAB, *[Keys.ARROW_LEFT] * 10)
+    page.press(Keys.TAB)
+    assert page.run("return document.activeElement.type") == "range"
+    page.press(*[Keys.ARROW_LEFT] * 10)
+    assert page.run("return document.activeElement.value") == "50"
     assert page.all(".heat")[0].value_of_css_property("opacity") == "0.5"
 
 
@@ -275,6 +278,28 @@ def test_a_server_with_keys_asks_for_one(chromium):
         chromium.wait(lambda: chromium.all("#samples"))
         assert not chromium.all("dialog")
     chromium.console()
+
+
+@slow
+def test_many_pictures_ask_for_a_key_once_and_are_bounded(page, server, monkeypatch, tmp_path):
+    names = [tmp_path / f"{index}.png" for index in range(101)]
+    for name in names:
+        name.touch()
+    page.drop(*names)
+    page.wait(lambda: page.texts("#count") == ["100 pictures"])
+    assert page.texts("#trouble p")[0].startswith("The page took the first 100 of 101 files.")
+    page.all("#clear")[0].click()
+    monkeypatch.setattr(server.guard._access, "keys", ("a-key-that-came-later",))
+    choose(page, *[CAT] * 9)
+    page.wait(lambda: page.all("dialog .quiet"))[0].click()
+    page.wait(
+        lambda: [text.startswith("The API key is missing") for text in page.texts(".result .wrong")] == [True] * 9
+    )
+    assert not page.all("dialog")
+    page.run("return new Promise((done) => setTimeout(done, 1100))")
+    page.all(".result .answer .quiet")[0].click()
+    page.wait(lambda: page.all("#key"))[0].send_keys("a-key-that-came-later\n")
+    page.wait(lambda: answers(page)[0] == (CAT.name, "cat"))
 
 
 @slow

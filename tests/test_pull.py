@@ -16,7 +16,7 @@ from file_server import FileServer, serving
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
 from shiftvit.benchmark import benchmark
-from shiftvit.bundle.card import addressed
+from shiftvit.bundle.card import address_card
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
 from shiftvit.bundle.stored.find import PRETRAINED
@@ -292,7 +292,7 @@ def test_the_card_says_how_to_get_it_again(checkpoint: Path, place: Path) -> Non
     pull_published(NAME, checkpoint)
     card = (place / "README.md").read_text("utf-8")
     assert f"\nshiftvit pull {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in card
-    assert f"\nshiftvit pull me/mine --out {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in addressed(
+    assert f"\nshiftvit pull me/mine --out {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in address_card(
         card, "me/mine"
     )
 

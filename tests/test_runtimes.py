@@ -256,10 +256,17 @@ def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
     assert not [line for line in failures if "\n" in line or str(folder) not in line]
 
 
-def test_a_torch_program_is_loaded_only_where_its_runtime_is_named(tmp_path):
-    (tmp_path / "model.pt2").write_bytes(b"whatever")
-    with pytest.raises(ShiftViTError, match="loading it can execute code; if you trust it, name the runtime: torch"):
-        load_graph(tmp_path / "model.pt2")
+@pytest.mark.parametrize(
+    ("name", "content", "runtime"), [("model.pt2", "", "torch"), ("saved_model", "saved_model.pb", "tensorflow")]
+)
+def test_programs_are_loaded_only_where_their_runtime_is_named(name, content, runtime, tmp_path):
+    if content:
+        (tmp_path / name).mkdir()
+    (tmp_path / name / content).write_bytes(b"whatever")
+    message = f"can execute code where it is loaded; if you trust it, name the runtime: {runtime}$"
+    for given in (tmp_path / name, tmp_path):
+        with pytest.raises(ShiftViTError, match=message):
+            load_graph(given)
 
 
 @pytest.mark.slow

@@ -91,8 +91,13 @@ def test_the_page_and_what_it_shows(server):
     assert status == 200
     assert headers["Content-Type"].startswith("text/html")
     assert b"<title>" in content
+    assert headers["Cache-Control"] == "no-cache"
+    _, headers, _ = server.ask("GET", "/page/main.js")
+    # Browsers run no module of another type, and must not mix modules of two versions.
+    assert (headers["Content-Type"].partition(";")[0], headers["Cache-Control"]) == ("text/javascript", "no-cache")
     (model,) = json.loads(server.ask("GET", "/v1/models")[2])
     assert (model["name"], model["input_shape"], len(model["labels"])) == ("cifar10", [32, 32, 3], 10)
+    assert model["max_bytes"] == server.limits.max_bytes
     status, headers, card = server.ask("GET", "/v1/models/cifar10/card")
     assert (status, headers["Content-Type"]) == (200, "text/markdown; charset=utf-8")
     assert b"# " in card

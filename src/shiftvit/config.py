@@ -177,7 +177,7 @@ class StartConfig(Settings):
     freeze: int = Field(0, ge=0, description="parts to freeze: 1 freezes the patch embedding and the first stage")
 
 
-def validated(cls: type[S], values: dict[str, Any], origin: str) -> S:
+def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
     """Builds settings from a dictionary; the first error becomes one line that begins with `origin`.
 
     Raises:

@@ -8,11 +8,12 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,12 @@ from shiftvit.errors import ShiftViTError, notice
 
 # The file in a folder that is locked by the process that works there.
 _LOCK = ".lock"
+# Endings that no folder has.
+_OF_FILES = re.compile(
+    r"\.(7z|bz2|csv|gz|h5|html|jpe?g|jsonl?|keras|npz|onnx|parquet|pb|pdf|png|pt|pt2|pth|rar|safetensors|svg|tar|tflite"
+    r"|tgz|txt|webp|xml|xz|zip)",
+    re.IGNORECASE,
+)
 
 
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -72,11 +79,30 @@ def workplace(folder: Path, name: str) -> Iterator[Path]:
             raise
 
 
-def check_file(path: Path) -> None:
-    """Raises ShiftViTError if a file could not be written there: before long work, so that it is not done in vain."""
+def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raises ShiftViTError if a file could not be written there: before long work, so that it is not done in vain.
+
+    Args:
+        path: the file.
+        endings: what its name may end in, such as ".png", which says what is written.
+        inputs: files that are read and must stay.
+    """
     if path.is_dir():
         raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
+    if path.suffix.lower() not in endings:
+        known = ", ".join(ending or "no ending" for ending in endings)
+        raise ShiftViTError(f"{str(path)!r} has no ending that is written here; name a file with one of: {known}")
+    if path.exists():
+        if any(os.path.exists(name) and path.samefile(name) for name in inputs):  # noqa: PTH110  (a name may be too long)
+            raise ShiftViTError(f"{str(path)!r} is also read here, and would be overwritten; name another file")
+        return
     _try_folder(path.parent, path)
+
+
+def check_folder_name(path: Path) -> None:
+    """Raises ShiftViTError if a new folder would be named like a file, and mistaken for one."""
+    if _OF_FILES.fullmatch(path.suffix) and not path.is_dir():
+        raise ShiftViTError(f"{str(path)!r} is named like a file, and a folder is written; leave {path.suffix!r} out")
 
 
 def check_folder(path: Path) -> None:
@@ -220,7 +246,7 @@ def data_folder(name: str) -> Path:
 def unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
     reason = error.strerror or str(error)
-    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place with --out")
+    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place")
 
 
 def sync_folder(folder: Path) -> None:

@@ -48,14 +48,14 @@ def _blend(function: Callable[[Image.Image, float], Image.Image]) -> Callable[..
 
 
 def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Callable[..., Image.Image]:
-    def moved(image: Image.Image, argument: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
+    def move(image: Image.Image, argument: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
         data = matrix(argument, *image.size)
         return image.transform(image.size, Image.Transform.AFFINE, data, resampling, fillcolor=fill)
 
-    return moved
+    return move
 
 
-def _rotated(image: Image.Image, degrees: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
+def _rotate(image: Image.Image, degrees: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
     return image.rotate(degrees, resampling, fillcolor=fill)
 
 
@@ -67,7 +67,7 @@ OPERATIONS = (
     Operation("AutoContrast", False, lambda _: 0.0, _plain(ImageOps.autocontrast)),
     Operation("Equalize", False, lambda _: 0.0, _plain(ImageOps.equalize)),
     Operation("Invert", False, lambda _: 0.0, _plain(ImageOps.invert)),
-    Operation("Rotate", True, lambda s: 30 * s, _rotated),  # degrees, counter-clockwise
+    Operation("Rotate", True, lambda s: 30 * s, _rotate),  # degrees, counter-clockwise
     Operation("Posterize", False, lambda s: 4 - int(4 * s), _levels(photometric.posterize)),  # bits that are kept
     Operation("Solarize", False, lambda s: 256 - int(256 * s), _levels(ImageOps.solarize)),  # inverted from here on
     Operation("SolarizeAdd", False, lambda s: int(110 * s), _levels(photometric.solarize_add)),

@@ -123,7 +123,7 @@ def tells_top5(classes: int) -> bool:
     return classes > 5
 
 
-def addressed(card: str, repository: str) -> str:
+def address_card(card: str, repository: str) -> str:
     """Returns a card whose command to pull the model names the repository, "OWNER/NAME"."""
     return re.sub(
         r"(?m)^shiftvit pull (\S+)(?: --out (\S+))?$",

@@ -24,7 +24,7 @@ def stage_rows(config: ModelConfig) -> Rows:
     """
     norm = 2  # a scale and an offset for each channel, in all three kinds
     height, width, colours = config.image_shape
-    map_ = _Map(height, width).divided(config.patch_size)
+    map_ = _Map(height, width).divide(config.patch_size)
     channels = config.embed_dim
     weights = config.patch_size**2 * colours * channels
     extra = channels * (1 + (norm if config.patch_norm else 0))
@@ -32,7 +32,7 @@ def stage_rows(config: ModelConfig) -> Rows:
     for stage, depth in enumerate(config.depths, 1):
         weights = parameters = 0
         if stage > 1:
-            map_ = map_.divided(2, round_up=config.merge_padding == "same")
+            map_ = map_.divide(2, round_up=config.merge_padding == "same")
             weights = 4 * channels * 2 * channels
             parameters = weights + norm * channels
             channels *= 2
@@ -65,7 +65,7 @@ def describe(name: str) -> dict[str, Any]:
         if name in PUBLISHED:
             pulled = is_name(name)
             notes["weights"] = f"in {PUBLISHED[name].place}" if pulled else f"not on this machine; shiftvit pull {name}"
-        return _described(f"Preset {name}", ModelConfig(**preset.arguments), notes)
+        return _describe(f"Preset {name}", ModelConfig(**preset.arguments), notes)
     if not Path(name).exists() and name not in pretrained_names():
         valid = [*PRESETS, *pretrained_names()]
         raise ShiftViTError(f"{name!r} is neither a name nor a path; {nearest(name, valid)} Or give a run folder.")
@@ -84,7 +84,7 @@ def describe(name: str) -> dict[str, Any]:
             notes[title] = (
                 f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({count_of(found['n'], 'image')})"
             )
-    return _described(f"Model in {find_bundle(name).where}", bundle.config, notes)
+    return _describe(f"Model in {find_bundle(name).where}", bundle.config, notes)
 
 
 def preset_rows() -> Rows:
@@ -112,7 +112,7 @@ class _Map:
     def __init__(self, height: int | None, width: int | None) -> None:
         self.sides = (height, width)
 
-    def divided(self, by: int, round_up: bool = False) -> _Map:
+    def divide(self, by: int, round_up: bool = False) -> _Map:
         return _Map(*(None if side is None else (side + (by - 1 if round_up else 0)) // by for side in self.sides))
 
     @property
@@ -147,6 +147,6 @@ def _total(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _described(title: str, config: ModelConfig, notes: dict[str, str]) -> dict[str, Any]:
+def _describe(title: str, config: ModelConfig, notes: dict[str, str]) -> dict[str, Any]:
     rows = stage_rows(config)
     return {"title": title, "stages": [*rows, _total(rows)], "notes": notes}

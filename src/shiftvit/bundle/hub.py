@@ -16,7 +16,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.bundle.bundle import LARGEST_CARD, Bundle, check_place
-from shiftvit.bundle.card import addressed, write_card
+from shiftvit.bundle.card import address_card, write_card
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.errors import ShiftViTError, install_hint
 
@@ -47,7 +47,7 @@ def push(
     library = _library()
     _check_name(library, repository)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    card = addressed(write_card(bundle) if bundle.card is None else bundle.card, repository)
+    card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
     api = library.HfApi()
     with _one_line(repository, api.endpoint):

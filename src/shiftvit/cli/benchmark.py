@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import Json, examples, show
+from shiftvit.cli.tables import Json, examples, print_json, show
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,7 +37,7 @@ def benchmark(
     sizes = batch_size or ([128] if train else [1, 64])
     found = measure(model, train=train, batch_sizes=sizes, repeats=repeats, runtime=runtime, precision=precision)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     rows: list[dict[str, Any]] = [
         {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
-from shiftvit.cli.tables import Json, examples, show
+from shiftvit.cli.tables import Json, examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, count_of
 
@@ -45,7 +45,9 @@ def check(
     path: Annotated[Path, typer.Argument(help="Your own images: folder, .csv, .tsv, .npz or Parquet.")],
     recipe: RecipeName = None,
     changes: Changes = None,
-    figure: Annotated[Path | None, typer.Option(help="Draw class counts, sizes and duplicates (PNG).")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw class counts, sizes and duplicates into this file (.png, .pdf, .svg).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find problems that would harm training.
@@ -56,8 +58,11 @@ def check(
     from shiftvit.data.check.checks import check_data
     from shiftvit.data.find.find import find_data
     from shiftvit.data.load import split_as
+    from shiftvit.figures.style import ENDINGS
     from shiftvit.recipes.recipe import Recipe
 
+    if figure is not None:
+        files.check_file(figure, ENDINGS)
     settings = Recipe.load(recipe or "photos", **read_overrides(changes)).data.model_copy(update={"limit": None})
     data, faults = find_data(path), []
     there = [*data.splits]
@@ -69,7 +74,7 @@ def check(
     if figure is not None:
         report.figure(figure)
     if as_json:
-        print(json.dumps(report.as_dict()))
+        print_json(report.as_dict())
     else:
         show(report.rows(), str(path), False)
         for line in report.harmful:
@@ -87,10 +92,15 @@ def show_training(
     ] = None,
     recipe: RecipeName = None,
     changes: Changes = None,
-    out: Annotated[Path, typer.Option(help="Figure to write (PNG).")] = Path("augmented.png"),
+    out: Annotated[Path, typer.Option(help="Figure to write: .png, .pdf, .svg, .jpg or .webp.")] = Path(
+        "augmented.png"
+    ),
 ) -> None:
     """Draw some images as evaluation and as training see them."""
+    from shiftvit.figures.style import ENDINGS
+
     chosen = load_recipe(recipe, changes, data)
+    files.check_file(out, ENDINGS)
     prepare_backend()
     from shiftvit.data.show import training_figure
 

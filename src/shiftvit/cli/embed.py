@@ -60,7 +60,8 @@ def embed(
     check_table(out)
     sources = find_sources(paths, recursive, all_files)
     embedder = Embedder.from_pretrained(model, runtime=runtime, threads=threads)
-    results = embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=max_pixels or MAX_PIXELS)
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    results = embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=limit)
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:

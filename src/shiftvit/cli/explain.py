@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.backend import installed_backends
-from shiftvit.cli.tables import Json, examples, show
+from shiftvit.cli.tables import Json, examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, nearest, notice
 
@@ -58,7 +58,9 @@ def explain(
     patch: Annotated[
         int | None, typer.Option(help="Side of the occluding square in pixels (default: a quarter of the image's).")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write (PNG).")] = Path("explain.png"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write: .png, .pdf, .svg, .jpg or .webp.")] = Path(
+        "explain.png"
+    ),
     as_json: Json = False,
 ) -> None:
     """Show which parts of an image a prediction depends on."""
@@ -66,6 +68,7 @@ def explain(
     from shiftvit.bundle.metadata import graph_metadata
     from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
+    from shiftvit.figures.style import ENDINGS
 
     if method is None:
         method = "both" if installed_backends() else "cam"
@@ -74,8 +77,9 @@ def explain(
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
         if value is not None and method not in (needed, "both"):
             raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave it out, or change the method")
-    names = list_images(paths or [str(PRETRAINED / "samples")], recursive=not paths)
     # Report mistakes at once, before a framework is loaded.
+    names = list_images(paths or [str(PRETRAINED / "samples")], recursive=not paths)
+    files.check_file(out, ENDINGS, inputs=names)
     bundle = Bundle.load(model)
     if class_name is not None and class_name not in bundle.labels:
         raise ShiftViTError(f"the model knows no class {class_name!r}; {nearest(class_name, bundle.labels)}")
@@ -83,7 +87,7 @@ def explain(
     rows, pixels = _explain(model, bundle, preprocess, names, METHODS[method], class_name, stage, patch)
     _draw(rows[:_SHOWN], pixels, METHODS[method], out)
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
     else:
         title = "What the predictions depend on (peak: row, column in pixels)"
         show([_shown(row, METHODS[method]) for row in rows], title, False)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.tables import examples
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import count_of
@@ -48,6 +49,8 @@ def export(
     """
     from shiftvit.exports import driver
 
+    if out is not None:
+        files.check_folder_name(out)
     folder = driver.export(model, kind, precision, out=out, data=data, images=images)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     print("; ".join(_summary(report)))
@@ -74,6 +77,8 @@ def pack(
     """Pack a model as one folder or .zip file to share."""
     from shiftvit.bundle.stored.find import is_checkpoint
 
+    if out.suffix.lower() != ".zip":
+        files.check_folder_name(out)
     if is_checkpoint(model):
         prepare_backend()
     from shiftvit.exports import driver

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.tables import examples
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError
@@ -65,4 +66,6 @@ def pull(
 
     if file is not None:
         raise ShiftViTError(f"--from is for published weights, and {source!r} is a repository; leave it out")
+    if out is not None and out.suffix.lower() != ".zip":
+        files.check_folder_name(out)
     print(f"bundle: {hub.pull(source, revision=revision, out=out)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -24,6 +26,7 @@ app = typer.Typer(
 for part in (predict, embed, train, rates, explain, export, serve, hub, data, show, benchmark):
     part.add_to(app)
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 DEBUG_HELP = "Show the traceback of an error."
 
 
@@ -41,13 +44,31 @@ def options(
 
 def main() -> None:
     """Runs a command; turns an error into one line and an exit status."""
+    # File and class names may contain characters that the terminal's encoding lacks.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     status = _run(sys.argv[1:])
-    # Flush here, so that a closed pipe (`shiftvit recipes | head -1`) ends quietly.
+    fault = _flush()
+    raise SystemExit(_fail(fault, 2, False) if fault else status)
+
+
+def _flush() -> str | None:
+    """Writes what was printed, and returns what is wrong if it cannot be written.
+
+    A closed pipe, as of `shiftvit recipes | head -1`, is a quiet end.
+    """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(status)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
+        if not isinstance(error, BrokenPipeError):
+            return _unwritten(error)
+    return None
+
+
+def _unwritten(error: OSError) -> str:
+    return f"standard output cannot be written: {error.strerror}; free space, or send it elsewhere"
 
 
 def _run(arguments: list[str]) -> int:
@@ -77,6 +98,10 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, MemoryError):
             told = str(error) or "out of memory"
             return _fail(f"{told}; close other programs, or use a machine with more memory", 2, debug)
+        # What is written to files names them (`files.unwritable`).
+        if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
+            _flush()
+            return _fail(_unwritten(error), 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
         return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)

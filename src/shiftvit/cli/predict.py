@@ -53,10 +53,20 @@ def predict(
         typer.Option(help="onnxruntime, openvino, litert, tensorflow, torch, keras; auto: the fastest installed."),
     ] = "auto",
     top_k: Annotated[int | None, typer.Option(help="Classes per image (default: 3; JSON 5, CSV 1).")] = None,
-    kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"Output format: {_FORMATS}.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="Write the output to this file.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help=f"Output format: {_FORMATS} (default: by the ending of --out, or table)."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the output to this file: .txt, .csv, .json or .jsonl.")
+    ] = None,
     grid: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (PNG).")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (.png, .jpg or .webp)."
+        ),
     ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
     threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).")] = None,
@@ -68,25 +78,29 @@ def predict(
     max_pixels: Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")] = None,
 ) -> None:
     """Classify images."""
-    from shiftvit.cli.rows import DEFAULT_TOP_K, Format
+    from shiftvit import files
+    from shiftvit.cli.rows import DEFAULT_TOP_K
     from shiftvit.data.decode.images import MAX_PIXELS
+    from shiftvit.figures.grid import GRID_ENDINGS
     from shiftvit.inference.predict import Predictor
 
-    if kind not in list(Format):
-        raise ShiftViTError(f"there is no format {kind!r}; {nearest(kind, list(Format))}")
-    form = Format(kind)
+    form = _choose_format(kind, out)
     sources = find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
+    named = [source for source in sources if isinstance(source, str)]
+    if out is not None:
+        _check_rows_file(out, named)
+    if grid is not None:
+        files.check_file(grid, GRID_ENDINGS, named)
     top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
+    results = predictor.stream(sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=limit)
     with _opened(out) as stream:
-        results = predictor.stream(
-            sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=max_pixels or MAX_PIXELS
-        )
         status, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
     if grid and shown:
-        _draw(grid, shown, predictor)
+        _draw(grid, shown, predictor, limit)
     if status == 3 and not strict:
         status = 0
     if status:
@@ -121,6 +135,8 @@ def _write(
             for name, source, result in zip(names, sources, results, strict=True):
                 if name == "-":
                     result = dataclasses.replace(result, path=name)
+                    if isinstance(result, Failure):
+                        result = Failure(name, result.error.replace("'image 1'", "standard input"))
                 writer.write(result)
                 done += 1
                 if done % 100 == 0:
@@ -162,16 +178,59 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
 
 def _standard_input() -> list[Any]:
     from shiftvit.data.decode.formats import kind_of
+    from shiftvit.data.decode.images import MAX_BYTES
+    from shiftvit.data.find.listing import split_list
 
-    content = sys.stdin.buffer.read()
-    if kind_of(content) is not None:
-        return [content]
-    separator = b"\0" if b"\0" in content else b"\n"
-    lines = [line.rstrip(b"\r") for line in content.split(separator)]
-    names = [line.decode(sys.getfilesystemencoding(), "surrogateescape") for line in lines if line]
-    if not names:
+    # No picture and no list is larger, and a device may have no end.
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
+    if not content.strip():
         raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
+    names = split_list(content)
+    # A list may begin as a picture does (`GIF89a/cat.gif`), and a picture may be text (PPM).
+    if kind_of(content) is not None and (names is None or _is_picture(content)):
+        return [content]
+    if names is None:
+        raise ShiftViTError(
+            "standard input is neither an image of a supported format nor a list of files that exist, one per line: it "
+            f"begins with {content[:40]!r}"
+        )
     return names
+
+
+def _is_picture(content: bytes) -> bool:
+    from shiftvit.data.decode.images import decode
+
+    try:
+        decode(content)
+    except ShiftViTError:
+        return False
+    return True
+
+
+def _choose_format(kind: str | None, out: Path | None) -> Format:
+    """Returns the format that the option or the ending of the file names; both may do so if they agree."""
+    from shiftvit.cli.rows import ENDINGS, Format
+
+    if kind is not None and kind not in list(Format):
+        raise ShiftViTError(f"there is no format {kind!r}; {nearest(kind, list(Format))}")
+    meant = Format.table if out is None else ENDINGS.get(out.suffix.lower())
+    if kind is None:
+        return meant or Format.table
+    if meant not in (None, Format.table, kind):
+        raise ShiftViTError(f"--format {kind} and the ending of {str(out)!r} contradict each other; change one of them")
+    return Format(kind)
+
+
+def _check_rows_file(out: Path, inputs: list[str]) -> None:
+    from shiftvit import files
+    from shiftvit.cli.rows import ENDINGS
+    from shiftvit.data.decode.formats import kind_of
+
+    files.check_file(out, tuple(ENDINGS), inputs)
+    if out.is_file():
+        with contextlib.suppress(OSError), out.open("rb") as file:
+            if kind_of(file.read(300)) is not None:
+                raise ShiftViTError(f"{str(out)!r} is a picture, and would be overwritten by text; name another file")
 
 
 def _truth(name: str, labels: tuple[str, ...]) -> str | None:
@@ -183,9 +242,8 @@ def _truth(name: str, labels: tuple[str, ...]) -> str | None:
 @contextlib.contextmanager
 def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
-        # File names may contain characters that the terminal's encoding lacks.
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")
+        if sys.stdout is None:
+            raise ShiftViTError("standard output is closed; name a file with --out")
         yield sys.stdout
         return
     from shiftvit import files
@@ -199,14 +257,20 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
         raise files.unwritable(out, error) from error
 
 
-def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor) -> None:
+def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor, max_pixels: int) -> None:
     from shiftvit.data.decode.images import decode
     from shiftvit.figures.grid import Tile, prediction_grid
 
-    tiles = [
-        Tile(decode(source), result.label, result.confidence, _truth(result.path, predictor.labels))
-        for source, result in shown
-    ]
+    tiles = []
+    for source, result in shown:
+        try:
+            image = decode(source, max_pixels=max_pixels)
+        except ShiftViTError as error:  # it was readable before
+            notice(f"left out of the grid: {error}")
+            continue
+        tiles.append(Tile(image, result.label, result.confidence, _truth(result.path, predictor.labels)))
+    if not tiles:
+        return
     known = [tile for tile in tiles if tile.right is not None]
     hits = f": {sum(bool(tile.right) for tile in known)} of {len(known)} correct" if known else ""
     prediction_grid(tiles, path, f"Predictions for {count_of(len(tiles), 'image')}{hits}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
-from shiftvit.cli.tables import Json, examples
+from shiftvit.cli.tables import Json, examples, print_json
 from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
 
@@ -34,24 +34,30 @@ def find_rate(
     steps: Annotated[int, typer.Option(help="Training steps from the lowest to the highest rate.")] = 100,
     low: Annotated[float, typer.Option(help="Lowest rate.")] = 1e-6,
     high: Annotated[float, typer.Option(help="Highest rate.")] = 10.0,
-    figure: Annotated[Path | None, typer.Option(help="Plot the loss against the rate (PNG).")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Plot the loss against the rate into this file (.png, .pdf, .svg).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Suggest a learning rate from one short run.
 
     Exits with status 1 if the loss did not fall.
     """
+    from shiftvit.figures.style import ENDINGS
+
     wanted = load_recipe(recipe, changes, data)
+    if figure is not None:
+        files.check_file(figure, ENDINGS)
     prepare_backend()
     from shiftvit.figures.run import rate_search
     from shiftvit.training import rate_finder
 
     with Bar("find-rate", steps) as bar:
 
-        def told(done: int, loss: float) -> None:
+        def tell(done: int, loss: float) -> None:
             bar.update(done, f"step {done}  loss {loss:.3f}")
 
-        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=told)
+        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=tell)
     if figure is not None:
         title = f"Learning rates of the recipe {wanted.name}"
         curves = (found.rates, found.losses, found.smoothed)
@@ -59,7 +65,7 @@ def find_rate(
     if as_json:
         fields = dataclasses.asdict(found)
         lists = {key: fields[key].tolist() for key in ("rates", "losses", "smoothed")}
-        print(json.dumps({**fields, **lists, "settings": found.settings}))
+        print_json({**fields, **lists, "settings": found.settings})
     elif found.suggestion is not None:
         print(" ".join(f"--set {key}={value:g}" for key, value in found.settings.items()))
     if found.suggestion is None:

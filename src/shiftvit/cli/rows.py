@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from collections.abc import Callable
@@ -20,6 +21,8 @@ class Format(StrEnum):
     csv = "csv"
 
 
+# The formats that the ending of a file stands for.
+ENDINGS = {".txt": Format.table, "": Format.table, ".csv": Format.csv, ".json": Format.json, ".jsonl": Format.jsonl}
 # Classes that a row lists where the user does not say: a screen line holds few, a spreadsheet wants one a column.
 DEFAULT_TOP_K = {Format.table: 3, Format.json: 5, Format.jsonl: 5, Format.csv: 1}
 
@@ -51,6 +54,8 @@ class Writer:
         self, stream: IO[str], kind: Format, top_k: int, widths: tuple[int, int], truth: Callable[[str], str | None]
     ) -> None:
         self._stream, self._kind, self._top_k, self._widths, self._truth = stream, kind, top_k, widths, truth
+        # Only UTF-8 is sure to keep names as they are; ASCII with escapes is read alike.
+        self._ascii = codecs.lookup(getattr(stream, "encoding", None) or "ascii").name != "utf-8"
         self._csv = csv.writer(stream, lineterminator="\n")
         self._count = 0
 
@@ -74,7 +79,7 @@ class Writer:
         elif self._kind is Format.csv:
             self._csv.writerow(self._csv_row(result))
         else:
-            text = json.dumps(as_object(result), ensure_ascii=False)
+            text = json.dumps(as_object(result), ensure_ascii=self._ascii, allow_nan=False)
             if self._kind is Format.json:
                 text = (",\n " if self._count else "[\n ") + text
             self._stream.write(text if self._kind is Format.json else text + "\n")

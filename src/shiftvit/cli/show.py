@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shiftvit.cli.tables import Json, examples, show, show_pairs
+from shiftvit import files
+from shiftvit.cli.tables import Json, examples, print_json, show, show_pairs
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def info(
         return
     found = describe.describe(name)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     show(found["stages"], found["title"], False)
     show_pairs(found["notes"])
@@ -45,6 +45,8 @@ def report(
     """Write a run as one HTML page, figures included."""
     from shiftvit.evaluation.report import write_report
 
+    if out is not None:
+        files.check_file(out, (".html", ".htm"))
     print(f"wrote {write_report(run, out)}")
 
 

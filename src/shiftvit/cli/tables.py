@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -21,7 +22,7 @@ _WIDE = 10_000
 def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     """Prints a table under its title, or the rows as JSON."""
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     from rich.console import Console
 
@@ -29,6 +30,19 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(_table(rows))
+
+
+def print_json(content: Any) -> None:
+    """Prints JSON that any console can show and any reader takes: in ASCII, with null for NaN and infinity."""
+    print(json.dumps(_finite(content), allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def show_pairs(pairs: dict[str, str]) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, read_overrides, recipe_for
-from shiftvit.cli.tables import Json, examples, show
+from shiftvit.cli.tables import Json, examples, print_json, show
 from shiftvit.errors import count_of
 
 # Classes that are printed; the file has all.
@@ -104,12 +104,14 @@ def evaluate(
     from shiftvit.data.find.kept import name_some
 
     find_bundle(run)
+    if out is not None:
+        files.check_folder_name(out)
     prepare_backend()
     from shiftvit.evaluation.evaluate import evaluate as run_evaluation
 
     found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     low, high = found["intervals"]["top1"]
     print(f"{found['data']} {found['split']} images: {found['n']:,}")

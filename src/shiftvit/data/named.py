@@ -9,7 +9,7 @@ import numpy as np
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, nearest, notice
 
 
 def look_up(name: str, *, training: bool = True) -> Dataset:
@@ -23,6 +23,8 @@ def look_up(name: str, *, training: bool = True) -> Dataset:
         ShiftViTError: there is neither, or nothing at that path that can be understood.
     """
     if not is_path(name):
+        if Path(name).exists():
+            notice(f"{name} is the data set of that name; for what lies here write --data ./{name}")
         return load(name)
     from shiftvit.data.find.find import find_data  # only files need Pillow
 

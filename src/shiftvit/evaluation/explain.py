@@ -43,7 +43,7 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
         ShiftViTError: images or classes do not fit the model, there is no such stage, the model has no head, or it
             gives NaN.
     """
-    chosen = _checked(model, images, classes)
+    chosen = _check(model, images, classes)
     body, tail = split(model, stage)
     if chosen is None:
         chosen = probabilities(model, images).argmax(axis=1)
@@ -56,7 +56,7 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
         found.append(np.maximum((maps * importance).sum(axis=-1), 0))  # equation 2: (B, h, w)
     if not found:
         return np.zeros((0, *body.output_shape[1:3]), np.float32)
-    return _scaled(np.concatenate(found)[: len(images)])
+    return _scale(np.concatenate(found)[: len(images)])
 
 
 def class_activation_map(maps: Floats, weights: Floats) -> Floats:
@@ -72,7 +72,7 @@ def class_activation_map(maps: Floats, weights: Floats) -> Floats:
     Returns:
         float32 `(N, h, w)`, scaled as by `grad_cam`.
     """
-    return _scaled(np.maximum(np.einsum("nhwk,nk->nhw", maps, weights), 0))
+    return _scale(np.maximum(np.einsum("nhwk,nk->nhw", maps, weights), 0))
 
 
 def occlusion(
@@ -106,7 +106,7 @@ def occlusion(
         ShiftViTError: images or classes do not fit the model, the square does not fit the image, or the model gives
             NaN.
     """
-    chosen = _checked(model, images, classes)
+    chosen = _check(model, images, classes)
     count, height, width, _ = images.shape
     if not 1 <= patch <= min(height, width):
         raise ShiftViTError(f"patch={patch} must be 1 to {min(height, width)}, the image's shorter side")
@@ -114,7 +114,7 @@ def occlusion(
         raise ShiftViTError(f"stride={stride} must be 1 to patch={patch}, or it would skip pixels")
     corners = [(top, left) for top in _starts(height, patch, stride) for left in _starts(width, patch, stride)]
 
-    def covered() -> Iterator[Floats]:
+    def cover() -> Iterator[Floats]:
         for image in images:
             for top, left in corners:
                 copy = image.copy()
@@ -123,7 +123,7 @@ def occlusion(
 
     # One stream, so that all batches have one size, which jax and tensorflow compile once.
     answers = probabilities(
-        model, itertools.chain(images, covered()), count * (1 + len(corners)), temperature=temperature
+        model, itertools.chain(images, cover()), count * (1 + len(corners)), temperature=temperature
     )
     check_finite(answers)
     if chosen is None:
@@ -192,14 +192,14 @@ def probabilities(
     return np.concatenate([empty, *map(softmax, batches)])[:count]
 
 
-def _scaled(heat: Floats) -> Floats:
+def _scale(heat: Floats) -> Floats:
     """Divides each map (N, h, w) by its maximum, unless that is 0."""
     check_finite(heat)
     largest = heat.max(axis=(1, 2), keepdims=True)
     return np.asarray(heat / np.where(largest > 0, largest, 1), np.float32)
 
 
-def _checked(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64] | None:
+def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64] | None:
     """Checks the arguments; returns the classes as an array, if given."""
     number = model.settings.num_classes
     if not number:

@@ -124,7 +124,7 @@ def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
     draw.text((_GAP, _GAP), title, _INK, heading)
     for number, row in enumerate(rows):
         half, line = divmod(number, lines)
-        large = enlarged(row.image)
+        large = enlarge(row.image)
         drawn = [(large, row.caption)]
         for name, heat in row.heats.items():
             relative = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
@@ -148,7 +148,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     Returns:
         uint8 `(H, W, 3)`.
     """
-    level, colour = _coloured(heat, *image.shape[:2])
+    level, colour = _colour(heat, *image.shape[:2])
     grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     share = (0.25 + 0.45 * level)[..., None]
     return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
@@ -159,11 +159,11 @@ def heat_layer(heat: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]
 
     Where nothing supports the class it is transparent.
     """
-    level, colour = _coloured(heat, height, width)
+    level, colour = _colour(heat, height, width)
     return np.asarray(np.rint(np.concatenate([colour, 255 * level[..., None]], axis=-1)), np.uint8)
 
 
-def _coloured(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _colour(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns a heat map at another size, (height, width) from 0 to 1, and its colours, (height, width, 3)."""
     cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
     level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
@@ -172,7 +172,7 @@ def _coloured(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.f
     return level, np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
 
 
-def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Returns an image (H, W, 3) scaled to a figure's size; the pixels of small ones stay visible."""
     scale = _SIDE / max(image.shape[:2])
     size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))

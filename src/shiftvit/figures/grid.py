@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from shiftvit import files
 from shiftvit.figures.style import GREEN, RED
 
+GRID_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 # In pixels of the picture.
 _SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 19, 26, 24
 _INK = "#1a1a1a"
@@ -39,11 +40,18 @@ class Tile:
 
 
 def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int = 6) -> None:
-    """Draws tiles row by row into a PNG. With known truth, correct ones are green, and errors red with the true class.
+    """Draws tiles row by row. With known truth, correct ones are green, and errors red with the true class.
+
+    Args:
+        tiles: the images.
+        path: the picture; its ending, one of `GRID_ENDINGS`, decides the format.
+        title: stands above.
+        columns: images in a row.
 
     Raises:
-        ShiftViTError: the file cannot be written.
+        ShiftViTError: the file cannot be written, or has another ending.
     """
+    files.check_file(path, GRID_ENDINGS)
     columns = max(1, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
     captions = 1 + any(tile.right is False for tile in tiles)
@@ -66,8 +74,8 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):
             place = left, upper + _SIDE + 4 + number * _LINE
-            draw.text(place, _shortened(text, tail, font(_TEXT)), colour, font(_TEXT))
-    files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
+            draw.text(place, _shorten(text, tail, font(_TEXT)), colour, font(_TEXT))
+    files.write_file(path, lambda temporary: picture.save(temporary))
 
 
 def _paste(picture: Image.Image, pixels: NDArray[np.uint8], left: int, upper: int) -> None:
@@ -79,7 +87,7 @@ def _paste(picture: Image.Image, pixels: NDArray[np.uint8], left: int, upper: in
     picture.paste(image, (left + (_SIDE - size[0]) // 2, upper + (_SIDE - size[1]) // 2))
 
 
-def _shortened(text: str, tail: str, font: Any) -> str:
+def _shorten(text: str, tail: str, font: Any) -> str:
     if font.getlength(text + tail) <= _SIDE:
         return text + tail
     while text and font.getlength(f"{text}…{tail}") > _SIDE:

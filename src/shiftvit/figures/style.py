@@ -1,4 +1,4 @@
-"""Shared by all figures: the colours, and writing them as PNG, whole or not at all."""
+"""Shared by all figures: the colours, and writing them, whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+
+# What the ending of a figure's file can be; it decides the format.
+ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
@@ -35,11 +38,12 @@ def whole_ticks(axis: Axis) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG.
+    """Writes a figure in the format that the file's ending says, one of `ENDINGS`.
 
     Raises:
-        ShiftViTError: the file cannot be written.
+        ShiftViTError: the file cannot be written, or has another ending.
     """
+    files.check_file(path, ENDINGS)
     with boxes_for_glyphs():
         files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
 

@@ -151,11 +151,7 @@ class Embedder:
 
 def check_table(path: Path) -> None:
     """Raises ShiftViTError unless `write_table` can write to `path`: the ending, the folder and what is installed."""
-    if path.suffix.lower() not in _WRITERS:
-        raise ShiftViTError(f"{str(path)!r} ends in neither of {' and '.join(_WRITERS)}; name such a file")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        reason = "is a folder" if path.is_dir() else "lies in a folder that does not exist"
-        raise ShiftViTError(f"{str(path)!r} {reason}; name a file in a folder that exists")
+    files.check_file(path, tuple(_WRITERS))
     if path.suffix.lower() == ".parquet":
         import_pyarrow(str(path))
 

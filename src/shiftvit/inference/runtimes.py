@@ -58,6 +58,7 @@ class Runtime:
 
     `load` takes the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for x86 can
     saturate on processors without VNNI. `parallel`: threads may run it at once; otherwise they take turns.
+    `executes`: a file can be made so that loading or running it executes code or reads and writes files.
     """
 
     module: str
@@ -65,6 +66,7 @@ class Runtime:
     load: Callable[[Any, int], tuple[Metadata, Callable[[Pixels], Probabilities]]]
     saturates: bool = False
     parallel: bool = False
+    executes: bool = False
 
 
 def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = None) -> Graph:
@@ -74,7 +76,8 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         model: a run folder, a bundle, the name of a model that was pulled or comes with it, or an export: its
             folder or the artifact in it.
         runtime: a key of `RUNTIMES`; "auto": the first one installed that reads such a model; the order is by measured
-            speed. A torch program is loaded only if "torch" is named, because loading it can execute code.
+            speed. SavedModels and torch programs are loaded only if their runtime is named, because such a file can be
+            made to execute code.
         threads: processor threads; None: one for each core.
 
     Raises:
@@ -87,10 +90,11 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
     able = [name for name, row in RUNTIMES.items() if kind in row.reads]
     if runtime == "auto":
-        if able == ["torch"]:
+        able = [name for name in able if not RUNTIMES[name].executes] or able
+        if RUNTIMES[able[0]].executes:
             raise ShiftViTError(
-                f"{str(model)!r} is a torch program, and loading it can execute code; "
-                "if you trust it, name the runtime: torch"
+                f"{str(model)!r} ({kind}) is a program, and one that was made to harm can execute code where it is "
+                f"loaded; if you trust it, name the runtime: {able[0]}"
             )
         runtime = next((name for name in able if _installed(name)), able[0])
     elif runtime not in able:
@@ -279,7 +283,7 @@ RUNTIMES = {
     "onnxruntime": Runtime("onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True, parallel=True),
     "openvino": Runtime("openvino", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True),
     "litert": Runtime("ai_edge_litert", ("LiteRT",), _litert),
-    "tensorflow": Runtime("tensorflow", ("SavedModel",), _tensorflow, parallel=True),
-    "torch": Runtime("torch", ("torch.export",), _torch, parallel=True),
+    "tensorflow": Runtime("tensorflow", ("SavedModel",), _tensorflow, parallel=True, executes=True),
+    "torch": Runtime("torch", ("torch.export",), _torch, parallel=True, executes=True),
     "keras": Runtime("keras", ("bundle with a graph", "bundle without a graph"), _keras),
 }

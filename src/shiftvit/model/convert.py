@@ -111,7 +111,7 @@ def _official_origin(path: str) -> Origin:
         "moving_mean": "running_mean",
         "moving_variance": "running_var",
     }[leaf]
-    return f"{module}.{suffix}", _transposed if leaf == "kernel" else _unchanged
+    return f"{module}.{suffix}", _transpose if leaf == "kernel" else _keep
 
 
 def _keras_example_order(model: Any) -> Iterator[str]:
@@ -128,11 +128,11 @@ def _keras_example_order(model: Any) -> Iterator[str]:
     yield from ("head/kernel", "head/bias")
 
 
-def _unchanged(tensor: Array) -> Array:
+def _keep(tensor: Array) -> Array:
     return tensor
 
 
-def _transposed(tensor: Array) -> Array:
+def _transpose(tensor: Array) -> Array:
     """PyTorch's (out, in) or (out, in, height, width) to (height * width * in, out)."""
     if tensor.ndim == 4:
         return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])

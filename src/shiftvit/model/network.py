@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from shiftvit.bundle.stored.find import read_published
-from shiftvit.config import ModelConfig, validated
+from shiftvit.config import ModelConfig, validate
 from shiftvit.errors import ShiftViTError, nearest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
@@ -242,7 +242,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
         raise TypeError(
             f"{type(model).__name__}() got an unexpected keyword argument {name!r}; {nearest(name, model._accepted)}"
         )
-    config: ModelConfig = validated(ModelConfig, arguments, type(model).__name__)
+    config: ModelConfig = validate(ModelConfig, arguments, type(model).__name__)
     try:
         keras.activations.get(config.activation)
     except ValueError:

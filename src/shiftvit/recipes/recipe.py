@@ -16,7 +16,7 @@ from shiftvit.config import (
     Settings,
     StartConfig,
     TrainConfig,
-    validated,
+    validate,
 )
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
@@ -81,7 +81,7 @@ class Recipe(Settings):
             tree["model"] = {}  # another architecture than the recipe's
         for key, value in overrides.items():
             _set(tree, key, value)
-        return validated(cls, tree, origin)
+        return validate(cls, tree, origin)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

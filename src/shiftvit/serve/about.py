@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
 
 from shiftvit.bundle.bundle import read_card
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
 from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json, Refused, describe_errors
+from shiftvit.serve.limits import Limits
 from shiftvit.serve.model import ServedModel, find_model
 
-PAGE = Path(__file__).parent / "page"
 SAMPLES = PRETRAINED / "samples"
+_PAGE = Path(__file__).parent / "page"
+# A browser that kept some modules of an older page would mix them with new ones.
+_CHECKED = {"Cache-Control": "no-cache"}
+# On Windows the registry may call them plain text, which browsers do not run.
+mimetypes.add_type("text/javascript", ".js")
 
 
 class ModelInfo(BaseModel):
@@ -28,20 +35,33 @@ class ModelInfo(BaseModel):
     precision: str
     runtime: str
     explain: bool = Field(description="whether the model shows where its answers come from")
+    max_bytes: int = Field(description="the largest body that the server takes")
 
 
-def make_router(models: dict[str, ServedModel]) -> APIRouter:
+class PageFiles(StaticFiles):
+    """The files of the page; a browser asks each time whether it has the newest."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=_PAGE)
+
+    def file_response(self, *arguments: Any, **named: Any) -> Response:
+        response = super().file_response(*arguments, **named)
+        response.headers.update(_CHECKED)
+        return response
+
+
+def make_router(models: dict[str, ServedModel], limits: Limits) -> APIRouter:
     """Returns the routes of the page and of what it shows."""
     router = APIRouter(tags=["about"])
 
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
-        return FileResponse(PAGE / "index.html")
+        return FileResponse(_PAGE / "index.html", headers=_CHECKED)
 
     @router.get("/v1/models", response_model=list[ModelInfo], responses=describe_errors(400, 401))
     async def list_models() -> Response:
         """Lists the models; the first is the default."""
-        return Json([await _describe(model) for model in models.values()])
+        return Json([{**await _describe(model), "max_bytes": limits.max_bytes} for model in models.values()])
 
     @router.get(
         "/v1/models/{name}/card",

@@ -49,12 +49,12 @@ def create_app(
     )
     guard = Guard(app, access, limits, measures, log_format)
     app.include_router(classify.make_router(models, bodies))
-    app.include_router(about.make_router(models))
+    app.include_router(about.make_router(models, limits))
     app.include_router(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping))
     _add_errors(app)
 
     _name_models(app, list(models))
-    app.mount("/page", StaticFiles(directory=about.PAGE))
+    app.mount("/page", about.PageFiles())
     app.mount("/samples", StaticFiles(directory=about.SAMPLES))
 
     @app.get("/metrics", include_in_schema=False)

@@ -40,13 +40,13 @@ class PartwiseShiftViT(ShiftViT):
         loss, logits, gradients = torch_gradients(self, images, labels, self.parts)
         with torch.no_grad():
             self.optimizer.apply(gradients, self.trainable_variables)
-            return self._measured(images, labels, loss, logits)
+            return self._measure(images, labels, loss, logits)
 
     def _tensorflow_step(self, data: Any) -> dict[str, Any]:
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         loss, logits, gradients = tensorflow_gradients(self, images, labels, self.parts)
         self.optimizer.apply(gradients, self.trainable_variables)
-        return self._measured(images, labels, loss, logits)
+        return self._measure(images, labels, loss, logits)
 
     def _jax_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
         trainable, fixed, optimizer, metrics = state
@@ -54,11 +54,11 @@ class PartwiseShiftViT(ShiftViT):
         (loss, logits, gradients), fixed = jax_gradients(self, trainable, fixed, images, labels, self.parts)
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         with keras.StatelessScope(state_mapping=list(zip(self.metrics_variables, metrics, strict=True))) as scope:
-            logs = self._measured(images, labels, loss, logits)
+            logs = self._measure(images, labels, loss, logits)
             metrics = [scope.get_current_value(variable) for variable in self.metrics_variables]
         return logs, (trainable, fixed, optimizer, metrics)
 
-    def _measured(self, images: Any, labels: Any, loss: Any, logits: Any) -> dict[str, Any]:
+    def _measure(self, images: Any, labels: Any, loss: Any, logits: Any) -> dict[str, Any]:
         # As Keras' own steps do: the running loss weighs a batch by its images.
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
         return self.compute_metrics(images, labels, logits)  # type: ignore[no-any-return]

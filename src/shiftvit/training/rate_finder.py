@@ -62,7 +62,7 @@ class RateSearch:
             return {}
         rates = {"train.optimizer.learning_rate": self.suggestion}
         if self.adam_ratio is not None:
-            rates["train.optimizer.adam_learning_rate"] = _rounded(self.suggestion * self.adam_ratio)
+            rates["train.optimizer.adam_learning_rate"] = _round(self.suggestion * self.adam_ratio)
         return rates
 
 
@@ -147,7 +147,7 @@ def suggest(rates: Floats, smoothed: Floats) -> float | None:
     if lowest < 2 or smoothed[lowest] > (1 - _LEAST_FALL) * smoothed[:lowest].max():
         return None
     slopes = np.gradient(smoothed, np.log(rates))
-    return _rounded(float(rates[int(np.argmin(slopes[: lowest + 1]))]))
+    return _round(float(rates[int(np.argmin(slopes[: lowest + 1]))]))
 
 
 def _losses(recipe: Recipe, dataset: Dataset, rates: Floats, told: Callable[[int, float], None] | None) -> Floats:
@@ -179,6 +179,6 @@ def _batches(recipe: Recipe, dataset: Dataset) -> Iterator[tuple[Any, Any]]:
         yield from (batches[index] for index in range(len(batches)))
 
 
-def _rounded(rate: float) -> float:
+def _round(rate: float) -> float:
     """Returns a rate with two significant digits, which is more than the search knows."""
     return float(f"{rate:.1e}")

@@ -12,6 +12,7 @@ from shiftvit.bundle.stored.find import find_bundle, is_checkpoint, is_name
 from shiftvit.bundle.stored.manifest import read_manifest
 from shiftvit.bundle.stored.published import MEAN, STD
 from shiftvit.config import ModelConfig
+from shiftvit.data.find.words import normal
 from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.model.convert import load_official
 from shiftvit.model.network import stage_of
@@ -97,7 +98,7 @@ def freeze_stages(model: Any, count: int) -> None:
 
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:
     bundle = Bundle.load(source)
-    new_head = bundle.labels != labels
+    new_head = (*map(normal, bundle.labels),) != (*map(normal, labels),)
     for variable in model.weights:
         if not (new_head and variable.path.startswith("head/")):
             variable.assign(np.asarray(bundle.weights[variable.path], np.float32))

@@ -161,7 +161,7 @@ class EpochBatches(keras.utils.PyDataset):
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} is not among the {len(self)} left; use 0..{len(self) - 1}")
         if self._threads == 1:
-            return self._timed(index)
+            return self._prepare_timed(index)
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="batch")
@@ -170,16 +170,16 @@ class EpochBatches(keras.utils.PyDataset):
                 self._ahead.pop(early).cancel()
             for number in wanted:
                 if number not in self._ahead:
-                    self._ahead[number] = self._pool.submit(self._timed, number)
+                    self._ahead[number] = self._pool.submit(self._prepare_timed, number)
             ready = self._ahead.pop(index)
             if index == len(self) - 1:
                 self._pool.shutdown(wait=False)
                 self._pool = None
         return ready.result()
 
-    def _timed(self, index: int) -> Batch:
+    def _prepare_timed(self, index: int) -> Batch:
         began = time.perf_counter()
-        batch = self._prepared(self._start + index)
+        batch = self._prepare(self._start + index)
         with self._lock:
             self._seconds += time.perf_counter() - began
             self._made += len(batch[0])
@@ -202,7 +202,7 @@ class EpochBatches(keras.utils.PyDataset):
             alone = self._made / self._seconds if self._seconds else 0.0
         return alone * min(self._threads, cores())
 
-    def _prepared(self, number: int) -> Batch:
+    def _prepare(self, number: int) -> Batch:
         rule, changes, mix = self._preprocess, self._changes, self._plan.mix
         slots = self._plan.slots(number, self._batch_size, self._augment.repeats)
         indices = slots % len(self._images)

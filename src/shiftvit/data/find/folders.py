@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from shiftvit.data.decode.readers import FORMATS
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.words import is_split, name_splits, normal
 from shiftvit.errors import ShiftViTError, count_of, join_words
@@ -152,7 +153,7 @@ def _mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> 
         return f"give {nearest!r} in place of the folder if it lists them, or {_ARRANGE}"
     if any(what.startswith("files") for what in left_out):
         return (
-            "shiftvit reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF files with the usual ending; convert or rename "
-            f"the files, and {_ARRANGE}"
+            f"shiftvit reads {join_words(FORMATS)} files with the usual ending; convert or rename the files, and "
+            f"{_ARRANGE}"
         )
     return f"{_ARRANGE}, within this folder"

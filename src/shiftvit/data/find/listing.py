@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import row_of
+from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError
 
 # What cameras and phones put beside a picture, under its name.
 _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
+# What text has none of: control characters, and bytes that are no UTF-8 (as `surrogateescape` keeps them).
+_ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 
 
 def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
     """Returns the files that `names` stand for, name by name; a folder's own in the order of their names.
 
     Args:
-        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension;
-            patterns with `*`, `?`, `[...]` and `**`. What exists is taken as it is, whatever characters its name has.
+        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension,
+            without hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and `**`. What exists is
+            taken as it is, whatever characters its name has.
         recursive: also what lies in folders within folders (links to folders are not followed).
         all_files: of folders take every regular file, whatever its extension, but no companions of pictures.
 
@@ -45,6 +51,30 @@ def is_companion(path: str) -> bool:
     return any(file.with_suffix(ending).exists() for ending in endings)
 
 
+def split_list(content: bytes) -> list[str] | None:
+    """Returns the paths in a list, one on each line, or each ended by a null character; None if it is no such list.
+
+    A list is text in UTF-8, or in UTF-16 with its mark, that names at least one thing that exists. Where names have
+    control characters or are no UTF-8, one of those exists: so a picture of an unknown kind is no list.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content:
+        lines = content.removesuffix(b"\0").split(b"\0")
+        if not all(lines):
+            return None
+    else:
+        lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
+    names = [line.decode("utf-8", "surrogateescape") for line in lines if line]
+    odd = [name for name in names if _ODD.search(name)]
+    return names if any(map(_exists, odd or names)) else None
+
+
+def _exists(name: str) -> bool:
+    return os.path.lexists(name) or row_of(name) is not None
+
+
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     if Path(name).is_dir():
         yield from _walk(name, recursive, all_files)
@@ -62,6 +92,8 @@ def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
     except OSError as error:
         raise ShiftViTError(f"the folder {folder!r} cannot be read: {error.strerror}; check its permissions") from error
     for entry in entries:
+        if is_litter(entry.name) and not (all_files and entry.is_file()):
+            continue
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(entry.path, recursive, all_files)

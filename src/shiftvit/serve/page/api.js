@@ -9,6 +9,7 @@ const ROOT = new URL("..", import.meta.url);
 const KEY = "shiftvit-api-key";
 const PATIENCE = 90_000; // ms
 const ATTEMPTS = 3;
+const QUIET = 1000; // ms
 
 /** Why there is no answer. `status` is 0 where the server did not answer. */
 export class Failure extends Error {
@@ -20,12 +21,13 @@ export class Failure extends Error {
 
 let askForKey = null;
 let asking = null;
+let declined = -Infinity; // when the user gave no key
 let key = stored();
 
 /** Sets the function that asks the user for an API key: given whether one was refused, it promises a key or null. */
 export const onKeyNeeded = (ask) => void (askForKey = ask);
 
-/** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain}]. */
+/** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain, max_bytes}]. */
 export const listModels = async () => (await request("v1/models")).json();
 
 /** Returns the most probable classes of an encoded picture: [{label, score}]. */
@@ -57,7 +59,7 @@ export async function listSamples() {
 /** Returns the picture at an address of `listSamples`. */
 export const readSample = async (address) => (await request(address)).blob();
 
-/** Returns the command that classifies a picture in a terminal. */
+/** Returns the command that classifies a picture in a terminal, or "" where there is none. */
 export const command = (model) => `curl --data-binary @cat.jpg ${new URL(`${at(model)}/classify`, ROOT).href}`;
 
 const at = (model) => `v1/models/${encodeURIComponent(model.name)}`;
@@ -103,10 +105,12 @@ async function send(path, picture, signal) {
 /** Returns whether there is a key other than the one that was refused. */
 async function renewKey(refused) {
   if (key !== refused) return true; // another request has asked already
-  if (askForKey === null) return false;
-  asking ??= askForKey(refused !== null).finally(() => (asking = null));
-  const given = await asking;
-  if (given === null) return false;
+  const asksAgain = performance.now() - declined > QUIET; // else another picture of the same batch
+  const given = askForKey !== null && asksAgain ? await (asking ??= ask(refused)) : null;
+  if (given === null) {
+    declined = performance.now();
+    return false;
+  }
   key = given;
   try {
     sessionStorage.setItem(KEY, key);
@@ -115,6 +119,8 @@ async function renewKey(refused) {
   }
   return true;
 }
+
+const ask = (refused) => askForKey(refused !== null).finally(() => (asking = null));
 
 function stored() {
   try {

@@ -19,9 +19,7 @@ const waiting = []; // pictures that came before the models were known
 api.onKeyNeeded(askForKey);
 drawField(find("#field"));
 watchIntake({ stage: find("#stage"), input: find("#files"), paste: find("#paste"), take, complain });
-find("#camera").addEventListener("click", () =>
-  takePicture().then((picture) => picture && take([picture]), (error) => complain(error.message)),
-);
+find("#camera").addEventListener("click", shoot);
 find("#card").addEventListener("click", showCard);
 find("#clear").addEventListener("click", clear);
 find("#models").addEventListener("change", (event) => use(models[event.target.selectedIndex]));
@@ -57,7 +55,7 @@ function use(chosen) {
   const more = model.labels.length > 12 ? ` and ${whole(model.labels.length - 12)} more` : "";
   find("#classes").replaceChildren(make("b", {}, "It knows "), ...known, `${more}. It gives every picture one of these.`);
   find("#curl code").textContent = api.command(model);
-  find("#curl").hidden = false;
+  find("#curl").hidden = find("#curl code").textContent === "";
 }
 
 /** Classifies pictures; each answer lands in the card of its own picture. */
@@ -75,6 +73,17 @@ function take(files) {
   say(`${count(files.length, "picture")} sent`);
   for (const result of fresh) result.run();
   find("#results").scrollIntoView({ block: "nearest" });
+}
+
+async function shoot({ currentTarget: button }) {
+  button.disabled = true;
+  try {
+    const picture = await takePicture();
+    if (picture !== null) take([picture]);
+  } catch (error) {
+    complain(error.message);
+  }
+  button.disabled = false;
 }
 
 function forget(result) {

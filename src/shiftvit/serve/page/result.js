@@ -5,7 +5,6 @@ import { foreign, make, megabytes, percent, say, whole } from "./dom.js";
 import { Picture } from "./heatmap.js";
 import { limit } from "./queue.js";
 
-const MOST_BYTES = 20 * 2 ** 20; // what the server takes unless it says otherwise
 const inTurn = limit(4);
 let made = 0;
 
@@ -53,7 +52,7 @@ export class Result {
 
   /** Returns the file's bytes: it may be a folder, or have changed since it was dropped. */
   async read() {
-    const most = this.model.max_bytes ?? MOST_BYTES;
+    const most = this.model.max_bytes;
     if (this.file.size > most) {
       throw new api.Failure(
         `The file has ${megabytes(this.file.size)}; the server takes at most ${megabytes(most)}. Choose a smaller picture.`,
@@ -173,6 +172,7 @@ export class Result {
 
   close() {
     this.gone.abort();
+    this.looking?.abort();
     this.picture.close();
     this.element.remove();
   }

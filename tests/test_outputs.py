@@ -1,0 +1,112 @@
+"""Where commands write: the ending says what, inputs stay, and a fault is told before the work begins."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shiftvit import ShiftViTError, files
+from shiftvit.cli.main import _run
+from shiftvit.cli.tables import print_json
+from shiftvit.figures.grid import Tile, prediction_grid
+from shiftvit.figures.run import confusion_matrix
+from shiftvit.figures.style import ENDINGS
+
+
+def test_the_ending_must_be_one_that_is_written(tmp_path):
+    for name in ("x.png", "X.PNG"):
+        files.check_file(tmp_path / name, (".png", ""))
+    files.check_file(tmp_path / "x", (".png", ""))
+    files.check_file(Path("/dev/full"), (".png", ""))
+    for name in ("x.txt", "x.png.txt"):
+        with pytest.raises(ShiftViTError, match=r"one of: \.png, no ending$"):
+            files.check_file(tmp_path / name, (".png", ""))
+    assert not list(tmp_path.iterdir())
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    for name, fault in (
+        ("folder.png", "it is a folder; name a file in it"),
+        ("missing/x.png", "No such file or directory; free space, or choose another place"),
+        ("file/x.png", "Not a directory; free space, or choose another place"),
+    ):
+        with pytest.raises(ShiftViTError, match=re.escape(f"cannot write '{tmp_path / name}': {fault}")):
+            files.check_file(tmp_path / name, (".png",))
+
+
+def test_inputs_stay(tmp_path):
+    (tmp_path / "x.png").touch()
+    (tmp_path / "link.png").symlink_to("x.png")
+    for name in ("x.png", "link.png"):
+        with pytest.raises(ShiftViTError, match="is also read here, and would be overwritten; name another file"):
+            files.check_file(tmp_path / name, (".png",), ["gone.png", "n" * 5000, str(tmp_path / "x.png")])
+    files.check_file(tmp_path / "x.png", (".png",), ["gone.png"])
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "run.ZIP", "e.json", "x.tar", "x.tar.gz", "model.pt2", "x.png"])
+def test_a_folder_is_not_named_like_a_file(name, tmp_path):
+    with pytest.raises(ShiftViTError, match=r"is named like a file, and a folder is written; leave .* out$"):
+        files.check_folder_name(tmp_path / name)
+    (tmp_path / name).mkdir()
+    files.check_folder_name(tmp_path / name)
+    for good in ("deployed", "v1.2", "mine.v3", ".hidden"):
+        files.check_folder_name(tmp_path / good)
+
+
+def test_figures_have_the_format_of_their_ending(tmp_path):
+    begins = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}
+    for ending in ENDINGS:
+        confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / f"x{ending}")
+        assert (tmp_path / f"x{ending}").read_bytes().startswith(begins.get(ending, b"RIFF"))
+    with pytest.raises(ShiftViTError, match="no ending that is written here"):
+        confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "x.txt")
+    with pytest.raises(ShiftViTError, match="no ending that is written here"):
+        prediction_grid([Tile(np.zeros((4, 4, 3), np.uint8), "a", 0.5)], tmp_path / "x.svg", "A title")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["explain", "cat.png", "--out", "x.txt"], "'x.txt' has no ending"),
+        (["explain", "cat.png", "--out", "cat.png"], "'cat.png' is also read here"),
+        (["explain", "cat.png", "--out", "no/x.png"], "cannot write 'no/x.png'"),
+        (["data", "check", ".", "--figure", "x.csv"], "'x.csv' has no ending"),
+        (["data", "check", ".", "--figure", "no/x.png"], "cannot write 'no/x.png'"),
+        (["data", "show", "--out", "x"], "'x' has no ending"),
+        (["find-rate", "--figure", "x.json"], "'x.json' has no ending"),
+        (["report", ".", "--out", "cat.png"], "'cat.png' has no ending"),
+        (["embed", "cat.png", "--out", "cat.png"], "'cat.png' has no ending"),
+        (["embed", "cat.png", "--out", "x.npz", "--max-pixels", "0"], "max_pixels=0 must be at least 1"),
+        (["embed", "cat.png", "--out", "x.npz", "--threads", "0"], "threads=0 must be at least 1"),
+        (["evaluate", "cifar10", "--out", "x.json"], "'x.json' is named like a file"),
+        (["export", "cifar10", "--out", "model.onnx"], "'model.onnx' is named like a file"),
+        (["pack", "cifar10", "model.tar.gz"], "'model.tar.gz' is named like a file"),
+        (["pull", "me/pets", "--out", "pets.tgz"], "'pets.tgz' is named like a file"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
+)
+def test_every_command_tells_it_before_it_works(arguments, fault, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("cat.png")
+    before = (tmp_path / "cat.png").read_bytes()
+    assert _run(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert fault in line
+    assert "--out" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
+    assert (tmp_path / "cat.png").read_bytes() == before
+
+
+def test_json_has_neither_nan_nor_other_letters_than_ascii(capsys):
+    print_json({"K\xe4se": [1, float("nan"), (float("-inf"), "\udcff")], "none": None})
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert "NaN" not in text
+    assert json.loads(text) == {"K\xe4se": [1, None, [None, "\udcff"]], "none": None}
