@@ -127,6 +127,8 @@ def evaluate(
             f"no images of {count_of(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
             f"means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
         )
+    if "among_others" in found:
+        print(f"with answers among those {len(classes):,} alone: {_figures(found['among_others'], len(classes))}")
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
     show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes", False)
     if corruptions:
