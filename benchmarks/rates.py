@@ -60,7 +60,7 @@ def main() -> None:
 
 def rate(graph: Graph, size: int) -> float:
     """Returns images/s in batches of `size`."""
-    batch = np.zeros((size, *graph.metadata.input_shape), np.uint8)
+    batch = np.zeros((size, *graph.metadata.example_shape), np.uint8)
     graph.run(batch)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:

@@ -63,6 +63,8 @@ def test_the_work_of_an_image_is_that_of_the_published_figures():
 def test_faults():
     with pytest.raises(ShiftViTError, match="batch_size=0 must be at least 1"):
         benchmark(batch_sizes=[0])
+    with pytest.raises(ShiftViTError, match="repeats=0 must be at least 1"):
+        benchmark(repeats=0)
     with pytest.raises(ShiftViTError, match="is a preset, which has no weights"):
         benchmark("shiftvit_cifar")
 

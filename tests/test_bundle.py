@@ -393,3 +393,11 @@ def test_metrics_that_are_no_json(value, model, tmp_path):
     with pytest.raises(ShiftViTError, match="the metrics cannot be written as JSON: "):
         Bundle.from_model(model, ("a", "b", "c"), Preprocess(), {"top1": value}).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_are_kept_whatever_their_order_in_memory(tmp_path):
+    model = ShiftViT((16, 16, 3), num_classes=2, embed_dim=24, depths=(1,))
+    bundle = Bundle.from_model(model, ("a", "b"), Preprocess())
+    kernel = np.arange(48, dtype=np.float32).reshape(2, 24).T  # its columns lie one after the other
+    dataclasses.replace(bundle, weights={**bundle.weights, "head/kernel": kernel}).save(tmp_path / "model")
+    np.testing.assert_array_equal(Bundle.load(tmp_path / "model").weights["head/kernel"], kernel)

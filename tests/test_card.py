@@ -31,7 +31,8 @@ def bundle(labels: tuple[str, ...] = ("cat", "dog", "ship"), **changes: Any) -> 
 
 
 def facts(data: str = "cifar10", **changes: Any) -> Facts:
-    return Facts(Recipe.load("finetune", **{"data.name": data, "train.seed": 7}), **changes)
+    resolved = {"start.source": "cifar10", "preprocess.resize": 36, "preprocess.crop": 32}
+    return Facts(Recipe.load("finetune", **{"data.name": data, "train.seed": 7, **resolved}), **changes)
 
 
 def body(card: str) -> str:

@@ -389,3 +389,18 @@ def test_no_standard_input_at_all(tmp_path):
     command = f"{sys.executable} -m shiftvit predict - <&-"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
     assert b"standard input is empty" in answer.stderr
+
+
+@pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
+def test_where_nobody_reads_the_notices_the_results_are_the_same(stream, tmp_path):
+    command = f"{sys.executable} -m shiftvit predict {SAMPLES[0]} --format json {stream}"
+    answer = subprocess.run(command, shell=True, cwd=tmp_path, stdout=subprocess.PIPE, timeout=120)
+    assert answer.returncode == 0
+    assert len(json.loads(answer.stdout)) == 1
+
+
+def test_closed_standard_output_is_one_line(tmp_path):
+    command = f"{sys.executable} -m shiftvit predict {SAMPLES[0]} >&-"
+    answer = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, timeout=120)
+    assert answer.returncode == 2
+    assert answer.stderr.decode() == "shiftvit: standard output is closed; name a file with --out\n"

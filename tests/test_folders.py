@@ -199,6 +199,20 @@ def test_splits_within_the_classes(tmp_path):
     assert "images outside the class folders: 1" in found.notes
 
 
+def test_a_folder_around_the_classes_of_a_split(tmp_path):
+    plant(tmp_path, *(f"training_set/training_set/{label}/1.png" for label in ("cats", "dogs")))
+    plant(tmp_path, "test_set/images/cats/2.png", "test_set/images/dogs/2.png")
+    (tmp_path / "test_set" / "images" / "cows").mkdir()
+    found = find_data(tmp_path)
+    assert contents(found) == {
+        "train": [("training_set/training_set/cats/1.png", "cats"), ("training_set/training_set/dogs/1.png", "dogs")],
+        "test": [("test_set/images/cats/2.png", "cats"), ("test_set/images/dogs/2.png", "dogs")],
+    }
+    assert found.notes == ("folders without images: test_set/images/cows",)
+    plant(tmp_path / "b", "train/cat/x/1.png", "train/dog/x/1.png", "test/cat/x/1.png", "test/cat/y/1.png")
+    assert len(find_data(tmp_path / "b").splits["test"]) == 2
+
+
 @pytest.mark.parametrize(
     "tops", [("fold1", "fold2"), ("part A", "train"), ("2019", "2020"), ("train", "more", "extra")]
 )
@@ -247,6 +261,15 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
         (["1.png", "2.png", "labels.csv"], "holds 2 images without class folders; give '{}/labels.csv' in place of"),
         (["train/1.png", "train/2.png", "metadata.csv"], "give '{}/metadata.csv' in place of the folder if it lists"),
         (["deep/d.npz"], "(left out: files of type .npz: 1); give '{}/deep/d.npz' in place of the folder"),
+        (["images/train/a/1.png", "images/train/b/1.png", "labels/a.txt"], "did you mean '{}/images/train'?"),
+        (
+            ["cat/1.png", "dog/1.psd"],
+            "one class, 'cat' (found besides: files of type .psd: 1; folders with",
+        ),
+        (
+            ["train/a/1.png", "train/b/1.svg", "test/b/1.png"],
+            "no images in train (found besides: files of type .s",
+        ),
         (["data.zip"], "holds no images that can be used (left out: files of type .zip: 1)"),
         (["arc/set/train/a/1.png", "arc/set/test/a/1.png"], "holds one class folder; did you mean '{}/arc/set'?"),
         (["arc/set/a/1.png", "arc/set/b/x/1.png", "loose.png"], "did you mean '{}/arc/set'?"),

@@ -54,6 +54,23 @@ def apply(optimizer: Any, model: ShiftViT, gradients: Arrays) -> None:
     optimizer.apply([keras.ops.convert_to_tensor(gradients[v.path]) for v in variables], variables)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("clipnorm", [None, 1.0])
+def test_the_head_learns_alone_at_first(model: ShiftViT, name: str, clipnorm: float | None) -> None:
+    """The rest neither moves nor decays, and afterwards everything does."""
+    rule = {"name": name, "weight_decay": 0.1, "adam_weight_decay": 0.1, "stage_decay": 0.5, "clipnorm": clipnorm}
+    settings, first = config(**rule), values(model)
+    optimizer = build_optimizer(settings, total_steps=100, head_steps=2)
+    optimizer.build(model.trainable_variables)
+    rows = []
+    for seed in range(3):
+        apply(optimizer, model, random_gradients(model, seed))
+        rows.append(values(model))
+    for path in first:
+        moves = [bool((row[path] != before[path]).any()) for before, row in zip([first, *rows], rows, strict=False)]
+        assert moves == [path.startswith("head/")] * 2 + [True], path
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_loss_is_keras_on_one_hot_targets(smoothing: float) -> None:
     logits, labels = 4 * normal(8, 5), np.arange(8) % 5

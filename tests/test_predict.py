@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import multiprocessing
+import re
 import threading
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sample import load_sample
 from shiftvit import Bundle, Embedder, Predictor, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.data.batches.pictures import read_picture
 from shiftvit.data.decode.images import decode
+from shiftvit.evaluation.evaluate import evaluate
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import measure, softmax
 from shiftvit.inference.predict import Failure
@@ -195,3 +197,19 @@ def test_a_large_photograph_is_decoded_as_for_evaluation(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.probabilities, predictor([seen])[0].probabilities)
     whole = rule.pixels(decode(tmp_path / "photo.jpg")[None])[0]
     assert 0 < np.abs(whole.astype(float) - seen).mean() < 1
+
+
+def test_nan_is_no_figure_of_an_evaluation(tmp_path):
+    bundle = Bundle.from_model(
+        ShiftViT((16, 16, 3), num_classes=2, embed_dim=24, depths=(1, 1)), ("a", "b"), Preprocess()
+    )
+    for value in bundle.weights.values():
+        value[...] = np.nan
+    bundle.save(tmp_path / "bad")
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "data" / label / "x.png")
+    message = f"the model '{tmp_path / 'bad'}' answers with NaN or infinity for '{tmp_path / 'data' / 'a' / 'x.png'}'"
+    with pytest.raises(ShiftViTError, match=re.escape(message)):
+        evaluate(tmp_path / "bad", str(tmp_path / "data"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
+import typer
 
 from serving import ask, picture, started
-from shiftvit.cli.main import _run
+from shiftvit.cli.main import _run, app
 
+ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef"
 
 
@@ -67,6 +72,17 @@ def test_keys_that_cannot_be_used(capsys, tmp_path, content, message):
     keys = tmp_path / "keys.txt"
     keys.write_bytes(content)
     assert message in fault(capsys, "--api-key-file", str(keys))
+
+
+def test_the_documents_commands_are_understood():
+    """Parsed as the command line parses them; the options exist and take these values."""
+    command = typer.main.get_command(app).commands["serve"]
+    texts = [(ROOT / name).read_text("utf-8") for name in ("README.md", "docs/serving.md")]
+    lines = re.findall(r"^(?:    |ExecStart=\S*/)shiftvit serve(.*)$", "\n".join(texts), flags=re.MULTILINE)
+    (container,) = re.findall(r"^CMD (\[.*\])$", texts[1], flags=re.MULTILINE)
+    assert len(lines) >= 6
+    for arguments in [*(shlex.split(line, comments=True) for line in lines), json.loads(container)[2:]]:
+        assert command.make_context("serve", arguments).params
 
 
 @pytest.mark.slow

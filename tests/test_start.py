@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from sample import load_sample, write_tree
-from shiftvit import Bundle, Recipe, ShiftViT, ShiftViTError, convert, train
+from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError, convert, train
+from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, evaluation_of
 from shiftvit.data.load import load_data
-from shiftvit.preprocess import Preprocess
 from shiftvit.training import start
 from shiftvit.training.setup import build, resolve
 from shiftvit.training.start import apply_start
@@ -78,9 +78,82 @@ def test_another_resolution_is_another_setting(tmp_path: Path) -> None:
     assert run.recipe.model.depths == Bundle.load("cifar10").config.depths
 
 
+def keep(path: Path, rule: Preprocess, side: int | None = 224) -> str:
+    model = ShiftViT((side, side, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
+    Bundle.from_model(model, ("a", "b"), rule).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "resize", "crop"),
+    [
+        ({}, 256, 224),
+        ({"preprocess.crop": 160}, 183, 160),
+        ({"preprocess.resize": 128}, 128, 112),
+        ({"preprocess.resize": 100, "preprocess.crop": 96}, 100, 96),
+        ({"preprocess.resize": "[64, 64]"}, (64, 64), None),
+        ({"preprocess.crop": "[64, 96]"}, 110, (64, 96)),
+        ({"preprocess.resize": "none", "preprocess.crop": "none"}, None, None),
+    ],
+)
+def test_finetune_takes_the_resolution_of_its_source(
+    changes: dict[str, Any], resize: Any, crop: Any, tmp_path: Path
+) -> None:
+    source = keep(tmp_path / "source", evaluation_of(224))
+    found = apply_start(Recipe.load("finetune", **{"start.source": source, **changes}))
+    rule = found.preprocess
+    assert (rule.resize, rule.crop) == (resize, crop)
+    assert (rule.crop_position, rule.interpolation) == ("center", "bicubic")
+    assert (rule.mean, rule.std) == (MEAN, STD)
+    assert apply_start(found) == found  # as it is when a run goes on
+    plain = Recipe.load("finetune", **{"start.source": source, "start.resolution": "recipe"})
+    assert apply_start(plain).preprocess.resize is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "side", "resize", "crop"),
+    [
+        (Preprocess(), 32, 36, 32),
+        (Preprocess(resize=64), 64, 64, 64),
+        (Preprocess(resize=(48, 48)), 48, (48, 48), 48),
+        (Preprocess(resize=40, crop=32), None, 40, 32),
+        (Preprocess(), None, None, None),
+    ],
+)
+def test_a_source_of_one_size(rule: Preprocess, side: int | None, resize: Any, crop: Any, tmp_path: Path) -> None:
+    source = keep(tmp_path / "source", rule, side)
+    found = apply_start(Recipe.load("finetune", **{"start.source": source})).preprocess
+    assert (found.resize, found.crop) == (resize, crop)
+
+
+def test_the_authors_weights_bring_their_resolution(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"")
+    recipe = Recipe.load("finetune", **{"start.source": str(path), "model.preset": "shiftvit_tiny_r2"})
+    assert apply_start(recipe).preprocess == evaluation_of(224)
+
+
+def test_auto_is_the_best_model_that_is_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path))
+    assert apply_start(Recipe.load("finetune")).start.source == "cifar10"
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert "shiftvit pull shiftvit_tiny_r2" in said
+    assert "81.7 %" in said
+    for name in ("shiftvit_tiny_light", "shiftvit_small_r2", "shiftvit_tiny_r2"):
+        keep(PUBLISHED[name].place, evaluation_of(224))
+    found = apply_start(Recipe.load("finetune"))
+    assert found.start.source == "shiftvit_small_r2"
+    assert found.preprocess.crop == 224
+    assert "pull" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"start.source": "none", "train.freeze_epochs": 1}, "train.freeze_epochs=1 keeps trained weights"),
         ({"start.source": "nowhere"}, "'nowhere' does not exist"),
         ({"start.freeze": 4}, "start.freeze=4 is more than the 3 stages"),
         ({"model.embed_dim": 48}, "model.embed_dim=48 is not the 64 of 'cifar10'"),

@@ -25,6 +25,7 @@ from sample import load_sample, write_tree
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, train
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.errors import Interrupted
+from shiftvit.training import fit
 from shiftvit.training.callbacks import Watch
 from tensors import set_random_weights
 
@@ -85,7 +86,8 @@ def on_pictures(name: str, **changes: Any) -> dict[str, Callable[..., Any]]:
     sizes = {"preprocess.resize": 24, "preprocess.crop": 20}
 
     def start(out: Path) -> Any:
-        return train(name, out=out, **small, **sizes, **{"data.name": str(out.parent / "pets"), **given(out, changes)})
+        own = {**small, "data.name": str(out.parent / "pets"), **given(out, changes)}
+        return train(name, out=out, **sizes, **own)
 
     return {"start": start, "resume": lambda run: train(resume=run)}
 
@@ -101,6 +103,10 @@ WAYS = {
     # jax compiles another number of steps at once anew.
     "device": Way(**on_sample(**{"train.loop": "device", "model.dropout": 0.0}), atol=1e-6),
     "own pictures": Way(**on_pictures("photos", **{"model.depths": (1, 1), "model.embed_dim": 24}), stops=((1, 1),)),
+    "the head first": Way(
+        **on_pictures("finetune", **{"start.source": "SOURCE", "train.freeze_epochs": 1, "train.epochs": 3}),
+        stops=((0, 1), (1, 0), (1, 1)),
+    ),
     "a trained model": Way(**on_pictures("finetune", **{"start.source": "SOURCE", "start.freeze": 1}), stops=((1, 1),)),
 }
 
@@ -200,6 +206,21 @@ def test_it_ends_as_one_left_alone(
 @pytest.mark.slow
 def test_the_number_of_workers_changes_nothing(alone: Callable[[str], Path]) -> None:
     assert_ends_alike(alone("workers"), alone("fit"))
+
+
+@pytest.mark.slow
+def test_the_head_learns_alone_for_its_epochs_and_no_longer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, moved = Bundle.load(place / "source").weights, []
+    finish = fit.finish_epoch
+
+    def looking(run: Path, model: Any, progress: Any, row: Any) -> None:
+        moved.append({v.path: bool((v.numpy() != source[v.path]).any()) for v in model.backbone.weights})
+        finish(run, model, progress, row)
+
+    monkeypatch.setattr(fit, "finish_epoch", looking)
+    WAYS["the head first"].start(place / "the head first, watched")
+    assert [any(epoch.values()) for epoch in moved] == [False, True, True]
+    assert all(moved[2].values())
 
 
 @pytest.mark.slow

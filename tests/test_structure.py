@@ -21,12 +21,12 @@ HOUSE = [
     ("cli", "main benchmark show data hub export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
     ("serve", "server app about protocol classify model heat bodies guard measures batching answers limits"),
-    ("exports", "pull driver comparison gate saturation build onnx_graphs formats"),
+    ("exports", "pull driver comparison gate saturation build any_size onnx_graphs formats"),
     ("inference", "embed explainer predict sources runtimes"),
     (
         "training",
-        "rate_finder fit epoch results runfolder device memory setup parts start callbacks checkpoint optimizer "
-        "torch_steps loss schedule",
+        "rate_finder fit probe features epoch results runfolder device memory setup parts start callbacks checkpoint "
+        "optimizer torch_steps loss schedule",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),

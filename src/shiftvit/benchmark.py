@@ -15,7 +15,7 @@ from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
 from shiftvit.environment import computes_bfloat16, describe_environment
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.presets import PRESETS
 
 # Rows and columns of the matrices that measure the peak: large enough that overhead does not count.
@@ -52,11 +52,11 @@ def benchmark(
         matrix products on the Keras backend, in the precision of training or float32.
 
     Raises:
-        ShiftViTError: there is no such model, or a batch size is below 1.
+        ShiftViTError: there is no such model, or a batch size or `repeats` is below 1.
     """
     for size in batch_sizes:
-        if size < 1:
-            raise ShiftViTError(f"batch_size={size} must be at least 1")
+        check_at_least("batch_size", size, 1)
+    check_at_least("repeats", repeats, 1)
     prepare = _training if train else _prediction
     config, name, used, step = prepare(model, runtime, precision)
     if None in config.image_shape:
@@ -118,7 +118,7 @@ def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, 
     config = Bundle.load(model).config
 
     def step(size: int) -> Callable[[], Any]:
-        pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.input_shape), np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.example_shape), np.uint8)
         return lambda: graph.run(pixels)
 
     return config, graph.runtime, "float32", step

@@ -5,7 +5,7 @@ The classes are frozen and reject unknown keys, so a misspelt setting is an erro
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -165,6 +165,12 @@ class TrainConfig(Settings):
         "best", description="weights to keep: those with the best validation top-1, or the last"
     )
     validation_every: Positive = Field(1, description="epochs between validations; the last epoch is always validated")
+    freeze_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs at first in which only the head learns, when starting from a trained model; at most a "
+        "third of all",
+    )
     checkpoint_minutes: float = Field(5.0, gt=0, description="minutes between checkpoints within an epoch")
 
 
@@ -172,9 +178,28 @@ class StartConfig(Settings):
     """A trained model to start from instead of random weights; its head is kept only if the classes are the same."""
 
     source: str | None = Field(
-        None, description="a run, a bundle, a model's name, or the authors' .pth of model.preset"
+        None,
+        description="a run, a bundle, a model's name, or the authors' .pth of model.preset; auto: the most accurate "
+        "ImageNet model that is pulled, else cifar10",
     )
     freeze: int = Field(0, ge=0, description="parts to freeze: 1 freezes the patch embedding and the first stage")
+    resolution: Literal["recipe", "source"] = Field(
+        "recipe",
+        description="source: resize, crop and interpolation are the source's where the recipe sets none; if it sets "
+        "one of resize and crop, the other one follows in the source's proportion",
+    )
+
+
+class ProbeConfig(Settings):
+    """A linear head on a trained model's features, by logistic regression, in place of training the model."""
+
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        min_length=1,
+        description="values of scikit-learn's C to try: smaller ones hold the weights closer to 0; the best on the "
+        "validation images is kept",
+    )
+    iterations: Positive = Field(1000, description="steps of L-BFGS for each of them, at most")
 
 
 def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
@@ -203,6 +228,7 @@ def _explain(root: type[BaseModel], error: ValidationError) -> str:
         section = root
         for part in path[:-1]:
             annotation = section.model_fields[part].annotation
+            annotation = next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
             assert isinstance(annotation, type)
             assert issubclass(annotation, BaseModel)
             section = annotation

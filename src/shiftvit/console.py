@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
+from shiftvit.errors import print_aside
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -40,15 +42,20 @@ class Bar:
             counts = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
             self._live.update(self._task, completed=done, description=self._what, state=state or counts)
 
+    @property
+    def done(self) -> int:
+        """The units that are done."""
+        return self._done
+
     def print(self, text: str) -> None:
         """Prints a line on standard error, above the bar."""
         if self._live:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print_aside(text)
 
     def __enter__(self) -> Self:
-        if self._wanted and sys.stderr.isatty():
+        if self._wanted and sys.stderr is not None and sys.stderr.isatty():
             self._start()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import operator
 import re
@@ -60,7 +61,14 @@ def check_at_least(name: str, value: Any, least: int) -> None:
 
 def notice(text: str) -> None:
     """Prints a line on standard error."""
-    print(f"shiftvit: {_printable(text)}", file=sys.stderr, flush=True)
+    print_aside(f"shiftvit: {_printable(text)}")
+
+
+def print_aside(text: str) -> None:
+    """Prints a line on standard error. Where that cannot be written, the line is lost, but not the work."""
+    if sys.stderr is not None:  # or Python would print it where the results go
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def install_hint(*packages: str) -> str:

@@ -137,7 +137,7 @@ class Bundle:
 
         check_labels(self.labels, self.config.num_classes)
 
-        contents = {WEIGHTS: save(self.weights)}
+        contents = {WEIGHTS: save({path: np.ascontiguousarray(value) for path, value in self.weights.items()})}
         if self.graph is not None:
             contents[GRAPH] = self.graph
         manifest = {

@@ -198,6 +198,7 @@ def _training(trained: Trained, facts: Facts, found: Mapping[str, dict[str, floa
             if counts
         ],
         "source": last_name(recipe.start.source) if recipe.start.source else None,
+        "strength": found["train"].get("strength"),
         "epochs": f"{epochs:,.0f} of {train.epochs:,}" if epochs != train.epochs else f"{epochs:,}",
         "scale": train.batch_size / base if base else 1,
         "augmentation": recipe.augment.in_words(crops=recipe.preprocess.crop is not None),

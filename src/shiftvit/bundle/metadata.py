@@ -15,6 +15,8 @@ KEY = "shiftvit"
 FILE = "shiftvit.json"
 # The second output of ONNX graphs: the map whose mean the head takes, float32 (N, h, w, K).
 MAP = "map"
+# Pixels of a side that is not fixed, for a graph's first run.
+_ANY = 32
 
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -27,7 +29,9 @@ class Metadata(Settings):
     preprocess: Preprocess = Field(
         description="from an image to the input: resize and crop come before the graph, mean and std are part of it"
     )
-    input_shape: tuple[int, int, int] = Field(description="height, width, channels (RGB) of the uint8 input")
+    input_shape: tuple[int | None, int | None, int] = Field(
+        description="height, width, channels (RGB) of the uint8 input; null: any"
+    )
     precision: Precision = "f32"
     saturates: bool | None = Field(
         None,
@@ -58,9 +62,10 @@ class Metadata(Settings):
         return self.model_dump_json(exclude=None if self.preprocess.srgb else {"preprocess": {"srgb"}})
 
     @property
-    def size(self) -> tuple[int, int]:
-        """The height and width of the input, in pixels."""
-        return self.input_shape[:2]
+    def example_shape(self) -> tuple[int, int, int]:
+        """The shape of an image that the graph takes."""
+        height, width, channels = self.input_shape
+        return height or _ANY, width or _ANY, channels
 
 
 def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:

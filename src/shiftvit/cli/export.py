@@ -20,6 +20,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "shiftvit export cifar10 --format onnx",
+            "shiftvit export cifar10 --any-size",
             "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
         )
     )(export)
@@ -39,9 +40,13 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Folder to create (default: exports/MODEL-FORMAT-PRECISION).")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set to compare on (default: one with the model's classes).")
+        str | None,
+        typer.Option(metavar="PATH|NAME", help="Images or data set to compare on (default: those that the run kept)."),
     ] = None,
-    images: Annotated[int, typer.Option(help="Largest number of test images to compare on.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Largest number of images to compare on.")] = 10_000,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="The graph takes images of any size and preprocesses them (ONNX, f32).")
+    ] = False,
 ) -> None:
     """Export a model to another format.
 
@@ -51,7 +56,7 @@ def export(
 
     if out is not None:
         files.check_folder_name(out)
-    folder = driver.export(model, kind, precision, out=out, data=data, images=images)
+    folder = driver.export(model, kind, precision, out=out, data=data, images=images, any_size=any_size)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     print("; ".join(_summary(report)))
     print(f"export: {folder}")

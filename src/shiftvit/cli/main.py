@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli import benchmark, data, embed, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Interrupted, ShiftViTError, nearest, one_line
+from shiftvit.errors import Interrupted, ShiftViTError, nearest, notice, one_line
 
 app = typer.Typer(
     name="shiftvit",
@@ -112,7 +112,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    print(f"shiftvit: {one_line(message)}", file=sys.stderr)
+    notice(one_line(message))
     return status
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
 from shiftvit.cli.tables import Json, examples, print_json
 from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
+from shiftvit.errors import notice
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,9 +70,8 @@ def find_rate(
         print(" ".join(f"--set {key}={value:g}" for key, value in found.settings.items()))
     if found.suggestion is None:
         last = found.rates[-1] if len(found.rates) else low
-        print(
-            f"shiftvit: the loss did not fall between the rates {low:g} and {last:g}; use more --steps, a larger "
-            "train.batch_size or another range (--low, --high)",
-            file=sys.stderr,
+        notice(
+            f"the loss did not fall between the rates {low:g} and {last:g}; use more --steps, a larger "
+            "train.batch_size or another range (--low, --high)"
         )
         raise typer.Exit(1)

@@ -68,7 +68,8 @@ def train(
     test, spent = run.metrics["test"], run.metrics["train"]
     print(f"test {_figures(test, run.recipe.model.num_classes)}  ({count_of(test['n'], 'image')})")
     speed = f"{spent['images_per_second']:,.0f} images/s"
-    print(f"trained {count_of(spent['epochs'], 'epoch')} in {spent['seconds']:.0f} s at {speed}")
+    what = f"a head with C={spent['strength']:g}" if "strength" in spent else count_of(spent["epochs"], "epoch")
+    print(f"trained {what} in {spent['seconds']:.0f} s at {speed}")
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 
 
@@ -126,6 +127,8 @@ def evaluate(
             f"no images of {count_of(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
             f"means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
         )
+    if "among_others" in found:
+        print(f"with answers among those {len(classes):,} alone: {_figures(found['among_others'], len(classes))}")
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
     show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes", False)
     if corruptions:

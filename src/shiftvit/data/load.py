@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,16 @@ from shiftvit.data.find.kept import SPLITS_TABLE, name_some, restore_splits
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
+from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
+# Reads the images of a data set, as `read_dataset` does.
+Read = Callable[[Dataset, Preprocess], Dataset]
 
-def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = None) -> Dataset:
+
+def load_data(
+    recipe: Recipe, data: Dataset | None = None, run: Path | None = None, read: Read | None = None
+) -> Dataset:
     """Finds, splits and reads the images of a run. Of a user's own it also says what was found.
 
     Args:
@@ -26,6 +34,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
             must be set unless the images are arrays.
         data: images in place of those that the recipe names.
         run: a run folder. If it has a table of splits already, these are taken as they are.
+        read: what reads the files; None: `read_dataset`.
 
     Returns:
         the splits "train" and "test", and "validation" unless there is none, each with `images`: uint8 (N, h, w, 3).
@@ -34,6 +43,7 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
         ShiftViTError: nothing that can be understood at that path, no size, a class that cannot be split or whose
             training images cannot be decoded, or no test images.
     """
+    read = read or partial(read_dataset, boxes=recipe.augment.resized_crop > 0)
     data = named.look_up(recipe.data.name) if data is None else data
     own = data.path is not None
     if own:
@@ -48,9 +58,9 @@ def load_data(recipe: Recipe, data: Dataset | None = None, run: Path | None = No
         new = [name for name in data.class_names if name not in chosen.class_names]
         if new:
             notice(f"note: the run does not know {name_some(new)}, whose images are left out")
-        result = _read_kept(recipe, chosen)
+        result = _read_kept(recipe, chosen, read)
     else:
-        result = _split_and_read(recipe, data)
+        result = _split_and_read(recipe, data, read)
     if own:
         say_counts(result)
     if "test" not in result.splits:
@@ -84,13 +94,13 @@ def split_as(config: DataConfig, data: Dataset) -> Dataset:
     )
 
 
-def _read_kept(recipe: Recipe, chosen: Dataset) -> Dataset:
+def _read_kept(recipe: Recipe, chosen: Dataset, read: Read) -> Dataset:
     """Reads the images of a run that goes on, in the splits that it began with.
 
     Raises:
         ShiftViTError: a training image cannot be read any more: the others would come in another order than before.
     """
-    result = _read(recipe, chosen)
+    result = read(chosen, recipe.preprocess)
     gone = _broken(Dataset({"train": chosen.train}, (), ""), result)
     if gone:
         raise ShiftViTError(
@@ -101,7 +111,7 @@ def _read_kept(recipe: Recipe, chosen: Dataset) -> Dataset:
     return result
 
 
-def _split_and_read(recipe: Recipe, data: Dataset) -> Dataset:
+def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
     """Makes the splits that are missing and reads all images.
 
     How a picture is read depends on its split, so that the splits come first and what cannot be decoded drops out of
@@ -118,7 +128,7 @@ def _split_and_read(recipe: Recipe, data: Dataset) -> Dataset:
     if data.path is not None and made:
         how = "by class" if config.stratify else "at random"
         notice(f"split off train: {join_words(made)}, {how}, with seed {config.split_seed}")
-    result = _read(recipe, chosen)
+    result = read(chosen, recipe.preprocess)
     lost = _say_lost(chosen, result)
     if not lost:
         return result
@@ -136,13 +146,9 @@ def _split_and_read(recipe: Recipe, data: Dataset) -> Dataset:
         return result
     del result  # before its pictures are decoded again
     try:
-        return _split_and_read(recipe, data.with_splits(train=train))
+        return _split_and_read(recipe, data.with_splits(train=train), read)
     except ShiftViTError as error:
         raise ShiftViTError(f"{error} ({count_of(len(broken), 'image')} that cannot be decoded left out)") from error
-
-
-def _read(recipe: Recipe, chosen: Dataset) -> Dataset:
-    return read_dataset(chosen, recipe.preprocess, boxes=recipe.augment.resized_crop > 0)
 
 
 def _broken(chosen: Dataset, result: Dataset) -> set[str]:

@@ -57,8 +57,13 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
                 split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
             )
             faults += broken
+    say_faults(faults)
+    return replace(data, splits=splits)
+
+
+def say_faults(faults: list[str]) -> None:
+    """Names the first files that could not be decoded and counts the others."""
     for fault in faults[:_NAMED]:
         notice(f"skipped: {fault}")
     if len(faults) > _NAMED:
         notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` names them all")
-    return replace(data, splits=splits)

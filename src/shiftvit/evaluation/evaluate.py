@@ -60,7 +60,8 @@ def evaluate(
         "trained_on", how many of them the model was trained on; "loss", "top1", "top5" and "macro" (precision, recall,
         F1, balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
         "without_images", the classes of the model that have none: the macro figures are means over the others, while
-        top-1 and top-5 are among all; "confusion", rows are true classes; "temperature", and "calibration" at that
+        top-1 and top-5 are among all; "among_others", where there are such, the same figures with answers among the
+        other classes alone; "confusion", rows are true classes; "temperature", and "calibration" at that
         temperature; "mistakes", the most confident ones; "corruptions", a row for each corruption and severity, if
         asked for; and "folder", where all this was written, or None.
 
@@ -99,6 +100,7 @@ def evaluate(
         "intervals": metrics.intervals(logits, labels),
         "classes": metrics.class_rows(logits, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
+        **_among_others(logits, labels, counts),
         "confusion": confusion(logits, labels).tolist(),
         "temperature": loaded.temperature,
         "calibration": metrics.calibration(probabilities, labels),
@@ -111,6 +113,17 @@ def evaluate(
     if out is not None:
         _write(Path(out), report, images, logits, probabilities, loaded)
     return {**report, "folder": None if out is None else str(out)}
+
+
+def _among_others(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], counts: NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
+    """Returns the figures with answers among the classes that have images; {} where these are all, or a single one."""
+    present = np.flatnonzero(counts)
+    if len(present) in (1, len(counts)):
+        return {}
+    found = measure(logits[:, present], np.searchsorted(present, labels))
+    return {"among_others": {**found, "classes": len(present)}}
 
 
 def _find_default(loaded: Bundle) -> str:

@@ -46,12 +46,17 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
 def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     """Returns the model's index of each class of the data; the order may differ, and some may be missing.
 
+    A class is known by its name or by its synset, as the folders of ImageNet are called.
+
     Raises:
         ShiftViTError: images of classes that the model does not know.
     """
     labels, names = tuple(map(normal, loaded.labels)), data.class_names
+    known = {synset: index for index, synset in enumerate(loaded.synsets)} | {
+        label: index for index, label in enumerate(labels)
+    }
     counts = np.bincount(np.concatenate([split.labels for split in data.splits.values()]), minlength=len(names))
-    foreign = [name for name, count in zip(names, counts, strict=True) if count and name not in labels]
+    foreign = [name for name, count in zip(names, counts, strict=True) if count and name not in known]
     if foreign:
         shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
         number = sum(int(count) for name, count in zip(names, counts, strict=True) if name in foreign)
@@ -59,4 +64,4 @@ def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
             f"the model has {len(labels):,} classes ({shown}) and {data.name} has {count_of(number, 'image')} of "
             f"{count_of(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
         )
-    return np.array([labels.index(name) if name in labels else -1 for name in names], np.int64)
+    return np.array([known.get(name, -1) for name in names], np.int64)

@@ -26,6 +26,7 @@ from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, graph_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.evaluation.metrics import softmax
 from shiftvit.exports import onnx_graphs
+from shiftvit.exports.any_size import accept_any_size
 
 Pixels = NDArray[np.uint8]
 
@@ -40,7 +41,10 @@ def main(job_file: str) -> None:
     with np.load(job["images"]) as arrays:
         images, calibration = arrays["images"], arrays["calibration"]
     np.savez(job["reference"], probabilities=reference(bundle, metadata, images))
-    BUILDERS[job["format"]](bundle, metadata, calibration, Path(job["artifact"]))
+    artifact = Path(job["artifact"])
+    BUILDERS[job["format"]](bundle, metadata, calibration, artifact)
+    if job.get("any_size"):
+        accept_any_size(artifact, metadata.preprocess, Metadata.parse(job["metadata"], "the job"))
 
 
 def reference(bundle: Bundle, metadata: Metadata, images: Pixels) -> NDArray[np.float32]:

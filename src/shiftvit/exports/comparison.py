@@ -20,7 +20,9 @@ from shiftvit.data.find.dataset import Split
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.places import find_run
+from shiftvit.exports.any_size import make_images
 from shiftvit.exports.gate import MIN_IMAGES
+from shiftvit.preprocess import Preprocess
 
 # Training images that calibrate the range of activations.
 _CALIBRATION = 512
@@ -82,6 +84,14 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
         {"data": found.data.name, "split": origin},
         min(MIN_IMAGES, len(held_out) - lost) if found.own_test else MIN_IMAGES,
     )
+
+
+def vary_sizes(chosen: Images, rule: Preprocess) -> Images:
+    """Returns images of many sizes, and what the preprocessing makes of them, for a graph that takes any size."""
+    sized = make_images(chosen.arrays["images"])
+    arrays = {f"sized{index:02}": image for index, image in enumerate(sized)}
+    images = np.concatenate([rule.pixels(image[None]) for image in sized])
+    return replace(chosen, arrays={**arrays, "images": images, "calibration": images[:0]})
 
 
 def _divide(splits: Mapping[str, Split], count: int, *, calibrate: bool) -> tuple[Split, Split, str]:

@@ -21,7 +21,8 @@ from shiftvit.bundle.metadata import Metadata, graph_metadata
 from shiftvit.bundle.official import convert_checkpoint
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, count_of, notice
-from shiftvit.exports.comparison import Images, choose_images
+from shiftvit.exports.any_size import open_metadata
+from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.exports.gate import MIN_IMAGES
 from shiftvit.files import write_json
@@ -40,6 +41,7 @@ def export(
     out: str | Path | None = None,
     data: str | None = None,
     images: int = IMAGES,
+    any_size: bool = False,
 ) -> Path:
     """Exports a model to another format, if the result passes the parity gate.
 
@@ -47,12 +49,14 @@ def export(
         model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
         precision: "f32", "bf16" or "int8", as that table offers.
-        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`. An earlier export there is replaced.
+        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`, and `-any-size` behind it. An earlier export
+            there is replaced.
         data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
             for f32 the sample images that come with the package; for the others the images that the run was trained
             on, or the data set with the model's classes. Compared are the test and validation images, which for a run
             are those that it kept; training images calibrate.
         images: the largest number of images for the gate.
+        any_size: the graph takes images of any size and preprocesses them itself; only ONNX in f32.
 
     Returns:
         The folder: the artifact, and `report.json` with the gate's findings, the size and images/s.
@@ -64,18 +68,23 @@ def export(
     row = find_format(format, precision)
     if images < 1:
         raise ShiftViTError(f"images={images} must be at least 1")
+    if any_size and (format, precision) != ("onnx", "f32"):
+        raise ShiftViTError(f"only onnx in f32 takes images of any size, not {format} in {precision}; choose that")
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
-    folder = Path(out) if out is not None else Path("exports") / f"{_name(model)}-{format}-{precision}"
+    name = f"{_name(model)}-{format}-{precision}" + "-any-size" * any_size
+    folder = Path("exports") / name if out is None else Path(out)
     if folder.exists() and not _is_replaceable(folder):
         raise ShiftViTError(
             f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
             "choose another folder with --out"
         )
     chosen = choose_images(model, bundle, metadata, data, images)
+    if any_size:
+        chosen = vary_sizes(chosen, metadata.preprocess)
 
     def write(temporary: Path) -> None:
-        report = _build_and_prove(model, format, row, metadata, chosen, temporary)
+        report = _build_and_prove(model, format, row, metadata, chosen, temporary, any_size=any_size)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
@@ -140,6 +149,8 @@ def _build_and_prove(
     metadata: Metadata,
     chosen: Images,
     folder: Path,
+    *,
+    any_size: bool = False,
     timed: bool = True,
 ) -> dict[str, Any]:
     threads = environment.cores()
@@ -150,7 +161,8 @@ def _build_and_prove(
             "bundle": str(find_bundle(model).where),
             "format": name,
             "precision": metadata.precision,
-            "metadata": metadata.dump(),
+            "metadata": (open_metadata(metadata) if any_size else metadata).dump(),
+            "any_size": any_size,
             "runtime": row.runtime,
             "artifact": str(folder / row.artifact),
             "images": str(place / "images.npz"),

@@ -127,7 +127,7 @@ class Embedder:
     @property
     def size(self) -> int:
         """The number of features, D."""
-        return int(self._run(np.zeros((1, *self.metadata.input_shape), np.uint8)).shape[1])
+        return int(self._run(np.zeros((1, *self.metadata.example_shape), np.uint8)).shape[1])
 
     def stream(
         self,

@@ -107,7 +107,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     try:
         metadata, run = row.load(source, threads or cores())
         # Some damage shows only when a graph runs. Keras' weights are verified, and it compiles for each batch size.
-        shape = run(np.zeros((1, *metadata.input_shape), np.uint8)).shape[1:] if runtime != "keras" else None
+        shape = run(np.zeros((1, *metadata.example_shape), np.uint8)).shape[1:] if runtime != "keras" else None
     except (ShiftViTError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything in the library that reads it

@@ -148,8 +148,10 @@ def answers(
     Raises:
         ShiftViTError: a row has NaN or infinity; the message names the image and `model`.
     """
-    pixels = [item[1] for item in items if not isinstance(item, Failure)]
-    rows: Iterator[NDArray[np.float32]] = iter(run(np.stack(pixels)) if pixels else ())
+    pixels = (item[1] for item in items if not isinstance(item, Failure))
+    # Of one size, but for a graph that takes any.
+    batches = (np.stack([*batch]) for _, batch in itertools.groupby(pixels, key=np.shape))
+    rows = (row for batch in batches for row in run(batch))
     for item in items:
         if isinstance(item, Failure):
             yield item

@@ -13,6 +13,7 @@ from shiftvit.augment.augment import Augment
 from shiftvit.config import (
     DataConfig,
     ModelConfig,
+    ProbeConfig,
     Settings,
     StartConfig,
     TrainConfig,
@@ -20,6 +21,9 @@ from shiftvit.config import (
 )
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
+
+# Settings that are decided for every run, whether or not it needs them.
+_DECIDED = {("train", "precision"), ("train", "loop")}
 
 
 class Recipe(Settings):
@@ -32,6 +36,7 @@ class Recipe(Settings):
     augment: Augment = Augment()
     start: StartConfig = StartConfig()
     train: TrainConfig = TrainConfig()
+    probe: ProbeConfig | None = None
 
     @model_validator(mode="after")
     def _patience_outlasts_a_validation(self) -> Self:
@@ -50,7 +55,29 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _a_probe_trains_nothing_else(self) -> Self:
+        if self.probe is None:
+            return self
+        if self.start.source is None:
+            raise ValueError("a probe needs a trained model and start.source names none; set start.source=auto")
+        for section, plain in (("train", TrainConfig()), ("augment", Augment())):
+            for key, value in getattr(self, section):
+                if value != getattr(plain, key) and (section, key) not in _DECIDED:
+                    raise ValueError(
+                        f"{section}.{key}={value} has no effect on a probe, which only fits a head; leave it out, or "
+                        "use the recipe finetune"
+                    )
+        if self.data.test == 0 and len(self.probe.strengths) > 1:
+            raise ValueError(
+                "data.test=0 reports the validation images, on which nothing may be chosen then; set one strength, as "
+                "in probe.strengths=[0.01], or take test images"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _test_images_choose_nothing(self) -> Self:
+        if self.probe is not None:
+            return self
         if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
             raise ValueError(
                 "data.test=0 reports the validation images, on which nothing may be chosen then; set train.select=last "

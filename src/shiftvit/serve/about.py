@@ -31,7 +31,7 @@ class ModelInfo(BaseModel):
 
     name: str
     labels: list[str]
-    input_shape: list[int] = Field(description="height, width, channels of what the model sees")
+    input_shape: list[int | None] = Field(description="height, width, channels of what the model sees; null: any")
     precision: str
     runtime: str
     explain: bool = Field(description="whether the model shows where its answers come from")

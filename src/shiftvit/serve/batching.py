@@ -118,7 +118,12 @@ class Batcher:
                 self._changed.wait()
             taken = [self._jobs.popleft()]
             size = len(taken[0].pixels)
-            while self._jobs and size + len(self._jobs[0].pixels) <= self._max_batch:
+            shape = taken[0].pixels.shape[1:]
+            while (
+                self._jobs
+                and size + len(self._jobs[0].pixels) <= self._max_batch
+                and self._jobs[0].pixels.shape[1:] == shape  # a graph may take images of any size
+            ):
                 taken.append(self._jobs.popleft())
                 size += len(taken[-1].pixels)
         return taken

@@ -49,7 +49,7 @@ class ServedModel:
         self._explainer: Explainer | None = None
         self._no_explainer = ""
         # The first call of a session allocates its memory.
-        graph.run(np.zeros((1, *graph.metadata.input_shape), np.uint8))
+        graph.run(np.zeros((1, *graph.metadata.example_shape), np.uint8))
 
     def _run(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
         return (self.graph.run(pixels),)

@@ -117,7 +117,9 @@ def _describe(model: ServedModel) -> dict[str, Any]:
         "name": model.name,
         "versions": ["1"],
         "platform": f"shiftvit_{model.graph.runtime}",
-        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, *metadata.input_shape]}],
+        "inputs": [
+            {"name": "images", "datatype": "UINT8", "shape": [-1, *(side or -1 for side in metadata.input_shape)]}
+        ],
         "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, len(model.labels)]}],
     }
 
@@ -150,8 +152,9 @@ def _pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
     tensor = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Refused(422, "the input must have the name images and the datatype UINT8")
-    shape, wanted = _shape(tensor.get("shape")), list(model.graph.metadata.input_shape)
-    if shape[1:] != wanted or not shape[0]:
+    shape, sides = _shape(tensor.get("shape")), model.graph.metadata.input_shape
+    if len(shape) != 4 or not all(shape) or not _fits(shape[1:], sides):
+        wanted = ["any" if side is None else side for side in sides]
         raise Refused(422, f"the shape of images must be [N, {', '.join(map(str, wanted))}] with N at least 1")
     most = model.capacity
     if shape[0] > most:
@@ -166,6 +169,10 @@ def _pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
             f"binary_data_size={size!r} must be {math.prod(shape)}, the bytes after the JSON; there are {len(rest)}",
         )
     return np.frombuffer(rest, np.uint8).reshape(shape)
+
+
+def _fits(shape: list[int], sides: tuple[int | None, ...]) -> bool:
+    return all(side in (None, given) for side, given in zip(sides, shape, strict=True))
 
 
 def _shape(shape: Any) -> list[int]:

@@ -19,6 +19,7 @@ from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint
 from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
+from shiftvit.training.probe import run_probe
 from shiftvit.training.results import finish_run
 from shiftvit.training.setup import build, resolve
 from shiftvit.training.start import apply_start
@@ -90,6 +91,8 @@ def train_in(run: Path, recipe: Recipe, *, tensorboard: bool = False, data: Data
     board = TensorBoardLog(run) if tensorboard else None
     begun = (run / "checkpoints" / LAST).is_file()  # the checkpoint has every weight, so that no source is needed
     recipe = recipe if begun else apply_start(recipe)
+    if recipe.probe is not None:
+        return Run(run, *run_probe(run, recipe, data))
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset)
     model, steps = build_model(recipe, dataset, begun)  # before there is a folder: what cannot work leaves none

@@ -29,21 +29,27 @@ class _Rule(keras.optimizers.Optimizer):
     - On torch all variables are updated at once (`torch_steps`).
     - The rate of each stage is `stage_decay` times that of the next one, as in ULMFiT's discriminative fine-tuning
       (Howard and Ruder, 2018, section 3.2). The last stage, the last norm and the head have the full rate.
+    - In the first `head_steps` steps the rate of everything but the head is 0: a new head would at first move the
+      trained weights at random. Moments are gathered meanwhile.
     """
 
-    def __init__(self, *, stage_decay: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, *, stage_decay: float = 1.0, head_steps: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.stage_decay = stage_decay
-        self._shares: list[float] = []
+        self.stage_decay, self.head_steps = stage_decay, head_steps
+        # Of each variable: its rate as a share of the optimizer's, and whether it waits for the head.
+        self._shares: list[tuple[float, bool]] = []
 
     def build(self, variables: Any) -> None:
         stages = [stage_of(variable.path) for variable in variables]
         last = max((stage for stage in stages if stage is not None), default=1)
-        self._shares = [1.0 if stage is None else self.stage_decay ** (last - stage) for stage in stages]
+        parts = [1.0 if stage is None else self.stage_decay ** (last - stage) for stage in stages]
+        waits = [self.head_steps > 0 and not variable.path.startswith("head/") for variable in variables]
+        self._shares = list(zip(parts, waits, strict=True))
         super().build(variables)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "stage_decay": self.stage_decay}
+        waiting = {"head_steps": self.head_steps} if self.head_steps else {}  # older versions know no such thing
+        return {**super().get_config(), "stage_decay": self.stage_decay, **waiting}
 
     def finalize_variable_values(self, var_list: Any) -> None:
         pass
@@ -64,8 +70,7 @@ class _Rule(keras.optimizers.Optimizer):
             self._update_by_share(grads, trainable_variables, learning_rate)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        share = self._share(variable)
-        super().update_step(gradient, variable, learning_rate if share == 1 else learning_rate * share)
+        super().update_step(gradient, variable, self._rate_of(self._share(variable), learning_rate))
 
     def _clip_gradients(self, grads: Any) -> Any:
         if not TORCH or not self.global_clipnorm:
@@ -76,16 +81,17 @@ class _Rule(keras.optimizers.Optimizer):
         if TORCH:
             with torch.no_grad():
                 self._decay_all(variables, self.learning_rate)
-        elif self.stage_decay == 1:
+        elif self._is_even:
             super()._apply_weight_decay(variables)
         else:
-            for amount, group in self._group_by_decay(variables).items():
+            for (amount, share), group in self._group_by_decay(variables).items():
+                rate = amount * self._rate_of(share, self.learning_rate)
                 for variable in group:
-                    variable.assign(variable - variable * ops.cast(amount * self.learning_rate, variable.dtype))
+                    variable.assign(variable - variable * ops.cast(rate, variable.dtype))
 
     def _decay_all(self, variables: Any, rate: Any) -> None:
-        for amount, group in self._group_by_decay(variables).items():
-            torch_steps.decay([variable.value for variable in group], rate, amount)
+        for (amount, (part, waits)), group in self._group_by_decay(variables).items():
+            torch_steps.decay([variable.value for variable in group], self._rate_of((1.0, waits), rate), amount * part)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
         if not TORCH or not self.use_ema:
@@ -98,18 +104,29 @@ class _Rule(keras.optimizers.Optimizer):
             momentum = self.ema_momentum * (self.iterations.value != 0)
             torch_steps.average([one for one, _ in kept], [value for _, value in kept], momentum)
 
-    def _share(self, variable: Any) -> float:
-        """Returns a variable's rate as a share of the optimizer's."""
+    @property
+    def _is_even(self) -> bool:
+        """Whether all variables have the same rate at all times."""
+        return self.stage_decay == 1 and not self.head_steps
+
+    def _share(self, variable: Any) -> tuple[float, bool]:
         return self._shares[int(self._get_variable_index(variable))]
 
-    def _group_by_decay(self, variables: Any) -> dict[float, list[Any]]:
-        """Returns the variables by how much they decay, as a share of the optimizer's rate."""
-        groups: dict[float, list[Any]] = {}
+    def _rate_of(self, share: tuple[float, bool], rate: Any) -> Any:
+        """Returns the rate at this step of the variables with a share of the optimizer's rate."""
+        part, waits = share
+        if waits:
+            rate = rate * ops.cast(self.iterations >= self.head_steps, "float32")
+        return rate if part == 1 else rate * part
+
+    def _group_by_decay(self, variables: Any) -> dict[tuple[float, tuple[float, bool]], list[Any]]:
+        """Returns the variables by how much they decay, times their rate, and by their share of the rate."""
+        groups: dict[tuple[float, tuple[float, bool]], list[Any]] = {}
         for variable in variables:
             if self._use_weight_decay(variable):
                 amount = self._weight_decay_of(variable)
                 if amount:
-                    groups.setdefault(amount * self._share(variable), []).append(variable)
+                    groups.setdefault((amount, self._share(variable)), []).append(variable)
         return groups
 
     def _weight_decay_of(self, variable: Any) -> float | None:  # noqa: ARG002  (Muon has two)
@@ -117,16 +134,16 @@ class _Rule(keras.optimizers.Optimizer):
         return amount
 
     def _update_by_share(self, gradients: Any, variables: Any, rate: Any) -> None:
-        if self.stage_decay == 1:
+        if self._is_even:
             self._update_all(gradients, variables, rate)
             return
-        groups: dict[float, tuple[list[Any], list[Any]]] = {}
+        groups: dict[tuple[float, bool], tuple[list[Any], list[Any]]] = {}
         for gradient, variable in zip(gradients, variables, strict=True):
             own, theirs = groups.setdefault(self._share(variable), ([], []))
             own.append(gradient)
             theirs.append(variable)
         for share, group in groups.items():
-            self._update_all(*group, rate * share)
+            self._update_all(*group, self._rate_of(share, rate))
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
         raise NotImplementedError
@@ -202,8 +219,8 @@ class Muon(_Rule, keras.optimizers.Muon):
         return {**super().get_config(), "orthogonal_dtype": self.orthogonal_dtype}
 
 
-def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = False) -> Any:
-    """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`.
+def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = False, head_steps: int = 0) -> Any:
+    """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`; see `_Rule` for `head_steps`.
 
     Muon updates the matrices of blocks and merging, and computes its products in bfloat16 if asked. AdamW updates the
     patch embedding, the head and all vectors, at its own rate. Both rates are multiplied by `batch_scale`.
@@ -225,6 +242,7 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
         "use_ema": config.ema is not None,
         "ema_momentum": config.ema if config.ema is not None else 0.99,
         "stage_decay": rule.stage_decay,
+        "head_steps": head_steps,
     }
     if rule.name == "adamw":
         optimizer = AdamW(beta_1=rule.beta_1, beta_2=rule.beta_2, **shared)

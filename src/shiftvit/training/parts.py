@@ -162,7 +162,10 @@ def tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> St
         total += loss
         outputs.append(logits)
         gradients = [before + more for before, more in zip(gradients, found, strict=True)] if gradients else found
-    return total, tf.concat(outputs, 0), gradients
+    logits = tf.ensure_shape(
+        tf.concat(outputs, 0), (images.shape[0], model.settings.num_classes)
+    )  # unknown after `cond`
+    return total, logits, gradients
 
 
 def _bounds(count: int, parts: int) -> list[tuple[int, int]]:

@@ -99,7 +99,11 @@ def find_rate(
         raise ShiftViTError(f"the rates from low={low} to high={high} do not rise from above 0; use 0 < low < high")
     if steps < _FEWEST:
         raise ShiftViTError(f"steps={steps} are too few to see a loss fall; use at least {_FEWEST}")
+    if recipe.probe is not None:
+        raise ShiftViTError(f"the recipe {recipe.name!r} is a probe, which has no learning rate; name another recipe")
     recipe = apply_start(recipe)
+    # The rates are those of the whole model, whether or not its head learns alone at first.
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"freeze_epochs": 0})})
     dataset = load_data(recipe, data)
     recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer

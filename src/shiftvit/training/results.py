@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
@@ -51,23 +52,50 @@ def finish_run(
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form
     batch_size = evaluation_batch_size(recipe.train)
-    metrics: dict[str, Any] = {"train": _describe_training(recipe, dataset, steps, progress)}
-    validation, test = dataset.validation, dataset.test
-    if validation is not None and not dataset.test_is_validation:
-        logits = predict_logits(final, validation.images, validation.preprocess, batch_size=batch_size)
-        metrics["val"] = measure(logits, validation.labels)
-        if len(validation) >= _ENOUGH:
-            bundle = dataclasses.replace(bundle, temperature=round(fit_temperature(logits, validation.labels), 4))
-    logits = predict_logits(final, test.images, test.preprocess, batch_size=batch_size)
-    metrics["test"] = measure(logits, test.labels)
-    bundle = dataclasses.replace(bundle, metrics=metrics)
-    bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, dataset, logits)))
-    bundle.save(run / "bundle")
-    files.write_file(run / "model.keras", final.save)
+    measured = ["test"] if dataset.validation is None or dataset.test_is_validation else ["validation", "test"]
+    logits = {
+        name: predict_logits(final, split.images, split.preprocess, batch_size=batch_size)
+        for name, split in dataset.splits.items()
+        if name in measured
+    }
     rates = learning_rates(model, steps * recipe.train.epochs)
     curves = run / "figures" / "learning_curves.png"
     learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
-    _draw_test_figures(run / "figures", dataset, logits, bundle)
+    training = _describe_training(recipe, dataset, steps, progress)
+    return keep_results(run, recipe, dataset, bundle, final, training, logits)
+
+
+def keep_results(
+    run: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    bundle: Bundle,
+    final: Any,
+    training: dict[str, Any],
+    logits: dict[str, NDArray[np.float32]],
+) -> dict[str, Any]:
+    """Writes the model, the metrics, the card and the figures of the test images; returns the metrics.
+
+    Args:
+        run, recipe, dataset: as for `finish_run`.
+        bundle: the trained model.
+        final: the same, built.
+        training: what the metrics say about it.
+        logits: of the splits "test" and "validation", if there is any.
+    """
+    metrics: dict[str, Any] = {"train": training}
+    validation, test = dataset.validation, dataset.test
+    if validation is not None and not dataset.test_is_validation:
+        metrics["val"] = measure(logits["validation"], validation.labels)
+        if len(validation) >= _ENOUGH:
+            temperature = round(fit_temperature(logits["validation"], validation.labels), 4)
+            bundle = dataclasses.replace(bundle, temperature=temperature)
+    metrics["test"] = measure(logits["test"], test.labels)
+    bundle = dataclasses.replace(bundle, metrics=metrics)
+    bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, dataset, logits["test"])))
+    bundle.save(run / "bundle")
+    files.write_file(run / "model.keras", final.save)
+    _draw_test_figures(run / "figures", dataset, logits["test"], bundle)
     files.write_json(run / "metrics.json", metrics)
     return metrics
 

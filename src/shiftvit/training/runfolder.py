@@ -126,7 +126,7 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
 def compare_recipes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ, by dotted key: what they were and what they are."""
     old, new = (dict(_flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
-    return {key: (old[key], value) for key, value in new.items() if value != old[key]}
+    return {key: (old.get(key), value) for key, value in new.items() if value != old.get(key)}
 
 
 def write_log(run: Path, history: list[dict[str, Any]]) -> None:

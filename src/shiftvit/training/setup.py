@@ -120,7 +120,12 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> tuple[Any
         take_weights(model, recipe, dataset.class_names)
     freeze_stages(model, recipe.start.freeze)
     steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
-    optimizer = build_optimizer(settings, steps * settings.epochs, bfloat16=settings.precision == "mixed_bfloat16")
+    optimizer = build_optimizer(
+        settings,
+        steps * settings.epochs,
+        bfloat16=settings.precision == "mixed_bfloat16",
+        head_steps=steps * min(settings.freeze_epochs, settings.epochs // 3),
+    )
     optimizer.build(model.trainable_variables)
     classes = len(dataset.class_names)
     weights = balanced_weights(dataset.train.labels, classes) if settings.class_weights == "balanced" else None

@@ -10,22 +10,28 @@ import numpy as np
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint, is_name
 from shiftvit.bundle.stored.manifest import read_manifest
-from shiftvit.bundle.stored.published import MEAN, STD
-from shiftvit.config import ModelConfig
+from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, evaluation_of
+from shiftvit.config import ModelConfig, StartConfig
 from shiftvit.data.find.words import normal
 from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.model.convert import load_official
 from shiftvit.model.network import stage_of
 from shiftvit.model.tensors import read_weights
+from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
 
+_AUTO, _SUGGESTED = "auto", "shiftvit_tiny_r2"
+_SIDE = 224  # pixels of the authors' images
+_MARGIN = 9 / 8  # a picture's shorter side over the crop, where a source says nothing
 # What a new task may change; all else of the configuration is the trained model's.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
 
 
 def apply_start(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the model of `start.source`, if that is set, and its mean and std. No weights are read.
+    """Returns the recipe with the model of `start.source`, if that is set, and its preprocessing. No weights are read.
+
+    Mean and std are the source's, and the resolution if `start.resolution` says so.
 
     The authors' checkpoints do not say which architecture they are of, so that the recipe names it. Their mean and std
     are ImageNet's unless the recipe sets its own.
@@ -33,15 +39,19 @@ def apply_start(recipe: Recipe) -> Recipe:
     Raises:
         ShiftViTError: no such model, settings of the recipe that it contradicts, or an architecture that is missing.
     """
-    if recipe.start.source is None:
-        if recipe.start.freeze:
-            raise ShiftViTError(
-                f"start.freeze={recipe.start.freeze} keeps trained weights and start.source names none; set both"
-            )
+    source = recipe.start.source
+    if source is None:
+        frozen = {"start.freeze": recipe.start.freeze, "train.freeze_epochs": recipe.train.freeze_epochs}
+        for key, value in frozen.items():
+            if value:
+                raise ShiftViTError(f"{key}={value} keeps trained weights and start.source names none; set both")
         return recipe
-    if is_checkpoint(recipe.start.source):
+    if source == _AUTO:
+        source = _choose_source()
+        recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update={"source": source})})
+    if is_checkpoint(source):
         return _apply_checkpoint(recipe)
-    trained = read_manifest(find_bundle(recipe.start.source))
+    trained = read_manifest(find_bundle(source))
     own = recipe.model.arguments()
     for key, value in own.items():
         if key not in _FREE and value != getattr(trained.model, key):
@@ -51,21 +61,66 @@ def apply_start(recipe: Recipe) -> Recipe:
     _check_freeze(recipe, trained.model.depths)
     kept = trained.model.model_dump(exclude={"preset", "image_shape", "num_classes"})
     chosen = {key: value for key, value in own.items() if key in _FREE - {"preset"}}
-    scale = {"mean": trained.preprocess.mean, "std": trained.preprocess.std}
-    for key, value in scale.items():
+    rule = trained.preprocess
+    taken: dict[str, Any] = {"mean": rule.mean, "std": rule.std}
+    for key, value in taken.items():
         if key in recipe.preprocess.model_fields_set and getattr(recipe.preprocess, key) != value:
             notice(f"preprocess.{key} is that of {recipe.start.source}: {value}")
-    source = recipe.start.source
+    if recipe.start.resolution == "source":
+        taken |= _size_of(recipe.preprocess, rule, trained.model.image_shape[:2])
     return recipe.model_copy(
         update={
             # A path is to be found from everywhere.
-            "start": recipe.start.model_copy(
-                update={"source": source if is_name(source) else str(Path(source).absolute())}
-            ),
+            "start": _decided(recipe, source if is_name(source) else str(Path(source).absolute())),
             "model": ModelConfig(**{**kept, **chosen}),
-            "preprocess": recipe.preprocess.model_copy(update=scale),
+            "preprocess": recipe.preprocess.model_copy(update=taken),
         }
     )
+
+
+def _decided(recipe: Recipe, source: str) -> StartConfig:
+    """Returns where a run starts, with nothing left to decide when it goes on."""
+    return recipe.start.model_copy(update={"source": source, "resolution": "recipe"})
+
+
+def _choose_source() -> str:
+    """Returns the most accurate ImageNet model that is pulled, else the CIFAR-10 model."""
+    pulled = [name for name in PUBLISHED if is_name(name)]
+    if pulled:
+        return max(pulled, key=lambda name: PUBLISHED[name].top1)
+    top1, data = PUBLISHED[_SUGGESTED].top1
+    notice(
+        f"no ImageNet model is pulled, so this starts from the CIFAR-10 model, of 32x32 pixels; for photographs run "
+        f"shiftvit pull {_SUGGESTED} first: its features come from 1.28 million of them ({top1} % top-1 on {data})"
+    )
+    return "cifar10"
+
+
+def _size_of(rule: Preprocess, own: Preprocess, shape: tuple[int | None, int | None]) -> dict[str, Any]:
+    """Returns how pictures get the source's size, or another one in the same proportion.
+
+    Args:
+        rule: the recipe's, whose own settings stay.
+        own: the source's.
+        shape: (height, width) of the source's images.
+    """
+    chosen = rule.model_fields_set
+    resize, crop = own.resize, own.crop
+    if crop is None and None not in shape:  # it was trained on images of that size
+        height, width = (int(side or 0) for side in shape)
+        crop = height if height == width else (height, width)
+        resize = resize if resize is not None else round(min(height, width) * _MARGIN)
+    margin = resize / crop if isinstance(resize, int) and isinstance(crop, int) else _MARGIN
+    if "crop" in chosen:
+        crop = rule.crop
+        resize = None if crop is None else round(np.max(crop) * margin)
+    if "resize" in chosen:
+        resize = rule.resize
+        if "crop" not in chosen:
+            crop = max(1, round(resize / margin)) if isinstance(resize, int) else None
+    place = "center" if own.crop is None else own.crop_position
+    found = {"resize": resize, "crop": crop, "crop_position": place, "interpolation": own.interpolation}
+    return {key: value for key, value in found.items() if key not in chosen}
 
 
 def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
@@ -126,13 +181,14 @@ def _apply_checkpoint(recipe: Recipe) -> Recipe:
         )
     preset = find_preset(model.preset).arguments if model.preset else {}
     _check_freeze(recipe, model.depths if "depths" in model.model_fields_set else preset.get("depths", model.depths))
-    scale = {
-        key: value for key, value in {"mean": MEAN, "std": STD}.items() if key not in recipe.preprocess.model_fields_set
-    }
+    taken: dict[str, Any] = {"mean": MEAN, "std": STD}
+    if recipe.start.resolution == "source":
+        taken |= _size_of(recipe.preprocess, evaluation_of(_SIDE), (_SIDE, _SIDE))
+    taken = {key: value for key, value in taken.items() if key not in recipe.preprocess.model_fields_set}
     return recipe.model_copy(
         update={
-            "start": recipe.start.model_copy(update={"source": str(path.absolute())}),  # to be found from everywhere
-            "preprocess": recipe.preprocess.model_copy(update=scale),
+            "start": _decided(recipe, str(path.absolute())),  # to be found from everywhere
+            "preprocess": recipe.preprocess.model_copy(update=taken),
         }
     )
 

@@ -38,7 +38,8 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
     }
     if not splits.get("train") and (training or not splits):
         lacks, example = ("images for training", "x_train and y_train") if training else ("images", "images and labels")
-        found = f"; it has {', '.join(unused)[:200]}" if unused else ""
+        has = [*unused, *(name for pair in pairs.values() for name in pair)]
+        found = f"; it has {', '.join(has)[:200]}" if has else ""
         raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
     names = arrays.get(_CLASS_NAMES)
     numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))

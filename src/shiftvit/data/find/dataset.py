@@ -129,7 +129,9 @@ def number_classes(
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
     if not by_split.get("train") and training:
-        raise ShiftViTError(f"{str(path)!r} has no images for training; add some whose split is train")
+        raise ShiftViTError(
+            f"{str(path)!r} has no images for training{say_notes(notes)}; add some whose split is train"
+        )
     if not by_split:
         raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
@@ -144,7 +146,7 @@ def number_classes(
         for _, image, name in by_split[split]:
             if name not in index:
                 raise ShiftViTError(
-                    f"the class {name!r} of {split} ({image!r}) has no images in train; "
+                    f"the class {name!r} of {split} ({image!r}) has no images in train{say_notes(notes)}; "
                     "add some, or rename or remove it"
                 )
         labels = np.array([index[name] for _, _, name in by_split[split]], np.int64)
@@ -180,7 +182,9 @@ def check_classes(data: Dataset) -> Dataset:
     names = data.class_names
     if len(names) < 2:
         has = f"one class, {names[0]!r}" if names else "no class"
-        raise ShiftViTError(f"{data.name!r} has {has}; a classifier needs 2 or more, add images of another")
+        raise ShiftViTError(
+            f"{data.name!r} has {has}{say_notes(data.notes)}; a classifier needs 2 or more, add images of another"
+        )
     notes = []
     for split, part in data.splits.items():
         counts = np.bincount(part.labels, minlength=len(names))
@@ -189,6 +193,11 @@ def check_classes(data: Dataset) -> Dataset:
             more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
             notes.append(f"{split} has no images of {', '.join(missing[:5])}{more}")
     return replace(data, notes=(*data.notes, *notes))
+
+
+def say_notes(notes: Sequence[str]) -> str:
+    """Returns what was left out, as an addition to a message."""
+    return f" (found besides: {'; '.join(notes)})" if notes else ""
 
 
 def is_text(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.data.find.dataset import SPLITS, Row
-from shiftvit.data.find.words import is_split, name_splits, normal
+from shiftvit.data.find.words import is_split, name_splits, normal, says_nothing
 from shiftvit.errors import ShiftViTError, count_of, join_words
 
 _ARRANGE = "put the images of each class into a folder of its name"
@@ -50,12 +50,11 @@ def read_class_folders(
         raise ShiftViTError(
             f"{str(path)!r} holds {count_of(len(images), 'image')} without class folders; {_mend(path, tables)}"
         )
-    at, named = _find_splits(
-        path, tops, images, training
-    )  # the level of the folders that are splits, and which is which
-    level = 1 if at == 0 else 0  # that of the folders that are classes
+    at, named = _find_splits(path, tops, images, training)
+    wrapped = _find_wrapped(images, named) if at == 0 else set()
     rows = []
     for parts in images:
+        level = int(at == 0) + (parts[0] in wrapped)
         if at == 0 and len(parts) > 1 and parts[0] not in named:
             left_out[f"images in {parts[0]}/, which is not a split"] += 1
         elif len(parts) <= max(level, at) + 1:
@@ -70,8 +69,9 @@ def read_class_folders(
     inner = _inner_folder(images)
     if at < 0 and inner:
         raise ShiftViTError(f"{str(path)!r} holds one class folder; did you mean {str(path.joinpath(*inner))!r}?")
-    used = {parts[: level + 1] for parts in images}
-    empty = ["/".join(parts) for parts in folders if len(parts) == level + 1 and parts not in used]
+    used = {parts[:length] for parts in images for length in (1, 2, 3)}
+    depths = {top: 1 + int(at == 0) + (top in wrapped) for top in {parts[0] for parts in folders}}
+    empty = ["/".join(parts) for parts in folders if len(parts) == depths[parts[0]] and parts not in used]
     notes = [f"folders without images: {', '.join(empty)}"] if empty else []
     words = join_words([f"{name}/" for name in ordered]) if named else ""
     layout = "one folder a class"
@@ -92,12 +92,14 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         if len(parts) > 2:
             within[parts[0]].add(parts[1])
     names = set().union(*within.values())
-    if names and all(within.values()) and all(is_split(name) for name in names):
+    if names and len(tops) > 1 and all(within.values()) and all(is_split(name) for name in names):
         named = name_splits(names)
         _check_meanings(path, named)
         if "train" in named.values() or not training:
             return 1, named
-    for one, other in itertools.combinations(tops, 2):
+    count = Counter(name for inner in within.values() for name in inner)
+    alike = [top for top in tops if sum(count[name] > 1 for name in within[top]) > 1]  # of thousands mostly none
+    for one, other in itertools.combinations(alike, 2):
         shared = sorted(within[one] & within[other])
         if len(shared) > 1:
             known = ", of which no name is that of a split," if not name_splits(tops) else ""
@@ -108,6 +110,15 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
                 "up, or give a .csv of path and label"
             )
     return -1, {}
+
+
+def _find_wrapped(images: Sequence[Parts], named: dict[str, str]) -> set[str]:
+    """Returns the folders of splits whose class folders all lie in one more folder, as `train/images/cat/1.png`."""
+    within: dict[str, set[str]] = {}
+    for parts in images:
+        if parts[0] in named and len(parts) > 1:
+            within.setdefault(parts[0], set()).add(parts[1] if len(parts) > 3 else "")
+    return {top for top, names in within.items() if len(names) == 1 and says_nothing(*names) and names != {""}}
 
 
 def _name_tops(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:

@@ -150,6 +150,9 @@ def _count_images(name: str, share: float, total: int, rest: int, classes: int |
     if min(count, rest - count) < least:
         need = "1 image" if classes is None else f"1 of each of the {classes} classes"
         fits = f"use {least:,} to {rest - least:,}" if rest >= 2 * least else f"change {name}"
+        if count > rest:
+            there = "there are" if rest == total else f"the {rest:,} that are left"
+            raise ShiftViTError(f"{name}={share:g} of {total:,} images is more than {there}; {fits}, or add images")
         raise ShiftViTError(
             f"{name}={share} of {total:,} images is {count:,}, and both it and the rest ({rest - count:,}) "
             f"need {need}; {fits}, or add images"

@@ -45,6 +45,11 @@ def is_split(name: str) -> bool:
     return _match(name) is not None
 
 
+def says_nothing(name: str) -> bool:
+    """Returns whether the name of a folder around others tells nothing, as `images`, or repeats a split."""
+    return is_split(name) or re.fullmatch(f"{_SAYS_NOTHING}", re.sub(r"[\W\d_]+", "", name.casefold())) is not None
+
+
 def _match(name: str) -> str | None:
     match = _NAME.fullmatch(re.sub(r"[\W\d_]+", "", normal(name).casefold()))
     return None if match is None else _MEANING[match[1]]

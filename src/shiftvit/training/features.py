@@ -1,0 +1,249 @@
+"""The features of a data set, computed once: in a stream, and kept by the content of each picture."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit import files
+from shiftvit.console import Bar
+from shiftvit.data.batches.pictures import Pictures
+from shiftvit.data.decode.images import decode, read_bytes
+from shiftvit.data.decode.rows import unpack
+from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.data.read import say_faults
+from shiftvit.environment import cores
+from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.evaluation.features import Extract
+from shiftvit.evaluation.logits import at_once
+from shiftvit.preprocess import Preprocess
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+# Pictures that a thread prepares before it hands them over.
+_CHUNK = 8
+# A part of the store is written after so many pictures, or so many seconds.
+_PART, _SECONDS = 4096, 20.0
+_FORMAT = "1"  # of what is kept; another one after a change of what features are
+
+
+class Store:
+    """Features by the SHA-256 of what they were computed from, in files that any number of processes add to.
+
+    Args:
+        key: names all else that they depend on: the model, its preprocessing, how pictures are decoded.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.folder = files.cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
+        self._rows: dict[bytes, Floats] = {}
+        self._new: dict[bytes, Floats] = {}
+        self._saved_at = time.monotonic()
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder.is_dir() else ():
+            self._rows |= _read_part(path)
+
+    def get(self, digest: bytes) -> Floats | None:
+        """Returns the features (D,) of a picture with this digest, or None."""
+        return self._rows.get(digest)
+
+    def add(self, digests: list[bytes], rows: Floats) -> None:
+        """Adds features (N, D); now and then they are written."""
+        self._new |= dict(zip(digests, rows, strict=True))
+        self._rows |= dict(zip(digests, rows, strict=True))
+        if len(self._new) >= _PART or time.monotonic() - self._saved_at > _SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Writes what is new, whole or not at all. Where that cannot be done the features are not kept."""
+        self._saved_at = time.monotonic()
+        if not self._new:
+            return
+        from safetensors.numpy import save
+
+        digests = np.frombuffer(b"".join(self._new), np.uint8).reshape(-1, 32)
+        content = save({"digests": digests, "features": np.stack(list(self._new.values()))})
+        name = hashlib.sha256(content).hexdigest()[:32]
+        self._new = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_file(self.folder / f"{name}.safetensors", lambda path: path.write_bytes(content))
+        except (OSError, ShiftViTError) as error:
+            notice(f"the features are not kept: {error}")
+
+
+def _read_part(path: Path) -> dict[bytes, Floats]:
+    """Returns what a file of the store holds; a damaged one is deleted."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        digests, rows = tensors["digests"], tensors["features"]
+        whole = hashlib.sha256(content).hexdigest()[:32] == path.stem and digests.shape == (len(rows), 32)
+    except OSError:
+        return {}
+    except (SafetensorError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        path.unlink(missing_ok=True)
+        return {}
+    return {digest.tobytes(): row for digest, row in zip(digests, rows, strict=True)}
+
+
+class FeatureReader:
+    """Reads a data set as `read_dataset` does, and on the way the features of each picture.
+
+    Args:
+        open_model: is called with the (height, width) of the pictures, once; returns the key of the model for the
+            store, and what loads it when there is something to compute.
+
+    Attributes:
+        features: of each split, float32 (N, D), in the order of its pictures.
+        computed: how many were not in the store.
+        seconds: that reading took, in all.
+    """
+
+    def __init__(self, open_model: Callable[[tuple[int, int]], tuple[str, Callable[[], Extract]]]) -> None:
+        self._open_model = open_model
+        self._store: Store | None = None
+        self._load: Callable[[], Extract] | None = None
+        self._extract: Extract | None = None
+        self.features: dict[str, Floats] = {}
+        self.computed, self.seconds = 0, 0.0
+
+    def __call__(self, data: Dataset, rule: Preprocess) -> Dataset:
+        """Returns the same splits with `images`, as `read_dataset`; what cannot be decoded is left out."""
+        began, total = time.perf_counter(), sum(map(len, data.splits.values()))
+        before = self.computed
+        unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
+        splits: dict[str, Split] = {}
+        faults: list[str] = []
+        with Bar("features", total) as bar, self._keeping():
+            for name, split in data.splits.items():
+                splits[name], self.features[name], broken = self._read(split, rule, bar, began)
+                if not len(splits[name]):
+                    raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
+                faults += broken
+        say_faults(faults)
+        seconds, new = time.perf_counter() - began, self.computed - before
+        self.seconds += seconds
+        kept = f", {total - len(faults) - new:,} of them kept from before" if new < total - len(faults) else ""
+        rate = f"{total / seconds:,.0f} images/s"
+        notice(f"features of {count_of(total - len(faults), 'image')}{kept}: {seconds:.1f} s, {rate}")
+        return replace(data, splits=splits)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Keeps what was computed, whatever happens, and says so when it ends too early."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            notice(f"the features of {count_of(self.computed, 'image')} are kept; the same command goes on with them")
+            raise
+        finally:
+            if self._store is not None:
+                self._store.save()
+
+    def _read(self, split: Split, rule: Preprocess, bar: Bar, began: float) -> tuple[Split, Floats, list[str]]:
+        paths = split.paths or []
+        if split.images is None:
+            images = Pictures(paths, rule)
+            size = images.shape[1], images.shape[2]
+        else:
+            size = rule.output_shape(*split.images.shape[1:3])
+        if self._store is None:
+            key, self._load = self._open_model(size)
+            self._store = Store(f"{key} {size} {rule.model_dump_json()} {split.images is None}")
+        rows: list[Floats | None] = [None] * len(split)
+        faults: list[str] = []
+        waiting: list[tuple[int, bytes, Pixels]] = []
+        for number, digest, found in _prepared(split, rule, self._store):
+            if isinstance(found, str):
+                faults.append(found)
+            elif found is None:
+                rows[number] = self._store.get(digest)
+            else:
+                waiting.append((number, digest, found))
+                if len(waiting) == at_once(*size):
+                    self._compute(waiting, rows)
+            bar.update(bar.done + 1, f"{(bar.done + 1) / (time.perf_counter() - began):,.0f} images/s")
+        self._compute(waiting, rows)
+        usable = [number for number, row in enumerate(rows) if row is not None]
+        features = np.stack([row for row in rows if row is not None]) if usable else np.empty((0, 0), np.float32)
+        left = (
+            split.take(usable) if split.images is not None else Split(split.labels[usable], [paths[i] for i in usable])
+        )
+        if split.images is not None:
+            return replace(left, preprocess=rule), features, faults
+        nothing = rule.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
+        return replace(left, images=Pictures(left.paths or [], rule), preprocess=nothing), features, faults
+
+    def _compute(self, waiting: list[tuple[int, bytes, Pixels]], rows: list[Floats | None]) -> None:
+        """Computes the features of what is waiting, and empties it."""
+        if not waiting:
+            return
+        if self._extract is None:
+            assert self._load is not None
+            self._extract = self._load()
+        found = self._extract(np.stack([pixels for _, _, pixels in waiting]))
+        if not np.isfinite(found).all():
+            raise ShiftViTError("the model's features are not finite; restore it, or start from another one")
+        assert self._store is not None
+        self._store.add([digest for _, digest, _ in waiting], found)
+        for (number, _, _), row in zip(waiting, found, strict=True):
+            rows[number] = row
+        self.computed += len(waiting)
+        waiting.clear()
+
+
+def _prepared(split: Split, rule: Preprocess, store: Store) -> Iterator[tuple[int, bytes, Pixels | str | None]]:
+    """Yields of each image its number and digest with its pixels, what is wrong with it, or None if it is known.
+
+    In order and in bounded memory; images are read and decoded in threads.
+    """
+
+    def prepare(chunk: list[int]) -> list[tuple[int, bytes, Pixels | str | None]]:
+        return [(number, *_prepare(split, number, rule, store)) for number in chunk]
+
+    workers = min(8, cores())
+    numbers = iter(range(len(split)))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    running: deque[Future[list[tuple[int, bytes, Pixels | str | None]]]] = deque()
+    try:
+        while True:
+            while len(running) < 2 * workers and (chunk := list(itertools.islice(numbers, _CHUNK))):
+                running.append(pool.submit(prepare, chunk))
+            if not running:
+                return
+            yield from running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple[bytes, Pixels | str | None]:
+    if split.images is not None:
+        image = np.ascontiguousarray(split.images[number])
+        digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()
+        return digest, rule.pixels(image[None])[0] if store.get(digest) is None else None
+    path = os.fspath((split.paths or [])[number])
+    try:
+        content = read_bytes(path)
+        digest = hashlib.sha256(content).digest()
+        if store.get(digest) is not None:
+            return digest, None
+        return digest, rule.pixels(decode(content, name=path, **rule.decoding)[None])[0]
+    except ShiftViTError as error:
+        return b"", str(error)

@@ -1,0 +1,185 @@
+"""The recipe `probe`: a linear head on the features of a trained model, fitted by logistic regression."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.stored.find import is_checkpoint
+from shiftvit.config import ProbeConfig
+from shiftvit.console import Bar
+from shiftvit.data.find.dataset import Dataset
+from shiftvit.data.load import load_data
+from shiftvit.environment import cores
+from shiftvit.errors import notice
+from shiftvit.evaluation.features import Extract, graph_features, keras_features
+from shiftvit.evaluation.metrics import measure
+from shiftvit.model.network import ShiftViT
+from shiftvit.recipes.recipe import Recipe
+from shiftvit.training import runfolder
+from shiftvit.training.features import FeatureReader
+from shiftvit.training.results import keep_results
+from shiftvit.training.setup import resolve
+from shiftvit.training.start import take_weights
+
+Floats = NDArray[np.float32]
+# Features that vary by less than this share of what the typical one does are not scaled up further.
+_LEAST_SPREAD = 1e-3
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear layer: logits = features @ kernel + bias.
+
+    Attributes:
+        kernel, bias: float32 (D, C) and (C,).
+        strength: scikit-learn's C that was chosen.
+        rows: what each candidate gave: its strength, and top-1 and loss on training and validation images.
+    """
+
+    kernel: Floats
+    bias: Floats
+    strength: float
+    rows: list[dict[str, Any]]
+
+    def logits(self, features: Floats) -> Floats:
+        """Returns float32 (N, C) for features (N, D)."""
+        return features @ self.kernel + self.bias
+
+
+def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[Recipe, dict[str, Any]]:
+    """Fits a head in a run folder, which is new or holds an unfinished run, and keeps the model.
+
+    Args:
+        run: the folder.
+        recipe: with `probe`, after `apply_start`.
+        data: images in place of those that the recipe names.
+
+    Returns:
+        the resolved recipe, and the metrics.
+
+    Raises:
+        ShiftViTError: as `train`.
+    """
+    reader = FeatureReader(functools.partial(_open_model, recipe))
+    dataset = load_data(recipe, data, run, read=reader)
+    if dataset.test_is_validation:
+        reader.features["test"] = reader.features["validation"]
+    recipe = resolve(recipe, dataset)
+    with runfolder.open_run(run, recipe, dataset):
+        began, validation = time.perf_counter(), None
+        assert recipe.probe is not None
+        if dataset.validation is not None and not dataset.test_is_validation:
+            validation = reader.features["validation"], dataset.validation.labels
+        head = fit_head(reader.features["train"], dataset.train.labels, recipe.probe, validation)
+        seconds = reader.seconds + time.perf_counter() - began
+        runfolder.write_log(run, head.rows)
+        notice(f"evaluating on {len(dataset.test):,} test images")
+        bundle = _with_head(recipe, dataset, head)
+        count = sum(len(split) for split in dataset.splits.values())
+        training = {
+            "seconds": round(seconds, 2),
+            "images_per_second": round(count / max(reader.seconds, 1e-9), 1),
+            "epochs": 1,
+            "images": len(dataset.train),
+            "best_epoch": None,
+            "strength": head.strength,
+        }
+        logits = {name: head.logits(features) for name, features in reader.features.items()}
+        return recipe, keep_results(run, recipe, dataset, bundle, bundle.build(), training, logits)
+
+
+def fit_head(
+    features: Floats, labels: NDArray[np.int64], probe: ProbeConfig, validation: tuple[Floats, NDArray[np.int64]] | None
+) -> Head:
+    """Fits a multinomial logistic regression for each strength and keeps the one with the best validation top-1.
+
+    Of equal ones that with the lower loss is kept, then the stronger regularisation. The features are standardised for
+    the fit; the head takes them as they are.
+
+    Args:
+        features, labels: of the training images, float32 (N, D) and int64 (N,) with every class from 0 to C - 1.
+        probe: the strengths to try.
+        validation: features and labels to choose on; None: the training images, or there is no choice.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    mean = features.mean(axis=0, dtype=np.float64)
+    spread = features.std(axis=0, dtype=np.float64)
+    spread = np.maximum(spread, max(_LEAST_SPREAD * float(np.median(spread)), 1e-12))
+    scaled = (features - mean) / spread
+    model = LogisticRegression(max_iter=probe.iterations, warm_start=True)
+    measured = {"": (features, labels)} | ({} if validation is None else {"val_": validation})
+    heads: list[tuple[Floats, Floats]] = []
+    rows: list[dict[str, Any]] = []
+    with warnings.catch_warnings(), Bar("fitting the head", len(probe.strengths)) as bar:
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the loss is at its best up to there
+        for strength in sorted(probe.strengths):
+            model.set_params(C=strength).fit(scaled, labels)
+            heads.append(_head(model.coef_ / spread, model.intercept_, mean))
+            row = {"strength": strength}
+            for prefix, (inputs, truth) in measured.items():
+                found = measure(inputs @ heads[-1][0] + heads[-1][1], truth)
+                row |= {f"{prefix}{key}": found[key] for key in ("loss", "top1")}
+            rows.append(row)
+            bar.advance()
+    prefix = "" if validation is None else "val_"
+    best = min(range(len(rows)), key=lambda place: (-rows[place][f"{prefix}top1"], rows[place][f"{prefix}loss"]))
+    return Head(heads[best][0], heads[best][1], rows[best]["strength"], rows)
+
+
+def _head(
+    coefficients: NDArray[np.float64], intercept: NDArray[np.float64], mean: NDArray[np.float64]
+) -> tuple[Floats, Floats]:
+    """Returns kernel (D, C) and bias (C,) of scikit-learn's (C, D) and (C,); of two classes it has one row."""
+    bias = intercept - coefficients @ mean
+    if len(coefficients) == 1:
+        coefficients, bias = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-bias, bias]) / 2
+    return np.ascontiguousarray(coefficients.T, np.float32), bias.astype(np.float32)
+
+
+def _with_head(recipe: Recipe, dataset: Dataset, head: Head) -> Bundle:
+    model = ShiftViT(**recipe.model.arguments(), dtype="float32")
+    take_weights(model, recipe, dataset.class_names)
+    bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
+    return dataclasses.replace(bundle, weights={**bundle.weights, "head/kernel": head.kernel, "head/bias": head.bias})
+
+
+def _open_model(recipe: Recipe, size: tuple[int, int]) -> tuple[str, Callable[[], Extract]]:
+    """Returns what names the model of `start.source`, and what loads its features for images of that size."""
+    source = str(recipe.start.source)
+    rule, shape = recipe.preprocess, (*size, 3)
+    if is_checkpoint(source):
+        with Path(source).open("rb") as file:
+            key = hashlib.file_digest(file, "sha256").hexdigest()
+        graph = None
+    else:
+        bundle = Bundle.load(source)
+        digest = hashlib.sha256()
+        for path in sorted(path for path in bundle.weights if not path.startswith("head/")):
+            digest.update(path.encode() + np.ascontiguousarray(bundle.weights[path]).tobytes())
+        key, graph = digest.hexdigest(), bundle.graph
+
+    def load() -> Extract:
+        if graph is not None:
+            metadata, extract = graph_features(graph, cores(), repr(source))
+            scale = metadata.preprocess.mean, metadata.preprocess.std
+            if metadata.input_shape == shape and scale == (rule.mean, rule.std):
+                return extract
+        model = ShiftViT(**{**recipe.model.arguments(), "image_shape": shape, "num_classes": 1}, dtype="float32")
+        take_weights(model, recipe, ("",))
+        return keras_features(model, rule)
+
+    return f"{key} {recipe.model.model_dump_json(exclude={'image_shape', 'num_classes', 'dropout', 'drop_path'})}", load

@@ -1,0 +1,129 @@
+"""Graphs that resize by themselves, against Pillow and against the predictor."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shiftvit import Predictor, Preprocess, ShiftViTError
+from shiftvit.bundle.metadata import KEY, Metadata
+from shiftvit.data.decode.images import decode
+from shiftvit.exports.any_size import accept_any_size, make_images, open_metadata
+from shiftvit.exports.driver import export
+from shiftvit.exports.gate import MAX_DIFFERENCE_OF_SIZES, compare
+from shiftvit.serve.limits import Limits
+
+# Preprocessing of each kind: of the shorter side, of both sides, with and without a crop, at both places.
+RULES = [
+    Preprocess(resize=32, crop=(32, 32), crop_position="center"),
+    Preprocess(resize=40, crop=(32, 24), crop_position="center", interpolation="bicubic"),
+    Preprocess(resize=36, crop=32, crop_position="top_left", interpolation="nearest"),
+    Preprocess(resize=(20, 31), interpolation="bicubic"),
+    Preprocess(resize=(40, 48), crop=(31, 33), crop_position="center"),
+]
+
+
+def resizing_graph(rule, folder):
+    """A session whose graph only resizes, crops and rounds."""
+    import onnxruntime
+
+    height, width = rule.output_shape(64, 64)
+    inner = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        inner (uint8[batch, {height}, {width}, 3] images) => (uint8[batch, {height}, {width}, 3] probabilities) {{
+          probabilities = Identity(images)
+        }}"""
+    )
+    path = folder / "graph.onnx"
+    onnx.save(inner, path)
+    metadata = Metadata(labels=("a",), preprocess=rule, input_shape=(height, width, 3))
+    accept_any_size(path, rule, open_metadata(metadata))
+    session = onnxruntime.InferenceSession(path)
+    assert Metadata.parse(session.get_modelmeta().custom_metadata_map[KEY], "it").input_shape == (None, None, 3)
+    return session
+
+
+@pytest.fixture(scope="module", params=RULES, ids=str)
+def pair(request, tmp_path_factory):
+    return request.param, resizing_graph(request.param, tmp_path_factory.mktemp("any"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 9))
+def test_it_resizes_as_pillow_does(pair, height, width, seed):
+    rule, session = pair
+    images = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    found = session.run(None, {"images": images})[0]
+    expected = rule.pixels(images)
+    assert found.shape == expected.shape
+    if rule.interpolation == "nearest":
+        np.testing.assert_array_equal(found, expected)
+    # A pixel in the middle between two levels may be rounded to either.
+    exact = np.clip(rule.cropped(rule.resized(images)), 0, 255)
+    assert np.abs(found - exact).max() <= 0.5 + 1e-3
+
+
+def test_an_elongated_image_takes_no_more_memory(tmp_path):
+    session = resizing_graph(RULES[0], tmp_path)
+    assert session.run(None, {"images": np.full((1, 1, 200_000, 3), 7, np.uint8)})[0].max() == 7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return export("cifar10", "onnx", any_size=True, out=tmp_path_factory.mktemp("any") / "graph")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_it_answers_as_the_predictor(folder, runtime):
+    usual = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
+    graph = Predictor.from_pretrained(folder, runtime=runtime, threads=1)
+    assert graph.metadata.input_shape == (None, None, 3)
+    images = make_images(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    images += [image for image in images[:3] for _ in range(2)]  # several of one size share a batch
+    for found, expected in zip(graph(images), usual(images), strict=True):
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=2e-3)
+        assert found.label == expected.label
+
+
+@pytest.mark.slow
+def test_the_server_takes_it(folder):
+    from serving import picture, running
+    from shiftvit.inference.runtimes import load_graph
+
+    usual = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
+    with running(graph=load_graph(folder, "onnxruntime", 1), limits=Limits()) as server:
+        for size in ((32, 32), (90, 50)):
+            content = picture(1, size)
+            status, rows = server.post("/v1/classify?top_k=10", content)
+            assert status == 200
+            expected = dict(usual([content], top_k=10)[0].top)
+            assert {row["label"]: row["score"] for row in rows} == pytest.approx(expected, abs=2e-3)
+            tensor = {
+                "name": "images",
+                "datatype": "UINT8",
+                "shape": [1, *size, 3],
+                "data": decode(content).ravel().tolist(),
+            }
+            status, answer = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]}))
+            assert status == 200
+            assert answer["outputs"][0]["data"] == pytest.approx([expected[name] for name in usual.labels], abs=2e-3)
+        assert json.loads(server.ask("GET", "/v2/models/cifar10")[2])["inputs"][0]["shape"] == [-1, -1, -1, 3]
+
+
+@pytest.mark.parametrize(("form", "precision"), [("openvino", "f32"), ("onnx", "int8"), ("litert", "f32")])
+def test_what_cannot_take_any_size_says_so(form, precision, tmp_path):
+    with pytest.raises(ShiftViTError, match="only onnx in f32"):
+        export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
+
+
+def test_the_gate_takes_roundings_but_no_other_class():
+    expected = np.array([[0.7, 0.3], [0.5005, 0.4995]], np.float32)
+    for change, faults in ((0.0015, 1), (0.0001, 0), (0.01, 2)):
+        found = expected + np.array([-change, change], np.float32)
+        report = compare(found, expected, None, "f32", limit=MAX_DIFFERENCE_OF_SIZES)
+        assert len(report["faults"]) == faults, report
+    assert compare(found, expected, None, "f32")["faults"] != []

@@ -1,0 +1,83 @@
+"""Evaluation in ImageNet's layout: folders named by synset, all of the model's classes or a few."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sample import write_tree
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate
+from shiftvit.bundle.stored.published import imagenet_classes
+from shiftvit.cli.main import app
+from shiftvit.evaluation.images import read_images
+from shiftvit.evaluation.logits import predict_logits
+from tensors import set_random_weights
+
+SYNSETS = {"cat": "n02123045", "dog": "n02099601", "ship": "n03095699"}
+pytestmark = pytest.mark.usefixtures("plain_figures")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of ImageNet's 1,000 classes, and pictures of three of them under synsets, under names, and under both."""
+    root = tmp_path_factory.mktemp("synsets")
+    names, synsets = imagenet_classes()
+    model = ShiftViT((16, 16, 3), num_classes=1000, patch_size=4, embed_dim=24, depths=(1,))
+    set_random_weights(model)
+    bundle = Bundle.from_model(model, names, Preprocess(resize=16, crop=16))
+    dataclasses.replace(bundle, synsets=synsets).save(root / "model")
+    bundle.save(root / "without")
+    for kind in ("synsets", "names", "mixed"):
+        write_tree(root / kind / "val", per_class=8)
+        for number, (name, synset) in enumerate(SYNSETS.items()):
+            label = names[synsets.index(synset)]
+            called = {"synsets": synset, "names": label, "mixed": synset if number else label}[kind]
+            (root / kind / "val" / name).rename(root / kind / "val" / called)
+    return root
+
+
+def test_synsets_are_the_classes_that_they_identify(place: Path) -> None:
+    found, by_name, mixed = (evaluate(place / "model", str(place / kind)) for kind in ("synsets", "names", "mixed"))
+    names, synsets = imagenet_classes()
+    assert len(found["without_images"]) == 997
+    assert {row["class"] for row in found["classes"] if row["support"] == 8} == {
+        names[synsets.index(synset)] for synset in SYNSETS.values()
+    }
+    for other in (by_name, mixed):  # whose images come in another order
+        for key in ("top1", "top5", "n", "split"):
+            assert found[key] == other[key]
+        assert found["loss"] == pytest.approx(other["loss"])
+        assert found["among_others"] == pytest.approx(other["among_others"])
+
+
+def test_figures_over_all_classes_and_over_those_that_are_there(place: Path) -> None:
+    from shiftvit.data.find.find import find_data
+
+    bundle = Bundle.load(place / "model")
+    images = read_images(bundle, find_data(place / "synsets", training=False)).splits["validation"]
+    logits = predict_logits(bundle.build(), images.images, images.preprocess)
+    present = np.unique(images.labels)
+    found = evaluate(place / "model", str(place / "synsets"))
+    assert found["top1"] == (logits.argmax(axis=1) == images.labels).mean()
+    inner = found["among_others"]
+    assert inner["classes"] == 3
+    assert inner["n"] == found["n"] == 24
+    assert inner["top1"] == (present[logits[:, present].argmax(axis=1)] == images.labels).mean()
+    assert inner["top1"] >= found["top1"]
+    assert inner["top5"] == 1
+    said = CliRunner().invoke(app, ["evaluate", str(place / "model"), "--data", str(place / "synsets")]).output
+    assert "no images of 997 classes" in said
+    assert "with answers among those 3 alone: loss" in said
+
+
+def test_unknown_synsets_and_models_without_any_are_told(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShiftViTError, match="24 images of 3 others"):
+        evaluate(place / "without", str(place / "synsets"))
+    write_tree(tmp_path / "val", per_class=3)
+    (tmp_path / "val" / "cat").rename(tmp_path / "val" / "n00000001")
+    with pytest.raises(ShiftViTError, match="'n00000001'"):
+        evaluate(place / "model", str(tmp_path))
