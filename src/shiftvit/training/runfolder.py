@@ -10,6 +10,7 @@ bundle/            the trained model: weights and JSON
 model.keras        the same model in Keras' own format
 metrics.json       test, validation and training figures
 figures/           learning curves, confusion matrix, a grid of predictions
+evaluation/        what `shiftvit evaluate` found on the test images, and on other data in a folder each
 """
 
 from __future__ import annotations
