@@ -221,7 +221,7 @@ def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch
 
 
 def test_batches_of_one_size_are_asked_for(tmp_path, sample):
-    with pytest.raises(ShiftViTError, match=r"do not divide by train\.batch_size=48"):
+    with pytest.raises(ShiftViTError, match=r"cannot be divided by train\.batch_size=48"):
         train(recipe(loop="device", batch_size=48, drop_remainder=False), out=tmp_path / "run", data=sample)
     assert not (tmp_path / "run").exists()
 

@@ -25,7 +25,7 @@ TREE = {
 def test_what_is_parsed_is_what_was_dumped():
     metadata = Metadata.parse(json.dumps(TREE), "it")
     assert metadata.labels == ("cat", "dog")
-    assert metadata.size == (32, 32)
+    assert metadata.input_shape == (32, 32, 3)
     assert metadata.preprocess == Preprocess(resize=36, crop=(32, 32), mean=(125.3, 122.9, 113.8), std=64.0)
     for text in (metadata.dump(), metadata.dump().encode()):
         assert Metadata.parse(text, "it") == metadata

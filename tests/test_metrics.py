@@ -259,7 +259,7 @@ def test_mistakes_are_wrong_and_sorted(seed, count):
     ("call", "message"),
     [
         (lambda: class_rows(np.zeros((0, 3)), np.zeros(0, int), "abc"), "0 images"),
-        (lambda: class_rows(np.zeros((1, 3)), np.zeros(1, int), "ab"), "2 class names do not fit 3 classes"),
+        (lambda: class_rows(np.zeros((1, 3)), np.zeros(1, int), "ab"), "2 class names for 3 classes"),
         (lambda: macro(np.zeros((2, 3)), np.array([0, 3])), "0 to 3, do not fit"),
         (lambda: calibration(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
         (lambda: calibration(np.array([[2.0, -1.0]]), np.array([0])), r"give softmax\(logits\)"),

@@ -30,7 +30,7 @@ def demo(
         Path | None, typer.Option(metavar="FILE", help="The npm package onnxruntime-web (.tgz), if you have it.")
     ] = None,
 ) -> None:
-    """Write a page that runs a model in the browser, for any static host."""
+    """Write a web page that runs a model in the browser."""
     from shiftvit.serve.demo import write_demo
 
     files.check_folder_name(out)

