@@ -88,6 +88,10 @@ def main() -> None:
         "runtime_alone": round(statistics.median(pure), 1),
         "files_to_csv": round(statistics.median(inner), 1),
         "whole_process": round(statistics.median(whole), 1),
+        "rounds": {
+            "runtime_alone": [round(rate, 1) for rate in pure],
+            "files_to_csv": [round(rate, 1) for rate in inner],
+        },
         "share": round(statistics.median(a / b for a, b in zip(inner, pure, strict=True)), 4),
         "share_of_whole_process": round(statistics.median(a / b for a, b in zip(whole, pure, strict=True)), 4),
     }

@@ -163,8 +163,8 @@ def test_the_keyboard_is_enough(page):
     page.press(Keys.TAB)
     assert page.run("return document.activeElement.type") == "range"
     page.press(*[Keys.ARROW_LEFT] * 10)
-    assert page.run("return document.activeElement.value") == "50"
-    assert page.all(".heat")[0].value_of_css_property("opacity") == "0.5"
+    page.wait(lambda: page.run("return document.activeElement.value") == "50")
+    page.wait(lambda: page.all(".heat")[0].value_of_css_property("opacity") == "0.5")
 
 
 @slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import multiprocessing
@@ -197,6 +198,21 @@ def test_a_large_photograph_is_decoded_as_for_evaluation(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.probabilities, predictor([seen])[0].probabilities)
     whole = rule.pixels(decode(tmp_path / "photo.jpg")[None])[0]
     assert 0 < np.abs(whole.astype(float) - seen).mean() < 1
+
+
+@pytest.mark.parametrize("sizes", [{}, {"resize": 20, "crop": 16, "round_pixels": False}])
+def test_a_bundle_s_own_model_gives_the_predictor_s_numbers(tmp_path, sizes):
+    """With a temperature, images of another size than the model's, and settings that leave them unrounded."""
+    model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
+    bundle = Bundle.from_model(model, ("a", "b", "c"), Preprocess(mean=120.0, std=60.0, **sizes))
+    bundle = dataclasses.replace(bundle, temperature=0.25)
+    bundle.save(tmp_path / "model")
+    images = np.random.default_rng(0).integers(0, 256, (5, 30, 40, 3), np.uint8)
+    found = bundle.probabilities(bundle.build().predict_on_batch(bundle.prepare(images)))
+    answers = Predictor.from_pretrained(tmp_path / "model", runtime="keras")(images)
+    np.testing.assert_allclose(found, [answer.probabilities for answer in answers], atol=1e-6)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
 def test_nan_is_no_figure_of_an_evaluation(tmp_path):

@@ -13,12 +13,13 @@ import pytest
 
 import official
 from file_server import FileServer, serving
-from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, files
+from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
 from shiftvit.benchmark import benchmark
 from shiftvit.bundle.card import address_card
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
 from shiftvit.cli.main import main
 from shiftvit.exports import pull as pulling
@@ -187,6 +188,18 @@ def test_a_bundle_here_wins_and_a_notice_tells(
     assert Bundle.load(NAME).labels[0] == "0"
     assert f"the model of that name is '{place}'" in capsys.readouterr().err
     assert Bundle.load(place).labels[0] == "tench"
+
+
+def test_an_export_here_wins_and_a_notice_tells(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pull_published(NAME, checkpoint)
+    Path(NAME).mkdir()
+    shutil.copy(PRETRAINED / "cifar10" / "model.onnx", Path(NAME, "model.onnx"))
+    capsys.readouterr()
+    assert Predictor.from_pretrained(f"./{NAME}").labels[0] == "airplane"
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert Predictor.from_pretrained(NAME).labels[0] == "airplane"
+    assert capsys.readouterr().err.count("is the one here; the model of that name is") == 1
 
 
 def test_a_second_pull_must_bring_the_same_file(

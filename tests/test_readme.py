@@ -127,7 +127,7 @@ def made_small(name, arguments):
 
 def serve_weights(monkeypatch, folder):
     """Puts a small model with random values in the place of the authors' ImageNet model."""
-    small = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 1), "mlp_ratio": 2.0}
+    small = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 1, 1, 1), "mlp_ratio": 2.0}
     monkeypatch.setitem(PRESETS, "shiftvit_tiny_r2", Preset(small, (81.7, "ImageNet-1K, 224x224"), "for tests"))
     monkeypatch.setenv("SHIFTVIT_DATA", str(folder / "data"))
     file = folder / "weights.pth"

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
+from shiftvit import files
 from shiftvit.bundle.card import write_card
 from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
@@ -52,13 +54,13 @@ class Bundle:
     Attributes:
         config: the model's constructor arguments.
         labels: the class names, in the order of the logits.
-        preprocess: what turns uint8 images into the model's input.
+        preprocess: what turns uint8 images into the model's input; `prepare` applies it as predictions do.
         weights: variable path to array, float32 or float16.
         metrics: the measured figures, as in a run's `metrics.json`.
         versions: library name to the version that wrote the bundle.
         graph: the model as an ONNX graph, or None.
         temperature: divides the logits before the softmax, so that confidence matches accuracy (Guo et al., 2017,
-            section 4.2); the graph has it built in.
+            section 4.2); the graph has it built in, and `probabilities` applies it.
         card: the model card, in Markdown; None: `save` writes one from what the bundle holds.
         synsets: the WordNet identifiers of the labels, in their order; empty: none are known.
         provenance: where the weights come from, if they were not trained here.
@@ -192,8 +194,36 @@ class Bundle:
             manifest.provenance,
         )
 
+    def prepare(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turns images into the input of `build`'s model, exactly as `Predictor` does for every runtime.
+
+        Beyond `preprocess` that is: images are fitted to the model's size, as in `Preprocess.fitted`, and rounded.
+
+        Args:
+            images: uint8 (N, H, W, 3), RGB.
+
+        Returns:
+            float32 (N, h, w, 3).
+
+        Raises:
+            ShiftViTError: another dtype or shape, or images smaller than the crop.
+        """
+        height, width = self.config.image_shape[:2]
+        rule = self.preprocess if height is None or width is None else self.preprocess.fitted(height, width)
+        return rule.normalised(rule.pixels(images))
+
+    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Returns what `Predictor` answers for logits (N, C): their softmax at the temperature, float32 (N, C)."""
+        from scipy.special import softmax  # type: ignore[import-untyped]
+
+        result: NDArray[np.float32] = softmax(np.asarray(logits, np.float32) / np.float32(self.temperature), axis=-1)
+        return result
+
     def build(self, dtype: str | None = None) -> Any:
         """Returns the `ShiftViT` with these weights, under the current Keras backend.
+
+            logits = bundle.build().predict(bundle.prepare(images))
+            probabilities = bundle.probabilities(logits)  # as `Predictor` answers
 
         Args:
             dtype: the Keras dtype policy; None: the global one.
@@ -222,8 +252,9 @@ def check_place(path: Path) -> set[str]:
         which of the names of a bundle's files are someone else's in that folder.
 
     Raises:
-        ShiftViTError: something else is there.
+        ShiftViTError: something else is there, or the folder cannot be written.
     """
+    files.check_folder(path if path.is_dir() else path.parent)
     if not path.exists():
         return set()
     container = open_container(path, MANIFEST)

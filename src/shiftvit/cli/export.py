@@ -40,9 +40,10 @@ def export(
         Path | None, typer.Option(metavar="DIR", help="Folder to create (default: exports/MODEL-FORMAT-PRECISION).")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Data set to compare on (default: one with the model's classes).")
+        str | None,
+        typer.Option(metavar="PATH|NAME", help="Images or data set to compare on (default: those that the run kept)."),
     ] = None,
-    images: Annotated[int, typer.Option(help="Largest number of test images to compare on.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Largest number of images to compare on.")] = 10_000,
     any_size: Annotated[
         bool, typer.Option("--any-size", help="The graph takes images of any size and preprocesses them (ONNX, f32).")
     ] = False,

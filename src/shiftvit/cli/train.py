@@ -100,7 +100,7 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained model: on the images it was not trained on, or on others."""
+    """Evaluate a trained model on test images or others."""
     from shiftvit.bundle.stored.find import find_bundle
     from shiftvit.data.find.kept import name_some
 

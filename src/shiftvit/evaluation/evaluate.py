@@ -88,7 +88,7 @@ def evaluate(
     seconds = time.perf_counter() - began
     model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
     metrics.check_finite(logits, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
-    probabilities = softmax(logits / np.float32(loaded.temperature))
+    probabilities = loaded.probabilities(logits)
     counts = np.bincount(labels, minlength=len(loaded.labels))
     report = {
         "data": name,

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, graph_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
-from shiftvit.evaluation.metrics import softmax
 from shiftvit.exports import onnx_graphs
 from shiftvit.exports.any_size import accept_any_size
 
@@ -54,7 +53,7 @@ def reference(bundle: Bundle, metadata: Metadata, images: Pixels) -> NDArray[np.
         np.asarray(model.predict_on_batch(metadata.preprocess.normalised(images[first : first + BATCH_SIZE])))
         for first in range(0, len(images), BATCH_SIZE)
     ]
-    return softmax(np.concatenate(parts).astype(np.float32) / np.float32(bundle.temperature))
+    return bundle.probabilities(np.concatenate(parts))
 
 
 def _policy(metadata: Metadata) -> str:

@@ -25,7 +25,7 @@ from shiftvit.exports.any_size import open_metadata
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.exports.gate import MIN_IMAGES
-from shiftvit.files import write_json
+from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
 
 REPORT = "report.json"
@@ -79,6 +79,7 @@ def export(
             f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
             "choose another folder with --out"
         )
+    check_folder(folder)
     chosen = choose_images(model, bundle, metadata, data, images)
     if any_size:
         chosen = vary_sizes(chosen, metadata.preprocess)

@@ -18,7 +18,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container, open_container
-from shiftvit.bundle.stored.find import PRETRAINED, find_bundle
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, tell_which
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
 from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
@@ -155,10 +155,11 @@ def identify(model: str | Path) -> tuple[str, Any]:
         found = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES or entry.name == "saved_model"]
         if len(found) == 1:
             path = found[0]
-    if path.is_file() and path.suffix in _SUFFIXES:
-        return _SUFFIXES[path.suffix], path
-    if (path / "saved_model.pb").is_file():
-        return "SavedModel", path
+    kind = _SUFFIXES.get(path.suffix) if path.is_file() else None
+    kind = "SavedModel" if (path / "saved_model.pb").is_file() else kind
+    if kind is not None:
+        tell_which(str(model))
+        return kind, path
     container = find_bundle(model)
     has_graph = GRAPH in read_manifest(container).files
     return ("bundle with a graph" if has_graph else "bundle without a graph"), container
@@ -168,14 +169,11 @@ def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixe
     from shiftvit.backend import limit_threads
 
     limit_threads(threads)
-    from shiftvit.evaluation.metrics import softmax
 
     bundle = Bundle.load(container.where)
     metadata, model = graph_metadata(bundle), bundle.build("float32")
     normalised = metadata.preprocess.normalised
-    return metadata, lambda pixels: softmax(
-        np.asarray(model.predict_on_batch(normalised(pixels)), np.float32) / np.float32(bundle.temperature)
-    )
+    return metadata, lambda pixels: bundle.probabilities(model.predict_on_batch(normalised(pixels)))
 
 
 def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:

@@ -15,7 +15,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import confusion, fit_temperature, intervals, macro, measure, softmax
+from shiftvit.evaluation.metrics import confusion, fit_temperature, intervals, macro, measure
 from shiftvit.figures.grid import Tile, prediction_grid
 from shiftvit.figures.run import confusion_matrix, learning_curves
 from shiftvit.recipes.recipe import Recipe
@@ -130,7 +130,7 @@ def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bund
     images, labels = dataset.test.images, dataset.test.labels
     confusion_matrix(confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
     shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
-    rows = softmax(logits[shown] / np.float32(bundle.temperature))
+    rows = bundle.probabilities(logits[shown])
     tiles = [
         Tile(image, bundle.labels[row.argmax()], float(row.max()), bundle.labels[int(label)])
         for image, row, label in zip(images[shown], rows, labels[shown], strict=True)

@@ -10,6 +10,7 @@ bundle/            the trained model: weights and JSON
 model.keras        the same model in Keras' own format
 metrics.json       test, validation and training figures
 figures/           learning curves, confusion matrix, a grid of predictions
+evaluation/        what `shiftvit evaluate` found on the test images, and on other data in a folder each
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def choose_run(
         )
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load("quick" if recipe is None else recipe, **overrides)
+    files.check_folder(Path("runs") if out is None else Path(out))
     if out is None:
         stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         return recipe, _unused(Path("runs") / f"{recipe.name}-{stamp}")
@@ -151,6 +153,7 @@ def _choose_resumed(
             f"the run {str(run)!r} is complete; evaluate it, or train on from its weights in a new one: "
             f"--recipe finetune --set {shlex.quote(f'start.source={run}')}"
         )
+    files.check_folder(run)
     stored = Recipe.load(run / RECIPE)
     resumed = Recipe.load(run / RECIPE, **overrides)
     name, own = resumed.data.name, stored.data.name

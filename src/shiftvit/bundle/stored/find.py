@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ def find_bundle(path: str | Path) -> Container:
     given, path = str(path), Path(path)
     named = _find_named(given)
     if (here := _find_here(path)) is not None:
-        if named is not None:
-            notice(f"{given!r} is the one here; the model of that name is {str(named.where)!r}")
+        tell_which(given)
         return here
     if named is not None:
         return named
@@ -71,6 +71,17 @@ def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
     if container is None:
         raise _not_pulled(name)
     return read_tensors(container, read_manifest(container))
+
+
+def tell_which(given: str) -> None:
+    """Gives a notice, once, if a path that was taken for a model is also the name of one."""
+    if (named := _find_named(given)) is not None:
+        _tell(given, str(named.where))
+
+
+@cache
+def _tell(given: str, place: str) -> None:
+    notice(f"{given!r} is the one here; the model of that name is {place!r}")
 
 
 def is_name(given: str) -> bool:

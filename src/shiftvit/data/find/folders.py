@@ -97,7 +97,9 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         _check_meanings(path, named)
         if "train" in named.values() or not training:
             return 1, named
-    for one, other in itertools.combinations(tops, 2):
+    count = Counter(name for inner in within.values() for name in inner)
+    alike = [top for top in tops if sum(count[name] > 1 for name in within[top]) > 1]  # of thousands mostly none
+    for one, other in itertools.combinations(alike, 2):
         shared = sorted(within[one] & within[other])
         if len(shared) > 1:
             known = ", of which no name is that of a split," if not name_splits(tops) else ""

@@ -1,0 +1,75 @@
+"""A place that cannot be written is told before the work, not after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sample import write_tree
+from shiftvit import ShiftViTError, files
+from shiftvit.cli.main import app
+from shiftvit.data.decode import images
+from shiftvit.exports import driver
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lists the pictures that were read, and the exports that were begun."""
+    seen: list[str] = []
+    original = images._read
+
+    def reading(path: Path, max_bytes: int) -> bytes:
+        seen.append(str(path))
+        return original(path, max_bytes)
+
+    monkeypatch.setattr(images, "_read", reading)
+    monkeypatch.setattr(driver, "_build_and_prove", lambda *_: seen.append("export"))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --recipe photos --data {pets} --out",
+        "evaluate cifar10 --data {pets} --out",
+        "find-rate --recipe photos --data {pets} --figure",
+        "data check {pets} --figure",
+        "data show {pets} --out",
+        "explain {pets}/cat --out",
+        "predict {pets}/cat --grid",
+        "predict {pets}/cat --out",
+        "embed {pets}/cat --out",
+        "export cifar10 --format onnx --out",
+        "pack cifar10",
+    ],
+)
+def test_it_is_told_before_any_image_is_read(command: str, tmp_path: Path, reads: list[str]) -> None:
+    write_tree(tmp_path / "pets", 4)
+    (tmp_path / "file").write_text("")
+    endings = {
+        "--figure": ".png",
+        "--grid": ".png",
+        "explain": ".png",
+        "data": ".png",
+        "embed": ".npz",
+        "predict": ".csv",
+    }
+    ending = next((ending for word, ending in endings.items() if word in command.split()), "")
+    place = tmp_path / "file" / f"x{ending}"
+    answer = CliRunner().invoke(app, [*command.format(pets=tmp_path / "pets").split(), str(place)])
+    assert isinstance(answer.exception, ShiftViTError)
+    assert f"cannot write '{tmp_path / 'file'}" in str(answer.exception)
+    assert not reads
+    assert {path.name for path in tmp_path.iterdir()} == {"pets", "file"}
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ShiftViTError, match="it is a folder; name a file in it"):
+        files.check_file(tmp_path, (".png",))
+    for path in (tmp_path / "new", tmp_path / "new" / "deeper"):
+        files.check_folder(path)
+    with pytest.raises(ShiftViTError, match="No such file or directory"):
+        files.check_file(tmp_path / "new" / "x.png", (".png",))
+    assert not list(tmp_path.iterdir())
