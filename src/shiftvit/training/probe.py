@@ -31,7 +31,7 @@ from shiftvit.training import runfolder
 from shiftvit.training.features import FeatureReader
 from shiftvit.training.results import keep_results
 from shiftvit.training.setup import resolve
-from shiftvit.training.start import take_weights
+from shiftvit.training.start import put_weights, take_weights
 
 Floats = NDArray[np.float32]
 # Features that vary by less than this share of what the typical one does are not scaled up further.
@@ -179,7 +179,7 @@ def _open_model(recipe: Recipe, size: tuple[int, int]) -> tuple[str, Callable[[]
             if metadata.input_shape == shape and scale == (rule.mean, rule.std):
                 return extract
         model = ShiftViT(**{**recipe.model.arguments(), "image_shape": shape, "num_classes": 1}, dtype="float32")
-        take_weights(model, recipe, ("",))
+        put_weights(model, source, ("",))
         return keras_features(model, rule)
 
     return f"{key} {recipe.model.model_dump_json(exclude={'image_shape', 'num_classes', 'dropout', 'drop_path'})}", load

@@ -133,10 +133,13 @@ def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
         ShiftViTError: weights that cannot be read or do not fit the model.
     """
     source = recipe.start.source
-    if source is None:
-        return
-    head = _take_official(model, source) if is_checkpoint(source) else _take_bundle(model, source, labels)
-    notice(f"starting from {source} with {head}")
+    if source is not None:
+        notice(f"starting from {source} with {put_weights(model, source, labels)}")
+
+
+def put_weights(model: Any, source: str, labels: tuple[str, ...]) -> str:
+    """Does what `take_weights` does without a notice; returns which head the model has, in words."""
+    return _take_official(model, source) if is_checkpoint(source) else _take_bundle(model, source, labels)
 
 
 def freeze_stages(model: Any, count: int) -> None:
