@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 def embed(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH|DIR|GLOB|-...", help="Image files, folders or patterns; -: paths on stdin."),
+        typer.Argument(metavar="[PATH|DIR|GLOB|-]...", help="Image files, folders or patterns; -: paths on stdin."),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write: .npz or .parquet.")],
     model: Annotated[str, typer.Option(help="Run folder, bundle, ONNX export or model name.")] = "cifar10",
