@@ -32,11 +32,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def embed(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH|DIR|GLOB|-...", help="Image files, folders or patterns; -: paths on stdin."),
-    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write: .npz or .parquet.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH|DIR|GLOB|-]...",
+            help="Image files, folders or patterns; - reads a list of paths from standard input (default: the sample "
+            "images that come with shiftvit).",
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, ONNX export or model name.")] = "cifar10",
     runtime: Annotated[
         str, typer.Option(help="onnxruntime, keras; auto: onnxruntime if the model has a graph.")
