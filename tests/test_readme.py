@@ -189,7 +189,7 @@ def test_the_python_code_runs(sample, tmp_path, monkeypatch):
     code = "\n".join(line for line in code.splitlines() if ".pth" not in line)  # the authors' file, not ours to ship
     names = {"images": sample.test.images[:4]}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["logits"].shape == (4, 10)
+    assert names["probabilities"].shape == (4, 10)
     assert list(names["backbone"].pyramid_outputs) == ["P2", "P3", "P4", "P5"]
 
 

@@ -32,11 +32,15 @@ def add_to(app: typer.Typer) -> None:
 
 
 def embed(
-    paths: Annotated[
-        list[str],
-        typer.Argument(metavar="[PATH|DIR|GLOB|-]...", help="Image files, folders or patterns; -: paths on stdin."),
-    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="File to write: .npz or .parquet.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATH|DIR|GLOB|-]...",
+            help="Image files, folders or patterns; - reads a list of paths from standard input (default: the sample "
+            "images that come with shiftvit).",
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, ONNX export or model name.")] = "cifar10",
     runtime: Annotated[
         str, typer.Option(help="onnxruntime, keras; auto: onnxruntime if the model has a graph.")
@@ -50,7 +54,7 @@ def embed(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")] = False,
     max_pixels: Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")] = None,
 ) -> None:
-    """Turn images into features for search and clustering.
+    """Turn images into features, for search, clustering and duplicates.
 
     Writes the paths and the pooled features (float32, a row for each image) that the model's last layer takes.
     """

@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(
         epilog=examples(
             "shiftvit pack runs/mine mine.zip --half --onnx",
-            "shiftvit pack checkpoint.pth mine --preset shiftvit_base_r2 --labels names.txt",
+            "shiftvit pack my.pth mine --preset shiftvit_base_r2 --labels names.txt",
         )
     )(pack)
 
