@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "shiftvit serve",
             "shiftvit serve runs/pets --port 8080",
-            "shiftvit serve cifar10 pets=runs/pets-3 --host 0.0.0.0 --api-key-file keys.txt",
+            "shiftvit serve cifar10 pets=runs/3 --host 0.0.0.0 --api-key-file keys.txt",
             "curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify",
         )
     )(serve)
