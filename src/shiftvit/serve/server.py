@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -146,6 +146,31 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+class _Joined:
+    """A transport that sends what is written in one go of the event loop as one packet: an answer's head and body."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+
 def _protocol(limits: Limits) -> type[H11Protocol]:
     """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, and errors in JSON."""
 
@@ -154,7 +179,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
         _stuck: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
             # Else an answer's body waits until the client's kernel acknowledges its head, 40 ms. asyncio sets it only
             # for sockets that were made with the protocol's number.
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
