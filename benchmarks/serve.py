@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,25 @@ from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.inference.runtimes import Graph, load_graph
 
 ROUNDS = 3
-SECONDS = 6
-CLIENTS = 64
+# Seconds of a measurement, and clients: so many that batches fill, and so few that many batches end within it.
+FAST, SLOW = (6, 64), (24, 16)
 BATCHES = (1, 4, 16, 64)
 
 
-def measure_served(port: int, content: bytes, folder: Path) -> float:
+def measure_served(port: int, content: bytes, folder: Path, seconds: int, clients: int) -> float:
     """Returns answers per second to clients that ask again as soon as they are answered.
 
     The clients are wrk's where it is installed, else those of `Load`, whose own work is a fifth of the server's.
     """
     if shutil.which("wrk") is None:
         load = Load(port, content)
-        rate = asyncio.run(load.closed(CLIENTS, SECONDS))
+        rate = asyncio.run(load.closed(clients, seconds))
         assert set(load.statuses) == {200}, load.statuses
         return rate
     (folder / "picture").write_bytes(content)
     script = folder / "post.lua"
     script.write_text(f'wrk.method = "POST"\nwrk.body = io.open("{folder}/picture", "rb"):read("*a")\n')
-    command = ["wrk", "-t1", f"-c{CLIENTS}", f"-d{SECONDS:g}", "--timeout", "30", "-s", str(script)]
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}", "--timeout", "30", "-s", str(script)]
     said = subprocess.run(
         [*command, f"http://127.0.0.1:{port}/v1/classify"], capture_output=True, text=True, check=True
     )
@@ -126,6 +127,16 @@ def measure_alone(graph: Graph, batch: int, seconds: float) -> float:
         graph.run(pixels)
         done += batch
     return done / took
+
+
+def wait_until_idle(port: int) -> None:
+    """Waits for the answers to clients that have left."""
+    while True:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+            waiting = re.search(rb"shiftvit_queue_images\{.*\} (\S+)", answer.read())
+        if waiting and float(waiting[1]) == 0:
+            return
+        time.sleep(0.1)
 
 
 def memory(process: subprocess.Popen[str]) -> float | None:
@@ -216,15 +227,17 @@ def measure(model: str | Path, folder: Path) -> dict[str, Any]:
         try:
             alone: dict[int, list[float]] = {batch: [] for batch in BATCHES}
             served, shares = [], []
-            asyncio.run(Load(port, content).closed(CLIENTS, 2))
+            seconds, clients = FAST if measure_alone(graph, 16, 1) > 100 else SLOW
+            asyncio.run(Load(port, content).closed(clients, 2))
             for _ in range(ROUNDS):
                 for batch in BATCHES:
-                    alone[batch].append(measure_alone(graph, batch, SECONDS / len(BATCHES)))
-                served.append(measure_served(port, content, folder))
+                    alone[batch].append(measure_alone(graph, batch, seconds / len(BATCHES)))
+                served.append(measure_served(port, content, folder, seconds, clients))
                 shares.append(served[-1] / max(rates[-1] for rates in alone.values()))
             rate = statistics.median(served)
+            wait_until_idle(port)
             half = Load(port, content)
-            asyncio.run(half.open(rate / 2, 10))
+            asyncio.run(half.open(rate / 2, 10 if clients > 16 else 40))
             strain = asyncio.run(overload(process, port, content, 4 * rate))
         finally:
             process.terminate()
@@ -235,7 +248,8 @@ def measure(model: str | Path, folder: Path) -> dict[str, Any]:
         "input": list(graph.metadata.input_shape),
         "picture_bytes": len(content),
         "rounds": ROUNDS,
-        "clients": CLIENTS,
+        "clients": clients,
+        "seconds": seconds,
         "client": "wrk" if shutil.which("wrk") else "benchmarks/serve.py",
         "start_seconds": round(start, 2),
         "runtime_alone": {str(batch): round(statistics.median(rates), 1) for batch, rates in alone.items()},

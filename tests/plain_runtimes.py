@@ -23,7 +23,7 @@ def onnx(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     yield from session.get_modelmeta().custom_metadata_map.items()
-    (entry,), (result,) = session.get_inputs(), session.get_outputs()
+    (entry,), (result, _) = session.get_inputs(), session.get_outputs()  # the other is the map before the mean
     yield "signature", [entry.name, entry.type, str(entry.shape), result.name, result.type]
     for batch in batches:
         yield str(len(batch)), session.run(["probabilities"], {"images": batch})[0]
