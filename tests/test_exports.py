@@ -111,7 +111,7 @@ def test_metadata_lie_where_the_format_has_them(name, precision):
     assert metadata.input_shape == (32, 32, 3)
     # What the data set's images need, and a photograph too.
     assert (metadata.preprocess.mean, metadata.preprocess.std) == (bundle.preprocess.mean, bundle.preprocess.std)
-    assert metadata.preprocess.output_shape(600, 800) == metadata.size
+    assert metadata.preprocess.output_shape(600, 800) == metadata.input_shape[:2]
     assert metadata.versions["keras"]
     separator = {"onnx": ",", "openvino": " ", "litert": "\n"}.get(name)
     if separator:

@@ -108,7 +108,7 @@ def test_the_heat_map_covers_what_the_model_sees_of_the_picture(page, server, mo
     assert heat.rect == pytest.approx(whole, abs=1)
     assert page.texts(".legend") == ["Coloured is what speaks for cat."]
     page.run("const s = document.querySelector('.strength input'); s.value = 20; s.dispatchEvent(new Event('input'))")
-    assert heat.value_of_css_property("opacity") == "0.2"
+    page.wait(lambda: heat.value_of_css_property("opacity") == "0.2")
     monkeypatch.setattr(server.model, "explain", explain)
     before = heat.get_attribute("src")
     page.all(".bar")[2].click()  # another class

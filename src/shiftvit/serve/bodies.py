@@ -16,6 +16,8 @@ from shiftvit.serve.limits import Limits
 
 # Nested lists and objects in JSON; a batch of pictures as nested lists has four.
 _DEEPEST = 16
+# Of a body that is too large, so many times the limit is read.
+_READ_AND_DROPPED = 4
 _CONTAINERS: dict[str, type] = {"start_map": dict, "start_array": list}
 
 
@@ -52,16 +54,25 @@ class Bodies:
         too_large = Refused(
             413, f"the body has more than {limit:,} bytes; send a smaller picture", {"Connection": "close"}
         )
-        declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > limit:
+        # More digits than these are beyond any limit.
+        declared = int(text[:18]) if (text := request.headers.get("content-length", "")).isdecimal() else 0
+        # Who asks first, or would send for long, is told at once. Others send before they read, and lose the answer if
+        # the connection closes on them; so what they send is read and dropped.
+        if declared > limit and (declared > _READ_AND_DROPPED * limit or "expect" in request.headers):
             raise too_large
+        received = 0
         async for chunk in request.stream():
-            if len(content) + len(chunk) > limit:
-                raise too_large
+            received += len(chunk)
+            if received > _READ_AND_DROPPED * limit:
+                break
+            if max(received, declared) > limit:
+                continue
             if self._held + len(chunk) > self._limits.max_buffered:
                 raise refuse_full()
             content += chunk
             self._held += len(chunk)
+        if received > limit:
+            raise too_large
 
 
 async def parse_json(content: bytes) -> dict[str, Any]:
