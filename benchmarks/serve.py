@@ -69,11 +69,16 @@ class Load:
         self.seconds: list[float] = []
         self.statuses: collections.Counter[int] = collections.Counter()
 
-    async def ask(self, line: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-        reader, writer = line
+    async def ask(self, line: list[Any]) -> None:
         began = time.perf_counter()
-        writer.write(self.request)
-        head = await reader.readuntil(b"\r\n\r\n")
+        line[1].write(self.request)
+        try:
+            head = await line[0].readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):  # the server closes what was idle for long
+            line[:] = await asyncio.open_connection("127.0.0.1", self.port)
+            line[1].write(self.request)
+            head = await line[0].readuntil(b"\r\n\r\n")
+        reader = line[0]
         found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         await reader.readexactly(int(found[1]) if found else 0)
         status = int(head.split(b" ", 2)[1])
@@ -82,7 +87,7 @@ class Load:
             self.seconds.append(time.perf_counter() - began)
 
     async def _connect(self, count: int) -> list[Any]:
-        return [await asyncio.open_connection("127.0.0.1", self.port) for _ in range(count)]
+        return [[*await asyncio.open_connection("127.0.0.1", self.port)] for _ in range(count)]
 
     async def closed(self, clients: int, seconds: float) -> float:
         """Each client asks again as soon as it is answered; returns answers per second."""
