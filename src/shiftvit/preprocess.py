@@ -95,7 +95,7 @@ class Preprocess(Settings):
         """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
 
         A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
-        several times faster with photographs and differs by less than a level on average.
+        faster with photographs and differs slightly from decoding it whole.
         """
         least = None
         if self.resize is not None:

@@ -1,7 +1,7 @@
 """Puts the preprocessing into an ONNX graph, which then takes uint8 images of any size.
 
-In ONNX Runtime, ONNX's own `Resize` with antialiasing differs from Pillow's by up to 10 of 255 levels, and other
-runtimes have a third opinion. Resizing is linear in the pixels, so the graph does it as two matrix products. Their
+In ONNX Runtime, ONNX's own `Resize` with antialiasing differs from Pillow's by several levels (docs/export.md), and
+other runtimes may differ again. Resizing is linear in the pixels, so the graph does it as two matrix products. Their
 matrices follow Pillow's definition: a filter stretched to the ratio of the sizes, whose weights are divided by their
 sum. They have rows only for the pixels that the crop keeps, so that an elongated image takes no more memory.
 """
