@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -167,13 +168,17 @@ def _list(name: str, recursive: bool, all_files: bool, single: bool) -> tuple[St
     try:
         found = list_images([name], recursive=recursive, all_files=all_files)
     except ShiftViTError:
-        if not Path(name).is_dir():
-            raise
-        shards = [path for path in list_images([name], recursive=recursive, all_files=True) if _is_parquet(path)]
+        shards = _shards(name, recursive) if Path(name).is_dir() else []
         if not shards:
             raise
         return local, shards
     return local, [path for path in found if single or not is_companion(path)]
+
+
+def _shards(folder: str, recursive: bool) -> list[str]:
+    with suppress(ShiftViTError):
+        return [path for path in list_images([folder], recursive=recursive, all_files=True) if _is_parquet(path)]
+    return []
 
 
 def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files: bool) -> list[str]:

@@ -236,7 +236,7 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ShiftViTError(f"the engine 'ray' is not installed; {install_hint('ray')}") from error
+        raise ShiftViTError(f"the engine 'ray' is not installed; {install_hint('ray[data]')}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
