@@ -173,7 +173,8 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
     for path in paths:
         sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
     # A shell's pattern names the videos and notes of live photos, too.
-    return [source for source in sources if len(sources) == 1 or isinstance(source, bytes) or not is_companion(source)]
+    files = {source for source in sources if isinstance(source, str)}
+    return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
 
 
 def _standard_input() -> list[Any]:

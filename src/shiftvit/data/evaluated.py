@@ -14,9 +14,9 @@ import numpy as np
 from shiftvit.data import named
 from shiftvit.data.decode.rows import row_of
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.kept import SPLITS_TABLE, find_gone, name_some, read_splits, take_rows, within
+from shiftvit.data.find.kept import SPLITS_TABLE, name_some, read_splits, take_rows, within
+from shiftvit.data.find.splits import split_as
 from shiftvit.data.find.words import name_splits
-from shiftvit.data.load import split_as
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.recipes.recipe import Recipe
 
@@ -130,7 +130,7 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
             f"the run has no {part} images, it has {join_words(there)}; use --split all, or leave it out"
         )
     rows = [row for row in rows if row[0] == part or part in (ALL, _EACH)]
-    gone = find_gone(data, rows)
+    chosen, gone = take_rows(data, rows)
     if gone:
         kind = "image" if part in (ALL, _EACH) else f"{part} image"
         told = f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), kind)}: "
@@ -138,10 +138,8 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
         if len(gone) == len(rows):
             raise ShiftViTError(f"{told}; put them back, or name the place that they moved to with --data")
         notice(f"note: {told}; the others are evaluated")
-        lost = {*gone}
-        rows = [row for row in rows if row not in lost]
-    chosen = take_rows(data, rows, tuple(sorted({label for _, _, label in rows})))
-    return Evaluated(_choose(chosen, part), part in (_default(there), _EACH), sum(row[0] == "train" for row in rows))
+    trained_on = len(chosen.splits.get("train", ()))
+    return Evaluated(_choose(chosen, part), part in (_default(there), _EACH), trained_on)
 
 
 def _is_moved(data: Dataset, rows: Sequence[Row], own: Path) -> bool:

@@ -11,7 +11,6 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import name_some
 from shiftvit.data.find.words import normal
-from shiftvit.data.load import say_counts
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, notice
 
@@ -38,7 +37,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
             preprocess = preprocess.fitted(height, width)
     data = read_dataset(data, preprocess, training=False)
     if data.path is not None:
-        say_counts(data)
+        data.say_counts()
     splits = {name: replace(split, labels=places[split.labels]) for name, split in data.splits.items()}
     return replace(data, splits=splits, class_names=loaded.labels)
 

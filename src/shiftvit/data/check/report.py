@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
-from shiftvit.data.find.dataset import Dataset, spread_of
+from shiftvit.data.find.dataset import Dataset, describe_range
 from shiftvit.errors import count_of
 from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, whole_ticks
 
@@ -181,7 +181,7 @@ class Report:
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
-            rows[split] = f"{count_of(part['images'], 'image')}, {spread_of(counts)} a class" + (
+            rows[split] = f"{count_of(part['images'], 'image')}, {describe_range(counts)} a class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
             rows[split] += " (as training makes it)" if split in self.made else ""
