@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import name_some
-from shiftvit.data.find.words import normal
+from shiftvit.data.find.words import normalise_name
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, notice
 
@@ -50,7 +50,7 @@ def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     Raises:
         ShiftViTError: images of classes that the model does not know.
     """
-    labels, names = tuple(map(normal, loaded.labels)), data.class_names
+    labels, names = tuple(map(normalise_name, loaded.labels)), data.class_names
     known = {synset: index for index, synset in enumerate(loaded.synsets)} | {
         label: index for index, label in enumerate(labels)
     }

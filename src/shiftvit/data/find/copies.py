@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
 from shiftvit.console import Bar
-from shiftvit.data.decode.formats import kind_of
+from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.environment import cores
@@ -86,7 +86,7 @@ def _digest_end(path: str) -> Hashable:
     """Returns a hash of the last bytes of an image; None: it is no picture, or cannot be read."""
     try:
         with Path(path).open("rb") as file:
-            if kind_of(file.read(_HEAD)) is None:
+            if find_kind(file.read(_HEAD)) is None:
                 return None
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             return hashlib.file_digest(file, "blake2b").digest()

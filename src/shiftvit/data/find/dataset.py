@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.find.words import normal
+from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.preprocess import Preprocess
 
@@ -162,7 +163,7 @@ def number_classes(
     Raises:
         ShiftViTError: no images, or none for training; a class without training images; a name that is no text.
     """
-    rows = [(split, image, normal(name)) for split, image, name in rows]
+    rows = [(split, image, normalise_name(name)) for split, image, name in rows]
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
@@ -174,7 +175,7 @@ def number_classes(
         raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
         names = sorted({name for _, _, name in (by_split["train"] if training else rows)}, key=natural)
-    names = [*map(normal, names)]
+    names = [*map(normalise_name, names)]
     for image in (image for _, image, _ in rows):
         if not is_text(image):
             raise ShiftViTError(f"the name {os.fsencode(image)!r} of an image is not valid UTF-8; rename it")
@@ -205,8 +206,8 @@ def check_names(data: Dataset) -> Dataset:
         if not name.strip() or any(unicodedata.category(letter) in {"Cc", "Zl", "Zp"} for letter in name):
             what = "has line breaks or control characters" if name.strip() else "is blank"
             raise ShiftViTError(f"the class name {name!r} of {data.name!r} {what}; rename the class")
-    if len({*map(normal, names)}) < len(names):
-        twice = next(name for number, name in enumerate(names) if normal(name) in map(normal, names[:number]))
+    if len({*map(normalise_name, names)}) < len(names):
+        twice, _ = Counter(map(normalise_name, names)).most_common(1)[0]
         raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; give each a name of its own")
     return data
 

@@ -13,7 +13,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.data.decode.rows import is_image
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.words import normal
+from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 
 # The table in a run folder that says which image is in which split.
@@ -60,7 +60,7 @@ def read_splits(table: Path) -> list[Row]:
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
-    return [(split, image, normal(label)) for split, image, label in lines]
+    return [(split, image, normalise_name(label)) for split, image, label in lines]
 
 
 def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Dataset:

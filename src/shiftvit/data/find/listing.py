@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
-from shiftvit.data.decode.rows import row_of
+from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError
 
@@ -89,13 +89,13 @@ def split_list(content: bytes) -> list[str] | None:
 
 
 def _exists(name: str) -> bool:
-    return os.path.lexists(name) or row_of(name) is not None
+    return os.path.lexists(name) or find_row(name) is not None
 
 
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     if Path(name).is_dir():
         yield from _walk(name, recursive, all_files)
-    elif os.path.lexists(name) or row_of(name):
+    elif os.path.lexists(name) or find_row(name):
         yield name
     elif glob.has_magic(name):
         # As the user wrote it: pathlib's own globbing has no way to begin at an absolute path or above this folder.

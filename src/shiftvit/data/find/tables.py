@@ -14,9 +14,9 @@ from pathlib import Path
 
 from shiftvit.data.decode.parquet import LABEL_NAMES
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
-from shiftvit.data.decode.rows import is_image, row_of
+from shiftvit.data.decode.rows import find_row, is_image
 from shiftvit.data.find.dataset import Row
-from shiftvit.data.find.words import is_litter, name_splits, normal
+from shiftvit.data.find.words import is_litter, name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, join_words
 
 # The names of columns, in small letters alone; of several the first is used.
@@ -194,7 +194,7 @@ def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], w
     blank = next((column for column, value in values.items() if not value.strip()), None)
     if blank:
         raise ShiftViTError(f"line {number} of {form} has no {blank}; give one, or remove the line")
-    return values.get("split", "train").strip(), values["path"], normal(values["label"])
+    return values.get("split", "train").strip(), values["path"], normalise_name(values["label"])
 
 
 class _Finder:
@@ -223,7 +223,7 @@ class _Finder:
         for way in dict.fromkeys([name, stripped, slashed]):  # a file's name may end in a space, but mostly does not
             if is_image(str(self.base / way)):
                 return str(self.base / way)
-        if row_of(stripped):
+        if find_row(stripped):
             return None
         path = self.base / slashed
         place = Path(path.anchor)
@@ -232,7 +232,9 @@ class _Finder:
             is_wanted = Path.is_file if number == len(parts) else Path.is_dir
             alike = [place / part]
             if not is_wanted(alike[0]):
-                alike = [found for found in self._list(place).get(normal(part).casefold(), []) if is_wanted(found)]
+                alike = [
+                    found for found in self._list(place).get(normalise_name(part).casefold(), []) if is_wanted(found)
+                ]
             if len(alike) != 1:
                 return None
             place = alike[0]
@@ -245,7 +247,7 @@ class _Finder:
             with contextlib.suppress(OSError):
                 for place in folder.iterdir():
                     keys = {place.name, *([place.stem] if place.suffix.lower() in IMAGE_SUFFIXES else [])}
-                    for key in {normal(key).casefold() for key in keys}:
+                    for key in {normalise_name(key).casefold() for key in keys}:
                         found.setdefault(key, []).append(place)
             self._lists[folder] = found
         return self._lists[folder]
