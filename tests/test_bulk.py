@@ -32,7 +32,7 @@ from shiftvit.inference.bulk import run_bulk
 from shiftvit.inference.embed import Embedding
 from shiftvit.inference.predict import Failure, as_object
 from shiftvit.inference.storage import Folder, is_uri
-from shiftvit.inference.worker import Task, Worker, count_errors, encode, pack, part_name
+from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
 
 PIXELS = load_sample().test.images
 
@@ -449,7 +449,7 @@ def test_an_actor_that_is_killed_loses_and_doubles_nothing(cluster, many, tmp_pa
     thread.join()
     assert 3 <= killed[0] < 150
     assert done.images == 1500
-    assert sorted(path.name for path in out.iterdir()) == [part_name(n, "jsonl") for n in range(150)] + ["run.json"]
+    assert sorted(path.name for path in out.iterdir()) == [name_part(n, "jsonl") for n in range(150)] + ["run.json"]
     assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
 
 

@@ -13,7 +13,7 @@ from shiftvit.errors import ShiftViTError, count_of, nearest, notice
 _ENGINES = ("local", "ray")
 
 
-def on_ray(engine: str, address: str | None, workers: int | None) -> bool:
+def wants_ray(engine: str, address: str | None, workers: int | None) -> bool:
     """Returns whether Ray is to do it.
 
     Raises:
@@ -78,12 +78,12 @@ def run_on_ray(
         except KeyboardInterrupt:
             notice(f"stopped after {count_of(done.images, 'image')}; the same command continues")
             raise typer.Exit(130) from None
-    notice(_told(out, done))
+    notice(_tell(out, done))
     if done.failures and strict:
         raise typer.Exit(3)
 
 
-def _told(out: str, done: Any) -> str:
+def _tell(out: str, done: Any) -> str:
     told = []
     if done.before:
         told.append(f"{count_of(done.before, 'image')} were there before")

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiftvit.cli.bulk import on_ray, refuse_for_ray, run_on_ray
+from shiftvit.cli.bulk import refuse_for_ray, run_on_ray, wants_ray
 from shiftvit.cli.inputs import (
     Address,
     AllFiles,
@@ -94,7 +94,7 @@ def predict(
     from shiftvit.figures.grid import GRID_ENDINGS
     from shiftvit.inference.predict import Predictor
 
-    if on_ray(engine, address, workers):
+    if wants_ray(engine, address, workers):
         refuse_for_ray(grid=grid)
         options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
         options |= {"kind": kind, "top_k": top_k, "max_pixels": max_pixels}
@@ -197,12 +197,12 @@ def _choose_format(kind: str | None, out: Path | None) -> Format:
 def _check_rows_file(out: Path, inputs: list[str]) -> None:
     from shiftvit import files
     from shiftvit.cli.rows import ENDINGS
-    from shiftvit.data.decode.formats import kind_of
+    from shiftvit.data.decode.formats import find_kind
 
     files.check_file(out, tuple(ENDINGS), inputs)
     if out.is_file():
         with contextlib.suppress(OSError), out.open("rb") as file:
-            if kind_of(file.read(300)) is not None:
+            if find_kind(file.read(300)) is not None:
                 raise ShiftViTError(f"{str(out)!r} is a picture, and would be overwritten by text; name another file")
 
 

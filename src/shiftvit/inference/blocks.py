@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shiftvit.data.decode.parquet import find_columns, images_of, open_parquet
+from shiftvit.data.decode.parquet import find_columns, open_parquet, read_groups
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import NO_IMAGE
 from shiftvit.data.find.listing import is_companion, list_images
@@ -52,20 +52,20 @@ class Inputs:
         self.entries: list[Entry] = []
         self.roots: set[str] = set()
         for name in names:
-            storage, paths = _list(name, recursive, all_files, single=len(names) == 1)
+            storage, paths = _list(name, recursive, all_files)
             if storage not in self.storages:
                 self.storages.append(storage)
             self._add(self.storages.index(storage), paths)
             if storage.filesystem is None:
                 parents = {os.path.dirname(storage.place(path)) for path in paths}  # noqa: PTH120  (there may be millions)
                 self.roots.update(parent for parent in parents if Path(parent).is_dir())
-        self.count = sum(map(count_of_entry, self.entries))
+        self.count = sum(map(count_images, self.entries))
 
     def _add(self, at: int, paths: list[str]) -> None:
         storage = self.storages[at]
         shards = [path for path in paths if _is_parquet(path)]
         with ThreadPoolExecutor(_READERS) as pool:
-            sizes = dict(zip(shards, pool.map(partial(_group_sizes, storage), shards), strict=True))
+            sizes = dict(zip(shards, pool.map(partial(_read_group_sizes, storage), shards), strict=True))
         for path in paths:
             if path not in sizes:
                 self.entries.append((at, path))
@@ -93,7 +93,7 @@ class Inputs:
         images = 0
         for entry in self.entries:
             block.append(entry)
-            images += count_of_entry(entry)
+            images += count_images(entry)
             if images >= size:
                 yield block
                 block, images = [], 0
@@ -101,7 +101,7 @@ class Inputs:
             yield block
 
 
-def count_of_entry(entry: Entry) -> int:
+def count_images(entry: Entry) -> int:
     """Returns how many images an entry has."""
     return entry[4] if len(entry) == 5 else 1
 
@@ -119,18 +119,18 @@ def read_entries(entries: Sequence[Entry], storages: Sequence[Storage]) -> Itera
 def _read_rows(storage: Storage, path: str, group: int, first: int, count: int) -> Iterator[Named]:
     row = first
     try:
-        with open_parquet(storage.name(path), _opener(storage, path)) as file:
-            for images in images_of(file, find_columns(storage.name(path), file), [group]):
+        with open_parquet(storage.name(path), _make_opener(storage, path)) as file:
+            for images in read_groups(file, find_columns(storage.name(path), file), [group]):
                 for image in images:
                     name = f"{storage.name(path)}#{row}"
-                    yield Named(name, partial(_image, name, image.as_buffer()))
+                    yield Named(name, partial(_check_image, name, image.as_buffer()))
                     row += 1
     except ShiftViTError as error:  # the rest of the rows have it for their error
         for left in range(row, first + count):
             yield Named(f"{storage.name(path)}#{left}", partial(_fail, str(error)))
 
 
-def _image(name: str, buffer: Any) -> bytes:
+def _check_image(name: str, buffer: Any) -> bytes:
     if not buffer:
         _fail(f"{name!r} {NO_IMAGE}")
     return bytes(buffer)
@@ -140,16 +140,16 @@ def _fail(message: str) -> NoReturn:
     raise ShiftViTError(message)
 
 
-def _opener(storage: Storage, path: str) -> Callable[[], Any]:
+def _make_opener(storage: Storage, path: str) -> Callable[[], Any]:
     from pyarrow import fs  # type: ignore[import-untyped]
 
     filesystem = storage.filesystem or fs.LocalFileSystem()
     return partial(filesystem.open_input_file, storage.place(path))
 
 
-def _group_sizes(storage: Storage, path: str) -> list[int]:
+def _read_group_sizes(storage: Storage, path: str) -> list[int]:
     """Returns the number of rows in each row group of a Parquet file of images."""
-    with open_parquet(storage.name(path), _opener(storage, path)) as file:
+    with open_parquet(storage.name(path), _make_opener(storage, path)) as file:
         find_columns(storage.name(path), file)
         return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
@@ -158,7 +158,7 @@ def _is_parquet(path: str) -> bool:
     return path.lower().endswith(".parquet")
 
 
-def _list(name: str, recursive: bool, all_files: bool, single: bool) -> tuple[Storage, list[str]]:
+def _list(name: str, recursive: bool, all_files: bool) -> tuple[Storage, list[str]]:
     """Returns the files that a name stands for; a Parquet file stands for its images."""
     if is_uri(name):
         storage, path = open_storage(name)
@@ -168,14 +168,15 @@ def _list(name: str, recursive: bool, all_files: bool, single: bool) -> tuple[St
     try:
         found = list_images([name], recursive=recursive, all_files=all_files)
     except ShiftViTError:
-        shards = _shards(name, recursive) if Path(name).is_dir() else []
+        shards = _find_shards(name, recursive) if Path(name).is_dir() else []
         if not shards:
             raise
         return local, shards
-    return local, [path for path in found if single or not is_companion(path)]
+    files = {*found}
+    return local, [path for path in found if not is_companion(path, files)]
 
 
-def _shards(folder: str, recursive: bool) -> list[str]:
+def _find_shards(folder: str, recursive: bool) -> list[str]:
     with suppress(ShiftViTError):
         return [path for path in list_images([folder], recursive=recursive, all_files=True) if _is_parquet(path)]
     return []
@@ -197,7 +198,10 @@ def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files
             found.append((parts, info.path))
     whole = [path for _, path in sorted(found)]
     pictures = [path for path in whole if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
-    chosen = whole if all_files else pictures or [path for path in whole if _is_parquet(path)]
+    chosen = pictures or [path for path in whole if _is_parquet(path)]
+    if all_files:
+        others = {*whole}
+        chosen = [path for path in whole if not is_companion(path, others)]
     if not chosen:
         mends = "" if recursive else "; --recursive looks into the folders within"
         raise ShiftViTError(f"{name!r} holds no image files{mends}")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
-from shiftvit.inference.blocks import Entry, Inputs, count_of_entry
+from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.storage import Folder
-from shiftvit.inference.worker import FORMATS, MANIFEST, Held, Task, Worker, count_errors, pack, part_name, read_model
+from shiftvit.inference.worker import FORMATS, MANIFEST, Held, Task, Worker, count_errors, name_part, pack, read_model
 
 _STORE = 256 * 2**20  # bytes of the object store of a cluster that is started here; it holds the model and little else
 _REACH = 10.0  # seconds to reach a cluster's address
@@ -107,9 +107,9 @@ def run_bulk(
         manifest["block"] = begun["block"]
     blocks = list(inputs.blocks(manifest["block"]))
     there = {*folder.names()}
-    files = {number: part_name(number, kind) for number in range(len(blocks))}
+    files = {number: name_part(number, kind) for number in range(len(blocks))}
     todo = {number: blocks[number] for number, file in files.items() if file not in there}
-    images = {number: sum(map(count_of_entry, entries)) for number, entries in todo.items()}
+    images = {number: sum(map(count_images, entries)) for number, entries in todo.items()}
     summary = Summary(total=sum(images.values()), features=held.features)
     summary.before = inputs.count - summary.total
     if recount:
@@ -117,7 +117,7 @@ def run_bulk(
     if not todo:
         return summary
     began = time.perf_counter()
-    with _connected(ray, address):
+    with _connect(ray, address):
         if begun is None:
             folder.make()
             folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -125,7 +125,7 @@ def run_bulk(
             folder.sweep()
         cores = int(ray.cluster_resources().get("CPU", 1))
         summary.actors = min(workers or max(1, cores // task.threads), len(todo))
-        for number, failures in _results(ray, task, held, todo, summary.actors):
+        for number, failures in _run_blocks(ray, task, held, todo, summary.actors):
             summary.images += images[number]
             summary.failures += failures
             summary.seconds = time.perf_counter() - began
@@ -185,7 +185,9 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
     raise ShiftViTError(f"{str(folder)!r} holds a run {what}; name a new folder, or start that run as it was")
 
 
-def _results(ray: Any, task: Task, held: Held, todo: dict[int, list[Entry]], actors: int) -> Iterator[tuple[int, int]]:
+def _run_blocks(
+    ray: Any, task: Task, held: Held, todo: dict[int, list[Entry]], actors: int
+) -> Iterator[tuple[int, int]]:
     """Yields the number of each block when it is written, once, and how many of its images failed.
 
     Raises:
@@ -242,7 +244,7 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def _connected(ray: Any, address: str | None) -> Iterator[None]:
+def _connect(ray: Any, address: str | None) -> Iterator[None]:
     """Connects to a cluster, or starts one, and leaves it at the end.
 
     Raises:

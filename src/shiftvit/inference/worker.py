@@ -140,7 +140,7 @@ class Worker:
         """Writes a block, and returns how many of its images failed."""
         task, out = self._task, Folder(self._task.out)
         self._check(out)
-        name = part_name(number, task.kind)
+        name = name_part(number, task.kind)
         if out.has(name):  # an actor wrote it and died before it could say so
             return count_errors(out.read(name), task.kind)
         for attempt in range(_TRIES):
@@ -197,7 +197,7 @@ def pack(entries: Sequence[Any]) -> bytes:
     return zlib.compress(json.dumps(entries).encode())
 
 
-def part_name(number: int, kind: str | None) -> str:
+def name_part(number: int, kind: str | None) -> str:
     """Returns the name of a block's file; sorted by name, the files have the rows in the order of the input."""
     return f"part-{number:06}.{kind}"
 
@@ -217,7 +217,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
     from pyarrow import parquet
 
     errors = [getattr(result, "error", None) for result in results]
-    columns = {"path": _texts(result.path for result in results)}
+    columns = {"path": _make_texts(result.path for result in results)}
     if features is None:
         top = pa.list_(pa.struct([("label", pa.string()), ("confidence", pa.float64())]))
         rows = [as_object(result) for result in results]
@@ -230,7 +230,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
         flat = np.concatenate([getattr(result, "features", empty) for result in results])
         mask = pa.array([error is not None for error in errors], pa.bool_())
         columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), features, mask=mask)
-    columns["error"] = _texts(errors)
+    columns["error"] = _make_texts(errors)
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns), sink)
     return bytes(sink.getvalue())
@@ -246,7 +246,7 @@ def count_errors(content: bytes, kind: str | None) -> int:
     return len(errors) - int(errors.null_count)
 
 
-def _texts(texts: Iterable[str | None]) -> Any:
+def _make_texts(texts: Iterable[str | None]) -> Any:
     """Returns an array of text; a file's name may not be UTF-8."""
     import pyarrow as pa
 
