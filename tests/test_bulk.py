@@ -339,7 +339,7 @@ def cluster():
     node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "_temp_dir": place})
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": place})
         try:
             cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
             cluster.wait_for_nodes(60)
