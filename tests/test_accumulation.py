@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.data.load import load_data
 from shiftvit.training import memory
@@ -71,11 +70,6 @@ def assert_same(found: Path, expected: Path, rtol: float = 1e-3, atol: float = 2
     for row, other in zip(read_log(found), read_log(expected), strict=True):
         for key in ("loss", "val_loss", "learning_rate", "top1"):
             assert row[key] == pytest.approx(other[key], rel=1e-3), key
-
-
-@pytest.fixture(scope="module")
-def sample() -> Any:
-    return load_sample()
 
 
 @pytest.fixture(scope="module")
