@@ -23,7 +23,6 @@ BACKEND = keras.config.backend()
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
 ONE_BY_ONE = {"embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0}
-NOISY = {**ONE_BY_ONE, "drop_path": 0.2, "dropout": 0.1}
 needs_device_loop = pytest.mark.skipif(BACKEND == "tensorflow", reason="the device loop is for jax and torch")
 
 
