@@ -360,7 +360,7 @@ def test_standard_input_is_told_apart_by_what_it_is(folder, tmp_path):
         assert row["label"]
     half = (folder / "good0.png").read_bytes()[:900]
     (row,) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=half).stdout)
-    assert row["error"].startswith("standard input is no readable PNG")
+    assert row["error"].startswith("standard input is not a readable PNG")
 
 
 @pytest.mark.usefixtures("folder")

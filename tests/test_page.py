@@ -178,7 +178,7 @@ def test_what_is_no_picture_is_told_beside_its_file_alone(page, tmp_path):
     page.drop(*[tmp_path / name for name in ("notes.png", "empty.png", "huge.png", "folder")], CAT)
     page.wait(lambda: len(page.texts(".result .wrong")) == 4 and answers(page)[-1] == (CAT.name, "cat"))
     notes, empty, huge, folder = page.texts(".result .wrong")
-    assert "no image of a supported format" in notes
+    assert "not an image of a supported format" in notes
     assert empty == "The file is empty."
     assert huge == "The file has 20 MB; the server takes at most 20 MB. Choose a smaller picture."
     assert "may be a folder" in folder

@@ -38,7 +38,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise FileExistsError(errno.EEXIST, "it is no regular file")
+            raise FileExistsError(errno.EEXIST, "it is not a regular file")
         with workplace(path.parent, path.name) as work:
             temporary = work / path.name
             write(temporary)
