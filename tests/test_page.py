@@ -106,7 +106,7 @@ def test_the_heat_map_covers_what_the_model_sees_of_the_picture(page, server, mo
     heat = page.wait(lambda: page.all(".heat"))[0]
     whole = page.all(".photo")[0].rect
     assert heat.rect == pytest.approx(whole, abs=1)
-    assert page.texts(".legend") == ["Coloured is what speaks for cat."]
+    assert page.texts(".legend") == ["The coloured parts support cat."]
     page.run("const s = document.querySelector('.strength input'); s.value = 20; s.dispatchEvent(new Event('input'))")
     page.wait(lambda: heat.value_of_css_property("opacity") == "0.2")
     monkeypatch.setattr(server.model, "explain", explain)
