@@ -62,7 +62,7 @@ def embed(
     address: Address = None,
     workers: Workers = None,
 ) -> None:
-    """Turn images into features, for search, clustering and duplicates.
+    """Turn images into features for search and clustering.
 
     Writes the paths and the pooled features (float32, a row for each image) that the model's last layer takes.
     """
