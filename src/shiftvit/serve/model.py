@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.decode.formats import kind_of
+from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
@@ -139,8 +139,7 @@ class ServedModel:
 
     def _decode(self, content: bytes) -> Pixels:
         """Returns what the model sees of an encoded picture, (1, h, w, 3)."""
-        rule = self.graph.metadata.preprocess
-        return rule.pixels(self._read(content, rule.decoding["at_least"])[None])
+        return self.graph.metadata.preprocess.pixels(self._read(content)[None])
 
     def _decode_small(self, content: bytes) -> Pixels | None:
         """Does the same if that takes less than to hand it to another thread; None: it would take longer, or fails."""
@@ -154,8 +153,13 @@ class ServedModel:
         except ShiftViTError:
             return None
 
-    def _read(self, content: bytes, at_least: tuple[int, int] | None = None) -> Pixels:
-        if kind_of(content) is None:
+    def _read(self, content: bytes) -> Pixels:
+        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it.
+
+        Raises:
+            Refused: it cannot be decoded, or exceeds a limit.
+        """
+        if find_kind(content) is None:
             raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
             return decode(
@@ -163,8 +167,7 @@ class ServedModel:
                 name="image",
                 max_pixels=self._limits.max_pixels,
                 max_bytes=self._limits.max_bytes,
-                at_least=at_least,
-                srgb=self.graph.metadata.preprocess.srgb,
+                **self.graph.metadata.preprocess.decoding,
             )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
