@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sample import load_sample, write_tree
+from sample import SMALL, load_sample, write_tree
 from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.batches.pictures import Pictures, find_size, read_picture, read_pictures
 from shiftvit.data.decode.images import decode
@@ -19,16 +19,6 @@ from shiftvit.preprocess import Preprocess
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center")
 pytestmark = pytest.mark.usefixtures("plain_figures")
-
-SMALL = {
-    "train.epochs": 1,
-    "train.batch_size": 16,
-    "train.precision": "float32",
-    "model.depths": (1, 1),
-    "model.embed_dim": 24,
-    "preprocess.resize": 24,
-    "preprocess.crop": 20,
-}
 
 
 @pytest.fixture

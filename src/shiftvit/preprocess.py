@@ -39,17 +39,15 @@ class Preprocess(Settings):
     With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
     """
 
-    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
+    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: no resizing")
     crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
     crop_position: Literal["top_left", "center"] = Field(
-        "top_left", description="where that crop lies; the Keras example's model took the top left corner"
+        "top_left", description="position of that crop; the Keras example's model took the top left corner"
     )
     mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
     std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
-    round_pixels: bool = Field(
-        True, description="round what was resized to whole pixel values, which are what exported graphs take"
-    )
+    round_pixels: bool = Field(True, description="round resized pixels to whole values, as exported graphs take them")
     srgb: bool = Field(
         False,
         description="convert pictures that embed a colour profile, such as Display P3, to sRGB as they are decoded",
@@ -153,7 +151,7 @@ class Preprocess(Settings):
         needs more than that, as one of 24 x 20 does of a square image, the image is resized until it covers the crop.
         """
         if min(height, width) < 1:
-            raise ShiftViTError(f"images of {height} x {width} pixels hold nothing; give at least 1 x 1")
+            raise ShiftViTError(f"images of {height} x {width} pixels are empty; give at least 1 x 1")
         if self.resize is None:
             return height, width
         if isinstance(self.resize, tuple):

@@ -83,7 +83,7 @@ def serve(
         origins = parse_origins(allow_origin or ())
     except ValueError as error:
         raise ShiftViTError(
-            f"--allow-origin {error} is no web origin; write it as browsers do: https://example.org"
+            f"--allow-origin {error} is not a web origin; write it as browsers do: https://example.org"
         ) from error
     limits = Limits(max_batch, queue, max_bytes, max_pixels, timeout, header_timeout, max_connections)
     access = Access(keys, origins, tuple(name.lower().rstrip(".") for name in allow_host or ()))

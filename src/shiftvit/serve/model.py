@@ -157,7 +157,7 @@ class ServedModel:
             Refused: it cannot be decoded, or exceeds a limit.
         """
         if find_kind(content) is None:
-            raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
+            raise Refused(415, "the body is not an image of a supported format; send one of " + ", ".join(FORMATS))
         try:
             return decode(
                 content,
@@ -201,7 +201,7 @@ def load_models(
                 f"{places[name]!r} and {place!r} would both be called {name!r}; name one of them: OTHER={place}"
             )
         if not name.isprintable() or "/" in name:
-            raise ShiftViTError(f"{name!r} is no name for an address; name the model: NAME={place}")
+            raise ShiftViTError(f"{name!r} cannot be part of an address; name the model: NAME={place}")
         places[name] = place
     return {
         name: ServedModel(name, load_graph(place, runtime, threads), limits, decoders, measures)
