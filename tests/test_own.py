@@ -68,8 +68,10 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: in
 
 @pytest.mark.parametrize("rule", [Preprocess(), Preprocess(resize=24), Preprocess(crop=8)])
 def test_one_size_is_needed(rule: Preprocess) -> None:
-    with pytest.raises(ShiftViTError, match=r"preprocess\.resize="):
+    with pytest.raises(ShiftViTError, match=r"--set preprocess\.resize=(\d+) --set preprocess\.crop=\1$") as caught:
         find_size(rule)
+    side = int(str(caught.value).rsplit("=", 1)[1])
+    assert find_size(rule.model_copy(update={"resize": side, "crop": side})) == (side, side)
 
 
 def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:
