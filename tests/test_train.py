@@ -213,7 +213,7 @@ def test_64_images_are_learned_by_heart(tmp_path, sample):
         "preprocess": {"mean": 120.0, "std": 64.0},
         "data": {"validation": 0},
         "augment": {"random_crop": False, "flip": False},
-        "train": {"epochs": 10, "batch_size": 64, "precision": "float32", "optimizer": {"learning_rate": 2e-3}},
+        "train": {"epochs": 16, "batch_size": 64, "precision": "float32", "optimizer": {"learning_rate": 2e-3}},
     }
     run = train(Recipe.model_validate(settings), out=tmp_path / "run", data=few)
     assert run.metrics["test"]["top1"] == 1.0
