@@ -46,6 +46,7 @@ _FIXED = (
     "train.drop_remainder",
     "train.ema",
     "train.optimizer.name",
+    "train.schedule.whole_steps",
     "train.seed",
 )
 # ... apart from these.
