@@ -23,6 +23,8 @@ import shared
 import shiftvit
 from browser import browsing
 from shiftvit import Recipe, ShiftViTError, recipes
+from shiftvit.bundle.metadata import Metadata
+from shiftvit.bundle.stored.manifest import Manifest, Provenance
 from shiftvit.cli.main import app
 from shiftvit.npm import npm_pack
 from static_host import hosting, shared_demo
@@ -80,7 +82,7 @@ def test_a_range_is_the_one_that_is_checked(tmp_path):
         for sign, limit in re.findall(r"([≥>≤<]) ([\d.]+)", kind if kind.startswith(("number", "whole")) else ""):
             outside = float(limit) + {"≥": -1, ">": 0, "≤": 1, "<": 0}[sign]
             with pytest.raises(ShiftViTError, match=re.escape(name)):
-                Recipe.load(tmp_path / "plain.toml", **{name: int(outside) if "whole" in kind else outside})
+                Recipe.load(tmp_path / "plain.toml", **{name: outside if "whole" not in kind else int(outside)})
             checked += 1
     assert checked > 40
 
@@ -99,10 +101,16 @@ def test_every_command_and_option_is_described():
     assert list(parts) == list(found)
     for name, command in found.items():
         for parameter in command.params:
-            assert all(re.search(rf"\{{option\}}.*{re.escape(word)}\b", parts[name]) for word in parameter.opts[:1]), (
-                name,
-                parameter.opts,
-            )
+            is_option = parameter.param_type_name == "option"
+            word = parameter.opts[0] if is_option else parameter.metavar or parameter.name.upper()
+            assert re.search(rf"\{{option\}} .*{re.escape(word)}.*\n\n.", parts[name]), (name, word)
+
+
+@pytest.mark.parametrize("model", [Manifest, Provenance, Metadata])
+def test_every_field_of_a_file_is_described(model):
+    rows = [line.split(" | ") for line in generated.fields(f"{model.__module__}.{model.__name__}").splitlines()[2:]]
+    assert [name.strip("|` ") for name, *_ in rows] == [*model.model_fields]
+    assert not [row for row in rows if len(row[-1]) < 8]
 
 
 def test_every_recipe_stands_with_its_settings():

@@ -125,6 +125,8 @@ def _command(command: Any, name: str) -> Iterator[str]:
     yield f":::{{program}} {name}\n:::"
     for parameter in command.params:
         said, help_text = parameter.get_help_record(context)
+        if parameter.param_type_name == "argument":
+            said = parameter.metavar or parameter.name.upper()
         yield f":::{{option}} {said}\n\n{_escaped(help_text)}\n:::"
 
 
@@ -142,7 +144,7 @@ def _settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield (
                 f":::{{confval}} {prefix}{name}\n:type: {_kind(field.annotation, field.metadata)}\n"
                 f":default: `{_value(field.get_default(call_default_factory=True))}`\n\n"
-                f"{_escaped(_sentence(field.description or ''))}\n:::"
+                f"{_escaped(field.description or '')}\n:::"
             )
     for name, kind in inner.items():
         paragraph = (kind.__doc__ or "").split("\n\n")[0].strip()
@@ -159,7 +161,7 @@ def fields(path: str) -> str:
         section = _section(field.annotation)
         kind = "object" if section else _kind(field.annotation, field.metadata)
         meaning = field.description or (section.__doc__ if section else None) or ""
-        rows.append(f"| `{key}` | {kind} | {_escaped(_sentence(meaning.split(chr(10))[0]))} |")
+        rows.append(f"| `{key}` | {kind} | {_escaped(meaning.splitlines()[0] if meaning else '')} |")
     return "\n".join(rows)
 
 
@@ -229,15 +231,11 @@ def _kind(annotation: Any, limits: Any) -> str:
         return " or ".join(_kind(kind, [] if kind is type(None) else limits) for kind in inner)
     if origin is tuple:
         if inner[-1] is Ellipsis:
-            return f"list of {_kind(inner[0], [])}"
-        return f"list of {', '.join(_kind(kind, []) for kind in inner)}"
+            return f"list, each a {_kind(inner[0], [])}"
+        return f"list of {len(inner)}: {', '.join(_kind(kind, []) for kind in inner)}"
     if origin is dict:
         return "object"
-    signs = [
-        f"{sign} {getattr(limit, key):g}" if getattr(limit, key) < 10**6 else f"{sign} 2^31"
-        for limit in _limits(limits)
-        for key, sign in [_SIGNS[type(limit)]]
-    ]
+    signs = [f"{sign} {getattr(limit, key):.10g}" for limit in _limits(limits) for key, sign in [_SIGNS[type(limit)]]]
     return " ".join([_KINDS[annotation], *([" and ".join(signs)] if signs else [])])
 
 
@@ -249,10 +247,6 @@ def _limits(metadata: Any) -> list[Any]:
 def _value(value: Any) -> str:
     """Returns a default as one writes it after `--set KEY=`."""
     return "none" if value is None else json.dumps(value).strip('"')
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _escaped(text: str) -> str:
