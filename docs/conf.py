@@ -24,6 +24,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_block"]
 myst_links_external_new_tab = False
 highlight_language = "bash"
 default_role = "literal"
+smartquotes = False  # two hyphens are an option's
 
 # The lesson's outputs come of a real run; a cell that fails, fails the build.
 nb_execution_mode = "cache"
@@ -53,10 +54,14 @@ html_theme_options = {
         "color-brand-primary": "#08519c",
         "color-brand-content": "#08519c",
         "color-brand-visited": "#54278f",
+        "color-api-name": "#08519c",
+        "color-api-pre-name": "#5c6c7c",
     },
     "dark_css_variables": {
         "color-brand-primary": "#9ecae1",
         "color-brand-content": "#9ecae1",
         "color-brand-visited": "#cab2d6",
+        "color-api-name": "#9ecae1",
+        "color-api-pre-name": "#95a3b1",
     },
 }
