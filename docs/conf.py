@@ -36,14 +36,14 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_type_aliases = {"Source": "Source"}
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 toc_object_entries = False
 
 html_theme = "furo"
 html_title = "shiftvit"
-html_logo = html_favicon = "_static/logo.svg"
+html_logo = html_favicon = "../src/shiftvit/serve/page/mark.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_js_files = [("copy.js", {"defer": "defer"})]

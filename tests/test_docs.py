@@ -125,6 +125,7 @@ def test_parts_of_files_keep_their_links():
     assert "](training.md#imagenet-weights)" in generated.part(source, "your-photographs", DOCS)
     assert "](../benchmarks/results/" in generated.part(source, "results", DOCS)
     assert "](../training.md" in generated.part(source, "your-photographs", DOCS / "reference")
+    assert generated.part(source, "predict", DOCS).startswith("    shiftvit predict ")
     with pytest.raises(KeyError):
         generated.part(source, "no-such-section", DOCS)
     moved = generated.moved_links("[a](../CONTRIBUTING.md) [b](../README.md#results) [c](export.md#x)", DOCS)

@@ -62,7 +62,7 @@ def part(source: Path, heading: str, folder: Path) -> str:
     def link(found: re.Match[str]) -> str:
         return found[1] + Path(os.path.relpath(source.parent / found[2], folder)).as_posix() + (found[3] or "")
 
-    return _LINK.sub(link, body).strip()
+    return _LINK.sub(link, body).strip("\n")  # code begins with spaces
 
 
 def moved_links(text: str, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.inspect import stringify_signature
 
 _DEMO = "try"
 
@@ -47,6 +49,15 @@ def read_docstring(_: Sphinx, what: str, name: str, thing: Any, options: Any, li
     code = re.compile(r"(?<=\n\n)((?: {4}.*\n+)+)")
     parts = re.split(r"(`[^`]*`)", code.sub(r".. code-block:: python\n\n\1", text))
     lines[:] = "".join(part if part.startswith("`") else part.replace("*", r"\*") for part in parts).split("\n")
+
+
+def find_signature(_: Sphinx, what: str, name: str, thing: Any, options: Any, said: str, returned: str) -> Any:  # noqa: ARG001
+    """Returns the arguments of Keras' classes, whose `__new__` takes any."""
+    if what != "class" or said != "(*args, **kwargs)":
+        return None
+    signature = vars(thing).get("__signature__") or inspect.signature(thing.__init__)
+    parameters = [each for each in signature.parameters.values() if each.name != "self"]
+    return stringify_signature(signature.replace(parameters=parameters), show_annotation=False), None
 
 
 def write_extras(app: Sphinx, fault: Exception | None) -> None:
@@ -96,6 +107,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     app.connect("builder-inited", place_notebooks, priority=900)
     app.connect("source-read", complete_page)
+    app.connect("autodoc-process-signature", find_signature)
     app.connect("autodoc-process-docstring", read_docstring, priority=400)  # before napoleon makes sections of it
     app.connect("html-page-context", offer_notebook)
     app.connect("build-finished", write_extras)
