@@ -12,7 +12,7 @@ from PIL import Image
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
-from shiftvit.data.batches.pictures import Pictures, one_size, read_picture, read_pictures
+from shiftvit.data.batches.pictures import Pictures, find_size, read_picture, read_pictures
 from shiftvit.data.decode.images import decode
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.preprocess import Preprocess
@@ -79,7 +79,7 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: in
 @pytest.mark.parametrize("rule", [Preprocess(), Preprocess(resize=24), Preprocess(crop=8)])
 def test_one_size_is_needed(rule: Preprocess) -> None:
     with pytest.raises(ShiftViTError, match=r"preprocess\.resize="):
-        one_size(rule)
+        find_size(rule)
 
 
 def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:

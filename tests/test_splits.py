@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ def plain(counts, order=None):
     labels = np.array([label for _, label in rows], np.int64)
     names = tuple(f"class {number}" for number in range(len(counts)))
     return Dataset({"train": Split(labels, [path for path, _ in rows])}, names, "data", Path("data"))
+
+
+def mark(data, copies):
+    return replace(data, splits={"train": replace(data.train, copies=copies)})
 
 
 def as_sets(found):
@@ -179,13 +184,13 @@ def test_stratify_and_limit_mean_the_same_for_all_data():
 def test_copies_stay_in_one_split():
     found = plain([30, 30])
     copies = np.arange(60) // 3  # each picture three times
-    split = split_data(found, validation=0.2, test=4, seed=0, copies=copies)
+    split = split_data(mark(found, copies), validation=0.2, test=4, seed=0)
     number = dict(zip(found.train.paths, copies.tolist(), strict=True))
     parts = {name: {number[path] for path in part.paths} for name, part in split.splits.items()}
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 36, "validation": 12, "test": 12}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 20
     assert all(set(part.labels.tolist()) == {0, 1} for part in split.splits.values())
-    none = split_data(found, validation=0.2, test=4, seed=0, copies=np.arange(60)[::-1])
+    none = split_data(mark(found, np.arange(60)[::-1]), validation=0.2, test=4, seed=0)
     assert as_sets(none) == as_sets(split_data(found, validation=0.2, test=4, seed=0))
 
 
@@ -194,14 +199,14 @@ def test_copies_with_several_labels_stay_for_training():
     copies = np.arange(20)
     copies[[0, 10]] = 99
     for seed in range(20):
-        train = split_data(found, validation=0.3, test=0.3, seed=seed, copies=copies).train
+        train = split_data(mark(found, copies), validation=0.3, test=0.3, seed=seed).train
         assert {"0/0000.png", "1/0000.png"} <= {*train.paths}
 
 
 def test_copies_do_not_fill_a_small_class():
     copies = np.array([0, 1, 2, 3, 4, 4, 4, 5])
     with pytest.raises(ShiftViTError, match="'class 1' has 2 images, copies counted once, too few for 3 splits"):
-        split_data(plain([4, 4]), validation=0.2, test=0.2, seed=0, copies=copies)
+        split_data(mark(plain([4, 4]), copies), validation=0.2, test=0.2, seed=0)
 
 
 def table_digest(data, path):

@@ -30,7 +30,7 @@ from trees import fault
 INTERRUPTED = """
 import os, sys
 from shiftvit.data.decode import rows
-rows._images(rows._key(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
+rows._get_images(rows._identify(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
 """
 
 
@@ -153,7 +153,7 @@ def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
     (unpacked,) = cache.glob("*.arrow")
     assert pa.ipc.open_file(unpacked.read_bytes()).read_all().to_pydict() == {"image": BLOBS}
     allocated = pa.total_allocated_bytes()
-    images = rows._open_unpacked(rows._key(str(path)))
+    images = rows._open_unpacked(rows._identify(str(path)))
     assert pa.total_allocated_bytes() - allocated < 1000
     assert images.nbytes > sum(map(len, BLOBS))
 

@@ -12,7 +12,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.manifest import Provenance
-from shiftvit.bundle.stored.published import Published, evaluation_of, imagenet_classes
+from shiftvit.bundle.stored.published import Published, find_evaluation, imagenet_classes
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
@@ -43,14 +43,14 @@ def convert_checkpoint(
         ShiftViTError: the file cannot be read, does not fit the preset or holds values that are not finite, or the
             labels are not as many as the classes.
     """
-    from shiftvit.model.convert import load_official, preset_of
+    from shiftvit.model.convert import load_official, match_preset
     from shiftvit.model.network import ShiftViT
     from shiftvit.model.tensors import read_weights
 
     if preset is not None:
         find_preset(preset)
     tensors = read_weights(path, ema)
-    found = preset_of(tensors)
+    found = match_preset(tensors)
     if preset is None:
         if found is None:
             raise ShiftViTError(
@@ -63,7 +63,7 @@ def convert_checkpoint(
     names, synsets = _name_classes(classes, labels, Path(path).name)
     model = ShiftViT.from_preset(preset, num_classes=classes, dtype="float32")
     load_official(model, tensors)
-    preprocess = evaluation_of(model.settings.image_shape[0] or 224)
+    preprocess = find_evaluation(model.settings.image_shape[0] or 224)
     _check_answer(model, preprocess, path)
     count = sum(int(np.prod(variable.shape)) for variable in model.weights)
     notice(f"{len(model.weights)} tensors with {count:,} numbers fit {preset}, and all are finite")

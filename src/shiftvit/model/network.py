@@ -219,7 +219,7 @@ class ShiftViT(_Configured):
         return self.get_layer("backbone")  # type: ignore[no-any-return]
 
 
-def stage_of(path: str) -> int | None:
+def find_stage(path: str) -> int | None:
     """Returns the stage, from 1, of a layer's name or a weight's path; None for the last norm and the head.
 
     What is frozen and what learns more slowly go by it. The patch embedding belongs to the first stage. A merge is

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.decode.formats import kind_of
+from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
@@ -156,7 +156,7 @@ class ServedModel:
         Raises:
             Refused: it cannot be decoded, or exceeds a limit.
         """
-        if kind_of(content) is None:
+        if find_kind(content) is None:
             raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
             return decode(
