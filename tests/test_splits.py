@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sample import with_splits
 from shiftvit import ShiftViTError
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
@@ -30,7 +31,7 @@ def plain(counts, order=None):
 
 
 def mark(data, copies):
-    return replace(data, splits={"train": replace(data.train, copies=copies)})
+    return with_splits(data, train=replace(data.train, copies=copies))
 
 
 def as_sets(found):
@@ -91,7 +92,7 @@ def test_a_rare_class_is_in_every_split():
 def test_splits_that_are_there_stay():
     found = plain([20, 20])
     test = Split(np.array([0, 1]), ["t/1.png", "t/2.png"])
-    found = found.with_splits(test=test)
+    found = with_splits(found, test=test)
     split = split_data(found, validation=0.2, test=0.5, seed=0)
     assert split.splits["test"] is test
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 32, "validation": 8, "test": 2}
@@ -288,7 +289,7 @@ def test_saved_splits_number_the_classes_as_the_data_does(tmp_path):
     """Even where a run could not use any image of a class."""
     found = find_data(plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "abc" for number in range(3))))
     part = found.splits["train"]
-    save_splits(found.with_splits(train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
+    save_splits(with_splits(found, train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
     assert restore_splits(found, tmp_path / "s.csv").train.labels.tolist() == [1, 1, 1, 2, 2, 2]
 
 

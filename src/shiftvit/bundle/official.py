@@ -53,9 +53,7 @@ def convert_checkpoint(
     found = match_preset(tensors)
     if preset is None:
         if found is None:
-            raise ShiftViTError(
-                f"{str(path)!r} fits none of the paper's models; name the architecture it is of with --preset"
-            )
+            raise ShiftViTError(f"{str(path)!r} fits none of the paper's models; name its architecture with --preset")
         preset = found
         notice(f"{Path(path).name} is a {preset}")
     head = np.shape(tensors.get("head.weight", ()))
@@ -84,7 +82,7 @@ def _check_answer(model: Any, preprocess: Preprocess, path: str | Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (1, *model.settings.image_shape), np.uint8)
     answer = np.asarray(model.predict_on_batch(preprocess.normalised(picture)))
     if not np.isfinite(answer).all():
-        raise ShiftViTError(f"the weights in {str(path)!r} answer a picture with numbers that are not finite")
+        raise ShiftViTError(f"the weights in {str(path)!r} give outputs that are not finite")
 
 
 def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -95,17 +93,17 @@ def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[t
     if classes == len(names):
         return names, synsets
     if classes:
-        notice(f"{name} names none of its {classes} classes, which get numbers; --labels FILE names them, one a line")
+        notice(f"{name} names none of its {classes} classes, which are numbered; to name them, use --labels FILE")
     return tuple(f"class {number}" for number in range(classes)), ()
 
 
 def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
     try:
         if path.stat().st_size > _LARGEST_LABELS:
-            raise ShiftViTError(f"{str(path)!r} is too large for class names; give a text file with one name a line")
+            raise ShiftViTError(f"{str(path)!r} is too large for class names; give a text file with one name per line")
         lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ShiftViTError(f"{str(path)!r} is no UTF-8 text; give the class names, one a line, in UTF-8") from error
+        raise ShiftViTError(f"{str(path)!r} is not UTF-8 text; give the class names, one per line, in UTF-8") from error
     except OSError as error:
         raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
     names = [line.strip() for line in lines if line.strip()]

@@ -214,7 +214,7 @@ def _choose(data: Dataset, wanted: str | None) -> Dataset:
     if part == ALL:
         return replace(data, splits={ALL: join_splits([*data.splits.values()])})
     if part not in data.splits:
-        has = "its images are in no splits" if others == ["train"] else f"it has {join_words(others)}"
+        has = "its images are not split" if others == ["train"] else f"it has {join_words(others)}"
         raise ShiftViTError(f"{data.name!r} has no {part} images, {has}; use --split all, or leave it out")
     if wanted is None and others:
         rest = sum(len(data.splits[split]) for split in others)

@@ -66,8 +66,8 @@ def load_data(
         if broken:  # without them the others would come in another order than before
             raise ShiftViTError(
                 f"{count_of(len(broken), 'training image')} of the run cannot be decoded any more, the first "
-                f"{min(broken)!r}, so that it would go on in another order; put the files back as they were, or begin "
-                "a new run"
+                f"{min(broken)!r}, so the run would continue in another order; restore the files, or "
+                "begin a new run"
             )
         kept.say_lost(result)
     if own:
@@ -76,7 +76,9 @@ def load_data(
         notice("no test images: those of validation are reported")
         result = replace(result, splits={**result.splits, "test": result.splits["validation"]}, test_is_validation=True)
     if not len(result.test):
-        raise ShiftViTError(f"the data set {data.name} has 0 test images, which a run ends with; give at least 1")
+        raise ShiftViTError(
+            f"the data set {data.name} has no test images, which a run needs at its end; give at least 1"
+        )
     return result
 
 

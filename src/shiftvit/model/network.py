@@ -247,7 +247,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
         keras.activations.get(config.activation)
     except ValueError:
         raise ShiftViTError(
-            f"activation={config.activation!r} is no Keras activation; use gelu, relu, silu ..."
+            f"activation={config.activation!r} is not a Keras activation; use gelu, relu, silu ..."
         ) from None
     group_width(config.embed_dim, config.num_div, config.shift_channels)
     for side, extent in zip(("height", "width"), config.image_shape[:2], strict=True):

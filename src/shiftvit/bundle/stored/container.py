@@ -67,7 +67,7 @@ class Archive:
                 entry = archive.getinfo(name)
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
-                    raise _explain_unreadable(self.where, name, "it is no regular file")
+                    raise _explain_unreadable(self.where, name, "it is not a regular file")
                 if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "

@@ -51,7 +51,7 @@ def find_bundle(path: str | Path) -> Container:
         raise _explain_not_pulled(given)
     if is_checkpoint(path) and path.is_file():
         raise ShiftViTError(
-            f"{str(path)!r} holds weights and is no bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
+            f"{str(path)!r} holds weights but is not a bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
         )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""

@@ -118,9 +118,10 @@ def find_size(rule: Preprocess) -> tuple[int, int]:
     """
     sizes = {rule.output_shape(*shape) for shape in ((4096, 4096), (4096, 8192), (8192, 4096))}
     if len(sizes) > 1 or rule.resize is None:
+        side = rule.resize or 64
         raise ShiftViTError(
-            f"preprocess.resize={rule.resize} with preprocess.crop={rule.crop} leaves pictures of different sizes as "
-            "they are; set preprocess.resize, in pixels, as in --set preprocess.resize=64"
+            f"preprocess.resize={rule.resize} with preprocess.crop={rule.crop} leaves pictures of different shapes; "
+            f"set both, as in --set preprocess.resize={side} --set preprocess.crop={side}"
         )
     return sizes.pop()
 

@@ -85,7 +85,7 @@ def decode(
     if name is not None:
         label = repr(name)  # like a path: a line break in it must not break the message
     if at_least is not None and min(at_least) < 1:
-        raise ShiftViTError(f"at_least={at_least} is no size; give (height, width) in pixels, each 1 or more")
+        raise ShiftViTError(f"at_least={at_least} is not a size; give (height, width) in pixels, each 1 or more")
     try:
         if isinstance(source, str | os.PathLike):
             content = _read(Path(source), max_bytes)
@@ -133,7 +133,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except ShiftViTError:  # which names the Parquet file
         raise
     except ValueError as error:  # a null character
-        raise Fault(f"is no path: {error}; give an image file") from error
+        raise Fault(f"is not a path: {error}; give an image file") from error
 
 
 def _check_regular(status: os.stat_result) -> None:
@@ -153,7 +153,7 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
     width, height = size
     has = f"has {what}{height} x {width} pixels"
     if min(size) < 1:
-        raise Fault(f"{has}, so it holds nothing; give at least 1 x 1")
+        raise Fault(f"{has}, so it is empty; give at least 1 x 1")
     if height * width * weight > limit:
         times = f", times {weight} for its format" if weight > 1 else ""
         raise Fault(
@@ -178,7 +178,7 @@ def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None
     kind = find_kind(data)
     if kind is None:
         known = ", ".join(FORMATS)
-        raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
+        raise Fault(f"is not an image of a supported format ({known}): it begins with {data[:8]!r}")
     with _translate_errors(kind) as sizes:
         whole = data
         data, orientation = reduce(kind, data)
@@ -235,7 +235,7 @@ def _translate_errors(kind: str) -> Iterator[list[tuple[int, int]]]:
             reason = "it holds no picture"
         else:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Fault(f"is no readable {kind} ({reason}); get the file again or save it anew") from error
+        raise Fault(f"is not a readable {kind} file ({reason}); get the file again or save it anew") from error
 
 
 def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -268,7 +268,7 @@ def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
         return eight[..., None]
     if tile.mode in {"I", "F"}:
         what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
-        raise Fault(f"holds {what}, of which none is agreed to be white; save it with 8 or 16 bits")
+        raise Fault(f"holds {what}, for which there is no agreed white; save it with 8 or 16 bits")
     if tile.mode in {"La", "RGBa"}:  # the colours are already multiplied by alpha
         mixed = np.asarray(tile).astype(np.uint16)
         laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)

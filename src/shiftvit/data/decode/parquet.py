@@ -67,7 +67,7 @@ def open_parquet(path: str) -> Iterator[Any]:
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
+        raise ShiftViTError(f"{path!r} is not a readable Parquet file ({reason}); get the file again") from error
 
 
 def has_images(path: str) -> bool:
@@ -114,7 +114,9 @@ def find_columns(path: str, file: Any) -> Columns:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return Columns(images[0], labels[0] if labels else None, None, tuple(remarks))
     if len({*names}) < len(names):
-        raise ShiftViTError(f"{path!r} has two classes of one name in {labels[0]!r}; give each a name of its own")
+        raise ShiftViTError(
+            f"{path!r} has two classes with the same name in {labels[0]!r}; give each a name of its own"
+        )
     return Columns(images[0], labels[0], tuple(names), tuple(remarks))
 
 

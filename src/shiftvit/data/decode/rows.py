@@ -73,7 +73,7 @@ def read_row(path: str, row: int, check: Callable[[int], None]) -> bytes:
     """
     images = _get_images(_identify(path))
     if row >= len(images):
-        raise Fault(f"is no row of its file, which has {len(images):,}; rows are counted from 0")
+        raise Fault(f"is not a row of its file, which has {len(images):,}; rows are counted from 0")
     image = images[row].as_buffer()
     if not image:
         raise Fault("has no image: the row has no bytes; fill them in, or remove the row")

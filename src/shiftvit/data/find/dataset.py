@@ -103,11 +103,6 @@ class Dataset:
         path = self.path or Path()
         return path if path.is_dir() else path.parent
 
-    def with_splits(self, **splits: Split) -> Dataset:
-        """Returns the data set with these splits added or replaced."""
-        every = {**self.splits, **splits}
-        return replace(self, splits={name: every[name] for name in SPLITS if name in every})
-
     def leave_out(self, paths: Collection[str]) -> Dataset:
         """Returns the data set without the images at these paths."""
         splits = {}

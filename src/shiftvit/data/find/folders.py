@@ -163,7 +163,7 @@ def _suggest_mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] =
     """Returns what to do: give the table that lies there, convert the files, or arrange the images."""
     if tables:
         nearest = str(path.joinpath(*min(tables, key=len)))
-        return f"give {nearest!r} in place of the folder if it lists them, or {_ARRANGE}"
+        return f"give {nearest!r} instead of the folder if it lists them, or {_ARRANGE}"
     if any(what.startswith("files") for what in left_out):
         return (
             f"shiftvit reads {join_words(FORMATS)} files with the usual ending; convert or rename the files, and "

@@ -41,7 +41,7 @@ def save_splits(data: Dataset, path: Path) -> None:
         content = text.getvalue().encode("utf-8")
     except UnicodeEncodeError as error:
         broken = error.object[error.start : error.start + 40]
-        raise ShiftViTError(f"a file's name is not valid UTF-8 at {broken!r}; rename the file") from error
+        raise ShiftViTError(f"a file name is not valid UTF-8 at {broken!r}; rename the file") from error
     files.write_file(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
@@ -56,7 +56,7 @@ def read_splits(table: Path) -> list[Row]:
             head, *lines = csv.reader(stream, strict=True)
     except (OSError, csv.Error, ValueError) as error:
         raise ShiftViTError(
-            f"{str(table)!r} is not a readable table ({error}); restore it, as it says which images are for training"
+            f"{str(table)!r} is not a readable table ({error}); restore it, since it says which images are for training"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
@@ -97,7 +97,7 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     if classes not in (None, len(names)):
         raise ShiftViTError(
             f"the run has {classes} classes and {data.name!r} has {len(data.class_names)}: "
-            f"{', '.join(data.class_names[:8])}; take out what came after the run began"
+            f"{', '.join(data.class_names[:8])}; remove what was added after the run began"
         )
     new = [name for name in data.class_names if name not in names]
     if new:

@@ -168,7 +168,7 @@ def _find_columns(form: str, lines: list[_Line]) -> tuple[dict[str, int], list[s
     twice = [name for name, count in Counter(map(str.casefold, head)).items() if count > 1 and name]
     for column, places in known.items():
         if head[places[0]].casefold() in twice:
-            raise ShiftViTError(f"{form} has two columns {head[places[0]]!r}; rename that which is not {column}")
+            raise ShiftViTError(f"{form} has two columns {head[places[0]]!r}; rename the one that is not {column}")
     for name in _MAYBE_SPLIT if "split" not in known else ():
         at = next((place for place, cell in enumerate(head) if cell.casefold() == name), None)
         values = {cells[at].strip() for _, cells in lines[1:] if at is not None and at < len(cells)}
@@ -188,7 +188,7 @@ def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], w
     if any(cell.strip() for cell in cells[width:]):
         raise ShiftViTError(
             f"line {number} of {form} has {len(cells)} cells and the first line {width}: "
-            f"{' | '.join(cells)[:200]!r}; put a cell that holds the sign between cells in quotes"
+            f"{' | '.join(cells)[:200]!r}; quote a cell that contains the separator"
         )
     values = {column: cells[at] if at < len(cells) else "" for column, at in where.items()}
     blank = next((column for column, value in values.items() if not value.strip()), None)
