@@ -325,6 +325,9 @@ def test_on_paper_there_is_the_text_alone(host, chromium):
         ground = chromium.run("return getComputedStyle(document.querySelector('.content')).backgroundColor")
         assert ground in {"rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"}
         assert chromium.all("article h1")
+        if shots := os.environ.get("SHIFTVIT_SHOTS"):
+            chromium.shape(794, 1123)  # A4 at 96 dots an inch
+            chromium.driver.save_screenshot(str(Path(shots) / "serving-print.png"))
     finally:
         chromium.tell("Emulation.setEmulatedMedia", media="", features=[])
 
