@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -36,6 +36,8 @@ class _Rule(keras.optimizers.Optimizer):
     def __init__(self, *, stage_decay: float = 1.0, head_steps: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage_decay, self.head_steps = stage_decay, head_steps
+        # Of several processes that train together, the mean of their gradients.
+        self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients
         # Of each variable: its rate as a share of the optimizer's, and whether it waits for the head.
         self._shares: list[tuple[float, bool]] = []
 
@@ -50,6 +52,9 @@ class _Rule(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         waiting = {"head_steps": self.head_steps} if self.head_steps else {}  # older versions know no such thing
         return {**super().get_config(), "stage_decay": self.stage_decay, **waiting}
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        super().apply(self.reduce_gradients(grads), trainable_variables)
 
     def finalize_variable_values(self, var_list: Any) -> None:
         pass
