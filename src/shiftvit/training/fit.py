@@ -125,9 +125,8 @@ def train_in(
             processes.first(functools.partial(runfolder.change_recipe, run, recipe))
             del model
             free_memory()
-            model, steps = build_model(
-                recipe, dataset, processes.first((run / "checkpoints" / LAST).is_file), processes
-            )
+            begun = processes.first((run / "checkpoints" / LAST).is_file)
+            model, steps = build_model(recipe, dataset, begun, processes)
 
 
 def prepare(run: Path, recipe: Recipe, data: Dataset | None, processes: Processes) -> tuple[Recipe, Dataset, Any, int]:

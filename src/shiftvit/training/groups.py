@@ -1,4 +1,4 @@
-"""How the processes of a training find each other: `torch.distributed`, as under `torchrun`."""
+"""How the processes of a training find each other: `torch.distributed` or `jax.distributed`, as under `torchrun`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.backend import ensure_backend
-from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, be_quiet, complain
+from shiftvit.errors import ShiftViTError, be_quiet, complain
 from shiftvit.training.processes import ALONE, Processes, Several
 
 # Seconds: between two signs of life, without one until a process counts as lost, and until all must have come.
@@ -71,30 +71,42 @@ def _number(name: str, least: int, default: int | None = None) -> int:
 def join_processes() -> Iterator[Processes]:
     """Connects this process with those that `torchrun` started beside it; all but process 0 then print nothing.
 
+    On jax SLURM may have started them too.
+
     Raises:
-        ShiftViTError: tensorflow, wrong variables, or processes that do not come.
+        ShiftViTError: tensorflow, wrong variables, processes that do not come, or one that ended early.
     """
     place = find_place()
-    if place is None:
+    backend = ensure_backend()
+    if place is None and not (backend == "jax" and _is_step_of_slurm()):
         yield ALONE
         return
-    backend = ensure_backend()
-    if backend != "torch":
+    if backend == "tensorflow":
         raise ShiftViTError(
-            f"KERAS_BACKEND={backend} cannot train in {place.count} processes; set KERAS_BACKEND=torch or jax"
+            "KERAS_BACKEND=tensorflow trains in one process and these are several; set KERAS_BACKEND=torch or jax"
         )
-    processes = Several(TorchGroup(place))
-    be_quiet(place.rank > 0)
+    group = JaxGroup(place) if place is None or backend == "jax" else TorchGroup(place)
+    processes = Several(group)
+    be_quiet(group.rank > 0)
     done = False
     try:
-        yield processes
+        with _losing(*group.words):
+            yield processes
         done = True
     finally:
         processes.leave(done=done)
 
 
+def _is_step_of_slurm() -> bool:
+    """Returns whether `srun` started this process beside others; a batch script itself has no list of nodes."""
+    return "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
+
+
 class TorchGroup:
     """Processes under `torch.distributed`: gloo on processors, NCCL on CUDA."""
+
+    compiled = False
+    words = ("gloo", "Gloo", "NCCL", "Connection", "c10d")
 
     def __init__(self, place: Place) -> None:
         import torch
@@ -127,14 +139,12 @@ class TorchGroup:
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         tensor = self._torch.from_numpy(np.ascontiguousarray(values))
         found = [self._torch.empty_like(tensor) for _ in range(self.count)]
-        with _losing():
-            self._distributed.all_gather(found, tensor)
+        self._distributed.all_gather(found, tensor)
         return np.stack([each.numpy() for each in found])
 
     def average(self, gradients: Sequence[Any]) -> list[Any]:
         flat = self._torch.cat([gradient.reshape(-1) for gradient in gradients])
-        with _losing():
-            self._distributed.all_reduce(flat)
+        self._distributed.all_reduce(flat)
         flat /= self.count
         parts = flat.split([gradient.numel() for gradient in gradients])
         return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
@@ -145,6 +155,76 @@ class TorchGroup:
     def leave(self) -> None:
         self._pulse.stop()
         self._distributed.destroy_process_group()
+
+
+class JaxGroup:
+    """Processes under `jax.distributed`, each with its slice of a batch that jax takes for one array.
+
+    The gradients are reduced within the compiled step. jax itself ends a process when another one is lost.
+    """
+
+    compiled = True
+    words = ("gloo", "Gloo", "NCCL", "onnection", "oordination", "eartbeat")
+
+    def __init__(self, place: Place | None) -> None:
+        import jax
+        from jax.experimental import multihost_utils
+
+        self._jax, self._gather = jax, multihost_utils.process_allgather
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        named: dict[str, Any] = {}
+        if place is not None:
+            # torchrun itself listens at MASTER_PORT.
+            port = place.port + (os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+            named = {
+                "coordinator_address": f"{place.address}:{port}",
+                "num_processes": place.count,
+                "process_id": place.rank,
+                "local_device_ids": [place.local_rank],
+            }
+        try:
+            jax.distributed.initialize(**named, initialization_timeout=int(_JOIN), heartbeat_timeout_seconds=int(_LOST))
+        except (RuntimeError, ValueError) as error:
+            raise ShiftViTError(
+                f"jax did not connect the processes ({_first_line(error)}); are all started, and is the port open?"
+            ) from error
+        import keras  # only now, as jax must not have computed anything
+
+        self.rank, self.count = jax.process_index(), jax.process_count()
+        devices = [f"{device.platform}:{device.id}" for device in jax.devices()]
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
+        self._predict: dict[int, Any] = {}
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        values = np.ascontiguousarray(values)
+        # As bytes: jax would round what has 64 bits.
+        found = np.asarray(self._gather(values.reshape(-1).view(np.uint8)))
+        return np.frombuffer(found.tobytes(), values.dtype).reshape(self.count, *values.shape)
+
+    def average(self, gradients: Sequence[Any]) -> list[Any]:
+        return list(gradients)
+
+    def local(self, model: Any) -> Any:
+        if id(model) not in self._predict:
+            self._predict[id(model)] = self._jax.jit(
+                lambda trainable, fixed, images: model.stateless_call(trainable, fixed, images, training=False)[0]
+            )
+        return _LocalModel(model, self._predict[id(model)], self._jax.device_put)
+
+    def leave(self) -> None:
+        self._jax.distributed.shutdown()
+
+
+class _LocalModel:
+    """Predicts with the weights of a model that is spread over the processes, in this one alone."""
+
+    def __init__(self, model: Any, predict: Any, put: Any) -> None:
+        self.output_shape, self._predict = model.output_shape, predict
+        weights = (model.trainable_variables, model.non_trainable_variables)
+        self._weights = [[put(np.asarray(variable.value)) for variable in group] for group in weights]
+
+    def predict_on_batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(self._predict(*self._weights, images), np.float32)
 
 
 class _Pulse(threading.Thread):
@@ -197,14 +277,12 @@ class _Pulse(threading.Thread):
 
 
 @contextlib.contextmanager
-def _losing() -> Iterator[None]:
-    """Turns what torch says of a lost connection into a line."""
+def _losing(*words: str) -> Iterator[None]:
+    """Turns what torch or jax say, in these words, of a lost connection into a line."""
     try:
         yield
-    except (Elsewhere, Interrupted):
-        raise
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if not any(word in str(error) for word in words):
             raise
         raise ShiftViTError(
             f"another process has ended ({_first_line(error)}); to go on, start the processes again with --resume RUN"

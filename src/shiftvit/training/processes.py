@@ -1,8 +1,8 @@
 """Several processes that train one model, on one machine or on several.
 
 Each process holds the whole model and computes its share of every batch. Gradients are averaged before each step, so
-the weights stay the same everywhere. Process 0 decides, prints and writes; the others follow. `ALONE` stands for a single
-process, in which nothing of this does anything.
+the weights stay the same everywhere. Process 0 decides, prints and writes; the others follow. `ALONE` stands for a
+single process, in which nothing of this does anything.
 
 The processes keep in step: before they exchange anything they meet, and tell each other where they are and whether
 their memory ran out. A fault in one of them so ends or repeats the step in all, and none waits for another for ever.
@@ -24,6 +24,8 @@ T = TypeVar("T")
 # What a meeting is for; processes that meet for different things are out of step.
 _STEP, _REDUCE, _TEXT, _ROWS = range(4)
 _VALUES = 4
+# Texts are filled up to multiples of it, as jax compiles an exchange for each length.
+_BLOCK = 1024
 
 
 class Group(Protocol):
@@ -31,6 +33,8 @@ class Group(Protocol):
 
     rank: int
     count: int
+    # Whether gradients are averaged within a compiled step, which cannot be left before its end.
+    compiled: bool
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the arrays of all processes, which have one shape and dtype, as one with an axis in front."""
@@ -161,6 +165,8 @@ class Several(Processes):
         raise ShiftViTError(message) if self.rank == 0 else Elsewhere(message)
 
     def average(self, gradients: Sequence[Any]) -> Any:
+        if self.group.compiled:
+            return gradients
         gradients = list(gradients)
         began = time.perf_counter()
         self._meet(_REDUCE)
@@ -181,6 +187,10 @@ class Several(Processes):
         return self.group.local(model)
 
     def tell_memory_fault(self, error: BaseException) -> None:
+        if self.group.compiled:
+            raise ShiftViTError(
+                f"out of memory in process {self.rank}; go on in smaller parts: --resume RUN --set train.accumulate=N"
+            ) from error
         if not isinstance(error, _OutOfMemoryElsewhere):
             self._exchange(1.0, _STEP)
 
@@ -203,7 +213,7 @@ class Several(Processes):
         """Returns the texts of all processes."""
         coded = np.frombuffer(text.encode(), np.uint8)
         sizes = self._meet(_TEXT, len(coded))[:, 0].astype(int)
-        padded = np.zeros(max(*sizes, 1), np.uint8)
+        padded = np.zeros((max(sizes) // _BLOCK + 1) * _BLOCK, np.uint8)
         padded[: len(coded)] = coded
         rows = self.group.gather(padded)
         return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
