@@ -2,6 +2,9 @@
 
 It trains as `shiftvit train` does and records, in a file of its own, what the tests look at: every image that it
 computed, the weights that it ended with, and every file of the run that it opened for writing.
+
+`process_worker.py serve` imports torch once and forks the processes of one training after the other from there. A line
+of JSON asks for a training, another one answers with the status of each process.
 """
 
 from __future__ import annotations
@@ -9,7 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +37,6 @@ def main(settings: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from shiftvit.backend import ensure_backend
-
-    ensure_backend()
     from shiftvit.cli.main import main as command
     from shiftvit.data.batches.host import EpochBatches
     from shiftvit.training import fit
@@ -54,10 +57,15 @@ def main(settings: dict[str, Any]) -> None:
     def fault(self: Any, batch: int, logs: Any = None) -> None:
         at = settings.get("at")
         if at and at["rank"] == rank and [self.progress.epoch, self.first_step + batch] == at["step"]:
-            if at["what"] == "memory":
+            if at["what"] == "wait":  # until the test has done something to the network
+                marker = Path(settings["record"]) / "waiting"
+                marker.touch()
+                while marker.exists():
+                    time.sleep(0.05)
+            elif at["what"] == "memory":
                 settings["at"] = None
                 raise MemoryError
-            if at["what"] == "nan":
+            elif at["what"] == "nan":
                 self.losses.append((batch, float("nan")))
             else:
                 os.kill(os.getpid(), int(at["what"]))
@@ -83,5 +91,51 @@ def main(settings: dict[str, Any]) -> None:
         (Path(settings["record"]) / f"record{rank}.json").write_text(json.dumps(record))
 
 
+def start(job: dict[str, Any], rank: int) -> int:
+    """Forks a process of a training and returns its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        said = os.open(job["said"][rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
+        try:
+            main(json.loads(Path(job["settings"]).read_text()))
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def serve() -> None:
+    import shiftvit.cli.main
+    import shiftvit.training.fit  # noqa: F401
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        left = {start(job, rank): rank for rank in range(len(job["said"]))}
+        status: list[int | None] = [None] * len(left)
+        end = time.monotonic() + job["within"]
+        while left:
+            for child in [*left]:
+                found, how = os.waitpid(child, os.WNOHANG)
+                if found:
+                    status[left.pop(child)] = os.waitstatus_to_exitcode(how)
+                elif time.monotonic() > end:
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(0.02)
+        print(json.dumps(status), flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve()
+        sys.exit()
     main(json.loads(Path(sys.argv[1]).read_text()))

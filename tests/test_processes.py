@@ -89,6 +89,68 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+class Server:
+    """Forks processes that have imported torch already; it starts when it is first asked."""
+
+    process: subprocess.Popen[str] | None = None
+
+    def ask(self, job: dict[str, Any]) -> list[int]:
+        if self.process is None:
+            command = [sys.executable, str(WORKER), "serve"]
+            environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        status: list[int] = json.loads(self.process.stdout.readline())
+        return status
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.communicate()
+            self.process = None
+
+
+server = Server()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_server_is_left() -> Iterator[None]:
+    yield
+    server.stop()
+
+
+def start_each(
+    count: int,
+    settings: Path,
+    said: Sequence[Path],
+    shared: dict[str, str],
+    within: float,
+    prefix: Callable[[int], list[str]],
+    during: Callable[[Path], None],
+) -> list[int]:
+    """Starts processes from nothing and returns their status; it ends those that are left."""
+    began, started = time.monotonic(), []
+    try:
+        for rank in range(count):
+            with said[rank].open("w") as out:
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                command = [*prefix(rank), sys.executable, str(WORKER), str(settings)]
+                started.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stdout=out, stderr=out))
+        during(settings.parent)
+        for process in started:
+            process.wait(max(1.0, began + within - time.monotonic()))
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return [process.returncode for process in started]
+
+
 def train_in(
     count: int,
     run: Path,
@@ -97,8 +159,8 @@ def train_in(
     at: dict[str, Any] | None = None,
     backend: str = "torch",
     within: float = 120,
-    prefix: Callable[[int], list[str]] = lambda _: [],
-    during: Callable[[], None] = lambda: None,
+    prefix: Callable[[int], list[str]] | None = None,
+    during: Callable[[Path], None] = lambda _: None,
     environment: dict[str, str] | None = None,
 ) -> Outcome:
     """Trains in `count` processes of this machine and waits for their end; it ends those that are left."""
@@ -114,24 +176,20 @@ def train_in(
         "MASTER_PORT": str(free_port()),
         **(environment or {}),
     }
+    said = [place / f"said{rank}" for rank in range(count)]
     began = time.monotonic()
-    started = []
-    try:
-        for rank in range(count):
-            with (place / f"said{rank}").open("w") as said:
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                command = [*prefix(rank), sys.executable, str(WORKER), str(place / "settings.json")]
-                started.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stdout=said, stderr=said))
-        during()
-        for process in started:
-            process.wait(max(1.0, began + within - time.monotonic()))
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    said = [(place / f"said{rank}").read_text() for rank in range(count)]
-    found = Outcome([process.returncode for process in started], said, time.monotonic() - began, run)
+    if prefix is None and backend == "torch":
+        job = {
+            "settings": str(place / "settings.json"),
+            "said": [*map(str, said)],
+            "environment": shared,
+            "within": within,
+        }
+        status = server.ask(job)
+    else:
+        status = start_each(count, place / "settings.json", said, shared, within, prefix or (lambda _: []), during)
+    words = [path.read_text() for path in said]
+    found = Outcome(status, words, time.monotonic() - began, run)
     for rank in range(count):
         if (place / f"record{rank}.json").is_file():
             found.records.append(json.loads((place / f"record{rank}.json").read_text()))
@@ -286,6 +344,72 @@ def test_memory_that_runs_out_in_one_process_halves_the_parts_of_all(
     assert Recipe.load(run / "recipe.toml").train.accumulate == 2
     assert furthest(found.weights[0], found.weights[1]) == 0
     assert furthest(run_of(1).weights[0], found.weights[0]) < 1e-4
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a cable between them, which stand for two machines."""
+    names = [f"shiftvit{os.getpid()}{letter}" for letter in "ab"]
+    cable = [f"sv{os.getpid()}{letter}" for letter in "ab"]
+    made = shutil.which("ip") and subprocess.run(["ip", "netns", "add", names[0]], capture_output=True).returncode == 0
+    if not made:
+        pytest.skip("network namespaces cannot be made here (Debian: iproute2, as root)")
+    try:
+        do = [
+            f"netns add {names[1]}",
+            f"link add {cable[0]} netns {names[0]} type veth peer name {cable[1]} netns {names[1]}",
+        ]
+        for place, name in enumerate(names):
+            do += [
+                f"-n {name} address add 10.213.7.{place + 1}/24 dev {cable[place]}",
+                f"-n {name} link set {cable[place]} up",
+                f"-n {name} link set lo up",
+            ]
+        for words in do:
+            if subprocess.run(["ip", *words.split()], capture_output=True).returncode:
+                pytest.skip(f"network namespaces cannot be connected here: ip {words}")
+        yield names[1], cable[1]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_whose_cable_is_pulled(
+    machines: tuple[str, str], pictures: Path, run_of: Train, tmp_path: Path
+) -> None:
+    run, (second, cable) = tmp_path / "run", machines
+    names = [second[:-1] + "a", second]
+    ended = []
+
+    def enter(rank: int) -> list[str]:
+        return ["ip", "netns", "exec", names[rank]]
+
+    def set_link(state: str) -> None:
+        subprocess.run(["ip", "-n", second, "link", "set", cable, state], check=True)
+
+    def unplug(place: Path) -> None:
+        limit = time.monotonic() + 100
+        while not (place / "waiting").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        set_link("down")
+        (place / "waiting").unlink()
+        ended.append(time.monotonic())
+
+    there = {"MASTER_ADDR": "10.213.7.1"}
+    at = {"rank": 1, "step": [1, 1], "what": "wait"}
+    found = train_in(
+        2, run, arguments_for(pictures, run), at=at, prefix=enter, during=unplug, environment=there, within=150
+    )
+    assert time.monotonic() - ended[0] < 30
+    assert found.status == [1, 1], found.said
+    assert all("--resume RUN" in said for said in found.said), found.said
+    set_link("up")
+    resumed = train_in(2, run, ["--resume", str(run)], prefix=enter, environment=there)
+    assert resumed.status == [0, 0], resumed.said
+    assert furthest(resumed.weights[0], resumed.weights[1]) == 0
+    assert furthest(run_of(1).weights[0], resumed.weights[0]) < 1e-4
 
 
 @pytest.mark.slow

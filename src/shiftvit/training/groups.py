@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +25,7 @@ from shiftvit.training.processes import ALONE, Processes, Several
 _BEAT, _LOST, _JOIN = 2.0, 15.0, 120.0
 # Process 0 may evaluate and draw for long while the others wait; whether it lives is the signs' affair.
 _PATIENCE = datetime.timedelta(days=7)
+_SIOCGIFADDR = 0x8915  # of linux/sockios.h: an interface's address
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,10 @@ class TorchGroup:
                 )
             torch.cuda.set_device(place.local_rank)
             backend = "cpu:gloo,cuda:nccl"
+        interface = _interface_to(place.address)
+        if interface is not None:
+            # Or gloo takes what the host's name stands for, which Debian's installer makes the machine itself.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         try:
             store, _, _ = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=_JOIN)))
             distributed.init_process_group(
@@ -274,6 +282,23 @@ class _Pulse(threading.Thread):
         if not self._ended.is_set():
             complain(f"{what}; to go on, start the processes again with --resume RUN")
             os._exit(1)
+
+
+def _interface_to(address: str) -> str | None:
+    """Returns the network interface through which an IPv4 address is reached; None where Linux does not tell."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                request = struct.pack("256s", name.encode()[:15])
+                if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24] == own:
+                    return name
+    return None
 
 
 @contextlib.contextmanager
