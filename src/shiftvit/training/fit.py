@@ -101,9 +101,9 @@ def train_in(
         ShiftViTError: as `train`.
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    board = TensorBoardLog(run) if tensorboard and processes.rank == 0 else None
+    board = processes.together(lambda: TensorBoardLog(run) if tensorboard and processes.rank == 0 else None)
     if recipe.probe is not None:
-        check_alone(recipe, processes)
+        processes.together(lambda: check_alone(recipe, processes))
         return Run(run, *run_probe(run, apply_start(recipe), data))
     # Before there is a folder: what cannot work leaves none.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))

@@ -45,6 +45,9 @@ class Group(Protocol):
     def local(self, model: Any) -> Any:
         """Returns what predicts with a model's weights in this process alone."""
 
+    def stop_watching(self) -> None:
+        """Takes it from here on for no fault if another process ends."""
+
     def leave(self) -> None:
         """Ends the connection."""
 
@@ -205,6 +208,7 @@ class Several(Processes):
         return found
 
     def leave(self, *, done: bool) -> None:
+        self.group.stop_watching()
         if done:
             self._meet(_STEP)
         self.group.leave()
