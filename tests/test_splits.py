@@ -305,3 +305,23 @@ def test_faults_of_saved_splits(tmp_path):
         restore_splits(find_data(archive), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")
+
+
+def test_validation_from_the_end_is_that_of_keras(tmp_path):
+    """As `keras.Model.fit(validation_split=...)` documents it: the last samples, before any shuffling."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (50, 4, 4, 3), np.uint8), rng.integers(0, 3, 50)
+    data = find_data(saved(tmp_path / "d.npz", images=x, labels=y))
+    split = split_data(data, validation=10, test=0, seed=3, validation_from="end")
+    np.testing.assert_array_equal(split.splits["validation"].images, x[40:])
+    np.testing.assert_array_equal(split.train.images, x[:40])
+    np.testing.assert_array_equal(split.train.labels, y[:40])
+    both = split_data(data, validation=0.2, test=9, seed=3, validation_from="end")
+    np.testing.assert_array_equal(both.splits["validation"].images, x[40:])
+    assert len(both.test) == 9
+    assert len(both.train) == 31
+
+
+def test_files_have_no_end():
+    with pytest.raises(ShiftViTError, match=r"validation_from='end' is for arrays.*=random"):
+        split_data(plain([9, 9]), validation=4, test=0, seed=0, validation_from="end")

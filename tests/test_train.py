@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -226,6 +227,17 @@ def test_muon_and_the_averaged_weights_train(tmp_path, sample):
     run = train(recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
     rows = read_log(run.path)
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize(("settings", "last"), [({}, 20), ({"whole_steps": False}, 16)])
+def test_an_epochs_smaller_batch_may_count_as_a_fraction_of_a_step(settings, last, sample):
+    """The Keras example counts `int(images / batch_size * epochs)` steps, and `fit` takes whole ones in each epoch."""
+    few = replace(sample, splits={**sample.splits, "train": sample.train.take(np.arange(130))})
+    model, steps = build_tiny(few, epochs=10, drop_remainder=False, schedule=settings)  # 80 images remain
+    schedule = model.optimizer._learning_rate
+    assert steps == 2
+    assert schedule.total_steps == last
+    assert schedule.warmup_steps == int(0.15 * last)
 
 
 # Large models are stood in for by ones with few and narrow blocks; all other settings are the recipes' own.

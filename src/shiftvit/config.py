@@ -70,6 +70,11 @@ class DataConfig(Settings):
         ge=0,
         description="training images held out for validation: a count (1 or more), a fraction (below 1) or 0",
     )
+    validation_from: Literal["random", "end"] = Field(
+        "random",
+        description="which training images: drawn at random, or the last ones in the order of the data, whatever their "
+        "classes, as Keras' `validation_split` takes them",
+    )
     test: float = Field(
         0.1,
         ge=0,
@@ -130,6 +135,11 @@ class ScheduleConfig(Settings):
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
     end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
+    whole_steps: bool = Field(
+        True,
+        description="false: an epoch's last, smaller batch counts as a fraction of a step, so that the schedule ends "
+        "a little before the run",
+    )
 
 
 class TrainConfig(Settings):

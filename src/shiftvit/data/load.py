@@ -91,6 +91,7 @@ def split_as(config: DataConfig, data: Dataset) -> Dataset:
         stratify=config.stratify,
         limit=config.limit,
         copies=copies,
+        validation_from=config.validation_from,
     )
 
 

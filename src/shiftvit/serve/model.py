@@ -136,8 +136,7 @@ class ServedModel:
 
     def _decode(self, content: bytes) -> Pixels:
         """Returns what the model sees of an encoded picture, (1, h, w, 3)."""
-        rule = self.graph.metadata.preprocess
-        return rule.pixels(self._read(content, rule.decoding["at_least"])[None])
+        return self.graph.metadata.preprocess.pixels(self._read(content)[None])
 
     def _decode_small(self, content: bytes) -> Pixels | None:
         """Does the same if that takes less than to hand it to another thread; None: it would take longer, or fails."""
@@ -151,7 +150,12 @@ class ServedModel:
         except ShiftViTError:
             return None
 
-    def _read(self, content: bytes, at_least: tuple[int, int] | None = None) -> Pixels:
+    def _read(self, content: bytes) -> Pixels:
+        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it.
+
+        Raises:
+            Refused: it cannot be decoded, or exceeds a limit.
+        """
         if kind_of(content) is None:
             raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
         try:
@@ -160,8 +164,7 @@ class ServedModel:
                 name="image",
                 max_pixels=self._limits.max_pixels,
                 max_bytes=self._limits.max_bytes,
-                at_least=at_least,
-                srgb=self.graph.metadata.preprocess.srgb,
+                **self.graph.metadata.preprocess.decoding,
             )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error

@@ -47,6 +47,7 @@ _FIXED = (
     "train.drop_remainder",
     "train.ema",
     "train.optimizer.name",
+    "train.schedule.whole_steps",
     "train.seed",
 )
 # ... apart from these.

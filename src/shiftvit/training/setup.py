@@ -189,9 +189,11 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
         take_weights(model, recipe, dataset.class_names)
     freeze_stages(model, recipe.start.freeze)
     steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
+    whole = settings.schedule.whole_steps or settings.drop_remainder
+    span = steps if whole else len(dataset.train) / settings.batch_size
     optimizer = build_optimizer(
         settings,
-        steps * settings.epochs,
+        max(1, int(span * settings.epochs)),
         bfloat16=settings.precision == "mixed_bfloat16",
         head_steps=steps * min(settings.freeze_epochs, settings.epochs // 3),
     )
