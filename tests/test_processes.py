@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -30,6 +32,10 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.training.place import find_place
 from shiftvit.training.processes import Processes, Several
 from shiftvit.training.setup import check_alone, resolve
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+import scaling_plan  # noqa: E402
 
 WORKER = Path(__file__).with_name("process_worker.py")
 SETTINGS = {
@@ -433,6 +439,74 @@ def test_tensorflow_is_refused(pictures: Path, tmp_path: Path) -> None:
     assert found.said[0].count("set KERAS_BACKEND=torch or jax") == 1
     assert found.said[1] == ""
     assert not (tmp_path / "run").exists()
+
+
+def commands_of(page: str) -> list[list[str]]:
+    lines = [line.strip() for line in (ROOT / page).read_text("utf-8").splitlines() if "torchrun --" in line]
+    return [shlex.split(line) for line in lines if not line.startswith("|")]
+
+
+def test_the_readme_and_its_document_have_the_same_commands() -> None:
+    readme, document = commands_of("README.md"), commands_of("docs/scaling.md")
+    assert len(readme) == 2
+    assert [words for words in document if words in readme] == readme
+    assert [words[1:] for words in document if words not in readme] == [readme[0]]
+    assert document[1][0] == "KERAS_BACKEND=jax"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_commands_run(pictures: Path, tmp_path: Path, number: int) -> None:
+    command = commands_of("docs/scaling.md")[number]
+    backend = "torch" if command[0] == "torchrun" else command.pop(0).partition("=")[2]
+    for name in ("pets", "imagenet/train", "imagenet/val"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(pictures)
+    small = {**SETTINGS, "train.epochs": 1, "data.test": 0, "model.depths": "[1, 1, 1, 1]", "preprocess.crop": 16}
+    if "imagenet" in command:
+        del small["data.validation"]
+    sets = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    words = [{"HOST": "127.0.0.1", "8": "1"}.get(word, word) for word in command]
+    nodes = 2 if "--nnodes" in words else 1
+    started = []
+    port = free_port()
+    try:
+        for node in range(nodes):
+            own = [f"{node}" if words[place - 1] == "--node-rank" else word for place, word in enumerate(words)]
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(port)]
+            with (tmp_path / f"said{node}").open("w") as said:
+                environment = {**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
+                process = subprocess.Popen(
+                    [*torchrun, *own[1:], *sets], env=environment, cwd=tmp_path, stdout=said, stderr=said
+                )
+                started.append(process)
+        for process in started:
+            process.wait(150)
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(40)
+    said = "".join((tmp_path / f"said{node}").read_text() for node in range(nodes))
+    assert [process.returncode for process in started] == [0] * nodes, said
+    assert said.count("run folder: ") == 1
+    (metrics,) = (tmp_path / "runs").glob("*/metrics.json")
+    assert json.loads(metrics.read_text())["train"]["epochs"] == 1
+
+
+def test_the_plan_is_the_committed_result() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    (name,) = re.findall(r"\(\.\./benchmarks/results/(scaling_plan-[\w.-]+\.json)\)", text)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    assert scaling_plan.table(result) in text
+    assert {key: value for key, value in result.items() if key in scaling_plan.plan()} == scaling_plan.plan()
+    assert f"{result['measured_step']['share_of_peak']:.0%}".replace("%", " %") in text
+
+
+def test_a_ring_sends_what_is_planned() -> None:
+    # 8 processes, 8 MB: 14 messages of 1 MB each at 1 MB/s.
+    assert scaling_plan.reduction_seconds(8e6, 8, 8e6, 0.0) == pytest.approx(14.0)
+    needed = scaling_plan.images_needed(8e6, 1e9, 1e9, 8e6, 0.0)
+    assert needed / (needed + 14.0) >= 0.9 > (needed - 1) / (needed - 1 + 14.0)
 
 
 # Without starting processes
