@@ -505,8 +505,9 @@ def test_the_plan_is_the_committed_result() -> None:
 def test_a_ring_sends_what_is_planned() -> None:
     # 8 processes, 8 MB: 14 messages of 1 MB each at 1 MB/s.
     assert scaling_plan.reduction_seconds(8e6, 8, 8e6, 0.0) == pytest.approx(14.0)
-    needed = scaling_plan.images_needed(8e6, 1e9, 1e9, 8e6, 0.0)
-    assert needed / (needed + 14.0) >= 0.9 > (needed - 1) / (needed - 1 + 14.0)
+    needed = scaling_plan.images_needed(8e6, 1.1e9, 1e9, 8e6, 0.0)  # of 1.1 s each
+    assert 1.1 * needed / (1.1 * needed + 14.0) >= 0.9
+    assert 1.1 * (needed - 1) / (1.1 * (needed - 1) + 14.0) < 0.9
 
 
 # Without starting processes
