@@ -9,6 +9,7 @@ of JSON asks for a training, another one answers with the status of each process
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -117,6 +118,9 @@ def start(job: dict[str, Any], rank: int) -> int:
 def serve() -> None:
     import shiftvit.cli.main
     import shiftvit.training.fit  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import tensorflow  # noqa: F401  (Keras looks into it where it is installed, which takes seconds)
 
     for line in sys.stdin:
         job = json.loads(line)

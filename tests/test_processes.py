@@ -194,7 +194,8 @@ def train_in(
         status = server.ask(job)
     else:
         status = start_each(count, place / "settings.json", said, shared, within, prefix or (lambda _: []), during)
-    words = [path.read_text() for path in said]
+    # Without the greetings of libraries.
+    words = [re.sub(r"(?m)^(WARNING: All log|[IWE]\d{4} |\[W\d{4} |\[Gloo\]).*\n", "", path.read_text()) for path in said]
     found = Outcome(status, words, time.monotonic() - began, run)
     for rank in range(count):
         if (place / f"record{rank}.json").is_file():

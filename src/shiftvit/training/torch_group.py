@@ -87,7 +87,7 @@ class TorchGroup:
         self._distributed.destroy_process_group()
 
 
-class _Pulse(threading.Thread):
+class _Pulse:
     """Shows the others that this process lives, and ends it if one of them does not show it for `LOST` seconds.
 
     What waits for a process behind a broken network, or for one that stands still, cannot be interrupted: this ends the
@@ -95,43 +95,50 @@ class _Pulse(threading.Thread):
     """
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
-        super().__init__(daemon=True, name="pulse")
-        store.set_timeout(datetime.timedelta(seconds=LOST))
-        self._store, self._rank, self._count = store, rank, count
-        self._ended = threading.Event()
-        self.start()
+        self._store, self._rank = store, rank
+        self._others = [other for other in range(count) if other != rank]
+        self._seen: dict[int, bytes] = {}
+        # When each of the others last showed that it lives, and when the store, which process 0 has, last answered.
+        self._shown = dict.fromkeys(self._others, time.monotonic())
+        self._answered = time.monotonic()
+        self._gone = self._ended = False
+        for name, work in (("pulse", self._beat), ("watch", self._watch)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def stop(self) -> None:
-        self._ended.set()
+        """From here on another process may end."""
+        self._ended = True
 
-    def run(self) -> None:
-        others = [rank for rank in range(self._count) if rank != self._rank]
-        seen: dict[int, bytes] = {}
-        changed = dict.fromkeys(others, time.monotonic())
+    def _beat(self) -> None:
+        """Exchanges signs of life; without a network that takes for ever."""
         beat = 0
-        while not self._ended.wait(_BEAT):
+        while not self._ended:
             beat += 1
             try:
                 self._store.set(f"shiftvit/{self._rank}", str(beat))
-                found = {
-                    rank: self._store.get(f"shiftvit/{rank}")
-                    for rank in others
-                    if self._store.check([f"shiftvit/{rank}"])
-                }
+                for other in self._others:
+                    name = f"shiftvit/{other}"
+                    value = self._store.get(name) if self._store.check([name]) else b""
+                    if value != self._seen.get(other, b""):
+                        self._seen[other], self._shown[other] = value, time.monotonic()
+                self._answered = time.monotonic()
             except RuntimeError:
-                self._end("process 0, or what started it, is gone")
+                self._gone = True
                 return
+            time.sleep(_BEAT)
+
+    def _watch(self) -> None:
+        while not self._ended:
             now = time.monotonic()
-            for rank, value in found.items():
-                if value != seen.get(rank):
-                    seen[rank], changed[rank] = value, now
-            lost = [rank for rank in others if now - changed[rank] > LOST]
-            if lost:
+            lost = [other for other, shown in self._shown.items() if now - shown > LOST]
+            if self._gone or now - self._answered > LOST:
+                self._end("process 0, or what started it, is gone")
+            elif lost:
                 self._end(f"process {lost[0]} has shown no sign of life for {LOST} s")
-                return
+            time.sleep(_BEAT / 4)
 
     def _end(self, what: str) -> None:
-        if not self._ended.is_set():
+        if not self._ended:
             complain(f"{what}; to go on, start the processes again with --resume RUN")
             os._exit(1)
 
