@@ -31,7 +31,7 @@ def main(settings: dict[str, Any]) -> None:
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event in ("os.rename", "os.mkdir", "os.remove")
         writes |= event == "open" and bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
-        if writes and str(arguments[0]).startswith(run):
+        if writes and f"{arguments[0]}/".startswith(f"{run}/"):
             record["written"].append(Path(str(arguments[0])).name)
 
     sys.addaudithook(look)
