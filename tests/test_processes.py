@@ -23,12 +23,13 @@ import pytest
 from PIL import Image
 
 from logs import read_log
-from shiftvit import Recipe, ShiftViTError
+from shiftvit import Recipe, ShiftViTError, errors
 from shiftvit.augment.augment import Augment
 from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import Elsewhere
 from shiftvit.preprocess import Preprocess
+from shiftvit.training import groups
 from shiftvit.training.place import find_place
 from shiftvit.training.processes import Processes, Several
 from shiftvit.training.setup import check_alone, resolve
@@ -194,7 +195,7 @@ def train_in(
         status = server.ask(job)
     else:
         status = start_each(count, place / "settings.json", said, shared, within, prefix or (lambda _: []), during)
-    # Without the greetings of libraries.
+    # Libraries greet.
     words = [
         re.sub(r"(?m)^(WARNING: All log|[IWE]\d{4} |\[W\d{4} |\[Gloo\]).*\n", "", path.read_text()) for path in said
     ]
@@ -436,15 +437,6 @@ def test_jax_trains_in_two_processes_what_it_trains_in_one(run_of: Train) -> Non
         assert other == pytest.approx(row, abs=2e-5)
     for name, found in one.metrics().items():
         assert two.metrics()[name] == pytest.approx(found, abs=2e-5)
-
-
-@pytest.mark.slow
-def test_tensorflow_is_refused(pictures: Path, tmp_path: Path) -> None:
-    found = train_in(2, tmp_path / "run", arguments_for(pictures, tmp_path / "run"), backend="tensorflow")
-    assert found.status == [2, 2]
-    assert found.said[0].count("set KERAS_BACKEND=torch or jax") == 1
-    assert found.said[1] == ""
-    assert not (tmp_path / "run").exists()
 
 
 def commands_of(page: str) -> list[list[str]]:
@@ -723,6 +715,17 @@ def test_a_wrong_environment_is_told(
             monkeypatch.setenv(name, value)
     with pytest.raises(ShiftViTError, match=message):
         find_place()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_tensorflow_is_refused_and_one_process_tells(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    for name, value in {**TORCHRUN, "RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(groups, "ensure_backend", lambda: "tensorflow")
+    monkeypatch.setattr(errors, "_QUIET", False)
+    with pytest.raises(ShiftViTError, match="set KERAS_BACKEND=torch or jax") as refused, groups.join_processes():
+        pass
+    assert isinstance(refused.value, Elsewhere) == (rank == 1)
 
 
 def test_one_process_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
