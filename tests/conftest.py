@@ -62,6 +62,28 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="module")
+def sample() -> Any:
+    """The committed CIFAR-10 images, a data set."""
+    from sample import load_sample
+
+    return load_sample()
+
+
+@pytest.fixture(scope="module")
+def images(sample: Any) -> Any:
+    """Its test images."""
+    return sample.test.images
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Any:
+    """The bundled model as it answers by default."""
+    from shiftvit import Predictor
+
+    return Predictor.from_pretrained("cifar10")
+
+
+@pytest.fixture(scope="module")
 def plain_figures() -> Iterator[list[Any]]:
     """What matplotlib would draw is a white point, for tests that look at other things; returns the figures."""
     from matplotlib.figure import Figure

@@ -156,7 +156,7 @@ def test_it_is_written_anew_and_has_a_card_for_spaces(folder, tmp_path, monkeypa
 
 def test_a_folder_of_others_is_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ShiftViTError, match="is no demo"):
+    with pytest.raises(ShiftViTError, match="is not a demo"):
         write_demo("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -124,7 +124,7 @@ def test_a_device_is_never_replaced_by_a_file(kind: str, tmp_path: Path) -> None
         os.mkfifo(place)
     else:
         place.symlink_to("/dev/null")
-    with pytest.raises(ShiftViTError, match=r"cannot write .*place': it is no regular file"):
+    with pytest.raises(ShiftViTError, match=r"cannot write .*place': it is not a regular file"):
         write_file(place, lambda temporary: temporary.write_text("text"))
     assert not place.is_file()
     assert list(tmp_path.iterdir()) == [place]

@@ -36,7 +36,7 @@ HOUSE = [
     ("data.cifar10", "cache archives"),
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
-    ("data.find", "find kept splits copies arrays shards folders tables cells places dataset listing words"),
+    ("data.find", "find kept splits copies arrays shards folders tables dataset listing words"),
     ("data.decode", "images profiles readers rows parquet formats netpbm faults"),
     ("recipes", "recipe"),
     ("augment", "changes erasing randaugment photometric boxes mix augment"),

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample
+from sample import with_splits
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig
@@ -60,11 +60,6 @@ def build_tiny(sample, **train_settings):
 
 def final_weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "checkpoints" / "last.safetensors")
-
-
-@pytest.fixture(scope="module")
-def sample():
-    return load_sample()
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +179,8 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
         assert not (tmp_path / "run").exists()
-    nothing = sample.with_splits(test=sample.test.take([]))
-    with pytest.raises(ShiftViTError, match="0 test images"):
+    nothing = with_splits(sample, test=sample.test.take([]))
+    with pytest.raises(ShiftViTError, match="has no test images"):
         train(recipe(), out=tmp_path / "run", data=nothing)
 
 

@@ -54,7 +54,7 @@ def ensure_backend() -> str:
                 f"or set it to one of: {', '.join(installed)}"
             )
         return wanted
-    configured = _configured()
+    configured = _read_configuration()
     choice = configured if configured in installed else installed[0]
     os.environ["KERAS_BACKEND"] = choice
     return choice
@@ -68,7 +68,7 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _configured() -> str | None:
+def _read_configuration() -> str | None:
     home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
     try:
         settings = json.loads((home / "keras.json").read_text("utf-8"))

@@ -86,7 +86,7 @@ class DataConfig(Settings):
         "least one image of each; false: chance alone decides",
     )
     split_seed: int = Field(0, ge=0, description="seed of the split, separate from the training's")
-    workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on their number")
+    workers: int = Field(1, ge=1, description="threads that prepare batches; their number does not change the batches")
     limit: Positive | None = Field(
         None,
         description="for any data: use only this many training images, drawn with `split_seed` once the splits are "

@@ -54,7 +54,7 @@ def embed(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")] = False,
     max_pixels: Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")] = None,
 ) -> None:
-    """Turn images into features, for search, clustering and duplicates.
+    """Turn images into features for search and clustering.
 
     Writes the paths and the pooled features (float32, a row for each image) that the model's last layer takes.
     """

@@ -173,11 +173,12 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
     for path in paths:
         sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
     # A shell's pattern names the videos and notes of live photos, too.
-    return [source for source in sources if len(sources) == 1 or isinstance(source, bytes) or not is_companion(source)]
+    files = {source for source in sources if isinstance(source, str)}
+    return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
 
 
 def _standard_input() -> list[Any]:
-    from shiftvit.data.decode.formats import kind_of
+    from shiftvit.data.decode.formats import find_kind
     from shiftvit.data.decode.images import MAX_BYTES
     from shiftvit.data.find.listing import split_list
 
@@ -187,7 +188,7 @@ def _standard_input() -> list[Any]:
         raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
     names = split_list(content)
     # A list may begin as a picture does (`GIF89a/cat.gif`), and a picture may be text (PPM).
-    if kind_of(content) is not None and (names is None or _is_picture(content)):
+    if find_kind(content) is not None and (names is None or _is_picture(content)):
         return [content]
     if names is None:
         raise ShiftViTError(
@@ -224,12 +225,12 @@ def _choose_format(kind: str | None, out: Path | None) -> Format:
 def _check_rows_file(out: Path, inputs: list[str]) -> None:
     from shiftvit import files
     from shiftvit.cli.rows import ENDINGS
-    from shiftvit.data.decode.formats import kind_of
+    from shiftvit.data.decode.formats import find_kind
 
     files.check_file(out, tuple(ENDINGS), inputs)
     if out.is_file():
         with contextlib.suppress(OSError), out.open("rb") as file:
-            if kind_of(file.read(300)) is not None:
+            if find_kind(file.read(300)) is not None:
                 raise ShiftViTError(f"{str(out)!r} is a picture, and would be overwritten by text; name another file")
 
 

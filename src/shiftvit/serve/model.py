@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.decode.formats import kind_of
+from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
@@ -46,7 +46,10 @@ class ServedModel:
     ) -> None:
         self.name, self.graph, self._limits, self._decoders = name, graph, limits, decoders
         self.labels, self.capacity = graph.metadata.labels, limits.queue
-        self.batcher = Batcher(self._run, limits.max_batch, limits.queue, partial(measures.count_batch, name))
+        height, width, _ = graph.metadata.example_shape
+        self.batcher = Batcher(
+            self._run, limits.batch(height, width), limits.queue, partial(measures.count_batch, name)
+        )
         measures.watch_queue(name, lambda: self.batcher.pending)
         self._explaining = asyncio.Lock()
         self._explainer: Explainer | None = None
@@ -156,8 +159,8 @@ class ServedModel:
         Raises:
             Refused: it cannot be decoded, or exceeds a limit.
         """
-        if kind_of(content) is None:
-            raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
+        if find_kind(content) is None:
+            raise Refused(415, "the body is not an image of a supported format; send one of " + ", ".join(FORMATS))
         try:
             return decode(
                 content,
@@ -201,7 +204,7 @@ def load_models(
                 f"{places[name]!r} and {place!r} would both be called {name!r}; name one of them: OTHER={place}"
             )
         if not name.isprintable() or "/" in name:
-            raise ShiftViTError(f"{name!r} is no name for an address; name the model: NAME={place}")
+            raise ShiftViTError(f"{name!r} cannot be part of an address; name the model: NAME={place}")
         places[name] = place
     return {
         name: ServedModel(name, load_graph(place, runtime, threads), limits, decoders, measures)

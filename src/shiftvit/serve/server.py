@@ -238,7 +238,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self._stuck = None
 
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-            self._refuse(400, f"the request is no valid HTTP/1.1, or its head has more than {MAX_HEAD:,} bytes")
+            self._refuse(400, f"the request is not valid HTTP/1.1, or its head has more than {MAX_HEAD:,} bytes")
 
         def _is_busy(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete

@@ -48,6 +48,11 @@ class Run:
         """The trained model."""
         return Bundle.load(self.path / "bundle")
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each epoch, as in its `log.jsonl`: "epoch", "loss", "top1", "val_loss" and so on."""
+        return runfolder.read_log(self.path)
+
 
 def train(
     recipe: Recipe | str | Path | None = None,

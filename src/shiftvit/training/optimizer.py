@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
-from shiftvit.model.network import stage_of
+from shiftvit.model.network import find_stage
 from shiftvit.model.primitives import TORCH
 from shiftvit.training.schedule import SCHEDULES
 
@@ -41,7 +41,7 @@ class _Rule(keras.optimizers.Optimizer):
         self._shares: list[tuple[float, bool]] = []
 
     def build(self, variables: Any) -> None:
-        stages = [stage_of(variable.path) for variable in variables]
+        stages = [find_stage(variable.path) for variable in variables]
         last = max((stage for stage in stages if stage is not None), default=1)
         parts = [1.0 if stage is None else self.stage_decay ** (last - stage) for stage in stages]
         waits = [self.head_steps > 0 and not variable.path.startswith("head/") for variable in variables]

@@ -159,6 +159,12 @@ def write_log(run: Path, history: list[dict[str, Any]]) -> None:
     files.write_file(run / "log.jsonl", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Returns the rows of `log.jsonl`; none of a probe, which has no epochs."""
+    path = run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+
+
 def _choose_resumed(
     run: Path, recipe: Recipe | str | Path | None, out: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:

@@ -31,7 +31,7 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
     names = tuple(labels)
     for name in names:
         if not isinstance(name, str) or not name:
-            raise ShiftViTError(f"the label {name!r} is no name of a class; give strings that are not empty")
+            raise ShiftViTError(f"the label {name!r} is not a class name; give strings that are not empty")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ShiftViTError(f"the label {twice!r} names {names.count(twice)} classes; give each class its own name")

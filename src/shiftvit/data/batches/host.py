@@ -131,7 +131,7 @@ class EpochBatches(keras.utils.PyDataset):
         preprocess.check(images)
         if labels.shape != images.shape[:1]:
             raise ShiftViTError(
-                f"labels have the shape {labels.shape}; {len(images)} images need ({len(images)},): one each"
+                f"labels have the shape {labels.shape}; {len(images)} images need ({len(images)},), one for each"
             )
         if not len(images):
             raise ShiftViTError("there are 0 images to train on; give at least 1")

@@ -67,7 +67,7 @@ def open_parquet(path: str) -> Iterator[Any]:
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
+        raise ShiftViTError(f"{path!r} is not a readable Parquet file ({reason}); get the file again") from error
 
 
 def has_images(path: str) -> bool:
@@ -91,9 +91,9 @@ def find_columns(path: str, file: Any) -> Columns:
     import pyarrow.types as is_type  # type: ignore[import-untyped]
 
     schema = file.schema_arrow
-    features = _features(schema.metadata)
+    features = _read_features(schema.metadata)
     kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    held = [field.name for field in schema if _bytes_of(field) is not None]
+    held = [field.name for field in schema if _find_bytes(field) is not None]
     structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
     images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
     if not images:
@@ -114,7 +114,9 @@ def find_columns(path: str, file: Any) -> Columns:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return Columns(images[0], labels[0] if labels else None, None, tuple(remarks))
     if len({*names}) < len(names):
-        raise ShiftViTError(f"{path!r} has two classes of one name in {labels[0]!r}; give each a name of its own")
+        raise ShiftViTError(
+            f"{path!r} has two classes with the same name in {labels[0]!r}; give each a name of its own"
+        )
     return Columns(images[0], labels[0], tuple(names), tuple(remarks))
 
 
@@ -166,7 +168,7 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     return numbers, columns.names
 
 
-def size_of(file: Any) -> int:
+def count_bytes(file: Any) -> int:
     """Returns how many bytes all columns of an open file have without compression. The images have at most as many."""
     # It does not ask for the sizes of single columns: for a damaged file, that makes pyarrow end the process.
     groups = range(file.metadata.num_row_groups)
@@ -185,9 +187,9 @@ def read_images(path: str, columns: Columns) -> Iterator[Any]:
     import pyarrow as pa
 
     with open_parquet(path) as file:
-        at_a_time = _BATCH * file.metadata.num_rows // max(1, size_of(file))
+        at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
         for batch in file.iter_batches(
-            max(1, min(_MOST_ROWS, at_a_time)), columns=[_leaf(file, columns)], use_threads=False
+            max(1, min(_MOST_ROWS, at_a_time)), columns=[_name_leaf(file, columns)], use_threads=False
         ):
             column = batch.column(0)
             images = column.flatten()[0] if pa.types.is_struct(column.type) else column
@@ -195,11 +197,11 @@ def read_images(path: str, columns: Columns) -> Iterator[Any]:
             pa.default_memory_pool().release_unused()
 
 
-def _leaf(file: Any, columns: Columns) -> str:
-    return f"{columns.image}{_bytes_of(file.schema_arrow.field(columns.image))}"
+def _name_leaf(file: Any, columns: Columns) -> str:
+    return f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
 
 
-def _bytes_of(field: Any) -> str | None:
+def _find_bytes(field: Any) -> str | None:
     """Returns where a column has bytes: "" for itself, ".bytes" for a field of its struct; None: nowhere."""
     import pyarrow.types as is_type
 
@@ -224,7 +226,7 @@ def _find_names(columns: list[str], names: tuple[str, ...]) -> list[str]:
     return [column for name in names for column in columns if column.casefold() == name]
 
 
-def _features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+def _read_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
     """Returns what `datasets` wrote about the columns, name -> feature; nothing if it cannot be understood."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
