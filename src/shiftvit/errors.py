@@ -102,8 +102,13 @@ def install_hint(*packages: str) -> str:
         lines = [line.split(";")[0].strip() for line in metadata.requires("shiftvit") or ()]
     except metadata.PackageNotFoundError:  # imported from a source folder
         lines = []
-    needed = {re.split(r"[^\w.-]", line)[0].replace("-", "_").lower(): line for line in lines}
-    return "pip install " + shlex.join(needed.get(name.replace("-", "_").lower(), name) for name in packages)
+    needed = {_distribution(line): line for line in lines}
+    return "pip install " + shlex.join(needed.get(_distribution(name), name) for name in packages)
+
+
+def _distribution(requirement: str) -> str:
+    """Returns what is to be installed, without version and extras."""
+    return re.split(r"[^\w.-]", requirement)[0].replace("-", "_").lower()
 
 
 def join_words(words: Sequence[str]) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
-
+from shiftvit.backend import set_seed
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
@@ -149,7 +148,7 @@ def build_model(recipe: Recipe, dataset: Dataset, begun: bool, processes: Proces
     It has its first weights unless the run has `begun`: those of the checkpoint come instead.
     """
     check_loop(recipe, dataset)
-    keras.utils.set_random_seed(recipe.train.seed)
+    set_seed(recipe.train.seed)
     return build(recipe, dataset, begun=begun, processes=processes)
 
 
