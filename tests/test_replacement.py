@@ -230,6 +230,7 @@ def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
         driver.pack("cifar10", archive)
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_sample()
     small = {"test": data.test.take(range(20))}

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from shiftvit.errors import ShiftViTError, install_hint, nearest
 
@@ -66,6 +67,24 @@ def limit_threads(threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def set_seed(seed: int) -> None:
+    """Seeds Python, NumPy, Keras and its backend, as `keras.utils.set_random_seed` does.
+
+    That imports TensorFlow wherever it is installed, whatever the backend, which takes seconds and hundreds of
+    megabytes. Here that happens only for the backend tensorflow, or where TensorFlow is imported already.
+    """
+    import keras
+    from keras.src.utils import rng_utils  # there is no public way to leave TensorFlow out
+
+    tensorflow = rng_utils.tf
+    if keras.config.backend() != "tensorflow" and "tensorflow" not in sys.modules:
+        rng_utils.tf = SimpleNamespace(available=False)
+    try:
+        keras.utils.set_random_seed(seed)
+    finally:
+        rng_utils.tf = tensorflow
 
 
 def _read_configuration() -> str | None:

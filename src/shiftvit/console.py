@@ -35,12 +35,15 @@ class Bar:
         """Counts further units as done."""
         self.update(self._done + count)
 
-    def update(self, done: int, state: str = "", what: str | None = None) -> None:
-        """Sets how many units are done, what stands beside the bar (their number if empty) and the work's name."""
+    def update(self, done: int, state: str = "", what: str | None = None, total: int | None = None) -> None:
+        """Sets how many units are done of how many, what stands beside the bar (the former if empty) and its name."""
         self._done, self._what = done, self._what if what is None else what
+        self._total = self._total if total is None else total
         if self._live:
             counts = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
-            self._live.update(self._task, completed=done, description=self._what, state=state or counts)
+            self._live.update(
+                self._task, total=self._total or None, completed=done, description=self._what, state=state or counts
+            )
 
     @property
     def done(self) -> int:

@@ -90,7 +90,7 @@ class Preprocess(Settings):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
+        """How files are decoded that this prepares, as keyword arguments of `shiftvit.data.decode.images.decode`.
 
         A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
         faster with photographs and differs slightly from decoding it whole.
@@ -104,7 +104,8 @@ class Preprocess(Settings):
         """Only rounds: resized (N, h, w, 3) -> uint8 of the same shape."""
         if images.dtype == np.uint8:
             return images
-        return np.clip(np.rint(images), 0, 255).astype(np.uint8)  # bicubic overshoots
+        result = np.rint(images)
+        return np.clip(result, 0, 255, out=result).astype(np.uint8)  # bicubic overshoots
 
     def _unrounded(self, images: Images) -> Images:
         self.check(images)
@@ -211,9 +212,8 @@ class Preprocess(Settings):
         resample = Image.Resampling[self.interpolation.upper()]
         # A plane of floats at a time: Pillow rounds what it resizes in colour, twice.
         for image, resized in zip(images, result, strict=True):
-            for channel in range(3):
-                plane = Image.fromarray(image[:, :, channel].astype(np.float32))
-                resized[:, :, channel] = np.asarray(plane.resize(target[::-1], resample))
+            for channel, plane in enumerate(Image.fromarray(image).split()):
+                resized[:, :, channel] = np.asarray(plane.convert("F").resize(target[::-1], resample))
         return result
 
     def cropped(self, images: Images) -> Images:

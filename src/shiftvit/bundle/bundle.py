@@ -161,9 +161,11 @@ class Bundle:
             raise ShiftViTError(
                 f"the metrics cannot be written as JSON: {error}; give finite numbers and text"
             ) from error
-        from shiftvit.bundle.card import write_card  # with the recipes, which reading a model does not need
+        card = self.card
+        if card is None:
+            from shiftvit.bundle.card import write_card  # with the recipes, which reading a model does not need
 
-        card = write_card(self) if self.card is None else self.card
+            card = write_card(self)
         return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
 
     @classmethod

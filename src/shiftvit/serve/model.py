@@ -46,7 +46,10 @@ class ServedModel:
     ) -> None:
         self.name, self.graph, self._limits, self._decoders = name, graph, limits, decoders
         self.labels, self.capacity = graph.metadata.labels, limits.queue
-        self.batcher = Batcher(self._run, limits.max_batch, limits.queue, partial(measures.count_batch, name))
+        height, width, _ = graph.metadata.example_shape
+        self.batcher = Batcher(
+            self._run, limits.batch(height, width), limits.queue, partial(measures.count_batch, name)
+        )
         measures.watch_queue(name, lambda: self.batcher.pending)
         self._explaining = asyncio.Lock()
         self._explainer: Explainer | None = None

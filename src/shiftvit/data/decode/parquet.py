@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +52,12 @@ def import_pyarrow(path: str) -> Any:
 
 
 @contextmanager
-def open_parquet(path: str) -> Iterator[Any]:
+def open_parquet(path: str, opened: Callable[[], Any] | None = None) -> Iterator[Any]:
     """Opens a Parquet file as a `pyarrow.parquet.ParquetFile`. Any exception while it is open becomes one line.
+
+    Args:
+        path: where it is, or what messages call it.
+        opened: returns it as an open file of pyarrow's, where it is not on this machine.
 
     Raises:
         ShiftViTError: pyarrow is not installed, or the file is damaged or is not Parquet.
@@ -61,7 +65,10 @@ def open_parquet(path: str) -> Iterator[Any]:
     pa = import_pyarrow(path)
     try:
         # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
-        with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
+        with (
+            opened() if opened else pa.OSFile(path) as stream,
+            pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file,
+        ):
             yield file
     except (ShiftViTError, MemoryError):
         raise
@@ -176,25 +183,35 @@ def count_bytes(file: Any) -> int:
 
 
 def read_images(path: str, columns: Columns) -> Iterator[Any]:
-    """Yields the images of a file, some rows at a time, as arrays of large_binary; a row without an image is null.
-
-    Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
-    wrote has no more than 1,024 images.
+    """Yields the images of a file, some rows at a time; see `read_groups`.
 
     Raises:
         ShiftViTError: the file is damaged.
     """
+    with open_parquet(path) as file:
+        yield from read_groups(file, columns)
+
+
+def read_groups(file: Any, columns: Columns, groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """Yields the images of an open file, some rows at a time, as arrays of large_binary; one without an image is null.
+
+    Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
+    wrote has no more than 1,024 images.
+
+    Args:
+        file, columns: what `open_parquet` and `find_columns` returned.
+        groups: the row groups; None: all.
+    """
     import pyarrow as pa
 
-    with open_parquet(path) as file:
-        at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
-        for batch in file.iter_batches(
-            max(1, min(_MOST_ROWS, at_a_time)), columns=[_name_leaf(file, columns)], use_threads=False
-        ):
-            column = batch.column(0)
-            images = column.flatten()[0] if pa.types.is_struct(column.type) else column
-            yield images.cast(pa.large_binary())
-            pa.default_memory_pool().release_unused()
+    at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
+    for batch in file.iter_batches(
+        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[_name_leaf(file, columns)], use_threads=False
+    ):
+        column = batch.column(0)
+        images = column.flatten()[0] if pa.types.is_struct(column.type) else column
+        yield images.cast(pa.large_binary())
+        pa.default_memory_pool().release_unused()
 
 
 def _name_leaf(file: Any, columns: Columns) -> str:

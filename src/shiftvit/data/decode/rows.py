@@ -28,6 +28,9 @@ from shiftvit.errors import ShiftViTError, notice
 _NAME = re.compile(r"(.+\.parquet)#(0|[1-9][0-9]{0,17})", re.IGNORECASE | re.DOTALL)
 _TAIL = 2**16  # bytes at the end of a Parquet file, which say where its pages are and what is in them
 
+# What is wrong with a row that has no bytes.
+NO_IMAGE = "has no image: the row has no bytes; fill them in, or remove the row"
+
 # Identifies the content of a Parquet file: path, bytes, time in ns. If one of them differs, it is another file.
 _Key = tuple[str, int, int]
 _Images = Any  # a pyarrow.ChunkedArray of large_binary, one element for each row
@@ -76,7 +79,7 @@ def read_row(path: str, row: int, check: Callable[[int], None]) -> bytes:
         raise Fault(f"is not a row of its file, which has {len(images):,}; rows are counted from 0")
     image = images[row].as_buffer()
     if not image:
-        raise Fault("has no image: the row has no bytes; fill them in, or remove the row")
+        raise Fault(NO_IMAGE)
     check(len(image))
     return bytes(image)
 
