@@ -38,7 +38,10 @@ settings.register_profile("shiftvit", deadline=None, suppress_health_check=[Heal
 settings.load_profile("shiftvit")
 
 # Files that take longest, the longest first: begun last, one of them would keep one worker and leave the others idle.
-LONGEST = ("test_exports", "test_readme", "test_finetune", "test_stopped", "test_train", "test_gate", "test_backends")
+LONGEST = (
+    *("test_exports", "test_readme", "test_processes", "test_finetune", "test_stopped", "test_train", "test_gate"),
+    "test_backends",
+)
 
 
 @pytest.hookimpl(tryfirst=True)

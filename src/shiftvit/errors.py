@@ -21,6 +21,10 @@ class ShiftViTError(ValueError):
     """
 
 
+class Elsewhere(ShiftViTError):
+    """An error of another process of the same training, which tells the user of it."""
+
+
 class Interrupted(Exception):
     """A run was stopped (Ctrl-C or SIGTERM) after saving its state.
 
@@ -59,8 +63,23 @@ def check_at_least(name: str, value: Any, least: int) -> None:
         raise ShiftViTError(f"{name}={value} must be at least {least}")
 
 
+_QUIET = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Chooses whether `notice` prints nothing: of several processes that train together, one speaks for all."""
+    global _QUIET
+    _QUIET = quiet
+
+
 def notice(text: str) -> None:
-    """Prints a line on standard error."""
+    """Prints a line on standard error, unless another process does."""
+    if not _QUIET:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Prints a line on standard error, whichever process this is."""
     print_aside(f"shiftvit: {_printable(text)}")
 
 

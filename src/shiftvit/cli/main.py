@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Interrupted, ShiftViTError, nearest, notice, one_line
+from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, nearest, notice, one_line
 
 app = typer.Typer(
     name="shiftvit",
@@ -112,7 +112,9 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    notice(one_line(message))
+    # Of several processes that train together, one tells what all of them meet.
+    say = notice if isinstance(sys.exc_info()[1], Interrupted | Elsewhere) else complain
+    say(one_line(message))
     return status
 
 
