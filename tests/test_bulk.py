@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from shiftvit.inference.predict import Failure, as_object
 from shiftvit.inference.storage import Folder, is_uri
 from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
 
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 PIXELS = load_sample().test.images
 
 
@@ -412,8 +414,12 @@ def when(condition, act, seconds=60):
 
 @on_cluster
 def test_on_two_nodes_the_rows_are_predicts(cluster, photos, tmp_path, monkeypatch):
+    """With the command of the README."""
     expected = predicted(tuple(list_images([str(photos)], recursive=True)))
-    process = shiftvit(cluster, "predict", "photos", "-r", "--out", tmp_path / "out", cwd=photos.parent)
+    (written,) = [line for line in README.splitlines() if "--engine ray" in line]
+    command = shlex.split(written.replace("--address auto", f"--address {cluster.address}"), comments=True)
+    command[command.index("labels")] = str(tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=photos.parent, stderr=subprocess.PIPE, text=True)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     short = [{**row, "path": str(Path(row["path"]).relative_to(photos.parent))} for row in expected]
