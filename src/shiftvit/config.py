@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from shiftvit.errors import ShiftViTError, nearest
 
@@ -106,13 +106,13 @@ class DataConfig(Settings):
 class OptimizerConfig(Settings):
     """The update rule. With Muon, matrices of blocks and merging use Muon, everything else uses AdamW."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: for matrices, and AdamW for everything else")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon, that of the matrices")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled, times the learning rate (with Muon: matrices)")
     decay_vectors: bool = Field(True, description="also decay biases and norm scales")
-    beta_1: Rate = 0.9
-    beta_2: Rate = 0.999
-    epsilon: float = Field(1e-7, gt=0)
+    beta_1: Rate = Field(0.9, description="of AdamW: share of the gradients' running mean that is kept a step")
+    beta_2: Rate = Field(0.999, description="of AdamW: the same of their squares")
+    epsilon: float = Field(1e-7, gt=0, description="of AdamW: added to the divisor")
     clipnorm: float | None = Field(None, gt=0, description="limit of the global gradient norm")
     momentum: Rate = Field(0.95, description="of Muon")
     newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
@@ -145,7 +145,7 @@ class ScheduleConfig(Settings):
 class TrainConfig(Settings):
     """How the model is fitted."""
 
-    epochs: Positive = 10
+    epochs: Positive = Field(10, description="passes over the training images")
     batch_size: Positive = Field(256, description="images a step")
     accumulate: Positive = Field(
         1, description="parts that a batch is computed in, to save memory; batch norm uses each part's statistics"
@@ -163,8 +163,9 @@ class TrainConfig(Settings):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    label_smoothing: Rate = 0.0
-    class_weights: Literal["none", "balanced"] = Field(
+    label_smoothing: Rate = Field(0.0, description="share of each label that is spread over all classes")
+    # `--set train.class_weights=none` gives None, as for settings that may be absent.
+    class_weights: Annotated[Literal["none", "balanced"], BeforeValidator(lambda value: value or "none")] = Field(
         "none", description="balanced: classes count equally in the loss, whatever their number of images"
     )
     ema: Rate | None = Field(None, description="momentum of the weights' moving average, used in their place")

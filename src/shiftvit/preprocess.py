@@ -90,7 +90,7 @@ class Preprocess(Settings):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
+        """How files are decoded that this prepares, as keyword arguments of `shiftvit.data.decode.images.decode`.
 
         A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
         faster with photographs and differs slightly from decoding it whole.
