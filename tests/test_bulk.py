@@ -368,8 +368,10 @@ def cluster():
     node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": place})
+        patch.setenv("TMPDIR", place)
+        cluster = Cluster()
         try:
+            cluster.add_node(**node, temp_dir=place)
             cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
             cluster.wait_for_nodes(60)
             yield cluster
@@ -515,6 +517,7 @@ def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
     assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
     assert not list(out.glob(".*"))
+    assert not list(Path(os.environ["TMPDIR"]).glob(".shiftvit*"))  # a model that was being loaded
 
 
 @on_cluster
