@@ -21,7 +21,7 @@ HOUSE = [
     ("cli", "main benchmark show data hub demo export explain embed predict rates serve train rows settings tables"),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits"),
-    ("exports", "pull driver comparison gate saturation build any_size onnx_graphs formats"),
+    ("exports", "pull driver comparison gate saturation build any_size channels_first onnx_graphs formats"),
     ("inference", "embed explainer predict sources runtimes"),
     (
         "training",
