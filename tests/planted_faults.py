@@ -63,12 +63,12 @@ def no_normalisation(model):
     graph, make = model.graph, onnx.helper.make_node
     metadata = next(json.loads(entry.value) for entry in model.metadata_props if entry.key == KEY)
     for name in ("mean", "std"):
-        constant(graph, name, np.array(metadata["preprocess"][name], np.float32)[:, None, None])
+        constant(graph, f"own_{name}", np.array(metadata["preprocess"][name], np.float32)[:, None, None])
     turned = next(node for node in graph.node if "images" in node.input)
     place, cast = next((at, node) for at, node in enumerate(graph.node) if turned.output[0] in node.input)
     replaced(graph, cast.output[0], "raw", keep=(cast.name,))
-    insert(graph, make("Add", ["spread", "mean"], ["raw"], name="move"), place + 1)
-    insert(graph, make("Mul", [cast.output[0], "std"], ["spread"], name="spread"), place + 1)
+    insert(graph, make("Add", ["spread", "own_mean"], ["raw"], name="move"), place + 1)
+    insert(graph, make("Mul", [cast.output[0], "own_std"], ["spread"], name="spread"), place + 1)
 
 
 def wrong_in_large_batches(model):
