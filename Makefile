@@ -4,6 +4,7 @@
 # WORKERS=1 runs the tests in so many processes; by default two.
 # make bench   the short measurements of speed, into benchmarks/results and docs/performance.md
 # make bench-export   every export format and precision, measured, into benchmarks/results and docs/export.md
+# make docs   the site of the documentation, into site/
 # make dist   the wheel and the source archive, into dist/
 # BACKEND=jax or BACKEND=tensorflow chooses another Keras backend than torch for the demo.
 
@@ -16,7 +17,7 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check test lint bench bench-export dist clean
+.PHONY: demo check test lint bench bench-export docs dist clean
 
 demo: $(VENV)/.ready-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/shiftvit train --recipe quick
@@ -37,6 +38,9 @@ bench: $(VENV)/.ready-test
 
 bench-export: $(VENV)/.ready-test
 	$(BIN)/python benchmarks/exports.py
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -d build/docs/doctrees docs site
 
 lint: $(VENV)/.ready-test
 	$(BIN)/ruff check .
@@ -61,4 +65,4 @@ dist: $(VENV)/.ready-test
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache

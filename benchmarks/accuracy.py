@@ -4,7 +4,8 @@
 
 Each seed is a process of its own, so the seconds include what a user waits for. The result, with environment, every
 run's metrics, mean and standard deviation, goes to benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` holds torch
-to float32 and to the instructions of a processor with AVX2 alone, as most laptops and older servers have.
+to float32 and to the instructions of a processor with AVX2 alone, as most laptops and older servers have. Long runs are
+kept with `--keep FOLDER`: the same command again goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -31,27 +32,33 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--avx2", action="store_true", help="use no instructions beyond AVX2, and float32")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the run folders there, and go on from them")
+    parser.add_argument("--label", help="what is special about these settings, for the result's name")
     arguments = parser.parse_args()
     overrides = [*arguments.overrides, *(["train.precision=float32"] if arguments.avx2 else [])]
     variables = {**os.environ, **(_AVX2 if arguments.avx2 else {})}
     runs, environment = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
-            out = Path(folder) / f"seed{seed}"
-            command = [sys.executable, "-m", "shiftvit", "train", "--recipe", arguments.recipe, "--out", str(out)]
-            for item in [f"train.seed={seed}", *overrides]:
+            out = (arguments.keep or Path(folder)) / f"seed{seed}"
+            started, finished = (out / "recipe.toml").is_file(), (out / "metrics.json").is_file()
+            command = [sys.executable, "-m", "shiftvit", "train"]
+            command += ["--resume", str(out)] if started else ["--recipe", arguments.recipe, "--out", str(out)]
+            for item in [] if started else [f"train.seed={seed}", *overrides]:
                 command += ["--set", item]
             began = time.perf_counter()
-            subprocess.run(command, check=True, env=variables)
-            wall = time.perf_counter() - began
+            if not finished:
+                subprocess.run(command, check=True, env=variables)
+            wall = None if started else round(time.perf_counter() - began, 2)
             metrics = json.loads((out / "metrics.json").read_text("utf-8"))
             environment = json.loads((out / "environment.json").read_text("utf-8"))
-            runs.append({"seed": seed, "process_seconds": round(wall, 2), **metrics})
+            runs.append({"seed": seed, "process_seconds": wall, **metrics})
     environment.pop("command", None)
     top1 = [run["test"]["top1"] for run in runs]
     seconds = [run["train"]["seconds"] for run in runs]
     result = {
         "recipe": Path(arguments.recipe).stem,
+        "settings": overrides,
         "held_to": "AVX2" if arguments.avx2 else None,
         "n": len(runs),
         "test_top1_mean": statistics.mean(top1),
@@ -61,8 +68,8 @@ def main() -> None:
         "runs": runs,
     }
     print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}")
-    kind = "-avx2" if arguments.avx2 else ""
-    write_record(f"accuracy-{result['recipe']}{kind}", result, ran_on=environment)
+    kind = "-".join([result["recipe"], *filter(None, [arguments.label, arguments.avx2 and "avx2"])])
+    write_record(f"accuracy-{kind}", result, ran_on=environment)
 
 
 if __name__ == "__main__":

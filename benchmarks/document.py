@@ -107,7 +107,7 @@ def cost() -> list[str]:
     _, result = found
     head = f"batch {result['batch_size']}"
     lines = [f"| {head} | training step | of the peak | prediction step | peak memory |", "|---|---:|---:|---:|---:|"]
-    for key, words in (("resolution", "{side} x {side} pixels"), ("depth", "{blocks_a_stage} blocks a stage")):
+    for key, words in (("resolution", "{side} x {side} pixels"), ("depth", "blocks per stage: {blocks_a_stage}")):
         for row in result[key]:
             share = row["train_gflop"] / row["train_seconds"] / result["peak_gflops"]
             lines.append(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from file_server import listening
 from shiftvit.data.cifar10.archives import BATCHES
 from shiftvit.files import sha256
 
@@ -109,15 +110,11 @@ def serving() -> Iterator[tuple[str, dict[str, Any]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with listening(Handler) as url:
         try:
-            yield f"http://127.0.0.1:{httpd.server_address[1]}/archive", answer
+            yield f"{url}/archive", answer
         finally:
             answer["hang"].set()
-            httpd.shutdown()
-            thread.join()
 
 
 CHILD = """

@@ -38,7 +38,10 @@ settings.register_profile("shiftvit", deadline=None, suppress_health_check=[Heal
 settings.load_profile("shiftvit")
 
 # Files that take longest, the longest first: begun last, one of them would keep one worker and leave the others idle.
-LONGEST = ("test_exports", "test_readme", "test_finetune", "test_stopped", "test_train", "test_gate", "test_backends")
+LONGEST = (
+    *("test_exports", "test_readme", "test_processes", "test_finetune", "test_stopped", "test_train", "test_gate"),
+    "test_backends",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,6 +59,28 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(shared.folder(), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Any:
+    """The committed CIFAR-10 images, a data set."""
+    from sample import load_sample
+
+    return load_sample()
+
+
+@pytest.fixture(scope="module")
+def images(sample: Any) -> Any:
+    """Its test images."""
+    return sample.test.images
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Any:
+    """The bundled model as it answers by default."""
+    from shiftvit import Predictor
+
+    return Predictor.from_pretrained("cifar10")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import shared
-from sample import load_sample
+from sample import load_sample, with_splits
 from shiftvit import Bundle
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Split
@@ -92,7 +92,7 @@ def exported(name: str, precision: str = "f32") -> Path:
 
 
 def _make(name: str, precision: str, place: Path) -> None:
-    data = load_sample().with_splits(test=Split(answers().labels, images=answers().images))
+    data = with_splits(load_sample(), test=Split(answers().labels, images=answers().images))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(named._LOADERS, "cifar10", lambda: data)
         patch.setattr(driver, "_child", _step)

@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from file_server import listening
+
 TOKEN = "hf_" + "secret" * 4
 OWNERS = {"me", "us"}  # that the token may write to
 LARGE = (".safetensors", ".onnx")
@@ -254,15 +256,8 @@ def serving() -> Iterator[Hub]:
     """A hub on this machine."""
     hub = Hub()
     hub.held.set()
-    handler = type("Bound", (Handler,), {"hub": hub})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
-        httpd.daemon_threads = True
-        hub.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with listening(type("Bound", (Handler,), {"hub": hub})) as hub.url:
         try:
             yield hub
         finally:
             hub.held.set()
-            httpd.shutdown()
-            thread.join()

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from shiftvit import Recipe
 from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.data.find.dataset import Dataset, Split
+
+# Settings with which a tiny model is trained on small pictures: one epoch, of a second.
+SMALL: dict[str, Any] = {
+    "train.epochs": 1,
+    "train.batch_size": 16,
+    "train.precision": "float32",
+    "model.depths": (1, 1),
+    "model.embed_dim": 24,
+    "preprocess.resize": 24,
+    "preprocess.crop": 20,
+}
+# A tiny recipe with all that takes chance or keeps a state of its own: drop-out and dropped paths, moved and mixed
+# images, averages.
+TINY: dict[str, dict[str, Any]] = {
+    "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
+    "data": {"validation": 50},
+    "preprocess": {"mean": 120.0, "std": 64.0},
+    "augment": {"pad": 4, "cutmix": 1.0, "mix_probability": 0.5},
+    "train": {
+        "epochs": 2,
+        "batch_size": 50,
+        "precision": "float32",
+        "ema": 0.9,
+        "optimizer": {"name": "muon", "learning_rate": 3e-3, "clipnorm": 1.0, "weight_decay": 0.1},
+    },
+}
+
+
+def tiny(**changes: Any) -> Recipe:
+    """Returns `TINY` with other values, of the section "train" or of another one: `tiny(**{"model.dropout": 0})`."""
+    tree = copy.deepcopy(TINY)
+    for name, value in changes.items():
+        section, _, key = name.rpartition(".")
+        tree[section or "train"][key] = value
+    return Recipe.model_validate(tree)
 
 
 def load_sample() -> Dataset:
@@ -17,6 +56,11 @@ def load_sample() -> Dataset:
             name: Split(arrays[f"y_{name}"].astype(np.int64), images=arrays[f"x_{name}"]) for name in ("train", "test")
         }
     return Dataset(splits, tuple(CLASS_NAMES), "cifar10")
+
+
+def with_splits(data: Dataset, **splits: Split) -> Dataset:
+    """Returns a data set with some of its splits replaced, or with more."""
+    return replace(data, splits={**data.splits, **splits})
 
 
 def write_tree(root: Path, per_class: int = 20) -> Path:

@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.data.load import load_data
 from shiftvit.training import memory
@@ -24,7 +23,6 @@ BACKEND = keras.config.backend()
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
 ONE_BY_ONE = {"embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0}
-NOISY = {**ONE_BY_ONE, "drop_path": 0.2, "dropout": 0.1}
 needs_device_loop = pytest.mark.skipif(BACKEND == "tensorflow", reason="the device loop is for jax and torch")
 
 
@@ -71,11 +69,6 @@ def assert_same(found: Path, expected: Path, rtol: float = 1e-3, atol: float = 2
     for row, other in zip(read_log(found), read_log(expected), strict=True):
         for key in ("loss", "val_loss", "learning_rate", "top1"):
             assert row[key] == pytest.approx(other[key], rel=1e-3), key
-
-
-@pytest.fixture(scope="module")
-def sample() -> Any:
-    return load_sample()
 
 
 @pytest.fixture(scope="module")

@@ -126,8 +126,8 @@ def test_faults_are_named() -> None:
         Augment(pad=8, pad_mode="reflect").draw(0, 0, 1, 8, 9)
 
 
-def test_padding_has_no_use_beside_a_resized_crop() -> None:
-    with pytest.raises(ShiftViTError, match=r"pad=4 has no use beside resized_crop=0\.2"):
+def test_padding_has_no_effect_with_a_resized_crop() -> None:
+    with pytest.raises(ShiftViTError, match=r"pad=4 has no effect with resized_crop=0\.2"):
         Augment(pad=4, resized_crop=0.2).draw(0, 0, 1, 32, 32)
 
 

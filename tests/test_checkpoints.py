@@ -137,7 +137,7 @@ def test_the_preset_is_recognised_and_a_wrong_one_is_told(capsys: pytest.Capture
     other = tensors(weights())
     del other["layers.1.blocks.1.mlp.fc1.weight"]
     torch.save(other, "weights.pth")
-    refused("fits none of the paper's models; name the architecture it is of with --preset")
+    refused("fits none of the paper's models; name its architecture with --preset")
     refused("1 faults; build it with .*: layers.1.blocks.1.mlp.fc1.weight: missing", preset=NAME)
     torch.save({"\x1b[31mred\x07": torch.zeros(3)}, "weights.pth")
     refused("fits none of the paper's models")
@@ -147,7 +147,10 @@ def test_the_preset_is_recognised_and_a_wrong_one_is_told(capsys: pytest.Capture
 def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(tensors(weights()), "weights.pth")
     assert check(Path("weights.pth"), weights()).labels == ("class 0", "class 1", "class 2")
-    assert "weights.pth names none of its 3 classes, which get numbers; --labels FILE" in capsys.readouterr().err
+    assert (
+        "weights.pth names none of its 3 classes, which are numbered; to name them, use --labels FILE"
+        in capsys.readouterr().err
+    )
     Path("names.txt").write_bytes("\ufeffcat\r\n größter Hund \r\n\r\nship\r\n".encode())
     assert check(Path("weights.pth"), weights(), labels="names.txt").labels == ("cat", "größter Hund", "ship")
     torch.save(tensors(weights(1000)), "thousand.pth")
@@ -163,7 +166,7 @@ def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         (b"cat\ndog\n", "names 2 classes and the weights have 3"),
         (b"cat\ndog\ncat\n", "names two classes 'cat'; give each its own name"),
         (b"cat\n\x1b[31mdog\nship\n", r"has the class name '\\x1b\[31mdog', which cannot be printed"),
-        (b"cat\n\xff\nship\n", "is no UTF-8 text"),
+        (b"cat\n\xff\nship\n", "is not UTF-8 text"),
         (b"x" * 2**21, "is too large for class names"),
     ],
 )
@@ -190,9 +193,9 @@ class Settings:
     ("content", "match"),
     [
         (lambda: Attack(), "could run code; save model.state_dict"),
-        (lambda: Settings(), "it holds test_checkpoints.Settings, which is no plain data"),
-        (lambda: print, "it holds print, which is no plain data"),
-        (lambda: torch.nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, which is no plain data"),
+        (lambda: Settings(), "it holds test_checkpoints.Settings, which is not plain data"),
+        (lambda: print, "it holds print, which is not plain data"),
+        (lambda: torch.nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, which is not plain data"),
     ],
 )
 def test_more_than_plain_data_is_refused_and_not_run(legacy: bool, content: Callable[[], Any], match: str) -> None:
@@ -215,7 +218,7 @@ def test_values_that_are_not_numbers() -> None:
     refused("head.bias: not all of its values are finite")
     # Each value is finite and their product is not.
     torch.save({name: value * 1e30 for name, value in tensors(weights()).items()}, "weights.pth")
-    refused("answer a picture with numbers that are not finite")
+    refused("give outputs that are not finite")
     torch.save(tensors(weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
     refused("head.bias: complex64, not real numbers")
 
@@ -241,7 +244,7 @@ def test_files_that_are_no_checkpoints() -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save("weights.pth")
     refused("'weights.pth' is a TorchScript program; save model.state_dict")
     refused("there is no file 'absent.pth'", "absent.pth")
-    with pytest.raises(ShiftViTError, match=r"holds weights and is no bundle; make one: shiftvit pack whole.pth DIR"):
+    with pytest.raises(ShiftViTError, match=r"is not a bundle; make one: shiftvit pack whole.pth DIR"):
         Predictor.from_pretrained("whole.pth")
     refused("--preset is for checkpoints of the authors' code, and 'cifar10' is none", "cifar10", preset=NAME)
 

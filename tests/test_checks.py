@@ -71,7 +71,7 @@ def test_corrupt_files_are_named_with_the_fault_and_not_counted(clean):
     found = report(clean)
     members, faults = zip(*found.corrupt, strict=True)
     assert names(found, members) == ["train/a/half.png", "train/b/empty.jpg", "test/b/text.png"]
-    assert [word in fault for word, fault in zip(("PNG", "is empty", "no image"), faults, strict=True)] == [True] * 3
+    assert [word in fault for word, fault in zip(("PNG", "is empty", "an image"), faults, strict=True)] == [True] * 3
     assert found.counts["train"].tolist() == [4, 4]
     assert len(found.harmful) == 1
     assert found.harmful[0].startswith("corrupt: 3 of 15 images, such as '")

@@ -16,6 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import command_line
 from pace import child_seconds, import_seconds
 from sample import load_sample
 from shiftvit import Recipe, train
@@ -29,14 +30,15 @@ from shiftvit.inference.runtimes import RUNTIMES
 ROOT = Path(__file__).parents[1]
 
 
-def shiftvit(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "shiftvit", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=120,
-    )
+def shiftvit(*arguments, alone=False, **environment):
+    """Runs the command; `alone` as a process of its own, which may have an environment of its own."""
+    if alone:
+        command = [sys.executable, "-m", "shiftvit", *arguments]
+        environment = {**os.environ, **environment}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    answer = command_line.run(*arguments, cwd=Path.cwd())
+    answer.stdout, answer.stderr = answer.stdout.decode(), answer.stderr.decode()
+    return answer
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +52,13 @@ def run(tmp_path_factory):
 
 
 def test_help_is_quick_and_shows_the_commands():
-    answer = shiftvit("--help")
+    answer = shiftvit("--help", alone=True)
     assert answer.returncode == 0
     for command in ("predict", "train", "evaluate", "export", "pack", "benchmark", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
-    assert child_seconds(lambda: shiftvit("--help")) < 2 * import_seconds("typer", "rich.console", "rich.table")
+    assert child_seconds(lambda: shiftvit("--help", alone=True)) < 2 * import_seconds(
+        "typer", "rich.console", "rich.table"
+    )
 
 
 def commands(group, prefix=()):
@@ -140,7 +144,7 @@ def test_evaluate_prints_what_the_run_recorded(run, tmp_path):
         "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
     tests = str(Path(__file__).parent)
-    answer = shiftvit("evaluate", str(run), "--json", PYTHONPATH=os.pathsep.join([str(tmp_path), tests]))
+    answer = shiftvit("evaluate", str(run), "--json", alone=True, PYTHONPATH=os.pathsep.join([str(tmp_path), tests]))
     assert answer.returncode == 0, answer.stderr
     found, recorded = json.loads(answer.stdout), json.loads((run / "metrics.json").read_text())["test"]
     assert {key: found[key] for key in recorded} == recorded

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import command_line
 from pace import child_seconds, import_seconds
 from sample import load_sample
 from shiftvit.bundle.stored.find import PRETRAINED
@@ -24,13 +25,13 @@ from shiftvit.figures.style import GREEN, RED
 SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
 
 
-def shiftvit(*arguments, cwd, **options):
-    command = [sys.executable, "-m", "shiftvit", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, timeout=120, **options)
-
-
-def predict(*arguments, cwd, status=0, **options):
-    answer = shiftvit("predict", *arguments, cwd=cwd, **options)
+def predict(*arguments, cwd, status=0, alone=False, **options):
+    """Runs the command; `alone` as a process of its own, which may have an environment of its own."""
+    if alone:
+        command = [sys.executable, "-m", "shiftvit", "predict", *map(str, arguments)]
+        answer = subprocess.run(command, cwd=cwd, capture_output=True, timeout=120, **options)
+    else:
+        answer = command_line.run("predict", *arguments, cwd=cwd, **options)
     assert answer.returncode == status, answer.stderr.decode()
     return answer
 
@@ -57,7 +58,7 @@ GOOD = ["good0.png", "good1.png", "good2.png"]
 
 
 def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
-    answer = predict(cwd=tmp_path)
+    answer = predict(cwd=tmp_path, alone=True)
     lines = answer.stdout.decode().splitlines()
     assert len(lines) == 13
     assert [line.split()[0][-15:] for line in lines[1:]] == [path[-15:] for path in SAMPLES]
@@ -69,7 +70,7 @@ def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
 def test_one_image_costs_little_more_than_the_imports(tmp_path):
     """From start to end: a second at most where the libraries that it cannot do without take 0.2 s to import."""
     needed = import_seconds("numpy", "PIL.Image", "onnxruntime", "pydantic")
-    assert child_seconds(lambda: predict(SAMPLES[0], cwd=tmp_path)) < 5 * needed
+    assert child_seconds(lambda: predict(SAMPLES[0], cwd=tmp_path, alone=True)) < 5 * needed
 
 
 def test_a_bad_file_is_a_row_and_the_run_goes_on(folder, tmp_path):
@@ -305,7 +306,7 @@ def test_json_is_json_in_every_encoding(encoding, tmp_path):
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0", "LC_ALL": "C"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     for kind in ("json", "jsonl", "csv", "table"):
-        answer = predict("-", "--format", kind, cwd=tmp_path, input=given, env=environment)
+        answer = predict("-", "--format", kind, cwd=tmp_path, alone=True, input=given, env=environment)
         text = answer.stdout.decode(encoding)
         if kind in ("json", "jsonl"):
             rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
@@ -360,7 +361,7 @@ def test_standard_input_is_told_apart_by_what_it_is(folder, tmp_path):
         assert row["label"]
     half = (folder / "good0.png").read_bytes()[:900]
     (row,) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=half).stdout)
-    assert row["error"].startswith("standard input is no readable PNG")
+    assert row["error"].startswith("standard input is not a readable PNG")
 
 
 @pytest.mark.usefixtures("folder")

@@ -17,7 +17,7 @@ from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import save_splits
-from shiftvit.data.load import split_as
+from shiftvit.data.find.splits import split_as
 from shiftvit.exports import driver
 from shiftvit.exports.comparison import choose_images
 from shiftvit.training import runfolder

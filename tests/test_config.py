@@ -19,7 +19,7 @@ from shiftvit import Recipe, ShiftViTError, recipes
         ({"train.optimizer.lerning_rate": 1}, r"unknown setting 'train.optimizer.lerning_rate'; did you mean"),
         ({"train.epochs": 0}, r"train.epochs = 0: .*greater than or equal to 1"),
         ({"train.epochs": "many"}, r"train.epochs = 'many': .*integer"),
-        ({"train.epochs.first": 1}, r"'train.epochs.first' is no setting: 'epochs' holds a value"),
+        ({"train.epochs.first": 1}, r"'train.epochs.first' is not a setting: 'epochs' holds a value"),
         ({"train.optimizer.name": "sgd"}, r"train.optimizer.name = 'sgd': .*'adamw' or 'muon'"),
         ({"train.optimizer.learning_rate": math.nan}, r"train.optimizer.learning_rate = nan: .*finite"),
         ({"train.label_smoothing": 1.0}, r"train.label_smoothing = 1.0: .*less than 1"),

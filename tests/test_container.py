@@ -229,7 +229,7 @@ def test_an_entry_that_is_no_regular_file_is_not_read(kind, tmp_path):
         entry = zipfile.ZipInfo("bundle.json")
         entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
         archive.writestr(entry, "/etc/passwd")
-    with pytest.raises(ShiftViTError, match="it is no regular file") as caught:
+    with pytest.raises(ShiftViTError, match="it is not a regular file") as caught:
         open_container(path, "bundle.json").read("bundle.json")
     one_line(caught, path)
 

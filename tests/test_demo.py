@@ -1,11 +1,7 @@
 """The demo whose model runs in the browser: a folder for any static host, and a real Chromium."""
 
-import contextlib
-import functools
-import http.server
 import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -17,6 +13,7 @@ from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data.decode.images import decode
 from shiftvit.serve import demo
 from shiftvit.serve.demo import _RUNTIME_FILES, write_demo
+from static_host import hosting, shared_demo
 
 SAMPLES = sorted((PRETRAINED / "samples").glob("*/*.png"))
 # The functions of the page's own api.js, which this one stands in for.
@@ -31,32 +28,10 @@ const [address, done] = arguments;
 """
 
 
-@contextlib.contextmanager
-def hosting(folder):
-    """A static host of that folder, as `python -m http.server` is; yields its address."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as host:
-        thread = threading.Thread(target=host.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{host.server_port}"
-        finally:
-            host.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("demo")
-    try:
-        demo._copy_runtime(place / "runtime", None)
-    except ShiftViTError as error:
-        pytest.skip(f"onnxruntime-web cannot be had: {error}")
-    return write_demo("cifar10", place / "demo", space=True)
+    return shutil.copytree(shared_demo(place), place / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +131,7 @@ def test_it_is_written_anew_and_has_a_card_for_spaces(folder, tmp_path, monkeypa
 
 def test_a_folder_of_others_is_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ShiftViTError, match="is no demo"):
+    with pytest.raises(ShiftViTError, match="is not a demo"):
         write_demo("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample, write_tree
+from sample import tiny, write_tree
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import DataConfig, ModelConfig
@@ -68,33 +68,13 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
         assert labels.dtype == expected_labels.dtype
 
 
-def recipe(**train_settings) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1},
-            "data": {"validation": 50},
-            "preprocess": {"mean": 120.0, "std": 64.0},
-            "augment": {"pad": 4, "cutmix": 1.0, "mix_probability": 0.5},
-            "train": {
-                "epochs": 2,
-                "batch_size": 50,
-                "precision": "float32",
-                "ema": 0.9,
-                "optimizer": {"name": "muon", "learning_rate": 3e-3, "clipnorm": 1.0, "weight_decay": 0.1},
-                **train_settings,
-            },
-        }
-    )
+def recipe(**settings: Any) -> Recipe:
+    return tiny(**{"model.dropout": 0.0}, **settings)
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
     stored = load_file(run / "checkpoints" / "last.safetensors")
     return {name: value for name, value in stored.items() if not name.startswith("generator/")}
-
-
-@pytest.fixture(scope="module")
-def sample():
-    return load_sample()
 
 
 @pytest.fixture(scope="module")

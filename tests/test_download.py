@@ -170,7 +170,9 @@ def test_a_compressed_answer_and_addresses_that_are_none(files: FileServer, tmp_
     with pytest.raises(ShiftViTError, match="sends the file in another encoding"):
         download(files.url, tmp_path / "file", limit=2**20)
     for url in ("file:///etc/passwd", "ftp://127.0.0.1/x", "weights.pth", ""):
-        with pytest.raises(ShiftViTError, match="is no address of a server; it begins with https:// or http://"):
+        with pytest.raises(
+            ShiftViTError, match="is not the address of a server, which begins with https:// or http://"
+        ):
             download(url, tmp_path / "file", limit=2**20)
     with pytest.raises(ShiftViTError):
         download("http://127.0.0.1:9 9/\x1b[31m", tmp_path / "file", limit=2**20)

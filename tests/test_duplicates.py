@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from pace import at_most
 from shiftvit.data.check import duplicates
-from shiftvit.data.check.duplicates import Fingerprint, alike, find_groups, fingerprint, near_pairs
+from shiftvit.data.check.duplicates import Fingerprint, alike, find_groups, find_near_pairs, fingerprint
 from shiftvit.data.decode.images import decode
 from trees import SAMPLES
 
@@ -51,7 +51,7 @@ def near(first, second):
 def pairs_of(marks):
     hashes = np.array([mark.hash for mark in marks], np.uint64)
     thumbs = np.frombuffer(b"".join(mark.thumb for mark in marks), np.uint8).reshape(len(marks), -1)
-    pairs, complete = near_pairs(hashes, thumbs)
+    pairs, complete = find_near_pairs(hashes, thumbs)
     assert complete
     return [tuple(pair) for pair in pairs.tolist()]
 
@@ -110,7 +110,7 @@ def test_the_search_finds_what_brute_force_finds(seed, count, bits):
         for i, j in itertools.combinations(range(count), 2)
         if (int(hashes[i]) ^ int(hashes[j])).bit_count() <= 6 and (thumbs[i] == thumbs[j]).all()
     ]
-    pairs, complete = near_pairs(hashes, thumbs)
+    pairs, complete = find_near_pairs(hashes, thumbs)
     assert complete
     assert [tuple(pair) for pair in pairs.tolist()] == expected
 
@@ -119,17 +119,17 @@ def test_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**6, 300, np.uint64)
     thumbs = np.repeat(rng.integers(0, 256, (1, 256), np.uint8), 300, axis=0)
-    whole, _ = near_pairs(hashes, thumbs)
+    whole, _ = find_near_pairs(hashes, thumbs)
     monkeypatch.setattr(duplicates, "_BLOCK", 700)
     monkeypatch.setattr(duplicates, "_COMPARED", 10)
-    np.testing.assert_array_equal(near_pairs(hashes, thumbs)[0], whole)
+    np.testing.assert_array_equal(find_near_pairs(hashes, thumbs)[0], whole)
     assert len(whole) > 10_000
 
 
 def test_the_search_gives_up_at_too_many_pairs(monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 1000)
     thumbs = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 256), np.uint8), 100, axis=0)
-    pairs, complete = near_pairs(np.zeros(100, np.uint64), thumbs)
+    pairs, complete = find_near_pairs(np.zeros(100, np.uint64), thumbs)
     assert not complete
     assert len(pairs) > 1000
 

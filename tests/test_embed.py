@@ -84,7 +84,7 @@ def test_a_broken_file_fails_alone(embedder: Embedder, files: list[str]) -> None
     results = list(embedder.stream(files))
     assert [type(result) is Failure for result in results] == [place == 3 for place in range(9)]
     assert [result.path for result in results] == files
-    with pytest.raises(ShiftViTError, match="no image"):
+    with pytest.raises(ShiftViTError, match="not an image"):
         embedder(files)
 
 

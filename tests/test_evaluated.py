@@ -102,7 +102,7 @@ def test_the_default_and_the_choice(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert chosen(plant(tmp_path / "two", "train/a/1.png", "val/b/2.png")) == ("validation", ["2.png"])
     flat = plant(tmp_path / "flat", "a/1.png", "b/2.png")
     assert chosen(flat) == chosen(flat, "all") == ("all", ["1.png", "2.png"])
-    with pytest.raises(ShiftViTError, match="has no test images, its images are in no splits; use --split all"):
+    with pytest.raises(ShiftViTError, match="has no test images, its images are not split; use --split all"):
         find_evaluated(str(flat), "test")
     with pytest.raises(ShiftViTError, match="has no validation images, it has train and test; use --split all"):
         find_evaluated(str(plant(tmp_path / "three", "train/a/1.png", "test/b/2.png")), "validation")

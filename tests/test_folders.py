@@ -258,9 +258,9 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
             "shiftvit reads JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and PPM files with",
         ),
         (["cat/1", "dog/1"], "(left out: files without an extension: 2); shiftvit reads JPEG, PNG"),
-        (["1.png", "2.png", "labels.csv"], "holds 2 images without class folders; give '{}/labels.csv' in place of"),
-        (["train/1.png", "train/2.png", "metadata.csv"], "give '{}/metadata.csv' in place of the folder if it lists"),
-        (["deep/d.npz"], "(left out: files of type .npz: 1); give '{}/deep/d.npz' in place of the folder"),
+        (["1.png", "2.png", "labels.csv"], "holds 2 images without class folders; give '{}/labels.csv' instead of"),
+        (["train/1.png", "train/2.png", "metadata.csv"], "give '{}/metadata.csv' instead of the folder if it lists"),
+        (["deep/d.npz"], "(left out: files of type .npz: 1); give '{}/deep/d.npz' instead of the folder"),
         (["images/train/a/1.png", "images/train/b/1.png", "labels/a.txt"], "did you mean '{}/images/train'?"),
         (
             ["cat/1.png", "dog/1.psd"],

@@ -186,7 +186,7 @@ def test_run_length_bmp() -> None:
     with pytest.raises(ShiftViTError, match=r"has 2 x 4 pixels \(8, times 16 for its format\)"):
         decode(data, max_pixels=127)
     endless = matrix.run_length_bmp(4, 2, palette, b"\1\5" * 20_000_000)  # which lead nowhere
-    with at_most(130), pytest.raises(ShiftViTError, match="is no readable BMP"):
+    with at_most(130), pytest.raises(ShiftViTError, match="is not a readable BMP"):
         decode(endless)
 
 

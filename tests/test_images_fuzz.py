@@ -101,29 +101,32 @@ def test_truncated_files(name: str) -> None:
     ("content", "fault"),
     [
         (b"", "is empty: 0 bytes"),
-        (b"BMW, a text that begins as a BMP", "is no image of a supported format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is no image of a supported format"),
-        (b"\0\0\0\x18ftypqt  \0\0\0\0qt  wide", "is no image of a supported format"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is no readable HEIC ("),
-        (b"P6 3 x", "is no readable PPM (its header has no size)"),
-        (b"P6 #" + b"#" * 2**20, "is no readable PPM (its header has no size)"),
-        (b"P5 2 2 0 abcd", "is no readable PPM (maxval must be"),
-        (b"P5 2 2 255 abc", "is no readable PPM ("),
-        (b"P5 0 2 255 abc", "is no readable PPM ("),
-        (matrix.files()["plain.jp2"][:40], "is no readable JPEG 2000 (it ends too early)"),
+        (b"BMW, a text that begins as a BMP", "is not an image of a supported format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image of a supported format"),
+        (b"\0\0\0\x18ftypqt  \0\0\0\0qt  wide", "is not an image of a supported format"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is not a readable HEIC file ("),
+        (b"P6 3 x", "is not a readable PPM file (its header has no size)"),
+        (b"P6 #" + b"#" * 2**20, "is not a readable PPM file (its header has no size)"),
+        (b"P5 2 2 0 abcd", "is not a readable PPM file (maxval must be"),
+        (b"P5 2 2 255 abc", "is not a readable PPM file ("),
+        (b"P5 0 2 255 abc", "is not a readable PPM file ("),
+        (matrix.files()["plain.jp2"][:40], "is not a readable JPEG 2000 file (it ends too early)"),
         (matrix.jpeg2000(tile=(1, 1), size=(65, 64)), "has 4,160 tiles and 3 channels"),
         (matrix.jpeg2000(layers=101), "has more layers or precincts"),
         (matrix.jpeg2000(precinct=0x33), "has more layers or precincts"),
-        (b"\xff\xd8\xff\xe0", "is no readable JPEG (it"),
-        (b"\x89PNG\r\n\x1a\n", "is no readable PNG (it ends too early)"),
-        (matrix.png(np.zeros((1, 0, 1)), 8, 0), "is no readable PNG (it holds no picture)"),
-        (matrix.rgb_tiff(0, 5, b"abc"), "is no readable TIFF (it holds no picture)"),
-        (matrix.rgb_tiff(1, 1, b"abc", t259=(3, [99])), "is no readable TIFF (it has an unknown code, 99)"),
+        (b"\xff\xd8\xff\xe0", "is not a readable JPEG file (it"),
+        (b"\x89PNG\r\n\x1a\n", "is not a readable PNG file (it ends too early)"),
+        (matrix.png(np.zeros((1, 0, 1)), 8, 0), "is not a readable PNG file (it holds no picture)"),
+        (matrix.rgb_tiff(0, 5, b"abc"), "is not a readable TIFF file (it holds no picture)"),
+        (matrix.rgb_tiff(1, 1, b"abc", t259=(3, [99])), "is not a readable TIFF file (it has an unknown code, 99)"),
         (matrix.rgb_tiff(1, 1, b"abc", t273=[0] * 100_001), "has more than 100,000 parts"),
-        (matrix.rgb_tiff(1, 3, b"abcdefghi", t273=[8, 11, 14], t278=1)[:-1], "is no readable TIFF (it ends too early)"),
-        (matrix.rgb_tiff(1, 1, b"abc", t256=[1, 1]), "is no readable TIFF (tag 256 has 2 values)"),
-        (matrix.files()["lossless.webp"][:-9], "is no readable WebP (it ends too early)"),
-        (matrix.rgb_tiff(1, 1, b"abc", t277=(3, [70])), "is no readable TIFF (more than 6 samples a pixel)"),
+        (
+            matrix.rgb_tiff(1, 3, b"abcdefghi", t273=[8, 11, 14], t278=1)[:-1],
+            "is not a readable TIFF file (it ends too early)",
+        ),
+        (matrix.rgb_tiff(1, 1, b"abc", t256=[1, 1]), "is not a readable TIFF file (tag 256 has 2 values)"),
+        (matrix.files()["lossless.webp"][:-9], "is not a readable WebP file (it ends too early)"),
+        (matrix.rgb_tiff(1, 1, b"abc", t277=(3, [70])), "is not a readable TIFF file (more than 6 samples a pixel)"),
         (matrix.rgb_tiff(1, 1, b"abc", big=True, order=">"), "is a big-endian BigTIFF"),
         (
             matrix.png(np.zeros((1, 1, 1)), 8, 0, before=matrix.chunk(b"tEXt", b"") * 100_000),
@@ -131,7 +134,7 @@ def test_truncated_files(name: str) -> None:
         ),
         (b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\1a\0" * 100_000, "has more than 100,000 parts"),
         (b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1a" * 100_000, "has more than 100,000 parts"),
-        (b"GIF89a\1\0\1\0\0\0\0;", "is no readable GIF (it holds no picture)"),
+        (b"GIF89a\1\0\1\0\0\0\0;", "is not a readable GIF file (it holds no picture)"),
         (b"\xff\xd8" + b"\xff\xfe\0\2" * 100_001, "has more than 100,000 parts"),
         (b"\xff\xd8\xff\xc0\0\x11" + bytes(15) + b"\xff\xda\0\2" * 101, "is a JPEG of more than 100 scans"),
     ],
@@ -144,17 +147,17 @@ def test_what_is_no_picture_is_named(content: bytes, fault: str) -> None:
 
 def test_sources_of_other_types_are_named() -> None:
     assert refused(5) == "<int> is a int; give a path, a file's bytes or a PIL image"
-    assert "<image> has 0 x 3 pixels, so it holds nothing" in refused(Image.new("RGB", (3, 0)))
+    assert "<image> has 0 x 3 pixels, so it is empty" in refused(Image.new("RGB", (3, 0)))
     assert decode(Image.new("L", (90, 70)), max_pixels=6300).shape == (70, 90, 3)
     assert refused(Image.new("L", (90, 70)), max_pixels=6299).startswith("<image> has 70 x 90 pixels (6,300)")
-    assert "at_least=(0, 5) is no size" in refused(b"", at_least=(0, 5))
+    assert "at_least=(0, 5) is not a size" in refused(b"", at_least=(0, 5))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing\nfile.jpg"
     assert refused(missing) == f"{str(missing)!r} cannot be read: No such file or directory; give a readable image file"
     assert f"{str(tmp_path)!r} is a directory" in refused(tmp_path)
-    assert "is no path: embedded null" in refused("a\0b")
+    assert "is not a path: embedded null" in refused("a\0b")
     assert "File name too long" in refused("a" * 5000)
     empty = tmp_path / "empty.png"
     empty.touch()
@@ -287,7 +290,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the p
 @linux
 def test_bombs_are_refused_by_what_they_declare(tmp_path: Path) -> None:
     outcomes = weighed(tmp_path, matrix.declared(60_000, 60_000))
-    assert "is no readable AVIF" in outcomes.pop("avif")  # over the limit of libavif
+    assert "is not a readable AVIF" in outcomes.pop("avif")  # over the limit of libavif
     for name, outcome in outcomes.items():
         size = {"jpeg": "60000 x 60000", "webp": "16384 x 16384", "avif smaller": "16000 x 16000"}
         assert f"{size.get(name, '60000 x 60000')} pixels" in outcome

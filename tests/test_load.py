@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sample import write_tree
+from sample import SMALL, write_tree
 from shiftvit import Recipe, ShiftViTError, evaluate, train
 from shiftvit.cli.main import app
 from shiftvit.data.check.checks import check_data
@@ -25,16 +25,6 @@ from shiftvit.data.find.kept import save_splits
 from shiftvit.data.find.splits import split_data
 from shiftvit.data.load import load_data
 from shiftvit.training import runfolder
-
-SMALL = {
-    "train.epochs": 1,
-    "train.batch_size": 16,
-    "train.precision": "float32",
-    "model.depths": (1, 1),
-    "model.embed_dim": 24,
-    "preprocess.resize": 24,
-    "preprocess.crop": 20,
-}
 
 
 @pytest.fixture
@@ -189,7 +179,7 @@ def test_a_run_does_not_go_on_without_one_of_its_training_images(tree: Path, tmp
     assert kept.train.paths == data.train.paths
     assert data.train.paths
     Path(data.train.paths[3]).write_bytes(b"no picture")
-    message = f"1 training image of the run cannot be decoded any more, the first {data.train.paths[3]!r}, so that it"
+    message = f"1 training image of the run cannot be decoded any more, the first {data.train.paths[3]!r}, so the run"
     with pytest.raises(ShiftViTError, match=re.escape(message)):
         load_data(recipe(tree), run=tmp_path / "run")
 

@@ -150,5 +150,5 @@ def test_no_parquet_is_called_damaged_for_a_lack_of_memory(tmp_path: Path, monke
 def test_a_damaged_picture_is_still_a_fault(tree: Path) -> None:
     picture = next(tree.rglob("*.jpg"))
     picture.write_bytes(picture.read_bytes()[:200])
-    with pytest.raises(ShiftViTError, match="is no readable JPEG"):
+    with pytest.raises(ShiftViTError, match="is not a readable JPEG"):
         decode(picture)

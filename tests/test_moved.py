@@ -12,22 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sample import load_sample, write_tree
+from sample import SMALL, load_sample, write_tree
 from shiftvit import ShiftViTError, evaluate, train
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.evaluation.places import choose_place, list_evaluations
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
-
-SMALL = {
-    "train.epochs": 1,
-    "train.batch_size": 16,
-    "train.precision": "float32",
-    "model.depths": (1, 1),
-    "model.embed_dim": 24,
-    "preprocess.resize": 24,
-    "preprocess.crop": 20,
-}
 
 
 @pytest.fixture(scope="module")

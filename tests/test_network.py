@@ -391,7 +391,7 @@ def test_keras_detectors_take_the_backbone() -> None:
         ({"drop_path": 1.0}, "ShiftViT: drop_path = 1.0: .* less than 1"),
         ({"mlp_ratio": float("nan")}, "ShiftViT: mlp_ratio = nan"),
         ({"merge_padding": "full"}, "ShiftViT: merge_padding = 'full'"),
-        ({"activation": "gelo"}, "activation='gelo' is no Keras activation"),
+        ({"activation": "gelo"}, "activation='gelo' is not a Keras activation"),
         ({"embed_dim": 8}, "num_div=12 leaves no channel to move out of 8; "),
         ({"shift_channels": 7}, "shift_channels=7 needs 28 channels .* 24; use 0 to 6"),
         ({"image_shape": (16, 3, 3)}, r"3 pixels of width leave nothing .* use at least 8"),

@@ -10,25 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sample import load_sample, write_tree
+from sample import SMALL, load_sample, write_tree
 from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
-from shiftvit.data.batches.pictures import Pictures, one_size, read_picture, read_pictures
+from shiftvit.data.batches.pictures import Pictures, find_size, read_picture, read_pictures
 from shiftvit.data.decode.images import decode
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.preprocess import Preprocess
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center")
 pytestmark = pytest.mark.usefixtures("plain_figures")
-
-SMALL = {
-    "train.epochs": 1,
-    "train.batch_size": 16,
-    "train.precision": "float32",
-    "model.depths": (1, 1),
-    "model.embed_dim": 24,
-    "preprocess.resize": 24,
-    "preprocess.crop": 20,
-}
 
 
 @pytest.fixture
@@ -78,8 +68,10 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: in
 
 @pytest.mark.parametrize("rule", [Preprocess(), Preprocess(resize=24), Preprocess(crop=8)])
 def test_one_size_is_needed(rule: Preprocess) -> None:
-    with pytest.raises(ShiftViTError, match=r"preprocess\.resize="):
-        one_size(rule)
+    with pytest.raises(ShiftViTError, match=r"--set preprocess\.resize=(\d+) --set preprocess\.crop=\1$") as caught:
+        find_size(rule)
+    side = int(str(caught.value).rsplit("=", 1)[1])
+    assert find_size(rule.model_copy(update={"resize": side, "crop": side})) == (side, side)
 
 
 def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:

@@ -106,7 +106,7 @@ def test_the_heat_map_covers_what_the_model_sees_of_the_picture(page, server, mo
     heat = page.wait(lambda: page.all(".heat"))[0]
     whole = page.all(".photo")[0].rect
     assert heat.rect == pytest.approx(whole, abs=1)
-    assert page.texts(".legend") == ["Coloured is what speaks for cat."]
+    assert page.texts(".legend") == ["The coloured parts support cat."]
     page.run("const s = document.querySelector('.strength input'); s.value = 20; s.dispatchEvent(new Event('input'))")
     page.wait(lambda: heat.value_of_css_property("opacity") == "0.2")
     monkeypatch.setattr(server.model, "explain", explain)
@@ -178,7 +178,7 @@ def test_what_is_no_picture_is_told_beside_its_file_alone(page, tmp_path):
     page.drop(*[tmp_path / name for name in ("notes.png", "empty.png", "huge.png", "folder")], CAT)
     page.wait(lambda: len(page.texts(".result .wrong")) == 4 and answers(page)[-1] == (CAT.name, "cat"))
     notes, empty, huge, folder = page.texts(".result .wrong")
-    assert "no image of a supported format" in notes
+    assert "not an image of a supported format" in notes
     assert empty == "The file is empty."
     assert huge == "The file has 20 MB; the server takes at most 20 MB. Choose a smaller picture."
     assert "may be a folder" in folder

@@ -225,7 +225,7 @@ def test_a_line_for_each_fault(tmp_path, tables, message):
     [
         (["a", "b"], [0, 2], "row 1 of '{}' has the label 2, out of range for 2 classes"),
         (["a", "b"], [-2, 1], "row 0 of '{}' has the label -2, out of range for 2 classes"),
-        (["a", "a"], [0, 1], "'{}' has two classes of one name in 'label'"),
+        (["a", "a"], [0, 1], "'{}' has two classes with the same name in 'label'"),
     ],
 )
 def test_a_line_for_wrong_classes(tmp_path, names, labels, message):
@@ -242,13 +242,13 @@ def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
     assert [image["path"] for image in report.as_dict()["corrupt"]] == [f"{path}#7", f"{path}#9"]
     assert report.forms == {"PNG": 30, "JPEG": 28}
     assert report.modes == {"RGB": 58}
-    assert report.harmful[0].startswith(f"corrupt: 2 of 60 images, such as '{path}#7' is no readable JPEG")
+    assert report.harmful[0].startswith(f"corrupt: 2 of 60 images, such as '{path}#7' is not a readable JPEG")
     capsys.readouterr()
     config = DataConfig(name=str(tmp_path), validation=10, test=0)
     last = TrainConfig(select="last")
     own = load_data(Recipe(name="r", data=config, preprocess=Preprocess(resize=32, crop=32), train=last))
     said = capsys.readouterr().err
-    assert f"skipped: '{path}#7' is no readable JPEG" in said
+    assert f"skipped: '{path}#7' is not a readable JPEG" in said
     assert f"skipped: '{path}#9' has no image" in said
     assert own.test_is_validation
     assert own.test is own.validation

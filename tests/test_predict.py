@@ -25,16 +25,6 @@ from shiftvit.inference.predict import Failure
 from threads import answer_together
 
 
-@pytest.fixture(scope="module")
-def predictor():
-    return Predictor.from_pretrained("cifar10")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return load_sample().test.images
-
-
 @pytest.fixture
 def files(images, tmp_path):
     paths = []

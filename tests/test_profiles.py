@@ -14,7 +14,7 @@ from shiftvit.bundle.bundle import MANIFEST
 from shiftvit.bundle.metadata import graph_metadata
 from shiftvit.data.batches.pictures import Pictures, read_pictures
 from shiftvit.data.decode.images import decode
-from shiftvit.data.decode.profiles import profile_of
+from shiftvit.data.decode.profiles import read_profile
 
 FORMS = {
     "JPEG": {"quality": 100, "subsampling": 0},
@@ -48,7 +48,7 @@ def test_a_tiff_of_either_kind(big: bool) -> None:
 def test_a_profile_in_several_segments() -> None:
     profile = matrix.icc(matrix.DISPLAY_P3) + bytes(100_000)
     content = matrix.encode(matrix.sample(), "JPEG", icc_profile=profile, quality=100, subsampling=0)
-    assert profile_of("JPEG", content, None) == profile
+    assert read_profile("JPEG", content, None) == profile
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_broken_files_are_no_worse_with_it() -> None:
         for _ in range(100):
             content = bytearray(whole)
             content[chance.integers(len(whole))] = chance.integers(256)
-            profile_of(form, bytes(content), None)
+            read_profile(form, bytes(content), None)
 
 
 def test_a_pil_image() -> None:

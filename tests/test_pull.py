@@ -144,7 +144,7 @@ def test_preprocessing_is_that_of_the_authors_evaluation() -> None:
         resize=256, crop=224, crop_position="center", interpolation="bicubic",
         mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375),
     )  # fmt: skip
-    assert published.evaluation_of(224) == expected
+    assert published.find_evaluation(224) == expected
 
 
 def test_the_name_works_wherever_a_model_is_named(checkpoint: Path, place: Path) -> None:

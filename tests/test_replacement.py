@@ -124,7 +124,7 @@ def test_a_device_is_never_replaced_by_a_file(kind: str, tmp_path: Path) -> None
         os.mkfifo(place)
     else:
         place.symlink_to("/dev/null")
-    with pytest.raises(ShiftViTError, match=r"cannot write .*place': it is no regular file"):
+    with pytest.raises(ShiftViTError, match=r"cannot write .*place': it is not a regular file"):
         write_file(place, lambda temporary: temporary.write_text("text"))
     assert not place.is_file()
     assert list(tmp_path.iterdir()) == [place]
@@ -230,6 +230,7 @@ def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
         driver.pack("cifar10", archive)
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_sample()
     small = {"test": data.test.take(range(20))}

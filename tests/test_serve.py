@@ -135,6 +135,16 @@ def test_figures_for_prometheus(server):
     assert after["shiftvit_queue_images", "cifar10"] == 0
 
 
+@pytest.mark.parametrize("route", ["classify", "explain"])
+def test_a_large_jpeg_is_decoded_in_the_same_way_by_every_route(server, predictor, route):
+    content = picture(8, (480, 640), "JPEG")
+    (expected,) = predictor([content], top_k=10)
+    status, found = server.post(f"/v1/{route}?top_k=10", content)
+    assert status == 200
+    rows = found if route == "classify" else found["classes"]
+    assert [(row["label"], row["score"]) for row in rows] == list(expected.top)
+
+
 def test_explanations(server, predictor):
     from shiftvit.inference.explainer import Explainer
 

@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import json
+import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -105,6 +107,98 @@ def test_an_answer_that_takes_too_long_is_503_and_its_place_is_free_again():
         assert server.model.batcher.pending == 0
         gate.open.set()
         assert server.post("/v1/classify", picture())[0] == 200
+
+
+def leave(server, path, content):
+    """Sends a request whole; the returned function ends the connection before the answer."""
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    line.sendall(
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+    )
+    return line.close
+
+
+def images_of(server):
+    """The number of images that went through the model, as `/metrics` counts it."""
+    text = server.ask("GET", "/metrics")[2].decode()
+    return sum(float(value) for value in re.findall(r"^shiftvit_images_total\{.*\} (\S+)", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("size", [(40, 48), (300, 300)])  # the larger one is more than uvicorn reads at a time
+def test_what_a_client_asked_that_has_left_is_not_computed(size, caplog):
+    gate = Gate()
+    with running(graph=gate.graph) as server, caplog.at_level(logging.INFO):
+        gate.close()
+        first = in_threads(1, lambda _: server.post("/v1/classify", picture()))
+        assert gate.entered.wait(20)
+        batcher = server.model.batcher
+        leaves = []
+        for index in range(3):  # between those who stay
+            leaves.append(leave(server, "/v1/classify", picture(form="BMP", size=size)))
+            first += in_threads(1, lambda _: server.post("/v1/classify", picture()))
+            wait_until(lambda count=2 * index + 2: len(batcher._jobs) == count)
+        for go in leaves:
+            go()
+        wait_until(lambda: len(batcher._jobs) == 3)
+        assert batcher.pending == 4
+        gate.open.set()
+        for thread in first:
+            thread.join()
+        assert gate.sizes == [1, 3]
+        assert images_of(server) == 4
+        wait_until(lambda: server.guard.active == 0)
+        assert server.post("/v1/classify", picture())[0] == 200
+    assert sum("499" in line for line in caplog.messages) == 3
+    assert not [line for line in caplog.messages if "Exception" in line]
+
+
+def test_a_picture_whose_client_has_left_is_not_decoded():
+    """All decoding threads are busy with those before it."""
+    busy, began = threading.Event(), threading.Semaphore(0)
+    decoded = []
+
+    def decode(content):
+        began.release()
+        assert busy.wait(30)
+        decoded.append(content)
+        return np.zeros((1, 32, 32, 3), np.uint8)
+
+    with running() as server:
+        server.model._decode = decode
+        kept, left = picture(1, (300, 300)), picture(2, (300, 300))
+        threads = in_threads(2, lambda _: server.post("/v1/classify", kept))
+        assert began.acquire(timeout=20)
+        assert began.acquire(timeout=20)
+        go = leave(server, "/v1/classify", left)
+        wait_until(lambda: server.model.batcher.pending == 3)
+        go()
+        wait_until(lambda: server.model.batcher.pending == 2)
+        busy.set()
+        for thread in threads:
+            thread.join()
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+    assert decoded == [kept, kept]
+
+
+def test_the_request_behind_one_that_is_computed_is_answered_too():
+    """A client may send its next request before it has the answer."""
+    gate = Gate()
+    with running(graph=gate.graph) as server:
+        gate.close()
+        content = picture()
+        message = (
+            f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+            + content
+        )
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
+            line.sendall(message)
+            assert gate.entered.wait(20)
+            line.sendall(message)
+            gate.open.set()
+            received = b""
+            while received.count(b"HTTP/1.1 200 OK") < 2:
+                received += line.recv(65536)
+    assert gate.sizes == [1, 1]
 
 
 def test_too_many_connections_are_told_so():

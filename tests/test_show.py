@@ -141,7 +141,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 def test_faults_are_named(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "pets")
-    with pytest.raises(ShiftViTError, match=r"pad=4 has no use beside resized_crop=0\.3"):
+    with pytest.raises(ShiftViTError, match=r"pad=4 has no effect with resized_crop=0\.3"):
         draw_training(Recipe.load("quick", **{"augment.resized_crop": 0.3}))
     with pytest.raises(ShiftViTError, match=r"preprocess\.resize"):
         draw_training(Recipe.load("quick", **{"data.name": str(tree)}))

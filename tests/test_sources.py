@@ -12,19 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from sample import load_sample
-from shiftvit import Predictor, ShiftViTError
+from shiftvit import ShiftViTError
 from shiftvit.inference.sources import Failure
-
-
-@pytest.fixture(scope="module")
-def predictor():
-    return Predictor.from_pretrained("cifar10")
-
-
-@pytest.fixture(scope="module")
-def images():
-    return load_sample().test.images
 
 
 @pytest.fixture

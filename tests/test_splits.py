@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sample import with_splits
 from shiftvit import ShiftViTError
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
@@ -26,6 +28,10 @@ def plain(counts, order=None):
     labels = np.array([label for _, label in rows], np.int64)
     names = tuple(f"class {number}" for number in range(len(counts)))
     return Dataset({"train": Split(labels, [path for path, _ in rows])}, names, "data", Path("data"))
+
+
+def mark(data, copies):
+    return with_splits(data, train=replace(data.train, copies=copies))
 
 
 def as_sets(found):
@@ -86,7 +92,7 @@ def test_a_rare_class_is_in_every_split():
 def test_splits_that_are_there_stay():
     found = plain([20, 20])
     test = Split(np.array([0, 1]), ["t/1.png", "t/2.png"])
-    found = found.with_splits(test=test)
+    found = with_splits(found, test=test)
     split = split_data(found, validation=0.2, test=0.5, seed=0)
     assert split.splits["test"] is test
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 32, "validation": 8, "test": 2}
@@ -179,13 +185,13 @@ def test_stratify_and_limit_mean_the_same_for_all_data():
 def test_copies_stay_in_one_split():
     found = plain([30, 30])
     copies = np.arange(60) // 3  # each picture three times
-    split = split_data(found, validation=0.2, test=4, seed=0, copies=copies)
+    split = split_data(mark(found, copies), validation=0.2, test=4, seed=0)
     number = dict(zip(found.train.paths, copies.tolist(), strict=True))
     parts = {name: {number[path] for path in part.paths} for name, part in split.splits.items()}
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 36, "validation": 12, "test": 12}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 20
     assert all(set(part.labels.tolist()) == {0, 1} for part in split.splits.values())
-    none = split_data(found, validation=0.2, test=4, seed=0, copies=np.arange(60)[::-1])
+    none = split_data(mark(found, np.arange(60)[::-1]), validation=0.2, test=4, seed=0)
     assert as_sets(none) == as_sets(split_data(found, validation=0.2, test=4, seed=0))
 
 
@@ -194,14 +200,14 @@ def test_copies_with_several_labels_stay_for_training():
     copies = np.arange(20)
     copies[[0, 10]] = 99
     for seed in range(20):
-        train = split_data(found, validation=0.3, test=0.3, seed=seed, copies=copies).train
+        train = split_data(mark(found, copies), validation=0.3, test=0.3, seed=seed).train
         assert {"0/0000.png", "1/0000.png"} <= {*train.paths}
 
 
 def test_copies_do_not_fill_a_small_class():
     copies = np.array([0, 1, 2, 3, 4, 4, 4, 5])
     with pytest.raises(ShiftViTError, match="'class 1' has 2 images, copies counted once, too few for 3 splits"):
-        split_data(plain([4, 4]), validation=0.2, test=0.2, seed=0, copies=copies)
+        split_data(mark(plain([4, 4]), copies), validation=0.2, test=0.2, seed=0)
 
 
 def table_digest(data, path):
@@ -283,7 +289,7 @@ def test_saved_splits_number_the_classes_as_the_data_does(tmp_path):
     """Even where a run could not use any image of a class."""
     found = find_data(plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "abc" for number in range(3))))
     part = found.splits["train"]
-    save_splits(found.with_splits(train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
+    save_splits(with_splits(found, train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
     assert restore_splits(found, tmp_path / "s.csv").train.labels.tolist() == [1, 1, 1, 2, 2, 2]
 
 
@@ -305,3 +311,23 @@ def test_faults_of_saved_splits(tmp_path):
         restore_splits(find_data(archive), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")
+
+
+def test_validation_from_the_end_is_that_of_keras(tmp_path):
+    """As `keras.Model.fit(validation_split=...)` documents it: the last samples, before any shuffling."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (50, 4, 4, 3), np.uint8), rng.integers(0, 3, 50)
+    data = find_data(saved(tmp_path / "d.npz", images=x, labels=y))
+    split = split_data(data, validation=10, test=0, seed=3, validation_from="end")
+    np.testing.assert_array_equal(split.splits["validation"].images, x[40:])
+    np.testing.assert_array_equal(split.train.images, x[:40])
+    np.testing.assert_array_equal(split.train.labels, y[:40])
+    both = split_data(data, validation=0.2, test=9, seed=3, validation_from="end")
+    np.testing.assert_array_equal(both.splits["validation"].images, x[40:])
+    assert len(both.test) == 9
+    assert len(both.train) == 31
+
+
+def test_files_have_no_end():
+    with pytest.raises(ShiftViTError, match=r"validation_from='end' is for arrays.*=random"):
+        split_data(plain([9, 9]), validation=4, test=0, seed=0, validation_from="end")

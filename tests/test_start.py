@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError, convert, train
-from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, evaluation_of
+from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, find_evaluation
 from shiftvit.data.load import load_data
 from shiftvit.training import start
 from shiftvit.training.setup import build, resolve
@@ -99,7 +99,7 @@ def keep(path: Path, rule: Preprocess, side: int | None = 224) -> str:
 def test_finetune_takes_the_resolution_of_its_source(
     changes: dict[str, Any], resize: Any, crop: Any, tmp_path: Path
 ) -> None:
-    source = keep(tmp_path / "source", evaluation_of(224))
+    source = keep(tmp_path / "source", find_evaluation(224))
     found = apply_start(Recipe.load("finetune", **{"start.source": source, **changes}))
     rule = found.preprocess
     assert (rule.resize, rule.crop) == (resize, crop)
@@ -130,7 +130,7 @@ def test_the_authors_weights_bring_their_resolution(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"")
     recipe = Recipe.load("finetune", **{"start.source": str(path), "model.preset": "shiftvit_tiny_r2"})
-    assert apply_start(recipe).preprocess == evaluation_of(224)
+    assert apply_start(recipe).preprocess == find_evaluation(224)
 
 
 def test_auto_is_the_best_model_that_is_pulled(
@@ -143,7 +143,7 @@ def test_auto_is_the_best_model_that_is_pulled(
     assert "shiftvit pull shiftvit_tiny_r2" in said
     assert "81.7 %" in said
     for name in ("shiftvit_tiny_light", "shiftvit_small_r2", "shiftvit_tiny_r2"):
-        keep(PUBLISHED[name].place, evaluation_of(224))
+        keep(PUBLISHED[name].place, find_evaluation(224))
     found = apply_start(Recipe.load("finetune"))
     assert found.start.source == "shiftvit_small_r2"
     assert found.preprocess.crop == 224

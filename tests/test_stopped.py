@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
@@ -21,8 +20,8 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample, write_tree
-from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, train
+from sample import load_sample, tiny, write_tree
+from shiftvit import Bundle, Preprocess, ShiftViT, train
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.errors import Interrupted
 from shiftvit.training import fit
@@ -32,28 +31,6 @@ from tensors import set_random_weights
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
 WORKER = Path(__file__).with_name("train_worker.py")
-# All that takes chance or keeps a state of its own: drop-out and dropped paths, moved and mixed images, averages.
-TINY: dict[str, dict[str, Any]] = {
-    "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
-    "data": {"validation": 50},
-    "preprocess": {"mean": 120.0, "std": 64.0},
-    "augment": {"pad": 4, "cutmix": 1.0, "mix_probability": 0.5},
-    "train": {
-        "epochs": 2,
-        "batch_size": 50,
-        "precision": "float32",
-        "ema": 0.9,
-        "optimizer": {"name": "muon", "learning_rate": 3e-3, "clipnorm": 1.0, "weight_decay": 0.1},
-    },
-}
-
-
-def tiny(**changes: Any) -> Recipe:
-    tree = copy.deepcopy(TINY)
-    for name, value in changes.items():
-        section, key = name.split(".")
-        tree[section][key] = value
-    return Recipe.model_validate(tree)
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,19 @@ SOURCE = Path(shiftvit.__file__).parent
 # a folder, "" the package's own. There is a line for each in docs/architecture.md.
 HOUSE = [
     ("", "__main__"),
-    ("cli", "main benchmark show data hub demo export explain embed predict rates serve train rows settings tables"),
+    (
+        "cli",
+        "main benchmark show data hub demo export explain embed predict rates serve train bulk rows inputs settings "
+        "tables",
+    ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits"),
     ("exports", "pull driver comparison gate saturation build any_size channels_first onnx_graphs formats"),
-    ("inference", "embed explainer predict sources runtimes"),
+    ("inference", "bulk worker embed explainer predict blocks storage sources runtimes"),
     (
         "training",
         "rate_finder fit probe features epoch results runfolder device memory setup parts start callbacks checkpoint "
-        "optimizer torch_steps loss schedule",
+        "optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
@@ -36,7 +40,7 @@ HOUSE = [
     ("data.cifar10", "cache archives"),
     ("data.batches", "device host pictures"),
     ("data.check", "checks report duplicates"),
-    ("data.find", "find kept splits copies arrays shards folders tables cells places dataset listing words"),
+    ("data.find", "find kept splits copies arrays shards folders tables dataset listing words"),
     ("data.decode", "images profiles readers rows parquet formats netpbm faults"),
     ("recipes", "recipe"),
     ("augment", "changes erasing randaugment photometric boxes mix augment"),

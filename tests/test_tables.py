@@ -155,8 +155,8 @@ def test_an_image_that_is_listed_twice_is_one(tmp_path):
     ("text", "message"),
     [
         ("a.png,x\nb.png,y, z", "line 2 of '{}' (read with commas between cells and no header) has 3 cells and the"),
-        ("path,label\na.png,x\nb.png,y, z", "first line 2: 'b.png | y |  z'; put a cell that holds the sign between"),
-        ("path,label,Label\na.png,x,1\nb.png,y,2", "has two columns 'label'; rename that which is not label"),
+        ("path,label\na.png,x\nb.png,y, z", "first line 2: 'b.png | y |  z'; quote a cell that contains the"),
+        ("path,label,Label\na.png,x,1\nb.png,y,2", "has two columns 'label'; rename the one that is not label"),
         ("path;size, cm\na.png;1\nb.png;2", "(read with semicolons between cells) has the columns path, size, cm;"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample
+from sample import with_splits
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.bundle.describe import stage_rows
 from shiftvit.config import ModelConfig
@@ -59,11 +60,6 @@ def build_tiny(sample, **train_settings):
 
 def final_weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "checkpoints" / "last.safetensors")
-
-
-@pytest.fixture(scope="module")
-def sample():
-    return load_sample()
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +179,8 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
         assert not (tmp_path / "run").exists()
-    nothing = sample.with_splits(test=sample.test.take([]))
-    with pytest.raises(ShiftViTError, match="0 test images"):
+    nothing = with_splits(sample, test=sample.test.take([]))
+    with pytest.raises(ShiftViTError, match="has no test images"):
         train(recipe(), out=tmp_path / "run", data=nothing)
 
 
@@ -208,14 +204,16 @@ def test_a_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
 
 
 def test_64_images_are_learned_by_heart(tmp_path, sample):
-    split = sample.train.take(np.arange(0, 4 * 64, 4))
-    few = Dataset({"train": split, "test": split}, sample.class_names, "few")
+    chosen = np.arange(0, 4 * 64, 4)
+    # Eight times in an epoch, so that there are fewer epochs, which are evaluated and saved.
+    splits = {"train": sample.train.take(np.tile(chosen, 8)), "test": sample.train.take(chosen)}
+    few = Dataset(splits, sample.class_names, "few")
     settings = {
         "model": {"patch_size": 4, "embed_dim": 48, "depths": [2, 2], "norm": "layer", "drop_path": 0.0},
         "preprocess": {"mean": 120.0, "std": 64.0},
         "data": {"validation": 0},
         "augment": {"random_crop": False, "flip": False},
-        "train": {"epochs": 80, "batch_size": 64, "precision": "float32", "optimizer": {"learning_rate": 2e-3}},
+        "train": {"epochs": 16, "batch_size": 64, "precision": "float32", "optimizer": {"learning_rate": 2e-3}},
     }
     run = train(Recipe.model_validate(settings), out=tmp_path / "run", data=few)
     assert run.metrics["test"]["top1"] == 1.0
@@ -226,6 +224,17 @@ def test_muon_and_the_averaged_weights_train(tmp_path, sample):
     run = train(recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
     rows = read_log(run.path)
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.parametrize(("settings", "last"), [({}, 20), ({"whole_steps": False}, 16)])
+def test_an_epochs_smaller_batch_may_count_as_a_fraction_of_a_step(settings, last, sample):
+    """The Keras example counts `int(images / batch_size * epochs)` steps, and `fit` takes whole ones in each epoch."""
+    few = replace(sample, splits={**sample.splits, "train": sample.train.take(np.arange(130))})
+    model, steps = build_tiny(few, epochs=10, drop_remainder=False, schedule=settings)  # 80 images remain
+    schedule = model.optimizer._learning_rate
+    assert steps == 2
+    assert schedule.total_steps == last
+    assert schedule.warmup_steps == int(0.15 * last)
 
 
 # Large models are stood in for by ones with few and narrow blocks; all other settings are the recipes' own.

@@ -30,7 +30,7 @@ from trees import fault
 INTERRUPTED = """
 import os, sys
 from shiftvit.data.decode import rows
-rows._images(rows._key(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
+rows._get_images(rows._identify(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
 """
 
 
@@ -48,7 +48,7 @@ def test_half_a_file_is_told_in_one_line(tmp_path, data):
     path = tmp_path / "half.parquet"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     line = fault(path)
-    assert line.startswith(f"{str(path)!r} is no readable Parquet (")
+    assert line.startswith(f"{str(path)!r} is not a readable Parquet file (")
     assert line.endswith("; get the file again")
     with pytest.raises(ShiftViTError) as raised:
         decode(f"{path}#0")
@@ -61,9 +61,9 @@ def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
     whole[4:2000] = bytes(1996)  # pages, not the footer
     path.write_bytes(whole)
     found = find_data(path)
-    with pytest.raises(ShiftViTError, match=r"a.parquet' is no readable Parquet \(.*\); get the file again"):
+    with pytest.raises(ShiftViTError, match=r"a.parquet' is not a readable Parquet file \(.*\); get the file again"):
         check_data(found)
-    with pytest.raises(ShiftViTError, match=rf"^'{path}' is no readable Parquet \(.*\); get the file again$"):
+    with pytest.raises(ShiftViTError, match=rf"^'{path}' is not a readable Parquet file \(.*\); get the file again$"):
         decode(found.splits["train"].paths[3])
     assert [file.name for file in cache.iterdir()] == [".lock"]
 
@@ -87,7 +87,7 @@ def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs
         else:
             with pytest.raises(ShiftViTError, match=rf"a.parquet#{row}' has no image: the row has no bytes; fill them"):
                 read_bytes(f"{path}#{row}")
-    with pytest.raises(ShiftViTError, match=rf"#{len(blobs)}' is no row of its file, which has {len(blobs)}; rows"):
+    with pytest.raises(ShiftViTError, match=rf"#{len(blobs)}' is not a row of its file, which has {len(blobs)}; rows"):
         read_bytes(f"{path}#{len(blobs)}")
 
 
@@ -153,7 +153,7 @@ def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
     (unpacked,) = cache.glob("*.arrow")
     assert pa.ipc.open_file(unpacked.read_bytes()).read_all().to_pydict() == {"image": BLOBS}
     allocated = pa.total_allocated_bytes()
-    images = rows._open_unpacked(rows._key(str(path)))
+    images = rows._open_unpacked(rows._identify(str(path)))
     assert pa.total_allocated_bytes() - allocated < 1000
     assert images.nbytes > sum(map(len, BLOBS))
 

@@ -9,7 +9,7 @@ import pytest
 
 from parquet_tables import cifar
 from shiftvit.data.find.find import find_data
-from shiftvit.data.find.words import is_litter, is_split, name_splits, normal
+from shiftvit.data.find.words import is_litter, is_split, name_splits, normalise_name
 from trees import arrays, plant, saved
 
 TRAIN = ["train", "Training", "TRN", "train_set", "train-images", "images_train", "01_train", "trainset", "TrainData"]
@@ -47,7 +47,7 @@ def test_litter_and_normal_forms():
         map(is_litter, [".git", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found", "System Volume Information"])
     )
     assert not any(map(is_litter, ["cat", "@home", "#1"]))
-    assert normal(" cafe\u0301 ") == normal("caf\u00e9") == "caf\u00e9"
+    assert normalise_name(" cafe\u0301 ") == normalise_name("caf\u00e9") == "caf\u00e9"
 
 
 PAIRS = [

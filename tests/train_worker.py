@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import keras
+
 from sample import load_sample
 from shiftvit import Recipe, train
 from shiftvit.training.callbacks import Interrupted
@@ -15,6 +17,8 @@ def main(first: str, second: str) -> None:
         train(resume=second, data=load_sample())
     else:
         train(Recipe.model_validate_json(Path(first).read_text()), out=second, data=load_sample())
+    if keras.config.backend() != "tensorflow":
+        assert "tensorflow" not in sys.modules, "it takes seconds to import, and is not needed"
 
 
 if __name__ == "__main__":

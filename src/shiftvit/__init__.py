@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from shiftvit.bundle.bundle import Bundle as Bundle
+    from shiftvit.data.load import load_data as load_data
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
     from shiftvit.exports.driver import export as export
@@ -42,6 +43,7 @@ _HOME = {
     "WarmUpCosine": "shiftvit.training.schedule",
     "evaluate": "shiftvit.evaluation.evaluate",
     "export": "shiftvit.exports.driver",
+    "load_data": "shiftvit.data.load",
     "train": "shiftvit.training.fit",
 }
 _MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.presets"}

@@ -6,10 +6,12 @@ tensorflow is used; Keras alone would insist on tensorflow.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from shiftvit.errors import ShiftViTError, install_hint, nearest
@@ -54,7 +56,7 @@ def ensure_backend() -> str:
                 f"or set it to one of: {', '.join(installed)}"
             )
         return wanted
-    configured = _configured()
+    configured = _read_configuration()
     choice = configured if configured in installed else installed[0]
     os.environ["KERAS_BACKEND"] = choice
     return choice
@@ -68,7 +70,26 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _configured() -> str | None:
+@contextlib.contextmanager
+def hide_tensorflow() -> Iterator[None]:
+    """Keeps Keras from importing TensorFlow under another backend, as it does to seed it and to save a model.
+
+    That would take seconds and hundreds of megabytes. Where TensorFlow is imported already, nothing is hidden.
+    """
+    import keras
+    from keras.src.utils.module_utils import tensorflow  # there is no public way
+
+    if keras.config.backend() == "tensorflow" or "tensorflow" in sys.modules:
+        yield
+        return
+    available, tensorflow._available = tensorflow._available, False
+    try:
+        yield
+    finally:
+        tensorflow._available = available
+
+
+def _read_configuration() -> str | None:
     home = Path(os.environ.get("KERAS_HOME") or Path("~/.keras").expanduser())
     try:
         settings = json.loads((home / "keras.json").read_text("utf-8"))

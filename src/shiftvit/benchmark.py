@@ -60,7 +60,7 @@ def benchmark(
     prepare = _training if train else _prediction
     config, name, used, step = prepare(model, runtime, precision)
     if None in config.image_shape:
-        raise ShiftViTError(f"{model!r} fixes no image size, so its work is not known; choose a model that does")
+        raise ShiftViTError(f"{model!r} fixes no image size, so its cost is unknown; choose a model that does")
     peak = peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
     products = [row["multiply_adds"] for row in stage_rows(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9

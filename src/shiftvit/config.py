@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from shiftvit.errors import ShiftViTError, nearest
 
@@ -70,6 +70,11 @@ class DataConfig(Settings):
         ge=0,
         description="training images held out for validation: a count (1 or more), a fraction (below 1) or 0",
     )
+    validation_from: Literal["random", "end"] = Field(
+        "random",
+        description="which training images: drawn at random, or the last ones in the order of the data, whatever their "
+        "classes, as Keras' `validation_split` takes them",
+    )
     test: float = Field(
         0.1,
         ge=0,
@@ -81,7 +86,7 @@ class DataConfig(Settings):
         "least one image of each; false: chance alone decides",
     )
     split_seed: int = Field(0, ge=0, description="seed of the split, separate from the training's")
-    workers: int = Field(1, ge=1, description="threads that prepare batches; the batches do not depend on their number")
+    workers: int = Field(1, ge=1, description="threads that prepare batches; their number does not change the batches")
     limit: Positive | None = Field(
         None,
         description="for any data: use only this many training images, drawn with `split_seed` once the splits are "
@@ -101,13 +106,13 @@ class DataConfig(Settings):
 class OptimizerConfig(Settings):
     """The update rule. With Muon, matrices of blocks and merging use Muon, everything else uses AdamW."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon"] = Field("adamw", description="muon: for matrices, and AdamW for everything else")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon, that of the matrices")
     weight_decay: float = Field(1e-4, ge=0, description="decoupled, times the learning rate (with Muon: matrices)")
     decay_vectors: bool = Field(True, description="also decay biases and norm scales")
-    beta_1: Rate = 0.9
-    beta_2: Rate = 0.999
-    epsilon: float = Field(1e-7, gt=0)
+    beta_1: Rate = Field(0.9, description="of AdamW: share of the gradients' running mean that is kept a step")
+    beta_2: Rate = Field(0.999, description="of AdamW: the same of their squares")
+    epsilon: float = Field(1e-7, gt=0, description="of AdamW: added to the divisor")
     clipnorm: float | None = Field(None, gt=0, description="limit of the global gradient norm")
     momentum: Rate = Field(0.95, description="of Muon")
     newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
@@ -130,12 +135,17 @@ class ScheduleConfig(Settings):
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
     end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
+    whole_steps: bool = Field(
+        True,
+        description="false: an epoch's last, smaller batch counts as a fraction of a step, so that the schedule ends "
+        "a little before the run",
+    )
 
 
 class TrainConfig(Settings):
     """How the model is fitted."""
 
-    epochs: Positive = 10
+    epochs: Positive = Field(10, description="passes over the training images")
     batch_size: Positive = Field(256, description="images a step")
     accumulate: Positive = Field(
         1, description="parts that a batch is computed in, to save memory; batch norm uses each part's statistics"
@@ -153,8 +163,9 @@ class TrainConfig(Settings):
     )
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    label_smoothing: Rate = 0.0
-    class_weights: Literal["none", "balanced"] = Field(
+    label_smoothing: Rate = Field(0.0, description="share of each label that is spread over all classes")
+    # `--set train.class_weights=none` gives None, as for settings that may be absent.
+    class_weights: Annotated[Literal["none", "balanced"], BeforeValidator(lambda value: value or "none")] = Field(
         "none", description="balanced: classes count equally in the loss, whatever their number of images"
     )
     ema: Rate | None = Field(None, description="momentum of the weights' moving average, used in their place")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
-from shiftvit.errors import print_aside
+from shiftvit.errors import is_quiet, print_aside
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,12 +35,15 @@ class Bar:
         """Counts further units as done."""
         self.update(self._done + count)
 
-    def update(self, done: int, state: str = "", what: str | None = None) -> None:
-        """Sets how many units are done, what stands beside the bar (their number if empty) and the work's name."""
+    def update(self, done: int, state: str = "", what: str | None = None, total: int | None = None) -> None:
+        """Sets how many units are done of how many, what stands beside the bar (the former if empty) and its name."""
         self._done, self._what = done, self._what if what is None else what
+        self._total = self._total if total is None else total
         if self._live:
             counts = f"{done:,}/{self._total:,}" if self._total else f"{done:,}"
-            self._live.update(self._task, completed=done, description=self._what, state=state or counts)
+            self._live.update(
+                self._task, total=self._total or None, completed=done, description=self._what, state=state or counts
+            )
 
     @property
     def done(self) -> int:
@@ -51,11 +54,11 @@ class Bar:
         """Prints a line on standard error, above the bar."""
         if self._live:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif not is_quiet():
             print_aside(text)
 
     def __enter__(self) -> Self:
-        if self._wanted and sys.stderr is not None and sys.stderr.isatty():
+        if self._wanted and not is_quiet() and sys.stderr is not None and sys.stderr.isatty():
             self._start()
         return self
 

@@ -41,7 +41,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
         OSError: `target` cannot be written.
     """
     if not url.startswith(("http://", "https://")):
-        raise ShiftViTError(f"{one_line(url)!r} is no address of a server; it begins with https:// or http://")
+        raise ShiftViTError(f"{one_line(url)!r} is not the address of a server, which begins with https:// or http://")
     best, fruitless, quiet = _size(target), 0, False
     while True:
         try:

@@ -35,7 +35,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": cores(),
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
-        "git_commit": _git_commit(),
+        "git_commit": _find_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
@@ -58,7 +58,7 @@ def cores() -> int:
 
 def processor_name() -> str:
     """Returns the processor's model name as the system reports it."""
-    for line in _cpuinfo().splitlines():
+    for line in _read_cpuinfo().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -69,7 +69,7 @@ def instructions() -> list[str]:
 
     Empty if the system does not report them.
     """
-    for line in _cpuinfo().splitlines():
+    for line in _read_cpuinfo().splitlines():
         name, _, flags = line.partition(":")
         if name.strip() in ("flags", "Features"):
             return [flag for flag in _INSTRUCTIONS if flag in flags.split()]
@@ -141,14 +141,14 @@ def keep_freed_memory() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _cpuinfo() -> str:
+def _read_cpuinfo() -> str:
     try:
         return Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _git_commit() -> str | None:
+def _find_commit() -> str | None:
     """Returns the revision of the checkout that the package runs from, or None if it is installed without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

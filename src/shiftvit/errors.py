@@ -21,6 +21,10 @@ class ShiftViTError(ValueError):
     """
 
 
+class Elsewhere(ShiftViTError):
+    """An error of another process of the same training, which tells the user of it."""
+
+
 class Interrupted(Exception):
     """A run was stopped (Ctrl-C or SIGTERM) after saving its state.
 
@@ -59,8 +63,28 @@ def check_at_least(name: str, value: Any, least: int) -> None:
         raise ShiftViTError(f"{name}={value} must be at least {least}")
 
 
+_QUIET = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Chooses whether `notice` prints nothing: of several processes that train together, one speaks for all."""
+    global _QUIET
+    _QUIET = quiet
+
+
+def is_quiet() -> bool:
+    """Returns whether another process speaks for this one."""
+    return _QUIET
+
+
 def notice(text: str) -> None:
-    """Prints a line on standard error."""
+    """Prints a line on standard error, unless another process does."""
+    if not _QUIET:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """Prints a line on standard error, whichever process this is."""
     print_aside(f"shiftvit: {_printable(text)}")
 
 
@@ -83,8 +107,13 @@ def install_hint(*packages: str) -> str:
         lines = [line.split(";")[0].strip() for line in metadata.requires("shiftvit") or ()]
     except metadata.PackageNotFoundError:  # imported from a source folder
         lines = []
-    needed = {re.split(r"[^\w.-]", line)[0].replace("-", "_").lower(): line for line in lines}
-    return "pip install " + shlex.join(needed.get(name.replace("-", "_").lower(), name) for name in packages)
+    needed = {_distribution(line): line for line in lines}
+    return "pip install " + shlex.join(needed.get(_distribution(name), name) for name in packages)
+
+
+def _distribution(requirement: str) -> str:
+    """Returns what is to be installed, without version and extras."""
+    return re.split(r"[^\w.-]", requirement)[0].replace("-", "_").lower()
 
 
 def join_words(words: Sequence[str]) -> str:

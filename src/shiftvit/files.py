@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import hashlib
 import json
 import os
 import re
@@ -39,7 +38,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise FileExistsError(errno.EEXIST, "it is no regular file")
+            raise FileExistsError(errno.EEXIST, "it is not a regular file")
         with workplace(path.parent, path.name) as work:
             temporary = work / path.name
             write(temporary)
@@ -150,6 +149,8 @@ def read_unlinked(path: Path) -> bytes:
 
 def sha256(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
+    import hashlib  # OpenSSL takes its time, which `--help` need not wait for
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -39,17 +39,15 @@ class Preprocess(Settings):
     With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
     """
 
-    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: as it is")
+    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: no resizing")
     crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
     crop_position: Literal["top_left", "center"] = Field(
-        "top_left", description="where that crop lies; the Keras example's model took the top left corner"
+        "top_left", description="position of that crop; the Keras example's model took the top left corner"
     )
     mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
     std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
-    round_pixels: bool = Field(
-        True, description="round what was resized to whole pixel values, which are what exported graphs take"
-    )
+    round_pixels: bool = Field(True, description="round resized pixels to whole values, as exported graphs take them")
     srgb: bool = Field(
         False,
         description="convert pictures that embed a colour profile, such as Display P3, to sRGB as they are decoded",
@@ -92,7 +90,7 @@ class Preprocess(Settings):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How files are decoded that this prepares: keyword arguments of `shiftvit.data.decode.images.decode`.
+        """How files are decoded that this prepares, as keyword arguments of `shiftvit.data.decode.images.decode`.
 
         A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
         faster with photographs and differs slightly from decoding it whole.
@@ -106,7 +104,8 @@ class Preprocess(Settings):
         """Only rounds: resized (N, h, w, 3) -> uint8 of the same shape."""
         if images.dtype == np.uint8:
             return images
-        return np.clip(np.rint(images), 0, 255).astype(np.uint8)  # bicubic overshoots
+        result = np.rint(images)
+        return np.clip(result, 0, 255, out=result).astype(np.uint8)  # bicubic overshoots
 
     def _unrounded(self, images: Images) -> Images:
         self.check(images)
@@ -153,7 +152,7 @@ class Preprocess(Settings):
         needs more than that, as one of 24 x 20 does of a square image, the image is resized until it covers the crop.
         """
         if min(height, width) < 1:
-            raise ShiftViTError(f"images of {height} x {width} pixels hold nothing; give at least 1 x 1")
+            raise ShiftViTError(f"images of {height} x {width} pixels are empty; give at least 1 x 1")
         if self.resize is None:
             return height, width
         if isinstance(self.resize, tuple):
@@ -213,9 +212,8 @@ class Preprocess(Settings):
         resample = Image.Resampling[self.interpolation.upper()]
         # A plane of floats at a time: Pillow rounds what it resizes in colour, twice.
         for image, resized in zip(images, result, strict=True):
-            for channel in range(3):
-                plane = Image.fromarray(image[:, :, channel].astype(np.float32))
-                resized[:, :, channel] = np.asarray(plane.resize(target[::-1], resample))
+            for channel, plane in enumerate(Image.fromarray(image).split()):
+                resized[:, :, channel] = np.asarray(plane.convert("F").resize(target[::-1], resample))
         return result
 
     def cropped(self, images: Images) -> Images:

@@ -48,8 +48,8 @@ class Augment(Settings):
     """
 
     pad: int = Field(0, ge=0, description="pixels added on each side before the random crop")
-    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="what the added pixels hold")
-    random_crop: bool = Field(True, description="crop at a random place in training")
+    pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="value of the added pixels")
+    random_crop: bool = Field(True, description="crop at a random position in training")
     resized_crop: float = Field(
         0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
     )
@@ -61,11 +61,11 @@ class Augment(Settings):
         0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
     )
     erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
-    repeats: Positive = Field(1, description="copies of an image in a batch; an epoch sees 1 / repeats of them all")
+    repeats: Positive = Field(1, description="copies of each image in a batch; an epoch sees 1 / repeats of the images")
     mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
     cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
-    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that either is applied to")
-    mix_switch: float = Field(0.5, ge=0, le=1, description="where both are on: the share of CutMix among them")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that get either")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="with both on: the share of CutMix")
 
     @property
     def on_host_only(self) -> tuple[str, ...]:
@@ -123,8 +123,8 @@ class Augment(Settings):
         """
         if self.resized_crop and self.pad:
             raise ShiftViTError(
-                f"pad={self.pad} has no use beside resized_crop={self.resized_crop}, which cuts from the image itself; "
-                "set pad=0, or resized_crop=0"
+                f"pad={self.pad} has no effect with resized_crop={self.resized_crop}, which cuts from the image "
+                "itself; set pad=0, or resized_crop=0"
             )
         crop = crop or (height, width)
         if self.pad_mode == "reflect" and self.pad >= min(height, width):

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle.card import write_card
 from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import (
@@ -162,7 +161,11 @@ class Bundle:
             raise ShiftViTError(
                 f"the metrics cannot be written as JSON: {error}; give finite numbers and text"
             ) from error
-        card = write_card(self) if self.card is None else self.card
+        card = self.card
+        if card is None:
+            from shiftvit.bundle.card import write_card  # with the recipes, which reading a model does not need
+
+            card = write_card(self)
         return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
 
     @classmethod

@@ -44,13 +44,13 @@ def push(
         ShiftViTError: the bundle is missing or damaged, the name is invalid, there is no token, the token has no
             write access, or the network fails.
     """
-    library = _library()
+    library = _import_library()
     _check_name(library, repository)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
     api = library.HfApi()
-    with _one_line(repository, api.endpoint):
+    with _shorten_errors(repository, api.endpoint):
         if library.get_token() is None:
             raise ShiftViTError(f"there is no token for {api.endpoint}; log in: hf auth login")
         address = api.create_repo(repository, private=private or None, exist_ok=True)
@@ -80,18 +80,18 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
         ShiftViTError: the name is invalid, the repository or revision does not exist, it holds no valid bundle, a
             file is too large, `out` is not a bundle, there is no space, or the network fails.
     """
-    library = _library()
+    library = _import_library()
     _check_name(library, repository)
     path = Path(repository.split("/")[1] if out is None else out)
     check_place(path)
     api = library.HfApi()
-    with _one_line(repository, api.endpoint, revision):
+    with _shorten_errors(repository, api.endpoint, revision):
         found = api.model_info(repository, revision=revision, files_metadata=True, timeout=_PATIENCE)
-    names = _wanted(repository, {file.rfilename: file.size for file in found.siblings or []})
+    names = _choose_files(repository, {file.rfilename: file.size for file in found.siblings or []})
     with _beside(path) as folder:
         for name in names:
             # All from the listed commit, whatever is pushed in the meantime.
-            with _one_line(repository, api.endpoint, found.sha):
+            with _shorten_errors(repository, api.endpoint, found.sha):
                 api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
         try:
             bundle = Bundle.load(folder)
@@ -100,7 +100,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
         return bundle.save(path)
 
 
-def _library() -> Any:
+def _import_library() -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
@@ -123,7 +123,7 @@ def _check_name(library: Any, repository: str) -> None:
         )
 
 
-def _wanted(repository: str, sizes: Mapping[str, int | None]) -> list[str]:
+def _choose_files(repository: str, sizes: Mapping[str, int | None]) -> list[str]:
     """Returns the files to download, from a listing of names and bytes."""
     missing = [name for name in (MANIFEST, WEIGHTS) if name not in sizes]
     if missing:
@@ -170,9 +170,9 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _one_line(repository: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
+def _shorten_errors(repository: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
     """Turns what the client raises into one line; its messages never contain a token."""
-    errors = _library().errors
+    errors = _import_library().errors
     try:
         yield
     except (ShiftViTError, MemoryError):
@@ -183,20 +183,20 @@ def _one_line(repository: str, endpoint: str, revision: str | None = None) -> It
             chain.append(cause)
         met = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), chain[-1])
         if isinstance(met, errors.HfHubHTTPError):
-            raise ShiftViTError(_refusal(met, repository, endpoint, revision)) from error
+            raise ShiftViTError(_explain_refusal(met, repository, endpoint, revision)) from error
         if isinstance(met, errors.OfflineModeIsEnabled):
             raise ShiftViTError(f"HF_HUB_OFFLINE is set, so {endpoint} is not contacted; unset it") from error
         if isinstance(met, OSError) and met.errno in _FULL:
             raise files.unwritable(Path(met.filename or "."), met) from error
         raise ShiftViTError(
-            f"{endpoint} cannot be used ({type(met).__name__}: {_first_line(met)}); check the network, "
+            f"{endpoint} cannot be used ({type(met).__name__}: {_take_first_line(met)}); check the network, "
             "and HF_ENDPOINT if it is set"
         ) from error
 
 
-def _refusal(error: Any, repository: str, endpoint: str, revision: str | None) -> str:
+def _explain_refusal(error: Any, repository: str, endpoint: str, revision: str | None) -> str:
     """Returns what an error status of the Hub means, and what to do."""
-    errors, status = _library().errors, error.response.status_code
+    errors, status = _import_library().errors, error.response.status_code
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository!r} has no revision {revision!r}; give a branch, a tag or a commit, or leave it out"
     if isinstance(error, errors.GatedRepoError):
@@ -209,8 +209,9 @@ def _refusal(error: Any, repository: str, endpoint: str, revision: str | None) -
         return f"this token has no access to {repository!r} at {endpoint}; log in with one that has: hf auth login"
     if status == 429 or status >= 500:
         return f"{endpoint} is overloaded or failing (status {status}); try again later"
-    return f"{endpoint} rejects this for {repository!r} (status {status}: {_first_line(error.server_message or error)})"
+    reason = _take_first_line(error.server_message or error)
+    return f"{endpoint} rejects this for {repository!r} (status {status}: {reason})"
 
 
-def _first_line(error: object) -> str:
+def _take_first_line(error: object) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]

@@ -24,7 +24,7 @@ Precision = Literal["f32", "bf16", "int8"]
 class Metadata(Settings):
     """Everything needed to use a graph without this package."""
 
-    format: Literal[1] = 1
+    format: Literal[1] = Field(1, description="version of this metadata")
     labels: tuple[str, ...] = Field(min_length=1, description="class names, in the order of the probabilities")
     preprocess: Preprocess = Field(
         description="from an image to the input: resize and crop come before the graph, mean and std are part of it"
@@ -32,7 +32,7 @@ class Metadata(Settings):
     input_shape: tuple[int | None, int | None, int] = Field(
         description="height, width, channels (RGB) of the uint8 input; null: any"
     )
-    precision: Precision = "f32"
+    precision: Precision = Field("f32", description="of the weights and, where the runtime can, the products")
     saturates: bool | None = Field(
         None,
         description="int8: whether sums of products can saturate on processors without VNNI; null: not examined",

@@ -12,7 +12,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.manifest import Provenance
-from shiftvit.bundle.stored.published import Published, evaluation_of, imagenet_classes
+from shiftvit.bundle.stored.published import Published, find_evaluation, imagenet_classes
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
@@ -43,19 +43,17 @@ def convert_checkpoint(
         ShiftViTError: the file cannot be read, does not fit the preset or holds values that are not finite, or the
             labels are not as many as the classes.
     """
-    from shiftvit.model.convert import load_official, preset_of
+    from shiftvit.model.convert import load_official, match_preset
     from shiftvit.model.network import ShiftViT
     from shiftvit.model.tensors import read_weights
 
     if preset is not None:
         find_preset(preset)
     tensors = read_weights(path, ema)
-    found = preset_of(tensors)
+    found = match_preset(tensors)
     if preset is None:
         if found is None:
-            raise ShiftViTError(
-                f"{str(path)!r} fits none of the paper's models; name the architecture it is of with --preset"
-            )
+            raise ShiftViTError(f"{str(path)!r} fits none of the paper's models; name its architecture with --preset")
         preset = found
         notice(f"{Path(path).name} is a {preset}")
     head = np.shape(tensors.get("head.weight", ()))
@@ -63,7 +61,7 @@ def convert_checkpoint(
     names, synsets = _name_classes(classes, labels, Path(path).name)
     model = ShiftViT.from_preset(preset, num_classes=classes, dtype="float32")
     load_official(model, tensors)
-    preprocess = evaluation_of(model.settings.image_shape[0] or 224)
+    preprocess = find_evaluation(model.settings.image_shape[0] or 224)
     _check_answer(model, preprocess, path)
     count = sum(int(np.prod(variable.shape)) for variable in model.weights)
     notice(f"{len(model.weights)} tensors with {count:,} numbers fit {preset}, and all are finite")
@@ -84,7 +82,7 @@ def _check_answer(model: Any, preprocess: Preprocess, path: str | Path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (1, *model.settings.image_shape), np.uint8)
     answer = np.asarray(model.predict_on_batch(preprocess.normalised(picture)))
     if not np.isfinite(answer).all():
-        raise ShiftViTError(f"the weights in {str(path)!r} answer a picture with numbers that are not finite")
+        raise ShiftViTError(f"the weights in {str(path)!r} give outputs that are not finite")
 
 
 def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -95,17 +93,17 @@ def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[t
     if classes == len(names):
         return names, synsets
     if classes:
-        notice(f"{name} names none of its {classes} classes, which get numbers; --labels FILE names them, one a line")
+        notice(f"{name} names none of its {classes} classes, which are numbered; to name them, use --labels FILE")
     return tuple(f"class {number}" for number in range(classes)), ()
 
 
 def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
     try:
         if path.stat().st_size > _LARGEST_LABELS:
-            raise ShiftViTError(f"{str(path)!r} is too large for class names; give a text file with one name a line")
+            raise ShiftViTError(f"{str(path)!r} is too large for class names; give a text file with one name per line")
         lines = path.read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ShiftViTError(f"{str(path)!r} is no UTF-8 text; give the class names, one a line, in UTF-8") from error
+        raise ShiftViTError(f"{str(path)!r} is not UTF-8 text; give the class names, one per line, in UTF-8") from error
     except OSError as error:
         raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
     names = [line.strip() for line in lines if line.strip()]

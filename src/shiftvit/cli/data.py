@@ -56,8 +56,9 @@ def check(
     with the same recipe makes them. Exits with status 3 if it finds a problem.
     """
     from shiftvit.data.check.checks import check_data
+    from shiftvit.data.find.copies import mark_copies
     from shiftvit.data.find.find import find_data
-    from shiftvit.data.load import split_as
+    from shiftvit.data.find.splits import split_as
     from shiftvit.figures.style import ENDINGS
     from shiftvit.recipes.recipe import Recipe
 
@@ -67,7 +68,7 @@ def check(
     data, faults = find_data(path), []
     there = [*data.splits]
     try:
-        data = split_as(settings, data)
+        data = split_as(settings, mark_copies(settings, data))
     except ShiftViTError as error:
         faults = [f"splits: {error}"]
     report = check_data(data, made=[name for name in data.splits if name not in there], faults=faults)

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiftvit.cli.predict import find_sources
+from shiftvit.cli.bulk import run_on_ray, wants_ray
+from shiftvit.cli.inputs import (
+    Address,
+    AllFiles,
+    BatchSize,
+    Engine,
+    MaxPixels,
+    Paths,
+    Recursive,
+    Strict,
+    Threads,
+    Workers,
+    find_sources,
+)
 from shiftvit.cli.tables import examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, count_of, notice
@@ -27,41 +40,42 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "shiftvit embed photos/ --recursive --out features.npz",
             "shiftvit embed photos/ --model runs/mine --out features.parquet",
+            "shiftvit embed s3://bucket/photos --engine ray --out s3://bucket/features",
         )
     )(embed)
 
 
 def embed(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write: .npz or .parquet.")],
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PATH|DIR|GLOB|-]...",
-            help="Image files, folders or patterns; - reads a list of paths from standard input (default: the sample "
-            "images that come with shiftvit).",
-        ),
-    ] = None,
+    out: Annotated[str, typer.Option(metavar="FILE|DIR", help="File to write: .npz or .parquet.")],
+    paths: Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, ONNX export or model name.")] = "cifar10",
     runtime: Annotated[
         str, typer.Option(help="onnxruntime, keras; auto: onnxruntime if the model has a graph.")
     ] = "auto",
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Include every file in folders, not only images.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")] = False,
-    max_pixels: Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")] = None,
+    recursive: Recursive = False,
+    threads: Threads = None,
+    batch_size: BatchSize = 64,
+    all_files: AllFiles = False,
+    strict: Strict = False,
+    max_pixels: MaxPixels = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
-    """Turn images into features, for search, clustering and duplicates.
+    """Turn images into features for search and clustering.
 
     Writes the paths and the pooled features (float32, a row for each image) that the model's last layer takes.
     """
     from shiftvit.data.decode.images import MAX_PIXELS
     from shiftvit.inference.embed import Embedder, check_table, write_table
 
-    check_table(out)
+    if wants_ray(engine, address, workers, paths, out):
+        options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
+        listing = {"recursive": recursive, "all_files": all_files, "address": address, "workers": workers}
+        run_on_ray("embed", paths, out, strict, listing, max_pixels=max_pixels, **options)
+        return
+    place = Path(out)
+    check_table(place)
     sources = find_sources(paths, recursive, all_files)
     embedder = Embedder.from_pretrained(model, runtime=runtime, threads=threads)
     limit = MAX_PIXELS if max_pixels is None else max_pixels
@@ -69,7 +83,7 @@ def embed(
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:
-        count = write_table(out, _usable(results, bar, faults), embedder.size)
+        count = write_table(place, _usable(results, bar, faults), embedder.size)
     seconds = time.perf_counter() - began
     for fault in faults[:_NAMED]:
         notice(f"skipped: {fault}")

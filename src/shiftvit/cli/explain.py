@@ -90,7 +90,7 @@ def explain(
         print_json(rows)
     else:
         title = "What the predictions depend on (peak: row, column in pixels)"
-        show([_shown(row, METHODS[method]) for row in rows], title, False)
+        show([_select_fields(row, METHODS[method]) for row in rows], title, False)
     left = f" (the first {_SHOWN} of {len(rows)} images)" if len(rows) > _SHOWN else ""
     notice(f"figure: {out}{left}")
 
@@ -197,7 +197,7 @@ def _peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
     return [round(float(place), 1) for place in places.mean(axis=0) * size / heat.shape]
 
 
-def _shown(row: dict[str, Any], methods: tuple[str, ...]) -> dict[str, Any]:
+def _select_fields(row: dict[str, Any], methods: tuple[str, ...]) -> dict[str, Any]:
     """Returns a row of the table."""
     path = row["path"]
     cells = {

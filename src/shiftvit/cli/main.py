@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Interrupted, ShiftViTError, nearest, notice, one_line
+from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, nearest, notice, one_line
 
 app = typer.Typer(
     name="shiftvit",
@@ -63,11 +63,11 @@ def _flush() -> str | None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
         if not isinstance(error, BrokenPipeError):
-            return _unwritten(error)
+            return _explain_unwritten(error)
     return None
 
 
-def _unwritten(error: OSError) -> str:
+def _explain_unwritten(error: OSError) -> str:
     return f"standard output cannot be written: {error.strerror}; free space, or send it elsewhere"
 
 
@@ -94,14 +94,14 @@ def _run(arguments: list[str]) -> int:
             print(message())
             return 2
         if message is not None:
-            return _fail(_usage_message(error), 2, debug)
+            return _fail(_explain_usage(error), 2, debug)
         if isinstance(error, MemoryError):
             told = str(error) or "out of memory"
             return _fail(f"{told}; close other programs, or use a machine with more memory", 2, debug)
         # What is written to files names them (`files.unwritable`).
         if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
             _flush()
-            return _fail(_unwritten(error), 2, debug)
+            return _fail(_explain_unwritten(error), 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}", 2, debug)
         return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)
@@ -112,11 +112,13 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    notice(one_line(message))
+    # Of several processes that train together, one tells what all of them meet.
+    say = notice if isinstance(sys.exc_info()[1], Interrupted | Elsewhere) else complain
+    say(one_line(message))
     return status
 
 
-def _usage_message(error: Any) -> str:
+def _explain_usage(error: Any) -> str:
     message = str(error.format_message())
     context = getattr(error, "ctx", None)
     command = getattr(context, "command", None)

@@ -12,6 +12,20 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.cli.bulk import refuse_for_ray, run_on_ray, wants_ray
+from shiftvit.cli.inputs import (
+    Address,
+    AllFiles,
+    BatchSize,
+    Engine,
+    MaxPixels,
+    Paths,
+    Recursive,
+    Strict,
+    Threads,
+    Workers,
+    find_sources,
+)
 from shiftvit.cli.tables import examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, count_of, nearest, notice
@@ -34,19 +48,13 @@ def add_to(app: typer.Typer) -> None:
             "shiftvit predict photos/ --recursive --grid grid.png",
             "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
             "find . -name '*.png' | shiftvit predict - --format jsonl",
+            "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
         )
     )(predict)
 
 
 def predict(
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[PATH|DIR|GLOB|-]...",
-            help="Image files, folders or patterns; - reads an image or a list of paths from standard input "
-            "(default: the sample images that come with shiftvit).",
-        ),
-    ] = None,
+    paths: Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, export or model name.")] = "cifar10",
     runtime: Annotated[
         str,
@@ -60,7 +68,8 @@ def predict(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the output to this file: .txt, .csv, .json or .jsonl.")
+        str | None,
+        typer.Option(metavar="FILE|DIR", help="Write the output to this file: .txt, .csv, .json or .jsonl."),
     ] = None,
     grid: Annotated[
         Path | None,
@@ -68,14 +77,15 @@ def predict(
             metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (.png, .jpg or .webp)."
         ),
     ] = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")] = False,
-    threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
-    all_files: Annotated[
-        bool, typer.Option("--all-files", help="Include every file in folders, not only images.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")] = False,
-    max_pixels: Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")] = None,
+    recursive: Recursive = False,
+    threads: Threads = None,
+    batch_size: BatchSize = 64,
+    all_files: AllFiles = False,
+    strict: Strict = False,
+    max_pixels: MaxPixels = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
 ) -> None:
     """Classify images."""
     from shiftvit import files
@@ -84,20 +94,28 @@ def predict(
     from shiftvit.figures.grid import GRID_ENDINGS
     from shiftvit.inference.predict import Predictor
 
-    form = _choose_format(kind, out)
+    if wants_ray(engine, address, workers, paths, out):
+        refuse_for_ray(grid=grid)
+        options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
+        options |= {"kind": kind, "top_k": top_k, "max_pixels": max_pixels}
+        listing = {"recursive": recursive, "all_files": all_files, "address": address, "workers": workers}
+        run_on_ray("predict", paths, out, strict, listing, **options)
+        return
+    place = None if out is None else Path(out)
+    form = _choose_format(kind, place)
     sources = find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
     named = [source for source in sources if isinstance(source, str)]
-    if out is not None:
-        _check_rows_file(out, named)
+    if place is not None:
+        _check_rows_file(place, named)
     if grid is not None:
         files.check_file(grid, GRID_ENDINGS, named)
     top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
     results = predictor.stream(sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=limit)
-    with _opened(out) as stream:
+    with _opened(place) as stream:
         status, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
     if grid and shown:
         _draw(grid, shown, predictor, limit)
@@ -162,51 +180,6 @@ def _write(
     return 3 if failures else 0, shown
 
 
-def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
-    """Returns paths, or the bytes of an image on standard input."""
-    from shiftvit.bundle.stored.find import PRETRAINED
-    from shiftvit.data.find.listing import is_companion, list_images
-
-    if not paths:
-        return list_images([str(PRETRAINED / "samples")], recursive=True)
-    sources: list[Any] = []
-    for path in paths:
-        sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
-    # A shell's pattern names the videos and notes of live photos, too.
-    return [source for source in sources if len(sources) == 1 or isinstance(source, bytes) or not is_companion(source)]
-
-
-def _standard_input() -> list[Any]:
-    from shiftvit.data.decode.formats import kind_of
-    from shiftvit.data.decode.images import MAX_BYTES
-    from shiftvit.data.find.listing import split_list
-
-    # No picture and no list is larger, and a device may have no end.
-    content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
-    if not content.strip():
-        raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
-    names = split_list(content)
-    # A list may begin as a picture does (`GIF89a/cat.gif`), and a picture may be text (PPM).
-    if kind_of(content) is not None and (names is None or _is_picture(content)):
-        return [content]
-    if names is None:
-        raise ShiftViTError(
-            "standard input is neither an image of a supported format nor a list of files that exist, one per line: it "
-            f"begins with {content[:40]!r}"
-        )
-    return names
-
-
-def _is_picture(content: bytes) -> bool:
-    from shiftvit.data.decode.images import decode
-
-    try:
-        decode(content)
-    except ShiftViTError:
-        return False
-    return True
-
-
 def _choose_format(kind: str | None, out: Path | None) -> Format:
     """Returns the format that the option or the ending of the file names; both may do so if they agree."""
     from shiftvit.cli.rows import ENDINGS, Format
@@ -224,12 +197,12 @@ def _choose_format(kind: str | None, out: Path | None) -> Format:
 def _check_rows_file(out: Path, inputs: list[str]) -> None:
     from shiftvit import files
     from shiftvit.cli.rows import ENDINGS
-    from shiftvit.data.decode.formats import kind_of
+    from shiftvit.data.decode.formats import find_kind
 
     files.check_file(out, tuple(ENDINGS), inputs)
     if out.is_file():
         with contextlib.suppress(OSError), out.open("rb") as file:
-            if kind_of(file.read(300)) is not None:
+            if find_kind(file.read(300)) is not None:
                 raise ShiftViTError(f"{str(out)!r} is a picture, and would be overwritten by text; name another file")
 
 

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
-from shiftvit.inference.predict import Failure, Prediction
-
-Result = Prediction | Failure
+from shiftvit.inference.predict import Failure, Result, as_object
 
 
 class Format(StrEnum):
@@ -25,18 +23,6 @@ class Format(StrEnum):
 ENDINGS = {".txt": Format.table, "": Format.table, ".csv": Format.csv, ".json": Format.json, ".jsonl": Format.jsonl}
 # Classes that a row lists where the user does not say: a screen line holds few, a spreadsheet wants one a column.
 DEFAULT_TOP_K = {Format.table: 3, Format.json: 5, Format.jsonl: 5, Format.csv: 1}
-
-
-def as_object(result: Result) -> dict[str, Any]:
-    """Returns the row of JSON output: path, label, confidence and top, or path and error."""
-    if isinstance(result, Failure):
-        return {"path": result.path, "error": result.error}
-    return {
-        "path": result.path,
-        "label": result.label,
-        "confidence": round(result.confidence, 6),
-        "top": [[label, round(share, 6)] for label, share in result.top],
-    }
 
 
 class Writer:

@@ -53,7 +53,10 @@ def serve(
     ] = None,
     runtime: Annotated[str, typer.Option(help="As for predict; auto: the fastest installed.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).", min=1)] = None,
-    max_batch: Annotated[int, typer.Option(help="Images that the model takes at a time.", min=1)] = 64,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(help="Images that the model takes at a time (default: 64 small ones, 5 of 224 pixels).", min=1),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Images that may wait; more are answered with 503.", min=1)] = 256,
     max_bytes: Annotated[int, typer.Option(help="Largest body of a request.", min=1)] = 20 * 2**20,
     max_pixels: Annotated[int, typer.Option(help="Largest picture, height * width.", min=1)] = 36_000_000,
@@ -83,7 +86,7 @@ def serve(
         origins = parse_origins(allow_origin or ())
     except ValueError as error:
         raise ShiftViTError(
-            f"--allow-origin {error} is no web origin; write it as browsers do: https://example.org"
+            f"--allow-origin {error} is not a web origin; write it as browsers do: https://example.org"
         ) from error
     limits = Limits(max_batch, queue, max_bytes, max_pixels, timeout, header_timeout, max_connections)
     access = Access(keys, origins, tuple(name.lower().rstrip(".") for name in allow_host or ()))

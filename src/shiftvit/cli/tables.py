@@ -29,7 +29,7 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     # Piped output has no width of its own, and rich would cut at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
-    console.print(_table(rows))
+    console.print(_make_table(rows))
 
 
 def print_json(content: Any) -> None:
@@ -59,7 +59,7 @@ def examples(*commands: str) -> str:
     return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _make_table(rows: list[dict[str, Any]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -68,11 +68,11 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         numeric = isinstance(rows[0][key], int)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(_cell(key, value) for key, value in row.items()))
+        table.add_row(*(_format_cell(key, value) for key, value in row.items()))
     return table
 
 
-def _cell(key: str, value: Any) -> str:
+def _format_cell(key: str, value: Any) -> str:
     if value is None:
         return "" if key == "top1" else "?"
     if key == "multiply_adds":

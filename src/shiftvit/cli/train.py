@@ -57,14 +57,18 @@ def train(
         recipe = recipe_for(data)
     prepare_backend()
     from shiftvit.data import named
+    from shiftvit.training.groups import join_processes
     from shiftvit.training.runfolder import choose_run
 
-    # Report mistakes at once, before a framework is loaded.
-    chosen, folder = choose_run(recipe, out, resume, overrides)
-    named.check_name(chosen.data.name)
-    from shiftvit.training.fit import train_in
+    with join_processes() as processes:
+        # Report mistakes at once, before a framework is loaded, which only several processes need to find each other.
+        chosen, folder = choose_run(recipe, out, resume, overrides, processes)
+        processes.together(lambda: named.check_name(chosen.data.name))
+        from shiftvit.training.fit import train_in
 
-    run = train_in(folder, chosen, tensorboard=tensorboard)
+        run = train_in(folder, chosen, tensorboard=tensorboard, processes=processes)
+    if processes.rank > 0:
+        return
     test, spent = run.metrics["test"], run.metrics["train"]
     print(f"test {_figures(test, run.recipe.model.num_classes)}  ({count_of(test['n'], 'image')})")
     speed = f"{spent['images_per_second']:,.0f} images/s"

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from shiftvit.data import named
-from shiftvit.data.decode.rows import row_of
+from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.kept import SPLITS_TABLE, find_gone, name_some, read_splits, take_rows, within
+from shiftvit.data.find.kept import SPLITS_TABLE, name_some, read_splits, take_rows, within
+from shiftvit.data.find.splits import split_as
 from shiftvit.data.find.words import name_splits
-from shiftvit.data.load import split_as
 from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.recipes.recipe import Recipe
 
@@ -93,9 +93,9 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     if named_so and same:
         drawn = named.load(own)
         drawn = drawn if wanted in (None, "test") and "test" in drawn.splits else split_as(config, drawn)
-        part = wanted or _default([*drawn.splits])
+        part = wanted or _choose_default([*drawn.splits])
         seen = len(drawn.train) if part in ("train", ALL) else 0
-        return Evaluated(_choose(drawn, part), part in (_default([*drawn.splits]), _EACH), seen)
+        return Evaluated(_choose(drawn, part), part in (_choose_default([*drawn.splits]), _EACH), seen)
     rows = read_splits(table) if table.is_file() else None
     if rows is None and same:
         raise ShiftViTError(
@@ -124,13 +124,13 @@ def _find_others(name: str, wanted: str | None) -> Evaluated:
 def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluated:
     """Chooses from the table of a run's splits. Of the data only its place is used, and an archive's arrays."""
     there = [split for split in SPLITS if any(row[0] == split for row in rows)]
-    part = wanted or _default(there)
+    part = wanted or _choose_default(there)
     if part not in (*there, ALL, _EACH):
         raise ShiftViTError(
             f"the run has no {part} images, it has {join_words(there)}; use --split all, or leave it out"
         )
     rows = [row for row in rows if row[0] == part or part in (ALL, _EACH)]
-    gone = find_gone(data, rows)
+    chosen, gone = take_rows(data, rows)
     if gone:
         kind = "image" if part in (ALL, _EACH) else f"{part} image"
         told = f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), kind)}: "
@@ -138,10 +138,8 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
         if len(gone) == len(rows):
             raise ShiftViTError(f"{told}; put them back, or name the place that they moved to with --data")
         notice(f"note: {told}; the others are evaluated")
-        lost = {*gone}
-        rows = [row for row in rows if row not in lost]
-    chosen = take_rows(data, rows, tuple(sorted({label for _, _, label in rows})))
-    return Evaluated(_choose(chosen, part), part in (_default(there), _EACH), sum(row[0] == "train" for row in rows))
+    trained_on = len(chosen.splits.get("train", ()))
+    return Evaluated(_choose(chosen, part), part in (_choose_default(there), _EACH), trained_on)
 
 
 def _is_moved(data: Dataset, rows: Sequence[Row], own: Path) -> bool:
@@ -162,13 +160,13 @@ def _is_moved(data: Dataset, rows: Sequence[Row], own: Path) -> bool:
         return False
     if any(split.images is not None for split in data.splits.values()):  # an archive, whose arrays all are called alike
         return len(labels) == len(rows) and not own.exists()
-    there = sum(_file_of(_root(own), image).is_file() for _, image, _ in rows)
+    there = sum(_find_file(_find_root(own), image).is_file() for _, image, _ in rows)
     return 2 * there < len(rows)
 
 
 def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
     """Returns how many images are files, or copies of files, that a run was trained on."""
-    root, learned = _root(own), {image for split, image, _ in rows if split == "train"}
+    root, learned = _find_root(own), {image for split, image, _ in rows if split == "train"}
     places = {os.path.abspath(root / image) for image in learned}  # noqa: PTH100 - `resolve` asks the disk for each
     same: dict[tuple[Path, Path], bool] = {}
 
@@ -179,7 +177,7 @@ def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
         if image not in learned:
             return False
         archive = data.path is not None and data.path.suffix.lower() == ".npz"
-        files = (data.path, own) if archive and data.path else (_file_of(data.root, image), _file_of(root, image))
+        files = (data.path, own) if archive and data.path else (_find_file(data.root, image), _find_file(root, image))
         if files not in same:
             same[files] = all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
         return same[files]
@@ -187,19 +185,19 @@ def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
     return sum(is_learned(path) for split in data.splits.values() for path in split.paths or [])
 
 
-def _file_of(root: Path, image: str) -> Path:
+def _find_file(root: Path, image: str) -> Path:
     """Returns the file that an image of a run's table is, or is a row of."""
     place = str(root / image)
-    row = row_of(place)
+    row = find_row(place)
     return Path(place if row is None else row[0])
 
 
-def _root(own: Path) -> Path:
+def _find_root(own: Path) -> Path:
     """Returns the folder that the paths in a run's table are relative to, whether or not the data still exist."""
     return own if own.is_dir() or not own.suffix else own.parent
 
 
-def _default(splits: Collection[str]) -> str:
+def _choose_default(splits: Collection[str]) -> str:
     return next((split for split in ("test", "validation") if split in splits), ALL)
 
 
@@ -209,14 +207,14 @@ def _choose(data: Dataset, wanted: str | None) -> Dataset:
     Raises:
         ShiftViTError: there is no such split.
     """
-    part = wanted or _default(data.splits)
+    part = wanted or _choose_default(data.splits)
     others = [split for split in data.splits if split != part]
     if part == _EACH:
         return data
     if part == ALL:
         return replace(data, splits={ALL: join_splits([*data.splits.values()])})
     if part not in data.splits:
-        has = "its images are in no splits" if others == ["train"] else f"it has {join_words(others)}"
+        has = "its images are not split" if others == ["train"] else f"it has {join_words(others)}"
         raise ShiftViTError(f"{data.name!r} has no {part} images, {has}; use --split all, or leave it out")
     if wanted is None and others:
         rest = sum(len(data.splits[split]) for split in others)

@@ -24,7 +24,7 @@ def look_up(name: str, *, training: bool = True) -> Dataset:
     """
     if not is_path(name):
         if Path(name).exists():
-            notice(f"{name} is the data set of that name; for what lies here write --data ./{name}")
+            notice(f"{name} means the data set of that name; for the folder or file here write --data ./{name}")
         return load(name)
     from shiftvit.data.find.find import find_data  # only files need Pillow
 

@@ -59,7 +59,7 @@ def training_figure(recipe: Recipe, path: Path) -> int:
         ShiftViTError: data that cannot be read, settings that do not fit it, or a file that cannot be written.
     """
     shown = draw_training(recipe)
-    _figure(shown, recipe, path)
+    _draw_figure(shown, recipe, path)
     return len(shown.plain)
 
 
@@ -109,7 +109,7 @@ def _choose(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int6
     return chosen
 
 
-def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
+def _draw_figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     draws, rows = shown.drawn.shape[:2]
     height, width = shown.plain.shape[1:3]
     mixed = bool((shown.shares.max(axis=2) < 1).any())
@@ -133,16 +133,16 @@ def _figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     axes = figure.subplots(rows, draws + 1, squeeze=False, gridspec_kw=places)
     with boxes_for_glyphs():
         for row in range(rows):
-            _picture(axes[row, 0], shown.plain[row], _shorten(shown.class_names[int(shown.labels[row])]))
+            _draw_picture(axes[row, 0], shown.plain[row], _shorten(shown.class_names[int(shown.labels[row])]))
             for draw in range(draws):
-                text = _caption(shown.shares[draw, row], shown.class_names) if mixed else ""
-                _picture(axes[row, draw + 1], shown.drawn[draw, row], text)
+                text = _write_caption(shown.shares[draw, row], shown.class_names) if mixed else ""
+                _draw_picture(axes[row, draw + 1], shown.drawn[draw, row], text)
         for column, heading in enumerate(["in evaluation", *(f"epoch {draw + 1}" for draw in range(draws))]):
             axes[0, column].set_title(heading, fontsize=9)
     save_figure(figure, Path(path))
 
 
-def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
+def _draw_picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
     axes.imshow(pixels, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -152,7 +152,7 @@ def _picture(axes: Any, pixels: NDArray[np.uint8], caption: str) -> None:
     axes.set_xlabel(caption, fontsize=_LETTERS, labelpad=2, parse_math=False)
 
 
-def _caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) -> str:
+def _write_caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) -> str:
     largest = [index for index in np.argsort(-shares, kind="stable") if shares[index] >= _LEAST]
     return "\n".join(_shorten(class_names[index], f" {shares[index]:.0%}") for index in largest[:2])
 

@@ -48,9 +48,9 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
     if chosen is None:
         chosen = probabilities(model, images).argmax(axis=1)
     weights = np.eye(model.output_shape[-1], dtype=np.float32)[chosen]  # (N, C)
-    gradient = _gradient(tail)
+    gradient = _make_gradient(tail)
     found = []
-    for batch, wanted in zip(_batches(images, len(images)), _batches(weights, len(images)), strict=True):
+    for batch, wanted in zip(_cut_batches(images, len(images)), _cut_batches(weights, len(images)), strict=True):
         maps = np.asarray(body.predict_on_batch(batch), np.float32)  # (B, h, w, K)
         importance = gradient(maps, wanted).mean(axis=(1, 2), keepdims=True)  # equation 1: (B, 1, 1, K)
         found.append(np.maximum((maps * importance).sum(axis=-1), 0))  # equation 2: (B, h, w)
@@ -187,7 +187,7 @@ def probabilities(
     """
     count = len(images) if count is None else count  # type: ignore[arg-type]
     scale = np.float32(temperature)
-    batches = (np.asarray(model.predict_on_batch(batch), np.float32) / scale for batch in _batches(images, count))
+    batches = (np.asarray(model.predict_on_batch(batch), np.float32) / scale for batch in _cut_batches(images, count))
     empty = np.zeros((0, model.output_shape[-1]), np.float32)
     return np.concatenate([empty, *map(softmax, batches)])[:count]
 
@@ -221,7 +221,7 @@ def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64
     return chosen.astype(np.int64)
 
 
-def _batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
+def _cut_batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
     """Stacks rows; zeros fill up the last batch, since another size would be compiled again."""
     size = min(BATCH_SIZE, count)
     remaining = iter(rows)
@@ -234,7 +234,7 @@ def _starts(extent: int, patch: int, stride: int) -> list[int]:
     return sorted({*range(0, extent - patch + 1, stride), extent - patch})
 
 
-def _gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _make_gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Floats]:
     """Returns a function for the gradient of `sum(tail(maps) * weights)` with respect to the maps, on this backend."""
     import keras
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import name_some
-from shiftvit.data.find.words import normal
-from shiftvit.data.load import say_counts
+from shiftvit.data.find.words import normalise_name
 from shiftvit.data.read import read_dataset
 from shiftvit.errors import ShiftViTError, count_of, notice
 
@@ -38,7 +37,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
             preprocess = preprocess.fitted(height, width)
     data = read_dataset(data, preprocess, training=False)
     if data.path is not None:
-        say_counts(data)
+        data.say_counts()
     splits = {name: replace(split, labels=places[split.labels]) for name, split in data.splits.items()}
     return replace(data, splits=splits, class_names=loaded.labels)
 
@@ -51,7 +50,7 @@ def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     Raises:
         ShiftViTError: images of classes that the model does not know.
     """
-    labels, names = tuple(map(normal, loaded.labels)), data.class_names
+    labels, names = tuple(map(normalise_name, loaded.labels)), data.class_names
     known = {synset: index for index, synset in enumerate(loaded.synsets)} | {
         label: index for index, label in enumerate(labels)
     }

@@ -24,6 +24,7 @@ def predict_logits(
     preprocess: Preprocess,
     *,
     batch_size: int | None = None,
+    rows: slice = slice(None),
     told: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Runs a classifier over images.
@@ -33,21 +34,23 @@ def predict_logits(
         images: uint8 `(N, H, W, 3)`.
         preprocess: the preprocessing that the model was trained with.
         batch_size: images per batch; None: a number that suits the device and their size.
+        rows: which of the images, without a step; all by default.
         told: called after each batch with its number of images.
 
     Returns:
-        logits `(N, num_classes)`, float32.
+        logits `(N, num_classes)` of those rows, float32.
 
     Raises:
         ShiftViTError: the images have another shape or type.
     """
-    logits = np.empty((len(images), model.output_shape[-1]), np.float32)
-    if not len(images):
+    begin, end, _ = rows.indices(len(images))
+    logits = np.empty((max(0, end - begin), model.output_shape[-1]), np.float32)
+    if not len(logits):
         preprocess.check(images)
         return logits
-    batch_size = min(batch_size or at_once(*preprocess.output_shape(*images.shape[1:3])), len(images))
-    for first in range(0, len(images), batch_size):
-        batch = preprocess(images[first : first + batch_size])
+    batch_size = min(batch_size or at_once(*preprocess.output_shape(*images.shape[1:3])), len(logits))
+    for first in range(0, len(logits), batch_size):
+        batch = preprocess(images[begin + first : min(begin + first + batch_size, end)])
         count = len(batch)
         # jax and tensorflow would compile again for a smaller last batch.
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])

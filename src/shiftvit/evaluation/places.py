@@ -64,5 +64,5 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); evaluate again, or delete it") from error
     if not isinstance(found, dict):
-        raise ShiftViTError(f"{str(path)!r} is no evaluation; evaluate again, or delete it")
+        raise ShiftViTError(f"{str(path)!r} is not an evaluation; evaluate again, or delete it")
     return found

@@ -35,7 +35,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         ShiftViTError: `run` is not a finished run, or the file cannot be written.
     """
     run = Path(run)
-    recipe, metrics = _text(run / "recipe.toml"), {"val": None, **_json(run / "metrics.json")}
+    recipe, metrics = _read_text(run / "recipe.toml"), {"val": None, **_read_json(run / "metrics.json")}
     settings = _settings(recipe)
     evaluation: dict[str, Any] = {}
     others = []
@@ -45,7 +45,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         else:
             name = folder.name if folder.parent.name == FOLDER else Path(str(found.get("data"))).name
             known = {"without_images": (), "trained_on": 0, **found}
-            others.append({**known, "name": name, "figures": _figures(folder, _EVALUATION)})
+            others.append({**known, "name": name, "figures": _read_figures(folder, _EVALUATION)})
     # Training draws a confusion matrix too; an evaluation's is as new as its table of classes.
     place = run / (FOLDER if evaluation else "figures")
     page = render(
@@ -56,9 +56,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         others=others,
         top5=tells_top5(settings.get("model", {}).get("num_classes", 1000)),
         recipe=recipe,
-        environment=_flat(_json(run / "environment.json")),
+        environment=_flatten(_read_json(run / "environment.json")),
         changes=_changes(run / "changes.jsonl"),
-        figures=_figures(run / "figures", _TRAINING) | _figures(place, _EVALUATION),
+        figures=_read_figures(run / "figures", _TRAINING) | _read_figures(place, _EVALUATION),
     )
     path = Path(out) if out is not None else run / "report.html"
     files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8"))
@@ -67,7 +67,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _changes(path: Path) -> list[tuple[str, Any, Any, str]]:
     """Returns the settings that were changed on resuming: key, value before, value after, date."""
-    rows = map(json.loads, _text(path).splitlines()) if path.is_file() else ()
+    rows = map(json.loads, _read_text(path).splitlines()) if path.is_file() else ()
     return [(key, old, new, row["date"]) for row in rows for key, (old, new) in row["changed"].items()]
 
 
@@ -85,36 +85,36 @@ def _settings(recipe: str) -> dict[str, Any]:
     return {}
 
 
-def _figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
+def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns those figures that there are, coded as text."""
     paths = {name: current(folder / f"{name}.png") for name in names}
-    return {name: base64.b64encode(_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
+    return {name: base64.b64encode(_read_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
     """Returns nested values in one row each: versions.numpy and so on."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            found |= {f"{key}.{inner}": deeper for inner, deeper in _flat(value).items()}
+            found |= {f"{key}.{inner}": deeper for inner, deeper in _flatten(value).items()}
         else:
             found[key] = " ".join(map(str, value)) if isinstance(value, list) else value
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    text = _text(path)
+def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
         return json.loads(text)  # type: ignore[no-any-return]
     except ValueError as error:
         raise ShiftViTError(f"{str(path)!r} is not valid JSON ({error}); evaluate or train the run again") from error
 
 
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8")
+def _read_text(path: Path) -> str:
+    return _read_bytes(path).decode("utf-8")
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return files.read_unlinked(path)  # the page is to be sent on
     except OSError as error:

@@ -59,7 +59,7 @@ def export(
         any_size: the graph takes images of any size and preprocesses them itself; only ONNX in f32.
 
     Returns:
-        The folder: the artifact, and `report.json` with the gate's findings, the size and images/s.
+        The folder, with the artifact and `report.json`, which has the gate's findings, the size and images/s.
 
     Raises:
         ShiftViTError: the model, format or data does not exist, a package is not installed, or the gate found a

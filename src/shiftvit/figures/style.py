@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,11 +24,25 @@ ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Returns an empty figure of that size in inches; layout None: its parts are placed by hand."""
-    # Without pyplot: no global state, no window, and half of the import time.
+    """Returns an empty figure of that size in inches; layout None: its parts are placed by hand.
+
+    A notebook shows it where it is the last value of a cell.
+    """
+    return _figure_class()(figsize=(width, height), layout=layout)
+
+
+@cache
+def _figure_class() -> type[Figure]:
+    # Without pyplot: no global state, no window, and half of the import time. But pyplot is what notebooks know.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            png = BytesIO()
+            self.savefig(png, format="png", dpi=110)
+            return png.getvalue()
+
+    return NotebookFigure
 
 
 def whole_ticks(axis: Axis) -> None:

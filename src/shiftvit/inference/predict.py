@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,21 @@ class Prediction:
     confidence: float
     top: tuple[tuple[str, float], ...]
     probabilities: NDArray[np.float32] = field(repr=False, compare=False)
+
+
+Result = Prediction | Failure
+
+
+def as_object(result: Result) -> dict[str, Any]:
+    """Returns the row of JSON output: path, label, confidence and top, or path and error."""
+    if isinstance(result, Failure):
+        return {"path": result.path, "error": result.error}
+    return {
+        "path": result.path,
+        "label": result.label,
+        "confidence": round(result.confidence, 6),
+        "top": [[label, round(share, 6)] for label, share in result.top],
+    }
 
 
 class Predictor:
@@ -110,7 +125,7 @@ class Predictor:
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
         ahead: int | None = None,
-    ) -> Iterator[Prediction | Failure]:
+    ) -> Iterator[Result]:
         """Yields a result for each image, in order, in bounded memory.
 
         Files are read and decoded in other threads. An image that cannot be read yields a `Failure`. Each thread needs
@@ -137,7 +152,7 @@ class Predictor:
         batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels, ahead)
         return self._predictions(batches, top_k)
 
-    def _predictions(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Prediction | Failure]:
+    def _predictions(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Result]:
         with contextlib.closing(batches):
             for batch in batches:
                 for answer in answers(batch, self._graph.run, self._graph.model):

@@ -25,10 +25,23 @@ BATCH_SIZE = 64
 # Images that a thread prepares at a time, at most; enough to make the handover cheap.
 _CHUNK = 16
 
+
+@dataclass(frozen=True)
+class Named:
+    """An image under a name of its own: a path, or what returns a file's bytes and is called in a decoding thread.
+
+    That raises ShiftViTError if the image cannot be read; its other exceptions end the stream.
+    """
+
+    name: str
+    content: str | Callable[[], bytes]
+
+
 # One image. Arrays are uint8, (H, W, 3) in RGB, (H, W, 4) with alpha, or (H, W).
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image
-# The same, when nobody else can change it any more: a path, a file's bytes, or pixels uint8 (H, W, 3).
-Taken = str | bytes | NDArray[np.uint8]
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image | Named
+# The same, when nobody else can change it any more: a path, a file's bytes or what reads them, or pixels uint8
+# (H, W, 3).
+Taken = str | bytes | NDArray[np.uint8] | Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,8 @@ def _batches(
 
 def _taken(number: int, source: Any, max_pixels: int, srgb: bool) -> tuple[str, Taken | Failure]:
     """Returns an image's name, and what it holds now or why it cannot be taken."""
+    if isinstance(source, Named):
+        return source.name, source.content
     named = isinstance(source, str | os.PathLike)
     name = os.fsdecode(source) if named else f"image {number}"
     try:
@@ -127,6 +142,8 @@ def _prepare(chunk: list[tuple[str, Taken | Failure]], rule: Preprocess, max_pix
             continue
         try:
             image = taken
+            if callable(image):
+                image = image()
             if not isinstance(image, np.ndarray):
                 image = decode(image, max_pixels=max_pixels, name=name, **rule.decoding)
             results.append((name, rule.pixels(image[None])[0]))
@@ -175,7 +192,7 @@ def split(given: Any) -> tuple[Iterator[Any], bool]:
     if isinstance(given, np.ndarray):
         names = given.ndim == 1 and given.dtype.kind in "USO"
         return (_images(given) if names else _images([given])), True
-    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Image.Image) or _is_file(given):
+    if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Named) or _is_file(given):
         return iter([given]), True
     # Iterating over a tensor gives its rows, and over a mapping its keys.
     iterable = not isinstance(given, Mapping) and getattr(given, "ndim", 1) == 1 and not inspect.isclass(given)

@@ -42,7 +42,7 @@ def load_official(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
     variables = {variable.path: variable for variable in model.weights}
     if "head/kernel" not in variables:
         tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
-    return _assign(model, tensors, {path: _official_origin(path) for path in variables})
+    return _assign(model, tensors, {path: _find_official_origin(path) for path in variables})
 
 
 def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
@@ -64,17 +64,17 @@ def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> A
     tensors = read_weights(weights)
     if all(re.match(r"\d+/", name) for name in tensors):
         tensors = dict(sorted(tensors.items(), key=lambda item: int(item[0].split("/", 1)[0])))
-    order = list(_keras_example_order(model))
+    order = list(_list_keras_example(model))
     named: dict[str, Array] = {}
     for position, (name, value) in enumerate(tensors.items()):
         leaf = name.rsplit("/", 1)[-1]
         expected = order[position] if position < len(order) else None
         known = expected is not None and expected.rsplit("/", 1)[-1] == leaf
         named[expected if known and expected is not None else name] = value
-    return _assign(model, named, {path: (path, _like_kernel) for path in order})
+    return _assign(model, named, {path: (path, _shape_like_kernel) for path in order})
 
 
-def preset_of(tensors: Mapping[str, Any]) -> str | None:
+def match_preset(tensors: Mapping[str, Any]) -> str | None:
     """Returns the preset of the paper's models that has tensors of these names and shapes; None: there is none."""
     shapes = {name: np.shape(value) for name, value in tensors.items()}
     embedding, hidden = shapes.get("patch_embed.proj.weight"), shapes.get("layers.0.blocks.0.mlp.fc1.weight")
@@ -92,7 +92,7 @@ def preset_of(tensors: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _official_origin(path: str) -> Origin:
+def _find_official_origin(path: str) -> Origin:
     *scope, leaf = path.split("/")
     where = scope[0]
     if match := re.fullmatch(r"stage(\d+)_block(\d+)", where):
@@ -114,7 +114,7 @@ def _official_origin(path: str) -> Origin:
     return f"{module}.{suffix}", _transpose if leaf == "kernel" else _keep
 
 
-def _keras_example_order(model: Any) -> Iterator[str]:
+def _list_keras_example(model: Any) -> Iterator[str]:
     """Yields our variables' paths in the order in which the example's model creates its own."""
     yield from ("patch_embed/projection/kernel", "patch_embed/projection/bias")
     depths = model.settings.depths
@@ -139,7 +139,7 @@ def _transpose(tensor: Array) -> Array:
     return tensor.T
 
 
-def _like_kernel(tensor: Array) -> Array:
+def _shape_like_kernel(tensor: Array) -> Array:
     """Keras' convolution kernel (height, width, in, out) to (height * width * in, out)."""
     return tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim == 4 else tensor
 
@@ -171,7 +171,7 @@ def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -
             broken.append(f"{source}: not all of its values are finite")
         ready.append((variables[path], value))
     if missing or unfit or surplus:
-        preset = preset_of(tensors)
+        preset = match_preset(tensors)
         fitting = f"they are those of {preset}" if preset else "build it with the configuration they come from"
         raise ShiftViTError(
             f"the weights do not fit this model, {len(missing + unfit + surplus)} faults; {fitting}: "

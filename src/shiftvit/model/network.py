@@ -219,7 +219,7 @@ class ShiftViT(_Configured):
         return self.get_layer("backbone")  # type: ignore[no-any-return]
 
 
-def stage_of(path: str) -> int | None:
+def find_stage(path: str) -> int | None:
     """Returns the stage, from 1, of a layer's name or a weight's path; None for the last norm and the head.
 
     What is frozen and what learns more slowly go by it. The patch embedding belongs to the first stage. A merge is
@@ -247,7 +247,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
         keras.activations.get(config.activation)
     except ValueError:
         raise ShiftViTError(
-            f"activation={config.activation!r} is no Keras activation; use gelu, relu, silu ..."
+            f"activation={config.activation!r} is not a Keras activation; use gelu, relu, silu ..."
         ) from None
     group_width(config.embed_dim, config.num_div, config.shift_channels)
     for side, extent in zip(("height", "width"), config.image_shape[:2], strict=True):

@@ -162,7 +162,7 @@ def _load(torch: Any, path: Path) -> Any:
         if (cut := text.find("GLOBAL ")) >= 0:
             name = one_line(text[cut + len("GLOBAL ") :].split(" ")[0])[:100]
             raise ShiftViTError(
-                f"cannot read weights from {str(path)!r}: it holds {name}, which is no plain data and could run "
+                f"cannot read weights from {str(path)!r}: it holds {name}, which is not plain data and could run "
                 "code; save model.state_dict() alone, or as {'model': state_dict}"
             ) from None
         if "eights only" in text or "nsupported" in text:

@@ -50,7 +50,7 @@ class Recipe(Settings):
         if self.train.early_stopping and not self.data.validation:
             raise ValueError(
                 f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
-                "set data.validation, or leave early_stopping out"
+                "set data.validation, or leave out early_stopping"
             )
         return self
 
@@ -69,8 +69,8 @@ class Recipe(Settings):
                     )
         if self.data.test == 0 and len(self.probe.strengths) > 1:
             raise ValueError(
-                "data.test=0 reports the validation images, on which nothing may be chosen then; set one strength, as "
-                "in probe.strengths=[0.01], or take test images"
+                "data.test=0 reports the validation images, so nothing may be chosen on them; set one strength, as "
+                "in probe.strengths=[0.01], or hold out test images"
             )
         return self
 
@@ -80,8 +80,8 @@ class Recipe(Settings):
             return self
         if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
             raise ValueError(
-                "data.test=0 reports the validation images, on which nothing may be chosen then; set train.select=last "
-                "and no train.early_stopping, or take test images"
+                "data.test=0 reports the validation images, so nothing may be chosen on them; set train.select=last "
+                "and no train.early_stopping, or hold out test images"
             )
         return self
 
@@ -116,7 +116,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise ShiftViTError(f"{key!r} is no setting: {part!r} holds a value, not a section; drop what follows it")
+            raise ShiftViTError(
+                f"{key!r} is not a setting: {part!r} holds a value, not a section; drop what follows it"
+            )
     if isinstance(value, str):
         try:
             value = tomllib.loads(f"value = {value}")["value"]

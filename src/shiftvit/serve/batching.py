@@ -81,7 +81,12 @@ class Batcher:
         with self._changed:
             self._jobs.extend(jobs)
             self._changed.notify()
-        answers = await asyncio.gather(*(job.answer for job in jobs))
+        try:
+            answers = await asyncio.gather(*(job.answer for job in jobs))
+        except asyncio.CancelledError:  # at the deadline, because the client left, or because the server stops
+            with self._changed:
+                self._jobs = deque(job for job in self._jobs if job not in jobs)
+            raise
         return answers[0] if len(answers) == 1 else tuple(map(np.concatenate, zip(*answers, strict=True)))
 
     def stop(self) -> None:
@@ -107,15 +112,9 @@ class Batcher:
     def _take(self) -> list[_Job]:
         """Waits for jobs and returns as many as fit into a batch; none when the thread shall end."""
         with self._changed:
-            while True:
-                # The request has ended, at its deadline or because the server stops.
-                while self._jobs and self._jobs[0].answer.cancelled():
-                    self._jobs.popleft()
-                if self._stopped:
-                    return []
-                if self._jobs:
-                    break
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._jobs or self._stopped)
+            if self._stopped:
+                return []
             taken = [self._jobs.popleft()]
             size = len(taken[0].pixels)
             shape = taken[0].pixels.shape[1:]

@@ -106,7 +106,7 @@ def _parse(content: bytes) -> dict[str, Any]:
             else:
                 _add(stack[-1], keys, value)
     except (ijson.JSONError, ValueError, OverflowError) as error:
-        raise Refused(400, f"the body is no valid JSON: {_reason(error)}") from error
+        raise Refused(400, f"the body is not valid JSON: {_reason(error)}") from error
     (tree,) = stack[0]
     if not isinstance(tree, dict):
         raise Refused(400, f"the JSON is a {type(tree).__name__}; send an object")

@@ -61,7 +61,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
     """
     folder = Path(out)
     if folder.exists() and not (folder.is_dir() and _is_demo(folder)):
-        raise ShiftViTError(f"{str(folder)!r} exists and is no demo, so it is not replaced; choose another folder")
+        raise ShiftViTError(f"{str(folder)!r} exists and is not a demo, so it is not replaced; choose another folder")
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle)
 

@@ -9,6 +9,7 @@ from shiftvit.errors import ShiftViTError
 # Lower than the limits of files: these pictures come from strangers.
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 36_000_000
+_BATCH_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Limits:
     """How much a client may ask of the server.
 
     Attributes:
-        max_batch: images that a model takes at a time.
+        max_batch: images that a model takes at a time; None: `Limits.batch`'s choice.
         queue: images that may wait for an answer, for each model; more are refused with status 503.
         max_bytes: the largest body of a request.
         max_pixels: the largest picture, height * width.
@@ -25,7 +26,7 @@ class Limits:
         max_connections: open connections; further ones are refused with status 503.
     """
 
-    max_batch: int = 64
+    max_batch: int | None = None
     queue: int = 256
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
@@ -36,8 +37,16 @@ class Limits:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if not 0 < value < 2**40:
-                raise ShiftViTError(f"{entry.name}={value} must be more than 0; leave it out for {entry.default}")
+            if value is not None and not 0 < value < 2**40:
+                usual = "the model's own" if entry.default is None else entry.default
+                raise ShiftViTError(f"{entry.name}={value} must be more than 0; leave it out for {usual}")
+
+    def batch(self, height: int, width: int) -> int:
+        """Returns the images of this size that a model takes at a time, `max_batch` unless that is None.
+
+        A batch pays only while what it holds stays in the processor's cache: 64 images of 64x64 pixels, 5 of 224x224.
+        """
+        return self.max_batch or min(64, max(1, _BATCH_PIXELS // (height * width)))
 
     @property
     def max_buffered(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.decode.formats import kind_of
+from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, nearest
@@ -46,7 +46,10 @@ class ServedModel:
     ) -> None:
         self.name, self.graph, self._limits, self._decoders = name, graph, limits, decoders
         self.labels, self.capacity = graph.metadata.labels, limits.queue
-        self.batcher = Batcher(self._run, limits.max_batch, limits.queue, partial(measures.count_batch, name))
+        height, width, _ = graph.metadata.example_shape
+        self.batcher = Batcher(
+            self._run, limits.batch(height, width), limits.queue, partial(measures.count_batch, name)
+        )
         measures.watch_queue(name, lambda: self.batcher.pending)
         self._explaining = asyncio.Lock()
         self._explainer: Explainer | None = None
@@ -136,8 +139,7 @@ class ServedModel:
 
     def _decode(self, content: bytes) -> Pixels:
         """Returns what the model sees of an encoded picture, (1, h, w, 3)."""
-        rule = self.graph.metadata.preprocess
-        return rule.pixels(self._read(content, rule.decoding["at_least"])[None])
+        return self.graph.metadata.preprocess.pixels(self._read(content)[None])
 
     def _decode_small(self, content: bytes) -> Pixels | None:
         """Does the same if that takes less than to hand it to another thread; None: it would take longer, or fails."""
@@ -151,17 +153,21 @@ class ServedModel:
         except ShiftViTError:
             return None
 
-    def _read(self, content: bytes, at_least: tuple[int, int] | None = None) -> Pixels:
-        if kind_of(content) is None:
-            raise Refused(415, "the body is no image of a supported format; send one of " + ", ".join(FORMATS))
+    def _read(self, content: bytes) -> Pixels:
+        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it.
+
+        Raises:
+            Refused: it cannot be decoded, or exceeds a limit.
+        """
+        if find_kind(content) is None:
+            raise Refused(415, "the body is not an image of a supported format; send one of " + ", ".join(FORMATS))
         try:
             return decode(
                 content,
                 name="image",
                 max_pixels=self._limits.max_pixels,
                 max_bytes=self._limits.max_bytes,
-                at_least=at_least,
-                srgb=self.graph.metadata.preprocess.srgb,
+                **self.graph.metadata.preprocess.decoding,
             )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
@@ -198,7 +204,7 @@ def load_models(
                 f"{places[name]!r} and {place!r} would both be called {name!r}; name one of them: OTHER={place}"
             )
         if not name.isprintable() or "/" in name:
-            raise ShiftViTError(f"{name!r} is no name for an address; name the model: NAME={place}")
+            raise ShiftViTError(f"{name!r} cannot be part of an address; name the model: NAME={place}")
         places[name] = place
     return {
         name: ServedModel(name, load_graph(place, runtime, threads), limits, decoders, measures)

@@ -172,11 +172,26 @@ class _Joined:
 
 
 def _protocol(limits: Limits) -> type[H11Protocol]:
-    """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, and errors in JSON."""
+    """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, an end for requests whose client has
+    left, and errors in JSON.
+    """
 
     class Protocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
         _stuck: asyncio.TimerHandle | None = None
+        _task: asyncio.Task[Any] | None = None
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self._app, self.app = self.app, self._answer
+
+        async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+            self._task = asyncio.current_task()
+            try:
+                await self._app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self.cycle.disconnected:  # the server ends at its deadline
+                    raise
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
@@ -193,6 +208,10 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if self._is_busy() and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+            # uvicorn stops reading when much has arrived, and would not notice that the client leaves. Another request
+            # behind this one waits in the kernel.
+            if self._is_busy() and not self.cycle.more_body and not self.conn.trailing_data[0]:
+                self.flow.resume_reading()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -204,6 +223,9 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 if timer is not None:
                     timer.cancel()
             super().connection_lost(exc)
+            # Nobody waits for the answer: what is queued for it is dropped.
+            if self._is_busy() and self._task is not None:
+                self._task.cancel()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -216,7 +238,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 self._stuck = None
 
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-            self._refuse(400, f"the request is no valid HTTP/1.1, or its head has more than {MAX_HEAD:,} bytes")
+            self._refuse(400, f"the request is not valid HTTP/1.1, or its head has more than {MAX_HEAD:,} bytes")
 
         def _is_busy(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete

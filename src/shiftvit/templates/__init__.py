@@ -22,28 +22,28 @@ def render(name: str, /, **values: Any) -> str:
         name: the template's file name; its suffix is the page's format, `.md` or `.html`.
         values: what the template refers to.
     """
-    return _environment(name.endswith(".md")).get_template(name).render(values)
+    return _make_environment(name.endswith(".md")).get_template(name).render(values)
 
 
 @cache
-def _environment(markdown: bool) -> Environment:
+def _make_environment(markdown: bool) -> Environment:
     # Imported here: only what writes a page pays for it.
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     made = Environment(
         loader=FunctionLoader(lambda name: resources.files(__name__).joinpath(name).read_text("utf-8")),
         autoescape=True,
-        finalize=_markdown if markdown else None,
+        finalize=_escape_markdown if markdown else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"yaml": _yaml, "count_of": count_of}
+    made.filters |= {"yaml": _write_yaml, "count_of": count_of}
     return made
 
 
-def _markdown(value: Any) -> Any:
+def _escape_markdown(value: Any) -> Any:
     """Returns a value as text that Markdown shows unchanged, on one line."""
     from markupsafe import Markup
 
@@ -52,7 +52,7 @@ def _markdown(value: Any) -> Any:
     return Markup(re.sub(r"([\\`*_\[\]<>|&#~$])", r"\\\1", one_line(str(value))))
 
 
-def _yaml(text: str) -> Markup:
+def _write_yaml(text: str) -> Markup:
     """Returns a string for YAML, quoted as in JSON, so that none is read as a number, a date or a "no"."""
     from markupsafe import Markup
 

@@ -14,11 +14,13 @@ from types import FrameType
 from typing import Any, Self
 
 import keras
+import numpy as np
 
 from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.errors import Interrupted, ShiftViTError, install_hint
 from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
+from shiftvit.training.processes import ALONE, Processes
 
 # Columns from which on the bar has room for the input's rate.
 _WIDE = 100
@@ -34,16 +36,20 @@ class Watch(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, run: Path, progress: Progress, seed: int, save_every: float) -> None:
+    def __init__(
+        self, run: Path, progress: Progress, seed: int, save_every: float, processes: Processes = ALONE
+    ) -> None:
         super().__init__()
         self.run = run
+        self.processes = processes
         self.last = run / "checkpoints" / LAST
         self.progress = progress
         self.seed = seed
         self.save_every = save_every
         self.first_step = progress.step
         self.saved_at = self.counted_at = time.monotonic()
-        self.signal: int | None = None
+        self.signal: int | None = None  # that came here
+        self.stop: int | None = None  # that came to one of the processes, as they agreed
         self.losses: list[tuple[int, Any]] = []  # of the steps since the last look, by number
         # Names the images of a batch of the epoch, by its number from 0; None where a single one cannot be told.
         self.images_of: Callable[[int], list[str]] | None = None
@@ -56,13 +62,12 @@ class Watch(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
         self.progress.step = self.first_step + batch
-        self.check_finite()
+        due = self.agree()
         if batch == 0:
-            place_generators(self.seed, self.progress, self.last)
-        due = time.monotonic() - self.saved_at > self.save_every
-        if due or self.signal is not None:
+            place_generators(self.seed, self.progress, self.last, self.processes.rank)
+        if due or self.stop is not None:
             self.count_time()
-            save_checkpoint(self.last, self.model, self.progress)
+            self.processes.first(lambda: save_checkpoint(self.last, self.model, self.progress))
             self.saved_at = time.monotonic()
         self.stop_if_asked()
 
@@ -76,15 +81,25 @@ class Watch(keras.callbacks.Callback):
         self.progress.fit_seconds += now - self.counted_at
         self.counted_at = now
 
-    def check_finite(self) -> None:
-        """Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before.
+    def agree(self) -> bool:
+        """Looks, in all processes alike, whether to stop, and returns whether a checkpoint is due.
 
-        The images of the batch that made it so are written to `not_finite.json` in the run folder.
+        Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before. The images of
+        the batch that made it so are written to `not_finite.json` in the run folder.
         """
         losses, self.losses = self.losses, []
-        batch, loss = next(((batch, loss) for batch, loss in losses if not math.isfinite(loss)), (0, 0.0))
-        if math.isfinite(loss):
-            return
+        batch, loss = next(((batch, float(loss)) for batch, loss in losses if not math.isfinite(loss)), (math.inf, 0.0))
+        due = time.monotonic() - self.saved_at > self.save_every
+        told = self.processes.meet(self.signal or 0, due, batch, loss)
+        signals, dues, batches, found = told.T
+        self.stop = int(signals.max()) or None
+        if np.isfinite(batches).any():
+            first = int(batches.argmin())
+            self.processes.first(lambda: self._end(int(batches[first]), float(found[first])))
+        return bool(dues[0])
+
+    def _end(self, batch: int, loss: float) -> None:
+        """Raises the error of a loss that is not finite after a batch."""
         self.progress.step = batch + 1  # steps are counted from 1 in messages
         what = f"the loss is {loss}"
         if self.images_of is not None:
@@ -95,9 +110,9 @@ class Watch(keras.callbacks.Callback):
         raise not_finite(what, self.progress, self.last.parent)
 
     def stop_if_asked(self) -> None:
-        """Raises Interrupted if a signal has come; to be called where the state is saved."""
-        if self.signal is not None:
-            raise Interrupted(self.signal, self.run)
+        """Raises Interrupted if the processes agreed on a stop; to be called where the state is saved."""
+        if self.stop is not None:
+            raise Interrupted(self.stop, self.run)
 
     @contextlib.contextmanager
     def catching_signals(self) -> Iterator[None]:
@@ -110,8 +125,9 @@ class Watch(keras.callbacks.Callback):
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
-            # Not `print`: the handler may run within one.
-            os.write(2, b"\nshiftvit: stopping after this step; once more stops at once\n")
+            if self.processes.rank == 0:  # torchrun sends it to all
+                # Not `print`: the handler may run within one.
+                os.write(2, b"\nshiftvit: stopping after this step; once more stops at once\n")
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

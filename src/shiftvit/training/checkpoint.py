@@ -109,17 +109,21 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     return progress
 
 
-def place_generators(seed: int, progress: Progress, path: Path) -> None:
+def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
     """Puts torch's generators where they belong at the first step that `fit` takes in an epoch.
 
     At the beginning of an epoch that depends on the seed and the epoch alone, in its middle it is what the checkpoint
-    at `path` holds. What Keras and torch draw while `fit` starts up is of no account then.
+    at `path` holds. What Keras and torch draw while `fit` starts up is of no account then. Of several processes the
+    others, with a `rank` above 0, draw from the seed, the epoch, the step and their rank.
     """
     if keras.config.backend() != "torch":
         return
     import torch
     from safetensors import safe_open
 
+    if rank > 0:
+        torch.manual_seed(int(np.random.default_rng([seed, progress.epoch, progress.step, rank]).integers(2**62)))
+        return
     if progress.step == 0:
         torch.manual_seed(int(np.random.default_rng([seed, progress.epoch]).integers(2**62)))
         return

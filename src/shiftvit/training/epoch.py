@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shiftvit.data.batches.host import batches_per_epoch
-from shiftvit.data.find.dataset import Dataset
-from shiftvit.evaluation.logits import predict_logits
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
 from shiftvit.training.device import DeviceLoop
-from shiftvit.training.memory import evaluation_batch_size
+from shiftvit.training.memory import predict_together
 from shiftvit.training.optimizer import averaged_weights
+from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.setup import epoch_batches
 
 Row = dict[str, Any]
@@ -33,20 +34,24 @@ def fit_epoch(
     epoch, start = progress.epoch, progress.step
     watched = [watch, *callbacks]
     figures = _run(model, loop, watched, progress) if loop else _fit(model, recipe, dataset, watched, watch)
-    watch.check_finite()
+    watch.agree()
     watch.count_time()
     seconds = time.perf_counter() - began
     steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
     seen = min((steps - start) * settings.batch_size, len(dataset.train))
     progress.epoch, progress.step = epoch + 1, 0
+    # Every process had as many images.
+    shared = watch.processes.meet(figures["loss"], figures["top1"], watch.input_rate() if watch.input_rate else 0.0)
+    loss, top1, _ = shared.mean(axis=0).tolist()
     return {
         "epoch": epoch + 1,
-        "loss": figures["loss"],
-        "top1": figures["top1"],
+        "loss": loss,
+        "top1": top1,
         "learning_rate": float(model.optimizer.learning_rate),
         "images_per_second": round(seen / seconds, 1),
-        **({"input_images_per_second": round(watch.input_rate(), 1)} if watch.input_rate else {}),
+        **({"input_images_per_second": round(float(shared[:, 2].sum()), 1)} if watch.input_rate else {}),
         "seconds": round(seconds, 3),
+        **watch.processes.take_cost(),
     }
 
 
@@ -54,7 +59,8 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
     """Trains by Keras' `fit`."""
     progress = watch.progress
     start, train = progress.step, dataset.train
-    batches = epoch_batches(recipe, dataset, progress.epoch, start)
+    processes = watch.processes
+    batches = processes.together(lambda: epoch_batches(recipe, dataset, progress.epoch, start, processes))
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
         train.path(index) or f"training image {index}" for index in batches.indices(number - start)
@@ -92,28 +98,41 @@ def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress)
 
 def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
     """Returns the validation figures, with the averaged weights where the recipe keeps some; {} when none is due."""
-    progress, every, epochs = watch.progress, recipe.train.validation_every, recipe.train.epochs
+    progress, processes, every, epochs = (
+        watch.progress,
+        watch.processes,
+        recipe.train.validation_every,
+        recipe.train.epochs,
+    )
     if dataset.validation is None or (progress.epoch % every and progress.epoch != epochs):
         return {}
     began = time.perf_counter()
     held_out = dataset.validation
     with averaged_weights(model):
-        logits = predict_logits(
-            model, held_out.images, held_out.preprocess, batch_size=evaluation_batch_size(recipe.train)
-        )
+        logits = predict_together(processes, model, held_out, recipe.train)
     progress.seconds += time.perf_counter() - began
-    if not np.isfinite(logits).all():
-        raise not_finite("the validation loss is not finite", progress, watch.last.parent)
-    found = measure(logits, held_out.labels)
+    found = processes.first(lambda: _measure(logits, held_out, progress, watch))
     return {f"val_{key}": found[key] for key in ("loss", "top1", "top5")}
 
 
-def finish_epoch(run: Path, model: Any, progress: Progress, row: Row) -> None:
+def _measure(logits: NDArray[np.float32], held_out: Split, progress: Progress, watch: Watch) -> Row:
+    if not np.isfinite(logits).all():
+        raise not_finite("the validation loss is not finite", progress, watch.last.parent)
+    return measure(logits, held_out.labels)
+
+
+def finish_epoch(run: Path, model: Any, progress: Progress, row: Row, processes: Processes = ALONE) -> None:
     """Records an epoch and saves the state; a new best validation top-1 is saved as such."""
     progress.history.append(row)
     top1 = row.get("val_top1")
+    kept = [LAST]
     if top1 is not None and (progress.best_top1 is None or top1 > progress.best_top1):
         progress.best_top1, progress.best_epoch = top1, progress.epoch
-        save_checkpoint(run / "checkpoints" / BEST, model, progress)
-    save_checkpoint(run / "checkpoints" / LAST, model, progress)
-    runfolder.write_log(run, progress.history)
+        kept = [BEST, LAST]
+
+    def write() -> None:
+        for name in kept:
+            save_checkpoint(run / "checkpoints" / name, model, progress)
+        runfolder.write_log(run, progress.history)
+
+    processes.first(write)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
@@ -18,10 +21,12 @@ from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint
 from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
+from shiftvit.training.groups import join_processes
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.probe import run_probe
+from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.results import finish_run
-from shiftvit.training.setup import build, resolve
+from shiftvit.training.setup import build, check_alone, check_same_images, resolve
 from shiftvit.training.start import apply_start
 
 
@@ -43,6 +48,11 @@ class Run:
     def bundle(self) -> Bundle:
         """The trained model."""
         return Bundle.load(self.path / "bundle")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each epoch, as in its `log.jsonl`: "epoch", "loss", "top1", "val_loss" and so on."""
+        return runfolder.read_log(self.path)
 
 
 def train(
@@ -72,82 +82,110 @@ def train(
         ShiftViTError: a wrong setting or path, a loss that is not finite, no space.
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    recipe, run = runfolder.choose_run(recipe, out, resume, overrides)
-    return train_in(run, recipe, tensorboard=tensorboard, data=data)
+    with join_processes() as processes:
+        recipe, run = runfolder.choose_run(recipe, out, resume, overrides, processes)
+        return train_in(run, recipe, tensorboard=tensorboard, data=data, processes=processes)
 
 
-def train_in(run: Path, recipe: Recipe, *, tensorboard: bool = False, data: Dataset | None = None) -> Run:
+def train_in(
+    run: Path,
+    recipe: Recipe,
+    *,
+    tensorboard: bool = False,
+    data: Dataset | None = None,
+    processes: Processes = ALONE,
+) -> Run:
     """Trains in a run folder, which is new or holds a run to go on with; both are what `choose_run` returned.
 
     Args:
         run: the folder.
         recipe: of the run.
         tensorboard, data: as for `train`.
+        processes: that train it together; each is to call this.
 
     Raises:
         ShiftViTError: as `train`.
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    board = TensorBoardLog(run) if tensorboard else None
-    begun = (run / "checkpoints" / LAST).is_file()  # the checkpoint has every weight, so that no source is needed
-    recipe = recipe if begun else apply_start(recipe)
+    board = processes.together(lambda: TensorBoardLog(run) if tensorboard and processes.rank == 0 else None)
     if recipe.probe is not None:
-        return Run(run, *run_probe(run, recipe, data))
-    dataset = load_data(recipe, data, run)
-    recipe = resolve(recipe, dataset)
-    model, steps = build_model(recipe, dataset, begun)  # before there is a folder: what cannot work leaves none
-    with runfolder.open_run(run, recipe, dataset):
+        processes.together(lambda: check_alone(recipe, processes))
+        return Run(run, *run_probe(run, apply_start(recipe), data))
+    # Before there is a folder: what cannot work leaves none.
+    recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
+    check_same_images(dataset, processes)
+    with contextlib.ExitStack() as opened:
+        processes.first(lambda: opened.enter_context(runfolder.open_run(run, recipe, dataset)))
         halvings = 0
         while True:
             try:
-                metrics = train_model(run, recipe, dataset, model, steps, board)
+                metrics = train_model(run, recipe, dataset, model, steps, board, processes)
                 return Run(run, recipe, metrics)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                processes.tell_memory_fault(error)
             # Only here, as the handler's traceback holds the tensors of the failed step.
-            recipe = halve_parts(recipe, halvings)
+            recipe = processes.together(functools.partial(halve_parts, recipe, halvings))
             halvings += 1
-            runfolder.change_recipe(run, recipe)
+            processes.first(functools.partial(runfolder.change_recipe, run, recipe))
             del model
             free_memory()
-            model, steps = build_model(recipe, dataset, (run / "checkpoints" / LAST).is_file())
+            begun = processes.first((run / "checkpoints" / LAST).is_file)
+            model, steps = build_model(recipe, dataset, begun, processes)
 
 
-def build_model(recipe: Recipe, dataset: Dataset, begun: bool) -> tuple[Any, int]:
+def prepare(run: Path, recipe: Recipe, data: Dataset | None, processes: Processes) -> tuple[Recipe, Dataset, Any, int]:
+    """Returns the resolved recipe, the images, the compiled model and the number of steps an epoch."""
+    begun = (run / "checkpoints" / LAST).is_file()  # the checkpoint has every weight, so that no source is needed
+    recipe = recipe if begun else apply_start(recipe)
+    dataset = load_data(recipe, data, run)
+    recipe = resolve(recipe, dataset, processes)
+    return recipe, dataset, *build_model(recipe, dataset, begun, processes)
+
+
+def build_model(recipe: Recipe, dataset: Dataset, begun: bool, processes: Processes = ALONE) -> tuple[Any, int]:
     """Returns the compiled model of a resolved recipe, and the number of steps an epoch.
 
     It has its first weights unless the run has `begun`: those of the checkpoint come instead.
     """
     check_loop(recipe, dataset)
-    keras.utils.set_random_seed(recipe.train.seed)
-    return build(recipe, dataset, begun=begun)
+    with hide_tensorflow():
+        keras.utils.set_random_seed(recipe.train.seed)
+    return build(recipe, dataset, begun=begun, processes=processes)
 
 
 def train_model(
-    run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, board: TensorBoardLog | None
+    run: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    model: Any,
+    steps: int,
+    board: TensorBoardLog | None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Trains from the run's last checkpoint on, or from the beginning, and returns the metrics of the kept model."""
     settings = recipe.train
     loop = make_loop(model, recipe, dataset, steps)
     progress = Progress()
-    if (run / "checkpoints" / LAST).is_file():
-        progress = load_checkpoint(run / "checkpoints" / LAST, model)
+    if processes.first((run / "checkpoints" / LAST).is_file):
+        progress = processes.together(lambda: load_checkpoint(run / "checkpoints" / LAST, model))
         notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
-    watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60)
+    watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
     with watch.catching_signals():
         with bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
-                finish_epoch(run, model, progress, row)
+                finish_epoch(run, model, progress, row, processes)
                 bar.epoch_line(row)
                 if board is not None:
                     board.write(row)
+                watch.agree()
                 watch.stop_if_asked()
         notice(f"evaluating on {count_of(len(dataset.test), 'test image')}")
-        return finish_run(run, recipe, dataset, model, steps, progress)
+        return finish_run(run, recipe, dataset, model, steps, progress, processes)
 
 
 def _is_out_of_patience(patience: int | None, progress: Progress) -> bool:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from shiftvit.config import TrainConfig
+from shiftvit.data.find.dataset import Split
 from shiftvit.errors import ShiftViTError, count_of, notice
-from shiftvit.evaluation.logits import BATCH_SIZE
+from shiftvit.evaluation.logits import BATCH_SIZE, predict_logits
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.processes import Processes
 
 _MOST_HALVINGS = 3
 
@@ -58,6 +63,18 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
 def evaluation_batch_size(settings: TrainConfig) -> int | None:
     """Returns how many images to evaluate at a time: no more than a part of a batch has; None: the default."""
     return None if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
+
+
+def predict_together(processes: Processes, model: Any, split: Split, settings: TrainConfig) -> NDArray[np.float32]:
+    """Returns a model's logits of a split, float32 (N, classes); each process computes its share of the images."""
+    logits = predict_logits(
+        processes.local(model),
+        split.images,
+        split.preprocess,
+        batch_size=evaluation_batch_size(settings),
+        rows=processes.share(len(split)),
+    )
+    return processes.gather(logits)
 
 
 def free_memory() -> None:

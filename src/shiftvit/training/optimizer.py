@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
-from shiftvit.model.network import stage_of
+from shiftvit.model.network import find_stage
 from shiftvit.model.primitives import TORCH
 from shiftvit.training.schedule import SCHEDULES
 
@@ -36,11 +36,12 @@ class _Rule(keras.optimizers.Optimizer):
     def __init__(self, *, stage_decay: float = 1.0, head_steps: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage_decay, self.head_steps = stage_decay, head_steps
+        self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients  # those of several processes to one
         # Of each variable: its rate as a share of the optimizer's, and whether it waits for the head.
         self._shares: list[tuple[float, bool]] = []
 
     def build(self, variables: Any) -> None:
-        stages = [stage_of(variable.path) for variable in variables]
+        stages = [find_stage(variable.path) for variable in variables]
         last = max((stage for stage in stages if stage is not None), default=1)
         parts = [1.0 if stage is None else self.stage_decay ** (last - stage) for stage in stages]
         waits = [self.head_steps > 0 and not variable.path.startswith("head/") for variable in variables]
@@ -50,6 +51,9 @@ class _Rule(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         waiting = {"head_steps": self.head_steps} if self.head_steps else {}  # older versions know no such thing
         return {**super().get_config(), "stage_decay": self.stage_decay, **waiting}
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        super().apply(self.reduce_gradients(grads), trainable_variables)
 
     def finalize_variable_values(self, var_list: Any) -> None:
         pass
@@ -271,8 +275,8 @@ def batch_scale(config: TrainConfig) -> float:
 
 def learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Returns the scheduled rate at each step from 0 to `total_steps`, float32 `(total_steps + 1,)`."""
-    rates = model.optimizer._learning_rate(ops.arange(total_steps + 1, dtype="float32"))
-    return np.asarray(ops.convert_to_numpy(rates))
+    steps = ops.arange(total_steps + 1, dtype="float32")
+    return np.asarray(ops.convert_to_numpy(model.optimizer._learning_rate(steps)))
 
 
 @contextlib.contextmanager
@@ -281,11 +285,10 @@ def averaged_weights(model: Any) -> Iterator[None]:
 
     It changes nothing if the optimizer keeps no moving average.
     """
-    optimizer = model.optimizer
+    optimizer, variables = model.optimizer, model.trainable_variables
     if not optimizer.use_ema:
         yield
         return
-    variables = model.trainable_variables
     trained = [ops.copy(variable.value) for variable in variables]
     for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
         # This is a copy, as jax's `predict` gives away the buffers of the weights, and the averages must outlive it.

@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
+from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import confusion, fit_temperature, intervals, macro, measure
 from shiftvit.figures.grid import Tile, prediction_grid
 from shiftvit.figures.run import confusion_matrix, learning_curves
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
-from shiftvit.training.memory import evaluation_batch_size
+from shiftvit.training.memory import predict_together
 from shiftvit.training.optimizer import averaged_weights, learning_rates
+from shiftvit.training.processes import ALONE, Processes
 
 # Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
 _ENOUGH = 100
@@ -30,7 +31,13 @@ _SHOWN = 24
 
 
 def finish_run(
-    run: Path, recipe: Recipe, dataset: Dataset, model: Any, steps: int, progress: Progress
+    run: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    model: Any,
+    steps: int,
+    progress: Progress,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Evaluates the selected weights on the test images and writes the model, the metrics and the figures.
 
@@ -41,28 +48,32 @@ def finish_run(
         model: trained and compiled; it gets the weights of the best epoch where the recipe selects them.
         steps: in an epoch.
         progress: where training ended.
+        processes: that trained it; process 0 writes.
 
     Returns:
         The metrics. `metrics.json` is written last: where it is, the run is complete.
     """
     best = run / "checkpoints" / BEST
-    if recipe.train.select == "best" and best.is_file():
-        load_checkpoint(best, model)
+    if recipe.train.select == "best" and processes.first(best.is_file):
+        processes.together(lambda: load_checkpoint(best, model))
     with averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     final = bundle.build()  # as it will be used: float32, from the stored form
-    batch_size = evaluation_batch_size(recipe.train)
     measured = ["test"] if dataset.validation is None or dataset.test_is_validation else ["validation", "test"]
     logits = {
-        name: predict_logits(final, split.images, split.preprocess, batch_size=batch_size)
+        name: predict_together(processes, final, split, recipe.train)
         for name, split in dataset.splits.items()
         if name in measured
     }
-    rates = learning_rates(model, steps * recipe.train.epochs)
-    curves = run / "figures" / "learning_curves.png"
-    learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
-    training = _describe_training(recipe, dataset, steps, progress)
-    return keep_results(run, recipe, dataset, bundle, final, training, logits)
+
+    def write() -> dict[str, Any]:
+        rates = learning_rates(model, steps * recipe.train.epochs)
+        curves = run / "figures" / "learning_curves.png"
+        learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
+        training = _describe_training(recipe, dataset, steps, progress)
+        return keep_results(run, recipe, dataset, bundle, final, training, logits)
+
+    return processes.first(write)
 
 
 def keep_results(
@@ -94,7 +105,8 @@ def keep_results(
     bundle = dataclasses.replace(bundle, metrics=metrics)
     bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, dataset, logits["test"])))
     bundle.save(run / "bundle")
-    files.write_file(run / "model.keras", final.save)
+    with hide_tensorflow():
+        files.write_file(run / "model.keras", final.save)
     _draw_test_figures(run / "figures", dataset, logits["test"], bundle)
     files.write_json(run / "metrics.json", metrics)
     return metrics

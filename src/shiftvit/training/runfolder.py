@@ -32,6 +32,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, save_splits
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.processes import ALONE, Processes
 
 RECIPE = "recipe.toml"
 # What a run's saved state, its splits or its count of steps depend on, ...
@@ -46,6 +47,7 @@ _FIXED = (
     "train.drop_remainder",
     "train.ema",
     "train.optimizer.name",
+    "train.schedule.whole_steps",
     "train.seed",
 )
 # ... apart from these.
@@ -53,13 +55,33 @@ _FREE = {"data.workers", "model.dropout", "model.drop_path"}
 
 
 def choose_run(
-    recipe: Recipe | str | Path | None, out: str | Path | None, resume: str | Path | None, overrides: dict[str, Any]
+    recipe: Recipe | str | Path | None,
+    out: str | Path | None,
+    resume: str | Path | None,
+    overrides: dict[str, Any],
+    processes: Processes = ALONE,
 ) -> tuple[Recipe, Path]:
     """Returns the recipe and the run folder to make or to go on with; nothing is written yet.
+
+    Of several processes, process 0 chooses: the folder's name has the time in it, and may soon be taken.
 
     Raises:
         ShiftViTError: settings that are wrong, a folder that is in use, or a run that cannot be resumed.
     """
+
+    def choose() -> dict[str, Any]:
+        chosen, run = _choose(recipe, out, resume, overrides)
+        return {"recipe": chosen.model_dump(mode="json", exclude_unset=True), "run": str(run)}
+
+    if processes.count == 1:
+        return _choose(recipe, out, resume, overrides)
+    found = processes.first(choose)
+    return Recipe.model_validate(found["recipe"]), Path(found["run"])
+
+
+def _choose(
+    recipe: Recipe | str | Path | None, out: str | Path | None, resume: str | Path | None, overrides: dict[str, Any]
+) -> tuple[Recipe, Path]:
     if resume is not None:
         return _choose_resumed(Path(resume), recipe, out, overrides)
     if isinstance(recipe, Recipe) and overrides:
@@ -135,6 +157,12 @@ def write_log(run: Path, history: list[dict[str, Any]]) -> None:
     """Writes `log.jsonl`, a row an epoch."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
     files.write_file(run / "log.jsonl", lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Returns the rows of `log.jsonl`; none of a probe, which has no epochs."""
+    path = run / "log.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def _choose_resumed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,22 +13,23 @@ from shiftvit import environment
 from shiftvit.config import ModelConfig
 from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.parts import PartwiseShiftViT
+from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.start import freeze_stages, take_weights
 
 
-def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
+def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> Recipe:
     """Returns the recipe with everything decided that it leaves to the preset, the data and the machine.
 
     Raises:
         ShiftViTError: no such preset, a model that does not fit the images or the classes, splits of different sizes,
-            or a batch in more parts than it has images.
+            a batch in more parts than it has images, or what several processes cannot share.
     """
     if recipe.train.accumulate > recipe.train.batch_size:
         raise ShiftViTError(
@@ -57,14 +60,74 @@ def resolve(recipe: Recipe, dataset: Dataset) -> Recipe:
     if dataset.path is not None:
         preprocess = preprocess.model_copy(update={"round_pixels": True})  # pictures are kept as bytes
         data = data.model_copy(update={"name": str(dataset.path.resolve())})  # to be found from everywhere
-    return recipe.model_copy(
+    resolved = recipe.model_copy(
         update={
             "preprocess": preprocess,
             "data": data,
             "model": ModelConfig(**{**ModelConfig().model_dump(exclude={"preset"}), **arguments}),
-            "train": recipe.train.model_copy(update={"precision": precision, "loop": _loop(recipe, dataset)}),
+            "train": recipe.train.model_copy(
+                update={"precision": precision, "loop": _loop(recipe, dataset, processes)}
+            ),
         }
     )
+    _check_shares(resolved, dataset, processes)
+    return resolved
+
+
+def _check_shares(recipe: Recipe, dataset: Dataset, processes: Processes) -> None:
+    """Raises ShiftViTError if several processes cannot train a resolved recipe; says what they draw apart."""
+    count, settings, images = processes.count, recipe.train, len(dataset.train)
+    if count == 1:
+        return
+    if settings.batch_size % count:
+        lower = settings.batch_size // count * count
+        sizes = " or ".join(str(size) for size in (lower, lower + count) if size)
+        raise ShiftViTError(
+            f"train.batch_size={settings.batch_size} cannot be shared by {count} processes; use {sizes}, or another "
+            "number of processes"
+        )
+    rest = images % settings.batch_size
+    if rest % count and (images < settings.batch_size or not settings.drop_remainder):
+        mend = (
+            "train.drop_remainder=true"
+            if images >= settings.batch_size
+            else f"train.batch_size={images // count * count}"
+        )
+        raise ShiftViTError(
+            f"a batch of {count_of(rest, 'image')}, which {count_of(images, 'training image')} end with, cannot be "
+            f"shared by {count} processes; set {mend}, or start another number of processes"
+        )
+    if keras.config.backend() != "torch":
+        return
+    if recipe.model.norm == "batch":
+        raise ShiftViTError(
+            f"model.norm=batch takes its statistics from each process's share of a batch on torch, so that {count} "
+            "processes would train different models; set model.norm=group or layer, or KERAS_BACKEND=jax"
+        )
+    if recipe.model.dropout or recipe.model.drop_path:
+        notice(
+            f"dropout and drop path are drawn in each of the {count} processes, so the weights depend on their number"
+        )
+
+
+def check_alone(recipe: Recipe, processes: Processes) -> None:
+    """Raises ShiftViTError if several processes are to do what one does."""
+    if processes.count > 1:
+        raise ShiftViTError(
+            f"the recipe {recipe.name} fits a head in one process and these are {processes.count}; start it without "
+            "torchrun"
+        )
+
+
+def check_same_images(dataset: Dataset, processes: Processes) -> None:
+    """Raises ShiftViTError if the processes found different images, classes or splits."""
+    if processes.count == 1:
+        return
+    digest = hashlib.sha256(repr(dataset.class_names).encode())
+    for name, split in dataset.splits.items():
+        names = [Path(path).name for path in split.paths or []]
+        digest.update(f"{name} {split.images.shape} {names}".encode() + np.ascontiguousarray(split.labels).tobytes())
+    processes.check_same("the processes read different images (SHA-256 of their names and labels)", digest.hexdigest())
 
 
 def _size(split: Split) -> tuple[int, int]:
@@ -72,9 +135,13 @@ def _size(split: Split) -> tuple[int, int]:
     return split.preprocess.output_shape(*split.images.shape[1:3])
 
 
-def _loop(recipe: Recipe, dataset: Dataset) -> str:
+def _loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
     """Returns "device" where `training.device` can be used and the device is worth it, else "fit"."""
     settings = recipe.train
+    if processes.count > 1:
+        if settings.loop == "device":
+            notice(f'train.loop="device" is for one process; these {processes.count} train with "fit"')
+        return "fit"
     if settings.loop != "auto":
         return settings.loop
     even = settings.drop_remainder or len(dataset.train) % settings.batch_size == 0
@@ -83,8 +150,10 @@ def _loop(recipe: Recipe, dataset: Dataset) -> str:
     return "device" if possible and accelerated else "fit"
 
 
-def epoch_batches(recipe: Recipe, dataset: Dataset, epoch: int, start: int = 0) -> EpochBatches:
-    """Returns an epoch's training batches, from batch `start` on."""
+def epoch_batches(
+    recipe: Recipe, dataset: Dataset, epoch: int, start: int = 0, processes: Processes = ALONE
+) -> EpochBatches:
+    """Returns this process's share of an epoch's training batches, from batch `start` on."""
     settings = recipe.train
     return EpochBatches(
         dataset.train.images,
@@ -97,17 +166,19 @@ def epoch_batches(recipe: Recipe, dataset: Dataset, epoch: int, start: int = 0) 
         epoch=epoch,
         start=start,
         drop_remainder=settings.drop_remainder,
+        share=(processes.rank, processes.count),
         workers=recipe.data.workers,
     )
 
 
-def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> tuple[Any, int]:
+def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: Processes = ALONE) -> tuple[Any, int]:
     """Returns the compiled model of a resolved recipe and the number of steps an epoch.
 
     Args:
         recipe: resolved.
         dataset: the images.
         begun: the weights will come from a checkpoint, so that none are taken from `start.source`.
+        processes: that train it together.
     """
     settings = recipe.train
     if environment.device_name() == "cpu":
@@ -120,12 +191,15 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False) -> tuple[Any
         take_weights(model, recipe, dataset.class_names)
     freeze_stages(model, recipe.start.freeze)
     steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
+    whole = settings.schedule.whole_steps or settings.drop_remainder
+    span = steps if whole else len(dataset.train) / settings.batch_size
     optimizer = build_optimizer(
         settings,
-        steps * settings.epochs,
+        max(1, int(span * settings.epochs)),
         bfloat16=settings.precision == "mixed_bfloat16",
         head_steps=steps * min(settings.freeze_epochs, settings.epochs // 3),
     )
+    optimizer.reduce_gradients = processes.average
     optimizer.build(model.trainable_variables)
     classes = len(dataset.class_names)
     weights = balanced_weights(dataset.train.labels, classes) if settings.class_weights == "balanced" else None

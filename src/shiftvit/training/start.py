@@ -10,12 +10,12 @@ import numpy as np
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint, is_name
 from shiftvit.bundle.stored.manifest import read_manifest
-from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, evaluation_of
+from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, find_evaluation
 from shiftvit.config import ModelConfig, StartConfig
-from shiftvit.data.find.words import normal
+from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, count_of, notice
 from shiftvit.model.convert import load_official
-from shiftvit.model.network import stage_of
+from shiftvit.model.network import find_stage
 from shiftvit.model.tensors import read_weights
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
@@ -146,7 +146,7 @@ def freeze_stages(model: Any, count: int) -> None:
     """Keeps the weights of the first `count` stages, and of the patch embedding, as they are; 0: trains all."""
     frozen = 0
     for layer in model.backbone.layers:
-        stage = stage_of(layer.name)
+        stage = find_stage(layer.name)
         if stage is not None and stage <= count and layer.weights:
             layer.trainable = False
             frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
@@ -156,7 +156,7 @@ def freeze_stages(model: Any, count: int) -> None:
 
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:
     bundle = Bundle.load(source)
-    new_head = (*map(normal, bundle.labels),) != (*map(normal, labels),)
+    new_head = (*map(normalise_name, bundle.labels),) != (*map(normalise_name, labels),)
     for variable in model.weights:
         if not (new_head and variable.path.startswith("head/")):
             variable.assign(np.asarray(bundle.weights[variable.path], np.float32))
@@ -186,7 +186,7 @@ def _apply_checkpoint(recipe: Recipe) -> Recipe:
     _check_freeze(recipe, model.depths if "depths" in model.model_fields_set else preset.get("depths", model.depths))
     taken: dict[str, Any] = {"mean": MEAN, "std": STD}
     if recipe.start.resolution == "source":
-        taken |= _size_of(recipe.preprocess, evaluation_of(_SIDE), (_SIDE, _SIDE))
+        taken |= _size_of(recipe.preprocess, find_evaluation(_SIDE), (_SIDE, _SIDE))
     taken = {key: value for key, value in taken.items() if key not in recipe.preprocess.model_fields_set}
     return recipe.model_copy(
         update={

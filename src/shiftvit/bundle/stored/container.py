@@ -44,7 +44,7 @@ class Folder:
         try:
             return files.read_unlinked(self._find(name))
         except OSError as error:
-            raise _unreadable(self.where, name, error.strerror or str(error)) from error
+            raise _explain_unreadable(self.where, name, error.strerror or str(error)) from error
 
     def _find(self, name: str) -> Path:
         path, folder = current(self.where / name), self.where.absolute()
@@ -67,7 +67,7 @@ class Archive:
                 entry = archive.getinfo(name)
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
-                    raise _unreadable(self.where, name, "it is no regular file")
+                    raise _explain_unreadable(self.where, name, "it is not a regular file")
                 if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
@@ -75,11 +75,11 @@ class Archive:
                     )
                 return archive.read(entry)
         except KeyError:
-            raise _unreadable(self.where, name, "it is not in the archive") from None
+            raise _explain_unreadable(self.where, name, "it is not in the archive") from None
         except (ShiftViTError, MemoryError):
             raise
         except Exception as error:  # the decompressors' errors share no base class
-            raise _unreadable(self.where, name, str(error)) from error
+            raise _explain_unreadable(self.where, name, str(error)) from error
 
     def names(self) -> list[str]:
         """Returns the names of all entries."""
@@ -152,5 +152,5 @@ def _write_archive(path: Path, contents: dict[str, bytes]) -> None:
             archive.writestr(entry, content)
 
 
-def _unreadable(where: Path, name: str, reason: str) -> ShiftViTError:
+def _explain_unreadable(where: Path, name: str, reason: str) -> ShiftViTError:
     return ShiftViTError(f"{name!r} in {str(where)!r} cannot be read ({reason}); restore the bundle")

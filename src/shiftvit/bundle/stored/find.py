@@ -48,10 +48,10 @@ def find_bundle(path: str | Path) -> Container:
             f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {shlex.quote(str(path))}"
         )
     if given in PRESETS:
-        raise _not_pulled(given)
+        raise _explain_not_pulled(given)
     if is_checkpoint(path) and path.is_file():
         raise ShiftViTError(
-            f"{str(path)!r} holds weights and is no bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
+            f"{str(path)!r} holds weights but is not a bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
         )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""
@@ -69,7 +69,7 @@ def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
     """
     container = _find_named(name) if name in PUBLISHED else None
     if container is None:
-        raise _not_pulled(name)
+        raise _explain_not_pulled(name)
     return read_tensors(container, read_manifest(container))
 
 
@@ -114,7 +114,7 @@ def _find_named(given: str) -> Container | None:
     return open_container(PRETRAINED / given, MANIFEST) if given in pretrained_names() else None
 
 
-def _not_pulled(name: str) -> ShiftViTError:
+def _explain_not_pulled(name: str) -> ShiftViTError:
     if name in PUBLISHED:
         return ShiftViTError(f"the weights of {name!r} are not on this machine yet; run: shiftvit pull {name}")
     return ShiftViTError(

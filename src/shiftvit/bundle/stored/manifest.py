@@ -31,7 +31,7 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
     names = tuple(labels)
     for name in names:
         if not isinstance(name, str) or not name:
-            raise ShiftViTError(f"the label {name!r} is no name of a class; give strings that are not empty")
+            raise ShiftViTError(f"the label {name!r} is not a class name; give strings that are not empty")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ShiftViTError(f"the label {twice!r} names {names.count(twice)} classes; give each class its own name")
@@ -55,14 +55,14 @@ class Provenance(Settings):
 class Manifest(Settings):
     """The content of `bundle.json`. What has a default is left out of files that do not need it."""
 
-    format: Literal[1]
-    model: ModelConfig
-    labels: tuple[str, ...]
-    preprocess: Preprocess
-    metrics: dict[str, Any]
-    versions: dict[str, str]
-    files: dict[str, str]
-    temperature: float = Field(1.0, gt=0)
+    format: Literal[1] = Field(description="version of the format; newer ones are refused")
+    model: ModelConfig = Field(description="the constructor arguments of `shiftvit.ShiftViT`")
+    labels: tuple[str, ...] = Field(description="class names, in the order of the logits")
+    preprocess: Preprocess = Field(description="from an image to the model's input")
+    metrics: dict[str, Any] = Field(description="the measured figures, as in a run's `metrics.json`")
+    versions: dict[str, str] = Field(description="library name to the version that wrote the bundle")
+    files: dict[str, str] = Field(description="name of each other file to its SHA-256, in hexadecimal")
+    temperature: float = Field(1.0, gt=0, description="divides the logits before the softmax")
     synsets: tuple[str, ...] = Field((), description="WordNet identifiers of the labels, in their order")
     provenance: Provenance | None = None
 

@@ -58,7 +58,7 @@ PUBLISHED = {
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def evaluation_of(side: int) -> Preprocess:
+def find_evaluation(side: int) -> Preprocess:
     """Returns the preprocessing that the authors evaluate with: for 224 pixels, the centre of a shorter side of 256."""
     return Preprocess(
         resize=side * 8 // 7, crop=side, crop_position="center", mean=MEAN, std=STD, interpolation="bicubic"

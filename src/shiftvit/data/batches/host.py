@@ -102,6 +102,7 @@ class EpochBatches(keras.utils.PyDataset):
         seed, epoch: 0 or more; they choose the order and the augmentation.
         start: batches of the epoch to leave out from its beginning.
         drop_remainder: leave out the last batch if it is smaller.
+        share: (rank, count): an item is only that part of its batch, of `count` equal ones that make it up.
         workers: threads that prepare so many batches ahead, and one more; 1: none is prepared ahead.
 
     Raises:
@@ -121,6 +122,7 @@ class EpochBatches(keras.utils.PyDataset):
         epoch: int,
         start: int = 0,
         drop_remainder: bool = True,
+        share: tuple[int, int] = (0, 1),
         workers: int = 1,
     ) -> None:
         # Keras is told of no workers: it takes a first batch to build the model with, begins again, and its own queue
@@ -129,7 +131,7 @@ class EpochBatches(keras.utils.PyDataset):
         preprocess.check(images)
         if labels.shape != images.shape[:1]:
             raise ShiftViTError(
-                f"labels have the shape {labels.shape}; {len(images)} images need ({len(images)},): one each"
+                f"labels have the shape {labels.shape}; {len(images)} images need ({len(images)},), one for each"
             )
         if not len(images):
             raise ShiftViTError("there are 0 images to train on; give at least 1")
@@ -143,6 +145,7 @@ class EpochBatches(keras.utils.PyDataset):
         self._images, self._labels = images, labels
         self._preprocess, self._augment = preprocess, augment
         self._batch_size, self._start, self._total = batch_size, start, total
+        self._rank, self._shares = share
         self._plan = plan_epoch(images.shape, preprocess, augment, seed, epoch)
         size = preprocess.output_shape(*images.shape[1:3])
         self._changes = PictureChanges(augment, preprocess, seed, epoch, size)
@@ -186,7 +189,7 @@ class EpochBatches(keras.utils.PyDataset):
         return batch
 
     def indices(self, index: int) -> NDArray[np.int64]:
-        """Returns which of the images are in batch `start + index`, int64 (B,)."""
+        """Returns which of the images are in batch `start + index`, all of it, int64 (B,)."""
         slots = self._plan.slots(self._start + index, self._batch_size, self._augment.repeats)
         return slots % len(self._images)
 
@@ -204,7 +207,7 @@ class EpochBatches(keras.utils.PyDataset):
 
     def _prepare(self, number: int) -> Batch:
         rule, changes, mix = self._preprocess, self._changes, self._plan.mix
-        slots = self._plan.slots(number, self._batch_size, self._augment.repeats)
+        slots = self._own(self._plan.slots(number, self._batch_size, self._augment.repeats))
         indices = slots % len(self._images)
         images: NDArray[Any]
         if changes.cuts:
@@ -221,4 +224,15 @@ class EpochBatches(keras.utils.PyDataset):
         normalised, labels = rule.normalised(images), self._labels[indices].astype(np.int32)
         if changes.erases:
             changes.erase(normalised, slots)
-        return mix(normalised, labels, slots, self._classes) if mix else (normalised, labels)
+        if mix is None:
+            return normalised, labels
+        mixed, shares = mix(normalised, labels, slots, self._classes)
+        return (mixed, shares) if self._shares == 1 else (mixed[1:], shares[1:])
+
+    def _own(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns this share of a batch's slots; where images are mixed, led by that of the one before it."""
+        if self._shares == 1:
+            return slots
+        count = len(slots)
+        first, end = self._rank * count // self._shares, (self._rank + 1) * count // self._shares
+        return slots[np.arange(first - (self._plan.mix is not None), end) % count]

@@ -43,8 +43,8 @@ class Pictures:
 
     def __init__(self, paths: Sequence[str], rule: Preprocess, workers: int | None = None) -> None:
         self.paths, self.rule = list(paths), rule
-        self.shape = (len(self.paths), *one_size(rule), 3)
-        self.workers = workers or _workers()
+        self.shape = (len(self.paths), *find_size(rule), 3)
+        self.workers = workers or _count_workers()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,7 +110,7 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     return pixels
 
 
-def one_size(rule: Preprocess) -> tuple[int, int]:
+def find_size(rule: Preprocess) -> tuple[int, int]:
     """Returns the (height, width) that the rule makes of any picture.
 
     Raises:
@@ -118,9 +118,10 @@ def one_size(rule: Preprocess) -> tuple[int, int]:
     """
     sizes = {rule.output_shape(*shape) for shape in ((4096, 4096), (4096, 8192), (8192, 4096))}
     if len(sizes) > 1 or rule.resize is None:
+        side = rule.resize or 64
         raise ShiftViTError(
-            f"preprocess.resize={rule.resize} with preprocess.crop={rule.crop} leaves pictures of different sizes as "
-            "they are; set preprocess.resize, in pixels, as in --set preprocess.resize=64"
+            f"preprocess.resize={rule.resize} with preprocess.crop={rule.crop} leaves pictures of different shapes; "
+            f"set both, as in --set preprocess.resize={side} --set preprocess.crop={side}"
         )
     return sizes.pop()
 
@@ -150,7 +151,7 @@ def read_pictures(
         ShiftViTError: the rule makes different sizes of different pictures.
     """
     decoding = {**rule.decoding, "at_least": None} if whole else rule.decoding
-    shape = (len(paths), *one_size(rule), 3)
+    shape = (len(paths), *find_size(rule), 3)
     sizes = np.zeros((len(paths), 2), np.int64)
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
@@ -169,7 +170,7 @@ def read_pictures(
     return (Originals(kept, rule, sizes[usable]) if whole else Pictures(kept, rule)), usable, faults
 
 
-def _workers() -> int:
+def _count_workers() -> int:
     """Returns how many threads decode: one for each core, at most 8."""
     return min(8, cores())
 
@@ -188,7 +189,7 @@ def _read_each(count: int, read: Callable[[int], None], advance: Advance | None)
         return len(chunk), faults
 
     faults: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(_workers(), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(_count_workers(), thread_name_prefix="decode") as pool:
         for done, found in pool.map(read_some, range(0, count, _CHUNK)):
             faults += found
             if advance is not None:

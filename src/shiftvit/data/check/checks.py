@@ -14,7 +14,7 @@ import numpy as np
 from shiftvit.console import Bar
 from shiftvit.data.check.duplicates import Fingerprint, Member, find_groups, fingerprint
 from shiftvit.data.check.report import Report
-from shiftvit.data.decode.formats import kind_of, reduce
+from shiftvit.data.decode.formats import find_kind, reduce
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
@@ -113,7 +113,7 @@ def _look(data: Dataset, member: Member) -> _Look | str:
 
 def _read_header(content: bytes) -> tuple[str, str]:
     """Returns the format and the colour mode of a file that can be decoded."""
-    form = kind_of(content) or "unknown"
+    form = find_kind(content) or "unknown"
     try:
         with contextlib.closing(open_reader(form, reduce(form, content)[0])) as image:
             return form, str(image.mode)

@@ -79,7 +79,7 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
     return Fingerprint(digest.digest(), int.from_bytes(bits.tobytes(), "big"), thumb.tobytes())
 
 
-def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], bool]:
+def find_near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], bool]:
     """Finds all pairs of pictures that are nearly the same.
 
     Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So only pictures that share a
@@ -95,7 +95,7 @@ def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[N
     """
     found: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
     total = 0
-    for pairs in _candidates(hashes):
+    for pairs in _find_candidates(hashes):
         for start in range(0, len(pairs), _COMPARED):
             part = pairs[start : start + _COMPARED]
             part = part[alike(thumbs[part[:, 0]], thumbs[part[:, 1]])]
@@ -111,7 +111,7 @@ def _sort_pairs(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def _candidates(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+def _find_candidates(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
     """Yields blocks of pairs (P, 2) whose hashes are near, each pair once: in the first band that it shares."""
     edges = [64 * band // _BANDS for band in range(_BANDS + 1)]
     masks = [np.uint64((1 << high) - (1 << low)) for low, high in itertools.pairwise(edges)]
@@ -183,7 +183,7 @@ def find_groups(
     # Only the first of the same images is compared with others.
     hashes = np.array([marks[numbers[0]].hash for numbers in copies], np.uint64)
     thumbs = np.frombuffer(b"".join(marks[numbers[0]].thumb for numbers in copies), np.uint8)
-    pairs, complete = near_pairs(hashes, thumbs.reshape(-1, _THUMB**2))
+    pairs, complete = find_near_pairs(hashes, thumbs.reshape(-1, _THUMB**2))
     # Of its copies it takes one of each split and class to find the best example.
     kinds = [list({(members[n][0], labels[n]): n for n in reversed(numbers)}.values()) for numbers in copies]
     near = []

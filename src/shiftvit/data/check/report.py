@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
-from shiftvit.data.find.dataset import Dataset, spread_of
+from shiftvit.data.find.dataset import Dataset, describe_range
 from shiftvit.errors import count_of
 from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, whole_ticks
 
@@ -85,7 +85,7 @@ class Report:
             shared = self._find_shared(first, second)
             if shared:
                 count = len({member for _, member in shared})  # of the same picture and of one like it, maybe
-                here, there = map(self._path, shared[0])
+                here, there = map(self._find_path, shared[0])
                 lines.append(
                     f"leakage: {count:,} of {count_of(int(self.counts[second].sum()), f'{second} image')} "
                     f"{'is' if count == 1 else 'are'} in {first} too, "
@@ -95,10 +95,10 @@ class Report:
             clashes = [group for group in self.conflicts if group.kind == kind]
             if clashes:
                 a, *others = clashes[0].members
-                b = next(member for member in others if self._label(member) != self._label(a))
+                b = next(member for member in others if self._find_label(member) != self._find_label(a))
                 lines.append(
-                    f"labels: {len(clashes):,} x {words} under several labels, such as {self._path(a)!r} "
-                    f"({self._label(a)!r}) and {self._path(b)!r} ({self._label(b)!r})"
+                    f"labels: {len(clashes):,} x {words} under several labels, such as {self._find_path(a)!r} "
+                    f"({self._find_label(a)!r}) and {self._find_path(b)!r} ({self._find_label(b)!r})"
                 )
         names, counts = self.data.class_names, self.counts["train"]
         usable = np.sum([self.counts[name] for name in ("train", *self.made)], axis=0)
@@ -127,11 +127,11 @@ class Report:
             pairs += [(here[0], member) for member in there if here]
         return pairs
 
-    def _path(self, member: Member) -> str:
+    def _find_path(self, member: Member) -> str:
         split, index = member
         return str(self.data.splits[split].path(index) or f"{split}[{index}]")
 
-    def _label(self, member: Member) -> str:
+    def _find_label(self, member: Member) -> str:
         split, index = member
         return self.data.class_names[int(self.data.splits[split].labels[index])]
 
@@ -159,17 +159,17 @@ class Report:
             "near_duplicates_complete": self.complete,
             "sizes": {
                 "distinct": len(np.unique(self.sizes, axis=0)),
-                "height": _spread(height),
-                "width": _spread(width),
+                "height": _measure_spread(height),
+                "width": _measure_spread(width),
             },
-            "aspect_ratio": _spread(None if height is None else width / height),
+            "aspect_ratio": _measure_spread(None if height is None else width / height),
             "formats": dict(self.forms),
             "modes": dict(self.modes),
             "harmful": self.harmful,
         }
 
     def _describe(self, member: Member) -> dict[str, str]:
-        return {"split": member[0], "path": self._path(member), "label": self._label(member)}
+        return {"split": member[0], "path": self._find_path(member), "label": self._find_label(member)}
 
     def _describe_group(self, group: Group) -> dict[str, Any]:
         return {"kind": group.kind, "images": [self._describe(member) for member in group.members]}
@@ -181,7 +181,7 @@ class Report:
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
-            rows[split] = f"{count_of(part['images'], 'image')}, {spread_of(counts)} a class" + (
+            rows[split] = f"{count_of(part['images'], 'image')}, {describe_range(counts)} a class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
             rows[split] += " (as training makes it)" if split in self.made else ""
@@ -208,7 +208,7 @@ class Report:
         Raises:
             ShiftViTError: the file cannot be written.
         """
-        pairs = [group.example for group in sorted(self.groups, key=self._gravity)][:_STRIP]
+        pairs = [group.example for group in sorted(self.groups, key=self._rank_group)][:_STRIP]
         names = len(self.data.class_names)
         tall = min(max(3.2, 0.28 * names), 9.0)
         figure = new_figure(11, tall + (2.9 if pairs else 0))
@@ -229,7 +229,7 @@ class Report:
                 self._draw_pair(column, pair)
         save_figure(figure, Path(path))
 
-    def _gravity(self, group: Group) -> tuple[bool, bool, bool]:
+    def _rank_group(self, group: Group) -> tuple[bool, bool, bool]:
         return len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact"
 
     def _draw_counts(self, axes: Axes) -> None:
@@ -260,8 +260,8 @@ class Report:
             axes.axis("off")
             if member is not None:
                 images = self.data.splits[member[0]].images
-                axes.imshow(decode(self._path(member)) if images is None else images[member[1]])
-                axes.set_title(f"{_shorten(self._label(member), 14)}\n{member[0]}", fontsize=8, parse_math=False)
+                axes.imshow(decode(self._find_path(member)) if images is None else images[member[1]])
+                axes.set_title(f"{_shorten(self._find_label(member), 14)}\n{member[0]}", fontsize=8, parse_math=False)
 
 
 def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
@@ -273,7 +273,7 @@ def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0.2)
 
 
-def _spread(values: NDArray[Any] | None) -> dict[str, float] | None:
+def _measure_spread(values: NDArray[Any] | None) -> dict[str, float] | None:
     if values is None:
         return None
     return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}

@@ -29,8 +29,11 @@ def read_authors(path: Path) -> Arrays:
     """
     names = [f"cifar-10-batches-bin/{name}.bin" for name in BATCHES]
     batches = [_read_records(data, name) for data, name in zip(_read_members(path, names), names, strict=True)]
-    train, test = np.concatenate(batches[:-1]), batches[-1]
-    return {"x_train": _images(train), "y_train": _labels(train), "x_test": _images(test), "y_test": _labels(test)}
+    arrays = {}
+    for name, records in (("train", np.concatenate(batches[:-1])), ("test", batches[-1])):
+        arrays[f"x_{name}"] = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy()
+        arrays[f"y_{name}"] = records[:, 0].copy()
+    return arrays
 
 
 def read_npm(path: Path) -> Arrays:
@@ -68,14 +71,6 @@ def _read_records(data: bytes, name: str) -> NDArray[np.uint8]:
     if len(data) % _RECORD:
         raise ShiftViTError(f"{name!r} has {len(data)} bytes; it must have {_RECORD} an image; get the file again")
     return np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
-
-
-def _labels(records: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return records[:, 0].copy()
-
-
-def _images(records: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy()
 
 
 def _read_png(data: bytes, name: str) -> NDArray[np.uint8]:

@@ -36,7 +36,7 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF_EXIF = re.compile(rb"(infe\x02.{3}.{4}|infe\x03.{3}.{6})Exif", re.DOTALL)
 
 
-def kind_of(data: bytes) -> str | None:
+def find_kind(data: bytes) -> str | None:
     """Returns the format that `data` begins with, one that `reduce` knows, or None."""
     if data[:3] == b"\xff\xd8\xff":
         return "JPEG"
@@ -72,19 +72,19 @@ def reduce(kind: str, data: bytes) -> tuple[bytes, int]:
     return _REDUCE[kind](data)
 
 
-def orientation_of(exif: bytes) -> int:
+def read_orientation(exif: bytes) -> int:
     """Returns the orientation in an EXIF block, 1..8. Without one, or in a broken block, it is 1: upright."""
     with contextlib.suppress(Exception):
         for _ in range(2):  # some programs write the prefix twice
             exif = exif.removeprefix(b"Exif\0\0")
-        order, big, _, entries = _directory(exif)
-        value = _value(order, big, entries[_ORIENTATION])
+        order, big, _, entries = _read_directory(exif)
+        value = _read_value(order, big, entries[_ORIENTATION])
         if 1 <= value <= 8:
             return value
     return 1
 
 
-def webp_size(data: bytes) -> tuple[int, int]:
+def read_webp_size(data: bytes) -> tuple[int, int]:
     """Returns the (width, height) that a WebP declares. For a damaged one they mean nothing."""
     if data[12:16] == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
@@ -111,7 +111,7 @@ def _reduce_jpeg(data: bytes) -> tuple[bytes, int]:
         if scans:  # pixels lie between the segments, but only from the first scan on
             kept.append(view[at:start])
         if marker == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
-            orientation = orientation or orientation_of(data[start + 4 : end])
+            orientation = orientation or read_orientation(data[start + 4 : end])
         scans += marker == 0xDA
         if scans > _MOST_SCANS:
             raise Fault(f"is a JPEG of more than {_MOST_SCANS} scans, which no camera writes; save it anew")
@@ -136,7 +136,7 @@ def _reduce_png(data: bytes) -> tuple[bytes, int]:
         elif kind in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
             kept.append(view[at:end])
         elif kind == b"eXIf":
-            orientation = orientation or orientation_of(data[at + 8 : end - 4])
+            orientation = orientation or read_orientation(data[at + 8 : end - 4])
         at = end
         if kind == b"IEND" or at >= len(data):
             break
@@ -189,7 +189,7 @@ def _reduce_bmp(data: bytes) -> tuple[bytes, int]:
     return data, 1
 
 
-def _directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
+def _read_directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
     """Reads the first directory of a TIFF; EXIF has the same form.
 
     Returns:
@@ -211,7 +211,7 @@ def _directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
     return order, big, at, entries
 
 
-def _value(order: str, big: bool, entry: bytes) -> int:
+def _read_value(order: str, big: bool, entry: bytes) -> int:
     """Returns the first value of a directory's entry, a SHORT or a LONG."""
     kind, value = struct.unpack_from(order + ("H8xI" if big else "H4xI"), entry, 2)
     if kind == _LONG:
@@ -219,9 +219,9 @@ def _value(order: str, big: bool, entry: bytes) -> int:
     return int(struct.unpack_from(order + "H", entry, 12 if big else 8)[0])
 
 
-def tiff_bytes(data: bytes, tag: int) -> bytes:
+def read_tiff_bytes(data: bytes, tag: int) -> bytes:
     """Returns the bytes that an entry of a TIFF's first directory points to; empty if it has no such entry."""
-    order, big, _, entries = _directory(data)
+    order, big, _, entries = _read_directory(data)
     if tag not in entries:
         return b""
     _, count, offset = struct.unpack_from(order + ("HQQ" if big else "HII"), entries[tag], 2)
@@ -230,7 +230,7 @@ def tiff_bytes(data: bytes, tag: int) -> bytes:
 
 def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
     """Rewrites the directory in its place, so that everything it points to stays where it is."""
-    order, big, at, entries = _directory(data)
+    order, big, at, entries = _read_directory(data)
     if big and order == ">":
         raise Fault("is a big-endian BigTIFF, which Pillow cannot read; save it as another TIFF")
     word = order + ("Q" if big else "I")
@@ -239,7 +239,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
         kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), entries[tag], 2)
         if tag in _TIFF_SCALARS and count != 1:
             raise ValueError(f"tag {tag} has {count} values")
-        if tag == _SAMPLES_PER_PIXEL and _value(order, big, entries[tag]) > 6:
+        if tag == _SAMPLES_PER_PIXEL and _read_value(order, big, entries[tag]) > 6:
             raise ValueError("more than 6 samples a pixel")  # Pillow would write to the log as well
         size = count * _TIFF_BYTES.get(kind, 1)
         if size > struct.calcsize(word):
@@ -254,7 +254,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
     end = at + len(directory)
     if end > len(data):
         raise EOFError
-    return b"".join([memoryview(data)[:at], directory, memoryview(data)[end:]]), orientation_of(data)
+    return b"".join([memoryview(data)[:at], directory, memoryview(data)[end:]]), read_orientation(data)
 
 
 def _reduce_avif(data: bytes) -> tuple[bytes, int]:

@@ -20,10 +20,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shiftvit.data.decode.faults import Fault
-from shiftvit.data.decode.formats import kind_of, orientation_of, reduce, webp_size
-from shiftvit.data.decode.profiles import convert_to_srgb, profile_of
-from shiftvit.data.decode.readers import FORMATS, open_reader, weight_of
-from shiftvit.data.decode.rows import read_row, row_of
+from shiftvit.data.decode.formats import find_kind, read_orientation, read_webp_size, reduce
+from shiftvit.data.decode.profiles import convert_to_srgb, read_profile
+from shiftvit.data.decode.readers import FORMATS, open_reader, weigh_pixel
+from shiftvit.data.decode.rows import find_row, read_row
 from shiftvit.errors import ShiftViTError
 
 # With these two limits decoding takes less than 1 GB of memory, even if a file was made to take more. The exception is
@@ -85,16 +85,16 @@ def decode(
     if name is not None:
         label = repr(name)  # like a path: a line break in it must not break the message
     if at_least is not None and min(at_least) < 1:
-        raise ShiftViTError(f"at_least={at_least} is no size; give (height, width) in pixels, each 1 or more")
+        raise ShiftViTError(f"at_least={at_least} is not a size; give (height, width) in pixels, each 1 or more")
     try:
         if isinstance(source, str | os.PathLike):
             content = _read(Path(source), max_bytes)
-            return _from_bytes(content, max_pixels, at_least, srgb)
+            return _decode_bytes(content, max_pixels, at_least, srgb)
         if isinstance(source, bytes | bytearray | memoryview):
             _check_bytes(memoryview(source).nbytes, max_bytes)
-            return _from_bytes(bytes(source), max_pixels, at_least, srgb)
+            return _decode_bytes(bytes(source), max_pixels, at_least, srgb)
         if isinstance(source, Image.Image):
-            return _from_image(source, max_pixels, srgb)
+            return _decode_image(source, max_pixels, srgb)
         raise Fault(f"is a {type(source).__name__}; give a path, a file's bytes or a PIL image")
     except Fault as fault:
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
@@ -117,7 +117,7 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
 def _read(path: Path, max_bytes: int) -> bytes:
     """Returns a file's content. It does not wait for a pipe and does not read from a device."""
     try:
-        row = row_of(path)
+        row = find_row(path)
         if row is not None:
             return read_row(*row, lambda size: _check_bytes(size, max_bytes))
         _check_regular(path.stat())
@@ -133,7 +133,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except ShiftViTError:  # which names the Parquet file
         raise
     except ValueError as error:  # a null character
-        raise Fault(f"is no path: {error}; give an image file") from error
+        raise Fault(f"is not a path: {error}; give an image file") from error
 
 
 def _check_regular(status: os.stat_result) -> None:
@@ -153,7 +153,7 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
     width, height = size
     has = f"has {what}{height} x {width} pixels"
     if min(size) < 1:
-        raise Fault(f"{has}, so it holds nothing; give at least 1 x 1")
+        raise Fault(f"{has}, so it is empty; give at least 1 x 1")
     if height * width * weight > limit:
         times = f", times {weight} for its format" if weight > 1 else ""
         raise Fault(
@@ -161,50 +161,50 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
         )
 
 
-def _from_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np.uint8]:
+def _decode_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
     with _translate_errors("image"):
         with _loading:  # Pillow reads a picture's file without a lock, and several threads may be given the same one
             image.load()
-        pixels = _pixels(image)
+        pixels = _convert_pixels(image)
     if srgb:
-        pixels = convert_to_srgb(pixels, profile_of("", b"", image))
-    return _turn(pixels, orientation_of(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
+        pixels = convert_to_srgb(pixels, read_profile("", b"", image))
+    return _turn(pixels, read_orientation(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
 
 
-def _from_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None, srgb: bool) -> NDArray[np.uint8]:
+def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None, srgb: bool) -> NDArray[np.uint8]:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise Fault("may be half a picture and pass: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
-    kind = kind_of(data)
+    kind = find_kind(data)
     if kind is None:
         known = ", ".join(FORMATS)
-        raise Fault(f"is no image of a supported format ({known}): it begins with {data[:8]!r}")
+        raise Fault(f"is not an image of a supported format ({known}): it begins with {data[:8]!r}")
     with _translate_errors(kind) as sizes:
         whole = data
         data, orientation = reduce(kind, data)
         if kind == "WebP":
-            size = webp_size(data)
-            _check_pixels(size, max_pixels, weight_of(kind))  # the reader makes two canvases immediately
+            size = read_webp_size(data)
+            _check_pixels(size, max_pixels, weigh_pixel(kind))  # the reader makes two canvases immediately
             sizes.append(size)
         with contextlib.closing(open_reader(kind, data)) as image:
-            _check_pixels(image.size, max_pixels, weight_of(kind, image))
+            _check_pixels(image.size, max_pixels, weigh_pixel(kind, image))
             sizes.append(image.size)
             if isinstance(image, TiffImageFile):
                 tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
                 _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, even of a small picture
                 image.im = Image.new(image.mode, image.size).im  # where Pillow makes this, it checks its own limit
             if isinstance(image, WebPImageFile | AvifImageFile):
-                orientation = orientation_of(image.info.get("exif", b""))
+                orientation = read_orientation(image.info.get("exif", b""))
             if isinstance(image, JpegImageFile) and at_least is not None:
                 height, width = at_least if orientation < 5 else at_least[::-1]
                 image.draft(image.mode, (width, height))
             image.load()
-            _check_pixels(image.size, max_pixels, weight_of(kind))  # a HEIC's may differ from what its header says
+            _check_pixels(image.size, max_pixels, weigh_pixel(kind))  # a HEIC's may differ from what its header says
             # Of a PPM, Pillow's mode for 32 bits stands for 16.
             wide = kind == "PPM" and image.mode == "I"
-            pixels = _pixels(Image.fromarray(np.asarray(image).astype(np.uint16)) if wide else image)
+            pixels = _convert_pixels(Image.fromarray(np.asarray(image).astype(np.uint16)) if wide else image)
             if srgb:
-                pixels = convert_to_srgb(pixels, profile_of(kind, whole, image))
+                pixels = convert_to_srgb(pixels, read_profile(kind, whole, image))
     return _turn(pixels, orientation)
 
 
@@ -235,10 +235,10 @@ def _translate_errors(kind: str) -> Iterator[list[tuple[int, int]]]:
             reason = "it holds no picture"
         else:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Fault(f"is no readable {kind} ({reason}); get the file again or save it anew") from error
+        raise Fault(f"is not a readable {kind} file ({reason}); get the file again or save it anew") from error
 
 
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Returns a loaded image as uint8 (H, W, 3), a tile at a time."""
     width, height = image.size
     result = np.empty((height, width, 3), np.uint8)
@@ -246,16 +246,16 @@ def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     rows = _TILE // columns
     tags: Any = getattr(image, "tag_v2", {})
     if width * height <= _TILE:
-        result[...] = _rgb(image, tags)
+        result[...] = _convert_tile(image, tags)
         return result
     for top in range(0, height, rows):
         for left in range(0, width, columns):
             right, bottom = min(left + columns, width), min(top + rows, height)
-            result[top:bottom, left:right] = _rgb(image.crop((left, top, right, bottom)), tags)
+            result[top:bottom, left:right] = _convert_tile(image.crop((left, top, right, bottom)), tags)
     return result
 
 
-def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
+def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
     """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) where they are grey."""
     if tile.mode.startswith("I;16"):
         # Pillow does not scale 12 bits of a TIFF, and does not invert a picture in which 0 is white.
@@ -268,7 +268,7 @@ def _rgb(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
         return eight[..., None]
     if tile.mode in {"I", "F"}:
         what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
-        raise Fault(f"holds {what}, of which none is agreed to be white; save it with 8 or 16 bits")
+        raise Fault(f"holds {what}, for which there is no agreed white; save it with 8 or 16 bits")
     if tile.mode in {"La", "RGBa"}:  # the colours are already multiplied by alpha
         mixed = np.asarray(tile).astype(np.uint16)
         laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)

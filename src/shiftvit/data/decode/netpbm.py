@@ -45,7 +45,7 @@ def reduce_jpeg2000(data: bytes) -> tuple[bytes, int]:
         _check_codestream(memoryview(data))
         return data, 1
     kept = []
-    for name, box in _boxes(data):
+    for name, box in _list_boxes(data):
         if name in _BOXES:
             kept.append(box)
         if name == b"jp2c":
@@ -54,7 +54,7 @@ def reduce_jpeg2000(data: bytes) -> tuple[bytes, int]:
     raise EOFError
 
 
-def _boxes(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def _list_boxes(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """Yields the name and the whole of each box; there may be a thousand of them."""
     at, view = 0, memoryview(data)
     for _ in range(1000):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +52,12 @@ def import_pyarrow(path: str) -> Any:
 
 
 @contextmanager
-def open_parquet(path: str) -> Iterator[Any]:
+def open_parquet(path: str, opened: Callable[[], Any] | None = None) -> Iterator[Any]:
     """Opens a Parquet file as a `pyarrow.parquet.ParquetFile`. Any exception while it is open becomes one line.
+
+    Args:
+        path: where it is, or what messages call it.
+        opened: returns it as an open file of pyarrow's, where it is not on this machine.
 
     Raises:
         ShiftViTError: pyarrow is not installed, or the file is damaged or is not Parquet.
@@ -61,13 +65,16 @@ def open_parquet(path: str) -> Iterator[Any]:
     pa = import_pyarrow(path)
     try:
         # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
-        with pa.OSFile(path) as stream, pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file:
+        with (
+            opened() if opened else pa.OSFile(path) as stream,
+            pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file,
+        ):
             yield file
     except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{path!r} is no readable Parquet ({reason}); get the file again") from error
+        raise ShiftViTError(f"{path!r} is not a readable Parquet file ({reason}); get the file again") from error
 
 
 def has_images(path: str) -> bool:
@@ -91,9 +98,9 @@ def find_columns(path: str, file: Any) -> Columns:
     import pyarrow.types as is_type  # type: ignore[import-untyped]
 
     schema = file.schema_arrow
-    features = _features(schema.metadata)
+    features = _read_features(schema.metadata)
     kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    held = [field.name for field in schema if _bytes_of(field) is not None]
+    held = [field.name for field in schema if _find_bytes(field) is not None]
     structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
     images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
     if not images:
@@ -114,7 +121,9 @@ def find_columns(path: str, file: Any) -> Columns:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return Columns(images[0], labels[0] if labels else None, None, tuple(remarks))
     if len({*names}) < len(names):
-        raise ShiftViTError(f"{path!r} has two classes of one name in {labels[0]!r}; give each a name of its own")
+        raise ShiftViTError(
+            f"{path!r} has two classes with the same name in {labels[0]!r}; give each a name of its own"
+        )
     return Columns(images[0], labels[0], tuple(names), tuple(remarks))
 
 
@@ -166,7 +175,7 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     return numbers, columns.names
 
 
-def size_of(file: Any) -> int:
+def count_bytes(file: Any) -> int:
     """Returns how many bytes all columns of an open file have without compression. The images have at most as many."""
     # It does not ask for the sizes of single columns: for a damaged file, that makes pyarrow end the process.
     groups = range(file.metadata.num_row_groups)
@@ -174,32 +183,42 @@ def size_of(file: Any) -> int:
 
 
 def read_images(path: str, columns: Columns) -> Iterator[Any]:
-    """Yields the images of a file, some rows at a time, as arrays of large_binary; a row without an image is null.
-
-    Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
-    wrote has no more than 1,024 images.
+    """Yields the images of a file, some rows at a time; see `read_groups`.
 
     Raises:
         ShiftViTError: the file is damaged.
     """
+    with open_parquet(path) as file:
+        yield from read_groups(file, columns)
+
+
+def read_groups(file: Any, columns: Columns, groups: Sequence[int] | None = None) -> Iterator[Any]:
+    """Yields the images of an open file, some rows at a time, as arrays of large_binary; one without an image is null.
+
+    Memory does not grow with the file or its row groups. It is a few times the largest page, and a page that pyarrow
+    wrote has no more than 1,024 images.
+
+    Args:
+        file, columns: what `open_parquet` and `find_columns` returned.
+        groups: the row groups; None: all.
+    """
     import pyarrow as pa
 
-    with open_parquet(path) as file:
-        at_a_time = _BATCH * file.metadata.num_rows // max(1, size_of(file))
-        for batch in file.iter_batches(
-            max(1, min(_MOST_ROWS, at_a_time)), columns=[_leaf(file, columns)], use_threads=False
-        ):
-            column = batch.column(0)
-            images = column.flatten()[0] if pa.types.is_struct(column.type) else column
-            yield images.cast(pa.large_binary())
-            pa.default_memory_pool().release_unused()
+    at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
+    for batch in file.iter_batches(
+        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[_name_leaf(file, columns)], use_threads=False
+    ):
+        column = batch.column(0)
+        images = column.flatten()[0] if pa.types.is_struct(column.type) else column
+        yield images.cast(pa.large_binary())
+        pa.default_memory_pool().release_unused()
 
 
-def _leaf(file: Any, columns: Columns) -> str:
-    return f"{columns.image}{_bytes_of(file.schema_arrow.field(columns.image))}"
+def _name_leaf(file: Any, columns: Columns) -> str:
+    return f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
 
 
-def _bytes_of(field: Any) -> str | None:
+def _find_bytes(field: Any) -> str | None:
     """Returns where a column has bytes: "" for itself, ".bytes" for a field of its struct; None: nowhere."""
     import pyarrow.types as is_type
 
@@ -224,7 +243,7 @@ def _find_names(columns: list[str], names: tuple[str, ...]) -> list[str]:
     return [column for name in names for column in columns if column.casefold() == name]
 
 
-def _features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
+def _read_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
     """Returns what `datasets` wrote about the columns, name -> feature; nothing if it cannot be understood."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.decode.formats import tiff_bytes
+from shiftvit.data.decode.formats import read_tiff_bytes
 
 _LARGEST = 2**22  # bytes of a profile; those of cameras and screens have a few thousand
 _MOST_PARTS = 1000  # segments or chunks before the pixels
@@ -19,11 +19,11 @@ _ICC = 34675  # the tag of TIFF
 _SAME = 2  # levels that a conversion must change at least somewhere
 
 
-def profile_of(kind: str, data: bytes, image: Any) -> bytes:
+def read_profile(kind: str, data: bytes, image: Any) -> bytes:
     """Returns the ICC profile that a file embeds; empty where there is none, or none that can be read.
 
     Args:
-        kind: the format, as `formats.kind_of` returns it.
+        kind: the format, as `formats.find_kind` returns it.
         data: the whole file, as `formats.reduce` leaves profiles out.
         image: Pillow's image of it; of other formats than JPEG, PNG and TIFF it holds the profile.
     """
@@ -34,7 +34,7 @@ def profile_of(kind: str, data: bytes, image: Any) -> bytes:
 
 def convert_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
     """Returns pixels (H, W, 3) in sRGB, relative colorimetric. Where the profile is empty or broken they stay."""
-    transform = _transform(profile) if 0 < len(profile) <= _LARGEST else None
+    transform = _make_transform(profile) if 0 < len(profile) <= _LARGEST else None
     if transform is None:
         return pixels
     from PIL import Image, ImageCms
@@ -45,7 +45,7 @@ def convert_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uin
 
 
 @lru_cache(maxsize=32)
-def _transform(profile: bytes) -> Any:
+def _make_transform(profile: bytes) -> Any:
     """Returns Pillow's transform from a profile to sRGB; None where there is nothing to convert, or no way."""
     from PIL import Image, ImageCms
 
@@ -69,7 +69,7 @@ def _transform(profile: bytes) -> Any:
     return transform if np.abs(found.astype(int) - colours).max() > _SAME else None
 
 
-def _of_jpeg(data: bytes) -> bytes:
+def _read_jpeg(data: bytes) -> bytes:
     at, parts = 2, {}
     for _ in range(_MOST_PARTS):
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -81,7 +81,7 @@ def _of_jpeg(data: bytes) -> bytes:
     return b"".join(parts[number] for number in sorted(parts))
 
 
-def _of_png(data: bytes) -> bytes:
+def _read_png(data: bytes) -> bytes:
     at = 8
     for _ in range(_MOST_PARTS):
         name, length = data[at + 4 : at + 8], int.from_bytes(data[at : at + 4], "big")
@@ -94,8 +94,8 @@ def _of_png(data: bytes) -> bytes:
     return b""
 
 
-def _of_tiff(data: bytes) -> bytes:
-    return tiff_bytes(data, _ICC)
+def _read_tiff(data: bytes) -> bytes:
+    return read_tiff_bytes(data, _ICC)
 
 
-_READ = {"JPEG": _of_jpeg, "PNG": _of_png, "TIFF": _of_tiff}
+_READ = {"JPEG": _read_jpeg, "PNG": _read_png, "TIFF": _read_tiff}

@@ -81,7 +81,7 @@ def _silence_libtiff() -> None:
             handler(None)
 
 
-def weight_of(kind: str, image: Any = None) -> int:
+def weigh_pixel(kind: str, image: Any = None) -> int:
     """Returns how many pixels each pixel of a picture counts as, for the limit."""
     if image is not None and image.tile and image.tile[0].codec_name in _SLOW:
         return _SLOW_WEIGHT

@@ -22,11 +22,14 @@ from typing import Any
 from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.data.decode.faults import Fault
-from shiftvit.data.decode.parquet import find_columns, import_pyarrow, open_parquet, read_images, size_of
+from shiftvit.data.decode.parquet import count_bytes, find_columns, import_pyarrow, open_parquet, read_images
 from shiftvit.errors import ShiftViTError, notice
 
 _NAME = re.compile(r"(.+\.parquet)#(0|[1-9][0-9]{0,17})", re.IGNORECASE | re.DOTALL)
 _TAIL = 2**16  # bytes at the end of a Parquet file, which say where its pages are and what is in them
+
+# What is wrong with a row that has no bytes.
+NO_IMAGE = "has no image: the row has no bytes; fill them in, or remove the row"
 
 # Identifies the content of a Parquet file: path, bytes, time in ns. If one of them differs, it is another file.
 _Key = tuple[str, int, int]
@@ -38,7 +41,7 @@ _faults: dict[_Key, str] = {}  # so that a file that cannot be unpacked is not t
 _lock = threading.RLock()
 
 
-def row_of(name: str | os.PathLike[str]) -> tuple[str, int] | None:
+def find_row(name: str | os.PathLike[str]) -> tuple[str, int] | None:
     """Returns the Parquet file and the row that a name stands for, or None for an ordinary path.
 
     If there is a file of such a name, the name stands for that file.
@@ -53,17 +56,17 @@ def is_image(name: str) -> bool:
     Raises:
         ShiftViTError: the Parquet file cannot be read.
     """
-    place = row_of(name)
+    place = find_row(name)
     if place is None:
         return Path(name).is_file()
-    return Path(place[0]).is_file() and place[1] < _counts(_key(place[0]))[0]
+    return Path(place[0]).is_file() and place[1] < _count_rows(_identify(place[0]))[0]
 
 
 def read_row(path: str, row: int, check: Callable[[int], None]) -> bytes:
     """Returns the bytes of an image. The first call for a file unpacks it. Any number of threads may call this.
 
     Args:
-        path, row: what `row_of` returned.
+        path, row: what `find_row` returned.
         check: is called with the number of bytes before they are read, to refuse too many.
 
     Raises:
@@ -71,12 +74,12 @@ def read_row(path: str, row: int, check: Callable[[int], None]) -> bytes:
         OSError: there is no such file.
         ShiftViTError: the file is not Parquet with images, or there is no room to unpack it.
     """
-    images = _images(_key(path))
+    images = _get_images(_identify(path))
     if row >= len(images):
-        raise Fault(f"is no row of its file, which has {len(images):,}; rows are counted from 0")
+        raise Fault(f"is not a row of its file, which has {len(images):,}; rows are counted from 0")
     image = images[row].as_buffer()
     if not image:
-        raise Fault("has no image: the row has no bytes; fill them in, or remove the row")
+        raise Fault(NO_IMAGE)
     check(len(image))
     return bytes(image)
 
@@ -93,9 +96,9 @@ def unpack(names: Iterable[str]) -> None:
         ShiftViTError: a file is missing or is not Parquet with images, or there is no room to unpack it.
     """
     places = {match[1]: name for name in names if (match := _NAME.fullmatch(name))}
-    paths = [path for path, name in places.items() if row_of(name)]
+    paths = [path for path, name in places.items() if find_row(name)]
     try:
-        keys = [_key(path) for path in paths]
+        keys = [_identify(path) for path in paths]
     except OSError as error:
         raise ShiftViTError(f"{error.filename!r} cannot be read: {error.strerror}; check the path") from error
     for key in keys:
@@ -103,31 +106,31 @@ def unpack(names: Iterable[str]) -> None:
     new = [key for key in keys if _open_unpacked(key) is None]
     if not new:
         return
-    rows, sizes = zip(*map(_counts, new), strict=True)
+    rows, sizes = zip(*map(_count_rows, new), strict=True)
     what = f"{new[0][0]}" if len(new) == 1 else f"{len(new):,} Parquet files"
-    notice(f"unpacking {what} ({_megabytes(sum(sizes))} of images) into {_folder()}, once")
+    notice(f"unpacking {what} ({_format_size(sum(sizes))} of images) into {_find_folder()}, once")
     with Bar("unpacking", sum(rows)) as bar:
         for key in new:
-            _images(key, bar.advance)
+            _get_images(key, bar.advance)
 
 
-def _folder() -> Path:
+def _find_folder() -> Path:
     return files.cache_folder("parquet")
 
 
-def _key(path: str) -> _Key:
+def _identify(path: str) -> _Key:
     status = os.stat(path)  # noqa: PTH116 - for each image; a Path would take several times as long
     return path, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(4096)
-def _counts(key: _Key) -> tuple[int, int]:
+def _count_rows(key: _Key) -> tuple[int, int]:
     """Returns the number of rows, and the most bytes that the images can have."""
     with open_parquet(key[0]) as file:
-        return int(file.metadata.num_rows), size_of(file)
+        return int(file.metadata.num_rows), count_bytes(file)
 
 
-def _images(key: _Key, report: Report | None = None) -> _Images:
+def _get_images(key: _Key, report: Report | None = None) -> _Images:
     """Returns the images of a Parquet file, which is unpacked if it is not yet."""
     images = _unpacked.get(key)
     if images is not None:
@@ -150,7 +153,7 @@ def _open_unpacked(key: _Key) -> _Images | None:
     """Returns the images of a Parquet file from the cache, or None if they are not there or are damaged."""
     pa = import_pyarrow(key[0])
     try:
-        with pa.memory_map(os.fspath(_place(key))) as file:  # the mapping outlives the file
+        with pa.memory_map(os.fspath(_find_place(key))) as file:  # the mapping outlives the file
             images = pa.ipc.open_file(file).read_all().column("image")
         images.validate(full=True)
     except pa.ArrowMemoryError:
@@ -160,7 +163,7 @@ def _open_unpacked(key: _Key) -> _Images | None:
     return images if images.type == pa.large_binary() else None
 
 
-def _place(key: _Key) -> Path:
+def _find_place(key: _Key) -> Path:
     """Returns where the Arrow file belongs: its name depends on the Parquet file's path, size, time and last bytes."""
     path, size, time = key
     with Path(path).open("rb") as stream:
@@ -168,29 +171,29 @@ def _place(key: _Key) -> Path:
         tail = stream.read()
     place = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:16]
     content = hashlib.sha256(f"{size} {time} ".encode() + tail).hexdigest()[:24]
-    return _folder() / f"{place}-{content}.arrow"
+    return _find_folder() / f"{place}-{content}.arrow"
 
 
 def _unpack(key: _Key, report: Report | None) -> _Images:
-    path, place = key[0], _place(key)
+    path, place = key[0], _find_place(key)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(files.take_turn(place.parent, "unpacking", ".*.tmp*"))
         except OSError as error:
-            raise _no_room(place.parent, error) from error
+            raise _explain_no_room(place.parent, error) from error
         images = _open_unpacked(key)
         if images is not None:  # another process unpacked them meanwhile
             return images
         with open_parquet(path) as file:
             columns = find_columns(path, file)
-        count, size = _counts(key)
+        count, size = _count_rows(key)
         if report is None:
-            notice(f"unpacking {path} ({_megabytes(size)} of images) into {place.parent}, once")
+            notice(f"unpacking {path} ({_format_size(size)} of images) into {place.parent}, once")
         free = shutil.disk_usage(place.parent).free
         if size > free:
             raise ShiftViTError(
-                f"the images of {path!r} take up to {_megabytes(size)} and {str(place.parent)!r} has room for "
-                f"{_megabytes(free)}; free space, or set SHIFTVIT_CACHE to a folder with more"
+                f"the images of {path!r} take up to {_format_size(size)} and {str(place.parent)!r} has room for "
+                f"{_format_size(free)}; free space, or set SHIFTVIT_CACHE to a folder with more"
             )
         parts = read_images(path, columns)
         try:
@@ -198,7 +201,7 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
         except ShiftViTError as error:
             if getattr(error.__cause__, "errno", None) is None:  # the reading failed, not the writing
                 raise
-            raise _no_room(place.parent, error.__cause__) from error
+            raise _explain_no_room(place.parent, error.__cause__) from error
         for old in place.parent.glob(f"{place.name.split('-')[0]}-*"):  # of an earlier file or release
             if old != place:
                 with contextlib.suppress(OSError):
@@ -224,11 +227,11 @@ def _write(temporary: Path, parts: Iterator[Any], count: int, report: Report | N
             raise ShiftViTError(f"the Parquet file has {rows:,} of {count:,} rows; get the file again")
 
 
-def _megabytes(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _no_room(folder: Path, error: BaseException | None) -> ShiftViTError:
+def _explain_no_room(folder: Path, error: BaseException | None) -> ShiftViTError:
     reason = getattr(error, "strerror", None) or error
     return ShiftViTError(
         f"images cannot be unpacked into {str(folder)!r}: {reason}; free space, or set SHIFTVIT_CACHE to a folder with "

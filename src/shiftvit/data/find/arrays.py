@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.find.dataset import SPLITS, Dataset, Split
-from shiftvit.data.find.words import name_splits, normal
+from shiftvit.data.find.words import name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, count_of
 
 # What an array holds, in the small letters of its name, which may also name a split: `x_train`, `val_images`, `Yvalid`.
@@ -44,7 +44,7 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
     names = arrays.get(_CLASS_NAMES)
     numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
     if names is not None:
-        class_names = tuple(normal(str(name)) for name in names.tolist())
+        class_names = tuple(normalise_name(str(name)) for name in names.tolist())
     elif training:
         # Without names the numbers are the names; one past the number of images can only be a mistake.
         most = int(splits["train"].labels.max()) + 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.find.words import normal
-from shiftvit.errors import ShiftViTError
+from shiftvit.data.find.words import normalise_name
+from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 from shiftvit.preprocess import Preprocess
 
 # The names of the splits, in the order in which they are listed everywhere.
@@ -36,12 +37,15 @@ class Split:
         images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: files that
             nobody has read yet.
         preprocess: what is left to do to `images` before a model takes them. It has no meaning until they are read.
+        copies: a number for each image, int64 (N,), the same for those that are the same. None: nobody has compared
+            them.
     """
 
     labels: NDArray[np.int64]
     paths: list[str] | None = None
     images: Any = None
     preprocess: Preprocess = field(default_factory=Preprocess)
+    copies: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +55,8 @@ class Split:
         indices = np.asarray(indices, np.int64)
         paths = None if self.paths is None else [self.paths[index] for index in indices]
         images = None if self.images is None else self.images[indices]
-        return Split(self.labels[indices], paths, images, self.preprocess)
+        copies = None if self.copies is None else self.copies[indices]
+        return Split(self.labels[indices], paths, images, self.preprocess, copies)
 
     def path(self, index: int) -> str | None:
         """Returns where an image is; None: it is an array that came without a path."""
@@ -98,10 +103,39 @@ class Dataset:
         path = self.path or Path()
         return path if path.is_dir() else path.parent
 
-    def with_splits(self, **splits: Split) -> Dataset:
-        """Returns the data set with these splits added or replaced."""
-        every = {**self.splits, **splits}
-        return replace(self, splits={name: every[name] for name in SPLITS if name in every})
+    def leave_out(self, paths: Collection[str]) -> Dataset:
+        """Returns the data set without the images at these paths."""
+        splits = {}
+        for name, split in self.splits.items():
+            keep = [index for index in range(len(split)) if split.path(index) not in paths]
+            splits[name] = split.take(keep) if len(keep) < len(split) else split
+        return replace(self, splits=splits)
+
+    def list_paths(self) -> set[str]:
+        """Returns where all the images are."""
+        return {path for split in self.splits.values() for path in split.paths or []}
+
+    def name_lost(self, usable: Dataset) -> dict[str, list[str]]:
+        """Returns the classes that lack an image in the same split of another data set: split -> quoted names."""
+        lost = {}
+        for name, split in self.splits.items():
+            labels = np.setdiff1d(split.labels, usable.splits[name].labels).tolist()
+            if labels:
+                lost[name] = [repr(self.class_names[label]) for label in labels]
+        return lost
+
+    def say_lost(self, usable: Dataset) -> set[str]:
+        """Reports the classes of which no image in a split can be decoded. Returns these splits."""
+        lost = self.name_lost(usable)
+        for split, names in lost.items():
+            notice(f"note: no {split} image of {join_words(names)} can be decoded")
+        return {*lost}
+
+    def say_counts(self) -> None:
+        """Reports how many images each split has, and of each class."""
+        for name, split in self.splits.items():
+            counts = np.bincount(split.labels, minlength=len(self.class_names))
+            notice(f"{name}: {count_of(len(split), 'image')}, {describe_range(counts)} a class")
 
 
 def number_classes(
@@ -124,7 +158,7 @@ def number_classes(
     Raises:
         ShiftViTError: no images, or none for training; a class without training images; a name that is no text.
     """
-    rows = [(split, image, normal(name)) for split, image, name in rows]
+    rows = [(split, image, normalise_name(name)) for split, image, name in rows]
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
@@ -136,7 +170,7 @@ def number_classes(
         raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
         names = sorted({name for _, _, name in (by_split["train"] if training else rows)}, key=natural)
-    names = [*map(normal, names)]
+    names = [*map(normalise_name, names)]
     for image in (image for _, image, _ in rows):
         if not is_text(image):
             raise ShiftViTError(f"the name {os.fsencode(image)!r} of an image is not valid UTF-8; rename it")
@@ -167,8 +201,8 @@ def check_names(data: Dataset) -> Dataset:
         if not name.strip() or any(unicodedata.category(letter) in {"Cc", "Zl", "Zp"} for letter in name):
             what = "has line breaks or control characters" if name.strip() else "is blank"
             raise ShiftViTError(f"the class name {name!r} of {data.name!r} {what}; rename the class")
-    if len({*map(normal, names)}) < len(names):
-        twice = next(name for number, name in enumerate(names) if normal(name) in map(normal, names[:number]))
+    if len({*map(normalise_name, names)}) < len(names):
+        twice, _ = Counter(map(normalise_name, names)).most_common(1)[0]
         raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; give each a name of its own")
     return data
 
@@ -205,7 +239,7 @@ def is_text(name: str) -> bool:
     return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
-def spread_of(counts: NDArray[np.integer[Any]]) -> str:
+def describe_range(counts: NDArray[np.integer[Any]]) -> str:
     """Returns the least and the most of some numbers of images: `3 to 1,200`, or `3` where all are the same."""
     least, most = f"{counts.min():,}", f"{counts.max():,}"
     return least if least == most else f"{least} to {most}"

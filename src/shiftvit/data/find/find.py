@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shiftvit.data.decode.parquet import has_images
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.find.arrays import read_archive
 from shiftvit.data.find.dataset import Dataset, Row, check_classes, check_names, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
-from shiftvit.data.find.listing import is_companion
+from shiftvit.data.find.listing import is_companion, list_folder
 from shiftvit.data.find.shards import read_shards
-from shiftvit.data.find.tables import read_listed
+from shiftvit.data.find.tables import read_table
 from shiftvit.data.find.words import is_litter, is_split
-from shiftvit.errors import ShiftViTError, join_words
+from shiftvit.errors import ShiftViTError
 
 _TABLES = {".csv", ".tsv", ".npz"}
 # What shiftvit writes, which is no data where it lies among the data: the files by which it is known: one, and
@@ -61,8 +61,8 @@ def find_data(path: str | Path, *, training: bool = True) -> Dataset:
     elif kind == ".npz":
         archive = read_archive(path, training=training)
     elif kind in _TABLES:
-        table = read_listed(path)
-        layout, rows, notes, names = f"{kind[1:].upper()} of {join_words(table.columns)}", table.rows, table.notes, None
+        layout, rows, notes = read_table(path)
+        names = None
     else:
         raise ShiftViTError(
             f"{str(path)!r} is not a folder, .csv, .tsv, .npz or .parquet; give one of these, or unpack it"
@@ -75,14 +75,14 @@ def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], S
     """Returns the layout, the rows, the notes and maybe the classes of a folder, or of a single Parquet file."""
     tree = _walk(path) if path.is_dir() else _Tree(shards=[(path.name,)])
     images, shards, left_out = tree.images, tree.shards, tree.left_out
-    read = read_shards(path, shards, optional=bool(images), training=training) if shards else None
-    if read is not None:
-        layout, rows, notes, names = read
+    names = None
+    # Beside images, Parquet files may be tables of something else; the first one decides.
+    if shards and (not images or has_images(str(path.joinpath(*shards[0])))):
+        layout, rows, notes, names = read_shards(path, shards, training=training)
         left_out |= {"images beside the Parquet files": len(images)} if images else {}
     else:
         left_out |= {"files of type .parquet": len(shards)} if shards else {}
         layout, rows, notes = read_class_folders(path, images, tree.folders, left_out, tree.tables, training=training)
-        names = None
     return layout, rows, [*(f"{what}: {count:,}" for what, count in sorted(left_out.items())), *notes], names
 
 
@@ -109,12 +109,15 @@ def _walk(root: Path) -> _Tree:
     while stack:
         parts = stack.pop()
         follow = not parts or (len(parts) == 1 and is_split(parts[0]))
-        entries = _list_folder(root.joinpath(*parts))
-        kind = _output_kind({entry.name for entry in entries})
-        if kind is not None:
+        entries = list_folder(root.joinpath(*parts))
+        names = {entry.name for entry in entries}
+        kinds = [kind for kind, (every, any_of) in _OUTPUTS.items() if every <= names and any_of & names]
+        if kinds:
             if not parts:
-                raise ShiftViTError(f"{str(root)!r} is {kind} of shiftvit's and no data; give the folder of the images")
-            left_out[f"folders that are {kind} of shiftvit's"] += 1
+                raise ShiftViTError(
+                    f"{str(root)!r} is {kinds[0]} of shiftvit's and no data; give the folder of the images"
+                )
+            left_out[f"folders that are {kinds[0]} of shiftvit's"] += 1
             outputs.append(parts)
             continue
         inner = []
@@ -132,7 +135,7 @@ def _walk(root: Path) -> _Tree:
                 tree.images.append((*parts, entry.name))
             elif suffix == ".parquet":
                 tree.shards.append((*parts, entry.name))
-            elif not is_companion(entry.path):
+            elif not is_companion(entry.name, names):
                 left_out[f"files of type {suffix}" if suffix else "files without an extension"] += 1
                 if suffix in _TABLES:
                     tree.tables.append((*parts, entry.name))
@@ -140,20 +143,3 @@ def _walk(root: Path) -> _Tree:
         stack += reversed(inner)
     tree.folders = [parts for parts in tree.folders if not any(parts == output[: len(parts)] for output in outputs)]
     return tree
-
-
-def _output_kind(names: set[str]) -> str | None:
-    """Returns what of shiftvit's a folder of these entries is, or None."""
-    return next(
-        (kind for kind, (all_of, one_of) in _OUTPUTS.items() if all_of <= names and (not one_of or one_of & names)),
-        None,
-    )
-
-
-def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as scan:
-            return sorted(scan, key=lambda entry: entry.name)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ShiftViTError(f"the folder {str(folder)!r} cannot be read: {reason}; check its permissions") from error

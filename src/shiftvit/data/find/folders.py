@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.data.find.dataset import SPLITS, Row
-from shiftvit.data.find.words import is_split, name_splits, normal, says_nothing
+from shiftvit.data.find.words import is_split, name_splits, normalise_name, says_nothing
 from shiftvit.errors import ShiftViTError, count_of, join_words
 
 _ARRANGE = "put the images of each class into a folder of its name"
@@ -44,11 +44,13 @@ def read_class_folders(
         ShiftViTError: no images, no class folders, or splits that cannot be understood.
     """
     if not images:
-        raise ShiftViTError(f"{str(path)!r} holds no images{_say_left_out(left_out)}; {_mend(path, tables, left_out)}")
+        raise ShiftViTError(
+            f"{str(path)!r} holds no images{_say_left_out(left_out)}; {_suggest_mend(path, tables, left_out)}"
+        )
     tops = sorted({parts[0] for parts in images if len(parts) > 1})
     if not tops:
         raise ShiftViTError(
-            f"{str(path)!r} holds {count_of(len(images), 'image')} without class folders; {_mend(path, tables)}"
+            f"{str(path)!r} holds {count_of(len(images), 'image')} without class folders; {_suggest_mend(path, tables)}"
         )
     at, named = _find_splits(path, tops, images, training)
     wrapped = _find_wrapped(images, named) if at == 0 else set()
@@ -61,12 +63,12 @@ def read_class_folders(
             left_out["images outside the class folders"] += 1
         else:
             split = named[parts[at]] if at >= 0 else "train"
-            rows.append((split, str(path.joinpath(*parts)), normal(parts[level])))
+            rows.append((split, str(path.joinpath(*parts)), normalise_name(parts[level])))
     ordered = sorted(named, key=lambda name: (SPLITS.index(named[name]), name))
     if not any(split == "train" or not training for split, _, _ in rows):
         where = path / ordered[0] if at == 0 else path
-        raise ShiftViTError(f"{str(where)!r} holds images without class folders; {_mend(path, tables)}")
-    inner = _inner_folder(images)
+        raise ShiftViTError(f"{str(where)!r} holds images without class folders; {_suggest_mend(path, tables)}")
+    inner = _find_inner_folder(images)
     if at < 0 and inner:
         raise ShiftViTError(f"{str(path)!r} holds one class folder; did you mean {str(path.joinpath(*inner))!r}?")
     used = {parts[:length] for parts in images for length in (1, 2, 3)}
@@ -145,7 +147,7 @@ def _check_meanings(path: Path, splits: dict[str, str]) -> None:
         raise ShiftViTError(f"{str(path)!r} has {names}, which all mean {split}; keep one of them")
 
 
-def _inner_folder(images: Sequence[Parts]) -> Parts:
+def _find_inner_folder(images: Sequence[Parts]) -> Parts:
     """Returns the folder below a single top folder that has several folders with images, or nothing."""
     places = {parts[:-1] for parts in images if len(parts) > 1}
     shared = Path(os.path.commonpath([Path(*place) for place in places])).parts
@@ -157,11 +159,11 @@ def _say_left_out(left_out: Counter[str]) -> str:
     return f" that can be used (left out: {', '.join(found)})" if found else ""
 
 
-def _mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> str:
+def _suggest_mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> str:
     """Returns what to do: give the table that lies there, convert the files, or arrange the images."""
     if tables:
         nearest = str(path.joinpath(*min(tables, key=len)))
-        return f"give {nearest!r} in place of the folder if it lists them, or {_ARRANGE}"
+        return f"give {nearest!r} instead of the folder if it lists them, or {_ARRANGE}"
     if any(what.startswith("files") for what in left_out):
         return (
             f"shiftvit reads {join_words(FORMATS)} files with the usual ending; convert or rename the files, and "

@@ -13,8 +13,8 @@ import numpy as np
 from shiftvit import files
 from shiftvit.data.decode.rows import is_image
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.words import normal
-from shiftvit.errors import ShiftViTError, count_of, join_words
+from shiftvit.data.find.words import normalise_name
+from shiftvit.errors import ShiftViTError, count_of, join_words, notice
 
 # The table in a run folder that says which image is in which split.
 SPLITS_TABLE = "splits.csv"
@@ -41,7 +41,7 @@ def save_splits(data: Dataset, path: Path) -> None:
         content = text.getvalue().encode("utf-8")
     except UnicodeEncodeError as error:
         broken = error.object[error.start : error.start + 40]
-        raise ShiftViTError(f"a file's name is not valid UTF-8 at {broken!r}; rename the file") from error
+        raise ShiftViTError(f"a file name is not valid UTF-8 at {broken!r}; rename the file") from error
     files.write_file(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
@@ -56,11 +56,11 @@ def read_splits(table: Path) -> list[Row]:
             head, *lines = csv.reader(stream, strict=True)
     except (OSError, csv.Error, ValueError) as error:
         raise ShiftViTError(
-            f"{str(table)!r} is not a readable table ({error}); restore it, as it says which images are for training"
+            f"{str(table)!r} is not a readable table ({error}); restore it, since it says which images are for training"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
-    return [(split, image, normal(label)) for split, image, label in lines]
+    return [(split, image, normalise_name(label)) for split, image, label in lines]
 
 
 def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Dataset:
@@ -77,59 +77,64 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
         ShiftViTError: it is not such a table, or images or classes that it names are gone.
     """
     rows = read_splits(table)
-    gone = find_gone(data, rows)
+    named = {label for _, _, label in rows}
+    lost = sorted(named - {*data.class_names})
+    # A class may have had no image that could be used, or it came later; the count tells which.
+    is_whole = classes in (None, len(data.class_names))
+    names = tuple(name for name in data.class_names if is_whole or name in named)
+    chosen, gone = take_rows(data, rows, (*names, *lost))
     if gone:
         raise ShiftViTError(
             f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), 'image')}: "
             f"{name_some([image for _, image, _ in gone])}; put them back, name the place that they moved to with "
             "--data, or begin a new run"
         )
-    named = {label for _, _, label in rows}
-    lost = named - {*data.class_names}
     if lost:
         raise ShiftViTError(
-            f"the run has the {'class' if len(lost) == 1 else 'classes'} {name_some(sorted(lost))}, which "
-            f"{data.name!r} does not have; give the images their labels back, or begin a new run"
+            f"the run has the {'class' if len(lost) == 1 else 'classes'} {name_some(lost)}, which {data.name!r} does "
+            "not have; give the images their labels back, or begin a new run"
         )
-    # A class may have had no image that could be used, or it came later; the count tells which.
-    names = data.class_names if classes in (None, len(data.class_names)) else ()
-    names = names or tuple(name for name in data.class_names if name in named)
     if classes not in (None, len(names)):
         raise ShiftViTError(
             f"the run has {classes} classes and {data.name!r} has {len(data.class_names)}: "
-            f"{', '.join(data.class_names[:8])}; take out what came after the run began"
+            f"{', '.join(data.class_names[:8])}; remove what was added after the run began"
         )
-    return take_rows(data, rows, names)
+    new = [name for name in data.class_names if name not in names]
+    if new:
+        notice(f"note: the run does not know {name_some(new)}, whose images are left out")
+    return chosen
 
 
-def find_gone(data: Dataset, rows: Sequence[Row]) -> list[Row]:
-    """Returns those rows of a run's table whose images the data does not have, wherever it lies now."""
-    arrays = _arrays(data)
-    if arrays:
-        return [row for row in rows if row[1] not in arrays]
-    return [row for row in rows if not is_image(str(data.root / row[1]))]
-
-
-def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...]) -> Dataset:
-    """Returns the data set with the splits of these rows of a run's table, whose images are all there.
+def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None = None) -> tuple[Dataset, list[Row]]:
+    """Returns the data set in the splits of these rows of a run's table, and those rows whose images are gone.
 
     Args:
-        data: where they are.
+        data: where the images are, in whatever splits.
         rows: of the table; their classes are among `names`.
-        names: the classes, in the order of the labels.
+        names: the classes, in the order of the labels; None: those of the images that are there, by name.
     """
-    arrays = _arrays(data)
+    arrays = {  # of an archive, by the names of its images
+        path: (split, number)
+        for split in data.splits.values()
+        if split.images is not None
+        for number, path in enumerate(split.paths or [])
+    }
+    there, gone = list[Row](), list[Row]()
+    for row in rows:
+        found = row[1] in arrays if arrays else is_image(str(data.root / row[1]))
+        (there if found else gone).append(row)
+    names = tuple(sorted({label for _, _, label in there})) if names is None else names
     index = {name: number for number, name in enumerate(names)}
     splits = {}
     for split in SPLITS:
-        paths = [image if arrays else str(data.root / image) for its, image, _ in rows if its == split]
-        if paths:
-            labels = np.array([index[label] for its, _, label in rows if its == split], np.int64)
+        images = [(image, index[label]) for its, image, label in there if its == split]
+        if images:
+            paths = [image if arrays else str(data.root / image) for image, _ in images]
             pixels = (
                 np.stack([part.images[place] for part, place in map(arrays.__getitem__, paths)]) if arrays else None
             )
-            splits[split] = Split(labels, paths, pixels)
-    return replace(data, splits=splits, class_names=names)
+            splits[split] = Split(np.array([label for _, label in images], np.int64), paths, pixels)
+    return replace(data, splits=splits, class_names=names), gone
 
 
 def within(root: Path, image: str) -> str:
@@ -142,13 +147,3 @@ def name_some(names: Sequence[str]) -> str:
     """Returns the first few names for a message, and how many more there are."""
     some = [repr(name) for name in names[:_NAMED]]
     return join_words([*some, *([f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else [])])
-
-
-def _arrays(data: Dataset) -> dict[str, tuple[Split, int]]:
-    """Returns where the arrays of an archive are by the names of its images; empty: the images are files."""
-    return {
-        path: (split, number)
-        for split in data.splits.values()
-        if split.images is not None
-        for number, path in enumerate(split.paths or [])
-    }

@@ -6,16 +6,17 @@ import codecs
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
-from shiftvit.data.decode.rows import row_of
+from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError
 
 # What cameras and phones put beside a picture, under its name.
 _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
+_PICTURES = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
 # What text has none of: control characters, and bytes that are no UTF-8 (as `surrogateescape` keeps them).
 _ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 
@@ -42,13 +43,29 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
     return found
 
 
-def is_companion(path: str) -> bool:
-    """Returns whether a file belongs to a picture of the same name: a live photo's video, or notes on its edits."""
-    file = Path(path)
-    if file.suffix.lower() not in _COMPANIONS:
-        return False
-    endings = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
-    return any(file.with_suffix(ending).exists() for ending in endings)
+def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Returns what is in a folder, in the order of the names.
+
+    Raises:
+        ShiftViTError: it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as scan:
+            return sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ShiftViTError(f"the folder {str(folder)!r} cannot be read: {reason}; check its permissions") from error
+
+
+def is_companion(name: str, others: Collection[str]) -> bool:
+    """Returns whether a file belongs to a picture of the same name: a live photo's video, or notes on its edits.
+
+    Args:
+        name: of the file, or its path.
+        others: of the files beside it, or their paths.
+    """
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path would not keep the name as it is
+    return suffix.lower() in _COMPANIONS and any(stem + ending in others for ending in _PICTURES)
 
 
 def split_list(content: bytes) -> list[str] | None:
@@ -72,13 +89,13 @@ def split_list(content: bytes) -> list[str] | None:
 
 
 def _exists(name: str) -> bool:
-    return os.path.lexists(name) or row_of(name) is not None
+    return os.path.lexists(name) or find_row(name) is not None
 
 
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     if Path(name).is_dir():
         yield from _walk(name, recursive, all_files)
-    elif os.path.lexists(name) or row_of(name):
+    elif os.path.lexists(name) or find_row(name):
         yield name
     elif glob.has_magic(name):
         # As the user wrote it: pathlib's own globbing has no way to begin at an absolute path or above this folder.
@@ -86,11 +103,8 @@ def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
 
 
 def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-    except OSError as error:
-        raise ShiftViTError(f"the folder {folder!r} cannot be read: {error.strerror}; check its permissions") from error
+    entries = list_folder(folder)
+    names = {entry.name for entry in entries}
     for entry in entries:
         if is_litter(entry.name) and not (all_files and entry.is_file()):
             continue
@@ -98,7 +112,7 @@ def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
             if recursive:
                 yield from _walk(entry.path, recursive, all_files)
         elif (
-            entry.is_file() and not is_companion(entry.path)
+            entry.is_file() and not is_companion(entry.name, names)
             if all_files
             else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
         ):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns, has_images, open_parquet, read_labels
+from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns, open_parquet, read_labels
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
@@ -16,8 +16,8 @@ _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  #
 
 
 def read_shards(
-    path: Path, tables: Sequence[Parts], *, optional: bool = False, training: bool = True
-) -> tuple[str, list[Row], list[str], tuple[str, ...] | None] | None:
+    path: Path, tables: Sequence[Parts], *, training: bool = True
+) -> tuple[str, list[Row], list[str], tuple[str, ...] | None]:
     """Tells which Parquet file belongs to which split, and reads their labels. No image is read.
 
     Splits without any label, and rows without one, are left out.
@@ -25,20 +25,17 @@ def read_shards(
     Args:
         path: a folder, or a single file, whose rows are for training.
         tables: the Parquet files below the folder, or the file's name.
-        optional: they may be tables of something else, that lie beside images; the first one decides.
         training: as for `find_data`.
 
     Returns:
-        None if they are. Otherwise the layout in words, the rows, notes about what is left out, and the classes of the
-        training files' `ClassLabel` in its order, or None where the labels themselves are the classes.
+        the layout in words, the rows, notes about what is left out, and the classes of the training files'
+        `ClassLabel` in its order, or None where the labels themselves are the classes.
 
     Raises:
         ShiftViTError: several data sets, no training files, no column of images or of labels, a damaged file, a label
             that has no name, or pyarrow is not installed.
     """
     root = path if path.is_dir() else path.parent
-    if optional and not has_images(str(root.joinpath(*tables[0]))):
-        return None
     splits, notes = _assign_splits(path, tables, training) if path.is_dir() else ({"train": [tables[0]]}, [])
     rows: list[Row] = []
     first: Columns | None = None

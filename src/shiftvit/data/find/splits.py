@@ -5,15 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.config import DataConfig
 from shiftvit.data.find.dataset import SPLITS, Dataset
 from shiftvit.errors import ShiftViTError, count_of, join_words
 
 # Classes that a message names; the others are counted.
 _NAMED = 10
+
+
+def split_as(config: DataConfig, data: Dataset) -> Dataset:
+    """Returns the data set with the splits that it lacks, as the settings say.
+
+    Raises:
+        ShiftViTError: splits that cannot be.
+    """
+    return split_data(
+        data,
+        validation=config.validation,
+        test=config.test,
+        seed=config.split_seed,
+        stratify=config.stratify,
+        limit=config.limit,
+        validation_from=config.validation_from,
+    )
 
 
 def split_data(
@@ -24,12 +43,12 @@ def split_data(
     seed: int,
     stratify: bool = True,
     limit: int | None = None,
-    copies: NDArray[np.int64] | None = None,
+    validation_from: Literal["random", "end"] = "random",
 ) -> Dataset:
     """Takes the splits that a data set lacks from its training images: at random, the same for the same seed.
 
     Splits that it has stay as they are. Files are sorted first, so that the order in which they were found does not
-    matter.
+    matter. Copies are not parted, as far as they are marked; those that have several labels stay for training.
 
     Args:
         data: has training images.
@@ -38,28 +57,39 @@ def split_data(
         seed: 0..2**32-1.
         stratify: each class has about the same share of every split and of the limit, and at least one image in it.
         limit: leave no more than so many training images afterwards, drawn at random; None: all.
-        copies: for each of the training images a number, (N,), the same for those that are the same: these are not
-            parted. Those that have several labels stay for training. None: all are different.
+        validation_from: "end": the last images are for validation, in the order of the data, whatever their classes.
 
     Raises:
-        ShiftViTError: labels of another shape, a share, limit or seed that cannot be, or too few images of a class.
+        ShiftViTError: labels of another shape, a share, limit or seed that cannot be, too few images of a class, or
+            files, whose order means nothing, from whose end validation images should come.
     """
     wanted = {"test": test, "validation": validation}
     shares = {name: share for name, share in wanted.items() if share != 0 and name not in data.splits}
     train = data.train
     order = np.arange(len(train))
     if train.paths is not None and train.images is None:
+        if validation_from == "end" and "validation" in shares:
+            raise ShiftViTError(
+                "data.validation_from='end' is for arrays, and files have no order; set data.validation_from=random"
+            )
         paths = train.paths
         order = np.array(sorted(range(len(train)), key=lambda place: (paths[place], train.labels[place])), np.int64)
     if train.labels.ndim != 1:
         raise ShiftViTError(f"labels have the shape {train.labels.shape}; give one number for each image, (N,)")
     labels, names = train.labels[order], data.class_names if stratify else None
-    pictures = _number_pictures(labels, np.arange(len(labels)) if copies is None else copies[order])
+    pictures = _number_pictures(labels, np.arange(len(labels)) if train.copies is None else train.copies[order])
     _, first = np.unique(pictures[pictures >= 0], return_index=True)
     firsts = np.flatnonzero(pictures >= 0)[first]
+    if validation_from == "end" and "validation" in shares:
+        count = _count_images("validation", shares.pop("validation"), len(firsts), len(firsts), None)
+        firsts, last = firsts[:-count], firsts[-count:]
+    else:
+        last = None
     if names is not None and shares:
         _check_sizes(labels, labels[firsts], names, shares)
     chosen = {name: firsts[drawn] for name, drawn in _draw_splits(labels[firsts], shares, seed, names).items()}
+    if last is not None:
+        chosen["validation"] = last
     places = {name: np.flatnonzero(np.isin(pictures, pictures[drawn])) for name, drawn in chosen.items()}
     rest = np.ones(len(labels), bool)
     for drawn in places.values():

@@ -51,11 +51,11 @@ def says_nothing(name: str) -> bool:
 
 
 def _match(name: str) -> str | None:
-    match = _NAME.fullmatch(re.sub(r"[\W\d_]+", "", normal(name).casefold()))
+    match = _NAME.fullmatch(re.sub(r"[\W\d_]+", "", normalise_name(name).casefold()))
     return None if match is None else _MEANING[match[1]]
 
 
-def normal(text: str) -> str:
+def normalise_name(text: str) -> str:
     """Returns a text without spaces around it, in the one form of Unicode (NFC) in which names are compared."""
     return unicodedata.normalize("NFC", text).strip()
 

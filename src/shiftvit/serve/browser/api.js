@@ -50,7 +50,7 @@ export async function classify(model, picture, signal) {
   return order.slice(0, 5).map((index) => ({ label: model.labels[index], score: scores[index] }));
 }
 
-/** Returns what speaks for a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
+/** Returns what supports a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
 export async function explain(model, picture, label, signal) {
   const { maps, width, height } = await answer(picture, ["probabilities", "map"], signal);
   const heat = activation(maps, model.head, model.labels.indexOf(label), model.labels.length);
@@ -152,7 +152,7 @@ function seen({ resize, crop, crop_position: position }, height, width) {
   return { region: [left / newWidth, top / newHeight, columns / newWidth, rows / newHeight], ratio: columns / rows };
 }
 
-/** Draws a heat map, transparent where nothing speaks for the class; returns its address. */
+/** Draws a heat map, transparent where nothing supports the class; returns its address. */
 function draw(heat, ratio) {
   const canvas = document.createElement("canvas");
   canvas.width = Math.round(SIDE * Math.min(1, ratio));

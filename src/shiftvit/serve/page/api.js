@@ -35,7 +35,7 @@ export async function classify(model, picture, signal) {
   return (await request(`${at(model)}/classify?top_k=5`, { picture, signal })).json();
 }
 
-/** Returns what speaks for a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
+/** Returns what supports a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
 export async function explain(model, picture, label, signal) {
   const path = `${at(model)}/explain?top_k=5&label=${encodeURIComponent(label)}`;
   const found = await (await request(path, { picture, signal })).json();

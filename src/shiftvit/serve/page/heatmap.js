@@ -1,4 +1,4 @@
-// The heat map over a picture: what speaks for a class.
+// The heat map over a picture: what supports a class.
 
 import { make } from "./dom.js";
 

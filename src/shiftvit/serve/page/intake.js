@@ -11,7 +11,7 @@ export function watchIntake({ stage, input, paste, take, complain }) {
     take([...files].slice(0, MOST));
     if (files.length > MOST) {
       const all = count(files.length, "file");
-      complain(`The page took the first ${MOST} of ${all}. For more there is the command: shiftvit predict FOLDER`);
+      complain(`The page took the first ${MOST} of ${all}. For more, use the command: shiftvit predict FOLDER`);
     }
   };
   watchDrops(stage, accept);

@@ -92,7 +92,7 @@ export class Result {
     ];
     if (!this.explains) return { label, row: make("li", {}, make("div", { class: "bar" }, ...parts)) };
     const button = make("button", { type: "button", class: "bar", "aria-pressed": "false" }, ...parts);
-    button.title = `What speaks for ${label}?`;
+    button.title = `Show why ${label}`;
     button.addEventListener("click", () => this.toggle(label));
     return { label, button, row: make("li", {}, button) };
   }
@@ -137,7 +137,7 @@ export class Result {
       );
       await this.picture.lay(found);
       const rest = this.picture.whole ? "" : " The model does not see what is darkened.";
-      this.legend.replaceChildren("Coloured is what speaks for ", foreign(label), `.${rest}`);
+      this.legend.replaceChildren("The coloured parts support ", foreign(label), `.${rest}`);
       say(`Heat map for ${label} shown over ${this.file.name}`);
     } catch (error) {
       if (signal.aborted || this.gone.signal.aborted) return;

@@ -1,0 +1,103 @@
+"""`--engine ray`: the bulk engine behind `predict` and `embed`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+
+from shiftvit.cli.inputs import find_sources
+from shiftvit.console import Bar
+from shiftvit.errors import ShiftViTError, count_of, nearest, notice
+
+_ENGINES = ("local", "ray")
+
+
+def wants_ray(engine: str, address: str | None, workers: int | None, paths: list[str] | None, out: str | None) -> bool:
+    """Returns whether Ray is to do it.
+
+    Raises:
+        ShiftViTError: there is no such engine, or something is given that only the other one takes.
+    """
+    if engine not in _ENGINES:
+        raise ShiftViTError(f"there is no engine {engine!r}; {nearest(engine, _ENGINES)}")
+    for name, value in (("address", address), ("workers", workers)):
+        if value is not None and engine != "ray":
+            raise ShiftViTError(f"--{name} is of the engine ray; add --engine ray, or leave it out")
+    if engine == "ray":
+        return True
+    for name in [*(paths or ()), *filter(None, [out])]:
+        if "://" in name and not os.path.lexists(name):
+            raise ShiftViTError(f"{name!r} is a URI, which the engine ray takes; add --engine ray, or name a path")
+    return False
+
+
+def refuse_for_ray(**options: Any) -> None:
+    """Raises ShiftViTError if an option was given that Ray's engine lacks."""
+    for name, value in options.items():
+        if value is not None:
+            raise ShiftViTError(f"--{name} needs the engine local; leave it out, or --engine ray")
+
+
+def run_on_ray(
+    command: str,
+    paths: list[str] | None,
+    out: str | None,
+    strict: bool,
+    listing: dict[str, Any],
+    **options: Any,
+) -> None:
+    """Runs a command on Ray and says what it did.
+
+    Args:
+        command: "predict" or "embed".
+        paths, out, strict: the options of that name.
+        listing: arguments of `run_bulk`.
+        options: attributes of `Task`; None: its default.
+
+    Raises:
+        ShiftViTError: as `run_bulk`; or there is no folder to write.
+        typer.Exit: with status 3 if an image cannot be read and `strict` is set, or 130 after Ctrl-C.
+    """
+    from shiftvit.inference.bulk import Summary, run_bulk
+    from shiftvit.inference.worker import Task
+
+    if out is None:
+        raise ShiftViTError("--engine ray writes a folder of files; name it with --out DIR")
+    names = [path for path in paths or [] if path != "-"]
+    if len(names) != len(paths or [""]):
+        names += find_sources(["-"] if paths else None, False, False)
+    if not all(isinstance(name, str) for name in names):
+        raise ShiftViTError("--engine ray reads no image from standard input, only a list of paths; leave it out")
+    done = Summary()
+    task = Task(command, out, **{name: value for name, value in options.items() if value is not None})
+    with Bar(command, 0) as bar:
+
+        def report(summary: Summary) -> None:
+            nonlocal done
+            done = summary
+            bar.update(summary.images, f"{summary.images / summary.seconds:,.0f} images/s", total=summary.total)
+
+        try:
+            done = run_bulk(task, names, report=report, recount=strict, **listing)
+        except KeyboardInterrupt:
+            notice(f"stopped after {count_of(done.images, 'image')}; the same command continues")
+            raise typer.Exit(130) from None
+    notice(_tell(out, done))
+    if done.failures and strict:
+        raise typer.Exit(3)
+
+
+def _tell(out: str, done: Any) -> str:
+    told = []
+    if done.before:
+        told.append(f"{count_of(done.before, 'image')} were there before")
+    if done.images:
+        rate = f"{done.images / done.seconds:,.0f} images/s"
+        told.append(
+            f"{count_of(done.images, 'image')} in {done.seconds:.1f} s, {rate} ({count_of(done.actors, 'actor')})"
+        )
+    if done.failures:
+        told.append(f"{done.failures:,} could not be read")
+    return f"{out}: {'; '.join(told)}"

@@ -1,0 +1,89 @@
+"""The options that `predict` and `embed` share, and the images that they stand for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from shiftvit.errors import ShiftViTError
+
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[PATH|DIR|GLOB|-]...",
+        help="Image files, folders or patterns; - reads an image or a list of paths from standard input "
+        "(default: the sample images that come with shiftvit).",
+    ),
+]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads (default: one per core; on Ray 1 per actor).")]
+BatchSize = Annotated[int, typer.Option(help="Images per batch.")]
+AllFiles = Annotated[bool, typer.Option("--all-files", help="Include every file in folders, not only images.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="local, or ray: for many files, on the cores of a cluster. PATH and --out may then be URIs that pyarrow "
+        "knows (s3://, gs://, file://), PATH may be Parquet, --out is a folder, and a stopped run is continued."
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="With --engine ray: the cluster, HOST:PORT, or auto on one of its nodes (default: RAY_ADDRESS, or one "
+        "that is started on this machine).",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="With --engine ray: actors, each with a model (default: one per core).")
+]
+
+
+def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
+    """Returns paths, or the bytes of an image on standard input."""
+    from shiftvit.bundle.stored.find import PRETRAINED
+    from shiftvit.data.find.listing import is_companion, list_images
+
+    if not paths:
+        return list_images([str(PRETRAINED / "samples")], recursive=True)
+    sources: list[Any] = []
+    for path in paths:
+        sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
+    # A shell's pattern names the videos and notes of live photos, too.
+    files = {source for source in sources if isinstance(source, str)}
+    return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
+
+
+def _standard_input() -> list[Any]:
+    from shiftvit.data.decode.formats import find_kind
+    from shiftvit.data.decode.images import MAX_BYTES
+    from shiftvit.data.find.listing import split_list
+
+    # No picture and no list is larger, and a device may have no end.
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
+    if not content.strip():
+        raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
+    names = split_list(content)
+    # A list may begin as a picture does (`GIF89a/cat.gif`), and a picture may be text (PPM).
+    if find_kind(content) is not None and (names is None or _is_picture(content)):
+        return [content]
+    if names is None:
+        raise ShiftViTError(
+            "standard input is neither an image of a supported format nor a list of files that exist, one per line: it "
+            f"begins with {content[:40]!r}"
+        )
+    return names
+
+
+def _is_picture(content: bytes) -> bool:
+    from shiftvit.data.decode.images import decode
+
+    try:
+        decode(content)
+    except ShiftViTError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""The input of a bulk run, cut into blocks that are the same whenever it is started: each becomes one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from shiftvit.data.decode.parquet import find_columns, open_parquet, read_groups
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
+from shiftvit.data.decode.rows import NO_IMAGE
+from shiftvit.data.find.listing import is_companion, list_images
+from shiftvit.data.find.words import is_litter
+from shiftvit.errors import ShiftViTError
+from shiftvit.inference.sources import BATCH_SIZE, Named
+from shiftvit.inference.storage import Storage, is_uri, open_storage, reaching
+
+# A file, (storage, path), or a row group of a Parquet file, (storage, path, group, first row, rows).
+Entry = tuple[int, str] | tuple[int, str, int, int, int]
+# The fewest and the most images of a block. Of few images the blocks are small, so that several actors have work.
+_LEAST, _MOST, _WANTED = 16, 1024, 64
+_READERS = 16  # threads that read the ends of Parquet files
+
+
+class Inputs:
+    """Images in a stable order.
+
+    Attributes:
+        storages: where they are; entries have a place in this list.
+        entries: the files and row groups.
+        count: the number of images.
+        roots: folders of this machine that they are in.
+    """
+
+    def __init__(self, names: Sequence[str], *, recursive: bool = False, all_files: bool = False) -> None:
+        """Lists what names stand for.
+
+        Args:
+            names: image files, Parquet files and folders of either, by path or URI, and patterns of paths.
+            recursive, all_files: as in `list_images`; a folder with Parquet files and no image files means those.
+
+        Raises:
+            ShiftViTError: a name stands for nothing, or cannot be reached.
+        """
+        self.storages: list[Storage] = []
+        self.entries: list[Entry] = []
+        self.roots: set[str] = set()
+        for name in names:
+            storage, paths = _list(name, recursive, all_files)
+            if storage not in self.storages:
+                self.storages.append(storage)
+            self._add(self.storages.index(storage), paths)
+            if storage.filesystem is None:
+                parents = {os.path.dirname(storage.place(path)) for path in paths}  # noqa: PTH120  (there may be millions)
+                self.roots.update(parent for parent in parents if Path(parent).is_dir())
+        self.count = sum(map(count_images, self.entries))
+
+    def _add(self, at: int, paths: list[str]) -> None:
+        storage = self.storages[at]
+        shards = [path for path in paths if _is_parquet(path)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            sizes = dict(zip(shards, pool.map(partial(_read_group_sizes, storage), shards), strict=True))
+        for path in paths:
+            if path not in sizes:
+                self.entries.append((at, path))
+                continue
+            first = 0
+            for group, rows in enumerate(sizes[path]):
+                self.entries.append((at, path, group, first, rows))
+                first += rows
+
+    def digest(self) -> str:
+        """Returns what identifies the images and their order, in hexadecimal."""
+        found = hashlib.sha256()
+        for at, *entry in self.entries:
+            found.update(json.dumps([self.storages[at].prefix, *entry]).encode() + b"\n")
+        return found.hexdigest()
+
+    def block_size(self) -> int:
+        """Returns a fitting number of images for a block; it depends on nothing but `count`."""
+        size = max(_LEAST, -(-self.count // _WANTED))
+        return size if size <= BATCH_SIZE else min(_MOST, -(-size // BATCH_SIZE) * BATCH_SIZE)
+
+    def blocks(self, size: int) -> Iterator[list[Entry]]:
+        """Yields the entries of each block: as many as make at least `size` images."""
+        block: list[Entry] = []
+        images = 0
+        for entry in self.entries:
+            block.append(entry)
+            images += count_images(entry)
+            if images >= size:
+                yield block
+                block, images = [], 0
+        if block:
+            yield block
+
+
+def count_images(entry: Entry) -> int:
+    """Returns how many images an entry has."""
+    return entry[4] if len(entry) == 5 else 1
+
+
+def read_entries(entries: Sequence[Entry], storages: Sequence[Storage]) -> Iterator[Named]:
+    """Yields the images of a block. Files are read when they are decoded, and Parquet files some rows at a time."""
+    for at, path, *rows in entries:
+        storage = storages[at]
+        if rows:
+            yield from _read_rows(storage, path, *rows)
+        else:
+            yield Named(storage.name(path), storage.content(path))
+
+
+def _read_rows(storage: Storage, path: str, group: int, first: int, count: int) -> Iterator[Named]:
+    row = first
+    try:
+        with open_parquet(storage.name(path), _make_opener(storage, path)) as file:
+            for images in read_groups(file, find_columns(storage.name(path), file), [group]):
+                for image in images:
+                    name = f"{storage.name(path)}#{row}"
+                    yield Named(name, partial(_check_image, name, image.as_buffer()))
+                    row += 1
+    except ShiftViTError as error:  # the rest of the rows have it for their error
+        for left in range(row, first + count):
+            yield Named(f"{storage.name(path)}#{left}", partial(_fail, str(error)))
+
+
+def _check_image(name: str, buffer: Any) -> bytes:
+    if not buffer:
+        _fail(f"{name!r} {NO_IMAGE}")
+    return bytes(buffer)
+
+
+def _fail(message: str) -> NoReturn:
+    raise ShiftViTError(message)
+
+
+def _make_opener(storage: Storage, path: str) -> Callable[[], Any]:
+    from pyarrow import fs  # type: ignore[import-untyped]
+
+    filesystem = storage.filesystem or fs.LocalFileSystem()
+    return partial(filesystem.open_input_file, storage.place(path))
+
+
+def _read_group_sizes(storage: Storage, path: str) -> list[int]:
+    """Returns the number of rows in each row group of a Parquet file of images."""
+    with open_parquet(storage.name(path), _make_opener(storage, path)) as file:
+        find_columns(storage.name(path), file)
+        return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")
+
+
+def _list(name: str, recursive: bool, all_files: bool) -> tuple[Storage, list[str]]:
+    """Returns the files that a name stands for; a Parquet file stands for its images."""
+    if is_uri(name):
+        storage, path = open_storage(name)
+        with reaching(name):
+            return storage, _list_uri(name, storage, path, recursive, all_files)
+    local = Storage(root=str(Path.cwd()))
+    try:
+        found = list_images([name], recursive=recursive, all_files=all_files)
+    except ShiftViTError:
+        shards = _find_shards(name, recursive) if Path(name).is_dir() else []
+        if not shards:
+            raise
+        return local, shards
+    files = {*found}
+    return local, [path for path in found if not is_companion(path, files)]
+
+
+def _find_shards(folder: str, recursive: bool) -> list[str]:
+    with suppress(ShiftViTError):
+        return [path for path in list_images([folder], recursive=recursive, all_files=True) if _is_parquet(path)]
+    return []
+
+
+def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files: bool) -> list[str]:
+    from pyarrow import fs
+
+    info = storage.filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        raise ShiftViTError(f"{name!r} does not exist; check the URI (patterns are for paths of this machine)")
+    if info.is_file:
+        return [path]
+    start = len(path.rstrip("/")) + 1
+    found = []
+    for info in storage.filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)):
+        parts = tuple(info.path[start:].split("/"))
+        if info.is_file and not any(map(is_litter, parts if not all_files else parts[:-1])):
+            found.append((parts, info.path))
+    whole = [path for _, path in sorted(found)]
+    pictures = [path for path in whole if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]  # noqa: PTH122
+    chosen = pictures or [path for path in whole if _is_parquet(path)]
+    if all_files:
+        others = {*whole}
+        chosen = [path for path in whole if not is_companion(path, others)]
+    if not chosen:
+        mends = "" if recursive else "; --recursive looks into the folders within"
+        raise ShiftViTError(f"{name!r} holds no image files{mends}")
+    return chosen

@@ -1,0 +1,230 @@
+"""Files on this machine, or wherever pyarrow reaches by URI (`s3://`, `gs://`, `file://`): listed, read and written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shiftvit import files
+from shiftvit.data.decode.images import MAX_BYTES
+from shiftvit.errors import ShiftViTError
+
+# A drive of Windows has one letter.
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+# What is wrong with one file; other faults, as of a network, say nothing of it.
+_OF_THE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+
+
+def is_uri(name: str) -> bool:
+    """Whether a name is a URI, and no path of this machine."""
+    return _URI.match(name) is not None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where files are.
+
+    Attributes:
+        root: the folder that relative paths start from; "" where there are none.
+        filesystem: a `pyarrow.fs.FileSystem`; None: this machine's.
+        prefix: what comes before a path in the name that a user sees, such as "s3://".
+    """
+
+    root: str = ""
+    filesystem: Any = None
+    prefix: str = ""
+
+    def name(self, path: str) -> str:
+        """Returns what a user calls a file."""
+        return self.prefix + path
+
+    def place(self, path: str) -> str:
+        """Returns what the file system calls a file."""
+        return os.path.join(self.root, path) if self.root else path  # noqa: PTH118  (it may be a URI's path)
+
+    def content(self, path: str) -> str | Callable[[], bytes]:
+        """Returns a path that can be read on this machine, or what reads the file."""
+        return self.place(path) if self.filesystem is None else partial(self.read, path, MAX_BYTES + 1)
+
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """Returns the first `limit` bytes of a file, or all.
+
+        Raises:
+            ShiftViTError: there is no such file, or it may not be read.
+            OSError: the file system fails.
+        """
+        try:
+            with self.filesystem.open_input_file(path) as file:
+                return bytes(file.read(limit))
+        except OSError as error:
+            if error.errno not in _OF_THE_FILE:
+                raise
+            reason = os.strerror(error.errno or 0)
+            raise ShiftViTError(f"{self.name(path)!r} cannot be read: {reason}; give a readable image file") from error
+
+
+def open_storage(uri: str) -> tuple[Storage, str]:
+    """Returns the file system of a URI, and the path in it.
+
+    Raises:
+        ShiftViTError: pyarrow knows no such file system, or cannot open it.
+    """
+    from pyarrow import fs  # type: ignore[import-untyped]
+
+    with reaching(uri):
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    scheme = uri.split("://", 1)[0] + "://"
+    return Storage(filesystem=filesystem, prefix=scheme), path.rstrip("/") or path
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Turns what a file system raises into one line.
+
+    Raises:
+        ShiftViTError: it failed.
+    """
+    try:
+        yield
+    except ShiftViTError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are of these types
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise ShiftViTError(
+            f"{uri!r} cannot be reached: {' '.join(str(reason).split())[:200]}; check the URI and its credentials"
+        ) from error
+
+
+class Folder:
+    """A folder that is written, on this machine or by URI. A file arrives whole or not at all.
+
+    Args:
+        name: a path or a URI.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._storage, self._path = open_storage(name) if is_uri(name) else (Storage(), str(Path(name).absolute()))
+
+    def __str__(self) -> str:
+        return self._name
+
+    @property
+    def place(self) -> str:
+        """The absolute path, or the URI."""
+        return self._path if self.is_local else self._name
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path of this machine."""
+        return self._storage.filesystem is None
+
+    def check(self) -> None:
+        """Raises ShiftViTError if it could not be made or written, as far as that shows without doing it."""
+        path = Path(self._path)
+        if not self.is_local:
+            with reaching(self._name):
+                is_file = self._storage.filesystem.get_file_info(self._path).is_file
+        else:
+            files.check_folder_name(path)
+            is_file = path.exists() and not path.is_dir()
+        if is_file:
+            raise ShiftViTError(f"{self._name!r} is a file, and a folder is written; name another")
+        if self.is_local:
+            files.check_folder(path)
+
+    def make(self) -> None:
+        """Makes the folder, if it is not there.
+
+        Raises:
+            ShiftViTError: it cannot be made.
+        """
+        if self.is_local:
+            path = Path(self._path)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise files.unwritable(path, error) from error
+            return
+        with reaching(self._name):
+            self._storage.filesystem.create_dir(self._path, recursive=True)
+
+    def names(self) -> list[str]:
+        """Returns the names of what is in it, without those of unfinished files; of a folder that is not there none.
+
+        Raises:
+            ShiftViTError: it cannot be listed.
+        """
+        if self.is_local:
+            try:
+                return sorted(entry.name for entry in os.scandir(self._path) if not entry.name.startswith("."))
+            except FileNotFoundError:
+                return []
+            except OSError as error:
+                raise ShiftViTError(f"{self._name!r} cannot be listed: {error.strerror}; name another") from error
+        from pyarrow import fs
+
+        with reaching(self._name):
+            found = self._storage.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name in it.
+
+        Raises:
+            ShiftViTError: it cannot be reached.
+        """
+        if self.is_local:
+            return Path(self._path, name).is_file()
+        with reaching(self._name):
+            return bool(self._storage.filesystem.get_file_info(f"{self._path}/{name}").is_file)
+
+    def read(self, name: str) -> bytes:
+        """Returns the content of a file in it.
+
+        Raises:
+            ShiftViTError: it cannot be read.
+        """
+        with reaching(f"{self._name}/{name}"):
+            if self.is_local:
+                return Path(self._path, name).read_bytes()
+            return self._storage.read(f"{self._path}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file in it.
+
+        Raises:
+            ShiftViTError: no space or no permission, or the file system fails.
+        """
+        if self.is_local:
+            files.write_file(Path(self._path, name), lambda temporary: temporary.write_bytes(content))
+            return
+        filesystem, new = self._storage.filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
+        with reaching(f"{self._name}/{name}"):
+            try:
+                with filesystem.open_output_stream(new) as stream:
+                    stream.write(content)
+                filesystem.move(new, f"{self._path}/{name}")
+            except BaseException:
+                with suppress(OSError):
+                    filesystem.delete_file(new)
+                raise
+
+    def sweep(self) -> None:
+        """Deletes the unfinished files that killed processes left, as far as they can be deleted."""
+        if self.is_local:
+            return  # `files.write_file` does it
+        from pyarrow import fs
+
+        with suppress(OSError):
+            for info in self._storage.filesystem.get_file_info(fs.FileSelector(self._path)):
+                if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
+                    self._storage.filesystem.delete_file(info.path)

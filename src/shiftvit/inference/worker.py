@@ -1,0 +1,255 @@
+"""What an actor of the bulk engine does: it loads the model once, and turns blocks of images into files of rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from shiftvit import __version__
+from shiftvit.bundle.stored import manifest as stored
+from shiftvit.data.decode.images import MAX_PIXELS
+from shiftvit.errors import ShiftViTError
+from shiftvit.inference.blocks import read_entries
+from shiftvit.inference.embed import Embedder
+from shiftvit.inference.predict import Failure, Predictor, as_object
+from shiftvit.inference.runtimes import identify
+from shiftvit.inference.sources import BATCH_SIZE
+from shiftvit.inference.storage import Folder, Storage
+
+# What a run is, in its folder.
+MANIFEST = "run.json"
+# The formats of each command's rows, the default first.
+FORMATS = {"predict": ("jsonl", "parquet"), "embed": ("parquet",)}
+_LOADERS: dict[str, type[Predictor] | type[Embedder]] = {"predict": Predictor, "embed": Embedder}
+_TRIES = 3  # of reading a block where the file system fails
+_PAUSE = 2.0  # seconds before the next
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all actors of a run do.
+
+    Attributes:
+        command: "predict" or "embed".
+        out: the folder of the results, by path or URI.
+        model, runtime: as for `Predictor` or `Embedder`.
+        kind: one of the command's `FORMATS`; None: the first.
+        top_k: classes of a row.
+        threads: processor threads of an actor.
+        batch_size, max_pixels: as for `Predictor.stream`.
+        features: how many an image has, of `embed`.
+        storages: where the images are.
+        roots: folders of this machine that they are in.
+        version: of shiftvit.
+    """
+
+    command: str
+    out: str
+    model: str = "cifar10"
+    runtime: str = "auto"
+    kind: str | None = None
+    top_k: int = 5
+    threads: int = 1
+    batch_size: int = BATCH_SIZE
+    max_pixels: int = MAX_PIXELS
+    features: int | None = None
+    storages: tuple[Storage, ...] = ()
+    roots: tuple[str, ...] = ()
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model that travels.
+
+    Attributes:
+        files: path below a folder -> content. What `load` takes is the first part of each path.
+        runtime: that it is to run in.
+        features: how many it gives, of `embed`.
+    """
+
+    files: dict[str, bytes] = field(repr=False)
+    runtime: str
+    features: int | None
+
+    def digest(self) -> str:
+        """Returns what identifies the model, in hexadecimal."""
+        found = hashlib.sha256()
+        for name, content in sorted(self.files.items()):
+            found.update(json.dumps([name, len(content)]).encode() + content)
+        return found.hexdigest()
+
+
+def read_model(command: str, model: str, runtime: str) -> Held:
+    """Reads a model's files, and proves that it can be loaded.
+
+    Raises:
+        ShiftViTError: it does not exist or is damaged, or the runtime does not fit it.
+    """
+    loaded = _LOADERS[command].from_pretrained(model, runtime=runtime, threads=1)
+    features = loaded.size if isinstance(loaded, Embedder) else None
+    _, source = identify(model)
+    if not isinstance(source, Path):
+        manifest = stored.read_manifest(source)
+        content = {stored.MANIFEST: source.read(stored.MANIFEST)}
+        needed = manifest.files if loaded.runtime == "keras" else [stored.GRAPH]
+        content |= {name: stored.read_checked(source, manifest, name) for name in needed}
+        return Held({f"model/{name}": content[name] for name in content}, loaded.runtime, features)
+    places = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+    if source.suffix == ".xml":
+        places.append(source.with_suffix(".bin"))
+    found = {path.relative_to(source.parent).as_posix(): path.read_bytes() for path in places}
+    return Held(found, loaded.runtime, features)
+
+
+class Worker:
+    """An actor, for `ray.data.Dataset.map_batches`.
+
+    Args:
+        task: what it does.
+        model: a reference to the model's files in the object store.
+    """
+
+    def __init__(self, task: Task, model: Any) -> None:
+        self._task, self._reference = task, model
+        self._model: Predictor | Embedder | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Does the blocks of a batch; a fault that ends the run is in the answer, on one line."""
+        answer: dict[str, list[Any]] = {"block": [], "failures": [], "fault": []}
+        for number, entries in zip(batch["block"], batch["entries"], strict=True):
+            failures, fault = 0, ""
+            try:
+                failures = self._do(int(number), entries)
+            except (ShiftViTError, OSError, ImportError, MemoryError) as error:
+                fault = " ".join(str(error).split()) or type(error).__name__
+            for name, value in (("block", int(number)), ("failures", failures), ("fault", fault)):
+                answer[name].append(value)
+        return answer
+
+    def _do(self, number: int, entries: bytes) -> int:
+        """Writes a block, and returns how many of its images failed."""
+        task, out = self._task, Folder(self._task.out)
+        self._check(out)
+        name = name_part(number, task.kind)
+        if out.has(name):  # an actor wrote it and died before it could say so
+            return count_errors(out.read(name), task.kind)
+        for attempt in range(_TRIES):
+            try:
+                content, failures = self._rows(json.loads(zlib.decompress(entries)))
+                break
+            except OSError:
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(_PAUSE)
+        out.write(name, content)
+        return failures
+
+    def _rows(self, entries: list[Any]) -> tuple[bytes, int]:
+        task, model = self._task, self._load()
+        options = {"batch_size": task.batch_size, "threads": task.threads, "max_pixels": task.max_pixels}
+        if isinstance(model, Predictor):
+            options["top_k"] = task.top_k
+        results = list(model.stream(read_entries(entries, task.storages), ahead=2 * task.batch_size, **options))
+        return encode(results, task.kind, task.features), sum(isinstance(result, Failure) for result in results)
+
+    def _load(self) -> Predictor | Embedder:
+        if self._model is None:
+            import ray
+
+            task = self._task
+            with TemporaryDirectory(prefix="shiftvit-") as folder:
+                place = Path(folder)
+                for name, content in ray.get(self._reference).items():
+                    (place / name).parent.mkdir(parents=True, exist_ok=True)
+                    (place / name).write_bytes(content)
+                load = _LOADERS[task.command].from_pretrained
+                self._model = load(place / name.split("/")[0], runtime=task.runtime, threads=task.threads)
+        return self._model
+
+    def _check(self, out: Folder) -> None:
+        """Checks once that this node is as the one that began the run.
+
+        Raises:
+            ShiftViTError: another shiftvit is installed, or it does not see the files.
+        """
+        if self._model is not None:
+            return
+        task, node = self._task, f"the node {platform.node()!r}"
+        if __version__ != task.version:
+            raise ShiftViTError(f"{node} has shiftvit {__version__}, and the run {task.version}; install that on all")
+        unseen = [str(out)] if not out.has(MANIFEST) else [root for root in task.roots if not Path(root).is_dir()]
+        if unseen:
+            raise ShiftViTError(f"{node} does not see {unseen[0]!r}; name a folder that all nodes share, or a URI")
+
+
+def pack(entries: Sequence[Any]) -> bytes:
+    """Returns the entries of a block as a worker takes them; paths have much in common."""
+    return zlib.compress(json.dumps(entries).encode())
+
+
+def name_part(number: int, kind: str | None) -> str:
+    """Returns the name of a block's file; sorted by name, the files have the rows in the order of the input."""
+    return f"part-{number:06}.{kind}"
+
+
+def encode(results: Sequence[Any], kind: str | None, features: int | None) -> bytes:
+    """Returns the rows of a block as a file's content: those of `shiftvit predict`, or features, and what failed.
+
+    Args:
+        results: of `Predictor.stream`, or of `Embedder.stream` if `features` says how many an image has.
+        kind: "jsonl" or "parquet".
+        features: as `Held.features`.
+    """
+    if kind == "jsonl":
+        lines = [json.dumps(as_object(result), ensure_ascii=False, allow_nan=False) for result in results]
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    errors = [getattr(result, "error", None) for result in results]
+    columns = {"path": _make_texts(result.path for result in results)}
+    if features is None:
+        top = pa.list_(pa.struct([("label", pa.string()), ("confidence", pa.float64())]))
+        rows = [as_object(result) for result in results]
+        columns["label"] = pa.array([row.get("label") for row in rows], pa.string())
+        columns["confidence"] = pa.array([row.get("confidence") for row in rows], pa.float64())
+        pairs = [[{"label": label, "confidence": share} for label, share in row.get("top", ())] for row in rows]
+        columns["top"] = pa.array(pairs, top, mask=np.array([error is not None for error in errors], bool))
+    else:
+        empty = np.zeros(features, np.float32)
+        flat = np.concatenate([getattr(result, "features", empty) for result in results])
+        mask = pa.array([error is not None for error in errors], pa.bool_())
+        columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), features, mask=mask)
+    columns["error"] = _make_texts(errors)
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns), sink)
+    return bytes(sink.getvalue())
+
+
+def count_errors(content: bytes, kind: str | None) -> int:
+    """Returns how many rows of a block's file are errors."""
+    if kind == "jsonl":
+        return sum("error" in json.loads(line) for line in content.splitlines())
+    from pyarrow import BufferReader, parquet
+
+    errors = parquet.read_table(BufferReader(content), columns=["error"]).column("error")
+    return len(errors) - int(errors.null_count)
+
+
+def _make_texts(texts: Iterable[str | None]) -> Any:
+    """Returns an array of text; a file's name may not be UTF-8."""
+    import pyarrow as pa
+
+    coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]
+    return pa.array(coded, pa.string())

@@ -1,0 +1,64 @@
+"""How the processes of a training find each other: `torch.distributed` or `jax.distributed`, as under `torchrun`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from shiftvit.backend import ensure_backend
+from shiftvit.errors import Elsewhere, ShiftViTError, be_quiet
+from shiftvit.training.jax_group import JaxGroup
+from shiftvit.training.place import find_place, first_line
+from shiftvit.training.processes import ALONE, Processes, Several
+from shiftvit.training.torch_group import TorchGroup
+
+
+@contextlib.contextmanager
+def join_processes() -> Iterator[Processes]:
+    """Connects this process with those that `torchrun` started beside it; all but process 0 then print nothing.
+
+    On jax SLURM may have started them too.
+
+    Raises:
+        ShiftViTError: tensorflow, wrong variables, processes that do not come, or one that ended early.
+    """
+    place = find_place()
+    backend = ensure_backend()
+    if place is None and not (backend == "jax" and _is_step_of_slurm()):
+        yield ALONE
+        return
+    if place is not None:
+        be_quiet(place.rank > 0)
+    if backend == "tensorflow":
+        raise (Elsewhere if place is not None and place.rank > 0 else ShiftViTError)(
+            "KERAS_BACKEND=tensorflow trains in one process and these are several; set KERAS_BACKEND=torch or jax"
+        )
+    group = JaxGroup(place) if place is None or backend == "jax" else TorchGroup(place)
+    processes = Several(group)
+    be_quiet(group.rank > 0)
+    done = False
+    try:
+        with _losing(*group.words):
+            yield processes
+        done = True
+    finally:
+        processes.leave(done=done)
+
+
+def _is_step_of_slurm() -> bool:
+    """Returns whether `srun` started this process beside others; a batch script itself has no list of nodes."""
+    return "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
+
+
+@contextlib.contextmanager
+def _losing(*words: str) -> Iterator[None]:
+    """Turns what torch or jax say, in these words, of a lost connection into a line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in words):
+            raise
+        raise ShiftViTError(
+            f"another process has ended ({first_line(error)}); to go on, start the processes again with --resume RUN"
+        ) from error

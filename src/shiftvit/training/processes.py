@@ -1,0 +1,242 @@
+"""Several processes that train one model, on one machine or on several.
+
+Each process holds the whole model and computes its share of every batch. Gradients are averaged before each step, so
+the weights stay the same everywhere. Process 0 decides, prints and writes; the others follow. `ALONE` stands for a
+single process, in which nothing of this does anything.
+
+The processes keep in step: before they exchange anything they meet, and tell each other where they are and whether
+their memory ran out. A fault in one of them so ends or repeats the step in all, and none waits for another for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.errors import Elsewhere, ShiftViTError
+
+T = TypeVar("T")
+# What a meeting is for; processes that meet for different things are out of step.
+_STEP, _REDUCE, _TEXT, _ROWS = range(4)
+_VALUES = 4
+# Texts are filled up to multiples of it, as jax compiles an exchange for each length.
+_BLOCK = 1024
+
+
+class Group(Protocol):
+    """What connects the processes: `torch.distributed` or `jax.distributed`."""
+
+    rank: int
+    count: int
+    # Whether gradients are averaged within a compiled step, which cannot be left before its end.
+    compiled: bool
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Returns the arrays of all processes, which have one shape and dtype, as one with an axis in front."""
+
+    def average(self, gradients: Sequence[Any]) -> list[Any]:
+        """Returns the means of all processes' gradients."""
+
+    def local(self, model: Any) -> Any:
+        """Returns what predicts with a model's weights in this process alone."""
+
+    def stop_watching(self) -> None:
+        """Takes it from here on for no fault if another process ends."""
+
+    def leave(self) -> None:
+        """Ends the connection."""
+
+
+class Processes:
+    """A single process: nothing is shared, and nobody is waited for.
+
+    Attributes:
+        rank: the number of this process, from 0.
+        count: how many there are.
+    """
+
+    rank = 0
+    count = 1
+
+    def share(self, total: int) -> slice:
+        """Returns which of `total` images are this process's."""
+        return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
+    def meet(self, *values: float) -> NDArray[np.float64]:
+        """Returns the values, at most 4, of every process: float64 (count, V)."""
+        return np.array([values], np.float64)
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Does something in process 0 alone, and returns its result, of JSON types, in all; they wait for it.
+
+        Raises:
+            ShiftViTError: process 0 raised it; in the others it is an `Elsewhere`.
+        """
+        return work()
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Does something in every process and returns each one's result. If one fails, all do.
+
+        Raises:
+            ShiftViTError: a process raised it; in the others it is an `Elsewhere`.
+        """
+        return work()
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raises ShiftViTError if the processes have different values; `what` begins the message."""
+
+    def average(self, gradients: Sequence[Any]) -> Any:
+        """Returns the means of all processes' gradients."""
+        return gradients
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Returns the rows of all processes, those of process 0 first."""
+        return rows
+
+    def local(self, model: Any) -> Any:
+        """Returns what predicts with a model's weights in this process alone."""
+        return model
+
+    def tell_memory_fault(self, error: BaseException) -> None:
+        """Tells the others that memory ran out here; they raise `MemoryError` where they meet next."""
+
+    def take_cost(self) -> dict[str, Any]:
+        """Returns what the steps since the last call exchanged, for the log."""
+        return {}
+
+    def leave(self, *, done: bool) -> None:
+        """Ends the connection. `done`: all went well, so that the others are waited for."""
+
+
+ALONE = Processes()
+
+
+class _OutOfMemoryElsewhere(MemoryError):
+    """Memory ran out in another process."""
+
+
+class Several(Processes):
+    """Several processes, connected by a group."""
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.rank, self.count = group, group.rank, group.count
+        self._steps, self._bytes, self._seconds = 0, 0, 0.0
+
+    def meet(self, *values: float) -> NDArray[np.float64]:
+        return self._meet(_STEP, *values)[:, : len(values)]
+
+    def first(self, work: Callable[[], T]) -> T:
+        result, fault, text = None, None, ""
+        if self.rank == 0:
+            try:
+                result = work()
+            except ShiftViTError as error:
+                fault = error
+            text = json.dumps({"result": result, "fault": None if fault is None else str(fault)})
+        answer = json.loads(self._gather_text(text)[0])
+        if fault is not None:
+            raise fault
+        if answer["fault"] is not None:
+            raise Elsewhere(answer["fault"])
+        return answer["result"] if self.rank else result  # type: ignore[return-value]
+
+    def together(self, work: Callable[[], T]) -> T:
+        result, fault = None, None
+        try:
+            result = work()
+        except ShiftViTError as error:
+            fault = error
+        faults = self._gather_text("" if fault is None else str(fault))
+        failed = next((rank for rank, text in enumerate(faults) if text), None)
+        if failed is None:
+            return result  # type: ignore[return-value]
+        if failed == self.rank and fault is not None:
+            raise fault
+        raise Elsewhere(f"process {failed}: {faults[failed]}")
+
+    def check_same(self, what: str, value: str) -> None:
+        values = self._gather_text(value)
+        other = next((rank for rank, found in enumerate(values) if found != values[0]), None)
+        if other is None:
+            return
+        message = f"{what}: process {other} has {values[other]} and process 0 has {values[0]}; give all the same"
+        raise ShiftViTError(message) if self.rank == 0 else Elsewhere(message)
+
+    def average(self, gradients: Sequence[Any]) -> Any:
+        if self.group.compiled:
+            return gradients
+        gradients = list(gradients)
+        began = time.perf_counter()
+        self._meet(_REDUCE)
+        means = self.group.average(gradients)
+        self._seconds += time.perf_counter() - began
+        self._bytes += sum(gradient.nbytes for gradient in gradients)
+        self._steps += 1
+        return means
+
+    def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
+        counts = self._meet(_ROWS, len(rows))[:, 0].astype(int)
+        padded = np.zeros((max(counts), *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        found = self.group.gather(padded)
+        return np.concatenate([part[:count] for part, count in zip(found, counts, strict=True)])
+
+    def local(self, model: Any) -> Any:
+        return self.group.local(model)
+
+    def tell_memory_fault(self, error: BaseException) -> None:
+        if self.group.compiled:
+            raise ShiftViTError(
+                f"out of memory in process {self.rank}; go on in smaller parts: --resume RUN --set train.accumulate=N"
+            ) from error
+        if not isinstance(error, _OutOfMemoryElsewhere):
+            self._exchange(1.0, _STEP)
+
+    def take_cost(self) -> dict[str, Any]:
+        steps, found = max(self._steps, 1), {}
+        if self._bytes:
+            found = {
+                "reduced_bytes_per_step": self._bytes // steps,
+                "waited_seconds_per_step": round(self._seconds / steps, 6),
+            }
+        self._steps, self._bytes, self._seconds = 0, 0, 0.0
+        return found
+
+    def leave(self, *, done: bool) -> None:
+        self.group.stop_watching()
+        if done:
+            self._meet(_STEP)
+        self.group.leave()
+
+    def _gather_text(self, text: str) -> list[str]:
+        """Returns the texts of all processes."""
+        coded = np.frombuffer(text.encode(), np.uint8)
+        sizes = self._meet(_TEXT, len(coded))[:, 0].astype(int)
+        padded = np.zeros((max(sizes) // _BLOCK + 1) * _BLOCK, np.uint8)
+        padded[: len(coded)] = coded
+        rows = self.group.gather(padded)
+        return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+    def _meet(self, purpose: int, *values: float) -> NDArray[np.float64]:
+        """Returns the values of every process once all are here for the same thing.
+
+        Raises:
+            MemoryError: memory ran out in another process.
+        """
+        rows = self._exchange(0.0, purpose, *values)
+        short = np.flatnonzero(rows[:, 0])
+        if len(short):
+            raise _OutOfMemoryElsewhere(f"out of memory in process {short[0]}")
+        if (rows[:, 1] != purpose).any():
+            raise RuntimeError(f"the processes are out of step: they meet for {rows[:, 1].astype(int).tolist()}")
+        return rows[:, 2:]
+
+    def _exchange(self, fault: float, purpose: int, *values: float) -> NDArray[np.float64]:
+        row = np.zeros(2 + _VALUES, np.float64)
+        row[: 2 + len(values)] = fault, purpose, *values
+        return self.group.gather(row)

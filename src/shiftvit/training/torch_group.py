@@ -1,0 +1,160 @@
+"""Processes under `torch.distributed`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shiftvit.errors import ShiftViTError, complain
+from shiftvit.training.place import JOIN, LOST, Place, first_line
+
+# Seconds between two signs of life.
+_BEAT = 2.0
+# Process 0 may evaluate and draw for long while the others wait; whether it lives is the signs' affair.
+_PATIENCE = datetime.timedelta(days=7)
+_SIOCGIFADDR = 0x8915  # of linux/sockios.h: an interface's address
+
+
+class TorchGroup:
+    """Processes under `torch.distributed`: gloo on processors, NCCL on CUDA."""
+
+    compiled = False
+    words = ("gloo", "Gloo", "NCCL", "Connection", "c10d")
+
+    def __init__(self, place: Place) -> None:
+        import torch
+        from torch import distributed
+
+        self.rank, self.count = place.rank, place.count
+        self._torch, self._distributed = torch, distributed
+        backend = "gloo"
+        if torch.cuda.is_available():
+            devices = torch.cuda.device_count()
+            if place.local_rank >= devices:
+                raise ShiftViTError(
+                    f"LOCAL_RANK={place.local_rank} has no GPU of its own, as this machine has {devices}; start at "
+                    "most one process for each, or hide them: CUDA_VISIBLE_DEVICES="
+                )
+            torch.cuda.set_device(place.local_rank)
+            backend = "cpu:gloo,cuda:nccl"
+        interface = _interface_to(place.address)
+        if interface is not None:
+            # Or gloo takes what the host's name stands for, which Debian's installer makes the machine itself.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        try:
+            store, _, _ = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN)))
+            distributed.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.count, timeout=_PATIENCE
+            )
+            self._pulse = _Pulse(store.clone(), self.rank, self.count)
+        except (RuntimeError, ValueError) as error:
+            raise ShiftViTError(
+                f"the {self.count} processes did not find each other at {place.address}:{place.port} within "
+                f"{JOIN} s ({first_line(error)}); are all started, and is the port open?"
+            ) from error
+
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
+        tensor = self._torch.from_numpy(np.ascontiguousarray(values))
+        found = [self._torch.empty_like(tensor) for _ in range(self.count)]
+        self._distributed.all_gather(found, tensor)
+        return np.stack([each.numpy() for each in found])
+
+    def average(self, gradients: Sequence[Any]) -> list[Any]:
+        flat = self._torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self._distributed.all_reduce(flat)
+        flat /= self.count
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+
+    def local(self, model: Any) -> Any:
+        return model
+
+    def stop_watching(self) -> None:
+        self._pulse.stop()
+
+    def leave(self) -> None:
+        self._distributed.destroy_process_group()
+
+
+class _Pulse:
+    """Shows the others that this process lives, and ends it if one of them does not show it for `LOST` seconds.
+
+    What waits for a process behind a broken network, or for one that stands still, cannot be interrupted: this ends the
+    process as it is. The files of a run are written whole or not at all.
+    """
+
+    def __init__(self, store: Any, rank: int, count: int) -> None:
+        self._store, self._rank = store, rank
+        self._others = [other for other in range(count) if other != rank]
+        self._seen: dict[int, bytes] = {}
+        # When each of the others last showed that it lives, and when the store, which process 0 has, last answered.
+        self._shown = dict.fromkeys(self._others, time.monotonic())
+        self._answered = time.monotonic()
+        self._gone = self._ended = False
+        for name, work in (("pulse", self._beat), ("watch", self._watch)):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """From here on another process may end."""
+        self._ended = True
+
+    def _beat(self) -> None:
+        """Exchanges signs of life; without a network that takes for ever."""
+        beat = 0
+        while not self._ended:
+            beat += 1
+            try:
+                self._store.set(f"shiftvit/{self._rank}", str(beat))
+                for other in self._others:
+                    name = f"shiftvit/{other}"
+                    value = self._store.get(name) if self._store.check([name]) else b""
+                    if value != self._seen.get(other, b""):
+                        self._seen[other], self._shown[other] = value, time.monotonic()
+                self._answered = time.monotonic()
+            except RuntimeError:
+                self._gone = True
+                return
+            time.sleep(_BEAT)
+
+    def _watch(self) -> None:
+        while not self._ended:
+            now = time.monotonic()
+            lost = [other for other, shown in self._shown.items() if now - shown > LOST]
+            if self._gone or now - self._answered > LOST:
+                self._end("process 0, or what started it, is gone")
+            elif lost:
+                self._end(f"process {lost[0]} has shown no sign of life for {LOST} s")
+            time.sleep(_BEAT / 4)
+
+    def _end(self, what: str) -> None:
+        if not self._ended:
+            complain(f"{what}; to go on, start the processes again with --resume RUN")
+            os._exit(1)
+
+
+def _interface_to(address: str) -> str | None:
+    """Returns the network interface through which an IPv4 address is reached; None where Linux does not tell."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):
+                request = struct.pack("256s", name.encode()[:15])
+                if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24] == own:
+                    return name
+    return None

@@ -1,0 +1,42 @@
+"""A static host of a folder, and the demo that it may host."""
+
+import contextlib
+import functools
+import http.server
+import threading
+
+import pytest
+
+import shared
+from shiftvit import ShiftViTError
+from shiftvit.serve import demo
+
+
+@contextlib.contextmanager
+def hosting(folder):
+    """A static host of that folder, as `python -m http.server` is; yields its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as host:
+        thread = threading.Thread(target=host.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{host.server_port}"
+        finally:
+            host.shutdown()
+            thread.join()
+
+
+def shared_demo(scratch):
+    """Returns the folder that `write_demo` wrote for the packaged model, once in a run; not to be changed.
+
+    Skips the tests that ask for it where onnxruntime-web cannot be had. `scratch` is an empty folder.
+    """
+    try:
+        demo._copy_runtime(scratch / "runtime", None)
+    except ShiftViTError as error:
+        pytest.skip(f"onnxruntime-web cannot be had: {error}")
+    return shared.once("demo", lambda place: demo.write_demo("cifar10", place, space=True))

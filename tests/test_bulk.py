@@ -1,0 +1,540 @@
+"""The bulk engine: blocks of the input, one file for each, and on a cluster of two nodes rows equal to `predict`'s."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from parquet_tables import BLOBS, IMAGE, pa, write
+from sample import load_sample
+from shiftvit import Embedder, Predictor, ShiftViTError
+from shiftvit.cli.main import app
+from shiftvit.data.find.listing import list_images
+from shiftvit.inference import bulk, worker
+from shiftvit.inference.blocks import Inputs, read_entries
+from shiftvit.inference.bulk import run_bulk
+from shiftvit.inference.embed import Embedding
+from shiftvit.inference.predict import Failure, as_object
+from shiftvit.inference.storage import Folder, is_uri
+from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
+
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+PIXELS = load_sample().test.images
+
+
+def on_cluster(test):
+    """Ray warns of settings of its own, in the process that uses it."""
+    return pytest.mark.slow(pytest.mark.filterwarnings("default")(test))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """200 pictures in two folders, with a damaged, an empty and an oddly named one."""
+    root = tmp_path_factory.mktemp("bulk") / "photos"
+    for number in range(200):
+        path = root / ("a" if number < 120 else "b c") / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number % len(PIXELS)]).save(path)
+    (root / "a" / "050.png").write_bytes(b"no picture")
+    (root / "a" / "051.png").write_bytes(b"")
+    (root / "a" / "052.png").rename(root / "a" / "katze ü #1.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory):
+    blobs = [*BLOBS, None, b"no picture"]
+    cells = pa.array([{"bytes": blob, "path": None} for blob in blobs], IMAGE)
+    return write(tmp_path_factory.mktemp("shards") / "train.parquet", rows=20, image=cells)
+
+
+@functools.cache
+def predicted(paths):
+    """What `shiftvit predict` says of files in one process."""
+    return [as_object(result) for result in Predictor.from_pretrained("cifar10").stream(list(paths), top_k=5)]
+
+
+def rows_of(out):
+    """The rows of a finished run, in the order of its files."""
+    found = []
+    for path in sorted(Path(out).glob("part-*")):
+        if path.suffix == ".jsonl":
+            found += map(json.loads, path.read_text("utf-8").splitlines())
+        else:
+            found += pq.read_table(path).to_pylist()
+    return found
+
+
+def assert_same(rows, expected, prefix=""):
+    """Equal but for the last digit: the sums of a batch depend on how many images are in it."""
+    assert [row["path"] for row in rows] == [prefix + row["path"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row.get("error") == (other["error"].replace(other["path"], row["path"]) if "error" in other else None)
+        if "label" in other:
+            assert row["label"] == other["label"]
+            assert row["confidence"] == pytest.approx(other["confidence"], abs=2e-6)
+            top = [tuple(pair.values()) if isinstance(pair, dict) else tuple(pair) for pair in row["top"]]
+            assert [label for label, _ in top] == [label for label, _ in other["top"][: len(top)]]
+
+
+def names_of(inputs):
+    return [named.name for named in read_entries(inputs.entries, inputs.storages)]
+
+
+def test_the_input_is_listed_as_predict_lists_it(photos):
+    expected = list_images([str(photos)], recursive=True)
+    inputs = Inputs([str(photos)], recursive=True)
+    assert names_of(inputs) == expected
+    assert inputs.count == 200
+    assert inputs.roots == {str(photos / "a"), str(photos / "b c")}
+    by_uri = Inputs([photos.as_uri()], recursive=True)
+    assert names_of(by_uri) == [f"file://{name}" for name in expected]
+    assert by_uri.digest() != inputs.digest() == Inputs([str(photos)], recursive=True).digest()
+    assert names_of(Inputs([str(photos / "a" / "1*.png"), expected[0]])) == [
+        *list_images([str(photos / "a" / "1*.png")]),
+        expected[0],
+    ]
+
+
+@pytest.mark.parametrize("make", [str, Path.as_uri])
+def test_a_parquet_file_stands_for_its_images(shard, make):
+    inputs = Inputs([make(shard)])
+    assert names_of(inputs) == [f"{'file://' if '://' in make(shard) else ''}{shard}#{row}" for row in range(62)]
+    assert [entry[2:] for entry in inputs.entries] == [(0, 0, 20), (1, 20, 20), (2, 40, 20), (3, 60, 2)]
+    assert names_of(Inputs([make(shard.parent)])) == names_of(inputs)
+    results = list(Predictor.from_pretrained("cifar10").stream(read_entries(inputs.entries, inputs.storages)))
+    alone = Predictor.from_pretrained("cifar10")(BLOBS)
+    assert [result.label for result in results[:60]] == [result.label for result in alone]
+    assert "has no image: the row has no bytes" in results[60].error
+    assert "image of a supported format" in results[61].error
+
+
+def test_blocks_depend_on_the_input_alone(photos, shard):
+    inputs = Inputs([str(photos), str(shard)], recursive=True)
+    blocks = list(inputs.blocks(16))
+    assert [entry for block in blocks for entry in block] == inputs.entries
+    assert [len(block) for block in blocks] == [16] * 12 + [9, 1, 1, 1]  # a row group is never cut
+    assert inputs.block_size() == 16
+    inputs.count = 10_000_000
+    assert inputs.block_size() == 1024
+    inputs.count = 10_000
+    assert inputs.block_size() == 192
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["nowhere"], "'nowhere' does not exist"),
+        (["file:///nowhere/at/all"], "'file:///nowhere/at/all' does not exist; check the URI"),
+        (["gopher://host/photos"], "'gopher://host/photos' cannot be reached"),
+        (["empty"], "holds no image files"),
+        (["empty.parquet"], "readable Parquet"),
+    ],
+)
+def test_what_is_not_there_is_one_line(names, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    with pytest.raises(ShiftViTError, match=message) as fault:
+        Inputs(names)
+    assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("make", [str, Path.as_uri])
+def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
+    folder = Folder(make(tmp_path / "new" / "out"))
+    assert is_uri(str(folder)) != folder.is_local
+    assert folder.names() == []
+    folder.make()
+    folder.write("part-000000.jsonl", b"rows")
+    assert folder.has("part-000000.jsonl")
+    assert not folder.has("part-000001.jsonl")
+    assert folder.read("part-000000.jsonl") == b"rows"
+    (tmp_path / "new" / "out" / ".part-000001.jsonl.0.tmp").write_bytes(b"half")
+    assert folder.names() == ["part-000000.jsonl"]
+    if not folder.is_local:
+        folder.sweep()
+        assert len(list((tmp_path / "new" / "out").iterdir())) == 1
+
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ShiftViTError, match="is a file, and a folder is written"):
+        Folder(make(tmp_path / "file")).check()
+    with pytest.raises(ShiftViTError, match=r"cannot write|cannot be reached"):
+        Folder(make(tmp_path / "gone")).write("part-000000.jsonl", b"rows")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_rows_as_a_file(tmp_path):
+    """JSON lines are those of `shiftvit predict`; Parquet holds the same."""
+    good, bad = Predictor.from_pretrained("cifar10")([PIXELS[0]])[0], Failure("b\udcff.png", "'b\udcff.png' is empty")
+    lines = encode([good, bad], "jsonl", None)
+    first, second = map(json.loads, lines.splitlines())
+    assert first == as_object(good)
+    assert second == as_object(bad)
+    (tmp_path / "a.parquet").write_bytes(encode([good, bad], "parquet", None))
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [(pair["label"], pair["confidence"]) for pair in rows[0]["top"]] == [tuple(pair) for pair in first["top"]]
+    assert {name: rows[0][name] for name in ("path", "label", "confidence")} == {
+        name: first[name] for name in ("path", "label", "confidence")
+    }
+    assert rows[1] == {
+        "path": "b\\udcff.png",
+        "label": None,
+        "confidence": None,
+        "top": None,
+        "error": "'b\\udcff.png' is empty",
+    }
+    feature = Embedder.from_pretrained("cifar10")(PIXELS[:1])
+    (tmp_path / "b.parquet").write_bytes(encode([bad, Embedding("a.png", feature[0])], "parquet", feature.shape[1]))
+    table = pq.read_table(tmp_path / "b.parquet")
+    assert table.column("features").to_pylist()[0] is None
+    np.testing.assert_array_equal(table.column("features").to_pylist()[1], feature[0])
+    for content, kind in ((lines, "jsonl"), ((tmp_path / "a.parquet").read_bytes(), "parquet")):
+        assert count_errors(content, kind) == 1
+
+
+def claim(out, **changed):
+    described = {
+        "command": "predict",
+        "model": "m",
+        "model_sha256": "a",
+        "images": 4,
+        "images_sha256": "b",
+        "block": 16,
+    }
+    folder = Folder(str(out))
+    found = bulk._find_run(folder, {**described, **changed}, "block" in changed)
+    if found is None:
+        folder.make()
+        folder.write("run.json", json.dumps(described).encode())
+    return found
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    assert claim(tmp_path / "out") is None
+    assert claim(tmp_path / "out", model="the same under another name")["block"] == 16
+    for changed, message in (
+        ({"model_sha256": "c"}, "holds a run of another model"),
+        ({"images": 5}, "holds a run of 4 images, and there are 5 now"),
+        ({"images_sha256": "c"}, "holds a run of other images"),
+        ({"block": 32}, "holds a run with block = 16, and this is block = 32"),
+        ({"command": "embed"}, "holds a run with command = predict, and this is command = embed"),
+    ):
+        with pytest.raises(ShiftViTError, match=message):
+            claim(tmp_path / "out", **changed)
+    (tmp_path / "out" / "run.json").write_text("{")
+    with pytest.raises(ShiftViTError, match="cannot be read; name a new folder"):
+        claim(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ShiftViTError, match=r"'letter.txt' and no such run"):
+        claim(tmp_path / "mine")
+
+
+def test_a_node_must_be_as_the_others(tmp_path, photos):
+    task = Task("predict", str(tmp_path / "out"), kind="jsonl", roots=(str(photos),))
+    batch = {"block": [0], "entries": [pack([])]}
+
+    def fault(task):
+        return Worker(task, None)(batch)["fault"][0]
+
+    assert "does not see" in fault(task)
+    assert str(tmp_path / "out") in fault(task)
+    assert claim(tmp_path / "out") is None
+    assert "'/not/mounted'; name a folder that all nodes share" in fault(replace(task, roots=("/not/mounted",)))
+    assert "has shiftvit " in fault(replace(task, version="0.0.1"))
+
+
+def test_a_failing_file_system_is_no_fault_of_an_image(photos, tmp_path, monkeypatch):
+    """It is tried again, and ends the run if it goes on failing: the rows of good files must not become errors."""
+    monkeypatch.setattr(worker, "_PAUSE", 0)
+    inputs = Inputs([photos.as_uri() + "/a/000.png"])
+    assert claim(tmp_path / "out") is None
+    task = Task("predict", str(tmp_path / "out"), kind="jsonl", storages=tuple(inputs.storages))
+    actor = Worker(task, None)
+    actor._model = Predictor.from_pretrained("cifar10")
+    times = []
+
+    def read(self, path, limit=None):
+        times.append(path)
+        if len(times) < failing:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return original(self, path, limit)
+
+    original = type(inputs.storages[0]).read
+    monkeypatch.setattr(type(inputs.storages[0]), "read", read)
+    failing = 10
+    batch = {"block": [0], "entries": [pack(inputs.entries)]}
+    assert actor(batch)["fault"] == ["AWS Error NETWORK_CONNECTION"]
+    assert len(times) == 3
+    assert rows_of(tmp_path / "out") == []
+    times, failing = [], 2
+    assert actor(batch) == {"block": [0], "failures": [0], "fault": [""]}
+    assert len(rows_of(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine", "spark"], "there is no engine 'spark'"),
+        (["--address", "auto"], "--address is of the engine ray"),
+        (["--out", "s3://bucket/labels.csv"], "'s3://bucket/labels.csv' is a URI, which the engine ray takes"),
+        (["gs://bucket/photos"], "'gs://bucket/photos' is a URI, which the engine ray takes"),
+        (["--engine", "ray"], "name it with --out DIR"),
+        (["--engine", "ray", "--out", "o", "--grid", "g.png"], "--grid needs the engine local"),
+        (["--engine", "ray", "--out", "o", "--format", "csv"], "predict on Ray writes no 'csv'"),
+        (["--engine", "ray", "--out", "o", "--workers", "0"], "workers=0 must be at least 1"),
+        (["--engine", "ray", "--out", "o", "--model", "nowhere"], "'nowhere' does not exist"),
+        (["--engine", "ray", "--out", "o.csv"], "is named like a file"),
+        (["--engine", "ray", "--out", "o", "--address", "127.0.0.1:1"], "no Ray cluster answers at '127.0.0.1:1'"),
+        (["--engine", "ray", "--out", "o", "--address", "nonsense"], "no Ray cluster answers at 'nonsense'"),
+    ],
+)
+def test_a_mistake_is_one_line(options, message, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, ["predict", str(photos / "a" / "000.png"), *options])
+    assert isinstance(answer.exception, ShiftViTError)
+    assert message in str(answer.exception)
+    assert "\n" not in str(answer.exception)
+
+
+def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ShiftViTError, match=r"the engine 'ray' is not installed; pip install 'ray\[data\]"):
+        run_bulk(Task("predict", str(tmp_path / "out")), [str(photos)], recursive=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_cannot_be_used(photos, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    for fault, message in (
+        (
+            RuntimeError("Version mismatch: The cluster was started with:\n    Python: 3.13.1"),
+            "install the same on both",
+        ),
+        (ConnectionError("Could not find any running Ray instance."), "start one with: ray start --head"),
+    ):
+
+        def init(*_, fault=fault, **__):
+            raise fault
+
+        monkeypatch.setattr(ray, "init", init)
+        with pytest.raises(ShiftViTError, match=message) as said:
+            run_bulk(Task("predict", str(tmp_path / "out")), [str(photos)], recursive=True, address="auto")
+        assert "\n" not in str(said.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_usage_statistics_are_the_users_choice(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    name, settings = "RAY_USAGE_STATS_ENABLED", tmp_path / "config.json"
+    monkeypatch.setenv("RAY_USAGE_STATS_CONFIG_PATH", str(settings))
+    monkeypatch.setenv(name, "1")
+    bulk.import_ray()
+    assert os.environ[name] == "1"
+    monkeypatch.delenv(name)
+    bulk.import_ray()
+    assert os.environ[name] == "0"
+    monkeypatch.delenv(name)
+    settings.write_text('{"usage_stats": true}')
+    bulk.import_ray()
+    assert name not in os.environ
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of two cores each, on this machine."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    from ray.cluster_utils import Cluster
+
+    place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets are short
+    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": place})
+        try:
+            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+            cluster.wait_for_nodes(60)
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def shiftvit(cluster, *arguments, cwd, **options):
+    command = [sys.executable, "-m", "shiftvit", *map(str, arguments), "--engine", "ray", "--address", cluster.address]
+    return subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, text=True, **options)
+
+
+def actors():
+    """The processes of actors that hold a model, on this machine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def when(condition, act, seconds=60):
+    """Calls `act` in a thread once `condition` holds, and returns a list with what it returned."""
+    acted = []
+
+    def watch():
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if condition():
+                acted.append(act())
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return acted, thread
+
+
+@on_cluster
+def test_on_two_nodes_the_rows_are_predicts(cluster, photos, tmp_path, monkeypatch):
+    """With the command of the README."""
+    expected = predicted(tuple(list_images([str(photos)], recursive=True)))
+    (written,) = [line for line in README.splitlines() if "--engine ray" in line]
+    command = shlex.split(written.replace("--address auto", f"--address {cluster.address}"), comments=True)
+    command[command.index("labels")] = str(tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=photos.parent, stderr=subprocess.PIPE, text=True)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    short = [{**row, "path": str(Path(row["path"]).relative_to(photos.parent))} for row in expected]
+    for row in short:
+        row.update(error=row["error"].replace(str(photos), "photos")) if "error" in row else None
+    assert_same(rows_of(tmp_path / "out"), short)
+    assert "200 images in" in said
+    assert "2 could not be read" in said
+    assert "(4 actors)" in said
+    monkeypatch.chdir(photos.parent)
+    command = ["predict", "photos", "-r", "--engine", "ray", "--address", "127.0.0.1:1", "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, command).exit_code == 0  # nothing is left to do, so that Ray is not even started
+    assert CliRunner().invoke(app, [*command, "--strict"]).exit_code == 3
+
+
+@on_cluster
+def test_parquet_and_uris(cluster, photos, shard, tmp_path):
+    task = Task("predict", (tmp_path / "out").as_uri(), kind="parquet", top_k=3)
+    done = run_bulk(task, [photos.as_uri() + "/a", str(shard)], address=cluster.address, workers=2)
+    assert (done.images, done.failures, done.before, done.actors) == (182, 4, 0, 2)
+    rows = rows_of(tmp_path / "out")
+    assert_same(rows[:120], predicted(tuple(list_images([str(photos / "a")]))), "file://")
+    assert [row["path"] for row in rows[120:]] == [f"{shard}#{number}" for number in range(62)]
+    assert all(len(row["top"]) == 3 for row in rows if row["error"] is None)
+    again = run_bulk(task, [photos.as_uri() + "/a", str(shard)], address="127.0.0.1:1", recount=True)
+    assert (again.images, again.failures, again.before) == (0, 4, 182)
+
+
+@on_cluster
+def test_features(cluster, photos, tmp_path):
+    task = Task("embed", str(tmp_path / "out"))
+    done = run_bulk(task, [str(photos)], recursive=True, address=cluster.address, workers=2)
+    assert done.features == 256
+    names = list_images([str(photos)], recursive=True)
+    rows = rows_of(tmp_path / "out")
+    assert [row["path"] for row in rows] == names
+    results = list(Embedder.from_pretrained("cifar10").stream(names))
+    for row, result in zip(rows, results, strict=True):
+        assert row["error"] == getattr(result, "error", None)
+        if row["error"] is None:
+            np.testing.assert_allclose(row["features"], result.features, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """1,500 pictures, so that a run of small blocks lasts a few seconds."""
+    root = tmp_path_factory.mktemp("many")
+    for number in range(1500):
+        Image.fromarray(PIXELS[number % len(PIXELS)]).save(root / f"{number:04}.png", compress_level=1)
+    return root
+
+
+@on_cluster
+def test_an_actor_that_is_killed_loses_and_doubles_nothing(cluster, many, tmp_path):
+    out = tmp_path / "out"
+
+    def kill():
+        victim = actors()[0]
+        os.kill(victim, signal.SIGKILL)
+        return len(list(out.glob("part-*")))
+
+    killed, thread = when(lambda: len(list(out.glob("part-*"))) >= 3, kill)
+    done = run_bulk(Task("predict", str(out)), [str(many)], address=cluster.address, workers=2, block=10)
+    thread.join()
+    assert 3 <= killed[0] < 150
+    assert done.images == 1500
+    assert sorted(path.name for path in out.iterdir()) == [name_part(n, "jsonl") for n in range(150)] + ["run.json"]
+    assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
+
+
+@on_cluster
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
+    out = tmp_path / "out"
+    process = shiftvit(cluster, "predict", many, "--workers", "2", "--out", out, cwd=tmp_path)
+    end = time.monotonic() + 90
+    while not list(out.glob("part-*")) and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130, said
+        assert "the same command continues" in said
+    while actors() and time.monotonic() < end:  # they end with their driver, when they have written what they had
+        time.sleep(0.1)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert 0 < len(before) < 63
+    with pytest.raises(ShiftViTError, match="holds a run with top_k = 5, and this is top_k = 2"):
+        run_bulk(Task("predict", str(out), top_k=2), [str(many)], address=cluster.address)
+    done = run_bulk(Task("predict", str(out)), [str(many)], address=cluster.address, workers=2)
+    assert done.before > 0
+    assert done.before + done.images == 1500
+    assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
+    assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
+    assert not list(out.glob(".*"))
+
+
+@on_cluster
+def test_a_node_without_this_shiftvit_ends_the_run(cluster, photos, tmp_path):
+    """In one line, and the run goes on once that is mended."""
+    import ray
+
+    other = tmp_path / "other" / "shiftvit"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("__version__ = '0.0.1'")
+    task, names = Task("predict", str(tmp_path / "out")), [str(photos / "b c")]
+    bulk.import_ray()
+    with ray.init(
+        cluster.address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(other.parent)}},
+    ):
+        with pytest.raises(ShiftViTError, match="all nodes need this shiftvit; then start the command again") as fault:
+            run_bulk(task, names, workers=1)
+        assert "No module named 'shiftvit" in str(fault.value)
+        assert "\n" not in str(fault.value)
+    assert run_bulk(task, names, address=cluster.address, workers=1).images == 80

@@ -1,0 +1,100 @@
+"""Every cell of the lesson runs, in its short mode, on the committed sample of CIFAR-10."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import jupytext
+import numpy as np
+import pytest
+from scipy import stats
+
+from sample import load_sample
+from shiftvit import Recipe, Run, Shift
+from shiftvit.data import named
+from shiftvit.model import blocks
+from shiftvit.model.shift import SOURCES
+from shiftvit.training.runfolder import write_log
+from tensors import normal, to_numpy
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import shift_modes
+
+ROOT = Path(__file__).parents[1]
+LESSON = ROOT / "docs" / "lesson"
+CHAPTERS = sorted(LESSON.glob("[0-9]*.md"))
+
+
+def run_cell(source, names, origin):
+    """Runs a cell as a notebook does and returns the value of its last expression, if it ends with one."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, origin, "exec"), names)
+    return None if last is None else eval(compile(ast.Expression(last.value), origin, "eval"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_every_cell_runs(chapter, monkeypatch, tmp_path):
+    monkeypatch.setenv("SHIFTVIT_LESSON", "short")
+    monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    names = {"__name__": "__main__"}
+    figures = 0
+    cells = [cell for cell in jupytext.read(chapter).cells if cell.cell_type == "code"]
+    assert cells
+    for number, cell in enumerate(cells, 1):
+        try:
+            value = run_cell(cell.source, names, f"{chapter.name}, cell {number}")
+            if hasattr(value, "_repr_png_"):
+                png = value._repr_png_()
+                figures += 1
+                if folder := os.environ.get("SHIFTVIT_LESSON_FIGURES"):  # to look at them
+                    (Path(folder) / f"{chapter.stem}-{figures}.png").write_bytes(png)
+                assert "alt" in cell.metadata["mystnb"]["image"], "a figure needs an alternative text"
+        except BaseException as error:
+            pytest.fail(f"{chapter.name}, cell {number}: {type(error).__name__}: {error}\n\n{cell.source}")
+
+
+def test_a_run_knows_its_history(tmp_path):
+    rows = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}]
+    run = Run(tmp_path, Recipe(), {})
+    assert run.history == []  # a probe's
+    write_log(tmp_path, rows)
+    assert run.history == rows
+
+
+def test_the_experiment_is_recomputed_from_its_runs():
+    """The means, the intervals and the paired differences of chapter 4, from the accuracies alone."""
+    record = json.loads(sorted((ROOT / "benchmarks" / "results").glob("shift_modes-*.json"))[-1].read_text("utf-8"))
+    top1 = {mode: [run["test"]["top1"] for run in runs] for mode, runs in record["runs"].items()}
+    assert set(top1) == {"shift", "mask", "none", "random"}
+    for mode, values in top1.items():
+        assert len(values) == record["n"] >= 3
+        check_interval(record["modes"][mode], values)
+        if mode != "shift":
+            check_interval(record["minus_shift"][mode], np.subtract(values, top1["shift"]))
+
+
+def check_interval(found, values):
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    np.testing.assert_allclose((found["mean"], 2 * found["half_width"]), (np.mean(values), high - low))
+
+
+def test_random_directions_are_moves_to_neighbours():
+    """The experiment's layer moves as the shift does, but in the directions that it is given."""
+    x = normal(2, 6, 5, 24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "Shift", Shift)  # undone afterwards
+        patch.setattr(shift_modes, "directions", lambda _: list(SOURCES))
+        shift_modes.move_at_random(0)
+        np.testing.assert_array_equal(to_numpy(blocks.Shift()(x)), to_numpy(Shift()(x)))
+    assert shift_modes.directions(3) == shift_modes.directions(3) != shift_modes.directions(4)
+    assert all(len(set(shift_modes.directions(seed))) == 4 for seed in range(20))

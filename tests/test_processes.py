@@ -1,0 +1,735 @@
+"""Training in several processes: the same images, weights and files as in one, and an end when one of them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from logs import read_log
+from shiftvit import Recipe, ShiftViTError, errors
+from shiftvit.augment.augment import Augment
+from shiftvit.data.batches.host import EpochBatches
+from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.errors import Elsewhere
+from shiftvit.preprocess import Preprocess
+from shiftvit.training import groups
+from shiftvit.training.place import find_place
+from shiftvit.training.processes import Processes, Several
+from shiftvit.training.setup import check_alone, resolve
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+import scaling_plan  # noqa: E402
+
+WORKER = Path(__file__).with_name("process_worker.py")
+SETTINGS = {
+    "data.validation": 0.2,
+    "data.test": 0.2,
+    "preprocess.resize": 18,
+    "preprocess.crop": 16,
+    "model.patch_size": 4,
+    "model.embed_dim": 24,
+    "model.depths": "[1, 1]",
+    "model.dropout": 0.0,
+    "model.drop_path": 0.0,
+    "augment.pad": 2,
+    "augment.mixup": 0.4,
+    "augment.cutmix": 1.0,
+    "train.epochs": 2,
+    "train.batch_size": 12,
+    "train.precision": "float32",
+    "train.ema": 0.9,
+    "train.optimizer.name": "muon",
+    "train.optimizer.learning_rate": 0.003,
+    "train.optimizer.clipnorm": 1.0,
+    "train.select": "last",
+}
+# What is not the same each time.
+TIMES = {"seconds", "images_per_second", "input_images_per_second", "reduced_bytes_per_step", "waited_seconds_per_step"}
+
+
+@dataclass
+class Outcome:
+    """What processes that ended leave: their status and words, and what each recorded; the seconds it took."""
+
+    status: list[int]
+    said: list[str]
+    seconds: float
+    run: Path
+    records: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[dict[str, Any]] = field(default_factory=list)
+
+    def log(self) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in read_log(self.run)]
+
+    def metrics(self) -> dict[str, Any]:
+        found = json.loads((self.run / "metrics.json").read_text())
+        found["train"] = {key: value for key, value in found["train"].items() if key not in TIMES}
+        return found
+
+    def images(self) -> dict[str, list[str]]:
+        """The images and labels of each batch of each epoch, those of process 0 first."""
+        keys = self.records[0]["images"]
+        return {key: [image for record in self.records for image in record["images"][key]] for key in keys}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Server:
+    """Forks processes that have imported torch already; it starts when it is first asked."""
+
+    process: subprocess.Popen[str] | None = None
+
+    def ask(self, job: dict[str, Any]) -> list[int]:
+        if self.process is None:
+            command = [sys.executable, str(WORKER), "serve"]
+            environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        status: list[int] = json.loads(self.process.stdout.readline())
+        return status
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.communicate()
+            self.process = None
+
+
+server = Server()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_server_is_left() -> Iterator[None]:
+    yield
+    server.stop()
+
+
+def start_each(
+    count: int,
+    settings: Path,
+    said: Sequence[Path],
+    shared: dict[str, str],
+    within: float,
+    prefix: Callable[[int], list[str]],
+    during: Callable[[Path], None],
+) -> list[int]:
+    """Starts processes from nothing and returns their status; it ends those that are left."""
+    began, started = time.monotonic(), []
+    try:
+        for rank in range(count):
+            with said[rank].open("w") as out:
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                command = [*prefix(rank), sys.executable, str(WORKER), str(settings)]
+                started.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stdout=out, stderr=out))
+        during(settings.parent)
+        for process in started:
+            process.wait(max(1.0, began + within - time.monotonic()))
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return [process.returncode for process in started]
+
+
+def train_in(
+    count: int,
+    run: Path,
+    arguments: Sequence[str],
+    *,
+    at: dict[str, Any] | None = None,
+    backend: str = "torch",
+    within: float = 120,
+    prefix: Callable[[int], list[str]] | None = None,
+    during: Callable[[Path], None] = lambda _: None,
+    environment: dict[str, str] | None = None,
+) -> Outcome:
+    """Trains in `count` processes of this machine and waits for their end; it ends those that are left."""
+    place = run.parent / f"{run.name}-record-{time.monotonic_ns()}"
+    place.mkdir(parents=True)
+    settings = {"run": str(run), "record": str(place), "arguments": [*arguments], "at": at}
+    (place / "settings.json").write_text(json.dumps(settings))
+    shared = {
+        "KERAS_BACKEND": backend,
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        **(environment or {}),
+    }
+    said = [place / f"said{rank}" for rank in range(count)]
+    began = time.monotonic()
+    if prefix is None and backend == "torch":
+        job = {
+            "settings": str(place / "settings.json"),
+            "said": [*map(str, said)],
+            "environment": shared,
+            "within": within,
+        }
+        status = server.ask(job)
+    else:
+        status = start_each(count, place / "settings.json", said, shared, within, prefix or (lambda _: []), during)
+    # Libraries greet.
+    words = [
+        re.sub(r"(?m)^(WARNING: All log|[IWE]\d{4} |\[W\d{4} |\[Gloo\]).*\n", "", path.read_text()) for path in said
+    ]
+    found = Outcome(status, words, time.monotonic() - began, run)
+    for rank in range(count):
+        if (place / f"record{rank}.json").is_file():
+            found.records.append(json.loads((place / f"record{rank}.json").read_text()))
+        if (place / f"weights{rank}.npz").is_file():
+            found.weights.append(dict(np.load(place / f"weights{rank}.npz")))
+    return found
+
+
+def furthest(first: dict[str, Any], second: dict[str, Any]) -> float:
+    assert first.keys() == second.keys()
+    return max(float(np.abs(first[key] - second[key]).max()) for key in first)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "pictures"
+    chance = np.random.default_rng(0)
+    for place in range(3):
+        (folder / f"class{place}").mkdir(parents=True)
+        for number in range(24):
+            pixels = chance.integers(0, 150, (18, 18, 3), np.uint8)
+            pixels[..., place] += 100
+            Image.fromarray(pixels).save(folder / f"class{place}" / f"{number}.png")
+    return folder
+
+
+def arguments_for(pictures: Path, run: Path, **changes: Any) -> list[str]:
+    settings = {**SETTINGS, **{key.replace("__", "."): value for key, value in changes.items()}}
+    sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return ["--recipe", "photos", "--data", str(pictures), "--out", str(run), *sets]
+
+
+Train = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def run_of(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Trains in so many processes with a norm; the same is trained once."""
+    known: dict[Any, Outcome] = {}
+
+    def run(count: int, norm: str = "layer", backend: str = "torch", **named: Any) -> Outcome:
+        if (count, norm, backend) not in known:
+            out = tmp_path_factory.mktemp("run") / "run"
+            found = train_in(count, out, arguments_for(pictures, out, model__norm=norm), backend=backend, **named)
+            assert found.status == [0] * count, found.said
+            known[count, norm, backend] = found
+        return known[count, norm, backend]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "norm"), [(2, "layer"), (3, "group")])
+def test_several_processes_train_what_one_trains(run_of: Train, count: int, norm: str) -> None:
+    one, several = run_of(1, norm), run_of(count, norm)
+    assert len(several.weights) == count
+    for weights in several.weights[1:]:
+        assert furthest(several.weights[0], weights) == 0
+    assert furthest(one.weights[0], several.weights[0]) < 1e-4
+    assert furthest(one.weights[0], dict.fromkeys(one.weights[0], 0)) > 0.1
+    # Each batch of both epochs, its images moved and mixed, in the same order.
+    assert len(one.images()) == 2 * 3
+    assert several.images() == one.images()
+    assert all(len(record["images"][key]) == 12 // count for record in several.records for key in record["images"])
+
+
+@pytest.mark.slow
+def test_process_0_alone_writes_and_speaks(run_of: Train) -> None:
+    one, two = run_of(1), run_of(2)
+    assert {path.relative_to(one.run) for path in one.run.rglob("*")} == {
+        path.relative_to(two.run) for path in two.run.rglob("*")
+    }
+    assert two.records[0]["written"]
+    assert two.records[1]["written"] == []
+    for row, other in zip(one.log(), two.log(), strict=True):
+        assert other == pytest.approx(row, abs=2e-5)
+    for name, found in one.metrics().items():
+        assert two.metrics()[name] == pytest.approx(found, abs=2e-5)
+    assert "run folder:" in two.said[0]
+    assert two.said[1] == ""
+    costs = read_log(two.run)[0]
+    assert costs["reduced_bytes_per_step"] == sum(
+        weight.nbytes for name, weight in two.weights[0].items() if "seed" not in name
+    )
+    assert costs["waited_seconds_per_step"] > 0
+    assert "waited_seconds_per_step" not in read_log(one.run)[0]
+
+
+@pytest.fixture(scope="module")
+def stopped(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Two processes of which the second was asked to stop in the second epoch."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    at = {"rank": 1, "step": [1, 1], "what": int(signal.SIGTERM)}
+    return train_in(2, run, arguments_for(pictures, run), at=at)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all(stopped: Outcome) -> None:
+    assert stopped.status == [143, 143], stopped.said
+    assert stopped.seconds < 60
+    assert "the state is saved" in stopped.said[0]
+    assert stopped.said[1] == ""
+    assert len(read_log(stopped.run)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_processes_goes_on(stopped: Outcome, run_of: Train, tmp_path: Path, count: int) -> None:
+    shutil.copytree(stopped.run, tmp_path / "run")
+    found = train_in(count, tmp_path / "run", ["--resume", str(tmp_path / "run")])
+    assert found.status == [0] * count, found.said
+    for weights in found.weights:
+        assert furthest(run_of(1).weights[0], weights) < 1e-4
+        assert furthest(found.weights[0], weights) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_all_end_when_one_is_killed(pictures: Path, run_of: Train, tmp_path: Path, killed: int) -> None:
+    run, other = tmp_path / "run", 1 - killed
+    at = {"rank": killed, "step": [1, 1], "what": int(signal.SIGKILL)}
+    found = train_in(2, run, arguments_for(pictures, run), at=at, within=90)
+    assert found.status[killed] == -signal.SIGKILL
+    assert found.status[other] in (1, 2), found.said
+    assert "--resume RUN" in found.said[other]
+    assert "Traceback" not in found.said[other]
+    if killed:
+        resumed = train_in(1, run, ["--resume", str(run)])
+        assert resumed.status == [0], resumed.said
+        assert furthest(run_of(1).weights[0], resumed.weights[0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    at = {"rank": 1, "step": [0, 2], "what": "nan"}
+    found = train_in(2, run, arguments_for(pictures, run), at=at)
+    assert found.status == [2, 2], found.said
+    assert found.said[0].count("the loss is nan") == 1
+    assert found.said[1] == ""
+    assert len(json.loads((run / "not_finite.json").read_text())["images"]) == 12
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_halves_the_parts_of_all(
+    pictures: Path, run_of: Train, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    at = {"rank": 1, "step": [1, 1], "what": "memory"}
+    found = train_in(2, run, arguments_for(pictures, run, train__auto_batch="true"), at=at)
+    assert found.status == [0, 0], found.said
+    assert Recipe.load(run / "recipe.toml").train.accumulate == 2
+    assert furthest(found.weights[0], found.weights[1]) == 0
+    assert furthest(run_of(1).weights[0], found.weights[0]) < 1e-4
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with a cable between them, which stand for two machines."""
+    names = [f"shiftvit{os.getpid()}{letter}" for letter in "ab"]
+    cable = [f"sv{os.getpid()}{letter}" for letter in "ab"]
+    made = shutil.which("ip") and subprocess.run(["ip", "netns", "add", names[0]], capture_output=True).returncode == 0
+    if not made:
+        pytest.skip("network namespaces cannot be made here (Debian: iproute2, as root)")
+    try:
+        do = [
+            f"netns add {names[1]}",
+            f"link add {cable[0]} netns {names[0]} type veth peer name {cable[1]} netns {names[1]}",
+        ]
+        for place, name in enumerate(names):
+            do += [
+                f"-n {name} address add 10.213.7.{place + 1}/24 dev {cable[place]}",
+                f"-n {name} link set {cable[place]} up",
+                f"-n {name} link set lo up",
+            ]
+        for words in do:
+            if subprocess.run(["ip", *words.split()], capture_output=True).returncode:
+                pytest.skip(f"network namespaces cannot be connected here: ip {words}")
+        yield names[1], cable[1]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_whose_cable_is_pulled(
+    machines: tuple[str, str], pictures: Path, run_of: Train, tmp_path: Path
+) -> None:
+    run, (second, cable) = tmp_path / "run", machines
+    names = [second[:-1] + "a", second]
+    ended = []
+
+    def enter(rank: int) -> list[str]:
+        return ["ip", "netns", "exec", names[rank]]
+
+    def set_link(state: str) -> None:
+        subprocess.run(["ip", "-n", second, "link", "set", cable, state], check=True)
+
+    def unplug(place: Path) -> None:
+        limit = time.monotonic() + 100
+        while not (place / "waiting").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        set_link("down")
+        (place / "waiting").unlink()
+        ended.append(time.monotonic())
+
+    there = {"MASTER_ADDR": "10.213.7.1"}
+    at = {"rank": 1, "step": [1, 1], "what": "wait"}
+    found = train_in(
+        2, run, arguments_for(pictures, run), at=at, prefix=enter, during=unplug, environment=there, within=150
+    )
+    assert time.monotonic() - ended[0] < 30
+    assert found.status == [1, 1], found.said
+    assert all("--resume RUN" in said for said in found.said), found.said
+    set_link("up")
+    resumed = train_in(2, run, ["--resume", str(run)], prefix=enter, environment=there)
+    assert resumed.status == [0, 0], resumed.said
+    assert furthest(resumed.weights[0], resumed.weights[1]) == 0
+    assert furthest(run_of(1).weights[0], resumed.weights[0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_jax_trains_in_two_processes_what_it_trains_in_one(run_of: Train) -> None:
+    one = run_of(1, backend="jax")
+    with socket.create_server(("127.0.0.1", 0)) as torchrun:  # which listens at the port that it names
+        there = {"MASTER_PORT": str(torchrun.getsockname()[1]), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        two = run_of(2, backend="jax", environment=there)
+    assert furthest(two.weights[0], two.weights[1]) == 0
+    assert furthest(one.weights[0], two.weights[0]) < 1e-5
+    assert two.images() == one.images()
+    assert two.records[1]["written"] == []
+    assert two.said[1] == ""
+    for row, other in zip(one.log(), two.log(), strict=True):
+        assert other == pytest.approx(row, abs=2e-5)
+    for name, found in one.metrics().items():
+        assert two.metrics()[name] == pytest.approx(found, abs=2e-5)
+
+
+def commands_of(page: str) -> list[list[str]]:
+    lines = [line.strip() for line in (ROOT / page).read_text("utf-8").splitlines() if "torchrun --" in line]
+    return [shlex.split(line) for line in lines if not line.startswith("|")]
+
+
+def test_the_readme_and_its_document_have_the_same_commands() -> None:
+    readme, document = commands_of("README.md"), commands_of("docs/scaling.md")
+    assert len(readme) == 2
+    assert [words for words in document if words in readme] == readme
+    assert [words[1:] for words in document if words not in readme] == [readme[0]]
+    assert document[1][0] == "KERAS_BACKEND=jax"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_commands_run(pictures: Path, tmp_path: Path, number: int) -> None:
+    command = commands_of("README.md")[number]
+    for name in ("pets", "imagenet/train", "imagenet/val"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(pictures)
+    small = {**SETTINGS, "train.epochs": 1, "data.test": 0}
+    if "imagenet" in command:  # which has its own, and crops otherwise
+        del small["data.validation"], small["augment.pad"]
+    sets = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    words = [{"HOST": "127.0.0.1", "8": "1"}.get(word, word) for word in command]
+    nodes = 2 if "--nnodes" in words else 1
+    started = []
+    port = free_port()
+    try:
+        for node in range(nodes):
+            own = [f"{node}" if words[place - 1] == "--node-rank" else word for place, word in enumerate(words)]
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(port)]
+            with (tmp_path / f"said{node}").open("w") as said:
+                environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+                process = subprocess.Popen(
+                    [*torchrun, *own[1:], *sets], env=environment, cwd=tmp_path, stdout=said, stderr=said
+                )
+                started.append(process)
+        for process in started:
+            process.wait(150)
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(40)
+    said = "".join((tmp_path / f"said{node}").read_text() for node in range(nodes))
+    assert [process.returncode for process in started] == [0] * nodes, said
+    assert said.count("run folder: ") == 1
+    (metrics,) = (tmp_path / "runs").glob("*/metrics.json")
+    assert json.loads(metrics.read_text())["train"]["epochs"] == 1
+
+
+def test_the_plan_is_the_committed_result() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    (name,) = re.findall(r"\(\.\./benchmarks/results/(scaling_plan-[\w.-]+\.json)\)", text)
+    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    assert scaling_plan.table(result) in text
+    assert {key: value for key, value in result.items() if key in scaling_plan.plan()} == scaling_plan.plan()
+    assert f"{result['measured_step']['share_of_peak']:.0%}".replace("%", " %") in text
+
+
+def test_a_ring_sends_what_is_planned() -> None:
+    # 8 processes, 8 MB: 14 messages of 1 MB each at 1 MB/s.
+    assert scaling_plan.reduction_seconds(8e6, 8, 8e6, 0.0) == pytest.approx(14.0)
+    needed = scaling_plan.images_needed(8e6, 1.1e9, 1e9, 8e6, 0.0)  # of 1.1 s each
+    assert 1.1 * needed / (1.1 * needed + 14.0) >= 0.9
+    assert 1.1 * (needed - 1) / (1.1 * (needed - 1) + 14.0) < 0.9
+
+
+# Without starting processes
+
+
+class Threads:
+    """A group of threads, to test what the processes tell each other."""
+
+    compiled = False
+
+    def __init__(self, rank: int, count: int, slots: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.count, self.slots, self.barrier = rank, count, slots, barrier
+
+    def gather(self, values: Any) -> Any:
+        self.slots[self.rank] = values
+        self.barrier.wait(20)
+        found = np.stack(self.slots)
+        self.barrier.wait(20)
+        return found
+
+    def average(self, gradients: Sequence[Any]) -> list[Any]:
+        return [self.gather(gradient).mean(axis=0) for gradient in gradients]
+
+    def local(self, model: Any) -> Any:
+        return model
+
+    def stop_watching(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+
+def together(count: int, work: Callable[[Several], Any]) -> list[Any]:
+    """Calls `work` in threads that are processes to each other; returns what each returned or raised."""
+    barrier, slots = threading.Barrier(count), [None] * count
+    results: list[Any] = [None] * count
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(Several(Threads(rank, count, slots, barrier)))
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+def test_process_0_does_and_all_know() -> None:
+    calls = []
+
+    def work(processes: Several) -> Any:
+        return processes.first(lambda: calls.append(processes.rank) or {"rank": processes.rank, "ä": [1.5]})
+
+    assert together(3, work) == [{"rank": 0, "ä": [1.5]}] * 3
+    assert calls == [0]
+
+
+def test_a_fault_of_process_0_is_one_of_all() -> None:
+    def fail() -> None:
+        raise ShiftViTError("the disk is full")
+
+    found = together(2, lambda processes: processes.first(fail))
+    assert [type(each) for each in found] == [ShiftViTError, Elsewhere]
+    assert str(found[1]) == "the disk is full"
+
+
+def test_a_fault_of_any_process_is_one_of_all() -> None:
+    def work(processes: Several) -> Any:
+        def fail() -> int:
+            if processes.rank > 0:
+                raise ShiftViTError(f"no images at {processes.rank}")
+            return 5
+
+        return processes.together(fail)
+
+    found = together(3, work)
+    assert [type(each) for each in found] == [Elsewhere, ShiftViTError, Elsewhere]
+    assert str(found[0]) == "process 1: no images at 1"
+    assert together(2, lambda processes: processes.together(lambda: processes.rank)) == [0, 1]
+
+
+def test_rows_are_gathered_in_order_whatever_their_numbers() -> None:
+    whole = np.arange(21, dtype=np.float32).reshape(7, 3)
+    for count in (2, 3, 9):
+        found = together(count, lambda processes: processes.gather(whole[processes.share(7)]))
+        for rows in found:
+            np.testing.assert_array_equal(rows, whole)
+
+
+def test_memory_that_runs_out_elsewhere_is_told_once() -> None:
+    def work(processes: Several) -> Any:
+        try:
+            if processes.rank == 1:
+                raise MemoryError
+            processes.average([np.ones(2)])
+        except MemoryError as error:
+            processes.tell_memory_fault(error)
+        return processes.average([np.full(2, float(processes.rank))])[0].tolist()
+
+    assert together(2, work) == [[0.5, 0.5]] * 2
+
+
+def test_processes_that_differ_are_told() -> None:
+    found = together(2, lambda processes: processes.check_same("the images", f"<{processes.rank}>"))
+    assert "process 1 has <1> and process 0 has <0>" in str(found[0])
+    assert isinstance(found[1], Elsewhere)
+    assert together(2, lambda processes: processes.check_same("the images", "x")) == [None, None]
+
+
+def test_out_of_step_is_no_endless_wait() -> None:
+    def work(processes: Several) -> Any:
+        return processes.meet(1.0) if processes.rank else processes.average([np.ones(1)])
+
+    assert all(isinstance(each, RuntimeError) for each in together(2, work))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("augment", [{}, {"mixup": 0.5, "cutmix": 1.0}, {"repeats": 2, "cutmix": 1.0, "pad": 2}])
+def test_shares_make_up_the_batch(count: int, augment: dict[str, Any]) -> None:
+    chance = np.random.default_rng(1)
+    images, labels = chance.integers(0, 256, (40, 8, 8, 3), np.uint8), np.arange(40) % 5
+
+    def batches(share: tuple[int, int]) -> Iterator[Any]:
+        return EpochBatches(
+            images,
+            labels,
+            preprocess=Preprocess(mean=100.0, std=50.0),
+            augment=Augment(**augment),
+            batch_size=12,
+            seed=3,
+            epoch=1,
+            drop_remainder=count != 4,
+            share=share,
+        )
+
+    whole = batches((0, 1))
+    shares = [batches((rank, count)) for rank in range(count)]
+    for number in range(len(whole)):
+        for part, expected in enumerate(whole[number]):
+            found = np.concatenate([share[number][part] for share in shares])
+            np.testing.assert_array_equal(found, expected)
+        assert all(share.indices(number).tolist() == whole.indices(number).tolist() for share in shares)
+
+
+class Pair(Processes):
+    count = 2
+
+
+def small(images: int = 30, **settings: Any) -> tuple[Recipe, Dataset]:
+    pixels, labels = np.zeros((images, 16, 16, 3), np.uint8), np.arange(images) % 2
+    splits = {name: Split(images=pixels, labels=labels, preprocess=Preprocess()) for name in ("train", "test")}
+    return Recipe.load("quick", **settings), Dataset(splits, ("a", "b"), "small")
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "message"),
+    [
+        ({"train.batch_size": 9}, 30, "train.batch_size=9 cannot be shared by 2 processes; use 8 or 10"),
+        ({"train.batch_size": 1}, 30, "use 2, or another number"),
+        ({"train.batch_size": 32}, 15, "a batch of 15 images.* set train.batch_size=14"),
+        ({"train.batch_size": 4, "train.drop_remainder": False}, 15, "a batch of 3 images.*drop_remainder=true"),
+        ({"train.batch_size": 4, "model.norm": "batch"}, 16, "model.norm=batch .* set model.norm=group or layer"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused(settings: dict[str, Any], images: int, message: str) -> None:
+    recipe, dataset = small(images, **settings)
+    with pytest.raises(ShiftViTError, match=message):
+        resolve(recipe, dataset, Pair())
+    resolve(recipe, dataset)
+
+
+def test_the_device_loop_is_for_one_process(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, dataset = small(16, **{"train.batch_size": 4, "train.loop": "device"})
+    assert resolve(recipe, dataset, Pair()).train.loop == "fit"
+    assert 'these 2 train with "fit"' in capsys.readouterr().err
+
+
+def test_a_probe_is_fitted_in_one_process() -> None:
+    with pytest.raises(ShiftViTError, match="the recipe probe fits a head in one process and these are 2"):
+        check_alone(Recipe.load("probe"), Pair())
+
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": None}, "WORLD_SIZE is set and RANK is not"),
+        ({"RANK": "two"}, "RANK='two' must be a whole number"),
+        ({"RANK": "2"}, "RANK=2 must be below WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0' must be a whole number of at least 1"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "-1"}, "MASTER_PORT='-1'"),
+    ],
+)
+def test_a_wrong_environment_is_told(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str | None], message: str
+) -> None:
+    for name, value in {**TORCHRUN, **changes}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ShiftViTError, match=message):
+        find_place()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_tensorflow_is_refused_and_one_process_tells(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    for name, value in {**TORCHRUN, "RANK": str(rank)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(groups, "ensure_backend", lambda: "tensorflow")
+    monkeypatch.setattr(errors, "_QUIET", False)
+    with pytest.raises(ShiftViTError, match="set KERAS_BACKEND=torch or jax") as refused, groups.join_processes():
+        pass
+    assert isinstance(refused.value, Elsewhere) == (rank == 1)
+
+
+def test_one_process_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert find_place() is None
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun --nproc-per-node 1
+    assert find_place() is None
