@@ -179,8 +179,7 @@ def train_model(
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row, processes)
-                if processes.rank == 0:
-                    bar.epoch_line(row)
+                bar.epoch_line(row)
                 if board is not None:
                     board.write(row)
                 watch.agree()
