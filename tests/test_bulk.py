@@ -365,14 +365,14 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets are short
-    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("TMPDIR", place)
+        patch.setenv("TMPDIR", place)  # of Ray, too
         cluster = Cluster()
         try:
-            cluster.add_node(**node, temp_dir=place)
-            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+            cluster.add_node(**node, include_dashboard=False)
+            cluster.add_node(**node)
             cluster.wait_for_nodes(60)
             yield cluster
         finally:
