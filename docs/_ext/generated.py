@@ -24,7 +24,7 @@ ROOT = DOCS.parent
 _RECIPE = re.compile(r"src/shiftvit/recipes/(\w+)\.toml")
 # A link to a file: what stands before it, the file, the anchor.
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?")
-_ASKED = re.compile(r"^<!-- (part|chapter|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
+_ASKED = re.compile(r"^<!-- (part|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "none"}
 _SIGNS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
@@ -43,15 +43,6 @@ def complete(text: str, page: Path) -> tuple[str, set[Path]]:
         return _GENERATORS[kind](argument)
 
     return moved_links(_ASKED.sub(answer, text), page.parent), taken
-
-
-def chapter(name: str) -> str:
-    """Returns the place in the sidebar of a page that a checkout may lack, under its own title."""
-    page = DOCS / f"{name}.md"
-    if not page.is_file():
-        return ""
-    title = page.read_text("utf-8").splitlines()[0].removeprefix("# ")
-    return f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{name}\n```"
 
 
 def part(source: Path, heading: str, folder: Path) -> str:
@@ -212,7 +203,6 @@ def run_folder(_: Any = None) -> str:
 
 
 _GENERATORS: dict[str, Callable[[Any], str]] = {
-    "chapter": chapter,
     "commands": commands,
     "settings": settings,
     "fields": fields,
