@@ -12,6 +12,7 @@ benchmarks/results/bulk-MODEL-DATE.json.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -72,6 +73,24 @@ def run(arguments: list[str]) -> tuple[float, int]:
     return seconds, most
 
 
+def fit_line(seconds: dict[int, float]) -> tuple[float, float]:
+    """Returns the seconds that starting takes, and the images per second after it.
+
+    Args:
+        seconds: of two runs, by their numbers of images.
+    """
+    (few, first), (many, last) = sorted(seconds.items())
+    rate = (many - few) / (last - first)
+    return first - few / rate, rate
+
+
+def count_to_gain(result: dict[str, dict[str, float]], machines: int) -> int | None:
+    """Returns from how many images on Ray on so many machines is quicker than one process; None: from none on."""
+    here, there = result["local"], result["ray"]
+    saved = 1 / here["images_per_second"] - 1 / (machines * there["images_per_second"])
+    return round((there["start_seconds"] - here["start_seconds"]) / saved) if saved > 0 else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="cifar10")
@@ -80,6 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     seconds: dict[str, dict[int, list[float]]] = {engine: {FEW: [], options.images: []} for engine in ("local", "ray")}
     memory = dict.fromkeys(seconds, 0)
+    load = os.getloadavg()
     with tempfile.TemporaryDirectory() as place:
         folders = {count: Path(place) / f"{count}" for count in (FEW, options.images)}
         for count, folder in folders.items():
@@ -99,21 +119,25 @@ def main() -> None:
                     )
                     found[count].append(took)
                     memory[engine] = max(memory[engine], most)
-    result = {}
-    for engine, found in seconds.items():
-        few, many = (statistics.median(found[count]) for count in (FEW, options.images))
-        rate = (options.images - FEW) / (many - few)
-        result[engine] = {"start_seconds": few - FEW / rate, "images_per_second": rate, "peak_bytes": memory[engine]}
-    here, there = result["local"], result["ray"]
-    pays = {}
-    for machines in MACHINES:
-        saved = 1 / here["images_per_second"] - 1 / (machines * there["images_per_second"])
-        pays[machines] = round((there["start_seconds"] - here["start_seconds"]) / saved) if saved > 0 else None
+    rounds = [
+        {engine: fit_line({count: took[number] for count, took in found.items()}) for engine, found in seconds.items()}
+        for number in range(options.rounds)
+    ]
+    result = {
+        engine: {
+            "start_seconds": statistics.median(each[engine][0] for each in rounds),
+            "images_per_second": statistics.median(each[engine][1] for each in rounds),
+            "peak_bytes": memory[engine],
+        }
+        for engine in seconds
+    }
+    pays = {machines: count_to_gain(result, machines) for machines in MACHINES}
     figures = {
         "model": options.model,
         "images": options.images,
         "cores": cores(),
         "rounds": options.rounds,
+        "load_average_before": load,
         "seconds": seconds,
         **result,
         "pays_from_images_calculated_by_machines": pays,

@@ -98,6 +98,8 @@ def write(seeds: list[int], work: Path) -> None:
         mode: [json.loads((work / f"{mode}-{seed}" / "metrics.json").read_text("utf-8")) for seed in seeds]
         for mode in MODES
     }
+    for metrics in (metrics for found in runs.values() for metrics in found):
+        del metrics["train"]  # its seconds say more about what else the machine did
     top1 = {mode: [metrics["test"]["top1"] for metrics in found] for mode, found in runs.items()}
     result = {
         "recipe": "quick",

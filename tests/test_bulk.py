@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from shiftvit.inference.predict import Failure, as_object
 from shiftvit.inference.storage import Folder, is_uri
 from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
 
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 PIXELS = load_sample().test.images
 
 
@@ -293,6 +295,8 @@ def test_a_failing_file_system_is_no_fault_of_an_image(photos, tmp_path, monkeyp
     [
         (["--engine", "spark"], "there is no engine 'spark'"),
         (["--address", "auto"], "--address is of the engine ray"),
+        (["--out", "s3://bucket/labels.csv"], "'s3://bucket/labels.csv' is a URI, which the engine ray takes"),
+        (["gs://bucket/photos"], "'gs://bucket/photos' is a URI, which the engine ray takes"),
         (["--engine", "ray"], "name it with --out DIR"),
         (["--engine", "ray", "--out", "o", "--grid", "g.png"], "--grid needs the engine local"),
         (["--engine", "ray", "--out", "o", "--format", "csv"], "predict on Ray writes no 'csv'"),
@@ -316,6 +320,26 @@ def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch):
     with pytest.raises(ShiftViTError, match=r"the engine 'ray' is not installed; pip install 'ray\[data\]"):
         run_bulk(Task("predict", str(tmp_path / "out")), [str(photos)], recursive=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_that_cannot_be_used(photos, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
+    for fault, message in (
+        (
+            RuntimeError("Version mismatch: The cluster was started with:\n    Python: 3.13.1"),
+            "install the same on both",
+        ),
+        (ConnectionError("Could not find any running Ray instance."), "start one with: ray start --head"),
+    ):
+
+        def init(*_, fault=fault, **__):
+            raise fault
+
+        monkeypatch.setattr(ray, "init", init)
+        with pytest.raises(ShiftViTError, match=message) as said:
+            run_bulk(Task("predict", str(tmp_path / "out")), [str(photos)], recursive=True, address="auto")
+        assert "\n" not in str(said.value)
+        assert not (tmp_path / "out").exists()
 
 
 def test_usage_statistics_are_the_users_choice(tmp_path, monkeypatch):
@@ -389,9 +413,13 @@ def when(condition, act, seconds=60):
 
 
 @on_cluster
-def test_on_two_nodes_the_rows_are_predicts(cluster, photos, tmp_path):
+def test_on_two_nodes_the_rows_are_predicts(cluster, photos, tmp_path, monkeypatch):
+    """With the command of the README."""
     expected = predicted(tuple(list_images([str(photos)], recursive=True)))
-    process = shiftvit(cluster, "predict", "photos", "-r", "--out", tmp_path / "out", cwd=photos.parent)
+    (written,) = [line for line in README.splitlines() if "--engine ray" in line]
+    command = shlex.split(written.replace("--address auto", f"--address {cluster.address}"), comments=True)
+    command[command.index("labels")] = str(tmp_path / "out")
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=photos.parent, stderr=subprocess.PIPE, text=True)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     short = [{**row, "path": str(Path(row["path"]).relative_to(photos.parent))} for row in expected]
@@ -401,6 +429,10 @@ def test_on_two_nodes_the_rows_are_predicts(cluster, photos, tmp_path):
     assert "200 images in" in said
     assert "2 could not be read" in said
     assert "(4 actors)" in said
+    monkeypatch.chdir(photos.parent)
+    command = ["predict", "photos", "-r", "--engine", "ray", "--address", "127.0.0.1:1", "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, command).exit_code == 0  # nothing is left to do, so that Ray is not even started
+    assert CliRunner().invoke(app, [*command, "--strict"]).exit_code == 3
 
 
 @on_cluster
@@ -483,3 +515,26 @@ def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
     assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
     assert not list(out.glob(".*"))
+
+
+@on_cluster
+def test_a_node_without_this_shiftvit_ends_the_run(cluster, photos, tmp_path):
+    """In one line, and the run goes on once that is mended."""
+    import ray
+
+    other = tmp_path / "other" / "shiftvit"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("__version__ = '0.0.1'")
+    task, names = Task("predict", str(tmp_path / "out")), [str(photos / "b c")]
+    bulk.import_ray()
+    with ray.init(
+        cluster.address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(other.parent)}},
+    ):
+        with pytest.raises(ShiftViTError, match="all nodes need this shiftvit; then start the command again") as fault:
+            run_bulk(task, names, workers=1)
+        assert "No module named 'shiftvit" in str(fault.value)
+        assert "\n" not in str(fault.value)
+    assert run_bulk(task, names, address=cluster.address, workers=1).images == 80

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from shiftvit import errors
 from shiftvit.console import Bar
 
 Patch, Captured = pytest.MonkeyPatch, pytest.CaptureFixture[str]
@@ -80,3 +81,15 @@ def test_elsewhere_there_is_nothing(monkeypatch: Patch, capsys: Captured) -> Non
         bar.update(1, "state")
     answer = capsys.readouterr()
     assert (answer.out, answer.err) == ("", "a line\n")
+
+
+def test_where_another_process_speaks_there_is_no_bar(monkeypatch: Patch, capsys: Captured) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(errors, "_QUIET", True)
+    with Bar("decoding", 4_000) as bar:
+        bar.advance(1_500)
+        bar.print("a line")
+        errors.notice("a notice")
+    assert capsys.readouterr().err == ""
+    errors.complain("a fault of this process")
+    assert capsys.readouterr().err == "shiftvit: a fault of this process\n"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jupytext
 import numpy as np
 import pytest
+from scipy import stats
 
 from sample import load_sample
 from shiftvit import Recipe, Run, Shift
@@ -41,6 +44,7 @@ def test_every_cell_runs(chapter, monkeypatch, tmp_path):
     monkeypatch.setenv("SHIFTVIT_LESSON", "short")
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     names = {"__name__": "__main__"}
     figures = 0
@@ -65,6 +69,23 @@ def test_a_run_knows_its_history(tmp_path):
     assert run.history == []  # a probe's
     write_log(tmp_path, rows)
     assert run.history == rows
+
+
+def test_the_experiment_is_recomputed_from_its_runs():
+    """The means, the intervals and the paired differences of chapter 4, from the accuracies alone."""
+    record = json.loads(sorted((ROOT / "benchmarks" / "results").glob("shift_modes-*.json"))[-1].read_text("utf-8"))
+    top1 = {mode: [run["test"]["top1"] for run in runs] for mode, runs in record["runs"].items()}
+    assert set(top1) == {"shift", "mask", "none", "random"}
+    for mode, values in top1.items():
+        assert len(values) == record["n"] >= 3
+        check_interval(record["modes"][mode], values)
+        if mode != "shift":
+            check_interval(record["minus_shift"][mode], np.subtract(values, top1["shift"]))
+
+
+def check_interval(found, values):
+    low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+    np.testing.assert_allclose((found["mean"], 2 * found["half_width"]), (np.mean(values), high - low))
 
 
 def test_random_directions_are_moves_to_neighbours():

@@ -69,8 +69,8 @@ def blocks(kind):
 
 def commands():
     lines = [line.strip() for line in README.splitlines() if line.startswith("    shiftvit ")]
-    # A server does not end by itself; test_serve_cli.py starts it.
-    split = [shlex.split(line, comments=True) for line in lines if not line.startswith("shiftvit serve")]
+    # A server does not end by itself, and a cluster must be there; test_serve_cli.py and test_bulk.py have them.
+    split = [shlex.split(line, comments=True) for line in lines if not re.search("shiftvit serve|--engine ray", line)]
     return [command for place, command in enumerate(split) if command not in split[:place]]  # some stand there twice
 
 

@@ -6,12 +6,13 @@ tensorflow is used; Keras alone would insist on tensorflow.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 from shiftvit.errors import ShiftViTError, install_hint, nearest
 
@@ -69,22 +70,23 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def set_seed(seed: int) -> None:
-    """Seeds Python, NumPy, Keras and its backend, as `keras.utils.set_random_seed` does.
+@contextlib.contextmanager
+def hide_tensorflow() -> Iterator[None]:
+    """Keeps Keras from importing TensorFlow under another backend, as it does to seed it and to save a model.
 
-    That imports TensorFlow wherever it is installed, whatever the backend, which takes seconds and hundreds of
-    megabytes. Here that happens only for the backend tensorflow, or where TensorFlow is imported already.
+    That would take seconds and hundreds of megabytes. Where TensorFlow is imported already, nothing is hidden.
     """
     import keras
-    from keras.src.utils import rng_utils  # there is no public way to leave TensorFlow out
+    from keras.src.utils.module_utils import tensorflow  # there is no public way
 
-    tensorflow = rng_utils.tf
-    if keras.config.backend() != "tensorflow" and "tensorflow" not in sys.modules:
-        rng_utils.tf = SimpleNamespace(available=False)
+    if keras.config.backend() == "tensorflow" or "tensorflow" in sys.modules:
+        yield
+        return
+    available, tensorflow._available = tensorflow._available, False
     try:
-        keras.utils.set_random_seed(seed)
+        yield
     finally:
-        rng_utils.tf = tensorflow
+        tensorflow._available = available
 
 
 def _read_configuration() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
-from shiftvit.errors import print_aside
+from shiftvit.errors import is_quiet, print_aside
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -54,11 +54,11 @@ class Bar:
         """Prints a line on standard error, above the bar."""
         if self._live:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+        elif not is_quiet():
             print_aside(text)
 
     def __enter__(self) -> Self:
-        if self._wanted and sys.stderr is not None and sys.stderr.isatty():
+        if self._wanted and not is_quiet() and sys.stderr is not None and sys.stderr.isatty():
             self._start()
         return self
 

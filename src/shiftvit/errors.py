@@ -72,6 +72,11 @@ def be_quiet(quiet: bool) -> None:
     _QUIET = quiet
 
 
+def is_quiet() -> bool:
+    """Returns whether another process speaks for this one."""
+    return _QUIET
+
+
 def notice(text: str) -> None:
     """Prints a line on standard error, unless another process does."""
     if not _QUIET:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import typer
@@ -13,18 +14,23 @@ from shiftvit.errors import ShiftViTError, count_of, nearest, notice
 _ENGINES = ("local", "ray")
 
 
-def wants_ray(engine: str, address: str | None, workers: int | None) -> bool:
+def wants_ray(engine: str, address: str | None, workers: int | None, paths: list[str] | None, out: str | None) -> bool:
     """Returns whether Ray is to do it.
 
     Raises:
-        ShiftViTError: there is no such engine, or an option is of the other one.
+        ShiftViTError: there is no such engine, or something is given that only the other one takes.
     """
     if engine not in _ENGINES:
         raise ShiftViTError(f"there is no engine {engine!r}; {nearest(engine, _ENGINES)}")
     for name, value in (("address", address), ("workers", workers)):
         if value is not None and engine != "ray":
             raise ShiftViTError(f"--{name} is of the engine ray; add --engine ray, or leave it out")
-    return engine == "ray"
+    if engine == "ray":
+        return True
+    for name in [*(paths or ()), *filter(None, [out])]:
+        if "://" in name and not os.path.lexists(name):
+            raise ShiftViTError(f"{name!r} is a URI, which the engine ray takes; add --engine ray, or name a path")
+    return False
 
 
 def refuse_for_ray(**options: Any) -> None:

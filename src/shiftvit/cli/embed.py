@@ -69,7 +69,7 @@ def embed(
     from shiftvit.data.decode.images import MAX_PIXELS
     from shiftvit.inference.embed import Embedder, check_table, write_table
 
-    if wants_ray(engine, address, workers):
+    if wants_ray(engine, address, workers, paths, out):
         options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
         listing = {"recursive": recursive, "all_files": all_files, "address": address, "workers": workers}
         run_on_ray("embed", paths, out, strict, listing, max_pixels=max_pixels, **options)

@@ -94,7 +94,7 @@ def predict(
     from shiftvit.figures.grid import GRID_ENDINGS
     from shiftvit.inference.predict import Predictor
 
-    if wants_ray(engine, address, workers):
+    if wants_ray(engine, address, workers, paths, out):
         refuse_for_ray(grid=grid)
         options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
         options |= {"kind": kind, "top_k": top_k, "max_pixels": max_pixels}

@@ -23,7 +23,7 @@ from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.storage import Folder
 from shiftvit.inference.worker import FORMATS, MANIFEST, Held, Task, Worker, count_errors, name_part, pack, read_model
 
-_STORE = 256 * 2**20  # bytes of the object store of a cluster that is started here; it holds the model and little else
+_STORE = 128 * 2**20  # bytes of the object store of a cluster that is started here, beside twice the model
 _REACH = 10.0  # seconds to reach a cluster's address
 
 
@@ -117,7 +117,7 @@ def run_bulk(
     if not todo:
         return summary
     began = time.perf_counter()
-    with _connect(ray, address):
+    with _connect(ray, address, _STORE + 2 * sum(map(len, held.files.values()))):
         if begun is None:
             folder.make()
             folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -244,7 +244,7 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def _connect(ray: Any, address: str | None) -> Iterator[None]:
+def _connect(ray: Any, address: str | None, store: int) -> Iterator[None]:
     """Connects to a cluster, or starts one, and leaves it at the end.
 
     Raises:
@@ -256,16 +256,15 @@ def _connect(ray: Any, address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     started: dict[str, Any] = {}
     if address == "local":
-        started = {"include_dashboard": False, "object_store_memory": _STORE}
+        started = {"include_dashboard": False, "object_store_memory": store}
     elif address != "auto" and "://" not in address:
         _reach(address)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **started)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ShiftViTError(
-            f"no Ray cluster can be used at {address!r}: {reason}; start one with: ray start --head"
-        ) from error
+        mend = "install the same on both" if "mismatch" in reason else "start one with: ray start --head"
+        raise ShiftViTError(f"no Ray cluster can be used at {address!r}: {reason}; {mend}") from error
     try:
         yield
     finally:

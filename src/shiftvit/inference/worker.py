@@ -102,7 +102,8 @@ def read_model(command: str, model: str, runtime: str) -> Held:
     if not isinstance(source, Path):
         manifest = stored.read_manifest(source)
         content = {stored.MANIFEST: source.read(stored.MANIFEST)}
-        content |= {name: stored.read_checked(source, manifest, name) for name in manifest.files}
+        needed = manifest.files if loaded.runtime == "keras" else [stored.GRAPH]
+        content |= {name: stored.read_checked(source, manifest, name) for name in needed}
         return Held({f"model/{name}": content[name] for name in content}, loaded.runtime, features)
     places = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
     if source.suffix == ".xml":

@@ -144,10 +144,9 @@ class ProgressBar(keras.callbacks.Callback):
 
     def __init__(self, epochs: int, steps: int, batch_size: int, watch: Watch) -> None:
         super().__init__()
-        speaks = watch.processes.rank == 0
         self.epochs, self.steps, self.batch_size, self.watch = epochs, steps, batch_size, watch
         position = watch.progress.epoch * steps + watch.progress.step
-        self.bar = Bar(f"epoch 1/{epochs}", epochs * steps, done=position, shown=speaks)
+        self.bar = Bar(f"epoch 1/{epochs}", epochs * steps, done=position)
         self.epoch = 1
         self.began = 0.0
 

@@ -59,7 +59,8 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
     """Trains by Keras' `fit`."""
     progress = watch.progress
     start, train = progress.step, dataset.train
-    batches = epoch_batches(recipe, dataset, progress.epoch, start, watch.processes)
+    processes = watch.processes
+    batches = processes.together(lambda: epoch_batches(recipe, dataset, progress.epoch, start, processes))
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
         train.path(index) or f"training image {index}" for index in batches.indices(number - start)

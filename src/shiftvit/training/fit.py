@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shiftvit.backend import set_seed
+import keras
+
+from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
@@ -148,7 +150,8 @@ def build_model(recipe: Recipe, dataset: Dataset, begun: bool, processes: Proces
     It has its first weights unless the run has `begun`: those of the checkpoint come instead.
     """
     check_loop(recipe, dataset)
-    set_seed(recipe.train.seed)
+    with hide_tensorflow():
+        keras.utils.set_random_seed(recipe.train.seed)
     return build(recipe, dataset, begun=begun, processes=processes)
 
 
@@ -176,8 +179,7 @@ def train_model(
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row, processes)
-                if processes.rank == 0:
-                    bar.epoch_line(row)
+                bar.epoch_line(row)
                 if board is not None:
                     board.write(row)
                 watch.agree()

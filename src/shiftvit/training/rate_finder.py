@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.backend import set_seed
+from shiftvit.backend import hide_tensorflow
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
@@ -157,7 +157,8 @@ def suggest(rates: Floats, smoothed: Floats) -> float | None:
 
 def _losses(recipe: Recipe, dataset: Dataset, rates: Floats, told: Callable[[int, float], None] | None) -> Floats:
     """Returns each step's loss, up to where it is 4 times its minimum."""
-    set_seed(recipe.train.seed)
+    with hide_tensorflow():
+        keras.utils.set_random_seed(recipe.train.seed)
     model, _ = build(recipe, dataset)
     scale = batch_scale(recipe.train)
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
+from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
 from shiftvit.data.find.dataset import Dataset
@@ -104,7 +105,8 @@ def keep_results(
     bundle = dataclasses.replace(bundle, metrics=metrics)
     bundle = dataclasses.replace(bundle, card=write_card(bundle, _collect_facts(run, recipe, dataset, logits["test"])))
     bundle.save(run / "bundle")
-    files.write_file(run / "model.keras", final.save)
+    with hide_tensorflow():
+        files.write_file(run / "model.keras", final.save)
     _draw_test_figures(run / "figures", dataset, logits["test"], bundle)
     files.write_json(run / "metrics.json", metrics)
     return metrics
