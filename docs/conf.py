@@ -24,7 +24,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_block"]
 myst_links_external_new_tab = False
 highlight_language = "bash"
 default_role = "literal"
-smartquotes = False  # two hyphens are an option's
+smartquotes_action = "D"  # dashes; quotation marks stay as they are
 
 # The lesson's outputs come of a real run; a cell that fails, fails the build.
 nb_execution_mode = "cache"

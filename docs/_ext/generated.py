@@ -250,6 +250,11 @@ def _value(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Returns text of the program as Markdown: what stands in backticks stays, and nothing else is markup."""
-    parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>|\[\]#$])", r"\\\1", part) for part in parts)
+    """Returns text of the program as Markdown: what stands in backticks is code, so are options, the rest is text."""
+    parts = re.split(r"(`[^`]+`|--[\w-]+)", text)
+    for place, part in enumerate(parts):
+        if part.startswith("--"):
+            parts[place] = f"`{part}`"
+        elif not part.startswith("`"):
+            parts[place] = re.sub(r"([\\*_<>|\[\]#$])", r"\\\1", part)
+    return "".join(parts)
