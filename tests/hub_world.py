@@ -32,6 +32,7 @@ class Repository:
     """Commits, newest last, each from file name to content."""
 
     private: bool = False
+    sdk: str | None = None  # of a Space
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b"*.onnx filter=lfs\n"}])
     messages: list[str] = field(default_factory=lambda: ["initial commit"])
     tags: dict[str, int] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class Hub:
     """What lies on the server, and what it is to do wrong."""
 
     url: str = ""
-    repositories: dict[str, Repository] = field(default_factory=dict)
+    repositories: dict[str, Repository] = field(default_factory=dict)  # a Space's name begins with "spaces/"
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256
     requests: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)  # tokens that went to another host
@@ -94,11 +95,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         routes = {
             r"POST /api/repos/create": self.create,
             r"POST /api/validate-yaml": self.validate,
-            r"GET /api/models/([^/]+/[^/]+)(?:/revision/(.+))?": self.info,
-            r"POST /api/models/([^/]+/[^/]+)/preupload/(.+)": self.preupload,
-            r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
+            r"GET /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)(?:/revision/(.+))?": self.info,
+            r"POST /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/preupload/(.+)": self.preupload,
+            r"POST /((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
             r"PUT /objects/(\w+)": self.store,
-            r"POST /api/models/([^/]+/[^/]+)/commit/(.+)": self.commit,
+            r"POST /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/commit/(.+)": self.commit,
             r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self.resolve,
             r"(?:GET|HEAD) /cdn/(\w+)": self.cdn,
         }
@@ -120,8 +121,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def known(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
-    def allowed(self, owner: str) -> bool:
+    def allowed(self, name: str) -> bool:
         """Answers what a token that may not write gets, or says that this one may."""
+        owner = name.removeprefix("spaces/").split("/")[0]
         if not self.known:
             self.say(401, {"error": "Invalid username or password."})
         elif owner not in OWNERS:
@@ -143,10 +145,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def create(self, body: bytes) -> None:
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
-        if self.allowed(asked["organization"]):
+        if asked.get("type") == "space":
+            name = f"spaces/{name}"
+        if self.allowed(name):
             there = name in self.hub.repositories
             if not there:
-                self.hub.repositories[name] = Repository(asked.get("visibility") == "private")
+                self.hub.repositories[name] = Repository(asked.get("visibility") == "private", asked.get("sdk"))
             self.say(409 if there else 200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def validate(self, body: bytes) -> None:
@@ -173,10 +177,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.hub.meanwhile and "blobs" in self.path:
             repository.commits.append(repository.commits[-1] | self.hub.meanwhile)
         tree = {"id": name, "sha": sha(index), "private": repository.private, "siblings": siblings}
+        tree |= {"sdk": repository.sdk} if repository.sdk else {}
         return self.say(200, {**tree, "tags": [], "downloads": 0})
 
     def preupload(self, body: bytes, name: str, _: str) -> None:
-        if self.allowed(name.split("/")[0]):
+        if self.allowed(name):
             paths = [file["path"] for file in json.loads(body)["files"]]
             modes = [
                 {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular", "shouldIgnore": False}
@@ -185,7 +190,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.say(200, {"files": modes})
 
     def batch(self, body: bytes, name: str) -> None:
-        if self.allowed(name.split("/")[0]):
+        if self.allowed(name):
             rows = [
                 file | {"actions": {"upload": {"href": f"{self.hub.url}/objects/{file['oid']}"}}}
                 for file in json.loads(body)["objects"]
@@ -198,7 +203,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.say(200)
 
     def commit(self, body: bytes, name: str, _: str) -> None:
-        if not self.allowed(name.split("/")[0]):
+        if not self.allowed(name):
             return
         repository = self.hub.repositories[name]
         files = dict(repository.commits[-1])

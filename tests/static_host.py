@@ -13,18 +13,28 @@ from shiftvit.serve import demo
 
 
 @contextlib.contextmanager
-def hosting(folder):
-    """A static host of that folder, as `python -m http.server` is; yields its address."""
+def hosting(folder, place=""):
+    """A static host like `python -m http.server` that has a folder at a place, such as "/try"; yields its address.
+
+    It knows no types that many hosts do not know.
+    """
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
+        def guess_type(self, path):
+            unknown = str(path).endswith((".mjs", ".wasm", ".onnx", ".bin"))
+            return "application/octet-stream" if unknown else super().guess_type(path)
+
+        def translate_path(self, path):
+            return super().translate_path(path.removeprefix(place) if path.startswith(place) else "/nothing here")
+
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as host:
         thread = threading.Thread(target=host.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{host.server_port}"
+            yield f"http://127.0.0.1:{host.server_port}{place}"
         finally:
             host.shutdown()
             thread.join()

@@ -1,6 +1,8 @@
 """The demo whose model runs in the browser: a folder for any static host, and a real Chromium."""
 
+import contextlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from PIL import Image
 
 from browser import browsing
-from shiftvit import Predictor, ShiftViTError, files
+from shiftvit import Predictor, Preprocess, ShiftViTError, files
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data.decode.images import decode
 from shiftvit.serve import demo
@@ -16,11 +18,13 @@ from shiftvit.serve.demo import _RUNTIME_FILES, write_demo
 from static_host import hosting, shared_demo
 
 SAMPLES = sorted((PRETRAINED / "samples").glob("*/*.png"))
+# Where the host has the demo: a site may have it below its top.
+PLACE = "/shiftvit/try"
 # The functions of the page's own api.js, which this one stands in for.
 ASK = """
 const [address, done] = arguments;
 (async () => {
-  const api = await import('/page/api.js');
+  const api = await import(new URL('page/api.js', document.baseURI));
   const [model] = await api.listModels();
   const picture = await (await fetch(address)).blob();
   return {classes: await api.classify(model, picture), explained: await api.explain(model, picture, 'cat')};
@@ -44,7 +48,7 @@ def host(folder):
     turned[0x0112] = 6
     Image.open(folder / "photo1.jpg").save(folder / "photo3.jpg", exif=turned)
     coarse[0].resize((70, 50)).convert("L").save(folder / "photo4.png")
-    with hosting(folder) as address:
+    with hosting(folder, PLACE) as address:
         yield address
 
 
@@ -72,7 +76,7 @@ def test_it_answers_as_the_predictor_and_asks_no_other_host(host, folder, chromi
         for row in found["classes"]:
             assert row["score"] == pytest.approx(scores[row["label"]], abs=2e-3), (name, row)
         assert found["explained"]["heatmap"].startswith("data:image/png;base64,")
-    assert not {url for url in chromium.requests() if not url.startswith((host, "blob:", "data:"))}
+    assert not {url for url in chromium.requests() if not url.startswith((host + "/", "blob:", "data:"))} - {host}
 
 
 @pytest.mark.slow
@@ -81,34 +85,93 @@ def test_its_page_shows_the_answer_and_the_heat_map(host, folder, chromium):
     chromium.open(host)
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     assert "They stay on this device" in chromium.texts(".promise")[0]
-    chromium.driver.find_element("id", "files").send_keys(str(folder / "samples" / "cat-test_00000.png"))
+    # The samples are named for what they show.
+    samples = chromium.wait(lambda: chromium.all(".samples button"))
+    assert [button.get_attribute("title") for button in samples] == [path.parent.name for path in SAMPLES]
+    chromium.driver.find_element("id", "files").send_keys(str(folder / "samples" / "cat" / "test_00000.png"))
     chromium.wait(lambda: chromium.texts(".result h3 bdi") == ["cat"])
+    assert re.fullmatch(r"[\d,]+ ms", chromium.texts(".result .time")[0])
     chromium.driver.find_element("xpath", "//button[contains(., 'Heat map')]").click()
     chromium.wait(lambda: chromium.driver.execute_script("return document.querySelector('.heat').naturalWidth > 0"))
     assert not chromium.console()
 
 
 @pytest.mark.slow
-def test_what_is_no_picture_and_a_browser_without_simd_are_told(host, folder, chromium):
+def test_what_is_no_picture_is_told(host, folder, chromium):
     (folder / "broken.png").write_bytes(b"no picture")
     chromium.open(host)
     assert "cannot read the file" in chromium.driver.execute_async_script(ASK, f"{host}/broken.png")["error"]
-    chromium.open(host)
-    chromium.driver.execute_script("WebAssembly.validate = () => false")
-    assert "SIMD" in chromium.driver.execute_async_script(ASK, f"{host}/broken.png")["error"]
+
+
+@contextlib.contextmanager
+def without_simd(chromium):
+    """Pages that are opened meanwhile find a WebAssembly that knows no SIMD."""
+    script = "WebAssembly.validate = () => false"
+    made = chromium.tell("Page.addScriptToEvaluateOnNewDocument", source=script)
+    try:
+        yield
+    finally:
+        chromium.tell("Page.removeScriptToEvaluateOnNewDocument", identifier=made["identifier"])
 
 
 @pytest.mark.slow
-def test_a_host_that_lacks_a_file_is_told(folder, chromium, tmp_path):
+def test_a_browser_without_simd_is_told_in_the_page(host, chromium):
+    with without_simd(chromium):
+        chromium.open(host)
+        chromium.wait(lambda: "has no WebAssembly with SIMD" in " ".join(chromium.texts("#trouble")))
+    chromium.open(host)
+    chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
+    assert not chromium.all("#trouble")
+
+
+@pytest.mark.slow
+def test_a_file_that_is_missing_or_damaged_is_told_in_the_page(folder, chromium, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "model" / "model.onnx").write_bytes(b"damaged")
-    with hosting(copy) as address:
-        chromium.open(address)
-        chromium.wait(lambda: "cannot be loaded" in " ".join(chromium.texts("#trouble")))
-    (copy / "model" / "model.json").unlink()
-    with hosting(copy) as address:
-        chromium.open(address)
-        chromium.wait(lambda: "model/model.json is missing" in " ".join(chromium.texts("#trouble")))
+    faults = [
+        ("model/model.onnx", lambda _: b"damaged", "The model cannot be loaded"),
+        ("model/model.onnx", None, "model/model.onnx is missing (status 404)"),
+        ("model/model.json", lambda _: b"<!doctype html>", "model/model.json is damaged"),
+        ("model/head.bin", lambda content: content[:-4], "model/head.bin is damaged"),
+        ("runtime/ort.wasm.min.js", None, "The model cannot be loaded"),
+        ("runtime/ort-wasm-simd-threaded.js", None, "The model cannot be loaded"),
+        ("runtime/ort-wasm-simd-threaded.wasm", lambda content: content[:9999], "The model cannot be loaded"),
+        ("samples/list.json", None, "samples/list.json is missing"),
+        ("page/main.js", lambda content: content[:-9], "The page has not started"),
+    ]
+    with hosting(copy, PLACE) as address:
+        for name, change, told in faults:
+            content = (copy / name).read_bytes()
+            (copy / name).unlink()
+            if change is not None:
+                (copy / name).write_bytes(change(content))
+            chromium.tell("Network.clearBrowserCache")
+            chromium.open(address)
+            chromium.wait(lambda told=told: told in " ".join(chromium.texts("#trouble")), 20)
+            (copy / name).write_bytes(content)
+
+
+@pytest.mark.slow
+def test_the_region_of_a_heat_map_is_what_the_preprocessing_takes(host, chromium):
+    rules = [
+        Preprocess(),
+        Preprocess(resize=32, crop=32, crop_position="center"),
+        Preprocess(resize=40, crop=(24, 20)),
+        Preprocess(resize=24, crop=(24, 40), crop_position="center"),
+        Preprocess(resize=(48, 64), crop=(33, 41), crop_position="center"),
+        Preprocess(resize=256, crop=224, crop_position="center"),
+    ]
+    sizes = [(640, 427), (300, 451), (33, 90), (48, 48)]
+    module = (demo._BROWSER / "api.js").read_text("utf-8")
+    functions = module[module.index("function seen") : module.index("/** Draws a heat map")]
+    chromium.open(host)
+    for rule in rules:
+        for height, width in sizes:
+            found = chromium.run(f"{functions}; return seen(...arguments)", rule.model_dump(mode="json"), height, width)
+            resized, seen = rule.resized_shape(height, width), rule.output_shape(height, width)
+            top, left = rule.crop_origin(*resized)
+            expected = [left / resized[1], top / resized[0], seen[1] / resized[1], seen[0] / resized[0]]
+            assert found["region"] == pytest.approx(expected), (rule, height, width)
+            assert found["ratio"] == pytest.approx(seen[1] / seen[0])
 
 
 @pytest.mark.slow

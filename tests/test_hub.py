@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from huggingface_hub.utils import close_session
 
 from hub_world import TOKEN, Hub, Repository, serving, sha
 from shiftvit import Bundle, Preprocess, ShiftViTError
-from shiftvit.bundle.hub import pull, push
+from shiftvit.bundle.hub import pull, push, push_space
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.cli.main import _run
 from shiftvit.config import ModelConfig
+from shiftvit.serve.demo import _RUNTIME_FILES, _runtime_name, space_files
 
 # The client sends large files through an argument that its own network library has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -366,3 +369,122 @@ def test_a_pull_that_is_stopped_or_killed_leaves_no_model(
     assert here() == left
     assert_same(Bundle.load(pull("me/pets")), bundle)
     assert here() == ["pets"]
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    """A folder like one of `shiftvit demo --space`, with small files, and with what others put there."""
+    folder = tmp_path / "demo"
+    names = ["index.html", "page/api.js", "page/main.js", "model/model.json", "model/model.onnx", "model/head.bin"]
+    for name in [*names, "samples/list.json", *(f"runtime/{_runtime_name(name)}" for name in _RUNTIME_FILES)]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"{name} é".encode())
+    (folder / "README.md").write_text("---\ntitle: pets\nsdk: static\n---\n")
+    (tmp_path / "private").write_text("my secret")
+    (folder / "notes.txt").write_text("my secret")
+    (folder / "page" / "link.js").symlink_to(tmp_path / "private")
+    return folder
+
+
+def contents_of(demo: Path) -> dict[str, bytes]:
+    places = (place for place in demo.rglob("*") if place.is_file() and not place.is_symlink())
+    return {place.relative_to(demo).as_posix(): place.read_bytes() for place in places if place.name != "notes.txt"}
+
+
+def test_a_demo_becomes_a_static_space(hub: Hub, demo: Path) -> None:
+    assert push_space(space_files(demo), "me/pets") == f"{hub.url}/spaces/me/pets"
+    space = hub.repositories["spaces/me/pets"]
+    assert (space.sdk, space.private, space.messages[-1]) == ("static", False, "Upload a ShiftViT demo")
+    assert {name: content for name, content in space.commits[-1].items() if name != ".gitattributes"} == contents_of(
+        demo
+    )
+    assert "me/pets" not in hub.repositories  # a model of that name is something else
+
+
+def test_a_newer_demo_replaces_the_one_in_the_space_and_nothing_else(hub: Hub, demo: Path) -> None:
+    push_space(space_files(demo), "me/pets", private=True)
+    assert hub.repositories["spaces/me/pets"].private
+    hub.files("spaces/me/pets")["style.css"] = b"of the Hub"
+    (demo / "page" / "main.js").unlink()
+    (demo / "model" / "model.onnx").write_bytes(b"newer")
+    push_space(space_files(demo), "me/pets", private=True, message="Newer")
+    kept = {".gitattributes": b"*.onnx filter=lfs\n", "style.css": b"of the Hub"}
+    assert hub.files("spaces/me/pets") == contents_of(demo) | kept
+    assert hub.repositories["spaces/me/pets"].messages[-1] == "Newer"
+
+
+def test_what_stands_against_a_space(hub: Hub, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = space_files(demo)
+
+    def refused_space(match: str, name: str, **options: bool) -> None:
+        before = {name: len(repository.commits) for name, repository in hub.repositories.items()}
+        with pytest.raises(ShiftViTError, match=match) as caught:
+            push_space(contents, name, **options)
+        one_line(caught)
+        assert {name: len(repository.commits) for name, repository in hub.repositories.items()} == before
+
+    hub.repositories["spaces/me/app"] = Repository(sdk="gradio")
+    refused_space("'me/app' exists and is a Space with the SDK 'gradio', not 'static', so nothing is pushed", "me/app")
+    hub.repositories["spaces/me/open"] = Repository(sdk="static")
+    refused_space("'me/open' exists and is public, so nothing is pushed", "me/open", private=True)
+    refused_space("'pets' is not a repository; write OWNER/NAME", "pets")
+    refused_space("this token has no access to 'you/pets'", "you/pets")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    refused_space("rejects the token; create a new one", "me/pets")
+    monkeypatch.delenv("HF_TOKEN")
+    refused_space("there is no token for http.*; log in: hf auth login", "me/pets")
+
+
+@pytest.mark.parametrize("piece", ["/objects/", "/commit/"])
+def test_an_upload_that_broke_off_is_run_again(hub: Hub, demo: Path, piece: str) -> None:
+    push_space(space_files(demo), "me/pets")
+    before = dict(hub.files("spaces/me/pets"))
+    (demo / "model" / "model.onnx").write_bytes(b"newer")
+    hub.failing = {piece: 400}
+    with pytest.raises(ShiftViTError, match="rejects this for 'me/pets'") as caught:
+        push_space(space_files(demo), "me/pets")
+    one_line(caught)
+    assert hub.files("spaces/me/pets") == before
+    hub.failing = {}
+    push_space(space_files(demo), "me/pets")
+    assert hub.files("spaces/me/pets")["model/model.onnx"] == b"newer"
+
+
+def test_a_demo_that_is_not_whole_is_not_pushed(demo: Path) -> None:
+    (demo / "README.md").write_text("mine")
+    with pytest.raises(
+        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it anew: shiftvit demo"
+    ):
+        space_files(demo)
+    (demo / "README.md").unlink()
+    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it anew: shiftvit demo MODEL .* --space"):
+        space_files(demo)
+    (demo / "model" / "model.onnx").unlink()
+    (demo / "model" / "model.onnx").symlink_to(demo / "model" / "head.bin")
+    with pytest.raises(ShiftViTError, match=r"lacks 'model/model\.onnx'"):
+        space_files(demo)
+
+
+def test_the_command_for_a_space(
+    hub: Hub, demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+
+    def write(model: str, out: Path, *, space: bool) -> Path:
+        made.append((model, space))
+        return Path(shutil.copytree(demo, out))
+
+    monkeypatch.setattr("shiftvit.serve.demo.write_demo", write)
+    assert _run(["push", str(demo), "me/pets", "--space", "--message", "First"]) == 0
+    assert capsys.readouterr().out == f"pushed: {hub.url}/spaces/me/pets\n"
+    assert hub.repositories["spaces/me/pets"].messages[-1] == "First"
+    assert not made  # it was made before
+    assert _run(["push", "cifar10", "me/secret", "--space", "--private"]) == 0
+    assert made == [("cifar10", True)]
+    assert hub.repositories["spaces/me/secret"].private
+    assert hub.files("spaces/me/secret")["page/api.js"] == (demo / "page" / "api.js").read_bytes()
+    for name, token in (("secret", TOKEN), ("me/pets", None)):
+        monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+        assert _run(["push", "cifar10", name, "--space"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+    assert len(made) == 1  # what cannot be pushed is not made

@@ -24,7 +24,13 @@ ROOT = DOCS.parent
 _RECIPE = re.compile(r"src/shiftvit/recipes/(\w+)\.toml")
 # A link to a file: what stands before it, the file, the anchor.
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?")
+<<<<<<< HEAD
 _ASKED = re.compile(r"^<!-- (part|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
+=======
+# The same for a picture in HTML.
+_SOURCE = re.compile(r'(src(?:set)?=")(?!https?:|data:)([^"\s]+)(")')
+_ASKED = re.compile(r"^<!-- (part|chapter|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
+>>>>>>> main
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "none"}
 _SIGNS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
@@ -62,7 +68,7 @@ def part(source: Path, heading: str, folder: Path) -> str:
     def link(found: re.Match[str]) -> str:
         return found[1] + Path(os.path.relpath(source.parent / found[2], folder)).as_posix() + (found[3] or "")
 
-    return _LINK.sub(link, body).strip("\n")  # code begins with spaces
+    return _SOURCE.sub(link, _LINK.sub(link, body)).strip("\n")  # code begins with spaces
 
 
 def moved_links(text: str, folder: Path) -> str:

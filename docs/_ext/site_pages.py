@@ -61,13 +61,14 @@ def find_signature(_: Sphinx, what: str, name: str, thing: Any, options: Any, sa
 
 
 def write_extras(app: Sphinx, fault: Exception | None) -> None:
-    """Puts the executed notebooks and the demo beside the pages."""
+    """Puts the executed notebooks, the figures that HTML names and the demo beside the pages."""
     if fault is not None or app.builder.name != "html":
         return
     out = Path(app.outdir)
     notebooks = Path(app.env.mystnb_config.output_folder)
     for path in notebooks.rglob("*.ipynb"):
         shutil.copyfile(path, out / path.relative_to(notebooks))
+    shutil.copytree(generated.DOCS / "figures", out / "figures", dirs_exist_ok=True)
     demo = app.config.shiftvit_demo
     if demo == "make":
         from shiftvit.serve.demo import write_demo

@@ -1,4 +1,4 @@
-"""`push` and `pull`: trained models to and from the Hugging Face Hub, all of a model or nothing.
+"""`push` and `pull`: trained models to and from the Hugging Face Hub, all of a model or nothing; `push_space`: a demo.
 
 `huggingface_hub` handles the transfer, the token (`hf auth login` or HF_TOKEN) and the address (HF_ENDPOINT). This
 module decides which files are transferred and verifies that a download is a bundle.
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,88 @@ def push(
         ShiftViTError: the bundle is missing or damaged, the name is invalid, there is no token, the token has no
             write access, or the network fails.
     """
-    library = _import_library()
-    _check_name(library, repository)
+    check_target(repository)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
+    # Other tools would find a leftover graph, whose weights differ.
+    return _upload(repository, "model", contents, _LARGEST.keys().__contains__, private, message)
+
+
+def push_space(
+    contents: Mapping[str, bytes],
+    repository: str,
+    *,
+    private: bool = False,
+    message: str = "Upload a ShiftViT demo",
+) -> str:
+    """Uploads a demo as a static Space in one commit and returns its address; replaces a demo that is already there.
+
+    Other files in the Space stay as they are.
+
+    Args:
+        contents: from a file's path in the Space to its content, as `shiftvit.serve.demo.space_files` returns them.
+        repository: "OWNER/NAME"; created if it does not exist.
+        private: make the Space private; a public one is refused.
+        message: the commit message.
+
+    Raises:
+        ShiftViTError: as `push`; or the Space exists and is not static.
+    """
+    check_target(repository)
+    tops = {name.partition("/")[0] for name in contents}
+    return _upload(repository, "space", contents, lambda name: name.partition("/")[0] in tops, private, message)
+
+
+def check_target(repository: str) -> None:
+    """Checks what can be known before anything is made or sent.
+
+    Raises:
+        ShiftViTError: the client is missing, the name is invalid, or there is no token.
+    """
+    library = _import_library()
+    _check_name(library, repository)
+    endpoint = library.HfApi().endpoint
+    with _shorten_errors(repository, endpoint):
+        if library.get_token() is None:
+            raise ShiftViTError(f"there is no token for {endpoint}; log in: hf auth login")
+
+
+def _upload(
+    repository: str,
+    kind: str,
+    contents: Mapping[str, bytes],
+    is_ours: Callable[[str], bool],
+    private: bool,
+    message: str,
+) -> str:
+    """Uploads files in one commit, which also deletes what of `is_ours` is not among them; returns the address."""
+    library = _import_library()
     api = library.HfApi()
     with _shorten_errors(repository, api.endpoint):
-        if library.get_token() is None:
-            raise ShiftViTError(f"there is no token for {api.endpoint}; log in: hf auth login")
-        address = api.create_repo(repository, private=private or None, exist_ok=True)
-        there = api.model_info(repository, timeout=_PATIENCE)
+        address = api.create_repo(
+            repository,
+            repo_type=kind,
+            space_sdk="static" if kind == "space" else None,
+            private=private or None,
+            exist_ok=True,
+        )
+        there = api.repo_info(repository, repo_type=kind, timeout=_PATIENCE)
+        if kind == "space" and there.sdk != "static":
+            raise ShiftViTError(
+                f"{repository!r} exists and is a Space with the SDK {there.sdk!r}, not 'static', so nothing is pushed; "
+                "name another"
+            )
         if private and not there.private:
             raise ShiftViTError(
                 f"{repository!r} exists and is public, so nothing is pushed; make it private in its settings at "
                 f"{address}, or name another"
             )
         added = [library.CommitOperationAdd(name, content) for name, content in contents.items()]
-        # Other tools would find a leftover graph, whose weights differ.
-        stale = sorted({file.rfilename for file in there.siblings or []} & _LARGEST.keys() - contents.keys())
+        found = {file.rfilename for file in there.siblings or []}
+        stale = sorted(name for name in found - contents.keys() if is_ours(name))
         deleted = [library.CommitOperationDelete(name) for name in stale]
-        api.create_commit(repository, [*added, *deleted], commit_message=message)
+        api.create_commit(repository, [*added, *deleted], repo_type=kind, commit_message=message)
     return str(address)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +15,13 @@ from shiftvit.errors import ShiftViTError
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(epilog=examples("hf auth login", "shiftvit push runs/mine me/pets --private"))(push)
+    app.command(
+        epilog=examples(
+            "hf auth login",
+            "shiftvit push runs/mine me/pets --private",
+            "shiftvit push runs/mine me/pets --space",
+        )
+    )(push)
     app.command(
         epilog=examples(
             "shiftvit pull shiftvit_tiny_r2",
@@ -25,15 +32,33 @@ def add_to(app: typer.Typer) -> None:
 
 
 def push(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
+    model: Annotated[
+        str, typer.Argument(help="Run folder, bundle or model name; with --space also a folder of `shiftvit demo`.")
+    ],
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Target repository; created if missing.")],
+    space: Annotated[
+        bool, typer.Option("--space", help="Upload the demo of a model, which runs in the browser, as a static Space.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a ShiftViT model",
+    message: Annotated[
+        str | None, typer.Option(help="Commit message.", show_default="Upload a ShiftViT model, or demo")
+    ] = None,
 ) -> None:
-    """Upload a model and its card to the Hugging Face Hub."""
+    """Upload a model and its card, or its demo, to the Hugging Face Hub."""
     from shiftvit.bundle import hub
 
-    print(f"pushed: {hub.push(model, repository, private=private, message=message)}")
+    options: dict[str, Any] = {"private": private} | ({} if message is None else {"message": message})
+    if not space:
+        print(f"pushed: {hub.push(model, repository, **options)}")
+        return
+    from shiftvit.serve.demo import is_demo, space_files, write_demo
+
+    hub.check_target(repository)  # before a demo is made, which takes a while
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(model)
+        if not is_demo(folder):
+            folder = write_demo(model, Path(temporary) / "demo", space=True)
+        print(f"pushed: {hub.push_space(space_files(folder), repository, **options)}")
 
 
 def pull(

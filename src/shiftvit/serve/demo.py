@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -31,7 +32,18 @@ _RUNTIME_FILES = {
 }
 # What a demo has at its top.
 _OURS = ("index.html", "page", "model", "runtime", "samples", "README.md")
-_PROMISE = "They go to this server and are not kept."
+# What the page says of its server, and what a demo says in place of it.
+_TOLD = {
+    "They go to this server and are not kept.": "They stay on this device.",
+    "This page needs JavaScript. Without it: curl --data-binary @cat.jpg ADDRESS/v1/classify": (
+        "This page needs JavaScript."
+    ),
+    # Shown after some seconds, unless the page has started.
+    '<div class="trouble" id="trouble" role="alert" hidden><p></p><button type="button" class="quiet">': (
+        '<div class="trouble late" id="trouble" role="alert"><p>The page has not started. It needs a current browser, '
+        'all of its files, and a web server: python -m http.server</p><button type="button" class="quiet" hidden>'
+    ),
+}
 _HEAD = '<meta charset="utf-8">'
 # A static host sends no such header itself.
 _POLICY = (
@@ -60,7 +72,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
             was tested, or the folder holds something else.
     """
     folder = Path(out)
-    if folder.exists() and not (folder.is_dir() and _is_demo(folder)):
+    if folder.exists() and not (folder.is_dir() and (is_demo(folder) or not any(folder.iterdir()))):
         raise ShiftViTError(f"{str(folder)!r} exists and is not a demo, so it is not replaced; choose another folder")
     bundle = Bundle.load(model)
     metadata = graph_metadata(bundle)
@@ -81,6 +93,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
             "precision": "f32",
             "runtime": "in this browser",
             "explain": True,
+            "features": len(bundle.weights["head/kernel"]),
             "preprocess": metadata.preprocess.model_dump(mode="json"),
         }
         files.write_json(place / "model" / "model.json", about)
@@ -93,8 +106,33 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
     return folder
 
 
-def _is_demo(folder: Path) -> bool:
-    return not any(folder.iterdir()) or (folder / "model" / "head.bin").is_file()
+def is_demo(folder: Path) -> bool:
+    """Returns whether a folder is one that `write_demo` wrote."""
+    return (folder / "model" / "head.bin").is_file()
+
+
+def space_files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a demo that belong into a Space, from path to content; no links, nothing else of the folder.
+
+    Raises:
+        ShiftViTError: the demo is not whole, was written without `space`, or cannot be read.
+    """
+    mend = f"write it anew: shiftvit demo MODEL {shlex.quote(str(folder))} --space"
+    places = [place for top in _OURS for place in (folder / top, *sorted((folder / top).rglob("*")))]
+    inside = [
+        place for place in places if place.is_file() and place.resolve() == folder.resolve() / place.relative_to(folder)
+    ]
+    try:
+        contents = {place.relative_to(folder).as_posix(): place.read_bytes() for place in inside}
+    except OSError as error:
+        raise ShiftViTError(f"cannot read {error.filename!r}: {error.strerror}; allow it, or {mend}") from error
+    needed = ("index.html", "page/api.js", "model/model.json", "model/model.onnx", "samples/list.json", "README.md")
+    for name in (*needed, *(f"runtime/{_runtime_name(name)}" for name in _RUNTIME_FILES)):
+        if name not in contents:
+            raise ShiftViTError(f"the demo {str(folder)!r} lacks {name!r}; {mend}")
+    if b"\nsdk: static\n" not in contents["README.md"].replace(b"\r", b""):
+        raise ShiftViTError(f"the README.md of {str(folder)!r} has no line 'sdk: static', as a Space needs; {mend}")
+    return contents
 
 
 def _copy_page(place: Path) -> None:
@@ -103,18 +141,15 @@ def _copy_page(place: Path) -> None:
     shutil.copyfile(_BROWSER / "api.js", place / "page" / "api.js")
     index = (place / "page" / "index.html").read_text("utf-8")
     (place / "page" / "index.html").unlink()
-    for told, instead in ((_PROMISE, "They stay on this device."), (_HEAD, f"{_HEAD}\n{_POLICY}")):
+    for told, instead in (_TOLD | {_HEAD: f"{_HEAD}\n{_POLICY}"}).items():
         assert told in index, told
         index = index.replace(told, instead)
     (place / "index.html").write_text(index, "utf-8")
 
 
 def _copy_samples(place: Path) -> None:
-    place.mkdir()
-    names = []
-    for path in sorted((PRETRAINED / "samples").glob("*/*.png")):
-        names.append(f"samples/{path.parent.name}-{path.name}")
-        shutil.copyfile(path, place / f"{path.parent.name}-{path.name}")
+    shutil.copytree(PRETRAINED / "samples", place)
+    names = [path.relative_to(place.parent).as_posix() for path in sorted(place.glob("*/*.png"))]
     files.write_json(place / "list.json", names)
 
 
@@ -132,10 +167,15 @@ def _copy_runtime(place: Path, package: Path | None) -> None:
                 f"{name!r} is not that of {RUNTIME}, which was tested: its SHA-256 differs; get it again"
             )
     place.mkdir()
-    for folder in (place, cache):
-        for name, content in contents.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            files.write_file(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        for target in (place / _runtime_name(name), cache / name):
+            files.write_file(target, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+
+
+def _runtime_name(name: str) -> str:
+    """Returns what a file of the runtime is called in a demo: many hosts do not send `.mjs` as JavaScript."""
+    return name.replace(".mjs", ".js")
 
 
 def _unpack(package: Path) -> dict[str, bytes]:

@@ -2,8 +2,6 @@
 //
 // The page's own `api.js` asks a server; this file takes its place in a static demo and has the same functions.
 
-import * as ort from "../runtime/ort.wasm.min.mjs";
-
 const ROOT = new URL("..", import.meta.url);
 const MOST_PIXELS = 36_000_000;
 // From no support to the most, as in the figures of `shiftvit explain`.
@@ -12,16 +10,16 @@ const SIDE = 224; // pixels of a heat map's longer side
 // The smallest module that uses SIMD: (func (result v128) i32.const 0 i8x16.splat)
 const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11];
 
-ort.env.wasm.wasmPaths = new URL("runtime/", ROOT).href;
-ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
+/** How many pictures are asked for at a time; the model has one thread. */
+export const AT_ONCE = 1;
 
 /** Why there is no answer. */
 export class Failure extends Error {
   status = 0;
 }
 
+let ort = null;
 let session = null;
-let queue = Promise.resolve();
 
 /** There are no keys here. */
 export const onKeyNeeded = () => {};
@@ -31,11 +29,19 @@ export async function listModels() {
   if (typeof WebAssembly !== "object" || !WebAssembly.validate(new Uint8Array(SIMD))) {
     throw new Failure("This browser has no WebAssembly with SIMD, which the model needs. A newer one has.");
   }
-  const about = await (await load("model/model.json")).json();
-  about.head = new Float32Array(await (await load("model/head.bin")).arrayBuffer()); // (K, C)
-  const graph = new Uint8Array(await (await load("model/model.onnx")).arrayBuffer());
+  const about = await parse("model/model.json");
+  const [graph, program, head] = await Promise.all(
+    ["model/model.onnx", "runtime/ort-wasm-simd-threaded.wasm", "model/head.bin"].map(async (path) => (await load(path)).arrayBuffer()),
+  );
+  if (head.byteLength !== 4 * about.features * about.labels.length) throw damaged("model/head.bin");
+  about.head = new Float32Array(head); // (K, C)
   try {
-    session ??= await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+    // Here, so that a file that is missing or damaged is told. By their names every host sends them as JavaScript.
+    ort ??= await import("../runtime/ort.wasm.min.js");
+    ort.env.wasm.wasmPaths = { mjs: new URL("runtime/ort-wasm-simd-threaded.js", ROOT).href };
+    ort.env.wasm.wasmBinary = program;
+    ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
+    session ??= await ort.InferenceSession.create(new Uint8Array(graph), { executionProviders: ["wasm"] });
   } catch (error) {
     throw new Failure(`The model cannot be loaded (${String(error.message ?? error).slice(0, 200)}). Reload the page.`);
   }
@@ -62,7 +68,7 @@ export async function explain(model, picture, label, signal) {
 export const readCard = async () => (await load("model/card.md")).text();
 
 /** Returns addresses of pictures to try. */
-export const listSamples = async () => (await (await load("samples/list.json")).json()).map((path) => new URL(path, ROOT).href);
+export const listSamples = async () => (await parse("samples/list.json")).map((path) => new URL(path, ROOT).href);
 
 /** Returns the picture at an address of `listSamples`. */
 export const readSample = async (address) => (await load(address)).blob();
@@ -81,19 +87,26 @@ async function load(path) {
   return answer;
 }
 
-/** Runs the model on a picture; one after another, since the model has one thread. */
-function answer(picture, outputs, signal) {
-  const turn = queue.then(async () => {
-    signal?.throwIfAborted();
-    const { pixels, width, height } = await decode(picture);
-    const images = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
-    const found = await session.run({ images }, outputs);
-    const scores = found.probabilities.data;
-    if (!scores.every(Number.isFinite)) throw new Failure("The model gives no number for this picture.");
-    return { scores, maps: found.map, width, height };
-  });
-  queue = turn.catch(() => {});
-  return turn;
+async function parse(path) {
+  const text = await (await load(path)).text();
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw damaged(path);
+  }
+}
+
+const damaged = (path) => new Failure(`${path} is damaged. Put the demo's files there again.`);
+
+/** Runs the model on a picture. */
+async function answer(picture, outputs, signal) {
+  const { pixels, width, height } = await decode(picture);
+  signal?.throwIfAborted();
+  const images = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
+  const found = await session.run({ images }, outputs);
+  const scores = found.probabilities.data;
+  if (!scores.every(Number.isFinite)) throw new Failure("The model gives no number for this picture.");
+  return { scores, maps: found.map, width, height };
 }
 
 /** Returns a picture's pixels, upright and on white: uint8 (height, width, 3). */
@@ -140,17 +153,29 @@ function activation(maps, head, index, classes) {
 }
 
 /** Returns which part of a picture the model sees, as fractions, and that part's width by its height. */
-function seen({ resize, crop, crop_position: position }, height, width) {
-  const shorter = Math.min(height, width);
-  const [newHeight, newWidth] = Array.isArray(resize)
-    ? resize
-    : [height, width].map((side) => Math.floor((side * resize) / shorter));
-  const [rows, columns] = crop === null ? [newHeight, newWidth] : Array.isArray(crop) ? crop : [crop, crop];
-  const centred = position === "center";
+function seen(preprocess, height, width) {
+  const [rows, columns] = pair(preprocess.crop) ?? resized(preprocess, height, width);
+  const [newHeight, newWidth] = resized(preprocess, height, width);
+  const centred = preprocess.crop_position === "center";
   const top = centred ? Math.floor((newHeight - rows) / 2) : 0;
   const left = centred ? Math.floor((newWidth - columns) / 2) : 0;
   return { region: [left / newWidth, top / newHeight, columns / newWidth, rows / newHeight], ratio: columns / rows };
 }
+
+/** Returns [height, width] after the resizing, as `Preprocess.resized_shape` does. */
+function resized({ resize, crop }, height, width) {
+  if (resize === null) return [height, width];
+  if (Array.isArray(resize)) return resize;
+  const shorter = Math.min(height, width);
+  const size = [height, width].map((side) => Math.floor((side * resize) / shorter));
+  const [rows, columns] = pair(crop) ?? [1, 1];
+  if (resize < Math.min(rows, columns)) return size;
+  if (size[0] < rows) return [rows, Math.floor((rows * width) / height)];
+  if (size[1] < columns) return [Math.floor((columns * height) / width), columns];
+  return size;
+}
+
+const pair = (size) => (Array.isArray(size) || size === null ? size : [size, size]);
 
 /** Draws a heat map, transparent where nothing supports the class; returns its address. */
 function draw(heat, ratio) {

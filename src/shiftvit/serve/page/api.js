@@ -11,6 +11,9 @@ const PATIENCE = 90_000; // ms
 const ATTEMPTS = 3;
 const QUIET = 1000; // ms
 
+/** How many pictures are asked for at a time. */
+export const AT_ONCE = 4;
+
 /** Why there is no answer. `status` is 0 where the server did not answer. */
 export class Failure extends Error {
   constructor(message, status = 0) {

@@ -5,7 +5,7 @@ import { foreign, make, megabytes, percent, say, whole } from "./dom.js";
 import { Picture } from "./heatmap.js";
 import { limit } from "./queue.js";
 
-const inTurn = limit(4);
+const inTurn = limit(api.AT_ONCE);
 let made = 0;
 
 /** A card. `element` is its place in the list. */

@@ -1,0 +1,147 @@
+"""The figure of the shift in motion: what it draws are the model's own arrays, and the committed one is that."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
+import make_shift
+
+# Where each group goes, (down, right); the last stays.
+MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, 0))
+RESTS = [frame for frame, (_, progress, _) in enumerate(make_shift.timeline()) if progress == 1]
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.asarray(Image.open(make_shift.PICTURE))
+
+
+@pytest.fixture(scope="module")
+def states(picture):
+    return make_shift.follow(picture)
+
+
+def moved(maps):
+    """NumPy's shift of (H, W, 5), a channel of each group."""
+    height, width, _ = maps.shape
+    padded = np.pad(maps, ((1, 1), (1, 1), (0, 0)))
+    windows = [padded[1 - d : 1 - d + height, 1 - r : 1 - r + width, i] for i, (d, r) in enumerate(MOVES)]
+    return np.stack(windows, axis=-1)
+
+
+def cells(frame, group):
+    """The colours in the middle of each of a group's pixels in a frame, (16, 16, 3)."""
+    x, y = make_shift.origin(group)
+    middle = (np.arange(16) * make_shift.CELL + make_shift.CELL // 2).astype(int)
+    return np.asarray(frame.convert("RGB"))[np.ix_(y + middle, x + middle)]
+
+
+def assert_shown(frame, state, most):
+    expected = np.rint(255 * make_shift.colours(state))
+    for group in range(5):
+        difference = np.abs(cells(frame, group) - expected[:, :, group])
+        assert difference[~state.marks[..., group]].max() <= most, group
+        assert cells(frame, group)[state.marks[..., group]].max() <= 0x28 + most  # ink
+
+
+def test_what_is_drawn_after_a_shift_is_the_shift_of_what_was_drawn_before(states):
+    for before, after in ((states[0], states[1]), (states[2], states[3])):
+        np.testing.assert_array_equal(after.maps, moved(before.maps))
+        np.testing.assert_array_equal(after.zeros, moved(np.ones_like(before.maps)) == 0)
+        np.testing.assert_array_equal(after.marks, moved(before.marks))
+        np.testing.assert_array_equal(after.span, before.span)  # the same value has the same colour
+        assert after.zeros.sum((0, 1)).tolist() == [16, 16, 16, 16, 0]
+
+
+def test_after_two_blocks_a_pixel_is_known_at_a_distance_of_two(states):
+    rows, columns = np.mgrid[:16, :16]
+    distance = np.abs(rows - make_shift.FOLLOWED[0]) + np.abs(columns - make_shift.FOLLOWED[1])
+    for state, reach in zip(states, (0, 1, 1, 2, 2), strict=True):
+        np.testing.assert_array_equal(state.marks.any(-1), distance <= reach)
+    for state, reach in ((states[2], 1), (states[4], 2)):  # an MLP brings it into all channels
+        assert (state.marks == (distance <= reach)[..., None]).all()
+
+
+def test_it_is_known_there_in_the_model_too(picture, states):
+    """A change of the four pixels behind one pixel of the map reaches those that the figure marks, and no others."""
+    import keras
+
+    from shiftvit import Bundle
+
+    bundle = Bundle.load("cifar10")
+    backbone = bundle.build().backbone
+    row, column = make_shift.FOLLOWED
+    changed = picture.copy()
+    changed[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] ^= 255
+    x = backbone.get_layer("patch_embed")(bundle.prepare(np.stack([picture, changed])))
+    for number, state in ((1, states[2]), (2, states[4])):
+        x = backbone.get_layer(f"stage1_block{number}")(x)
+        plain, other = keras.ops.convert_to_numpy(x)
+        np.testing.assert_array_equal((plain != other).any(-1), state.marks.any(-1))
+
+
+@pytest.mark.parametrize("theme", [make_shift.LIGHT, make_shift.DARK], ids=["light", "dark"])
+def test_a_frame_at_rest_shows_the_arrays(states, picture, theme):
+    for step in range(5):
+        assert_shown(make_shift.draw(states, picture, step, 1.0, theme), states[step], 1)
+
+
+def test_a_frame_on_the_way_lies_between(states, picture):
+    half = make_shift.draw(states, picture, 1, 0.5, make_shift.LIGHT)
+    colours = make_shift.colours(states[0])
+    # A third of a pixel away from its middle, the left group shows the pixel itself on one side, its neighbour beyond.
+    x, y = make_shift.origin(0)
+    middle = np.arange(1, 8) * make_shift.CELL + make_shift.CELL // 2
+    for aside, neighbour in ((-4, 0), (4, 1)):
+        drawn = np.asarray(half)[np.ix_(y + middle, x + middle + aside)]
+        expected = np.rint(255 * colours[1:8, 1 + neighbour : 8 + neighbour, 0])
+        assert np.abs(drawn - expected).max() <= 1
+    assert make_shift.ease(0) == 0
+    assert make_shift.ease(0.5) == 0.5
+    assert make_shift.ease(1) == 1
+
+
+@pytest.mark.parametrize("name", ["shift", "shift_dark"])
+def test_the_committed_figure(states, name):
+    path = make_shift.FIGURES / f"{name}.webp"
+    assert path.stat().st_size < 1_000_000
+    frames = make_shift.timeline()
+    with Image.open(path) as film:
+        assert (film.n_frames, film.info["loop"]) == (len(frames), 0)
+        assert film.size == (make_shift.WIDTH, make_shift.HEIGHT)
+        for frame, state in zip(RESTS, states, strict=True):
+            film.seek(frame)
+            film.load()
+            assert film.info["duration"] == frames[frame][2]
+            assert_shown(film, state, 24)  # as compressed
+    still = Image.open(make_shift.FIGURES / f"{name}.png")
+    assert_shown(still, states[1], 1)
+
+
+def test_the_readme_shows_it_and_a_still_one_to_those_who_want_no_motion():
+    text = (make_shift.FIGURES.parents[1] / "README.md").read_text("utf-8")
+    for name in ("shift.webp", "shift_dark.webp", "shift.png", "shift_dark.png"):
+        assert f'"docs/figures/{name}"' in text
+    assert "(prefers-reduced-motion: reduce)" in text
+    assert "(prefers-color-scheme: dark)" in text
+
+
+@pytest.mark.slow
+def test_the_script_runs(states, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_shift, "FIGURES", tmp_path)
+    monkeypatch.setattr(make_shift, "SLIDE", 2)
+    monkeypatch.setattr(make_shift, "MIX", 2)
+    make_shift.main()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "shift.png",
+        "shift.webp",
+        "shift_dark.png",
+        "shift_dark.webp",
+    ]
+    with Image.open(tmp_path / "shift.webp") as film:
+        assert film.n_frames == 9
+        assert_shown(film, states[0], 24)
