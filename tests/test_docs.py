@@ -178,6 +178,8 @@ class Page(html.parser.HTMLParser):
             self.loads.append(found["href"])
         if tag in LOADS and found.get(LOADS[tag]):
             self.loads.append(found[LOADS[tag]])
+        if tag == "source" and found.get("srcset"):
+            self.loads.append(found["srcset"])
         if tag == "form" and found.get("action"):
             self.loads.append(found["action"])
         self.inline += found.get("style") or ""

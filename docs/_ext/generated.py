@@ -24,13 +24,9 @@ ROOT = DOCS.parent
 _RECIPE = re.compile(r"src/shiftvit/recipes/(\w+)\.toml")
 # A link to a file: what stands before it, the file, the anchor.
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?")
-<<<<<<< HEAD
-_ASKED = re.compile(r"^<!-- (part|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
-=======
 # The same for a picture in HTML.
 _SOURCE = re.compile(r'(src(?:set)?=")(?!https?:|data:)([^"\s]+)(")')
-_ASKED = re.compile(r"^<!-- (part|chapter|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
->>>>>>> main
+_ASKED = re.compile(r"^<!-- (part|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "none"}
 _SIGNS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
