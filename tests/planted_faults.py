@@ -59,9 +59,16 @@ def blue_first(model):
 
 
 def no_normalisation(model):
-    cast = next(node for node in model.graph.node if node.input[0] == "images")
-    divide = next(node for node in model.graph.node if node.op_type == "Div")
-    replaced(model.graph, divide.output[0], cast.output[0])
+    """Undoes what the first layer does to the pixels' mean and deviation."""
+    graph, make = model.graph, onnx.helper.make_node
+    metadata = next(json.loads(entry.value) for entry in model.metadata_props if entry.key == KEY)
+    for name in ("mean", "std"):
+        constant(graph, f"own_{name}", np.array(metadata["preprocess"][name], np.float32)[:, None, None])
+    turned = next(node for node in graph.node if "images" in node.input)
+    place, cast = next((at, node) for at, node in enumerate(graph.node) if turned.output[0] in node.input)
+    replaced(graph, cast.output[0], "raw", keep=(cast.name,))
+    insert(graph, make("Add", ["spread", "own_mean"], ["raw"], name="move"), place + 1)
+    insert(graph, make("Mul", [cast.output[0], "own_std"], ["spread"], name="spread"), place + 1)
 
 
 def wrong_in_large_batches(model):

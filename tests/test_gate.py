@@ -182,7 +182,7 @@ OTHER_WEIGHTS = (
     "        import onnx\n"
     "        model = onnx.load(source)\n"
     "        tensor = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))\n"
-    "        values = onnx.numpy_helper.to_array(tensor)[..., ::-1]\n"
+    "        values = onnx.numpy_helper.to_array(tensor)[::-1]\n"
     "        tensor.CopyFrom(onnx.numpy_helper.from_array(values.copy(), tensor.name))\n"
     "        onnx.save(model, source)\n"
     "        finish(source, path, metadata)\n"

@@ -25,7 +25,7 @@ HOUSE = [
     ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits"),
-    ("exports", "pull driver comparison gate saturation build any_size onnx_graphs formats"),
+    ("exports", "pull driver comparison gate saturation build any_size channels_first onnx_graphs formats"),
     ("inference", "bulk worker embed explainer predict blocks storage sources runtimes"),
     (
         "training",

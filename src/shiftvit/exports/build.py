@@ -28,6 +28,8 @@ from shiftvit.exports import onnx_graphs
 from shiftvit.exports.any_size import accept_any_size
 
 Pixels = NDArray[np.uint8]
+# From pixels, uint8 (N, H, W, 3), to logits (N, K) and the map whose mean the head takes, (N, h, w, C); on torch.
+Network = Callable[[Any], tuple[Any, Any]]
 
 
 def main(job_file: str) -> None:
@@ -60,50 +62,51 @@ def _policy(metadata: Metadata) -> str:
     return "bfloat16" if metadata.precision == "bf16" else "float32"
 
 
-def _program(bundle: Bundle, metadata: Metadata, policy: str, with_map: bool = False) -> Any:
-    """Returns the torch program from uint8 pixels to probabilities, with a variable batch size.
-
-    With `with_map` it also returns the map whose mean the head takes, float32 (N, h, w, K).
-    """
+def _keras_network(bundle: Bundle, metadata: Metadata, policy: str) -> Network:
+    """Returns the Keras model itself."""
     import keras
     import torch
 
-    # Not an attribute of the module: its weights would be registered as parameters and stored twice.
     model = bundle.build(policy)
-    network = keras.Model(model.input, [model.output, model.get_layer("pool").input]) if with_map else model
+    network = keras.Model(model.input, [model.output, model.get_layer("pool").input])
+    mean, std = (torch.tensor(getattr(metadata.preprocess, name), dtype=torch.float32) for name in ("mean", "std"))
+    return lambda images: network((images.to(torch.float32) - mean) / std, training=False)
+
+
+def _program(network: Network, bundle: Bundle, metadata: Metadata, *, with_map: bool = False) -> Any:
+    """Returns the torch program from uint8 pixels to probabilities, with a variable batch size.
+
+    With `with_map` it also returns the map.
+    """
+    import torch
 
     class Serving(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for name in ("mean", "std"):
-                self.register_buffer(name, torch.tensor(getattr(metadata.preprocess, name), dtype=torch.float32))
+            self.network = network
 
         def forward(self, images: Any) -> Any:
-            normalised = (images.to(torch.float32) - self.mean) / self.std
-            answer = network(normalised, training=False)
-            logits, *maps = answer if with_map else [answer]
+            logits, features = self.network(images)
             probabilities = torch.softmax(logits / bundle.temperature, dim=-1)
-            return (probabilities, *maps) if with_map else probabilities
+            return (probabilities, features) if with_map else probabilities
 
     example = (torch.zeros((2, *metadata.input_shape), dtype=torch.uint8),)
-    serving = Serving().eval()
     with torch.no_grad():
-        return torch.export.export(serving, example, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        return torch.export.export(Serving().eval(), example, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
 def _torch(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:  # noqa: ARG001
     import torch
 
-    torch.export.save(_program(bundle, metadata, _policy(metadata)), path, extra_files={FILE: metadata.dump()})
+    program = _program(_keras_network(bundle, metadata, _policy(metadata)), bundle, metadata)
+    torch.export.save(program, path, extra_files={FILE: metadata.dump()})
 
 
-def _onnx_graph(bundle: Bundle, metadata: Metadata, path: Path, with_map: bool = False) -> None:
-    """Writes the float32 graph."""
+def _onnx_graph(network: Network, bundle: Bundle, metadata: Metadata, path: Path, *, with_map: bool = False) -> None:
     import torch
 
-    program = _program(bundle, metadata, "float32", with_map)
     exported = torch.onnx.export(
-        program,
+        _program(network, bundle, metadata, with_map=with_map),
         dynamo=True,
         opset_version=20,
         input_names=["images"],
@@ -114,11 +117,17 @@ def _onnx_graph(bundle: Bundle, metadata: Metadata, path: Path, with_map: bool =
 
 
 def _onnx(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:
+    from shiftvit.exports import channels_first
+
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
-        _onnx_graph(bundle, metadata, plain, with_map=True)
         if metadata.precision == "int8":
+            # ONNX Runtime has integer kernels that are exact everywhere for matrix products (see `saturation`).
+            _onnx_graph(_keras_network(bundle, metadata, "float32"), bundle, metadata, plain, with_map=True)
             onnx_graphs.quantize(plain, calibration)
+        else:  # its weights are narrowed afterwards
+            network = channels_first.Network(bundle.build("float32"), metadata.preprocess)
+            _onnx_graph(network, bundle, metadata, plain, with_map=True)
         onnx_graphs.finish(plain, path, metadata)
 
 
@@ -127,7 +136,7 @@ def _openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Pat
 
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
-        _onnx_graph(bundle, metadata, plain)
+        _onnx_graph(_keras_network(bundle, metadata, "float32"), bundle, metadata, plain)
         model = openvino.convert_model(plain)
         if metadata.precision == "int8":
             import nncf

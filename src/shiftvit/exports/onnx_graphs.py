@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from shiftvit.bundle.metadata import KEY, Metadata
 
 # Smaller constants stay as they are; narrowing them gains nothing.
-_LARGE = 1024
+_LARGE = 512
 _CALIBRATION_BATCH = 32
 # The largest constant, in values, that is compared with the others: a shift kernel of thousands of channels.
 _KERNEL = 2**18

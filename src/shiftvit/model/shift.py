@@ -17,6 +17,8 @@ from shiftvit.errors import ShiftViTError
 
 # Where each group looks for its value, in (rows, columns): the channels then move left, right, up and down.
 SOURCES = ((0, 1), (0, -1), (1, 0), (-1, 0))
+# The farthest shift, in pixels, that is a convolution; the kernel's side is twice that and 1.
+WIDEST_KERNEL = 3
 
 
 def group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
@@ -90,7 +92,7 @@ class Shift(keras.layers.Layer):
             return x
         if self.mode == "mask":
             return _mask(x, self.group, self.shift_pixels)
-        if keras.config.backend() == "torch" and x.device.type != "cuda" and self.shift_pixels <= 3:
+        if keras.config.backend() == "torch" and x.device.type != "cuda" and self.shift_pixels <= WIDEST_KERNEL:
             return _shift_by_convolution(x, self.group, self.shift_pixels)
         return _shift_by_slices(x, self.group, self.shift_pixels)
 
@@ -121,17 +123,20 @@ def _shift_by_slices(x: Any, group: int, pixels: int) -> Any:
 
 
 def _shift_by_convolution(x: Any, group: int, pixels: int) -> Any:
-    """A depthwise convolution whose kernels hold a single 1.
+    return convolve_shift(x.permute(0, 3, 1, 2), group, pixels).permute(0, 2, 3, 1)
+
+
+def convolve_shift(x: Any, group: int, pixels: int) -> Any:
+    """The shift of a torch tensor (B, C, H, W), as a depthwise convolution whose kernels hold a single 1.
 
     On a processor it is 2 to 4 times faster than slices, forward and backward (`benchmarks/shift.py`): oneDNN reads and
     writes each value once, where slices and a concatenation make five passes and five zero-filled gradients.
     """
     import torch
 
-    channels = x.shape[-1]
+    channels = x.shape[1]
     kernel = torch.as_tensor(_one_hot_kernel(channels, group, pixels), dtype=x.dtype, device=x.device)
-    out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel, padding=pixels, groups=channels)
-    return out.permute(0, 2, 3, 1)
+    return torch.nn.functional.conv2d(x, kernel, padding=pixels, groups=channels)
 
 
 @lru_cache(maxsize=64)
