@@ -311,7 +311,7 @@ def test_the_demo_answers_on_its_page(host, site, chromium):
     chromium.open(f"{host}/try-it.html")
     chromium.driver.switch_to.frame(chromium.driver.find_element("css selector", "iframe.demo"))
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
-    chromium.driver.find_element("id", "files").send_keys(str(site / "try" / "samples" / "cat-test_00000.png"))
+    chromium.driver.find_element("id", "files").send_keys(str(site / "try" / "samples" / "cat" / "test_00000.png"))
     chromium.wait(lambda: chromium.texts(".result h3 bdi") == ["cat"], seconds=30)
     chromium.driver.switch_to.default_content()
     assert not chromium.console()
