@@ -32,6 +32,7 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1800
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress, and what TensorFlow says of the machine
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
