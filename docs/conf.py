@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # also that of the lesson; the extra [docs] brings it
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -24,13 +25,14 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_block"]
 myst_links_external_new_tab = False
 highlight_language = "bash"
 default_role = "literal"
-smartquotes = False  # two hyphens are an option's
+smartquotes_action = "D"  # dashes; quotation marks stay as they are
 
 # The lesson's outputs come of a real run; a cell that fails, fails the build.
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 1800
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress, and what TensorFlow says of the machine
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -40,7 +40,7 @@ settings.load_profile("shiftvit")
 # Files that take longest, the longest first: begun last, one of them would keep one worker and leave the others idle.
 LONGEST = (
     *("test_exports", "test_readme", "test_processes", "test_finetune", "test_stopped", "test_train", "test_gate"),
-    "test_backends",
+    *("test_backends", "test_bulk"),
 )
 
 

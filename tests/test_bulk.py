@@ -365,12 +365,14 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets are short
-    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": place})
+        patch.setenv("TMPDIR", place)  # of Ray, too
+        cluster = Cluster()
         try:
-            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+            cluster.add_node(**node, include_dashboard=False)
+            cluster.add_node(**node)
             cluster.wait_for_nodes(60)
             yield cluster
         finally:
@@ -515,6 +517,7 @@ def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
     assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
     assert not list(out.glob(".*"))
+    assert not list(Path(os.environ["TMPDIR"]).glob(".shiftvit*"))  # a model that was being loaded
 
 
 @on_cluster

@@ -98,3 +98,9 @@ def test_random_directions_are_moves_to_neighbours():
         np.testing.assert_array_equal(to_numpy(blocks.Shift()(x)), to_numpy(Shift()(x)))
     assert shift_modes.directions(3) == shift_modes.directions(3) != shift_modes.directions(4)
     assert all(len(set(shift_modes.directions(seed))) == 4 for seed in range(20))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_no_line_is_lost(chapter):
+    """What begins with a percent sign is a comment in MyST: half of a sentence, where a share was wrapped."""
+    assert not [line for line in chapter.read_text("utf-8").splitlines() if line.startswith("%")]

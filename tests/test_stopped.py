@@ -190,9 +190,9 @@ def test_the_head_learns_alone_for_its_epochs_and_no_longer(place: Path, monkeyp
     source, moved = Bundle.load(place / "source").weights, []
     finish = fit.finish_epoch
 
-    def looking(run: Path, model: Any, progress: Any, row: Any) -> None:
+    def looking(run: Path, model: Any, progress: Any, row: Any, *others: Any) -> None:
         moved.append({v.path: bool((v.numpy() != source[v.path]).any()) for v in model.backbone.weights})
-        finish(run, model, progress, row)
+        finish(run, model, progress, row, *others)
 
     monkeypatch.setattr(fit, "finish_epoch", looking)
     WAYS["the head first"].start(place / "the head first, watched")

@@ -26,7 +26,7 @@ _RECIPE = re.compile(r"src/shiftvit/recipes/(\w+)\.toml")
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?")
 # The same for a picture in HTML.
 _SOURCE = re.compile(r'(src(?:set)?=")(?!https?:|data:)([^"\s]+)(")')
-_ASKED = re.compile(r"^<!-- (part|chapter|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
+_ASKED = re.compile(r"^<!-- (part|commands|settings|fields|recipes|run-folder)(?:: (\S+))? -->$", re.MULTILINE)
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "none"}
 _SIGNS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Le: ("le", "≤"), Lt: ("lt", "<")}
 
@@ -45,15 +45,6 @@ def complete(text: str, page: Path) -> tuple[str, set[Path]]:
         return _GENERATORS[kind](argument)
 
     return moved_links(_ASKED.sub(answer, text), page.parent), taken
-
-
-def chapter(name: str) -> str:
-    """Returns the place in the sidebar of a page that a checkout may lack, under its own title."""
-    page = DOCS / f"{name}.md"
-    if not page.is_file():
-        return ""
-    title = page.read_text("utf-8").splitlines()[0].removeprefix("# ")
-    return f"```{{toctree}}\n:hidden:\n:caption: {title}\n\n{name}\n```"
 
 
 def part(source: Path, heading: str, folder: Path) -> str:
@@ -214,7 +205,6 @@ def run_folder(_: Any = None) -> str:
 
 
 _GENERATORS: dict[str, Callable[[Any], str]] = {
-    "chapter": chapter,
     "commands": commands,
     "settings": settings,
     "fields": fields,
@@ -262,6 +252,11 @@ def _value(value: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Returns text of the program as Markdown: what stands in backticks stays, and nothing else is markup."""
-    parts = re.split(r"(`[^`]+`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>|\[\]#$])", r"\\\1", part) for part in parts)
+    """Returns text of the program as Markdown: what stands in backticks is code, so are options, the rest is text."""
+    parts = re.split(r"(`[^`]+`|--[\w-]+)", text)
+    for place, part in enumerate(parts):
+        if part.startswith("--"):
+            parts[place] = f"`{part}`"
+        elif not part.startswith("`"):
+            parts[place] = re.sub(r"([\\*_<>|\[\]#$])", r"\\\1", part)
+    return "".join(parts)

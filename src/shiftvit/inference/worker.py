@@ -10,12 +10,12 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
 
-from shiftvit import __version__
+from shiftvit import __version__, files
 from shiftvit.bundle.stored import manifest as stored
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError
@@ -168,8 +168,7 @@ class Worker:
             import ray
 
             task = self._task
-            with TemporaryDirectory(prefix="shiftvit-") as folder:
-                place = Path(folder)
+            with files.workplace(Path(gettempdir()), "shiftvit-model") as place:
                 for name, content in ray.get(self._reference).items():
                     (place / name).parent.mkdir(parents=True, exist_ok=True)
                     (place / name).write_bytes(content)
