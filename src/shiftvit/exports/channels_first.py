@@ -39,7 +39,9 @@ class Network(torch.nn.Module):
         _, *layers = model.backbone.layers
         channels = model.settings.image_shape[-1]
         # A single value is for all channels.
-        mean, std = (np.broadcast_to(np.float64(value), channels) for value in (preprocess.mean, preprocess.std))
+        mean, std = (
+            np.broadcast_to(np.asarray(value, np.float64), channels) for value in (preprocess.mean, preprocess.std)
+        )
         self.parts = torch.nn.Sequential(*[_convert(layer, Affine(1 / std, -mean / std)) for layer in layers])
         self.head = Product(model.get_layer("head"))
 
