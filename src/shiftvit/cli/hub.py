@@ -44,7 +44,7 @@ def push(
         str | None, typer.Option(help="Commit message.", show_default="Upload a ShiftViT model, or demo")
     ] = None,
 ) -> None:
-    """Upload a model and its card, or its demo, to the Hugging Face Hub."""
+    """Upload a model, with its card or demo, to the Hugging Face Hub."""
     from shiftvit.bundle import hub
 
     options: dict[str, Any] = {"private": private} | ({} if message is None else {"message": message})
