@@ -53,6 +53,16 @@ def make_model(dtype=None, **options):
 
 
 @pytest.mark.usefixtures("double")
+def test_a_single_mean_and_deviation_are_for_all_channels():
+    model = make_model("float64")
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 24, 3), np.uint8))
+    rules = Preprocess(mean=10.0, std=255.0), Preprocess(mean=(10.0,) * 3, std=(255.0,) * 3)
+    with torch.no_grad():
+        one, three = (channels_first.Network(model, rule)(images)[0] for rule in rules)
+    assert torch.equal(one, three)
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("option", OPTIONS)
 def test_it_is_the_keras_model_in_real_arithmetic(option):
     model = make_model("float64", **OPTIONS[option])

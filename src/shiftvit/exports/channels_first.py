@@ -37,7 +37,11 @@ class Network(torch.nn.Module):
     def __init__(self, model: Any, preprocess: Preprocess) -> None:
         super().__init__()
         _, *layers = model.backbone.layers
-        mean, std = (np.asarray(value, np.float64) for value in (preprocess.mean, preprocess.std))
+        channels = model.settings.image_shape[-1]
+        # A single value is for all channels.
+        mean, std = (
+            np.broadcast_to(np.asarray(value, np.float64), channels) for value in (preprocess.mean, preprocess.std)
+        )
         self.parts = torch.nn.Sequential(*[_convert(layer, Affine(1 / std, -mean / std)) for layer in layers])
         self.head = Product(model.get_layer("head"))
 
