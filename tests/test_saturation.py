@@ -162,7 +162,7 @@ def test_an_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch)
         path.write_bytes(content)
     flags = {"plain": "avx avx2 fma", "vnni": "avx512f avx512_vnni", "unknown": ""}
     for kind, text in flags.items():
-        monkeypatch.setattr(environment, "_cpuinfo", lambda text=text: f"flags\t\t: {text}\n")
+        monkeypatch.setattr(environment, "_read_cpuinfo", lambda text=text: f"flags\t\t: {text}\n")
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         if kind == "vnni":
             assert load_graph(folder).metadata.saturates is None

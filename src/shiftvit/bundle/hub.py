@@ -44,8 +44,8 @@ def push(
         ShiftViTError: the bundle is missing or damaged, the name is invalid, there is no token, the token has no
             write access, or the network fails.
     """
-    check_target(repository)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    check_target(repository)
     card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
     # Other tools would find a leftover graph, whose weights differ.
