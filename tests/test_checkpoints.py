@@ -246,7 +246,7 @@ def test_files_that_are_no_checkpoints() -> None:
     refused("there is no file 'absent.pth'", "absent.pth")
     with pytest.raises(ShiftViTError, match=r"is not a bundle; make one: shiftvit pack whole.pth DIR"):
         Predictor.from_pretrained("whole.pth")
-    refused("--preset is for checkpoints of the authors' code, and 'cifar10' is none", "cifar10", preset=NAME)
+    refused("--preset is only for checkpoints of the authors' code, and 'cifar10' is not one", "cifar10", preset=NAME)
 
 
 def test_nothing_unpacks_to_many_times_its_size() -> None:

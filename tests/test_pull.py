@@ -212,7 +212,7 @@ def test_a_second_pull_must_bring_the_same_file(
     weights = official.state_dict(NAME, seed=1)
     torch.save(official.tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
-    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .* and not .*; to take it")
+    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
     refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
     assert Bundle.load(NAME).provenance.sha256 == files.sha256(checkpoint)  # type: ignore[union-attr]
     (place / "model.safetensors").write_bytes(b"damaged")
@@ -223,7 +223,7 @@ def test_a_second_pull_must_bring_the_same_file(
 
 def test_a_pinned_hash_is_asked_for(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, sha256="0" * 64))
-    refused(f"this is not the published {NAME}: its SHA-256 is .* and not 0000", source=checkpoint)
+    refused(f"this is not the published {NAME}: its SHA-256 is .*, not 0000", source=checkpoint)
 
 
 def test_names_and_files_that_are_none(tmp_path: Path) -> None:
