@@ -26,7 +26,7 @@ import numpy as np
 
 from record import write_record
 from shiftvit.benchmark import peak_gflops
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.environment import device_name
 from shiftvit.presets import find_preset
@@ -71,7 +71,7 @@ def main() -> None:
                 make()(1)
             continue
         rates = measure(makers, batch, arguments.rounds, arguments.seconds)
-        gflop = 3 * 2 * sum(row["multiply_adds"] for row in stage_rows(settings(preset, side))) / 1e9
+        gflop = 3 * 2 * sum(row["multiply_adds"] for row in list_stages(settings(preset, side))) / 1e9
         for name, found in rates.items():
             row = {
                 "model": name,

@@ -289,7 +289,7 @@ def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
     shutil.copy(artifact("openvino").with_suffix(".bin"), tmp_path / "foreign.bin")
     for suffix in ("onnx", "tflite", "xml"):
         line = refused(tmp_path / f"foreign.{suffix}", capfd)
-        assert "carries no shiftvit metadata, so its labels and preprocessing are unknown" in line
+        assert "has no shiftvit metadata, so its labels and preprocessing are unknown" in line
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
@@ -63,7 +63,7 @@ def benchmark(
     if None in config.image_shape:
         raise ShiftViTError(f"{model!r} fixes no image size, so its cost is unknown; choose a model that does")
     peak = peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
-    products = [row["multiply_adds"] for row in stage_rows(config)]
+    products = [row["multiply_adds"] for row in list_stages(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
     rows = []
     for size in batch_sizes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
-from shiftvit.bundle.card import tells_top5
+from shiftvit.bundle.card import shows_top5
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
 from shiftvit.replacement import current
@@ -54,7 +54,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         metrics=metrics,
         evaluation=evaluation,
         others=others,
-        top5=tells_top5(settings.get("model", {}).get("num_classes", 1000)),
+        top5=shows_top5(settings.get("model", {}).get("num_classes", 1000)),
         recipe=recipe,
         environment=_flatten(_read_json(run / "environment.json")),
         changes=_read_changes(run / "changes.jsonl"),

@@ -18,7 +18,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container, open_container
-from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, tell_which
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
 from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
@@ -158,7 +158,7 @@ def identify(model: str | Path) -> tuple[str, Any]:
     kind = _SUFFIXES.get(path.suffix) if path.is_file() else None
     kind = "SavedModel" if (path / "saved_model.pb").is_file() else kind
     if kind is not None:
-        tell_which(str(model))
+        notice_same_name(str(model))
         return kind, path
     container = find_bundle(model)
     has_graph = GRAPH in read_manifest(container).files
