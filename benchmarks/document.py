@@ -18,6 +18,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 
+# The data sets of `alternatives.py`.
+NAMED = {"cifar10": "CIFAR-10", "pictures": "cats and dogs"}
+
+
 def newest(pattern: str) -> tuple[str, dict[str, Any]] | None:
     """Returns name and content of the newest result whose name matches, or None."""
     paths = sorted(
@@ -85,6 +89,41 @@ def peers() -> list[str]:
     return [*lines, "", f"`{result['command']}`, {link(name)}."]
 
 
+def alternatives() -> list[str]:
+    """Accuracy against alternatives, after the same wall time."""
+    found = newest("alternatives")
+    if found is None:
+        return ["not measured"]
+    name, result = found
+    cells = {(row["data"], row["budget"], row["contender"]): row for row in result["rows"]}
+    columns = sorted({key[:2] for key in cells})
+    best = {column: max(row["test_top1"] for key, row in cells.items() if key[:2] == column) for column in columns}
+    data = {column: next(row for key, row in cells.items() if key[:2] == column) for column in columns}
+    heads = [f"{row['train_images']:,} of {NAMED[row['data']]}, {row['budget'] / 60:.3g} min" for row in data.values()]
+    lines = [f"| contender | parameters | {' | '.join(heads)} |", "|---|---:|" + "---:|" * len(columns)]
+    names = dict.fromkeys(row["contender"] for row in result["rows"])
+    for contender in sorted(names, key=lambda name: not name.startswith("shiftvit")):
+        rows = [cells.get((*column, contender)) for column in columns]
+        parameters = next((row["parameters"] for row in rows if row and row["parameters"]), None)
+        shown = []
+        for column, row in zip(columns, rows, strict=True):
+            text = "" if row is None else f"{row['test_top1']:.1%}"
+            if row and row["std"] is not None:
+                text += f" ± {100 * row['std']:.1f}"
+            if row and max(row["seconds"]) < 0.8 * row["budget"]:
+                text += f" ({max(row['seconds']):.0f} s)"
+            elif row and row["over_budget"]:
+                text += f" (late: {max(row['seconds']):.0f} s)"
+            shown.append(f"**{text}**" if row and row["test_top1"] == best[column] else text)
+        size = f"{parameters / 1e6:.2f} M" if parameters else ""
+        lines.append(f"| {contender} | {size} | {' | '.join(shown)} |")
+    counts = ", ".join({f"{row['test_images']:,} of {NAMED[row['data']]}": None for row in data.values()})
+    cores = "one core" if result["cores_each"] == 1 else f"{result['cores_each']} cores"
+    ran_on = result["environment"]["processor"]
+    lines += ["", f"Test images: {counts}. Each training had {cores} of an {ran_on}, {result['at_once']} at once."]
+    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+
+
 def files() -> list[str]:
     """Images/s and memory of `shiftvit predict` against the number of files."""
     found = newest("scaling")
@@ -121,6 +160,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "steps": steps,
     "choices": choices,
     "peers": peers,
+    "alternatives": alternatives,
     "files": files,
     "cost": cost,
 }

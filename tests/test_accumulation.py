@@ -145,7 +145,7 @@ def test_no_part_is_empty() -> None:
 
 
 def test_more_parts_than_images_are_refused(tmp_path: Path, sample: Any) -> None:
-    with pytest.raises(ShiftViTError, match=r"train\.accumulate=49 is more parts than the 48 images"):
+    with pytest.raises(ShiftViTError, match=r"train\.accumulate=49 is more than train\.batch_size=48"):
         train(recipe(accumulate=49), out=tmp_path / "run", data=sample)
     assert not (tmp_path / "run").exists()
 
@@ -188,8 +188,14 @@ def test_where_memory_runs_out_it_goes_on_in_smaller_parts(
     capfd.readouterr()
     run = train(recipe(auto_batch=True), out=tmp_path / "run", data=sample)
     errors = capfd.readouterr().err
-    assert "out of memory with 48 images of 32 x 32 pixels at once; going on with 24, 2 parts a batch" in errors
-    assert "out of memory with 24 images of 32 x 32 pixels at once; going on with 12, 4 parts a batch" in errors
+    assert (
+        "out of memory with 48 images of 32 x 32 pixels at once; continuing with 24 at once, in 2 parts per batch"
+        in errors
+    )
+    assert (
+        "out of memory with 24 images of 32 x 32 pixels at once; continuing with 12 at once, in 4 parts per batch"
+        in errors
+    )
     assert run.recipe.train.accumulate == 4
     assert "accumulate = 4\n" in (run.path / "recipe.toml").read_text("utf-8")  # so that it can be resumed
     assert Recipe.load(run.path / "recipe.toml") == run.recipe

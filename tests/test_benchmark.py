@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shiftvit import ShiftViT, ShiftViTError
+from shiftvit import Recipe, ShiftViT, ShiftViTError
 from shiftvit.benchmark import benchmark
 from shiftvit.config import ModelConfig
 from shiftvit.presets import PRESETS
 from tensors import to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from contenders import CNNS, cnn
+from contest import Budget
 from plain_keras import plain_model
 from record import write_record
 
@@ -41,6 +43,39 @@ def test_the_plain_model_is_the_same_model(arguments):
         mine.assign(value.reshape(mine.shape))  # a convolution whose stride is its kernel is a matrix here
     images = generator.normal(size=(3, *config.image_shape)).astype(np.float32)
     np.testing.assert_allclose(to_numpy(ours(images)), to_numpy(plain(images)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("recipe", "classes"), [("quick", 10), ("cifar10", 10), ("cifar10", 2)])
+def test_the_plain_networks_are_of_our_models_sizes(recipe, classes):
+    assert set(CNNS) == {"quick", "cifar10"}
+    preset = Recipe.load(recipe).model.preset
+    ours = ShiftViT.from_preset(preset, num_classes=classes)
+    assert cnn(recipe, classes).count_params() == pytest.approx(ours.count_params(), rel=0.05)
+
+
+class Clock:
+    """A clock that runs only when a training step is taken."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def step(self, seconds):
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("step", "steps"), [(0.1, 20), (1.0, 2), (3.0, 7), (0.01, 500)])
+def test_the_epochs_end_within_the_budget_and_use_most_of_it(step, steps):
+    clock = Clock()
+    budget = Budget(120.0, clock)
+    ways = {"slow": lambda: clock.step(2 * step), "fast": lambda: clock.step(step)}
+    way, epochs = budget.plan(ways, steps)
+    assert way == "fast"
+    assert clock.now <= 0.05 * 120 + 10 * step
+    for _ in range(epochs * steps):
+        clock.step(step)
+    assert 0.05 * 120 - 1e-6 <= budget.left() < 0.05 * 120 + steps * step + 1e-6
 
 
 @pytest.mark.parametrize(("model", "train"), [("cifar10", False), ("shiftvit_cifar_tiny", True)])

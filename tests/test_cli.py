@@ -101,7 +101,7 @@ def test_long_values_wrap_between_words(monkeypatch, capsys):
         (["train", "--epochs", "many"], "'--epochs'"),
         (["train", "--data", "cifer10", "--out", "unused"], "there is no data set 'cifer10'; did you mean 'cifar10'?"),
         (["train", "--resume", "nowhere", "--recipe", "quick"], "--recipe cannot be given"),
-        (["train", "--resume", "nowhere"], "'nowhere' is no run folder"),
+        (["train", "--resume", "nowhere"], "'nowhere' is not a run folder"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
         (["evaluate"], "Missing argument"),
         (["info", "shiftvit_tiny_r3"], "is neither a name nor a path; did you mean 'shiftvit_tiny_r"),

@@ -108,7 +108,7 @@ def test_moved_data_are_told_by_their_files(place: Path) -> None:
     run = place / "run"
     (place / "pets").rename(place / "animals")
     with pytest.raises(
-        ShiftViTError, match=r"lay in '.*pets', which does not exist .*: shiftvit evaluate .*run --data"
+        ShiftViTError, match=r"were in '.*pets', which no longer exists; .*: shiftvit evaluate .*run --data"
     ):
         evaluate(run)
     found = find_evaluated(str(place / "animals"), None, run)
@@ -192,7 +192,7 @@ def test_a_run_goes_on_with_data_that_moved(place: Path, capsys: pytest.CaptureF
     before = (run / "splits.csv").read_bytes()
     (place / "pets").rename(place / "my animals")
     with pytest.raises(
-        ShiftViTError, match=r"lay in '.*pets', which does not exist .* train --resume .*run --data PATH"
+        ShiftViTError, match=r"were in '.*pets', which no longer exists; .* train --resume .*run --data PATH"
     ):
         train(resume=run)
     with pytest.raises(ShiftViTError, match=r"there is no data set 'nowhere'"):
@@ -202,7 +202,7 @@ def test_a_run_goes_on_with_data_that_moved(place: Path, capsys: pytest.CaptureF
     done = train(resume=run, **{"data.name": str(place / "my animals")})
     assert done.recipe.data.name == str(place / "my animals")
     assert (run / "splits.csv").read_bytes() == before
-    assert "data.name was" in capsys.readouterr().err
+    assert "data.name changes from" in capsys.readouterr().err
     assert evaluate(run)["own_test"]
 
 

@@ -169,6 +169,6 @@ def test_arrays_of_another_size_are_refused_before_training(tmp_path, split, sid
     arrays |= {f"x_{split}": draw(0, 256, (4, side, side, 3), np.uint8), f"y_{split}": np.arange(4) % 2}
     np.savez(tmp_path / "a.npz", **arrays)
     size = {"preprocess.resize": None, "preprocess.crop": None, "augment.pad": 0, "data.name": str(tmp_path / "a.npz")}
-    with pytest.raises(ShiftViTError, match=rf"give {side} x {side} pixels and those for training 16 x 16; set prepr"):
+    with pytest.raises(ShiftViTError, match=rf"have {side} x {side} pixels and the training images 16 x 16; set prepr"):
         train(Recipe.load("photos", **{**SMALL, **size}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -170,7 +170,7 @@ def test_a_second_run_computes_nothing(
         patch.setattr(feature_files, "decode", no)
         patch.setattr(probe, "keras_features", no)
         second = run_probe(tmp_path / "second", again, **{"start.source": str(source)})
-    assert "60 of them kept from before" in capfd.readouterr().err
+    assert "60 from the cache" in capfd.readouterr().err
     assert {**second.metrics, "train": None} == {**first.metrics, "train": None}
     for path, value in second.bundle.weights.items():
         np.testing.assert_array_equal(value, first.bundle.weights[path])
@@ -205,7 +205,7 @@ def test_an_interrupted_one_goes_on(
         with pytest.raises(KeyboardInterrupt):
             run_probe(tmp_path / "run", pets, **{"start.source": str(source)})
     assert not (tmp_path / "run").exists()
-    assert "the features of 14 images are kept" in capfd.readouterr().err
+    assert "the features of 14 images are cached" in capfd.readouterr().err
 
     def stopped(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -214,9 +214,9 @@ def test_an_interrupted_one_goes_on(
         patch.setattr(probe, "fit_head", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_probe(tmp_path / "run", pets, **{"start.source": str(source)})
-    assert "14 of them kept from before" in capfd.readouterr().err
+    assert "14 from the cache" in capfd.readouterr().err
     resumed = train(resume=tmp_path / "run")
-    assert "60 of them kept from before" in capfd.readouterr().err
+    assert "60 from the cache" in capfd.readouterr().err
     whole = run_probe(tmp_path / "whole", pets, **{"start.source": str(source)})
     assert {**resumed.metrics, "train": None} == {**whole.metrics, "train": None}
 
@@ -268,7 +268,7 @@ def test_arrays_and_the_authors_weights(tmp_path: Path) -> None:
     [
         ({"train.epochs": 3}, "train.epochs=3 has no effect on a probe"),
         ({"augment.pad": 4}, "augment.pad=4 has no effect on a probe"),
-        ({"start.source": "none"}, "start.source names none"),
+        ({"start.source": "none"}, "start.source is not set"),
         ({"data.test": 0}, "set one strength"),
         ({"probe.strengths": "[]"}, "probe.strengths"),
         ({"probe.strengths": "[0.0]"}, "probe.strengths"),

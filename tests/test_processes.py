@@ -606,7 +606,7 @@ def test_memory_that_runs_out_elsewhere_is_told_once() -> None:
                 raise MemoryError
             processes.average([np.ones(2)])
         except MemoryError as error:
-            processes.tell_memory_fault(error)
+            processes.report_memory_fault(error)
         return processes.average([np.full(2, float(processes.rank))])[0].tolist()
 
     assert together(2, work) == [[0.5, 0.5]] * 2
@@ -667,10 +667,14 @@ def small(images: int = 30, **settings: Any) -> tuple[Recipe, Dataset]:
 @pytest.mark.parametrize(
     ("settings", "images", "message"),
     [
-        ({"train.batch_size": 9}, 30, "train.batch_size=9 cannot be shared by 2 processes; use 8 or 10"),
-        ({"train.batch_size": 1}, 30, "use 2, or another number"),
-        ({"train.batch_size": 32}, 15, "a batch of 15 images.* set train.batch_size=14"),
-        ({"train.batch_size": 4, "train.drop_remainder": False}, 15, "a batch of 3 images.*drop_remainder=true"),
+        ({"train.batch_size": 9}, 30, "train.batch_size=9 cannot be divided among 2 processes; use 8 or 10"),
+        ({"train.batch_size": 1}, 30, "use 2, or start another number"),
+        ({"train.batch_size": 32}, 15, "with 15 images of 15 training images, .* set train.batch_size=14"),
+        (
+            {"train.batch_size": 4, "train.drop_remainder": False},
+            15,
+            "with 3 images of 15 training images, .*drop_remainder=true",
+        ),
         ({"train.batch_size": 4, "model.norm": "batch"}, 16, "model.norm=batch .* set model.norm=group or layer"),
     ],
 )
@@ -688,7 +692,7 @@ def test_the_device_loop_is_for_one_process(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_probe_is_fitted_in_one_process() -> None:
-    with pytest.raises(ShiftViTError, match="the recipe probe fits a head in one process and these are 2"):
+    with pytest.raises(ShiftViTError, match="the recipe probe fits a head in one process, and 2 were started"):
         check_alone(Recipe.load("probe"), Pair())
 
 

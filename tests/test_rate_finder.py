@@ -130,9 +130,9 @@ def test_rates_are_the_recipes_and_go_with_its_batch_size() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 9}, "steps=9 are too few"),
-        ({"low": 0.0}, "low=0.0 to high=10.0 do not rise"),
-        ({"low": 1.0, "high": 0.1}, "low=1.0 to high=0.1 do not rise"),
+        ({"steps": 9}, "steps=9 is too few"),
+        ({"low": 0.0}, "low=0.0 and high=10.0 are not a range"),
+        ({"low": 1.0, "high": 0.1}, "low=1.0 and high=0.1 are not a range"),
     ],
 )
 def test_what_cannot_be_is_told(changes: dict[str, Any], message: str) -> None:

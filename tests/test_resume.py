@@ -58,7 +58,7 @@ def test_what_is_named_changes_and_is_written_down(stopped: Path, capfd: pytest.
     assert Recipe.load(stopped / "recipe.toml") == run.recipe
     (row,) = map(json.loads, (stopped / "changes.jsonl").read_text().splitlines())
     assert row["changed"] == {"train.epochs": [2, 4], "train.optimizer.learning_rate": [0.012, 0.001]}
-    assert "train.epochs was 2 and is 4 from here on" in capfd.readouterr().err
+    assert "train.epochs changes from 2 to 4" in capfd.readouterr().err
     page = write_report(stopped).read_text("utf-8")
     assert "Settings changed on resuming" in page
     assert "<th>train.optimizer.learning_rate</th>" in page
@@ -79,7 +79,7 @@ def test_nothing_changes_by_itself(stopped: Path) -> None:
         ("data.split_seed", 1, "data.split_seed is 0"),
         ("preprocess.mean", 0.0, "preprocess.mean is"),
         ("train.optimizer.name", "adamw", "train.optimizer.name is muon"),
-        ("train.epochs", 1, "train.epochs=1 is less than the 2 that the run"),
+        ("train.epochs", 1, "train.epochs=1 is less than the 2 epochs that the run"),
         ("train.epoch", 3, "epochs"),
     ],
 )

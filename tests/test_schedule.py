@@ -79,7 +79,7 @@ def test_landmarks_of_a_fall_that_ends_above_0(kind: type[Any]) -> None:
 @every_schedule
 @pytest.mark.parametrize("end", [-0.1, 0.6])
 def test_an_end_beyond_the_peak_or_below_0_is_refused(kind: type[Any], end: float) -> None:
-    with pytest.raises(ShiftViTError, match=rf"lr_end={end} must be 0 to lr_max=0.5"):
+    with pytest.raises(ShiftViTError, match=rf"lr_end={end} must be from 0 to lr_max=0.5"):
         kind(0.1, 0.5, 4, 10, end)
 
 

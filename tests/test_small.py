@@ -108,12 +108,12 @@ def test_commands_in_hints_can_be_pasted(tmp_path: Path) -> None:
     train("photos", out=run, **settings)
     with pytest.raises(ShiftViTError) as told:
         train(resume=run)
-    assert shlex.split(str(told.value).split("new one: ")[1])[-1] == f"start.source={run}"
+    assert shlex.split(str(told.value).split("from its weights: ")[1])[-1] == f"start.source={run}"
     with pytest.raises(ShiftViTError) as told:
         train("photos", out=run, **settings)
-    assert shlex.split(str(told.value).split("go on with ")[1]) == ["--resume", str(run)]
+    assert shlex.split(str(told.value).split("continue that run with ")[1]) == ["--resume", str(run)]
     (run / "metrics.json").unlink()
     (tmp_path / "my pets").rename(tmp_path / "moved")
     with pytest.raises(ShiftViTError) as told:
         train(resume=run)
-    assert shlex.split(str(told.value).split("new place: ")[1])[-3:] == [str(run), "--data", "PATH"]
+    assert shlex.split(str(told.value).split("new location: ")[1])[-3:] == [str(run), "--data", "PATH"]

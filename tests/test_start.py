@@ -153,11 +153,11 @@ def test_auto_is_the_best_model_that_is_pulled(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start.source": "none", "train.freeze_epochs": 1}, "train.freeze_epochs=1 keeps trained weights"),
+        ({"start.source": "none", "train.freeze_epochs": 1}, "train.freeze_epochs=1 needs trained weights"),
         ({"start.source": "nowhere"}, "'nowhere' does not exist"),
         ({"start.freeze": 4}, "start.freeze=4 is more than the 3 stages"),
-        ({"model.embed_dim": 48}, "model.embed_dim=48 is not the 64 of 'cifar10'"),
-        ({"start.source": "none", "start.freeze": 1}, "start.source names none"),
+        ({"model.embed_dim": 48}, "model.embed_dim=48 differs from the 64 of 'cifar10'"),
+        ({"start.source": "none", "start.freeze": 1}, "start.source is not set"),
     ],
 )
 def test_what_does_not_fit_is_told(changes: dict, message: str) -> None:
@@ -229,7 +229,7 @@ def test_the_authors_head_is_taken_for_as_many_classes(capfd: pytest.CaptureFixt
     expected = official_tensors()
     for variable in model.weights:
         np.testing.assert_array_equal(variable.numpy(), expected[variable.path])
-    assert "with its head, whose 10 classes must be yours in their order" in capfd.readouterr().err
+    assert "with its head; its 10 classes must be yours, in the same order" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -273,7 +273,7 @@ def test_what_does_not_fit_the_authors_weights_is_told(changes: dict[str, Any], 
 
 
 def test_weights_without_an_architecture_are_refused() -> None:
-    with pytest.raises(ShiftViTError, match=r"does not say of which architecture; set model\.preset"):
+    with pytest.raises(ShiftViTError, match=r"does not name the architecture of its weights; set model\.preset"):
         apply_start(Recipe.load("quick", **{"model": {}, "start.source": str(GOLDEN)}))
     recipe = apply_start(Recipe.load("quick", **{"model": {"preset": "shiftvit_tiny_r2"}, "start.source": str(GOLDEN)}))
     assert recipe.model.preset == "shiftvit_tiny_r2"
@@ -287,7 +287,7 @@ def test_a_source_holds_from_every_folder_and_its_scale_is_said(
     recipe = apply_start(Recipe.load("finetune", **{"start.source": "mine", "preprocess.mean": 7.0}))
     assert recipe.start.source == str(tmp_path / "mine")
     assert recipe.preprocess.mean == Bundle.load("cifar10").preprocess.mean
-    assert "preprocess.mean is that of mine" in capfd.readouterr().err
+    assert "preprocess.mean is set to that of mine" in capfd.readouterr().err
     assert apply_start(Recipe.load("finetune")).start.source == "cifar10"  # a name stays a name
 
 

@@ -170,7 +170,7 @@ def test_the_kept_weights_are_the_averaged_ones(finished):
 def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
     for overrides, message in [
         ({"model.preset": "nope"}, "there is no preset 'nope'"),
-        ({"model.num_classes": 100}, r"model.num_classes=100 does not fit the data, which gives 10"),
+        ({"model.num_classes": 100}, r"model.num_classes=100 does not fit the data, which needs 10"),
         ({"model.image_shape": [64, 64, 3]}, r"image_shape=\(64, 64, 3\) does not fit the data"),
         ({"preprocess.crop": 40}, "crop=40 is larger"),
         ({"data.validation": 400}, "validation"),
@@ -351,10 +351,10 @@ def test_a_run_folder_in_use_is_not_touched(finished, tmp_path, sample):
         train(recipe(), out=finished.path, data=sample)
     with pytest.raises(ShiftViTError, match="is complete"):
         train(resume=finished.path, data=sample)
-    with pytest.raises(ShiftViTError, match="no run folder"):
+    with pytest.raises(ShiftViTError, match="not a run folder"):
         train(resume=tmp_path, data=sample)
     for changes in ({"out": tmp_path / "x"}, {"recipe": "cifar10"}):
-        with pytest.raises(ShiftViTError, match="keeps its folder and its recipe"):
+        with pytest.raises(ShiftViTError, match="keeps its folder and recipe"):
             train(resume=finished.path, **changes)
 
 

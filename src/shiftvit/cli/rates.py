@@ -57,7 +57,7 @@ def find_rate(
         def tell(done: int, loss: float) -> None:
             bar.update(done, f"step {done}  loss {loss:.3f}")
 
-        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, told=tell)
+        found = rate_finder.find_rate(wanted, low=low, high=high, steps=steps, on_step=tell)
     if figure is not None:
         title = f"Learning rates of the recipe {wanted.name}"
         curves = (found.rates, found.losses, found.smoothed)

@@ -85,7 +85,7 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     named_so = named.is_name(own)
     if not named_so and name in (None, own) and not Path(own).exists():
         raise ShiftViTError(
-            f"the images of the run lay in {own!r}, which does not exist any more; name their new place: "
+            f"the images of the run were in {own!r}, which no longer exists; give their new location: "
             f"shiftvit evaluate {shlex.quote(str(run))} --data PATH"
         )
     given, name = name, own if name is None else name
@@ -133,11 +133,11 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
     chosen, gone = take_rows(data, rows)
     if gone:
         kind = "image" if part in (ALL, _EACH) else f"{part} image"
-        told = f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), kind)}: "
-        told += name_some([image for _, image, _ in gone])
+        fault = f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), kind)}: "
+        fault += name_some([image for _, image, _ in gone])
         if len(gone) == len(rows):
-            raise ShiftViTError(f"{told}; put them back, or name the place that they moved to with --data")
-        notice(f"note: {told}; the others are evaluated")
+            raise ShiftViTError(f"{fault}; put them back, or give their new location with --data")
+        notice(f"note: {fault}; the others are evaluated")
     trained_on = len(chosen.splits.get("train", ()))
     return Evaluated(_choose(chosen, part), part in (_choose_default(there), _EACH), trained_on)
 

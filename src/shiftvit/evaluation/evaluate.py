@@ -84,7 +84,7 @@ def evaluate(
     model = loaded.build()
     began = time.perf_counter()
     with Bar("evaluating", len(images)) as bar:
-        logits = predict_logits(model, images.images, images.preprocess, told=bar.advance)
+        logits = predict_logits(model, images.images, images.preprocess, on_batch=bar.advance)
     seconds = time.perf_counter() - began
     model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
     metrics.check_finite(logits, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])

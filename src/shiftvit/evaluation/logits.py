@@ -25,7 +25,7 @@ def predict_logits(
     *,
     batch_size: int | None = None,
     rows: slice = slice(None),
-    told: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Runs a classifier over images.
 
@@ -35,7 +35,7 @@ def predict_logits(
         preprocess: the preprocessing that the model was trained with.
         batch_size: images per batch; None: a number that suits the device and their size.
         rows: which of the images, without a step; all by default.
-        told: called after each batch with its number of images.
+        on_batch: called after each batch with its number of images.
 
     Returns:
         logits `(N, num_classes)` of those rows, float32.
@@ -55,8 +55,8 @@ def predict_logits(
         # jax and tensorflow would compile again for a smaller last batch.
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
         logits[first : first + count] = np.asarray(model.predict_on_batch(padded), np.float32)[:count]
-        if told is not None:
-            told(count)
+        if on_batch is not None:
+            on_batch(count)
     return logits
 
 

@@ -1,4 +1,4 @@
-"""What watches a run from inside Keras' `fit`: position, interrupts, timed checkpoints, NaN, the progress bar."""
+"""Callbacks of Keras' `fit`: position, interrupts, timed checkpoints, losses that are not finite, the progress bar."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from shiftvit.errors import Interrupted, ShiftViTError, install_hint
 from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
 from shiftvit.training.processes import ALONE, Processes
 
-# Columns from which on the bar has room for the input's rate.
+# The narrowest terminal, in columns, on which the bar has room for the rate of the input.
 _WIDE = 100
 
 
 class Watch(keras.callbacks.Callback):
-    """Counts steps, and between two of them stops for an interrupt or a loss that is not finite and saves in time.
+    """Counts steps. Between steps it saves checkpoints, and stops on a signal or a loss that is not finite.
 
-    All of that happens at the beginning of a batch, where Keras calls from the training thread with the last step
-    done. A callback at its end would force the device to synchronise every step; the one here is marked as safe to
-    run aside, and only keeps the loss.
+    It does this at the beginning of a batch, where Keras calls it from the training thread after the previous step. A
+    callback at the end of a batch would make Keras wait for the device at every step. The one here is marked as
+    `async_safe` and only stores the loss.
     """
 
     async_safe = True
@@ -48,12 +48,12 @@ class Watch(keras.callbacks.Callback):
         self.save_every = save_every
         self.first_step = progress.step
         self.saved_at = self.counted_at = time.monotonic()
-        self.signal: int | None = None  # that came here
-        self.stop: int | None = None  # that came to one of the processes, as they agreed
-        self.losses: list[tuple[int, Any]] = []  # of the steps since the last look, by number
-        # Names the images of a batch of the epoch, by its number from 0; None where a single one cannot be told.
+        self.signal: int | None = None  # the signal that this process received
+        self.stop: int | None = None  # the signal on which all processes agreed to stop
+        self.losses: list[tuple[int, Any]] = []  # (step, loss) since the last call of `agree`
+        # Returns the names of the images in a batch, given its number from 0; None if they are not known.
         self.images_of: Callable[[int], list[str]] | None = None
-        # How many images a second could be prepared; None where they lie on the device.
+        # Returns how many images/s could be prepared; None if the images are on the device.
         self.input_rate: Callable[[], float] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -75,23 +75,22 @@ class Watch(keras.callbacks.Callback):
         self.losses.append((self.first_step + batch, (logs or {}).get("loss", 0.0)))
 
     def count_time(self) -> None:
-        """Adds the seconds since the last count to the position."""
+        """Adds the seconds since the last call to the training time."""
         now = time.monotonic()
         self.progress.seconds += now - self.counted_at
         self.progress.fit_seconds += now - self.counted_at
         self.counted_at = now
 
     def agree(self) -> bool:
-        """Looks, in all processes alike, whether to stop, and returns whether a checkpoint is due.
+        """Decides together with the other processes whether to stop, and returns whether a checkpoint is due.
 
-        Raises ShiftViTError if the running loss is NaN or infinite; the last checkpoint is from before. The images of
-        the batch that made it so are written to `not_finite.json` in the run folder.
+        Raises ShiftViTError if a loss is NaN or infinite; the last checkpoint is from before that step. The names of
+        the images in its batch are written to `not_finite.json` in the run folder.
         """
         losses, self.losses = self.losses, []
         batch, loss = next(((batch, float(loss)) for batch, loss in losses if not math.isfinite(loss)), (math.inf, 0.0))
         due = time.monotonic() - self.saved_at > self.save_every
-        told = self.processes.meet(self.signal or 0, due, batch, loss)
-        signals, dues, batches, found = told.T
+        signals, dues, batches, found = self.processes.meet(self.signal or 0, due, batch, loss).T
         self.stop = int(signals.max()) or None
         if np.isfinite(batches).any():
             first = int(batches.argmin())
@@ -99,35 +98,35 @@ class Watch(keras.callbacks.Callback):
         return bool(dues[0])
 
     def _end(self, batch: int, loss: float) -> None:
-        """Raises the error of a loss that is not finite after a batch."""
+        """Raises the error for a loss that is not finite."""
         self.progress.step = batch + 1  # steps are counted from 1 in messages
         what = f"the loss is {loss}"
         if self.images_of is not None:
             images = self.images_of(batch)
             fault = {"epoch": self.progress.epoch + 1, "step": batch + 1, "loss": str(loss), "images": images}
             files.write_json(self.run / "not_finite.json", fault)
-            what = f"the loss is {loss} after a batch with {images[0]} (all of it: {self.run / 'not_finite.json'})"
+            what = f"the loss is {loss} after a batch with {images[0]} (all its images: {self.run / 'not_finite.json'})"
         raise not_finite(what, self.progress, self.last.parent)
 
     def stop_if_asked(self) -> None:
-        """Raises Interrupted if the processes agreed on a stop; to be called where the state is saved."""
+        """Raises Interrupted if the processes agreed to stop. Call it only once the state is saved."""
         if self.stop is not None:
             raise Interrupted(self.stop, self.run)
 
     @contextlib.contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into a stop between two steps; a second SIGINT stops at once."""
+    def catch_signals(self) -> Iterator[None]:
+        """Turns SIGINT and SIGTERM into a stop after the current step; a second SIGINT stops at once."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python delivers signals to the main thread alone
+            yield  # Python delivers signals only to the main thread
             return
 
         def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
-            if self.processes.rank == 0:  # torchrun sends it to all
+            if self.processes.rank == 0:  # torchrun sends the signal to all processes
                 # Not `print`: the handler may run within one.
-                os.write(2, b"\nshiftvit: stopping after this step; once more stops at once\n")
+                os.write(2, b"\nshiftvit: stopping after this step; press Ctrl-C again to stop at once\n")
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -138,7 +137,7 @@ class Watch(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """Shows loss, accuracy, images/s and time left on a terminal, and prints a line for each epoch anywhere."""
+    """Shows loss, accuracy, images/s and time left if there is a terminal, and always prints a line for each epoch."""
 
     async_safe = True
 
@@ -203,7 +202,7 @@ class TensorBoardLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds one epoch's row."""
-        if self.writer is None:  # only now: a run that fails to start leaves nothing behind
+        if self.writer is None:  # only now, so that a run that fails to start leaves nothing behind
             self.writer = self.make_writer()
         for key, value in row.items():
             if key != "epoch":

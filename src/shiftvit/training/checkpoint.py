@@ -1,6 +1,6 @@
 """The whole state of a run in one file: weights, optimizer, random seeds, position and history.
 
-One `.safetensors` file, renamed into place, is either the old state or the new one, never half of each.
+The `.safetensors` file is renamed into place, so it holds either the old state or the new one, never a mixture.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        epoch: whole epochs done.
-        step: steps done of the epoch after them.
-        seconds: training time so far, validation included.
+        epoch: number of finished epochs.
+        step: number of finished steps of the current epoch.
+        seconds: training time so far, including validation.
         fit_seconds: the part of it spent in training steps.
         best_top1: best validation top-1 so far, 0 to 1; None before the first validation.
         best_epoch: the epoch (from 1) of `best_top1`.
-        history: a row an epoch, as in `log.jsonl`.
+        history: a row for each epoch, as in `log.jsonl`.
     """
 
     epoch: int = 0
@@ -49,7 +49,7 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
     """Writes the state to `path`, whole or not at all.
 
     Raises:
-        ShiftViTError: no space or no permission.
+        ShiftViTError: the disk is full or the folder is not writable.
     """
     from safetensors.numpy import save
 
@@ -59,13 +59,13 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise not_finite("a weight is not finite", progress, path.parent)
     header = {"progress": json.dumps(asdict(progress), allow_nan=False), "backend": keras.config.backend()}
-    # safetensors' own file writing hides the reason of a failure and the folder's permissions.
+    # safetensors' own `save_file` hides why it failed, and ignores the folder's permissions.
     content = save(tensors | _generators(), metadata=header)
     files.write_file(path, lambda temporary: temporary.write_bytes(content))
 
 
 def not_finite(what: str, progress: Progress, folder: Path) -> ShiftViTError:
-    """Returns the error for a run that diverged, with what can be resumed."""
+    """Returns the error for a run that diverged; it names the state that can be resumed, if there is one."""
     at = f"epoch {progress.epoch + 1}, step {progress.step}"
     resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
     kept = f"; the last good state is in {folder}: {resume}"
@@ -77,7 +77,7 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     """Puts a saved state into a compiled model and returns the position.
 
     Raises:
-        ShiftViTError: no such file, or one that is damaged or of another model.
+        ShiftViTError: the file is missing, damaged or of another model or backend.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -88,15 +88,15 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
             backend = keras.config.backend()
             if header["backend"] != backend:
                 raise ShiftViTError(
-                    f"the run was trained on {header['backend']} and this is {backend}; "
-                    f"set KERAS_BACKEND={header['backend']} to go on with it"
+                    f"the run was trained on {header['backend']}, and the backend is now {backend}; "
+                    f"set KERAS_BACKEND={header['backend']} to continue it"
                 )
             variables = _state(model)
             names = {name for name in file.keys() if not name.startswith(GENERATOR)}  # noqa: SIM118  (no mapping)
             if names != variables.keys():
                 raise ShiftViTError(
-                    f"{str(path)!r} is of another model or optimizer: {sorted(names ^ variables.keys())[0]!r} is only "
-                    "in one of them; resume with the run's own recipe"
+                    f"{str(path)!r} is of another model or optimizer: only one of the two has "
+                    f"{sorted(names ^ variables.keys())[0]!r}; resume with the run's own recipe"
                 )
             for name, variable in variables.items():
                 variable.assign(file.get_tensor(name))
@@ -110,11 +110,11 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
 
 
 def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
-    """Puts torch's generators where they belong at the first step that `fit` takes in an epoch.
+    """Sets the state of torch's random generators before the first step that `fit` takes in an epoch.
 
-    At the beginning of an epoch that depends on the seed and the epoch alone, in its middle it is what the checkpoint
-    at `path` holds. What Keras and torch draw while `fit` starts up is of no account then. Of several processes the
-    others, with a `rank` above 0, draw from the seed, the epoch, the step and their rank.
+    At the start of an epoch the state follows from the seed and the epoch, and in its middle from the checkpoint at
+    `path`. So it does not matter how many numbers Keras and torch draw while `fit` starts. Processes with a `rank`
+    above 0 are seeded with the seed, the epoch, the step and their rank.
     """
     if keras.config.backend() != "torch":
         return
@@ -134,14 +134,14 @@ def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -
 
 
 def _state(model: Any) -> dict[str, Any]:
-    """Returns every variable that training changes, under a name that is the same in another process."""
+    """Returns every variable that training changes, under names that are the same in every process."""
     variables = {f"model/{i:04d}": variable for i, variable in enumerate(model.variables)}
     optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(model.optimizer.variables)}
     return variables | optimizer
 
 
 def _generators() -> dict[str, Any]:
-    """Returns the states of torch's own generators, which Keras' dropout draws from in place of its seeds."""
+    """Returns the states of torch's own generators, which Keras' dropout uses instead of its seed generators."""
     if keras.config.backend() != "torch":
         return {}
     import torch

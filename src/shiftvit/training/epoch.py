@@ -1,4 +1,4 @@
-"""One epoch: train what is left of it, validate, record."""
+"""One epoch: train its remaining steps, validate, record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def fit_epoch(
     model: Any, recipe: Recipe, dataset: Dataset, watch: Watch, callbacks: list[Any], loop: DeviceLoop | None
 ) -> Row:
-    """Trains what is left of an epoch, advances the position and returns the epoch's figures."""
+    """Trains the remaining steps of an epoch, advances the position and returns the epoch's figures."""
     settings, progress = recipe.train, watch.progress
     began = time.perf_counter()
     epoch, start = progress.epoch, progress.step
@@ -40,7 +40,7 @@ def fit_epoch(
     steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
     seen = min((steps - start) * settings.batch_size, len(dataset.train))
     progress.epoch, progress.step = epoch + 1, 0
-    # Every process had as many images.
+    # A plain mean is right, because every process had the same number of images.
     shared = watch.processes.meet(figures["loss"], figures["top1"], watch.input_rate() if watch.input_rate else 0.0)
     loss, top1, _ = shared.mean(axis=0).tolist()
     return {
@@ -56,7 +56,7 @@ def fit_epoch(
 
 
 def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], watch: Watch) -> dict[str, float]:
-    """Trains by Keras' `fit`."""
+    """Trains with Keras' `fit`."""
     progress = watch.progress
     start, train = progress.step, dataset.train
     processes = watch.processes
@@ -71,13 +71,13 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
         epochs=progress.epoch + 1,
         callbacks=callbacks,
         verbose=0,
-        shuffle=False,  # `EpochBatches` has its own order
+        shuffle=False,  # `EpochBatches` already shuffles
     )
     return {key: float(history.history[key][-1]) for key in ("loss", "top1")}
 
 
 def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress) -> dict[str, float]:
-    """Trains on the device, some dozens of steps between two calls of the callbacks."""
+    """Trains with the device loop; the callbacks are called only every few dozen steps."""
     for callback in callbacks:
         callback.set_model(model)
         callback.on_epoch_begin(progress.epoch)
@@ -97,7 +97,7 @@ def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress)
 
 
 def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
-    """Returns the validation figures, with the averaged weights where the recipe keeps some; {} when none is due."""
+    """Returns the validation figures, of the averaged weights if the recipe keeps them; {} if no validation is due."""
     progress, processes, every, epochs = (
         watch.progress,
         watch.processes,
@@ -122,7 +122,7 @@ def _measure(logits: NDArray[np.float32], held_out: Split, progress: Progress, w
 
 
 def finish_epoch(run: Path, model: Any, progress: Progress, row: Row, processes: Processes = ALONE) -> None:
-    """Records an epoch and saves the state; a new best validation top-1 is saved as such."""
+    """Records an epoch and saves the state, also as the best one if its validation top-1 is a new maximum."""
     progress.history.append(row)
     top1 = row.get("val_top1")
     kept = [LAST]

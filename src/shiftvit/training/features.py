@@ -1,4 +1,4 @@
-"""The features of a data set, computed once: in a stream, and kept by the content of each picture."""
+"""Computes the features of a data set in a stream, and caches them by the content of each picture."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from shiftvit.preprocess import Preprocess
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-# Pictures that a thread prepares before it hands them over.
+# Pictures that a thread prepares at a time.
 _CHUNK = 8
-# A part of the store is written after so many pictures, or so many seconds.
+# The store writes a file after so many pictures, or so many seconds.
 _PART, _SECONDS = 4096, 20.0
-_FORMAT = "1"  # of what is kept; another one after a change of what features are
+_FORMAT = "1"  # of the store; to be changed when features are computed differently
 
 
 class Store:
-    """Features by the SHA-256 of what they were computed from, in files that any number of processes add to.
+    """A cache of features on disk, by the SHA-256 of their pictures. Several processes may add to it at once.
 
     Args:
-        key: names all else that they depend on: the model, its preprocessing, how pictures are decoded.
+        key: everything else that features depend on: the model, its preprocessing, how pictures are decoded.
     """
 
     def __init__(self, key: str) -> None:
@@ -59,14 +59,14 @@ class Store:
         return self._rows.get(digest)
 
     def add(self, digests: list[bytes], rows: Floats) -> None:
-        """Adds features (N, D); now and then they are written."""
+        """Adds features (N, D), and writes them from time to time."""
         self._new |= dict(zip(digests, rows, strict=True))
         self._rows |= dict(zip(digests, rows, strict=True))
         if len(self._new) >= _PART or time.monotonic() - self._saved_at > _SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Writes what is new, whole or not at all. Where that cannot be done the features are not kept."""
+        """Writes the new features to one file, atomically. If that fails, it prints a notice and they are lost."""
         self._saved_at = time.monotonic()
         if not self._new:
             return
@@ -80,11 +80,11 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             files.write_file(self.folder / f"{name}.safetensors", lambda path: path.write_bytes(content))
         except (OSError, ShiftViTError) as error:
-            notice(f"the features are not kept: {error}")
+            notice(f"the features could not be cached: {error}")
 
 
 def _read_part(path: Path) -> dict[bytes, Floats]:
-    """Returns what a file of the store holds; a damaged one is deleted."""
+    """Returns the features in a file of the store, or none if it is damaged; then it is deleted."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -104,16 +104,16 @@ def _read_part(path: Path) -> dict[bytes, Floats]:
 
 
 class FeatureReader:
-    """Reads a data set as `read_dataset` does, and on the way the features of each picture.
+    """Reads a data set as `read_dataset` does, and computes the features of each picture on the way.
 
     Args:
-        open_model: is called with the (height, width) of the pictures, once; returns the key of the model for the
-            store, and what loads it when there is something to compute.
+        open_model: called once with the (height, width) of the pictures; returns the model's key for the store, and a
+            function that loads it, which is called only if there is something to compute.
 
     Attributes:
-        features: of each split, float32 (N, D), in the order of its pictures.
-        computed: how many were not in the store.
-        seconds: that reading took, in all.
+        features: for each split, float32 (N, D), in the order of its pictures.
+        computed: the number of pictures that were not in the store.
+        seconds: the total time of reading.
     """
 
     def __init__(self, open_model: Callable[[tuple[int, int]], tuple[str, Callable[[], Extract]]]) -> None:
@@ -125,13 +125,13 @@ class FeatureReader:
         self.computed, self.seconds = 0, 0.0
 
     def __call__(self, data: Dataset, rule: Preprocess) -> Dataset:
-        """Returns the same splits with `images`, as `read_dataset`; what cannot be decoded is left out."""
+        """Returns the same splits with `images`, as `read_dataset` does, without pictures that cannot be decoded."""
         began, total = time.perf_counter(), sum(map(len, data.splits.values()))
         before = self.computed
         unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
         splits: dict[str, Split] = {}
         faults: list[str] = []
-        with Bar("features", total) as bar, self._keeping():
+        with Bar("features", total) as bar, self._save_at_end():
             for name, split in data.splits.items():
                 splits[name], self.features[name], broken = self._read(split, rule, bar, began)
                 if not len(splits[name]):
@@ -140,18 +140,20 @@ class FeatureReader:
         say_faults(faults)
         seconds, new = time.perf_counter() - began, self.computed - before
         self.seconds += seconds
-        kept = f", {total - len(faults) - new:,} of them kept from before" if new < total - len(faults) else ""
+        cached = f" ({total - len(faults) - new:,} from the cache)" if new < total - len(faults) else ""
         rate = f"{total / seconds:,.0f} images/s"
-        notice(f"features of {count_of(total - len(faults), 'image')}{kept}: {seconds:.1f} s, {rate}")
+        notice(f"features of {count_of(total - len(faults), 'image')}{cached}: {seconds:.1f} s, {rate}")
         return replace(data, splits=splits)
 
     @contextlib.contextmanager
-    def _keeping(self) -> Iterator[None]:
-        """Keeps what was computed, whatever happens, and says so when it ends too early."""
+    def _save_at_end(self) -> Iterator[None]:
+        """Saves the computed features even if reading is interrupted, and then prints a notice."""
         try:
             yield
         except KeyboardInterrupt:
-            notice(f"the features of {count_of(self.computed, 'image')} are kept; the same command goes on with them")
+            notice(
+                f"the features of {count_of(self.computed, 'image')} are cached; the same command continues with them"
+            )
             raise
         finally:
             if self._store is not None:
@@ -170,7 +172,7 @@ class FeatureReader:
         rows: list[Floats | None] = [None] * len(split)
         faults: list[str] = []
         waiting: list[tuple[int, bytes, Pixels]] = []
-        for number, digest, found in _prepared(split, rule, self._store):
+        for number, digest, found in _prepare_images(split, rule, self._store):
             if isinstance(found, str):
                 faults.append(found)
             elif found is None:
@@ -192,7 +194,7 @@ class FeatureReader:
         return replace(left, images=Pictures(left.paths or [], rule), preprocess=nothing), features, faults
 
     def _compute(self, waiting: list[tuple[int, bytes, Pixels]], rows: list[Floats | None]) -> None:
-        """Computes the features of what is waiting, and empties it."""
+        """Computes the features of the waiting images, and empties the list."""
         if not waiting:
             return
         if self._extract is None:
@@ -200,7 +202,7 @@ class FeatureReader:
             self._extract = self._load()
         found = self._extract(np.stack([pixels for _, _, pixels in waiting]))
         if not np.isfinite(found).all():
-            raise ShiftViTError("the model's features are not finite; restore it, or start from another one")
+            raise ShiftViTError("the model's features are not finite; restore the model, or start from another one")
         assert self._store is not None
         self._store.add([digest for _, digest, _ in waiting], found)
         for (number, _, _), row in zip(waiting, found, strict=True):
@@ -209,10 +211,10 @@ class FeatureReader:
         waiting.clear()
 
 
-def _prepared(split: Split, rule: Preprocess, store: Store) -> Iterator[tuple[int, bytes, Pixels | str | None]]:
-    """Yields of each image its number and digest with its pixels, what is wrong with it, or None if it is known.
+def _prepare_images(split: Split, rule: Preprocess, store: Store) -> Iterator[tuple[int, bytes, Pixels | str | None]]:
+    """Yields for each image its number, its digest, and its pixels, its fault or None if its features are cached.
 
-    In order and in bounded memory; images are read and decoded in threads.
+    In order and in bounded memory. Images are read and decoded in threads.
     """
 
     def prepare(chunk: list[int]) -> list[tuple[int, bytes, Pixels | str | None]]:

@@ -64,22 +64,22 @@ def train(
     data: Dataset | None = None,
     **overrides: Any,
 ) -> Run:
-    """Trains, evaluates and keeps a model.
+    """Trains, evaluates and saves a model.
 
     Args:
         recipe: a `Recipe`, the name of a shipped one, or the path of a TOML file; default `quick`.
-        out: the run folder to make; default `runs/<recipe>-<date>`.
+        out: the run folder to create; default `runs/<recipe>-<date>`.
         resume: a run folder to continue, with its own recipe; `recipe` and `out` must be left out.
         tensorboard: also write TensorBoard's event files, to `tensorboard/` in the run folder.
-        data: images in place of the data set that the recipe names.
-        overrides: settings by dotted key, as in `**{"train.epochs": 3}`; for a resumed run those that may change, such
-            as `data.name`, the place that its images moved to.
+        data: images to use instead of the data set that the recipe names.
+        overrides: settings by dotted key, as in `**{"train.epochs": 3}`. A resumed run accepts those that may change,
+            such as `data.name` after its images were moved.
 
     Returns:
         the finished run.
 
     Raises:
-        ShiftViTError: a wrong setting or path, a loss that is not finite, no space.
+        ShiftViTError: a setting or path is wrong, the loss is not finite, or the disk is full.
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     with join_processes() as processes:
@@ -95,13 +95,12 @@ def train_in(
     data: Dataset | None = None,
     processes: Processes = ALONE,
 ) -> Run:
-    """Trains in a run folder, which is new or holds a run to go on with; both are what `choose_run` returned.
+    """Trains in a run folder, which is new or holds a run to continue.
 
     Args:
-        run: the folder.
-        recipe: of the run.
+        run, recipe: as returned by `choose_run`.
         tensorboard, data: as for `train`.
-        processes: that train it together; each is to call this.
+        processes: the processes that train together; each of them must call this.
 
     Raises:
         ShiftViTError: as `train`.
@@ -111,7 +110,7 @@ def train_in(
     if recipe.probe is not None:
         processes.together(lambda: check_alone(recipe, processes))
         return Run(run, *run_probe(run, apply_start(recipe), data))
-    # Before there is a folder: what cannot work leaves none.
+    # Before the folder is created, so that a run that cannot start leaves none behind.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
     check_same_images(dataset, processes)
     with contextlib.ExitStack() as opened:
@@ -124,8 +123,8 @@ def train_in(
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                processes.tell_memory_fault(error)
-            # Only here, as the handler's traceback holds the tensors of the failed step.
+                processes.report_memory_fault(error)
+            # Not in the handler, because its traceback holds the tensors of the failed step.
             recipe = processes.together(functools.partial(halve_parts, recipe, halvings))
             halvings += 1
             processes.first(functools.partial(runfolder.change_recipe, run, recipe))
@@ -136,8 +135,8 @@ def train_in(
 
 
 def prepare(run: Path, recipe: Recipe, data: Dataset | None, processes: Processes) -> tuple[Recipe, Dataset, Any, int]:
-    """Returns the resolved recipe, the images, the compiled model and the number of steps an epoch."""
-    begun = (run / "checkpoints" / LAST).is_file()  # the checkpoint has every weight, so that no source is needed
+    """Returns the resolved recipe, the images, the compiled model and the number of steps per epoch."""
+    begun = (run / "checkpoints" / LAST).is_file()  # then the weights come from the checkpoint, and no source is needed
     recipe = recipe if begun else apply_start(recipe)
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset, processes)
@@ -145,9 +144,9 @@ def prepare(run: Path, recipe: Recipe, data: Dataset | None, processes: Processe
 
 
 def build_model(recipe: Recipe, dataset: Dataset, begun: bool, processes: Processes = ALONE) -> tuple[Any, int]:
-    """Returns the compiled model of a resolved recipe, and the number of steps an epoch.
+    """Returns the compiled model of a resolved recipe, and the number of steps per epoch.
 
-    It has its first weights unless the run has `begun`: those of the checkpoint come instead.
+    The model has its initial weights. If the run has `begun`, the caller loads those of the checkpoint.
     """
     check_loop(recipe, dataset)
     with hide_tensorflow():
@@ -164,7 +163,7 @@ def train_model(
     board: TensorBoardLog | None,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
-    """Trains from the run's last checkpoint on, or from the beginning, and returns the metrics of the kept model."""
+    """Trains from the run's last checkpoint, or from the beginning, and returns the metrics of the selected weights."""
     settings = recipe.train
     loop = make_loop(model, recipe, dataset, steps)
     progress = Progress()
@@ -173,7 +172,7 @@ def train_model(
         notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
-    with watch.catching_signals():
+    with watch.catch_signals():
         with bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)

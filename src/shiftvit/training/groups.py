@@ -1,4 +1,4 @@
-"""How the processes of a training find each other: `torch.distributed` or `jax.distributed`, as under `torchrun`."""
+"""Connects the processes that train together, by `torch.distributed` or `jax.distributed`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from shiftvit.training.torch_group import TorchGroup
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Connects this process with those that `torchrun` started beside it; all but process 0 then print nothing.
-
-    On jax SLURM may have started them too.
+    """Connects this process with the others that `torchrun` started, or SLURM on jax. Only process 0 prints.
 
     Raises:
-        ShiftViTError: tensorflow, wrong variables, processes that do not come, or one that ended early.
+        ShiftViTError: the backend is tensorflow, an environment variable is wrong, a process did not join, or one
+            ended early.
     """
     place = find_place()
     backend = ensure_backend()
@@ -32,14 +31,14 @@ def join_processes() -> Iterator[Processes]:
         be_quiet(place.rank > 0)
     if backend == "tensorflow":
         raise (Elsewhere if place is not None and place.rank > 0 else ShiftViTError)(
-            "KERAS_BACKEND=tensorflow trains in one process and these are several; set KERAS_BACKEND=torch or jax"
+            "KERAS_BACKEND=tensorflow cannot train in several processes; set KERAS_BACKEND=torch or jax"
         )
     group = JaxGroup(place) if place is None or backend == "jax" else TorchGroup(place)
     processes = Several(group)
     be_quiet(group.rank > 0)
     done = False
     try:
-        with _losing(*group.words):
+        with _report_lost_connection(group.words):
             yield processes
         done = True
     finally:
@@ -47,18 +46,18 @@ def join_processes() -> Iterator[Processes]:
 
 
 def _is_step_of_slurm() -> bool:
-    """Returns whether `srun` started this process beside others; a batch script itself has no list of nodes."""
+    """Returns whether `srun` started this process as one of several; a batch script itself has no list of nodes."""
     return "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 @contextlib.contextmanager
-def _losing(*words: str) -> Iterator[None]:
-    """Turns what torch or jax say, in these words, of a lost connection into a line."""
+def _report_lost_connection(words: tuple[str, ...]) -> Iterator[None]:
+    """Turns an error of torch or jax about a lost connection, known by one of `words`, into a ShiftViTError."""
     try:
         yield
     except RuntimeError as error:
         if not any(word in str(error) for word in words):
             raise
         raise ShiftViTError(
-            f"another process has ended ({first_line(error)}); to go on, start the processes again with --resume RUN"
+            f"another process has ended ({first_line(error)}); to continue, start all processes again with --resume RUN"
         ) from error

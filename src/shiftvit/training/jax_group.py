@@ -14,9 +14,9 @@ from shiftvit.training.place import JOIN, LOST, Place, first_line
 
 
 class JaxGroup:
-    """Processes under `jax.distributed`, each with its slice of a batch that jax takes for one array.
+    """Processes under `jax.distributed`. Each holds its slice of a batch, which jax treats as one array.
 
-    The gradients are reduced within the compiled step. jax itself ends a process when another one is lost.
+    The compiled step averages the gradients. jax itself ends a process when another one is lost.
     """
 
     compiled = True
@@ -44,7 +44,7 @@ class JaxGroup:
             raise ShiftViTError(
                 f"jax did not connect the processes ({first_line(error)}); are all started, and is the port open?"
             ) from error
-        import keras  # only now, as jax must not have computed anything
+        import keras  # only now: jax must be initialized before anything is computed with it
 
         self.rank, self.count = jax.process_index(), jax.process_count()
         devices = [f"{device.platform}:{device.id}" for device in jax.devices()]
@@ -53,7 +53,7 @@ class JaxGroup:
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         values = np.ascontiguousarray(values)
-        # As bytes: jax would round what has 64 bits.
+        # As bytes, because jax would round 64-bit values to 32 bits.
         found = np.asarray(self._gather(values.reshape(-1).view(np.uint8)))
         return np.frombuffer(found.tobytes(), values.dtype).reshape(self.count, *values.shape)
 
@@ -75,7 +75,7 @@ class JaxGroup:
 
 
 class _LocalModel:
-    """Predicts with the weights of a model that is spread over the processes, in this one alone."""
+    """Predicts in this process alone, with the weights of a model that is spread over all of them."""
 
     def __init__(self, model: Any, predict: Any, put: Any) -> None:
         self.output_shape, self._predict = model.output_shape, predict

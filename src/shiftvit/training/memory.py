@@ -18,13 +18,13 @@ from shiftvit.training.processes import Processes
 
 _MOST_HALVINGS = 3
 
-# The words of torch (on CUDA and on a processor), jax and tensorflow for it.
+# How torch (on CUDA and on a processor), jax and tensorflow report it.
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "RESOURCE_EXHAUSTED", "ALLOC_FAILED")
 _NAMES = ("OutOfMemoryError", "ResourceExhaustedError")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error of Python, NumPy, torch, jax or tensorflow says that memory ran out."""
+    """Returns whether an error means that memory ran out, in Python, NumPy, torch, jax or tensorflow."""
     if isinstance(error, MemoryError) or type(error).__name__ in _NAMES:
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
@@ -34,12 +34,12 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     """Returns the recipe with `train.accumulate` doubled, so that a part has half the images, and prints a notice.
 
     Args:
-        recipe: resolved; memory ran out with it.
-        halvings: how often its parts were halved before.
+        recipe: the resolved recipe with which memory ran out.
+        halvings: how many times its parts were halved before.
 
     Raises:
-        ShiftViTError: the recipe does not allow it (`train.auto_batch`), the parts were halved 3 times, or a part has
-            a single image.
+        ShiftViTError: the recipe does not allow it (`train.auto_batch`), the parts were already halved 3 times, or a
+            part has a single image.
     """
     settings = recipe.train
     height, width = recipe.model.image_shape[:2]
@@ -47,8 +47,8 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     fault = f"out of memory with {count_of(at_once, 'image')} of {height} x {width} pixels at once"
     if not settings.auto_batch:
         raise ShiftViTError(
-            f"{fault}; go on in smaller parts: shiftvit train --resume RUN --auto-batch, or begin anew with a smaller "
-            "train.batch_size or preprocess.resize"
+            f"{fault}; continue in smaller parts with shiftvit train --resume RUN --auto-batch, or start again with a "
+            "smaller train.batch_size or preprocess.resize"
         )
     if halvings == _MOST_HALVINGS or at_once == 1:
         raise ShiftViTError(
@@ -56,12 +56,12 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
             "(preprocess.resize and crop) or the model's size"
         )
     parts = min(2 * settings.accumulate, settings.batch_size)
-    notice(f"{fault}; going on with {-(-settings.batch_size // parts)}, {parts} parts a batch")
+    notice(f"{fault}; continuing with {-(-settings.batch_size // parts)} at once, in {parts} parts per batch")
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
 def evaluation_batch_size(settings: TrainConfig) -> int | None:
-    """Returns how many images to evaluate at a time: no more than a part of a batch has; None: the default."""
+    """Returns how many images to evaluate at once: at most those in a part of a batch. None: the default."""
     return None if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
 
 
@@ -78,7 +78,7 @@ def predict_together(processes: Processes, model: Any, split: Split, settings: T
 
 
 def free_memory() -> None:
-    """Frees the memory of models that nothing uses any more. Their reference cycles keep it until a collection."""
+    """Frees the memory of unused models, whose reference cycles hold it until the garbage collector runs."""
     gc.collect()
     if keras.config.backend() == "torch":
         import torch

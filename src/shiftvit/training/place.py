@@ -1,4 +1,4 @@
-"""Which process of how many this is, and where the first one is: what `torchrun` says in the environment."""
+"""The place of this process among those that train together, read from the variables that `torchrun` sets."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from shiftvit.errors import ShiftViTError
 
-# Seconds until all must have come, and without a sign of life until a process counts as lost.
+# Seconds within which every process must join, and seconds of silence after which a process counts as lost.
 JOIN, LOST = 120, 15
 
 
 @dataclass(frozen=True)
 class Place:
-    """What `torchrun` says in a process's environment: its number, that on its machine, and where process 0 is."""
+    """A process's rank, the number of processes, its rank on its machine, and the address of process 0."""
 
     rank: int
     count: int
@@ -23,10 +23,10 @@ class Place:
 
 
 def find_place() -> Place | None:
-    """Returns what the environment says, or None where it names no other process.
+    """Returns this process's place, or None if it trains alone.
 
     Raises:
-        ShiftViTError: a variable that is missing, or no number, or out of its range.
+        ShiftViTError: a variable is missing, not a whole number or out of range.
     """
     if "WORLD_SIZE" not in os.environ:
         return None
@@ -55,5 +55,5 @@ def _number(name: str, least: int, default: int | None = None) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of what a library says."""
+    """Returns the first line of an error's message, or its type if it has none."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -34,7 +34,7 @@ from shiftvit.training.setup import resolve
 from shiftvit.training.start import put_weights, take_weights
 
 Floats = NDArray[np.float32]
-# Features that vary by less than this share of what the typical one does are not scaled up further.
+# A lower limit of the scale, relative to the median spread, so that nearly constant features are not blown up.
 _LEAST_SPREAD = 1e-3
 
 
@@ -44,8 +44,8 @@ class Head:
 
     Attributes:
         kernel, bias: float32 (D, C) and (C,).
-        strength: scikit-learn's C that was chosen.
-        rows: what each candidate gave: its strength, and top-1 and loss on training and validation images.
+        strength: the chosen value of scikit-learn's C.
+        rows: for each candidate its strength, and its top-1 and loss on training and validation images.
     """
 
     kernel: Floats
@@ -59,12 +59,12 @@ class Head:
 
 
 def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[Recipe, dict[str, Any]]:
-    """Fits a head in a run folder, which is new or holds an unfinished run, and keeps the model.
+    """Fits a head and saves the model in a run folder, which is new or holds an unfinished run.
 
     Args:
         run: the folder.
-        recipe: with `probe`, after `apply_start`.
-        data: images in place of those that the recipe names.
+        recipe: a recipe with `probe`, after `apply_start`.
+        data: images to use instead of those that the recipe names.
 
     Returns:
         the resolved recipe, and the metrics.
@@ -105,13 +105,13 @@ def fit_head(
 ) -> Head:
     """Fits a multinomial logistic regression for each strength and keeps the one with the best validation top-1.
 
-    Of equal ones that with the lower loss is kept, then the stronger regularisation. The features are standardised for
-    the fit; the head takes them as they are.
+    Ties go to the lower loss, then to the stronger regularisation. The features are standardised for the fit; the head
+    takes unscaled features.
 
     Args:
         features, labels: of the training images, float32 (N, D) and int64 (N,) with every class from 0 to C - 1.
         probe: the strengths to try.
-        validation: features and labels to choose on; None: the training images, or there is no choice.
+        validation: features and labels to choose by; None: the training images.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -125,7 +125,7 @@ def fit_head(
     heads: list[tuple[Floats, Floats]] = []
     rows: list[dict[str, Any]] = []
     with warnings.catch_warnings(), Bar("fitting the head", len(probe.strengths)) as bar:
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the loss is at its best up to there
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is still a good head
         for strength in sorted(probe.strengths):
             model.set_params(C=strength).fit(scaled, labels)
             heads.append(_head(model.coef_ / spread, model.intercept_, mean))
@@ -143,7 +143,7 @@ def fit_head(
 def _head(
     coefficients: NDArray[np.float64], intercept: NDArray[np.float64], mean: NDArray[np.float64]
 ) -> tuple[Floats, Floats]:
-    """Returns kernel (D, C) and bias (C,) of scikit-learn's (C, D) and (C,); of two classes it has one row."""
+    """Returns kernel (D, C) and bias (C,) from scikit-learn's (C, D) and (C,), which have one row for two classes."""
     bias = intercept - coefficients @ mean
     if len(coefficients) == 1:
         coefficients, bias = np.concatenate([-coefficients, coefficients]) / 2, np.concatenate([-bias, bias]) / 2
@@ -158,7 +158,7 @@ def _with_head(recipe: Recipe, dataset: Dataset, head: Head) -> Bundle:
 
 
 def _open_model(recipe: Recipe, size: tuple[int, int]) -> tuple[str, Callable[[], Extract]]:
-    """Returns what names the model of `start.source`, and what loads its features for images of that size."""
+    """Returns a key that identifies the model of `start.source`, and a function that loads its feature extractor."""
     source = str(recipe.start.source)
     rule, shape = recipe.preprocess, (*size, 3)
     if is_checkpoint(source):

@@ -1,11 +1,11 @@
 """Several processes that train one model, on one machine or on several.
 
 Each process holds the whole model and computes its share of every batch. Gradients are averaged before each step, so
-the weights stay the same everywhere. Process 0 decides, prints and writes; the others follow. `ALONE` stands for a
-single process, in which nothing of this does anything.
+the weights stay equal. Process 0 decides, prints and writes; the others follow. `ALONE` stands for a single process,
+for which all of this does nothing.
 
-The processes keep in step: before they exchange anything they meet, and tell each other where they are and whether
-their memory ran out. A fault in one of them so ends or repeats the step in all, and none waits for another for ever.
+The processes stay in step: before any exchange they meet and share what the exchange is for and whether their memory
+ran out. So a fault in one process ends or repeats the step in all of them, and none waits for ever.
 """
 
 from __future__ import annotations
@@ -21,96 +21,96 @@ from numpy.typing import NDArray
 from shiftvit.errors import Elsewhere, ShiftViTError
 
 T = TypeVar("T")
-# What a meeting is for; processes that meet for different things are out of step.
+# The purposes of a meeting; processes that meet for different purposes are out of step.
 _STEP, _REDUCE, _TEXT, _ROWS = range(4)
 _VALUES = 4
-# Texts are filled up to multiples of it, as jax compiles an exchange for each length.
+# Texts are padded to multiples of it, because jax compiles an exchange for each length.
 _BLOCK = 1024
 
 
 class Group(Protocol):
-    """What connects the processes: `torch.distributed` or `jax.distributed`."""
+    """The connection of the processes, by `torch.distributed` or `jax.distributed`."""
 
     rank: int
     count: int
-    # Whether gradients are averaged within a compiled step, which cannot be left before its end.
+    # Whether gradients are averaged within a compiled step, which cannot be interrupted.
     compiled: bool
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns the arrays of all processes, which have one shape and dtype, as one with an axis in front."""
+        """Returns the arrays of all processes, of equal shape and dtype, stacked along a new first axis."""
 
     def average(self, gradients: Sequence[Any]) -> list[Any]:
-        """Returns the means of all processes' gradients."""
+        """Returns the gradients averaged over all processes."""
 
     def local(self, model: Any) -> Any:
-        """Returns what predicts with a model's weights in this process alone."""
+        """Returns an object that predicts with a model's weights in this process alone."""
 
     def stop_watching(self) -> None:
-        """Takes it from here on for no fault if another process ends."""
+        """Stops treating the end of another process as a fault."""
 
     def leave(self) -> None:
-        """Ends the connection."""
+        """Closes the connection."""
 
 
 class Processes:
-    """A single process: nothing is shared, and nobody is waited for.
+    """A single process: nothing is shared, and there is nothing to wait for.
 
     Attributes:
         rank: the number of this process, from 0.
-        count: how many there are.
+        count: the number of processes.
     """
 
     rank = 0
     count = 1
 
     def share(self, total: int) -> slice:
-        """Returns which of `total` images are this process's."""
+        """Returns this process's share of `total` images."""
         return slice(self.rank * total // self.count, (self.rank + 1) * total // self.count)
 
     def meet(self, *values: float) -> NDArray[np.float64]:
-        """Returns the values, at most 4, of every process: float64 (count, V)."""
+        """Returns the values of every process, at most 4 each: float64 (count, V)."""
         return np.array([values], np.float64)
 
     def first(self, work: Callable[[], T]) -> T:
-        """Does something in process 0 alone, and returns its result, of JSON types, in all; they wait for it.
+        """Calls `work` in process 0 only, and returns its result, of JSON types, in all processes, which wait for it.
 
         Raises:
-            ShiftViTError: process 0 raised it; in the others it is an `Elsewhere`.
+            ShiftViTError: process 0 raised it; the others raise `Elsewhere`.
         """
         return work()
 
     def together(self, work: Callable[[], T]) -> T:
-        """Does something in every process and returns each one's result. If one fails, all do.
+        """Calls `work` in every process and returns this one's result. If one process fails, all do.
 
         Raises:
-            ShiftViTError: a process raised it; in the others it is an `Elsewhere`.
+            ShiftViTError: a process raised it; the others raise `Elsewhere`.
         """
         return work()
 
     def check_same(self, what: str, value: str) -> None:
-        """Raises ShiftViTError if the processes have different values; `what` begins the message."""
+        """Raises ShiftViTError if the processes have different values; the message begins with `what`."""
 
     def average(self, gradients: Sequence[Any]) -> Any:
-        """Returns the means of all processes' gradients."""
+        """Returns the gradients averaged over all processes."""
         return gradients
 
     def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Returns the rows of all processes, those of process 0 first."""
+        """Returns the rows of all processes, in the order of their ranks."""
         return rows
 
     def local(self, model: Any) -> Any:
-        """Returns what predicts with a model's weights in this process alone."""
+        """Returns an object that predicts with a model's weights in this process alone."""
         return model
 
-    def tell_memory_fault(self, error: BaseException) -> None:
-        """Tells the others that memory ran out here; they raise `MemoryError` where they meet next."""
+    def report_memory_fault(self, error: BaseException) -> None:
+        """Reports to the others that memory ran out here; they raise `MemoryError` at their next meeting."""
 
     def take_cost(self) -> dict[str, Any]:
-        """Returns what the steps since the last call exchanged, for the log."""
+        """Returns the cost of the exchanges since the last call, for the log."""
         return {}
 
     def leave(self, *, done: bool) -> None:
-        """Ends the connection. `done`: all went well, so that the others are waited for."""
+        """Closes the connection. `done`: there was no fault, so wait for the others first."""
 
 
 ALONE = Processes()
@@ -164,7 +164,9 @@ class Several(Processes):
         other = next((rank for rank, found in enumerate(values) if found != values[0]), None)
         if other is None:
             return
-        message = f"{what}: process {other} has {values[other]} and process 0 has {values[0]}; give all the same"
+        message = (
+            f"{what}: process {other} has {values[other]} and process 0 has {values[0]}; give all processes the same"
+        )
         raise ShiftViTError(message) if self.rank == 0 else Elsewhere(message)
 
     def average(self, gradients: Sequence[Any]) -> Any:
@@ -189,10 +191,11 @@ class Several(Processes):
     def local(self, model: Any) -> Any:
         return self.group.local(model)
 
-    def tell_memory_fault(self, error: BaseException) -> None:
+    def report_memory_fault(self, error: BaseException) -> None:
         if self.group.compiled:
             raise ShiftViTError(
-                f"out of memory in process {self.rank}; go on in smaller parts: --resume RUN --set train.accumulate=N"
+                f"out of memory in process {self.rank}; continue in smaller parts with --resume RUN "
+                "--set train.accumulate=N"
             ) from error
         if not isinstance(error, _OutOfMemoryElsewhere):
             self._exchange(1.0, _STEP)
@@ -223,7 +226,7 @@ class Several(Processes):
         return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
     def _meet(self, purpose: int, *values: float) -> NDArray[np.float64]:
-        """Returns the values of every process once all are here for the same thing.
+        """Returns the values of every process, once all of them meet for the same purpose.
 
         Raises:
             MemoryError: memory ran out in another process.

@@ -1,4 +1,4 @@
-"""A learning rate from one short rising run: the learning rate range test (Smith, 2017, section 3.3)."""
+"""Suggests a learning rate from one short run: the learning rate range test (Smith, 2017, section 3.3)."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
 
-# What the smoothed loss keeps of its past at each step.
+# The share of its past that the smoothed loss keeps at each step.
 _KEPT = 0.9
-# The smoothed loss over its minimum at which the rate is too high for anything more to be learnt.
+# The search ends where the smoothed loss is this many times its minimum.
 _DIVERGED = 4.0
-# A fall by less than this share of the loss is chance.
+# A smaller fall, as a share of the loss, counts as noise.
 _LEAST_FALL = 0.02
 _LEAST_STEPS = 8
-# Steps that can be asked for at least.
+# The fewest steps of a search.
 _FEWEST = 10
-# Steps until the smoothed loss is a mean of more than a few batches; before, it falls from one to the next by chance.
+# The first steps are skipped, because there the smoothed loss is a mean of only a few batches and mostly noise.
 _UNSETTLED = 20
 
 
 @dataclass(frozen=True)
 class RateSearch:
-    """What rising rates did to the loss.
+    """The losses at rising rates, and the rate that they suggest.
 
     Attributes:
         rates: of each step, as `train.optimizer.learning_rate` counts them; float64 (steps,).
         losses: of each step's batch, before its update; float64 (steps,).
-        smoothed: their running mean, float64 (steps,).
-        suggestion: a peak rate; None where the loss did not fall.
+        smoothed: their moving average, float64 (steps,).
+        suggestion: a peak rate; None if the loss did not fall.
         recipe_rate: the recipe's own peak rate.
         adam_ratio: with Muon the recipe's `adam_learning_rate` over its `learning_rate`; else None.
     """
@@ -58,7 +58,7 @@ class RateSearch:
 
     @property
     def settings(self) -> dict[str, float]:
-        """The suggestion as settings by dotted key; empty where there is none."""
+        """The suggestion as settings by dotted key; empty if there is none."""
         if self.suggestion is None:
             return {}
         rates = {"train.optimizer.learning_rate": self.suggestion}
@@ -74,36 +74,36 @@ def find_rate(
     low: float = 1e-6,
     high: float = 10.0,
     steps: int = 100,
-    told: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> RateSearch:
-    """Trains with a rate that rises from step to step by the same factor, and watches the loss.
+    """Trains with a rate that grows by the same factor at each step, and records the loss.
 
-    It ends where the smoothed loss is 4 times its minimum or no longer a number. With Muon the rate of what AdamW
-    updates rises along, in the recipe's proportion. Nothing is kept of the model, and no validation or test image is
-    looked at. The search takes the first weights, data, augmentation and batches of the recipe, so it costs `steps` of
-    its steps.
+    The search ends early if the smoothed loss reaches 4 times its minimum or is not finite. With Muon, the rate of the
+    variables that AdamW updates grows in proportion. The search uses the recipe's initial weights, data, augmentation
+    and batches, so it takes as long as `steps` training steps. The trained model is discarded, and no validation or
+    test image is read.
 
     Args:
         recipe: as for `train`.
-        data: images in place of the data set that the recipe names.
+        data: images to use instead of the data set that the recipe names.
         low, high: first and last rate, above 0.
         steps: 10 or more.
-        told: is called after each step with the number of steps done and the smoothed loss.
+        on_step: called after each step with the number of finished steps and the smoothed loss.
 
     Returns:
         the rates, the losses and a suggestion.
 
     Raises:
-        ShiftViTError: settings that `train` refuses too, or a range or a number of steps that cannot be.
+        ShiftViTError: settings that `train` rejects too, or an invalid range or number of steps.
     """
     if not 0 < low < high:
-        raise ShiftViTError(f"the rates from low={low} to high={high} do not rise from above 0; use 0 < low < high")
+        raise ShiftViTError(f"low={low} and high={high} are not a range of rates; use 0 < low < high")
     if steps < _FEWEST:
-        raise ShiftViTError(f"steps={steps} are too few to see a loss fall; use at least {_FEWEST}")
+        raise ShiftViTError(f"steps={steps} is too few to see the loss fall; use at least {_FEWEST}")
     if recipe.probe is not None:
         raise ShiftViTError(f"the recipe {recipe.name!r} is a probe, which has no learning rate; name another recipe")
     recipe = apply_start(recipe)
-    # The rates are those of the whole model, whether or not its head learns alone at first.
+    # The rates are for the whole model, even if training begins with the head alone.
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"freeze_epochs": 0})})
     dataset = load_data(recipe, data)
     recipe = resolve(recipe, dataset)
@@ -113,11 +113,11 @@ def find_rate(
     halvings = 0
     while losses is None:
         try:
-            losses = _losses(recipe, dataset, rates, told)
+            losses = _record_losses(recipe, dataset, rates, on_step)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if losses is None:  # only here, as the handler's traceback holds the tensors of the failed step
+        if losses is None:  # not in the handler: its traceback holds the tensors of the failed step
             recipe = halve_parts(recipe, halvings)
             halvings += 1
             free_memory()
@@ -130,7 +130,7 @@ def find_rate(
 
 
 def smooth(losses: Floats) -> Floats:
-    """Returns the exponential running mean of losses (n,), its bias towards 0 corrected (Kingma and Ba, section 3)."""
+    """Returns the exponential moving average of losses (n,), with bias correction (Kingma and Ba, 2015, section 3)."""
     weights = (1 - _KEPT) * _KEPT ** np.arange(len(losses))
     sums = np.convolve(losses, weights)[: len(losses)]
     result: Floats = sums / np.cumsum(weights)
@@ -138,9 +138,9 @@ def smooth(losses: Floats) -> Floats:
 
 
 def suggest(rates: Floats, smoothed: Floats) -> float | None:
-    """Returns the rate at which a smoothed loss falls most steeply against the logarithm of the rate.
+    """Returns the rate at which the smoothed loss falls most steeply over the logarithm of the rate.
 
-    It lies before the minimum, where the rate begins to do harm. None where the loss does not fall.
+    It lies before the minimum, after which the rate is too high. None if the loss does not fall.
 
     Args:
         rates: rising, float64 (n,).
@@ -155,8 +155,10 @@ def suggest(rates: Floats, smoothed: Floats) -> float | None:
     return _round(float(rates[int(np.argmin(slopes[: lowest + 1]))]))
 
 
-def _losses(recipe: Recipe, dataset: Dataset, rates: Floats, told: Callable[[int, float], None] | None) -> Floats:
-    """Returns each step's loss, up to where it is 4 times its minimum."""
+def _record_losses(
+    recipe: Recipe, dataset: Dataset, rates: Floats, on_step: Callable[[int, float], None] | None
+) -> Floats:
+    """Returns the loss of each step until the search ends."""
     with hide_tensorflow():
         keras.utils.set_random_seed(recipe.train.seed)
     model, _ = build(recipe, dataset)
@@ -172,8 +174,8 @@ def _losses(recipe: Recipe, dataset: Dataset, rates: Floats, told: Callable[[int
             break
         losses.append(loss)
         smoothed = smooth(np.array(losses))
-        if told is not None:
-            told(len(losses), float(smoothed[-1]))
+        if on_step is not None:
+            on_step(len(losses), float(smoothed[-1]))
         if smoothed[-1] > _DIVERGED * smoothed.min():
             break
     return np.array(losses)
@@ -186,5 +188,5 @@ def _batches(recipe: Recipe, dataset: Dataset) -> Iterator[tuple[Any, Any]]:
 
 
 def _round(rate: float) -> float:
-    """Returns a rate with two significant digits, which is more than the search knows."""
+    """Rounds a rate to two significant digits; the search is not more precise than that."""
     return float(f"{rate:.1e}")

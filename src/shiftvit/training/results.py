@@ -1,4 +1,4 @@
-"""What a finished run leaves: the model, its metrics on validation and test images, the card and the figures."""
+"""The results of a finished run: the model, its metrics on validation and test images, the card and the figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shiftvit.training.memory import predict_together
 from shiftvit.training.optimizer import averaged_weights, learning_rates
 from shiftvit.training.processes import ALONE, Processes
 
-# Validation images that the temperature is fitted on at least; of fewer, chance would decide it.
+# The fewest validation images that a temperature is fitted on; with fewer it would be mostly noise.
 _ENOUGH = 100
 # Images in the grid of predictions.
 _SHOWN = 24
@@ -48,17 +48,17 @@ def finish_run(
         model: trained and compiled; it gets the weights of the best epoch where the recipe selects them.
         steps: in an epoch.
         progress: where training ended.
-        processes: that trained it; process 0 writes.
+        processes: the processes that trained it; process 0 writes.
 
     Returns:
-        The metrics. `metrics.json` is written last: where it is, the run is complete.
+        The metrics. `metrics.json` is written last, so a run that has it is complete.
     """
     best = run / "checkpoints" / BEST
     if recipe.train.select == "best" and processes.first(best.is_file):
         processes.together(lambda: load_checkpoint(best, model))
     with averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
-    final = bundle.build()  # as it will be used: float32, from the stored form
+    final = bundle.build()  # the model that users will load: float32, from the stored weights
     measured = ["test"] if dataset.validation is None or dataset.test_is_validation else ["validation", "test"]
     logits = {
         name: predict_together(processes, final, split, recipe.train)
@@ -91,8 +91,8 @@ def keep_results(
         run, recipe, dataset: as for `finish_run`.
         bundle: the trained model.
         final: the same, built.
-        training: what the metrics say about it.
-        logits: of the splits "test" and "validation", if there is any.
+        training: the entry "train" of the metrics.
+        logits: of the split "test" and, if it was measured, "validation".
     """
     metrics: dict[str, Any] = {"train": training}
     validation, test = dataset.validation, dataset.test
@@ -125,7 +125,7 @@ def _describe_training(recipe: Recipe, dataset: Dataset, steps: int, progress: P
 
 
 def _collect_facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> Facts:
-    """Returns what the model card says beyond what the bundle holds."""
+    """Returns the facts of the model card that the bundle does not hold."""
     classes, truth = len(dataset.class_names), dataset.test.labels
     apart = [name for name in dataset.splits if not (name == "validation" and dataset.test_is_validation)]
     return Facts(
@@ -141,7 +141,9 @@ def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bund
     """Draws the confusion matrix, and the predictions for some of the test images."""
     images, labels = dataset.test.images, dataset.test.labels
     confusion_matrix(confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
-    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)  # own images come class by class
+    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(
+        int
+    )  # evenly spaced: own images are sorted by class
     rows = bundle.probabilities(logits[shown])
     tiles = [
         Tile(image, bundle.labels[row.argmax()], float(row.max()), bundle.labels[int(label)])

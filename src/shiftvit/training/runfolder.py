@@ -1,16 +1,16 @@
-"""The run folder: what lies where, and how it is opened, written and read.
+"""The run folder: its files, and how it is opened, written and read.
 
 recipe.toml        every setting, resolved; can be trained again as it is
-changes.jsonl      of a run that went on with other settings: which, from what to what, and when
-splits.csv         of a user's own images: which are for training, validation and test
+changes.jsonl      settings that changed when the run was resumed: old value, new value and date
+splits.csv         for a user's own images: which are for training, validation and test
 environment.json   versions, processor, backend, git commit, command
-log.jsonl          a row an epoch
+log.jsonl          a row for each epoch
 checkpoints/       last.safetensors, best.safetensors: the whole training state
 bundle/            the trained model: weights and JSON
 model.keras        the same model in Keras' own format
 metrics.json       test, validation and training figures
 figures/           learning curves, confusion matrix, a grid of predictions
-evaluation/        what `shiftvit evaluate` found on the test images, and on other data in a folder each
+evaluation/        results of `shiftvit evaluate` on the test images, and a folder for each other data set
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.processes import ALONE, Processes
 
 RECIPE = "recipe.toml"
-# What a run's saved state, its splits or its count of steps depend on, ...
+# Settings that cannot change in a resumed run, because its state, its splits or its steps depend on them, ...
 _FIXED = (
     "name",
     "model.",
@@ -50,7 +50,7 @@ _FIXED = (
     "train.schedule.whole_steps",
     "train.seed",
 )
-# ... apart from these.
+# ... except these.
 _FREE = {"data.workers", "model.dropout", "model.drop_path"}
 
 
@@ -61,12 +61,12 @@ def choose_run(
     overrides: dict[str, Any],
     processes: Processes = ALONE,
 ) -> tuple[Recipe, Path]:
-    """Returns the recipe and the run folder to make or to go on with; nothing is written yet.
+    """Returns the recipe, and the run folder to create or to continue in. Nothing is written yet.
 
-    Of several processes, process 0 chooses: the folder's name has the time in it, and may soon be taken.
+    With several processes, process 0 chooses for all, because the folder's name contains the time.
 
     Raises:
-        ShiftViTError: settings that are wrong, a folder that is in use, or a run that cannot be resumed.
+        ShiftViTError: a setting is wrong, the folder is in use, or the run cannot be resumed.
     """
 
     def choose() -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _choose(
         return _choose_resumed(Path(resume), recipe, out, overrides)
     if isinstance(recipe, Recipe) and overrides:
         raise ShiftViTError(
-            f"overrides ({', '.join(overrides)}) need a recipe's name or file; build them into the Recipe"
+            f"overrides ({', '.join(overrides)}) need a recipe's name or file; set them in the Recipe instead"
         )
     if not isinstance(recipe, Recipe):
         recipe = Recipe.load("quick" if recipe is None else recipe, **overrides)
@@ -97,7 +97,7 @@ def _choose(
     run = Path(out)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ShiftViTError(
-            f"{str(run)!r} exists and is not an empty folder; name another with --out, or go on with "
+            f"{str(run)!r} exists and is not an empty folder; choose another with --out, or continue that run with "
             f"--resume {shlex.quote(str(run))}"
         )
     return recipe, run
@@ -105,10 +105,10 @@ def _choose(
 
 @contextlib.contextmanager
 def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
-    """Makes the run folder with its first files if it is new, and keeps other processes out of it while it is open.
+    """Creates the run folder with its first files if it is new, and locks it against other processes.
 
     Raises:
-        ShiftViTError: a folder that cannot be written, or that another process trains in.
+        ShiftViTError: the folder is not writable, or another process trains in it.
     """
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -119,9 +119,9 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
     with lock:
         if files.lock(lock, wait=False) is False:
             raise ShiftViTError(
-                f"another process trains in {str(run)!r}; wait for it, or name another folder with --out"
+                f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
-        files.delete_all(run / "checkpoints", ".*.tmp*")  # of a run that was killed while it saved
+        files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
         if not (run / RECIPE).is_file():
             files.write_json(run / "environment.json", environment.describe_environment())
             if dataset.path is not None:
@@ -133,12 +133,12 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
-    """Stores the recipe that a run goes on with, and records in `changes.jsonl` what differs from the stored one."""
+    """Stores the recipe with which a run continues, and records the changed settings in `changes.jsonl`."""
     changes = compare_recipes(Recipe.load(run / RECIPE), recipe)
     if not changes:
         return
     for key, (old, new) in changes.items():
-        notice(f"{key} was {old} and is {new} from here on")
+        notice(f"{key} changes from {old} to {new}")
     path = run / "changes.jsonl"
     earlier = path.read_text("utf-8") if path.is_file() else ""
     row = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "changed": changes}
@@ -148,19 +148,19 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
 
 
 def compare_recipes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Returns the settings that differ, by dotted key: what they were and what they are."""
+    """Returns the settings that differ, by dotted key: the old and the new value."""
     old, new = (dict(_flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
     return {key: (old.get(key), value) for key, value in new.items() if value != old.get(key)}
 
 
 def write_log(run: Path, history: list[dict[str, Any]]) -> None:
-    """Writes `log.jsonl`, a row an epoch."""
+    """Writes `log.jsonl`, a row for each epoch."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
     files.write_file(run / "log.jsonl", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `log.jsonl`; none of a probe, which has no epochs."""
+    """Returns the rows of `log.jsonl`, or none if the run has no such file."""
     path = run / "log.jsonl"
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
@@ -171,14 +171,16 @@ def _choose_resumed(
     given = [*(["--out"] if out is not None else []), *(["--recipe"] if recipe is not None else [])]
     if given:
         raise ShiftViTError(
-            f"a resumed run keeps its folder and its recipe, so {' and '.join(given)} cannot be given; leave it out, "
-            "and name what you want to change: --set KEY=VALUE"
+            f"a resumed run keeps its folder and recipe, so {' and '.join(given)} cannot be given; leave it out, and "
+            "change settings with --set KEY=VALUE"
         )
     if not (run / RECIPE).is_file():
-        raise ShiftViTError(f"{str(run)!r} is no run folder (it has no {RECIPE}); give the folder that training made")
+        raise ShiftViTError(
+            f"{str(run)!r} is not a run folder (it has no {RECIPE}); give the folder that training created"
+        )
     if (run / "metrics.json").is_file():
         raise ShiftViTError(
-            f"the run {str(run)!r} is complete; evaluate it, or train on from its weights in a new one: "
+            f"the run {str(run)!r} is complete; evaluate it, or start a new run from its weights: "
             f"--recipe finetune --set {shlex.quote(f'start.source={run}')}"
         )
     files.check_folder(run)
@@ -189,11 +191,11 @@ def _choose_resumed(
     if (run / SPLITS_TABLE).is_file():
         if name == own and not Path(own).exists():
             raise ShiftViTError(
-                f"the images of the run lay in {own!r}, which does not exist any more; name their new place: "
+                f"the images of the run were in {own!r}, which no longer exists; give their new location: "
                 f"shiftvit train --resume {shlex.quote(str(run))} --data PATH"
             )
         named.check_name(name)
-        if named.is_path(name):  # they may have moved; whether these are the same is seen when they are read
+        if named.is_path(name):  # the images may have moved; reading them checks that they are the same
             resumed = resumed.model_copy(
                 update={"data": resumed.data.model_copy(update={"name": str(Path(name).resolve())})}
             )
@@ -209,20 +211,21 @@ def _choose_resumed(
 
 
 def _check_epochs(run: Path, epochs: int) -> None:
-    """Raises ShiftViTError if more epochs have begun than are asked for."""
+    """Raises ShiftViTError if the run has begun more epochs than `epochs`."""
     from safetensors import SafetensorError, safe_open
 
     from shiftvit.training.checkpoint import LAST
 
     begun = 0
-    # A checkpoint that is missing or damaged is told of where it is read.
+    # `load_checkpoint` reports a missing or damaged checkpoint.
     with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
         with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
         begun = progress["epoch"] + (progress["step"] > 0)
     if epochs < begun:
         raise ShiftViTError(
-            f"train.epochs={epochs} is less than the {begun} that the run {str(run)!r} has begun; use more"
+            f"train.epochs={epochs} is less than the {begun} epochs that the run {str(run)!r} has begun; use at least "
+            f"{begun}"
         )
 
 

@@ -1,7 +1,7 @@
-"""The learning rate over the steps: a linear warm-up, then a fall.
+"""The learning rate at each step: a linear warm-up, then a cosine or linear decay.
 
-Keras' `CosineDecay` cannot replace this: it has no linear fall, refuses a run that is all warm-up, takes only one step
-at a time, and on torch each step's `cond` waits for the device.
+Keras' `CosineDecay` cannot replace this: it has no linear decay, rejects a run that is all warm-up, takes only one
+step at a time, and on torch its `cond` waits for the device at each step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from shiftvit.errors import ShiftViTError
 
 
 class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from `lr_start` at step 0 to `lr_max` at `warmup_steps`, then `_fall` to `lr_end`, where it stays."""
+    """A linear rise from `lr_start` at step 0 to `lr_max` at `warmup_steps`, then a decay to `lr_end`, which stays."""
 
     def __init__(
         self, lr_start: float, lr_max: float, warmup_steps: int, total_steps: int, lr_end: float = 0.0
@@ -29,10 +29,12 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
             )
         if warmup_steps > 0 and lr_max < lr_start:
             raise ShiftViTError(
-                f"lr_start={lr_start} must be at most lr_max={lr_max}, as the rate rises to it; lower lr_start"
+                f"lr_start={lr_start} must be at most lr_max={lr_max}, to which the rate rises; lower lr_start"
             )
         if not 0 <= lr_end <= lr_max:
-            raise ShiftViTError(f"lr_end={lr_end} must be 0 to lr_max={lr_max}, as the rate falls to it; lower lr_end")
+            raise ShiftViTError(
+                f"lr_end={lr_end} must be from 0 to lr_max={lr_max}, as the rate falls to it; lower lr_end"
+            )
         self.lr_start = lr_start
         self.lr_max = lr_max
         self.warmup_steps = warmup_steps
@@ -42,7 +44,7 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step: Any) -> Any:
         step = ops.cast(step, "float32")
         rising = self.lr_start + (self.lr_max - self.lr_start) * step / max(self.warmup_steps, 1)
-        # If no step is left after the warm-up, the last step has `lr_max`.
+        # In a run that is all warm-up, the last step has `lr_max`.
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
         falling = self.lr_end + (self.lr_max - self.lr_end) * self._fall(ops.clip(progress, 0.0, 1.0))
         rate = ops.where(step < self.warmup_steps, rising, falling)
@@ -65,15 +67,15 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 class WarmUpCosine(_WarmUp):
     """A linear warm-up, then half a cosine: `lr_end + (lr_max - lr_end) / 2 * (1 + cos(pi * t))`, t from 0 to 1.
 
-    Afterwards the rate stays at `lr_end`. With `lr_end=0` this is the schedule of the Keras example, and the first two
-    of its errors are those of the example.
+    Afterwards the rate stays at `lr_end`. With `lr_end=0` this is the schedule of the Keras example, which raises the
+    first two of the errors below as well.
 
     Args:
         lr_start: rate at step 0.
         lr_max: rate at `warmup_steps`.
-        warmup_steps: number of steps of the warm-up; with 0 the first rate is `lr_max`.
-        total_steps: the step with the rate `lr_end`.
-        lr_end: rate from `total_steps` on, 0 to `lr_max`.
+        warmup_steps: length of the warm-up; with 0 the first rate is `lr_max`.
+        total_steps: the step at which the rate reaches `lr_end`.
+        lr_end: rate from `total_steps` on, from 0 to `lr_max`.
 
     Raises:
         ShiftViTError: `total_steps < warmup_steps`, or the rate would fall in the warm-up (`lr_max < lr_start`), or
@@ -86,7 +88,7 @@ class WarmUpCosine(_WarmUp):
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class WarmUpLinear(_WarmUp):
-    """A linear warm-up, then a linear fall to `lr_end`. Arguments and errors are those of `WarmUpCosine`."""
+    """A linear warm-up, then a linear decay to `lr_end`. Arguments and errors are those of `WarmUpCosine`."""
 
     def _fall(self, progress: Any) -> Any:
         return 1.0 - progress

@@ -1,4 +1,4 @@
-"""From a recipe and its data to what training works on: every setting decided, batches, and the compiled model."""
+"""Prepares training from a recipe and its data: decides every setting, makes batches and compiles the model."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from shiftvit.training.start import freeze_stages, take_weights
 
 
 def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> Recipe:
-    """Returns the recipe with everything decided that it leaves to the preset, the data and the machine.
+    """Returns the recipe with every setting filled in that it leaves to the preset, the data or the machine.
 
     Raises:
-        ShiftViTError: no such preset, a model that does not fit the images or the classes, splits of different sizes,
-            a batch in more parts than it has images, or what several processes cannot share.
+        ShiftViTError: the preset does not exist, the model does not fit the images or classes, the splits have images
+            of different sizes, a batch has more parts than images, or several processes cannot share the batches.
     """
     if recipe.train.accumulate > recipe.train.batch_size:
         raise ShiftViTError(
-            f"train.accumulate={recipe.train.accumulate} is more parts than the {recipe.train.batch_size} images of "
-            f"train.batch_size; use 1 to {recipe.train.batch_size}"
+            f"train.accumulate={recipe.train.accumulate} is more than train.batch_size={recipe.train.batch_size}, and "
+            f"each part needs an image; use 1 to {recipe.train.batch_size}"
         )
     preset = recipe.model.preset
     arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
@@ -43,14 +43,14 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
     for name, split in dataset.splits.items():
         if _size(split) != shape[:2]:
             raise ShiftViTError(
-                f"the {name} images of {dataset.name} give {' x '.join(map(str, _size(split)))} pixels and those for "
-                f"training {shape[0]} x {shape[1]}; set preprocess.resize and preprocess.crop to one size"
+                f"after preprocessing, the {name} images of {dataset.name} have {' x '.join(map(str, _size(split)))} "
+                f"pixels and the training images {shape[0]} x {shape[1]}; set preprocess.resize and preprocess.crop"
             )
     classes = len(dataset.class_names)
     for key, fitting in (("image_shape", shape), ("num_classes", classes)):
         if key in explicit and arguments[key] != fitting:
             raise ShiftViTError(
-                f"model.{key}={arguments[key]} does not fit the data, which gives {fitting}; leave it out"
+                f"model.{key}={arguments[key]} does not fit the data, which needs {fitting}; leave it out"
             )
         arguments[key] = fitting
     precision = recipe.train.precision
@@ -58,8 +58,10 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
     preprocess, data = recipe.preprocess, recipe.data
     if dataset.path is not None:
-        preprocess = preprocess.model_copy(update={"round_pixels": True})  # pictures are kept as bytes
-        data = data.model_copy(update={"name": str(dataset.path.resolve())})  # to be found from everywhere
+        preprocess = preprocess.model_copy(update={"round_pixels": True})  # training keeps the images as bytes
+        data = data.model_copy(
+            update={"name": str(dataset.path.resolve())}
+        )  # absolute, so that it works from any folder
     resolved = recipe.model_copy(
         update={
             "preprocess": preprocess,
@@ -75,7 +77,7 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
 
 
 def _check_shares(recipe: Recipe, dataset: Dataset, processes: Processes) -> None:
-    """Raises ShiftViTError if several processes cannot train a resolved recipe; says what they draw apart."""
+    """Raises ShiftViTError if several processes cannot train a resolved recipe."""
     count, settings, images = processes.count, recipe.train, len(dataset.train)
     if count == 1:
         return
@@ -83,8 +85,8 @@ def _check_shares(recipe: Recipe, dataset: Dataset, processes: Processes) -> Non
         lower = settings.batch_size // count * count
         sizes = " or ".join(str(size) for size in (lower, lower + count) if size)
         raise ShiftViTError(
-            f"train.batch_size={settings.batch_size} cannot be shared by {count} processes; use {sizes}, or another "
-            "number of processes"
+            f"train.batch_size={settings.batch_size} cannot be divided among {count} processes; use {sizes}, or start "
+            "another number of processes"
         )
     rest = images % settings.batch_size
     if rest % count and (images < settings.batch_size or not settings.drop_remainder):
@@ -94,28 +96,28 @@ def _check_shares(recipe: Recipe, dataset: Dataset, processes: Processes) -> Non
             else f"train.batch_size={images // count * count}"
         )
         raise ShiftViTError(
-            f"a batch of {count_of(rest, 'image')}, which {count_of(images, 'training image')} end with, cannot be "
-            f"shared by {count} processes; set {mend}, or start another number of processes"
+            f"the last batch, with {count_of(rest, 'image')} of {count_of(images, 'training image')}, cannot be "
+            f"divided among {count} processes; set {mend}, or start another number of processes"
         )
     if keras.config.backend() != "torch":
         return
     if recipe.model.norm == "batch":
         raise ShiftViTError(
-            f"model.norm=batch takes its statistics from each process's share of a batch on torch, so that {count} "
+            f"on torch, model.norm=batch computes its statistics from each process's share of a batch, so {count} "
             "processes would train different models; set model.norm=group or layer, or KERAS_BACKEND=jax"
         )
     if recipe.model.dropout or recipe.model.drop_path:
         notice(
-            f"dropout and drop path are drawn in each of the {count} processes, so the weights depend on their number"
+            f"each of the {count} processes draws its own dropout and drop path, so the result depends on their number"
         )
 
 
 def check_alone(recipe: Recipe, processes: Processes) -> None:
-    """Raises ShiftViTError if several processes are to do what one does."""
+    """Raises ShiftViTError if several processes were started for a probe, which needs one."""
     if processes.count > 1:
         raise ShiftViTError(
-            f"the recipe {recipe.name} fits a head in one process and these are {processes.count}; start it without "
-            "torchrun"
+            f"the recipe {recipe.name} fits a head in one process, and {processes.count} were started; start it "
+            "without torchrun"
         )
 
 
@@ -131,16 +133,16 @@ def check_same_images(dataset: Dataset, processes: Processes) -> None:
 
 
 def _size(split: Split) -> tuple[int, int]:
-    """Returns the (height, width) that a model gets of a split's images."""
+    """Returns the (height, width) of a split's images after preprocessing."""
     return split.preprocess.output_shape(*split.images.shape[1:3])
 
 
 def _loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
-    """Returns "device" where `training.device` can be used and the device is worth it, else "fit"."""
+    """Returns "device" if `training.device` can run the recipe and would be faster, else "fit"."""
     settings = recipe.train
     if processes.count > 1:
         if settings.loop == "device":
-            notice(f'train.loop="device" is for one process; these {processes.count} train with "fit"')
+            notice(f'train.loop="device" works in one process only; these {processes.count} train with "fit"')
         return "fit"
     if settings.loop != "auto":
         return settings.loop
@@ -153,7 +155,7 @@ def _loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
 def epoch_batches(
     recipe: Recipe, dataset: Dataset, epoch: int, start: int = 0, processes: Processes = ALONE
 ) -> EpochBatches:
-    """Returns this process's share of an epoch's training batches, from batch `start` on."""
+    """Returns this process's share of an epoch's training batches, beginning with batch `start`."""
     settings = recipe.train
     return EpochBatches(
         dataset.train.images,
@@ -172,13 +174,13 @@ def epoch_batches(
 
 
 def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: Processes = ALONE) -> tuple[Any, int]:
-    """Returns the compiled model of a resolved recipe and the number of steps an epoch.
+    """Returns the compiled model of a resolved recipe and the number of steps per epoch.
 
     Args:
         recipe: resolved.
         dataset: the images.
-        begun: the weights will come from a checkpoint, so that none are taken from `start.source`.
-        processes: that train it together.
+        begun: the caller will load a checkpoint, so no weights are copied from `start.source`.
+        processes: the processes that train it together.
     """
     settings = recipe.train
     if environment.device_name() == "cpu":

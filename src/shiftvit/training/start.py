@@ -1,4 +1,4 @@
-"""Beginning with a trained model: its configuration, its weights where they fit, and which of them are frozen."""
+"""Starts from a trained model: takes its configuration and the weights that fit, and freezes stages."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ from shiftvit.recipes.recipe import Recipe
 
 _AUTO, _SUGGESTED = "auto", "shiftvit_tiny_r2"
 _SIDE = 224  # pixels of the authors' images
-_MARGIN = 9 / 8  # a picture's shorter side over the crop, where a source says nothing
-# What a new task may change; all else of the configuration is the trained model's.
+_MARGIN = 9 / 8  # the default ratio of a picture's shorter side to the crop
+# Model settings that a recipe may change; the others are the trained model's.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
 
 
 def apply_start(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the model of `start.source`, if that is set, and its preprocessing. No weights are read.
+    """Returns the recipe with the model and preprocessing of `start.source`, if that is set. No weights are read.
 
-    Mean and std are the source's, and the resolution if `start.resolution` says so.
+    Mean and std are the source's, and so is the resolution if `start.resolution` is "source".
 
-    The authors' checkpoints do not say which architecture they are of, so that the recipe names it. Their mean and std
-    are ImageNet's unless the recipe sets its own.
+    The authors' checkpoints do not name their architecture, so the recipe must. Their mean and std are ImageNet's
+    unless the recipe sets its own.
 
     Raises:
-        ShiftViTError: no such model, settings of the recipe that it contradicts, or an architecture that is missing.
+        ShiftViTError: the model does not exist, the recipe contradicts it, or the recipe does not name the
+            architecture of a checkpoint.
     """
     source = recipe.start.source
     if source is None:
         frozen = {"start.freeze": recipe.start.freeze, "train.freeze_epochs": recipe.train.freeze_epochs}
         for key, value in frozen.items():
             if value:
-                raise ShiftViTError(f"{key}={value} keeps trained weights and start.source names none; set both")
+                raise ShiftViTError(
+                    f"{key}={value} needs trained weights, but start.source is not set; set both or neither"
+                )
         return recipe
     if source == _AUTO:
         source = _choose_source()
@@ -56,7 +59,8 @@ def apply_start(recipe: Recipe) -> Recipe:
     for key, value in own.items():
         if key not in _FREE and value != getattr(trained.model, key):
             raise ShiftViTError(
-                f"model.{key}={value} is not the {getattr(trained.model, key)} of {recipe.start.source!r}; leave it out"
+                f"model.{key}={value} differs from the {getattr(trained.model, key)} of {recipe.start.source!r}; "
+                "leave it out"
             )
     _check_freeze(recipe, trained.model.depths)
     kept = trained.model.model_dump(exclude={"preset", "image_shape", "num_classes"})
@@ -65,48 +69,48 @@ def apply_start(recipe: Recipe) -> Recipe:
     taken: dict[str, Any] = {"mean": rule.mean, "std": rule.std}
     for key, value in taken.items():
         if key in recipe.preprocess.model_fields_set and getattr(recipe.preprocess, key) != value:
-            notice(f"preprocess.{key} is that of {recipe.start.source}: {value}")
+            notice(f"preprocess.{key} is set to that of {recipe.start.source}: {value}")
     if recipe.start.resolution == "source":
-        taken |= _size_of(recipe.preprocess, rule, trained.model.image_shape[:2])
+        taken |= _match_size(recipe.preprocess, rule, trained.model.image_shape[:2])
     return recipe.model_copy(
         update={
-            # A path is to be found from everywhere.
-            "start": _decided(recipe, source if is_name(source) else str(Path(source).absolute())),
+            # Absolute, so that it works from any folder.
+            "start": _fix_start(recipe, source if is_name(source) else str(Path(source).absolute())),
             "model": ModelConfig(**{**kept, **chosen}),
             "preprocess": recipe.preprocess.model_copy(update=taken),
         }
     )
 
 
-def _decided(recipe: Recipe, source: str) -> StartConfig:
-    """Returns where a run starts, with nothing left to decide when it goes on."""
+def _fix_start(recipe: Recipe, source: str) -> StartConfig:
+    """Returns the start settings with everything decided, so that a resumed run does not decide again."""
     return recipe.start.model_copy(update={"source": source, "resolution": "recipe"})
 
 
 def _choose_source() -> str:
-    """Returns the most accurate ImageNet model that is pulled, else the CIFAR-10 model."""
+    """Returns the most accurate ImageNet model that was pulled, or else the CIFAR-10 model."""
     pulled = [name for name in PUBLISHED if is_name(name)]
     if pulled:
         return max(pulled, key=lambda name: PUBLISHED[name].top1)
     top1, data = PUBLISHED[_SUGGESTED].top1
     notice(
-        f"no ImageNet model is pulled, so this starts from the CIFAR-10 model, of 32x32 pixels; for photographs run "
-        f"shiftvit pull {_SUGGESTED} first: its features come from 1.28 million of them ({top1} % top-1 on {data})"
+        f"no ImageNet model was pulled, so training starts from the CIFAR-10 model for 32x32 pixels; for photographs, "
+        f"first run shiftvit pull {_SUGGESTED}, which was trained on 1.28 million of them ({top1} % top-1 on {data})"
     )
     return "cifar10"
 
 
-def _size_of(rule: Preprocess, own: Preprocess, shape: tuple[int | None, int | None]) -> dict[str, Any]:
-    """Returns how pictures get the source's size, or another one in the same proportion.
+def _match_size(rule: Preprocess, own: Preprocess, shape: tuple[int | None, int | None]) -> dict[str, Any]:
+    """Returns settings that resize pictures to the source's size, or to another one in the same proportion.
 
     Args:
-        rule: the recipe's, whose own settings stay.
-        own: the source's.
+        rule: the recipe's preprocessing; the settings made there stay.
+        own: the source's preprocessing.
         shape: (height, width) of the source's images.
     """
     chosen = rule.model_fields_set
     resize, crop = own.resize, own.crop
-    if crop is None and None not in shape:  # it was trained on images of that size
+    if crop is None and None not in shape:  # the source was trained on images of this size
         height, width = (int(side or 0) for side in shape)
         crop = height if height == width else (height, width)
         resize = resize if resize is not None else round(min(height, width) * _MARGIN)
@@ -124,13 +128,13 @@ def _size_of(rule: Preprocess, own: Preprocess, shape: tuple[int | None, int | N
 
 
 def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
-    """Puts the weights of `start.source` into a freshly built model.
+    """Copies the weights of `start.source` into a freshly built model.
 
-    The head is taken only if the model knows the same classes in the same order; of the authors' checkpoints, which
-    name no classes, if there are as many.
+    The head is copied only if the model has the same classes in the same order. The authors' checkpoints name no
+    classes; their head is copied if the number of classes is equal.
 
     Raises:
-        ShiftViTError: weights that cannot be read or do not fit the model.
+        ShiftViTError: the weights cannot be read or do not fit the model.
     """
     source = recipe.start.source
     if source is not None:
@@ -138,12 +142,12 @@ def take_weights(model: Any, recipe: Recipe, labels: tuple[str, ...]) -> None:
 
 
 def put_weights(model: Any, source: str, labels: tuple[str, ...]) -> str:
-    """Does what `take_weights` does without a notice; returns which head the model has, in words."""
+    """Does the same as `take_weights` without a notice; returns a phrase about the model's head."""
     return _take_official(model, source) if is_checkpoint(source) else _take_bundle(model, source, labels)
 
 
 def freeze_stages(model: Any, count: int) -> None:
-    """Keeps the weights of the first `count` stages, and of the patch embedding, as they are; 0: trains all."""
+    """Freezes the weights of the patch embedding and the first `count` stages; 0: freezes none."""
     frozen = 0
     for layer in model.backbone.layers:
         stage = find_stage(layer.name)
@@ -167,10 +171,10 @@ def _take_official(model: Any, source: str) -> str:
     tensors = read_weights(source)
     try:
         load_official(model, tensors)
-    except ShiftViTError:  # nothing was changed; if more than the head does not fit, the next line raises
+    except ShiftViTError:  # the model is unchanged; if more than the head does not fit, the next line raises
         load_official(model.backbone, tensors)
         return "a new head"
-    return f"its head, whose {model.settings.num_classes} classes must be yours in their order"
+    return f"its head; its {model.settings.num_classes} classes must be yours, in the same order"
 
 
 def _apply_checkpoint(recipe: Recipe) -> Recipe:
@@ -179,18 +183,18 @@ def _apply_checkpoint(recipe: Recipe) -> Recipe:
         raise ShiftViTError(f"start.source={str(path)!r} does not exist; give the path of the authors' checkpoint")
     if model.preset is None and "depths" not in model.model_fields_set:
         raise ShiftViTError(
-            f"start.source={str(path)!r} holds weights and does not say of which architecture; set model.preset, as in "
+            f"start.source={str(path)!r} does not name the architecture of its weights; set model.preset, as in "
             "model.preset=shiftvit_tiny_r2"
         )
     preset = find_preset(model.preset).arguments if model.preset else {}
     _check_freeze(recipe, model.depths if "depths" in model.model_fields_set else preset.get("depths", model.depths))
     taken: dict[str, Any] = {"mean": MEAN, "std": STD}
     if recipe.start.resolution == "source":
-        taken |= _size_of(recipe.preprocess, find_evaluation(_SIDE), (_SIDE, _SIDE))
+        taken |= _match_size(recipe.preprocess, find_evaluation(_SIDE), (_SIDE, _SIDE))
     taken = {key: value for key, value in taken.items() if key not in recipe.preprocess.model_fields_set}
     return recipe.model_copy(
         update={
-            "start": _decided(recipe, str(path.absolute())),  # to be found from everywhere
+            "start": _fix_start(recipe, str(path.absolute())),  # so that it works from any folder
             "preprocess": recipe.preprocess.model_copy(update=taken),
         }
     )

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from shiftvit.errors import ShiftViTError, complain
 from shiftvit.training.place import JOIN, LOST, Place, first_line
 
-# Seconds between two signs of life.
+# Seconds between heartbeats.
 _BEAT = 2.0
-# Process 0 may evaluate and draw for long while the others wait; whether it lives is the signs' affair.
+# The others may wait long while process 0 evaluates and draws; the heartbeats show whether it is alive.
 _PATIENCE = datetime.timedelta(days=7)
 _SIOCGIFADDR = 0x8915  # of linux/sockios.h: an interface's address
 
@@ -43,14 +43,14 @@ class TorchGroup:
             devices = torch.cuda.device_count()
             if place.local_rank >= devices:
                 raise ShiftViTError(
-                    f"LOCAL_RANK={place.local_rank} has no GPU of its own, as this machine has {devices}; start at "
-                    "most one process for each, or hide them: CUDA_VISIBLE_DEVICES="
+                    f"LOCAL_RANK={place.local_rank} has no GPU of its own, because this machine has {devices}; start "
+                    "at most one process per GPU, or hide the GPUs: CUDA_VISIBLE_DEVICES="
                 )
             torch.cuda.set_device(place.local_rank)
             backend = "cpu:gloo,cuda:nccl"
         interface = _interface_to(place.address)
         if interface is not None:
-            # Or gloo takes what the host's name stands for, which Debian's installer makes the machine itself.
+            # Otherwise gloo uses the address of the host's name, which is 127.0.1.1 on a default Debian.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         try:
             store, _, _ = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN)))
@@ -88,17 +88,17 @@ class TorchGroup:
 
 
 class _Pulse:
-    """Shows the others that this process lives, and ends it if one of them does not show it for `LOST` seconds.
+    """Sends heartbeats to the other processes, and ends this one if another is silent for `LOST` seconds.
 
-    What waits for a process behind a broken network, or for one that stands still, cannot be interrupted: this ends the
-    process as it is. The files of a run are written whole or not at all.
+    A collective operation that waits for a process that hangs, or for one behind a broken network, cannot be
+    interrupted. So this ends the process at once. That is safe, because the files of a run are written atomically.
     """
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
         self._store, self._rank = store, rank
         self._others = [other for other in range(count) if other != rank]
         self._seen: dict[int, bytes] = {}
-        # When each of the others last showed that it lives, and when the store, which process 0 has, last answered.
+        # When the last heartbeat of each other process came, and when the store, which process 0 holds, last answered.
         self._shown = dict.fromkeys(self._others, time.monotonic())
         self._answered = time.monotonic()
         self._gone = self._ended = False
@@ -106,11 +106,11 @@ class _Pulse:
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def stop(self) -> None:
-        """From here on another process may end."""
+        """Stops watching, so that other processes may end."""
         self._ended = True
 
     def _beat(self) -> None:
-        """Exchanges signs of life; without a network that takes for ever."""
+        """Exchanges heartbeats; without a network a call never returns."""
         beat = 0
         while not self._ended:
             beat += 1
@@ -132,19 +132,19 @@ class _Pulse:
             now = time.monotonic()
             lost = [other for other, shown in self._shown.items() if now - shown > LOST]
             if self._gone or now - self._answered > LOST:
-                self._end("process 0, or what started it, is gone")
+                self._end("process 0, or its launcher, has ended")
             elif lost:
-                self._end(f"process {lost[0]} has shown no sign of life for {LOST} s")
+                self._end(f"process {lost[0]} has sent no heartbeat for {LOST} s")
             time.sleep(_BEAT / 4)
 
     def _end(self, what: str) -> None:
         if not self._ended:
-            complain(f"{what}; to go on, start the processes again with --resume RUN")
+            complain(f"{what}; to continue, start all processes again with --resume RUN")
             os._exit(1)
 
 
 def _interface_to(address: str) -> str | None:
-    """Returns the network interface through which an IPv4 address is reached; None where Linux does not tell."""
+    """Returns the network interface that leads to an IPv4 address; None if it cannot be found, as on macOS."""
     if sys.platform != "linux":
         return None
     import fcntl

@@ -86,13 +86,13 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     if gone:
         raise ShiftViTError(
             f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), 'image')}: "
-            f"{name_some([image for _, image, _ in gone])}; put them back, name the place that they moved to with "
-            "--data, or begin a new run"
+            f"{name_some([image for _, image, _ in gone])}; put them back, give their new location with "
+            "--data, or start a new run"
         )
     if lost:
         raise ShiftViTError(
             f"the run has the {'class' if len(lost) == 1 else 'classes'} {name_some(lost)}, which {data.name!r} does "
-            "not have; give the images their labels back, or begin a new run"
+            "not have; give the images their labels back, or start a new run"
         )
     if classes not in (None, len(names)):
         raise ShiftViTError(
