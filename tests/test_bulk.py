@@ -160,7 +160,6 @@ def test_what_is_not_there_is_one_line(names, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [str, Path.as_uri])
 def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     folder = Folder(make(tmp_path / "new" / "out"))
-    assert is_uri(str(folder)) != folder.is_local
     assert folder.names() == []
     folder.make()
     folder.write("part-000000.jsonl", b"rows")
@@ -169,7 +168,7 @@ def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     assert folder.read("part-000000.jsonl") == b"rows"
     (tmp_path / "new" / "out" / ".part-000001.jsonl.0.tmp").write_bytes(b"half")
     assert folder.names() == ["part-000000.jsonl"]
-    if not folder.is_local:
+    if is_uri(str(folder)):
         folder.sweep()
         assert len(list((tmp_path / "new" / "out").iterdir())) == 1
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from backends import of
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS
 from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split_model
-from shiftvit.evaluation.metrics import softmax
 from shiftvit.figures.evaluation import COLOURS, overlay
 from tensors import normal, set_random_weights, to_numpy
 
@@ -90,13 +90,13 @@ def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
 
 def test_occlusion_is_what_brute_force_finds():
     model, patch, stride, fill = small(), 6, 4, 0.5
-    whole = softmax(to_numpy(model(IMAGES[:1])))[0, 2]
+    whole = softmax(to_numpy(model(IMAGES[:1])), axis=1)[0, 2]
     total, covers = np.zeros((24, 16)), np.zeros((24, 16))
     for top in (0, 4, 8, 12, 16, 18):
         for left in (0, 4, 8, 10):
             image = IMAGES[:1].copy()
             image[0, top : top + patch, left : left + patch] = fill
-            total[top : top + patch, left : left + patch] += whole - softmax(to_numpy(model(image)))[0, 2]
+            total[top : top + patch, left : left + patch] += whole - softmax(to_numpy(model(image)), axis=1)[0, 2]
             covers[top : top + patch, left : left + patch] += 1
     found = occlusion(model, IMAGES[:1], [2], patch=patch, stride=stride, fill=fill)
     np.testing.assert_allclose(found[0], total / covers, rtol=0, atol=1e-5)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
 
 from shiftvit import ShiftViTError
-from shiftvit.evaluation.metrics import calibration, softmax
+from shiftvit.evaluation.metrics import calibration
 from shiftvit.figures.evaluation import Explanation, explain_figure, mistakes_figure, reliability_figure
 
 
 def test_reliability_figure(tmp_path, figures):
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(2000, 10)).astype(np.float32), random.integers(10, size=2000)
-    before, after = (calibration(softmax(values), labels) for values in (logits * 3, logits))
+    before, after = (calibration(softmax(values, axis=1), labels) for values in (logits * 3, logits))
     reliability_figure(before, tmp_path / "one.png")
     reliability_figure(before, tmp_path / "two.png", after)
     assert [[axes.get_title() for axes in figure.axes if axes.get_title()] for figure in figures] == [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, classification_report, f1_score
 
 from pace import at_most
@@ -18,7 +19,6 @@ from shiftvit.evaluation.metrics import (
     macro,
     measure,
     mistakes,
-    softmax,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -120,7 +120,7 @@ def test_a_classifier_that_is_always_sure(hits, ece):
 @given(seeds, st.integers(1, 100), st.integers(1, 30))
 def test_ece_equals_its_definition(seed, count, bins):
     logits, labels = drawn(seed, count, 4)
-    probabilities = softmax(logits)
+    probabilities = softmax(logits, axis=1)
     found = calibration(probabilities, labels, bins)
     confidence, hits = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
     total = 0.0
@@ -134,7 +134,7 @@ def test_ece_equals_its_definition(seed, count, bins):
 
 def test_with_one_bin_ece_is_the_difference_of_the_means():
     logits, labels = drawn(1, 5000)
-    probabilities = softmax(logits)
+    probabilities = softmax(logits, axis=1)
     difference = abs((probabilities.argmax(1) == labels).mean() - probabilities.max(1).mean())
     assert calibration(probabilities, labels, 1)["ece"] == pytest.approx(difference, abs=1e-6)
 
@@ -160,8 +160,8 @@ def test_temperature_never_raises_the_loss(seed, count, scale):
 def test_temperature_lowers_the_calibration_error_of_a_classifier_that_is_too_sure():
     logits, labels = drawn(5, 20_000)
     sure = logits * 3
-    assert calibration(softmax(sure), labels)["ece"] > 0.1
-    assert calibration(softmax(sure / fit_temperature(sure, labels)), labels)["ece"] < 0.02
+    assert calibration(softmax(sure, axis=1), labels)["ece"] > 0.1
+    assert calibration(softmax(sure / fit_temperature(sure, labels), axis=1), labels)["ece"] < 0.02
 
 
 @pytest.mark.parametrize("scale", [0.5, 10.0, 1e4])
@@ -250,7 +250,7 @@ def test_mistakes_are_wrong_and_sorted(seed, count):
     assert found.dtype == np.int64
     assert len(found) == min(10, len(wrong))
     assert set(found) <= set(wrong)
-    confidence = softmax(logits).max(1).astype(float)
+    confidence = softmax(logits, axis=1).max(1).astype(float)
     assert (np.diff(confidence[found]) <= 1e-6).all()
     assert confidence[list(set(wrong) - set(found))].max(initial=0) <= confidence[found].min(initial=1) + 1e-6
 
@@ -264,14 +264,11 @@ def test_mistakes_are_wrong_and_sorted(seed, count):
         (lambda: calibration(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
         (lambda: calibration(np.array([[2.0, -1.0]]), np.array([0])), r"give softmax\(logits\)"),
         (lambda: calibration(np.array([[np.nan, 1.0]]), np.array([0])), "not probabilities"),
-        (lambda: calibration(np.array([[0.5, 0.5]]), np.array([0]), 0), "bins=0 must be at least 1"),
         (lambda: fit_temperature(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
         (lambda: fit_temperature(np.zeros((2, 3)), np.zeros(3, int)), "do not fit"),
         (lambda: fit_temperature(np.array([[np.nan, 1.0]]), np.array([0])), "NaN or infinity for image 1"),
         (lambda: measure(np.array([[0.0, 1.0], [np.inf, 1.0]]), np.array([0, 1])), "NaN or infinity for image 2"),
-        (lambda: intervals(np.zeros((2, 3)), np.zeros(2, int), repeats=0), "repeats=0 must be at least 1"),
         (lambda: intervals(np.zeros((2, 3)), np.array([-1, 0])), "do not fit"),
-        (lambda: mistakes(np.zeros((2, 3)), np.zeros(2, int), -1), "count=-1"),
     ],
 )
 def test_faults_are_one_line(call, message):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from shiftvit.augment import photometric
 
@@ -43,8 +44,8 @@ def _levels(function: Callable[[Image.Image, int], Image.Image]) -> Callable[...
     return lambda image, argument, _resampling, _fill: function(image, int(argument))
 
 
-def _blend(function: Callable[[Image.Image, float], Image.Image]) -> Callable[..., Image.Image]:
-    return lambda image, factor, _resampling, _fill: function(image, factor)
+def _blend(enhancer: Callable[[Image.Image], Any]) -> Callable[..., Image.Image]:
+    return lambda image, factor, _resampling, _fill: enhancer(image).enhance(factor)
 
 
 def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Callable[..., Image.Image]:
@@ -71,10 +72,10 @@ OPERATIONS = (
     Operation("Posterize", False, lambda s: 4 - int(4 * s), _levels(photometric.posterize)),  # bits that are kept
     Operation("Solarize", False, lambda s: 256 - int(256 * s), _levels(ImageOps.solarize)),  # inverted from here on
     Operation("SolarizeAdd", False, lambda s: int(110 * s), _levels(photometric.solarize_add)),
-    Operation("Color", True, _factor, _blend(photometric.saturation)),
-    Operation("Contrast", True, _factor, _blend(photometric.contrast)),
-    Operation("Brightness", True, _factor, _blend(photometric.brightness)),
-    Operation("Sharpness", True, _factor, _blend(photometric.sharpness)),
+    Operation("Color", True, _factor, _blend(ImageEnhance.Color)),
+    Operation("Contrast", True, _factor, _blend(ImageEnhance.Contrast)),
+    Operation("Brightness", True, _factor, _blend(ImageEnhance.Brightness)),
+    Operation("Sharpness", True, _factor, _blend(ImageEnhance.Sharpness)),
     Operation("ShearX", True, lambda s: 0.3 * s, _affine(lambda a, _w, _h: (1, a, 0, 0, 1, 0))),
     Operation("ShearY", True, lambda s: 0.3 * s, _affine(lambda a, _w, _h: (1, 0, 0, a, 1, 0))),
     # As shares of the width and the height.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,16 +148,20 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
     with _shorten_errors(repository, api.endpoint, revision):
         found = api.model_info(repository, revision=revision, files_metadata=True, timeout=_PATIENCE)
     names = _choose_files(repository, {file.rfilename: file.size for file in found.siblings or []})
-    with _make_folder_beside(path) as folder:
-        for name in names:
-            # All from the listed commit, even if something is pushed in the meantime.
-            with _shorten_errors(repository, api.endpoint, found.sha):
-                api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
-        try:
-            bundle = Bundle.load(folder)
-        except ShiftViTError as error:
-            raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
-        return bundle.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.workplace(path.absolute().parent, path.name) as folder:
+            for name in names:
+                # All from the listed commit, even if something is pushed in the meantime.
+                with _shorten_errors(repository, api.endpoint, found.sha):
+                    api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
+            try:
+                bundle = Bundle.load(folder)
+            except ShiftViTError as error:
+                raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
+            return bundle.save(path)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
 
 
 def _import_library() -> Any:
@@ -202,32 +205,6 @@ def _choose_files(repository: str, sizes: Mapping[str, int | None]) -> list[str]
             )
         names += [name] if size >= 0 else []
     return names
-
-
-@contextlib.contextmanager
-def _make_folder_beside(path: Path) -> Iterator[Path]:
-    """Creates an empty folder beside `path`, and removes it at the end, with any that killed processes left."""
-    path = path.absolute()
-    place = path.with_name(f".{path.name}.pull")
-    folder = place / "files"
-    try:
-        if place.is_symlink():  # its content will be deleted
-            raise FileExistsError(errno.EEXIST, "it is a link")
-        place.mkdir(parents=True, exist_ok=True)
-        lock = (place / ".lock").open("a")
-    except OSError as error:
-        raise files.unwritable(place, error) from error
-    with lock:
-        if files.lock(lock, wait=False) is False:
-            raise ShiftViTError(f"another process is pulling to {str(path)!r}; wait for it, or choose another --out")
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            yield folder
-        except OSError as error:
-            raise files.unwritable(path, error) from error
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def benchmark(
         }
         for row in found["rows"]
     ]
-    show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}", False)
+    show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}")
     print(
         f"this machine's peak: {found['peak_gflops']:,.0f} GFLOP/s in matrix products; "
         f"an image takes {found['gflop_per_image']:.3f} GFLOP; {found['environment']['processor']}"

@@ -77,7 +77,7 @@ def check(
     if as_json:
         print_json(report.as_dict())
     else:
-        show(report.rows(), str(path), False)
+        show(report.rows(), str(path))
         for line in report.harmful:
             print(line)
         if not report.harmful:

@@ -90,7 +90,7 @@ def explain(
         print_json(rows)
     else:
         title = "What the predictions depend on (peak: row, column in pixels)"
-        show([_select_fields(row, METHODS[method]) for row in rows], title, False)
+        show([_select_fields(row, METHODS[method]) for row in rows], title)
     left = f" (the first {_SHOWN} of {len(rows)} images)" if len(rows) > _SHOWN else ""
     notice(f"figure: {out}{left}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,15 +27,16 @@ def info(
     from shiftvit.bundle import describe
 
     if name is None:
-        rows = describe.list_presets()
-        show(rows, "Presets", as_json)
-        return
-    found = describe.describe(name)
+        found: Any = describe.list_presets()
+    else:
+        found = describe.describe(name)
     if as_json:
         print_json(found)
-        return
-    show(found["stages"], found["title"], False)
-    show_pairs(found["notes"])
+    elif name is None:
+        show(found, "Presets")
+    else:
+        show(found["stages"], found["title"])
+        show_pairs(found["notes"])
 
 
 def report(

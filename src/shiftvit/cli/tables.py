@@ -19,11 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 _WIDE = 10_000
 
 
-def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    """Prints a table under its title, or the rows as JSON."""
-    if as_json:
-        print_json(rows)
-        return
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Prints a table under its title."""
     from rich.console import Console
 
     # Piped output has no width of its own, and rich would cut at 80 columns.

@@ -134,9 +134,9 @@ def evaluate(
     if "among_others" in found:
         print(f"with answers among those {len(classes):,} alone: {_figures(found['among_others'], len(classes))}")
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
-    show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes", False)
+    show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes")
     if corruptions:
-        show(_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity", False)
+        show(_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity")
     if found["folder"] is not None:
         print(f"figures and evaluation.json: {found['folder']}")
 

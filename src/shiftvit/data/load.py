@@ -83,10 +83,7 @@ def load_data(
 
 
 def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
-    """Makes the splits that are missing and reads all images.
-
-    How a picture is read depends on its split, so that the splits come first and what cannot be decoded drops out of
-    them. If that takes the last image of a class out of a split that was made, only usable files are split anew.
+    """Makes the splits that are missing and reads all images, as `load_data` describes.
 
     Raises:
         ShiftViTError: splits that cannot be; no training image of a class can be decoded; no images to report.

@@ -20,7 +20,7 @@ from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import confusion, measure, softmax
+from shiftvit.evaluation.metrics import confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
 from shiftvit.replacement import current, write_folder
@@ -180,6 +180,8 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
+    from scipy.special import softmax  # type: ignore[import-untyped]
+
     from shiftvit.figures.evaluation import mistakes_figure, reliability_figure
     from shiftvit.figures.run import confusion_matrix
     from shiftvit.figures.run import corruptions as corruptions_figure
@@ -187,7 +189,7 @@ def _write(
     def write(folder: Path) -> None:
         files.write_json(folder / REPORT, report)
         confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
-        plain = metrics.calibration(softmax(logits), split.labels)
+        plain = metrics.calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
         reliability_figure(plain, folder / "reliability.png", fitted)
         worst = metrics.mistakes(logits, split.labels, _MISTAKES)

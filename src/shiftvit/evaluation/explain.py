@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, nearest
-from shiftvit.evaluation.metrics import check_finite, softmax
+from shiftvit.evaluation.metrics import check_finite
 
 Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]
@@ -187,11 +187,13 @@ def probabilities(
         count: number of images; None: `len(images)`.
         temperature: the bundle's; divides the logits.
     """
+    from scipy.special import softmax  # type: ignore[import-untyped]
+
     count = len(images) if count is None else count  # type: ignore[arg-type]
-    scale = np.float32(temperature)
-    batches = (np.asarray(model.predict_on_batch(batch), np.float32) / scale for batch in _cut_batches(images, count))
-    empty = np.zeros((0, model.output_shape[-1]), np.float32)
-    return np.concatenate([empty, *map(softmax, batches)])[:count]
+    logits = [np.zeros((0, model.output_shape[-1]), np.float32)]
+    logits += [np.asarray(model.predict_on_batch(batch), np.float32) for batch in _cut_batches(images, count)]
+    result: Floats = softmax(np.concatenate(logits)[:count] / np.float32(temperature), axis=1)
+    return result
 
 
 def _scale(heat: Floats) -> Floats:

@@ -50,13 +50,6 @@ def check_finite(outputs: NDArray[Any], model: str = "the model", names: Sequenc
     )
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the probabilities of logits `(N, C)`, float32 `(N, C)`."""
-    exact = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = exact / exact.sum(axis=1, keepdims=True)
-    return result
-
-
 def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]:
     """Returns `{"loss", "top1", "top5", "n"}`: mean cross-entropy in nats, and accuracies from 0 to 1.
 
@@ -136,11 +129,9 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 1
         "bins": rows of "lower", "upper", "count", "confidence", "accuracy", the last two None in an empty bin.
 
     Raises:
-        ShiftViTError: there are no images or bins, the labels do not fit, or a row is not a distribution.
+        ShiftViTError: there are no images, the labels do not fit, or a row is not a distribution.
     """
     check(probabilities, labels)
-    if bins < 1:
-        raise ShiftViTError(f"bins={bins} must be at least 1; 15 is usual")
     exact = probabilities.astype(np.float64)
     if not (exact.min() >= 0 and np.abs(exact.sum(axis=1) - 1).max() <= 1e-3):
         raise ShiftViTError("the rows are not probabilities (0 or more, with the sum 1); give softmax(logits)")
@@ -213,11 +204,9 @@ def intervals(
         seed: the same seed gives the same intervals.
 
     Raises:
-        ShiftViTError: there are no images or repeats, or the labels do not fit.
+        ShiftViTError: there are no images, or the labels do not fit.
     """
     check(logits, labels)
-    if repeats < 1:
-        raise ShiftViTError(f"repeats={repeats} must be at least 1; 1000 is usual")
     count, classes = logits.shape
     labels = labels.astype(np.int64)  # uint8, the type in some data sets, would overflow
     columns = np.stack(_per_image(logits, labels), axis=1)  # (N, 3)
@@ -242,11 +231,9 @@ def mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDA
     Equally confident ones keep their order.
 
     Raises:
-        ShiftViTError: there are no images, the labels do not fit, or the count is negative.
+        ShiftViTError: there are no images, or the labels do not fit.
     """
     check(logits, labels)
-    if count < 0:
-        raise ShiftViTError(f"count={count} must be at least 0")
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     exact = np.sort(logits[wrong].astype(np.float64), axis=1)
     # The odds of the other classes against the predicted one, which also order confidences that round to 1.

@@ -98,8 +98,9 @@ def report_unreachable(uri: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are of these types
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        mend = "the URI and its credentials" if is_uri(uri) else "the path and its permissions"
         raise ShiftViTError(
-            f"{uri!r} cannot be reached: {' '.join(str(reason).split())[:200]}; check the URI and its credentials"
+            f"{uri!r} cannot be reached: {' '.join(str(reason).split())[:200]}; check {mend}"
         ) from error
 
 
@@ -111,8 +112,14 @@ class Folder:
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._storage, self._path = open_storage(name) if is_uri(name) else (Storage(), str(Path(name).absolute()))
+        from pyarrow import fs
+
+        self._name, self._is_local = name, not is_uri(name)
+        if self._is_local:
+            self._filesystem, self._path = fs.LocalFileSystem(), str(Path(name).absolute())
+        else:
+            storage, self._path = open_storage(name)
+            self._filesystem = storage.filesystem
 
     def __str__(self) -> str:
         return self._name
@@ -120,25 +127,18 @@ class Folder:
     @property
     def place(self) -> str:
         """The absolute path, or the URI."""
-        return self._path if self.is_local else self._name
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a path on this machine."""
-        return self._storage.filesystem is None
+        return self._path if self._is_local else self._name
 
     def check(self) -> None:
         """Raises ShiftViTError if it cannot be created or written, as far as that is known without doing it."""
         path = Path(self._path)
-        if not self.is_local:
-            with report_unreachable(self._name):
-                is_file = self._storage.filesystem.get_file_info(self._path).is_file
-        else:
+        if self._is_local:
             files.check_folder_name(path)
-            is_file = path.exists() and not path.is_dir()
+        with report_unreachable(self._name):
+            is_file = self._filesystem.get_file_info(self._path).is_file
         if is_file:
             raise ShiftViTError(f"{self._name!r} is a file, but the output is a folder; choose another name")
-        if self.is_local:
+        if self._is_local:
             files.check_folder(path)
 
     def make(self) -> None:
@@ -147,15 +147,8 @@ class Folder:
         Raises:
             ShiftViTError: it cannot be created.
         """
-        if self.is_local:
-            path = Path(self._path)
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise files.unwritable(path, error) from error
-            return
         with report_unreachable(self._name):
-            self._storage.filesystem.create_dir(self._path, recursive=True)
+            self._filesystem.create_dir(self._path, recursive=True)
 
     def names(self) -> list[str]:
         """Returns the names of its files and folders, without unfinished files; [] if it does not exist.
@@ -163,19 +156,10 @@ class Folder:
         Raises:
             ShiftViTError: it cannot be listed.
         """
-        if self.is_local:
-            try:
-                return sorted(entry.name for entry in os.scandir(self._path) if not entry.name.startswith("."))
-            except FileNotFoundError:
-                return []
-            except OSError as error:
-                raise ShiftViTError(
-                    f"{self._name!r} cannot be listed: {error.strerror}; choose another folder"
-                ) from error
         from pyarrow import fs
 
         with report_unreachable(self._name):
-            found = self._storage.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+            found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
     def has(self, name: str) -> bool:
@@ -184,10 +168,8 @@ class Folder:
         Raises:
             ShiftViTError: it cannot be reached.
         """
-        if self.is_local:
-            return Path(self._path, name).is_file()
         with report_unreachable(self._name):
-            return bool(self._storage.filesystem.get_file_info(f"{self._path}/{name}").is_file)
+            return bool(self._filesystem.get_file_info(f"{self._path}/{name}").is_file)
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file in it.
@@ -195,10 +177,9 @@ class Folder:
         Raises:
             ShiftViTError: it cannot be read.
         """
-        with report_unreachable(f"{self._name}/{name}"):
-            if self.is_local:
-                return Path(self._path, name).read_bytes()
-            return self._storage.read(f"{self._path}/{name}")
+        path = f"{self._path}/{name}"
+        with report_unreachable(f"{self._name}/{name}"), self._filesystem.open_input_file(path) as file:
+            return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file in it.
@@ -206,10 +187,10 @@ class Folder:
         Raises:
             ShiftViTError: the disk is full, the folder is not writable, or the file system fails.
         """
-        if self.is_local:
+        if self._is_local:
             files.write_file(Path(self._path, name), lambda temporary: temporary.write_bytes(content))
             return
-        filesystem, new = self._storage.filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
+        filesystem, new = self._filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
         with report_unreachable(f"{self._name}/{name}"):
             try:
                 with filesystem.open_output_stream(new) as stream:
@@ -222,11 +203,11 @@ class Folder:
 
     def sweep(self) -> None:
         """Deletes the unfinished files of killed processes, if possible."""
-        if self.is_local:
+        if self._is_local:
             return  # `files.write_file` does it
         from pyarrow import fs
 
         with suppress(OSError):
-            for info in self._storage.filesystem.get_file_info(fs.FileSelector(self._path)):
+            for info in self._filesystem.get_file_info(fs.FileSelector(self._path)):
                 if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
-                    self._storage.filesystem.delete_file(info.path)
+                    self._filesystem.delete_file(info.path)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
@@ -176,13 +176,6 @@ class ProgressBar(keras.callbacks.Callback):
         if "input_images_per_second" in row:
             rate += f" (input {row['input_images_per_second']:,.0f})"
         self.bar.print("  ".join([*parts, rate, f"{row['seconds']:.0f} s"]))
-
-    def __enter__(self) -> Self:
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        self.bar.__exit__(*fault)
 
 
 class TensorBoardLog:

@@ -173,7 +173,7 @@ def train_model(
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
     with watch.catch_signals():
-        with bar:
+        with bar.bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
