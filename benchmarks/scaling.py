@@ -38,7 +38,7 @@ from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.config import TrainConfig
 from shiftvit.environment import computes_bfloat16, keep_freed_memory
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 keep_freed_memory()
 side, depth, batch = map(int, sys.argv[1:])
 model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3,
@@ -55,7 +55,7 @@ def median(call):
 train = median(lambda: model.train_on_batch(images, labels))
 predict = median(lambda: model.predict_on_batch(images))
 peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
-gflop = 6 * batch * sum(row["multiply_adds"] for row in stage_rows(model.settings)) / 1e9
+gflop = 6 * batch * sum(row["multiply_adds"] for row in list_stages(model.settings)) / 1e9
 print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_megabytes": peak, "train_gflop": gflop,
     "precision": model.policy.name}))
 """

@@ -18,6 +18,10 @@ import shared
 
 # Keras' own default is tensorflow, whatever is installed; a run for another backend sets the variable.
 os.environ.setdefault("KERAS_BACKEND", "torch")
+# The processor is the same everywhere, and each worker would take a share of the only GPU; see `test_accelerator.py`.
+if not os.environ.get("SHIFTVIT_TEST_ACCELERATOR"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # TensorFlow greets on stderr, where the tests look for messages of their own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

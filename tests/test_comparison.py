@@ -136,4 +136,4 @@ def test_a_run_on_few_images_is_exported_in_int8(run: Path, tmp_path: Path, capf
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     assert (report["images"], report["split"]) == (12, "test and validation")
     assert report["top1_change"] >= -100 / 12 - 1e-3
-    assert "12 images show the change of top-1 to within " in capfd.readouterr().err
+    assert "with 12 images, the change of top-1 is known to within " in capfd.readouterr().err

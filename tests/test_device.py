@@ -195,7 +195,7 @@ def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch
         assert "out of memory for 250 images on the device; going on with train.loop=fit" in capfd.readouterr().err
     else:
         with pytest.raises(
-            ShiftViTError, match="out of memory with 50 images of 32 x 32 pixels at once; go on in smal"
+            ShiftViTError, match="out of memory with 50 images of 32 x 32 pixels at once; continue in smal"
         ):
             train(wanted, out=tmp_path / "run", data=sample)
 

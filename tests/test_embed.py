@@ -151,7 +151,7 @@ def test_a_damaged_graph_or_one_of_another_kind_is_one_line(tmp_path: Path) -> N
     for name, text in (("graph.onnx", content[:-1]), ("graph.tflite", content)):
         path = tmp_path / name
         path.write_bytes(text)
-        with pytest.raises(ShiftViTError, match="gives no features") as caught:
+        with pytest.raises(ShiftViTError, match="cannot compute features") as caught:
             Embedder.from_pretrained(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(ShiftViTError, match="in 'openvino'"):

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from backends import of
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS
-from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split
+from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split_model
 from shiftvit.evaluation.metrics import softmax
 from shiftvit.figures.evaluation import COLOURS, overlay
 from tensors import normal, set_random_weights, to_numpy
@@ -62,7 +62,7 @@ def test_shapes_and_range(here):
 def test_the_two_halves_make_the_model(arguments):
     model = small(**arguments)
     for stage in (*model.backbone.pyramid_outputs, None):
-        body, tail = split(model, stage)
+        body, tail = split_model(model, stage)
         logits = to_numpy(tail(body(keras.ops.convert_to_tensor(IMAGES))))
         np.testing.assert_allclose(logits, to_numpy(model(IMAGES)), rtol=0, atol=1e-5)
 
@@ -70,7 +70,7 @@ def test_the_two_halves_make_the_model(arguments):
 def test_without_a_last_norm_it_is_a_class_activation_map():
     """There the logit is linear in the map, and Grad-CAM is CAM (Zhou et al., CVPR 2016): the map times the head."""
     model = small(final_norm=False)
-    body, _ = split(model)
+    body, _ = split_model(model)
     expected = np.maximum(body.predict_on_batch(IMAGES) @ model.get_layer("head").get_weights()[0][:, 2], 0)
     expected /= expected.max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(grad_cam(model, IMAGES, [2, 2, 2]), expected, rtol=0, atol=1e-4)
@@ -80,7 +80,7 @@ def test_without_a_last_norm_it_is_a_class_activation_map():
 def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
     """Raising a channel everywhere changes the logit by the sum of its gradients: finite differences of the tail."""
     model, step = small(), 1e-2
-    body, tail = split(model, stage)
+    body, tail = split_model(model, stage)
     maps = body.predict_on_batch(IMAGES[:1])  # (1, h, w, K)
     shifts = step * np.eye(maps.shape[-1], dtype=np.float32)[:, None, None]  # (K, 1, 1, K)
     up, down = (to_numpy(tail(keras.ops.convert_to_tensor(maps + sign * shifts)))[:, 1] for sign in (1, -1))
@@ -246,8 +246,8 @@ def test_overlay():
         (lambda: occlusion(small(), [1]), "images are list"),
         (lambda: occlusion(small(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(small(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
-        (lambda: occlusion(small(), IMAGES, patch=17), "patch=17 must be 1 to 16"),
-        (lambda: occlusion(small(), IMAGES, patch=4, stride=5), "stride=5 must be 1 to patch=4"),
+        (lambda: occlusion(small(), IMAGES, patch=17), "patch=17 must be from 1 to 16"),
+        (lambda: occlusion(small(), IMAGES, patch=4, stride=5), "stride=5 must be from 1 to patch=4"),
     ],
 )
 def test_faults_are_one_line(call, message):

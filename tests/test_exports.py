@@ -252,7 +252,7 @@ def test_packing_adds_a_graph_of_the_very_weights_that_are_packed(tmp_path):
 
 def test_what_has_no_graph_is_refused(tmp_path):
     for options, message in (
-        ({"image_shape": (None, None, 3)}, "fixes no size"),
+        ({"image_shape": (None, None, 3)}, "has no fixed size"),
         ({"num_classes": 0}, "has no classes"),
     ):
         random_bundle(**options).save(tmp_path / "bundle")

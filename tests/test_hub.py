@@ -243,8 +243,8 @@ def test_only_the_files_of_a_bundle_are_asked_for(hub: Hub, bundle: Bundle, tmp_
 @pytest.mark.parametrize(
     ("name", "size", "match"),
     [
-        (WEIGHTS, 2**32 + 1, "has 4,294,967,297 bytes and may have 4,294,967,296; it is not downloaded"),
-        (MANIFEST, 2**25, "has 33,554,432 bytes and may have 16,777,216"),
+        (WEIGHTS, 2**32 + 1, "has 4,294,967,297 bytes, but at most 4,294,967,296 are allowed; nothing was downloaded"),
+        (MANIFEST, 2**25, "has 33,554,432 bytes, but at most 16,777,216 are allowed"),
         (GRAPH, 2**40, "has 1,099,511,627,776 bytes"),
         (WEIGHTS, None, "has unknown bytes"),
     ],

@@ -170,7 +170,7 @@ def test_nan_is_no_answer(kind, tmp_path):
     pictures = np.zeros((3, 16, 16, 3), np.uint8)
     assert len(kind.from_pretrained(tmp_path / "good")(pictures)) == 3
     bad = kind.from_pretrained(tmp_path / "bad")
-    message = rf"the model '{tmp_path}/bad' answers with NaN or infinity for 'image 1'; its weights"
+    message = rf"the model '{tmp_path}/bad' returns NaN or infinity for 'image 1'; its weights"
     for ask in (bad, lambda images: next(bad.stream(images))):
         with pytest.raises(ShiftViTError, match=message):
             ask(pictures)
@@ -215,7 +215,7 @@ def test_nan_is_no_figure_of_an_evaluation(tmp_path):
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "data" / label / "x.png")
-    message = f"the model '{tmp_path / 'bad'}' answers with NaN or infinity for '{tmp_path / 'data' / 'a' / 'x.png'}'"
+    message = f"the model '{tmp_path / 'bad'}' returns NaN or infinity for '{tmp_path / 'data' / 'a' / 'x.png'}'"
     with pytest.raises(ShiftViTError, match=re.escape(message)):
         evaluate(tmp_path / "bad", str(tmp_path / "data"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

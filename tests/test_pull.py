@@ -163,9 +163,7 @@ def test_the_name_works_wherever_a_model_is_named(checkpoint: Path, place: Path)
     assert np.abs(to_numpy(other.get_layer("head").kernel)).max() < 0.1  # random
     with pytest.raises(ShiftViTError, match="do not fit these arguments"):
         ShiftViT.from_preset(NAME, weights="imagenet", depths=(1, 3))
-    with pytest.raises(
-        ShiftViTError, match="'shiftvit_base_r4' is an architecture, and no weights of it are published"
-    ):
+    with pytest.raises(ShiftViTError, match="'shiftvit_base_r4' is an architecture without published weights"):
         ShiftViT.from_preset("shiftvit_base_r4", weights="imagenet")
     Path(NAME).mkdir()  # of something else
     recipe = apply_start(Recipe.load("finetune", **{"start.source": NAME}))
@@ -199,7 +197,7 @@ def test_an_export_here_wins_and_a_notice_tells(checkpoint: Path, capsys: pytest
     assert capsys.readouterr().err == ""
     for _ in range(2):
         assert Predictor.from_pretrained(NAME).labels[0] == "airplane"
-    assert capsys.readouterr().err.count("is the one here; the model of that name is") == 1
+    assert capsys.readouterr().err.count("in the working folder; the model of that name is") == 1
 
 
 def test_a_second_pull_must_bring_the_same_file(
@@ -212,7 +210,7 @@ def test_a_second_pull_must_bring_the_same_file(
     weights = official.state_dict(NAME, seed=1)
     torch.save(official.tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
-    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .* and not .*; to take it")
+    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
     refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
     assert Bundle.load(NAME).provenance.sha256 == files.sha256(checkpoint)  # type: ignore[union-attr]
     (place / "model.safetensors").write_bytes(b"damaged")
@@ -223,7 +221,7 @@ def test_a_second_pull_must_bring_the_same_file(
 
 def test_a_pinned_hash_is_asked_for(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, sha256="0" * 64))
-    refused(f"this is not the published {NAME}: its SHA-256 is .* and not 0000", source=checkpoint)
+    refused(f"this is not the published {NAME}: its SHA-256 is .*, not 0000", source=checkpoint)
 
 
 def test_names_and_files_that_are_none(tmp_path: Path) -> None:

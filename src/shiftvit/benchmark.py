@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.environment import computes_bfloat16, describe_environment
+from shiftvit.environment import computes_bfloat16, describe_environment, device_name
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.presets import PRESETS
 
 # Rows and columns of the matrices that measure the peak: large enough that overhead does not count.
 _SIDE = 2048
+_ACCELERATED_SIDE = 8192
 _WARM_UP = 2
 # A backward pass has two matrix products for each one of the forward pass.
 _TRAINING_FACTOR = 3
@@ -62,7 +63,7 @@ def benchmark(
     if None in config.image_shape:
         raise ShiftViTError(f"{model!r} fixes no image size, so its cost is unknown; choose a model that does")
     peak = peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
-    products = [row["multiply_adds"] for row in stage_rows(config)]
+    products = [row["multiply_adds"] for row in list_stages(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
     rows = []
     for size in batch_sizes:
@@ -94,13 +95,14 @@ def peak_gflops(dtype: str, repeats: int = 5) -> float:
     """Returns the median rate of square matrix products on the Keras backend, in 1e9 operations per second."""
     from keras import ops
 
-    a, b = (ops.cast(np.random.default_rng(seed).normal(size=(_SIDE, _SIDE)), dtype) for seed in (0, 1))
+    side = _SIDE if device_name() == "cpu" else _ACCELERATED_SIDE
+    a, b = (ops.cast(np.random.default_rng(seed).normal(size=(side, side)), dtype) for seed in (0, 1))
 
     def product() -> None:
         np.asarray(ops.convert_to_numpy(ops.cast(ops.matmul(a, b)[0, :1], "float32")))  # waits for the result
 
     rates = _rates(product, 1, repeats, 0.3)
-    return statistics.median(rates) * 2 * _SIDE**3 / 1e9
+    return statistics.median(rates) * 2 * side**3 / 1e9
 
 
 Step = Callable[[int], Callable[[], Any]]

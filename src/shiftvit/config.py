@@ -161,6 +161,9 @@ class TrainConfig(Settings):
     loop: Literal["auto", "fit", "device"] = Field(
         "auto", description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU"
     )
+    jit_compile: bool = Field(
+        False, description="device loop on torch: fuse the step's kernels with torch.compile; jax always compiles"
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Rate = Field(0.0, description="share of each label that is spread over all classes")

@@ -109,7 +109,8 @@ class Preprocess(Settings):
 
     def _unrounded(self, images: Images) -> Images:
         self.check(images)
-        return self.cropped(self.resized(images) if self.resize else images)
+        fits = self.resized_shape(*images.shape[1:3]) == images.shape[1:3]
+        return self.cropped(images if fits else self.resized(images))
 
     def fitted(self, height: int, width: int) -> Self:
         """Returns what gives `height` x `width` pixels from any image: these settings if they do, or with a resizing.

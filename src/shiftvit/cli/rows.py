@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
-from shiftvit.inference.predict import Failure, Result, as_object
+from shiftvit.inference.predict import Failure, Result, to_row
 
 
 class Format(StrEnum):
@@ -65,7 +65,7 @@ class Writer:
         elif self._kind is Format.csv:
             self._csv.writerow(self._csv_row(result))
         else:
-            text = json.dumps(as_object(result), ensure_ascii=self._ascii, allow_nan=False)
+            text = json.dumps(to_row(result), ensure_ascii=self._ascii, allow_nan=False)
             if self._kind is Format.json:
                 text = (",\n " if self._count else "[\n ") + text
             self._stream.write(text if self._kind is Format.json else text + "\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,12 +102,13 @@ def _serve(
     threads: int | None,
     log_format: str,
 ) -> int:
+    from shiftvit.serve.log import log_requests
     from shiftvit.serve.server import serve as run
 
     def announce(address: str, names: list[str]) -> None:
         notice(f"serving {join_words(names)} at {address}; stop with Ctrl-C")
 
-    _log_requests()
+    log_requests()
     return run(
         models,
         host,
@@ -120,19 +120,6 @@ def _serve(
         log_format=log_format,
         announce=announce,
     )
-
-
-def _log_requests() -> None:
-    """Writes the server's log to standard error."""
-    import logging
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (("shiftvit.serve", logging.INFO), ("uvicorn.error", logging.ERROR)):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def info(
     from shiftvit.bundle import describe
 
     if name is None:
-        rows = describe.preset_rows()
+        rows = describe.list_presets()
         show(rows, "Presets", as_json)
         return
     found = describe.describe(name)

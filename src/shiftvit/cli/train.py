@@ -143,9 +143,9 @@ def evaluate(
 
 def _figures(found: dict[str, Any], classes: int) -> str:
     """Returns loss and accuracies in words."""
-    from shiftvit.bundle.card import tells_top5
+    from shiftvit.bundle.card import shows_top5
 
-    top5 = f"  top-5 {found['top5']:.2%}" if tells_top5(classes) else ""
+    top5 = f"  top-5 {found['top5']:.2%}" if shows_top5(classes) else ""
     return f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}{top5}"
 
 

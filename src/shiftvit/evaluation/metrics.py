@@ -1,4 +1,4 @@
-"""Metrics of logits and labels: accuracy, each class, calibration, intervals, the worst mistakes.
+"""Metrics of logits and labels: accuracy, per-class figures, calibration, intervals, the worst mistakes.
 
 Logits are float `(N, C)`, labels whole numbers below C `(N,)`. Shares and probabilities run from 0 to 1, losses are in
 nats. No framework is needed.
@@ -31,22 +31,22 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
         )
 
 
-def check_finite(answers: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
-    """Raises ShiftViTError unless a model's answers `(N, ...)` are finite.
+def check_finite(outputs: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
+    """Raises ShiftViTError unless a model's outputs `(N, ...)` are finite.
 
     Args:
-        answers: logits, probabilities or whatever else it says of N images.
-        model: what the message calls the model.
-        names: what it calls the images; None: by number, from 1.
+        outputs: logits, probabilities or other outputs for N images.
+        model: the model's name for the message.
+        names: the images' names for the message; None: their numbers, from 1.
     """
-    finite = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1) if answers.size else np.ones(0, bool)
+    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1) if outputs.size else np.ones(0, bool)
     if finite.all():
         return
     first = int(finite.argmin())
     image = f"image {first + 1}" if names is None else repr(names[first])
     raise ShiftViTError(
-        f"{model} answers with NaN or infinity for {image}; its weights are damaged or its training diverged: "
-        "train it again, or take another model"
+        f"{model} returns NaN or infinity for {image}; its weights are damaged or its training diverged: "
+        "train it again, or use another model"
     )
 
 
@@ -107,7 +107,7 @@ def macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """Returns `{"precision", "recall", "f1", "balanced_accuracy"}`, each class counting the same.
 
     They are means over the classes that have images; balanced accuracy is the mean recall (Brodersen et al., ICPR
-    2010). A class without images has no recall; what is wrongly taken for it lowers the recall of others.
+    2010). A class without images has no recall, but predicting it wrongly lowers the recall of other classes.
 
     Raises:
         ShiftViTError: there are no images, or the labels do not fit the logits.
@@ -128,11 +128,11 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 1
     Args:
         probabilities: `(N, C)`, each row a distribution.
         labels: whole numbers below C, `(N,)`.
-        bins: their number; a bin includes its upper edge but not its lower one, except the first, which includes both.
+        bins: number of bins. A bin includes its upper edge but not its lower one; the first includes both.
 
     Returns:
         "ece", the expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3): the mean
-        of |accuracy - confidence| over the bins, weighted by their images; "mce", the largest of them (equation 5);
+        of |accuracy - confidence| over the bins, weighted by their images; "mce", its maximum (equation 5);
         "bins": rows of "lower", "upper", "count", "confidence", "accuracy", the last two None in an empty bin.
 
     Raises:
@@ -193,7 +193,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     low, high = np.log(TEMPERATURES)
     # The loss is convex in 1 / T, so it has one valley in log T as well.
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
-    # The search never tries its bounds; 0 ensures that the answer is no worse than T = 1.
+    # The search never tries its bounds. 0 is added so that the result is no worse than T = 1.
     return float(np.exp(min((low, high, float(found), 0.0), key=loss)))
 
 
@@ -219,7 +219,7 @@ def intervals(
     if repeats < 1:
         raise ShiftViTError(f"repeats={repeats} must be at least 1; 1000 is usual")
     count, classes = logits.shape
-    labels = labels.astype(np.int64)  # uint8, the data sets' own type, is too small for the index of the misses
+    labels = labels.astype(np.int64)  # uint8, the type in some data sets, would overflow
     columns = np.stack(_per_image(logits, labels), axis=1)  # (N, 3)
     predicted = logits.argmax(axis=1)
     random = np.random.default_rng(seed)
@@ -249,7 +249,7 @@ def mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDA
         raise ShiftViTError(f"count={count} must be at least 0")
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     exact = np.sort(logits[wrong].astype(np.float64), axis=1)
-    # What remains for the other classes, relative to the predicted one; this also orders confidences that round to 1.
+    # The odds of the other classes against the predicted one, which also order confidences that round to 1.
     rest = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
     return wrong[np.argsort(rest, kind="stable")[:count]].astype(np.int64)
 

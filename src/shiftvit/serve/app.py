@@ -48,9 +48,10 @@ def create_app(
         redoc_url=None,
     )
     guard = Guard(app, access, limits, measures, log_format)
-    app.include_router(classify.make_router(models, bodies))
-    app.include_router(about.make_router(models, limits))
-    app.include_router(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping))
+    # Not by `include_router`, with which every request would look for its route twice.
+    app.routes.extend(classify.make_router(models, bodies).routes)
+    app.routes.extend(about.make_router(models, limits).routes)
+    app.routes.extend(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping).routes)
     _add_errors(app)
 
     _name_models(app, list(models))

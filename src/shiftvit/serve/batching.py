@@ -82,7 +82,7 @@ class Batcher:
             self._jobs.extend(jobs)
             self._changed.notify()
         try:
-            answers = await asyncio.gather(*(job.answer for job in jobs))
+            answers = [await jobs[0].answer] if len(jobs) == 1 else await asyncio.gather(*(job.answer for job in jobs))
         except asyncio.CancelledError:  # at the deadline, because the client left, or because the server stops
             with self._changed:
                 self._jobs = deque(job for job in self._jobs if job not in jobs)

@@ -8,12 +8,12 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shiftvit.serve.answers import Refused, refuse_full
@@ -27,12 +27,12 @@ MAX_HEAD = 16 * 2**10
 # Answered without a key: probes, and the files of the page, which asks for the key.
 _OPEN = ("/v2/health/",)
 _SECURITY = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
+    b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+    b"form-action 'none'; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cross-origin-opener-policy": b"same-origin",
 }
 _CORS_METHODS = "GET, POST"
 _CORS_HEADERS = "Authorization, Content-Type, Inference-Header-Content-Length, X-API-Key"
@@ -53,7 +53,7 @@ class Access:
     hosts: tuple[str, ...] = ()
     own_names: frozenset[str] = field(default_factory=lambda: frozenset({"localhost", socket.gethostname().lower()}))
 
-    def allows_key(self, headers: Headers) -> bool:
+    def allows_key(self, headers: Mapping[str, str]) -> bool:
         """Compares in a time that does not depend on the key."""
         if not self.keys:
             return True
@@ -96,14 +96,17 @@ class Guard:
             return
         began = time.perf_counter()
         status = 499  # the client left before there was an answer
-        headers = Headers(scope=scope)
+        # The first of several counts.
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         origin = headers.get("origin")
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._add_headers(MutableHeaders(scope=message), origin)
+                message["headers"] = [*message["headers"], *_SECURITY.items()]
+                if self._access.origins:
+                    self._share(MutableHeaders(scope=message), origin)
             await send(message)
 
         self.active += 1
@@ -119,13 +122,13 @@ class Guard:
             self.active -= 1
             self._report(scope, status, time.perf_counter() - began)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Refused | None:
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Refused | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
             return Refused(400, f"the head of the request has more than {MAX_HEAD:,} bytes", {"Connection": "close"})
         if "content-length" in headers and "transfer-encoding" in headers:  # two readers could disagree on its end
             return Refused(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
         host = headers.get("host", "")
-        if len(headers.getlist("host")) != 1 or not self._access.allows_host(host):
+        if [name for name, _ in scope["headers"]].count(b"host") != 1 or not self._access.allows_host(host):
             return Refused(400, "the Host header names no host of this server; start it with --allow-host NAME")
         asks = scope["method"] not in {"GET", "HEAD"}
         if asks and not self._access.allows_origin(headers.get("origin"), host, scope["scheme"]):
@@ -143,12 +146,9 @@ class Guard:
             return refuse_full()
         return None
 
-    def _add_headers(self, headers: MutableHeaders, origin: str | None) -> None:
-        for name, value in _SECURITY.items():
-            headers.setdefault(name, value)
+    def _share(self, headers: MutableHeaders, origin: str | None) -> None:
+        """Lets pages of the allowed origins read the answer."""
         origins = self._access.origins
-        if not origins:
-            return
         headers.add_vary_header("Origin")
         if origin is not None and (origin in origins or "*" in origins):
             headers["Access-Control-Allow-Origin"] = origin
@@ -175,7 +175,7 @@ class Guard:
 
 
 async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a browser that asks whether it may send a request; `_add_headers` adds which origin may."""
+    """Answers a browser that asks whether it may send a request; `_share` adds which origin may."""
     from starlette.responses import Response
 
     allowed = {"Access-Control-Allow-Methods": _CORS_METHODS, "Access-Control-Allow-Headers": _CORS_HEADERS}

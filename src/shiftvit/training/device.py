@@ -8,6 +8,7 @@ and checkpoints are those of `fit`; `tests/test_device.py` holds the two togethe
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -168,6 +169,8 @@ class TorchLoop(DeviceLoop):
         self.sums = torch.zeros(2, device=device)
         self.places = torch.arange(self.batch_size, device=device)
         self.capturing = device.type == "cuda"
+        self.jit_compile = recipe.train.jit_compile
+        self.gradients: Any = functools.partial(torch_gradients, model, parts=self.parts)
         self.graph: Any = None
         self.done = 0
 
@@ -192,13 +195,16 @@ class TorchLoop(DeviceLoop):
         loss, top1 = (self.sums / max(self.done, 1)).tolist()
         return {"loss": loss, "top1": top1}
 
+    def _batch(self) -> tuple[Any, Any]:
+        places = self.number * self.batch_size + self.places
+        return self.images.batch(self.images.constants, self.drawn, places)
+
     def _step(self) -> None:
         import torch
 
-        optimizer, model = self.model.optimizer, self.model
-        places = self.number * self.batch_size + self.places
-        images, labels = self.images.batch(self.images.constants, self.drawn, places)
-        loss, logits, gradients = torch_gradients(model, images, labels, self.parts)
+        optimizer = self.model.optimizer
+        images, labels = self._batch()
+        loss, logits, gradients = self.gradients(images, labels)
         with torch.no_grad():
             # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.
             rate = self.rates.index_select(0, optimizer.iterations.value.reshape(1).long())[0]
@@ -219,6 +225,9 @@ class TorchLoop(DeviceLoop):
                 for tensor, value in zip(changed, before, strict=True):
                     tensor.copy_(value)
 
+        if self.jit_compile:
+            self.gradients = _compile(self.gradients, self._batch())
+            put_back()  # a batch norm has counted the batch
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -238,3 +247,15 @@ class TorchLoop(DeviceLoop):
             self.capturing = False
         put_back()
         torch.cuda.set_rng_state(chance)
+
+
+def _compile(function: Any, example: Any) -> Any:
+    """Returns a function of tensors as fused kernels, which torch's Inductor makes.
+
+    The operations are recorded first, forward and backward in one graph: `torch.compile` by itself would have to follow
+    the Python code of Keras' layers.
+    """
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return torch.compile(make_fx(function)(*example), dynamic=False)

@@ -1,4 +1,4 @@
-"""The files of a bundle in a folder or a zip archive, and the checks that both need."""
+"""The files of a bundle, in a folder or a zip archive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class Container(Protocol):
-    """Named files that belong together; `where` is their place, for messages."""
+    """Named files that belong together; `where` is their path, for messages."""
 
     where: Path
 
@@ -33,8 +33,8 @@ class Container(Protocol):
 class Folder:
     """A container that is a folder.
 
-    No link in it is followed: someone else's could lead to a private file. The exception are those of the Hugging Face
-    Hub's cache, from `snapshots/COMMIT/` to `blobs/` beside it.
+    Links in it are not followed, because a link in a malicious bundle could lead to a private file. The exception is
+    the cache of the Hugging Face Hub, with its links from `snapshots/COMMIT/` to `blobs/`.
     """
 
     def __init__(self, where: Path) -> None:
@@ -56,7 +56,7 @@ class Folder:
 
 
 class Archive:
-    """A container that is a zip archive with its files at the top."""
+    """A container that is a zip archive with its files at the top level."""
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -71,7 +71,7 @@ class Archive:
                 if unpacks_too_far(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
-                        f"{entry.compress_size:,}, which no model does; get the bundle again"
+                        f"{entry.compress_size:,}, too many for a model; get the bundle again"
                     )
                 return archive.read(entry)
         except KeyError:
@@ -112,11 +112,11 @@ def write_container(
     Args:
         path: the folder or archive; an earlier one there is replaced.
         contents: the files, by name.
-        gone: names of files that go away with an earlier folder's.
-        keep: names of files that are someone else's in that folder, so that they are not replaced.
+        gone: names of files to delete from an earlier folder.
+        keep: names of files that are someone else's in that folder and must not be replaced.
 
     Raises:
-        ShiftViTError: no space or no permission.
+        ShiftViTError: the disk is full or the folder is not writable.
     """
     if path.suffix.lower() == ".zip":
         try:
@@ -134,7 +134,7 @@ def write_container(
 
 
 def unpacks_too_far(size: int, packed: int) -> bool:
-    """Whether `packed` bytes become so many that they are no model's."""
+    """Returns whether `packed` bytes unpack to more than those of a model could."""
     return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
@@ -148,7 +148,7 @@ def _write_archive(path: Path, contents: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
             entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o644 << 16  # on every system: readable by all
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # readable by all, on every system
             archive.writestr(entry, content)
 
 

@@ -1,0 +1,135 @@
+"""On a GPU: the device loop against `fit`, stopped and resumed, compiled, on a folder of images, and out of memory.
+
+    SHIFTVIT_TEST_ACCELERATOR=1 KERAS_BACKEND=torch python -m pytest tests/test_accelerator.py
+
+All other tests run on the processor, on machines with a GPU too (`conftest.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from logs import read_log
+from sample import tiny, write_tree
+from shiftvit import train
+from shiftvit.environment import device_name
+from shiftvit.errors import Interrupted
+from shiftvit.training.callbacks import Watch
+
+BACKEND = keras.config.backend()
+pytestmark = [
+    pytest.mark.skipif(
+        BACKEND == "tensorflow" or not os.environ.get("SHIFTVIT_TEST_ACCELERATOR") or device_name() in ("cpu", "mps"),
+        reason="needs a GPU, SHIFTVIT_TEST_ACCELERATOR=1 and KERAS_BACKEND=jax or torch",
+    ),
+    pytest.mark.usefixtures("plain_figures"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _full_float32():
+    """Without TF32, which rounds the factors of float32 products to 10 bits."""
+    if BACKEND == "torch":
+        import torch
+
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+        torch.backends.cudnn.allow_tf32 = before
+    else:
+        import jax
+
+        with jax.default_matmul_precision("highest"):
+            yield
+
+
+def weights(run: Path) -> dict[str, Any]:
+    stored = load_file(run / "checkpoints" / "last.safetensors")
+    return {name: value for name, value in stored.items() if name.startswith("model/")}
+
+
+def check_alike(one: Path, other: Path, atol: float) -> None:
+    expected = weights(other)
+    for name, value in weights(one).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=atol, err_msg=name)
+
+
+def recipe(**settings: Any) -> Any:
+    return tiny(**{"precision": "float32", **settings})
+
+
+def test_the_loop_ends_as_fit_does(tmp_path, sample):
+    still = {"model.dropout": 0.0, "model.drop_path": 0.0}
+    runs = {
+        loop: train(recipe(**still, loop=loop, batch_size=50), out=tmp_path / loop, data=sample)
+        for loop in ("auto", "fit")
+    }
+    assert runs["auto"].recipe.train.loop == "device"
+    check_alike(runs["auto"].path, runs["fit"].path, 1e-4)
+    for mine, theirs in zip(read_log(runs["auto"].path), read_log(runs["fit"].path), strict=True):
+        for key in ("loss", "val_loss", "learning_rate"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-3), key
+
+
+@pytest.mark.parametrize("batch_size", [250, 125, 2])  # one, two and 125 steps an epoch: a few at a time are one call
+def test_a_stopped_run_ends_as_if_left_alone(tmp_path, sample, monkeypatch, batch_size):
+    """Dropout and drop path draw the same numbers, in the middle of an epoch too."""
+    settings = recipe(loop="device", batch_size=batch_size)
+    alone = train(settings, out=tmp_path / "alone", data=sample)
+    begin = Watch.on_train_batch_begin
+
+    def stopping(self, batch, logs=None):
+        if self.progress.epoch == 1 and self.progress.step + batch >= 64 % max(250 // batch_size, 1):
+            self.signal = 15
+        begin(self, batch, logs)
+
+    monkeypatch.setattr(Watch, "on_train_batch_begin", stopping)
+    with pytest.raises(Interrupted):
+        train(settings, out=tmp_path / "run", data=sample)
+    monkeypatch.setattr(Watch, "on_train_batch_begin", begin)
+    train(resume=tmp_path / "run", data=sample)
+    check_alike(tmp_path / "run", alone.path, 1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="jax always compiles")
+def test_a_compiled_step_is_the_same_step(tmp_path, sample, capfd):
+    still = {"model.dropout": 0.0, "model.drop_path": 0.0, "loop": "device"}
+    plain = train(recipe(**still), out=tmp_path / "plain", data=sample)
+    compiled = train(recipe(**still, jit_compile=True), out=tmp_path / "compiled", data=sample)
+    assert "cannot be captured" not in capfd.readouterr().err
+    check_alike(compiled.path, plain.path, 1e-4)
+
+
+def test_a_folder_of_images(tmp_path):
+    changes = {"batch_size": 16, "data.name": str(write_tree(tmp_path / "photos"))}
+    run = train(recipe(**changes, **{"preprocess.resize": 36, "preprocess.crop": 32}), out=tmp_path / "run")
+    assert run.recipe.train.loop == "device"
+    assert np.isfinite(read_log(run.path)[-1]["loss"])
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch can be held to a share of the memory from within")
+def test_out_of_memory_goes_on_in_smaller_parts(tmp_path, sample, capfd):
+    import torch
+
+    torch.cuda.empty_cache()
+    settings = recipe(auto_batch=True, batch_size=250, loop="device", **{"model.embed_dim": 384})
+    torch.cuda.reset_peak_memory_stats()
+    train(settings, out=tmp_path / "free", data=sample)
+    needed, whole = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    capfd.readouterr()
+    try:
+        torch.cuda.set_per_process_memory_fraction(0.75 * needed / whole)
+        run = train(settings, out=tmp_path / "short", data=sample)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "out of memory with 250 images of 32 x 32 pixels at once" in capfd.readouterr().err
+    assert run.recipe.train.loop == "device"
+    assert np.isfinite(read_log(run.path)[-1]["loss"])
