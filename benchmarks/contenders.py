@@ -40,11 +40,10 @@ Outcome = tuple[float, dict[str, Any]]
 def train_ours(task: Task) -> Outcome:
     """This package, by its recipe. Reading the files and checkpoints count; the evaluation afterwards does not."""
     with tempfile.TemporaryDirectory() as folder:
-        _, _, model, steps = prepare(Path(folder) / "trial", task.recipe, task.arrays, ALONE)
+        resolved, _, model, steps = prepare(Path(folder) / "trial", task.recipe, task.arrays, ALONE)
         trial = task.trial_batches()
-        precision, epochs = task.budget.plan(
-            {model.dtype_policy.name: lambda: model.train_on_batch(*next(trial))}, steps
-        )
+        precision = resolved.train.precision
+        _, epochs = task.budget.plan({precision: lambda: model.train_on_batch(*next(trial))}, steps)
         parameters = model.count_params()
         recipe = task.recipe.model_copy(update={"train": task.recipe.train.model_copy(update={"epochs": epochs})})
         run = shiftvit.train(recipe, out=Path(folder) / "run", data=task.arrays)
@@ -107,7 +106,10 @@ def train_cnn(task: Task, name: str) -> Outcome:
 
 
 def train_timm(task: Task, name: str, side: int, **arguments: Any) -> Outcome:
-    """One of timm's models from random weights, in a training loop as one writes it in torch."""
+    """One of timm's models from random weights, in a training loop as one writes it in torch.
+
+    `side`: in pixels, what the images are enlarged to. It is the better one of 32 and 64 on training images left out.
+    """
     import timm
     import torch
     from torch.nn import functional
@@ -236,7 +238,7 @@ CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
     "plain Keras CNN like quick": partial(train_cnn, name="quick"),
     "plain Keras CNN like cifar10": partial(train_cnn, name="cifar10"),
     "timm mobilenetv3_small_050, 64 px": partial(train_timm, name="mobilenetv3_small_050", side=64),
-    "timm resnet10t, 64 px": partial(train_timm, name="resnet10t", side=64),
+    "timm resnet10t": partial(train_timm, name="resnet10t", side=SIDE),
     "timm convnext_atto, patches of 2 px": partial(train_timm, name="convnext_atto", side=SIDE, patch_size=2),
 }
 # Whose images, augmentation and loss each gets; the others have those of `cifar10`.
