@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 from record import write_record
-from shiftvit.benchmark import peak_gflops
+from shiftvit.benchmark import measure_peak_gflops
 from shiftvit.bundle.describe import list_stages
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.environment import device_name
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--only", help="a preset")
     parser.add_argument("--scale", type=float, default=1.0, help="of the batches")
     arguments = parser.parse_args()
-    peak = peak_gflops("bfloat16")
+    peak = measure_peak_gflops("bfloat16")
     print(f"{device_name()}: {peak / 1e3:.1f} TFLOP/s in square products", flush=True)
     rows = []
     for preset, side, images in OURS:

@@ -66,10 +66,10 @@ def main() -> None:
     result["resolution"] = [{"side": side, **step(side, 2)} for side in RESOLUTIONS]
     result["depth"] = [{"blocks_a_stage": depth, **step(64, depth)} for depth in DEPTHS]
     result["batch_size"] = _BATCH
-    from shiftvit.benchmark import peak_gflops
+    from shiftvit.benchmark import measure_peak_gflops
 
     bfloat16 = result["depth"][0]["precision"] == "mixed_bfloat16"
-    result["peak_gflops"] = round(peak_gflops("bfloat16" if bfloat16 else "float32"), 1)
+    result["peak_gflops"] = round(measure_peak_gflops("bfloat16" if bfloat16 else "float32"), 1)
     write_record("scaling", result)
     draw(result, FIGURE)
 

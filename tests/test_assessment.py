@@ -16,7 +16,7 @@ from sample import with_splits
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
 from shiftvit.data import named
 from shiftvit.evaluation.evaluate import REPORT
-from shiftvit.evaluation.explain import probabilities
+from shiftvit.evaluation.explain import predict_probabilities
 from shiftvit.evaluation.logits import predict_logits
 
 
@@ -104,7 +104,7 @@ def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path
 def test_explanations_have_the_temperature_in_them(sample, logits) -> None:
     bundle = Bundle.load("cifar10")
     images = bundle.preprocess(sample.test.images[:4])
-    answers = probabilities(bundle.build(), images, temperature=0.5)
+    answers = predict_probabilities(bundle.build(), images, temperature=0.5)
     np.testing.assert_allclose(answers, softmax(logits[:4] / 0.5, axis=1), atol=1e-4)
 
 

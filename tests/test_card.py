@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
 from shiftvit.bundle.card import Facts, address_card, dump_settings, get_last_name, write_card
 from shiftvit.config import ModelConfig
-from shiftvit.evaluation.metrics import intervals, macro, measure
+from shiftvit.evaluation.metrics import estimate_intervals, measure, measure_macro
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -52,10 +52,10 @@ def cells(text: str) -> dict[str, list[list[str]]]:
 def test_every_figure_is_that_of_the_run() -> None:
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(500, 6)).astype(np.float32), random.integers(6, size=500)
-    test, low_high = measure(logits, labels), intervals(logits, labels, repeats=50)
+    test, low_high = measure(logits, labels), estimate_intervals(logits, labels, repeats=50)
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog")
     counts = {"train": [10, 20, 30, 40, 50, 2000], "validation": [1] * 6, "test": np.bincount(labels).tolist()}
-    f1 = macro(logits, labels)["f1"]
+    f1 = measure_macro(logits, labels)["f1"]
     metrics = {
         "train": {"seconds": 61.4, "epochs": 9},
         "val": {"top1": 1 / 3, "top5": 1.0, "loss": 0.5, "n": 1500},

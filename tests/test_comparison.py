@@ -12,7 +12,7 @@ import pytest
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
-from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.metadata import make_metadata
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.find import find_data
@@ -47,7 +47,7 @@ def make_run(folder: Path, data: Path | str, bundle: Bundle, **settings: Any) ->
 
 def choose(model: Path, precision: str = "int8", data: str | None = None, count: int = 10_000) -> Any:
     bundle = Bundle.load(model)
-    return choose_images(model, bundle, graph_metadata(bundle, precision), data, count)  # type: ignore[arg-type]
+    return choose_images(model, bundle, make_metadata(bundle, precision), data, count)  # type: ignore[arg-type]
 
 
 def rows(array: Any) -> list[bytes]:

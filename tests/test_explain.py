@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from backends import of
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS
-from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split_model
+from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities, split_model
 from shiftvit.figures.evaluation import COLOURS, overlay
 from tensors import normal, set_random_weights, to_numpy
 
@@ -104,7 +104,7 @@ def test_occlusion_is_what_brute_force_finds():
 
 def test_the_predicted_class_is_what_is_explained():
     model = small()
-    predicted = probabilities(model, IMAGES).argmax(axis=1)
+    predicted = predict_probabilities(model, IMAGES).argmax(axis=1)
     np.testing.assert_allclose(grad_cam(model, IMAGES), grad_cam(model, IMAGES, predicted), atol=1e-6)
     np.testing.assert_allclose(occlusion(model, IMAGES), occlusion(model, IMAGES, predicted), atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_no_images_and_more_than_a_batch(monkeypatch):
     model = small()
     assert grad_cam(model, IMAGES[:0]).shape == (0, 6, 4)
     assert occlusion(model, IMAGES[:0]).shape == (0, 24, 16)
-    assert probabilities(model, IMAGES[:0]).shape == (0, 4)
+    assert predict_probabilities(model, IMAGES[:0]).shape == (0, 4)
     whole = grad_cam(model, IMAGES), occlusion(model, IMAGES)
     monkeypatch.setattr("shiftvit.evaluation.explain.BATCH_SIZE", 2)
     np.testing.assert_allclose(grad_cam(model, IMAGES), whole[0], atol=1e-4)
@@ -160,7 +160,7 @@ def located():
     """Maps of 100 new images with a square, but those it misses, at the images' size; and the masks of the squares."""
     model = trained(final_norm=False)
     images, labels, corners = patch_images(200, 10_000)
-    said = probabilities(model, images).argmax(axis=1)
+    said = predict_probabilities(model, images).argmax(axis=1)
     assert (said == labels).mean() > 0.97
     seen = (said == 1) & (labels == 1)
     squares, classes = images[seen], np.ones(seen.sum(), int)

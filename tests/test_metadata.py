@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftvit import Bundle, Preprocess, ShiftViTError
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.config import ModelConfig
 
 TREE = {
@@ -78,12 +78,12 @@ def bundle(preprocess=None, labels=("a", "b"), **config):
 
 
 def test_the_metadata_of_a_bundles_graph():
-    found = graph_metadata(bundle(Preprocess(resize=(24, 32), mean=9.0)), "bf16")
+    found = make_metadata(bundle(Preprocess(resize=(24, 32), mean=9.0)), "bf16")
     assert (found.labels, found.input_shape, found.precision) == (("a", "b"), (24, 32, 3), "bf16")
     assert found.preprocess == Preprocess(resize=(24, 32), mean=9.0)
     assert found.versions["numpy"]
     # A model of images of one size takes any image once the metadata say how.
-    assert graph_metadata(bundle()).preprocess.output_shape(480, 640) == (24, 32)
+    assert make_metadata(bundle()).preprocess.output_shape(480, 640) == (24, 32)
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_the_metadata_of_a_bundles_graph():
 )
 def test_bundles_that_have_no_graph(case, message):
     with pytest.raises(ShiftViTError, match=message):
-        graph_metadata(case)
+        make_metadata(case)

@@ -13,8 +13,8 @@ from PIL import Image
 from shiftvit import ShiftViTError, files
 from shiftvit.cli.main import _run
 from shiftvit.cli.tables import print_json
-from shiftvit.figures.grid import Tile, prediction_grid
-from shiftvit.figures.run import confusion_matrix
+from shiftvit.figures.grid import Tile, draw_predictions
+from shiftvit.figures.run import draw_confusion_matrix
 from shiftvit.figures.style import ENDINGS
 
 
@@ -63,12 +63,12 @@ def test_a_folder_is_not_named_like_a_file(name, tmp_path):
 def test_figures_have_the_format_of_their_ending(tmp_path):
     begins = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}
     for ending in ENDINGS:
-        confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / f"x{ending}")
+        draw_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / f"x{ending}")
         assert (tmp_path / f"x{ending}").read_bytes().startswith(begins.get(ending, b"RIFF"))
     with pytest.raises(ShiftViTError, match="no ending that is written here"):
-        confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "x.txt")
+        draw_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "x.txt")
     with pytest.raises(ShiftViTError, match="no ending that is written here"):
-        prediction_grid([Tile(np.zeros((4, 4, 3), np.uint8), "a", 0.5)], tmp_path / "x.svg", "A title")
+        draw_predictions([Tile(np.zeros((4, 4, 3), np.uint8), "a", 0.5)], tmp_path / "x.svg", "A title")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance
 
 from sample import load_sample
 from shiftvit.augment import photometric
-from shiftvit.augment.photometric import color_jitter
+from shiftvit.augment.photometric import jitter_colors
 
 PIXELS = load_sample().train.images[11]
 IMAGE = Image.fromarray(PIXELS)
@@ -33,7 +33,7 @@ def test_tables_of_levels() -> None:
 def test_jitter_draws_its_factors_uniformly() -> None:
     """Of a flat grey picture contrast and saturation change nothing: what is left is the brightness' factor."""
     flat = Image.new("RGB", (4, 4), (100, 100, 100))
-    values = [np.asarray(color_jitter(flat, 0.4, np.random.default_rng(seed)))[0, 0, 0] for seed in range(4000)]
+    values = [np.asarray(jitter_colors(flat, 0.4, np.random.default_rng(seed)))[0, 0, 0] for seed in range(4000)]
     np.testing.assert_allclose(np.quantile(values, [0.02, 0.25, 0.5, 0.75, 0.98]), [61.6, 80, 100, 120, 138.4], atol=2)
 
 
@@ -42,7 +42,7 @@ def test_jitter_is_its_three_changes_in_some_order() -> None:
     seen = set()
     for seed in range(60):
         factors = np.random.default_rng(seed).uniform(0.5, 1.5, 3)
-        result = np.asarray(color_jitter(IMAGE, 0.5, np.random.default_rng(seed)))
+        result = np.asarray(jitter_colors(IMAGE, 0.5, np.random.default_rng(seed)))
         for order in itertools.permutations(range(3)):
             image = IMAGE
             for which in order:

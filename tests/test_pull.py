@@ -20,7 +20,7 @@ from shiftvit.bundle.card import address_card
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
 from shiftvit.bundle.stored.find import PRETRAINED
-from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
+from shiftvit.bundle.stored.published import PUBLISHED, Published, read_imagenet_classes
 from shiftvit.cli.main import main
 from shiftvit.exports import pull as pulling
 from shiftvit.exports.pull import pull_published
@@ -97,7 +97,7 @@ def test_the_table_is_the_authors() -> None:
 
 
 def test_imagenet_has_a_thousand_names() -> None:
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     assert len(names) == len(set(names)) == len(synsets) == 1000
     assert synsets == tuple(sorted(synsets))
     known = {
@@ -120,7 +120,7 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     digest = files.sha256(checkpoint)
     assert digest in capsys.readouterr().err
     bundle = Bundle.load(NAME)
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     assert (bundle.labels, bundle.synsets, bundle.graph) == (names, synsets, b"a graph")
     assert bundle.provenance is not None
     assert bundle.provenance.model_dump(exclude={"date"}) == {

@@ -40,7 +40,7 @@ class Interrupted(Exception):
         self.run = run
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def suggest(name: str, valid: Iterable[str]) -> str:
     """Returns the end of an error message: the closest valid name, if one is close, then all of them."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -48,9 +48,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}Valid: {', '.join(names)}."
 
 
-def one_line(text: str) -> str:
+def to_one_line(text: str) -> str:
     """Returns text on one line, with a space for each run of spaces and of what cannot be printed."""
-    return " ".join(_printable(text).split())
+    return " ".join(_replace_unprintable(text).split())
 
 
 def check_at_least(name: str, value: Any, least: int) -> None:
@@ -85,17 +85,17 @@ def notice(text: str) -> None:
 
 def complain(text: str) -> None:
     """Prints a line on standard error, whichever process this is."""
-    print_aside(f"shiftvit: {_printable(text)}")
+    print_error(f"shiftvit: {_replace_unprintable(text)}")
 
 
-def print_aside(text: str) -> None:
+def print_error(text: str) -> None:
     """Prints a line on standard error. Where that cannot be written, the line is lost, but not the work."""
     if sys.stderr is not None:  # or Python would print it where the results go
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
 
-def install_hint(*packages: str) -> str:
+def suggest_install(*packages: str) -> str:
     """Returns the command that installs packages that are missing, in the versions that shiftvit needs.
 
     It names the packages and not an extra, as in `shiftvit[hub]`: for that pip would look for shiftvit itself in the
@@ -107,11 +107,11 @@ def install_hint(*packages: str) -> str:
         lines = [line.split(";")[0].strip() for line in metadata.requires("shiftvit") or ()]
     except metadata.PackageNotFoundError:  # imported from a source folder
         lines = []
-    needed = {_distribution(line): line for line in lines}
-    return "pip install " + shlex.join(needed.get(_distribution(name), name) for name in packages)
+    needed = {_parse_distribution(line): line for line in lines}
+    return "pip install " + shlex.join(needed.get(_parse_distribution(name), name) for name in packages)
 
 
-def _distribution(requirement: str) -> str:
+def _parse_distribution(requirement: str) -> str:
     """Returns what is to be installed, without version and extras."""
     return re.split(r"[^\w.-]", requirement)[0].replace("-", "_").lower()
 
@@ -121,11 +121,14 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def count_of(number: int, noun: str, plural: str | None = None) -> str:
+def pluralize(number: int, noun: str, plural: str | None = None) -> str:
     """Returns `1 image`, `2 images` or `1,000 images`; of other plurals the word, as in `2 classes`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def _printable(text: str) -> str:
+count_of = pluralize  # under its former name, for `training.device`
+
+
+def _replace_unprintable(text: str) -> str:
     """Returns text with a space for each character that cannot be printed: those of a file's names steer terminals."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

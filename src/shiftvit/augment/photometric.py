@@ -21,7 +21,7 @@ def solarize_add(image: Image.Image, amount: int) -> Image.Image:
 _JITTERED = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
-def color_jitter(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
+def jitter_colors(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
     """Changes brightness, contrast and saturation, in an order drawn at random.
 
     Source: the colour changes of Krizhevsky-style training as torchvision's `ColorJitter` has them, without hue.

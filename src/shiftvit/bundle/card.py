@@ -17,7 +17,7 @@ import tomli_w
 
 from shiftvit.bundle.stored.manifest import Provenance
 from shiftvit.config import ModelConfig
-from shiftvit.errors import count_of
+from shiftvit.errors import pluralize
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.templates import render
@@ -211,7 +211,7 @@ def _describe_machine(environment: Mapping[str, Any]) -> str:
     """Returns the hardware and backend of a run in words; empty if nothing is known."""
     parts = [str(environment[key]) for key in ("processor", "device") if environment.get(key) not in (None, "cpu")]
     if "cores" in environment:
-        parts.append(count_of(environment["cores"], "core"))
+        parts.append(pluralize(environment["cores"], "core"))
     if "backend" in environment:
         parts.append(f"Keras with {environment['backend']}")
     return ", ".join(parts)

@@ -7,10 +7,10 @@ from typing import Any
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import describe_origin, describe_preprocessing, shows_top5
-from shiftvit.bundle.stored.find import find_bundle, is_name, pretrained_names
+from shiftvit.bundle.stored.find import find_bundle, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, count_of, nearest
+from shiftvit.errors import ShiftViTError, pluralize, suggest
 from shiftvit.presets import PRESETS
 
 Rows = list[dict[str, Any]]
@@ -66,9 +66,9 @@ def describe(name: str) -> dict[str, Any]:
             pulled = is_name(name)
             notes["weights"] = f"in {PUBLISHED[name].place}" if pulled else f"not on this machine; shiftvit pull {name}"
         return _describe(f"Preset {name}", ModelConfig(**preset.arguments), notes)
-    if not Path(name).exists() and name not in pretrained_names():
-        valid = [*PRESETS, *pretrained_names()]
-        raise ShiftViTError(f"{name!r} is neither a name nor a path; {nearest(name, valid)} Or give a run folder.")
+    if not Path(name).exists() and name not in list_pretrained():
+        valid = [*PRESETS, *list_pretrained()]
+        raise ShiftViTError(f"{name!r} is neither a name nor a path; {suggest(name, valid)} Or give a run folder.")
     bundle = Bundle.load(name)
     count = len(bundle.labels)
     notes = {
@@ -82,7 +82,7 @@ def describe(name: str) -> dict[str, Any]:
             found = bundle.metrics[split]
             top5 = f"top-5 {found['top5']:.2%}, " if shows_top5(count) else ""
             notes[title] = (
-                f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({count_of(found['n'], 'image')})"
+                f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({pluralize(found['n'], 'image')})"
             )
     return _describe(f"Model in {find_bundle(name).where}", bundle.config, notes)
 

@@ -17,7 +17,7 @@ from shiftvit import files
 from shiftvit.bundle.bundle import LARGEST_CARD, Bundle, check_place
 from shiftvit.bundle.card import address_card, write_card
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
-from shiftvit.errors import ShiftViTError, install_hint
+from shiftvit.errors import ShiftViTError, suggest_install
 
 # The files that are downloaded, and their largest size in bytes. The paper's largest model has 400 MB of weights.
 _LARGEST = {MANIFEST: 2**24, WEIGHTS: 2**32, GRAPH: 2**32, CARD: LARGEST_CARD}
@@ -170,7 +170,7 @@ def _import_library() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError as error:
-        raise ShiftViTError(f"push and pull need huggingface_hub; {install_hint('huggingface_hub')}") from error
+        raise ShiftViTError(f"push and pull need huggingface_hub; {suggest_install('huggingface_hub')}") from error
     return huggingface_hub
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from shiftvit.config import Settings, first_fault
+from shiftvit.config import Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -54,7 +54,7 @@ class Metadata(Settings):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ShiftViTError(f"{origin} has invalid metadata: {first_fault(error)}; export it again") from error
+            raise ShiftViTError(f"{origin} has invalid metadata: {describe_fault(error)}; export it again") from error
 
     def dump(self) -> str:
         """Returns the JSON to store."""
@@ -68,7 +68,7 @@ class Metadata(Settings):
         return height or _ANY, width or _ANY, channels
 
 
-def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
+def make_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
     """Returns the metadata of a bundle's graph.
 
     Raises:

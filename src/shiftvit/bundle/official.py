@@ -12,7 +12,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.manifest import Provenance
-from shiftvit.bundle.stored.published import Published, find_evaluation, imagenet_classes
+from shiftvit.bundle.stored.published import Published, find_evaluation, read_imagenet_classes
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
@@ -91,7 +91,7 @@ def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[t
     """Returns the names of the classes, and their synsets if they are ImageNet's."""
     if labels is not None:
         return _read_labels(Path(labels), classes), ()
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     if classes == len(names):
         return names, synsets
     if classes:

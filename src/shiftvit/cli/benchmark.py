@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import Json, examples, print_json, show
+from shiftvit.cli.tables import Json, list_examples, print_json, show
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit benchmark",
             "shiftvit benchmark shiftvit_cifar --train --batch-size 128",
             "shiftvit benchmark cifar10 --runtime openvino --json",

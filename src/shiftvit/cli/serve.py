@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import examples
-from shiftvit.errors import ShiftViTError, install_hint, join_words, nearest, notice
+from shiftvit.cli.tables import list_examples
+from shiftvit.errors import ShiftViTError, join_words, notice, suggest, suggest_install
 
 # The default limits are those of `shiftvit.serve.limits.Limits`, which is not imported for the help.
 _LOGS = ("text", "json")
@@ -21,7 +21,7 @@ _SHORTEST_KEY = 16
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit serve",
             "shiftvit serve runs/pets --port 8080",
             "shiftvit serve cifar10 pets=runs/3 --host 0.0.0.0 --api-key-file keys.txt",
@@ -68,10 +68,10 @@ def serve(
 ) -> None:
     """Serve models over HTTP, with a page to try them."""
     if log_format not in _LOGS:
-        raise ShiftViTError(f"there is no log format {log_format!r}; {nearest(log_format, _LOGS)}")
+        raise ShiftViTError(f"there is no log format {log_format!r}; {suggest(log_format, _LOGS)}")
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
-        raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {install_hint(*missing)}")
+        raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {suggest_install(*missing)}")
     from shiftvit.serve.guard import Access, is_loopback, parse_origins
     from shiftvit.serve.limits import Limits
 

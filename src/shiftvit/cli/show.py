@@ -8,13 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
-from shiftvit.cli.tables import Json, examples, print_json, show, show_pairs
+from shiftvit.cli.tables import Json, list_examples, print_json, show, show_pairs
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(epilog=examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))(info)
+    app.command(epilog=list_examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))(
+        info
+    )
     app.command("recipes")(list_recipes)
-    app.command(epilog=examples("shiftvit report runs/mine --out mine.html"))(report)
+    app.command(epilog=list_examples("shiftvit report runs/mine --out mine.html"))(report)
 
 
 def info(

@@ -20,10 +20,10 @@ from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import confusion, measure
+from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
-from shiftvit.replacement import current, write_folder
+from shiftvit.replacement import find_current, write_folder
 
 # The number of test images to corrupt, 85 times each. Sampling moves an accuracy by about one point.
 _CORRUPTED = 1000
@@ -96,14 +96,14 @@ def evaluate(
         "own_test": found.own_test,
         "trained_on": found.trained_on,
         **measure(logits, labels),
-        "macro": metrics.macro(logits, labels),
-        "intervals": metrics.intervals(logits, labels),
-        "classes": metrics.class_rows(logits, labels, loaded.labels),
+        "macro": metrics.measure_macro(logits, labels),
+        "intervals": metrics.estimate_intervals(logits, labels),
+        "classes": metrics.measure_classes(logits, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
         **_measure_among_others(logits, labels, counts),
-        "confusion": confusion(logits, labels).tolist(),
+        "confusion": count_confusion(logits, labels).tolist(),
         "temperature": loaded.temperature,
-        "calibration": metrics.calibration(probabilities, labels),
+        "calibration": metrics.measure_calibration(probabilities, labels),
         "mistakes": _list_mistakes(logits, probabilities, images, loaded.labels),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(logits) / seconds, 1),
@@ -149,7 +149,7 @@ def _list_mistakes(
             "predicted": names[int(logits[index].argmax())],
             "confidence": round(float(probabilities[index].max()), 4),
         }
-        for index in metrics.mistakes(logits, split.labels, _MISTAKES)
+        for index in metrics.find_mistakes(logits, split.labels, _MISTAKES)
     ]
 
 
@@ -182,21 +182,21 @@ def _write(
 ) -> None:
     from scipy.special import softmax  # type: ignore[import-untyped]
 
-    from shiftvit.figures.evaluation import mistakes_figure, reliability_figure
-    from shiftvit.figures.run import confusion_matrix
-    from shiftvit.figures.run import corruptions as corruptions_figure
+    from shiftvit.figures.evaluation import draw_mistakes, draw_reliability
+    from shiftvit.figures.run import draw_confusion_matrix
+    from shiftvit.figures.run import draw_corruptions as corruptions_figure
 
     def write(folder: Path) -> None:
         files.write_json(folder / REPORT, report)
-        confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
-        plain = metrics.calibration(softmax(logits, axis=1), split.labels)
+        draw_confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
+        plain = metrics.measure_calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
-        reliability_figure(plain, folder / "reliability.png", fitted)
-        worst = metrics.mistakes(logits, split.labels, _MISTAKES)
+        draw_reliability(plain, folder / "reliability.png", fitted)
+        worst = metrics.find_mistakes(logits, split.labels, _MISTAKES)
         predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
-        mistakes_figure(*shown, folder / "mistakes.png")
+        draw_mistakes(*shown, folder / "mistakes.png")
         if "corruptions" in report:
             corruptions_figure(report["corruptions"], folder / "corruptions.png")
 
-    write_folder(out, write, _FILES, keep=() if current(out / REPORT).is_file() else _FILES)
+    write_folder(out, write, _FILES, keep=() if find_current(out / REPORT).is_file() else _FILES)

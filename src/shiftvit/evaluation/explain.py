@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.evaluation.metrics import check_finite
 
 Floats = NDArray[np.float32]
@@ -46,7 +46,7 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
     chosen = _check(model, images, classes)
     body, tail = split_model(model, stage)
     if chosen is None:
-        chosen = probabilities(model, images).argmax(axis=1)
+        chosen = predict_probabilities(model, images).argmax(axis=1)
     weights = np.eye(model.output_shape[-1], dtype=np.float32)[chosen]  # (N, C)
     gradient = _make_gradient(tail)
     found = []
@@ -124,7 +124,7 @@ def occlusion(
                 yield copy
 
     # One stream, so that all batches have the same size and jax and tensorflow compile once.
-    outputs = probabilities(
+    outputs = predict_probabilities(
         model, itertools.chain(images, cover()), count * (1 + len(corners)), temperature=temperature
     )
     check_finite(outputs)
@@ -160,7 +160,7 @@ def split_model(model: Any, stage: str | None = None) -> tuple[Any, Callable[[An
     backbone = model.backbone
     stages = list(backbone.pyramid_outputs)
     if stage is not None and stage not in stages:
-        raise ShiftViTError(f"there is no stage {stage!r}; {nearest(stage, stages)}")
+        raise ShiftViTError(f"there is no stage {stage!r}; {suggest(stage, stages)}")
     number = stages.index(stage) + 1 if stage else len(stages)
     body = keras.Model(backbone.input, backbone.pyramid_outputs[stages[number - 1]])
     names = [layer.name for layer in backbone.layers]
@@ -176,7 +176,7 @@ def split_model(model: Any, stage: str | None = None) -> tuple[Any, Callable[[An
     return body, tail
 
 
-def probabilities(
+def predict_probabilities(
     model: Any, images: Iterable[Floats], count: int | None = None, *, temperature: float = 1.0
 ) -> Floats:
     """Returns the classes' probabilities, float32 `(N, C)`, for preprocessed images `(N, H, W, 3)`.
@@ -245,11 +245,11 @@ def _make_gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Flo
     def score(maps: Any, weights: Any) -> Any:
         return keras.ops.sum(tail(maps) * weights)
 
-    backends = {"torch": _on_torch, "jax": _on_jax, "tensorflow": _on_tensorflow}
+    backends = {"torch": _derive_on_torch, "jax": _derive_on_jax, "tensorflow": _derive_on_tensorflow}
     return backends[keras.config.backend()](score)
 
 
-def _on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _derive_on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
     import keras
     import torch
 
@@ -262,14 +262,14 @@ def _on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Fl
     return gradient
 
 
-def _on_jax(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _derive_on_jax(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
     import jax
 
     compiled = jax.jit(jax.grad(score))
     return lambda maps, weights: np.asarray(compiled(maps, weights))
 
 
-def _on_tensorflow(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _derive_on_tensorflow(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
     import tensorflow as tf
 
     def gradient(maps: Floats, weights: Floats) -> Floats:

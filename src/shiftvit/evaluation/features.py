@@ -17,7 +17,7 @@ from shiftvit.preprocess import Preprocess
 Extract = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def graph_features(content: bytes, threads: int, origin: str) -> tuple[Metadata, Extract]:
+def load_graph_features(content: bytes, threads: int, origin: str) -> tuple[Metadata, Extract]:
     """Returns the metadata of a serialised ONNX graph, and a function that computes its features in ONNX Runtime.
 
     Raises:
@@ -38,7 +38,7 @@ def graph_features(content: bytes, threads: int, origin: str) -> tuple[Metadata,
     return metadata, lambda pixels: session.run([MAP], {entry: pixels})[0].mean(axis=(1, 2))
 
 
-def keras_features(model: Any, preprocess: Preprocess) -> Extract:
+def load_keras_features(model: Any, preprocess: Preprocess) -> Extract:
     """Returns a function that computes the features of a `ShiftViT` in float32, after normalisation by `preprocess`."""
     import keras
 

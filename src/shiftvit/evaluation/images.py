@@ -12,7 +12,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import name_some
 from shiftvit.data.find.words import normalise_name
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 
 
 def read_images(loaded: Bundle, data: Dataset) -> Dataset:
@@ -28,7 +28,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
     Raises:
         ShiftViTError: there are images of classes that the model does not have, or no image of a split can be decoded.
     """
-    places, preprocess = _places(loaded, data), loaded.preprocess
+    places, preprocess = _find_indices(loaded, data), loaded.preprocess
     if data.path is not None:
         for note in data.notes:
             notice(f"note: {note}")
@@ -42,7 +42,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
     return replace(data, splits=splits, class_names=loaded.labels)
 
 
-def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
+def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     """Returns the model's index of each class of the data, or -1 for a class without images that it does not have.
 
     A class is found by its name, or by its synset, which names the folders of ImageNet.
@@ -60,7 +60,7 @@ def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
         shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
         number = sum(int(count) for name, count in zip(names, counts, strict=True) if name in foreign)
         raise ShiftViTError(
-            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {count_of(number, 'image')} of "
-            f"{count_of(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
+            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {pluralize(number, 'image')} of "
+            f"{pluralize(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
         )
     return np.array([known.get(name, -1) for name in names], np.int64)

@@ -48,7 +48,7 @@ def predict_logits(
     if not len(logits):
         preprocess.check(images)
         return logits
-    batch_size = min(batch_size or at_once(*preprocess.output_shape(*images.shape[1:3])), len(logits))
+    batch_size = min(batch_size or choose_batch_size(*preprocess.output_shape(*images.shape[1:3])), len(logits))
     for first in range(0, len(logits), batch_size):
         batch = preprocess(images[begin + first : min(begin + first + batch_size, end)])
         count = len(batch)
@@ -60,7 +60,7 @@ def predict_logits(
     return logits
 
 
-def at_once(height: int, width: int) -> int:
+def choose_batch_size(height: int, width: int) -> int:
     """Returns the batch size for images of this size."""
     pixels = _PIXELS * (1 if device_name() == "cpu" else _ACCELERATED)
     return max(1, min(BATCH_SIZE, pixels // (height * width)))

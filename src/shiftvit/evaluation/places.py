@@ -10,7 +10,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
-from shiftvit.replacement import current
+from shiftvit.replacement import find_current
 
 FOLDER = "evaluation"
 REPORT = "evaluation.json"
@@ -54,7 +54,7 @@ def list_evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     folder = run / FOLDER
     inner = (place for place in folder.glob("*") if place.is_dir() and not place.is_symlink())
     places = [folder, *sorted(inner)]
-    found = [(place, current(place / REPORT)) for place in places]
+    found = [(place, find_current(place / REPORT)) for place in places]
     return [(place, _read(report)) for place, report in found if report.is_file()]
 
 

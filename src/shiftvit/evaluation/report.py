@@ -14,7 +14,7 @@ from shiftvit import files
 from shiftvit.bundle.card import shows_top5
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
-from shiftvit.replacement import current
+from shiftvit.replacement import find_current
 from shiftvit.templates import render
 
 _TRAINING = ("learning_curves", "predictions")
@@ -87,7 +87,7 @@ def _parse_settings(recipe: str) -> dict[str, Any]:
 
 def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns the figures that exist, encoded in base64."""
-    paths = {name: current(folder / f"{name}.png") for name in names}
+    paths = {name: find_current(folder / f"{name}.png") for name in names}
     return {name: base64.b64encode(_read_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 

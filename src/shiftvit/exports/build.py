@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, graph_metadata
+from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, make_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.exports import onnx_graphs
 from shiftvit.exports.any_size import accept_any_size
@@ -38,7 +38,7 @@ def main(job_file: str) -> None:
     # The libraries' warnings are not for our users; the gate checks the result.
     warnings.simplefilter("ignore")
     bundle = Bundle.load(job["bundle"])
-    metadata = graph_metadata(bundle, job["precision"])
+    metadata = make_metadata(bundle, job["precision"])
     with np.load(job["images"]) as arrays:
         images, calibration = arrays["images"], arrays["calibration"]
     np.savez(job["reference"], probabilities=compute_reference(bundle, metadata, images))

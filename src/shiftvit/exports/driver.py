@@ -17,10 +17,10 @@ import numpy as np
 
 from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.exports.any_size import remove_size
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, Format, find_format
@@ -70,7 +70,7 @@ def export(
     if any_size and (format, precision) != ("onnx", "f32"):
         raise ShiftViTError(f"{format} in {precision} cannot take images of any size; choose onnx in f32")
     bundle = Bundle.load(model)
-    metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
+    metadata = make_metadata(bundle, precision)  # type: ignore[arg-type]
     name = f"{_name_model(model)}-{format}-{precision}" + "-any-size" * any_size
     folder = Path("exports") / name if out is None else Path(out)
     if folder.exists() and not _is_replaceable(folder):
@@ -132,7 +132,7 @@ def add_graph(bundle: Bundle) -> Bundle:
     Raises:
         ShiftViTError: a package is not installed, or the gate found a fault.
     """
-    row, metadata = find_format("onnx", "f32"), graph_metadata(bundle)
+    row, metadata = find_format("onnx", "f32"), make_metadata(bundle)
     chosen = choose_images("", bundle, metadata, None, IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -173,7 +173,7 @@ def _build_and_verify(
         (place / "job.json").write_text(json.dumps(job), "utf-8")
         notice(f"building {name} in {metadata.precision}")
         _run_step("build", place / "job.json", row.backend)
-        notice(f"comparing it with the model on {count_of(len(chosen.arrays['images']), 'image')}")
+        notice(f"comparing it with the model on {pluralize(len(chosen.arrays['images']), 'image')}")
         report: dict[str, Any] = json.loads(_run_step("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
         raise ShiftViTError(
@@ -182,7 +182,7 @@ def _build_and_verify(
     del report["faults"]
     if metadata.precision != "f32" and report["images"] < MIN_IMAGES:
         notice(
-            f"note: with {count_of(report['images'], 'image')}, the change of top-1 is known to within "
+            f"note: with {pluralize(report['images'], 'image')}, the change of top-1 is known to within "
             f"{report['top1_change_error']:.1f} points; {MIN_IMAGES:,} or more images measure it better"
         )
     return {

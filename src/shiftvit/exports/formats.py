@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from shiftvit.errors import ShiftViTError, install_hint, nearest
+from shiftvit.errors import ShiftViTError, suggest, suggest_install
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def find_format(name: str, precision: str) -> Format:
         ShiftViTError: there is no such format, it lacks that precision, or a package is not installed.
     """
     if name not in FORMATS:
-        raise ShiftViTError(f"there is no format {name!r}; {nearest(name, FORMATS)}")
+        raise ShiftViTError(f"there is no format {name!r}; {suggest(name, FORMATS)}")
     row = FORMATS[name]
     if precision not in row.precisions:
-        raise ShiftViTError(f"{name} has no precision {precision!r}; {nearest(precision, row.precisions)}")
+        raise ShiftViTError(f"{name} has no precision {precision!r}; {suggest(precision, row.precisions)}")
     missing = [module for module in row.modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; {install_hint(*missing)}")
+        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; {suggest_install(*missing)}")
     return row

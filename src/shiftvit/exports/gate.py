@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import Metadata
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.inference.runtimes import Graph, load_graph
 
@@ -115,11 +115,11 @@ def compare(
         if difference > limit:
             faults.append(f"a probability differs by {difference:.1e}; in float32 at most {limit:.0e} is allowed")
         if limit > MAX_DIFFERENCE and not (predicted == own).all():
-            faults.append(f"{count_of(int((predicted != own).sum()), 'image')} of another size get another class")
+            faults.append(f"{pluralize(int((predicted != own).sum()), 'image')} of another size get another class")
     elif labels is None or len(labels) < enough:
         have = 0 if labels is None else len(labels)
         faults.append(
-            f"{count_of(have, 'labelled image')} cannot measure what {precision} costs; at least {enough} are needed"
+            f"{pluralize(have, 'labelled image')} cannot measure what {precision} costs; at least {enough} are needed"
         )
     elif 100 * int((own == labels).sum() - (predicted == labels).sum()) > max(MAX_LOSS * len(labels), 100):
         faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost at most {MAX_LOSS}")

@@ -13,7 +13,7 @@ from shiftvit.bundle.stored.container import open_container
 from shiftvit.bundle.stored.manifest import MANIFEST, Provenance, read_manifest
 from shiftvit.bundle.stored.published import PUBLISHED, Published
 from shiftvit.download import download
-from shiftvit.errors import ShiftViTError, nearest, notice
+from shiftvit.errors import ShiftViTError, notice, suggest
 from shiftvit.exports.driver import add_graph
 from shiftvit.exports.formats import find_format
 
@@ -35,7 +35,7 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
             the one that was pulled before or does not fit, or the folder is not writable.
     """
     if name not in PUBLISHED:
-        raise ShiftViTError(f"there are no published weights {name!r}; {nearest(name, PUBLISHED)} Or give OWNER/NAME.")
+        raise ShiftViTError(f"there are no published weights {name!r}; {suggest(name, PUBLISHED)} Or give OWNER/NAME.")
     row = PUBLISHED[name]
     find_format("onnx", "f32")  # reports missing packages before the download
     try:

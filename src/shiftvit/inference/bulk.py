@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
 from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.storage import Folder
 from shiftvit.inference.worker import (
@@ -95,7 +95,7 @@ def run_bulk(
     kinds = FORMATS[task.command]
     kind = task.kind or kinds[0]
     if kind not in kinds:
-        raise ShiftViTError(f"{task.command} on Ray cannot write {kind!r}; {nearest(kind, kinds)}")
+        raise ShiftViTError(f"{task.command} on Ray cannot write {kind!r}; {suggest(kind, kinds)}")
     ray = import_ray()
     model = read_model(task.command, task.model, task.runtime)
     inputs = Inputs(names, recursive=recursive, all_files=all_files)
@@ -249,7 +249,7 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ShiftViTError(f"the engine 'ray' is not installed; {install_hint('ray[data]')}") from error
+        raise ShiftViTError(f"the engine 'ray' is not installed; {suggest_install('ray[data]')}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.data.decode.parquet import import_pyarrow
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError, check_at_least, nearest
-from shiftvit.evaluation.features import Extract, graph_features, keras_features
+from shiftvit.errors import ShiftViTError, check_at_least, suggest
+from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.inference.runtimes import identify, name_model, read_onnx, take_turns
 from shiftvit.inference.sources import BATCH_SIZE, Failure, Prepared, Source, run_batch, stream_pixels
 
@@ -92,19 +92,19 @@ class Embedder:
             runtime = runtimes[0]
         if runtime not in runtimes:
             raise ShiftViTError(
-                f"{str(model)!r} ({kind}) cannot compute features in {runtime!r}; {nearest(runtime, runtimes)}"
+                f"{str(model)!r} ({kind}) cannot compute features in {runtime!r}; {suggest(runtime, runtimes)}"
             )
         place = source if isinstance(source, Path) else source.where
         if runtime == "onnxruntime":
             content, origin = read_onnx(source)
-            metadata, extract = graph_features(content, threads or cores(), origin)
+            metadata, extract = load_graph_features(content, threads or cores(), origin)
         else:
             from shiftvit.backend import limit_threads
 
             limit_threads(threads or cores())
             bundle = Bundle.load(place)
-            metadata = graph_metadata(bundle)
-            extract = take_turns(keras_features(bundle.build("float32"), metadata.preprocess))
+            metadata = make_metadata(bundle)
+            extract = take_turns(load_keras_features(bundle.build("float32"), metadata.preprocess))
         return cls(metadata, extract, runtime, name_model(model, place), threads)
 
     def __call__(self, images: Source | Iterable[Source], *, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
+from shiftvit.bundle.metadata import FILE, KEY, Metadata, make_metadata
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -87,7 +87,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     check_at_least("threads", threads, 1)
     kind, source = identify(model)
     if runtime != "auto" and runtime not in RUNTIMES:
-        raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
+        raise ShiftViTError(f"there is no runtime {runtime!r}; {suggest(runtime, [*RUNTIMES, 'auto'])}")
     able = [name for name, row in RUNTIMES.items() if kind in row.reads]
     if runtime == "auto":
         able = [name for name in able if not RUNTIMES[name].executes] or able
@@ -101,7 +101,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)}, not in {runtime}; {_MENDS[kind]}")
     row = RUNTIMES[runtime]
     if not _is_installed(runtime):
-        raise ShiftViTError(f"the runtime {runtime!r} is not installed; {install_hint(row.module)}")
+        raise ShiftViTError(f"the runtime {runtime!r} is not installed; {suggest_install(row.module)}")
     place = source if isinstance(source, Path) else source.where
     origin = repr(str(place))
     try:
@@ -171,7 +171,7 @@ def _load_keras(container: Container, threads: int) -> tuple[Metadata, Callable[
     limit_threads(threads)
 
     bundle = Bundle.load(container.where)
-    metadata, model = graph_metadata(bundle), bundle.build("float32")
+    metadata, model = make_metadata(bundle), bundle.build("float32")
     normalised = metadata.preprocess.normalised
     return metadata, lambda pixels: bundle.probabilities(model.predict_on_batch(normalised(pixels)))
 

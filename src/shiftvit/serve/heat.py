@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shiftvit.figures.evaluation import heat_layer
+from shiftvit.figures.evaluation import make_heat_layer
 from shiftvit.preprocess import Preprocess
 
 # Pixels of the longer side.
@@ -35,7 +35,7 @@ def lay_out(heat: NDArray[np.float32], preprocess: Preprocess, height: int, widt
     top, left = preprocess.crop_origin(*resized)
     region = [left / resized[1], top / resized[0], seen[1] / resized[1], seen[0] / resized[0]]
     scale = _SIDE / max(seen)
-    layer = heat_layer(heat, max(1, round(seen[0] * scale)), max(1, round(seen[1] * scale)))
+    layer = make_heat_layer(heat, max(1, round(seen[0] * scale)), max(1, round(seen[1] * scale)))
     stream = io.BytesIO()
     Image.fromarray(layer).save(stream, "PNG")
     return {"heatmap": base64.b64encode(stream.getvalue()).decode("ascii"), "region": region}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.inference.explainer import Explainer
 from shiftvit.inference.runtimes import Graph, load_graph
 from shiftvit.serve.answers import Refused, refuse_full
@@ -221,5 +221,5 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     if name is None:
         return next(iter(models.values()))
     if name not in models:
-        raise Refused(404, f"there is no model {name!r}; {nearest(name, models)}")
+        raise Refused(404, f"there is no model {name!r}; {suggest(name, models)}")
     return models[name]

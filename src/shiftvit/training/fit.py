@@ -14,7 +14,7 @@ from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
-from shiftvit.errors import count_of, notice
+from shiftvit.errors import notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
@@ -184,7 +184,7 @@ def train_model(
                     board.write(row)
                 watch.agree()
                 watch.stop_if_asked()
-        notice(f"evaluating on {count_of(len(dataset.test), 'test image')}")
+        notice(f"evaluating on {pluralize(len(dataset.test), 'test image')}")
         return finish_run(run, recipe, dataset, model, steps, progress, processes)
 
 

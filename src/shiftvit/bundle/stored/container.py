@@ -11,7 +11,7 @@ from typing import Protocol
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
-from shiftvit.replacement import current, write_folder
+from shiftvit.replacement import find_current, write_folder
 
 # The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
 _MAX_RATIO = 20
@@ -47,7 +47,7 @@ class Folder:
             raise _explain_unreadable(self.where, name, error.strerror or str(error)) from error
 
     def _find(self, name: str) -> Path:
-        path, folder = current(self.where / name), self.where.absolute()
+        path, folder = find_current(self.where / name), self.where.absolute()
         blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
         if blobs is None or blobs.is_symlink() or not path.is_symlink():
             return path
@@ -68,7 +68,7 @@ class Archive:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
                     raise _explain_unreadable(self.where, name, "it is not a regular file")
-                if unpacks_too_far(entry.file_size, entry.compress_size):
+                if is_bomb(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
                         f"{entry.compress_size:,}, too many for a model; get the bundle again"
@@ -95,7 +95,7 @@ def open_container(path: Path, name: str) -> Container | None:
     """
     try:
         if path.is_dir():
-            return Folder(path) if current(path / name).is_file() else None
+            return Folder(path) if find_current(path / name).is_file() else None
         if not path.is_file() or not zipfile.is_zipfile(path):
             return None
         with zipfile.ZipFile(path) as archive:
@@ -133,7 +133,7 @@ def write_container(
     write_folder(path, write, {*contents, *gone}, keep)
 
 
-def unpacks_too_far(size: int, packed: int) -> bool:
+def is_bomb(size: int, packed: int) -> bool:
     """Returns whether `packed` bytes unpack to more than those of a model could."""
     return size > max(_FLOOR, _MAX_RATIO * packed)
 

@@ -23,7 +23,7 @@ PRETRAINED = Path(__file__).parents[2] / "pretrained"
 _CHECKPOINTS = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz"}
 
 
-def pretrained_names() -> list[str]:
+def list_pretrained() -> list[str]:
     """Returns the names of the models that come with the package."""
     return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
 
@@ -57,7 +57,7 @@ def find_bundle(path: str | Path) -> Container:
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""
     raise ShiftViTError(
         f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
-        f"{', '.join([*PUBLISHED, *pretrained_names()])}{far}"
+        f"{', '.join([*PUBLISHED, *list_pretrained()])}{far}"
     )
 
 
@@ -111,7 +111,7 @@ def _find_here(path: Path) -> Container | None:
 def _find_named(given: str) -> Container | None:
     if given in PUBLISHED:
         return open_container(PUBLISHED[given].place, MANIFEST)
-    return open_container(PRETRAINED / given, MANIFEST) if given in pretrained_names() else None
+    return open_container(PRETRAINED / given, MANIFEST) if given in list_pretrained() else None
 
 
 def _explain_not_pulled(name: str) -> ShiftViTError:

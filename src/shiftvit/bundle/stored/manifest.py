@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from shiftvit.bundle.stored.container import Container, digest
-from shiftvit.config import ModelConfig, Settings, first_fault
+from shiftvit.config import ModelConfig, Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -93,7 +93,7 @@ def read_manifest(container: Container) -> Manifest:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         raise ShiftViTError(
-            f"{MANIFEST!r} in {where!r} is not a valid bundle: {first_fault(error)}; restore it"
+            f"{MANIFEST!r} in {where!r} is not a valid bundle: {describe_fault(error)}; restore it"
         ) from error
     if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
         raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")

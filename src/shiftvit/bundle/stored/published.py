@@ -66,7 +66,7 @@ def find_evaluation(side: int) -> Preprocess:
 
 
 @cache
-def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the names of ImageNet-1K's classes and their synsets, in the order of the logits.
 
     The order is that of the synsets of ILSVRC 2012. A name is its synset's first lemma in WordNet, with a second
