@@ -149,6 +149,7 @@ def build_model(recipe: Recipe, dataset: Dataset, begun: bool, processes: Proces
     The model has its initial weights. If the run has `begun`, the caller loads those of the checkpoint.
     """
     check_loop(recipe, dataset)
+    free_memory()  # of a model that this process trained before
     with hide_tensorflow():
         keras.utils.set_random_seed(recipe.train.seed)
     return build(recipe, dataset, begun=begun, processes=processes)
