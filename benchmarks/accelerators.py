@@ -25,8 +25,8 @@ import keras
 import numpy as np
 
 from record import write_record
-from shiftvit.benchmark import peak_gflops
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.benchmark import measure_peak_gflops
+from shiftvit.bundle.describe import list_stages
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.environment import device_name
 from shiftvit.presets import find_preset
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--only", help="a preset")
     parser.add_argument("--scale", type=float, default=1.0, help="of the batches")
     arguments = parser.parse_args()
-    peak = peak_gflops("bfloat16")
+    peak = measure_peak_gflops("bfloat16")
     print(f"{device_name()}: {peak / 1e3:.1f} TFLOP/s in square products", flush=True)
     rows = []
     for preset, side, images in OURS:
@@ -71,7 +71,7 @@ def main() -> None:
                 make()(1)
             continue
         rates = measure(makers, batch, arguments.rounds, arguments.seconds)
-        gflop = 3 * 2 * sum(row["multiply_adds"] for row in stage_rows(settings(preset, side))) / 1e9
+        gflop = 3 * 2 * sum(row["multiply_adds"] for row in list_stages(settings(preset, side))) / 1e9
         for name, found in rates.items():
             row = {
                 "model": name,

@@ -20,7 +20,7 @@ from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.load import load_data
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.setup import epoch_batches
+from shiftvit.training.setup import make_batches
 
 SIDE = 32
 SUBSET, PICTURES = 500, 250  # training images of a class
@@ -83,7 +83,7 @@ class Task:
 
     def batches(self, first_epoch: int = 0) -> Iterator[Any]:
         """Yields the batches of each epoch, from that one on: a sequence of float32 images and labels."""
-        return (epoch_batches(self.recipe, self.dataset, epoch) for epoch in itertools.count(first_epoch))
+        return (make_batches(self.recipe, self.dataset, epoch) for epoch in itertools.count(first_epoch))
 
     def trial_batches(self) -> Iterator[Any]:
         """Yields single batches to measure the rate with, of epochs that no training comes to."""

@@ -58,6 +58,32 @@ def steps() -> list[str]:
     return [*lines, "| any, a GPU | not measured | not measured | | | |"]
 
 
+def accelerators() -> list[str]:
+    """Training steps on an accelerator."""
+    lines = [
+        "| backend, accelerator | model | batch | training | share of the peak | result |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for backend in ("jax", "torch"):
+        found = newest(f"accelerators-{backend}")
+        if found is None:
+            lines.append(f"| {backend} | ours, Swin-T and ConvNeXt-T | | not measured | | |")
+            continue
+        name, result = found
+        where = f"{backend}, {result['environment']['device']}"
+        for row in result["rows"]:
+            share = (
+                f"{row['share_of_peak']:.0%} of {result['peak_gflops'] / 1e3:.0f} TFLOP/s"
+                if "share_of_peak" in row
+                else ""
+            )
+            lines.append(
+                f"| {where} | {row['model']}, {row['pixels']} px | {row['batch']} | "
+                f"{row['images_per_second']:,.0f} images/s | {share} | {link(name)} |"
+            )
+    return lines
+
+
 def choices() -> list[str]:
     """What each choice for speed gives."""
     found = newest("choices")
@@ -158,6 +184,7 @@ def cost() -> list[str]:
 
 TABLES: dict[str, Callable[[], list[str]]] = {
     "steps": steps,
+    "accelerators": accelerators,
     "choices": choices,
     "peers": peers,
     "alternatives": alternatives,

@@ -23,9 +23,9 @@ import numpy as np
 
 from record import write_record
 from shiftvit import Bundle
-from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.metadata import make_metadata
 from shiftvit.data import named
-from shiftvit.exports.build import reference
+from shiftvit.exports.build import compute_reference
 from shiftvit.inference.runtimes import load_graph
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def main() -> None:
     data = named.load("cifar10")
     images, labels = data.test.images[: options.images], data.test.labels[: options.images]
     bundle = Bundle.load("cifar10")
-    own = reference(bundle, graph_metadata(bundle), images).argmax(axis=1)
+    own = compute_reference(bundle, make_metadata(bundle), images).argmax(axis=1)
     emulator = ["qemu-x86_64", "-cpu", options.cpu]
     rows = []
     for export in options.exports:

@@ -21,7 +21,7 @@ import onnxruntime
 
 from record import write_record
 from shiftvit.bundle.metadata import Metadata
-from shiftvit.exports.any_size import accept_any_size, open_metadata
+from shiftvit.exports.any_size import accept_any_size, remove_size
 from shiftvit.exports.driver import REPORT, export
 from shiftvit.preprocess import Preprocess
 
@@ -39,7 +39,7 @@ def by_products(rule: Preprocess, folder: Path) -> Any:
     )
     onnx.save(inner, folder / "graph.onnx")
     metadata = Metadata(labels=("a",), preprocess=rule, input_shape=(height, width, 3))
-    accept_any_size(folder / "graph.onnx", rule, open_metadata(metadata))
+    accept_any_size(folder / "graph.onnx", rule, remove_size(metadata))
     return onnxruntime.InferenceSession(folder / "graph.onnx")
 
 

@@ -38,7 +38,7 @@ from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.config import TrainConfig
 from shiftvit.environment import computes_bfloat16, keep_freed_memory
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 keep_freed_memory()
 side, depth, batch = map(int, sys.argv[1:])
 model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3,
@@ -55,7 +55,7 @@ def median(call):
 train = median(lambda: model.train_on_batch(images, labels))
 predict = median(lambda: model.predict_on_batch(images))
 peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
-gflop = 6 * batch * sum(row["multiply_adds"] for row in stage_rows(model.settings)) / 1e9
+gflop = 6 * batch * sum(row["multiply_adds"] for row in list_stages(model.settings)) / 1e9
 print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_megabytes": peak, "train_gflop": gflop,
     "precision": model.policy.name}))
 """
@@ -66,10 +66,10 @@ def main() -> None:
     result["resolution"] = [{"side": side, **step(side, 2)} for side in RESOLUTIONS]
     result["depth"] = [{"blocks_a_stage": depth, **step(64, depth)} for depth in DEPTHS]
     result["batch_size"] = _BATCH
-    from shiftvit.benchmark import peak_gflops
+    from shiftvit.benchmark import measure_peak_gflops
 
     bfloat16 = result["depth"][0]["precision"] == "mixed_bfloat16"
-    result["peak_gflops"] = round(peak_gflops("bfloat16" if bfloat16 else "float32"), 1)
+    result["peak_gflops"] = round(measure_peak_gflops("bfloat16" if bfloat16 else "float32"), 1)
     write_record("scaling", result)
     draw(result, FIGURE)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from document import newest
 from record import write_record
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
 from shiftvit.presets import PRESETS
 
@@ -57,7 +57,7 @@ def plan() -> dict[str, Any]:
     rates = {"processor": rate, "accelerator": share * ACCELERATOR}
     rows = []
     for preset, described in PRESETS.items():
-        stages = stage_rows(ModelConfig(**described.arguments))
+        stages = list_stages(ModelConfig(**described.arguments))
         size = 4 * sum(row["parameters"] for row in stages)
         flop = 6 * sum(row["multiply_adds"] for row in stages)
         rows.append(

@@ -18,8 +18,8 @@ import numpy as np
 
 from plain_keras import plain_model
 from record import write_record
-from shiftvit.benchmark import peak_gflops
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.benchmark import measure_peak_gflops
+from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig, TrainConfig, validated
 from shiftvit.environment import computes_bfloat16
 from shiftvit.model.network import ShiftViT
@@ -62,8 +62,8 @@ def main() -> None:
             for _ in range(arguments.steps):
                 model.train_on_batch(images, labels)
             rates[name].append(arguments.steps * arguments.batch_size / (time.perf_counter() - began))
-    peak = peak_gflops("bfloat16" if precision == "mixed_bfloat16" else "float32")
-    gflop = 6 * sum(row["multiply_adds"] for row in stage_rows(config)) / 1e9
+    peak = measure_peak_gflops("bfloat16" if precision == "mixed_bfloat16" else "float32")
+    gflop = 6 * sum(row["multiply_adds"] for row in list_stages(config)) / 1e9
     medians = {name: statistics.median(values) for name, values in rates.items()}
     suffix = "".join(f"-{key}{value}" for key, value in sorted(changes.items()))
     result = {

@@ -18,7 +18,7 @@ from typing import Any
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.config import ModelConfig
 from shiftvit.preprocess import Preprocess
-from shiftvit.replacement import current, write_folder
+from shiftvit.replacement import find_current, write_folder
 
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlsym", "tempfile.mkdtemp"}
 OURS = ("a.txt", "b.txt", "deep", "old.txt")
@@ -42,7 +42,7 @@ def write_text(place: Path, text: str) -> None:
 
 def read_text(place: Path) -> Any:
     names = ("a.txt", "b.txt", "deep", "old.txt")
-    found = [current(place / name) for name in names]
+    found = [find_current(place / name) for name in names]
     texts = {(path / "c.txt" if path.is_dir() else path).read_text() for path in found[:3]}
     return sorted(texts)
 

@@ -22,6 +22,7 @@ from shiftvit import train
 from shiftvit.environment import device_name
 from shiftvit.errors import Interrupted
 from shiftvit.training.callbacks import Watch
+from shiftvit.training.memory import free_memory
 
 BACKEND = keras.config.backend()
 pytestmark = [
@@ -118,12 +119,12 @@ def test_a_folder_of_images(tmp_path):
 def test_out_of_memory_goes_on_in_smaller_parts(tmp_path, sample, capfd):
     import torch
 
-    torch.cuda.empty_cache()
+    free_memory()
     settings = recipe(auto_batch=True, batch_size=250, loop="device", **{"model.embed_dim": 384})
     torch.cuda.reset_peak_memory_stats()
     train(settings, out=tmp_path / "free", data=sample)
     needed, whole = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.empty_cache()
+    free_memory()
     capfd.readouterr()
     try:
         torch.cuda.set_per_process_memory_fraction(0.75 * needed / whole)

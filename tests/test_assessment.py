@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
 from sklearn.metrics import f1_score, log_loss
 
 from sample import with_splits
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
 from shiftvit.data import named
 from shiftvit.evaluation.evaluate import REPORT
-from shiftvit.evaluation.explain import probabilities
+from shiftvit.evaluation.explain import predict_probabilities
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import softmax
 
 
 @pytest.fixture
@@ -39,14 +39,16 @@ def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None
     assert found["n"] == len(truth)
     assert found["top1"] == pytest.approx(np.mean(said == truth))
     assert found["macro"]["f1"] == pytest.approx(f1_score(truth, said, average="macro"))
-    assert found["loss"] == pytest.approx(log_loss(truth, softmax(logits.astype(float)), labels=range(10)), rel=1e-4)
+    assert found["loss"] == pytest.approx(
+        log_loss(truth, softmax(logits.astype(float), axis=1), labels=range(10)), rel=1e-4
+    )
     low, high = found["intervals"]["top1"]
     assert low < found["top1"] < high
     assert np.trace(found["confusion"]) == np.sum(said == truth)
     assert [row["class"] for row in found["classes"]] == list(bundle.labels)
     assert sum(row["support"] for row in found["classes"]) == len(truth)
     # Confidences have the temperature in them, and so do the worst mistakes.
-    confidences = softmax(logits / 0.5).max(axis=1)
+    confidences = softmax(logits / 0.5, axis=1).max(axis=1)
     mean = sum(row["count"] * (row["confidence"] or 0) for row in found["calibration"]["bins"]) / len(truth)
     assert mean == pytest.approx(confidences.mean(), rel=1e-4)
     wrong = np.flatnonzero(said != truth)
@@ -95,15 +97,15 @@ def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path
     loaded = Bundle.load(tmp_path / "cool")
     assert loaded.temperature == 0.5
     answers = Predictor.from_pretrained(tmp_path / "cool", runtime="keras")(sample.test.images[:8])
-    for answer, row in zip(answers, softmax(logits[:8] / 0.5), strict=True):
+    for answer, row in zip(answers, softmax(logits[:8] / 0.5, axis=1), strict=True):
         np.testing.assert_allclose(answer.probabilities, row, atol=1e-4)
 
 
 def test_explanations_have_the_temperature_in_them(sample, logits) -> None:
     bundle = Bundle.load("cifar10")
     images = bundle.preprocess(sample.test.images[:4])
-    answers = probabilities(bundle.build(), images, temperature=0.5)
-    np.testing.assert_allclose(answers, softmax(logits[:4] / 0.5), atol=1e-4)
+    answers = predict_probabilities(bundle.build(), images, temperature=0.5)
+    np.testing.assert_allclose(answers, softmax(logits[:4] / 0.5, axis=1), atol=1e-4)
 
 
 def test_a_folder_that_cannot_be_written(stand_in, tmp_path: Path) -> None:  # noqa: ARG001

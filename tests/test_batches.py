@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit.augment.augment import Augment
-from shiftvit.data.batches.host import EpochBatches, batches_per_epoch, epoch_order
+from shiftvit.data.batches.host import EpochBatches, count_batches, draw_order
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -50,7 +50,7 @@ def test_an_epoch_holds_every_image_once_with_its_label(sample: tuple[np.ndarray
     assert [len(part[1]) for part in parts] == [32] * 9 + [12]
     seen, seen_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     assert (seen.dtype, seen_labels.dtype) == (np.float32, np.int32)
-    order = epoch_order(1, 2, 300)
+    order = draw_order(1, 2, 300)
     assert sorted(order) == list(range(300))
     np.testing.assert_array_equal(seen, (images.astype(np.float32) / 255)[order])
     np.testing.assert_array_equal(seen_labels, labels[order])
@@ -60,7 +60,7 @@ def test_images_are_cropped_and_flipped_then_normalised(sample: tuple[np.ndarray
     images, labels = sample
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
     epoch = batches(images, labels, preprocess=Preprocess(mean=mean, std=std))
-    draws, order = Augment(pad=4).draw(1, 2, 300, 32, 32), epoch_order(1, 2, 300)
+    draws, order = Augment(pad=4).draw(1, 2, 300, 32, 32), draw_order(1, 2, 300)
     for position, result in zip(order[64:96], epoch[2][0], strict=True):
         padded = np.pad(images[position], ((4, 4), (4, 4), (0, 0)))
         top, left = draws.top[position], draws.left[position]
@@ -75,7 +75,7 @@ def test_resized_images_are_cropped_at_random(sample: tuple[np.ndarray, np.ndarr
     images, labels = sample
     preprocess = Preprocess(resize=52, crop=48, round_pixels=rounds)
     epoch = batches(images, labels, preprocess=preprocess, augment=Augment())
-    draws, order = Augment().draw(1, 2, 300, 52, 52, (48, 48)), epoch_order(1, 2, 300)
+    draws, order = Augment().draw(1, 2, 300, 52, 52, (48, 48)), draw_order(1, 2, 300)
     assert set(draws.top) == set(draws.left) == set(range(5))
     for position, result in zip(order[:32], epoch[0][0], strict=True):
         top, left = draws.top[position], draws.left[position]
@@ -91,7 +91,7 @@ def test_without_augmentation_training_sees_what_inference_sees(
     images, labels = sample
     preprocess = Preprocess(resize=52, crop=48, crop_position=position)
     epoch = batches(images, labels, preprocess=preprocess, augment=PLAIN)
-    np.testing.assert_array_equal(epoch[1][0], preprocess(images[epoch_order(1, 2, 300)[32:64]]))
+    np.testing.assert_array_equal(epoch[1][0], preprocess(images[draw_order(1, 2, 300)[32:64]]))
 
 
 @settings(max_examples=20)
@@ -159,7 +159,7 @@ def test_training_sees_each_batch_once_and_in_order(workers: int, start: int) ->
 def test_another_seed_or_epoch_is_another_order(sample: tuple[np.ndarray, np.ndarray], change: dict[str, int]) -> None:
     assert (batches(*sample)[0][0] != batches(*sample, **change)[0][0]).mean() > 0.5
     seeds = {"seed": 1, "epoch": 2} | change
-    assert (epoch_order(1, 2, 300) != epoch_order(**seeds, count=300)).mean() > 0.9
+    assert (draw_order(1, 2, 300) != draw_order(**seeds, count=300)).mean() > 0.9
 
 
 def test_the_order_does_not_depend_on_other_settings(sample: tuple[np.ndarray, np.ndarray]) -> None:
@@ -175,7 +175,7 @@ def test_the_order_does_not_depend_on_other_settings(sample: tuple[np.ndarray, n
 def test_batches_per_epoch(
     sample: tuple[np.ndarray, np.ndarray], count: int, size: int, drop: bool, expected: int
 ) -> None:
-    assert batches_per_epoch(count, size, drop) == expected
+    assert count_batches(count, size, drop) == expected
     epoch = batches(sample[0][:count], sample[1][:count], batch_size=size, drop_remainder=drop)
     assert len(epoch) == expected
     assert len(epoch[expected - 1][1]) == (size if drop and count > size else count - size * (expected - 1))

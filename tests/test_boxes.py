@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sample import load_sample
-from shiftvit.augment.boxes import Box, cut, decoded_at_least, draw_box
+from shiftvit.augment.boxes import Box, cut, draw_box, find_decoded_size
 from shiftvit.preprocess import Preprocess
 
 
@@ -113,7 +113,7 @@ def test_a_picture_that_was_decoded_smaller_is_cut_at_the_same_part() -> None:
 )
 def test_what_is_decoded_has_twice_the_result_left(picture: tuple[int, int], seed: int, size: tuple[int, int]) -> None:
     box = draw_box(np.random.default_rng(seed), *picture, 0.08)
-    least = decoded_at_least(box, size)
+    least = find_decoded_size(box, size)
     room = min(whole // needed for whole, needed in zip(picture, least, strict=True))
     step = max(step for step in (1, 2, 4, 8) if step <= max(room, 1))  # of a JPEG's decoder
     height, width = (math.ceil(whole / step) for whole in picture)

@@ -31,7 +31,7 @@ from shiftvit.inference import bulk, worker
 from shiftvit.inference.blocks import Inputs, read_entries
 from shiftvit.inference.bulk import run_bulk
 from shiftvit.inference.embed import Embedding
-from shiftvit.inference.predict import Failure, as_object
+from shiftvit.inference.predict import Failure, to_row
 from shiftvit.inference.storage import Folder, is_uri
 from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
 
@@ -68,7 +68,7 @@ def shard(tmp_path_factory):
 @functools.cache
 def predicted(paths):
     """What `shiftvit predict` says of files in one process."""
-    return [as_object(result) for result in Predictor.from_pretrained("cifar10").stream(list(paths), top_k=5)]
+    return [to_row(result) for result in Predictor.from_pretrained("cifar10").stream(list(paths), top_k=5)]
 
 
 def rows_of(out):
@@ -160,7 +160,6 @@ def test_what_is_not_there_is_one_line(names, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [str, Path.as_uri])
 def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     folder = Folder(make(tmp_path / "new" / "out"))
-    assert is_uri(str(folder)) != folder.is_local
     assert folder.names() == []
     folder.make()
     folder.write("part-000000.jsonl", b"rows")
@@ -169,12 +168,12 @@ def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     assert folder.read("part-000000.jsonl") == b"rows"
     (tmp_path / "new" / "out" / ".part-000001.jsonl.0.tmp").write_bytes(b"half")
     assert folder.names() == ["part-000000.jsonl"]
-    if not folder.is_local:
+    if is_uri(str(folder)):
         folder.sweep()
         assert len(list((tmp_path / "new" / "out").iterdir())) == 1
 
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ShiftViTError, match="is a file, and a folder is written"):
+    with pytest.raises(ShiftViTError, match="is a file, but the output is a folder"):
         Folder(make(tmp_path / "file")).check()
     with pytest.raises(ShiftViTError, match=r"cannot write|cannot be reached"):
         Folder(make(tmp_path / "gone")).write("part-000000.jsonl", b"rows")
@@ -186,8 +185,8 @@ def test_rows_as_a_file(tmp_path):
     good, bad = Predictor.from_pretrained("cifar10")([PIXELS[0]])[0], Failure("b\udcff.png", "'b\udcff.png' is empty")
     lines = encode([good, bad], "jsonl", None)
     first, second = map(json.loads, lines.splitlines())
-    assert first == as_object(good)
-    assert second == as_object(bad)
+    assert first == to_row(good)
+    assert second == to_row(bad)
     (tmp_path / "a.parquet").write_bytes(encode([good, bad], "parquet", None))
     rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
     assert [(pair["label"], pair["confidence"]) for pair in rows[0]["top"]] == [tuple(pair) for pair in first["top"]]
@@ -232,19 +231,19 @@ def test_a_folder_belongs_to_one_run(tmp_path):
     assert claim(tmp_path / "out", model="the same under another name")["block"] == 16
     for changed, message in (
         ({"model_sha256": "c"}, "holds a run of another model"),
-        ({"images": 5}, "holds a run of 4 images, and there are 5 now"),
+        ({"images": 5}, "holds a run of 4 images, but there are now 5"),
         ({"images_sha256": "c"}, "holds a run of other images"),
-        ({"block": 32}, "holds a run with block = 16, and this is block = 32"),
-        ({"command": "embed"}, "holds a run with command = predict, and this is command = embed"),
+        ({"block": 32}, "holds a run with block = 16, not 32"),
+        ({"command": "embed"}, "holds a run with command = predict, not embed"),
     ):
         with pytest.raises(ShiftViTError, match=message):
             claim(tmp_path / "out", **changed)
     (tmp_path / "out" / "run.json").write_text("{")
-    with pytest.raises(ShiftViTError, match="cannot be read; name a new folder"):
+    with pytest.raises(ShiftViTError, match="cannot be read; choose a new folder"):
         claim(tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(ShiftViTError, match=r"'letter.txt' and no such run"):
+    with pytest.raises(ShiftViTError, match=r"'letter.txt' but no run"):
         claim(tmp_path / "mine")
 
 
@@ -255,7 +254,7 @@ def test_a_node_must_be_as_the_others(tmp_path, photos):
     def fault(task):
         return Worker(task, None)(batch)["fault"][0]
 
-    assert "does not see" in fault(task)
+    assert "has no" in fault(task)
     assert str(tmp_path / "out") in fault(task)
     assert claim(tmp_path / "out") is None
     assert "'/not/mounted'; name a folder that all nodes share" in fault(replace(task, roots=("/not/mounted",)))
@@ -299,7 +298,7 @@ def test_a_failing_file_system_is_no_fault_of_an_image(photos, tmp_path, monkeyp
         (["gs://bucket/photos"], "'gs://bucket/photos' is a URI, which the engine ray takes"),
         (["--engine", "ray"], "name it with --out DIR"),
         (["--engine", "ray", "--out", "o", "--grid", "g.png"], "--grid needs the engine local"),
-        (["--engine", "ray", "--out", "o", "--format", "csv"], "predict on Ray writes no 'csv'"),
+        (["--engine", "ray", "--out", "o", "--format", "csv"], "predict on Ray cannot write 'csv'"),
         (["--engine", "ray", "--out", "o", "--workers", "0"], "workers=0 must be at least 1"),
         (["--engine", "ray", "--out", "o", "--model", "nowhere"], "'nowhere' does not exist"),
         (["--engine", "ray", "--out", "o.csv"], "is named like a file"),
@@ -327,9 +326,9 @@ def test_a_cluster_that_cannot_be_used(photos, tmp_path, monkeypatch):
     for fault, message in (
         (
             RuntimeError("Version mismatch: The cluster was started with:\n    Python: 3.13.1"),
-            "install the same on both",
+            "install the same versions on both",
         ),
-        (ConnectionError("Could not find any running Ray instance."), "start one with: ray start --head"),
+        (ConnectionError("Could not find any running Ray instance."), "start a cluster with: ray start --head"),
     ):
 
         def init(*_, fault=fault, **__):
@@ -509,7 +508,7 @@ def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
         time.sleep(0.1)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert 0 < len(before) < 63
-    with pytest.raises(ShiftViTError, match="holds a run with top_k = 5, and this is top_k = 2"):
+    with pytest.raises(ShiftViTError, match="holds a run with top_k = 5, not 2"):
         run_bulk(Task("predict", str(out), top_k=2), [str(many)], address=cluster.address)
     done = run_bulk(Task("predict", str(out)), [str(many)], address=cluster.address, workers=2)
     assert done.before > 0
@@ -536,7 +535,9 @@ def test_a_node_without_this_shiftvit_ends_the_run(cluster, photos, tmp_path):
         logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": str(other.parent)}},
     ):
-        with pytest.raises(ShiftViTError, match="all nodes need this shiftvit; then start the command again") as fault:
+        with pytest.raises(
+            ShiftViTError, match="install the same shiftvit on all nodes, then start the command again"
+        ) as fault:
             run_bulk(task, names, workers=1)
         assert "No module named 'shiftvit" in str(fault.value)
         assert "\n" not in str(fault.value)

@@ -14,7 +14,7 @@ import pytest
 
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import digest
-from shiftvit.bundle.stored.find import PRETRAINED, pretrained_names
+from shiftvit.bundle.stored.find import PRETRAINED, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from tensors import set_random_weights
 
@@ -324,7 +324,7 @@ def test_a_place_that_is_something_else_is_not_overwritten(folder, tmp_path):
 
 
 def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
-    assert "cifar10" in pretrained_names()
+    assert "cifar10" in list_pretrained()
     bundle = Bundle.load("cifar10")
     assert len(bundle.labels) == bundle.config.num_classes == 10
     assert {value.dtype.name for value in bundle.weights.values()} == {"float16"}

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
-from shiftvit.bundle.card import Facts, address_card, last_name, settings, write_card
+from shiftvit.bundle.card import Facts, address_card, dump_settings, get_last_name, write_card
 from shiftvit.config import ModelConfig
-from shiftvit.evaluation.metrics import intervals, macro, measure
+from shiftvit.evaluation.metrics import estimate_intervals, measure, measure_macro
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
@@ -52,10 +52,10 @@ def cells(text: str) -> dict[str, list[list[str]]]:
 def test_every_figure_is_that_of_the_run() -> None:
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(500, 6)).astype(np.float32), random.integers(6, size=500)
-    test, low_high = measure(logits, labels), intervals(logits, labels, repeats=50)
+    test, low_high = measure(logits, labels), estimate_intervals(logits, labels, repeats=50)
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog")
     counts = {"train": [10, 20, 30, 40, 50, 2000], "validation": [1] * 6, "test": np.bincount(labels).tolist()}
-    f1 = macro(logits, labels)["f1"]
+    f1 = measure_macro(logits, labels)["f1"]
     metrics = {
         "train": {"seconds": 61.4, "epochs": 9},
         "val": {"top1": 1 / 3, "top5": 1.0, "loss": 0.5, "n": 1500},
@@ -106,7 +106,7 @@ def test_the_front_matter_is_that_of_the_hubs_own_library(data: str, license: st
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": data})})
     run = Facts(recipe, macro_f1=0.9, license=license)
     card = write_card(bundle(tuple("abcdefghij"), metrics=metrics), run)
-    title, identifier = ("CIFAR-10", "uoft-cs/cifar10") if data == "cifar10" else (last_name(data), "imagefolder")
+    title, identifier = ("CIFAR-10", "uoft-cs/cifar10") if data == "cifar10" else (get_last_name(data), "imagefolder")
     figures = [
         ("accuracy", "Top-1 accuracy", 0.9249),
         ("accuracy", "Top-5 accuracy", 0.994),
@@ -172,14 +172,14 @@ def test_a_folder_of_ones_own_is_named_by_its_last_name() -> None:
         assert "images like those of pets;" in card
         assert "| Initial weights | mine |" in card
         assert not re.search(r"secret|ann\b|Users|home", card)
-    assert last_name("/") == last_name("..") == "images"
+    assert get_last_name("/") == get_last_name("..") == "images"
 
 
 def test_every_setting_is_there_to_train_again() -> None:
     recipe = Recipe.load("cifar10_long")
     text = re.search(r"```toml\n(.*?)```", write_card(bundle(), Facts(recipe)), re.DOTALL)
     assert text is not None
-    assert text[1] == settings(recipe)
+    assert text[1] == dump_settings(recipe)
     assert Recipe.model_validate(tomllib.loads(text[1])) == recipe
 
 
@@ -226,4 +226,4 @@ def test_any_name_is_shown_as_it_is_and_does_nothing(labels: list[str], folder: 
     }
     assert re.findall(r'href="(.*?)"', page) == ["https://arxiv.org/abs/2201.10801"]
     head = front_matter(card)
-    assert head["model-index"][0]["results"][0]["dataset"]["name"] == shown(last_name(f"/photos/{folder}"))
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == shown(get_last_name(f"/photos/{folder}"))

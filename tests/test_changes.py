@@ -17,7 +17,7 @@ from shiftvit.augment.boxes import cut, draw_box
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.randaugment import RandAugment
 from shiftvit.data.batches.device import ResidentImages
-from shiftvit.data.batches.host import EpochBatches, EpochPlan, epoch_order
+from shiftvit.data.batches.host import EpochBatches, EpochPlan, draw_order
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -119,7 +119,7 @@ def test_the_new_settings_off_are_the_definition_of_before(rule: Preprocess) -> 
     augment = Augment(pad=2)
     epoch = batches({"pad": 2, "rand_augment_std": 0.9, "rand_augment_layers": 5}, preprocess=rule)
     size, crop = rule.resized_shape(32, 32), rule.output_shape(32, 32)
-    draws, order = augment.draw(1, 2, 96, *size, crop), epoch_order(1, 2, 96)
+    draws, order = augment.draw(1, 2, 96, *size, crop), draw_order(1, 2, 96)
     for number in range(6):
         indices = order[number * 16 : (number + 1) * 16]
         resized = rule.resized(IMAGES[indices]) if rule.resize else IMAGES[indices]
@@ -132,7 +132,7 @@ def test_the_new_settings_off_are_the_definition_of_before(rule: Preprocess) -> 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 6), st.integers(0, 99))
 def test_copies_are_counted_and_lie_apart(count: int, size: int, repeats: int, seed: int) -> None:
     different = -(-size // repeats)
-    plan = EpochPlan(epoch_order(seed, 0, count), None, None)  # type: ignore[arg-type]
+    plan = EpochPlan(draw_order(seed, 0, count), None, None)  # type: ignore[arg-type]
     slots = [plan.slots(number, size, repeats) for number in range(-(-count // size))]
     assert sum(len(part) for part in slots) == count  # an epoch is as long as without copies
     everything = np.concatenate(slots)

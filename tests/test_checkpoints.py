@@ -148,7 +148,7 @@ def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(tensors(weights()), "weights.pth")
     assert check(Path("weights.pth"), weights()).labels == ("class 0", "class 1", "class 2")
     assert (
-        "weights.pth names none of its 3 classes, which are numbered; to name them, use --labels FILE"
+        "weights.pth has no names for its 3 classes, so they are numbered; to name them, use --labels FILE"
         in capsys.readouterr().err
     )
     Path("names.txt").write_bytes("\ufeffcat\r\n größter Hund \r\n\r\nship\r\n".encode())
@@ -163,7 +163,7 @@ def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"cat\ndog\n", "names 2 classes and the weights have 3"),
+        (b"cat\ndog\n", "names 2 classes, but the weights have 3"),
         (b"cat\ndog\ncat\n", "names two classes 'cat'; give each its own name"),
         (b"cat\n\x1b[31mdog\nship\n", r"has the class name '\\x1b\[31mdog', which cannot be printed"),
         (b"cat\n\xff\nship\n", "is not UTF-8 text"),
@@ -218,7 +218,7 @@ def test_values_that_are_not_numbers() -> None:
     refused("head.bias: not all of its values are finite")
     # Each value is finite and their product is not.
     torch.save({name: value * 1e30 for name, value in tensors(weights()).items()}, "weights.pth")
-    refused("give outputs that are not finite")
+    refused("returns values that are not finite")
     torch.save(tensors(weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
     refused("head.bias: complex64, not real numbers")
 
@@ -246,7 +246,7 @@ def test_files_that_are_no_checkpoints() -> None:
     refused("there is no file 'absent.pth'", "absent.pth")
     with pytest.raises(ShiftViTError, match=r"is not a bundle; make one: shiftvit pack whole.pth DIR"):
         Predictor.from_pretrained("whole.pth")
-    refused("--preset is for checkpoints of the authors' code, and 'cifar10' is none", "cifar10", preset=NAME)
+    refused("--preset is only for checkpoints of the authors' code, and 'cifar10' is not one", "cifar10", preset=NAME)
 
 
 def test_nothing_unpacks_to_many_times_its_size() -> None:

@@ -23,7 +23,7 @@ from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
 from shiftvit.cli.main import app
 from shiftvit.cli.tables import show_pairs
-from shiftvit.errors import ShiftViTError, install_hint
+from shiftvit.errors import ShiftViTError, suggest_install
 from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import RUNTIMES
 
@@ -166,11 +166,11 @@ def test_a_missing_package_is_named_in_the_version_that_shiftvit_needs(monkeypat
     }
     for module in (*RUNTIMES, *(name for row in FORMATS.values() for name in row.modules), *BACKENDS):
         module = RUNTIMES[module].module if module in RUNTIMES else module
-        (_, _, package) = shlex.split(install_hint(module))
+        (_, _, package) = shlex.split(suggest_install(module))
         assert package in needed, module
-    assert install_hint("pyarrow", "ai_edge_litert") == "pip install 'pyarrow>=18.0' 'ai-edge-litert>=1.4'"
+    assert suggest_install("pyarrow", "ai_edge_litert") == "pip install 'pyarrow>=18.0' 'ai-edge-litert>=1.4'"
     monkeypatch.setattr(metadata, "requires", lambda name: metadata.metadata(f"no-{name}"))
-    assert install_hint("pyarrow", "ai_edge_litert") == "pip install pyarrow ai_edge_litert"
+    assert suggest_install("pyarrow", "ai_edge_litert") == "pip install pyarrow ai_edge_litert"
 
 
 def test_nothing_tells_to_install_shiftvit_from_the_index():

@@ -88,5 +88,5 @@ def test_a_model_that_gives_nan_is_named_with_the_image(tmp_path):
     dataclasses.replace(bundle, graph=None).save(tmp_path / "bad")
     answer = run(SAMPLES[0], "--model", tmp_path / "bad", "--out", tmp_path / "x.png")
     assert isinstance(answer.exception, ShiftViTError)
-    assert f"the model '{tmp_path / 'bad'}' answers with NaN or infinity for '{SAMPLES[0]}'" in str(answer.exception)
+    assert f"the model '{tmp_path / 'bad'}' returns NaN or infinity for '{SAMPLES[0]}'" in str(answer.exception)
     assert not (tmp_path / "x.png").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from sample import load_sample, write_tree
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
-from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.metadata import make_metadata
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.find import find_data
@@ -47,7 +47,7 @@ def make_run(folder: Path, data: Path | str, bundle: Bundle, **settings: Any) ->
 
 def choose(model: Path, precision: str = "int8", data: str | None = None, count: int = 10_000) -> Any:
     bundle = Bundle.load(model)
-    return choose_images(model, bundle, graph_metadata(bundle, precision), data, count)  # type: ignore[arg-type]
+    return choose_images(model, bundle, make_metadata(bundle, precision), data, count)  # type: ignore[arg-type]
 
 
 def rows(array: Any) -> list[bytes]:
@@ -136,4 +136,4 @@ def test_a_run_on_few_images_is_exported_in_int8(run: Path, tmp_path: Path, capf
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     assert (report["images"], report["split"]) == (12, "test and validation")
     assert report["top1_change"] >= -100 / 12 - 1e-3
-    assert "12 images show the change of top-1 to within " in capfd.readouterr().err
+    assert "with 12 images, the change of top-1 is known to within " in capfd.readouterr().err

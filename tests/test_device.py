@@ -18,7 +18,7 @@ from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import DataConfig, ModelConfig
 from shiftvit.data.batches.device import ResidentImages
-from shiftvit.data.batches.host import EpochBatches, epoch_order
+from shiftvit.data.batches.host import EpochBatches, draw_order
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
@@ -187,7 +187,7 @@ def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch
     def fail(value):
         raise RuntimeError(f"RESOURCE_EXHAUSTED: Out of memory allocating {value.nbytes} bytes.")
 
-    monkeypatch.setattr("shiftvit.data.batches.device._on_device", fail)
+    monkeypatch.setattr("shiftvit.data.batches.device._to_device", fail)
     wanted = recipe(loop="device", epochs=1, auto_batch=auto_batch)
     if auto_batch:
         run = train(wanted, out=tmp_path / "run", data=sample)
@@ -214,4 +214,4 @@ def test_chunks_leave_little_over(steps: int, length: int) -> None:
 def test_the_order_is_the_epochs() -> None:
     resident = ResidentImages(PIXELS, LABELS, Preprocess(), Augment(), 5)
     order = keras.ops.convert_to_numpy(resident.draw(1, 4)["order"])
-    np.testing.assert_array_equal(order, epoch_order(1, 4, 40))
+    np.testing.assert_array_equal(order, draw_order(1, 4, 40))

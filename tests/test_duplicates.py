@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 
 from pace import at_most
 from shiftvit.data.check import duplicates
-from shiftvit.data.check.duplicates import Fingerprint, alike, find_groups, find_near_pairs, fingerprint
+from shiftvit.data.check.duplicates import Fingerprint, are_alike, find_groups, find_near_pairs, fingerprint
 from shiftvit.data.decode.images import decode
 from trees import SAMPLES
 
@@ -142,13 +142,13 @@ def test_thumbnails_are_compared_by_correlation():
     first, second = base.astype(np.uint8), np.clip(0.6 * mixed + 140, 0, 255).astype(np.uint8)
     expected = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)])
     assert 50 < (expected >= 0.9).sum() < 350
-    np.testing.assert_array_equal(alike(first, second), expected >= 0.9)
+    np.testing.assert_array_equal(are_alike(first, second), expected >= 0.9)
 
 
 @pytest.mark.parametrize(("contrast", "same"), [(2, False), (4, True)])
 def test_flat_thumbnails_are_not_alike_even_to_themselves(contrast, same):
     thumbs = (100 + contrast * np.sign(np.arange(256) % 7 - 3)).astype(np.uint8)[None]
-    assert alike(thumbs, thumbs).tolist() == [same]
+    assert are_alike(thumbs, thumbs).tolist() == [same]
 
 
 def test_groups_and_their_examples():

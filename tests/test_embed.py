@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
 from typer.testing import CliRunner
 
 from sample import load_sample
@@ -18,7 +19,6 @@ from shiftvit import Bundle, Embedder, Predictor, ShiftViTError
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.cli.main import app
-from shiftvit.evaluation.metrics import softmax
 from shiftvit.inference.predict import Failure
 
 
@@ -50,7 +50,7 @@ def test_the_head_makes_the_predictors_answers_of_them(embedder: Embedder, files
     weights = {name: bundle.weights[name].astype(np.float32) for name in ("head/kernel", "head/bias")}
     logits = found @ weights["head/kernel"] + weights["head/bias"]
     expected = np.stack([one.probabilities for one in Predictor.from_pretrained("cifar10")(files)])
-    np.testing.assert_allclose(softmax(logits / np.float32(bundle.temperature)), expected, atol=1e-5)
+    np.testing.assert_allclose(softmax(logits / np.float32(bundle.temperature), axis=1), expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_more_rows_than_a_group_of_parquet_has(
 @pytest.mark.parametrize(
     ("out", "fault"),
     [
-        ("features.csv", "has no ending that is written here; name a file with one of: .npz, .parquet"),
+        ("features.csv", "has no known suffix; use one of: .npz, .parquet"),
         ("no/features.npz", "cannot write .*features.npz': No such file or directory"),
         (".", "is a folder; name a file in it"),
     ],
@@ -151,7 +151,7 @@ def test_a_damaged_graph_or_one_of_another_kind_is_one_line(tmp_path: Path) -> N
     for name, text in (("graph.onnx", content[:-1]), ("graph.tflite", content)):
         path = tmp_path / name
         path.write_bytes(text)
-        with pytest.raises(ShiftViTError, match="gives no features") as caught:
+        with pytest.raises(ShiftViTError, match="cannot compute features") as caught:
             Embedder.from_pretrained(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(ShiftViTError, match="in 'openvino'"):

@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from shiftvit import Preprocess, ShiftViT, ShiftViTError
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import confusion, measure
+from shiftvit.evaluation.metrics import count_confusion, measure
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 50), st.integers(6, 20))
@@ -26,7 +26,7 @@ def test_metrics_equal_scikit_learn(seed, count, classes):
     assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=every))
     assert found["loss"] == pytest.approx(log_loss(labels, probabilities, labels=every), rel=1e-6)
     assert found["n"] == count
-    matrix = confusion(logits, labels)
+    matrix = count_confusion(logits, labels)
     assert matrix.sum() == count
     assert np.trace(matrix) == round(found["top1"] * count)
 

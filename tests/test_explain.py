@@ -5,13 +5,13 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from backends import of
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS
-from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities, split
-from shiftvit.evaluation.metrics import softmax
+from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities, split_model
 from shiftvit.figures.evaluation import COLOURS, overlay
 from tensors import normal, set_random_weights, to_numpy
 
@@ -62,7 +62,7 @@ def test_shapes_and_range(here):
 def test_the_two_halves_make_the_model(arguments):
     model = small(**arguments)
     for stage in (*model.backbone.pyramid_outputs, None):
-        body, tail = split(model, stage)
+        body, tail = split_model(model, stage)
         logits = to_numpy(tail(body(keras.ops.convert_to_tensor(IMAGES))))
         np.testing.assert_allclose(logits, to_numpy(model(IMAGES)), rtol=0, atol=1e-5)
 
@@ -70,7 +70,7 @@ def test_the_two_halves_make_the_model(arguments):
 def test_without_a_last_norm_it_is_a_class_activation_map():
     """There the logit is linear in the map, and Grad-CAM is CAM (Zhou et al., CVPR 2016): the map times the head."""
     model = small(final_norm=False)
-    body, _ = split(model)
+    body, _ = split_model(model)
     expected = np.maximum(body.predict_on_batch(IMAGES) @ model.get_layer("head").get_weights()[0][:, 2], 0)
     expected /= expected.max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(grad_cam(model, IMAGES, [2, 2, 2]), expected, rtol=0, atol=1e-4)
@@ -80,7 +80,7 @@ def test_without_a_last_norm_it_is_a_class_activation_map():
 def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
     """Raising a channel everywhere changes the logit by the sum of its gradients: finite differences of the tail."""
     model, step = small(), 1e-2
-    body, tail = split(model, stage)
+    body, tail = split_model(model, stage)
     maps = body.predict_on_batch(IMAGES[:1])  # (1, h, w, K)
     shifts = step * np.eye(maps.shape[-1], dtype=np.float32)[:, None, None]  # (K, 1, 1, K)
     up, down = (to_numpy(tail(keras.ops.convert_to_tensor(maps + sign * shifts)))[:, 1] for sign in (1, -1))
@@ -90,13 +90,13 @@ def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
 
 def test_occlusion_is_what_brute_force_finds():
     model, patch, stride, fill = small(), 6, 4, 0.5
-    whole = softmax(to_numpy(model(IMAGES[:1])))[0, 2]
+    whole = softmax(to_numpy(model(IMAGES[:1])), axis=1)[0, 2]
     total, covers = np.zeros((24, 16)), np.zeros((24, 16))
     for top in (0, 4, 8, 12, 16, 18):
         for left in (0, 4, 8, 10):
             image = IMAGES[:1].copy()
             image[0, top : top + patch, left : left + patch] = fill
-            total[top : top + patch, left : left + patch] += whole - softmax(to_numpy(model(image)))[0, 2]
+            total[top : top + patch, left : left + patch] += whole - softmax(to_numpy(model(image)), axis=1)[0, 2]
             covers[top : top + patch, left : left + patch] += 1
     found = occlusion(model, IMAGES[:1], [2], patch=patch, stride=stride, fill=fill)
     np.testing.assert_allclose(found[0], total / covers, rtol=0, atol=1e-5)
@@ -104,7 +104,7 @@ def test_occlusion_is_what_brute_force_finds():
 
 def test_the_predicted_class_is_what_is_explained():
     model = small()
-    predicted = probabilities(model, IMAGES).argmax(axis=1)
+    predicted = predict_probabilities(model, IMAGES).argmax(axis=1)
     np.testing.assert_allclose(grad_cam(model, IMAGES), grad_cam(model, IMAGES, predicted), atol=1e-6)
     np.testing.assert_allclose(occlusion(model, IMAGES), occlusion(model, IMAGES, predicted), atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_no_images_and_more_than_a_batch(monkeypatch):
     model = small()
     assert grad_cam(model, IMAGES[:0]).shape == (0, 6, 4)
     assert occlusion(model, IMAGES[:0]).shape == (0, 24, 16)
-    assert probabilities(model, IMAGES[:0]).shape == (0, 4)
+    assert predict_probabilities(model, IMAGES[:0]).shape == (0, 4)
     whole = grad_cam(model, IMAGES), occlusion(model, IMAGES)
     monkeypatch.setattr("shiftvit.evaluation.explain.BATCH_SIZE", 2)
     np.testing.assert_allclose(grad_cam(model, IMAGES), whole[0], atol=1e-4)
@@ -160,7 +160,7 @@ def located():
     """Maps of 100 new images with a square, but those it misses, at the images' size; and the masks of the squares."""
     model = trained(final_norm=False)
     images, labels, corners = patch_images(200, 10_000)
-    said = probabilities(model, images).argmax(axis=1)
+    said = predict_probabilities(model, images).argmax(axis=1)
     assert (said == labels).mean() > 0.97
     seen = (said == 1) & (labels == 1)
     squares, classes = images[seen], np.ones(seen.sum(), int)
@@ -246,8 +246,8 @@ def test_overlay():
         (lambda: occlusion(small(), [1]), "images are list"),
         (lambda: occlusion(small(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(small(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
-        (lambda: occlusion(small(), IMAGES, patch=17), "patch=17 must be 1 to 16"),
-        (lambda: occlusion(small(), IMAGES, patch=4, stride=5), "stride=5 must be 1 to patch=4"),
+        (lambda: occlusion(small(), IMAGES, patch=17), "patch=17 must be from 1 to 16"),
+        (lambda: occlusion(small(), IMAGES, patch=4, stride=5), "stride=5 must be from 1 to patch=4"),
     ],
 )
 def test_faults_are_one_line(call, message):

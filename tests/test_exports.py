@@ -16,7 +16,7 @@ import pytest
 from exported import BUILDS, COMBINATIONS, answers, artifact, exported, probabilities
 from plain_runtimes import SIZES
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.exports import build, driver
 from shiftvit.exports.formats import FORMATS
@@ -181,7 +181,7 @@ def test_every_option_of_the_model_becomes_onnx(option, tmp_path):
     pytest.importorskip("onnxscript")
     example = {"preset": "keras_example", "image_shape": (48, 48, 3), "depths": (1, 1, 1, 1), "shift_channels": 2}
     bundle = random_bundle(**OPTIONS.get(option, example))
-    metadata = graph_metadata(bundle)
+    metadata = make_metadata(bundle)
     images = np.random.default_rng(1).integers(0, 256, (7, *metadata.input_shape), np.uint8)
     expected = probabilities(bundle, images)
     assert np.ptp(expected, axis=0).max() > 0.01
@@ -197,14 +197,14 @@ from pathlib import Path
 import numpy as np
 from shiftvit import Bundle
 from shiftvit.exports.build import BUILDERS
-from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.metadata import make_metadata
 from shiftvit.inference.runtimes import load_graph
 warnings.simplefilter("ignore")
 for folder in map(Path, sys.argv[1:]):
     bundle = Bundle.load(folder / "bundle")
     images = np.load(folder / "images.npy")
     for name, artifact, runtime in (("saved_model", "saved_model", "tensorflow"), ("litert", "model.tflite", "litert")):
-        BUILDERS[name](bundle, graph_metadata(bundle), images[:0], folder / artifact)
+        BUILDERS[name](bundle, make_metadata(bundle), images[:0], folder / artifact)
         graph = load_graph(folder / artifact, runtime)
         np.save(folder / f"{name}.npy", np.concatenate([graph.run(images), graph.run(images[:1])]))
 """
@@ -252,7 +252,7 @@ def test_packing_adds_a_graph_of_the_very_weights_that_are_packed(tmp_path):
 
 def test_what_has_no_graph_is_refused(tmp_path):
     for options, message in (
-        ({"image_shape": (None, None, 3)}, "fixes no size"),
+        ({"image_shape": (None, None, 3)}, "has no fixed size"),
         ({"num_classes": 0}, "has no classes"),
     ):
         random_bundle(**options).save(tmp_path / "bundle")

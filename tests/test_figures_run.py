@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from shiftvit import ShiftViTError
-from shiftvit.figures.run import confusion_matrix, corruptions, learning_curves
+from shiftvit.figures.run import draw_confusion_matrix, draw_corruptions, draw_learning_curves
 from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 
@@ -29,7 +29,7 @@ def test_learning_curves(epochs, validated, tmp_path, figures):
     if validated:
         history = [{**row, "val_loss": 3 / row["epoch"], "val_top1": 0.5} for row in history]
     rates = np.linspace(1, 0, 20 * epochs)  # of a run that stops halfway
-    learning_curves(history, rates, tmp_path / "x.png", title="A recipe", steps=10)
+    draw_learning_curves(history, rates, tmp_path / "x.png", title="A recipe", steps=10)
     (figure,) = figures
     assert_picture(tmp_path / "x.png", figure)
     assert figure.get_suptitle() == "A recipe"
@@ -62,7 +62,7 @@ def test_confusion_matrix(classes, tmp_path, figures):
     matrix[1] = 0
     matrix[1, 0], matrix[1, 1] = 1, 3
     names = tuple(f"class {i}" for i in range(classes))
-    confusion_matrix(matrix, names, tmp_path / "x.png")
+    draw_confusion_matrix(matrix, names, tmp_path / "x.png")
     (figure,) = figures
     assert_picture(tmp_path / "x.png", figure)
     axes = figure.axes[0]
@@ -93,7 +93,7 @@ def test_corruptions(tmp_path, figures):
         for place, name in enumerate(("gaussian_noise", "fog"))
         for level in range(1, 6)
     ]
-    corruptions(rows, tmp_path / "x.png")
+    draw_corruptions(rows, tmp_path / "x.png")
     (figure,) = figures
     assert_picture(tmp_path / "x.png", figure)
     (axes,) = figure.axes
@@ -105,4 +105,4 @@ def test_corruptions(tmp_path, figures):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
-        confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "missing" / "x.png")
+        draw_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "missing" / "x.png")

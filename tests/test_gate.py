@@ -37,7 +37,7 @@ def test_float32_may_differ_by_a_ten_thousandth():
     for distance, faults in (
         (0.0, []),
         (9e-5, []),
-        (1.1e-4, ["a probability differs by 1.1e-04; float32 may differ by 1e-04"]),
+        (1.1e-4, ["a probability differs by 1.1e-04; in float32 at most 1e-04 is allowed"]),
     ):
         found = expected.copy()
         found[3] += np.float32([distance, -distance])
@@ -54,12 +54,12 @@ def test_float32_may_differ_by_a_ten_thousandth():
     [
         (2000, True, 0, 0, None),
         (2000, True, 10, 0, None),
-        (2000, True, 11, 0, "top-1 falls by 0.55 points; {} may cost 0.5"),
+        (2000, True, 11, 0, "top-1 falls by 0.55 points; {} may cost at most 0.5"),
         (2000, True, 0, 11, None),
         (4000, True, 20, 0, None),
-        (4000, True, 22, 0, "top-1 falls by 0.55 points; {} may cost 0.5"),
-        (1999, True, 0, 0, "1999 labelled images cannot show what {} costs; it takes 2000"),
-        (2000, False, 0, 0, "0 labelled images cannot show what {} costs; it takes 2000"),
+        (4000, True, 22, 0, "top-1 falls by 0.55 points; {} may cost at most 0.5"),
+        (1999, True, 0, 0, "1,999 labelled images cannot measure what {} costs; at least 2000 are needed"),
+        (2000, False, 0, 0, "0 labelled images cannot measure what {} costs; at least 2000 are needed"),
     ],
 )
 def test_a_narrow_precision_may_cost_half_a_point(count, labelled, wrong, wrong_before, fault, precision):
@@ -78,21 +78,21 @@ def test_a_narrow_precision_may_cost_half_a_point(count, labelled, wrong, wrong_
 def test_numbers_that_are_none_never_pass(value, precision):
     good, bad, labels = shares(2000), shares(2000), np.zeros(2000, np.int64)
     bad[17, 1] = value
-    assert gate.compare(bad, good, labels, precision)["faults"] == ["it answers with numbers that are not finite"]
+    assert gate.compare(bad, good, labels, precision)["faults"] == ["it returns numbers that are not finite"]
     (fault,) = gate.compare(good, bad, labels, precision)["faults"]
-    assert fault == "the model itself answers with numbers that are not finite"
+    assert fault == "the model itself returns numbers that are not finite"
 
 
 def test_another_shape_never_passes():
     for found in (np.ones((5, 3), np.float32), np.ones((4, 2), np.float32), np.ones(10, np.float32)):
         (fault,) = gate.compare(found, shares(5), None, "f32")["faults"]
-        assert fault == f"it answers with an array of shape {found.shape}, the model with (5, 2)"
+        assert fault == f"it returns an array of shape {found.shape}, but the model (5, 2)"
 
 
 PLANTS = {
     faults.no_fault: [],
     faults.other_weights: ["a probability differs by "],
-    faults.not_a_number: ["it answers with numbers that are not finite", "in a batch of 1 a", "in a batch of 257 a"],
+    faults.not_a_number: ["it returns numbers that are not finite", "in a batch of 1 a", "in a batch of 257 a"],
     faults.blue_first: ["a probability differs by "],
     faults.no_normalisation: ["a probability differs by "],
     faults.wrong_in_large_batches: ["in a batch of 257 a probability differs by "],
@@ -203,7 +203,7 @@ KILLED = BUILD + f"import os\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
     [
         pytest.param(OTHER_WEIGHTS, "the export to onnx failed the parity gate and is not kept: a probability differs"),
         pytest.param(
-            RAISES, "the step 'build' of the export failed: RuntimeError: two (--debug shows its whole output)"
+            RAISES, "the step 'build' of the export failed: RuntimeError: two (--debug shows its full output)"
         ),
         pytest.param(KILLED, "the step 'build' of the export failed: signal 9 ended it (--debug"),
     ],
@@ -263,7 +263,7 @@ def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
         (out / "model.onnx").write_bytes(b"earlier")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
-        ShiftViTError, match=r"exists and holds something other than one export.* another folder with --out"
+        ShiftViTError, match=r"exists and is not an export, so it is not replaced;.* another folder with --out"
     ):
         driver.export(bundle, "onnx", out=out)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -276,7 +276,7 @@ def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
         (("litert", "bf16"), "litert has no precision 'bf16'; "),
         (("torch", "int8"), "torch has no precision 'int8'; "),
         (("onnx", "fp16"), "onnx has no precision 'fp16'; did you mean 'bf16'?"),
-        (("onnx", "int8"), "no known data set has the classes a, b, c ..."),
+        (("onnx", "int8"), "an export in int8 must be measured, and no known data set has the classes a, b, c ..."),
     ],
 )
 def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
@@ -299,7 +299,7 @@ def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
 def test_ones_own_images_are_compared_on(bundle, tmp_path):
     images = np.zeros((30, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]))
-    with pytest.raises(ShiftViTError, match="labelled images cannot show what int8 costs; it takes 2000"):
+    with pytest.raises(ShiftViTError, match="labelled images cannot measure what int8 costs; at least 2000 are needed"):
         driver.export(bundle, "onnx", "int8", data=str(tmp_path / "mine.npz"), out=tmp_path / "out")
 
 
@@ -307,11 +307,11 @@ def test_ones_own_images_are_compared_on(bundle, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_where_there_are_no_more_images_fewer_are_enough(precision, wrong, passes):
     report = gate.compare(shares(150, wrong), shares(150), np.zeros(150, np.int64), precision, 150)
-    assert report["faults"] == ([] if passes else [f"top-1 falls by 1.33 points; {precision} may cost 0.5"])
+    assert report["faults"] == ([] if passes else [f"top-1 falls by 1.33 points; {precision} may cost at most 0.5"])
     # 95 %: of images of which none moved, 3 in so many could (the rule of three).
     assert report["top1_change_error"] == pytest.approx(100 * max(1.96 * wrong**0.5, 3) / 150, abs=1e-3)
     (fault,) = gate.compare(shares(149), shares(149), np.zeros(149, np.int64), precision, 150)["faults"]
-    assert fault == f"149 labelled images cannot show what {precision} costs; it takes 150"
+    assert fault == f"149 labelled images cannot measure what {precision} costs; at least 150 are needed"
 
 
 def test_a_missing_library_is_named(monkeypatch):

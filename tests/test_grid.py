@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from shiftvit import ShiftViTError
-from shiftvit.figures.grid import Tile, prediction_grid
+from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.style import GREEN, RED
 
 
@@ -16,7 +16,7 @@ def tile(truth=None, size=(8, 8), label="cat", colour=(1, 2, 250)):
 
 
 def drawn(tiles, path, **options):
-    prediction_grid(tiles, path, "A title", **options)
+    draw_predictions(tiles, path, "A title", **options)
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         return np.asarray(picture.convert("RGB"))
@@ -57,4 +57,4 @@ def test_long_labels_stay_within_their_tile(tmp_path):
 
 def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
-        prediction_grid([tile()], tmp_path / "missing" / "x.png", "A title")
+        draw_predictions([tile()], tmp_path / "missing" / "x.png", "A title")

@@ -70,7 +70,7 @@ def test_links_to_folders_are_not_followed(tree):
     [
         ("missing.png", "'missing.png' does not exist; check the path"),
         ("x*.png", r"'x\*.png' matches no file; check the pattern"),
-        ("none", "'none' holds no image files; --recursive looks .*, --all-files takes"),
+        ("none", "'none' holds no image files; use --recursive .* or use --all-files to read"),
         ("folder.png", "'folder.png' holds no image files"),
     ],
 )

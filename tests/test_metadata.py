@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftvit import Bundle, Preprocess, ShiftViTError
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.config import ModelConfig
 
 TREE = {
@@ -47,21 +47,21 @@ def test_every_label_and_every_mean_survives(labels, mean, versions):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "carries no shiftvit metadata"),
-        ("", "carries no shiftvit metadata"),
-        (b"", "carries no shiftvit metadata"),
-        ("{", "carries invalid metadata: its top level: Invalid JSON"),
-        (b"\xff\xfe", "carries invalid metadata: its top level: Invalid JSON"),
-        ("[]", "carries invalid metadata: its top level: "),
-        ("{}", "carries invalid metadata: labels: Field required"),
-        (TREE | {"format": 2}, "carries invalid metadata: format: "),
-        (TREE | {"labels": []}, "carries invalid metadata: labels: "),
-        (TREE | {"labels": "cat"}, "carries invalid metadata: labels: "),
-        (TREE | {"precision": "f8"}, "carries invalid metadata: precision: "),
-        (TREE | {"input_shape": [32, 32]}, "carries invalid metadata: input_shape.2: "),
-        (TREE | {"preprocess": {"std": 0}}, "carries invalid metadata: preprocess: "),
-        (TREE | {"preprocess": {"mean": 1e999}}, "carries invalid metadata: preprocess.mean.float: "),
-        (TREE | {"surprise": 1}, "carries invalid metadata: surprise: Extra inputs are not permitted"),
+        (None, "has no shiftvit metadata"),
+        ("", "has no shiftvit metadata"),
+        (b"", "has no shiftvit metadata"),
+        ("{", "has invalid metadata: its top level: Invalid JSON"),
+        (b"\xff\xfe", "has invalid metadata: its top level: Invalid JSON"),
+        ("[]", "has invalid metadata: its top level: "),
+        ("{}", "has invalid metadata: labels: Field required"),
+        (TREE | {"format": 2}, "has invalid metadata: format: "),
+        (TREE | {"labels": []}, "has invalid metadata: labels: "),
+        (TREE | {"labels": "cat"}, "has invalid metadata: labels: "),
+        (TREE | {"precision": "f8"}, "has invalid metadata: precision: "),
+        (TREE | {"input_shape": [32, 32]}, "has invalid metadata: input_shape.2: "),
+        (TREE | {"preprocess": {"std": 0}}, "has invalid metadata: preprocess: "),
+        (TREE | {"preprocess": {"mean": 1e999}}, "has invalid metadata: preprocess.mean.float: "),
+        (TREE | {"surprise": 1}, "has invalid metadata: surprise: Extra inputs are not permitted"),
     ],
 )
 def test_what_is_no_metadata_is_one_line(content, message):
@@ -78,18 +78,18 @@ def bundle(preprocess=None, labels=("a", "b"), **config):
 
 
 def test_the_metadata_of_a_bundles_graph():
-    found = graph_metadata(bundle(Preprocess(resize=(24, 32), mean=9.0)), "bf16")
+    found = make_metadata(bundle(Preprocess(resize=(24, 32), mean=9.0)), "bf16")
     assert (found.labels, found.input_shape, found.precision) == (("a", "b"), (24, 32, 3), "bf16")
     assert found.preprocess == Preprocess(resize=(24, 32), mean=9.0)
     assert found.versions["numpy"]
     # A model of images of one size takes any image once the metadata say how.
-    assert graph_metadata(bundle()).preprocess.output_shape(480, 640) == (24, 32)
+    assert make_metadata(bundle()).preprocess.output_shape(480, 640) == (24, 32)
 
 
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (bundle(image_shape=(None, 32, 3)), "fixes no size"),
+        (bundle(image_shape=(None, 32, 3)), "has no fixed size"),
         (bundle(labels=()), r"has no classes \(num_classes=0\)"),
         (bundle(Preprocess(resize=40, crop=36)), "makes 36 x 36 pixels .* the model takes 24 x 32"),
     ],
@@ -97,4 +97,4 @@ def test_the_metadata_of_a_bundles_graph():
 )
 def test_bundles_that_have_no_graph(case, message):
     with pytest.raises(ShiftViTError, match=message):
-        graph_metadata(case)
+        make_metadata(case)

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, classification_report, f1_score
 
 from pace import at_most
 from shiftvit import ShiftViTError
 from shiftvit.evaluation.metrics import (
-    calibration,
-    class_rows,
+    estimate_intervals,
+    find_mistakes,
     fit_temperature,
-    intervals,
-    macro,
     measure,
-    mistakes,
-    softmax,
+    measure_calibration,
+    measure_classes,
+    measure_macro,
 )
 
 seeds = st.integers(0, 2**32 - 1)
@@ -40,7 +40,7 @@ def one_hot(labels, classes=10, scale=30.0):
 def test_class_rows_equal_a_report_of_scikit_learn(seed, count, classes):
     logits, labels = drawn(seed, count, classes)
     names = [f"class {index}" for index in range(classes)]
-    rows = class_rows(logits, labels, names)
+    rows = measure_classes(logits, labels, names)
     report = classification_report(
         labels, logits.argmax(1), labels=range(classes), target_names=names, output_dict=True, zero_division=0
     )
@@ -54,7 +54,7 @@ def test_class_rows_equal_a_report_of_scikit_learn(seed, count, classes):
 def test_class_rows_by_hand():
     """Of three cats two are found, and one dog is called a cat; nothing is ever a bird."""
     labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1, 1])
-    cat, dog, bird = class_rows(one_hot(predicted, 3), labels, ["cat", "dog", "bird"])
+    cat, dog, bird = measure_classes(one_hot(predicted, 3), labels, ["cat", "dog", "bird"])
     assert cat == pytest.approx({"class": "cat", "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
     assert dog == pytest.approx({"class": "dog", "precision": 1 / 3, "recall": 1 / 2, "f1": 0.4, "support": 2})
     assert bird == {"class": "bird", "precision": 0, "recall": 0, "f1": 0, "support": 1}
@@ -66,14 +66,14 @@ def test_class_rows_by_hand():
 def test_balanced_accuracy_equals_scikit_learn(seed, count):
     logits, labels = drawn(seed, count, 5)
     expected = balanced_accuracy_score(labels, logits.argmax(1))
-    assert macro(logits, labels)["balanced_accuracy"] == pytest.approx(expected)
+    assert measure_macro(logits, labels)["balanced_accuracy"] == pytest.approx(expected)
 
 
 @given(seeds, st.integers(1, 40))
 def test_macro_figures_are_means_over_the_classes_that_have_images(seed, count):
     logits, labels = drawn(seed, count, 5)
-    found = macro(logits, labels)
-    rows = [row for row in class_rows(logits, labels, list("abcde")) if row["support"]]
+    found = measure_macro(logits, labels)
+    rows = [row for row in measure_classes(logits, labels, list("abcde")) if row["support"]]
     for key in ("precision", "recall", "f1"):
         assert found[key] == pytest.approx(np.mean([row[key] for row in rows]))
 
@@ -81,22 +81,22 @@ def test_macro_figures_are_means_over_the_classes_that_have_images(seed, count):
 def test_answers_without_images_do_not_count_as_classes():
     """Of two cats one is found and one is taken for a bird; there are no birds."""
     labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
-    found = macro(one_hot(predicted, 3), labels)
+    found = measure_macro(one_hot(predicted, 3), labels)
     assert found == pytest.approx({"precision": 1, "recall": 3 / 4, "f1": 5 / 6, "balanced_accuracy": 3 / 4})
-    low, high = intervals(one_hot(predicted, 3), labels)["macro_f1"]
+    low, high = estimate_intervals(one_hot(predicted, 3), labels)["macro_f1"]
     assert low <= 5 / 6 <= high == 1
 
 
 def test_absent_classes_do_not_lower_the_means():
     labels = np.array([0, 0, 1])
-    assert macro(one_hot(labels), labels) == {"precision": 1, "recall": 1, "f1": 1, "balanced_accuracy": 1}
+    assert measure_macro(one_hot(labels), labels) == {"precision": 1, "recall": 1, "f1": 1, "balanced_accuracy": 1}
 
 
 def test_calibration_by_hand():
     """Confidences .95, .85 (wrong), .55 and .6 (wrong) in five bins, each with its upper edge."""
     first = np.array([0.95, 0.85, 0.55, 0.6])
     probabilities = np.stack([first, 1 - first], axis=1)
-    found = calibration(probabilities, np.array([0, 1, 0, 1]), bins=5)
+    found = measure_calibration(probabilities, np.array([0, 1, 0, 1]), bins=5)
     empty = {"count": 0, "confidence": None, "accuracy": None}
     assert found["bins"][0] == {"lower": 0, "upper": pytest.approx(0.2), **empty}
     assert [row["count"] for row in found["bins"]] == [0, 0, 2, 0, 2]
@@ -112,7 +112,7 @@ def test_calibration_by_hand():
 def test_a_classifier_that_is_always_sure(hits, ece):
     labels = np.zeros(100, int)
     predicted = np.where(np.arange(100) < 100 * hits, 0, 1)
-    found = calibration(np.eye(2)[predicted], labels)
+    found = measure_calibration(np.eye(2)[predicted], labels)
     assert (found["ece"], found["mce"]) == (pytest.approx(ece), pytest.approx(ece))
     assert found["bins"][-1]["count"] == 100
 
@@ -120,8 +120,8 @@ def test_a_classifier_that_is_always_sure(hits, ece):
 @given(seeds, st.integers(1, 100), st.integers(1, 30))
 def test_ece_equals_its_definition(seed, count, bins):
     logits, labels = drawn(seed, count, 4)
-    probabilities = softmax(logits)
-    found = calibration(probabilities, labels, bins)
+    probabilities = softmax(logits, axis=1)
+    found = measure_calibration(probabilities, labels, bins)
     confidence, hits = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
     total = 0.0
     for index in range(bins):
@@ -134,9 +134,9 @@ def test_ece_equals_its_definition(seed, count, bins):
 
 def test_with_one_bin_ece_is_the_difference_of_the_means():
     logits, labels = drawn(1, 5000)
-    probabilities = softmax(logits)
+    probabilities = softmax(logits, axis=1)
     difference = abs((probabilities.argmax(1) == labels).mean() - probabilities.max(1).mean())
-    assert calibration(probabilities, labels, 1)["ece"] == pytest.approx(difference, abs=1e-6)
+    assert measure_calibration(probabilities, labels, 1)["ece"] == pytest.approx(difference, abs=1e-6)
 
 
 @pytest.mark.parametrize("planted", [0.3, 1.0, 2.5, 7.0])
@@ -160,8 +160,8 @@ def test_temperature_never_raises_the_loss(seed, count, scale):
 def test_temperature_lowers_the_calibration_error_of_a_classifier_that_is_too_sure():
     logits, labels = drawn(5, 20_000)
     sure = logits * 3
-    assert calibration(softmax(sure), labels)["ece"] > 0.1
-    assert calibration(softmax(sure / fit_temperature(sure, labels)), labels)["ece"] < 0.02
+    assert measure_calibration(softmax(sure, axis=1), labels)["ece"] > 0.1
+    assert measure_calibration(softmax(sure / fit_temperature(sure, labels), axis=1), labels)["ece"] < 0.02
 
 
 @pytest.mark.parametrize("scale", [0.5, 10.0, 1e4])
@@ -180,7 +180,7 @@ def test_the_interval_of_top1_is_the_binomial_one(accuracy):
     count = 4000
     labels = np.arange(count) % 10
     predicted = np.where(np.arange(count) < accuracy * count, labels, (labels + 1) % 10)
-    low, high = intervals(one_hot(predicted), labels, repeats=2000)["top1"]
+    low, high = estimate_intervals(one_hot(predicted), labels, repeats=2000)["top1"]
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count)
     assert low == pytest.approx(accuracy - half, abs=0.15 * half)
     assert high == pytest.approx(accuracy + half, abs=0.15 * half)
@@ -190,7 +190,7 @@ def test_the_interval_of_top1_is_the_binomial_one(accuracy):
 @settings(max_examples=30)
 def test_intervals_hold_the_point_they_are_about(seed, count):
     logits, labels = drawn(seed, count)
-    found = intervals(logits, labels, repeats=200, seed=seed)
+    found = estimate_intervals(logits, labels, repeats=200, seed=seed)
     point = measure(logits, labels)
     for name in ("top1", "top5", "loss"):
         low, high = found[name]
@@ -208,27 +208,27 @@ def test_the_interval_of_macro_f1_against_scikit_learn():
         scores.append(f1_score(labels[chosen], predicted[chosen], average="macro"))
     expected = np.percentile(scores, [2.5, 97.5])
     width = expected[1] - expected[0]
-    np.testing.assert_allclose(intervals(logits, labels)["macro_f1"], expected, rtol=0, atol=0.15 * width)
-    assert expected[0] < macro(logits, labels)["f1"] < expected[1]
+    np.testing.assert_allclose(estimate_intervals(logits, labels)["macro_f1"], expected, rtol=0, atol=0.15 * width)
+    assert expected[0] < measure_macro(logits, labels)["f1"] < expected[1]
 
 
 def test_a_perfect_classifier_has_no_doubt():
     labels = (np.arange(30) % 10).astype(np.uint8)
-    found = intervals(one_hot(labels), labels, repeats=100)
+    found = estimate_intervals(one_hot(labels), labels, repeats=100)
     assert found["top1"] == found["top5"] == found["macro_f1"] == (1, 1)
     assert found["loss"] == pytest.approx((0, 0), abs=1e-9)
 
 
 def test_the_seed_decides():
     logits, labels = drawn(0)
-    assert intervals(logits, labels, seed=3) == intervals(logits, labels, seed=3)
-    assert intervals(logits, labels, seed=3) != intervals(logits, labels, seed=4)
+    assert estimate_intervals(logits, labels, seed=3) == estimate_intervals(logits, labels, seed=3)
+    assert estimate_intervals(logits, labels, seed=3) != estimate_intervals(logits, labels, seed=4)
 
 
 def test_ten_thousand_images_take_a_few_seconds():
     logits, labels = drawn(0, 10_000)
     with at_most(100):
-        intervals(logits, labels)
+        estimate_intervals(logits, labels)
 
 
 def test_the_surest_mistakes_come_first():
@@ -236,21 +236,21 @@ def test_the_surest_mistakes_come_first():
     margins = np.array([5.0, 80.0, 60.0, 1.0, 60.0, 99.0])
     logits = np.stack([margins, np.zeros(6), np.zeros(6)], axis=1).astype(np.float32)
     labels = np.array([1, 2, 1, 1, 2, 0])
-    assert mistakes(logits, labels).tolist() == [1, 2, 4, 0, 3]
-    assert mistakes(logits, labels, 2).tolist() == [1, 2]
-    assert mistakes(logits[5:], labels[5:]).tolist() == []
-    assert mistakes(logits, labels, 0).tolist() == []
+    assert find_mistakes(logits, labels).tolist() == [1, 2, 4, 0, 3]
+    assert find_mistakes(logits, labels, 2).tolist() == [1, 2]
+    assert find_mistakes(logits[5:], labels[5:]).tolist() == []
+    assert find_mistakes(logits, labels, 0).tolist() == []
 
 
 @given(seeds, st.integers(1, 60))
 def test_mistakes_are_wrong_and_sorted(seed, count):
     logits, labels = drawn(seed, count, 4)
-    found = mistakes(logits, labels, 10)
+    found = find_mistakes(logits, labels, 10)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
     assert found.dtype == np.int64
     assert len(found) == min(10, len(wrong))
     assert set(found) <= set(wrong)
-    confidence = softmax(logits).max(1).astype(float)
+    confidence = softmax(logits, axis=1).max(1).astype(float)
     assert (np.diff(confidence[found]) <= 1e-6).all()
     assert confidence[list(set(wrong) - set(found))].max(initial=0) <= confidence[found].min(initial=1) + 1e-6
 
@@ -258,20 +258,17 @@ def test_mistakes_are_wrong_and_sorted(seed, count):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: class_rows(np.zeros((0, 3)), np.zeros(0, int), "abc"), "0 images"),
-        (lambda: class_rows(np.zeros((1, 3)), np.zeros(1, int), "ab"), "2 class names for 3 classes"),
-        (lambda: macro(np.zeros((2, 3)), np.array([0, 3])), "0 to 3, do not fit"),
-        (lambda: calibration(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
-        (lambda: calibration(np.array([[2.0, -1.0]]), np.array([0])), r"give softmax\(logits\)"),
-        (lambda: calibration(np.array([[np.nan, 1.0]]), np.array([0])), "not probabilities"),
-        (lambda: calibration(np.array([[0.5, 0.5]]), np.array([0]), 0), "bins=0 must be at least 1"),
+        (lambda: measure_classes(np.zeros((0, 3)), np.zeros(0, int), "abc"), "0 images"),
+        (lambda: measure_classes(np.zeros((1, 3)), np.zeros(1, int), "ab"), "2 class names for 3 classes"),
+        (lambda: measure_macro(np.zeros((2, 3)), np.array([0, 3])), "0 to 3, do not fit"),
+        (lambda: measure_calibration(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
+        (lambda: measure_calibration(np.array([[2.0, -1.0]]), np.array([0])), r"give softmax\(logits\)"),
+        (lambda: measure_calibration(np.array([[np.nan, 1.0]]), np.array([0])), "not probabilities"),
         (lambda: fit_temperature(np.zeros((0, 3)), np.zeros(0, int)), "0 images"),
         (lambda: fit_temperature(np.zeros((2, 3)), np.zeros(3, int)), "do not fit"),
         (lambda: fit_temperature(np.array([[np.nan, 1.0]]), np.array([0])), "NaN or infinity for image 1"),
         (lambda: measure(np.array([[0.0, 1.0], [np.inf, 1.0]]), np.array([0, 1])), "NaN or infinity for image 2"),
-        (lambda: intervals(np.zeros((2, 3)), np.zeros(2, int), repeats=0), "repeats=0 must be at least 1"),
-        (lambda: intervals(np.zeros((2, 3)), np.array([-1, 0])), "do not fit"),
-        (lambda: mistakes(np.zeros((2, 3)), np.zeros(2, int), -1), "count=-1"),
+        (lambda: estimate_intervals(np.zeros((2, 3)), np.array([-1, 0])), "do not fit"),
     ],
 )
 def test_faults_are_one_line(call, message):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shiftvit.cli.settings import recipe_for
+from shiftvit.cli.settings import choose_recipe
 from shiftvit.data import named
 from shiftvit.errors import ShiftViTError
 from trees import plant
@@ -45,10 +45,10 @@ def test_a_folder_that_is_called_as_a_data_set_is_said(
     assert capsys.readouterr().err == said
     for name in ("./cifar10", "cifar10/", str(tmp_path / "cifar10")):
         assert named.is_path(name)
-        assert recipe_for(name) == "photos"
+        assert choose_recipe(name) == "photos"
         assert named.look_up(name).class_names == ("cat", "dog")
     assert capsys.readouterr().err == ""
-    assert recipe_for("cifar10") == "quick"
+    assert choose_recipe("cifar10") == "quick"
 
 
 def test_importing_loads_nothing_heavy() -> None:

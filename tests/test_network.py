@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shiftvit import presets
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import PatchMerging, ShiftBlock
@@ -99,7 +99,7 @@ def test_drop_paths_are_the_official_ones() -> None:
 
 @every_preset
 def test_parameters_computed_from_the_settings(name: str) -> None:
-    rows = stage_rows(ModelConfig(**PRESETS[name].arguments))
+    rows = list_stages(ModelConfig(**PRESETS[name].arguments))
     assert sum(row["parameters"] for row in rows) == PARAMETERS[name]
 
 

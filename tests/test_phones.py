@@ -21,7 +21,7 @@ from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.listing import is_companion, list_images
-from shiftvit.errors import install_hint
+from shiftvit.errors import suggest_install
 
 
 def test_without_pillow_heif_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_without_pillow_heif_the_message_names_the_extra(monkeypatch: pytest.Mon
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ShiftViTError) as caught:
         decode(matrix.files()["plain.heic"], name="IMG_1.HEIC")
-    hint = f"{install_hint('pillow-heif')}, which is the extra [heic]"
+    hint = f"{suggest_install('pillow-heif')}, which is the extra [heic]"
     assert str(caught.value) == f"'IMG_1.HEIC' is a HEIC, and pillow-heif is not installed; {hint}"
     assert decode(matrix.files()["plain.avif"]).shape == (32, 32, 3)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
 
 from sample import load_sample
 from shiftvit import Bundle, Embedder, Predictor, Preprocess, ShiftViT, ShiftViTError
@@ -20,7 +21,7 @@ from shiftvit.data.batches.pictures import read_picture
 from shiftvit.data.decode.images import decode
 from shiftvit.evaluation.evaluate import evaluate
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import measure, softmax
+from shiftvit.evaluation.metrics import measure
 from shiftvit.inference.predict import Failure
 from threads import answer_together
 
@@ -51,7 +52,7 @@ def test_accuracy_is_that_of_evaluate_to_the_last_image(runtime, images):
     np.testing.assert_array_equal(predicted, logits.argmax(axis=1))
     assert (predicted == labels).mean() == measure(logits, labels)["top1"]
     assert bundle.temperature != 1
-    np.testing.assert_allclose(shares(found), softmax(logits / bundle.temperature), atol=1e-4)
+    np.testing.assert_allclose(shares(found), softmax(logits / bundle.temperature, axis=1), atol=1e-4)
 
 
 def test_a_model_that_resizes_gives_what_evaluate_gives(tmp_path):
@@ -61,7 +62,7 @@ def test_a_model_that_resizes_gives_what_evaluate_gives(tmp_path):
     bundle.save(tmp_path / "bundle")
     pictures = np.random.default_rng(0).integers(0, 256, (9, 33, 47, 3), np.uint8)
     found = Predictor.from_pretrained(tmp_path / "bundle")(pictures)
-    np.testing.assert_allclose(shares(found), softmax(predict_logits(model, pictures, preprocess)), atol=1e-6)
+    np.testing.assert_allclose(shares(found), softmax(predict_logits(model, pictures, preprocess), axis=1), atol=1e-6)
 
 
 def test_what_a_prediction_says(predictor, images):
@@ -170,7 +171,7 @@ def test_nan_is_no_answer(kind, tmp_path):
     pictures = np.zeros((3, 16, 16, 3), np.uint8)
     assert len(kind.from_pretrained(tmp_path / "good")(pictures)) == 3
     bad = kind.from_pretrained(tmp_path / "bad")
-    message = rf"the model '{tmp_path}/bad' answers with NaN or infinity for 'image 1'; its weights"
+    message = rf"the model '{tmp_path}/bad' returns NaN or infinity for 'image 1'; its weights"
     for ask in (bad, lambda images: next(bad.stream(images))):
         with pytest.raises(ShiftViTError, match=message):
             ask(pictures)
@@ -215,7 +216,7 @@ def test_nan_is_no_figure_of_an_evaluation(tmp_path):
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "data" / label / "x.png")
-    message = f"the model '{tmp_path / 'bad'}' answers with NaN or infinity for '{tmp_path / 'data' / 'a' / 'x.png'}'"
+    message = f"the model '{tmp_path / 'bad'}' returns NaN or infinity for '{tmp_path / 'data' / 'a' / 'x.png'}'"
     with pytest.raises(ShiftViTError, match=re.escape(message)):
         evaluate(tmp_path / "bad", str(tmp_path / "data"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

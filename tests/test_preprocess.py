@@ -171,6 +171,16 @@ def test_steps_are_the_whole() -> None:
     np.testing.assert_array_equal(unrounded(images), preprocess.normalised(resized))
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_images_that_have_the_size_are_not_resized(interpolation: str) -> None:
+    images = pictures(4, 20, 30, 3)
+    preprocess = Preprocess(resize=20, crop=(20, 24), interpolation=interpolation)
+    found = preprocess.pixels(images)
+    assert np.shares_memory(found, images)
+    np.testing.assert_array_equal(found, images[:, :, :24])
+    np.testing.assert_array_equal(preprocess(images), preprocess.normalised(images[:, :, :24]))
+
+
 def test_pixels_are_whole_and_stay_in_range() -> None:
     edges = np.zeros((1, 8, 8, 3), np.uint8)
     edges[:, :, 4:] = 255

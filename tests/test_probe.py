@@ -168,7 +168,7 @@ def test_a_second_run_computes_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(feature_files, "decode", no)
-        patch.setattr(probe, "keras_features", no)
+        patch.setattr(probe, "load_keras_features", no)
         second = run_probe(tmp_path / "second", again, **{"start.source": str(source)})
     assert "60 from the cache" in capfd.readouterr().err
     assert {**second.metrics, "train": None} == {**first.metrics, "train": None}
@@ -199,7 +199,7 @@ def test_an_interrupted_one_goes_on(
         if count == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_files, "at_once", lambda *_: 7)
+    monkeypatch.setattr(feature_files, "choose_batch_size", lambda *_: 7)
     with monkeypatch.context() as patch:
         patch.setattr(feature_files.FeatureReader, "_compute", stopping)
         with pytest.raises(KeyboardInterrupt):

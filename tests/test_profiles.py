@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 import image_matrix as matrix
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT
 from shiftvit.bundle.bundle import MANIFEST
-from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.metadata import make_metadata
 from shiftvit.data.batches.pictures import Pictures, read_pictures
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.profiles import read_profile
@@ -94,7 +94,7 @@ def test_every_path_sees_the_same_colours(tmp_path: Path) -> None:
     rule = Preprocess(srgb=True, resize=32, crop=32)
     Bundle.from_model(model, ("a", "b"), rule).save(tmp_path / "model")
     bundle = Bundle.load(tmp_path / "model")
-    assert bundle.preprocess == graph_metadata(bundle).preprocess == rule
+    assert bundle.preprocess == make_metadata(bundle).preprocess == rule
     expected = decode(path, srgb=True)
     assert not np.array_equal(expected, decode(path))
     np.testing.assert_array_equal(Pictures([str(path)], rule)[[0]][0], expected)
@@ -111,4 +111,4 @@ def test_files_that_older_versions_read_stay_the_same(tmp_path: Path) -> None:
         bundle = Bundle.from_model(model, ("a", "b"), Preprocess(srgb=srgb))
         bundle.save(place)
         assert ("srgb" in (place / MANIFEST).read_text("utf-8")) is srgb
-        assert ("srgb" in graph_metadata(bundle).dump()) is srgb
+        assert ("srgb" in make_metadata(bundle).dump()) is srgb

@@ -20,7 +20,7 @@ from shiftvit.bundle.card import address_card
 from shiftvit.bundle.describe import describe
 from shiftvit.bundle.stored import published
 from shiftvit.bundle.stored.find import PRETRAINED
-from shiftvit.bundle.stored.published import PUBLISHED, Published, imagenet_classes
+from shiftvit.bundle.stored.published import PUBLISHED, Published, read_imagenet_classes
 from shiftvit.cli.main import main
 from shiftvit.exports import pull as pulling
 from shiftvit.exports.pull import pull_published
@@ -97,7 +97,7 @@ def test_the_table_is_the_authors() -> None:
 
 
 def test_imagenet_has_a_thousand_names() -> None:
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     assert len(names) == len(set(names)) == len(synsets) == 1000
     assert synsets == tuple(sorted(synsets))
     known = {
@@ -120,7 +120,7 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     digest = files.sha256(checkpoint)
     assert digest in capsys.readouterr().err
     bundle = Bundle.load(NAME)
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     assert (bundle.labels, bundle.synsets, bundle.graph) == (names, synsets, b"a graph")
     assert bundle.provenance is not None
     assert bundle.provenance.model_dump(exclude={"date"}) == {
@@ -163,9 +163,7 @@ def test_the_name_works_wherever_a_model_is_named(checkpoint: Path, place: Path)
     assert np.abs(to_numpy(other.get_layer("head").kernel)).max() < 0.1  # random
     with pytest.raises(ShiftViTError, match="do not fit these arguments"):
         ShiftViT.from_preset(NAME, weights="imagenet", depths=(1, 3))
-    with pytest.raises(
-        ShiftViTError, match="'shiftvit_base_r4' is an architecture, and no weights of it are published"
-    ):
+    with pytest.raises(ShiftViTError, match="'shiftvit_base_r4' is an architecture without published weights"):
         ShiftViT.from_preset("shiftvit_base_r4", weights="imagenet")
     Path(NAME).mkdir()  # of something else
     recipe = apply_start(Recipe.load("finetune", **{"start.source": NAME}))
@@ -199,7 +197,7 @@ def test_an_export_here_wins_and_a_notice_tells(checkpoint: Path, capsys: pytest
     assert capsys.readouterr().err == ""
     for _ in range(2):
         assert Predictor.from_pretrained(NAME).labels[0] == "airplane"
-    assert capsys.readouterr().err.count("is the one here; the model of that name is") == 1
+    assert capsys.readouterr().err.count("in the working folder; the model of that name is") == 1
 
 
 def test_a_second_pull_must_bring_the_same_file(
@@ -212,7 +210,7 @@ def test_a_second_pull_must_bring_the_same_file(
     weights = official.state_dict(NAME, seed=1)
     torch.save(official.tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
-    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .* and not .*; to take it")
+    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
     refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
     assert Bundle.load(NAME).provenance.sha256 == files.sha256(checkpoint)  # type: ignore[union-attr]
     (place / "model.safetensors").write_bytes(b"damaged")
@@ -223,7 +221,7 @@ def test_a_second_pull_must_bring_the_same_file(
 
 def test_a_pinned_hash_is_asked_for(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, sha256="0" * 64))
-    refused(f"this is not the published {NAME}: its SHA-256 is .* and not 0000", source=checkpoint)
+    refused(f"this is not the published {NAME}: its SHA-256 is .*, not 0000", source=checkpoint)
 
 
 def test_names_and_files_that_are_none(tmp_path: Path) -> None:
@@ -243,9 +241,9 @@ def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"status": 404}, "the server answered 404"),
-        ({"status": 503}, "the server answered 503"),
-        ({"content": b"\n<!DOCTYPE html><p>Log in"}, "the server sent a web page and not the file"),
+        ({"status": 404}, "the server responded 404"),
+        ({"status": 503}, "the server responded 503"),
+        ({"content": b"\n<!DOCTYPE html><p>Log in"}, "the server sent a web page instead of the file"),
         ({"content": b""}, "cannot read weights"),
         ({"content": b"no weights at all"}, "cannot read weights"),
     ],
@@ -263,7 +261,7 @@ def test_answers_that_are_no_weights(server: FileServer, change: dict[str, Any],
 def test_a_redirect_is_followed_and_a_worse_one_is_not(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(published.MIRROR, f"{server.url}/moved")
     server.redirect = "file:///etc/hostname"
-    refused("the server answered 302 .*file:///etc/hostname.* is not allowed")
+    refused("the server responded 302 .*file:///etc/hostname.* is not allowed")
     server.redirect = f"{server.url}/there/x"
     pull_published(NAME)
     assert [path for path, _ in server.requests] == [f"/moved/{NAME}.pth"] * 2 + ["/there/x"]

@@ -14,7 +14,7 @@ import pytest
 
 import official
 from file_server import serving
-from shiftvit.bundle.stored.published import MIRROR, imagenet_classes
+from shiftvit.bundle.stored.published import MIRROR, read_imagenet_classes
 
 NAME = "shiftvit_tiny_light"
 
@@ -61,7 +61,7 @@ def test_pull_predict_explain_and_export(tmp_path: Path) -> None:
     with (tmp_path / "rows.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 12
-    assert {row["label"] for row in rows} <= {*imagenet_classes()[0]}
+    assert {row["label"] for row in rows} <= {*read_imagenet_classes()[0]}
     samples = sorted({row["path"] for row in rows})[:2]
     run("explain", *samples, "--model", NAME, "--method", "grad-cam", "--out", "why.png")
     assert (tmp_path / "why.png").stat().st_size > 10_000

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from sample import load_sample
 from shiftvit import Recipe, ShiftViTError
 from shiftvit.cli import rates
-from shiftvit.figures.run import rate_search
+from shiftvit.figures.run import draw_rate_search
 from shiftvit.training import rate_finder
 from shiftvit.training.rate_finder import RateSearch, find_rate, smooth, suggest
 
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_told(changes: dict[str, Any], message: str) -> None:
 def test_the_figure(found: RateSearch, tmp_path: Path, figures: list[Any]) -> None:
     for number, suggestion in enumerate((found.suggestion, None)):
         path = tmp_path / f"{number}.png"
-        rate_search(found.rates, found.losses, found.smoothed, suggestion, 0.02, path, title="Learning rates")
+        draw_rate_search(found.rates, found.losses, found.smoothed, suggestion, 0.02, path, title="Learning rates")
         with Image.open(path) as image:
             assert image.width > image.height > 300
             assert image.format == "PNG"

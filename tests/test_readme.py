@@ -209,7 +209,9 @@ def test_every_figure_stands_in_a_committed_result():
         assert f"{result['train_seconds_mean']:.0f} s" in row, row
         if result["n"] > 1:
             assert f"± {100 * result['test_top1_std']:.2f}" in row, row
-        assert result["environment"]["processor"].split(" 64-Core")[0] in README
+        environment = result["environment"]
+        used = environment["processor"] if environment["device"] == "cpu" else environment["device"]
+        assert re.split(r" 64-Core| \d+GB", used)[0] in README
 
 
 def test_the_packaged_model_is_what_its_result_says():

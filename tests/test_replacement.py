@@ -18,7 +18,7 @@ from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.data import named
 from shiftvit.exports import driver
 from shiftvit.files import lock, write_file
-from shiftvit.replacement import current, write_folder
+from shiftvit.replacement import find_current, write_folder
 
 NAMES = ("a.txt", "b.txt", "old.txt")
 
@@ -110,7 +110,7 @@ def test_links_do_not_lead_a_reader_away(tmp_path: Path) -> None:
     (tmp_path / "private" / "new" / "a.txt").write_text("private")
     write(tmp_path / "place", "first")
     (tmp_path / "place" / ".shiftvit-arriving").symlink_to(tmp_path / "private")
-    assert current(tmp_path / "place" / "a.txt").read_text() == "first"
+    assert find_current(tmp_path / "place" / "a.txt").read_text() == "first"
     write(tmp_path / "place", "second")
     assert (tmp_path / "private" / "new" / "a.txt").read_text() == "private"
     assert (tmp_path / "place" / "a.txt").read_text() == "second"

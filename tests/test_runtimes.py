@@ -148,12 +148,18 @@ def test_a_runtime_that_is_not_installed(missing, runtime, package, monkeypatch)
 def test_a_runtime_that_reads_something_else(plain, tmp_path):
     with pytest.raises(ShiftViTError, match="there is no runtime 'onxruntime'; did you mean 'onnxruntime'"):
         load_graph("cifar10", "onxruntime")
-    with pytest.raises(ShiftViTError, match="runs in onnxruntime or openvino or keras, not in litert; `shiftvit"):
+    with pytest.raises(
+        ShiftViTError, match="runs in onnxruntime or openvino or keras, not in litert; write another format"
+    ):
         load_graph("cifar10", "litert")
-    with pytest.raises(ShiftViTError, match=r"runs in keras, not in onnxruntime; `shiftvit pack --onnx` adds"):
+    with pytest.raises(
+        ShiftViTError, match=r"runs in keras, not in onnxruntime; add the graph with `shiftvit pack --onnx`"
+    ):
         load_graph(plain, "onnxruntime")
     (tmp_path / "model.tflite").write_bytes(b"")
-    with pytest.raises(ShiftViTError, match=r"\(LiteRT\) runs in litert, not in keras; `shiftvit export` writes"):
+    with pytest.raises(
+        ShiftViTError, match=r"\(LiteRT\) runs in litert, not in keras; write another format with `shiftvit export`"
+    ):
         load_graph(tmp_path / "model.tflite", "keras")
     with pytest.raises(ShiftViTError, match="does not exist; give a run folder"):
         load_graph(tmp_path / "nowhere")
@@ -263,7 +269,7 @@ def test_programs_are_loaded_only_where_their_runtime_is_named(name, content, ru
     if content:
         (tmp_path / name).mkdir()
     (tmp_path / name / content).write_bytes(b"whatever")
-    message = f"can execute code where it is loaded; if you trust it, name the runtime: {runtime}$"
+    message = f"loading a malicious one can execute code; if you trust it, name the runtime: {runtime}$"
     for given in (tmp_path / name, tmp_path):
         with pytest.raises(ShiftViTError, match=message):
             load_graph(given)
@@ -283,7 +289,7 @@ def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
     shutil.copy(artifact("openvino").with_suffix(".bin"), tmp_path / "foreign.bin")
     for suffix in ("onnx", "tflite", "xml"):
         line = refused(tmp_path / f"foreign.{suffix}", capfd)
-        assert "carries no shiftvit metadata, so its labels and preprocessing are unknown" in line
+        assert "has no shiftvit metadata, so its labels and preprocessing are unknown" in line
 
 
 @pytest.mark.slow

@@ -33,6 +33,17 @@ def test_a_lone_picture_is_answered_as_by_the_predictor_to_the_bit(server, predi
     assert [(row["label"], row["score"]) for row in found] == list(expected.top)
 
 
+def test_parameters_that_are_left_out_have_their_defaults(server):
+    content = picture(4)
+    assert server.post("/v1/classify", content) == server.post("/v1/classify?top_k=5", content)
+    assert server.post("/v1/classify", content) == server.post("/v1/models/cifar10/classify", content)
+    _, (first, *_) = server.post("/v1/classify", content)
+    assert server.post("/v1/explain", content) == server.post(f"/v1/explain?top_k=5&label={first['label']}", content)
+    for refused in ("top_k=0", "top_k=x", "top_k="):
+        status, message = server.post(f"/v1/classify?{refused}", content)
+        assert (status, "top_k" in message["error"]) == (422, True)
+
+
 def test_pictures_of_many_clients_are_answered_as_by_the_predictor(server, predictor):
     pictures = [picture(seed) for seed in range(24)]
     answers = [None] * len(pictures)

@@ -1,6 +1,9 @@
 """`shiftvit serve` as a command: its faults before it listens, and its start."""
 
+import asyncio
+import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -13,6 +16,7 @@ import typer
 
 from serving import ask, picture, started
 from shiftvit.cli.main import _run, app
+from shiftvit.serve.log import Joined
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef"
@@ -107,6 +111,36 @@ def test_it_serves_several_models_and_takes_keys(tmp_path):
         ask(port, "GET", "/nothing%0a%1b%5b31m", headers=sent)
         entry = json.loads(process.stderr.readline())
         assert (entry["status"], entry["path"]) == (404, "/nothing%0a%1b%5b31m")
+
+
+def test_the_lines_of_one_go_of_the_event_loop_are_one_write(monkeypatch):
+    written = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr("sys.stderr", Stream())
+    handler = Joined()
+
+    def log(*lines):
+        for line in lines:
+            handler.handle(logging.makeLogRecord({"msg": "%s", "args": (line,)}))
+
+    async def serve():
+        log("100 %s", "b")
+        assert not written
+        await asyncio.sleep(0)
+        assert written == ["100 %s\nb\n"]
+        log("c")
+        handler.flush()  # as at the end of the process
+        assert written[-1] == "c\n"
+        log("d", "e")
+
+    asyncio.run(serve())
+    log("f")  # without a loop
+    assert "".join(written) == "100 %s\nb\nc\nd\ne\nf\n"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from shiftvit import Recipe, ShiftViTError
 from shiftvit.augment.augment import Augment
 from shiftvit.cli.main import app
 from shiftvit.data import named
-from shiftvit.data.show import _shorten, draw_training, training_figure
+from shiftvit.data.show import _shorten, draw_training, draw_training_figure
 
 OFF = {"augment.pad": 0, "augment.flip": False}
 FULL = {
@@ -87,7 +87,7 @@ def test_an_archive_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, FULL])
 def test_the_figure_shows_what_is_drawn(tmp_path: Path, changes: dict[str, float], figures: list[Any]) -> None:
     recipe = Recipe.load("quick", **changes)
-    assert training_figure(recipe, tmp_path / "a.png") == 6
+    assert draw_training_figure(recipe, tmp_path / "a.png") == 6
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "PNG"
         assert 1200 < image.width < 1700

@@ -16,8 +16,8 @@ from shiftvit.cli.main import app
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.find.find import find_data
 from shiftvit.evaluation.report import write_report
-from shiftvit.figures.evaluation import reliability_figure
-from shiftvit.figures.run import confusion_matrix, learning_curves
+from shiftvit.figures.evaluation import draw_reliability
+from shiftvit.figures.run import draw_confusion_matrix, draw_learning_curves
 
 SETTINGS = {
     "train.epochs": 1,
@@ -73,14 +73,14 @@ def test_axes_of_counts_have_whole_numbers(tmp_path: Path, figures: list) -> Non
     row = {"loss": 1.0, "top1": 0.5, "val_loss": 1.0, "val_top1": 0.5, "learning_rate": 0.1}
     for epochs in (1, 2, 3, 200):
         history = [{**row, "epoch": epoch + 1} for epoch in range(epochs)]
-        learning_curves(history, np.linspace(1, 0, 4 * epochs), tmp_path / "x.png", title="x", steps=4)
+        draw_learning_curves(history, np.linspace(1, 0, 4 * epochs), tmp_path / "x.png", title="x", steps=4)
     check_data(find_data(write_tree(tmp_path / "pets", 1))).figure(tmp_path / "x.png")
     counted = [axes.xaxis for figure in figures[:-1] for axes in figure.axes]
     counts, sizes = figures[-1].axes[:2]
     counted += [counts.xaxis, sizes.xaxis, sizes.yaxis]
     for count in (1, 3, 40, 2000):
         bins = [{"lower": 0.5, "upper": 1.0, "count": count, "confidence": 0.75, "accuracy": 0.5}]
-        reliability_figure({"ece": 0.25, "mce": 0.25, "bins": bins}, tmp_path / "x.png")
+        draw_reliability({"ece": 0.25, "mce": 0.25, "bins": bins}, tmp_path / "x.png")
         counted.append(figures[-1].axes[-1].yaxis)
     for axis in counted:
         low, high = sorted(axis.get_view_interval())
@@ -93,7 +93,7 @@ def test_axes_of_counts_have_whole_numbers(tmp_path: Path, figures: list) -> Non
 
 
 def test_a_class_without_images_and_a_name_that_looks_like_mathematics(tmp_path: Path, figures: list) -> None:
-    confusion_matrix(np.array([[3, 1], [0, 0]]), (r"$\frac$", "a_b"), tmp_path / "x.png")
+    draw_confusion_matrix(np.array([[3, 1], [0, 0]]), (r"$\frac$", "a_b"), tmp_path / "x.png")
     (axes,) = [axes for axes in figures[0].axes if axes.get_title()]
     assert [(text.get_position()[1], text.get_text()) for text in axes.texts] == [
         (1, "no images"),

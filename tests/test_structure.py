@@ -24,7 +24,7 @@ HOUSE = [
         "tables",
     ),
     ("", "benchmark"),
-    ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits"),
+    ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
     ("exports", "pull driver comparison gate saturation build any_size channels_first onnx_graphs formats"),
     ("inference", "bulk worker embed explainer predict blocks storage sources runtimes"),
     (

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sample import write_tree
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate
-from shiftvit.bundle.stored.published import imagenet_classes
+from shiftvit.bundle.stored.published import read_imagenet_classes
 from shiftvit.cli.main import app
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import predict_logits
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("plain_figures")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of ImageNet's 1,000 classes, and pictures of three of them under synsets, under names, and under both."""
     root = tmp_path_factory.mktemp("synsets")
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     model = ShiftViT((16, 16, 3), num_classes=1000, patch_size=4, embed_dim=24, depths=(1,))
     set_random_weights(model)
     bundle = Bundle.from_model(model, names, Preprocess(resize=16, crop=16))
@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_synsets_are_the_classes_that_they_identify(place: Path) -> None:
     found, by_name, mixed = (evaluate(place / "model", str(place / kind)) for kind in ("synsets", "names", "mixed"))
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     assert len(found["without_images"]) == 997
     assert {row["class"] for row in found["classes"] if row["support"] == 8} == {
         names[synsets.index(synset)] for synset in SYNSETS.values()

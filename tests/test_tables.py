@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shiftvit.data.find.dataset import natural
+from shiftvit.data.find.dataset import make_natural_key
 from shiftvit.data.find.find import find_data
 from shiftvit.errors import join_words
 from trees import arrays, contents, fault, plant, saved
@@ -207,7 +207,7 @@ X, Y = arrays()
         ({"images": X, "labels": np.eye(6, dtype=int)}, "is int64 (6, 6)"),
         ({"images": X, "labels": Y / 2}, "is float64 (6,)"),
         ({"images": X, "labels": Y - 1}, "has the label -1; number the classes 0, 1, 2"),
-        ({"images": X, "labels": Y * 900}, "go up to 900, and there are only 6 images; number the classes 0, 1, 2"),
+        ({"images": X, "labels": Y * 900}, "go up to 900, and there are 6 images; number the classes 0, 1, 2"),
         (
             {"images": X, "labels": Y * 2, "class_names": np.array(["a", "b"])},
             "go up to 2, and class_names has 2 names; number them 0..1",
@@ -241,17 +241,17 @@ def test_files_that_are_no_archive(tmp_path):
 
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=1))
 def test_whole_numbers_sort_by_value(numbers):
-    assert [int(text) for text in sorted(map(str, numbers), key=natural)] == sorted(numbers)
+    assert [int(text) for text in sorted(map(str, numbers), key=make_natural_key)] == sorted(numbers)
 
 
 @given(st.lists(st.text(), min_size=1))
 def test_natural_order_is_total_and_does_not_depend_on_the_order_before(texts):
     backwards = texts[::-1]
-    assert sorted(texts, key=natural) == sorted(backwards, key=natural)
-    assert len({natural(text) for text in texts}) == len(set(texts))
+    assert sorted(texts, key=make_natural_key) == sorted(backwards, key=make_natural_key)
+    assert len({make_natural_key(text) for text in texts}) == len(set(texts))
 
 
 def test_natural_order_and_lists_read_well():
     texts = ["img10", "Img2", "img1", "a", "x" + "9" * 5000, "3"]
-    assert sorted(texts, key=natural)[:5] == ["3", "a", "img1", "Img2", "img10"]
+    assert sorted(texts, key=make_natural_key)[:5] == ["3", "a", "img1", "Img2", "img10"]
     assert [join_words(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

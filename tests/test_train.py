@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from logs import read_log
 from sample import with_splits
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches
@@ -278,9 +278,9 @@ def test_every_recipe_trains(name, tmp_path, sample):
 def test_every_recipe_makes_the_model_that_it_names(name, sample):
     recipe = Recipe.load(name, **{"data.validation": 50})
     found = resolve(recipe, load_data(recipe, sample)).model
-    parameters = sum(row["parameters"] for row in stage_rows(found))
+    parameters = sum(row["parameters"] for row in list_stages(found))
     preset = Recipe.load(name).model.preset
-    assert parameters == sum(row["parameters"] for row in stage_rows(ModelConfig(**PRESETS[preset].arguments)))
+    assert parameters == sum(row["parameters"] for row in list_stages(ModelConfig(**PRESETS[preset].arguments)))
 
 
 def test_tensorboard_gets_every_epoch(tmp_path, sample):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from shiftvit.errors import ShiftViTError, install_hint, nearest
+from shiftvit.errors import ShiftViTError, suggest, suggest_install
 
 BACKENDS = ("torch", "jax", "tensorflow")
 KERAS_DEFAULTS = {
@@ -43,16 +43,16 @@ def ensure_backend() -> str:
     installed = installed_backends()
     if not installed:
         raise ShiftViTError(
-            f"this needs a Keras backend, and none is installed; choose one: {install_hint('torch')}, or "
-            f"{install_hint('jax')}, or {install_hint('tensorflow')}"
+            f"this needs a Keras backend, and none is installed; choose one: {suggest_install('torch')}, or "
+            f"{suggest_install('jax')}, or {suggest_install('tensorflow')}"
         )
     wanted = os.environ.get("KERAS_BACKEND")
     if wanted:
         if wanted not in BACKENDS:
-            raise ShiftViTError(f"KERAS_BACKEND={wanted!r} is not supported; {nearest(wanted, BACKENDS)}")
+            raise ShiftViTError(f"KERAS_BACKEND={wanted!r} is not supported; {suggest(wanted, BACKENDS)}")
         if wanted not in installed:
             raise ShiftViTError(
-                f"KERAS_BACKEND={wanted!r} is not installed; {install_hint(wanted)}, "
+                f"KERAS_BACKEND={wanted!r} is not installed; {suggest_install(wanted)}, "
                 f"or set it to one of: {', '.join(installed)}"
             )
         return wanted

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.describe import stage_rows
+from shiftvit.bundle.describe import list_stages
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
@@ -58,16 +58,16 @@ def benchmark(
     for size in batch_sizes:
         check_at_least("batch_size", size, 1)
     check_at_least("repeats", repeats, 1)
-    prepare = _training if train else _prediction
+    prepare = _prepare_training if train else _prepare_prediction
     config, name, used, step = prepare(model, runtime, precision)
     if None in config.image_shape:
         raise ShiftViTError(f"{model!r} fixes no image size, so its cost is unknown; choose a model that does")
-    peak = peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
-    products = [row["multiply_adds"] for row in stage_rows(config)]
+    peak = measure_peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
+    products = [row["multiply_adds"] for row in list_stages(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
     rows = []
     for size in batch_sizes:
-        rates = _rates(step(size), size, repeats, seconds)
+        rates = _measure_rates(step(size), size, repeats, seconds)
         median = statistics.median(rates)
         rows.append(
             {
@@ -91,7 +91,7 @@ def benchmark(
     }
 
 
-def peak_gflops(dtype: str, repeats: int = 5) -> float:
+def measure_peak_gflops(dtype: str, repeats: int = 5) -> float:
     """Returns the median rate of square matrix products on the Keras backend, in 1e9 operations per second."""
     from keras import ops
 
@@ -101,14 +101,14 @@ def peak_gflops(dtype: str, repeats: int = 5) -> float:
     def product() -> None:
         np.asarray(ops.convert_to_numpy(ops.cast(ops.matmul(a, b)[0, :1], "float32")))  # waits for the result
 
-    rates = _rates(product, 1, repeats, 0.3)
+    rates = _measure_rates(product, 1, repeats, 0.3)
     return statistics.median(rates) * 2 * side**3 / 1e9
 
 
 Step = Callable[[int], Callable[[], Any]]
 
 
-def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
+def _prepare_prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
     from shiftvit.inference.runtimes import load_graph
 
     if model in PRESETS and not is_model(model):
@@ -126,7 +126,7 @@ def _prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, 
     return config, graph.runtime, "float32", step
 
 
-def _training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
+def _prepare_training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
     import keras
 
     from shiftvit.config import TrainConfig
@@ -149,7 +149,7 @@ def _training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, st
     return config, str(keras.config.backend()), used, step
 
 
-def _rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:
+def _measure_rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:
     """Returns items per second for each repeat."""
     for _ in range(_WARM_UP):
         call()

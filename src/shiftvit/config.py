@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, suggest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -228,7 +228,7 @@ def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
         raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
 
 
-def first_fault(error: ValidationError) -> str:
+def describe_fault(error: ValidationError) -> str:
     """Returns the first error in stored settings: its place and its message."""
     fault = error.errors(include_url=False)[0]
     return f"{'.'.join(str(part) for part in fault['loc']) or 'its top level'}: {fault['msg']}"
@@ -246,7 +246,7 @@ def _explain(root: type[BaseModel], error: ValidationError) -> str:
             assert isinstance(annotation, type)
             assert issubclass(annotation, BaseModel)
             section = annotation
-        return f"unknown setting {'.'.join(path)!r}; {nearest(path[-1], section.model_fields)}"
+        return f"unknown setting {'.'.join(path)!r}; {suggest(path[-1], section.model_fields)}"
     keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
-from shiftvit.errors import is_quiet, print_aside
+from shiftvit.errors import is_quiet, print_error
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -55,7 +55,7 @@ class Bar:
         if self._live:
             self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not is_quiet():
-            print_aside(text)
+            print_error(text)
 
     def __enter__(self) -> Self:
         if self._wanted and not is_quiet() and sys.stderr is not None and sys.stderr.isatty():

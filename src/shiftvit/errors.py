@@ -1,4 +1,4 @@
-"""Messages for the user: errors that the caller can fix, a stopped run, notices."""
+"""Messages for the user: errors that the caller can fix, interrupted runs, notices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShiftViTError(ValueError):
 
 
 class Elsewhere(ShiftViTError):
-    """An error of another process of the same training, which tells the user of it."""
+    """An error of another process of the same training, which reports it to the user."""
 
 
 class Interrupted(Exception):
@@ -40,7 +40,7 @@ class Interrupted(Exception):
         self.run = run
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def suggest(name: str, valid: Iterable[str]) -> str:
     """Returns the end of an error message: the closest valid name, if one is close, then all of them."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -48,9 +48,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"{hint}Valid: {', '.join(names)}."
 
 
-def one_line(text: str) -> str:
-    """Returns text on one line, with a space for each run of spaces and of what cannot be printed."""
-    return " ".join(_printable(text).split())
+def to_one_line(text: str) -> str:
+    """Returns text on one line, with runs of white space and unprintable characters replaced by a space."""
+    return " ".join(_replace_unprintable(text).split())
 
 
 def check_at_least(name: str, value: Any, least: int) -> None:
@@ -67,39 +67,39 @@ _QUIET = False
 
 
 def be_quiet(quiet: bool) -> None:
-    """Chooses whether `notice` prints nothing: of several processes that train together, one speaks for all."""
+    """Silences `notice`, or not: of several processes that train together, only one prints."""
     global _QUIET
     _QUIET = quiet
 
 
 def is_quiet() -> bool:
-    """Returns whether another process speaks for this one."""
+    """Returns whether another process prints for this one."""
     return _QUIET
 
 
 def notice(text: str) -> None:
-    """Prints a line on standard error, unless another process does."""
+    """Prints a line on standard error, unless another process does so for this one."""
     if not _QUIET:
         complain(text)
 
 
 def complain(text: str) -> None:
-    """Prints a line on standard error, whichever process this is."""
-    print_aside(f"shiftvit: {_printable(text)}")
+    """Prints a line on standard error, from any process."""
+    print_error(f"shiftvit: {_replace_unprintable(text)}")
 
 
-def print_aside(text: str) -> None:
-    """Prints a line on standard error. Where that cannot be written, the line is lost, but not the work."""
-    if sys.stderr is not None:  # or Python would print it where the results go
+def print_error(text: str) -> None:
+    """Prints a line on standard error. If that fails, the line is dropped and the work goes on."""
+    if sys.stderr is not None:  # print(file=None) would write to standard output
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
 
-def install_hint(*packages: str) -> str:
+def suggest_install(*packages: str) -> str:
     """Returns the command that installs packages that are missing, in the versions that shiftvit needs.
 
-    It names the packages and not an extra, as in `shiftvit[hub]`: for that pip would look for shiftvit itself in the
-    index, wherever it was installed from.
+    It names the packages instead of an extra such as `shiftvit[hub]`, because for an extra pip would look for shiftvit
+    itself in the index, even if it was installed from elsewhere.
     """
     from importlib import metadata
 
@@ -107,12 +107,12 @@ def install_hint(*packages: str) -> str:
         lines = [line.split(";")[0].strip() for line in metadata.requires("shiftvit") or ()]
     except metadata.PackageNotFoundError:  # imported from a source folder
         lines = []
-    needed = {_distribution(line): line for line in lines}
-    return "pip install " + shlex.join(needed.get(_distribution(name), name) for name in packages)
+    needed = {_parse_distribution(line): line for line in lines}
+    return "pip install " + shlex.join(needed.get(_parse_distribution(name), name) for name in packages)
 
 
-def _distribution(requirement: str) -> str:
-    """Returns what is to be installed, without version and extras."""
+def _parse_distribution(requirement: str) -> str:
+    """Returns the name in a requirement, without version and extras."""
     return re.split(r"[^\w.-]", requirement)[0].replace("-", "_").lower()
 
 
@@ -121,11 +121,14 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def count_of(number: int, noun: str, plural: str | None = None) -> str:
-    """Returns `1 image`, `2 images` or `1,000 images`; of other plurals the word, as in `2 classes`."""
+def pluralize(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns `1 image`, `2 images` or `1,000 images`, or with an irregular `plural`, `2 classes`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-def _printable(text: str) -> str:
-    """Returns text with a space for each character that cannot be printed: those of a file's names steer terminals."""
+count_of = pluralize  # under its former name, for `training.device`
+
+
+def _replace_unprintable(text: str) -> str:
+    """Replaces unprintable characters by spaces, because those in a file's name could control the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

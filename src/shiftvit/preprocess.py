@@ -109,7 +109,8 @@ class Preprocess(Settings):
 
     def _unrounded(self, images: Images) -> Images:
         self.check(images)
-        return self.cropped(self.resized(images) if self.resize else images)
+        fits = self.resized_shape(*images.shape[1:3]) == images.shape[1:3]
+        return self.cropped(images if fits else self.resized(images))
 
     def fitted(self, height: int, width: int) -> Self:
         """Returns what gives `height` x `width` pixels from any image: these settings if they do, or with a resizing.
@@ -204,7 +205,7 @@ class Preprocess(Settings):
         if target == size:
             return images.astype(np.float32)
         if self.interpolation == "nearest":
-            rows, columns = (_nearest(old, new) for old, new in zip(size, target, strict=True))
+            rows, columns = (_find_nearest(old, new) for old, new in zip(size, target, strict=True))
             return images[:, rows[:, None], columns].astype(np.float32)
         from PIL import Image
 
@@ -230,8 +231,8 @@ class Preprocess(Settings):
         # A whole row of pixels at once: inner loops of just 3 channels are slow.
         rows = result.reshape(-1, images.shape[2] * 3)
         if np.any(self.mean):
-            rows -= _row(self.mean, images.shape[2])
-        rows /= _row(self.std, images.shape[2])
+            rows -= _make_row(self.mean, images.shape[2])
+        rows /= _make_row(self.std, images.shape[2])
         return result
 
 
@@ -240,13 +241,13 @@ def as_pair(size: Size) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _row(value: float | tuple[float, float, float], width: int) -> Floats:
+def _make_row(value: float | tuple[float, float, float], width: int) -> Floats:
     """Returns a per-channel value for each element of a row: (width * 3,), or () for a bare number."""
     row = np.asarray(value, dtype=np.float32)
     return np.tile(row, width) if row.ndim else row
 
 
 @lru_cache(maxsize=64)
-def _nearest(old: int, new: int) -> NDArray[np.int64]:
+def _find_nearest(old: int, new: int) -> NDArray[np.int64]:
     """Returns which of `old` pixels each of `new` takes: the one that its centre falls in."""
     return (2 * np.arange(new) + 1) * old // (2 * new)

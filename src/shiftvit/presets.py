@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, suggest
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Preset:
     description: str
 
 
-def _paper(size: str, kind: str, depths: tuple[int, ...], drop_path: float, top1: float | None = None) -> Preset:
+def _make_paper(size: str, kind: str, depths: tuple[int, ...], drop_path: float, top1: float | None = None) -> Preset:
     wide = {"embed_dim": 128, "num_div": 16} if size == "base" else {}
     return Preset(
         arguments={"depths": depths, "mlp_ratio": 2.0 if kind == "r2" else 4.0, "drop_path": drop_path, **wide},
@@ -32,7 +32,7 @@ def _paper(size: str, kind: str, depths: tuple[int, ...], drop_path: float, top1
     )
 
 
-def _cifar(depths: tuple[int, ...], description: str, **changes: Any) -> Preset:
+def _make_cifar(depths: tuple[int, ...], description: str, **changes: Any) -> Preset:
     return Preset(
         arguments={
             "image_shape": (32, 32, 3),
@@ -53,15 +53,15 @@ def _cifar(depths: tuple[int, ...], description: str, **changes: Any) -> Preset:
 # Depths, widths and drop paths are those of the official registry. Accuracies: the table of pretrained models in the
 # authors' repository, microsoft/SPACH, which has none for the others.
 PRESETS: dict[str, Preset] = {
-    "shiftvit_tiny_light": _paper("tiny", "light", (2, 2, 6, 2), 0.2, 79.4),
-    "shiftvit_tiny_r4": _paper("tiny", "r4", (2, 2, 12, 3), 0.2),
-    "shiftvit_tiny_r2": _paper("tiny", "r2", (6, 8, 18, 6), 0.2, 81.7),
-    "shiftvit_small_light": _paper("small", "light", (2, 2, 18, 2), 0.4, 81.6),
-    "shiftvit_small_r4": _paper("small", "r4", (2, 6, 24, 4), 0.4),
-    "shiftvit_small_r2": _paper("small", "r2", (10, 18, 36, 10), 0.4, 82.8),
-    "shiftvit_base_light": _paper("base", "light", (2, 2, 18, 2), 0.5),
-    "shiftvit_base_r4": _paper("base", "r4", (4, 6, 22, 4), 0.5),
-    "shiftvit_base_r2": _paper("base", "r2", (10, 18, 36, 10), 0.6),
+    "shiftvit_tiny_light": _make_paper("tiny", "light", (2, 2, 6, 2), 0.2, 79.4),
+    "shiftvit_tiny_r4": _make_paper("tiny", "r4", (2, 2, 12, 3), 0.2),
+    "shiftvit_tiny_r2": _make_paper("tiny", "r2", (6, 8, 18, 6), 0.2, 81.7),
+    "shiftvit_small_light": _make_paper("small", "light", (2, 2, 18, 2), 0.4, 81.6),
+    "shiftvit_small_r4": _make_paper("small", "r4", (2, 6, 24, 4), 0.4),
+    "shiftvit_small_r2": _make_paper("small", "r2", (10, 18, 36, 10), 0.4, 82.8),
+    "shiftvit_base_light": _make_paper("base", "light", (2, 2, 18, 2), 0.5),
+    "shiftvit_base_r4": _make_paper("base", "r4", (4, 6, 22, 4), 0.5),
+    "shiftvit_base_r2": _make_paper("base", "r2", (10, 18, 36, 10), 0.6),
     "keras_example": Preset(
         arguments={
             "image_shape": (48, 48, 3),
@@ -80,11 +80,11 @@ PRESETS: dict[str, Preset] = {
         published=(76.38, "CIFAR-10, 50 epochs"),
         description="the model of the Keras example on ShiftViT",
     ),
-    "shiftvit_cifar": _cifar((2, 3, 6), "for 32x32 images; the recipe cifar10 trains it"),
-    "shiftvit_cifar_tiny": _cifar(
+    "shiftvit_cifar": _make_cifar((2, 3, 6), "for 32x32 images; the recipe cifar10 trains it"),
+    "shiftvit_cifar_tiny": _make_cifar(
         (1, 1, 2), "for 32x32 images, small and fast; the recipe quick trains it", activation="relu"
     ),
-    "shiftvit_cifar_large": _cifar(
+    "shiftvit_cifar_large": _make_cifar(
         (3, 4, 8), "for 32x32 images on a GPU; the recipe accurate trains it", embed_dim=128
     ),
 }
@@ -97,5 +97,5 @@ def find_preset(name: str) -> Preset:
         ShiftViTError: there is no preset of that name.
     """
     if name not in PRESETS:
-        raise ShiftViTError(f"there is no preset {name!r}; {nearest(name, PRESETS)}")
+        raise ShiftViTError(f"there is no preset {name!r}; {suggest(name, PRESETS)}")
     return PRESETS[name]

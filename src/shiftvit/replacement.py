@@ -63,7 +63,7 @@ def write_folder(path: Path, write: Callable[[Path], Any], ours: Collection[str]
         raise unwritable(path, error) from error
 
 
-def current(path: Path) -> Path:
+def find_current(path: Path) -> Path:
     """Returns where the content of a file is that `write_folder` wrote: elsewhere, if that was stopped too early."""
     arriving = path.parent / _ARRIVING
     place = arriving / "new" / path.name

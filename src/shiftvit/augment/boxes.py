@@ -85,6 +85,6 @@ def cut(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], interpolatio
     return np.asarray(picture.resize((size[1], size[0]), RESAMPLING[interpolation], region))
 
 
-def decoded_at_least(box: Box, size: tuple[int, int]) -> tuple[int, int]:
+def find_decoded_size(box: Box, size: tuple[int, int]) -> tuple[int, int]:
     """Returns (height, width) of a whole picture whose `box` still has twice the `size` that it is resized to."""
     return math.ceil(2 * size[0] * box.of[0] / box.height), math.ceil(2 * size[1] * box.of[1] / box.width)

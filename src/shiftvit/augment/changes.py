@@ -11,7 +11,7 @@ from PIL import Image
 from shiftvit.augment.augment import Augment
 from shiftvit.augment.boxes import Box, cut, draw_box
 from shiftvit.augment.erasing import erase
-from shiftvit.augment.photometric import color_jitter
+from shiftvit.augment.photometric import jitter_colors
 from shiftvit.augment.randaugment import RandAugment
 from shiftvit.preprocess import Floats, Preprocess
 
@@ -92,7 +92,7 @@ class PictureChanges:
             if settings.rand_augment:
                 image = self._rand_augment(image, self._chance(_RAND_AUGMENT, slot))
             if settings.color_jitter:
-                image = color_jitter(image, settings.color_jitter, self._chance(_JITTER, slot))
+                image = jitter_colors(image, settings.color_jitter, self._chance(_JITTER, slot))
             pixels[...] = np.asarray(image)
 
     def erase(self, images: Floats, slots: NDArray[np.int64]) -> None:

@@ -1,34 +1,9 @@
-"""Changes of a picture's colours: brightness, contrast, saturation, sharpness, and the tables of levels.
-
-Each takes a Pillow RGB image and returns a new one.
-"""
+"""Changes of a picture's colours that Pillow lacks. Each takes a Pillow RGB image and returns a new one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from PIL import Image, ImageEnhance
-
-
-def brightness(image: Image.Image, factor: float) -> Image.Image:
-    """Returns the image blended with black: 0 is black, 1 changes nothing."""
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def contrast(image: Image.Image, factor: float) -> Image.Image:
-    """Returns the image blended with its mean grey: 0 is that grey, 1 changes nothing."""
-    return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def saturation(image: Image.Image, factor: float) -> Image.Image:
-    """Returns the image blended with its grey self: 0 is grey, 1 changes nothing."""
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def sharpness(image: Image.Image, factor: float) -> Image.Image:
-    """Returns the image blended with a smoothed one: 0 is smooth, 1 changes nothing, 2 is sharp."""
-    return ImageEnhance.Sharpness(image).enhance(factor)
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
@@ -43,10 +18,10 @@ def solarize_add(image: Image.Image, amount: int) -> Image.Image:
     return image.point(3 * levels)
 
 
-_JITTERED: tuple[Callable[[Image.Image, float], Image.Image], ...] = (brightness, contrast, saturation)
+_JITTERED = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
-def color_jitter(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
+def jitter_colors(image: Image.Image, strength: float, generator: np.random.Generator) -> Image.Image:
     """Changes brightness, contrast and saturation, in an order drawn at random.
 
     Source: the colour changes of Krizhevsky-style training as torchvision's `ColorJitter` has them, without hue.
@@ -58,5 +33,5 @@ def color_jitter(image: Image.Image, strength: float, generator: np.random.Gener
     """
     factors = generator.uniform(1 - strength, 1 + strength, len(_JITTERED))
     for which in generator.permutation(len(_JITTERED)):
-        image = _JITTERED[which](image, float(factors[which]))
+        image = _JITTERED[which](image).enhance(float(factors[which]))
     return image

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from shiftvit.augment import photometric
 
@@ -35,19 +36,19 @@ class Operation:
     function: Callable[[Image.Image, float, Image.Resampling, Colour], Image.Image]
 
 
-def _plain(function: Callable[[Image.Image], Image.Image]) -> Callable[..., Image.Image]:
+def _adapt_plain(function: Callable[[Image.Image], Image.Image]) -> Callable[..., Image.Image]:
     return lambda image, _argument, _resampling, _fill: function(image)
 
 
-def _levels(function: Callable[[Image.Image, int], Image.Image]) -> Callable[..., Image.Image]:
+def _adapt_levels(function: Callable[[Image.Image, int], Image.Image]) -> Callable[..., Image.Image]:
     return lambda image, argument, _resampling, _fill: function(image, int(argument))
 
 
-def _blend(function: Callable[[Image.Image, float], Image.Image]) -> Callable[..., Image.Image]:
-    return lambda image, factor, _resampling, _fill: function(image, factor)
+def _adapt_enhancer(enhancer: Callable[[Image.Image], Any]) -> Callable[..., Image.Image]:
+    return lambda image, factor, _resampling, _fill: enhancer(image).enhance(factor)
 
 
-def _affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Callable[..., Image.Image]:
+def _adapt_affine(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Callable[..., Image.Image]:
     def move(image: Image.Image, argument: float, resampling: Image.Resampling, fill: Colour) -> Image.Image:
         data = matrix(argument, *image.size)
         return image.transform(image.size, Image.Transform.AFFINE, data, resampling, fillcolor=fill)
@@ -59,27 +60,29 @@ def _rotate(image: Image.Image, degrees: float, resampling: Image.Resampling, fi
     return image.rotate(degrees, resampling, fillcolor=fill)
 
 
-def _factor(strength: float) -> float:
+def _find_factor(strength: float) -> float:
     return max(0.1, 1 + 0.9 * strength)
 
 
 OPERATIONS = (
-    Operation("AutoContrast", False, lambda _: 0.0, _plain(ImageOps.autocontrast)),
-    Operation("Equalize", False, lambda _: 0.0, _plain(ImageOps.equalize)),
-    Operation("Invert", False, lambda _: 0.0, _plain(ImageOps.invert)),
+    Operation("AutoContrast", False, lambda _: 0.0, _adapt_plain(ImageOps.autocontrast)),
+    Operation("Equalize", False, lambda _: 0.0, _adapt_plain(ImageOps.equalize)),
+    Operation("Invert", False, lambda _: 0.0, _adapt_plain(ImageOps.invert)),
     Operation("Rotate", True, lambda s: 30 * s, _rotate),  # degrees, counter-clockwise
-    Operation("Posterize", False, lambda s: 4 - int(4 * s), _levels(photometric.posterize)),  # bits that are kept
-    Operation("Solarize", False, lambda s: 256 - int(256 * s), _levels(ImageOps.solarize)),  # inverted from here on
-    Operation("SolarizeAdd", False, lambda s: int(110 * s), _levels(photometric.solarize_add)),
-    Operation("Color", True, _factor, _blend(photometric.saturation)),
-    Operation("Contrast", True, _factor, _blend(photometric.contrast)),
-    Operation("Brightness", True, _factor, _blend(photometric.brightness)),
-    Operation("Sharpness", True, _factor, _blend(photometric.sharpness)),
-    Operation("ShearX", True, lambda s: 0.3 * s, _affine(lambda a, _w, _h: (1, a, 0, 0, 1, 0))),
-    Operation("ShearY", True, lambda s: 0.3 * s, _affine(lambda a, _w, _h: (1, 0, 0, a, 1, 0))),
+    Operation("Posterize", False, lambda s: 4 - int(4 * s), _adapt_levels(photometric.posterize)),  # bits that are kept
+    Operation(
+        "Solarize", False, lambda s: 256 - int(256 * s), _adapt_levels(ImageOps.solarize)
+    ),  # inverted from here on
+    Operation("SolarizeAdd", False, lambda s: int(110 * s), _adapt_levels(photometric.solarize_add)),
+    Operation("Color", True, _find_factor, _adapt_enhancer(ImageEnhance.Color)),
+    Operation("Contrast", True, _find_factor, _adapt_enhancer(ImageEnhance.Contrast)),
+    Operation("Brightness", True, _find_factor, _adapt_enhancer(ImageEnhance.Brightness)),
+    Operation("Sharpness", True, _find_factor, _adapt_enhancer(ImageEnhance.Sharpness)),
+    Operation("ShearX", True, lambda s: 0.3 * s, _adapt_affine(lambda a, _w, _h: (1, a, 0, 0, 1, 0))),
+    Operation("ShearY", True, lambda s: 0.3 * s, _adapt_affine(lambda a, _w, _h: (1, 0, 0, a, 1, 0))),
     # As shares of the width and the height.
-    Operation("TranslateX", True, lambda s: 0.45 * s, _affine(lambda a, w, _h: (1, 0, a * w, 0, 1, 0))),
-    Operation("TranslateY", True, lambda s: 0.45 * s, _affine(lambda a, _w, h: (1, 0, 0, 0, 1, a * h))),
+    Operation("TranslateX", True, lambda s: 0.45 * s, _adapt_affine(lambda a, w, _h: (1, 0, a * w, 0, 1, 0))),
+    Operation("TranslateY", True, lambda s: 0.45 * s, _adapt_affine(lambda a, _w, h: (1, 0, 0, 0, 1, a * h))),
 )
 
 

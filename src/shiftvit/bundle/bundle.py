@@ -38,7 +38,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 _NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
-# What tells a bundle's manifest from other JSON files of that name.
+# The keys by which a bundle's manifest is recognised among other JSON files of that name.
 _KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
@@ -90,8 +90,8 @@ class Bundle:
             metrics: measured figures, which can be written as JSON.
 
         Raises:
-            ShiftViTError: `model` is no `ShiftViT`, `preprocess` is no `Preprocess`, or the labels are no sequence of
-                different strings, one for each logit.
+            ShiftViTError: `model` is not a `ShiftViT`, `preprocess` is not a `Preprocess`, or the labels are not a
+                sequence of different strings, one for each logit.
         """
         from shiftvit.environment import versions
         from shiftvit.model.network import ShiftViT
@@ -117,12 +117,12 @@ class Bundle:
         return dataclasses.replace(self, weights=weights, graph=None)
 
     def save(self, path: str | Path) -> Path:
-        """Writes a folder, or a zip archive if `path` ends in ".zip", whole or not at all; replaces a bundle.
+        """Writes a folder, or a zip archive if `path` ends in ".zip", atomically. An earlier bundle is replaced.
 
         Other files in the folder of an earlier bundle stay.
 
         Raises:
-            ShiftViTError: no space, no permission, or `path` exists and is not a bundle.
+            ShiftViTError: the disk is full, `path` is not writable, or it exists and is not a bundle.
         """
         path = Path(path)
         write_container(path, self.files(), gone=_NAMES, keep=check_place(path))
@@ -145,12 +145,12 @@ class Bundle:
             "format": FORMAT,
             "model": self.config.model_dump(mode="json", exclude={"preset"}),
             "labels": list(self.labels),
-            # Older versions know no `srgb`.
+            # Older versions reject `srgb`.
             "preprocess": self.preprocess.model_dump(mode="json", exclude=None if self.preprocess.srgb else {"srgb"}),
             "metrics": self.metrics,
             "versions": self.versions,
             "temperature": self.temperature,
-            # Only where there are any: a shiftvit that does not know them yet reads all other bundles.
+            # Only if there are any, so that an older shiftvit can read all other bundles.
             **({"synsets": list(self.synsets)} if self.synsets else {}),
             **({"provenance": self.provenance.model_dump(mode="json")} if self.provenance else {}),
             "files": {name: digest(content) for name, content in contents.items()},
@@ -163,7 +163,7 @@ class Bundle:
             ) from error
         card = self.card
         if card is None:
-            from shiftvit.bundle.card import write_card  # with the recipes, which reading a model does not need
+            from shiftvit.bundle.card import write_card  # only here: it imports the recipes
 
             card = write_card(self)
         return {**contents, MANIFEST: text.encode(), CARD: card.encode("utf-8", "replace")}
@@ -200,7 +200,7 @@ class Bundle:
     def prepare(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turns images into the input of `build`'s model, exactly as `Predictor` does for every runtime.
 
-        Beyond `preprocess` that is: images are fitted to the model's size, as in `Preprocess.fitted`, and rounded.
+        In addition to `preprocess`, images are fitted to the model's size, as in `Preprocess.fitted`, and rounded.
 
         Args:
             images: uint8 (N, H, W, 3), RGB.
@@ -209,14 +209,14 @@ class Bundle:
             float32 (N, h, w, 3).
 
         Raises:
-            ShiftViTError: another dtype or shape, or images smaller than the crop.
+            ShiftViTError: the images have another dtype or shape, or are smaller than the crop.
         """
         height, width = self.config.image_shape[:2]
         rule = self.preprocess if height is None or width is None else self.preprocess.fitted(height, width)
         return rule.normalised(rule.pixels(images))
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Returns what `Predictor` answers for logits (N, C): their softmax at the temperature, float32 (N, C)."""
+        """Returns the probabilities of logits (N, C), as `Predictor` does: softmax(logits / temperature), float32."""
         from scipy.special import softmax  # type: ignore[import-untyped]
 
         result: NDArray[np.float32] = softmax(np.asarray(logits, np.float32) / np.float32(self.temperature), axis=-1)
@@ -226,7 +226,7 @@ class Bundle:
         """Returns the `ShiftViT` with these weights, under the current Keras backend.
 
             logits = bundle.build().predict(bundle.prepare(images))
-            probabilities = bundle.probabilities(logits)  # as `Predictor` answers
+            probabilities = bundle.probabilities(logits)  # those of `Predictor`
 
         Args:
             dtype: the Keras dtype policy; None: the global one.
@@ -249,13 +249,13 @@ class Bundle:
 
 
 def check_place(path: Path) -> set[str]:
-    """Checks that `save` may write to `path`: nothing is there, or a bundle, even a damaged one.
+    """Checks that `save` may write to `path`: it does not exist, or is a bundle, even a damaged one.
 
     Returns:
-        which of the names of a bundle's files are someone else's in that folder.
+        the names of a bundle's files that are someone else's in that folder.
 
     Raises:
-        ShiftViTError: something else is there, or the folder cannot be written.
+        ShiftViTError: `path` is something else, or the folder is not writable.
     """
     files.check_folder(path if path.is_dir() else path.parent)
     if not path.exists():
@@ -263,7 +263,7 @@ def check_place(path: Path) -> set[str]:
     container = open_container(path, MANIFEST)
     manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
     if container is not None:
-        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged one is to be replaced
+        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged bundle may be replaced
             manifest = json.loads(container.read(MANIFEST))
     if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")

@@ -1,4 +1,4 @@
-"""A model's stages, size and cost, computed from its configuration without loading a framework."""
+"""Computes a model's stages, size and cost from its configuration, without a framework."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.card import origin, preprocessing, tells_top5
-from shiftvit.bundle.stored.find import find_bundle, is_name, pretrained_names
+from shiftvit.bundle.card import describe_origin, describe_preprocessing, shows_top5
+from shiftvit.bundle.stored.find import find_bundle, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, count_of, nearest
+from shiftvit.errors import ShiftViTError, pluralize, suggest
 from shiftvit.presets import PRESETS
 
 Rows = list[dict[str, Any]]
 
 
-def stage_rows(config: ModelConfig) -> Rows:
+def list_stages(config: ModelConfig) -> Rows:
     """Returns a row for the patch embedding, each stage (with the merging that leads to it) and the head.
 
     Each row has `part`, `resolution` (rows x columns of the map), `channels`, `blocks`, `parameters` (trainable) and
@@ -28,7 +28,7 @@ def stage_rows(config: ModelConfig) -> Rows:
     channels = config.embed_dim
     weights = config.patch_size**2 * colours * channels
     extra = channels * (1 + (norm if config.patch_norm else 0))
-    rows = [_row("patch embedding", map_, channels, 0, weights + extra, weights)]
+    rows = [_make_row("patch embedding", map_, channels, 0, weights + extra, weights)]
     for stage, depth in enumerate(config.depths, 1):
         weights = parameters = 0
         if stage > 1:
@@ -40,10 +40,10 @@ def stage_rows(config: ModelConfig) -> Rows:
         block = 2 * channels * hidden
         weights += depth * block
         parameters += depth * (block + hidden + channels + norm * channels)
-        rows.append(_row(f"stage {stage}", map_, channels, depth, parameters, weights))
+        rows.append(_make_row(f"stage {stage}", map_, channels, depth, parameters, weights))
     weights = channels * config.num_classes
     parameters = weights + config.num_classes + (norm * channels if config.final_norm else 0)
-    rows.append(_row("norm, pool, head", _Map(1, 1), config.num_classes or channels, 0, parameters, weights))
+    rows.append(_make_row("norm, pool, head", _Map(1, 1), config.num_classes or channels, 0, parameters, weights))
     return rows
 
 
@@ -51,7 +51,7 @@ def describe(name: str) -> dict[str, Any]:
     """Describes a preset, a run folder or a bundle.
 
     Returns:
-        `{"title", "stages": rows of `stage_rows` and a total, "notes": texts by name}`.
+        `{"title", "stages": rows of `list_stages` and a total, "notes": texts by name}`.
 
     Raises:
         ShiftViTError: `name` is neither a preset nor a model.
@@ -66,33 +66,33 @@ def describe(name: str) -> dict[str, Any]:
             pulled = is_name(name)
             notes["weights"] = f"in {PUBLISHED[name].place}" if pulled else f"not on this machine; shiftvit pull {name}"
         return _describe(f"Preset {name}", ModelConfig(**preset.arguments), notes)
-    if not Path(name).exists() and name not in pretrained_names():
-        valid = [*PRESETS, *pretrained_names()]
-        raise ShiftViTError(f"{name!r} is neither a name nor a path; {nearest(name, valid)} Or give a run folder.")
+    if not Path(name).exists() and name not in list_pretrained():
+        valid = [*PRESETS, *list_pretrained()]
+        raise ShiftViTError(f"{name!r} is neither a name nor a path; {suggest(name, valid)} Or give a run folder.")
     bundle = Bundle.load(name)
     count = len(bundle.labels)
     notes = {
         "classes": ", ".join(bundle.labels[:12]) + (f" and {count - 12:,} more" if count > 12 else ""),
-        "preprocessing": preprocessing(bundle.preprocess),
+        "preprocessing": describe_preprocessing(bundle.preprocess),
     }
     if bundle.provenance is not None:
-        notes["weights"] = origin(bundle.provenance)
+        notes["weights"] = describe_origin(bundle.provenance)
     for split, title in (("val", "validation"), ("test", "test")):
         if split in bundle.metrics:
             found = bundle.metrics[split]
-            top5 = f"top-5 {found['top5']:.2%}, " if tells_top5(count) else ""
+            top5 = f"top-5 {found['top5']:.2%}, " if shows_top5(count) else ""
             notes[title] = (
-                f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({count_of(found['n'], 'image')})"
+                f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({pluralize(found['n'], 'image')})"
             )
     return _describe(f"Model in {find_bundle(name).where}", bundle.config, notes)
 
 
-def preset_rows() -> Rows:
+def list_presets() -> Rows:
     """Returns a row for each preset: name, input size, depths, parameters, multiply-adds, published top-1 (%)."""
     rows = []
     for name, preset in PRESETS.items():
         config = ModelConfig(**preset.arguments)
-        total = _total(stage_rows(config))
+        total = _sum_rows(list_stages(config))
         rows.append(
             {
                 "preset": name,
@@ -124,7 +124,7 @@ class _Map:
         return "x".join("?" if side is None else str(side) for side in self.sides)
 
 
-def _row(part: str, map_: _Map, channels: int, blocks: int, parameters: int, weights: int) -> dict[str, Any]:
+def _make_row(part: str, map_: _Map, channels: int, blocks: int, parameters: int, weights: int) -> dict[str, Any]:
     return {
         "part": part,
         "resolution": str(map_),
@@ -135,7 +135,7 @@ def _row(part: str, map_: _Map, channels: int, blocks: int, parameters: int, wei
     }
 
 
-def _total(rows: Rows) -> dict[str, Any]:
+def _sum_rows(rows: Rows) -> dict[str, Any]:
     products = [row["multiply_adds"] for row in rows]
     return {
         "part": "total",
@@ -148,5 +148,5 @@ def _total(rows: Rows) -> dict[str, Any]:
 
 
 def _describe(title: str, config: ModelConfig, notes: dict[str, str]) -> dict[str, Any]:
-    rows = stage_rows(config)
-    return {"title": title, "stages": [*rows, _total(rows)], "notes": notes}
+    rows = list_stages(config)
+    return {"title": title, "stages": [*rows, _sum_rows(rows)], "notes": notes}

@@ -1,4 +1,4 @@
-"""`push` and `pull`: trained models to and from the Hugging Face Hub, all of a model or nothing; `push_space`: a demo.
+"""`push` and `pull`: transfer trained models to and from the Hugging Face Hub; `push_space`: uploads a demo.
 
 `huggingface_hub` handles the transfer, the token (`hf auth login` or HF_TOKEN) and the address (HF_ENDPOINT). This
 module decides which files are transferred and verifies that a download is a bundle.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from shiftvit import files
 from shiftvit.bundle.bundle import LARGEST_CARD, Bundle, check_place
 from shiftvit.bundle.card import address_card, write_card
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
-from shiftvit.errors import ShiftViTError, install_hint
+from shiftvit.errors import ShiftViTError, suggest_install
 
-# The files that are downloaded, and the bytes that each may have. The paper's largest model has 400 MB of weights.
+# The files that are downloaded, and their largest size in bytes. The paper's largest model has 400 MB of weights.
 _LARGEST = {MANIFEST: 2**24, WEIGHTS: 2**32, GRAPH: 2**32, CARD: LARGEST_CARD}
-# Seconds for the listing; for the files the client has its own limits and retries.
+# Timeout of the listing in seconds. For the files, the client has its own timeouts and retries.
 _PATIENCE = 30.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -41,8 +40,8 @@ def push(
         message: the commit message.
 
     Raises:
-        ShiftViTError: the bundle is missing or damaged, the name is invalid, there is no token, the token has no
-            write access, or the network fails.
+        ShiftViTError: the bundle is missing or damaged, the name is invalid, there is no token, the token lacks write
+            access, or the network fails.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     check_target(repository)
@@ -64,7 +63,7 @@ def push_space(
     Other files in the Space stay as they are.
 
     Args:
-        contents: from a file's path in the Space to its content, as `shiftvit.serve.demo.space_files` returns them.
+        contents: file path in the Space -> content, as `shiftvit.serve.demo.space_files` returns them.
         repository: "OWNER/NAME"; created if it does not exist.
         private: make the Space private; a public one is refused.
         message: the commit message.
@@ -78,7 +77,7 @@ def push_space(
 
 
 def check_target(repository: str) -> None:
-    """Checks what can be known before anything is made or sent.
+    """Checks everything that can be checked before anything is created or sent.
 
     Raises:
         ShiftViTError: the client is missing, the name is invalid, or there is no token.
@@ -99,7 +98,7 @@ def _upload(
     private: bool,
     message: str,
 ) -> str:
-    """Uploads files in one commit, which also deletes what of `is_ours` is not among them; returns the address."""
+    """Uploads files in one commit, which also deletes other files for which `is_ours` is true; returns the address."""
     library = _import_library()
     api = library.HfApi()
     with _shorten_errors(repository, api.endpoint):
@@ -114,12 +113,12 @@ def _upload(
         if kind == "space" and there.sdk != "static":
             raise ShiftViTError(
                 f"{repository!r} exists and is a Space with the SDK {there.sdk!r}, not 'static', so nothing is pushed; "
-                "name another"
+                "choose another"
             )
         if private and not there.private:
             raise ShiftViTError(
                 f"{repository!r} exists and is public, so nothing is pushed; make it private in its settings at "
-                f"{address}, or name another"
+                f"{address}, or choose another"
             )
         added = [library.CommitOperationAdd(name, content) for name, content in contents.items()]
         found = {file.rfilename for file in there.siblings or []}
@@ -139,7 +138,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
 
     Raises:
         ShiftViTError: the name is invalid, the repository or revision does not exist, it holds no valid bundle, a
-            file is too large, `out` is not a bundle, there is no space, or the network fails.
+            file is too large, `out` exists and is not a bundle, the disk is full, or the network fails.
     """
     library = _import_library()
     _check_name(library, repository)
@@ -149,16 +148,20 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
     with _shorten_errors(repository, api.endpoint, revision):
         found = api.model_info(repository, revision=revision, files_metadata=True, timeout=_PATIENCE)
     names = _choose_files(repository, {file.rfilename: file.size for file in found.siblings or []})
-    with _beside(path) as folder:
-        for name in names:
-            # All from the listed commit, whatever is pushed in the meantime.
-            with _shorten_errors(repository, api.endpoint, found.sha):
-                api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
-        try:
-            bundle = Bundle.load(folder)
-        except ShiftViTError as error:
-            raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
-        return bundle.save(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.workplace(path.absolute().parent, path.name) as folder:
+            for name in names:
+                # All from the listed commit, even if something is pushed in the meantime.
+                with _shorten_errors(repository, api.endpoint, found.sha):
+                    api.hf_hub_download(repository, name, revision=found.sha, local_dir=folder)
+            try:
+                bundle = Bundle.load(folder)
+            except ShiftViTError as error:
+                raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
+            return bundle.save(path)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
 
 
 def _import_library() -> Any:
@@ -167,7 +170,7 @@ def _import_library() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError as error:
-        raise ShiftViTError(f"push and pull need huggingface_hub; {install_hint('huggingface_hub')}") from error
+        raise ShiftViTError(f"push and pull need huggingface_hub; {suggest_install('huggingface_hub')}") from error
     return huggingface_hub
 
 
@@ -197,42 +200,16 @@ def _choose_files(repository: str, sizes: Mapping[str, int | None]) -> list[str]
                 continue
             shown = "unknown" if size is None else f"{size:,}"
             raise ShiftViTError(
-                f"{name!r} in {repository!r} has {shown} bytes and may have {largest:,}; it is not downloaded, "
-                "name another repository"
+                f"{name!r} in {repository!r} has {shown} bytes, but at most {largest:,} are allowed; nothing was "
+                "downloaded, choose another repository"
             )
         names += [name] if size >= 0 else []
     return names
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Creates an empty folder on the disk of `path` and removes it, together with those that killed runs left."""
-    path = path.absolute()
-    place = path.with_name(f".{path.name}.pull")
-    folder = place / "files"
-    try:
-        if place.is_symlink():  # what is in it will be deleted
-            raise FileExistsError(errno.EEXIST, "it is a link")
-        place.mkdir(parents=True, exist_ok=True)
-        lock = (place / ".lock").open("a")
-    except OSError as error:
-        raise files.unwritable(place, error) from error
-    with lock:
-        if files.lock(lock, wait=False) is False:
-            raise ShiftViTError(f"another process is pulling to {str(path)!r}; wait for it, or choose another --out")
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            yield folder
-        except OSError as error:
-            raise files.unwritable(path, error) from error
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def _shorten_errors(repository: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what the client raises into one line; its messages never contain a token."""
+    """Turns an error of the client into one line; its messages never contain a token."""
     errors = _import_library().errors
     try:
         yield
@@ -256,7 +233,7 @@ def _shorten_errors(repository: str, endpoint: str, revision: str | None = None)
 
 
 def _explain_refusal(error: Any, repository: str, endpoint: str, revision: str | None) -> str:
-    """Returns what an error status of the Hub means, and what to do."""
+    """Returns the meaning of an error status of the Hub, and what to do."""
     errors, status = _import_library().errors, error.response.status_code
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{repository!r} has no revision {revision!r}; give a branch, a tag or a commit, or leave it out"

@@ -1,4 +1,4 @@
-"""`Metadata`: what an exported graph carries about itself, stored where its format keeps metadata."""
+"""`Metadata`: the description that an exported graph carries, stored where its format keeps metadata."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
-from shiftvit.config import Settings, first_fault
+from shiftvit.config import Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 # The entry's name in formats with named entries, and the file's stem in formats that hold files.
 KEY = "shiftvit"
 FILE = "shiftvit.json"
-# The second output of ONNX graphs: the map whose mean the head takes, float32 (N, h, w, K).
+# The second output of ONNX graphs: the last feature map, float32 (N, h, w, K).
 MAP = "map"
-# Pixels of a side that is not fixed, for a graph's first run.
+# The side in pixels for a graph's first run, if its input size is not fixed.
 _ANY = 32
 
 Precision = Literal["f32", "bf16", "int8"]
@@ -44,21 +44,21 @@ class Metadata(Settings):
         """Reads the JSON that a graph carries.
 
         Raises:
-            ShiftViTError: there is none or it is invalid; the message begins with `origin`.
+            ShiftViTError: the JSON is missing or invalid; the message begins with `origin`.
         """
         if not text:
             raise ShiftViTError(
-                f"{origin} carries no shiftvit metadata, so its labels and preprocessing are unknown; "
+                f"{origin} has no shiftvit metadata, so its labels and preprocessing are unknown; "
                 "use a graph that `shiftvit export` wrote"
             )
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ShiftViTError(f"{origin} carries invalid metadata: {first_fault(error)}; export it again") from error
+            raise ShiftViTError(f"{origin} has invalid metadata: {describe_fault(error)}; export it again") from error
 
     def dump(self) -> str:
         """Returns the JSON to store."""
-        # Older versions know no `srgb`.
+        # Older versions reject `srgb`.
         return self.model_dump_json(exclude=None if self.preprocess.srgb else {"preprocess": {"srgb"}})
 
     @property
@@ -68,7 +68,7 @@ class Metadata(Settings):
         return height or _ANY, width or _ANY, channels
 
 
-def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
+def make_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
     """Returns the metadata of a bundle's graph.
 
     Raises:
@@ -77,7 +77,7 @@ def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
     height, width, channels = bundle.config.image_shape
     if height is None or width is None:
         raise ShiftViTError(
-            f"image_shape={bundle.config.image_shape} fixes no size, which a graph needs; train with a fixed size"
+            f"image_shape={bundle.config.image_shape} has no fixed size, which a graph needs; train with a fixed size"
         )
     if not bundle.labels:
         raise ShiftViTError("the model has no classes (num_classes=0), so there is nothing to predict; train a head")
@@ -88,7 +88,7 @@ def graph_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
         preprocess=bundle.preprocess.fitted(height, width),
         input_shape=(height, width, channels),
         precision=precision,
-        # The gate compares it with the artifact's.
+        # The gate verifies it for the artifact.
         saturates=False if precision == "int8" else None,
         versions=versions(),
     )

@@ -1,4 +1,4 @@
-"""A bundle from a checkpoint of the authors' code: every tensor matched, every value finite, every class named."""
+"""Converts a checkpoint of the authors' code to a bundle, and checks its tensors, values and class names."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.manifest import Provenance
-from shiftvit.bundle.stored.published import Published, find_evaluation, imagenet_classes
+from shiftvit.bundle.stored.published import Published, find_evaluation, read_imagenet_classes
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
 
-# Bytes of a file of class names; a thousand long names have a tenth of it.
+# The largest file of class names in bytes; a thousand long names have a tenth of that.
 _LARGEST_LABELS = 2**20
 
 
@@ -33,15 +33,15 @@ def convert_checkpoint(
 
     Args:
         path: a PyTorch checkpoint, `.safetensors` or `.npz`; see `shiftvit.model.tensors.read_weights`.
-        preset: the paper's model that the weights are of; None: the one whose tensors have these names and shapes.
+        preset: the paper's model of these weights; None: the one whose tensors have the same names and shapes.
         labels: a text file with a class name on each line, in the order of the logits; None: ImageNet's names for 1,000
-            classes, and numbers for others.
-        ema: take the moving average of the weights that the checkpoint keeps.
+            classes, or else numbers.
+        ema: use the moving average of the weights in the checkpoint.
         published: the row of the table, if these are published weights.
 
     Raises:
         ShiftViTError: the file cannot be read, does not fit the preset or holds values that are not finite, or the
-            labels are not as many as the classes.
+            number of labels differs from the number of classes.
     """
     from shiftvit.model.convert import load_official, match_preset
     from shiftvit.model.network import ShiftViT
@@ -64,7 +64,7 @@ def convert_checkpoint(
     preprocess = find_evaluation(model.settings.image_shape[0] or 224)
     _check_answer(model, preprocess, path)
     count = sum(int(np.prod(variable.shape)) for variable in model.weights)
-    notice(f"{len(model.weights)} tensors with {count:,} numbers fit {preset}, and all are finite")
+    notice(f"all {len(model.weights)} tensors fit {preset}; their {count:,} values are finite")
     bundle = Bundle.from_model(model, names, preprocess)
     provenance = Provenance(
         name=published.name if published else None,
@@ -78,22 +78,24 @@ def convert_checkpoint(
 
 
 def _check_answer(model: Any, preprocess: Preprocess, path: str | Path) -> None:
-    """Raises ShiftViTError unless the answer to a picture of noise is finite."""
+    """Raises ShiftViTError unless the model's output for a picture of noise is finite."""
     picture = np.random.default_rng(0).integers(0, 256, (1, *model.settings.image_shape), np.uint8)
     answer = np.asarray(model.predict_on_batch(preprocess.normalised(picture)))
     if not np.isfinite(answer).all():
-        raise ShiftViTError(f"the weights in {str(path)!r} give outputs that are not finite")
+        raise ShiftViTError(
+            f"the model with the weights in {str(path)!r} returns values that are not finite; get another file"
+        )
 
 
 def _name_classes(classes: int, labels: str | Path | None, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the names of the classes, and their synsets where they are ImageNet's."""
+    """Returns the names of the classes, and their synsets if they are ImageNet's."""
     if labels is not None:
         return _read_labels(Path(labels), classes), ()
-    names, synsets = imagenet_classes()
+    names, synsets = read_imagenet_classes()
     if classes == len(names):
         return names, synsets
     if classes:
-        notice(f"{name} names none of its {classes} classes, which are numbered; to name them, use --labels FILE")
+        notice(f"{name} has no names for its {classes} classes, so they are numbered; to name them, use --labels FILE")
     return tuple(f"class {number}" for number in range(classes)), ()
 
 
@@ -108,7 +110,9 @@ def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
         raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != classes:
-        raise ShiftViTError(f"{str(path)!r} names {len(names)} classes and the weights have {classes}; name each once")
+        raise ShiftViTError(
+            f"{str(path)!r} names {len(names)} classes, but the weights have {classes}; name each class once"
+        )
     for name in names:
         if not name.isprintable():
             raise ShiftViTError(f"{str(path)!r} has the class name {name!r}, which cannot be printed; rename it")

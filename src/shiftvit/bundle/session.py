@@ -1,4 +1,4 @@
-"""An ONNX graph in ONNX Runtime."""
+"""Opens an ONNX graph in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def open_session(content: bytes, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Its threads would spin while waiting for the next batch, on the cores that decode it.
+    # Otherwise its threads spin while they wait for the next batch, on the cores that decode it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # No second try, which it would announce on standard output: there is only this provider.
+    # No fallback, which would be announced on standard output: there is only this provider.
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import Json, examples, print_json, show
+from shiftvit.cli.tables import Json, list_examples, print_json, show
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit benchmark",
             "shiftvit benchmark shiftvit_cifar --train --batch-size 128",
             "shiftvit benchmark cifar10 --runtime openvino --json",
@@ -48,7 +48,7 @@ def benchmark(
         }
         for row in found["rows"]
     ]
-    show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}", False)
+    show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}")
     print(
         f"this machine's peak: {found['peak_gflops']:,.0f} GFLOP/s in matrix products; "
         f"an image takes {found['gflop_per_image']:.3f} GFLOP; {found['environment']['processor']}"

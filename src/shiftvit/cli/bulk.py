@@ -9,7 +9,7 @@ import typer
 
 from shiftvit.cli.inputs import find_sources
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, count_of, nearest, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
 
 _ENGINES = ("local", "ray")
 
@@ -21,7 +21,7 @@ def wants_ray(engine: str, address: str | None, workers: int | None, paths: list
         ShiftViTError: there is no such engine, or something is given that only the other one takes.
     """
     if engine not in _ENGINES:
-        raise ShiftViTError(f"there is no engine {engine!r}; {nearest(engine, _ENGINES)}")
+        raise ShiftViTError(f"there is no engine {engine!r}; {suggest(engine, _ENGINES)}")
     for name, value in (("address", address), ("workers", workers)):
         if value is not None and engine != "ray":
             raise ShiftViTError(f"--{name} is of the engine ray; add --engine ray, or leave it out")
@@ -33,7 +33,7 @@ def wants_ray(engine: str, address: str | None, workers: int | None, paths: list
     return False
 
 
-def refuse_for_ray(**options: Any) -> None:
+def check_ray_options(**options: Any) -> None:
     """Raises ShiftViTError if an option was given that Ray's engine lacks."""
     for name, value in options.items():
         if value is not None:
@@ -82,21 +82,21 @@ def run_on_ray(
         try:
             done = run_bulk(task, names, report=report, recount=strict, **listing)
         except KeyboardInterrupt:
-            notice(f"stopped after {count_of(done.images, 'image')}; the same command continues")
+            notice(f"stopped after {pluralize(done.images, 'image')}; the same command continues")
             raise typer.Exit(130) from None
-    notice(_tell(out, done))
+    notice(_summarize(out, done))
     if done.failures and strict:
         raise typer.Exit(3)
 
 
-def _tell(out: str, done: Any) -> str:
+def _summarize(out: str, done: Any) -> str:
     told = []
     if done.before:
-        told.append(f"{count_of(done.before, 'image')} were there before")
+        told.append(f"{pluralize(done.before, 'image')} were there before")
     if done.images:
         rate = f"{done.images / done.seconds:,.0f} images/s"
         told.append(
-            f"{count_of(done.images, 'image')} in {done.seconds:.1f} s, {rate} ({count_of(done.actors, 'actor')})"
+            f"{pluralize(done.images, 'image')} in {done.seconds:.1f} s, {rate} ({pluralize(done.actors, 'actor')})"
         )
     if done.failures:
         told.append(f"{done.failures:,} could not be read")

@@ -9,20 +9,20 @@ import typer
 
 from shiftvit import files
 from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
-from shiftvit.cli.tables import Json, examples, print_json, show
+from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, pluralize
 
 
 def add_to(app: typer.Typer) -> None:
     data_app = typer.Typer(help="Prepare, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
-    data_app.command("cifar10", epilog=examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))(cifar10)
-    data_app.command("check", epilog=examples("shiftvit data check photos/", "shiftvit data check photos.csv --json"))(
-        check
-    )
+    data_app.command("cifar10", epilog=list_examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))(cifar10)
+    data_app.command(
+        "check", epilog=list_examples("shiftvit data check photos/", "shiftvit data check photos.csv --json")
+    )(check)
     data_app.command(
         "show",
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit data show",
             "shiftvit data show photos/ --set augment.rand_augment=9",
         ),
@@ -77,7 +77,7 @@ def check(
     if as_json:
         print_json(report.as_dict())
     else:
-        show(report.rows(), str(path), False)
+        show(report.rows(), str(path))
         for line in report.harmful:
             print(line)
         if not report.harmful:
@@ -103,7 +103,7 @@ def show_training(
     chosen = load_recipe(recipe, changes, data)
     files.check_file(out, ENDINGS)
     prepare_backend()
-    from shiftvit.data.show import training_figure
+    from shiftvit.data.show import draw_training_figure
 
-    count = training_figure(chosen, out)
-    print(f"{count_of(count, 'image')} of {chosen.data.name} as training sees them: {out}")
+    count = draw_training_figure(chosen, out)
+    print(f"{pluralize(count, 'image')} of {chosen.data.name} as training sees them: {out}")

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from shiftvit import files
-from shiftvit.cli.tables import examples
+from shiftvit.cli.tables import list_examples
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit demo cifar10 demo",
             "python -m http.server --directory demo",
             "shiftvit demo runs/pets demo --space",

@@ -23,9 +23,9 @@ from shiftvit.cli.inputs import (
     Workers,
     find_sources,
 )
-from shiftvit.cli.tables import examples
+from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 
 if TYPE_CHECKING:
     from shiftvit.inference.embed import Embedding
@@ -37,7 +37,7 @@ _NAMED = 5
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit embed photos/ --recursive --out features.npz",
             "shiftvit embed photos/ --model runs/mine --out features.parquet",
             "shiftvit embed s3://bucket/photos --engine ray --out s3://bucket/features",
@@ -83,19 +83,19 @@ def embed(
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:
-        count = write_table(place, _usable(results, bar, faults), embedder.size)
+        count = write_table(place, _keep_usable(results, bar, faults), embedder.size)
     seconds = time.perf_counter() - began
     for fault in faults[:_NAMED]:
         notice(f"skipped: {fault}")
     if len(faults) > _NAMED:
         notice(f"skipped {len(faults) - _NAMED:,} more")
     rate = f"{count / seconds:,.0f} images/s ({embedder.runtime})"
-    print(f"{out}: {embedder.size} features of {count_of(count, 'image')} in {seconds:.2f} s, {rate}")
+    print(f"{out}: {embedder.size} features of {pluralize(count, 'image')} in {seconds:.2f} s, {rate}")
     if faults and strict:
         raise typer.Exit(3)
 
 
-def _usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
+def _keep_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
     """Yields the embeddings, and keeps what is wrong with the other images.
 
     Raises:
@@ -113,4 +113,4 @@ def _usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str])
         if number % 10 == 0:
             bar.update(number, f"{number / (time.perf_counter() - began):,.0f} images/s")
     if not count:
-        raise ShiftViTError(f"none of {count_of(len(faults), 'image')} can be read; {faults[0]}")
+        raise ShiftViTError(f"none of {pluralize(len(faults), 'image')} can be read; {faults[0]}")

@@ -9,9 +9,9 @@ import typer
 
 from shiftvit import files
 from shiftvit.backend import installed_backends
-from shiftvit.cli.tables import Json, examples, print_json, show
+from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
-from shiftvit.errors import ShiftViTError, nearest, notice
+from shiftvit.errors import ShiftViTError, notice, suggest
 
 METHODS = {
     "grad-cam": ("grad_cam",),
@@ -26,7 +26,7 @@ _SHOWN = 24
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit explain",
             "shiftvit explain photos/cat.jpg --class dog --out why.png",
             "shiftvit explain photos/ --method cam --json",
@@ -65,7 +65,7 @@ def explain(
 ) -> None:
     """Show which parts of an image a prediction depends on."""
     from shiftvit.bundle.bundle import Bundle
-    from shiftvit.bundle.metadata import graph_metadata
+    from shiftvit.bundle.metadata import make_metadata
     from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
     from shiftvit.figures.style import ENDINGS
@@ -73,7 +73,7 @@ def explain(
     if method is None:
         method = "both" if installed_backends() else "cam"
     if method not in METHODS:
-        raise ShiftViTError(f"there is no method {method!r}; {nearest(method, METHODS)}")
+        raise ShiftViTError(f"there is no method {method!r}; {suggest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
         if value is not None and method not in (needed, "both"):
             raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave it out, or change the method")
@@ -82,15 +82,15 @@ def explain(
     files.check_file(out, ENDINGS, inputs=names)
     bundle = Bundle.load(model)
     if class_name is not None and class_name not in bundle.labels:
-        raise ShiftViTError(f"the model knows no class {class_name!r}; {nearest(class_name, bundle.labels)}")
-    preprocess = graph_metadata(bundle).preprocess
+        raise ShiftViTError(f"the model knows no class {class_name!r}; {suggest(class_name, bundle.labels)}")
+    preprocess = make_metadata(bundle).preprocess
     rows, pixels = _explain(model, bundle, preprocess, names, METHODS[method], class_name, stage, patch)
     _draw(rows[:_SHOWN], pixels, METHODS[method], out)
     if as_json:
         print_json(rows)
     else:
         title = "What the predictions depend on (peak: row, column in pixels)"
-        show([_select_fields(row, METHODS[method]) for row in rows], title, False)
+        show([_select_fields(row, METHODS[method]) for row in rows], title)
     left = f" (the first {_SHOWN} of {len(rows)} images)" if len(rows) > _SHOWN else ""
     notice(f"figure: {out}{left}")
 
@@ -108,7 +108,7 @@ def _explain(
     """Returns a row for each image, and what the model sees, uint8 (N, h, w, 3)."""
     import numpy as np
 
-    names, parts = _readable(names, preprocess)
+    names, parts = _read_images(names, preprocess)
     pixels = np.concatenate(parts)  # (N, h, w, 3)
     wanted = None if class_name is None else np.full(len(names), bundle.labels.index(class_name))
     if methods == ("cam",):
@@ -134,7 +134,7 @@ def _explain(
             "probability": round(float(answers[index, chosen[index]]), 6),
         }
         for key, heat in maps.items():
-            row[key] = {"peak": _peak(heat[index], pixels.shape[1:3]), "map": np.round(heat[index], 4).tolist()}
+            row[key] = {"peak": _find_peak(heat[index], pixels.shape[1:3]), "map": np.round(heat[index], 4).tolist()}
         rows.append(row)
     return rows, pixels
 
@@ -151,11 +151,11 @@ def _explain_by_network(
 ) -> tuple[Any, dict[str, Any]]:
     """Returns the probabilities (N, C) of preprocessed images, and a heat map of each for each method."""
     prepare_backend()
-    from shiftvit.evaluation.explain import grad_cam, occlusion, probabilities
+    from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities
     from shiftvit.evaluation.metrics import check_finite
 
     network, temperature = bundle.build(), bundle.temperature
-    answers = probabilities(network, images, temperature=temperature)
+    answers = predict_probabilities(network, images, temperature=temperature)
     check_finite(answers, f"the model {model!r}", names)
     chosen = answers.argmax(axis=1) if wanted is None else wanted
     maps = {}
@@ -169,7 +169,7 @@ def _explain_by_network(
     return answers, maps
 
 
-def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
+def _read_images(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     """Returns the readable images and what the model sees of each, (1, h, w, 3); reports the others."""
     from shiftvit.data.decode.images import decode
 
@@ -187,7 +187,7 @@ def _readable(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
     return good, parts
 
 
-def _peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
+def _find_peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
     """Returns [row, column] of the map's largest value, in pixels of what the model sees; None if none is above 0."""
     import numpy as np
 
@@ -209,26 +209,26 @@ def _select_fields(row: dict[str, Any], methods: tuple[str, ...]) -> dict[str, A
         peak = row[key]["peak"]
         cells[f"{_TITLES[key]} peak"] = "none" if peak is None else f"{peak[0]:g}, {peak[1]:g}"
     if "occlusion" in methods:
-        cells["largest drop"] = f"{_drop(row):.1%}"
+        cells["largest drop"] = f"{_find_drop(row):.1%}"
     return cells
 
 
-def _drop(row: dict[str, Any]) -> float:
+def _find_drop(row: dict[str, Any]) -> float:
     return float(max(0.0, *(max(line) for line in row["occlusion"]["map"])))
 
 
 def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out: Path) -> None:
     import numpy as np
 
-    from shiftvit.figures.evaluation import Explanation, explain_figure
+    from shiftvit.figures.evaluation import Explanation, draw_explanations
 
     drawn = [
         Explanation(
             image,
             f"{row['class']}  {100 * row['probability']:.0f} %",
             {_TITLES[key]: np.array(row[key]["map"], np.float32) for key in methods},
-            {"occlusion": f"drop up to {100 * _drop(row):.0f} %"} if "occlusion" in methods else {},
+            {"occlusion": f"drop up to {100 * _find_drop(row):.0f} %"} if "occlusion" in methods else {},
         )
         for row, image in zip(rows, pixels, strict=False)
     ]
-    explain_figure(drawn, out, "What the predictions depend on")
+    draw_explanations(drawn, out, "What the predictions depend on")

@@ -9,23 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
-from shiftvit.cli.tables import examples
+from shiftvit.cli.tables import list_examples
 from shiftvit.cli.train import prepare_backend
-from shiftvit.errors import count_of
+from shiftvit.errors import pluralize
 
 _FORMATS = "onnx, openvino, saved_model, litert or torch"
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit export cifar10 --format onnx",
             "shiftvit export cifar10 --any-size",
             "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
         )
     )(export)
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit pack runs/mine mine.zip --half --onnx",
             "shiftvit pack my.pth mine --preset shiftvit_base_r2 --labels names.txt",
         )
@@ -58,7 +58,7 @@ def export(
         files.check_folder_name(out)
     folder = driver.export(model, kind, precision, out=out, data=data, images=images, any_size=any_size)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
-    print("; ".join(_summary(report)))
+    print("; ".join(_summarize(report)))
     print(f"export: {folder}")
 
 
@@ -91,9 +91,9 @@ def pack(
     print(f"bundle: {driver.pack(model, out, half=half, onnx=onnx, preset=preset, labels=labels, ema=ema)}")
 
 
-def _summary(report: dict[str, Any]) -> list[str]:
+def _summarize(report: dict[str, Any]) -> list[str]:
     lines = [f"{report['bytes'] / 1e6:.1f} MB", f"largest difference {report['max_difference']:.1e}"]
-    lines.append(f"same class for {report['top1_agreement']:.2%} of {count_of(report['images'], 'image')}")
+    lines.append(f"same class for {report['top1_agreement']:.2%} of {pluralize(report['images'], 'image')}")
     if "top1_change" in report:
         lines.append(f"top-1 {report['top1']:.2%} ({report['top1_change']:+.2f} points)")
     if "int8_products" in report:

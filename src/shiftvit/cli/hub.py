@@ -9,21 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
-from shiftvit.cli.tables import examples
+from shiftvit.cli.tables import list_examples
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError
 
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "hf auth login",
             "shiftvit push runs/mine me/pets --private",
             "shiftvit push runs/mine me/pets --space",
         )
     )(push)
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit pull shiftvit_tiny_r2",
             "shiftvit pull me/pets",
             "shiftvit pull me/pets --revision v1 --out models/pets",

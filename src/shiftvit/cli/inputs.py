@@ -53,13 +53,13 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
         return list_images([str(PRETRAINED / "samples")], recursive=True)
     sources: list[Any] = []
     for path in paths:
-        sources += _standard_input() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
+        sources += _read_stdin() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
     # A shell's pattern names the videos and notes of live photos, too.
     files = {source for source in sources if isinstance(source, str)}
     return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
 
 
-def _standard_input() -> list[Any]:
+def _read_stdin() -> list[Any]:
     from shiftvit.data.decode.formats import find_kind
     from shiftvit.data.decode.images import MAX_BYTES
     from shiftvit.data.find.listing import split_list

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, nearest, notice, one_line
+from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, notice, suggest, to_one_line
 
 app = typer.Typer(
     name="shiftvit",
@@ -114,7 +114,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
         traceback.print_exc()
     # Of several processes that train together, one tells what all of them meet.
     say = notice if isinstance(sys.exc_info()[1], Interrupted | Elsewhere) else complain
-    say(one_line(message))
+    say(to_one_line(message))
     return status
 
 
@@ -125,10 +125,10 @@ def _explain_usage(error: Any) -> str:
     word = getattr(error, "option_name", None)
     if word is None and message.startswith("No such command"):
         word = message.split("'")[1]
-        return f"there is no command {word!r}; {nearest(word, command.commands)}"  # type: ignore[union-attr]
+        return f"there is no command {word!r}; {suggest(word, command.commands)}"  # type: ignore[union-attr]
     if word is not None and command is not None and message.startswith("No such option"):
         options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
-        return f"there is no option {word!r}; {nearest(word, options)}"
+        return f"there is no option {word!r}; {suggest(word, options)}"
     return message
 
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shiftvit.cli.bulk import refuse_for_ray, run_on_ray, wants_ray
+from shiftvit.cli.bulk import check_ray_options, run_on_ray, wants_ray
 from shiftvit.cli.inputs import (
     Address,
     AllFiles,
@@ -26,9 +26,9 @@ from shiftvit.cli.inputs import (
     Workers,
     find_sources,
 )
-from shiftvit.cli.tables import examples
+from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, count_of, nearest, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
 
 if TYPE_CHECKING:
     from shiftvit.cli.rows import Format
@@ -43,7 +43,7 @@ _MANY = 200
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit predict",
             "shiftvit predict photos/ --recursive --grid grid.png",
             "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
@@ -95,7 +95,7 @@ def predict(
     from shiftvit.inference.predict import Predictor
 
     if wants_ray(engine, address, workers, paths, out):
-        refuse_for_ray(grid=grid)
+        check_ray_options(grid=grid)
         options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
         options |= {"kind": kind, "top_k": top_k, "max_pixels": max_pixels}
         listing = {"recursive": recursive, "all_files": all_files, "address": address, "workers": workers}
@@ -115,7 +115,7 @@ def predict(
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
     results = predictor.stream(sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=limit)
-    with _opened(place) as stream:
+    with _open_output(place) as stream:
         status, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
     if grid and shown:
         _draw(grid, shown, predictor, limit)
@@ -146,7 +146,7 @@ def _write(
     # On one terminal the rows themselves show the progress.
     apart = stream is not sys.stdout or not sys.stdout.isatty()
     with (
-        Writer(stream, form, top_k, widths, lambda name: _truth(name, predictor.labels)) as writer,
+        Writer(stream, form, top_k, widths, lambda name: _find_truth(name, predictor.labels)) as writer,
         Bar("predict", len(names), shown=apart and len(names) >= _MANY) as bar,
     ):
         try:
@@ -162,16 +162,16 @@ def _write(
                 if isinstance(result, Failure):
                     failures += 1
                     continue
-                truth = _truth(name, predictor.labels)
+                truth = _find_truth(name, predictor.labels)
                 known += truth is not None
                 hits += truth == result.label
                 if len(shown) < keep:
                     shown.append((source, result))
         except KeyboardInterrupt:
-            notice(f"stopped after {done:,} of {count_of(len(names), 'image')}")
+            notice(f"stopped after {done:,} of {pluralize(len(names), 'image')}")
             return 130, []
     seconds = time.perf_counter() - began
-    said = [f"{count_of(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
+    said = [f"{pluralize(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
     if known:
         said.append(f"{hits:,} of {known:,} match their folder's name ({hits / known:.1%})")
     if failures:
@@ -185,7 +185,7 @@ def _choose_format(kind: str | None, out: Path | None) -> Format:
     from shiftvit.cli.rows import ENDINGS, Format
 
     if kind is not None and kind not in list(Format):
-        raise ShiftViTError(f"there is no format {kind!r}; {nearest(kind, list(Format))}")
+        raise ShiftViTError(f"there is no format {kind!r}; {suggest(kind, list(Format))}")
     meant = Format.table if out is None else ENDINGS.get(out.suffix.lower())
     if kind is None:
         return meant or Format.table
@@ -206,14 +206,14 @@ def _check_rows_file(out: Path, inputs: list[str]) -> None:
                 raise ShiftViTError(f"{str(out)!r} is a picture, and would be overwritten by text; name another file")
 
 
-def _truth(name: str, labels: tuple[str, ...]) -> str | None:
+def _find_truth(name: str, labels: tuple[str, ...]) -> str | None:
     """Returns the name of the file's folder if it is a class."""
     folder = Path(name).parent.name
     return folder if folder in labels else None
 
 
 @contextlib.contextmanager
-def _opened(out: Path | None) -> Iterator[IO[str]]:
+def _open_output(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         if sys.stdout is None:
             raise ShiftViTError("standard output is closed; name a file with --out")
@@ -232,7 +232,7 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor, max_pixels: int) -> None:
     from shiftvit.data.decode.images import decode
-    from shiftvit.figures.grid import Tile, prediction_grid
+    from shiftvit.figures.grid import Tile, draw_predictions
 
     tiles = []
     for source, result in shown:
@@ -241,10 +241,10 @@ def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor,
         except ShiftViTError as error:  # it was readable before
             notice(f"left out of the grid: {error}")
             continue
-        tiles.append(Tile(image, result.label, result.confidence, _truth(result.path, predictor.labels)))
+        tiles.append(Tile(image, result.label, result.confidence, _find_truth(result.path, predictor.labels)))
     if not tiles:
         return
     known = [tile for tile in tiles if tile.right is not None]
     hits = f": {sum(bool(tile.right) for tile in known)} of {len(known)} correct" if known else ""
-    prediction_grid(tiles, path, f"Predictions for {count_of(len(tiles), 'image')}{hits}")
+    draw_predictions(tiles, path, f"Predictions for {pluralize(len(tiles), 'image')}{hits}")
     notice(f"grid: {path}")

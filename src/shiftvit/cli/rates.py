@@ -10,7 +10,7 @@ import typer
 
 from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
-from shiftvit.cli.tables import Json, examples, print_json
+from shiftvit.cli.tables import Json, list_examples, print_json
 from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
 from shiftvit.errors import notice
@@ -19,7 +19,7 @@ from shiftvit.errors import notice
 def add_to(app: typer.Typer) -> None:
     app.command(
         "find-rate",
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit find-rate",
             "shiftvit find-rate --recipe cifar10 --figure rates.png",
             "shiftvit find-rate --data photos/ --set train.batch_size=64 --json",
@@ -49,7 +49,7 @@ def find_rate(
     if figure is not None:
         files.check_file(figure, ENDINGS)
     prepare_backend()
-    from shiftvit.figures.run import rate_search
+    from shiftvit.figures.run import draw_rate_search
     from shiftvit.training import rate_finder
 
     with Bar("find-rate", steps) as bar:
@@ -61,7 +61,7 @@ def find_rate(
     if figure is not None:
         title = f"Learning rates of the recipe {wanted.name}"
         curves = (found.rates, found.losses, found.smoothed)
-        rate_search(*curves, found.suggestion, found.recipe_rate, figure, title=title)
+        draw_rate_search(*curves, found.suggestion, found.recipe_rate, figure, title=title)
     if as_json:
         fields = dataclasses.asdict(found)
         lists = {key: fields[key].tolist() for key in ("rates", "losses", "smoothed")}

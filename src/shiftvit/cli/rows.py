@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
-from shiftvit.inference.predict import Failure, Result, as_object
+from shiftvit.inference.predict import Failure, Result, to_row
 
 
 class Format(StrEnum):
@@ -65,7 +65,7 @@ class Writer:
         elif self._kind is Format.csv:
             self._csv.writerow(self._csv_row(result))
         else:
-            text = json.dumps(as_object(result), ensure_ascii=self._ascii, allow_nan=False)
+            text = json.dumps(to_row(result), ensure_ascii=self._ascii, allow_nan=False)
             if self._kind is Format.json:
                 text = (",\n " if self._count else "[\n ") + text
             self._stream.write(text if self._kind is Format.json else text + "\n")
@@ -80,7 +80,7 @@ class Writer:
 
     def _table_row(self, result: Result) -> str:
         if isinstance(result, Failure):
-            return f"{self._place(result.path):{self._widths[0]}}  error: {_printable(result.error)}"
+            return f"{self._place(result.path):{self._widths[0]}}  error: {_escape_unprintable(result.error)}"
         others = ", ".join(f"{label} {share:.1%}" for label, share in result.top[1:])
         truth = self._truth(result.path)
         if truth is not None and truth != result.label:
@@ -89,7 +89,7 @@ class Writer:
 
     def _place(self, path: str) -> str:
         """Returns a path that fits its column: of a long one the end, which tells files apart."""
-        text = _printable(path)
+        text = _escape_unprintable(path)
         return text if len(text) <= self._widths[0] else "…" + text[1 - self._widths[0] :]
 
     def _columns(self, path: str, label: str, confidence: str, others: str) -> str:
@@ -99,6 +99,6 @@ class Writer:
         self._stream.write(text.rstrip() + "\n")
 
 
-def _printable(text: str) -> str:
+def _escape_unprintable(text: str) -> str:
     """Returns text that stays on its line, whatever a file's name has in it."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from shiftvit.cli.tables import examples
-from shiftvit.errors import ShiftViTError, install_hint, join_words, nearest, notice
+from shiftvit.cli.tables import list_examples
+from shiftvit.errors import ShiftViTError, join_words, notice, suggest, suggest_install
 
 # The default limits are those of `shiftvit.serve.limits.Limits`, which is not imported for the help.
 _LOGS = ("text", "json")
@@ -22,7 +21,7 @@ _SHORTEST_KEY = 16
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit serve",
             "shiftvit serve runs/pets --port 8080",
             "shiftvit serve cifar10 pets=runs/3 --host 0.0.0.0 --api-key-file keys.txt",
@@ -69,10 +68,10 @@ def serve(
 ) -> None:
     """Serve models over HTTP, with a page to try them."""
     if log_format not in _LOGS:
-        raise ShiftViTError(f"there is no log format {log_format!r}; {nearest(log_format, _LOGS)}")
+        raise ShiftViTError(f"there is no log format {log_format!r}; {suggest(log_format, _LOGS)}")
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
-        raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {install_hint(*missing)}")
+        raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {suggest_install(*missing)}")
     from shiftvit.serve.guard import Access, is_loopback, parse_origins
     from shiftvit.serve.limits import Limits
 
@@ -103,12 +102,13 @@ def _serve(
     threads: int | None,
     log_format: str,
 ) -> int:
+    from shiftvit.serve.log import log_requests
     from shiftvit.serve.server import serve as run
 
     def announce(address: str, names: list[str]) -> None:
         notice(f"serving {join_words(names)} at {address}; stop with Ctrl-C")
 
-    _log_requests()
+    log_requests()
     return run(
         models,
         host,
@@ -120,19 +120,6 @@ def _serve(
         log_format=log_format,
         announce=announce,
     )
-
-
-def _log_requests() -> None:
-    """Writes the server's log to standard error."""
-    import logging
-
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name, level in (("shiftvit.serve", logging.INFO), ("uvicorn.error", logging.ERROR)):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def read_overrides(items: Sequence[str] | None, data: str | None = None) -> dict
     return overrides
 
 
-def recipe_for(data: str | None) -> str:
+def choose_recipe(data: str | None) -> str:
     """Returns the default recipe: `photos` for a user's own images, else `quick`."""
     from shiftvit.data import named
 
@@ -62,6 +62,6 @@ def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | N
     from shiftvit.data import named
     from shiftvit.recipes.recipe import Recipe
 
-    chosen = Recipe.load(recipe or recipe_for(data), **read_overrides(changes, data))
+    chosen = Recipe.load(recipe or choose_recipe(data), **read_overrides(changes, data))
     named.check_name(chosen.data.name)
     return chosen

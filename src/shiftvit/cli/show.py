@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from shiftvit import files
-from shiftvit.cli.tables import Json, examples, print_json, show, show_pairs
+from shiftvit.cli.tables import Json, list_examples, print_json, show, show_pairs
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(epilog=examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))(info)
+    app.command(epilog=list_examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))(
+        info
+    )
     app.command("recipes")(list_recipes)
-    app.command(epilog=examples("shiftvit report runs/mine --out mine.html"))(report)
+    app.command(epilog=list_examples("shiftvit report runs/mine --out mine.html"))(report)
 
 
 def info(
@@ -27,15 +29,16 @@ def info(
     from shiftvit.bundle import describe
 
     if name is None:
-        rows = describe.preset_rows()
-        show(rows, "Presets", as_json)
-        return
-    found = describe.describe(name)
+        found: Any = describe.list_presets()
+    else:
+        found = describe.describe(name)
     if as_json:
         print_json(found)
-        return
-    show(found["stages"], found["title"], False)
-    show_pairs(found["notes"])
+    elif name is None:
+        show(found, "Presets")
+    else:
+        show(found["stages"], found["title"])
+        show_pairs(found["notes"])
 
 
 def report(

@@ -19,11 +19,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 _WIDE = 10_000
 
 
-def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    """Prints a table under its title, or the rows as JSON."""
-    if as_json:
-        print_json(rows)
-        return
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """Prints a table under its title."""
     from rich.console import Console
 
     # Piped output has no width of its own, and rich would cut at 80 columns.
@@ -34,14 +31,14 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
 
 def print_json(content: Any) -> None:
     """Prints JSON that any console can show and any reader takes: in ASCII, with null for NaN and infinity."""
-    print(json.dumps(_finite(content), allow_nan=False))
+    print(json.dumps(_replace_nonfinite(content), allow_nan=False))
 
 
-def _finite(content: Any) -> Any:
+def _replace_nonfinite(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _replace_nonfinite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_replace_nonfinite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
@@ -54,7 +51,7 @@ def show_pairs(pairs: dict[str, str]) -> None:
         print(f"{name:{margin}}" + f"\n{'':{margin}}".join(lines))
 
 
-def examples(*commands: str) -> str:
+def list_examples(*commands: str) -> str:
     """Returns the end of a command's help: its examples, each on its own line."""
     return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
-from shiftvit.cli.settings import Changes, Data, RecipeName, read_overrides, recipe_for
-from shiftvit.cli.tables import Json, examples, print_json, show
-from shiftvit.errors import count_of
+from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read_overrides
+from shiftvit.cli.tables import Json, list_examples, print_json, show
+from shiftvit.errors import pluralize
 
 # Classes that are printed; the file has all.
 _CLASSES = 40
@@ -19,7 +19,7 @@ _CLASSES = 40
 
 def add_to(app: typer.Typer) -> None:
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit train",
             "shiftvit train --recipe cifar10 --out runs/mine",
             "shiftvit train --data photos/ --set train.optimizer.learning_rate=0.005",
@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
         )
     )(train)
     app.command(
-        epilog=examples(
+        epilog=list_examples(
             "shiftvit evaluate runs/mine",
             "shiftvit evaluate runs/mine --data photos/",
             "shiftvit evaluate runs/mine --corruptions",
@@ -54,7 +54,7 @@ def train(
     if auto_batch:
         overrides["train.auto_batch"] = True
     if recipe is None and resume is None:
-        recipe = recipe_for(data)
+        recipe = choose_recipe(data)
     prepare_backend()
     from shiftvit.data import named
     from shiftvit.training.groups import join_processes
@@ -70,9 +70,9 @@ def train(
     if processes.rank > 0:
         return
     test, spent = run.metrics["test"], run.metrics["train"]
-    print(f"test {_figures(test, run.recipe.model.num_classes)}  ({count_of(test['n'], 'image')})")
+    print(f"test {_format_figures(test, run.recipe.model.num_classes)}  ({pluralize(test['n'], 'image')})")
     speed = f"{spent['images_per_second']:,.0f} images/s"
-    what = f"a head with C={spent['strength']:g}" if "strength" in spent else count_of(spent["epochs"], "epoch")
+    what = f"a head with C={spent['strength']:g}" if "strength" in spent else pluralize(spent["epochs"], "epoch")
     print(f"trained {what} in {spent['seconds']:.0f} s at {speed}")
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 
@@ -120,7 +120,7 @@ def evaluate(
         return
     low, high = found["intervals"]["top1"]
     print(f"{found['data']} {found['split']} images: {found['n']:,}")
-    print(_figures(found, len(found["classes"])))
+    print(_format_figures(found, len(found["classes"])))
     print(f"top-1 between {low:.2%} and {high:.2%} (95% interval); macro F1 {found['macro']['f1']:.2%}")
     print(f"calibration error {found['calibration']['ece']:.2%} at temperature {found['temperature']:.2f}")
     print(f"{found['seconds']:.1f} s, {found['images_per_second']:,.0f} images/s")
@@ -128,28 +128,30 @@ def evaluate(
     classes, without = [row for row in found["classes"] if row["support"]], found["without_images"]
     if without:
         print(
-            f"no images of {count_of(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
+            f"no images of {pluralize(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
             f"means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
         )
     if "among_others" in found:
-        print(f"with answers among those {len(classes):,} alone: {_figures(found['among_others'], len(classes))}")
+        print(
+            f"with answers among those {len(classes):,} alone: {_format_figures(found['among_others'], len(classes))}"
+        )
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
-    show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes", False)
+    show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes")
     if corruptions:
-        show(_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity", False)
+        show(_group_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity")
     if found["folder"] is not None:
         print(f"figures and evaluation.json: {found['folder']}")
 
 
-def _figures(found: dict[str, Any], classes: int) -> str:
+def _format_figures(found: dict[str, Any], classes: int) -> str:
     """Returns loss and accuracies in words."""
-    from shiftvit.bundle.card import tells_top5
+    from shiftvit.bundle.card import shows_top5
 
-    top5 = f"  top-5 {found['top5']:.2%}" if tells_top5(classes) else ""
+    top5 = f"  top-5 {found['top5']:.2%}" if shows_top5(classes) else ""
     return f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}{top5}"
 
 
-def _by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _group_by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns a row for each corruption with a column for each severity."""
     names = list(dict.fromkeys(row["corruption"] for row in rows if row["severity"]))
     found = {(row["corruption"], row["severity"]): row["top1"] for row in rows}

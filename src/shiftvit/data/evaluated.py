@@ -14,10 +14,10 @@ import numpy as np
 from shiftvit.data import named
 from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.kept import SPLITS_TABLE, name_some, read_splits, take_rows, within
+from shiftvit.data.find.kept import SPLITS_TABLE, make_relative, name_some, read_splits, take_rows
 from shiftvit.data.find.splits import split_as
 from shiftvit.data.find.words import name_splits
-from shiftvit.errors import ShiftViTError, count_of, join_words, notice
+from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 
 # In place of a split: all images, whatever splits they are in.
@@ -70,7 +70,7 @@ def find_evaluated(name: str | None, split: str | None = None, run: Path | None 
     found = _find_others(str(name), wanted) if run is None else _find_for_run(name, wanted, run)
     count = len(found.images)
     if found.trained_on:
-        notice(f"note: the model was trained on {found.trained_on:,} of these {count_of(count, 'image')}")
+        notice(f"note: the model was trained on {found.trained_on:,} of these {pluralize(count, 'image')}")
     return found
 
 
@@ -133,7 +133,7 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
     chosen, gone = take_rows(data, rows)
     if gone:
         kind = "image" if part in (ALL, _EACH) else f"{part} image"
-        fault = f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), kind)}: "
+        fault = f"{data.name!r} lacks {len(gone):,} of the run's {pluralize(len(rows), kind)}: "
         fault += name_some([image for _, image, _ in gone])
         if len(gone) == len(rows):
             raise ShiftViTError(f"{fault}; put them back, or give their new location with --data")
@@ -150,7 +150,7 @@ def _is_moved(data: Dataset, rows: Sequence[Row], own: Path) -> bool:
     if data.path is None:
         return False
     labels = {
-        within(data.root, path): data.class_names[label]
+        make_relative(data.root, path): data.class_names[label]
         for split in data.splits.values()
         for path, label in zip(split.paths or [], split.labels.tolist(), strict=True)
     }
@@ -173,7 +173,7 @@ def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
     def is_learned(path: str) -> bool:
         if os.path.abspath(path) in places:  # noqa: PTH100
             return True
-        image = within(data.root, path)
+        image = make_relative(data.root, path)
         if image not in learned:
             return False
         archive = data.path is not None and data.path.suffix.lower() == ".npz"
@@ -219,7 +219,7 @@ def _choose(data: Dataset, wanted: str | None) -> Dataset:
     if wanted is None and others:
         rest = sum(len(data.splits[split]) for split in others)
         notice(
-            f"{data.name}: evaluating its {count_of(len(data.splits[part]), f'{part} image')}; --split all takes the "
+            f"{data.name}: evaluating its {pluralize(len(data.splits[part]), f'{part} image')}; --split all takes the "
             f"{rest:,} of {join_words(others)} as well"
         )
     return replace(data, splits={part: data.splits[part]})

@@ -14,7 +14,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, restore_splits
 from shiftvit.data.find.splits import split_as
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, count_of, join_words, notice
+from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
@@ -65,7 +65,7 @@ def load_data(
         broken = {*(kept.train.paths or [])}.difference(result.train.paths or [])
         if broken:  # without them the others would come in another order than before
             raise ShiftViTError(
-                f"{count_of(len(broken), 'training image')} of the run cannot be decoded any more, the first "
+                f"{pluralize(len(broken), 'training image')} of the run cannot be decoded any more, the first "
                 f"{min(broken)!r}, so the run would continue in another order; restore the files, or "
                 "begin a new run"
             )
@@ -83,10 +83,7 @@ def load_data(
 
 
 def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
-    """Makes the splits that are missing and reads all images.
-
-    How a picture is read depends on its split, so that the splits come first and what cannot be decoded drops out of
-    them. If that takes the last image of a class out of a split that was made, only usable files are split anew.
+    """Makes the splits that are missing and reads all images, as `load_data` describes.
 
     Raises:
         ShiftViTError: splits that cannot be; no training image of a class can be decoded; no images to report.
@@ -101,7 +98,7 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
         except ShiftViTError as error:
             if not broken:
                 raise
-            left_out = f"{count_of(len(broken), 'image')} that cannot be decoded left out"
+            left_out = f"{pluralize(len(broken), 'image')} that cannot be decoded left out"
             raise ShiftViTError(f"{error} ({left_out})") from error
         if not chosen.splits.keys() & {"validation", "test"}:
             raise ShiftViTError(

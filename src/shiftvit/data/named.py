@@ -9,7 +9,7 @@ import numpy as np
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, nearest, notice
+from shiftvit.errors import ShiftViTError, notice, suggest
 
 
 def look_up(name: str, *, training: bool = True) -> Dataset:
@@ -55,7 +55,7 @@ def check_name(name: str) -> None:
     """Raises ShiftViTError unless there is a data set of that name, or something at that path."""
     if not is_name(name) and not is_path(name):
         raise ShiftViTError(
-            f"there is no data set {name!r}; {nearest(name, _LOADERS)} Nor does a file or folder of that name exist; "
+            f"there is no data set {name!r}; {suggest(name, _LOADERS)} Nor does a file or folder of that name exist; "
             "give your images with --data PATH"
         )
 

@@ -8,7 +8,7 @@ from shiftvit.console import Bar
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.preprocess import Preprocess
 
 # Faults that are named one by one; the rest is counted.
@@ -52,16 +52,16 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
             whole, rule = changed and boxes, margin if changed and not boxes else preprocess
             images, usable, broken = read_pictures(paths, rule, whole=whole, advance=bar.advance)
             if not len(usable):
-                raise ShiftViTError(f"none of the {count_of(len(paths), f'{name} image')} can be decoded; {broken[0]}")
+                raise ShiftViTError(f"none of the {pluralize(len(paths), f'{name} image')} can be decoded; {broken[0]}")
             splits[name] = Split(
                 split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
             )
             faults += broken
-    say_faults(faults)
+    report_faults(faults)
     return replace(data, splits=splits)
 
 
-def say_faults(faults: list[str]) -> None:
+def report_faults(faults: list[str]) -> None:
     """Names the first files that could not be decoded and counts the others."""
     for fault in faults[:_NAMED]:
         notice(f"skipped: {fault}")

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data import named
-from shiftvit.data.batches.host import EpochBatches, epoch_order
+from shiftvit.data.batches.host import EpochBatches, draw_order
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.read import read_dataset
-from shiftvit.figures.style import GREY, boxes_for_glyphs, new_figure, save_figure
+from shiftvit.figures.style import GREY, new_figure, save_figure, silence_missing_glyphs
 from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
@@ -47,7 +47,7 @@ class Shown:
     class_names: tuple[str, ...]
 
 
-def training_figure(recipe: Recipe, path: Path) -> int:
+def draw_training_figure(recipe: Recipe, path: Path) -> int:
     """Draws training pictures of the recipe's data into a PNG: a row each, first as in evaluation, then seven draws.
 
     The draws are a run's batches of these pictures in its first epochs, so that mixing has its partners among the rows.
@@ -85,7 +85,7 @@ def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Show
         values, targets = batch[0]
         if targets.ndim == 1:
             targets = np.eye(classes, dtype=np.float32)[targets]
-        order = np.argsort(epoch_order(seed, epoch, total))  # back from the epoch's order
+        order = np.argsort(draw_order(seed, epoch, total))  # back from the epoch's order
         drawn.append(rule.rounded(values[order] * np.asarray(rule.std) + np.asarray(rule.mean)))
         shares.append(targets[order])
     plain = data.test.preprocess.pixels(data.test.images[:])
@@ -131,7 +131,7 @@ def _draw_figure(shown: Shown, recipe: Recipe, path: Path) -> None:
         "hspace": caption / tile,
     }
     axes = figure.subplots(rows, draws + 1, squeeze=False, gridspec_kw=places)
-    with boxes_for_glyphs():
+    with silence_missing_glyphs():
         for row in range(rows):
             _draw_picture(axes[row, 0], shown.plain[row], _shorten(shown.class_names[int(shown.labels[row])]))
             for draw in range(draws):

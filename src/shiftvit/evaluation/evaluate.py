@@ -1,4 +1,4 @@
-"""`evaluate`: how accurate a model is, how certain that figure is, and where the model fails."""
+"""`evaluate`: measures how accurate a model is, how certain that figure is, and where the model fails."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import predict_logits
-from shiftvit.evaluation.metrics import confusion, measure, softmax
+from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
-from shiftvit.replacement import current, write_folder
+from shiftvit.replacement import find_current, write_folder
 
-# Test images to corrupt, 85 times each; chance then moves an accuracy by about one point.
+# The number of test images to corrupt, 85 times each. Sampling moves an accuracy by about one point.
 _CORRUPTED = 1000
 _MISTAKES = 25
-# What an evaluation's folder holds.
+# The files in an evaluation's folder.
 _FILES = (REPORT, "confusion_matrix.png", "reliability.png", "mistakes.png", "corruptions.png")
 
 
@@ -45,29 +45,29 @@ def evaluate(
 
     Args:
         bundle: a `Bundle`, or the path of one or of a run folder.
-        data: a data set's name, or the path of your own images; a part of the model's classes is enough. If they are
-            what the run was trained on, there or moved, the run's splits are taken. None: the data of the run; for
-            anything but a run folder, the data set with the model's classes.
-        split: "train", "validation", "test" or "all". None: the test images; where there are none, those for
-            validation; where there are neither, all. All are prepared as for a prediction, whatever their split.
+        data: a data set's name, or the path of your own images, which may have only some of the model's classes. For
+            the images that the run was trained on, even if they were moved, the run's splits are used. None: the data
+            of the run or, without a run folder, the data set with the model's classes.
+        split: "train", "validation", "test" or "all". None: the test images, or the validation images if there are
+            none, or else all. All splits are prepared as for a prediction.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
-        keep: write them into the run folder if `out` is None: those of the run's own test images to `evaluation/`,
-            those of any others to a folder in there.
+        keep: if `out` is None, write them to `evaluation/` in the run folder, or for other images than the run's own
+            test images to a subfolder of it.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
 
     Returns:
         "data", "split", "n", "seconds", "images_per_second"; "own_test", whether these are the run's own test images;
         "trained_on", how many of them the model was trained on; "loss", "top1", "top5" and "macro" (precision, recall,
         F1, balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
-        "without_images", the classes of the model that have none: the macro figures are means over the others, while
-        top-1 and top-5 are among all; "among_others", where there are such, the same figures with answers among the
-        other classes alone; "confusion", rows are true classes; "temperature", and "calibration" at that
-        temperature; "mistakes", the most confident ones; "corruptions", a row for each corruption and severity, if
-        asked for; and "folder", where all this was written, or None.
+        "without_images", the classes without images, which the macro figures leave out while top-1 and top-5 count
+        predictions of all classes; "among_others", if there are such classes, the figures of predictions among the
+        other classes only; "confusion", rows are true classes; "temperature", and "calibration" at that temperature;
+        "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity;
+        and "folder", where all this was written, or None.
 
     Raises:
-        ShiftViTError: the bundle or data does not exist, a class that the model does not know, or `out` cannot be
-            written.
+        ShiftViTError: the bundle or data does not exist, the data have a class that the model does not have, or `out`
+            is not writable.
     """
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None if isinstance(bundle, Bundle) else find_run(bundle)
@@ -96,15 +96,15 @@ def evaluate(
         "own_test": found.own_test,
         "trained_on": found.trained_on,
         **measure(logits, labels),
-        "macro": metrics.macro(logits, labels),
-        "intervals": metrics.intervals(logits, labels),
-        "classes": metrics.class_rows(logits, labels, loaded.labels),
+        "macro": metrics.measure_macro(logits, labels),
+        "intervals": metrics.estimate_intervals(logits, labels),
+        "classes": metrics.measure_classes(logits, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
-        **_among_others(logits, labels, counts),
-        "confusion": confusion(logits, labels).tolist(),
+        **_measure_among_others(logits, labels, counts),
+        "confusion": count_confusion(logits, labels).tolist(),
         "temperature": loaded.temperature,
-        "calibration": metrics.calibration(probabilities, labels),
-        "mistakes": _mistakes(logits, probabilities, images, loaded.labels),
+        "calibration": metrics.measure_calibration(probabilities, labels),
+        "mistakes": _list_mistakes(logits, probabilities, images, loaded.labels),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(logits) / seconds, 1),
     }
@@ -115,10 +115,10 @@ def evaluate(
     return {**report, "folder": None if out is None else str(out)}
 
 
-def _among_others(
+def _measure_among_others(
     logits: NDArray[np.float32], labels: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Returns the figures with answers among the classes that have images; {} where these are all, or a single one."""
+    """Returns the figures of predictions among the classes with images; {} if these are all classes, or one."""
     present = np.flatnonzero(counts)
     if len(present) in (1, len(counts)):
         return {}
@@ -127,16 +127,16 @@ def _among_others(
 
 
 def _find_default(loaded: Bundle) -> str:
-    """Returns the data set that a model without a run is evaluated on."""
+    """Returns the data set on which a model without a run is evaluated."""
     name = named.find_by_classes(loaded.labels)
     if name is None:
         raise ShiftViTError(
-            f"no data set by name has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
+            f"no known data set has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
         )
     return name
 
 
-def _mistakes(
+def _list_mistakes(
     logits: NDArray[np.float32],
     probabilities: NDArray[np.float32],
     split: Split,
@@ -149,7 +149,7 @@ def _mistakes(
             "predicted": names[int(logits[index].argmax())],
             "confidence": round(float(probabilities[index].max()), 4),
         }
-        for index in metrics.mistakes(logits, split.labels, _MISTAKES)
+        for index in metrics.find_mistakes(logits, split.labels, _MISTAKES)
     ]
 
 
@@ -157,17 +157,17 @@ def _measure_corrupted(model: Any, split: Split) -> list[dict[str, Any]]:
     """Returns a row for each corruption and severity; severity 0 is the original images."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:_CORRUPTED])
     clean, truth, rule = split.images[chosen], split.labels[chosen], split.preprocess
-    rows = [{"corruption": "none", "family": "none", "severity": 0, **_short(model, clean, truth, rule)}]
+    rows = [{"corruption": "none", "family": "none", "severity": 0, **_measure_images(model, clean, truth, rule)}]
     with Bar("corrupting", 5 * len(CORRUPTIONS)) as bar:
         for name, family in CORRUPTIONS.items():
             for severity in range(1, 6):
                 bar.update(len(rows) - 1, what=f"corrupting: {name}, severity {severity}")
-                found = _short(model, corrupt(clean, name, severity), truth, rule)
+                found = _measure_images(model, corrupt(clean, name, severity), truth, rule)
                 rows.append({"corruption": name, "family": family, "severity": severity, **found})
     return rows
 
 
-def _short(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> dict[str, Any]:
+def _measure_images(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> dict[str, Any]:
     found = measure(predict_logits(model, images, rule), labels)
     return {key: found[key] for key in ("top1", "loss", "n")}
 
@@ -180,21 +180,23 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
-    from shiftvit.figures.evaluation import mistakes_figure, reliability_figure
-    from shiftvit.figures.run import confusion_matrix
-    from shiftvit.figures.run import corruptions as corruptions_figure
+    from scipy.special import softmax  # type: ignore[import-untyped]
+
+    from shiftvit.figures.evaluation import draw_mistakes, draw_reliability
+    from shiftvit.figures.run import draw_confusion_matrix
+    from shiftvit.figures.run import draw_corruptions as corruptions_figure
 
     def write(folder: Path) -> None:
         files.write_json(folder / REPORT, report)
-        confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
-        plain = metrics.calibration(softmax(logits), split.labels)
+        draw_confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
+        plain = metrics.measure_calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
-        reliability_figure(plain, folder / "reliability.png", fitted)
-        worst = metrics.mistakes(logits, split.labels, _MISTAKES)
+        draw_reliability(plain, folder / "reliability.png", fitted)
+        worst = metrics.find_mistakes(logits, split.labels, _MISTAKES)
         predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
-        mistakes_figure(*shown, folder / "mistakes.png")
+        draw_mistakes(*shown, folder / "mistakes.png")
         if "corruptions" in report:
             corruptions_figure(report["corruptions"], folder / "corruptions.png")
 
-    write_folder(out, write, _FILES, keep=() if current(out / REPORT).is_file() else _FILES)
+    write_folder(out, write, _FILES, keep=() if find_current(out / REPORT).is_file() else _FILES)

@@ -1,8 +1,8 @@
 """Explains predictions by Grad-CAM, occlusion and class activation.
 
 Grad-CAM uses gradients, at the coarse resolution of a stage's map. Occlusion runs the model again with a part of the
-image covered. Where both point to the same place, the explanation is more reliable than either alone. A class
-activation map is exact and cheap where the head is linear, and needs no framework.
+image covered. Where both agree, the explanation is more reliable than either alone. A class activation map is exact and
+cheap for a linear head, and needs no framework.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, nearest
-from shiftvit.evaluation.metrics import check_finite, softmax
+from shiftvit.errors import ShiftViTError, suggest
+from shiftvit.evaluation.metrics import check_finite
 
 Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]
@@ -24,7 +24,7 @@ BATCH_SIZE = 128
 
 
 def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: str | None = None) -> Floats:
-    """Returns where a stage's map supports a class (Selvaraju et al., ICCV 2017, equations 1 and 2).
+    """Returns how much each place of a stage's map supports a class (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
     The map is the sum of the stage's channels, each weighted by the mean gradient of the class's logit; negative
     values are set to 0.
@@ -36,17 +36,17 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
         stage: a name of `model.backbone.pyramid_outputs`, such as "P3"; None: the last, with the coarsest map.
 
     Returns:
-        float32 `(N, h, w)`, the size of the stage's map; from 0 to 1, which is each image's maximum; all 0 if
-        nothing supports the class.
+        float32 `(N, h, w)`, the size of the stage's map, from 0 to 1. The maximum of each image is 1, or 0 if nothing
+        supports the class.
 
     Raises:
         ShiftViTError: images or classes do not fit the model, there is no such stage, the model has no head, or it
-            gives NaN.
+            returns NaN.
     """
     chosen = _check(model, images, classes)
-    body, tail = split(model, stage)
+    body, tail = split_model(model, stage)
     if chosen is None:
-        chosen = probabilities(model, images).argmax(axis=1)
+        chosen = predict_probabilities(model, images).argmax(axis=1)
     weights = np.eye(model.output_shape[-1], dtype=np.float32)[chosen]  # (N, C)
     gradient = _make_gradient(tail)
     found = []
@@ -60,14 +60,14 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
 
 
 def class_activation_map(maps: Floats, weights: Floats) -> Floats:
-    """Returns where a class's logit comes from (Zhou et al., CVPR 2016, equation 2).
+    """Returns how much each position contributes to a class's logit (Zhou et al., CVPR 2016, equation 2).
 
-    The head takes the mean of the maps over all places, so a logit is, but for its bias, the mean over the places of
-    what this sums up at each. Unlike Grad-CAM it needs no gradient. Negative values are set to 0.
+    The head takes the mean of the maps over all positions, so the mean of the contributions is the logit without its
+    bias. Unlike Grad-CAM this needs no gradient. Negative values are set to 0.
 
     Args:
-        maps: what the head takes the mean of, float32 `(N, h, w, K)`.
-        weights: the head's weights of each image's class, float32 `(N, K)`.
+        maps: the last feature map, float32 `(N, h, w, K)`.
+        weights: the head's weights for each image's class, float32 `(N, K)`.
 
     Returns:
         float32 `(N, h, w)`, scaled as by `grad_cam`.
@@ -103,16 +103,18 @@ def occlusion(
         float32 `(N, H, W)`, from -1 to 1.
 
     Raises:
-        ShiftViTError: images or classes do not fit the model, the square does not fit the image, or the model gives
-            NaN.
+        ShiftViTError: images or classes do not fit the model, the square does not fit the image, or the model
+            returns NaN.
     """
     chosen = _check(model, images, classes)
     count, height, width, _ = images.shape
     if not 1 <= patch <= min(height, width):
-        raise ShiftViTError(f"patch={patch} must be 1 to {min(height, width)}, the image's shorter side")
+        raise ShiftViTError(f"patch={patch} must be from 1 to {min(height, width)}, the image's shorter side")
     if not 1 <= stride <= patch:
-        raise ShiftViTError(f"stride={stride} must be 1 to patch={patch}, or it would skip pixels")
-    corners = [(top, left) for top in _starts(height, patch, stride) for left in _starts(width, patch, stride)]
+        raise ShiftViTError(f"stride={stride} must be from 1 to patch={patch}, so that no pixel is skipped")
+    corners = [
+        (top, left) for top in _find_starts(height, patch, stride) for left in _find_starts(width, patch, stride)
+    ]
 
     def cover() -> Iterator[Floats]:
         for image in images:
@@ -121,16 +123,16 @@ def occlusion(
                 copy[top : top + patch, left : left + patch] = fill
                 yield copy
 
-    # One stream, so that all batches have one size, which jax and tensorflow compile once.
-    answers = probabilities(
+    # One stream, so that all batches have the same size and jax and tensorflow compile once.
+    outputs = predict_probabilities(
         model, itertools.chain(images, cover()), count * (1 + len(corners)), temperature=temperature
     )
-    check_finite(answers)
+    check_finite(outputs)
     if chosen is None:
-        chosen = answers[:count].argmax(axis=1)
+        chosen = outputs[:count].argmax(axis=1)
     rows = np.arange(count)
-    hidden = answers[count:].reshape(count, len(corners), answers.shape[1])[rows, :, chosen]  # (N, corners)
-    drops = answers[rows, chosen][:, None] - hidden
+    hidden = outputs[count:].reshape(count, len(corners), outputs.shape[1])[rows, :, chosen]  # (N, corners)
+    drops = outputs[rows, chosen][:, None] - hidden
     total = np.zeros((count, height, width))
     covers = np.zeros((height, width))
     for (top, left), drop in zip(corners, drops.T, strict=True):
@@ -139,7 +141,7 @@ def occlusion(
     return np.asarray(total / covers, np.float32)
 
 
-def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], Any]]:
+def split_model(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], Any]]:
     """Splits a classifier after a stage.
 
     Args:
@@ -158,14 +160,14 @@ def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], An
     backbone = model.backbone
     stages = list(backbone.pyramid_outputs)
     if stage is not None and stage not in stages:
-        raise ShiftViTError(f"there is no stage {stage!r}; {nearest(stage, stages)}")
+        raise ShiftViTError(f"there is no stage {stage!r}; {suggest(stage, stages)}")
     number = stages.index(stage) + 1 if stage else len(stages)
     body = keras.Model(backbone.input, backbone.pyramid_outputs[stages[number - 1]])
     names = [layer.name for layer in backbone.layers]
     last = names.index(f"stage{number}_block{backbone.settings.depths[number - 1]}")
     behind = [*backbone.layers[last + 1 :], *(model.get_layer(name) for name in ("pool", "head", "logits"))]
 
-    # A function, not a second `keras.Model`, which would leave nodes in the layers at every call.
+    # A function, because a second `keras.Model` would add nodes to the layers at every call.
     def tail(maps: Any) -> Any:
         for layer in behind:
             maps = layer(maps)
@@ -174,22 +176,24 @@ def split(model: Any, stage: str | None = None) -> tuple[Any, Callable[[Any], An
     return body, tail
 
 
-def probabilities(
+def predict_probabilities(
     model: Any, images: Iterable[Floats], count: int | None = None, *, temperature: float = 1.0
 ) -> Floats:
     """Returns the classes' probabilities, float32 `(N, C)`, for preprocessed images `(N, H, W, 3)`.
 
     Args:
         model: a `ShiftViT` with a head.
-        images: an array, or anything that yields float32 (H, W, 3).
-        count: how many these are; None: `len(images)`.
+        images: an array, or an iterable of float32 (H, W, 3).
+        count: number of images; None: `len(images)`.
         temperature: the bundle's; divides the logits.
     """
+    from scipy.special import softmax  # type: ignore[import-untyped]
+
     count = len(images) if count is None else count  # type: ignore[arg-type]
-    scale = np.float32(temperature)
-    batches = (np.asarray(model.predict_on_batch(batch), np.float32) / scale for batch in _cut_batches(images, count))
-    empty = np.zeros((0, model.output_shape[-1]), np.float32)
-    return np.concatenate([empty, *map(softmax, batches)])[:count]
+    logits = [np.zeros((0, model.output_shape[-1]), np.float32)]
+    logits += [np.asarray(model.predict_on_batch(batch), np.float32) for batch in _cut_batches(images, count)]
+    result: Floats = softmax(np.concatenate(logits)[:count] / np.float32(temperature), axis=1)
+    return result
 
 
 def _scale(heat: Floats) -> Floats:
@@ -222,30 +226,30 @@ def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64
 
 
 def _cut_batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
-    """Stacks rows; zeros fill up the last batch, since another size would be compiled again."""
+    """Stacks rows into batches. The last one is padded with zeros, because another size would be compiled again."""
     size = min(BATCH_SIZE, count)
     remaining = iter(rows)
     while batch := list(itertools.islice(remaining, size)):
         yield np.stack(batch + [np.zeros_like(batch[0])] * (size - len(batch)))
 
 
-def _starts(extent: int, patch: int, stride: int) -> list[int]:
-    """Returns where squares start along a side: every `stride` pixels, and at the far edge."""
+def _find_starts(extent: int, patch: int, stride: int) -> list[int]:
+    """Returns the positions of squares along a side: every `stride` pixels, and at the far edge."""
     return sorted({*range(0, extent - patch + 1, stride), extent - patch})
 
 
 def _make_gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Floats]:
-    """Returns a function for the gradient of `sum(tail(maps) * weights)` with respect to the maps, on this backend."""
+    """Returns a function that computes the gradient of `sum(tail(maps) * weights)` with respect to the maps."""
     import keras
 
     def score(maps: Any, weights: Any) -> Any:
         return keras.ops.sum(tail(maps) * weights)
 
-    backends = {"torch": _on_torch, "jax": _on_jax, "tensorflow": _on_tensorflow}
+    backends = {"torch": _derive_on_torch, "jax": _derive_on_jax, "tensorflow": _derive_on_tensorflow}
     return backends[keras.config.backend()](score)
 
 
-def _on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _derive_on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
     import keras
     import torch
 
@@ -258,14 +262,14 @@ def _on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Fl
     return gradient
 
 
-def _on_jax(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _derive_on_jax(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
     import jax
 
     compiled = jax.jit(jax.grad(score))
     return lambda maps, weights: np.asarray(compiled(maps, weights))
 
 
-def _on_tensorflow(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
+def _derive_on_tensorflow(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
     import tensorflow as tf
 
     def gradient(maps: Floats, weights: Floats) -> Floats:

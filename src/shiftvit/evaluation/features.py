@@ -1,4 +1,4 @@
-"""From images to features: the pooled output of a model, which its head takes, without Keras where there is a graph."""
+"""Computes the features of images, the pooled output of a model, in ONNX Runtime or in Keras."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from shiftvit.bundle.session import open_session
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# Maps uint8 (N, H, W, 3) of the model's input size to float32 (N, D); N at least 1.
+# Maps pixels, uint8 (N, H, W, 3) of the model's input size, to features, float32 (N, D), for N of at least 1.
 Extract = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def graph_features(content: bytes, threads: int, origin: str) -> tuple[Metadata, Extract]:
-    """Returns the metadata of a serialised ONNX graph, and what computes its features in ONNX Runtime.
+def load_graph_features(content: bytes, threads: int, origin: str) -> tuple[Metadata, Extract]:
+    """Returns the metadata of a serialised ONNX graph, and a function that computes its features in ONNX Runtime.
 
     Raises:
-        ShiftViTError: the graph is damaged, has no metadata or no linear layer at its end; the message begins with
-            `origin`.
+        ShiftViTError: the graph is damaged, or has no metadata or no output for the last feature map; the message
+            begins with `origin`.
     """
     try:
         session = open_session(content, threads)
     except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{origin} gives no features ({reason}); restore it, or export it again") from error
+        raise ShiftViTError(f"{origin} cannot compute features ({reason}); restore it, or export it again") from error
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
     if MAP not in {output.name for output in session.get_outputs()}:
-        raise ShiftViTError(f"{origin} has no map of its last stage, which an older shiftvit left out; export it again")
+        raise ShiftViTError(
+            f"{origin} has no output for the last feature map, because an older shiftvit wrote it; export it again"
+        )
     entry = session.get_inputs()[0].name
     return metadata, lambda pixels: session.run([MAP], {entry: pixels})[0].mean(axis=(1, 2))
 
 
-def keras_features(model: Any, preprocess: Preprocess) -> Extract:
-    """Returns what computes the features of a `ShiftViT` in float32; `preprocess` normalises."""
+def load_keras_features(model: Any, preprocess: Preprocess) -> Extract:
+    """Returns a function that computes the features of a `ShiftViT` in float32, after normalisation by `preprocess`."""
     import keras
 
     pooled = keras.Model(model.input, model.get_layer("pool").output)

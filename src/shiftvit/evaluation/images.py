@@ -1,4 +1,4 @@
-"""A data set as a model sees it: its files read and prepared as for a prediction, its labels the model's."""
+"""Reads a data set for a model: images prepared as for a prediction, with the labels of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import name_some
 from shiftvit.data.find.words import normalise_name
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 
 
 def read_images(loaded: Bundle, data: Dataset) -> Dataset:
@@ -20,15 +20,15 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
 
     Args:
         loaded: the model.
-        data: its classes may have another order than the model's, and some of the model's may be missing.
+        data: the data set. Its classes may be in another order, and some of the model's may be missing.
 
     Returns:
-        the same splits, with `images`, with the `preprocess` that is left to do, and with the model's labels.
+        the same splits with `images`, the remaining `preprocess` and the model's labels.
 
     Raises:
-        ShiftViTError: images of classes that the model does not know, or none of a split can be decoded.
+        ShiftViTError: there are images of classes that the model does not have, or no image of a split can be decoded.
     """
-    places, preprocess = _places(loaded, data), loaded.preprocess
+    places, preprocess = _find_indices(loaded, data), loaded.preprocess
     if data.path is not None:
         for note in data.notes:
             notice(f"note: {note}")
@@ -42,13 +42,13 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
     return replace(data, splits=splits, class_names=loaded.labels)
 
 
-def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
-    """Returns the model's index of each class of the data; the order may differ, and some may be missing.
+def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
+    """Returns the model's index of each class of the data, or -1 for a class without images that it does not have.
 
-    A class is known by its name or by its synset, as the folders of ImageNet are called.
+    A class is found by its name, or by its synset, which names the folders of ImageNet.
 
     Raises:
-        ShiftViTError: images of classes that the model does not know.
+        ShiftViTError: there are images of classes that the model does not have.
     """
     labels, names = tuple(map(normalise_name, loaded.labels)), data.class_names
     known = {synset: index for index, synset in enumerate(loaded.synsets)} | {
@@ -60,7 +60,7 @@ def _places(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
         shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
         number = sum(int(count) for name, count in zip(names, counts, strict=True) if name in foreign)
         raise ShiftViTError(
-            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {count_of(number, 'image')} of "
-            f"{count_of(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
+            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {pluralize(number, 'image')} of "
+            f"{pluralize(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
         )
     return np.array([known.get(name, -1) for name in names], np.int64)

@@ -1,4 +1,4 @@
-"""From images to logits: runs a model over a data set."""
+"""Runs a model over a data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shiftvit.environment import device_name
 from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 500
-# Pixels per batch; beyond that a processor gains nothing: 500 images of 32 x 32, or 10 of 224 x 224.
+# Pixels per batch, as in 500 images of 32 x 32 or 10 of 224 x 224. A processor gains nothing from more.
 _PIXELS = 2**19
 # An accelerator needs larger batches.
 _ACCELERATED = 16
@@ -34,7 +34,7 @@ def predict_logits(
         images: uint8 `(N, H, W, 3)`.
         preprocess: the preprocessing that the model was trained with.
         batch_size: images per batch; None: a number that suits the device and their size.
-        rows: which of the images, without a step; all by default.
+        rows: the images to use, as a slice without a step; default: all.
         on_batch: called after each batch with its number of images.
 
     Returns:
@@ -48,11 +48,11 @@ def predict_logits(
     if not len(logits):
         preprocess.check(images)
         return logits
-    batch_size = min(batch_size or at_once(*preprocess.output_shape(*images.shape[1:3])), len(logits))
+    batch_size = min(batch_size or choose_batch_size(*preprocess.output_shape(*images.shape[1:3])), len(logits))
     for first in range(0, len(logits), batch_size):
         batch = preprocess(images[begin + first : min(begin + first + batch_size, end)])
         count = len(batch)
-        # jax and tensorflow would compile again for a smaller last batch.
+        # Otherwise jax and tensorflow would compile again for a smaller last batch.
         padded = np.pad(batch, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
         logits[first : first + count] = np.asarray(model.predict_on_batch(padded), np.float32)[:count]
         if on_batch is not None:
@@ -60,7 +60,7 @@ def predict_logits(
     return logits
 
 
-def at_once(height: int, width: int) -> int:
+def choose_batch_size(height: int, width: int) -> int:
     """Returns the batch size for images of this size."""
     pixels = _PIXELS * (1 if device_name() == "cpu" else _ACCELERATED)
     return max(1, min(BATCH_SIZE, pixels // (height * width)))

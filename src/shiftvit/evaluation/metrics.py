@@ -1,4 +1,4 @@
-"""Metrics of logits and labels: accuracy, each class, calibration, intervals, the worst mistakes.
+"""Metrics of logits and labels: accuracy, per-class figures, calibration, intervals, the worst mistakes.
 
 Logits are float `(N, C)`, labels whole numbers below C `(N,)`. Shares and probabilities run from 0 to 1, losses are in
 nats. No framework is needed.
@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, pluralize
 
 TEMPERATURES = 0.05, 20.0
 # Bootstrap samples per matrix product; with 10,000 images that takes 5 MB.
 _CHUNK = 64
 
 
-def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
+def check_labels(logits: NDArray[Any], labels: NDArray[Any]) -> None:
     """Raises ShiftViTError unless there is an image, and logits and labels match."""
     if not len(logits):
         raise ShiftViTError("there are 0 images to evaluate; give at least 1")
@@ -31,30 +31,23 @@ def check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
         )
 
 
-def check_finite(answers: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
-    """Raises ShiftViTError unless a model's answers `(N, ...)` are finite.
+def check_finite(outputs: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
+    """Raises ShiftViTError unless a model's outputs `(N, ...)` are finite.
 
     Args:
-        answers: logits, probabilities or whatever else it says of N images.
-        model: what the message calls the model.
-        names: what it calls the images; None: by number, from 1.
+        outputs: logits, probabilities or other outputs for N images.
+        model: the model's name for the message.
+        names: the images' names for the message; None: their numbers, from 1.
     """
-    finite = np.isfinite(answers.reshape(len(answers), -1)).all(axis=1) if answers.size else np.ones(0, bool)
+    finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1) if outputs.size else np.ones(0, bool)
     if finite.all():
         return
     first = int(finite.argmin())
     image = f"image {first + 1}" if names is None else repr(names[first])
     raise ShiftViTError(
-        f"{model} answers with NaN or infinity for {image}; its weights are damaged or its training diverged: "
-        "train it again, or take another model"
+        f"{model} returns NaN or infinity for {image}; its weights are damaged or its training diverged: "
+        "train it again, or use another model"
     )
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Returns the probabilities of logits `(N, C)`, float32 `(N, C)`."""
-    exact = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float32] = exact / exact.sum(axis=1, keepdims=True)
-    return result
 
 
 def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]:
@@ -66,13 +59,13 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     Raises:
         ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
-    check(logits, labels)
+    check_labels(logits, labels)
     check_finite(logits)
-    top1, top5, losses = _per_image(logits, labels)
+    top1, top5, losses = _score_images(logits, labels)
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
 
-def confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.int64]:
+def count_confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.int64]:
     """Returns the confusion matrix `(C, C)`: rows are true classes, columns predicted ones."""
     from sklearn.metrics import confusion_matrix
 
@@ -80,7 +73,7 @@ def confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.i
     return np.asarray(confusion_matrix(labels, logits.argmax(axis=1), labels=classes), np.int64)
 
 
-def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
+def measure_classes(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns a row for each class: `{"class", "precision", "recall", "f1", "support"}`.
 
     Undefined shares are 0: the precision of a class that is never predicted, the recall of a class without images.
@@ -90,11 +83,11 @@ def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    check(logits, labels)
+    check_labels(logits, labels)
     count = logits.shape[1]
     if len(class_names) != count:
         raise ShiftViTError(
-            f"{count_of(len(class_names), 'class name')} for {count_of(count, 'class', 'classes')}; give one for each"
+            f"{pluralize(len(class_names), 'class name')} for {pluralize(count, 'class', 'classes')}; give one for each"
         )
     columns = precision_recall_fscore_support(labels, logits.argmax(axis=1), labels=np.arange(count), zero_division=0)
     return [
@@ -103,18 +96,18 @@ def class_rows(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence
     ]
 
 
-def macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+def measure_macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """Returns `{"precision", "recall", "f1", "balanced_accuracy"}`, each class counting the same.
 
     They are means over the classes that have images; balanced accuracy is the mean recall (Brodersen et al., ICPR
-    2010). A class without images has no recall; what is wrongly taken for it lowers the recall of others.
+    2010). A class without images has no recall, but predicting it wrongly lowers the recall of other classes.
 
     Raises:
         ShiftViTError: there are no images, or the labels do not fit the logits.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    check(logits, labels)
+    check_labels(logits, labels)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, logits.argmax(axis=1), labels=np.unique(labels), average="macro", zero_division=0
     )
@@ -122,25 +115,23 @@ def macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     return {name: float(share) for name, share in shares.items()}
 
 
-def calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 15) -> dict[str, Any]:
+def measure_calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins: int = 15) -> dict[str, Any]:
     """Compares confidence with accuracy in bins of equal width over the top-1 confidence.
 
     Args:
         probabilities: `(N, C)`, each row a distribution.
         labels: whole numbers below C, `(N,)`.
-        bins: their number; a bin includes its upper edge but not its lower one, except the first, which includes both.
+        bins: number of bins. A bin includes its upper edge but not its lower one; the first includes both.
 
     Returns:
         "ece", the expected calibration error (Naeini et al., AAAI 2015; Guo et al., ICML 2017, equation 3): the mean
-        of |accuracy - confidence| over the bins, weighted by their images; "mce", the largest of them (equation 5);
+        of |accuracy - confidence| over the bins, weighted by their images; "mce", its maximum (equation 5);
         "bins": rows of "lower", "upper", "count", "confidence", "accuracy", the last two None in an empty bin.
 
     Raises:
-        ShiftViTError: there are no images or bins, the labels do not fit, or a row is not a distribution.
+        ShiftViTError: there are no images, the labels do not fit, or a row is not a distribution.
     """
-    check(probabilities, labels)
-    if bins < 1:
-        raise ShiftViTError(f"bins={bins} must be at least 1; 15 is usual")
+    check_labels(probabilities, labels)
     exact = probabilities.astype(np.float64)
     if not (exact.min() >= 0 and np.abs(exact.sum(axis=1) - 1).max() <= 1e-3):
         raise ShiftViTError("the rows are not probabilities (0 or more, with the sum 1); give softmax(logits)")
@@ -178,7 +169,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
-    check(logits, labels)
+    check_labels(logits, labels)
     check_finite(logits)
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
@@ -193,11 +184,11 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     low, high = np.log(TEMPERATURES)
     # The loss is convex in 1 / T, so it has one valley in log T as well.
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
-    # The search never tries its bounds; 0 ensures that the answer is no worse than T = 1.
+    # The search never tries its bounds. 0 is added so that the result is no worse than T = 1.
     return float(np.exp(min((low, high, float(found), 0.0), key=loss)))
 
 
-def intervals(
+def estimate_intervals(
     logits: NDArray[Any], labels: NDArray[Any], *, repeats: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """Returns the 95% intervals `(low, high)` of "top1", "top5", "loss" and "macro_f1".
@@ -213,14 +204,12 @@ def intervals(
         seed: the same seed gives the same intervals.
 
     Raises:
-        ShiftViTError: there are no images or repeats, or the labels do not fit.
+        ShiftViTError: there are no images, or the labels do not fit.
     """
-    check(logits, labels)
-    if repeats < 1:
-        raise ShiftViTError(f"repeats={repeats} must be at least 1; 1000 is usual")
+    check_labels(logits, labels)
     count, classes = logits.shape
-    labels = labels.astype(np.int64)  # uint8, the data sets' own type, is too small for the index of the misses
-    columns = np.stack(_per_image(logits, labels), axis=1)  # (N, 3)
+    labels = labels.astype(np.int64)  # uint8, the type in some data sets, would overflow
+    columns = np.stack(_score_images(logits, labels), axis=1)  # (N, 3)
     predicted = logits.argmax(axis=1)
     random = np.random.default_rng(seed)
     means: list[NDArray[np.float64]] = []
@@ -229,32 +218,30 @@ def intervals(
         samples = [random.integers(count, size=count) for _ in range(min(_CHUNK, repeats - first))]
         times = np.stack([np.bincount(sample, minlength=count) for sample in samples]).astype(np.float64)
         means.append(times @ columns / count)
-        scores += [_macro_f1(labels, predicted, weights, classes) for weights in times]
+        scores += [_average_f1(labels, predicted, weights, classes) for weights in times]
     drawn_means = np.column_stack([np.concatenate(means), scores])  # (repeats, 4)
     low, high = np.quantile(drawn_means, [0.025, 0.975], axis=0)
     names = ("top1", "top5", "loss", "macro_f1")
     return {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
 
 
-def mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDArray[np.int64]:
+def find_mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDArray[np.int64]:
     """Returns the indices of up to `count` wrong predictions, the most confident first.
 
     Equally confident ones keep their order.
 
     Raises:
-        ShiftViTError: there are no images, the labels do not fit, or the count is negative.
+        ShiftViTError: there are no images, or the labels do not fit.
     """
-    check(logits, labels)
-    if count < 0:
-        raise ShiftViTError(f"count={count} must be at least 0")
+    check_labels(logits, labels)
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     exact = np.sort(logits[wrong].astype(np.float64), axis=1)
-    # What remains for the other classes, relative to the predicted one; this also orders confidences that round to 1.
+    # The odds of the other classes against the predicted one, which also order confidences that round to 1.
     rest = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
     return wrong[np.argsort(rest, kind="stable")[:count]].astype(np.int64)
 
 
-def _per_image(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
+def _score_images(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
     """Returns top-1 hits, top-5 hits and cross-entropies, `(N,)` each; the first of equal logits is the larger."""
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
@@ -264,7 +251,7 @@ def _per_image(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any]
     return hits[:, 0], hits.any(axis=1), losses
 
 
-def _macro_f1(labels: NDArray[Any], predicted: NDArray[Any], weights: NDArray[np.float64], classes: int) -> float:
+def _average_f1(labels: NDArray[Any], predicted: NDArray[Any], weights: NDArray[np.float64], classes: int) -> float:
     """Returns the mean F1 of the classes that have images, each image (N,) counted `weights` times."""
     true_positives = np.bincount(labels, weights * (predicted == labels), classes)
     images = np.bincount(labels, weights, classes)

@@ -1,4 +1,4 @@
-"""Where the evaluations of a run lie: `evaluation/` has the run's own test, each other data set a folder in there."""
+"""The folders of a run's evaluations: `evaluation/` for its own test images, and subfolders for other images."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
-from shiftvit.replacement import current
+from shiftvit.replacement import find_current
 
 FOLDER = "evaluation"
 REPORT = "evaluation.json"
 
 
 def find_run(model: str | Path) -> Path | None:
-    """Returns the run folder that a model is or lies in, or None."""
+    """Returns the run folder of a model, which is a run folder or the bundle in one; else None."""
     path = Path(model)
     places = [path, *([path.parent] if path.name == "bundle" else [])]
     return next((place for place in places if (place / "recipe.toml").is_file()), None)
 
 
 def choose_place(run: Path, data: str, split: str, *, own_test: bool) -> Path:
-    """Returns the folder for an evaluation; the same images have the same one each time.
+    """Returns the folder for an evaluation, which is always the same for the same images.
 
     Args:
         run: the run folder.
-        data: what was evaluated: the name of a data set, or the whole path of a user's own images.
-        split: what of it.
-        own_test: these are the images that the run's test figures are of.
+        data: the name of the evaluated data set, or the absolute path of a user's own images.
+        split: the evaluated split.
+        own_test: whether these are the run's own test images.
     """
     folder = run / FOLDER
     if own_test:
@@ -46,15 +46,15 @@ def choose_place(run: Path, data: str, split: str, *, own_test: bool) -> Path:
 
 
 def list_evaluations(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Returns the folder and the content of each evaluation that is kept in a run folder, by name.
+    """Returns the folder and the content of each evaluation in a run folder, sorted by name.
 
     Raises:
-        ShiftViTError: one that is not valid JSON.
+        ShiftViTError: an evaluation is not valid JSON.
     """
     folder = run / FOLDER
     inner = (place for place in folder.glob("*") if place.is_dir() and not place.is_symlink())
     places = [folder, *sorted(inner)]
-    found = [(place, current(place / REPORT)) for place in places]
+    found = [(place, find_current(place / REPORT)) for place in places]
     return [(place, _read(report)) for place, report in found if report.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""A run as one HTML page with its figures inside, to read, send and keep."""
+"""Writes a run as one HTML page that contains its figures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
-from shiftvit.bundle.card import tells_top5
+from shiftvit.bundle.card import shows_top5
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
-from shiftvit.replacement import current
+from shiftvit.replacement import find_current
 from shiftvit.templates import render
 
 _TRAINING = ("learning_curves", "predictions")
@@ -22,7 +22,7 @@ _EVALUATION = ("confusion_matrix", "reliability", "mistakes", "corruptions")
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Writes the report of a finished run, including what `shiftvit evaluate` found on its test images and on others.
+    """Writes the report of a finished run, including the results of `shiftvit evaluate`.
 
     Args:
         run: a run folder.
@@ -36,7 +36,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """
     run = Path(run)
     recipe, metrics = _read_text(run / "recipe.toml"), {"val": None, **_read_json(run / "metrics.json")}
-    settings = _settings(recipe)
+    settings = _parse_settings(recipe)
     evaluation: dict[str, Any] = {}
     others = []
     for folder, found in list_evaluations(run):
@@ -46,7 +46,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             name = folder.name if folder.parent.name == FOLDER else Path(str(found.get("data"))).name
             known = {"without_images": (), "trained_on": 0, **found}
             others.append({**known, "name": name, "figures": _read_figures(folder, _EVALUATION)})
-    # Training draws a confusion matrix too; an evaluation's is as new as its table of classes.
+    # Training draws a confusion matrix too, but that of an evaluation fits its table of classes.
     place = run / (FOLDER if evaluation else "figures")
     page = render(
         "report.html",
@@ -54,10 +54,10 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         metrics=metrics,
         evaluation=evaluation,
         others=others,
-        top5=tells_top5(settings.get("model", {}).get("num_classes", 1000)),
+        top5=shows_top5(settings.get("model", {}).get("num_classes", 1000)),
         recipe=recipe,
         environment=_flatten(_read_json(run / "environment.json")),
-        changes=_changes(run / "changes.jsonl"),
+        changes=_read_changes(run / "changes.jsonl"),
         figures=_read_figures(run / "figures", _TRAINING) | _read_figures(place, _EVALUATION),
     )
     path = Path(out) if out is not None else run / "report.html"
@@ -65,34 +65,34 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def _changes(path: Path) -> list[tuple[str, Any, Any, str]]:
+def _read_changes(path: Path) -> list[tuple[str, Any, Any, str]]:
     """Returns the settings that were changed on resuming: key, value before, value after, date."""
     rows = map(json.loads, _read_text(path).splitlines()) if path.is_file() else ()
     return [(key, old, new, row["date"]) for row in rows for key, (old, new) in row["changed"].items()]
 
 
 def _is_own_test(found: dict[str, Any], settings: dict[str, Any], images: int) -> bool:
-    """Returns whether an evaluation is of the run's own test images; older versions did not record that."""
+    """Returns whether an evaluation is of the run's own test images, which older versions did not record."""
     if "own_test" in found:
         return bool(found["own_test"])
     own = settings.get("data", {}).get("name")
     return bool(found.get("data", own) == own and found.get("n", images) == images)
 
 
-def _settings(recipe: str) -> dict[str, Any]:
+def _parse_settings(recipe: str) -> dict[str, Any]:
     with contextlib.suppress(tomllib.TOMLDecodeError):
         return tomllib.loads(recipe)
     return {}
 
 
 def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Returns those figures that there are, coded as text."""
-    paths = {name: current(folder / f"{name}.png") for name in names}
+    """Returns the figures that exist, encoded in base64."""
+    paths = {name: find_current(folder / f"{name}.png") for name in names}
     return {name: base64.b64encode(_read_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
-    """Returns nested values in one row each: versions.numpy and so on."""
+    """Returns nested values under dotted keys such as versions.numpy."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -116,7 +116,7 @@ def _read_text(path: Path) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return files.read_unlinked(path)  # the page is to be sent on
+        return files.read_unlinked(path)  # not through links, because users share the page
     except OSError as error:
         raise ShiftViTError(
             f"{str(path)!r} cannot be read ({error.strerror}); give the folder of a finished run"

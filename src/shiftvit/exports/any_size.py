@@ -60,12 +60,12 @@ _FILTERS = {
 
 
 def accept_any_size(path: Path, rule: Preprocess, metadata: Metadata) -> None:
-    """Rewrites a finished graph of one input size so that it takes images of any, uint8 (N, H, W, 3).
+    """Rewrites a finished graph of one input size so that it takes images of any size, uint8 (N, H, W, 3).
 
     Args:
         path: the graph.
         rule: its preprocessing; mean and std are in the graph already.
-        metadata: what the graph is to carry.
+        metadata: the metadata to store in the graph.
     """
     import onnx
     import onnx.compose
@@ -75,7 +75,7 @@ def accept_any_size(path: Path, rule: Preprocess, metadata: Metadata) -> None:
     front = onnx.parser.parse_model(_front(rule, model.ir_version))
     front.functions.append(onnx.parser.parse_function(_weights(rule.interpolation)))
     front = onnx.inliner.inline_local_functions(front)
-    # So that no name of it is one of the model's.
+    # So that its names cannot clash with the model's.
     front = onnx.compose.add_prefix(front, "front.", rename_inputs=False, rename_outputs=False)
     labels = {entry.key: entry.value for entry in model.metadata_props}
     del model.metadata_props[:]
@@ -100,10 +100,10 @@ def make_images(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 def _front(rule: Preprocess, ir_version: int) -> str:
     """Returns the graph from images of any size to the model's input, in ONNX's text format."""
-    assert rule.crop is not None or isinstance(rule.resize, tuple)  # `fitted` saw to it
+    assert rule.crop is not None or isinstance(rule.resize, tuple)  # `fitted` ensures it
     if isinstance(rule.resize, tuple):
         target = f"target = Constant<value_ints=[{rule.resize[0]}, {rule.resize[1]}]>()"
-    else:  # the shorter side; a fraction of a pixel is dropped
+    else:  # the shorter side; fractions of a pixel are cut off
         target = f"""side = ReduceMin<keepdims=1>(shape)
   shorter = Constant<value_ints=[{rule.resize}]>()
   scaled = Mul(shape, shorter)
@@ -146,9 +146,9 @@ front (uint8[batch, height, width, 3] images) => (uint8[batch, {height}, {width}
 
 
 def _weights(interpolation: str) -> str:
-    """Returns the function to the matrix (count, old length) that resizes and crops, in ONNX's text format.
+    """Returns the function that makes the matrix (count, old length) to resize and crop, in ONNX's text format.
 
-    In float64, as Pillow's; a coarser number could round a pixel otherwise.
+    It computes in float64, as Pillow does; lower precision could round a pixel differently.
     """
     needed = {"half", "one", *re.findall(r"\w+", _FILTERS[interpolation])}
     constants = "\n  ".join(
@@ -182,7 +182,7 @@ weights (old_length, new_length, start, count) => (matrix)
 }}"""
 
 
-def open_metadata(metadata: Metadata) -> Metadata:
+def remove_size(metadata: Metadata) -> Metadata:
     """Returns the metadata of a graph that does all preprocessing itself."""
     rule = metadata.preprocess.model_copy(update={"resize": None, "crop": None})
     return metadata.model_copy(update={"preprocess": rule, "input_shape": (None, None, 3)})

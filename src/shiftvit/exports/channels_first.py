@@ -1,9 +1,9 @@
 """The model in the form that ONNX Runtime runs fastest: the layout (N, C, H, W), every linear layer a convolution.
 
-Its convolutions add their bias and a block's input themselves, and keep one layout from the shift to the end of the
-block. What scales and offsets the input of a linear layer is part of that layer:
-`(scale x + offset) W = x (scale W) + offset W`, with the norms' `gamma` and `beta` and with the pixels' mean and
-deviation. In real arithmetic the answers are those of the Keras model; the gate compares them.
+ONNX Runtime fuses the bias and the residual sum into its convolutions, and the layout stays the same from the shift to
+the end of a block. A scale and offset before a linear layer becomes part of that layer:
+`(scale x + offset) W = x (scale W) + offset W`. That applies to the norms' `gamma` and `beta`, and to the mean and
+deviation of the pixels. In exact arithmetic the answers are those of the Keras model; the gate compares them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from shiftvit.model.shift import WIDEST_KERNEL, convolve_shift
 from shiftvit.preprocess import Preprocess
 
 Vector = NDArray[np.float64]
-# These look at all channels of a pixel, on the last axis; every other activation at a value alone.
+# Activations over all channels, which Keras takes from the last axis; all others are elementwise.
 _ACROSS_CHANNELS = {"softmax", "log_softmax", "sparsemax"}
 
 
 class Network(torch.nn.Module):
-    """Pixels, uint8 (N, H, W, 3), to logits (N, K) and the map whose mean the head takes, (N, h, w, C).
+    """Maps pixels, uint8 (N, H, W, 3), to logits (N, K) and the last feature map, (N, h, w, C).
 
     Args:
         model: a `ShiftViT` in float32, on torch.
@@ -38,7 +38,7 @@ class Network(torch.nn.Module):
         super().__init__()
         _, *layers = model.backbone.layers
         channels = model.settings.image_shape[-1]
-        # A single value is for all channels.
+        # A single value applies to all channels.
         mean, std = (
             np.broadcast_to(np.asarray(value, np.float64), channels) for value in (preprocess.mean, preprocess.std)
         )
@@ -54,20 +54,20 @@ def _convert(layer: Any, pixels: Affine) -> torch.nn.Module:
     """Returns a layer of the backbone in this layout; `pixels` normalises the images."""
     if isinstance(layer, PatchEmbed):
         projection = Product(layer.projection, layer.patch_size, pixels)
-        return projection if layer.norm is None else torch.nn.Sequential(projection, *_norm(layer.norm))
+        return projection if layer.norm is None else torch.nn.Sequential(projection, *_split_norm(layer.norm))
     if isinstance(layer, ShiftBlock):
         return Block(layer)
     if isinstance(layer, PatchMerging):
-        norm, affine = _norm(layer.norm)
+        norm, affine = _split_norm(layer.norm)
         if layer.padding == "valid":
             return torch.nn.Sequential(norm, Product(layer.reduction, 2, affine))
-        # A line of zeros comes after the norm's offset.
+        # The padding is added after the norm, so its offset cannot become part of the layer.
         return torch.nn.Sequential(norm, affine, Padding(), Product(layer.reduction, 2))
-    return torch.nn.Sequential(*_norm(layer))
+    return torch.nn.Sequential(*_split_norm(layer))
 
 
 class Affine(torch.nn.Module):
-    """`scale * x + offset`, for each channel of (N, C, H, W); None: nothing to do."""
+    """`scale * x + offset`, for each channel of (N, C, H, W); with None it returns x."""
 
     def __init__(self, scale: Vector | None = None, offset: Vector | None = None) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Affine(torch.nn.Module):
 
 
 class Normalise(torch.nn.Module):
-    """The part of a norm that depends on the image; a layer norm's own kernel applies its weights at no cost."""
+    """The part of a norm that depends on the image. A layer norm also applies its weights, which is free there."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -97,8 +97,8 @@ class Normalise(torch.nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-def _norm(norm: Any) -> tuple[torch.nn.Module, Affine]:
-    """Returns a norm as what depends on the image, and what a linear layer behind it can take over."""
+def _split_norm(norm: Any) -> tuple[torch.nn.Module, Affine]:
+    """Splits a norm into the part that depends on the image, and the part that a linear layer after it can absorb."""
     if isinstance(norm, LayerNorm):
         return Normalise(norm), Affine()
     gamma, beta = _read(norm.gamma), _read(norm.beta)
@@ -109,10 +109,10 @@ def _norm(norm: Any) -> tuple[torch.nn.Module, Affine]:
 
 
 class Product(torch.nn.Module):
-    """A linear layer on squares of `side` x `side` pixels, with what scales and offsets its input.
+    """A linear layer on squares of `side` x `side` pixels, with the scale and offset of its input built in.
 
-    (N, C, H, W) to (N, units, H // side, W // side). The kernel is kept as it is stored, so that one in float16 stays
-    narrow in the file; runtimes multiply it with the scale once, when they load the graph.
+    (N, C, H, W) to (N, units, H // side, W // side). The kernel is stored without the scale, so that a kernel in
+    float16 stays in 16 bits in the file; runtimes multiply the two once, when they load the graph.
     """
 
     def __init__(self, linear: Any, side: int = 1, affine: Affine | None = None) -> None:
@@ -134,7 +134,7 @@ class Product(torch.nn.Module):
 
 
 class Padding(torch.nn.Module):
-    """A line of zeros at the bottom and at the right of maps with an odd side."""
+    """Adds a line of zeros at the bottom or the right of maps with an odd side."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2:]
@@ -147,7 +147,7 @@ class Block(torch.nn.Module):
     def __init__(self, block: ShiftBlock) -> None:
         super().__init__()
         self.shift = block.shift
-        self.norm, affine = _norm(block.norm)
+        self.norm, affine = _split_norm(block.norm)
         self.fc1 = Product(block.mlp.fc1, 1, affine)
         self.fc2 = Product(block.mlp.fc2)
         self.activation = block.mlp.activation

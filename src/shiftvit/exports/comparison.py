@@ -1,4 +1,4 @@
-"""The images that an export is compared on with its model, and those that calibrate it."""
+"""Chooses the images on which an export is compared with its model, and those that calibrate it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _CALIBRATION = 512
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What an export is compared on.
+    """The images on which an export is compared.
 
     Attributes:
-        arrays: uint8 "images" and "calibration" at the model's input size, and maybe "labels".
-        origin: where they come from, for the report.
-        enough: the labelled images that a narrow precision takes.
+        arrays: uint8 "images" and "calibration" at the model's input size, and "labels" if known.
+        origin: their data set and split, for the report.
+        enough: the number of labelled images needed to measure a narrow precision.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -44,11 +44,11 @@ class Images:
 
 
 def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: str | None, count: int) -> Images:
-    """Reads the images to compare on, and for int8 those that calibrate, which are never the same ones.
+    """Reads the images to compare on, and for int8 different ones that calibrate.
 
     Args:
-        model: what was exported; of a run, the images that it kept for test and validation are taken.
-        bundle, metadata: the model and what the export is to carry.
+        model: the exported model; for a run, its own test and validation images are used.
+        bundle, metadata: the model, and the metadata of the export.
         data: the name of a data set, or the path of a user's own images; None: as for `driver.export`.
         count: the largest number of images to compare on.
 
@@ -64,8 +64,8 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
         data = named.find_by_classes(bundle.labels)
         if data is None:
             raise ShiftViTError(
-                f"no known data set has the classes {', '.join(bundle.labels[:3])} ..., and an export in "
-                f"{metadata.precision} has to be measured; name a data set with --data"
+                f"an export in {metadata.precision} must be measured, and no known data set has the classes "
+                f"{', '.join(bundle.labels[:3])} ...; name a data set with --data"
             )
     found = find_splits(data, run)
     held_out, rest, origin = _divide(found.data.splits, count, calibrate=metadata.precision == "int8")
@@ -74,7 +74,7 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     read = read_images(bundle, replace(found.data, splits=splits)).splits
     pixels = {name: split.preprocess.pixels(split.images[:]) for name, split in read.items()}
     compared = pixels["comparison"]
-    lost = len(splits["comparison"]) - len(compared)  # what cannot be decoded is not missed
+    lost = len(splits["comparison"]) - len(compared)  # images that cannot be decoded do not count as missing
     return Images(
         {
             "images": compared,
@@ -87,7 +87,7 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
 
 
 def vary_sizes(chosen: Images, rule: Preprocess) -> Images:
-    """Returns images of many sizes, and what the preprocessing makes of them, for a graph that takes any size."""
+    """Returns images of many sizes, raw and preprocessed, for a graph that takes any size."""
     sized = make_images(chosen.arrays["images"])
     arrays = {f"sized{index:02}": image for index, image in enumerate(sized)}
     images = np.concatenate([rule.pixels(image[None]) for image in sized])
@@ -95,10 +95,10 @@ def vary_sizes(chosen: Images, rule: Preprocess) -> Images:
 
 
 def _divide(splits: Mapping[str, Split], count: int, *, calibrate: bool) -> tuple[Split, Split, str]:
-    """Returns the images to compare on, those to calibrate with, and which the former are.
+    """Returns the images to compare on, those to calibrate with, and the names of the splits to compare on.
 
-    The former are the test images and, if these are fewer than `count`, those for validation; the others calibrate. Of
-    images in no splits, a quarter calibrates.
+    Those to compare on are the test images, and the validation images too if there are fewer than `count`. The others
+    calibrate. If there are no others, a quarter of the images calibrates, 512 at most.
     """
     names = [name for name in ("test", "validation") if name in splits] or [*splits]
     if len(names) == 2 and len(splits["test"]) >= count:
@@ -114,5 +114,5 @@ def _divide(splits: Mapping[str, Split], count: int, *, calibrate: bool) -> tupl
 
 
 def _draw(split: Split, count: int) -> Split:
-    """Returns `count` images by chance, or all if there are no more."""
+    """Returns `count` images drawn at random, or all if there are no more."""
     return split if len(split) <= count else split.take(np.random.default_rng(0).permutation(len(split))[:count])

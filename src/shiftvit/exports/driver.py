@@ -17,11 +17,11 @@ import numpy as np
 
 from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
-from shiftvit.errors import ShiftViTError, count_of, notice
-from shiftvit.exports.any_size import open_metadata
+from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.exports.any_size import remove_size
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, Format, find_format
 from shiftvit.exports.gate import MIN_IMAGES
@@ -29,7 +29,7 @@ from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
 
 REPORT = "report.json"
-# Images for the gate at most.
+# The largest number of images for the gate.
 IMAGES = 10_000
 
 
@@ -46,38 +46,36 @@ def export(
     """Exports a model to another format, if the result passes the parity gate.
 
     Args:
-        model: a run folder, a bundle or the name of a model that was pulled or comes with the package.
+        model: a run folder, a bundle, or the name of a model that was pulled or comes with the package.
         format: a key of `shiftvit.exports.formats.FORMATS`.
-        precision: "f32", "bf16" or "int8", as that table offers.
-        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`, and `-any-size` behind it. An earlier export
-            there is replaced.
+        precision: "f32", "bf16" or "int8", if the format has it.
+        out: the folder to create; None: `exports/NAME-FORMAT-PRECISION`, with `-any-size` at the end if that is set. An
+            earlier export there is replaced.
         data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
-            for f32 the sample images that come with the package; for the others the images that the run was trained
-            on, or the data set with the model's classes. Compared are the test and validation images, which for a run
-            are those that it kept; training images calibrate.
+            for f32 the sample images that come with the package; otherwise the images of the run, or a data set with
+            the model's classes. The gate uses test and validation images; training images calibrate.
         images: the largest number of images for the gate.
-        any_size: the graph takes images of any size and preprocesses them itself; only ONNX in f32.
+        any_size: make a graph that takes images of any size and preprocesses them itself; only ONNX in f32.
 
     Returns:
-        The folder, with the artifact and `report.json`, which has the gate's findings, the size and images/s.
+        The folder, with the artifact and `report.json`: the gate's result, the size and the images/s.
 
     Raises:
         ShiftViTError: the model, format or data does not exist, a package is not installed, or the gate found a
-            fault; then nothing is left behind.
+            fault; then the folder is not written.
     """
     row = find_format(format, precision)
     if images < 1:
         raise ShiftViTError(f"images={images} must be at least 1")
     if any_size and (format, precision) != ("onnx", "f32"):
-        raise ShiftViTError(f"only onnx in f32 takes images of any size, not {format} in {precision}; choose that")
+        raise ShiftViTError(f"{format} in {precision} cannot take images of any size; choose onnx in f32")
     bundle = Bundle.load(model)
-    metadata = graph_metadata(bundle, precision)  # type: ignore[arg-type]
-    name = f"{_name(model)}-{format}-{precision}" + "-any-size" * any_size
+    metadata = make_metadata(bundle, precision)  # type: ignore[arg-type]
+    name = f"{_name_model(model)}-{format}-{precision}" + "-any-size" * any_size
     folder = Path("exports") / name if out is None else Path(out)
     if folder.exists() and not _is_replaceable(folder):
         raise ShiftViTError(
-            f"{str(folder)!r} exists and holds something other than one export, so it is not replaced; "
-            "choose another folder with --out"
+            f"{str(folder)!r} exists and is not an export, so it is not replaced; choose another folder with --out"
         )
     check_folder(folder)
     chosen = choose_images(model, bundle, metadata, data, images)
@@ -85,7 +83,7 @@ def export(
         chosen = vary_sizes(chosen, metadata.preprocess)
 
     def write(temporary: Path) -> None:
-        report = _build_and_prove(model, format, row, metadata, chosen, temporary, any_size=any_size)
+        report = _build_and_verify(model, format, row, metadata, chosen, temporary, any_size=any_size)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
@@ -108,10 +106,10 @@ def pack(
         model: a run folder, a bundle, the name of a model, or a checkpoint of the authors' code.
         out: the folder or file to write.
         half: store the weights in float16.
-        onnx: add the ONNX graph, which predicts without a framework, once it passes the parity gate.
-        preset: for a checkpoint, as are the following: the paper's model that its weights are of.
-        labels: a text file with its class names, one on each line.
-        ema: take the moving average of its weights.
+        onnx: add the ONNX graph, which predicts without a framework, if it passes the parity gate.
+        preset: the paper's model that a checkpoint holds. This and the following arguments are only for checkpoints.
+        labels: a text file with the class names, one on each line.
+        ema: use the moving average of the weights.
 
     Raises:
         ShiftViTError: as `export`; a checkpoint cannot be read or does not fit.
@@ -122,28 +120,28 @@ def pack(
     else:
         chosen = {"--preset": preset, "--labels": labels, "--ema": ema or None}
         for option in (name for name, value in chosen.items() if value is not None):
-            raise ShiftViTError(f"{option} is for checkpoints of the authors' code, and {str(model)!r} is none")
+            raise ShiftViTError(f"{option} is only for checkpoints of the authors' code, and {str(model)!r} is not one")
         bundle = Bundle.load(model)
     bundle = bundle.halved() if half else bundle
     return (add_graph(bundle) if onnx else bundle).save(out)
 
 
 def add_graph(bundle: Bundle) -> Bundle:
-    """Returns the bundle with its ONNX graph, once that passes the parity gate.
+    """Returns the bundle with its ONNX graph, if that passes the parity gate.
 
     Raises:
         ShiftViTError: a package is not installed, or the gate found a fault.
     """
-    row, metadata = find_format("onnx", "f32"), graph_metadata(bundle)
+    row, metadata = find_format("onnx", "f32"), make_metadata(bundle)
     chosen = choose_images("", bundle, metadata, None, IMAGES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         plain = replace(bundle, graph=None).save(folder / "bundle")
-        _build_and_prove(plain, "onnx", row, metadata, chosen, folder, timed=False)
+        _build_and_verify(plain, "onnx", row, metadata, chosen, folder, timed=False)
         return replace(bundle, graph=(folder / row.artifact).read_bytes())
 
 
-def _build_and_prove(
+def _build_and_verify(
     model: str | Path,
     name: str,
     row: Format,
@@ -162,7 +160,7 @@ def _build_and_prove(
             "bundle": str(find_bundle(model).where),
             "format": name,
             "precision": metadata.precision,
-            "metadata": (open_metadata(metadata) if any_size else metadata).dump(),
+            "metadata": (remove_size(metadata) if any_size else metadata).dump(),
             "any_size": any_size,
             "runtime": row.runtime,
             "artifact": str(folder / row.artifact),
@@ -174,9 +172,9 @@ def _build_and_prove(
         }
         (place / "job.json").write_text(json.dumps(job), "utf-8")
         notice(f"building {name} in {metadata.precision}")
-        _child("build", place / "job.json", row.backend)
-        notice(f"comparing it with the model on {count_of(len(chosen.arrays['images']), 'image')}")
-        report: dict[str, Any] = json.loads(_child("gate", place / "job.json", row.backend).splitlines()[-1])
+        _run_step("build", place / "job.json", row.backend)
+        notice(f"comparing it with the model on {pluralize(len(chosen.arrays['images']), 'image')}")
+        report: dict[str, Any] = json.loads(_run_step("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
         raise ShiftViTError(
             f"the export to {name} failed the parity gate and is not kept: {'; '.join(report['faults'])}"
@@ -184,8 +182,8 @@ def _build_and_prove(
     del report["faults"]
     if metadata.precision != "f32" and report["images"] < MIN_IMAGES:
         notice(
-            f"note: {count_of(report['images'], 'image')} show the change of top-1 to within "
-            f"{report['top1_change_error']:.1f} points; {MIN_IMAGES:,} or more show it better"
+            f"note: with {pluralize(report['images'], 'image')}, the change of top-1 is known to within "
+            f"{report['top1_change_error']:.1f} points; {MIN_IMAGES:,} or more images measure it better"
         )
     return {
         **report,
@@ -197,42 +195,42 @@ def _build_and_prove(
     }
 
 
-def _child(step: str, job: Path, backend: str) -> str:
-    """Runs `shiftvit.exports.STEP` in a fresh process and returns its output; turns an error there into one line."""
+def _run_step(step: str, job: Path, backend: str) -> str:
+    """Runs `shiftvit.exports.STEP` in a fresh process and returns its output; reports an error there in one line."""
     child = subprocess.run(
         [sys.executable, "-m", f"shiftvit.exports.{step}", str(job)],
-        # Graphs are built and proven on the processor, whatever else the machine has.
+        # Graphs are built and verified on the processor, even if there is a GPU.
         env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
         check=False,
     )
     if child.returncode:
-        fault = _fault(child.stderr, child.returncode)
-        error = ShiftViTError(f"the step {step!r} of the export failed: {fault} (--debug shows its whole output)")
+        fault = _find_fault(child.stderr, child.returncode)
+        error = ShiftViTError(f"the step {step!r} of the export failed: {fault} (--debug shows its full output)")
         error.add_note(child.stderr)
         raise error
     return child.stdout
 
 
-def _fault(said: str, status: int) -> str:
+def _find_fault(output: str, status: int) -> str:
     if status < 0:
         return f"signal {-status} ended it"
-    lines = said.strip().splitlines()
-    # The line with the exception's name; its message may continue for many more.
-    told = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
-    return (told or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
+    lines = output.strip().splitlines()
+    # The line with the exception's name; its message may continue over many more.
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (named or lines or [f"it ended with status {status}"])[-1].removeprefix("shiftvit.errors.ShiftViTError: ")
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Returns whether a folder holds one export and nothing else."""
+    """Returns whether a folder holds an export and nothing else."""
     if not folder.is_dir():
         return False
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix() for path in paths}
     try:
         report = json.loads((folder / REPORT).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):  # a damaged one is to be replaced
+    except (OSError, ValueError, RecursionError):  # an export with a damaged report may be replaced
         report = {}
     ours = REPORT in names and isinstance(report, dict) and (not report or "precision" in report)
     others = names - {REPORT}
@@ -242,6 +240,6 @@ def _is_replaceable(folder: Path) -> bool:
     return ours and matched
 
 
-def _name(model: str | Path) -> str:
+def _name_model(model: str | Path) -> str:
     path = Path(model).absolute()
     return path.parent.name if path.name == "bundle" else path.name.removesuffix(".zip")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from shiftvit.errors import ShiftViTError, install_hint, nearest
+from shiftvit.errors import ShiftViTError, suggest, suggest_install
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Format:
         runtime: the runtime that the gate uses.
         backend: the Keras backend that builds it, in its own process.
         modules: the modules that must be installed, by import name.
-        precisions: the precisions offered. "f32": float32. "bf16": weights and products in bfloat16, or in ONNX, whose
-            runtime computes in float32 on processors, weights alone. "int8": static quantization of weights and
+        precisions: the precisions offered. "f32": float32. "bf16": weights and products in bfloat16; in ONNX, whose
+            runtime computes in float32 on processors, only the weights. "int8": static quantization of weights and
             activations after calibration.
         description: one line.
-        files: patterns of the files that an export has besides its report: what a new one may replace.
+        files: patterns of the files of an export besides its report; a new export may replace these.
     """
 
     artifact: str
@@ -34,7 +34,7 @@ class Format:
 
     @property
     def top(self) -> set[str]:
-        """The names of files and folders that an export has at its top, besides its report."""
+        """The names of an export's files and folders at the top level, besides its report."""
         return {pattern.split("/")[0] for pattern in self.files}
 
 
@@ -87,14 +87,14 @@ def find_format(name: str, precision: str) -> Format:
     """Returns a row by name.
 
     Raises:
-        ShiftViTError: there is no such format, or not in that precision, or a package is not installed.
+        ShiftViTError: there is no such format, it lacks that precision, or a package is not installed.
     """
     if name not in FORMATS:
-        raise ShiftViTError(f"there is no format {name!r}; {nearest(name, FORMATS)}")
+        raise ShiftViTError(f"there is no format {name!r}; {suggest(name, FORMATS)}")
     row = FORMATS[name]
     if precision not in row.precisions:
-        raise ShiftViTError(f"{name} has no precision {precision!r}; {nearest(precision, row.precisions)}")
+        raise ShiftViTError(f"{name} has no precision {precision!r}; {suggest(precision, row.precisions)}")
     missing = [module for module in row.modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; {install_hint(*missing)}")
+        raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; {suggest_install(*missing)}")
     return row

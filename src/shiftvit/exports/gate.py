@@ -3,8 +3,8 @@
     python -m shiftvit.exports.gate JOB.json
 
 The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
-their labels if known, and the model's own answers. Optional are `enough`, the labelled images that a narrow precision
-takes, and `seconds`, the least time that a measurement of speed takes; with 0 there is none. The result is printed as
+their labels if known, and the model's own answers. Optional are `enough`, the number of labelled images needed for a
+narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. The result is printed as
 JSON; `faults` is empty if the artifact passes.
 """
 
@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import Metadata
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.inference.runtimes import Graph, load_graph
 
-# Largest difference of a probability that float32 may have.
+# The largest difference of a probability in float32.
 MAX_DIFFERENCE = 1e-4
-# The same where the graph resizes too: a pixel may be rounded the other way. The class must be the same.
+# The same for a graph that resizes, where a pixel may be rounded differently. The class must be the same.
 MAX_DIFFERENCE_OF_SIZES = 2e-3
 # The image of another size whose speed is measured, 240 x 320 pixels.
 _SHOWN_SIZE = 19
@@ -57,13 +57,13 @@ def main(job_file: str) -> None:
     report = compare(found, expected, labels, job["precision"], job.get("enough", MIN_IMAGES), limit)
     if graph.metadata != Metadata.parse(job["metadata"], "the job"):
         report["faults"].append("its metadata are not the model's")
-    report["faults"] += _sizes(graph, images, found[_SHOWN_SIZE:][:1] if sized else found, job["precision"])
+    report["faults"] += _check_sizes(graph, images, found[_SHOWN_SIZE:][:1] if sized else found, job["precision"])
     if job["precision"] == "int8":
         report["int8_products"], faults = _check_products(Path(job["artifact"]), job["format"])
         report["faults"] += faults
     report["runtime"] = graph.runtime
     if not report["faults"] and (seconds := job.get("seconds", _SECONDS)):
-        report["images_per_second"] = {str(size): _rate(graph, images, size, seconds) for size in (1, _BATCH)}
+        report["images_per_second"] = {str(size): _measure_rate(graph, images, size, seconds) for size in (1, _BATCH)}
     print(json.dumps(report))
 
 
@@ -81,21 +81,20 @@ def compare(
         found, expected: the artifact's answers and the model's.
         labels: whole numbers (N,), or None.
         precision: of the artifact.
-        enough: the labelled images that a narrow precision takes. Fewer than `MIN_IMAGES` are right where there are no
-            more. Of fewer than 200, one more wrong answer is allowed: it is the least that can be measured.
-
-        limit: the largest difference of a probability in float32; a larger one than usual asks for the same classes.
+        enough: the number of labelled images needed for a narrow precision. It may be below `MIN_IMAGES` if there are
+            no more. With fewer than 200 images one more wrong answer is allowed, because less cannot be measured.
+        limit: the largest difference of a probability in float32. Above the usual limit the classes must be equal.
 
     Returns:
         `images`, `max_difference`, `top1_agreement`, with labels also `top1`, `top1_model`, `top1_change` and
         `top1_change_error` (half of its 95% interval, both in points), and `faults`, a line for each broken rule.
     """
     if found.shape != expected.shape:
-        fault = f"it answers with an array of shape {found.shape}, the model with {expected.shape}"
+        fault = f"it returns an array of shape {found.shape}, but the model {expected.shape}"
         return {"images": len(expected), "faults": [fault]}
     for who, answers in (("it", found), ("the model itself", expected)):
         if not np.isfinite(answers).all():
-            return {"images": len(expected), "faults": [f"{who} answers with numbers that are not finite"]}
+            return {"images": len(expected), "faults": [f"{who} returns numbers that are not finite"]}
     difference = float(np.abs(found.astype(np.float64) - expected).max())
     predicted, own = found.argmax(axis=1), expected.argmax(axis=1)
     report: dict[str, Any] = {
@@ -107,26 +106,28 @@ def compare(
     if labels is not None:
         top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
         change = 100 * (top1 - top1_model)
-        # Only images that one of the two has right move the change; of none at all three could be missed by chance.
+        # Only images that one model alone has right count. If there are none, up to 3 may exist unseen (rule of three).
         moved = int(((predicted == labels) != (own == labels)).sum())
         error = 100 * max(1.96 * moved**0.5, 3) / max(len(labels), 1)
         report |= {"top1": top1, "top1_model": top1_model}
         report |= {"top1_change": round(change, 4), "top1_change_error": round(error, 4)}
     if precision == "f32":
         if difference > limit:
-            faults.append(f"a probability differs by {difference:.1e}; float32 may differ by {limit:.0e}")
+            faults.append(f"a probability differs by {difference:.1e}; in float32 at most {limit:.0e} is allowed")
         if limit > MAX_DIFFERENCE and not (predicted == own).all():
-            faults.append(f"{count_of(int((predicted != own).sum()), 'image')} of other sizes get another class")
+            faults.append(f"{pluralize(int((predicted != own).sum()), 'image')} of another size get another class")
     elif labels is None or len(labels) < enough:
         have = 0 if labels is None else len(labels)
-        faults.append(f"{have} labelled images cannot show what {precision} costs; it takes {enough}")
+        faults.append(
+            f"{pluralize(have, 'labelled image')} cannot measure what {precision} costs; at least {enough} are needed"
+        )
     elif 100 * int((own == labels).sum() - (predicted == labels).sum()) > max(MAX_LOSS * len(labels), 100):
-        faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost {MAX_LOSS}")
+        faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost at most {MAX_LOSS}")
     return report | {"faults": faults}
 
 
 def _check_products(artifact: Path, format: str) -> tuple[int, list[str]]:
-    """Returns how many int8 products an artifact has, and the fault of the first that some processor gets wrong."""
+    """Returns how many int8 products an artifact has, and a fault if one can saturate."""
     try:
         products = read_products(artifact, format)
     except ShiftViTError as error:
@@ -135,21 +136,23 @@ def _check_products(artifact: Path, format: str) -> tuple[int, list[str]]:
     return len(products), [fault] if fault else []
 
 
-def _sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.float32], precision: str) -> list[str]:
-    """Returns faults of other batch sizes than the one that was compared."""
+def _check_sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.float32], precision: str) -> list[str]:
+    """Returns the faults of batch sizes other than the one that was compared."""
     faults = []
-    # In low precision a rounding can fall either way with another batch, so only the same class is asked for.
+    # In low precision, another batch size can change a rounding, so the limit is wide.
     limit = MAX_DIFFERENCE if precision == "f32" else 0.1
     for size in _SIZES:
         batch = np.resize(images, (size, *images.shape[1:]))
         difference = np.abs(graph.run(batch) - np.resize(found, (size, found.shape[1]))).max()
         if not difference <= limit:
-            faults.append(f"in a batch of {size} a probability differs by {difference:.1e} from one of {_BATCH}")
+            faults.append(
+                f"in a batch of {size} a probability differs by {difference:.1e} from that in a batch of {_BATCH}"
+            )
     return faults
 
 
-def _rate(graph: Graph, images: NDArray[np.uint8], size: int, least: float) -> float:
-    """Returns images/s in batches of `size`: the median of some repeats, of `least` seconds each, after a warm-up."""
+def _measure_rate(graph: Graph, images: NDArray[np.uint8], size: int, least: float) -> float:
+    """Returns images/s in batches of `size`: the median of 5 repeats of at least `least` seconds, after a warm-up."""
     batch = np.resize(images, (size, *images.shape[1:]))
     graph.run(batch)
     rates = []

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import KEY, Metadata
 
-# Smaller constants stay as they are; narrowing them gains nothing.
+# Smaller constants are not narrowed, because that gains nothing.
 _LARGE = 512
 _CALIBRATION_BATCH = 32
-# The largest constant, in values, that is compared with the others: a shift kernel of thousands of channels.
+# Larger constants are not searched for duplicates; a shift kernel of thousands of channels is smaller.
 _KERNEL = 2**18
 
 
@@ -49,12 +49,12 @@ def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
 
 
 def finish(source: Path, path: Path, metadata: Metadata) -> None:
-    """Narrows the weights if asked, adds the metadata, checks the graph and writes it."""
+    """Stores large weights in 16 bits where possible, adds the metadata, checks the graph and writes it."""
     import onnx
     import onnx_ir
     from onnx_ir.passes.common import DeduplicateInitializersPass
 
-    # Every block's shift was traced with its own kernel.
+    # Tracing gave every block its own copy of the shift kernel.
     model = onnx_ir.to_proto(DeduplicateInitializersPass(size_limit=_KERNEL)(onnx_ir.load(source)).model)
     _narrow(model, metadata.precision == "bf16")
     del model.metadata_props[:]
@@ -75,7 +75,7 @@ def finish(source: Path, path: Path, metadata: Metadata) -> None:
 def _narrow(model: Any, bfloat16: bool) -> None:
     """Stores large float32 constants in 16 bits, with a cast that runtimes fold when they load the graph.
 
-    In bfloat16 if asked; otherwise in float16, and only constants that it holds exactly, such as a halved bundle's.
+    In bfloat16 if asked. Otherwise in float16, and only constants that stay exact, such as those of a halved bundle.
     """
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""`pull` for the published weights: downloaded or given, converted, proven and kept under their name."""
+"""`pull` for the published weights: downloads, converts and verifies them, and saves them under their name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shiftvit.bundle.stored.container import open_container
 from shiftvit.bundle.stored.manifest import MANIFEST, Provenance, read_manifest
 from shiftvit.bundle.stored.published import PUBLISHED, Published
 from shiftvit.download import download
-from shiftvit.errors import ShiftViTError, nearest, notice
+from shiftvit.errors import ShiftViTError, notice, suggest
 from shiftvit.exports.driver import add_graph
 from shiftvit.exports.formats import find_format
 
@@ -22,39 +22,39 @@ _LARGEST = 2**30
 
 
 def pull_published(name: str, source: str | Path | None = None) -> Path:
-    """Makes a bundle of published weights, keeps it in the user's data folder and returns its path.
+    """Makes a bundle of published weights, saves it in the user's data folder and returns its path.
 
-    From then on the name stands for it wherever a model is named. A failure leaves an earlier bundle as it is.
+    From then on, the name can be used wherever a model is named. A failure does not change an earlier bundle.
 
     Args:
         name: a key of `shiftvit.bundle.stored.published.PUBLISHED`.
-        source: a file that was fetched by hand; None: download it.
+        source: a file that was downloaded by hand; None: download it.
 
     Raises:
-        ShiftViTError: no such weights, a package is missing, the file cannot be had, is not the one that was pulled
-            before or does not fit, or the folder cannot be written.
+        ShiftViTError: there are no such weights, a package is missing, the file cannot be downloaded, differs from
+            the one that was pulled before or does not fit, or the folder is not writable.
     """
     if name not in PUBLISHED:
-        raise ShiftViTError(f"there are no published weights {name!r}; {nearest(name, PUBLISHED)} Or give OWNER/NAME.")
+        raise ShiftViTError(f"there are no published weights {name!r}; {suggest(name, PUBLISHED)} Or give OWNER/NAME.")
     row = PUBLISHED[name]
-    find_format("onnx", "f32")  # what is missing for that is told before anything is downloaded
+    find_format("onnx", "f32")  # reports missing packages before the download
     try:
         with files.take_turn(row.place.parent, f"pulling to {str(row.place.parent)!r}", ".*.tmp"):
             if source is not None:
-                return _keep(row, Path(source))
+                return _save(row, Path(source))
             target = files.cache_folder("weights") / f"{name}.pth"
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 download(row.url, target, limit=_LARGEST)
             except ShiftViTError as error:
                 raise ShiftViTError(
-                    f"{row.url} cannot be downloaded: {error}; run it again to continue, or get the file some other "
-                    f"way and run: shiftvit pull {name} --from FILE"
+                    f"{row.url} cannot be downloaded: {error}; run the command again to continue, or get the file "
+                    f"another way and run: shiftvit pull {name} --from FILE"
                 ) from error
             try:
-                place = _keep(row, target)
+                place = _save(row, target)
             except ShiftViTError:
-                target.unlink()  # it would be taken for good the next time
+                target.unlink()  # or the next run would use it again
                 raise
             target.unlink()
             return place
@@ -62,28 +62,28 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
         where = str(error.filename or row.place.parent)
         raise ShiftViTError(
             f"cannot write {where!r}: {error.strerror or error}; free space, or set SHIFTVIT_DATA and "
-            "SHIFTVIT_CACHE to folders that can be written"
+            "SHIFTVIT_CACHE to writable folders"
         ) from error
 
 
-def _keep(row: Published, file: Path) -> Path:
+def _save(row: Published, file: Path) -> Path:
     if not file.is_file():
         raise ShiftViTError(f"there is no file {str(file)!r}; give the path of {row.name}.pth")
     _check_whole(file)
     digest = files.sha256(file)
     notice(f"SHA-256 {digest}")
-    earlier = _earlier(row)
+    earlier = _read_earlier(row)
     if row.sha256 not in (None, digest):
-        raise ShiftViTError(f"this is not the published {row.name}: its SHA-256 is {digest} and not {row.sha256}")
+        raise ShiftViTError(f"this is not the published {row.name}: its SHA-256 is {digest}, not {row.sha256}")
     if earlier is not None and earlier.sha256 != digest:
         raise ShiftViTError(
-            f"this is not the {row.name} that was pulled on {earlier.date}: its SHA-256 is {digest} and not "
-            f"{earlier.sha256}; to take it nevertheless, remove {str(row.place)!r} first"
+            f"this is not the {row.name} that was pulled on {earlier.date}: its SHA-256 is {digest}, not "
+            f"{earlier.sha256}; to use it anyway, first delete {str(row.place)!r}"
         )
     if earlier is not None:
         with contextlib.suppress(ShiftViTError):
             if Bundle.load(row.place).graph is not None:
-                notice(f"it is the file that was pulled on {earlier.date}, and its bundle is whole")
+                notice(f"this file was already pulled on {earlier.date}, and its bundle is intact")
                 return row.place
     bundle = add_graph(convert_checkpoint(file, row.name, published=row))
     try:
@@ -94,9 +94,9 @@ def _keep(row: Published, file: Path) -> Path:
 
 
 def _check_whole(file: Path) -> None:
-    """Raises ShiftViTError if a zip archive, as PyTorch writes, has an entry whose checksum is wrong.
+    """Raises ShiftViTError if an entry of a zip archive, as PyTorch writes, has a wrong checksum.
 
-    PyTorch itself does not look, and a flipped bit of a weight shows nowhere else.
+    PyTorch itself does not check it, and a flipped bit in a weight would go unnoticed.
     """
     damaged = None
     if zipfile.is_zipfile(file):
@@ -109,8 +109,8 @@ def _check_whole(file: Path) -> None:
         raise ShiftViTError(f"{str(file)!r} is damaged ({damaged!r}); download it again")
 
 
-def _earlier(row: Published) -> Provenance | None:
-    """Returns what the bundle that is there says of its origin."""
+def _read_earlier(row: Published) -> Provenance | None:
+    """Returns the provenance of the bundle that was pulled before, if there is one."""
     container = open_container(row.place, MANIFEST)
     if container is None:
         return None

@@ -1,4 +1,4 @@
-"""Whether the integer products of an int8 artifact are exact on every processor, read from the artifact itself.
+"""Checks from an int8 artifact alone whether its integer products are exact on every processor.
 
 x86 processors without VNNI multiply unsigned by signed 8-bit values and add two neighbouring products in 16 bits, which
 saturate: the sum is clipped and the answers are silently wrong. ONNX Runtime's page on quantization and OpenVINO's on
@@ -29,7 +29,7 @@ class Product:
     Attributes:
         name: its name in the artifact.
         weights: the stored integers, (outputs, inputs): each row is summed over.
-        wide: whether the runtime multiplies in 16 bits and adds in 32 on every processor.
+        wide: whether the runtime widens to 16 bits before it multiplies, and adds in 32, on every processor.
     """
 
     name: str
@@ -41,7 +41,7 @@ def read_products(path: Path, format: str) -> list[Product]:
     """Returns the quantized products of an int8 artifact.
 
     Raises:
-        ShiftViTError: it has none, or the arithmetic of one is not known here.
+        ShiftViTError: it has none, or one with unknown arithmetic.
     """
     products = list(_READERS[format](path))
     if not products:
@@ -52,15 +52,17 @@ def read_products(path: Path, format: str) -> list[Product]:
 def find_saturation(products: Iterable[Product]) -> str | None:
     """Describes the first product that could saturate on some processor; None if none can.
 
-    Whatever two products of a row a kernel adds first, the largest sum is that of the two largest weights of one sign:
-    255 x (w1 + w2) must fit into 16 bits, so w1 + w2 may be 128 at most. That holds wherever no weight exceeds 64, and
-    for rows with a single weight. Where the runtime widens first, only the whole sum counts, in 32 bits.
+    Whichever two products of a row a kernel adds first, the largest sum comes from the two largest weights of one sign:
+    255 x (w1 + w2) must fit into 16 bits, so w1 + w2 may be at most 128. That is so if no weight exceeds 64, and for
+    rows with a single weight. If the runtime widens first, only the whole sum matters, which has 32 bits.
     """
     for product in products:
         if product.wide:
             largest = _ACTIVATION * 255 * product.weights.shape[1]
             if largest > _INT32:
-                return f"the product {product.name!r} adds {product.weights.shape[1]:,} values, which can pass 32 bits"
+                return (
+                    f"the product {product.name!r} adds {product.weights.shape[1]:,} values, which can overflow 32 bits"
+                )
             continue
         ordered = np.sort(product.weights.astype(np.int64), axis=1)
         pairs = np.maximum(ordered, 0)[:, -2:].sum(axis=1), -np.minimum(ordered, 0)[:, :2].sum(axis=1)
@@ -68,12 +70,12 @@ def find_saturation(products: Iterable[Product]) -> str | None:
         if _ACTIVATION * largest > _INT16:
             return (
                 f"the product {product.name!r} can saturate on processors without VNNI: two of its weights add up to "
-                f"{largest}, and 255 x {_INT16 // _ACTIVATION} is what 16 bits hold"
+                f"{largest}, and 16 bits hold at most 255 x {_INT16 // _ACTIVATION}"
             )
     return None
 
 
-def _onnx(path: Path) -> Iterator[Product]:
+def _read_onnx(path: Path) -> Iterator[Product]:
     import onnx
 
     graph = onnx.load(path).graph
@@ -93,12 +95,12 @@ def _onnx(path: Path) -> Iterator[Product]:
         weights = onnx.numpy_helper.to_array(stored)
         transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
         outputs_first = node.op_type == "Conv" or transposed
-        # ONNX Runtime has kernels for unsigned weights that widen before they multiply, and on processors without VNNI
-        # none for signed ones that do.
-        yield Product(node.name, _rows(weights if outputs_first else weights.T, 1), weights.dtype == np.uint8)
+        # On processors without VNNI, ONNX Runtime's kernels widen unsigned weights before they multiply, but not signed
+        # weights.
+        yield Product(node.name, _flatten(weights if outputs_first else weights.T, 1), weights.dtype == np.uint8)
 
 
-def _openvino(path: Path) -> Iterator[Product]:
+def _read_openvino(path: Path) -> Iterator[Product]:
     import openvino
 
     for node in openvino.Core().read_model(path).get_ordered_ops():
@@ -116,11 +118,11 @@ def _openvino(path: Path) -> Iterator[Product]:
         weights = source.data
         if kind == "MatMul" and not node.get_attributes()["transpose_b"]:
             weights = weights.T
-        # A convolution in groups has the axes group and output before those that are summed over.
-        yield Product(node.get_friendly_name(), _rows(weights, 2 if kind == "GroupConvolution" else 1), wide=False)
+        # A grouped convolution has two axes, group and output, before those that are summed over.
+        yield Product(node.get_friendly_name(), _flatten(weights, 2 if kind == "GroupConvolution" else 1), wide=False)
 
 
-def _litert(path: Path) -> Iterator[Product]:
+def _read_litert(path: Path) -> Iterator[Product]:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
@@ -135,13 +137,13 @@ def _litert(path: Path) -> Iterator[Product]:
             if tensor is None or tensor.type != schema.TensorType.INT8:
                 continue
             content = np.asarray(model.buffers[tensor.buffer].data, np.uint8).view(np.int8).reshape(tensor.shape)
-            # The kernels of XNNPACK and LiteRT's own extend signed values to 16 bits before they multiply.
-            yield Product(tensor.name.decode(), _rows(content, 1), wide=True)
+            # The kernels of XNNPACK and of LiteRT itself extend signed values to 16 bits before they multiply.
+            yield Product(tensor.name.decode(), _flatten(content, 1), wide=True)
 
 
-def _rows(weights: NDArray[Any], outputs: int) -> NDArray[Any]:
-    """Returns weights whose first `outputs` axes count outputs as (outputs, inputs)."""
+def _flatten(weights: NDArray[Any], outputs: int) -> NDArray[Any]:
+    """Returns weights, whose first `outputs` axes are outputs, as (outputs, inputs)."""
     return weights.reshape(int(np.prod(weights.shape[:outputs])), -1)
 
 
-_READERS = {"onnx": _onnx, "openvino": _openvino, "litert": _litert}
+_READERS = {"onnx": _read_onnx, "openvino": _read_openvino, "litert": _read_litert}

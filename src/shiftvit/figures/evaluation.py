@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from shiftvit import files
-from shiftvit.figures.grid import Tile, font, prediction_grid
-from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure, whole_ticks
+from shiftvit.figures.grid import Tile, draw_predictions, load_font
+from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure, set_whole_ticks
 
 # Mistakes in a figure; more would be hard to read.
 _SHOWN = 25
@@ -28,7 +28,7 @@ COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165,
 _BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.35"}}
 
 
-def reliability_figure(before: dict[str, Any], path: Path, after: dict[str, Any] | None = None) -> None:
+def draw_reliability(before: dict[str, Any], path: Path, after: dict[str, Any] | None = None) -> None:
     """Draws accuracy against confidence, above a histogram of the confidence.
 
     Args:
@@ -45,15 +45,15 @@ def reliability_figure(before: dict[str, Any], path: Path, after: dict[str, Any]
     figure = new_figure(4.9 * len(panels), 5.6)
     rows = figure.subplots(2, len(panels), sharex="all", sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for column, (name, found) in enumerate(panels):
-        _reliability(rows[0, column], found, name)
-        _counts(rows[1, column], found)
+        _draw_reliability(rows[0, column], found, name)
+        _draw_counts(rows[1, column], found)
     rows[0, 0].set_ylabel("Accuracy")
     rows[1, 0].set_ylabel("Images")
     rows[0, 0].legend(loc="upper left", framealpha=1)
     save_figure(figure, path)
 
 
-def mistakes_figure(
+def draw_mistakes(
     images: NDArray[np.uint8],
     labels: NDArray[Any],
     predicted: NDArray[Any],
@@ -78,7 +78,7 @@ def mistakes_figure(
         Tile(image, class_names[said], float(share), class_names[label])
         for image, label, said, share in zip(images, labels, predicted, confidence, strict=True)
     ][:_SHOWN]
-    prediction_grid(tiles, path, "The most confident mistakes" if tiles else "No mistakes", columns=5)
+    draw_predictions(tiles, path, "The most confident mistakes" if tiles else "No mistakes", columns=5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Explanation:
     notes: dict[str, str]
 
 
-def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
+def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> None:
     """Draws a row for each image: the original, then its maps, enlarged so that small images are visible.
 
     More than 6 rows are split into two halves, side by side.
@@ -116,7 +116,7 @@ def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
     lines = -(-len(rows) // halves)
     step = _SIDE + _GAP, _SIDE + _LINE + _GAP // 2
     broad = len(heads) * step[0] + 2 * _GAP  # of a half
-    heading = font(_TITLE, bold=True)
+    heading = load_font(_TITLE, bold=True)
     top = 2 * _GAP + _TITLE + _LINE
     width = max(halves * broad - _GAP, 2 * _GAP + int(heading.getlength(title)))
     picture = Image.new("RGB", (width, top + lines * step[1]), "white")
@@ -132,9 +132,9 @@ def explain_figure(rows: Sequence[Explanation], path: Path, title: str) -> None:
         for column, (pixels, text) in enumerate(drawn):
             left, upper = _GAP + half * broad + column * step[0], top + line * step[1]
             if not line:
-                draw.text((left, top - _LINE), heads[column], _INK, font(_TEXT, bold=True))
+                draw.text((left, top - _LINE), heads[column], _INK, load_font(_TEXT, bold=True))
             picture.paste(Image.fromarray(pixels), (left, upper))
-            draw.text((left, upper + large.shape[0] + 3), text, _INK, font(_TEXT))
+            draw.text((left, upper + large.shape[0] + 3), text, _INK, load_font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
@@ -148,22 +148,22 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
     Returns:
         uint8 `(H, W, 3)`.
     """
-    level, colour = _colour(heat, *image.shape[:2])
+    level, colour = _map_colours(heat, *image.shape[:2])
     grey = image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     share = (0.25 + 0.45 * level)[..., None]
     return np.asarray(np.rint((1 - share) * grey[..., None] + share * colour), np.uint8)
 
 
-def heat_layer(heat: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
+def make_heat_layer(heat: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
     """Returns a heat map in the colours of `overlay` to be laid over an image: uint8 `(height, width, 4)`, RGBA.
 
     Where nothing supports the class it is transparent.
     """
-    level, colour = _colour(heat, height, width)
+    level, colour = _map_colours(heat, height, width)
     return np.asarray(np.rint(np.concatenate([colour, 255 * level[..., None]], axis=-1)), np.uint8)
 
 
-def _colour(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _map_colours(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns a heat map at another size, (height, width) from 0 to 1, and its colours, (height, width, 3)."""
     cold = Image.fromarray(np.clip(heat, 0, 1).astype(np.float32))
     level = np.asarray(cold.resize((width, height), Image.Resampling.BILINEAR), np.float64)
@@ -180,9 +180,9 @@ def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, method))
 
 
-def _reliability(axes: Any, found: dict[str, Any], name: str) -> None:
+def _draw_reliability(axes: Any, found: dict[str, Any], name: str) -> None:
     filled = [row for row in found["bins"] if row["count"]]
-    lower, width = _places(filled)
+    lower, width = _find_edges(filled)
     accuracy = np.array([row["accuracy"] for row in filled])
     confidence = np.array([row["confidence"] for row in filled])
     axes.bar(lower, accuracy, width, align="edge", color=BLUE, edgecolor="white", linewidth=0.6, label="accuracy")
@@ -197,13 +197,13 @@ def _reliability(axes: Any, found: dict[str, Any], name: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _counts(axes: Any, found: dict[str, Any]) -> None:
+def _draw_counts(axes: Any, found: dict[str, Any]) -> None:
     filled = [row for row in found["bins"] if row["count"]]
-    lower, width = _places(filled)
+    lower, width = _find_edges(filled)
     counts = [row["count"] for row in filled]
     axes.bar(lower, counts, width, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
     if max(counts) < _FEW:
-        whole_ticks(axes.yaxis)
+        set_whole_ticks(axes.yaxis)
     else:
         # Most images of a trained model are in the last bin; on a linear scale the others would vanish.
         axes.set_yscale("log")
@@ -215,6 +215,6 @@ def _counts(axes: Any, found: dict[str, Any]) -> None:
     axes.set_axisbelow(True)
 
 
-def _places(rows: list[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _find_edges(rows: list[dict[str, Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     lower = np.array([row["lower"] for row in rows])
     return lower, np.array([row["upper"] for row in rows]) - lower

@@ -39,7 +39,7 @@ class Tile:
         return None if self.truth is None else self.truth == self.label
 
 
-def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int = 6) -> None:
+def draw_predictions(tiles: Sequence[Tile], path: Path, title: str, columns: int = 6) -> None:
     """Draws tiles row by row. With known truth, correct ones are green, and errors red with the true class.
 
     Args:
@@ -56,7 +56,7 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
     rows = -(-len(tiles) // columns)
     captions = 1 + any(tile.right is False for tile in tiles)
     step = _SIDE + _GAP, _SIDE + captions * _LINE + _GAP
-    heading = font(_TITLE, bold=True)
+    heading = load_font(_TITLE, bold=True)
     width = max(_GAP + columns * step[0], 2 * _GAP + int(heading.getlength(title)))
     top = 2 * _GAP + _TITLE
     picture = Image.new("RGB", (width, top + rows * step[1]), "white")
@@ -74,7 +74,7 @@ def prediction_grid(tiles: Sequence[Tile], path: Path, title: str, columns: int 
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):
             place = left, upper + _SIDE + 4 + number * _LINE
-            draw.text(place, _shorten(text, tail, font(_TEXT)), colour, font(_TEXT))
+            draw.text(place, _shorten(text, tail, load_font(_TEXT)), colour, load_font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary))
 
 
@@ -96,7 +96,7 @@ def _shorten(text: str, tail: str, font: Any) -> str:
 
 
 @lru_cache(maxsize=4)
-def font(size: int, bold: bool = False) -> Any:
+def load_font(size: int, bold: bool = False) -> Any:
     # matplotlib ships DejaVu, which covers far more scripts than Pillow's own font; locating it imports nothing.
     package = importlib.util.find_spec("matplotlib")
     if package is not None and package.origin is not None:

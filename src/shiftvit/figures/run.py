@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import count_of
-from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, whole_ticks
+from shiftvit.errors import pluralize
+from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, set_whole_ticks
 
 
-def learning_curves(
+def draw_learning_curves(
     history: list[dict[str, Any]], rates: NDArray[np.float32], path: Path, *, title: str, steps: int
 ) -> None:
     """Draws loss, top-1 and learning rate over the epochs.
@@ -41,7 +41,7 @@ def learning_curves(
     for axes, name in ((loss, "Loss (nats)"), (top1, "Top-1 (%)"), (rate, "Learning rate (dotted: the run's end)")):
         axes.set_title(name)
         axes.set_xlabel("Epoch")
-        whole_ticks(axes.xaxis)
+        set_whole_ticks(axes.xaxis)
         axes.grid(alpha=0.3)
     loss.legend()
     top1.legend()
@@ -49,7 +49,7 @@ def learning_curves(
     save_figure(figure, path)
 
 
-def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
+def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
     """Draws a confusion matrix `(C, C)`, rows true, in percent of each true class; up to 30 classes are named."""
     totals = matrix.sum(axis=1, keepdims=True)
     share = 100.0 * matrix / np.maximum(totals, 1)
@@ -59,7 +59,7 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set_title(f"Confusion on {count_of(int(matrix.sum()), 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
+    axes.set_title(f"Confusion on {pluralize(int(matrix.sum()), 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     if count <= 30:
@@ -77,7 +77,7 @@ def confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: P
     save_figure(figure, path)
 
 
-def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws top-1 for each corruption and severity as a coloured table.
 
     Args:
@@ -103,7 +103,7 @@ def corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def rate_search(
+def draw_rate_search(
     rates: NDArray[np.float64],
     losses: NDArray[np.float64],
     smoothed: NDArray[np.float64],

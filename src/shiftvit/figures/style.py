@@ -28,11 +28,11 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
     A notebook shows it where it is the last value of a cell.
     """
-    return _figure_class()(figsize=(width, height), layout=layout)
+    return _make_figure_class()(figsize=(width, height), layout=layout)
 
 
 @cache
-def _figure_class() -> type[Figure]:
+def _make_figure_class() -> type[Figure]:
     # Without pyplot: no global state, no window, and half of the import time. But pyplot is what notebooks know.
     from matplotlib.figure import Figure
 
@@ -45,7 +45,7 @@ def _figure_class() -> type[Figure]:
     return NotebookFigure
 
 
-def whole_ticks(axis: Axis) -> None:
+def set_whole_ticks(axis: Axis) -> None:
     """Marks an axis of counts at whole numbers only, also where it is shorter than 1."""
     from matplotlib.ticker import MaxNLocator
 
@@ -60,12 +60,12 @@ def save_figure(figure: Figure, path: Path) -> None:
         ShiftViTError: the file cannot be written, or has another ending.
     """
     files.check_file(path, ENDINGS)
-    with boxes_for_glyphs():
+    with silence_missing_glyphs():
         files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
 
 
 @contextmanager
-def boxes_for_glyphs() -> Iterator[None]:
+def silence_missing_glyphs() -> Iterator[None]:
     """Silences the warning about letters that the font lacks: matplotlib draws boxes for them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)

@@ -1,4 +1,4 @@
-"""The input of a bulk run, cut into blocks that are the same whenever it is started: each becomes one file."""
+"""Divides the input of a bulk run into blocks, the same ones at every start. Each block becomes one output file."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from shiftvit.data.find.listing import is_companion, list_images
 from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.sources import BATCH_SIZE, Named
-from shiftvit.inference.storage import Storage, is_uri, open_storage, reaching
+from shiftvit.inference.storage import Storage, is_uri, open_storage, report_unreachable
 
-# A file, (storage, path), or a row group of a Parquet file, (storage, path, group, first row, rows).
+# A file: (storage, path). A row group of a Parquet file: (storage, path, group, first row, number of rows).
 Entry = tuple[int, str] | tuple[int, str, int, int, int]
-# The fewest and the most images of a block. Of few images the blocks are small, so that several actors have work.
+# The fewest and the most images in a block, and the number of blocks to aim for, so that several actors have work.
 _LEAST, _MOST, _WANTED = 16, 1024, 64
-_READERS = 16  # threads that read the ends of Parquet files
+_READERS = 16  # threads that read the footers of Parquet files
 
 
 class Inputs:
     """Images in a stable order.
 
     Attributes:
-        storages: where they are; entries have a place in this list.
+        storages: where they are; the first item of an entry is an index into this list.
         entries: the files and row groups.
         count: the number of images.
-        roots: folders of this machine that they are in.
+        roots: the folders on this machine that contain them.
     """
 
     def __init__(self, names: Sequence[str], *, recursive: bool = False, all_files: bool = False) -> None:
-        """Lists what names stand for.
+        """Lists the images.
 
         Args:
             names: image files, Parquet files and folders of either, by path or URI, and patterns of paths.
-            recursive, all_files: as in `list_images`; a folder with Parquet files and no image files means those.
+            recursive, all_files: as in `list_images`. From a folder without image files, Parquet files are read.
 
         Raises:
-            ShiftViTError: a name stands for nothing, or cannot be reached.
+            ShiftViTError: a name matches nothing, or cannot be reached.
         """
         self.storages: list[Storage] = []
         self.entries: list[Entry] = []
@@ -76,19 +76,19 @@ class Inputs:
                 first += rows
 
     def digest(self) -> str:
-        """Returns what identifies the images and their order, in hexadecimal."""
+        """Returns a SHA-256 of the images' names and their order, in hexadecimal."""
         found = hashlib.sha256()
         for at, *entry in self.entries:
             found.update(json.dumps([self.storages[at].prefix, *entry]).encode() + b"\n")
         return found.hexdigest()
 
     def block_size(self) -> int:
-        """Returns a fitting number of images for a block; it depends on nothing but `count`."""
+        """Returns the default number of images in a block; it depends only on `count`."""
         size = max(_LEAST, -(-self.count // _WANTED))
         return size if size <= BATCH_SIZE else min(_MOST, -(-size // BATCH_SIZE) * BATCH_SIZE)
 
     def blocks(self, size: int) -> Iterator[list[Entry]]:
-        """Yields the entries of each block: as many as make at least `size` images."""
+        """Yields the entries of each block, which together have at least `size` images."""
         block: list[Entry] = []
         images = 0
         for entry in self.entries:
@@ -107,7 +107,7 @@ def count_images(entry: Entry) -> int:
 
 
 def read_entries(entries: Sequence[Entry], storages: Sequence[Storage]) -> Iterator[Named]:
-    """Yields the images of a block. Files are read when they are decoded, and Parquet files some rows at a time."""
+    """Yields the images of a block. Files are read when they are decoded, Parquet files a few rows at a time."""
     for at, path, *rows in entries:
         storage = storages[at]
         if rows:
@@ -125,7 +125,7 @@ def _read_rows(storage: Storage, path: str, group: int, first: int, count: int) 
                     name = f"{storage.name(path)}#{row}"
                     yield Named(name, partial(_check_image, name, image.as_buffer()))
                     row += 1
-    except ShiftViTError as error:  # the rest of the rows have it for their error
+    except ShiftViTError as error:  # the remaining rows get this error
         for left in range(row, first + count):
             yield Named(f"{storage.name(path)}#{left}", partial(_fail, str(error)))
 
@@ -159,10 +159,10 @@ def _is_parquet(path: str) -> bool:
 
 
 def _list(name: str, recursive: bool, all_files: bool) -> tuple[Storage, list[str]]:
-    """Returns the files that a name stands for; a Parquet file stands for its images."""
+    """Returns the files that a name matches, image files or Parquet files."""
     if is_uri(name):
         storage, path = open_storage(name)
-        with reaching(name):
+        with report_unreachable(name):
             return storage, _list_uri(name, storage, path, recursive, all_files)
     local = Storage(root=str(Path.cwd()))
     try:
@@ -187,7 +187,7 @@ def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files
 
     info = storage.filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:
-        raise ShiftViTError(f"{name!r} does not exist; check the URI (patterns are for paths of this machine)")
+        raise ShiftViTError(f"{name!r} does not exist; check the URI (patterns work only for paths on this machine)")
     if info.is_file:
         return [path]
     start = len(path.rstrip("/")) + 1
@@ -203,6 +203,6 @@ def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files
         others = {*whole}
         chosen = [path for path in whole if not is_companion(path, others)]
     if not chosen:
-        mends = "" if recursive else "; --recursive looks into the folders within"
-        raise ShiftViTError(f"{name!r} holds no image files{mends}")
+        mend = "" if recursive else "; use --recursive to search its subfolders"
+        raise ShiftViTError(f"{name!r} holds no image files{mend}")
     return chosen

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import Metadata, graph_metadata
+from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.data.decode.parquet import import_pyarrow
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError, check_at_least, nearest
-from shiftvit.evaluation.features import Extract, graph_features, keras_features
-from shiftvit.inference.runtimes import identify, in_turn, name_to_keep, onnx_content
-from shiftvit.inference.sources import BATCH_SIZE, Failure, Prepared, Source, answers, stream_pixels
+from shiftvit.errors import ShiftViTError, check_at_least, suggest
+from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
+from shiftvit.inference.runtimes import identify, name_model, read_onnx, take_turns
+from shiftvit.inference.sources import BATCH_SIZE, Failure, Prepared, Source, run_batch, stream_pixels
 
 # Rows in a group of a Parquet file.
 _ROWS = 4096
@@ -45,13 +45,13 @@ class Embedding:
 
 
 class Embedder:
-    """Turns images into features: the pooled output of a trained model's last stage, which its head takes.
+    """Computes the features of images: the pooled output of a trained model's last stage, the input of its head.
 
         embedder = Embedder.from_pretrained("cifar10")
         features = embedder(["cat.jpg", "dog.png"])  # float32 (2, 256)
 
     Decoding and preprocessing are those of `Predictor`. Divide the features by their norm for cosine similarity.
-    As a predictor, it can be shared by threads and pickled.
+    Like a predictor, it can be shared by threads and pickled.
 
     Attributes:
         metadata: the model's preprocessing and input size.
@@ -78,7 +78,7 @@ class Embedder:
             threads: processor threads; None: one per core.
 
         Raises:
-            ShiftViTError: the model or runtime does not exist, or the model gives no features.
+            ShiftViTError: the model or runtime does not exist, or the model cannot compute features.
         """
         check_at_least("threads", threads, 1)
         kind, source = identify(model)
@@ -86,36 +86,36 @@ class Embedder:
         runtimes = able.get(kind, ["onnxruntime"] if kind == "ONNX" else [])
         if not runtimes:
             raise ShiftViTError(
-                f"{str(model)!r} ({kind}) gives no features; name the run or bundle that it came from, or ONNX"
+                f"{str(model)!r} ({kind}) cannot compute features; name the run or bundle that it came from, or ONNX"
             )
         if runtime == "auto":
             runtime = runtimes[0]
         if runtime not in runtimes:
             raise ShiftViTError(
-                f"{str(model)!r} ({kind}) gives no features in {runtime!r}; {nearest(runtime, runtimes)}"
+                f"{str(model)!r} ({kind}) cannot compute features in {runtime!r}; {suggest(runtime, runtimes)}"
             )
         place = source if isinstance(source, Path) else source.where
         if runtime == "onnxruntime":
-            content, origin = onnx_content(source)
-            metadata, extract = graph_features(content, threads or cores(), origin)
+            content, origin = read_onnx(source)
+            metadata, extract = load_graph_features(content, threads or cores(), origin)
         else:
             from shiftvit.backend import limit_threads
 
             limit_threads(threads or cores())
             bundle = Bundle.load(place)
-            metadata = graph_metadata(bundle)
-            extract = in_turn(keras_features(bundle.build("float32"), metadata.preprocess))
-        return cls(metadata, extract, runtime, name_to_keep(model, place), threads)
+            metadata = make_metadata(bundle)
+            extract = take_turns(load_keras_features(bundle.build("float32"), metadata.preprocess))
+        return cls(metadata, extract, runtime, name_model(model, place), threads)
 
     def __call__(self, images: Source | Iterable[Source], *, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:
-        """Returns the features of images, float32 (N, D); fails if one of them cannot be read.
+        """Returns the features of images, float32 (N, D).
 
         Args:
             images: as for `Predictor`.
             batch_size: images per batch.
 
         Raises:
-            ShiftViTError: an image cannot be read. `stream` continues after such images.
+            ShiftViTError: an image cannot be read. `stream` continues with the next one instead.
         """
         rows = []
         for result in self.stream(images, batch_size=batch_size):
@@ -140,17 +140,17 @@ class Embedder:
     ) -> Iterator[Embedding | Failure]:
         """Yields a result for each image, in order, in bounded memory; arguments and errors as `Predictor.stream`."""
         rule = self.metadata.preprocess
-        return self._embeddings(stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead))
+        return self._embed(stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead))
 
-    def _embeddings(self, batches: Generator[list[Prepared]]) -> Iterator[Embedding | Failure]:
+    def _embed(self, batches: Generator[list[Prepared]]) -> Iterator[Embedding | Failure]:
         with contextlib.closing(batches):
             for batch in batches:
-                for answer in answers(batch, self._run, self._model):
+                for answer in run_batch(batch, self._run, self._model):
                     yield answer if isinstance(answer, Failure) else Embedding(*answer)
 
 
 def check_table(path: Path) -> None:
-    """Raises ShiftViTError unless `write_table` can write to `path`: the ending, the folder and what is installed."""
+    """Raises ShiftViTError unless `write_table` can write to `path`: the suffix, the folder and the needed packages."""
     files.check_file(path, tuple(_WRITERS))
     if path.suffix.lower() == ".parquet":
         import_pyarrow(str(path))
@@ -159,35 +159,35 @@ def check_table(path: Path) -> None:
 def write_table(path: Path, rows: Iterable[Embedding], size: int) -> int:
     """Writes paths and features to an .npz (`paths` and `features`) or a Parquet file (`path` and `features`).
 
-    In bounded memory but for the paths, whole or not at all; returns the number of rows.
+    The file is written atomically, in bounded memory except for the paths. Returns the number of rows.
 
     Raises:
-        ShiftViTError: no space or no permission.
+        ShiftViTError: the disk is full or the folder is not writable.
     """
     count = 0
 
-    def counted() -> Iterator[Embedding]:
+    def count_rows() -> Iterator[Embedding]:
         nonlocal count
         for row in rows:
             count += 1
             yield row
 
-    files.write_file(path, lambda temporary: _WRITERS[path.suffix.lower()](temporary, counted(), size))
+    files.write_file(path, lambda temporary: _WRITERS[path.suffix.lower()](temporary, count_rows(), size))
     return count
 
 
 def _write_npz(path: Path, rows: Iterator[Embedding], size: int) -> None:
     paths = []
-    with tempfile.TemporaryFile(dir=path.parent) as held:  # an archive's member begins with its length
+    with tempfile.TemporaryFile(dir=path.parent) as rows_file:  # because an array file begins with its length
         for row in rows:
             paths.append(row.path)
-            held.write(row.features.astype("<f4").tobytes())
-        held.seek(0)
+            rows_file.write(row.features.astype("<f4").tobytes())
+        rows_file.seek(0)
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open("features.npy", "w", force_zip64=True) as member:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), size)}
                 np.lib.format.write_array_header_1_0(member, header)
-                shutil.copyfileobj(held, member, 2**20)
+                shutil.copyfileobj(rows_file, member, 2**20)
             with archive.open("paths.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.array(paths, np.str_), allow_pickle=False)
 

@@ -1,4 +1,4 @@
-"""`Explainer`: where in an image a prediction comes from, by the model's graph, without a framework."""
+"""`Explainer`: shows which parts of an image a prediction comes from, without a framework."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from shiftvit.evaluation.explain import class_activation_map
 
 
 class Explainer:
-    """Finds where in an image a class's logit comes from.
+    """Finds the parts of an image that a class's logit comes from.
 
         explainer = Explainer.from_pretrained("cifar10")
         probabilities, heat = explainer(pixels)
 
-    The head of a ShiftViT is a mean over all places and a linear layer, so the class activation map (Zhou et al., CVPR
-    2016) is exact: its mean is the logit, but for the bias. Any number of threads may share an explainer.
+    The head of a ShiftViT is a mean over all positions and a linear layer, so the class activation map (Zhou et al.,
+    CVPR 2016) is exact: its mean is the logit without the bias. Any number of threads may share an explainer.
 
     Attributes:
         metadata: the model's labels, preprocessing and input size.
@@ -35,13 +35,13 @@ class Explainer:
         manifest = read_manifest(container)
         origin = f"{GRAPH!r} in {str(container.where)!r}"
         if GRAPH not in manifest.files:
-            raise ShiftViTError(f"{str(container.where)!r} has no graph; `shiftvit pack --onnx` adds it")
+            raise ShiftViTError(f"{str(container.where)!r} has no graph; add it with `shiftvit pack --onnx`")
         self._session = open_session(read_checked(container, manifest, GRAPH), threads or cores())
         self.metadata = Metadata.parse(self._session.get_modelmeta().custom_metadata_map.get(KEY), origin)
         if MAP not in {output.name for output in self._session.get_outputs()}:
             raise ShiftViTError(
-                f"{origin} has no map of its last stage, since an older shiftvit wrote it; "
-                "`shiftvit pack --onnx` writes it anew"
+                f"{origin} has no output for the last feature map, because an older shiftvit wrote it; "
+                "write it again with `shiftvit pack --onnx`"
             )
         self._entry = self._session.get_inputs()[0].name
         self._weights = np.asarray(read_tensors(container, manifest)["head/kernel"], np.float32)  # (K, C)
@@ -55,14 +55,14 @@ class Explainer:
             threads: processor threads; None: one per core.
 
         Raises:
-            ShiftViTError: the model does not exist, or has no graph with its last stage's map.
+            ShiftViTError: the model does not exist, or has no graph that returns the last feature map.
         """
         return cls(find_bundle(model), threads)
 
     def __call__(
         self, pixels: NDArray[np.uint8], classes: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns probabilities (N, C), and for each image a heat map (h, w) from 0 to 1, which is its maximum.
+        """Returns probabilities (N, C), and heat maps (N, h, w) from 0 to 1, each with the maximum 1.
 
         Args:
             pixels: preprocessed, uint8 (N, H, W, 3).

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.inference.runtimes import Graph, load_graph
-from shiftvit.inference.sources import BATCH_SIZE, Prepared, Source, answers, stream_pixels
-from shiftvit.inference.sources import Failure as Failure  # which users import from here
+from shiftvit.inference.sources import BATCH_SIZE, Prepared, Source, run_batch, stream_pixels
+from shiftvit.inference.sources import Failure as Failure  # users import it from here
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Prediction:
 Result = Prediction | Failure
 
 
-def as_object(result: Result) -> dict[str, Any]:
-    """Returns the row of JSON output: path, label, confidence and top, or path and error."""
+def to_row(result: Result) -> dict[str, Any]:
+    """Returns a row of the JSON output: path, label, confidence and top, or path and error."""
     if isinstance(result, Failure):
         return {"path": result.path, "error": result.error}
     return {
@@ -59,10 +59,10 @@ class Predictor:
         for prediction in predictor(["cat.jpg", "dog.png"]):
             print(prediction.path, prediction.label, prediction.confidence)
 
-    Any number of threads may share one. It can be pickled, for example to send it to a worker process: the pickle
-    holds the model's path and the options, and the worker loads the model again. A process that was forked must load
-    a predictor of its own, because the threads of the runtimes do not survive a fork and waiting for them never ends;
-    the same goes for `multiprocessing` with the start method "fork". "spawn" and "forkserver" are safe.
+    Any number of threads may share a predictor. It can be pickled, for example to send it to a worker process: the
+    pickle holds the model's path and the options, and the worker loads the model again. A forked process must load its
+    own predictor, because the threads of the runtimes do not survive a fork and waiting for them never ends. The same
+    is true of `multiprocessing` with the start method "fork"; "spawn" and "forkserver" are safe.
 
     Attributes:
         labels: the class names, in the order of the probabilities.
@@ -96,7 +96,7 @@ class Predictor:
     def __call__(
         self, images: Source | Iterable[Source], *, top_k: int = 5, batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
-        """Classifies images; fails if one of them cannot be read.
+        """Classifies images.
 
         Args:
             images: one image, an array of several, uint8 (N, H, W, 3), or an iterable of both. An image is a path, the
@@ -106,8 +106,8 @@ class Predictor:
             batch_size: images per batch.
 
         Raises:
-            ShiftViTError: `images` is nothing of these, a setting is out of range, an image cannot be read, or the
-                model gives NaN. `stream` continues after images that cannot be read.
+            ShiftViTError: `images` is none of these, a setting is out of range, an image cannot be read, or the model
+                returns NaN. `stream` continues after an image that cannot be read.
         """
         results = []
         for result in self.stream(images, top_k=top_k, batch_size=batch_size):
@@ -129,11 +129,11 @@ class Predictor:
         """Yields a result for each image, in order, in bounded memory.
 
         Files are read and decoded in other threads. An image that cannot be read yields a `Failure`. Each thread needs
-        a stream of its own.
+        its own stream.
 
-        An image is taken when its turn comes: from then on its buffer may be reused. At most `batch_size + ahead`
-        images are taken whose results are not yielded yet. So with `batch_size=1` and `ahead=0` an iterator may wait
-        for the result of its last image before it yields the next.
+        Images are fetched from `sources` one by one, and the buffer of an image may be reused once the next one is
+        fetched. At any time, at most `batch_size + ahead` images are fetched without a result. So with `batch_size=1`
+        and `ahead=0`, an iterator may wait for the result of one image before it yields the next.
 
         Args:
             sources: as in `__call__`.
@@ -141,25 +141,25 @@ class Predictor:
             batch_size: images per batch.
             threads: decoding threads; None: one per core, at most 8.
             max_pixels: images with more pixels are rejected before decoding.
-            ahead: images that are taken and decoded while the model runs; None: of a sequence enough to keep all
-                threads busy, of any other iterable 0.
+            ahead: number of images to fetch and decode while the model runs; None: enough to keep all threads busy for
+                a sequence, 0 for any other iterable.
 
         Raises:
-            ShiftViTError: `sources` holds no images, or a setting is out of range; while the results are read: the
-                model gives NaN.
+            ShiftViTError: `sources` holds no images, a setting is out of range or, while the results are read, the
+                model returns NaN.
         """
         check_at_least("top_k", top_k, 1)
         batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels, ahead)
-        return self._predictions(batches, top_k)
+        return self._predict(batches, top_k)
 
-    def _predictions(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Result]:
+    def _predict(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Result]:
         with contextlib.closing(batches):
             for batch in batches:
-                for answer in answers(batch, self._graph.run, self._graph.model):
-                    yield answer if isinstance(answer, Failure) else self._prediction(answer[0], answer[1], top_k)
+                for answer in run_batch(batch, self._graph.run, self._graph.model):
+                    yield answer if isinstance(answer, Failure) else self._make_prediction(answer[0], answer[1], top_k)
 
-    def _prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
-        # Stable: of equal probabilities the first class wins, as in `evaluate`.
+    def _make_prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
+        # A stable sort: between equal probabilities the first class wins, as in `evaluate`.
         order = np.argsort(-row, kind="stable")[:top_k]
         top = tuple((self.labels[index], float(row[index])) for index in order)
         return Prediction(path, *top[0], top, row)

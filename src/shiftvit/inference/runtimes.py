@@ -1,4 +1,4 @@
-"""The runtimes that run a trained model: one table; each loads its own kind of file as the same `Graph`."""
+"""The table of runtimes that run a trained model; each loads its kinds of files as a `Graph`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import FILE, KEY, Metadata, graph_metadata
+from shiftvit.bundle.metadata import FILE, KEY, Metadata, make_metadata
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container, open_container
-from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, tell_which
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, check_at_least, install_hint, nearest
+from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -31,12 +31,12 @@ Probabilities = NDArray[np.float32]
 class Graph:
     """A model that is ready to run.
 
-    Pickling keeps where the model is, not the model: unpickling loads it again.
+    A pickle holds the model's path, and unpickling loads the model again.
 
     Attributes:
         metadata: its labels, preprocessing and input size.
-        run: maps uint8 (N, H, W, 3) of that size to probabilities, float32 (N, C); N at least 1. Any number of threads
-            may call it at once.
+        run: maps pixels, uint8 (N, H, W, 3) of that size, to probabilities, float32 (N, C), for N of at least 1. Any
+            number of threads may call it at once.
         runtime: the name of the runtime.
         model: where the model was found: an absolute path, or the name of a model that comes with the package.
         threads: processor threads; None: one for each core.
@@ -54,11 +54,11 @@ class Graph:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A row of the table: the module that it needs, what it reads and how it loads that.
+    """A row of the table: the module that it needs, the kinds of models that it reads, and a function that loads them.
 
     `load` takes the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for x86 can
-    saturate on processors without VNNI. `parallel`: threads may run it at once; otherwise they take turns.
-    `executes`: a file can be made so that loading or running it executes code or reads and writes files.
+    saturate on processors without VNNI. `parallel`: several threads may run it at once; otherwise they take turns.
+    `executes`: loading or running a malicious file can execute code, or read and write files.
     """
 
     module: str
@@ -73,11 +73,11 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     """Loads a model for inference.
 
     Args:
-        model: a run folder, a bundle, the name of a model that was pulled or comes with it, or an export: its
-            folder or the artifact in it.
-        runtime: a key of `RUNTIMES`; "auto": the first one installed that reads such a model; the order is by measured
-            speed. SavedModels and torch programs are loaded only if their runtime is named, because such a file can be
-            made to execute code.
+        model: a run folder, a bundle, the name of a model that was pulled or comes with the package, or an export:
+            its folder or the artifact in it.
+        runtime: a key of `RUNTIMES`; "auto": the first installed one that reads such a model, in the order of measured
+            speed. SavedModels and torch programs are loaded only if their runtime is named, because a malicious file
+            can execute code.
         threads: processor threads; None: one for each core.
 
     Raises:
@@ -87,26 +87,26 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     check_at_least("threads", threads, 1)
     kind, source = identify(model)
     if runtime != "auto" and runtime not in RUNTIMES:
-        raise ShiftViTError(f"there is no runtime {runtime!r}; {nearest(runtime, [*RUNTIMES, 'auto'])}")
+        raise ShiftViTError(f"there is no runtime {runtime!r}; {suggest(runtime, [*RUNTIMES, 'auto'])}")
     able = [name for name, row in RUNTIMES.items() if kind in row.reads]
     if runtime == "auto":
         able = [name for name in able if not RUNTIMES[name].executes] or able
         if RUNTIMES[able[0]].executes:
             raise ShiftViTError(
-                f"{str(model)!r} ({kind}) is a program, and one that was made to harm can execute code where it is "
-                f"loaded; if you trust it, name the runtime: {able[0]}"
+                f"{str(model)!r} ({kind}) is a program, and loading a malicious one can execute code; "
+                f"if you trust it, name the runtime: {able[0]}"
             )
-        runtime = next((name for name in able if _installed(name)), able[0])
+        runtime = next((name for name in able if _is_installed(name)), able[0])
     elif runtime not in able:
         raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)}, not in {runtime}; {_MENDS[kind]}")
     row = RUNTIMES[runtime]
-    if not _installed(runtime):
-        raise ShiftViTError(f"the runtime {runtime!r} is not installed; {install_hint(row.module)}")
+    if not _is_installed(runtime):
+        raise ShiftViTError(f"the runtime {runtime!r} is not installed; {suggest_install(row.module)}")
     place = source if isinstance(source, Path) else source.where
     origin = repr(str(place))
     try:
         metadata, run = row.load(source, threads or cores())
-        # Some damage shows only when a graph runs. Keras' weights are verified, and it compiles for each batch size.
+        # Some damage shows only when a graph runs. Not for Keras: its weights are verified, and a run would compile it.
         shape = run(np.zeros((1, *metadata.example_shape), np.uint8)).shape[1:] if runtime != "keras" else None
     except (ShiftViTError, ImportError, MemoryError):
         raise
@@ -117,23 +117,23 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         ) from error
     if metadata.precision == "int8" and metadata.saturates is None and row.saturates and not adds_int8_exactly():
         raise ShiftViTError(
-            f"{origin} is an int8 export that was not examined for saturation, and without VNNI instructions, "
-            "which this processor lacks, it can answer wrongly; export it again"
+            f"{origin} is an int8 export that was not checked for saturation, so it may give wrong answers on this "
+            "processor, which has no VNNI instructions; export it again"
         )
     if shape not in (None, (len(metadata.labels),)):
         raise ShiftViTError(
-            f"{origin} returns the shape {shape} for one image but has {len(metadata.labels)} labels; export it anew"
+            f"{origin} returns the shape {shape} for one image but has {len(metadata.labels)} labels; export it again"
         )
-    return Graph(metadata, run if row.parallel else in_turn(run), runtime, name_to_keep(model, place), threads)
+    return Graph(metadata, run if row.parallel else take_turns(run), runtime, name_model(model, place), threads)
 
 
-def name_to_keep(model: str | Path, place: Path) -> str:
-    """Returns what finds a model again from another folder or process."""
+def name_model(model: str | Path, place: Path) -> str:
+    """Returns a name or path by which another process, or one in another folder, finds the model."""
     return str(model) if place.parent == PRETRAINED else str(place.absolute())
 
 
-def in_turn(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
-    """Returns a function that lets one thread at a time run a model. A run uses all processor threads by itself."""
+def take_turns(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
+    """Returns a function that lets one thread at a time run a model, which uses all processor threads by itself."""
     lock = threading.Lock()
 
     def run_alone(pixels: Pixels) -> Probabilities:
@@ -143,7 +143,7 @@ def in_turn(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probab
     return run_alone
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     return importlib.util.find_spec(RUNTIMES[name].module) is not None
 
 
@@ -158,54 +158,54 @@ def identify(model: str | Path) -> tuple[str, Any]:
     kind = _SUFFIXES.get(path.suffix) if path.is_file() else None
     kind = "SavedModel" if (path / "saved_model.pb").is_file() else kind
     if kind is not None:
-        tell_which(str(model))
+        notice_same_name(str(model))
         return kind, path
     container = find_bundle(model)
     has_graph = GRAPH in read_manifest(container).files
     return ("bundle with a graph" if has_graph else "bundle without a graph"), container
 
 
-def _keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+def _load_keras(container: Container, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
     from shiftvit.backend import limit_threads
 
     limit_threads(threads)
 
     bundle = Bundle.load(container.where)
-    metadata, model = graph_metadata(bundle), bundle.build("float32")
+    metadata, model = make_metadata(bundle), bundle.build("float32")
     normalised = metadata.preprocess.normalised
     return metadata, lambda pixels: bundle.probabilities(model.predict_on_batch(normalised(pixels)))
 
 
-def _onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
-    content, origin = onnx_content(source)
+def _load_onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+    content, origin = read_onnx(source)
     session = open_session(content, threads)
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
     name, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
     return metadata, lambda pixels: session.run(wanted, {name: pixels})[0]
 
 
-def onnx_content(source: Any) -> tuple[bytes, str]:
-    """Returns the serialised graph of an ONNX file or of a bundle's files, and what to call it in messages."""
+def read_onnx(source: Any) -> tuple[bytes, str]:
+    """Returns the serialised graph of an ONNX file or of a bundle's files, and its name for messages."""
     if isinstance(source, Path):
         return source.read_bytes(), repr(str(source))
     return read_checked(source, read_manifest(source), GRAPH), f"{GRAPH!r} in {str(source.where)!r}"
 
 
-def _openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+def _load_openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
     import openvino
 
     core = openvino.Core()
     xml = isinstance(source, Path) and source.suffix == ".xml"
-    content, origin = (source, repr(str(source))) if xml else onnx_content(source)
+    content, origin = (source, repr(str(source))) if xml else read_onnx(source)
     model = core.read_model(content)
-    # An ONNX graph's own metadata appear under "framework".
+    # The metadata of an ONNX graph appear under "framework".
     place = [KEY] if xml else ["framework", KEY]
     metadata = Metadata.parse(model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None, origin)
     compiled = core.compile_model(
         model,
         "CPU",
         {
-            # By default it would compute a float32 graph in bfloat16 on processors that can.
+            # By default OpenVINO computes a float32 graph in bfloat16 on processors that support it.
             "INFERENCE_PRECISION_HINT": "bf16" if metadata.precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
@@ -214,25 +214,25 @@ def _openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], P
     return metadata, lambda pixels: np.array(compiled(pixels)[0])
 
 
-def _tensorflow(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+def _load_tensorflow(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow
 
-    with contextlib.suppress(RuntimeError):  # it has already started, with its own number of threads
+    with contextlib.suppress(RuntimeError):  # TensorFlow already runs, with its own number of threads
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
     extra = path / "assets.extra" / FILE
     metadata = Metadata.parse(extra.read_bytes() if extra.is_file() else None, repr(str(path)))
     loaded = tensorflow.saved_model.load(str(path))
 
     def run(pixels: Pixels) -> Probabilities:
-        # Through `loaded`, which owns the variables and must live as long as its functions.
+        # The closure keeps `loaded` alive, which owns the variables of its functions.
         serve = loaded.signatures["serving_default"]
         return np.asarray(serve(images=tensorflow.constant(pixels))["probabilities"])
 
     return metadata, run
 
 
-def _litert(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+def _load_litert(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
     from ai_edge_litert.interpreter import Interpreter
 
     container = open_container(path, FILE)
@@ -244,7 +244,7 @@ def _litert(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Prob
     def run(pixels: Pixels) -> Probabilities:
         nonlocal count
         if len(pixels) != count:
-            count = 0  # should one of the two fail
+            count = 0  # in case one of the next calls fails
             interpreter.resize_tensor_input(entry, pixels.shape)
             interpreter.allocate_tensors()
             count = len(pixels)
@@ -255,7 +255,7 @@ def _litert(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Prob
     return metadata, run
 
 
-def _torch(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
+def _load_torch(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
     import torch
 
     torch.set_num_threads(threads)
@@ -272,15 +272,19 @@ def _torch(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], Proba
 _SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", ".pt2": "torch.export"}
 _MENDS = dict.fromkeys(
     ("ONNX", "OpenVINO", "LiteRT", "torch.export", "SavedModel", "bundle with a graph"),
-    "`shiftvit export` writes the formats that others read",
+    "write another format with `shiftvit export`",
 )
-_MENDS["bundle without a graph"] = "`shiftvit pack --onnx` adds the graph, `shiftvit export` writes other formats"
+_MENDS["bundle without a graph"] = (
+    "add the graph with `shiftvit pack --onnx`, or write another format with `shiftvit export`"
+)
 
 RUNTIMES = {
-    "onnxruntime": Runtime("onnxruntime", ("bundle with a graph", "ONNX"), _onnxruntime, saturates=True, parallel=True),
-    "openvino": Runtime("openvino", ("bundle with a graph", "ONNX", "OpenVINO"), _openvino, saturates=True),
-    "litert": Runtime("ai_edge_litert", ("LiteRT",), _litert),
-    "tensorflow": Runtime("tensorflow", ("SavedModel",), _tensorflow, parallel=True, executes=True),
-    "torch": Runtime("torch", ("torch.export",), _torch, parallel=True, executes=True),
-    "keras": Runtime("keras", ("bundle with a graph", "bundle without a graph"), _keras),
+    "onnxruntime": Runtime(
+        "onnxruntime", ("bundle with a graph", "ONNX"), _load_onnxruntime, saturates=True, parallel=True
+    ),
+    "openvino": Runtime("openvino", ("bundle with a graph", "ONNX", "OpenVINO"), _load_openvino, saturates=True),
+    "litert": Runtime("ai_edge_litert", ("LiteRT",), _load_litert),
+    "tensorflow": Runtime("tensorflow", ("SavedModel",), _load_tensorflow, parallel=True, executes=True),
+    "torch": Runtime("torch", ("torch.export",), _load_torch, parallel=True, executes=True),
+    "keras": Runtime("keras", ("bundle with a graph", "bundle without a graph"), _load_keras),
 }

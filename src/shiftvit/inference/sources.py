@@ -1,4 +1,4 @@
-"""From what a user gives to what a model takes: images of all kinds are taken, decoded, preprocessed and gathered."""
+"""Reads, decodes and preprocesses a user's images of all kinds, and gathers them into batches."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from shiftvit.evaluation.metrics import check_finite
 from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 64
-# Images that a thread prepares at a time, at most; enough to make the handover cheap.
+# The most images that a thread prepares at a time; enough to make the handover cheap.
 _CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Named:
-    """An image under a name of its own: a path, or what returns a file's bytes and is called in a decoding thread.
+    """An image with its own name: a path, or a function that returns a file's bytes and runs in a decoding thread.
 
-    That raises ShiftViTError if the image cannot be read; its other exceptions end the stream.
+    The function raises ShiftViTError if the image cannot be read; its other exceptions end the stream.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Named:
 
 # One image. Arrays are uint8, (H, W, 3) in RGB, (H, W, 4) with alpha, or (H, W).
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | NDArray[np.uint8] | Image.Image | Named
-# The same, when nobody else can change it any more: a path, a file's bytes or what reads them, or pixels uint8
-# (H, W, 3).
-Taken = str | bytes | NDArray[np.uint8] | Callable[[], bytes]
+# A copy of a source that its owner cannot change: a path, a file's bytes or a function that reads them, or pixels,
+# uint8 (H, W, 3).
+Copied = str | bytes | NDArray[np.uint8] | Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Failure:
     error: str
 
 
-# An image that is ready for the model, uint8 (h, w, 3), with its name; or why it is not.
+# An image that is ready for the model, uint8 (h, w, 3), with its name; or why it could not be prepared.
 Prepared = Failure | tuple[str, NDArray[np.uint8]]
 
 _ONE = "a path, the bytes of an image file, an open binary file, a PIL image or a uint8 array (H, W, 3) in RGB"
@@ -67,9 +67,9 @@ def stream_pixels(
     max_pixels: int = MAX_PIXELS,
     ahead: int | None = None,
 ) -> Generator[list[Prepared]]:
-    """Yields what a model takes at once, in order and in bounded memory; see `Predictor.stream`.
+    """Yields batches of images for a model, in order and in bounded memory; see `Predictor.stream`.
 
-    Files are read, decoded and preprocessed in other threads while the caller works on a batch.
+    Images are read, decoded and preprocessed in other threads while the caller works on a batch.
 
     Raises:
         ShiftViTError: `sources` holds no images, or a setting is out of range.
@@ -78,10 +78,10 @@ def stream_pixels(
     for name, value in settings.items():
         check_at_least(name, value, 1)
     check_at_least("ahead", ahead, 0)
-    images, there = split(sources)
+    images, are_at_hand = split_images(sources)
     threads = threads or min(8, cores())
     if ahead is None:
-        ahead = 2 * max(batch_size, threads) if there else 0
+        ahead = 2 * max(batch_size, threads) if are_at_hand else 0
     return _batches(images, rule, batch_size, threads, max_pixels, ahead)
 
 
@@ -93,13 +93,13 @@ def _batches(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     running: deque[Future[list[Prepared]]] = deque()
     ready: list[Prepared] = []
-    free = batch_size + ahead  # images that may be taken now
+    free = batch_size + ahead  # number of images that may be fetched now
     usable = 0
     try:
         while True:
             while free:
                 part = itertools.islice(numbered, min(chunk_size, free))
-                chunk = [_taken(number, source, max_pixels, rule.srgb) for number, source in part]
+                chunk = [_copy(number, source, max_pixels, rule.srgb) for number, source in part]
                 if not chunk:
                     break
                 free -= len(chunk)
@@ -113,7 +113,7 @@ def _batches(
                     yield ready
                     free += len(ready)
                     ready, usable = [], 0
-            if ready and not running:  # no more may be taken, or there are no more
+            if ready and not running:  # no more images may be fetched, or there are none
                 yield ready
                 free += len(ready)
                 ready, usable = [], 0
@@ -121,52 +121,51 @@ def _batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _taken(number: int, source: Any, max_pixels: int, srgb: bool) -> tuple[str, Taken | Failure]:
-    """Returns an image's name, and what it holds now or why it cannot be taken."""
+def _copy(number: int, source: Any, max_pixels: int, srgb: bool) -> tuple[str, Copied | Failure]:
+    """Returns an image's name, and a copy of it or why it cannot be read."""
     if isinstance(source, Named):
         return source.name, source.content
     named = isinstance(source, str | os.PathLike)
     name = os.fsdecode(source) if named else f"image {number}"
     try:
-        return name, take(source, name, max_pixels, srgb)
+        return name, copy_source(source, name, max_pixels, srgb)
     except ShiftViTError as error:
-        return name, _failure(name, error)
+        return name, _make_failure(name, error)
 
 
-def _prepare(chunk: list[tuple[str, Taken | Failure]], rule: Preprocess, max_pixels: int) -> list[Prepared]:
-    """Decodes and preprocesses what was taken."""
+def _prepare(chunk: list[tuple[str, Copied | Failure]], rule: Preprocess, max_pixels: int) -> list[Prepared]:
+    """Decodes and preprocesses images."""
     results: list[Prepared] = []
-    for name, taken in chunk:
-        if isinstance(taken, Failure):
-            results.append(taken)
+    for name, image in chunk:
+        if isinstance(image, Failure):
+            results.append(image)
             continue
         try:
-            image = taken
             if callable(image):
                 image = image()
             if not isinstance(image, np.ndarray):
                 image = decode(image, max_pixels=max_pixels, name=name, **rule.decoding)
             results.append((name, rule.pixels(image[None])[0]))
         except ShiftViTError as error:
-            results.append(_failure(name, error))
+            results.append(_make_failure(name, error))
     return results
 
 
-def _failure(name: str, error: ShiftViTError) -> Failure:
+def _make_failure(name: str, error: ShiftViTError) -> Failure:
     text = str(error)
     return Failure(name, text if name in text else f"{name}: {text}")
 
 
-def answers(
+def run_batch(
     items: list[Prepared], run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], model: str
 ) -> Iterator[Failure | tuple[str, NDArray[np.float32]]]:
-    """Yields each failure of a batch, and (name, row of what `run` returns) for each image.
+    """Runs a model on a batch. Yields (name, row of its output) for each image, and failures as they are.
 
     Raises:
         ShiftViTError: a row has NaN or infinity; the message names the image and `model`.
     """
     pixels = (item[1] for item in items if not isinstance(item, Failure))
-    # Of one size, but for a graph that takes any.
+    # The images of a batch may differ in size only for a graph that takes any size.
     batches = (np.stack([*batch]) for _, batch in itertools.groupby(pixels, key=np.shape))
     rows = (row for batch in batches for row in run(batch))
     for item in items:
@@ -178,35 +177,35 @@ def answers(
             yield item[0], row
 
 
-def split(given: Any) -> tuple[Iterator[Any], bool]:
-    """Returns the images in what a user gave, and whether they may be taken before they are needed.
+def split_images(given: Any) -> tuple[Iterator[Any], bool]:
+    """Returns an iterator over a user's images, and whether they may be fetched before they are needed.
 
-    They may if they are all there already. An iterator may be a camera, or wait for the answer to its last image.
+    They may if they all exist already. An iterator may be a camera, or wait for the result of its last image.
 
     Args:
         given: a `Source`, an array (N, H, W, 3), or an iterable of both.
 
     Raises:
-        ShiftViTError: it is nothing of these.
+        ShiftViTError: it is none of these.
     """
     if isinstance(given, np.ndarray):
         names = given.ndim == 1 and given.dtype.kind in "USO"
-        return (_images(given) if names else _images([given])), True
+        return (_iterate(given) if names else _iterate([given])), True
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Named) or _is_file(given):
         return iter([given]), True
-    # Iterating over a tensor gives its rows, and over a mapping its keys.
+    # Not over a tensor, which would give its rows, nor over a mapping, which would give its keys.
     iterable = not isinstance(given, Mapping) and getattr(given, "ndim", 1) == 1 and not inspect.isclass(given)
     try:
         parts = iter(given if iterable else None)  # type: ignore[arg-type]
     except TypeError:
         raise ShiftViTError(
-            f"an object of the type {type(given).__name__} is no image; give {_ONE}, an array (N, H, W, 3), or an "
+            f"an object of the type {type(given).__name__} is not an image; give {_ONE}, an array (N, H, W, 3), or an "
             "iterable of these"
         ) from None
-    return _images(parts), isinstance(given, Sequence)
+    return _iterate(parts), isinstance(given, Sequence)
 
 
-def _images(parts: Iterable[Any]) -> Iterator[Any]:
+def _iterate(parts: Iterable[Any]) -> Iterator[Any]:
     for part in parts:
         if isinstance(part, np.ndarray) and part.ndim == 4:
             yield from part
@@ -214,16 +213,16 @@ def _images(parts: Iterable[Any]) -> Iterator[Any]:
             yield part
 
 
-def take(source: Any, name: str, max_pixels: int, srgb: bool = False) -> Taken:
-    """Returns what a source holds now. Its owner may then reuse a buffer, or go on to an animation's next frame.
+def copy_source(source: Any, name: str, max_pixels: int, srgb: bool = False) -> Copied:
+    """Returns a copy of a source, whose owner may then reuse its buffer, or seek to another frame of an animation.
 
     Args:
-        source: a `Source`; a file is read from its start if it can go there.
-        name: what messages call it.
+        source: a `Source`; a file is read from its start if it is seekable.
+        name: its name in messages.
         max_pixels, srgb: as in `decode`.
 
     Raises:
-        ShiftViTError: it is no `Source`, or it cannot be read.
+        ShiftViTError: it is not a `Source`, or it cannot be read.
     """
     if isinstance(source, str | bytes):
         return source
@@ -234,9 +233,9 @@ def take(source: Any, name: str, max_pixels: int, srgb: bool = False) -> Taken:
     if isinstance(source, Image.Image):
         return decode(source, name=name, max_pixels=max_pixels, srgb=srgb)
     if isinstance(source, np.ndarray | memoryview):
-        return _pixels(np.asarray(source), name, max_pixels)
+        return _copy_array(np.asarray(source), name, max_pixels)
     if _is_file(source):
-        return _content(source, name)
+        return _read_file(source, name)
     raise ShiftViTError(f"{name} has the type {type(source).__name__}; give {_ONE}")
 
 
@@ -244,7 +243,7 @@ def _is_file(source: Any) -> bool:
     return callable(getattr(source, "read", None)) and not inspect.isclass(source)
 
 
-def _pixels(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _copy_array(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.uint8]:
     channels = array.shape[2] if array.ndim == 3 else None
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (None, 3, 4) or not array.size:
         mend = "; give the bytes of an image file as `array.tobytes()`" if array.ndim == 1 else ""
@@ -255,18 +254,18 @@ def _pixels(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.uint8
     return decode(Image.fromarray(array), name=name, max_pixels=max_pixels)
 
 
-def _content(file: Any, name: str) -> bytes:
-    """Returns what is in an open file, and one byte more than is allowed if there is more."""
+def _read_file(file: Any, name: str) -> bytes:
+    """Returns the content of an open file, cut off one byte above the allowed size."""
     try:
-        # As Pillow does, so that a file that was just written, or was read before, is read whole.
+        # As Pillow does, so that a file that was just written or read is read from its start.
         if getattr(file, "seekable", lambda: False)():
             file.seek(0)
         parts, left = [], MAX_BYTES + 1
-        while left and (part := file.read(left)):  # a pipe gives less than it is asked for
+        while left and (part := file.read(left)):  # a pipe may return less than requested
             if not isinstance(part, bytes):
                 kind = type(file).__name__
                 what = (
-                    f"is {_TEXT}" if isinstance(part, str) else f"has the type {kind} and gives no bytes; give {_ONE}"
+                    f"is {_TEXT}" if isinstance(part, str) else f"has the type {kind} and returns no bytes; give {_ONE}"
                 )
                 raise ShiftViTError(f"{name} {what}")
             parts.append(part)
@@ -275,7 +274,7 @@ def _content(file: Any, name: str) -> bytes:
         raise ShiftViTError(f"{name} is {_TEXT}") from error
     except ShiftViTError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: it is closed
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise ShiftViTError(f"{name} cannot be read: {reason}; give an open binary file") from error
     return b"".join(parts)

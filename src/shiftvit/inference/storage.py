@@ -1,4 +1,4 @@
-"""Files on this machine, or wherever pyarrow reaches by URI (`s3://`, `gs://`, `file://`): listed, read and written."""
+"""Lists, reads and writes files on this machine, or by URI with pyarrow (`s3://`, `gs://`, `file://`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shiftvit import files
 from shiftvit.data.decode.images import MAX_BYTES
 from shiftvit.errors import ShiftViTError
 
-# A drive of Windows has one letter.
+# At least two letters, because one letter is a drive on Windows.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# What is wrong with one file; other faults, as of a network, say nothing of it.
+# Faults of one file; others are faults of the network or the file system.
 _OF_THE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
 
 
 def is_uri(name: str) -> bool:
-    """Whether a name is a URI, and no path of this machine."""
+    """Returns whether a name is a URI and not a path on this machine."""
     return _URI.match(name) is not None
 
 
@@ -33,9 +33,9 @@ class Storage:
     """Where files are.
 
     Attributes:
-        root: the folder that relative paths start from; "" where there are none.
+        root: the folder that relative paths start from; "": all paths are absolute.
         filesystem: a `pyarrow.fs.FileSystem`; None: this machine's.
-        prefix: what comes before a path in the name that a user sees, such as "s3://".
+        prefix: the beginning of the names that a user sees, such as "s3://".
     """
 
     root: str = ""
@@ -43,22 +43,22 @@ class Storage:
     prefix: str = ""
 
     def name(self, path: str) -> str:
-        """Returns what a user calls a file."""
+        """Returns a file's name for the user."""
         return self.prefix + path
 
     def place(self, path: str) -> str:
-        """Returns what the file system calls a file."""
+        """Returns a file's path in the file system."""
         return os.path.join(self.root, path) if self.root else path  # noqa: PTH118  (it may be a URI's path)
 
     def content(self, path: str) -> str | Callable[[], bytes]:
-        """Returns a path that can be read on this machine, or what reads the file."""
+        """Returns a path on this machine, or a function that reads the file."""
         return self.place(path) if self.filesystem is None else partial(self.read, path, MAX_BYTES + 1)
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         """Returns the first `limit` bytes of a file, or all.
 
         Raises:
-            ShiftViTError: there is no such file, or it may not be read.
+            ShiftViTError: the file does not exist, or may not be read.
             OSError: the file system fails.
         """
         try:
@@ -79,18 +79,18 @@ def open_storage(uri: str) -> tuple[Storage, str]:
     """
     from pyarrow import fs  # type: ignore[import-untyped]
 
-    with reaching(uri):
+    with report_unreachable(uri):
         filesystem, path = fs.FileSystem.from_uri(uri)
     scheme = uri.split("://", 1)[0] + "://"
     return Storage(filesystem=filesystem, prefix=scheme), path.rstrip("/") or path
 
 
 @contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turns what a file system raises into one line.
+def report_unreachable(uri: str) -> Iterator[None]:
+    """Turns an error of a file system into one line.
 
     Raises:
-        ShiftViTError: it failed.
+        ShiftViTError: the file system failed.
     """
     try:
         yield
@@ -98,21 +98,28 @@ def reaching(uri: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are of these types
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        mend = "the URI and its credentials" if is_uri(uri) else "the path and its permissions"
         raise ShiftViTError(
-            f"{uri!r} cannot be reached: {' '.join(str(reason).split())[:200]}; check the URI and its credentials"
+            f"{uri!r} cannot be reached: {' '.join(str(reason).split())[:200]}; check {mend}"
         ) from error
 
 
 class Folder:
-    """A folder that is written, on this machine or by URI. A file arrives whole or not at all.
+    """A folder for output, on this machine or by URI. Its files are written atomically.
 
     Args:
         name: a path or a URI.
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._storage, self._path = open_storage(name) if is_uri(name) else (Storage(), str(Path(name).absolute()))
+        from pyarrow import fs
+
+        self._name, self._is_local = name, not is_uri(name)
+        if self._is_local:
+            self._filesystem, self._path = fs.LocalFileSystem(), str(Path(name).absolute())
+        else:
+            storage, self._path = open_storage(name)
+            self._filesystem = storage.filesystem
 
     def __str__(self) -> str:
         return self._name
@@ -120,72 +127,49 @@ class Folder:
     @property
     def place(self) -> str:
         """The absolute path, or the URI."""
-        return self._path if self.is_local else self._name
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a path of this machine."""
-        return self._storage.filesystem is None
+        return self._path if self._is_local else self._name
 
     def check(self) -> None:
-        """Raises ShiftViTError if it could not be made or written, as far as that shows without doing it."""
+        """Raises ShiftViTError if it cannot be created or written, as far as that is known without doing it."""
         path = Path(self._path)
-        if not self.is_local:
-            with reaching(self._name):
-                is_file = self._storage.filesystem.get_file_info(self._path).is_file
-        else:
+        if self._is_local:
             files.check_folder_name(path)
-            is_file = path.exists() and not path.is_dir()
+        with report_unreachable(self._name):
+            is_file = self._filesystem.get_file_info(self._path).is_file
         if is_file:
-            raise ShiftViTError(f"{self._name!r} is a file, and a folder is written; name another")
-        if self.is_local:
+            raise ShiftViTError(f"{self._name!r} is a file, but the output is a folder; choose another name")
+        if self._is_local:
             files.check_folder(path)
 
     def make(self) -> None:
-        """Makes the folder, if it is not there.
+        """Creates the folder, if it does not exist.
 
         Raises:
-            ShiftViTError: it cannot be made.
+            ShiftViTError: it cannot be created.
         """
-        if self.is_local:
-            path = Path(self._path)
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise files.unwritable(path, error) from error
-            return
-        with reaching(self._name):
-            self._storage.filesystem.create_dir(self._path, recursive=True)
+        with report_unreachable(self._name):
+            self._filesystem.create_dir(self._path, recursive=True)
 
     def names(self) -> list[str]:
-        """Returns the names of what is in it, without those of unfinished files; of a folder that is not there none.
+        """Returns the names of its files and folders, without unfinished files; [] if it does not exist.
 
         Raises:
             ShiftViTError: it cannot be listed.
         """
-        if self.is_local:
-            try:
-                return sorted(entry.name for entry in os.scandir(self._path) if not entry.name.startswith("."))
-            except FileNotFoundError:
-                return []
-            except OSError as error:
-                raise ShiftViTError(f"{self._name!r} cannot be listed: {error.strerror}; name another") from error
         from pyarrow import fs
 
-        with reaching(self._name):
-            found = self._storage.filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+        with report_unreachable(self._name):
+            found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name in it.
+        """Returns whether it has a file of this name.
 
         Raises:
             ShiftViTError: it cannot be reached.
         """
-        if self.is_local:
-            return Path(self._path, name).is_file()
-        with reaching(self._name):
-            return bool(self._storage.filesystem.get_file_info(f"{self._path}/{name}").is_file)
+        with report_unreachable(self._name):
+            return bool(self._filesystem.get_file_info(f"{self._path}/{name}").is_file)
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file in it.
@@ -193,22 +177,21 @@ class Folder:
         Raises:
             ShiftViTError: it cannot be read.
         """
-        with reaching(f"{self._name}/{name}"):
-            if self.is_local:
-                return Path(self._path, name).read_bytes()
-            return self._storage.read(f"{self._path}/{name}")
+        path = f"{self._path}/{name}"
+        with report_unreachable(f"{self._name}/{name}"), self._filesystem.open_input_file(path) as file:
+            return bytes(file.read())
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file in it.
 
         Raises:
-            ShiftViTError: no space or no permission, or the file system fails.
+            ShiftViTError: the disk is full, the folder is not writable, or the file system fails.
         """
-        if self.is_local:
+        if self._is_local:
             files.write_file(Path(self._path, name), lambda temporary: temporary.write_bytes(content))
             return
-        filesystem, new = self._storage.filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
-        with reaching(f"{self._name}/{name}"):
+        filesystem, new = self._filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
+        with report_unreachable(f"{self._name}/{name}"):
             try:
                 with filesystem.open_output_stream(new) as stream:
                     stream.write(content)
@@ -219,12 +202,12 @@ class Folder:
                 raise
 
     def sweep(self) -> None:
-        """Deletes the unfinished files that killed processes left, as far as they can be deleted."""
-        if self.is_local:
+        """Deletes the unfinished files of killed processes, if possible."""
+        if self._is_local:
             return  # `files.write_file` does it
         from pyarrow import fs
 
         with suppress(OSError):
-            for info in self._storage.filesystem.get_file_info(fs.FileSelector(self._path)):
+            for info in self._filesystem.get_file_info(fs.FileSelector(self._path)):
                 if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
-                    self._storage.filesystem.delete_file(info.path)
+                    self._filesystem.delete_file(info.path)

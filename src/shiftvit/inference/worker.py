@@ -1,4 +1,4 @@
-"""What an actor of the bulk engine does: it loads the model once, and turns blocks of images into files of rows."""
+"""The actor of the bulk engine. It loads the model once, and turns blocks of images into files of rows."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.blocks import read_entries
 from shiftvit.inference.embed import Embedder
-from shiftvit.inference.predict import Failure, Predictor, as_object
+from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import identify
 from shiftvit.inference.sources import BATCH_SIZE
 from shiftvit.inference.storage import Folder, Storage
 
-# What a run is, in its folder.
+# The file in a run's folder that describes the run.
 MANIFEST = "run.json"
 # The formats of each command's rows, the default first.
 FORMATS = {"predict": ("jsonl", "parquet"), "embed": ("parquet",)}
 _LOADERS: dict[str, type[Predictor] | type[Embedder]] = {"predict": Predictor, "embed": Embedder}
-_TRIES = 3  # of reading a block where the file system fails
-_PAUSE = 2.0  # seconds before the next
+_TRIES = 3  # attempts to read a block if the file system fails
+_PAUSE = 2.0  # seconds between them
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all actors of a run do.
+    """The task of all actors of a run.
 
     Attributes:
         command: "predict" or "embed".
         out: the folder of the results, by path or URI.
         model, runtime: as for `Predictor` or `Embedder`.
         kind: one of the command's `FORMATS`; None: the first.
-        top_k: classes of a row.
+        top_k: number of classes in a row.
         threads: processor threads of an actor.
         batch_size, max_pixels: as for `Predictor.stream`.
-        features: how many an image has, of `embed`.
+        features: number of features of an image, for `embed`.
         storages: where the images are.
-        roots: folders of this machine that they are in.
-        version: of shiftvit.
+        roots: the folders on this machine that contain them.
+        version: the version of shiftvit.
     """
 
     command: str
@@ -69,13 +69,13 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Held:
-    """A model that travels.
+class ModelFiles:
+    """The files of a model, to be sent to the nodes.
 
     Attributes:
-        files: path below a folder -> content. What `load` takes is the first part of each path.
-        runtime: that it is to run in.
-        features: how many it gives, of `embed`.
+        files: relative path -> content. All paths begin with the name of the model's file or folder.
+        runtime: the runtime that runs it.
+        features: number of features of an image, for `embed`.
     """
 
     files: dict[str, bytes] = field(repr=False)
@@ -83,18 +83,18 @@ class Held:
     features: int | None
 
     def digest(self) -> str:
-        """Returns what identifies the model, in hexadecimal."""
+        """Returns a SHA-256 of the files, in hexadecimal."""
         found = hashlib.sha256()
         for name, content in sorted(self.files.items()):
             found.update(json.dumps([name, len(content)]).encode() + content)
         return found.hexdigest()
 
 
-def read_model(command: str, model: str, runtime: str) -> Held:
-    """Reads a model's files, and proves that it can be loaded.
+def read_model(command: str, model: str, runtime: str) -> ModelFiles:
+    """Reads a model's files, and checks that the model can be loaded.
 
     Raises:
-        ShiftViTError: it does not exist or is damaged, or the runtime does not fit it.
+        ShiftViTError: the model does not exist or is damaged, or the runtime cannot run it.
     """
     loaded = _LOADERS[command].from_pretrained(model, runtime=runtime, threads=1)
     features = loaded.size if isinstance(loaded, Embedder) else None
@@ -104,19 +104,19 @@ def read_model(command: str, model: str, runtime: str) -> Held:
         content = {stored.MANIFEST: source.read(stored.MANIFEST)}
         needed = manifest.files if loaded.runtime == "keras" else [stored.GRAPH]
         content |= {name: stored.read_checked(source, manifest, name) for name in needed}
-        return Held({f"model/{name}": content[name] for name in content}, loaded.runtime, features)
+        return ModelFiles({f"model/{name}": content[name] for name in content}, loaded.runtime, features)
     places = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
     if source.suffix == ".xml":
         places.append(source.with_suffix(".bin"))
     found = {path.relative_to(source.parent).as_posix(): path.read_bytes() for path in places}
-    return Held(found, loaded.runtime, features)
+    return ModelFiles(found, loaded.runtime, features)
 
 
 class Worker:
     """An actor, for `ray.data.Dataset.map_batches`.
 
     Args:
-        task: what it does.
+        task: the task.
         model: a reference to the model's files in the object store.
     """
 
@@ -125,24 +125,24 @@ class Worker:
         self._model: Predictor | Embedder | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Does the blocks of a batch; a fault that ends the run is in the answer, on one line."""
+        """Processes the blocks of a batch. A fault that ends the run is returned in one line."""
         answer: dict[str, list[Any]] = {"block": [], "failures": [], "fault": []}
         for number, entries in zip(batch["block"], batch["entries"], strict=True):
             failures, fault = 0, ""
             try:
-                failures = self._do(int(number), entries)
+                failures = self._process(int(number), entries)
             except (ShiftViTError, OSError, ImportError, MemoryError) as error:
                 fault = " ".join(str(error).split()) or type(error).__name__
             for name, value in (("block", int(number)), ("failures", failures), ("fault", fault)):
                 answer[name].append(value)
         return answer
 
-    def _do(self, number: int, entries: bytes) -> int:
-        """Writes a block, and returns how many of its images failed."""
+    def _process(self, number: int, entries: bytes) -> int:
+        """Writes the rows of a block, and returns how many of its images failed."""
         task, out = self._task, Folder(self._task.out)
         self._check(out)
         name = name_part(number, task.kind)
-        if out.has(name):  # an actor wrote it and died before it could say so
+        if out.has(name):  # an actor wrote it, but died before it could report it
             return count_errors(out.read(name), task.kind)
         for attempt in range(_TRIES):
             try:
@@ -177,41 +177,43 @@ class Worker:
         return self._model
 
     def _check(self, out: Folder) -> None:
-        """Checks once that this node is as the one that began the run.
+        """Checks once that this node has the same shiftvit and the same files as the one that started the run.
 
         Raises:
-            ShiftViTError: another shiftvit is installed, or it does not see the files.
+            ShiftViTError: another version of shiftvit is installed, or the files are missing.
         """
         if self._model is not None:
             return
         task, node = self._task, f"the node {platform.node()!r}"
         if __version__ != task.version:
-            raise ShiftViTError(f"{node} has shiftvit {__version__}, and the run {task.version}; install that on all")
-        unseen = [str(out)] if not out.has(MANIFEST) else [root for root in task.roots if not Path(root).is_dir()]
-        if unseen:
-            raise ShiftViTError(f"{node} does not see {unseen[0]!r}; name a folder that all nodes share, or a URI")
+            raise ShiftViTError(
+                f"{node} has shiftvit {__version__}, but the run needs {task.version}; install that on all nodes"
+            )
+        missing = [str(out)] if not out.has(MANIFEST) else [root for root in task.roots if not Path(root).is_dir()]
+        if missing:
+            raise ShiftViTError(f"{node} has no {missing[0]!r}; name a folder that all nodes share, or a URI")
 
 
 def pack(entries: Sequence[Any]) -> bytes:
-    """Returns the entries of a block as a worker takes them; paths have much in common."""
+    """Returns the entries of a block, compressed; their paths have much in common."""
     return zlib.compress(json.dumps(entries).encode())
 
 
 def name_part(number: int, kind: str | None) -> str:
-    """Returns the name of a block's file; sorted by name, the files have the rows in the order of the input."""
+    """Returns the name of a block's file. The files, sorted by name, have the rows in the order of the input."""
     return f"part-{number:06}.{kind}"
 
 
 def encode(results: Sequence[Any], kind: str | None, features: int | None) -> bytes:
-    """Returns the rows of a block as a file's content: those of `shiftvit predict`, or features, and what failed.
+    """Returns the content of a block's file: rows as from `shiftvit predict`, or features, with errors for failures.
 
     Args:
-        results: of `Predictor.stream`, or of `Embedder.stream` if `features` says how many an image has.
+        results: from `Predictor.stream`, or from `Embedder.stream` if `features` is set.
         kind: "jsonl" or "parquet".
-        features: as `Held.features`.
+        features: as `ModelFiles.features`.
     """
     if kind == "jsonl":
-        lines = [json.dumps(as_object(result), ensure_ascii=False, allow_nan=False) for result in results]
+        lines = [json.dumps(to_row(result), ensure_ascii=False, allow_nan=False) for result in results]
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     import pyarrow as pa  # type: ignore[import-untyped]
     from pyarrow import parquet
@@ -220,7 +222,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
     columns = {"path": _make_texts(result.path for result in results)}
     if features is None:
         top = pa.list_(pa.struct([("label", pa.string()), ("confidence", pa.float64())]))
-        rows = [as_object(result) for result in results]
+        rows = [to_row(result) for result in results]
         columns["label"] = pa.array([row.get("label") for row in rows], pa.string())
         columns["confidence"] = pa.array([row.get("confidence") for row in rows], pa.float64())
         pairs = [[{"label": label, "confidence": share} for label, share in row.get("top", ())] for row in rows]
@@ -247,7 +249,7 @@ def count_errors(content: bytes, kind: str | None) -> int:
 
 
 def _make_texts(texts: Iterable[str | None]) -> Any:
-    """Returns an array of text; a file's name may not be UTF-8."""
+    """Returns an Arrow array of texts, escaping file names that are not valid UTF-8."""
     import pyarrow as pa
 
     coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, one_line
+from shiftvit.errors import ShiftViTError, to_one_line
 from shiftvit.model.tensors import Array, read_weights
 from shiftvit.presets import PRESETS
 
@@ -151,7 +151,7 @@ def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -
     broken: list[str] = []
     missing = [f"{path}: this model has no such tensor" for path in origins if path not in variables]
     missing += [f"{path}: nothing in the source fills it" for path in variables if path not in origins]
-    surplus = [f"{one_line(name)[:100]}: surplus" for name in tensors if name not in used]
+    surplus = [f"{to_one_line(name)[:100]}: surplus" for name in tensors if name not in used]
     ready: list[tuple[Any, Array]] = []
     for path, (source, transform) in origins.items():
         if path not in variables:

@@ -15,7 +15,7 @@ import numpy as np
 
 from shiftvit.bundle.stored.find import read_published
 from shiftvit.config import ModelConfig, validate
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import group_width
@@ -240,7 +240,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
     if unknown:
         name = sorted(unknown)[0]
         raise TypeError(
-            f"{type(model).__name__}() got an unexpected keyword argument {name!r}; {nearest(name, model._accepted)}"
+            f"{type(model).__name__}() got an unexpected keyword argument {name!r}; {suggest(name, model._accepted)}"
         )
     config: ModelConfig = validate(ModelConfig, arguments, type(model).__name__)
     try:

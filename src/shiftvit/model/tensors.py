@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle.stored.container import unpacks_too_far
-from shiftvit.errors import ShiftViTError, install_hint, one_line
+from shiftvit.bundle.stored.container import is_bomb
+from shiftvit.errors import ShiftViTError, suggest_install, to_one_line
 
 Array = np.ndarray[Any, Any]
 
@@ -58,7 +58,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
     except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # each reader has exceptions of its own; all of them mean this
-        reason = one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
+        reason = to_one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
         raise ShiftViTError(
             f"cannot read weights from {str(path)!r} ({reason}); is it complete, and really {path.suffix}?"
         ) from error
@@ -77,7 +77,7 @@ def _check_size(path: Path) -> None:
 
 def _refuse_bomb(path: Path, size: int) -> None:
     packed = path.stat().st_size
-    if unpacks_too_far(size, packed):
+    if is_bomb(size, packed):
         raise ShiftViTError(f"{str(path)!r} would unpack to {size:,} bytes from {packed:,}, which no model does")
 
 
@@ -86,7 +86,7 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
         import torch
     except ImportError as error:
         raise ShiftViTError(
-            f"reading {str(path)!r} needs PyTorch; {install_hint('torch')}, or convert it to .safetensors"
+            f"reading {str(path)!r} needs PyTorch; {suggest_install('torch')}, or convert it to .safetensors"
         ) from error
     state = _choose(path, _load(torch, path), ema)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()) or not state:
@@ -160,7 +160,7 @@ def _load(torch: Any, path: Path) -> Any:
         if "TorchScript" in text:
             raise ShiftViTError(f"{str(path)!r} is a TorchScript program; save model.state_dict() instead") from None
         if (cut := text.find("GLOBAL ")) >= 0:
-            name = one_line(text[cut + len("GLOBAL ") :].split(" ")[0])[:100]
+            name = to_one_line(text[cut + len("GLOBAL ") :].split(" ")[0])[:100]
             raise ShiftViTError(
                 f"cannot read weights from {str(path)!r}: it holds {name}, which is not plain data and could run "
                 "code; save model.state_dict() alone, or as {'model': state_dict}"

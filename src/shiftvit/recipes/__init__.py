@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from shiftvit.errors import ShiftViTError, nearest
+from shiftvit.errors import ShiftViTError, suggest
 
 
 def names() -> list[str]:
@@ -44,5 +44,5 @@ def read(source: str | Path) -> tuple[str, str]:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable one") from error
     raise ShiftViTError(
-        f"there is no recipe {str(source)!r}; {nearest(str(source), names())} Or give the path of a .toml file."
+        f"there is no recipe {str(source)!r}; {suggest(str(source), names())} Or give the path of a .toml file."
     )

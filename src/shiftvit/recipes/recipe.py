@@ -59,7 +59,7 @@ class Recipe(Settings):
         if self.probe is None:
             return self
         if self.start.source is None:
-            raise ValueError("a probe needs a trained model and start.source names none; set start.source=auto")
+            raise ValueError("a probe needs a trained model, but start.source is not set; set start.source=auto")
         for section, plain in (("train", TrainConfig()), ("augment", Augment())):
             for key, value in getattr(self, section):
                 if value != getattr(plain, key) and (section, key) not in _DECIDED:

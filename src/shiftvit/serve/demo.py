@@ -12,7 +12,7 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.metadata import graph_metadata
+from shiftvit.bundle.metadata import make_metadata
 from shiftvit.bundle.stored.container import digest
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.errors import ShiftViTError
@@ -75,7 +75,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
     if folder.exists() and not (folder.is_dir() and (is_demo(folder) or not any(folder.iterdir()))):
         raise ShiftViTError(f"{str(folder)!r} exists and is not a demo, so it is not replaced; choose another folder")
     bundle = Bundle.load(model)
-    metadata = graph_metadata(bundle)
+    metadata = make_metadata(bundle)
 
     def write(place: Path) -> None:
         _copy_runtime(place / "runtime", Path(runtime) if runtime is not None else None)

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from shiftvit.errors import count_of, one_line
+from shiftvit.errors import pluralize, to_one_line
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -39,7 +39,7 @@ def _make_environment(markdown: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters |= {"yaml": _write_yaml, "count_of": count_of}
+    made.filters |= {"yaml": _write_yaml, "pluralize": pluralize}
     return made
 
 
@@ -49,11 +49,11 @@ def _escape_markdown(value: Any) -> Any:
 
     if hasattr(value, "__html__"):
         return value
-    return Markup(re.sub(r"([\\`*_\[\]<>|&#~$])", r"\\\1", one_line(str(value))))
+    return Markup(re.sub(r"([\\`*_\[\]<>|&#~$])", r"\\\1", to_one_line(str(value))))
 
 
 def _write_yaml(text: str) -> Markup:
     """Returns a string for YAML, quoted as in JSON, so that none is read as a number, a date or a "no"."""
     from markupsafe import Markup
 
-    return Markup(json.dumps(one_line(text), ensure_ascii=False))
+    return Markup(json.dumps(to_one_line(text), ensure_ascii=False))

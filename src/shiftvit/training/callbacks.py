@@ -11,15 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.errors import Interrupted, ShiftViTError, install_hint
-from shiftvit.training.checkpoint import LAST, Progress, not_finite, place_generators, save_checkpoint
+from shiftvit.errors import Interrupted, ShiftViTError, suggest_install
+from shiftvit.training.checkpoint import LAST, Progress, make_divergence_error, place_generators, save_checkpoint
 from shiftvit.training.processes import ALONE, Processes
 
 # The narrowest terminal, in columns, on which the bar has room for the rate of the input.
@@ -106,7 +106,7 @@ class Watch(keras.callbacks.Callback):
             fault = {"epoch": self.progress.epoch + 1, "step": batch + 1, "loss": str(loss), "images": images}
             files.write_json(self.run / "not_finite.json", fault)
             what = f"the loss is {loss} after a batch with {images[0]} (all its images: {self.run / 'not_finite.json'})"
-        raise not_finite(what, self.progress, self.last.parent)
+        raise make_divergence_error(what, self.progress, self.last.parent)
 
     def stop_if_asked(self) -> None:
         """Raises Interrupted if the processes agreed to stop. Call it only once the state is saved."""
@@ -177,13 +177,6 @@ class ProgressBar(keras.callbacks.Callback):
             rate += f" (input {row['input_images_per_second']:,.0f})"
         self.bar.print("  ".join([*parts, rate, f"{row['seconds']:.0f} s"]))
 
-    def __enter__(self) -> Self:
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *fault: object) -> None:
-        self.bar.__exit__(*fault)
-
 
 class TensorBoardLog:
     """Writes an epoch's figures as TensorBoard scalars, to `tensorboard/` in the run folder.
@@ -196,7 +189,7 @@ class TensorBoardLog:
         try:
             from tensorboard.summary import Writer
         except ImportError as error:
-            raise ShiftViTError(f"--tensorboard needs TensorBoard; {install_hint('tensorboard')}") from error
+            raise ShiftViTError(f"--tensorboard needs TensorBoard; {suggest_install('tensorboard')}") from error
         self.make_writer: Any = lambda: Writer(str(run / "tensorboard"))
         self.writer: Any = None
 

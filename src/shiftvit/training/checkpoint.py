@@ -55,16 +55,16 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
     if hasattr(model, "jax_state_sync"):
         model.jax_state_sync()  # within an epoch, jax keeps the state outside the variables
-    tensors = {name: _numpy(variable) for name, variable in _state(model).items()}
+    tensors = {name: _to_numpy(variable) for name, variable in _collect_state(model).items()}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise not_finite("a weight is not finite", progress, path.parent)
+        raise make_divergence_error("a weight is not finite", progress, path.parent)
     header = {"progress": json.dumps(asdict(progress), allow_nan=False), "backend": keras.config.backend()}
     # safetensors' own `save_file` hides why it failed, and ignores the folder's permissions.
-    content = save(tensors | _generators(), metadata=header)
+    content = save(tensors | _read_generators(), metadata=header)
     files.write_file(path, lambda temporary: temporary.write_bytes(content))
 
 
-def not_finite(what: str, progress: Progress, folder: Path) -> ShiftViTError:
+def make_divergence_error(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a run that diverged; it names the state that can be resumed, if there is one."""
     at = f"epoch {progress.epoch + 1}, step {progress.step}"
     resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
@@ -91,7 +91,7 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
                     f"the run was trained on {header['backend']}, and the backend is now {backend}; "
                     f"set KERAS_BACKEND={header['backend']} to continue it"
                 )
-            variables = _state(model)
+            variables = _collect_state(model)
             names = {name for name in file.keys() if not name.startswith(GENERATOR)}  # noqa: SIM118  (no mapping)
             if names != variables.keys():
                 raise ShiftViTError(
@@ -129,18 +129,18 @@ def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -
         return
     restore = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state, "mps": torch.mps.set_rng_state}
     with safe_open(path, framework="pt") as file:
-        for name in _generators():
+        for name in _read_generators():
             restore[name.removeprefix(GENERATOR)](file.get_tensor(name))
 
 
-def _state(model: Any) -> dict[str, Any]:
+def _collect_state(model: Any) -> dict[str, Any]:
     """Returns every variable that training changes, under names that are the same in every process."""
     variables = {f"model/{i:04d}": variable for i, variable in enumerate(model.variables)}
     optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(model.optimizer.variables)}
     return variables | optimizer
 
 
-def _generators() -> dict[str, Any]:
+def _read_generators() -> dict[str, Any]:
     """Returns the states of torch's own generators, which Keras' dropout uses instead of its seed generators."""
     if keras.config.backend() != "torch":
         return {}
@@ -154,6 +154,6 @@ def _generators() -> dict[str, Any]:
     return states
 
 
-def _numpy(variable: Any) -> Any:
+def _to_numpy(variable: Any) -> Any:
     # `ascontiguousarray` would give a scalar a dimension.
     return np.array(variable.numpy() if hasattr(variable, "numpy") else variable, order="C")

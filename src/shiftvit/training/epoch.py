@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.batches.host import batches_per_epoch
+from shiftvit.data.batches.host import count_batches
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
-from shiftvit.training.checkpoint import BEST, LAST, Progress, not_finite, save_checkpoint
+from shiftvit.training.checkpoint import BEST, LAST, Progress, make_divergence_error, save_checkpoint
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import predict_together
 from shiftvit.training.optimizer import averaged_weights
 from shiftvit.training.processes import ALONE, Processes
-from shiftvit.training.setup import epoch_batches
+from shiftvit.training.setup import make_batches
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ def fit_epoch(
     watch.agree()
     watch.count_time()
     seconds = time.perf_counter() - began
-    steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
+    steps = count_batches(len(dataset.train), settings.batch_size, settings.drop_remainder)
     seen = min((steps - start) * settings.batch_size, len(dataset.train))
     progress.epoch, progress.step = epoch + 1, 0
     # A plain mean is right, because every process had the same number of images.
@@ -60,7 +60,7 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
     progress = watch.progress
     start, train = progress.step, dataset.train
     processes = watch.processes
-    batches = processes.together(lambda: epoch_batches(recipe, dataset, progress.epoch, start, processes))
+    batches = processes.together(lambda: make_batches(recipe, dataset, progress.epoch, start, processes))
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
         train.path(index) or f"training image {index}" for index in batches.indices(number - start)
@@ -117,7 +117,7 @@ def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
 
 def _measure(logits: NDArray[np.float32], held_out: Split, progress: Progress, watch: Watch) -> Row:
     if not np.isfinite(logits).all():
-        raise not_finite("the validation loss is not finite", progress, watch.last.parent)
+        raise make_divergence_error("the validation loss is not finite", progress, watch.last.parent)
     return measure(logits, held_out.labels)
 
 

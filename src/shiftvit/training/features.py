@@ -22,11 +22,11 @@ from shiftvit.data.batches.pictures import Pictures
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.data.read import say_faults
+from shiftvit.data.read import report_faults
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.evaluation.features import Extract
-from shiftvit.evaluation.logits import at_once
+from shiftvit.evaluation.logits import choose_batch_size
 from shiftvit.preprocess import Preprocess
 
 Floats = NDArray[np.float32]
@@ -137,12 +137,12 @@ class FeatureReader:
                 if not len(splits[name]):
                     raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
                 faults += broken
-        say_faults(faults)
+        report_faults(faults)
         seconds, new = time.perf_counter() - began, self.computed - before
         self.seconds += seconds
         cached = f" ({total - len(faults) - new:,} from the cache)" if new < total - len(faults) else ""
         rate = f"{total / seconds:,.0f} images/s"
-        notice(f"features of {count_of(total - len(faults), 'image')}{cached}: {seconds:.1f} s, {rate}")
+        notice(f"features of {pluralize(total - len(faults), 'image')}{cached}: {seconds:.1f} s, {rate}")
         return replace(data, splits=splits)
 
     @contextlib.contextmanager
@@ -152,7 +152,7 @@ class FeatureReader:
             yield
         except KeyboardInterrupt:
             notice(
-                f"the features of {count_of(self.computed, 'image')} are cached; the same command continues with them"
+                f"the features of {pluralize(self.computed, 'image')} are cached; the same command continues with them"
             )
             raise
         finally:
@@ -179,7 +179,7 @@ class FeatureReader:
                 rows[number] = self._store.get(digest)
             else:
                 waiting.append((number, digest, found))
-                if len(waiting) == at_once(*size):
+                if len(waiting) == choose_batch_size(*size):
                     self._compute(waiting, rows)
             bar.update(bar.done + 1, f"{(bar.done + 1) / (time.perf_counter() - began):,.0f} images/s")
         self._compute(waiting, rows)

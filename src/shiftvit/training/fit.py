@@ -14,7 +14,7 @@ from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
-from shiftvit.errors import count_of, notice
+from shiftvit.errors import notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
@@ -149,6 +149,7 @@ def build_model(recipe: Recipe, dataset: Dataset, begun: bool, processes: Proces
     The model has its initial weights. If the run has `begun`, the caller loads those of the checkpoint.
     """
     check_loop(recipe, dataset)
+    free_memory()  # of a model that this process trained before
     with hide_tensorflow():
         keras.utils.set_random_seed(recipe.train.seed)
     return build(recipe, dataset, begun=begun, processes=processes)
@@ -173,7 +174,7 @@ def train_model(
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
     with watch.catch_signals():
-        with bar:
+        with bar.bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
@@ -183,7 +184,7 @@ def train_model(
                     board.write(row)
                 watch.agree()
                 watch.stop_if_asked()
-        notice(f"evaluating on {count_of(len(dataset.test), 'test image')}")
+        notice(f"evaluating on {pluralize(len(dataset.test), 'test image')}")
         return finish_run(run, recipe, dataset, model, steps, progress, processes)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from shiftvit.backend import ensure_backend
 from shiftvit.errors import Elsewhere, ShiftViTError, be_quiet
 from shiftvit.training.jax_group import JaxGroup
-from shiftvit.training.place import find_place, first_line
+from shiftvit.training.place import find_place, take_first_line
 from shiftvit.training.processes import ALONE, Processes, Several
 from shiftvit.training.torch_group import TorchGroup
 
@@ -59,5 +59,6 @@ def _report_lost_connection(words: tuple[str, ...]) -> Iterator[None]:
         if not any(word in str(error) for word in words):
             raise
         raise ShiftViTError(
-            f"another process has ended ({first_line(error)}); to continue, start all processes again with --resume RUN"
+            f"another process has ended ({take_first_line(error)}); to continue, start all processes again with "
+            "--resume RUN"
         ) from error

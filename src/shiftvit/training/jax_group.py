@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.training.place import JOIN, LOST, Place, first_line
+from shiftvit.training.place import JOIN, LOST, Place, take_first_line
 
 
 class JaxGroup:
@@ -42,7 +42,7 @@ class JaxGroup:
             jax.distributed.initialize(**named, initialization_timeout=JOIN, heartbeat_timeout_seconds=LOST)
         except (RuntimeError, ValueError) as error:
             raise ShiftViTError(
-                f"jax did not connect the processes ({first_line(error)}); are all started, and is the port open?"
+                f"jax did not connect the processes ({take_first_line(error)}); are all started, and is the port open?"
             ) from error
         import keras  # only now: jax must be initialized before anything is computed with it
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shiftvit.config import TrainConfig
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.evaluation.logits import BATCH_SIZE, predict_logits
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.processes import Processes
@@ -44,7 +44,7 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     settings = recipe.train
     height, width = recipe.model.image_shape[:2]
     at_once = -(-settings.batch_size // settings.accumulate)
-    fault = f"out of memory with {count_of(at_once, 'image')} of {height} x {width} pixels at once"
+    fault = f"out of memory with {pluralize(at_once, 'image')} of {height} x {width} pixels at once"
     if not settings.auto_batch:
         raise ShiftViTError(
             f"{fault}; continue in smaller parts with shiftvit train --resume RUN --auto-batch, or start again with a "
@@ -60,7 +60,7 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
-def evaluation_batch_size(settings: TrainConfig) -> int | None:
+def choose_evaluation_batch_size(settings: TrainConfig) -> int | None:
     """Returns how many images to evaluate at once: at most those in a part of a batch. None: the default."""
     return None if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
 
@@ -71,7 +71,7 @@ def predict_together(processes: Processes, model: Any, split: Split, settings: T
         processes.local(model),
         split.images,
         split.preprocess,
-        batch_size=evaluation_batch_size(settings),
+        batch_size=choose_evaluation_batch_size(settings),
         rows=processes.share(len(split)),
     )
     return processes.gather(logits)

@@ -30,20 +30,20 @@ def find_place() -> Place | None:
     """
     if "WORLD_SIZE" not in os.environ:
         return None
-    count = _number("WORLD_SIZE", 1)
+    count = _read_number("WORLD_SIZE", 1)
     if count == 1:
         return None
-    rank = _number("RANK", 0)
+    rank = _read_number("RANK", 0)
     if rank >= count:
         raise ShiftViTError(f"RANK={rank} must be below WORLD_SIZE={count}")
-    local_rank = _number("LOCAL_RANK", 0, default=rank)
+    local_rank = _read_number("LOCAL_RANK", 0, default=rank)
     address = os.environ.get("MASTER_ADDR")
     if not address:
         raise ShiftViTError("MASTER_ADDR is not set; it is the address of process 0, and torchrun sets it")
-    return Place(rank, count, local_rank, address, _number("MASTER_PORT", 1))
+    return Place(rank, count, local_rank, address, _read_number("MASTER_PORT", 1))
 
 
-def _number(name: str, least: int, default: int | None = None) -> int:
+def _read_number(name: str, least: int, default: int | None = None) -> int:
     text = os.environ.get(name)
     if text is None:
         if default is None:
@@ -54,6 +54,6 @@ def _number(name: str, least: int, default: int | None = None) -> int:
     return int(text)
 
 
-def first_line(error: BaseException) -> str:
+def take_first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its type if it has none."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

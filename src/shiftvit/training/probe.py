@@ -23,7 +23,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.environment import cores
 from shiftvit.errors import notice
-from shiftvit.evaluation.features import Extract, graph_features, keras_features
+from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.evaluation.metrics import measure
 from shiftvit.model.network import ShiftViT
 from shiftvit.recipes.recipe import Recipe
@@ -86,7 +86,7 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
         seconds = reader.seconds + time.perf_counter() - began
         runfolder.write_log(run, head.rows)
         notice(f"evaluating on {len(dataset.test):,} test images")
-        bundle = _with_head(recipe, dataset, head)
+        bundle = _add_head(recipe, dataset, head)
         count = sum(len(split) for split in dataset.splits.values())
         training = {
             "seconds": round(seconds, 2),
@@ -128,7 +128,7 @@ def fit_head(
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last iterate is still a good head
         for strength in sorted(probe.strengths):
             model.set_params(C=strength).fit(scaled, labels)
-            heads.append(_head(model.coef_ / spread, model.intercept_, mean))
+            heads.append(_make_head(model.coef_ / spread, model.intercept_, mean))
             row = {"strength": strength}
             for prefix, (inputs, truth) in measured.items():
                 found = measure(inputs @ heads[-1][0] + heads[-1][1], truth)
@@ -140,7 +140,7 @@ def fit_head(
     return Head(heads[best][0], heads[best][1], rows[best]["strength"], rows)
 
 
-def _head(
+def _make_head(
     coefficients: NDArray[np.float64], intercept: NDArray[np.float64], mean: NDArray[np.float64]
 ) -> tuple[Floats, Floats]:
     """Returns kernel (D, C) and bias (C,) from scikit-learn's (C, D) and (C,), which have one row for two classes."""
@@ -150,7 +150,7 @@ def _head(
     return np.ascontiguousarray(coefficients.T, np.float32), bias.astype(np.float32)
 
 
-def _with_head(recipe: Recipe, dataset: Dataset, head: Head) -> Bundle:
+def _add_head(recipe: Recipe, dataset: Dataset, head: Head) -> Bundle:
     model = ShiftViT(**recipe.model.arguments(), dtype="float32")
     take_weights(model, recipe, dataset.class_names)
     bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
@@ -174,12 +174,12 @@ def _open_model(recipe: Recipe, size: tuple[int, int]) -> tuple[str, Callable[[]
 
     def load() -> Extract:
         if graph is not None:
-            metadata, extract = graph_features(graph, cores(), repr(source))
+            metadata, extract = load_graph_features(graph, cores(), repr(source))
             scale = metadata.preprocess.mean, metadata.preprocess.std
             if metadata.input_shape == shape and scale == (rule.mean, rule.std):
                 return extract
         model = ShiftViT(**{**recipe.model.arguments(), "image_shape": shape, "num_classes": 1}, dtype="float32")
         put_weights(model, source, ("",))
-        return keras_features(model, rule)
+        return load_keras_features(model, rule)
 
     return f"{key} {recipe.model.model_dump_json(exclude={'image_shape', 'num_classes', 'dropout', 'drop_path'})}", load

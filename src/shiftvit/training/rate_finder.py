@@ -18,7 +18,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.optimizer import batch_scale
-from shiftvit.training.setup import build, epoch_batches, resolve
+from shiftvit.training.setup import build, make_batches, resolve
 from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
@@ -167,7 +167,7 @@ def _record_losses(
         float(rates[0]) * scale, decay_steps=len(rates) - 1, decay_rate=float(rates[-1] / rates[0])
     )
     losses: list[float] = []
-    for images, labels in itertools.islice(_batches(recipe, dataset), len(rates)):
+    for images, labels in itertools.islice(_iterate_batches(recipe, dataset), len(rates)):
         model.reset_metrics()
         loss = float(model.train_on_batch(images, labels, return_dict=True)["loss"])
         if not np.isfinite(loss):
@@ -181,9 +181,9 @@ def _record_losses(
     return np.array(losses)
 
 
-def _batches(recipe: Recipe, dataset: Dataset) -> Iterator[tuple[Any, Any]]:
+def _iterate_batches(recipe: Recipe, dataset: Dataset) -> Iterator[tuple[Any, Any]]:
     for epoch in itertools.count():
-        batches = epoch_batches(recipe, dataset, epoch)
+        batches = make_batches(recipe, dataset, epoch)
         yield from (batches[index] for index in range(len(batches)))
 
 

@@ -15,9 +15,9 @@ from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import Facts, write_card
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.evaluation.metrics import confusion, fit_temperature, intervals, macro, measure
-from shiftvit.figures.grid import Tile, prediction_grid
-from shiftvit.figures.run import confusion_matrix, learning_curves
+from shiftvit.evaluation.metrics import count_confusion, estimate_intervals, fit_temperature, measure, measure_macro
+from shiftvit.figures.grid import Tile, draw_predictions
+from shiftvit.figures.run import draw_confusion_matrix, draw_learning_curves
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
 from shiftvit.training.memory import predict_together
@@ -69,7 +69,7 @@ def finish_run(
     def write() -> dict[str, Any]:
         rates = learning_rates(model, steps * recipe.train.epochs)
         curves = run / "figures" / "learning_curves.png"
-        learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
+        draw_learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
         training = _describe_training(recipe, dataset, steps, progress)
         return keep_results(run, recipe, dataset, bundle, final, training, logits)
 
@@ -131,8 +131,8 @@ def _collect_facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> 
     return Facts(
         recipe,
         counts={name: np.bincount(dataset.splits[name].labels, minlength=classes).tolist() for name in apart},
-        intervals=intervals(logits, truth),
-        macro_f1=macro(logits, truth)["f1"],
+        intervals=estimate_intervals(logits, truth),
+        macro_f1=measure_macro(logits, truth)["f1"],
         environment=json.loads((run / "environment.json").read_text("utf-8")),
     )
 
@@ -140,7 +140,7 @@ def _collect_facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> 
 def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bundle) -> None:
     """Draws the confusion matrix, and the predictions for some of the test images."""
     images, labels = dataset.test.images, dataset.test.labels
-    confusion_matrix(confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
+    draw_confusion_matrix(count_confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
     shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(
         int
     )  # evenly spaced: own images are sorted by class
@@ -150,4 +150,4 @@ def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bund
         for image, row, label in zip(images[shown], rows, labels[shown], strict=True)
     ]
     hits = sum(bool(tile.right) for tile in tiles)
-    prediction_grid(tiles, folder / "predictions.png", f"{len(tiles)} of the test images: {hits} right")
+    draw_predictions(tiles, folder / "predictions.png", f"{len(tiles)} of the test images: {hits} right")

@@ -93,7 +93,7 @@ def _choose(
     files.check_folder(Path("runs") if out is None else Path(out))
     if out is None:
         stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        return recipe, _unused(Path("runs") / f"{recipe.name}-{stamp}")
+        return recipe, _find_unused(Path("runs") / f"{recipe.name}-{stamp}")
     run = Path(out)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ShiftViTError(
@@ -242,6 +242,6 @@ def _write_recipe(run: Path, recipe: Recipe) -> None:
     files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
-def _unused(path: Path) -> Path:
+def _find_unused(path: Path) -> Path:
     candidates = [path, *(path.with_name(f"{path.name}-{os.getpid()}-{i}") for i in range(100))]
     return next(candidate for candidate in candidates if not candidate.exists())

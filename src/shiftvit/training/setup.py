@@ -11,9 +11,9 @@ import numpy as np
 
 from shiftvit import environment
 from shiftvit.config import ModelConfig
-from shiftvit.data.batches.host import EpochBatches, batches_per_epoch
+from shiftvit.data.batches.host import EpochBatches, count_batches
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
@@ -39,12 +39,13 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
     preset = recipe.model.preset
     arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
     explicit = recipe.model.model_fields_set
-    shape = (*_size(dataset.train), 3)
+    shape = (*_find_size(dataset.train), 3)
     for name, split in dataset.splits.items():
-        if _size(split) != shape[:2]:
+        if _find_size(split) != shape[:2]:
             raise ShiftViTError(
-                f"after preprocessing, the {name} images of {dataset.name} have {' x '.join(map(str, _size(split)))} "
-                f"pixels and the training images {shape[0]} x {shape[1]}; set preprocess.resize and preprocess.crop"
+                f"after preprocessing, the {name} images of {dataset.name} have "
+                f"{' x '.join(map(str, _find_size(split)))} pixels "
+                f"and the training images {shape[0]} x {shape[1]}; set preprocess.resize and preprocess.crop"
             )
     classes = len(dataset.class_names)
     for key, fitting in (("image_shape", shape), ("num_classes", classes)):
@@ -68,7 +69,7 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
             "data": data,
             "model": ModelConfig(**{**ModelConfig().model_dump(exclude={"preset"}), **arguments}),
             "train": recipe.train.model_copy(
-                update={"precision": precision, "loop": _loop(recipe, dataset, processes)}
+                update={"precision": precision, "loop": _choose_loop(recipe, dataset, processes)}
             ),
         }
     )
@@ -96,7 +97,7 @@ def _check_shares(recipe: Recipe, dataset: Dataset, processes: Processes) -> Non
             else f"train.batch_size={images // count * count}"
         )
         raise ShiftViTError(
-            f"the last batch, with {count_of(rest, 'image')} of {count_of(images, 'training image')}, cannot be "
+            f"the last batch, with {pluralize(rest, 'image')} of {pluralize(images, 'training image')}, cannot be "
             f"divided among {count} processes; set {mend}, or start another number of processes"
         )
     if keras.config.backend() != "torch":
@@ -132,12 +133,12 @@ def check_same_images(dataset: Dataset, processes: Processes) -> None:
     processes.check_same("the processes read different images (SHA-256 of their names and labels)", digest.hexdigest())
 
 
-def _size(split: Split) -> tuple[int, int]:
+def _find_size(split: Split) -> tuple[int, int]:
     """Returns the (height, width) of a split's images after preprocessing."""
     return split.preprocess.output_shape(*split.images.shape[1:3])
 
 
-def _loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
+def _choose_loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
     """Returns "device" if `training.device` can run the recipe and would be faster, else "fit"."""
     settings = recipe.train
     if processes.count > 1:
@@ -152,7 +153,7 @@ def _loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
     return "device" if possible and accelerated else "fit"
 
 
-def epoch_batches(
+def make_batches(
     recipe: Recipe, dataset: Dataset, epoch: int, start: int = 0, processes: Processes = ALONE
 ) -> EpochBatches:
     """Returns this process's share of an epoch's training batches, beginning with batch `start`."""
@@ -192,7 +193,7 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
     if not begun:
         take_weights(model, recipe, dataset.class_names)
     freeze_stages(model, recipe.start.freeze)
-    steps = batches_per_epoch(len(dataset.train), settings.batch_size, settings.drop_remainder)
+    steps = count_batches(len(dataset.train), settings.batch_size, settings.drop_remainder)
     whole = settings.schedule.whole_steps or settings.drop_remainder
     span = steps if whole else len(dataset.train) / settings.batch_size
     optimizer = build_optimizer(

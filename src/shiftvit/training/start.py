@@ -13,7 +13,7 @@ from shiftvit.bundle.stored.manifest import read_manifest
 from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, find_evaluation
 from shiftvit.config import ModelConfig, StartConfig
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.convert import load_official
 from shiftvit.model.network import find_stage
 from shiftvit.model.tensors import read_weights
@@ -155,7 +155,7 @@ def freeze_stages(model: Any, count: int) -> None:
             layer.trainable = False
             frozen += sum(int(np.prod(weight.shape)) for weight in layer.weights)
     if frozen:
-        notice(f"frozen: {count_of(frozen, 'weight')}")
+        notice(f"frozen: {pluralize(frozen, 'weight')}")
 
 
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, complain
-from shiftvit.training.place import JOIN, LOST, Place, first_line
+from shiftvit.training.place import JOIN, LOST, Place, take_first_line
 
 # Seconds between heartbeats.
 _BEAT = 2.0
@@ -48,7 +48,7 @@ class TorchGroup:
                 )
             torch.cuda.set_device(place.local_rank)
             backend = "cpu:gloo,cuda:nccl"
-        interface = _interface_to(place.address)
+        interface = _find_interface(place.address)
         if interface is not None:
             # Otherwise gloo uses the address of the host's name, which is 127.0.1.1 on a default Debian.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -61,7 +61,7 @@ class TorchGroup:
         except (RuntimeError, ValueError) as error:
             raise ShiftViTError(
                 f"the {self.count} processes did not find each other at {place.address}:{place.port} within "
-                f"{JOIN} s ({first_line(error)}); are all started, and is the port open?"
+                f"{JOIN} s ({take_first_line(error)}); are all started, and is the port open?"
             ) from error
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -143,7 +143,7 @@ class _Pulse:
             os._exit(1)
 
 
-def _interface_to(address: str) -> str | None:
+def _find_interface(address: str) -> str | None:
     """Returns the network interface that leads to an IPv4 address; None if it cannot be found, as on macOS."""
     if sys.platform != "linux":
         return None

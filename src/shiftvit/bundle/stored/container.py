@@ -1,4 +1,4 @@
-"""The files of a bundle in a folder or a zip archive, and the checks that both need."""
+"""The files of a bundle, in a folder or a zip archive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
-from shiftvit.replacement import current, write_folder
+from shiftvit.replacement import find_current, write_folder
 
 # The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
 _MAX_RATIO = 20
@@ -21,7 +21,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class Container(Protocol):
-    """Named files that belong together; `where` is their place, for messages."""
+    """Named files that belong together; `where` is their path, for messages."""
 
     where: Path
 
@@ -33,8 +33,8 @@ class Container(Protocol):
 class Folder:
     """A container that is a folder.
 
-    No link in it is followed: someone else's could lead to a private file. The exception are those of the Hugging Face
-    Hub's cache, from `snapshots/COMMIT/` to `blobs/` beside it.
+    Links in it are not followed, because a link in a malicious bundle could lead to a private file. The exception is
+    the cache of the Hugging Face Hub, with its links from `snapshots/COMMIT/` to `blobs/`.
     """
 
     def __init__(self, where: Path) -> None:
@@ -47,7 +47,7 @@ class Folder:
             raise _explain_unreadable(self.where, name, error.strerror or str(error)) from error
 
     def _find(self, name: str) -> Path:
-        path, folder = current(self.where / name), self.where.absolute()
+        path, folder = find_current(self.where / name), self.where.absolute()
         blobs = folder.parents[1] / "blobs" if folder.parent.name == "snapshots" else None
         if blobs is None or blobs.is_symlink() or not path.is_symlink():
             return path
@@ -56,7 +56,7 @@ class Folder:
 
 
 class Archive:
-    """A container that is a zip archive with its files at the top."""
+    """A container that is a zip archive with its files at the top level."""
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -68,10 +68,10 @@ class Archive:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
                     raise _explain_unreadable(self.where, name, "it is not a regular file")
-                if unpacks_too_far(entry.file_size, entry.compress_size):
+                if is_bomb(entry.file_size, entry.compress_size):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
-                        f"{entry.compress_size:,}, which no model does; get the bundle again"
+                        f"{entry.compress_size:,}, too many for a model; get the bundle again"
                     )
                 return archive.read(entry)
         except KeyError:
@@ -95,7 +95,7 @@ def open_container(path: Path, name: str) -> Container | None:
     """
     try:
         if path.is_dir():
-            return Folder(path) if current(path / name).is_file() else None
+            return Folder(path) if find_current(path / name).is_file() else None
         if not path.is_file() or not zipfile.is_zipfile(path):
             return None
         with zipfile.ZipFile(path) as archive:
@@ -112,11 +112,11 @@ def write_container(
     Args:
         path: the folder or archive; an earlier one there is replaced.
         contents: the files, by name.
-        gone: names of files that go away with an earlier folder's.
-        keep: names of files that are someone else's in that folder, so that they are not replaced.
+        gone: names of files to delete from an earlier folder.
+        keep: names of files that are someone else's in that folder and must not be replaced.
 
     Raises:
-        ShiftViTError: no space or no permission.
+        ShiftViTError: the disk is full or the folder is not writable.
     """
     if path.suffix.lower() == ".zip":
         try:
@@ -133,8 +133,8 @@ def write_container(
     write_folder(path, write, {*contents, *gone}, keep)
 
 
-def unpacks_too_far(size: int, packed: int) -> bool:
-    """Whether `packed` bytes become so many that they are no model's."""
+def is_bomb(size: int, packed: int) -> bool:
+    """Returns whether `packed` bytes unpack to more than those of a model could."""
     return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
@@ -148,7 +148,7 @@ def _write_archive(path: Path, contents: dict[str, bytes]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in contents.items():
             entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = 3, 0o644 << 16  # on every system: readable by all
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # readable by all, on every system
             archive.writestr(entry, content)
 
 

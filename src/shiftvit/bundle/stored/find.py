@@ -1,4 +1,4 @@
-"""Which bundle is meant: by a path, or by the name of a model that is pulled or comes with the package."""
+"""Finds a bundle by a path, or by the name of a model that was pulled or comes with the package."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from shiftvit.presets import PRESETS
 # The trained models that come with the package, one folder each.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 
-# Endings of the authors' checkpoints, which hold weights and no more than that.
+# Suffixes of the authors' checkpoints, which hold only weights.
 _CHECKPOINTS = {".pth", ".pt", ".bin", ".ckpt", ".tar", ".safetensors", ".npz"}
 
 
-def pretrained_names() -> list[str]:
+def list_pretrained() -> list[str]:
     """Returns the names of the models that come with the package."""
     return sorted(entry.parent.name for entry in PRETRAINED.glob(f"*/{MANIFEST}"))
 
@@ -31,7 +31,7 @@ def pretrained_names() -> list[str]:
 def find_bundle(path: str | Path) -> Container:
     """Returns the files of the bundle at `path`, in its subfolder `bundle`, or of the model of that name.
 
-    A bundle or run folder here wins over a model of the same name, of which a notice tells.
+    A bundle or run folder in the working folder wins over a model of the same name; then a notice is printed.
 
     Raises:
         ShiftViTError: there is none.
@@ -39,7 +39,7 @@ def find_bundle(path: str | Path) -> Container:
     given, path = str(path), Path(path)
     named = _find_named(given)
     if (here := _find_here(path)) is not None:
-        tell_which(given)
+        notice_same_name(given)
         return here
     if named is not None:
         return named
@@ -57,7 +57,7 @@ def find_bundle(path: str | Path) -> Container:
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""
     raise ShiftViTError(
         f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
-        f"{', '.join([*PUBLISHED, *pretrained_names()])}{far}"
+        f"{', '.join([*PUBLISHED, *list_pretrained()])}{far}"
     )
 
 
@@ -65,7 +65,7 @@ def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
     """Returns the published weights of a preset, variable path to array.
 
     Raises:
-        ShiftViTError: they are not pulled yet, there are none, or they are damaged.
+        ShiftViTError: they were not pulled yet, do not exist or are damaged.
     """
     container = _find_named(name) if name in PUBLISHED else None
     if container is None:
@@ -73,29 +73,29 @@ def read_published(name: str) -> dict[str, np.ndarray[Any, Any]]:
     return read_tensors(container, read_manifest(container))
 
 
-def tell_which(given: str) -> None:
-    """Gives a notice, once, if a path that was taken for a model is also the name of one."""
+def notice_same_name(given: str) -> None:
+    """Prints a notice, once, if the path of a model is also the name of another one."""
     if (named := _find_named(given)) is not None:
-        _tell(given, str(named.where))
+        _notice_once(given, str(named.where))
 
 
 @cache
-def _tell(given: str, place: str) -> None:
-    notice(f"{given!r} is the one here; the model of that name is {place!r}")
+def _notice_once(given: str, place: str) -> None:
+    notice(f"using {given!r} in the working folder; the model of that name is {place!r}")
 
 
 def is_name(given: str) -> bool:
-    """Whether `find_bundle` takes this for a model's name, and not for a path."""
+    """Returns whether `find_bundle` finds a model by this name, not by a path."""
     return _find_named(given) is not None and _find_here(Path(given)) is None
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether a path is meant as a file of weights alone, not a bundle, a run or a name."""
+    """Returns whether a path has the suffix of a checkpoint and is not a folder."""
     return Path(path).suffix.lower() in _CHECKPOINTS and not Path(path).is_dir()
 
 
 def is_model(given: str | Path) -> bool:
-    """Whether `find_bundle` finds a model by this name or path."""
+    """Returns whether `find_bundle` finds a model by this name or path."""
     return _find_here(Path(given)) is not None or _find_named(str(given)) is not None
 
 
@@ -111,18 +111,17 @@ def _find_here(path: Path) -> Container | None:
 def _find_named(given: str) -> Container | None:
     if given in PUBLISHED:
         return open_container(PUBLISHED[given].place, MANIFEST)
-    return open_container(PRETRAINED / given, MANIFEST) if given in pretrained_names() else None
+    return open_container(PRETRAINED / given, MANIFEST) if given in list_pretrained() else None
 
 
 def _explain_not_pulled(name: str) -> ShiftViTError:
     if name in PUBLISHED:
         return ShiftViTError(f"the weights of {name!r} are not on this machine yet; run: shiftvit pull {name}")
     return ShiftViTError(
-        f"{name!r} is an architecture, and no weights of it are published; train it, or use one of: "
-        f"{', '.join(PUBLISHED)}"
+        f"{name!r} is an architecture without published weights; train it, or use one of: {', '.join(PUBLISHED)}"
     )
 
 
 def _is_far(name: str) -> bool:
-    """Returns whether a name can be a repository, OWNER/NAME, and is not likely to be a misspelt path."""
+    """Returns whether a name can be a repository, OWNER/NAME, and is probably not a misspelt path."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).parent.exists()

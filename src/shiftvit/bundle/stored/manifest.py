@@ -1,4 +1,4 @@
-"""`bundle.json`: what a bundle says about its model, validated, and the hashes of its other files."""
+"""`bundle.json`: the validated description of a bundle's model, and the hashes of its other files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from shiftvit.bundle.stored.container import Container, digest
-from shiftvit.config import ModelConfig, Settings, first_fault
+from shiftvit.config import ModelConfig, Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -24,7 +24,7 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
     """Returns the names of `count` classes, in the order of the logits.
 
     Raises:
-        ShiftViTError: they are no sequence of different strings, or of another number.
+        ShiftViTError: they are not a sequence of `count` different strings.
     """
     if isinstance(labels, str | Mapping | Set) or not isinstance(labels, Iterable):
         raise ShiftViTError(f"labels are of the type {type(labels).__name__}; give a list in the order of the logits")
@@ -37,11 +37,11 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
         raise ShiftViTError(f"the label {twice!r} names {names.count(twice)} classes; give each class its own name")
     if len(names) != count:
         raise ShiftViTError(f"{len(names)} labels do not name {count} classes; give one for each")
-    return tuple(map(str, names))  # without the type of NumPy's strings
+    return tuple(map(str, names))  # NumPy's strings become ordinary ones
 
 
 class Provenance(Settings):
-    """Where weights come from that were not trained here."""
+    """The source of weights that were not trained here."""
 
     name: str | None = Field(None, description="of published weights, as `shiftvit pull` takes it")
     address: str = Field(description="the URL, or for a local file its name")
@@ -53,7 +53,7 @@ class Provenance(Settings):
 
 
 class Manifest(Settings):
-    """The content of `bundle.json`. What has a default is left out of files that do not need it."""
+    """The content of `bundle.json`, where settings with a default may be missing."""
 
     format: Literal[1] = Field(description="version of the format; newer ones are refused")
     model: ModelConfig = Field(description="the constructor arguments of `shiftvit.ShiftViT`")
@@ -93,7 +93,7 @@ def read_manifest(container: Container) -> Manifest:
         manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         raise ShiftViTError(
-            f"{MANIFEST!r} in {where!r} is not a valid bundle: {first_fault(error)}; restore it"
+            f"{MANIFEST!r} in {where!r} is not a valid bundle: {describe_fault(error)}; restore it"
         ) from error
     if not {WEIGHTS} <= manifest.files.keys() <= {WEIGHTS, GRAPH}:
         raise ShiftViTError(f"{where!r} lists the files {sorted(manifest.files)}, not {WEIGHTS!r}; restore it")

@@ -1,4 +1,4 @@
-"""The weights that the paper's authors published: where they are, and where they lie here once pulled."""
+"""The weights that the paper's authors published: their addresses, and the folders to which they are pulled."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Published:
     """A row of the table.
 
     Attributes:
-        name: of the preset, which is also that of the weights.
+        name: the name of the preset and of its weights.
         license: identifier of the weights' license.
-        sha256: of the file, where it is known; None: that of the first download is recorded in the bundle.
+        sha256: the SHA-256 of the file, if known; None: the bundle records that of the first download.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Where the file is."""
+        """The address of the file."""
         return f"{(os.environ.get(MIRROR) or _RELEASES).rstrip('/')}/{self.name}.pth"
 
     @property
@@ -54,23 +54,23 @@ PUBLISHED = {
     for name in ("shiftvit_tiny_light", "shiftvit_tiny_r2", "shiftvit_small_light", "shiftvit_small_r2")
 }
 
-# Of ImageNet's training images, on the 0..255 scale; what the authors normalise by.
+# Mean and standard deviation of ImageNet's training images, from 0 to 255, with which the authors normalise.
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def find_evaluation(side: int) -> Preprocess:
-    """Returns the preprocessing that the authors evaluate with: for 224 pixels, the centre of a shorter side of 256."""
+    """Returns the authors' preprocessing for evaluation: for 224 pixels, a shorter side of 256 and a centre crop."""
     return Preprocess(
         resize=side * 8 // 7, crop=side, crop_position="center", mean=MEAN, std=STD, interpolation="bicubic"
     )
 
 
 @cache
-def imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the names of ImageNet-1K's classes and their synsets, in the order of the logits.
 
-    The order is that of the synsets of ILSVRC 2012. A name is its synset's first lemma in WordNet; two that would
-    occur twice have a second word.
+    The order is that of the synsets of ILSVRC 2012. A name is its synset's first lemma in WordNet, with a second
+    word where two would be equal.
     """
     lines = Path(__file__).with_name("imagenet.tsv").read_text("utf-8").splitlines()
     synsets, names = zip(*(line.split("\t") for line in lines), strict=True)

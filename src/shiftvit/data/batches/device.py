@@ -60,13 +60,13 @@ class ResidentImages:
             images = self._resize(images)
         size = preprocess.output_shape(*self._shape[1:3])
         self.constants: Tensors = {
-            "images": _on_device(images),
-            "labels": _on_device(labels.astype(np.int32)),
-            "mean": _on_device(np.broadcast_to(np.asarray(preprocess.mean, np.float32), 3)),
-            "std": _on_device(np.broadcast_to(np.asarray(preprocess.std, np.float32), 3)),
-            "rows": _on_device(np.arange(size[0], dtype=np.int32)),
-            "columns": _on_device(np.arange(size[1], dtype=np.int32)),
-            "classes": _on_device(np.eye(classes, dtype=np.float32)),
+            "images": _to_device(images),
+            "labels": _to_device(labels.astype(np.int32)),
+            "mean": _to_device(np.broadcast_to(np.asarray(preprocess.mean, np.float32), 3)),
+            "std": _to_device(np.broadcast_to(np.asarray(preprocess.std, np.float32), 3)),
+            "rows": _to_device(np.arange(size[0], dtype=np.int32)),
+            "columns": _to_device(np.arange(size[1], dtype=np.int32)),
+            "classes": _to_device(np.eye(classes, dtype=np.float32)),
         }
 
     def _resize(self, images: NDArray[np.uint8]) -> NDArray[Any]:
@@ -86,7 +86,7 @@ class ResidentImages:
             size = self._preprocess.output_shape(*self._shape[1:3])
             draws |= {"share": plan.mix.share.astype(np.float32), "bounds": plan.mix.bounds(*size)}
         narrow = {np.dtype(np.int64): np.int32, np.dtype(bool): np.int32}
-        return {name: _on_device(value.astype(narrow.get(value.dtype, value.dtype))) for name, value in draws.items()}
+        return {name: _to_device(value.astype(narrow.get(value.dtype, value.dtype))) for name, value in draws.items()}
 
     def batch(self, constants: Tensors, draws: Tensors, places: Any) -> tuple[Any, Any]:
         """Makes a batch on the device. It may be compiled, as it reads nothing but its arguments' values.
@@ -154,5 +154,5 @@ def _reflect(lines: Any, extent: int) -> Any:
     return folded + (folded >= extent) * (period - 2 * folded) if extent > 1 else lines * 0
 
 
-def _on_device(value: NDArray[Any]) -> Any:
+def _to_device(value: NDArray[Any]) -> Any:
     return ops.convert_to_tensor(np.ascontiguousarray(value))

@@ -16,7 +16,7 @@ from shiftvit.augment.augment import Augment, Draws
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.mix import Mix
 from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.preprocess import Floats, Preprocess
 
 Batch = tuple[Floats, NDArray[np.int32] | Floats]
@@ -25,7 +25,7 @@ Batch = tuple[Floats, NDArray[np.int32] | Floats]
 _STREAM = 0
 
 
-def batches_per_epoch(count: int, batch_size: int, drop_remainder: bool = True) -> int:
+def count_batches(count: int, batch_size: int, drop_remainder: bool = True) -> int:
     """Returns how many batches an epoch of `count` images has.
 
     A last, smaller batch counts only if `drop_remainder` is false or it is the only one.
@@ -34,7 +34,7 @@ def batches_per_epoch(count: int, batch_size: int, drop_remainder: bool = True) 
     return whole + (rest > 0 and (whole == 0 or not drop_remainder))
 
 
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def draw_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Returns the order of an epoch's images, int64 (count,): it depends on these three numbers alone."""
     return np.random.default_rng([seed, epoch, _STREAM]).permutation(count)
 
@@ -80,7 +80,7 @@ def plan_epoch(shape: tuple[int, ...], preprocess: Preprocess, augment: Augment,
     else:
         # Where the crop is not random, it is that of inference.
         draws = augment.draw(seed, epoch, copies, *resized, crop, preprocess.crop_origin(*resized))
-    return EpochPlan(epoch_order(seed, epoch, count), draws, Mix.draw(augment, seed, epoch, copies))
+    return EpochPlan(draw_order(seed, epoch, count), draws, Mix.draw(augment, seed, epoch, copies))
 
 
 class EpochBatches(keras.utils.PyDataset):
@@ -137,10 +137,10 @@ class EpochBatches(keras.utils.PyDataset):
             raise ShiftViTError("there are 0 images to train on; give at least 1")
         if batch_size < 1:
             raise ShiftViTError(f"batch_size={batch_size} holds no images; use at least 1")
-        total = batches_per_epoch(len(images), batch_size, drop_remainder)
+        total = count_batches(len(images), batch_size, drop_remainder)
         if not 0 <= start <= total:
             raise ShiftViTError(
-                f"start={start} is outside the epoch of {count_of(total, 'batch', 'batches')}; use 0..{total}"
+                f"start={start} is outside the epoch of {pluralize(total, 'batch', 'batches')}; use 0..{total}"
             )
         self._images, self._labels = images, labels
         self._preprocess, self._augment = preprocess, augment

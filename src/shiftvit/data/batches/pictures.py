@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.augment.boxes import Box, cut, decoded_at_least
+from shiftvit.augment.boxes import Box, cut, find_decoded_size
 from shiftvit.data.decode.images import decode
 from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
@@ -96,7 +96,7 @@ class Originals(Pictures):
             ShiftViTError: a file that can no longer be decoded.
         """
         size = self.shape[1], self.shape[2]
-        pixels = decode(self.paths[index], at_least=decoded_at_least(box, size), srgb=self.rule.srgb)
+        pixels = decode(self.paths[index], at_least=find_decoded_size(box, size), srgb=self.rule.srgb)
         return cut(pixels, box, size, self.rule.interpolation)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset
+from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]
@@ -35,9 +35,7 @@ class _Look(NamedTuple):
     mode: str
 
 
-def check_data(
-    data: Dataset, *, workers: int | None = None, made: Sequence[str] = (), faults: Sequence[str] = ()
-) -> Report:
+def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
     """Decodes every image, and looks for what would harm training.
 
     No more images are in memory than there are workers, and about 1 kB of each one that is done. On a terminal a bar
@@ -45,19 +43,16 @@ def check_data(
 
     Args:
         data: what `find_data` or `split_data` returned.
-        workers: threads that decode; None: one for each processor, up to 8.
         made: the splits that `split_data` made of the training images.
         faults: what else is wrong with the data, a line each.
 
     Raises:
-        ShiftViTError: fewer than 1 worker, or Parquet files that cannot be unpacked.
+        ShiftViTError: Parquet files that cannot be unpacked.
     """
-    if workers is not None and workers < 1:
-        raise ShiftViTError(f"workers={workers} is not a number of threads; use 1 or more")
     members = [(name, index) for name, split in data.splits.items() for index in range(len(split))]
     unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
     corrupt, good, looks = [], [], []
-    for member, look in zip(members, _look_at_all(data, members, workers), strict=True):
+    for member, look in zip(members, _look_at_all(data, members), strict=True):
         if isinstance(look, str):
             corrupt.append((member, look))
         else:
@@ -82,12 +77,9 @@ def check_data(
     )
 
 
-def _look_at_all(data: Dataset, members: list[Member], workers: int | None) -> Iterator[_Look | str]:
+def _look_at_all(data: Dataset, members: list[Member]) -> Iterator[_Look | str]:
     """Yields what is kept of each image, or its fault, in their order; shows the progress."""
-    with (
-        Bar("checking images", len(members)) as bar,
-        ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool,
-    ):
+    with Bar("checking images", len(members)) as bar, ThreadPoolExecutor(min(8, cores())) as pool:
         for first in range(0, len(members), _AT_A_TIME):
             for look in pool.map(lambda member: _look(data, member), members[first : first + _AT_A_TIME]):
                 bar.advance()

@@ -98,7 +98,7 @@ def find_near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tu
     for pairs in _find_candidates(hashes):
         for start in range(0, len(pairs), _COMPARED):
             part = pairs[start : start + _COMPARED]
-            part = part[alike(thumbs[part[:, 0]], thumbs[part[:, 1]])]
+            part = part[are_alike(thumbs[part[:, 0]], thumbs[part[:, 1]])]
             found.append(part)
             total += len(part)
             if total > MOST_PAIRS:
@@ -131,7 +131,7 @@ def _find_candidates(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
                     yield np.stack([rows[row], columns[column]], axis=1)
 
 
-def alike(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def are_alike(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Compares thumbnails, uint8 (P, 256), pair by pair: whether they correlate; bool (P,).
 
     Brightness and contrast do not matter. Pictures that are nearly flat are never alike: of them the hash is chance.

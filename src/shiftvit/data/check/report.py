@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.dataset import Dataset, describe_range
-from shiftvit.errors import count_of
-from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, whole_ticks
+from shiftvit.errors import pluralize
+from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, set_whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,14 +80,14 @@ class Report:
         lines = [*self.faults]
         total = sum(map(len, self.data.splits.values()))
         if self.corrupt:
-            lines.append(f"corrupt: {len(self.corrupt):,} of {count_of(total, 'image')}, such as {self.corrupt[0][1]}")
+            lines.append(f"corrupt: {len(self.corrupt):,} of {pluralize(total, 'image')}, such as {self.corrupt[0][1]}")
         for first, second in itertools.combinations(self.counts, 2):
             shared = self._find_shared(first, second)
             if shared:
                 count = len({member for _, member in shared})  # of the same picture and of one like it, maybe
                 here, there = map(self._find_path, shared[0])
                 lines.append(
-                    f"leakage: {count:,} of {count_of(int(self.counts[second].sum()), f'{second} image')} "
+                    f"leakage: {count:,} of {pluralize(int(self.counts[second].sum()), f'{second} image')} "
                     f"{'is' if count == 1 else 'are'} in {first} too, "
                     f"the same or nearly, such as {there!r} and {here!r}"
                 )
@@ -181,7 +181,7 @@ class Report:
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
-            rows[split] = f"{count_of(part['images'], 'image')}, {describe_range(counts)} a class" + (
+            rows[split] = f"{pluralize(part['images'], 'image')}, {describe_range(counts)} a class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
             rows[split] += " (as training makes it)" if split in self.made else ""
@@ -252,7 +252,7 @@ class Report:
             axes.hist(list(self.sizes.T), edges.tolist(), color=[BLUE, ORANGE], label=["height", "width"])
         axes.set_xlabel("Pixels")
         axes.set_ylabel("Images")
-        whole_ticks(axes.xaxis)
+        set_whole_ticks(axes.xaxis)
         _finish(axes, "Sizes", "y")
 
     def _draw_pair(self, column: Any, pair: tuple[Member, Member] | None) -> None:
@@ -265,7 +265,7 @@ class Report:
 
 
 def _finish(axes: Axes, title: str, counted: Literal["x", "y"]) -> None:
-    whole_ticks(axes.xaxis if counted == "x" else axes.yaxis)
+    set_whole_ticks(axes.xaxis if counted == "x" else axes.yaxis)
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11)
     axes.grid(axis=counted, alpha=0.3)
     axes.set_axisbelow(True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, install_hint
+from shiftvit.errors import ShiftViTError, suggest_install
 
 # The usual names of the columns, for files without metadata. The first name that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
@@ -47,7 +47,9 @@ def import_pyarrow(path: str) -> Any:
         import pyarrow as pa  # type: ignore[import-untyped]
         import pyarrow.parquet  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ShiftViTError(f"{path!r} is Parquet, and pyarrow is not installed; {install_hint('pyarrow')}") from error
+        raise ShiftViTError(
+            f"{path!r} is Parquet, and pyarrow is not installed; {suggest_install('pyarrow')}"
+        ) from error
     return pa
 
 

@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from shiftvit.data.decode.faults import Fault
-from shiftvit.errors import install_hint
+from shiftvit.errors import suggest_install
 
 _SUFFIXES = (
     "jpg jpeg jpe jfif mpo png apng webp gif bmp tif tiff avif heic heif hif jp2 j2k j2c jpx jpf ppm pgm pbm pnm"
@@ -62,7 +62,7 @@ def open_reader(kind: str, data: bytes) -> Any:
     try:
         from pillow_heif import HeifImageFile
     except ImportError as error:
-        hint = f"{install_hint('pillow-heif')}, which is the extra [heic]"
+        hint = f"{suggest_install('pillow-heif')}, which is the extra [heic]"
         raise Fault(f"is a HEIC, and pillow-heif is not installed; {hint}") from error
     return HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
 

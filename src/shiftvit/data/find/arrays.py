@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.find.dataset import SPLITS, Dataset, Split
 from shiftvit.data.find.words import name_splits, normalise_name
-from shiftvit.errors import ShiftViTError, count_of
+from shiftvit.errors import ShiftViTError, pluralize
 
 # What an array holds, in the small letters of its name, which may also name a split: `x_train`, `val_images`, `Yvalid`.
 _IMAGES = "x|images?|imgs?|data|pixels|inputs?"
@@ -62,11 +62,9 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
     for split, part in splits.items():
         if int(part.labels.max(initial=0)) >= len(class_names):
             if names is not None:
-                rule = f"class_names has {count_of(len(names), 'name')}; number them 0..{len(names) - 1}"
+                rule = f"class_names has {pluralize(len(names), 'name')}; number them 0..{len(names) - 1}"
             elif split == "train":
-                rule = (
-                    f"there are only {count_of(len(part), 'image')}; number the classes 0, 1, 2 ..., or add class_names"
-                )
+                rule = f"there are {pluralize(len(part), 'image')}; number the classes 0, 1, 2 ..., or add class_names"
             else:
                 rule = f"those of train only to {len(class_names) - 1}; add training images of these classes"
             raise ShiftViTError(f"the {split} labels of {str(path)!r} go up to {part.labels.max()}, and {rule}")

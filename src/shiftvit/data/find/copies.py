@@ -53,13 +53,13 @@ def find_copies(split: Split) -> NDArray[np.int64]:
         marks: list[Hashable] = [hashlib.blake2b(np.ascontiguousarray(image).data).digest() for image in split.images]
     else:
         paths = split.paths or []
-        marks = _compare(paths, [_size(path) for path in paths], _digest_end)
+        marks = _compare(paths, [_stat_size(path) for path in paths], _digest_end)
         marks = _compare(paths, marks, _digest)
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(object() if mark is None else mark, len(numbers)) for mark in marks], np.int64)
 
 
-def _size(path: str) -> int | None:
+def _stat_size(path: str) -> int | None:
     """Returns a file's bytes; -1 for what is no file, as all rows of Parquet files; None: it cannot be a picture."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path would take longer

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, count_of, join_words, notice
+from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
 from shiftvit.preprocess import Preprocess
 
 # The names of the splits, in the order in which they are listed everywhere.
@@ -135,7 +135,7 @@ class Dataset:
         """Reports how many images each split has, and of each class."""
         for name, split in self.splits.items():
             counts = np.bincount(split.labels, minlength=len(self.class_names))
-            notice(f"{name}: {count_of(len(split), 'image')}, {describe_range(counts)} a class")
+            notice(f"{name}: {pluralize(len(split), 'image')}, {describe_range(counts)} a class")
 
 
 def number_classes(
@@ -164,12 +164,12 @@ def number_classes(
         by_split.setdefault(row[0], []).append(row)
     if not by_split.get("train") and training:
         raise ShiftViTError(
-            f"{str(path)!r} has no images for training{say_notes(notes)}; add some whose split is train"
+            f"{str(path)!r} has no images for training{format_notes(notes)}; add some whose split is train"
         )
     if not by_split:
         raise ShiftViTError(f"{str(path)!r} has no images with labels; give at least 1")
     if names is None:
-        names = sorted({name for _, _, name in (by_split["train"] if training else rows)}, key=natural)
+        names = sorted({name for _, _, name in (by_split["train"] if training else rows)}, key=make_natural_key)
     names = [*map(normalise_name, names)]
     for image in (image for _, image, _ in rows):
         if not is_text(image):
@@ -180,7 +180,7 @@ def number_classes(
         for _, image, name in by_split[split]:
             if name not in index:
                 raise ShiftViTError(
-                    f"the class {name!r} of {split} ({image!r}) has no images in train{say_notes(notes)}; "
+                    f"the class {name!r} of {split} ({image!r}) has no images in train{format_notes(notes)}; "
                     "add some, or rename or remove it"
                 )
         labels = np.array([index[name] for _, _, name in by_split[split]], np.int64)
@@ -217,7 +217,7 @@ def check_classes(data: Dataset) -> Dataset:
     if len(names) < 2:
         has = f"one class, {names[0]!r}" if names else "no class"
         raise ShiftViTError(
-            f"{data.name!r} has {has}{say_notes(data.notes)}; a classifier needs 2 or more, add images of another"
+            f"{data.name!r} has {has}{format_notes(data.notes)}; a classifier needs 2 or more, add images of another"
         )
     notes = []
     for split, part in data.splits.items():
@@ -229,7 +229,7 @@ def check_classes(data: Dataset) -> Dataset:
     return replace(data, notes=(*data.notes, *notes))
 
 
-def say_notes(notes: Sequence[str]) -> str:
+def format_notes(notes: Sequence[str]) -> str:
     """Returns what was left out, as an addition to a message."""
     return f" (found besides: {'; '.join(notes)})" if notes else ""
 
@@ -245,7 +245,7 @@ def describe_range(counts: NDArray[np.integer[Any]]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def natural(text: str) -> tuple[Any, ...]:
+def make_natural_key(text: str) -> tuple[Any, ...]:
     """Returns the key that sorts `img2` before `img10`, and whole numbers by their value and before other text."""
     if _WHOLE_NUMBER.fullmatch(text):
         return 0, int(text), text

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.data.find.dataset import SPLITS, Row
-from shiftvit.data.find.words import is_split, name_splits, normalise_name, says_nothing
-from shiftvit.errors import ShiftViTError, count_of, join_words
+from shiftvit.data.find.words import is_neutral, is_split, name_splits, normalise_name
+from shiftvit.errors import ShiftViTError, join_words, pluralize
 
 _ARRANGE = "put the images of each class into a folder of its name"
 
@@ -45,12 +45,13 @@ def read_class_folders(
     """
     if not images:
         raise ShiftViTError(
-            f"{str(path)!r} holds no images{_say_left_out(left_out)}; {_suggest_mend(path, tables, left_out)}"
+            f"{str(path)!r} holds no images{_format_left_out(left_out)}; {_suggest_mend(path, tables, left_out)}"
         )
     tops = sorted({parts[0] for parts in images if len(parts) > 1})
     if not tops:
         raise ShiftViTError(
-            f"{str(path)!r} holds {count_of(len(images), 'image')} without class folders; {_suggest_mend(path, tables)}"
+            f"{str(path)!r} holds {pluralize(len(images), 'image')} without class folders; "
+            f"{_suggest_mend(path, tables)}"
         )
     at, named = _find_splits(path, tops, images, training)
     wrapped = _find_wrapped(images, named) if at == 0 else set()
@@ -120,7 +121,7 @@ def _find_wrapped(images: Sequence[Parts], named: dict[str, str]) -> set[str]:
     for parts in images:
         if parts[0] in named and len(parts) > 1:
             within.setdefault(parts[0], set()).add(parts[1] if len(parts) > 3 else "")
-    return {top for top, names in within.items() if len(names) == 1 and says_nothing(*names) and names != {""}}
+    return {top for top, names in within.items() if len(names) == 1 and is_neutral(*names) and names != {""}}
 
 
 def _name_tops(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:
@@ -154,7 +155,7 @@ def _find_inner_folder(images: Sequence[Parts]) -> Parts:
     return shared if len({place[: len(shared) + 1] for place in places} - {shared}) > 1 else ()
 
 
-def _say_left_out(left_out: Counter[str]) -> str:
+def _format_left_out(left_out: Counter[str]) -> str:
     found = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
     return f" that can be used (left out: {', '.join(found)})" if found else ""
 

@@ -14,7 +14,7 @@ from shiftvit import files
 from shiftvit.data.decode.rows import is_image
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, count_of, join_words, notice
+from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
 
 # The table in a run folder that says which image is in which split.
 SPLITS_TABLE = "splits.csv"
@@ -36,7 +36,7 @@ def save_splits(data: Dataset, path: Path) -> None:
         if name == "test" and data.test_is_validation:
             continue
         for image, label in zip(split.paths or [], split.labels.tolist(), strict=True):
-            writer.writerow([name, within(data.root, image), data.class_names[label]])
+            writer.writerow([name, make_relative(data.root, image), data.class_names[label]])
     try:
         content = text.getvalue().encode("utf-8")
     except UnicodeEncodeError as error:
@@ -85,7 +85,7 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     chosen, gone = take_rows(data, rows, (*names, *lost))
     if gone:
         raise ShiftViTError(
-            f"{data.name!r} lacks {len(gone):,} of the run's {count_of(len(rows), 'image')}: "
+            f"{data.name!r} lacks {len(gone):,} of the run's {pluralize(len(rows), 'image')}: "
             f"{name_some([image for _, image, _ in gone])}; put them back, give their new location with "
             "--data, or start a new run"
         )
@@ -137,7 +137,7 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
     return replace(data, splits=splits, class_names=names), gone
 
 
-def within(root: Path, image: str) -> str:
+def make_relative(root: Path, image: str) -> str:
     """Returns an image's path as the table has it: relative to the data's folder if it lies below it."""
     place = Path(image)
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else image

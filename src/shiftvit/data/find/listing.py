@@ -123,6 +123,6 @@ def _explain_nothing(name: str, recursive: bool, all_files: bool) -> str:
     if not Path(name).is_dir():
         return "matches no file; check the pattern" if glob.has_magic(name) else "does not exist; check the path"
     kind = "files" if all_files else "image files"
-    mends = [] if recursive else ["--recursive looks into the folders within"]
-    mends += [] if all_files else ["--all-files takes every file, whatever its extension"]
-    return f"holds no {kind}" + (f"; {', '.join(mends)}" if mends else "")
+    mends = [] if recursive else ["use --recursive to search its subfolders"]
+    mends += [] if all_files else ["use --all-files to read every file"]
+    return f"holds no {kind}" + (f"; {' or '.join(mends)}" if mends else "")

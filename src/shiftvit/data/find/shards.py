@@ -10,7 +10,7 @@ from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
-from shiftvit.errors import ShiftViTError, count_of, join_words
+from shiftvit.errors import ShiftViTError, join_words, pluralize
 
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  # its first group is the whole split
 
@@ -66,7 +66,7 @@ def read_shards(
                     f"{str(path)!r} has only null or -1 in {columns.label!r} of its training images; "
                     "give files with labels"
                 )
-            notes.append(f"{split}, whose {count_of(total, 'image')} have no labels")
+            notes.append(f"{split}, whose {pluralize(total, 'image')} have no labels")
         elif len(labelled) < total:
             notes.append(f"images of {split} without a label: {total - len(labelled):,}")
         rows += labelled

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
 from shiftvit.data.find.dataset import SPLITS, Dataset
-from shiftvit.errors import ShiftViTError, count_of, join_words
+from shiftvit.errors import ShiftViTError, join_words, pluralize
 
 # Classes that a message names; the others are counted.
 _NAMED = 10
@@ -121,7 +121,7 @@ def _check_sizes(
     if not small:
         return
     is_copied = len(different) < len(labels)
-    counts = [f"{class_names[label]!r} has {count_of(sizes[label], 'image')}" for label in small[:_NAMED]]
+    counts = [f"{class_names[label]!r} has {pluralize(sizes[label], 'image')}" for label in small[:_NAMED]]
     if len(small) > _NAMED:
         counts.append(f"{len(small) - _NAMED:,} more have as few")
     fewer = "; or take fewer splits: data.validation=0 needs 2 of each" if need == 3 and sizes[small].min() == 2 else ""

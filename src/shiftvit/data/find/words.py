@@ -45,7 +45,7 @@ def is_split(name: str) -> bool:
     return _match(name) is not None
 
 
-def says_nothing(name: str) -> bool:
+def is_neutral(name: str) -> bool:
     """Returns whether the name of a folder around others tells nothing, as `images`, or repeats a split."""
     return is_split(name) or re.fullmatch(f"{_SAYS_NOTHING}", re.sub(r"[\W\d_]+", "", name.casefold())) is not None
 
