@@ -95,7 +95,7 @@ def _make(name: str, precision: str, place: Path) -> None:
     data = with_splits(load_sample(), test=Split(answers().labels, images=answers().images))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(named._LOADERS, "cifar10", lambda: data)
-        patch.setattr(driver, "_child", _step)
+        patch.setattr(driver, "_run_step", _step)
         driver.export("cifar10", name, precision, out=place / "export")
 
 

@@ -112,7 +112,7 @@ def test_the_moving_average_is_taken_if_asked() -> None:
     check(Path("timm.pth"), weights(seed=2), ema=True)
     for content in (training_checkpoint(weights()), tensors(weights())):
         torch.save(content, "weights.pth")
-        refused("keeps no moving average of the weights .*; leave out --ema", ema=True)
+        refused("has no moving average of the weights .*; leave out --ema", ema=True)
 
 
 def refused(match: str, path: str = "weights.pth", **options: Any) -> str:
@@ -255,10 +255,10 @@ def test_nothing_unpacks_to_many_times_its_size() -> None:
         for entry in whole.infolist():
             packed.writestr(entry.filename, whole.read(entry))
         packed.writestr("whole/data/999", bytes(2**26))
-    refused("would unpack to .* bytes from .*, which no model does")
+    refused("would unpack to .* bytes from .*, too many for a model")
     # A view of one number, as large as it likes; nothing of it is in the file.
     torch.save(tensors(weights()) | {"head.bias": torch.zeros(1).expand(2**40)}, "weights.pth")
-    refused("would unpack to .* bytes from .*, which no model does")
+    refused("would unpack to .* bytes from .*, too many for a model")
 
 
 def test_the_command_line_says_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

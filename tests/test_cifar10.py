@@ -132,7 +132,7 @@ def test_the_archive_of_pickles_is_refused_unread(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"status": 404}, "the server answered 404"),
+        ({"status": 404}, "the server responded 404"),
         ({"body": b"x" * 1000, "length": 5000}, "ended after 1000 of 5000 bytes|IncompleteRead"),
         ({"body": b"something else"}, "what arrived is neither"),
     ],

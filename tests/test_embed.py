@@ -128,7 +128,7 @@ def test_more_rows_than_a_group_of_parquet_has(
 @pytest.mark.parametrize(
     ("out", "fault"),
     [
-        ("features.csv", "has no ending that is written here; name a file with one of: .npz, .parquet"),
+        ("features.csv", "has no known suffix; use one of: .npz, .parquet"),
         ("no/features.npz", "cannot write .*features.npz': No such file or directory"),
         (".", "is a folder; name a file in it"),
     ],

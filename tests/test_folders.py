@@ -92,12 +92,12 @@ def test_splits_and_classes_are_told_apart(tmp_path, names, classes, splits):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "holds no images; put the images of each class into a folder of its name"),
+        ([], "holds no images; put the images of each class into a folder with its name"),
         (["a.txt", "cat/a.txt"], "holds no images"),
         (["1.png", "2.png", "none/x.txt"], "holds 2 images without class folders; put the images of each class"),
         (["train/1.png", "test/1.png"], "train' holds images without class folders; put the images"),
         (["cat/1.png", "cat/2.png"], "has one class, 'cat'; a classifier needs 2 or more"),
-        (["data/cat/1.png", "data/dog/1.png"], "holds one class folder; did you mean '"),
+        (["data/cat/1.png", "data/dog/1.png"], "holds only one class folder; did you mean '"),
         (["train/cat/1.png", "test/cat/1.png"], "has one class, 'cat'"),
         (["val/cat/1.png", "test/dog/1.png"], "has test/ but no train/ with images"),
         (["train/a/1.png", "train/b/1.png", "val/a/1.png", "valid/b/1.png"], "val/ and valid/, which all mean valid"),
@@ -239,13 +239,13 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
     found = find_data(tmp_path)
     assert contents(found) == {"train": [("cat/1.png", "cat"), ("dog/1.png", "dog")]}
     assert found.notes == (
-        "folders that are a bundle of shiftvit's: 1",
-        "folders that are a run of shiftvit's: 1",
-        "folders that are an evaluation of shiftvit's: 1",
-        "folders that are an export of shiftvit's: 1",
+        "folders that are a bundle of shiftvit: 1",
+        "folders that are a run of shiftvit: 1",
+        "folders that are an evaluation of shiftvit: 1",
+        "folders that are an export of shiftvit: 1",
         "hidden files and folders: 3",
     )
-    assert "is a run of shiftvit's and no data; give the folder of the images" in fault(tmp_path / "runs" / "one")
+    assert "is a run of shiftvit, not data; give the folder of the images" in fault(tmp_path / "runs" / "one")
     assert "images" in fault(tmp_path / "runs")
 
 
@@ -264,14 +264,14 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
         (["images/train/a/1.png", "images/train/b/1.png", "labels/a.txt"], "did you mean '{}/images/train'?"),
         (
             ["cat/1.png", "dog/1.psd"],
-            "one class, 'cat' (found besides: files of type .psd: 1; folders with",
+            "one class, 'cat' (also found: files of type .psd: 1; folders with",
         ),
         (
             ["train/a/1.png", "train/b/1.svg", "test/b/1.png"],
-            "no images in train (found besides: files of type .s",
+            "no images in train (also found: files of type .s",
         ),
         (["data.zip"], "holds no images that can be used (left out: files of type .zip: 1)"),
-        (["arc/set/train/a/1.png", "arc/set/test/a/1.png"], "holds one class folder; did you mean '{}/arc/set'?"),
+        (["arc/set/train/a/1.png", "arc/set/test/a/1.png"], "holds only one class folder; did you mean '{}/arc/set'?"),
         (["arc/set/a/1.png", "arc/set/b/x/1.png", "loose.png"], "did you mean '{}/arc/set'?"),
     ],
 )

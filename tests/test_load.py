@@ -179,7 +179,7 @@ def test_a_run_does_not_go_on_without_one_of_its_training_images(tree: Path, tmp
     assert kept.train.paths == data.train.paths
     assert data.train.paths
     Path(data.train.paths[3]).write_bytes(b"no picture")
-    message = f"1 training image of the run cannot be decoded any more, the first {data.train.paths[3]!r}, so the run"
+    message = f"1 training image of the run can no longer be decoded, the first {data.train.paths[3]!r}, so the run"
     with pytest.raises(ShiftViTError, match=re.escape(message)):
         load_data(recipe(tree), run=tmp_path / "run")
 

@@ -216,6 +216,6 @@ def test_a_run_does_not_go_on_without_some_of_its_images(place: Path, capsys: py
         train(resume=run)
     (pets / gone).write_bytes(content)
     done = train(resume=run)  # what came later is left out
-    assert "the run does not know 'ant', whose images are left out" in capsys.readouterr().err
+    assert "the run does not have 'ant', so images of these classes are left out" in capsys.readouterr().err
     assert done.bundle.labels == ("cat", "dog", "ship")
     assert done.metrics["test"]["n"] == 3

@@ -41,7 +41,7 @@ def test_a_folder_that_is_called_as_a_data_set_is_said(
         arrays = tuple(data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
     monkeypatch.setattr(named, "load_cifar10", lambda: arrays)
     assert named.look_up("cifar10").path is None
-    said = "shiftvit: cifar10 means the data set of that name; for the folder or file here write --data ./cifar10\n"
+    said = "shiftvit: using the data set cifar10; for the folder or file of that name write --data ./cifar10\n"
     assert capsys.readouterr().err == said
     for name in ("./cifar10", "cifar10/", str(tmp_path / "cifar10")):
         assert named.is_path(name)

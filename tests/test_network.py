@@ -394,7 +394,7 @@ def test_keras_detectors_take_the_backbone() -> None:
         ({"activation": "gelo"}, "activation='gelo' is not a Keras activation"),
         ({"embed_dim": 8}, "num_div=12 leaves no channel to move out of 8; "),
         ({"shift_channels": 7}, "shift_channels=7 needs 28 channels .* 24; use 0 to 6"),
-        ({"image_shape": (16, 3, 3)}, r"3 pixels of width leave nothing .* use at least 8"),
+        ({"image_shape": (16, 3, 3)}, r"3 pixels of width are too few .* use at least 8"),
         ({"image_shape": (16, 16, 3), "depths": (1, 1, 1, 1)}, r"16 pixels of height .* use at least 32"),
         ({"image_shape": (3, 16, 3), "merge_padding": "same"}, r"3 pixels of height .* use at least 4"),
         ({"image_shape": (16, 16)}, "ShiftViT: image_shape"),

@@ -241,9 +241,9 @@ def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"status": 404}, "the server answered 404"),
-        ({"status": 503}, "the server answered 503"),
-        ({"content": b"\n<!DOCTYPE html><p>Log in"}, "the server sent a web page and not the file"),
+        ({"status": 404}, "the server responded 404"),
+        ({"status": 503}, "the server responded 503"),
+        ({"content": b"\n<!DOCTYPE html><p>Log in"}, "the server sent a web page instead of the file"),
         ({"content": b""}, "cannot read weights"),
         ({"content": b"no weights at all"}, "cannot read weights"),
     ],
@@ -261,7 +261,7 @@ def test_answers_that_are_no_weights(server: FileServer, change: dict[str, Any],
 def test_a_redirect_is_followed_and_a_worse_one_is_not(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(published.MIRROR, f"{server.url}/moved")
     server.redirect = "file:///etc/hostname"
-    refused("the server answered 302 .*file:///etc/hostname.* is not allowed")
+    refused("the server responded 302 .*file:///etc/hostname.* is not allowed")
     server.redirect = f"{server.url}/there/x"
     pull_published(NAME)
     assert [path for path, _ in server.requests] == [f"/moved/{NAME}.pth"] * 2 + ["/there/x"]

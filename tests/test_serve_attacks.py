@@ -415,7 +415,7 @@ def test_a_model_that_gives_no_number_is_no_answer():
     with running(graph=graph_of(lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))) as server:
         status, content = server.post("/v1/classify", picture())
         assert status == 500
-        assert "no number" in content["error"]
+        assert "returned NaN or infinity" in content["error"]
 
 
 def test_a_model_that_fails_fails_its_requests_only():

@@ -25,7 +25,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(path, max_bytes)
 
     monkeypatch.setattr(images, "_read", reading)
-    monkeypatch.setattr(driver, "_build_and_prove", lambda *_: seen.append("export"))
+    monkeypatch.setattr(driver, "_build_and_verify", lambda *_: seen.append("export"))
     return seen
 
 

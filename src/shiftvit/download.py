@@ -1,6 +1,6 @@
-"""One file over HTTP: whole, or an error in one line and a part that a later call continues.
+"""Downloads a file over HTTP. After an error, a later call continues the download.
 
-`pooch` would bring `requests` along, has no limit for a server that sends without end, and does not continue.
+`pooch` would add `requests` as a dependency, cannot limit the size, and cannot continue a download.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, to_one_line
 
 _CHUNK = 2**20
-# Attempts in a row that bring no new byte before it gives up, and the pause between two, in seconds.
+# Attempts in a row without a new byte before it gives up, and the pause between attempts in seconds.
 _ATTEMPTS, _PAUSE = 3, 1.0
-# Of the network alone: a full disk needs another mend.
+# Errors of the network, not of the disk.
 _FAULTS = (OSError, http.client.HTTPException)
 
 
 def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> None:
     """Downloads `url` into the file `target`.
 
-    If this raises, the part that arrived stays in `target`. A later call continues it, provided that the server's file
-    is still the same (by ETag or Last-Modified, which are kept in a file beside the part), and else starts over.
+    If this raises, the part that arrived stays in `target`. A later call continues it if the server's file has not
+    changed (by ETag or Last-Modified, which are kept in a file beside the part), or else starts over.
 
     Args:
-        url: what to get.
+        url: the address.
         target: the file to write.
-        limit: the bytes that the file may have; a server that sends without end must not fill the disk.
-        timeout: after so many seconds without an answer an attempt is given up.
+        limit: the largest size in bytes, so that a server cannot fill the disk.
+        timeout: seconds without a response after which an attempt fails.
 
     Raises:
-        ShiftViTError: the server cannot be reached, refuses, falls silent, sends a web page, too little or too much.
+        ShiftViTError: the server cannot be reached, refuses, stops responding, or sends a web page, too little or too
+            much.
         OSError: `target` cannot be written.
     """
     if not url.startswith(("http://", "https://")):
         raise ShiftViTError(
-            f"{to_one_line(url)!r} is not the address of a server, which begins with https:// or http://"
+            f"{to_one_line(url)!r} is not the address of a server; it must begin with https:// or http://"
         )
     best, fruitless, quiet = _get_size(target), 0, False
     while True:
@@ -52,7 +53,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
         except Broken as error:
             fruitless = 0 if _get_size(target) > best else fruitless + 1
             best = max(best, _get_size(target))
-            # What cannot be continued is not tried again: that would begin anew without end.
+            # A download that cannot be continued is not tried again, because it might start over for ever.
             if not error.again or fruitless == _ATTEMPTS or not _read_validator(target, url):
                 raise ShiftViTError(str(error)) from error
         quiet = True
@@ -61,7 +62,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
 
 
 class Broken(Exception):
-    """An attempt that failed; `again`: another one may succeed."""
+    """A failed attempt; `again`: another one may succeed."""
 
     def __init__(self, text: str, again: bool = False) -> None:
         super().__init__(text)
@@ -69,21 +70,21 @@ class Broken(Exception):
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to where nobody in between can change the file more easily than at the first address."""
+    """Follows redirects, but not from https to http."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.type == "https" and not newurl.startswith("https://"):
-            raise Broken(f"the server points to {to_one_line(newurl)[:200]}, which is less safe and not followed")
+            raise Broken(f"the server points to {to_one_line(newurl)[:200]}, which is not https, so it is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) -> None:
     validator = _read_validator(target, url) or ""
-    # The last byte again, so that a part that lacks nothing is no fault.
+    # Requests the last byte again, so that a complete part is not an error.
     start = max(0, _get_size(target) - 1) if validator else 0
     with _open(url, {"Range": f"bytes={start}-", "If-Range": validator} if start else {}, target, timeout) as response:
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise Broken("the server sends the file in another encoding")
+            raise Broken("the server sends the file with a content encoding")
         if start and not _is_continued(response, start, validator):
             if response.status == 206:
                 _get_record(target).unlink(missing_ok=True)
@@ -91,7 +92,7 @@ def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) ->
             start = 0
         size = start + response.length if response.length is not None else 0
         if size > limit:
-            raise Broken(f"the server's file has {size} bytes and may have {limit}")
+            raise Broken(f"the server's file has {size} bytes, but at most {limit} are allowed")
         if not quiet:
             notice(f"{'continuing' if start else 'downloading'} {url}{f' ({size / 1e6:.0f} MB)' if size else ''}")
         with target.open("r+b" if start else "wb") as file, Bar("downloading", size, done=start, size=True) as bar:
@@ -108,7 +109,7 @@ def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) ->
                 if not chunk:
                     break
                 if received == 0 and chunk.lstrip()[:1] == b"<":
-                    raise Broken("the server sent a web page and not the file")
+                    raise Broken("the server sent a web page instead of the file")
                 file.write(chunk)
                 received += len(chunk)
                 bar.advance(len(chunk))
@@ -119,7 +120,7 @@ def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) ->
 
 
 def _open(url: str, headers: dict[str, Any], target: Path, timeout: float) -> Any:
-    """Returns the server's answer."""
+    """Returns the server's response."""
     try:
         request = urllib.request.Request(url, headers=headers)
         return urllib.request.build_opener(Redirects).open(request, timeout=timeout)
@@ -128,13 +129,13 @@ def _open(url: str, headers: dict[str, Any], target: Path, timeout: float) -> An
         if error.code in (412, 416):  # there is no such part
             _get_record(target).unlink(missing_ok=True)
         again = error.code == 429 or error.code >= 500
-        raise Broken(f"the server answered {error.code} {to_one_line(str(error.reason))[:100]}", again) from error
+        raise Broken(f"the server responded {error.code} {to_one_line(str(error.reason))[:100]}", again) from error
     except (*_FAULTS, ValueError) as error:
         raise Broken(_explain(error, timeout), again=True) from error
 
 
 def _is_continued(response: Any, start: int, validator: str) -> bool:
-    """Whether an answer is the rest of the part, from `start` on, of the same file."""
+    """Returns whether a response is the rest of the same file, from `start` on."""
     place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
     same = _get_validator(response) in ("", validator)
     return bool(
@@ -147,7 +148,7 @@ def _is_continued(response: Any, start: int, validator: str) -> bool:
 
 
 def _get_validator(response: Any) -> str:
-    """Returns what tells versions of the server's file apart; a weak ETag does not, byte by byte."""
+    """Returns the ETag or date that identifies a version of the file. A weak ETag does not identify its bytes."""
     tag = response.headers.get("ETag", "")
     return str(tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", ""))
 
@@ -157,12 +158,12 @@ def _get_record(target: Path) -> Path:
 
 
 def _remember(target: Path, url: str, response: Any) -> None:
-    """Keeps what a later attempt needs to continue; `target` is empty by now."""
+    """Records what a later attempt needs to continue; `target` is empty at this point."""
     _get_record(target).write_text(json.dumps({"url": url, "validator": _get_validator(response)}), "utf-8")
 
 
 def _read_validator(target: Path, url: str) -> str | None:
-    """Returns what tells whether the server's file is still that of the part; None: the part cannot be continued."""
+    """Returns the validator of the part in `target`; None: the part cannot be continued."""
     try:
         kept = json.loads(_get_record(target).read_text("utf-8"))
         validator = kept["validator"] if kept["url"] == url else None
@@ -176,8 +177,8 @@ def _get_size(path: Path) -> int:
 
 
 def _explain(error: BaseException, timeout: float) -> str:
-    """Says in a few words what went wrong on the network."""
+    """Describes an error of the network in a few words."""
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
-        return f"no answer for {timeout:g} s"
+        return f"no response for {timeout:g} s"
     return to_one_line(getattr(inner, "strerror", None) or str(inner))[:200] or type(inner).__name__

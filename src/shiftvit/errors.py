@@ -1,4 +1,4 @@
-"""Messages for the user: errors that the caller can fix, a stopped run, notices."""
+"""Messages for the user: errors that the caller can fix, interrupted runs, notices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShiftViTError(ValueError):
 
 
 class Elsewhere(ShiftViTError):
-    """An error of another process of the same training, which tells the user of it."""
+    """An error of another process of the same training, which reports it to the user."""
 
 
 class Interrupted(Exception):
@@ -49,7 +49,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def to_one_line(text: str) -> str:
-    """Returns text on one line, with a space for each run of spaces and of what cannot be printed."""
+    """Returns text on one line, with runs of white space and unprintable characters replaced by a space."""
     return " ".join(_replace_unprintable(text).split())
 
 
@@ -67,30 +67,30 @@ _QUIET = False
 
 
 def be_quiet(quiet: bool) -> None:
-    """Chooses whether `notice` prints nothing: of several processes that train together, one speaks for all."""
+    """Silences `notice`, or not: of several processes that train together, only one prints."""
     global _QUIET
     _QUIET = quiet
 
 
 def is_quiet() -> bool:
-    """Returns whether another process speaks for this one."""
+    """Returns whether another process prints for this one."""
     return _QUIET
 
 
 def notice(text: str) -> None:
-    """Prints a line on standard error, unless another process does."""
+    """Prints a line on standard error, unless another process does so for this one."""
     if not _QUIET:
         complain(text)
 
 
 def complain(text: str) -> None:
-    """Prints a line on standard error, whichever process this is."""
+    """Prints a line on standard error, from any process."""
     print_error(f"shiftvit: {_replace_unprintable(text)}")
 
 
 def print_error(text: str) -> None:
-    """Prints a line on standard error. Where that cannot be written, the line is lost, but not the work."""
-    if sys.stderr is not None:  # or Python would print it where the results go
+    """Prints a line on standard error. If that fails, the line is dropped and the work goes on."""
+    if sys.stderr is not None:  # print(file=None) would write to standard output
         with contextlib.suppress(OSError):
             print(text, file=sys.stderr, flush=True)
 
@@ -98,8 +98,8 @@ def print_error(text: str) -> None:
 def suggest_install(*packages: str) -> str:
     """Returns the command that installs packages that are missing, in the versions that shiftvit needs.
 
-    It names the packages and not an extra, as in `shiftvit[hub]`: for that pip would look for shiftvit itself in the
-    index, wherever it was installed from.
+    It names the packages instead of an extra such as `shiftvit[hub]`, because for an extra pip would look for shiftvit
+    itself in the index, even if it was installed from elsewhere.
     """
     from importlib import metadata
 
@@ -112,7 +112,7 @@ def suggest_install(*packages: str) -> str:
 
 
 def _parse_distribution(requirement: str) -> str:
-    """Returns what is to be installed, without version and extras."""
+    """Returns the name in a requirement, without version and extras."""
     return re.split(r"[^\w.-]", requirement)[0].replace("-", "_").lower()
 
 
@@ -122,7 +122,7 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def pluralize(number: int, noun: str, plural: str | None = None) -> str:
-    """Returns `1 image`, `2 images` or `1,000 images`; of other plurals the word, as in `2 classes`."""
+    """Returns `1 image`, `2 images` or `1,000 images`, or with an irregular `plural`, `2 classes`."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
@@ -130,5 +130,5 @@ count_of = pluralize  # under its former name, for `training.device`
 
 
 def _replace_unprintable(text: str) -> str:
-    """Returns text with a space for each character that cannot be printed: those of a file's names steer terminals."""
+    """Replaces unprintable characters by spaces, because those in a file's name could control the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written beside its place, synced, then renamed into it."""
+"""Atomic writes: a file is written to a temporary folder beside its target, synced, and renamed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import IO, Any
 
 from shiftvit.errors import ShiftViTError, notice
 
-# The file in a folder that is locked by the process that works there.
+# The lock file of the process that works in a folder.
 _LOCK = ".lock"
-# Endings that no folder has.
+# Suffixes of files, which a folder should not have.
 _OF_FILES = re.compile(
     r"\.(7z|bz2|csv|gz|h5|html|jpe?g|jsonl?|keras|npz|onnx|parquet|pb|pdf|png|pt|pt2|pth|rar|safetensors|svg|tar|tflite"
     r"|tgz|txt|webp|xml|xz|zip)",
@@ -52,13 +52,13 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 @contextlib.contextmanager
 def workplace(folder: Path, name: str) -> Iterator[Path]:
-    """Makes a folder within `folder` to prepare in what will be called `name`, and removes it at the end.
+    """Makes a temporary folder in `folder`, to prepare the file `name` in, and removes it at the end.
 
-    Those that killed processes left there for that name go first.
+    Temporary folders for the same name that killed processes left are removed first.
     """
     import tempfile
 
-    name = name[:64]  # what is added to a long one would be too much
+    name = name[:64]  # so that the temporary name is not too long
     for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
         with contextlib.suppress(OSError):
             with (left / _LOCK).open("r+") as file:
@@ -79,18 +79,18 @@ def workplace(folder: Path, name: str) -> Iterator[Path]:
 
 
 def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-    """Raises ShiftViTError if a file could not be written there: before long work, so that it is not done in vain.
+    """Raises ShiftViTError if a file cannot be written there. Call it before long work.
 
     Args:
         path: the file.
-        endings: what its name may end in, such as ".png", which says what is written.
-        inputs: files that are read and must stay.
+        endings: the allowed suffixes, such as ".png".
+        inputs: files that are read, and must not be overwritten.
     """
     if path.is_dir():
         raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
     if path.suffix.lower() not in endings:
-        known = ", ".join(ending or "no ending" for ending in endings)
-        raise ShiftViTError(f"{str(path)!r} has no ending that is written here; name a file with one of: {known}")
+        known = ", ".join(ending or "none" for ending in endings)
+        raise ShiftViTError(f"{str(path)!r} has no known suffix; use one of: {known}")
     if path.exists():
         if any(os.path.exists(name) and path.samefile(name) for name in inputs):  # noqa: PTH110  (a name may be too long)
             raise ShiftViTError(f"{str(path)!r} is also read here, and would be overwritten; name another file")
@@ -101,11 +101,13 @@ def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.Pat
 def check_folder_name(path: Path) -> None:
     """Raises ShiftViTError if a new folder would be named like a file, and mistaken for one."""
     if _OF_FILES.fullmatch(path.suffix) and not path.is_dir():
-        raise ShiftViTError(f"{str(path)!r} is named like a file, and a folder is written; leave {path.suffix!r} out")
+        raise ShiftViTError(
+            f"{str(path)!r} is named like a file, but the output is a folder; leave out {path.suffix!r}"
+        )
 
 
 def check_folder(path: Path) -> None:
-    """Raises ShiftViTError if a folder could not be made there or not be written in. Nothing is left behind."""
+    """Raises ShiftViTError if a folder cannot be created there, or cannot be written to. Leaves nothing behind."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     _try_folder(there, path)
 
@@ -121,18 +123,18 @@ def _try_folder(folder: Path, wanted: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all; faults as `write_file`."""
+    """Writes JSON atomically; errors as for `write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def read_unlinked(path: Path) -> bytes:
-    """Returns the content of a regular file that is no link. It does not wait for a pipe.
+    """Returns the content of a regular file that is not a link. It does not wait for a pipe.
 
-    Files of others are read so: a link among them would lead to a private file, which would then be shared as theirs.
+    Untrusted files are read this way, because a link among them could lead to a private file, which would be shared.
 
     Raises:
-        OSError: the file cannot be read, is a link, or is no regular file.
+        OSError: the file cannot be read, is a link, or is not a regular file.
     """
 
     def check(mode: int) -> None:
@@ -140,7 +142,7 @@ def read_unlinked(path: Path) -> bytes:
             raise OSError(errno.EINVAL, f"it is {'a link' if stat.S_ISLNK(mode) else 'no regular file'}", str(path))
 
     check(path.lstat().st_mode)
-    # It may have become a link or a pipe meanwhile. Windows lacks these flags, and has no pipes in folders.
+    # It may have been replaced by a link or a pipe. Windows lacks these flags, and has no pipes in folders.
     flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")
     with os.fdopen(os.open(path, sum((getattr(os, flag, 0) for flag in flags), os.O_RDONLY)), "rb") as file:
         check(os.fstat(file.fileno()).st_mode)
@@ -149,7 +151,7 @@ def read_unlinked(path: Path) -> bytes:
 
 def sha256(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
-    import hashlib  # OpenSSL takes its time, which `--help` need not wait for
+    import hashlib  # only here, because loading OpenSSL would slow down `--help`
 
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -158,8 +160,7 @@ def sha256(path: Path) -> str:
 def lock(file: IO[str], wait: bool) -> bool | None:
     """Locks a file until it is closed or the process ends.
 
-    These lines stay ours: the package `filelock` comes with some extras only, and takes longer to import than a lock
-    may cost `shiftvit predict`.
+    The package `filelock` is not used, because it is not a core dependency and slow to import for `shiftvit predict`.
 
     Returns:
         True: this process holds the lock; False: another process does; None: the system has no such locks,
@@ -170,7 +171,7 @@ def lock(file: IO[str], wait: bool) -> bool | None:
 
         while True:
             try:
-                file.seek(0)  # it locks bytes from here on; that there are none does not matter
+                file.seek(0)  # locks bytes from here on, which need not exist
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EDEADLK):
@@ -193,15 +194,15 @@ def lock(file: IO[str], wait: bool) -> bool | None:
 
 @contextlib.contextmanager
 def take_turn(folder: Path, work: str, leftovers: str) -> Iterator[None]:
-    """Makes `folder` and lets one process at a time work in it.
+    """Creates `folder` and lets one process at a time work in it.
 
     Args:
         folder: where the work is done; its file `.lock` is the lock.
-        work: what the other process is doing, for the notice that this one waits.
-        leftovers: a pattern of what only killed processes leave in `folder`; it is deleted first.
+        work: the work of the other process, for the notice that this one waits.
+        leftovers: a pattern of files that only killed processes leave in `folder`; they are deleted first.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("a") as file:
@@ -215,7 +216,7 @@ def take_turn(folder: Path, work: str, leftovers: str) -> Iterator[None]:
 
 
 def delete_all(folder: Path, pattern: str) -> None:
-    """Deletes the files and folders in `folder` that match, as far as they can be deleted."""
+    """Deletes the files and folders in `folder` that match, if possible."""
     for path in folder.glob(pattern):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -251,7 +252,7 @@ def unwritable(path: Path, error: OSError) -> ShiftViTError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes what was renamed in a folder durable."""
+    """Makes renames in a folder durable."""
     if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are already durable
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""uint8 RGB images -> the model's input: resize, crop, normalise. The one definition of all three."""
+"""From uint8 RGB images to the model's input: the only definition of resizing, cropping and normalisation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PerChannel = float | tuple[float, float, float]
 Size = Positive | tuple[Positive, Positive]
 
 _CENTRE = {"crop_position": "center"}
-# A resized image larger than this comes of an absurd aspect ratio; the model sees a vanishing part of it.
+# A larger resized image has an absurd aspect ratio; the model would see a tiny part of it.
 _MAX_RESIZED = 2**25
 
 
@@ -29,14 +29,14 @@ class Preprocess(Settings):
 
     Steps, each a method of its own (`pixels` is the first three):
 
-    1. `resized`: to `resize`, with half-pixel centres. Shrinking averages over every pixel that is covered
-       (antialiased), enlarging interpolates.
+    1. `resized`: to `resize`, with half-pixel centres. Shrinking averages over all covered pixels (antialiased),
+       enlarging interpolates.
     2. `cropped`: `crop` pixels at `crop_position`, which is the top left corner unless it is set to "center"
-       (an odd margin's smaller half is then at the top and the left).
-    3. `rounded`: to uint8, which is what exported graphs take, unless `round_pixels` is false.
+       (the smaller half of an odd margin is then at the top or left).
+    3. `rounded`: to uint8, the input of exported graphs, unless `round_pixels` is false.
     4. `normalised`: `(x - mean) / std` in each channel; `mean` and `std` are on the 0..255 scale.
 
-    With the default settings that is `x / 255`. Each image's result is the same whatever batch it comes in.
+    With the default settings that is `x / 255`. The result for an image does not depend on its batch.
     """
 
     resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: no resizing")
@@ -70,12 +70,12 @@ class Preprocess(Settings):
             float32 (N, h, w, 3), where `(h, w)` is `output_shape(H, W)`.
 
         Raises:
-            ShiftViTError: another dtype or shape, or images smaller than the crop.
+            ShiftViTError: the images have another dtype or shape, or are smaller than the crop.
         """
         return self.normalised(self.pixels(images) if self.round_pixels else self._unrounded(images))
 
     def pixels(self, images: Images) -> NDArray[np.uint8]:
-        """Resizes, crops and rounds: what an exported graph, which normalises by itself, is given.
+        """Resizes, crops and rounds: makes the input of an exported graph, which normalises by itself.
 
         Args:
             images: uint8 (N, H, W, 3), RGB; N may be 0.
@@ -84,16 +84,16 @@ class Preprocess(Settings):
             uint8 (N, h, w, 3), where `(h, w)` is `output_shape(H, W)`. Halves are rounded to the even value.
 
         Raises:
-            ShiftViTError: another dtype or shape, or images smaller than the crop.
+            ShiftViTError: the images have another dtype or shape, or are smaller than the crop.
         """
         return self.rounded(self._unrounded(images))
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """How files are decoded that this prepares, as keyword arguments of `shiftvit.data.decode.images.decode`.
+        """Keyword arguments of `shiftvit.data.decode.images.decode` for files with this preprocessing.
 
-        A JPEG is decoded at a half, a quarter or an eighth where twice the size is left that it is resized to. That is
-        faster with photographs and differs slightly from decoding it whole.
+        A JPEG is decoded at a half, a quarter or an eighth of its size if that is at least twice the size after
+        resizing. That is faster for photographs, and differs slightly from decoding it whole.
         """
         least = None
         if self.resize is not None:
@@ -113,22 +113,22 @@ class Preprocess(Settings):
         return self.cropped(images if fits else self.resized(images))
 
     def fitted(self, height: int, width: int) -> Self:
-        """Returns what gives `height` x `width` pixels from any image: these settings if they do, or with a resizing.
+        """Returns settings that make `height` x `width` pixels of any image: these, or these with a resizing.
 
-        Where images of one size decided it (models that are trained on such, without a crop), the result scales an
-        image until it covers `height` x `width` and cuts the centre out. For images of that one size nothing changes.
+        For models that were trained on images of one size, without a crop, the result scales an image until it covers
+        `height` x `width`, and crops the centre. Images of that size do not change.
 
         Raises:
-            ShiftViTError: the settings give another size than that.
+            ShiftViTError: the settings make another size.
         """
         if self.crop is None and self.resize in (None, min(height, width)):
             return self.model_copy(update={"resize": min(height, width), "crop": (height, width), **_CENTRE})
-        # A square image and two elongated ones: what is right for all three is right for every one.
+        # A square image and two elongated ones stand for all shapes.
         for shape in ((4096, 4096), (4096, 8192), (8192, 4096)):
             if (found := self.output_shape(*shape)) != (height, width):
                 raise ShiftViTError(
                     f"this preprocessing (resize={self.resize}, crop={self.crop}) makes {found[0]} x {found[1]} pixels "
-                    f"of an image of {shape[0]} x {shape[1]} and the model takes {height} x {width}; set both to fit"
+                    f"of an image of {shape[0]} x {shape[1]}, but the model takes {height} x {width}; set both to fit"
                 )
         return self
 
@@ -149,8 +149,8 @@ class Preprocess(Settings):
     def resized_shape(self, height: int, width: int) -> tuple[int, int]:
         """Returns (height, width) in pixels after the resizing of a `height` x `width` image.
 
-        A bare number is the shorter side; the longer one keeps the aspect, rounded down. Where a crop of unequal sides
-        needs more than that, as one of 24 x 20 does of a square image, the image is resized until it covers the crop.
+        A bare number is the shorter side; the longer one follows from the aspect ratio, rounded down. If a crop of
+        unequal sides needs more, as 24 x 20 of a square image, the image is resized until it covers the crop.
         """
         if min(height, width) < 1:
             raise ShiftViTError(f"images of {height} x {width} pixels are empty; give at least 1 x 1")
@@ -177,7 +177,7 @@ class Preprocess(Settings):
         """Returns (h, w), the pixels that the model gets from an image of `height` x `width` pixels.
 
         Raises:
-            ShiftViTError: an empty image, or one that is smaller than the crop once resized.
+            ShiftViTError: the image is empty, or smaller than the crop after resizing.
         """
         size = self.resized_shape(height, width)
         if self.crop is None:
@@ -211,7 +211,7 @@ class Preprocess(Settings):
 
         result = np.empty((len(images), *target, 3), np.float32)
         resample = Image.Resampling[self.interpolation.upper()]
-        # A plane of floats at a time: Pillow rounds what it resizes in colour, twice.
+        # One plane of floats at a time, because Pillow rounds twice when it resizes in colour.
         for image, resized in zip(images, result, strict=True):
             for channel, plane in enumerate(Image.fromarray(image).split()):
                 resized[:, :, channel] = np.asarray(plane.convert("F").resize(target[::-1], resample))
@@ -228,7 +228,7 @@ class Preprocess(Settings):
     def normalised(self, images: Images) -> Floats:
         """Only normalises: uint8 or float32 (N, h, w, 3) -> a new float32 array (N, h, w, 3)."""
         result = images.astype(np.float32, order="C")
-        # A whole row of pixels at once: inner loops of just 3 channels are slow.
+        # Whole rows of pixels, because inner loops over 3 channels are slow.
         rows = result.reshape(-1, images.shape[2] * 3)
         if np.any(self.mean):
             rows -= _make_row(self.mean, images.shape[2])

@@ -25,24 +25,24 @@ Read = Callable[[Dataset, Preprocess], Dataset]
 def load_data(
     recipe: Recipe, data: Dataset | None = None, run: Path | None = None, read: Read | None = None
 ) -> Dataset:
-    """Finds, splits and reads the images of a run. Of a user's own it also says what was found.
+    """Finds, splits and reads the images of a run. For a user's own images it prints what it found.
 
-    How a picture is read depends on its split, so that the splits come first and what cannot be decoded drops out of
-    them. If that takes the last image of a class out of a split that was made, only usable files are split anew.
+    The splits are made before files are read, because reading depends on the split. Files that cannot be decoded are
+    then left out. If a split that was made loses the last image of a class, the usable files are split again.
 
     Args:
         recipe: its `data` names the images and says how to make the splits that are missing. Its `preprocess.resize`
             must be set unless the images are arrays.
-        data: images in place of those that the recipe names.
-        run: a run folder. If it has a table of splits already, these are taken as they are.
-        read: what reads the files; None: `read_dataset`.
+        data: images to use instead of those that the recipe names.
+        run: a run folder. If it already has a table of splits, these are used.
+        read: a function that reads the files; None: `read_dataset`.
 
     Returns:
         the splits "train" and "test", and "validation" unless there is none, each with `images`: uint8 (N, h, w, 3).
 
     Raises:
-        ShiftViTError: nothing that can be understood at that path, no size, a class that cannot be split or whose
-            training images cannot be decoded, or no test images.
+        ShiftViTError: the data have no known form, no size is set, a class cannot be split, no training image of a
+            class can be decoded, or there are no test images.
     """
     read = read or partial(read_dataset, boxes=recipe.augment.resized_crop > 0)
     data = named.look_up(recipe.data.name) if data is None else data
@@ -63,17 +63,17 @@ def load_data(
     else:
         result = read(kept, recipe.preprocess)
         broken = {*(kept.train.paths or [])}.difference(result.train.paths or [])
-        if broken:  # without them the others would come in another order than before
+        if broken:  # without them the order of the others would change
             raise ShiftViTError(
-                f"{pluralize(len(broken), 'training image')} of the run cannot be decoded any more, the first "
+                f"{pluralize(len(broken), 'training image')} of the run can no longer be decoded, the first "
                 f"{min(broken)!r}, so the run would continue in another order; restore the files, or "
-                "begin a new run"
+                "start a new run"
             )
-        kept.say_lost(result)
+        kept.report_lost(result)
     if own:
-        result.say_counts()
+        result.report_counts()
     if "test" not in result.splits:
-        notice("no test images: those of validation are reported")
+        notice("no test images: the figures are those of the validation images")
         result = replace(result, splits={**result.splits, "test": result.splits["validation"]}, test_is_validation=True)
     if not len(result.test):
         raise ShiftViTError(
@@ -109,7 +109,7 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
             how = "by class" if config.stratify else "at random"
             notice(f"split off train: {join_words(made)}, {how}, with seed {config.split_seed}")
         result = read(chosen, recipe.preprocess)
-        lost = chosen.say_lost(result)
+        lost = chosen.report_lost(result)
         if lost:
             broken |= chosen.list_paths() - result.list_paths()
             usable = data.leave_out(broken)

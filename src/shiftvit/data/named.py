@@ -1,4 +1,4 @@
-"""Data sets by name, and what a name stands for."""
+"""Data sets by name or by path."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from shiftvit.errors import ShiftViTError, notice, suggest
 
 
 def look_up(name: str, *, training: bool = True) -> Dataset:
-    """Returns the data set of that name, or the images of a user's own at that path, whose files are not read yet.
+    """Returns the data set of that name, or a user's own images at that path, whose files are not read yet.
 
     Args:
         name: a name or a path.
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: there is neither, or nothing at that path that can be understood.
+        ShiftViTError: there is neither, or the data at that path have no known form.
     """
     if not is_path(name):
         if Path(name).exists():
-            notice(f"{name} means the data set of that name; for the folder or file here write --data ./{name}")
+            notice(f"using the data set {name}; for the folder or file of that name write --data ./{name}")
         return load(name)
-    from shiftvit.data.find.find import find_data  # only files need Pillow
+    from shiftvit.data.find.find import find_data  # only here, because it imports Pillow
 
     return find_data(name, training=training)
 
 
 def load(name: str) -> Dataset:
-    """Loads a data set by name, getting it first if it is not in the cache.
+    """Loads a data set by name, and downloads it first if it is not in the cache.
 
     Raises:
-        ShiftViTError: there is no such data set, or no way to it.
+        ShiftViTError: there is no such data set, or it cannot be downloaded.
     """
     check_name(name)
     return _LOADERS[name]()
 
 
 def is_path(name: str) -> bool:
-    """Returns whether the name stands for a user's own images: no data set is called so, and something lies there."""
+    """Returns whether a name is the path of a user's own images: it exists, and no data set has this name."""
     return not is_name(name) and Path(name).exists()
 
 
@@ -55,8 +55,8 @@ def check_name(name: str) -> None:
     """Raises ShiftViTError unless there is a data set of that name, or something at that path."""
     if not is_name(name) and not is_path(name):
         raise ShiftViTError(
-            f"there is no data set {name!r}; {suggest(name, _LOADERS)} Nor does a file or folder of that name exist; "
-            "give your images with --data PATH"
+            f"there is no data set {name!r}; {suggest(name, _LOADERS)} There is no file or folder of that name "
+            "either; give your images with --data PATH"
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads the files of a data set: each is decoded once, and what cannot be used is named and left out."""
+"""Reads the files of a data set: each is decoded once, and files that cannot be decoded are reported and left out."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.preprocess import Preprocess
 
-# Faults that are named one by one; the rest is counted.
+# The most faults that are printed one by one; the others are counted.
 _NAMED = 5
 
 
 def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, training: bool = True) -> Dataset:
     """Decodes every file of a data set once. Arrays stay as they are.
 
-    Training pictures are resized and, if of another shape, cropped to it; where a crop is drawn at random it is drawn
-    from that. All others go through the whole of `preprocess`, as at inference. A split whose pictures take too much
-    memory decodes them again whenever they are wanted.
+    Training pictures are resized and, if they have another shape, cropped to it; random crops are taken from the
+    result. All others get the whole of `preprocess`, as at inference. A split whose pictures need too much memory
+    decodes them again at each use.
 
     Args:
         data: splits of paths, or of arrays.
         preprocess: its `resize` must be set unless the images are arrays.
-        boxes: random resized crops are cut from the training pictures, which therefore stay whole, in their files.
-        training: a model is to be trained on the split "train". False: that split is evaluated as all others are.
+        boxes: random resized crops will be cut from the training pictures, so they are kept whole, in their files.
+        training: whether a model is trained on the split "train". False: it is evaluated, as all others are.
 
     Returns:
-        the same splits, with `images` and with the `preprocess` that is left to do to them. What cannot be decoded is
-        named in a notice and left out.
+        the same splits with `images` and the remaining `preprocess`. Files that cannot be decoded are reported in a
+        notice and left out.
 
     Raises:
-        ShiftViTError: no size is set, or none of a split's files can be decoded.
+        ShiftViTError: no size is set, or no file of a split can be decoded.
     """
     if all(split.images is not None for split in data.splits.values()):
         return replace(
@@ -62,8 +62,8 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
 
 
 def report_faults(faults: list[str]) -> None:
-    """Names the first files that could not be decoded and counts the others."""
+    """Prints the first faults, and the number of the others."""
     for fault in faults[:_NAMED]:
         notice(f"skipped: {fault}")
     if len(faults) > _NAMED:
-        notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` names them all")
+        notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` lists them all")

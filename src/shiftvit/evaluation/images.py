@@ -37,7 +37,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
             preprocess = preprocess.fitted(height, width)
     data = read_dataset(data, preprocess, training=False)
     if data.path is not None:
-        data.say_counts()
+        data.report_counts()
     splits = {name: replace(split, labels=places[split.labels]) for name, split in data.splits.items()}
     return replace(data, splits=splits, class_names=loaded.labels)
 

@@ -1,6 +1,6 @@
-"""Weights from elsewhere into our models: the official PyTorch ones, and those of the Keras example.
+"""Loads weights from elsewhere: those of the official PyTorch model, and those of the Keras example.
 
-Both readers first match every tensor by name and shape, and change the model only if all of them fit.
+Both loaders first match every tensor by name and shape, and change the model only if all of them fit.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from shiftvit.errors import ShiftViTError, to_one_line
 from shiftvit.model.tensors import Array, read_weights
 from shiftvit.presets import PRESETS
 
-# name in the source, and what turns its tensor into ours
+# The name in the source, and the function that converts its tensor to ours.
 Origin = tuple[str, Callable[[Array], Array]]
-# Faults of a kind that a message lists; weights of another model have hundreds.
+# The most faults of a kind in a message; weights of another model have hundreds.
 _FAULTS = 4
 
 
@@ -28,14 +28,14 @@ def load_official(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
     """Loads the weights of the paper's official PyTorch model.
 
     Args:
-        model: a `ShiftViT`, or a `ShiftViTBackbone`, which leaves the head's tensors out; of the same configuration.
+        model: a `ShiftViT` of the same configuration, or a `ShiftViTBackbone`, which ignores the head's tensors.
         weights: state-dict name to array, or what `shiftvit.model.tensors.read_weights` takes.
 
     Returns:
         `model`.
 
     Raises:
-        ShiftViTError: unreadable file, or tensors that are missing, surplus, of another shape, or not finite.
+        ShiftViTError: the file cannot be read, or tensors are missing, surplus, of another shape, or not finite.
     """
     tensors = read_weights(weights)
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
@@ -150,7 +150,7 @@ def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -
     unfit: list[str] = []
     broken: list[str] = []
     missing = [f"{path}: this model has no such tensor" for path in origins if path not in variables]
-    missing += [f"{path}: nothing in the source fills it" for path in variables if path not in origins]
+    missing += [f"{path}: not in the source" for path in variables if path not in origins]
     surplus = [f"{to_one_line(name)[:100]}: surplus" for name in tensors if name not in used]
     ready: list[tuple[Any, Array]] = []
     for path, (source, transform) in origins.items():

@@ -1,6 +1,6 @@
-"""`ShiftViTBackbone` and `ShiftViT`, read from the image downward.
+"""`ShiftViTBackbone` and `ShiftViT`.
 
-Their arguments are the fields of `shiftvit.config.ModelConfig`, which also holds their defaults and meanings.
+Their arguments are the fields of `shiftvit.config.ModelConfig`, which also defines their defaults and meanings.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class _Configured(keras.Model):
 
         Args:
             name: a key of `shiftvit.presets.PRESETS`.
-            weights: None: random; "imagenet": those that the authors published, once `shiftvit pull NAME` has fetched
-                them. With another `num_classes` the head is random.
+            weights: None: random; "imagenet": the published ones, after `shiftvit pull NAME`. With another
+                `num_classes` the head is random.
             overrides: constructor arguments.
 
         Raises:
-            ShiftViTError: no such preset, an override that the constructor refuses, or weights that are not there or
+            ShiftViTError: there is no such preset, the constructor rejects an override, or the weights are missing or
                 do not fit.
         """
         arguments = {key: value for key, value in find_preset(name).arguments.items() if key in cls._accepted}
@@ -55,7 +55,7 @@ class _Configured(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         settings = self.settings.model_dump(include=set(self._accepted))
-        # JSON has no tuples; lists here make a config equal to itself after a round trip.
+        # Lists, because JSON has no tuples and a config must be equal after a round trip.
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
         policy = keras.dtype_policies.serialize(self.policy)
         frozen = {path: layer.trainable for path, layer, parent in _walk(self) if layer.trainable != parent.trainable}
@@ -68,7 +68,7 @@ class _Configured(keras.Model):
         trainable, layers = config.pop("trainable", True), config.pop("trainable_layers", {})
         model = cls(**config)
         model.trainable = trainable
-        # From the outside in: a layer passes its value on to those in it.
+        # From the outside in, because a layer passes its value on to its inner layers.
         for path, layer, _ in _walk(model):
             if path in layers:
                 layer.trainable = layers[path]
@@ -76,7 +76,7 @@ class _Configured(keras.Model):
 
 
 def _take(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> None:
-    """Assigns published weights to a model, but for a head of another number of classes; all of them or none."""
+    """Assigns published weights to a model, without the head if its number of classes differs; all of them or none."""
     variables = {variable.path: variable for variable in model.weights}
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     if shapes.get("head/kernel") != tensors["head/kernel"].shape:
@@ -89,15 +89,15 @@ def _take(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> No
     ]
     if unfit:
         raise ShiftViTError(
-            f"the weights of {name} do not fit these arguments, beginning with {min(unfit)!r}; leave the architecture "
-            "as it is"
+            f"the weights of {name} do not fit these arguments, beginning with {min(unfit)!r}; do not change the "
+            "architecture"
         )
     for path, variable in variables.items():
         variable.assign(tensors[path].astype(np.float32))
 
 
 def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields the path of each layer inside another one, the layer, and the layer around it, from the outside in."""
+    """Yields the path of each inner layer, the layer, and the layer around it, from the outside in."""
     for layer in parent._flatten_layers(include_self=False, recursive=False):
         path = f"{prefix}{layer.name}"
         yield path, layer, parent
@@ -105,7 +105,7 @@ def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def _with_signature(cls: type[_Configured]) -> type[_Configured]:
-    """Gives `help()` and editors the full list of arguments, which stands in `ModelConfig` alone."""
+    """Gives `help()` and editors the full list of arguments, which only `ModelConfig` defines."""
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name, field in ModelConfig.model_fields.items():
@@ -130,8 +130,8 @@ class ShiftViTBackbone(_Configured):
             4, "P3" of stride 8 and so on; with a patch size between powers of two the level is rounded down.
 
     Raises:
-        ShiftViTError: arguments that are out of range or do not fit together.
-        TypeError: an unknown argument.
+        ShiftViTError: an argument is out of range, or the arguments do not fit together.
+        TypeError: an argument is unknown.
     """
 
     _accepted = frozenset(ModelConfig.model_fields) - {"preset"} - HEAD_ARGUMENTS
@@ -189,8 +189,8 @@ class ShiftViT(_Configured):
         backbone: the `ShiftViTBackbone` inside, which shares the weights.
 
     Raises:
-        ShiftViTError: arguments that are out of range or do not fit together.
-        TypeError: an unknown argument.
+        ShiftViTError: an argument is out of range, or the arguments do not fit together.
+        TypeError: an argument is unknown.
     """
 
     _accepted = frozenset(ModelConfig.model_fields) - {"preset"}
@@ -222,8 +222,8 @@ class ShiftViT(_Configured):
 def find_stage(path: str) -> int | None:
     """Returns the stage, from 1, of a layer's name or a weight's path; None for the last norm and the head.
 
-    What is frozen and what learns more slowly go by it. The patch embedding belongs to the first stage. A merge is
-    named for the stage that it ends, but its weights are on the way to the next one and belong there.
+    Freezing and lower learning rates depend on it. The patch embedding belongs to the first stage. A merge is named
+    after the stage that it ends, but its weights belong to the next one.
     """
     layer = path.split("/", 1)[0]
     if layer == "patch_embed":
@@ -235,7 +235,7 @@ def find_stage(path: str) -> int | None:
 
 
 def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
-    """Validates the arguments each for itself, then how they fit together: channels per stage, size of the maps."""
+    """Validates each argument, then whether they fit together: channels per stage, size of the maps."""
     unknown = set(arguments) - model._accepted
     if unknown:
         name = sorted(unknown)[0]
@@ -259,7 +259,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
         if remaining < 1:
             least = config.patch_size * (1 if config.merge_padding == "same" else 2 ** (len(config.depths) - 1))
             raise ShiftViTError(
-                f"image_shape={config.image_shape}: {extent} pixels of {side} leave nothing after patch_size="
+                f"image_shape={config.image_shape}: {extent} pixels of {side} are too few for patch_size="
                 f"{config.patch_size} and {len(config.depths)} stages; use at least {least}, or fewer stages"
             )
     return config

@@ -1,4 +1,4 @@
-"""Tensors by name from files of weights, PyTorch's checkpoints among them. Reading runs no code of a file."""
+"""Reads tensors by name from files of weights, such as PyTorch's checkpoints, without running code."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Array = np.ndarray[Any, Any]
 
 READABLE = ".npz, .safetensors, .pth, .pt or .bin"
 _TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-# Where training code keeps the weights, and their moving average.
+# The keys under which training code keeps the weights, and their moving average.
 _MODEL, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
-# In front of each name, where a wrapper for several processors was saved.
+# The prefix of each name if a wrapper for several devices was saved.
 _WRAPPER = "module."
 
 
 def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> dict[str, Array]:
-    """Returns the tensors of a file by name, or those that are given, as arrays.
+    """Returns the tensors of a file, or the given ones, by name as arrays.
 
     Args:
         weights: name to array, or the path of an `.npz`, a `.safetensors` or a PyTorch checkpoint: a state dict, plain
-            or as "model" or "state_dict" beside what else training saves.
-        ema: take the moving average of the weights, which a checkpoint keeps as "model_ema" or "state_dict_ema".
+            or under "model" or "state_dict" beside other entries.
+        ema: use the moving average of the weights, which a checkpoint keeps as "model_ema" or "state_dict_ema".
 
     Raises:
-        ShiftViTError: a file that cannot be read, is of another type, or holds more than plain data.
+        ShiftViTError: the file cannot be read, has another type, or holds more than plain data.
     """
     if isinstance(weights, Mapping):
         return {name: _as_array(value) for name, value in weights.items()}
@@ -40,13 +40,13 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
     if not path.is_file():
         raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
     if path.suffix not in (".npz", ".safetensors", *_TORCH):
-        raise ShiftViTError(f"cannot read weights from {str(path)!r}: its ending is {path.suffix!r}; give {READABLE}")
+        raise ShiftViTError(f"cannot read weights from {str(path)!r}: its suffix is {path.suffix!r}; give {READABLE}")
     if ema and path.suffix not in _TORCH:
         raise ShiftViTError(f"{str(path)!r} holds one set of weights and no moving average; leave out --ema")
     try:
         _check_size(path)
         if path.suffix == ".npz":
-            # Opened here, as NumPy does not close a file that turns out not to be whole.
+            # Opened here, because NumPy does not close a damaged file.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 names = [name for name in archive.files if name.startswith("w/")] or archive.files
                 return {name.removeprefix("w/"): archive[name] for name in names}
@@ -57,7 +57,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
         return _read_torch(path, ema)
     except (ShiftViTError, MemoryError):
         raise
-    except Exception as error:  # each reader has exceptions of its own; all of them mean this
+    except Exception as error:  # the readers' exceptions share no base class
         reason = to_one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
         raise ShiftViTError(
             f"cannot read weights from {str(path)!r} ({reason}); is it complete, and really {path.suffix}?"
@@ -78,7 +78,9 @@ def _check_size(path: Path) -> None:
 def _refuse_bomb(path: Path, size: int) -> None:
     packed = path.stat().st_size
     if is_bomb(size, packed):
-        raise ShiftViTError(f"{str(path)!r} would unpack to {size:,} bytes from {packed:,}, which no model does")
+        raise ShiftViTError(
+            f"{str(path)!r} would unpack to {size:,} bytes from {packed:,}, too many for a model; get the file again"
+        )
 
 
 def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
@@ -93,7 +95,7 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
         raise ShiftViTError(
             f"{str(path)!r} holds no state dict; save model.state_dict(), plain or as {{'model': state_dict}}"
         )
-    # A view can have many more elements than the file holds.
+    # A view can have many more elements than the file.
     _refuse_bomb(path, sum(value.numel() * value.element_size() for value in state.values()))
     names = {name: str(name) for name in state}
     if all(name.startswith(_WRAPPER) for name in names.values()):
@@ -102,17 +104,17 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
 
 
 def _choose(path: Path, state: Any, ema: bool) -> Any:
-    """Returns the state dict among what training code saves."""
+    """Returns the state dict among the entries of a checkpoint."""
     if not isinstance(state, dict):
         return state
     found = [state[key] for key in (_EMA if ema else _MODEL) if key in state]
     if ema and (not found or found[0] is None):
-        raise ShiftViTError(f"{str(path)!r} keeps no moving average of the weights (model_ema); leave out --ema")
+        raise ShiftViTError(f"{str(path)!r} has no moving average of the weights (model_ema); leave out --ema")
     return found[0] if found else state
 
 
 class _Ignored:
-    """Stands for a plain object that is saved beside the weights: takes anything and keeps nothing."""
+    """Replaces a plain object that is saved beside the weights: accepts any arguments and stores nothing."""
 
     def __new__(cls, *_: Any) -> _Ignored:
         return object.__new__(cls)
@@ -126,8 +128,8 @@ def _new_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-# What training code saves beside weights: settings, counters, paths. None of it is needed, and nothing of the named
-# modules is called. Whatever is not listed here and is not among torch's own plain types is refused.
+# Types that training code saves beside weights: settings, counters, paths. They are not needed, and nothing in these
+# modules is called. Any other type that torch does not allow itself is refused.
 _PLAIN: dict[str, Any] = {
     "collections.defaultdict": _new_dict,
     **dict.fromkeys(
@@ -155,7 +157,7 @@ def _load(torch: Any, path: Path) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Its messages are pages long, with advice to allow code and with terminal escapes.
+        # torch's messages are pages long, contain terminal escapes, and advise to allow code.
         text = str(error)
         if "TorchScript" in text:
             raise ShiftViTError(f"{str(path)!r} is a TorchScript program; save model.state_dict() instead") from None
@@ -174,7 +176,7 @@ def _load(torch: Any, path: Path) -> Any:
 
 
 def _as_array(value: Any) -> Array:
-    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy knows neither bfloat16 nor gradients
+    if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has no bfloat16 and no gradients
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value
     return np.asarray(value)

@@ -1,4 +1,4 @@
-"""The page, and what it shows of the server: its models, their cards, sample pictures."""
+"""The routes of the page, and of the data that it shows: models, their cards, sample pictures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from shiftvit.serve.model import ServedModel, find_model
 
 SAMPLES = PRETRAINED / "samples"
 _PAGE = Path(__file__).parent / "page"
-# A browser that kept some modules of an older page would mix them with new ones.
+# Otherwise a browser could mix cached modules of an older page with new ones.
 _CHECKED = {"Cache-Control": "no-cache"}
-# On Windows the registry may call them plain text, which browsers do not run.
+# On Windows the registry may declare them as plain text, which browsers do not run.
 mimetypes.add_type("text/javascript", ".js")
 
 
@@ -31,15 +31,15 @@ class ModelInfo(BaseModel):
 
     name: str
     labels: list[str]
-    input_shape: list[int | None] = Field(description="height, width, channels of what the model sees; null: any")
+    input_shape: list[int | None] = Field(description="height, width, channels of the model's input; null: any")
     precision: str
     runtime: str
-    explain: bool = Field(description="whether the model shows where its answers come from")
+    explain: bool = Field(description="whether the model can explain its predictions")
     max_bytes: int = Field(description="the largest body that the server takes")
 
 
 class PageFiles(StaticFiles):
-    """The files of the page; a browser asks each time whether it has the newest."""
+    """The files of the page; browsers check each time whether their copy is current."""
 
     def __init__(self) -> None:
         super().__init__(directory=_PAGE)
@@ -51,7 +51,7 @@ class PageFiles(StaticFiles):
 
 
 def make_router(models: dict[str, ServedModel], limits: Limits) -> APIRouter:
-    """Returns the routes of the page and of what it shows."""
+    """Returns the routes of the page and of its data."""
     router = APIRouter(tags=["about"])
 
     @router.get("/", include_in_schema=False)
@@ -75,7 +75,7 @@ def make_router(models: dict[str, ServedModel], limits: Limits) -> APIRouter:
         """Returns a model's card in Markdown."""
         try:
             text = read_card(find_bundle(find_model(models, name).graph.model))
-        except ShiftViTError:  # an export, or its files are gone
+        except ShiftViTError:  # it is an export, or its files were deleted
             text = None
         if text is None:
             raise Refused(404, f"the model {name!r} has no card")

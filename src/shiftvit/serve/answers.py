@@ -1,4 +1,4 @@
-"""Answers in JSON, and `Refused`: a request that is answered with an error, `{"error": "..."}`."""
+"""Responses in JSON, and `Refused`, which becomes an error response, `{"error": "..."}`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 
 class Json(Response):
-    """A JSON answer in ASCII, which any label survives."""
+    """A JSON response in ASCII, which is safe for any label."""
 
     media_type = "application/json"
 
@@ -19,12 +19,12 @@ class Json(Response):
 
 
 class Refused(Exception):
-    """A request that is answered with an error.
+    """The refusal of a request, which is answered with an error.
 
     Attributes:
         status: the HTTP status.
         message: one line for the client; it never names a path of the server.
-        headers: further headers of the answer.
+        headers: additional headers of the response.
     """
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 def refuse_full() -> Refused:
-    """Returns the refusal of a request for which the server has no room now."""
+    """Returns the refusal of a request that the server has no capacity for."""
     return Refused(503, "the server is overloaded; try again in a second", {"Retry-After": "1"})
 
 
@@ -60,5 +60,5 @@ _REASONS = {
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the description of error answers for OpenAPI."""
+    """Returns the description of error responses for OpenAPI."""
     return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}

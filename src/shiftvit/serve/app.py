@@ -31,15 +31,15 @@ def create_app(
 
     Args:
         models: name to model; the first is the default.
-        limits: how much a client may ask.
-        access: who may ask.
-        measures: what `/metrics` shows.
+        limits: limits on what clients may send.
+        access: who may use the server.
+        measures: the figures of `/metrics`.
         log_format: "text" or "json": a line for each request, to the logger `shiftvit.serve`.
     """
     from shiftvit import __version__
 
     bodies = Bodies(limits)
-    # Its own documentation page would load scripts from another host.
+    # FastAPI's own documentation page would load scripts from another host.
     app = FastAPI(
         title="shiftvit",
         version=__version__,
@@ -48,7 +48,7 @@ def create_app(
         redoc_url=None,
     )
     guard = Guard(app, access, limits, measures, log_format)
-    # Not by `include_router`, with which every request would look for its route twice.
+    # `include_router` would make every request look for its route twice.
     app.routes.extend(classify.make_router(models, bodies).routes)
     app.routes.extend(about.make_router(models, limits).routes)
     app.routes.extend(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping).routes)
@@ -66,7 +66,7 @@ def create_app(
 
 
 def _name_models(app: FastAPI, names: list[str]) -> None:
-    """Lists the models' names in the OpenAPI description, which FastAPI keeps once it is made."""
+    """Lists the models' names in the OpenAPI description, which FastAPI caches."""
     for path in app.openapi()["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):

@@ -29,14 +29,14 @@ class _Job:
 
 
 class Batcher:
-    """Runs a session in a thread of its own, on whatever waits, without a timer.
+    """Runs a session in its own thread on all waiting images, without a timer.
 
-    A lone image runs at once. While a batch runs, others gather, so the batches grow with the load.
+    A single image runs at once. While a batch runs, more images arrive, so batches grow with the load.
 
     Args:
-        run: the session; it is called in one thread only.
-        max_batch: images that the session takes at a time.
-        capacity: images that may wait for an answer.
+        run: the session; called only in that thread.
+        max_batch: the most images in a batch.
+        capacity: the most images that may wait for a result.
         observe: called with the size of each batch, in the session's thread.
     """
 
@@ -51,15 +51,15 @@ class Batcher:
 
     @property
     def pending(self) -> int:
-        """Images that were admitted and have no answer yet."""
+        """The number of admitted images without a result."""
         return self._pending
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
-        """Keeps places in the queue for the images of a request. Call it in the event loop's thread.
+        """Reserves places in the queue for the images of a request. Call it in the event loop's thread.
 
         Raises:
-            Full: there are too few places.
+            Full: the queue has too few free places.
         """
         if self._pending + images > self._capacity:
             raise Full
@@ -73,7 +73,7 @@ class Batcher:
         """Returns the session's outputs for uint8 (N, H, W, 3), whose N images were admitted.
 
         Raises:
-            Exception: what the session raises.
+            Exception: an exception of the session.
         """
         loop = asyncio.get_running_loop()
         parts = [pixels[first : first + self._max_batch] for first in range(0, len(pixels), self._max_batch)]
@@ -90,7 +90,7 @@ class Batcher:
         return answers[0] if len(answers) == 1 else tuple(map(np.concatenate, zip(*answers, strict=True)))
 
     def stop(self) -> None:
-        """Ends the thread after the batch that runs."""
+        """Ends the thread after the current batch."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
@@ -110,7 +110,7 @@ class Batcher:
                 self._answer(jobs, answers)
 
     def _take(self) -> list[_Job]:
-        """Waits for jobs and returns as many as fit into a batch; none when the thread shall end."""
+        """Waits for jobs and returns as many as fit into a batch, or [] if the thread must end."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._stopped)
             if self._stopped:

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests: counted as they arrive, with a deadline, and JSON without surprises."""
+"""Reads the bodies of requests, with limits on their size and time, and parses JSON strictly."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from starlette.requests import Request
 from shiftvit.serve.answers import Refused, refuse_full
 from shiftvit.serve.limits import Limits
 
-# Nested lists and objects in JSON; a batch of pictures as nested lists has four.
+# The deepest nesting in JSON; a batch of pictures as nested lists has four levels.
 _DEEPEST = 16
-# Of a body that is too large, so many times the limit is read.
+# A body that is too large is read up to this many times the limit, and dropped.
 _READ_AND_DROPPED = 4
 _CONTAINERS: dict[str, type] = {"start_map": dict, "start_array": list}
 
 
 class Bodies:
-    """Reads bodies within the limits, and keeps the sum of all that are held at a time within them too."""
+    """Reads bodies within the limits, which also apply to the sum of all bodies in memory."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -30,10 +30,10 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """Yields a request's body, which counts as held within the `async with` block.
+        """Yields a request's body, which counts towards the sum within the `async with` block.
 
         Raises:
-            Refused: it is empty, too large or too slow, or too much is held already.
+            Refused: the body is empty, too large or too slow, or too many bodies are in memory.
         """
         content = bytearray()
         try:
@@ -54,10 +54,10 @@ class Bodies:
         too_large = Refused(
             413, f"the body has more than {limit:,} bytes; send a smaller picture", {"Connection": "close"}
         )
-        # More digits than these are beyond any limit.
+        # 18 digits are enough for any limit.
         declared = int(text[:18]) if (text := request.headers.get("content-length", "")).isdecimal() else 0
-        # Who asks first, or would send for long, is told at once. Others send before they read, and lose the answer if
-        # the connection closes on them; so what they send is read and dropped.
+        # A client that expects a 100, or would send for long, gets the error at once. Other clients send everything
+        # before they read the response, and lose it if the connection closes first. So their body is read and dropped.
         if declared > limit and (declared > _READ_AND_DROPPED * limit or "expect" in request.headers):
             raise too_large
         received = 0
@@ -76,11 +76,11 @@ class Bodies:
 
 
 async def parse_json(content: bytes) -> dict[str, Any]:
-    """Returns the object in a body of JSON. It is parsed in another thread, which lets others work meanwhile.
+    """Returns the object in a JSON body. It is parsed in another thread, so that the event loop is not blocked.
 
     Raises:
-        Refused: it is no valid JSON object; or it repeats a key, nests too deeply, or holds NaN or a number beyond
-            64 bits.
+        Refused: it is not a valid JSON object, repeats a key, nests too deeply, or holds NaN or a number beyond 64
+            bits.
     """
     return await asyncio.to_thread(_parse, content)
 
@@ -89,7 +89,7 @@ def _parse(content: bytes) -> dict[str, Any]:
     stack: list[Any] = [[]]
     keys: list[str] = []
     try:
-        # An event at a time: `json.loads` would hold the interpreter until the whole body is parsed.
+        # One event at a time, because `json.loads` would hold the interpreter lock until the whole body is parsed.
         for event, value in ijson.basic_parse(io.BytesIO(content), use_float=True):
             if event in _CONTAINERS:
                 if len(stack) > _DEEPEST:
@@ -121,6 +121,6 @@ def _add(place: Any, keys: list[str], value: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the first line of a parser's message, without what it quotes of the body."""
+    """Returns the first line of a parser's message, without its quotation of the body."""
     text = str(error).removeprefix("b'").replace("\\n", "\n")
     return text.partition("\n")[0].strip()[:100] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The routes that classify: pictures in, labels out, in the form of Hugging Face's image classification."""
+"""The routes that classify pictures, in the format of Hugging Face's image classification."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Class(BaseModel):
 
 
 class Explanation(BaseModel):
-    """The answer, and where it comes from."""
+    """A prediction, and the parts of the image that it comes from."""
 
     classes: list[Class]
     label: str = Field(description="the class that the heat map explains")
     heatmap: str = Field(description="a PNG in base64 to lay over the region; transparent where nothing supports it")
-    region: list[float] = Field(description="left, top, width, height of what the model saw, as fractions of the image")
+    region: list[float] = Field(
+        description="left, top, width, height of the part that the model saw, as fractions of the image"
+    )
 
 
 _POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
@@ -102,21 +104,21 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
 
     @router.post("/v1/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
     async def explain(request: Request, top_k: TopK = _TOP_K, label: Label = None) -> Response:
-        """Classifies a picture with the first model, and shows where the answer comes from."""
+        """Classifies a picture with the first model, and shows where the prediction comes from."""
         return await explained(request, None, top_k, label)
 
     @router.post("/v1/models/{name}/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
     async def explain_with(request: Request, name: str, top_k: TopK = _TOP_K, label: Label = None) -> Response:
-        """Classifies a picture with a model of this server, and shows where the answer comes from."""
+        """Classifies a picture with a model of this server, and shows where the prediction comes from."""
         return await explained(request, name, top_k, label)
 
     return router
 
 
 async def read_inputs(request: Request, body: bytes, top_k: int) -> tuple[bytes, int]:
-    """Returns the bytes of the picture and the number of classes that a request asks for.
+    """Returns the bytes of the picture and the number of classes in a request.
 
-    Any type of content is taken as a picture, except JSON and forms: `curl --data-binary` declares a form of its own.
+    Any content type except JSON and multipart forms is read as a picture, because `curl --data-binary` declares a form.
 
     Raises:
         Refused: the body is a form of several parts, or its JSON is not as described.

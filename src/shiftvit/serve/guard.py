@@ -1,4 +1,4 @@
-"""`Guard`: what every request passes first: who may ask, from where, and what is logged of it."""
+"""`Guard`: the outermost layer of the server. It checks access, and logs and counts requests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from shiftvit.serve.measures import Measures
 
 log = logging.getLogger("shiftvit.serve")
 
-# Bytes of a request's headers.
+# The most bytes of a request's headers.
 MAX_HEAD = 16 * 2**10
-# Answered without a key: probes, and the files of the page, which asks for the key.
+# Routes without a key: probes. The page itself needs none either, because it asks for the key.
 _OPEN = ("/v2/health/",)
 _SECURITY = {
     b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -43,9 +43,9 @@ class Access:
     """Who may use the server.
 
     Attributes:
-        keys: API keys; none: everyone may.
+        keys: API keys; empty: everyone may use it.
         origins: web origins whose pages may use it, such as "https://example.org"; "*": all.
-        hosts: names by which it may be called, besides localhost, this machine's name and IP addresses.
+        hosts: names for the Host header, in addition to localhost, this machine's name and IP addresses.
     """
 
     keys: tuple[str, ...] = ()
@@ -54,22 +54,22 @@ class Access:
     own_names: frozenset[str] = field(default_factory=lambda: frozenset({"localhost", socket.gethostname().lower()}))
 
     def allows_key(self, headers: Mapping[str, str]) -> bool:
-        """Compares in a time that does not depend on the key."""
+        """Returns whether the request has a valid key; compares in constant time."""
         if not self.keys:
             return True
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         content = given.encode("latin-1", "replace")
-        # All are compared, whichever fits.
+        # Compares with all keys, even after a match.
         return sum(hmac.compare_digest(content, key.encode()) for key in self.keys) > 0
 
     def allows_host(self, host: str) -> bool:
-        """Refuses names that a stranger's DNS can point here; an address cannot be rebound."""
+        """Returns whether a Host header is allowed. Unknown names are not, because DNS rebinding could forge them."""
         name = _host_name(host)
         return name is not None and (name in self.own_names or name in self.hosts or _is_address(name))
 
     def allows_origin(self, origin: str | None, host: str, scheme: str) -> bool:
-        """A browser names the origin of the page that asks; other clients name none."""
+        """Returns whether the page that sends a request may use the server; only browsers send an origin."""
         if origin is None or origin in self.origins or "*" in self.origins:
             return True
         parts = urlsplit(origin)
@@ -96,7 +96,7 @@ class Guard:
             return
         began = time.perf_counter()
         status = 499  # the client left before there was an answer
-        # The first of several counts.
+        # If a header is repeated, the first one counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         origin = headers.get("origin")
 
@@ -147,7 +147,7 @@ class Guard:
         return None
 
     def _share(self, headers: MutableHeaders, origin: str | None) -> None:
-        """Lets pages of the allowed origins read the answer."""
+        """Lets pages of the allowed origins read the response."""
         origins = self._access.origins
         headers.add_vary_header("Origin")
         if origin is not None and (origin in origins or "*" in origins):
@@ -159,7 +159,7 @@ class Guard:
         method = scope["method"] if scope["method"] in {"GET", "HEAD", "POST", "OPTIONS"} else "other"
         self._measures.count_request(route, method, status, seconds)
         client = scope["client"][0] if scope.get("client") else "-"
-        # The path is quoted, so that a request cannot forge a line; it is the client's text.
+        # The path comes from the client, so it is quoted: a request must not be able to forge a line.
         path = scope.get("raw_path", b"").decode("ascii", "replace")[:200]
         entry: dict[str, Any] = {
             "client": client,
@@ -175,7 +175,7 @@ class Guard:
 
 
 async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a browser that asks whether it may send a request; `_share` adds which origin may."""
+    """Answers a browser's preflight request; `_share` adds the allowed origin."""
     from starlette.responses import Response
 
     allowed = {"Access-Control-Allow-Methods": _CORS_METHODS, "Access-Control-Allow-Headers": _CORS_HEADERS}
@@ -214,7 +214,7 @@ def parse_origins(origins: Iterable[str]) -> tuple[str, ...]:
     """Returns web origins as browsers write them.
 
     Raises:
-        ValueError: one is no origin.
+        ValueError: one of them is not an origin.
     """
     found = []
     for origin in origins:

@@ -1,4 +1,4 @@
-"""Heat maps as pictures that a page lays over the image."""
+"""Makes pictures of heat maps, which a page lays over the image."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ def lay_out(heat: NDArray[np.float32], preprocess: Preprocess, height: int, widt
 
     Args:
         heat: (h, w), from 0 to 1.
-        preprocess: what made the model's input of the image.
-        height: the image's, in pixels, when upright.
-        width: the image's.
+        preprocess: the preprocessing of the image.
+        height, width: the size of the upright image, in pixels.
 
     Returns:
         `heatmap`: a PNG in base64, coloured, and transparent where nothing supports the class; `region`: left, top,
-        width and height of what the model saw, as fractions of the image.
+        width and height of the part that the model saw, as fractions of the image.
     """
     resized = preprocess.resized_shape(height, width)
     seen = preprocess.output_shape(height, width)

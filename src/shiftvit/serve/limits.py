@@ -1,4 +1,4 @@
-"""`Limits`: how much a client may ask of the server."""
+"""`Limits`: the limits of the server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from shiftvit.errors import ShiftViTError
 
-# Lower than the limits of files: these pictures come from strangers.
+# Lower than the limits for files, because these pictures are untrusted.
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 36_000_000
 _BATCH_PIXELS = 2**18
@@ -14,16 +14,16 @@ _BATCH_PIXELS = 2**18
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a client may ask of the server.
+    """The limits of the server.
 
     Attributes:
-        max_batch: images that a model takes at a time; None: `Limits.batch`'s choice.
-        queue: images that may wait for an answer, for each model; more are refused with status 503.
+        max_batch: the most images in a batch; None: chosen by `Limits.batch`.
+        queue: the most images that may wait, for each model; more are refused with status 503.
         max_bytes: the largest body of a request.
         max_pixels: the largest picture, height * width.
-        timeout: seconds for a body to arrive, for an answer, and for the queue to empty when the server stops.
+        timeout: seconds for a body to arrive, for a result, and for the queue to empty when the server stops.
         header_timeout: seconds for the head of a request to arrive.
-        max_connections: open connections; further ones are refused with status 503.
+        max_connections: the most open connections; more are refused with status 503.
     """
 
     max_batch: int | None = None
@@ -42,13 +42,13 @@ class Limits:
                 raise ShiftViTError(f"{entry.name}={value} must be more than 0; leave it out for {usual}")
 
     def batch(self, height: int, width: int) -> int:
-        """Returns the images of this size that a model takes at a time, `max_batch` unless that is None.
+        """Returns the largest batch of images of this size: `max_batch`, unless that is None.
 
-        A batch pays only while what it holds stays in the processor's cache: 64 images of 64x64 pixels, 5 of 224x224.
+        A batch is worth it only if it fits into the processor's cache: 64 images of 64x64 pixels, or 5 of 224x224.
         """
         return self.max_batch or min(64, max(1, _BATCH_PIXELS // (height * width)))
 
     @property
     def max_buffered(self) -> int:
-        """Bytes of all bodies that are held at a time; a request beyond it is refused with status 503."""
+        """The most bytes of all bodies in memory; requests beyond it are refused with status 503."""
         return max(8 * self.max_bytes, 256 * 2**20)

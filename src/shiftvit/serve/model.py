@@ -24,7 +24,7 @@ from shiftvit.serve.heat import lay_out
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 
-# A picture of no more is decoded in a tenth of a millisecond. Its pixels are counted before it is decoded.
+# Pictures up to this size are decoded in a tenth of a millisecond. The pixels are counted before decoding.
 _SMALL_BYTES, _SMALL_PIXELS = 2**15, 2**14
 
 
@@ -54,7 +54,7 @@ class ServedModel:
         self._explaining = asyncio.Lock()
         self._explainer: Explainer | None = None
         self._no_explainer = ""
-        # The first call of a session allocates its memory.
+        # A warm-up, because the first call of a session allocates its memory.
         graph.run(np.zeros((1, *graph.metadata.example_shape), np.uint8))
 
     def _run(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
@@ -77,15 +77,15 @@ class ServedModel:
         return self._classes(row, top_k)
 
     def _classes(self, row: NDArray[np.float32], top_k: int) -> list[dict[str, Any]]:
-        # Stable: of equal probabilities the first class wins, as in `Predictor`.
+        # A stable sort: between equal probabilities the first class wins, as in `Predictor`.
         order = np.argsort(-row, kind="stable")[:top_k]
         return [{"label": self.labels[index], "score": float(row[index])} for index in order]
 
     async def explain(self, content: bytes, top_k: int, label: str | None) -> dict[str, Any]:
-        """Returns the most probable classes of an encoded picture, and where one of them comes from.
+        """Returns the most probable classes of an encoded picture, and a heat map for one of them.
 
         Raises:
-            Refused: as `classify`; there is no such label; or the model has no graph with its last stage's map.
+            Refused: as `classify`; there is no such label; or the model has no graph that returns the last feature map.
         """
         explainer = await self.explainer()
         if explainer is None:
@@ -110,12 +110,12 @@ class ServedModel:
         return {"classes": classes, "label": shown, **lay_out(heat, preprocess, *image.shape[:2])}
 
     async def explainer(self) -> Explainer | None:
-        """Returns what explains answers, loaded when it is first asked for; None if the model cannot."""
+        """Returns the explainer, which is loaded at the first call; None if the model has none."""
         async with self._explaining:
             if self._explainer is None and not self._no_explainer:
                 try:
                     self._explainer = await asyncio.to_thread(Explainer.from_pretrained, self.graph.model, threads=1)
-                except ShiftViTError:  # which may name a path
+                except ShiftViTError:  # not shown to clients, because it may name a path
                     self._no_explainer = "it needs a bundle with a graph that `shiftvit pack --onnx` wrote"
         return self._explainer
 
@@ -123,7 +123,7 @@ class ServedModel:
         """Returns probabilities (N, C) for uint8 (N, H, W, 3), whose N images were admitted.
 
         Raises:
-            Refused: the model gave no number, or no answer within the limit.
+            Refused: the model returned NaN or infinity, or no result within the limit.
         """
         try:
             async with asyncio.timeout(self._limits.timeout):
@@ -135,14 +135,14 @@ class ServedModel:
 
     def _check(self, rows: NDArray[np.float32]) -> None:
         if not np.isfinite(rows).all():
-            raise Refused(500, f"the model {self.name!r} gives no number for this image")
+            raise Refused(500, f"the model {self.name!r} returned NaN or infinity for this image")
 
     def _decode(self, content: bytes) -> Pixels:
-        """Returns what the model sees of an encoded picture, (1, h, w, 3)."""
+        """Returns an encoded picture as the model's input, (1, h, w, 3)."""
         return self.graph.metadata.preprocess.pixels(self._read(content)[None])
 
     def _decode_small(self, content: bytes) -> Pixels | None:
-        """Does the same if that takes less than to hand it to another thread; None: it would take longer, or fails."""
+        """Does the same if that is faster than handing it to another thread; None: it would be slower, or fails."""
         if len(content) > _SMALL_BYTES:
             return None
         rule = self.graph.metadata.preprocess
@@ -195,7 +195,7 @@ def load_models(
     """
     places: dict[str, str] = {}
     for model in models:
-        # A path may hold "=" itself.
+        # A path may contain "=" itself.
         name, place = model.split("=", 1) if "=" in model and not Path(model).exists() else ("", model)
         path = Path(place).resolve()
         name = name or (path.stem if path.is_file() else path.name)
@@ -216,7 +216,7 @@ def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
     """Returns a model by name; None: the default.
 
     Raises:
-        Refused: there is none of that name.
+        Refused: there is no model of that name.
     """
     if name is None:
         return next(iter(models.values()))

@@ -1,4 +1,4 @@
-"""The two types that carry images everywhere: a split, and a data set of splits."""
+"""The two types that hold images everywhere: a split, and a data set of splits."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from shiftvit.preprocess import Preprocess
 SPLITS = ("train", "validation", "test")
 _WHOLE_NUMBER = re.compile(r"[-+]?[0-9]{1,300}")
 
-# An image as a folder or a table has it: its split, its path, the name of its class.
+# An image in a folder or table: its split, its path, the name of its class.
 Row = tuple[str, str, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """N images, their classes, and what is left to do to them.
+    """N images, their classes and their remaining preprocessing.
 
     Attributes:
         labels: int64 (N,), each an index into the data set's class names.
-        paths: where each image is: a file, a row of a Parquet file such as `train.parquet#3`, or a place in an archive
-            such as `x_train[3]`. None: arrays that came without any.
+        paths: the location of each image: a file, a row of a Parquet file such as `train.parquet#3`, or an element of
+            an archive such as `x_train[3]`. None: arrays without locations.
         images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: files that
-            nobody has read yet.
-        preprocess: what is left to do to `images` before a model takes them. It has no meaning until they are read.
-        copies: a number for each image, int64 (N,), the same for those that are the same. None: nobody has compared
-            them.
+            were not read yet.
+        preprocess: the remaining preprocessing of `images`. It has no meaning until they are read.
+        copies: a number for each image, int64 (N,), equal for equal images. None: images that were not compared.
     """
 
     labels: NDArray[np.int64]
@@ -59,7 +58,7 @@ class Split:
         return Split(self.labels[indices], paths, images, self.preprocess, copies)
 
     def path(self, index: int) -> str | None:
-        """Returns where an image is; None: it is an array that came without a path."""
+        """Returns the location of an image, or None if it has none."""
         return None if self.paths is None else self.paths[index]
 
 
@@ -68,13 +67,13 @@ class Dataset:
     """Images in splits, with the names of their classes.
 
     Attributes:
-        splits: "train", "validation" and "test", those that there are, in this order.
-        class_names: in the order of the labels.
-        name: of the data set, such as "cifar10", or the path as text.
-        path: where a user's own images lie; None: a data set by name, or arrays.
-        layout: how a user's own images lie there, in words.
-        notes: what was left out or is missing, a phrase each.
-        test_is_validation: there are no test images, so that `test` is the validation split.
+        splits: "train", "validation" and "test", or some of them, in this order.
+        class_names: the names of the classes, in the order of the labels.
+        name: the name of the data set, such as "cifar10", or the path as text.
+        path: the path of a user's own images; None: a data set by name, or arrays.
+        layout: the layout of a user's own images, in words.
+        notes: a phrase for each kind of file or image that was left out or is missing.
+        test_is_validation: there are no test images, so `test` is the validation split.
     """
 
     splits: dict[str, Split]
@@ -99,7 +98,7 @@ class Dataset:
 
     @property
     def root(self) -> Path:
-        """The folder that paths in a table of these images are relative to."""
+        """The folder to which paths in a table of these images are relative."""
         path = self.path or Path()
         return path if path.is_dir() else path.parent
 
@@ -112,7 +111,7 @@ class Dataset:
         return replace(self, splits=splits)
 
     def list_paths(self) -> set[str]:
-        """Returns where all the images are."""
+        """Returns the locations of all images."""
         return {path for split in self.splits.values() for path in split.paths or []}
 
     def name_lost(self, usable: Dataset) -> dict[str, list[str]]:
@@ -124,15 +123,15 @@ class Dataset:
                 lost[name] = [repr(self.class_names[label]) for label in labels]
         return lost
 
-    def say_lost(self, usable: Dataset) -> set[str]:
-        """Reports the classes of which no image in a split can be decoded. Returns these splits."""
+    def report_lost(self, usable: Dataset) -> set[str]:
+        """Prints a notice for each split with classes of which no image can be decoded. Returns these splits."""
         lost = self.name_lost(usable)
         for split, names in lost.items():
             notice(f"note: no {split} image of {join_words(names)} can be decoded")
         return {*lost}
 
-    def say_counts(self) -> None:
-        """Reports how many images each split has, and of each class."""
+    def report_counts(self) -> None:
+        """Prints a notice with the number of images in each split and class."""
         for name, split in self.splits.items():
             counts = np.bincount(split.labels, minlength=len(self.class_names))
             notice(f"{name}: {pluralize(len(split), 'image')}, {describe_range(counts)} a class")
@@ -147,16 +146,17 @@ def number_classes(
     *,
     training: bool = True,
 ) -> Dataset:
-    """Makes a data set of rows: numbers their classes and puts each row into its split.
+    """Makes a data set from rows: numbers their classes and sorts them into splits.
 
     Args:
         path, layout, notes: as in `Dataset`.
         rows: (split, path, class name) of each image.
-        names: the classes in their order; None: those of the training images, in the natural order of their names.
+        names: the classes, in order; None: those of the training images, in the natural order of their names.
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: no images, or none for training; a class without training images; a name that is no text.
+        ShiftViTError: there are no images, or none for training; a class has no training images; or a name is not
+            valid UTF-8.
     """
     rows = [(split, image, normalise_name(name)) for split, image, name in rows]
     by_split: dict[str, list[Row]] = {}
@@ -189,10 +189,10 @@ def number_classes(
 
 
 def check_names(data: Dataset) -> Dataset:
-    """Returns the data set if each class has a name of its own that can stand in a line of text.
+    """Returns the data set if its class names differ and are printable on one line.
 
     Raises:
-        ShiftViTError: it has not.
+        ShiftViTError: they do not.
     """
     names = data.class_names
     for name in names:
@@ -203,7 +203,7 @@ def check_names(data: Dataset) -> Dataset:
             raise ShiftViTError(f"the class name {name!r} of {data.name!r} {what}; rename the class")
     if len({*map(normalise_name, names)}) < len(names):
         twice, _ = Counter(map(normalise_name, names)).most_common(1)[0]
-        raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; give each a name of its own")
+        raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; rename one of them")
     return data
 
 
@@ -230,17 +230,17 @@ def check_classes(data: Dataset) -> Dataset:
 
 
 def format_notes(notes: Sequence[str]) -> str:
-    """Returns what was left out, as an addition to a message."""
-    return f" (found besides: {'; '.join(notes)})" if notes else ""
+    """Returns the notes as the end of a message."""
+    return f" (also found: {'; '.join(notes)})" if notes else ""
 
 
 def is_text(name: str) -> bool:
-    """Returns whether a name can be written as UTF-8; that of a file may be any bytes."""
+    """Returns whether a name is valid UTF-8; a file's name may be any bytes."""
     return name.isascii() or name.encode("utf-8", "replace").decode() == name
 
 
 def describe_range(counts: NDArray[np.integer[Any]]) -> str:
-    """Returns the least and the most of some numbers of images: `3 to 1,200`, or `3` where all are the same."""
+    """Returns the range of some counts as text: `3 to 1,200`, or `3` if all are equal."""
     least, most = f"{counts.min():,}", f"{counts.max():,}"
     return least if least == most else f"{least} to {most}"
 

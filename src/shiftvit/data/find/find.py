@@ -1,4 +1,4 @@
-"""What lies at a path that a user names: which kind of data, and its images. Nothing is decoded."""
+"""Finds the images at a path: determines the kind of data and lists them. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from shiftvit.data.find.words import is_litter, is_split
 from shiftvit.errors import ShiftViTError
 
 _TABLES = {".csv", ".tsv", ".npz"}
-# What shiftvit writes, which is no data where it lies among the data: the files by which it is known: one, and
-# one of some more.
+# Folders that shiftvit writes, which are not data: each has all files of the first set and one of the second.
 _OUTPUTS = {
     "a run": ({"recipe.toml"}, {"environment.json"}),
     "a bundle": ({"bundle.json"}, {"model.safetensors"}),
@@ -33,20 +32,20 @@ def find_data(path: str | Path, *, training: bool = True) -> Dataset:
     """Finds a user's own images and lists them. Nothing is decoded.
 
     Args:
-        path: a folder with one folder a class, or with train/, val/ and test/ that hold such, or the other way round; a
-            .csv or .tsv with the columns path and label, and split if there are any (paths are relative to the table's
-            folder); a .npz with `x_train`, `y_train` and so on, or with `images`, `labels` and maybe `class_names`; or
-            Parquet as it is on the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on, or a single
-            file. `words.py` has the names that splits may have.
-        training: a model is to be trained on them. False: it is only evaluated, so that there need be no training
-            images, and one class is enough.
+        path: a folder with a folder for each class, maybe within train/, val/ and test/, or with those within the
+            classes; a .csv or .tsv with the columns path and label, and maybe split (paths are relative to the
+            table's folder); a .npz with `x_train`, `y_train` and so on, or with `images`, `labels` and maybe
+            `class_names`; or Parquet as on the Hugging Face Hub: a folder with train-00000-of-00001.parquet and so on,
+            or a single file. `words.py` has the names that splits may have.
+        training: whether a model is trained on them. False: it is only evaluated, so training images are optional and
+            one class is enough.
 
     Returns:
-        the splits that are there. All have paths; only those of a .npz have images.
+        the splits that were found. All have paths; only those of a .npz have images.
 
     Raises:
-        ShiftViTError: nothing of that form, fewer than two classes, a class without training images, files that a
-            table names and that are missing, arrays of other shapes or types.
+        ShiftViTError: the data have none of these forms, fewer than two classes, a class without training images, a
+            table that names missing files, or arrays of other shapes or types.
     """
     path = Path(path)
     try:
@@ -76,7 +75,7 @@ def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], S
     tree = _walk(path) if path.is_dir() else _Tree(shards=[(path.name,)])
     images, shards, left_out = tree.images, tree.shards, tree.left_out
     names = None
-    # Beside images, Parquet files may be tables of something else; the first one decides.
+    # Parquet files beside images may be other tables; the first one decides.
     if shards and (not images or has_images(str(path.joinpath(*shards[0])))):
         layout, rows, notes, names = read_shards(path, shards, training=training)
         left_out |= {"images beside the Parquet files": len(images)} if images else {}
@@ -88,7 +87,7 @@ def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], S
 
 @dataclass
 class _Tree:
-    """What lies below a folder: images, Parquet files, other tables and folders, sorted by name, and all else."""
+    """The content of a folder: images, Parquet files, other tables and folders, by name, and counts of the rest."""
 
     images: list[Parts] = field(default_factory=list)
     shards: list[Parts] = field(default_factory=list)
@@ -98,10 +97,10 @@ class _Tree:
 
 
 def _walk(root: Path) -> _Tree:
-    """Returns what lies below `root`.
+    """Returns the content of `root`.
 
-    Links to folders count as folders where a class or a split may lie. Further down they are left out, so that no
-    circle of links is walked for ever.
+    Links to folders are followed at the levels of splits and classes. Further down they are left out, so that circular
+    links cannot be followed for ever.
     """
     tree, outputs = _Tree(), []
     left_out = tree.left_out
@@ -114,10 +113,8 @@ def _walk(root: Path) -> _Tree:
         kinds = [kind for kind, (every, any_of) in _OUTPUTS.items() if every <= names and any_of & names]
         if kinds:
             if not parts:
-                raise ShiftViTError(
-                    f"{str(root)!r} is {kinds[0]} of shiftvit's and no data; give the folder of the images"
-                )
-            left_out[f"folders that are {kinds[0]} of shiftvit's"] += 1
+                raise ShiftViTError(f"{str(root)!r} is {kinds[0]} of shiftvit, not data; give the folder of the images")
+            left_out[f"folders that are {kinds[0]} of shiftvit"] += 1
             outputs.append(parts)
             continue
         inner = []

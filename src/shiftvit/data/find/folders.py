@@ -1,4 +1,4 @@
-"""Folders of classes, maybe within folders of splits: which image is of which class and split."""
+"""Reads folders of classes, maybe within folders of splits: finds the class and split of each image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.words import is_neutral, is_split, name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, join_words, pluralize
 
-_ARRANGE = "put the images of each class into a folder of its name"
+_ARRANGE = "put the images of each class into a folder with its name"
 
-# A path below the folder that is looked at, as its parts.
+# A path relative to the folder of the data, as its parts.
 Parts = tuple[str, ...]
 
 
@@ -28,20 +28,20 @@ def read_class_folders(
     *,
     training: bool = True,
 ) -> tuple[str, list[Row], list[str]]:
-    """Tells the split and the class of each image from the folders that it lies in.
+    """Finds the split and the class of each image by the folders that it is in.
 
     Args:
         path: the folder.
-        images, folders: what lies below it.
-        left_out: counts what is not used, by what it is. Images that lie elsewhere are added.
-        tables: .csv, .tsv and .npz files below it, which may say more than the folders; messages name them.
+        images, folders: the images and folders in it.
+        left_out: counts of unused files by their kind. Images outside class folders are added.
+        tables: .csv, .tsv and .npz files in it, which messages suggest instead of the folders.
         training: as for `find_data`.
 
     Returns:
         the layout in words, the rows, and a note about folders without images if there are any.
 
     Raises:
-        ShiftViTError: no images, no class folders, or splits that cannot be understood.
+        ShiftViTError: there are no images or class folders, or the splits are ambiguous.
     """
     if not images:
         raise ShiftViTError(
@@ -71,7 +71,7 @@ def read_class_folders(
         raise ShiftViTError(f"{str(where)!r} holds images without class folders; {_suggest_mend(path, tables)}")
     inner = _find_inner_folder(images)
     if at < 0 and inner:
-        raise ShiftViTError(f"{str(path)!r} holds one class folder; did you mean {str(path.joinpath(*inner))!r}?")
+        raise ShiftViTError(f"{str(path)!r} holds only one class folder; did you mean {str(path.joinpath(*inner))!r}?")
     used = {parts[:length] for parts in images for length in (1, 2, 3)}
     depths = {top: 1 + int(at == 0) + (top in wrapped) for top in {parts[0] for parts in folders}}
     empty = ["/".join(parts) for parts in folders if len(parts) == depths[parts[0]] and parts not in used]
@@ -84,7 +84,7 @@ def read_class_folders(
 def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> tuple[int, dict[str, str]]:
     """Returns the level of the folders that are splits, and folder -> split.
 
-    The level is 0 for the top folders, 1 for those within the classes, and -1 where all top folders are classes,
+    The level is 0 for the top folders, 1 for folders within the classes, and -1 if all top folders are classes,
     whatever their names.
     """
     named = _name_tops(path, tops, images, training)
@@ -101,7 +101,9 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         if "train" in named.values() or not training:
             return 1, named
     count = Counter(name for inner in within.values() for name in inner)
-    alike = [top for top in tops if sum(count[name] > 1 for name in within[top]) > 1]  # of thousands mostly none
+    alike = [
+        top for top in tops if sum(count[name] > 1 for name in within[top]) > 1
+    ]  # a fast filter: mostly empty even for thousands of classes
     for one, other in itertools.combinations(alike, 2):
         shared = sorted(within[one] & within[other])
         if len(shared) > 1:
@@ -116,7 +118,7 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
 
 
 def _find_wrapped(images: Sequence[Parts], named: dict[str, str]) -> set[str]:
-    """Returns the folders of splits whose class folders all lie in one more folder, as `train/images/cat/1.png`."""
+    """Returns the folders of splits with one more folder around the classes, as in `train/images/cat/1.png`."""
     within: dict[str, set[str]] = {}
     for parts in images:
         if parts[0] in named and len(parts) > 1:
@@ -125,11 +127,11 @@ def _find_wrapped(images: Sequence[Parts], named: dict[str, str]) -> set[str]:
 
 
 def _name_tops(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> dict[str, str]:
-    """Returns which of the top folders are splits, folder -> split. Empty: all are classes, whatever their names."""
+    """Returns the top folders that are splits, folder -> split. Empty: all are classes, whatever their names."""
     splits = name_splits(tops)
     if len(splits) < len(tops):
-        # A class may be called train or test. Where other folders lie beside it, it takes two splits to believe it,
-        # and class folders within train.
+        # A class may be called train or test. Beside other folders, these are splits only if there are two of them, and
+        # train has class folders.
         within_train = any(len(parts) > 2 and splits.get(parts[0]) == "train" for parts in images)
         if len(splits) < 2 or not within_train:
             return {}
@@ -161,13 +163,13 @@ def _format_left_out(left_out: Counter[str]) -> str:
 
 
 def _suggest_mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> str:
-    """Returns what to do: give the table that lies there, convert the files, or arrange the images."""
+    """Returns what to do: give the table in the folder, convert the files, or arrange the images."""
     if tables:
         nearest = str(path.joinpath(*min(tables, key=len)))
         return f"give {nearest!r} instead of the folder if it lists them, or {_ARRANGE}"
     if any(what.startswith("files") for what in left_out):
         return (
-            f"shiftvit reads {join_words(FORMATS)} files with the usual ending; convert or rename the files, and "
+            f"shiftvit reads {join_words(FORMATS)} files with their usual suffixes; convert or rename the files, and "
             f"{_ARRANGE}"
         )
     return f"{_ARRANGE}, within this folder"

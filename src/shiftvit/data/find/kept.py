@@ -1,4 +1,4 @@
-"""The table that keeps the splits of a run: written when it begins, read when it goes on or is evaluated."""
+"""The table with the splits of a run: written when it begins, read when it is resumed or evaluated."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
 from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
 
-# The table in a run folder that says which image is in which split.
+# The table of splits in a run folder.
 SPLITS_TABLE = "splits.csv"
 _COLUMNS = ["split", "path", "label"]
-# Images or classes that a message names; the rest is counted.
+# The most images or classes that a message names; the others are counted.
 _NAMED = 3
 
 
 def save_splits(data: Dataset, path: Path) -> None:
-    """Writes which image is in which split as a CSV of split, path and label. Paths are relative to the data's folder.
+    """Writes a CSV with the split, path and label of each image. Paths are relative to the data's folder.
 
     Raises:
         ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
@@ -49,14 +49,14 @@ def read_splits(table: Path) -> list[Row]:
     """Returns the rows that `save_splits` wrote, their paths relative to the data's folder.
 
     Raises:
-        ShiftViTError: it is not such a table.
+        ShiftViTError: the file is not such a table.
     """
     try:
         with table.open(encoding="utf-8", newline="") as stream:
             head, *lines = csv.reader(stream, strict=True)
     except (OSError, csv.Error, ValueError) as error:
         raise ShiftViTError(
-            f"{str(table)!r} is not a readable table ({error}); restore it, since it says which images are for training"
+            f"{str(table)!r} is not a readable table ({error}); restore it, as only it has the run's splits"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
@@ -64,22 +64,22 @@ def read_splits(table: Path) -> list[Row]:
 
 
 def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Dataset:
-    """Returns the data set in the splits that `save_splits` wrote, whatever splits it was found in.
+    """Returns the data set in the splits that `save_splits` wrote.
 
-    Images that are not in the table are left out, as they came later.
+    Images that are not in the table are left out, because they were added later.
 
     Args:
-        data: what `find_data` returned. The order of its classes numbers the labels.
+        data: the result of `find_data`. The order of its classes numbers the labels.
         table: the CSV.
-        classes: how many the model has; None: as many as the data.
+        classes: the number of the model's classes; None: as many as the data have.
 
     Raises:
-        ShiftViTError: it is not such a table, or images or classes that it names are gone.
+        ShiftViTError: it is not such a table, or images or classes in it are missing.
     """
     rows = read_splits(table)
     named = {label for _, _, label in rows}
     lost = sorted(named - {*data.class_names})
-    # A class may have had no image that could be used, or it came later; the count tells which.
+    # A class that is not in the table was added later, or had no usable image; the model's number of classes decides.
     is_whole = classes in (None, len(data.class_names))
     names = tuple(name for name in data.class_names if is_whole or name in named)
     chosen, gone = take_rows(data, rows, (*names, *lost))
@@ -96,22 +96,22 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
         )
     if classes not in (None, len(names)):
         raise ShiftViTError(
-            f"the run has {classes} classes and {data.name!r} has {len(data.class_names)}: "
+            f"the run has {classes} classes, but {data.name!r} has {len(data.class_names)}: "
             f"{', '.join(data.class_names[:8])}; remove what was added after the run began"
         )
     new = [name for name in data.class_names if name not in names]
     if new:
-        notice(f"note: the run does not know {name_some(new)}, whose images are left out")
+        notice(f"note: the run does not have {name_some(new)}, so images of these classes are left out")
     return chosen
 
 
 def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None = None) -> tuple[Dataset, list[Row]]:
-    """Returns the data set in the splits of these rows of a run's table, and those rows whose images are gone.
+    """Returns the data set in the splits of these rows of a run's table, and the rows whose images are missing.
 
     Args:
-        data: where the images are, in whatever splits.
-        rows: of the table; their classes are among `names`.
-        names: the classes, in the order of the labels; None: those of the images that are there, by name.
+        data: the images, in any splits.
+        rows: rows of the table; their classes are among `names`.
+        names: the classes, in the order of the labels; None: those of the images that were found, sorted by name.
     """
     arrays = {  # of an archive, by the names of its images
         path: (split, number)
@@ -138,7 +138,7 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
 
 
 def make_relative(root: Path, image: str) -> str:
-    """Returns an image's path as the table has it: relative to the data's folder if it lies below it."""
+    """Returns an image's path for the table: relative to the data's folder if it is in it."""
     place = Path(image)
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else image
 

@@ -1,4 +1,4 @@
-"""What the paths, folders and patterns that a user names stand for: a list of files, in a stable order."""
+"""Expands the paths, folders and patterns that a user names to a list of files, in a stable order."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError
 
-# What cameras and phones put beside a picture, under its name.
+# Suffixes of files that cameras and phones write beside a picture of the same name.
 _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
 _PICTURES = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
-# What text has none of: control characters, and bytes that are no UTF-8 (as `surrogateescape` keeps them).
+# Characters that a list of paths should not have: control characters, and bytes that are not UTF-8 (escaped).
 _ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 
 
 def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
-    """Returns the files that `names` stand for, name by name; a folder's own in the order of their names.
+    """Returns the files that `names` match, name by name; those of a folder are sorted.
 
     Args:
         names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension,
@@ -32,7 +32,7 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
         all_files: of folders take every regular file, whatever its extension, but no companions of pictures.
 
     Raises:
-        ShiftViTError: a name stands for nothing.
+        ShiftViTError: a name matches nothing.
     """
     found: list[str] = []
     for name in names:
@@ -44,10 +44,10 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
 
 
 def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Returns what is in a folder, in the order of the names.
+    """Returns the entries of a folder, sorted by name.
 
     Raises:
-        ShiftViTError: it cannot be read.
+        ShiftViTError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as scan:
