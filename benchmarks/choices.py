@@ -25,7 +25,7 @@ import numpy as np
 from record import write_record
 from shiftvit.config import ModelConfig
 from shiftvit.environment import computes_bfloat16, keep_freed_memory
-from shiftvit.model import blocks, shift
+from shiftvit.model import blocks, products, shift
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
@@ -48,6 +48,8 @@ def main() -> None:
         "ReLU for GELU": compare(
             "shiftvit_cifar", other=lambda: variant("shiftvit_cifar", activation="relu"), flip=True
         ),
+        "linear layers as convolutions": compare("shiftvit_cifar", by_products, precision="float32"),
+        "linear layers as convolutions, quick": compare("shiftvit_cifar_tiny", by_products, precision="float32"),
         "cheap dropout": compare("keras_example", keras_dropout, batch=128),
         "freed memory kept": processes(),
     }
@@ -58,10 +60,10 @@ def main() -> None:
     write_record("choices", result)
 
 
-def variant(preset: str, batch: int = 250, **changes: Any) -> Callable[[], Any]:
-    """Returns a training step of a freshly built model."""
+def variant(preset: str, batch: int = 250, precision: str | None = None, **changes: Any) -> Callable[[], Any]:
+    """Returns a training step of a freshly built model, by default in the precision that training uses here."""
     config = ModelConfig(**{**find_preset(preset).arguments, **changes})
-    precision = "mixed_bfloat16" if computes_bfloat16() else "float32"
+    precision = precision or ("mixed_bfloat16" if computes_bfloat16() else "float32")
     model = ShiftViT(**config.arguments(), dtype=precision)
     settings = Recipe.load("cifar10").train
     rule = optimizer.build_optimizer(settings, 1_000_000, bfloat16=precision != "float32")
@@ -101,6 +103,17 @@ def by_slices() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def by_products() -> Iterator[None]:
+    """Linear layers as products of matrices."""
+    before = products.CONVOLVES
+    products.CONVOLVES = False
+    try:
+        yield
+    finally:
+        products.CONVOLVES = before
+
+
+@contextlib.contextmanager
 def keras_dropout() -> Iterator[None]:
     """Keras' own dropout."""
     before = blocks.Dropout
@@ -118,11 +131,12 @@ def compare(
     other: Callable[[], Any] | None = None,
     flip: bool = False,
     batch: int = 250,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """Times steps as they are and in the other way; the ratio is how much faster the choice makes them."""
-    ours = variant(preset, batch)
+    ours = variant(preset, batch, precision)
     with without():
-        theirs = other() if other else variant(preset, batch)
+        theirs = other() if other else variant(preset, batch, precision)
     pairs = []
     for _ in range(ROUNDS):
         mine = seconds(ours, STEPS)

@@ -13,9 +13,9 @@ import pytest
 
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import MLP, DropPath, PatchEmbed, PatchMerging, ShiftBlock, fold
-from shiftvit.model.primitives import GroupNorm, LayerNorm, Linear, make_norm
+from shiftvit.model.primitives import TORCH, GroupNorm, LayerNorm, Linear, make_norm
 from shiftvit.model.shift import Shift
-from tensors import normal, set_random_weights, to_numpy
+from tensors import input_gradient, normal, set_random_weights, to_numpy, weight_gradients
 
 # Each layer with a value other than the default for each argument, so that one that gets lost is missed.
 BLOCK = {
@@ -287,3 +287,46 @@ def test_linear_is_a_matrix_product_on_the_last_axis(shape: tuple[int, ...], use
     kernel, bias = (*linear.get_weights(), 0.0)[:2]
     expected = np.maximum(x.astype(np.float64) @ kernel + bias, 0)
     np.testing.assert_allclose(to_numpy(linear(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (2, 5, 10), (2, 3, 4, 10), (2, 1, 1, 10), (1, 3, 1, 10)])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("form", ["convolution", "matrix product"])
+def test_linear_has_the_same_values_and_gradients_in_training(
+    shape: tuple[int, ...], use_bias: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if TORCH:  # the others have one form
+        monkeypatch.setattr("shiftvit.model.products.CONVOLVES", form == "convolution")
+    linear = Linear(7, use_bias=use_bias)
+    x, cotangent = normal(*shape), normal(*shape[:-1], 7, seed=1)
+    linear.build(shape)
+    set_random_weights(linear)
+    kernel, bias = (*linear.get_weights(), 0.0)[:2]
+    rows, wide = x.reshape(-1, 10).astype(np.float64), cotangent.reshape(-1, 7).astype(np.float64)
+
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(to_numpy(linear(x, training=True)), x.astype(np.float64) @ kernel + bias, **close)
+    found = input_gradient(lambda x: linear(x, training=True), x, cotangent)
+    np.testing.assert_allclose(found, cotangent.astype(np.float64) @ kernel.T, **close)
+    gradients = list(weight_gradients(linear, x, cotangent).values())
+    np.testing.assert_allclose(gradients[0], rows.T @ wide, **close)
+    assert len(gradients) == 1 + use_bias
+    if use_bias:
+        np.testing.assert_allclose(gradients[1], wide.sum(0), **close)
+
+
+@pytest.mark.skipif(not TORCH, reason="torch has the form of its own")
+def test_the_convolution_takes_a_transposed_map_and_leaves_frozen_weights_without_gradient() -> None:
+    import torch
+
+    from shiftvit.model import products
+
+    x = torch.tensor(normal(2, 10, 3, 4)).permute(0, 2, 3, 1).requires_grad_()
+    kernel, bias = torch.tensor(normal(10, 7)), torch.tensor(normal(7)).requires_grad_()
+    out = products.linear(x, kernel, bias)
+    torch.testing.assert_close(out, x @ kernel + bias)
+    found = torch.autograd.grad(out.square().sum(), (x, bias), create_graph=True)
+    expected = torch.autograd.grad((x @ kernel + bias).square().sum(), (x, bias), create_graph=True)
+    torch.testing.assert_close(found, expected)
+    second = [torch.autograd.grad(gradients[0].square().sum(), x)[0] for gradients in (found, expected)]
+    torch.testing.assert_close(*second, rtol=1e-4, atol=1e-3)

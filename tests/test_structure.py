@@ -34,7 +34,7 @@ HOUSE = [
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
-    ("model", "convert tensors network blocks primitives shift"),
+    ("model", "convert tensors network blocks primitives products shift"),
     ("bundle.stored", "find published manifest container"),
     ("data", "show evaluated load read named"),
     ("data.cifar10", "cache archives"),

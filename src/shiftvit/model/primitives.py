@@ -15,12 +15,14 @@ TORCH = keras.config.backend() == "torch"
 if TORCH:
     import torch
 
+    from shiftvit.model import products
+
 _SIXTEEN = 2**16
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class Linear(keras.layers.Dense):
-    """`keras.layers.Dense` on the last axis; on torch the product and the bias in one kernel.
+    """`keras.layers.Dense` on the last axis; on torch the product and the bias in one kernel (see also `products`).
 
     Input: `(..., C)`. Output: `(..., units)`.
     """
@@ -28,10 +30,14 @@ class Linear(keras.layers.Dense):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         if not TORCH or self.quantization_mode is not None:
             return super().call(inputs, training=training)
-        rows = inputs.reshape(-1, inputs.shape[-1])  # (..., C) -> (N, C)
-        kernel = self.kernel
-        out = rows @ kernel if self.bias is None else torch.addmm(self.bias, rows, kernel)
-        out = out.reshape(*inputs.shape[:-1], self.units)  # (N, units) -> (..., units)
+        kernel = ops.convert_to_tensor(self.kernel)
+        bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+        if training and products.convolves(inputs):
+            out = products.linear(inputs, kernel, bias)
+        else:
+            rows = inputs.reshape(-1, inputs.shape[-1])  # (..., C) -> (N, C)
+            out = rows @ kernel if bias is None else torch.addmm(bias, rows, kernel)
+            out = out.reshape(*inputs.shape[:-1], self.units)  # (N, units) -> (..., units)
         return out if self.activation is None else self.activation(out)
 
 
