@@ -170,7 +170,7 @@ def test_images_that_stay_in_their_files_are_left_to_the_host(tmp_path, monkeypa
     wanted = recipe(loop="auto", epochs=1, batch_size=8).model_copy(
         update={**small, "data": DataConfig(name=str(tree), validation=0.2, test=0.2)}
     )
-    with pytest.raises(ShiftViTError, match=r'loop="device" needs all images in memory and those of .*pets stay in'):
+    with pytest.raises(ShiftViTError, match=r'loop="device" needs all images in memory, but those of .*pets stay in'):
         train(
             wanted.model_copy(update={"train": wanted.train.model_copy(update={"loop": "device"})}),
             out=tmp_path / "run",
@@ -192,7 +192,7 @@ def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch
     if auto_batch:
         run = train(wanted, out=tmp_path / "run", data=sample)
         assert run.recipe.train.accumulate == 1
-        assert "out of memory for 250 images on the device; going on with train.loop=fit" in capfd.readouterr().err
+        assert "out of memory for 250 images on the device; continuing with train.loop=fit" in capfd.readouterr().err
     else:
         with pytest.raises(
             ShiftViTError, match="out of memory with 50 images of 32 x 32 pixels at once; continue in smal"

@@ -126,9 +126,6 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
-count_of = pluralize  # under its former name, for `training.device`
-
-
 def _replace_unprintable(text: str) -> str:
     """Replaces unprintable characters by spaces, because those in a file's name could control the terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

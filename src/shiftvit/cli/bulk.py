@@ -15,21 +15,21 @@ _ENGINES = ("local", "ray")
 
 
 def wants_ray(engine: str, address: str | None, workers: int | None, paths: list[str] | None, out: str | None) -> bool:
-    """Returns whether Ray is to do it.
+    """Returns whether the engine is Ray.
 
     Raises:
-        ShiftViTError: there is no such engine, or something is given that only the other one takes.
+        ShiftViTError: there is no such engine, or an option or path needs the other one.
     """
     if engine not in _ENGINES:
         raise ShiftViTError(f"there is no engine {engine!r}; {suggest(engine, _ENGINES)}")
     for name, value in (("address", address), ("workers", workers)):
         if value is not None and engine != "ray":
-            raise ShiftViTError(f"--{name} is of the engine ray; add --engine ray, or leave it out")
+            raise ShiftViTError(f"--{name} needs --engine ray; add it, or leave out --{name}")
     if engine == "ray":
         return True
     for name in [*(paths or ()), *filter(None, [out])]:
         if "://" in name and not os.path.lexists(name):
-            raise ShiftViTError(f"{name!r} is a URI, which the engine ray takes; add --engine ray, or name a path")
+            raise ShiftViTError(f"{name!r} is a URI, which needs --engine ray; add it, or name a path")
     return False
 
 
@@ -37,7 +37,7 @@ def check_ray_options(**options: Any) -> None:
     """Raises ShiftViTError if an option was given that Ray's engine lacks."""
     for name, value in options.items():
         if value is not None:
-            raise ShiftViTError(f"--{name} needs the engine local; leave it out, or --engine ray")
+            raise ShiftViTError(f"--{name} does not work with --engine ray; leave out one of the two")
 
 
 def run_on_ray(
@@ -48,7 +48,7 @@ def run_on_ray(
     listing: dict[str, Any],
     **options: Any,
 ) -> None:
-    """Runs a command on Ray and says what it did.
+    """Runs a command on Ray and prints a summary.
 
     Args:
         command: "predict" or "embed".
@@ -69,7 +69,7 @@ def run_on_ray(
     if len(names) != len(paths or [""]):
         names += find_sources(["-"] if paths else None, False, False)
     if not all(isinstance(name, str) for name in names):
-        raise ShiftViTError("--engine ray reads no image from standard input, only a list of paths; leave it out")
+        raise ShiftViTError("--engine ray reads a list of paths from standard input, but no image; leave it out")
     done = Summary()
     task = Task(command, out, **{name: value for name, value in options.items() if value is not None})
     with Bar(command, 0) as bar:
@@ -90,14 +90,14 @@ def run_on_ray(
 
 
 def _summarize(out: str, done: Any) -> str:
-    told = []
+    parts = []
     if done.before:
-        told.append(f"{pluralize(done.before, 'image')} were there before")
+        parts.append(f"{pluralize(done.before, 'image')} were done before")
     if done.images:
         rate = f"{done.images / done.seconds:,.0f} images/s"
-        told.append(
+        parts.append(
             f"{pluralize(done.images, 'image')} in {done.seconds:.1f} s, {rate} ({pluralize(done.actors, 'actor')})"
         )
     if done.failures:
-        told.append(f"{done.failures:,} could not be read")
-    return f"{out}: {'; '.join(told)}"
+        parts.append(f"{done.failures:,} could not be read")
+    return f"{out}: {'; '.join(parts)}"

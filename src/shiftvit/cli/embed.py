@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shiftvit.inference.embed import Embedding
     from shiftvit.inference.predict import Failure
 
-# Faults that are named one by one; the rest is counted.
+# The most faults that are printed one by one; the others are counted.
 _NAMED = 5
 
 
@@ -96,10 +96,10 @@ def embed(
 
 
 def _keep_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
-    """Yields the embeddings, and keeps what is wrong with the other images.
+    """Yields the embeddings, and appends the faults of the other images to `faults`.
 
     Raises:
-        ShiftViTError: none can be read.
+        ShiftViTError: no image can be read.
     """
     from shiftvit.inference.predict import Failure
 

@@ -105,7 +105,7 @@ def _explain(
     stage: str | None,
     patch: int | None,
 ) -> tuple[list[dict[str, Any]], Any]:
-    """Returns a row for each image, and what the model sees, uint8 (N, h, w, 3)."""
+    """Returns a row for each image, and the preprocessed images, uint8 (N, h, w, 3)."""
     import numpy as np
 
     names, parts = _read_images(names, preprocess)
@@ -149,7 +149,7 @@ def _explain_by_network(
     stage: str | None,
     patch: int | None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Returns the probabilities (N, C) of preprocessed images, and a heat map of each for each method."""
+    """Returns the probabilities (N, C) of preprocessed images, and their heat maps by method."""
     prepare_backend()
     from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities
     from shiftvit.evaluation.metrics import check_finite
@@ -170,7 +170,7 @@ def _explain_by_network(
 
 
 def _read_images(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
-    """Returns the readable images and what the model sees of each, (1, h, w, 3); reports the others."""
+    """Returns the names of readable images and the preprocessed images, (1, h, w, 3) each; reports the others."""
     from shiftvit.data.decode.images import decode
 
     good, parts, faults = [], [], []
@@ -188,7 +188,7 @@ def _read_images(names: list[str], preprocess: Any) -> tuple[list[str], list[Any
 
 
 def _find_peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
-    """Returns [row, column] of the map's largest value, in pixels of what the model sees; None if none is above 0."""
+    """Returns [row, column] of the map's largest value, in preprocessed pixels; None if it is not above 0."""
     import numpy as np
 
     if heat.max() <= 0:

@@ -1,4 +1,4 @@
-"""The options that `predict` and `embed` share, and the images that they stand for."""
+"""The options that `predict` and `embed` share, and the images that they name."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
     sources: list[Any] = []
     for path in paths:
         sources += _read_stdin() if path == "-" else list_images([path], recursive=recursive, all_files=all_files)
-    # A shell's pattern names the videos and notes of live photos, too.
+    # A pattern that the shell expands also matches the videos and notes of live photos.
     files = {source for source in sources if isinstance(source, str)}
     return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
 
@@ -64,12 +64,12 @@ def _read_stdin() -> list[Any]:
     from shiftvit.data.decode.images import MAX_BYTES
     from shiftvit.data.find.listing import split_list
 
-    # No picture and no list is larger, and a device may have no end.
+    # Limited, because a device may never end; pictures and lists are smaller.
     content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
     if not content.strip():
         raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
     names = split_list(content)
-    # A list may begin as a picture does (`GIF89a/cat.gif`), and a picture may be text (PPM).
+    # A list may begin like a picture (`GIF89a/cat.gif`), and a picture may be text (PPM).
     if find_kind(content) is not None and (names is None or _is_picture(content)):
         return [content]
     if names is None:

@@ -53,15 +53,17 @@ def main() -> None:
 
 
 def _flush() -> str | None:
-    """Writes what was printed, and returns what is wrong if it cannot be written.
+    """Flushes standard output, and returns a message if that fails.
 
-    A closed pipe, as of `shiftvit recipes | head -1`, is a quiet end.
+    A closed pipe, as in `shiftvit recipes | head -1`, is not an error.
     """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again, and complain
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # otherwise Python would try again at exit, and print an error
         if not isinstance(error, BrokenPipeError):
             return _explain_unwritten(error)
     return None
@@ -96,9 +98,9 @@ def _run(arguments: list[str]) -> int:
         if message is not None:
             return _fail(_explain_usage(error), 2, debug)
         if isinstance(error, MemoryError):
-            told = str(error) or "out of memory"
-            return _fail(f"{told}; close other programs, or use a machine with more memory", 2, debug)
-        # What is written to files names them (`files.unwritable`).
+            reason = str(error) or "out of memory"
+            return _fail(f"{reason}; close other programs, or use a machine with more memory", 2, debug)
+        # Errors with files name them (`files.unwritable`), so this is standard output.
         if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
             _flush()
             return _fail(_explain_unwritten(error), 2, debug)
@@ -112,7 +114,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    # Of several processes that train together, one tells what all of them meet.
+    # Of several processes that train together, only one prints an error that all of them have.
     say = notice if isinstance(sys.exc_info()[1], Interrupted | Elsewhere) else complain
     say(to_one_line(message))
     return status

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _FORMATS = "table, json, jsonl or csv"
 # Images in a grid; more would be hard to read.
 _SHOWN = 60
-# Fewer images need no bar.
+# The fewest images for which a bar is shown.
 _MANY = 200
 
 
@@ -143,7 +143,7 @@ def _write(
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()
-    # On one terminal the rows themselves show the progress.
+    # On a terminal the rows themselves show the progress.
     apart = stream is not sys.stdout or not sys.stdout.isatty()
     with (
         Writer(stream, form, top_k, widths, lambda name: _find_truth(name, predictor.labels)) as writer,
@@ -171,17 +171,17 @@ def _write(
             notice(f"stopped after {done:,} of {pluralize(len(names), 'image')}")
             return 130, []
     seconds = time.perf_counter() - began
-    said = [f"{pluralize(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
+    parts = [f"{pluralize(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
     if known:
-        said.append(f"{hits:,} of {known:,} match their folder's name ({hits / known:.1%})")
+        parts.append(f"{hits:,} of {known:,} match their folder's name ({hits / known:.1%})")
     if failures:
-        said.append(f"{failures:,} could not be read")
-    notice("; ".join(said))
+        parts.append(f"{failures:,} could not be read")
+    notice("; ".join(parts))
     return 3 if failures else 0, shown
 
 
 def _choose_format(kind: str | None, out: Path | None) -> Format:
-    """Returns the format that the option or the ending of the file names; both may do so if they agree."""
+    """Returns the format that the option or the file's suffix names; if both do, they must agree."""
     from shiftvit.cli.rows import ENDINGS, Format
 
     if kind is not None and kind not in list(Format):
@@ -190,7 +190,7 @@ def _choose_format(kind: str | None, out: Path | None) -> Format:
     if kind is None:
         return meant or Format.table
     if meant not in (None, Format.table, kind):
-        raise ShiftViTError(f"--format {kind} and the ending of {str(out)!r} contradict each other; change one of them")
+        raise ShiftViTError(f"--format {kind} and the suffix of {str(out)!r} contradict each other; change one of them")
     return Format(kind)
 
 

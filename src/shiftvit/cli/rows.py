@@ -19,28 +19,28 @@ class Format(StrEnum):
     csv = "csv"
 
 
-# The formats that the ending of a file stands for.
+# The format of a file by its suffix.
 ENDINGS = {".txt": Format.table, "": Format.table, ".csv": Format.csv, ".json": Format.json, ".jsonl": Format.jsonl}
-# Classes that a row lists where the user does not say: a screen line holds few, a spreadsheet wants one a column.
+# The default number of classes in a row: a line on a screen has room for few, a spreadsheet for one per column.
 DEFAULT_TOP_K = {Format.table: 3, Format.json: 5, Format.jsonl: 5, Format.csv: 1}
 
 
 class Writer:
-    """Writes rows to a stream; as a context manager it also writes what comes before the first and after the last.
+    """Writes rows to a stream; as a context manager it also writes the header and the end.
 
     Args:
-        stream: where to.
-        kind: as what.
-        top_k: how many classes a row has.
-        widths: of a table's columns for path and label, in characters.
-        truth: what a path says that its image shows, or None; a table marks the rows where the model differs.
+        stream: the output.
+        kind: the format.
+        top_k: number of classes in a row.
+        widths: widths of a table's columns for path and label, in characters.
+        truth: returns the true class of a path, or None; a table marks the rows where the prediction differs.
     """
 
     def __init__(
         self, stream: IO[str], kind: Format, top_k: int, widths: tuple[int, int], truth: Callable[[str], str | None]
     ) -> None:
         self._stream, self._kind, self._top_k, self._widths, self._truth = stream, kind, top_k, widths, truth
-        # Only UTF-8 is sure to keep names as they are; ASCII with escapes is read alike.
+        # JSON in ASCII with escapes for any other encoding than UTF-8, which might not have all characters.
         self._ascii = codecs.lookup(getattr(stream, "encoding", None) or "ascii").name != "utf-8"
         self._csv = csv.writer(stream, lineterminator="\n")
         self._count = 0
@@ -74,7 +74,7 @@ class Writer:
     def _csv_row(self, result: Result) -> list[Any]:
         if isinstance(result, Failure):
             return [result.path, *[""] * (2 * self._top_k), result.error]
-        # Fewer classes than asked for leave cells empty, so that the error stays in its column.
+        # Missing classes leave cells empty, so that the error stays in its column.
         cells = [cell for label, share in result.top for cell in (label, f"{share:.6f}")]
         return [result.path, *cells, *[""] * (2 * self._top_k - len(cells)), ""]
 
@@ -88,7 +88,7 @@ class Writer:
         return self._columns(self._place(result.path), result.label, f"{result.confidence:.1%}", others)
 
     def _place(self, path: str) -> str:
-        """Returns a path that fits its column: of a long one the end, which tells files apart."""
+        """Returns a path that fits its column; a long one is cut at the beginning."""
         text = _escape_unprintable(path)
         return text if len(text) <= self._widths[0] else "…" + text[1 - self._widths[0] :]
 
@@ -100,5 +100,5 @@ class Writer:
 
 
 def _escape_unprintable(text: str) -> str:
-    """Returns text that stays on its line, whatever a file's name has in it."""
+    """Returns text with unprintable characters escaped, so that it stays on one line."""
     return text if text.isprintable() else repr(text)[1:-1]

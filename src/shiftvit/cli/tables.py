@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-# Columns of what is not shown on a terminal.
+# The width of output that is not shown on a terminal, in columns.
 _WIDE = 10_000
 
 
@@ -23,14 +23,14 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """Prints a table under its title."""
     from rich.console import Console
 
-    # Piped output has no width of its own, and rich would cut at 80 columns.
+    # Without a terminal, rich would cut lines at 80 columns.
     console = Console(width=None if sys.stdout.isatty() else _WIDE)
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(_make_table(rows))
 
 
 def print_json(content: Any) -> None:
-    """Prints JSON that any console can show and any reader takes: in ASCII, with null for NaN and infinity."""
+    """Prints JSON in ASCII, with null for NaN and infinity."""
     print(json.dumps(_replace_nonfinite(content), allow_nan=False))
 
 

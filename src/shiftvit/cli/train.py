@@ -13,7 +13,7 @@ from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.errors import pluralize
 
-# Classes that are printed; the file has all.
+# The most classes that are printed; the file has all.
 _CLASSES = 40
 
 

@@ -1,9 +1,9 @@
-"""Training steps without Python between them, on images that lie on the device.
+"""The device loop: training steps without Python between them, on images that are on the device.
 
-Keras' `fit` fetches each batch from the host and calls Python for each step: right for a processor, and far slower
-than an accelerator that needs a millisecond for a small model's step. Here some dozens of steps are one call: on jax a
-compiled `lax.scan` whose state is donated, on CUDA one captured graph that is replayed. Draws, arithmetic, callbacks
-and checkpoints are those of `fit`; `tests/test_device.py` holds the two together.
+Keras' `fit` fetches each batch from the host and calls Python for each step. That suits a processor, but an accelerator
+takes only a millisecond for a small model's step and would wait. Here one call makes dozens of steps: on jax a compiled
+`lax.scan` with donated state, on CUDA replays of one captured graph. Random draws, arithmetic, callbacks and
+checkpoints are those of `fit`; `tests/test_device.py` compares the two.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from keras import ops
 
 from shiftvit.data.batches.device import ResidentImages, Tensors, check_changes
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.errors import ShiftViTError, count_of, notice
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import hits
 from shiftvit.training.memory import free_memory, is_out_of_memory
 from shiftvit.training.optimizer import learning_rates
 from shiftvit.training.parts import jax_gradients, torch_gradients
 
-# Steps between two looks at the clock, the loss and the signals.
+# The most steps between two checks of the clock, the loss and the signals.
 _LONGEST = 64
 
 
@@ -53,11 +53,11 @@ class DeviceLoop:
         self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))
 
     def begin(self, epoch: int) -> None:
-        """Draws an epoch."""
+        """Draws the order and augmentation of an epoch."""
         raise NotImplementedError
 
     def run(self, first: int, count: int) -> None:
-        """Takes steps `first` to `first + count` of the epoch; afterwards the model's variables hold the result."""
+        """Makes the steps `first` to `first + count - 1` of the epoch and updates the model's variables."""
         raise NotImplementedError
 
     def figures(self) -> dict[str, float]:
@@ -66,23 +66,26 @@ class DeviceLoop:
 
 
 def chunk_length(steps: int) -> int:
-    """Returns how many steps to take at once: of 32 to 64 the number that leaves least over; a rest compiles anew."""
+    """Returns how many steps to make per call: from 32 to 64, the number with the smallest remainder in an epoch.
+
+    On jax a remainder compiles a second program.
+    """
     return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
 
 
 def check_loop(recipe: Recipe, dataset: Dataset) -> None:
-    """Raises ShiftViTError if a resolved recipe asks for the device loop where that cannot run."""
+    """Raises ShiftViTError if a resolved recipe requires the device loop and it cannot run."""
     if recipe.train.loop != "device":
         return
     if not isinstance(dataset.train.images, np.ndarray):
         raise ShiftViTError(
-            f'train.loop="device" needs all images in memory and those of {dataset.name} stay in their files; use "fit"'
+            f'train.loop="device" needs all images in memory, but those of {dataset.name} stay in their files; use fit'
         )
     if keras.config.backend() == "tensorflow":
-        raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch and this is tensorflow; use "fit"')
+        raise ShiftViTError('train.loop="device" needs KERAS_BACKEND=jax or torch, not tensorflow; use "fit"')
     if not recipe.train.drop_remainder and len(dataset.train) % recipe.train.batch_size:
         raise ShiftViTError(
-            f'train.loop="device" needs batches of one size, and {count_of(len(dataset.train), "image")} cannot be '
+            f'train.loop="device" needs batches of equal size, but {pluralize(len(dataset.train), "image")} cannot be '
             f"divided by train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
     check_changes(recipe.augment)
@@ -91,8 +94,8 @@ def check_loop(recipe: Recipe, dataset: Dataset) -> None:
 def make_loop(model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> DeviceLoop | None:
     """Returns the loop of a resolved recipe's `train.loop`; None for Keras' `fit`.
 
-    Smaller parts of a batch make no room for the images themselves. Where these do not fit on the device, it is `fit`
-    too if the recipe allows another way when memory runs out (`train.auto_batch`).
+    It also returns None if the images do not fit on the device and the recipe allows a fallback (`train.auto_batch`);
+    smaller parts of a batch would not help.
     """
     if recipe.train.loop != "device":
         return None
@@ -102,13 +105,13 @@ def make_loop(model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> Devic
     except Exception as error:
         if not (is_out_of_memory(error) and recipe.train.auto_batch):
             raise
-    free_memory()  # only here, as the handler's traceback holds what there was room for
-    notice(f"out of memory for {count_of(len(dataset.train), 'image')} on the device; going on with train.loop=fit")
+    free_memory()  # not in the handler, whose traceback still refers to the arrays
+    notice(f"out of memory for {pluralize(len(dataset.train), 'image')} on the device; continuing with train.loop=fit")
     return None
 
 
 class JaxLoop(DeviceLoop):
-    """The steps as one compiled `lax.scan`, the state donated."""
+    """The steps as one compiled `lax.scan` with donated state."""
 
     def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
         import jax
@@ -152,10 +155,10 @@ class JaxLoop(DeviceLoop):
 
 
 class TorchLoop(DeviceLoop):
-    """The step as a CUDA graph, replayed; where that cannot be captured and off CUDA, as ordinary calls.
+    """The step as a CUDA graph that is replayed; without CUDA, or if capturing fails, as ordinary calls.
 
-    What a step reads and changes stays at one place in memory, its own number included, so that a replay needs no
-    argument.
+    Everything that a step reads and changes stays at one address, including the number of the step, so a replay needs
+    no arguments.
     """
 
     def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
@@ -206,35 +209,35 @@ class TorchLoop(DeviceLoop):
         images, labels = self._batch()
         loss, logits, gradients = self.gradients(images, labels)
         with torch.no_grad():
-            # Read from a table: Keras' schedule makes tensors of numbers, which a graph cannot capture.
+            # From a table: Keras' schedule creates tensors from Python numbers, which a graph cannot capture.
             rate = self.rates.index_select(0, optimizer.iterations.value.reshape(1).long())[0]
             optimizer.step(gradients, self.variables, rate)
             self.sums += torch.stack([loss, hits(labels, logits).mean()])
             self.number += 1
 
     def _capture(self) -> None:
-        """Takes a few steps aside, as CUDA asks for, each from the same state, and captures one."""
+        """Makes a few steps on a side stream, as CUDA requires, each from the same state, and then captures one."""
         import torch
 
         changed = [variable.value for variable in [*self.model.variables, *self.model.optimizer.variables]]
         changed += [self.number, self.sums]
-        before, chance = [tensor.detach().clone() for tensor in changed], torch.cuda.get_rng_state()
+        before, random_state = [tensor.detach().clone() for tensor in changed], torch.cuda.get_rng_state()
 
-        def put_back() -> None:
+        def restore() -> None:
             with torch.no_grad():
                 for tensor, value in zip(changed, before, strict=True):
                     tensor.copy_(value)
 
         if self.jit_compile:
             self.gradients = _compile(self.gradients, self._batch())
-            put_back()  # a batch norm has counted the batch
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+            restore()  # recording ran the step once, and a batch norm updated its statistics
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             for _ in range(3):
                 self._step()
-                put_back()  # the next would look beyond a short epoch's images, or the last epoch's rates
-        torch.cuda.current_stream().wait_stream(aside)
+                restore()  # otherwise the next step could read past the end of a short epoch, or of the learning rates
+        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
@@ -243,17 +246,19 @@ class TorchLoop(DeviceLoop):
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            notice(f"this step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); going on without")
+            notice(
+                f"this step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); continuing without one"
+            )
             self.capturing = False
-        put_back()
-        torch.cuda.set_rng_state(chance)
+        restore()
+        torch.cuda.set_rng_state(random_state)
 
 
 def _compile(function: Any, example: Any) -> Any:
-    """Returns a function of tensors as fused kernels, which torch's Inductor makes.
+    """Returns a function of tensors with its kernels fused by torch's Inductor.
 
-    The operations are recorded first, forward and backward in one graph: `torch.compile` by itself would have to follow
-    the Python code of Keras' layers.
+    The operations are first recorded, forward and backward in one graph, because `torch.compile` alone would have to
+    trace the Python code of Keras' layers.
     """
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
