@@ -194,7 +194,7 @@ class Settings:
     [
         (lambda: Attack(), "could run code; save model.state_dict"),
         (lambda: Settings(), "it holds test_checkpoints.Settings, which is not plain data"),
-        (lambda: print, "it holds print, which is not plain data"),
+        (lambda: breakpoint, "it holds breakpoint, which is not plain data"),
         (lambda: torch.nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, which is not plain data"),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_second_run_computes_nothing(
     # Another picture, another size and another model are computed.
     Image.new("RGB", (50, 50), (9, 8, 7)).save(again / "cat" / "new.png")
     run_probe(tmp_path / "third", again, **{"start.source": str(source)})
-    assert "61 images, 60 of them kept" in capfd.readouterr().err
+    assert "61 images (60 from the cache)" in capfd.readouterr().err
     run_probe(tmp_path / "fourth", again, **{"start.source": str(source), "preprocess.crop": 16})
     assert "kept" not in capfd.readouterr().err
     bundle = Bundle.load(source)

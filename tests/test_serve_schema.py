@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+# Loaded here because Python 3.11 can fail to parse a module while the server's thread parses another.
+from schemathesis.specs.openapi.schemas import OpenApiSchema  # noqa: F401
+
 from serving import picture, running
 
 PICTURES = st.sampled_from([picture(1), picture(2, form="JPEG"), picture(3, (1, 1))])

@@ -135,9 +135,9 @@ def test_no_images(empty, predictor):
 
 
 def test_arrays_are_rgb(predictor, images):
-    blue_first = images[:5, :, :, ::-1]
-    assert np.abs(shares(predictor(blue_first)) - shares(predictor(images[:5]))).max() > 0.1
-    np.testing.assert_array_equal(shares(predictor(blue_first[..., ::-1])), shares(predictor(images[:5])))
+    blue_first = images[..., ::-1]
+    assert np.abs(shares(predictor(blue_first)) - shares(predictor(images))).max() > 0.1
+    np.testing.assert_array_equal(shares(predictor(blue_first[..., ::-1])), shares(predictor(images)))
 
 
 class Tensor:
