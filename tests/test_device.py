@@ -106,8 +106,11 @@ class StandIn:
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="CUDA graphs are torch's")
-@pytest.mark.parametrize("batch_size", [250, 125, 50])  # one, two and five steps an epoch
-def test_capturing_a_step_looks_beyond_no_epoch(tmp_path, sample, monkeypatch, batch_size):
+@pytest.mark.parametrize(
+    ("batch_size", "jit_compile"),
+    [(250, False), (125, False), (50, False), (50, True)],  # one, two and five steps an epoch
+)
+def test_capturing_a_step_looks_beyond_no_epoch(tmp_path, sample, monkeypatch, batch_size, jit_compile):
     """Neither a short epoch's end nor the last epoch's, where a stopped run may go on: read there, CUDA gives up."""
     import torch
 
@@ -117,6 +120,9 @@ def test_capturing_a_step_looks_beyond_no_epoch(tmp_path, sample, monkeypatch, b
         monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
     for name in ("get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, getattr(torch, name))
+    # What is recorded for the compiler is run as it is; compiling it takes minutes on a processor.
+    recordings = []
+    monkeypatch.setattr(torch, "compile", lambda recorded, **_: recordings.append(recorded) or recorded)
     captured, made, begin = [], TorchLoop.__init__, Watch.on_train_batch_begin
 
     def capturing(self, *arguments):
@@ -132,9 +138,10 @@ def test_capturing_a_step_looks_beyond_no_epoch(tmp_path, sample, monkeypatch, b
     monkeypatch.setattr(TorchLoop, "__init__", capturing)
     monkeypatch.setattr(Watch, "on_train_batch_begin", stopping)
     with pytest.raises(Interrupted):
-        train(recipe(loop="device", batch_size=batch_size), out=tmp_path / "run", data=sample)
+        train(recipe(loop="device", batch_size=batch_size, jit_compile=jit_compile), out=tmp_path / "run", data=sample)
     run = train(resume=tmp_path / "run", data=sample)
     assert [loop.graph is not None for loop in captured] == [True, True]
+    assert len(recordings) == (2 if jit_compile else 0)
     fitted = train(recipe(loop="fit", batch_size=batch_size), out=tmp_path / "fit", data=sample)
     expected = weights(fitted.path)
     for name, value in weights(run.path).items():
