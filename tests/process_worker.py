@@ -3,12 +3,13 @@
 It trains as `shiftvit train` does and records, in a file of its own, what the tests look at: every image that it
 computed, the weights that it ended with, and every file of the run that it opened for writing.
 
-`process_worker.py serve` imports torch once and forks the processes of one training after the other from there. A line
-of JSON asks for a training, another one answers with the status of each process.
+`process_worker.py serve` imports torch or jax once and forks the processes of one training after the other from there.
+A line of JSON asks for a training, another one answers with the status of each process.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -58,6 +59,7 @@ def main(settings: dict[str, Any]) -> None:
     def fault(self: Any, batch: int, logs: Any = None) -> None:
         at = settings.get("at")
         if at and at["rank"] == rank and [self.progress.epoch, self.first_step + batch] == at["step"]:
+            (Path(settings["record"]) / "fault").touch()
             if at["what"] == "wait":  # until the test has done something to the network
                 marker = Path(settings["record"]) / "waiting"
                 marker.touch()
@@ -108,6 +110,7 @@ def start(job: dict[str, Any], rank: int) -> int:
         except SystemExit as stop:
             status = int(stop.code or 0)
         sys.stdout.flush()
+        atexit._run_exitfuncs()  # which a forked process would leave out
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -83,7 +83,7 @@ class TorchGroup:
     def stop_watching(self) -> None:
         self._pulse.stop()
 
-    def leave(self) -> None:
+    def leave(self, *, agreed: bool) -> None:  # noqa: ARG002  (a closed connection ends the others)
         self._distributed.destroy_process_group()
 
 
