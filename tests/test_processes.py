@@ -484,6 +484,47 @@ def test_jax_trains_in_two_processes_what_it_trains_in_one(run_of: Train) -> Non
         assert two.metrics()[name] == pytest.approx(found, abs=2e-5)
 
 
+def run_alone(code: str, **environment: str) -> tuple[int, str]:
+    """Returns the status of a Python process and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+ABORT = """
+import os, sys, threading, time
+from shiftvit.training.jax_group import Abort
+abort = Abort("a process is lost")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="jax does not connect processors there")
+def test_an_abort_by_jax_is_one_line() -> None:
+    elsewhere = "threading.Thread(target=os.abort).start(); time.sleep(20)"
+    assert run_alone(ABORT + elsewhere) == (1, "shiftvit: a process is lost\n")
+    # Not beside an error of this process.
+    reported = "abort.expect_report(); threading.Thread(target=os.abort).start(); time.sleep(0.2); os.write(1, b'own')"
+    assert run_alone(f"{ABORT}{reported}; os._exit(2)") == (2, "own")
+    assert run_alone(f"{ABORT}abort.restore(); os.abort()")[0] == -signal.SIGABRT
+
+
+@pytest.mark.slow
+def test_a_process_that_the_others_do_not_join_ends_on_jax() -> None:
+    code = """
+from shiftvit.training import groups, jax_group
+jax_group.JOIN = 1
+with groups.join_processes():
+    raise AssertionError
+"""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    status, said = run_alone(code, KERAS_BACKEND="jax", **place)
+    assert status == 1, said
+    assert said.count("shiftvit: ") == 1
+    assert "the processes did not find each other within 120 s; are all started, and is the port open?" in said
+    assert "Traceback" not in said
+
+
 def commands_of(page: str) -> list[list[str]]:
     lines = [line.strip() for line in (ROOT / page).read_text("utf-8").splitlines() if "torchrun --" in line]
     return [shlex.split(line) for line in lines if not line.startswith("|")]
