@@ -10,14 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, complain
-from shiftvit.training.place import JOIN, LOST, Place, take_first_line
+from shiftvit.training.place import JOIN, LOST, Place, find_own_address, take_first_line
 
 _NOT_JOINED = f"the processes did not find each other within {JOIN} s; are all started, and is the port open?"
 _LOST = (
@@ -68,7 +68,8 @@ class JaxGroup:
         self._abort.message = _LOST
         import keras  # only now: jax must be initialized before anything is computed with it
 
-        self.rank, self.count = jax.process_index(), jax.process_count()
+        with _take_own_address():
+            self.rank, self.count = jax.process_index(), jax.process_count()
         devices = [f"{device.platform}:{device.id}" for device in jax.devices()]
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
         self._predict: dict[int, Any] = {}
@@ -100,6 +101,29 @@ class JaxGroup:
             self._abort.expect_report()
             # When Python ends, jax would wait minutes for the others, which wait for this process.
             atexit.register(_end_at_once)
+
+
+@contextlib.contextmanager
+def _take_own_address() -> Iterator[None]:
+    """Lets gloo listen at the address of this machine that process 0 sees, while jax starts.
+
+    Otherwise it takes the address of the host's name, which is 127.0.1.1 on a default Debian. jax has no public option
+    for it; where its internals are others than those of 0.10, nothing is changed.
+    """
+    try:
+        from jax._src.distributed import global_state
+        from jax._src.lib import _jax
+
+        make, address = _jax.make_gloo_tcp_collectives, global_state.coordinator_address
+    except (ImportError, AttributeError):
+        yield
+        return
+    own = find_own_address(address.rsplit(":", 1)[0])
+    _jax.make_gloo_tcp_collectives = lambda **named: make(**named, hostname=own)
+    try:
+        yield
+    finally:
+        _jax.make_gloo_tcp_collectives = make
 
 
 def _end_at_once() -> None:
