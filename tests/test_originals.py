@@ -36,7 +36,7 @@ def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list
     exif[0x0112] = 6  # a quarter turn
     turned.save(paths[8], format="JPEG", exif=exif)
     told: list[int] = []
-    pictures, kept, faults = read_pictures(paths, RULE, whole=True, advance=told.append)
+    pictures, kept, faults = read_pictures(paths, RULE, whole=True, on_picture=lambda: told.append(1))
     assert (len(pictures), pictures.shape, sum(told)) == (59, (59, 20, 20, 3), 60)
     assert set(range(60)) - set(kept.tolist()) == {7}
     assert len(faults) == 1

@@ -50,7 +50,7 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
         for name, split in data.splits.items():
             paths, changed = split.paths or [], training and name == "train"
             whole, rule = changed and boxes, margin if changed and not boxes else preprocess
-            images, usable, broken = read_pictures(paths, rule, whole=whole, advance=bar.advance)
+            images, usable, broken = read_pictures(paths, rule, whole=whole, on_picture=bar.advance)
             if not len(usable):
                 raise ShiftViTError(f"none of the {pluralize(len(paths), f'{name} image')} can be decoded; {broken[0]}")
             splits[name] = Split(

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +20,15 @@ from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.read import report_faults
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.evaluation.features import Extract
 from shiftvit.evaluation.logits import choose_batch_size
 from shiftvit.preprocess import Preprocess
+from shiftvit.threads import map_in_threads
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-# Pictures that a thread prepares at a time.
-_CHUNK = 8
 # The store writes a file after so many pictures, or so many seconds.
 _PART, _SECONDS = 4096, 20.0
 _FORMAT = "1"  # of the store; to be changed when features are computed differently
@@ -216,23 +211,7 @@ def _prepare_images(split: Split, rule: Preprocess, store: Store) -> Iterator[tu
 
     In order and in bounded memory. Images are read and decoded in threads.
     """
-
-    def prepare(chunk: list[int]) -> list[tuple[int, bytes, Pixels | str | None]]:
-        return [(number, *_prepare(split, number, rule, store)) for number in chunk]
-
-    workers = min(8, cores())
-    numbers = iter(range(len(split)))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    running: deque[Future[list[tuple[int, bytes, Pixels | str | None]]]] = deque()
-    try:
-        while True:
-            while len(running) < 2 * workers and (chunk := list(itertools.islice(numbers, _CHUNK))):
-                running.append(pool.submit(prepare, chunk))
-            if not running:
-                return
-            yield from running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_in_threads(lambda number: (number, *_prepare(split, number, rule, store)), range(len(split)))
 
 
 def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple[bytes, Pixels | str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,14 @@ from numpy.typing import NDArray
 
 from shiftvit.augment.boxes import Box, cut, find_decoded_size
 from shiftvit.data.decode.images import decode
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
+from shiftvit.threads import map_in_threads
 
 # Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
 BUDGET = 2**29
-# Pictures that a thread decodes before it hands them over.
-_CHUNK = 16
-
-# Is called now and then with how many more files are done.
-Advance = Callable[[int], None]
+# So few pictures are decoded without threads, which would take time to start.
+_FEW = 16
 
 
 class Pictures:
@@ -32,7 +29,6 @@ class Pictures:
     Args:
         paths: N files, which decode (see `read_pictures`).
         rule: makes one size of all of them; its rounding is used, its mean and std are not.
-        workers: threads that decode; None: one for each core, at most 8.
 
     Raises:
         ShiftViTError: the rule leaves the size open; when indexed, a file that can no longer be decoded.
@@ -41,29 +37,21 @@ class Pictures:
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, paths: Sequence[str], rule: Preprocess, workers: int | None = None) -> None:
+    def __init__(self, paths: Sequence[str], rule: Preprocess) -> None:
         self.paths, self.rule = list(paths), rule
         self.shape = (len(self.paths), *find_size(rule), 3)
-        self.workers = workers or _count_workers()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: slice | NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.uint8]:
         wanted = self.paths[index] if isinstance(index, slice) else [self.paths[int(i)] for i in index]
-        out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
-
-        def fill(first: int) -> None:
-            for place in range(first, min(first + _CHUNK, len(wanted))):
-                out[place] = read_picture(wanted[place], self.rule)
-
-        starts = range(0, len(wanted), _CHUNK)
-        if len(starts) <= 1:
-            fill(0)
-            return out
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            list(pool.map(fill, starts))
-        return out
+        read = partial(read_picture, rule=self.rule)
+        pictures = np.empty((len(wanted), *self.shape[1:]), np.uint8)
+        decoded = map(read, wanted) if len(wanted) <= _FEW else map_in_threads(read, wanted)
+        for place, picture in enumerate(decoded):
+            pictures[place] = picture
+        return pictures
 
 
 class Originals(Pictures):
@@ -72,14 +60,12 @@ class Originals(Pictures):
     Indexed, they are the pictures as `rule` makes them, as with `Pictures`.
 
     Args:
-        paths, rule, workers: as for `Pictures`; the rule's interpolation and result's size are those of boxes too.
+        paths, rule: as for `Pictures`. Boxes get the rule's interpolation and the size of its result.
         sizes: (height, width) of each file's picture, upright, in pixels: int (N, 2).
     """
 
-    def __init__(
-        self, paths: Sequence[str], rule: Preprocess, sizes: NDArray[np.integer[Any]], workers: int | None = None
-    ) -> None:
-        super().__init__(paths, rule, workers)
+    def __init__(self, paths: Sequence[str], rule: Preprocess, sizes: NDArray[np.integer[Any]]) -> None:
+        super().__init__(paths, rule)
         self._sizes = sizes
 
     def size(self, index: int) -> tuple[int, int]:
@@ -132,7 +118,7 @@ def read_pictures(
     *,
     whole: bool = False,
     budget: int = BUDGET,
-    advance: Advance | None = None,
+    on_picture: Callable[[], None] | None = None,
 ) -> tuple[NDArray[np.uint8] | Pictures, NDArray[np.int64], list[str]]:
     """Decodes every file once, to find those that cannot be used.
 
@@ -141,7 +127,7 @@ def read_pictures(
         rule: makes one size of all of them.
         whole: boxes will be cut from the pictures, so that they stay in their files, at their own size.
         budget: bytes that the pictures may take in memory.
-        advance: is called now and then with how many more files are done.
+        on_picture: called after each file.
 
     Returns:
         the pictures that can be used, as an array, or as `Pictures` where they take more than the budget, or as
@@ -155,44 +141,29 @@ def read_pictures(
     sizes = np.zeros((len(paths), 2), np.int64)
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
-    def read(index: int) -> None:
-        image = decode(paths[index], **decoding)
-        sizes[index] = image.shape[:2]
-        if not whole:
-            pixels = rule.pixels(image[None])[0]
-            if in_memory is not None:
-                in_memory[index] = pixels
+    def read(index: int) -> str | None:
+        """Decodes a file, and returns what is wrong with it, if anything."""
+        try:
+            image = decode(paths[index], **decoding)
+            sizes[index] = image.shape[:2]
+            if not whole:
+                pixels = rule.pixels(image[None])[0]
+                if in_memory is not None:
+                    in_memory[index] = pixels
+        except ShiftViTError as error:
+            return str(error)
+        return None
 
-    usable, faults = _read_each(len(paths), read, advance)
+    indices, faults = list[int](), list[str]()
+    for index, fault in enumerate(map_in_threads(read, range(len(paths)))):
+        if fault is None:
+            indices.append(index)
+        else:
+            faults.append(fault)
+        if on_picture is not None:
+            on_picture()
+    usable = np.array(indices, np.int64)
     if in_memory is not None:
         return (in_memory[usable] if faults else in_memory), usable, faults
-    kept = [paths[index] for index in usable]
+    kept = [paths[index] for index in indices]
     return (Originals(kept, rule, sizes[usable]) if whole else Pictures(kept, rule)), usable, faults
-
-
-def _count_workers() -> int:
-    """Returns how many threads decode: one for each core, at most 8."""
-    return min(8, cores())
-
-
-def _read_each(count: int, read: Callable[[int], None], advance: Advance | None) -> tuple[NDArray[np.int64], list[str]]:
-    """Calls `read` with 0..count-1, in threads. Returns those that it could read, and a line for each of the others."""
-
-    def read_some(first: int) -> tuple[int, list[tuple[int, str]]]:
-        chunk = range(first, min(first + _CHUNK, count))
-        faults = []
-        for index in chunk:
-            try:
-                read(index)
-            except ShiftViTError as error:
-                faults.append((index, str(error)))
-        return len(chunk), faults
-
-    faults: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(_count_workers(), thread_name_prefix="decode") as pool:
-        for done, found in pool.map(read_some, range(0, count, _CHUNK)):
-            faults += found
-            if advance is not None:
-                advance(done)
-    bad = {index for index, _ in faults}
-    return np.array([index for index in range(count) if index not in bad], np.int64), [fault for _, fault in faults]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,10 @@ from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
+from shiftvit.threads import map_in_threads
 
 __all__ = ["Report", "check_data"]
-
-_AT_A_TIME = 512  # files that wait for a thread, so that an interrupt need not wait for all
 
 
 class _Look(NamedTuple):
@@ -52,12 +50,14 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
     members = [(name, index) for name, split in data.splits.items() for index in range(len(split))]
     unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
     corrupt, good, looks = [], [], []
-    for member, look in zip(members, _look_at_all(data, members), strict=True):
-        if isinstance(look, str):
-            corrupt.append((member, look))
-        else:
-            good.append(member)
-            looks.append(look)
+    with Bar("checking images", len(members)) as bar:
+        for member, look in zip(members, map_in_threads(partial(_look, data), members), strict=True):
+            if isinstance(look, str):
+                corrupt.append((member, look))
+            else:
+                good.append(member)
+                looks.append(look)
+            bar.advance()
     labels = [int(data.splits[name].labels[index]) for name, index in good]
     duplicates, complete = find_groups(good, labels, [look.mark for look in looks])
     counts = {name: np.zeros(len(data.class_names), np.int64) for name in data.splits}
@@ -75,15 +75,6 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
         tuple(made),
         tuple(faults),
     )
-
-
-def _look_at_all(data: Dataset, members: list[Member]) -> Iterator[_Look | str]:
-    """Yields what is kept of each image, or its fault, in their order; shows the progress."""
-    with Bar("checking images", len(members)) as bar, ThreadPoolExecutor(min(8, cores())) as pool:
-        for first in range(0, len(members), _AT_A_TIME):
-            for look in pool.map(lambda member: _look(data, member), members[first : first + _AT_A_TIME]):
-                bar.advance()
-                yield look
 
 
 def _look(data: Dataset, member: Member) -> _Look | str:

@@ -7,7 +7,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from shiftvit.console import Bar
 from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.threads import map_in_threads
 
 _HEAD = 512  # bytes at the beginning of a file that tell its format
 # Bytes at the end of a file by which most files of one size are told apart.
 _TAIL = 2**16
-_AT_A_TIME = 512  # files that wait for a thread
 
 
 def mark_copies(config: DataConfig, data: Dataset) -> Dataset:
@@ -73,12 +71,10 @@ def _compare(paths: list[str], marks: Sequence[Hashable], look: Callable[[str], 
     counts = Counter(marks)
     alike = [place for place, mark in enumerate(marks) if mark is not None and counts[mark] > 1]
     compared = [*marks]
-    with Bar("comparing files", len(alike)) as bar, ThreadPoolExecutor(min(8, cores())) as pool:
-        for first in range(0, len(alike), _AT_A_TIME):
-            places = alike[first : first + _AT_A_TIME]
-            for place, found in zip(places, pool.map(look, map(paths.__getitem__, places)), strict=True):
-                compared[place] = None if found is None else (marks[place], found)
-                bar.advance()
+    with Bar("comparing files", len(alike)) as bar:
+        for place, found in zip(alike, map_in_threads(look, (paths[place] for place in alike)), strict=True):
+            compared[place] = None if found is None else (marks[place], found)
+            bar.advance()
     return compared
 
 
