@@ -219,7 +219,8 @@ def test_a_folder_around_the_classes_of_a_split(tmp_path):
 def test_top_folders_with_the_same_folders_in_them_are_asked_about(tmp_path, tops):
     message = fault(plant(tmp_path, *(f"{top}/{label}/1.png" for top in tops for label in ("cat", "dog"))))
     assert (
-        "with the same folders in them (cat, dog); if these are the classes, rename the folders above them" in message
+        "with the same folders in them (cat and dog); if these are the classes, rename the folders above them"
+        in message
     )
     assert "give a .csv of path and label" in message
 

@@ -126,7 +126,7 @@ def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
         ([9, 9], (1, 0), "need 1 of each of the 2 classes; use 2 to 16, or add images"),
         ([9, 2, 3, 1], (0.3, 0.3), "of the classes, 'class 1' has 2 images and 'class 3' has 1 image, too few for 3"),
         ([9, 2, 2], (0.3, 0.3), "or remove them; or take fewer splits: data.validation=0 needs 2 of each"),
-        ([1] * 30, (0.3, 0.3), "'class 9' has 1 image and 20 more have as few, too few for 3 splits; add images until"),
+        ([1] * 30, (0.3, 0.3), "'class 9' has 1 image and 20 more, too few for 3 splits; add images until"),
         ([9, 9], (5000, 0), "validation=5000 of 18 images is more than there are; use 2 to 16, or add images"),
         ([9, 9], (10, 12), "validation=10 of 18 images is more than the 6 that are left; use 2 to 4, or add images"),
         ([9, 9], (17, 0), "validation=17 of 18 images is 17, and both it and the rest (1) need"),

@@ -11,7 +11,7 @@ import typer
 from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read_overrides
 from shiftvit.cli.tables import Json, list_examples, print_json, show
-from shiftvit.errors import pluralize
+from shiftvit.errors import list_some, pluralize
 
 # The most classes that are printed; the file has all.
 _CLASSES = 40
@@ -106,7 +106,6 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on test images or others."""
     from shiftvit.bundle.stored.find import find_bundle
-    from shiftvit.data.find.kept import name_some
 
     find_bundle(run)
     if out is not None:
@@ -128,8 +127,8 @@ def evaluate(
     classes, without = [row for row in found["classes"] if row["support"]], found["without_images"]
     if without:
         print(
-            f"no images of {pluralize(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
-            f"means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
+            f"no images of {pluralize(len(without), 'class', 'classes')} ({list_some(map(repr, without))}): "
+            f"macro figures are means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
         )
     if "among_others" in found:
         print(

@@ -14,10 +14,10 @@ import numpy as np
 from shiftvit.data import named
 from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.kept import SPLITS_TABLE, make_relative, name_some, read_splits, take_rows
+from shiftvit.data.find.kept import SPLITS_TABLE, make_relative, read_splits, take_rows
 from shiftvit.data.find.splits import split_as
 from shiftvit.data.find.words import name_splits
-from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 
 # In place of a split: all images, whatever splits they are in.
@@ -134,7 +134,7 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
     if gone:
         kind = "image" if part in (ALL, _EACH) else f"{part} image"
         fault = f"{data.name!r} lacks {len(gone):,} of the run's {pluralize(len(rows), kind)}: "
-        fault += name_some([image for _, image, _ in gone])
+        fault += list_some(repr(image) for _, image, _ in gone)
         if len(gone) == len(rows):
             raise ShiftViTError(f"{fault}; put them back, or give their new location with --data")
         notice(f"note: {fault}; the others are evaluated")

@@ -14,7 +14,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, restore_splits
 from shiftvit.data.find.splits import split_as
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
@@ -48,8 +48,7 @@ def load_data(
     data = named.look_up(recipe.data.name) if data is None else data
     own = data.path is not None
     if own:
-        names = ", ".join(data.class_names[:8]) + (" ..." if len(data.class_names) > 8 else "")
-        notice(f"{data.name}: {data.layout}; {len(data.class_names)} classes: {names}")
+        notice(f"{data.name}: {data.layout}; {len(data.class_names)} classes: {list_some(data.class_names, 8)}")
         for note in data.notes:
             notice(f"note: {note}")
     table = run / SPLITS_TABLE if own and run is not None else None

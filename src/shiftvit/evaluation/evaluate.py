@@ -15,7 +15,7 @@ from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, list_some
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
@@ -131,7 +131,7 @@ def _find_default(loaded: Bundle) -> str:
     name = named.find_by_classes(loaded.labels)
     if name is None:
         raise ShiftViTError(
-            f"no known data set has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
+            f"no known data set has the model's classes ({list_some(loaded.labels)}); name images with --data"
         )
     return name
 

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.data.find.kept import name_some
 from shiftvit.data.find.words import normalise_name
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, list_some, notice, pluralize
 
 
 def read_images(loaded: Bundle, data: Dataset) -> Dataset:
@@ -57,10 +56,10 @@ def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     counts = np.bincount(np.concatenate([split.labels for split in data.splits.values()]), minlength=len(names))
     foreign = [name for name, count in zip(names, counts, strict=True) if count and name not in known]
     if foreign:
-        shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
         number = sum(int(count) for name, count in zip(names, counts, strict=True) if name in foreign)
         raise ShiftViTError(
-            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {pluralize(number, 'image')} of "
-            f"{pluralize(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
+            f"the model has {len(labels):,} classes ({list_some(labels, 5)}) and {data.name} has "
+            f"{pluralize(number, 'image')} of {pluralize(len(foreign), 'other')} ({list_some(map(repr, foreign))}); "
+            "give them the model's names, or leave them out"
         )
     return np.array([known.get(name, -1) for name in names], np.int64)

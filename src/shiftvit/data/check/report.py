@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.dataset import Dataset, describe_range
-from shiftvit.errors import pluralize
+from shiftvit.errors import list_some, pluralize
 from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, set_whole_ticks
 
 if TYPE_CHECKING:
@@ -105,12 +105,11 @@ class Report:
         small = [f"{names[label]!r} ({usable[label]:,})" for label in np.flatnonzero(usable <= len(self.made))]
         if small and self.made:
             lines.append(
-                f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {', '.join(small[:10])}"
-                f"{' ...' if len(small) > 10 else ''}"
+                f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {list_some(small, 10)}"
             )
         bare = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
         if bare:
-            lines.append(f"classes: no training images of {', '.join(bare[:10])}{' ...' if len(bare) > 10 else ''}")
+            lines.append(f"classes: no training images of {list_some(bare, 10)}")
         if self.imbalance.get("train", 0) > MOST_IMBALANCE:
             few, many = np.where(counts > 0, counts, counts.max()).argmin(), counts.argmax()
             lines.append(

@@ -24,7 +24,7 @@ from shiftvit.data.decode.formats import find_kind, read_orientation, read_webp_
 from shiftvit.data.decode.profiles import convert_to_srgb, read_profile
 from shiftvit.data.decode.readers import FORMATS, open_reader, weigh_pixel
 from shiftvit.data.decode.rows import find_row, read_row
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 
 # With these two limits decoding takes less than 1 GB of memory, even if a file was made to take more. The exception is
 # an AVIF whose stream has larger pictures than its container declares, up to the 16384 x 16384 that libavif allows.
@@ -234,7 +234,7 @@ def _translate_errors(kind: str) -> Iterator[list[tuple[int, int]]]:
         elif str(error) == "not identified by this driver":
             reason = "it holds no picture"
         else:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = describe_error(error)
         raise Fault(f"is not a readable {kind} file ({reason}); get the file again or save it anew") from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, suggest_install
+from shiftvit.errors import ShiftViTError, describe_error, suggest_install
 
 # The usual names of the columns, for files without metadata. The first name that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
@@ -75,8 +75,9 @@ def open_parquet(path: str, opened: Callable[[], Any] | None = None) -> Iterator
     except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{path!r} is not a readable Parquet file ({reason}); get the file again") from error
+        raise ShiftViTError(
+            f"{path!r} is not a readable Parquet file ({describe_error(error)}); get the file again"
+        ) from error
 
 
 def has_images(path: str) -> bool:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shiftvit.data.find.dataset import SPLITS, Dataset, Split
 from shiftvit.data.find.words import name_splits, normalise_name
-from shiftvit.errors import ShiftViTError, pluralize
+from shiftvit.errors import ShiftViTError, describe_error, pluralize
 
 # What an array holds, in the small letters of its name, which may also name a split: `x_train`, `val_images`, `Yvalid`.
 _IMAGES = "x|images?|imgs?|data|pixels|inputs?"
@@ -111,8 +111,9 @@ def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDAr
         raise
     except Exception as error:  # damaged archives raise nearly anything
         what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{what} cannot be read ({reason}); save plain arrays with numpy.savez") from error
+        raise ShiftViTError(
+            f"{what} cannot be read ({describe_error(error)}); save plain arrays with numpy.savez"
+        ) from error
 
 
 def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Split:

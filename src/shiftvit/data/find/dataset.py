@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
 from shiftvit.preprocess import Preprocess
 
 # The names of the splits, in the order in which they are listed everywhere.
@@ -224,8 +224,7 @@ def check_classes(data: Dataset) -> Dataset:
         counts = np.bincount(part.labels, minlength=len(names))
         missing = [name for name, count in zip(names, counts, strict=True) if not count]
         if missing:
-            more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-            notes.append(f"{split} has no images of {', '.join(missing[:5])}{more}")
+            notes.append(f"{split} has no images of {list_some(missing, 5)}")
     return replace(data, notes=(*data.notes, *notes))
 
 

@@ -10,7 +10,7 @@ from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
-from shiftvit.errors import ShiftViTError, join_words, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  # its first group is the whole split
 
@@ -80,7 +80,7 @@ def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple
     """Returns the files of each split, and a note about files of none."""
     places = [_locate(parts) for parts in tables]
     if len({home for home, _ in places}) > 1:
-        homes = join_words(sorted({repr(str(path.joinpath(*home))) for home, _ in places})[:5])
+        homes = list_some(sorted({repr(str(path.joinpath(*home))) for home, _ in places}), 5)
         raise ShiftViTError(f"{str(path)!r} holds several data sets of Parquet files; give one of {homes}")
     meanings = name_splits({words for _, words in places})
     if not meanings:

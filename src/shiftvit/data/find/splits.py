@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
 from shiftvit.data.find.dataset import SPLITS, Dataset
-from shiftvit.errors import ShiftViTError, join_words, pluralize
-
-# Classes that a message names; the others are counted.
-_NAMED = 10
+from shiftvit.errors import ShiftViTError, list_some, pluralize
 
 
 def split_as(config: DataConfig, data: Dataset) -> Dataset:
@@ -121,12 +118,10 @@ def _check_sizes(
     if not small:
         return
     is_copied = len(different) < len(labels)
-    counts = [f"{class_names[label]!r} has {pluralize(sizes[label], 'image')}" for label in small[:_NAMED]]
-    if len(small) > _NAMED:
-        counts.append(f"{len(small) - _NAMED:,} more have as few")
+    counts = [f"{class_names[label]!r} has {pluralize(sizes[label], 'image')}" for label in small]
     fewer = "; or take fewer splits: data.validation=0 needs 2 of each" if need == 3 and sizes[small].min() == 2 else ""
     which, it, them = ("the class", "it", "it") if len(small) == 1 else ("of the classes,", "each", "them")
-    told = f"{which} {join_words(counts)}{', copies counted once' if is_copied else ''}, too few for {need} splits"
+    told = f"{which} {list_some(counts, 10)}{', copies counted once' if is_copied else ''}, too few for {need} splits"
     raise ShiftViTError(f"{told}; add images until {it} has {need}, or remove {them}{fewer}")
 
 
