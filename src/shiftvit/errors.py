@@ -88,6 +88,14 @@ def notice(text: str) -> None:
         complain(text)
 
 
+def report_skipped(faults: Sequence[str], advice: str = "") -> None:
+    """Prints notices of the first five images that cannot be used, and of the number of the others."""
+    for fault in faults[:5]:
+        notice(f"skipped: {fault}")
+    if len(faults) > 5:
+        notice(f"skipped {len(faults) - 5:,} more{advice}")
+
+
 def complain(text: str) -> None:
     """Prints a line on standard error, from any process."""
     print_error(f"shiftvit: {_replace_unprintable(text)}")

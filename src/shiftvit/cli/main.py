@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (predict, embed, train, rates, explain, export, serve, demo, hub, data, show, benchmark):
-    part.add_to(app)
+for part in (predict, embed, train, rates, explain, export, serve, demo, hub, show, benchmark, data):
+    app.add_typer(part.app)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 DEBUG_HELP = "Show the traceback of an error."

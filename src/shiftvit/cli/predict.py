@@ -41,18 +41,18 @@ _SHOWN = 60
 _MANY = 200
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit predict",
-            "shiftvit predict photos/ --recursive --grid grid.png",
-            "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
-            "find . -name '*.png' | shiftvit predict - --format jsonl",
-            "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
-        )
-    )(predict)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit predict",
+        "shiftvit predict photos/ --recursive --grid grid.png",
+        "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
+        "find . -name '*.png' | shiftvit predict - --format jsonl",
+        "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
+    )
+)
 def predict(
     paths: Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, export or model name.")] = "cifar10",

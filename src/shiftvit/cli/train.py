@@ -17,24 +17,17 @@ from shiftvit.errors import list_some, pluralize
 _CLASSES = 40
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit train",
-            "shiftvit train --recipe cifar10 --out runs/mine",
-            "shiftvit train --data photos/ --set train.optimizer.learning_rate=0.005",
-            "shiftvit train --resume runs/mine",
-        )
-    )(train)
-    app.command(
-        epilog=list_examples(
-            "shiftvit evaluate runs/mine",
-            "shiftvit evaluate runs/mine --data photos/",
-            "shiftvit evaluate runs/mine --corruptions",
-        )
-    )(evaluate)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit train",
+        "shiftvit train --recipe cifar10 --out runs/mine",
+        "shiftvit train --data photos/ --set train.optimizer.learning_rate=0.005",
+        "shiftvit train --resume runs/mine",
+    )
+)
 def train(
     recipe: RecipeName = None,
     changes: Changes = None,
@@ -77,6 +70,13 @@ def train(
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit evaluate runs/mine",
+        "shiftvit evaluate runs/mine --data photos/",
+        "shiftvit evaluate runs/mine --corruptions",
+    )
+)
 def evaluate(
     run: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     data: Annotated[
@@ -126,9 +126,10 @@ def evaluate(
     shares = ("precision", "recall", "f1")
     classes, without = [row for row in found["classes"] if row["support"]], found["without_images"]
     if without:
+        missing = f"{pluralize(len(without), 'class', 'classes')} ({list_some(map(repr, without))})"
         print(
-            f"no images of {pluralize(len(without), 'class', 'classes')} ({list_some(map(repr, without))}): "
-            f"macro figures are means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
+            f"no images of {missing}: macro figures are means over the other {len(classes):,}; "
+            f"an answer may be any of the {len(found['classes']):,}"
         )
     if "among_others" in found:
         print(

@@ -8,11 +8,8 @@ from shiftvit.console import Bar
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, pluralize, report_skipped
 from shiftvit.preprocess import Preprocess
-
-# The most faults that are printed one by one; the others are counted.
-_NAMED = 5
 
 
 def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, training: bool = True) -> Dataset:
@@ -57,13 +54,5 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
                 split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
             )
             faults += broken
-    report_faults(faults)
+    report_skipped(faults, "; `shiftvit data check` lists them all")
     return replace(data, splits=splits)
-
-
-def report_faults(faults: list[str]) -> None:
-    """Prints the first faults, and the number of the others."""
-    for fault in faults[:_NAMED]:
-        notice(f"skipped: {fault}")
-    if len(faults) > _NAMED:
-        notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` lists them all")

@@ -19,8 +19,7 @@ from shiftvit.data.batches.pictures import Pictures
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.data.read import report_faults
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, notice, pluralize, report_skipped
 from shiftvit.evaluation.features import Extract
 from shiftvit.evaluation.logits import choose_batch_size
 from shiftvit.preprocess import Preprocess
@@ -132,7 +131,7 @@ class FeatureReader:
                 if not len(splits[name]):
                     raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
                 faults += broken
-        report_faults(faults)
+        report_skipped(faults, "; `shiftvit data check` lists them all")
         seconds, new = time.perf_counter() - began, self.computed - before
         self.seconds += seconds
         cached = f" ({total - len(faults) - new:,} from the cache)" if new < total - len(faults) else ""

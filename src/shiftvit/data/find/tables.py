@@ -17,7 +17,7 @@ from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import find_row, is_image
 from shiftvit.data.find.dataset import Row
 from shiftvit.data.find.words import is_litter, name_splits, normalise_name
-from shiftvit.errors import ShiftViTError, join_words, list_some
+from shiftvit.errors import ShiftViTError, join_words
 
 # The names of columns, in small letters alone; of several the first is used.
 _COLUMNS = {
@@ -86,7 +86,7 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
             f"{str(path)!r} begins with {missing[0]!r}, which is not a file, while all others are; if it is a "
             "header, name its columns path and label"
         )
-    named = list_some(map(repr, missing)) if missing else ""
+    named = join_words([*map(repr, missing[:3])])
     if 2 * len(missing) >= len(places) > 0:
         raise ShiftViTError(
             f"{form} names {len(missing):,} of {len(places):,} files that do not exist, the first {named}; give paths "
