@@ -288,7 +288,7 @@ def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
 
 def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
-    with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b, c\) and cifar10 has"):
+    with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b and c\) and cifar10 has"):
         driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
     with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):
         driver.export("cifar10", "onnx", "int8", images=0, out=tmp_path / "out")

@@ -442,11 +442,11 @@ def test_an_upload_that_broke_off_is_run_again(hub: Hub, demo: Path, piece: str)
 def test_a_demo_that_is_not_whole_is_not_pushed(demo: Path) -> None:
     (demo / "README.md").write_text("mine")
     with pytest.raises(
-        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it anew: shiftvit demo"
+        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it again: shiftvit demo"
     ):
         space_files(demo)
     (demo / "README.md").unlink()
-    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it anew: shiftvit demo MODEL .* --space"):
+    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it again: shiftvit demo MODEL .* --space"):
         space_files(demo)
     (demo / "model" / "model.onnx").unlink()
     (demo / "model" / "model.onnx").symlink_to(demo / "model" / "head.bin")

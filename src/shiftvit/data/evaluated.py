@@ -182,7 +182,7 @@ def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
             same[files] = all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
         return same[files]
 
-    return sum(is_learned(path) for split in data.splits.values() for path in split.paths or [])
+    return sum(map(is_learned, data.list_paths()))
 
 
 def _find_file(root: Path, image: str) -> Path:

@@ -56,7 +56,7 @@ def load_data(
     if table is not None and table.is_file():
         count = recipe.model.num_classes if "num_classes" in recipe.model.model_fields_set else None
         kept = restore_splits(data, table, count)
-    unpack(path for split in (kept or data).splits.values() for path in split.paths or [])
+    unpack((kept or data).list_paths())
     if kept is None:
         result = _split_and_read(recipe, data, read)
     else:
@@ -110,7 +110,7 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
         result = read(chosen, recipe.preprocess)
         lost = chosen.report_lost(result)
         if lost:
-            broken |= chosen.list_paths() - result.list_paths()
+            broken |= {*chosen.list_paths()}.difference(result.list_paths())
             usable = data.leave_out(broken)
             gone = data.name_lost(usable).get("train", [])
             if gone:

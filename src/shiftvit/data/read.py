@@ -41,7 +41,7 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
     margin = preprocess.model_copy(update={"crop": (side, side) if isinstance(side, int) else side})
     nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
     left = {"train": nothing.model_copy(update={"crop": preprocess.crop})} if training else {}
-    unpack(path for split in data.splits.values() for path in split.paths or [])
+    unpack(data.list_paths())
     splits, faults = {}, []
     with Bar("decoding", sum(map(len, data.splits.values()))) as bar:
         for name, split in data.splits.items():

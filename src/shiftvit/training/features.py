@@ -122,7 +122,7 @@ class FeatureReader:
         """Returns the same splits with `images`, as `read_dataset` does, without pictures that cannot be decoded."""
         began, total = time.perf_counter(), sum(map(len, data.splits.values()))
         before = self.computed
-        unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
+        unpack(data.list_paths())
         splits: dict[str, Split] = {}
         faults: list[str] = []
         with Bar("features", total) as bar, self._save_at_end():

@@ -15,7 +15,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 from shiftvit.threads import map_in_threads
 
-# Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
+# Bytes that all pictures of a split may take in memory. If they take more, they are decoded again in each epoch.
 BUDGET = 2**29
 # So few pictures are decoded without threads, which would take time to start.
 _FEW = 16
@@ -55,7 +55,7 @@ class Pictures:
 
 
 class Originals(Pictures):
-    """Image files of any sizes from which boxes are cut, each decoded anew for each box.
+    """Image files of any sizes from which boxes are cut, each decoded again for each box.
 
     Indexed, they are the pictures as `rule` makes them, as with `Pictures`.
 

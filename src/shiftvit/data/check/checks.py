@@ -48,7 +48,7 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
         ShiftViTError: Parquet files that cannot be unpacked.
     """
     members = [(name, index) for name, split in data.splits.items() for index in range(len(split))]
-    unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
+    unpack(data.list_paths())
     corrupt, good, looks = [], [], []
     with Bar("checking images", len(members)) as bar:
         for member, look in zip(members, map_in_threads(partial(_look, data), members), strict=True):

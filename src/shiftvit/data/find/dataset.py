@@ -34,10 +34,10 @@ class Split:
         labels: int64 (N,), each an index into the data set's class names.
         paths: the location of each image: a file, a row of a Parquet file such as `train.parquet#3`, or an element of
             an archive such as `x_train[3]`. None: arrays without locations.
-        images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: files that
+        images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: the files
             were not read yet.
         preprocess: the remaining preprocessing of `images`. It has no meaning until they are read.
-        copies: a number for each image, int64 (N,), equal for equal images. None: images that were not compared.
+        copies: a number for each image, int64 (N,), equal for equal images. None: the images were not compared.
     """
 
     labels: NDArray[np.int64]
@@ -110,9 +110,9 @@ class Dataset:
             splits[name] = split.take(keep) if len(keep) < len(split) else split
         return replace(self, splits=splits)
 
-    def list_paths(self) -> set[str]:
+    def list_paths(self) -> list[str]:
         """Returns the locations of all images."""
-        return {path for split in self.splits.values() for path in split.paths or []}
+        return [path for split in self.splits.values() for path in split.paths or []]
 
     def name_lost(self, usable: Dataset) -> dict[str, list[str]]:
         """Returns the classes that lack an image in the same split of another data set: split -> quoted names."""
@@ -229,7 +229,7 @@ def check_classes(data: Dataset) -> Dataset:
 
 
 def format_notes(notes: Sequence[str]) -> str:
-    """Returns the notes as the end of a message."""
+    """Returns the notes in brackets, to put them into a message."""
     return f" (also found: {'; '.join(notes)})" if notes else ""
 
 

@@ -101,13 +101,12 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         if "train" in named.values() or not training:
             return 1, named
     count = Counter(name for inner in within.values() for name in inner)
-    alike = [
-        top for top in tops if sum(count[name] > 1 for name in within[top]) > 1
-    ]  # a fast filter: mostly empty even for thousands of classes
+    # A fast filter: mostly empty, even for thousands of classes.
+    alike = [top for top in tops if sum(count[name] > 1 for name in within[top]) > 1]
     for one, other in itertools.combinations(alike, 2):
         shared = sorted(within[one] & within[other])
         if len(shared) > 1:
-            known = ", of which no name is that of a split," if not name_splits(tops) else ""
+            known = ", which are not names of splits," if not name_splits(tops) else ""
             raise ShiftViTError(
                 f"{str(path)!r} has {one}/ and {other}/{known} with the same folders in them "
                 f"({list_some(shared, 5)}); if these are the classes, rename the "

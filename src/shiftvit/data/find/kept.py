@@ -77,7 +77,8 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     rows = read_splits(table)
     named = {label for _, _, label in rows}
     lost = sorted(named - {*data.class_names})
-    # A class that is not in the table was added later, or had no usable image; the model's number of classes decides.
+    # A class that is not in the table was added later, or had no usable image. The model's number of classes shows
+    # which.
     is_whole = classes in (None, len(data.class_names))
     names = tuple(name for name in data.class_names if is_whole or name in named)
     chosen, gone = take_rows(data, rows, (*names, *lost))
@@ -111,7 +112,7 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
         rows: rows of the table; their classes are among `names`.
         names: the classes, in the order of the labels; None: those of the images that were found, sorted by name.
     """
-    arrays = {  # of an archive, by the names of its images
+    arrays = {  # the images of an archive by their names
         path: (split, number)
         for split in data.splits.values()
         if split.images is not None
