@@ -194,7 +194,7 @@ def test_json_and_table(clean):
     assert plain["corrupt"][0]["path"].endswith("train/a/empty.png")
     assert plain["leaks"][0]["kind"] == "exact"
     assert [image["split"] for image in plain["leaks"][0]["images"]] == ["train", "test"]
-    rows = {row["what"]: row["value"] for row in found.rows()}
+    rows = {row["what"]: row["value"] for row in found.make_rows()}
     assert rows["layout"] == "train/ and test/ with one folder a class"
     assert rows["train"] == "9 images, 4 to 5 a class, imbalance 1.25 to 1"
     assert rows["shared by splits"] == "1 exact, 0 near"
@@ -209,8 +209,8 @@ def test_nothing_but_corrupt_files(tmp_path):
     found = report(tmp_path)
     assert len(found.harmful) == 2
     assert json.dumps(found.as_dict(), allow_nan=False)
-    assert found.rows()
-    found.figure(tmp_path / "x.png")
+    assert found.make_rows()
+    found.draw(tmp_path / "x.png")
 
 
 def test_the_number_of_threads_changes_nothing(clean, monkeypatch):
@@ -230,7 +230,7 @@ def test_arrays_are_checked_like_files(tmp_path):
     )
     assert [group.members for group in found.leaks] == [(("train", 1), ("test", 1))]
     assert (found.forms, found.modes) == ({"array": 6}, {"RGB": 6})
-    found.figure(tmp_path / "x.png")
+    found.draw(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")
 
 
@@ -246,10 +246,10 @@ def test_the_figure(tmp_path, classes):
     put(tmp_path, "test/class 0/2.png", 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report(tmp_path).figure(tmp_path / "x.png")
+        report(tmp_path).draw(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")
     with pytest.raises(ShiftViTError, match="cannot write"):
-        report(tmp_path).figure(tmp_path / "missing" / "x.png")
+        report(tmp_path).draw(tmp_path / "missing" / "x.png")
 
 
 def test_odd_names_are_drawn_and_stay_on_one_line(tmp_path):
@@ -260,5 +260,5 @@ def test_odd_names_are_drawn_and_stay_on_one_line(tmp_path):
     found = report(tmp_path)
     assert len(found.conflicts) == 1
     assert [line.count("\n") for line in found.harmful] == [0]
-    found.figure(tmp_path / "x.png")
+    found.draw(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")

@@ -60,7 +60,7 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
     for number in range(4):
         places = keras.ops.arange(number * BATCH, (number + 1) * BATCH)
         images, labels = (
-            keras.ops.convert_to_numpy(part) for part in resident.batch(resident.constants, drawn, places)
+            keras.ops.convert_to_numpy(part) for part in resident.make_batch(resident.constants, drawn, places)
         )
         expected_images, expected_labels = host[number]
         np.testing.assert_allclose(images, expected_images, rtol=1e-5, atol=1e-5)

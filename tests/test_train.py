@@ -321,7 +321,7 @@ def test_a_batch_whose_loss_is_not_finite_is_named(tmp_path, sample, monkeypatch
         images, labels = original(self, index)
         epochs.append(index)
         if index == 2 and epochs.count(2) == 2:
-            seen["names"] = [f"training image {number}" for number in self.indices(index)]
+            seen["names"] = [f"training image {number}" for number in self.find_indices(index)]
             images = images * np.nan
         return images, labels
 

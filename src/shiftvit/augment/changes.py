@@ -80,7 +80,7 @@ class PictureChanges:
                 box = draw_box(chance, pixels.shape[0], pixels.shape[1], least)
                 result[place] = cut(pixels, box, self._size, self._interpolation)
             else:
-                height, width = images.size(index)
+                height, width = images.find_size(index)
                 result[place] = images.cut(index, draw_box(chance, height, width, least))
         return result
 

@@ -61,11 +61,11 @@ def check(
         faults = [f"splits: {error}"]
     report = check_data(data, made=[name for name in data.splits if name not in there], faults=faults)
     if figure is not None:
-        report.figure(figure)
+        report.draw(figure)
     if as_json:
         print_json(report.as_dict())
     else:
-        show(report.rows(), str(path))
+        show(report.make_rows(), str(path))
         for line in report.harmful:
             print(line)
         if not report.harmful:

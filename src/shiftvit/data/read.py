@@ -1,4 +1,4 @@
-"""Reads the files of a data set: each is decoded once, and files that cannot be decoded are reported and left out."""
+"""Reads the files of a data set: decodes each once, and reports and leaves out those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from shiftvit.preprocess import Preprocess
 def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, training: bool = True) -> Dataset:
     """Decodes every file of a data set once. Arrays stay as they are.
 
-    Training pictures are resized and, if they have another shape, cropped to it; random crops are taken from the
-    result. All others get the whole of `preprocess`, as at inference. A split whose pictures need too much memory
-    decodes them again at each use.
+    Training pictures are resized and cropped to one shape; random crops are taken from the result. All others get the
+    whole of `preprocess`, as at inference. A split whose pictures need too much memory decodes them again at each use.
 
     Args:
         data: splits of paths, or of arrays.
         preprocess: its `resize` must be set unless the images are arrays.
-        boxes: random resized crops will be cut from the training pictures, so they are kept whole, in their files.
-        training: whether a model is trained on the split "train". False: it is evaluated, as all others are.
+        boxes: random resized crops will be cut from the training pictures, so these stay whole, in their files.
+        training: whether a model is trained on the split "train". False: it is only evaluated, like all others.
 
     Returns:
         the same splits with `images` and the remaining `preprocess`. Files that cannot be decoded are reported in a
@@ -37,7 +36,7 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
             data, splits={name: replace(split, preprocess=preprocess) for name, split in data.splits.items()}
         )
     side = preprocess.resize
-    # All training pictures get one shape, whatever theirs is, and keep the margin that a random crop moves in.
+    # Training pictures are cropped to what is resized, so that they have one shape and a margin for random crops.
     margin = preprocess.model_copy(update={"crop": (side, side) if isinstance(side, int) else side})
     nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
     left = {"train": nothing.model_copy(update={"crop": preprocess.crop})} if training else {}

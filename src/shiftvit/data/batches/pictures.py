@@ -1,4 +1,4 @@
-"""A user's image files as one array: decoded once into memory where they fit, or each time that they are wanted."""
+"""Makes an array of a user's image files: in memory if they fit, else decoded whenever they are indexed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 from shiftvit.threads import map_in_threads
 
-# Bytes that all pictures of a split may take in memory. If they take more, they are decoded again in each epoch.
+# The most bytes that the pictures of a split may take in memory. If they take more, each epoch decodes them again.
 BUDGET = 2**29
 # So few pictures are decoded without threads, which would take time to start.
 _FEW = 16
 
 
 class Pictures:
-    """Image files that index as an array does, uint8 (N, h, w, 3): `pictures[3:10]`, `pictures[[5, 1]]`.
+    """Image files that are indexed like an array, uint8 (N, h, w, 3): `pictures[3:10]`, `pictures[[5, 1]]`.
 
-    Each picture is decoded when it is asked for, in several threads, and takes no memory afterwards.
+    Indexing decodes the pictures, in several threads, and keeps none of them.
 
     Args:
-        paths: N files, which decode (see `read_pictures`).
-        rule: makes one size of all of them; its rounding is used, its mean and std are not.
+        paths: N files that can be decoded (see `read_pictures`).
+        rule: resizes and crops them to one size and rounds them; its mean and std are not used.
 
     Raises:
-        ShiftViTError: the rule leaves the size open; when indexed, a file that can no longer be decoded.
+        ShiftViTError: the rule gives different sizes; when indexed, a file can no longer be decoded.
     """
 
     dtype = np.dtype(np.uint8)
@@ -55,9 +55,9 @@ class Pictures:
 
 
 class Originals(Pictures):
-    """Image files of any sizes from which boxes are cut, each decoded again for each box.
+    """Image files of any sizes from which boxes are cut; a file is decoded again for each box.
 
-    Indexed, they are the pictures as `rule` makes them, as with `Pictures`.
+    Indexing works as for `Pictures`.
 
     Args:
         paths, rule: as for `Pictures`. Boxes get the rule's interpolation and the size of its result.
@@ -68,7 +68,7 @@ class Originals(Pictures):
         super().__init__(paths, rule)
         self._sizes = sizes
 
-    def size(self, index: int) -> tuple[int, int]:
+    def find_size(self, index: int) -> tuple[int, int]:
         """Returns a picture's (height, width) in pixels."""
         height, width = self._sizes[index].tolist()
         return height, width
@@ -76,10 +76,10 @@ class Originals(Pictures):
     def cut(self, index: int, box: Box) -> NDArray[np.uint8]:
         """Returns a box of a picture at the size of the rule's result, uint8 (h, w, 3).
 
-        A JPEG is decoded smaller, as by `read_picture`, where twice the wanted size is left of the box.
+        A JPEG is decoded at a smaller size, as by `read_picture`, if the box keeps twice the wanted size.
 
         Raises:
-            ShiftViTError: a file that can no longer be decoded.
+            ShiftViTError: the file can no longer be decoded.
         """
         size = self.shape[1], self.shape[2]
         pixels = decode(self.paths[index], at_least=find_decoded_size(box, size), srgb=self.rule.srgb)
@@ -90,17 +90,17 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     """Returns one picture, uint8 (h, w, 3), as `rule` makes it.
 
     Raises:
-        ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
+        ShiftViTError: the file cannot be decoded, or the picture is smaller than the crop.
     """
     pixels: NDArray[np.uint8] = rule.pixels(decode(path, **rule.decoding)[None])[0]
     return pixels
 
 
 def find_size(rule: Preprocess) -> tuple[int, int]:
-    """Returns the (height, width) that the rule makes of any picture.
+    """Returns the (height, width) that the rule gives to all pictures.
 
     Raises:
-        ShiftViTError: it makes different sizes of different pictures.
+        ShiftViTError: it gives different sizes to different pictures.
     """
     sizes = {rule.output_shape(*shape) for shape in ((4096, 4096), (4096, 8192), (8192, 4096))}
     if len(sizes) > 1 or rule.resize is None:
@@ -124,17 +124,17 @@ def read_pictures(
 
     Args:
         paths: N files.
-        rule: makes one size of all of them.
-        whole: boxes will be cut from the pictures, so that they stay in their files, at their own size.
-        budget: bytes that the pictures may take in memory.
+        rule: gives all pictures one size.
+        whole: boxes will be cut from the pictures, so these stay in their files, at their own size.
+        budget: the most bytes that the pictures may take in memory.
         on_picture: called after each file.
 
     Returns:
-        the pictures that can be used, as an array, or as `Pictures` where they take more than the budget, or as
-        `Originals` where they stay whole; their indices in `paths`, int64 (M,); and a line for each of the others.
+        the pictures that can be used, as an array, as `Pictures` if they take more than the budget, or as `Originals`
+        if they stay whole; their indices in `paths`, int64 (M,); and a line for each file that cannot be used.
 
     Raises:
-        ShiftViTError: the rule makes different sizes of different pictures.
+        ShiftViTError: the rule gives different sizes to different pictures.
     """
     decoding = {**rule.decoding, "at_least": None} if whole else rule.decoding
     shape = (len(paths), *find_size(rule), 3)

@@ -1,4 +1,4 @@
-"""Checks a data set: decodes every image once, in threads, and keeps only a fingerprint of it."""
+"""Checks a data set: decodes every image once and keeps a fingerprint of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Report", "check_data"]
 
 
 class _Look(NamedTuple):
-    """What is kept of an image that was decoded."""
+    """The findings about an image that can be decoded."""
 
     mark: Fingerprint
     size: tuple[int, int]  # (height, width)
@@ -34,15 +34,15 @@ class _Look(NamedTuple):
 
 
 def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
-    """Decodes every image, and looks for what would harm training.
+    """Decodes every image, and looks for problems that would harm training.
 
-    No more images are in memory than there are workers, and about 1 kB of each one that is done. On a terminal a bar
-    shows the progress, on standard error.
+    Memory holds an image for each thread, and about 1 kB for each image that was decoded. A terminal shows the
+    progress.
 
     Args:
-        data: what `find_data` or `split_data` returned.
-        made: the splits that `split_data` made of the training images.
-        faults: what else is wrong with the data, a line each.
+        data: the result of `find_data` or `split_data`.
+        made: the splits that `split_data` took from the training images.
+        faults: other problems of the data, a line each.
 
     Raises:
         ShiftViTError: Parquet files that cannot be unpacked.
@@ -78,7 +78,7 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
 
 
 def _look(data: Dataset, member: Member) -> _Look | str:
-    """Decodes an image and returns what is kept of it, or the fault."""
+    """Decodes an image and returns the findings, or the fault."""
     name, index = member
     split = data.splits[name]
     if split.images is not None:
@@ -102,5 +102,5 @@ def _read_header(content: bytes) -> tuple[str, str]:
             return form, str(image.mode)
     except MemoryError:
         raise
-    except Exception:  # it was decoded, so that what this reader dislikes is not a fault of the data
+    except Exception:  # not a fault of the data, because the image was decoded
         return form, "unknown"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -94,4 +95,8 @@ def _read_png(data: bytes) -> bytes:
     return b""
 
 
-_READ = {"JPEG": _read_jpeg, "PNG": _read_png, "TIFF": lambda data: read_tiff_bytes(data, _ICC)}
+_READ: dict[str, Callable[[bytes], bytes]] = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "TIFF": lambda data: read_tiff_bytes(data, _ICC),
+}
