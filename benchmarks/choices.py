@@ -64,7 +64,7 @@ def variant(preset: str, batch: int = 250, precision: str | None = None, **chang
     """Returns a training step of a freshly built model, by default in the precision that training uses here."""
     config = ModelConfig(**{**find_preset(preset).arguments, **changes})
     precision = precision or ("mixed_bfloat16" if computes_bfloat16() else "float32")
-    model = ShiftViT(**config.arguments(), dtype=precision)
+    model = ShiftViT(**config.get_arguments(), dtype=precision)
     settings = Recipe.load("cifar10").train
     rule = optimizer.build_optimizer(settings, 1_000_000, bfloat16=precision != "float32")
     model.compile(optimizer=rule, loss=SmoothedCrossentropy(0.1))
@@ -105,12 +105,12 @@ def by_slices() -> Iterator[None]:
 @contextlib.contextmanager
 def by_products() -> Iterator[None]:
     """Linear layers as products of matrices."""
-    before = products.CONVOLVES
-    products.CONVOLVES = False
+    before = products.CAN_CONVOLVE
+    products.CAN_CONVOLVE = False
     try:
         yield
     finally:
-        products.CONVOLVES = before
+        products.CAN_CONVOLVE = before
 
 
 @contextlib.contextmanager
