@@ -62,7 +62,7 @@ def main() -> None:
         batch = max(1, int(images * arguments.scale))
         makers: dict[str, Callable[[], Steps]] = {}
         for name in (preset, *(PEERS if arguments.peers and side == 224 else ())):
-            make = functools.partial(ours if name == preset else peer, name, side, batch)
+            make: Callable[..., Steps] = functools.partial(ours if name == preset else peer, name, side, batch)
             makers[name] = functools.partial(make, compiled=False)
             if arguments.compile:
                 makers[f"{name}, compiled"] = functools.partial(make, compiled=True)

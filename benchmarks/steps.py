@@ -43,7 +43,8 @@ def main() -> None:
     if precision == "auto":
         precision = "mixed_bfloat16" if computes_bfloat16() else "float32"
     generator = np.random.default_rng(0)
-    images = generator.normal(size=(arguments.batch_size, *config.image_shape)).astype(np.float32)
+    shape = [side or 224 for side in config.image_shape]
+    images = generator.normal(size=(arguments.batch_size, *shape)).astype(np.float32)
     labels = generator.integers(0, config.num_classes, arguments.batch_size)
     models = {
         "shiftvit": ShiftViT(**config.get_arguments(), dtype=precision),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import datetime
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ from contest import Budget
 from plain_keras import plain_model
 from record import write_record
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_classes": 5}
 
 
@@ -124,12 +121,3 @@ def test_a_record_says_how_it_was_made_and_on_what(tmp_path, monkeypatch, capsys
         json.loads(other.read_text("utf-8")).items()
         >= {"command": "python x", "environment": {"processor": "P"}}.items()
     )
-
-
-@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
-def test_a_benchmark_imports_only_names_that_exist(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "shiftvit":
-            for name in node.names:
-                if not hasattr(import_module(node.module), name.name):
-                    import_module(f"{node.module}.{name.name}")  # raises unless it is a module

@@ -217,7 +217,7 @@ class Bundle:
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the probabilities of logits (N, C), as `Predictor` does: softmax(logits / temperature), float32."""
-        from scipy.special import softmax  # type: ignore[import-untyped]
+        from scipy.special import softmax
 
         result: NDArray[np.float32] = softmax(np.asarray(logits, np.float32) / np.float32(self.temperature), axis=-1)
         return result
