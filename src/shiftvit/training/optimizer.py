@@ -95,9 +95,8 @@ class _Rule(keras.optimizers.Optimizer):
 
     def _decay_all(self, variables: Any, rate: Any) -> None:
         for (amount, (part, waits)), group in self._group_by_decay(variables).items():
-            torch_steps.decay(
-                [variable.value for variable in group], self._find_rate((1.0, waits), rate), amount * part
-            )
+            values = [variable.value for variable in group]
+            torch_steps.decay(values, self._find_rate((1.0, waits), rate), amount * part)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
         if not TORCH or not self.use_ema:
@@ -192,8 +191,7 @@ class Muon(_Rule, keras.optimizers.Muon):
         return amount
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
-        # Only the variables that Adam updates have a second moment.
-        by_adam: list[list[Any]] = [[], [], [], []]
+        by_adam: list[list[Any]] = [[], [], [], []]  # only these have a second moment
         by_muon: list[list[Any]] = [[], [], []]
         for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
