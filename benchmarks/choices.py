@@ -46,7 +46,7 @@ def main() -> None:
         return
     # Each context gives training the other way: the shift in slices, products of matrices, Keras' own dropout.
     by_slices = partial(mock.patch.object, shift, "_shift_by_convolution", shift._shift_by_slices)
-    by_products = partial(mock.patch.object, products, "CONVOLVES", False)
+    by_products = partial(mock.patch.object, products, "CAN_CONVOLVE", False)
     keras_dropout = partial(mock.patch.object, blocks, "Dropout", keras.layers.Dropout)
     found = {
         "all variables at once": compare("shiftvit_cifar", one_by_one),
@@ -70,7 +70,7 @@ def variant(preset: str, batch: int = 250, precision: str | None = None, **chang
     """Returns a training step of a freshly built model, by default in the precision that training uses here."""
     config = ModelConfig(**{**find_preset(preset).arguments, **changes})
     precision = precision or ("mixed_bfloat16" if computes_bfloat16() else "float32")
-    model = ShiftViT(**config.arguments(), dtype=precision)
+    model = ShiftViT(**config.get_arguments(), dtype=precision)
     settings = Recipe.load("cifar10").train
     rule = optimizer.build_optimizer(settings, 1_000_000, bfloat16=precision != "float32")
     model.compile(optimizer=rule, loss=SmoothedCrossentropy(0.1))

@@ -26,7 +26,7 @@ from PIL import Image
 
 from record import write_record
 from shiftvit.data import named
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.inference.sources import BATCH_SIZE
 
@@ -94,7 +94,7 @@ def main() -> None:
         "bytes_per_file": stored,
         **({} if packaged else {"size": options.size}),
         "runtime": graph.runtime,
-        "cores": cores(),
+        "cores": count_cores(),
         "runtime_alone": round(statistics.median(pure), 1),
         "files_to_csv": round(statistics.median(inner), 1),
         "whole_process": round(statistics.median(whole), 1),

@@ -47,7 +47,7 @@ def main() -> None:
     images = generator.normal(size=(arguments.batch_size, *shape)).astype(np.float32)
     labels = generator.integers(0, config.num_classes, arguments.batch_size)
     models = {
-        "shiftvit": ShiftViT(**config.arguments(), dtype=precision),
+        "shiftvit": ShiftViT(**config.get_arguments(), dtype=precision),
         "plain Keras": plain_model(config, precision),
     }
     counts = {name: model.count_params() for name, model in models.items()}

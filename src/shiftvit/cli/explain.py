@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
-from shiftvit.backend import installed_backends
+from shiftvit.backend import list_installed_backends
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, notice, suggest
@@ -71,7 +71,7 @@ def explain(
     from shiftvit.figures.style import ENDINGS
 
     if method is None:
-        method = "both" if installed_backends() else "cam"
+        method = "both" if list_installed_backends() else "cam"
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {suggest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
@@ -118,7 +118,7 @@ def _explain(
         explainer = Explainer.from_pretrained(model)
         answers, features = explainer.run(pixels)
         check_finite(answers, f"the model {model!r}", names)
-        maps = {"cam": explainer.heat(features, answers.argmax(axis=1) if wanted is None else wanted)}
+        maps = {"cam": explainer.compute_heat(features, answers.argmax(axis=1) if wanted is None else wanted)}
     else:
         images = preprocess.normalised(pixels)
         answers, maps = _explain_by_network(model, bundle, names, images, methods, wanted, stage, patch)

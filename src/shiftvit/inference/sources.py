@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftvit.data.decode.images import MAX_BYTES, MAX_PIXELS, decode
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.metrics import check_finite
 from shiftvit.preprocess import Preprocess
@@ -79,13 +79,13 @@ def stream_pixels(
         check_at_least(name, value, 1)
     check_at_least("ahead", ahead, 0)
     images, are_at_hand = split_images(sources)
-    threads = threads or min(8, cores())
+    threads = threads or min(8, count_cores())
     if ahead is None:
         ahead = 2 * max(batch_size, threads) if are_at_hand else 0
-    return _batches(images, rule, batch_size, threads, max_pixels, ahead)
+    return _gather_batches(images, rule, batch_size, threads, max_pixels, ahead)
 
 
-def _batches(
+def _gather_batches(
     images: Iterator[Any], rule: Preprocess, batch_size: int, threads: int, max_pixels: int, ahead: int
 ) -> Generator[list[Prepared]]:
     numbered = enumerate(images, start=1)

@@ -33,7 +33,7 @@ class Linear(keras.layers.Dense):
             return super().call(inputs, training=training)
         kernel = ops.convert_to_tensor(self.kernel)
         bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
-        if training and products.convolves(inputs):
+        if training and products.can_convolve(inputs):
             out = products.linear(inputs, kernel, bias)
         else:
             rows = inputs.reshape(-1, inputs.shape[-1])  # (..., C) -> (N, C)

@@ -18,7 +18,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json
 from shiftvit.serve.app import create_app
@@ -62,7 +62,7 @@ def serve(
     measures = Measures()
     with (
         closing(listen(host, port)) as listener,
-        ThreadPoolExecutor(min(8, cores()), thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(min(8, count_cores()), thread_name_prefix="decode") as decoders,
     ):
         loaded = load_models(models, limits, decoders, measures, runtime, threads)
         guard = create_app(loaded, limits, access, measures, log_format)
@@ -97,7 +97,7 @@ def configure(guard: Guard, limits: Limits) -> uvicorn.Config:
     """Returns uvicorn's settings: only HTTP/1.1 by h11, which bounds the head of a request, and no log of its own."""
     return uvicorn.Config(
         guard,
-        http=_protocol(limits),
+        http=_make_protocol(limits),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -171,7 +171,7 @@ class _Joined:
             self._transport.write(b"".join(parts))
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
+def _make_protocol(limits: Limits) -> type[H11Protocol]:
     """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, an end for requests whose client has
     left, and errors in JSON.
     """

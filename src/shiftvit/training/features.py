@@ -23,7 +23,7 @@ from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.read import report_faults
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.evaluation.features import Extract
 from shiftvit.evaluation.logits import choose_batch_size
@@ -47,7 +47,7 @@ class Store:
     """
 
     def __init__(self, key: str) -> None:
-        self.folder = files.cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
+        self.folder = files.find_cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
         self._rows: dict[bytes, Floats] = {}
         self._new: dict[bytes, Floats] = {}
         self._saved_at = time.monotonic()
@@ -220,7 +220,7 @@ def _prepare_images(split: Split, rule: Preprocess, store: Store) -> Iterator[tu
     def prepare(chunk: list[int]) -> list[tuple[int, bytes, Pixels | str | None]]:
         return [(number, *_prepare(split, number, rule, store)) for number in chunk]
 
-    workers = min(8, cores())
+    workers = min(8, count_cores())
     numbers = iter(range(len(split)))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     running: deque[Future[list[tuple[int, bytes, Pixels | str | None]]]] = deque()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shiftvit.augment.boxes import Box, cut, find_decoded_size
 from shiftvit.data.decode.images import decode
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
@@ -172,7 +172,7 @@ def read_pictures(
 
 def _count_workers() -> int:
     """Returns how many threads decode: one for each core, at most 8."""
-    return min(8, cores())
+    return min(8, count_cores())
 
 
 def _read_each(count: int, read: Callable[[int], None], advance: Advance | None) -> tuple[NDArray[np.int64], list[str]]:

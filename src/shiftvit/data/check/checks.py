@@ -18,7 +18,7 @@ from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError
 
 __all__ = ["Report", "check_data"]
@@ -79,7 +79,7 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
 
 def _look_at_all(data: Dataset, members: list[Member]) -> Iterator[_Look | str]:
     """Yields what is kept of each image, or its fault, in their order; shows the progress."""
-    with Bar("checking images", len(members)) as bar, ThreadPoolExecutor(min(8, cores())) as pool:
+    with Bar("checking images", len(members)) as bar, ThreadPoolExecutor(min(8, count_cores())) as pool:
         for first in range(0, len(members), _AT_A_TIME):
             for look in pool.map(lambda member: _look(data, member), members[first : first + _AT_A_TIME]):
                 bar.advance()

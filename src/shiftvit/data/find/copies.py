@@ -19,7 +19,7 @@ from shiftvit.console import Bar
 from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, notice
 
 _HEAD = 512  # bytes at the beginning of a file that tell its format
@@ -73,7 +73,7 @@ def _compare(paths: list[str], marks: Sequence[Hashable], look: Callable[[str], 
     counts = Counter(marks)
     alike = [place for place, mark in enumerate(marks) if mark is not None and counts[mark] > 1]
     compared = [*marks]
-    with Bar("comparing files", len(alike)) as bar, ThreadPoolExecutor(min(8, cores())) as pool:
+    with Bar("comparing files", len(alike)) as bar, ThreadPoolExecutor(min(8, count_cores())) as pool:
         for first in range(0, len(alike), _AT_A_TIME):
             places = alike[first : first + _AT_A_TIME]
             for place, found in zip(places, pool.map(look, map(paths.__getitem__, places)), strict=True):
