@@ -25,7 +25,7 @@ from PIL import Image
 from predict import photographs
 from record import write_record
 from shiftvit.data import named
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 
 FEW = 16
 MACHINES = (1, 2, 4, 10)
@@ -135,7 +135,7 @@ def main() -> None:
     figures = {
         "model": options.model,
         "images": options.images,
-        "cores": cores(),
+        "cores": count_cores(),
         "rounds": options.rounds,
         "load_average_before": load,
         "seconds": seconds,

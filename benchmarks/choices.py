@@ -17,7 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -42,6 +44,10 @@ def main() -> None:
         step = variant("shiftvit_cifar")
         print(seconds(step, 4 * STEPS))
         return
+    # Each context gives training the other way: the shift in slices, products of matrices, Keras' own dropout.
+    by_slices = partial(mock.patch.object, shift, "_shift_by_convolution", shift._shift_by_slices)
+    by_products = partial(mock.patch.object, products, "CAN_CONVOLVE", False)
+    keras_dropout = partial(mock.patch.object, blocks, "Dropout", keras.layers.Dropout)
     found = {
         "all variables at once": compare("shiftvit_cifar", one_by_one),
         "the shift as a convolution": compare("shiftvit_cifar", by_slices),
@@ -64,12 +70,13 @@ def variant(preset: str, batch: int = 250, precision: str | None = None, **chang
     """Returns a training step of a freshly built model, by default in the precision that training uses here."""
     config = ModelConfig(**{**find_preset(preset).arguments, **changes})
     precision = precision or ("mixed_bfloat16" if computes_bfloat16() else "float32")
-    model = ShiftViT(**config.arguments(), dtype=precision)
+    model = ShiftViT(**config.get_arguments(), dtype=precision)
     settings = Recipe.load("cifar10").train
     rule = optimizer.build_optimizer(settings, 1_000_000, bfloat16=precision != "float32")
     model.compile(optimizer=rule, loss=SmoothedCrossentropy(0.1))
+    shape = [side or 224 for side in config.image_shape]
     generator = np.random.default_rng(0)
-    images = generator.normal(size=(batch, *config.image_shape)).astype(np.float32)
+    images = generator.normal(size=(batch, *shape)).astype(np.float32)
     labels = generator.integers(0, config.num_classes, batch)
     for _ in range(3):
         model.train_on_batch(images, labels)
@@ -89,39 +96,6 @@ def one_by_one() -> Iterator[None]:
         for name in names:
             delattr(optimizer.Muon, name)
         assert {name: getattr(optimizer.Muon, name) for name in names} == before
-
-
-@contextlib.contextmanager
-def by_slices() -> Iterator[None]:
-    """The shift in its plain form."""
-    before = shift._shift_by_convolution
-    shift._shift_by_convolution = shift._shift_by_slices
-    try:
-        yield
-    finally:
-        shift._shift_by_convolution = before
-
-
-@contextlib.contextmanager
-def by_products() -> Iterator[None]:
-    """Linear layers as products of matrices."""
-    before = products.CONVOLVES
-    products.CONVOLVES = False
-    try:
-        yield
-    finally:
-        products.CONVOLVES = before
-
-
-@contextlib.contextmanager
-def keras_dropout() -> Iterator[None]:
-    """Keras' own dropout."""
-    before = blocks.Dropout
-    blocks.Dropout = keras.layers.Dropout
-    try:
-        yield
-    finally:
-        blocks.Dropout = before
 
 
 def compare(
@@ -154,7 +128,7 @@ def processes() -> dict[str, Any]:
             command = [sys.executable, __file__, word]
             answer = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
             pair.append(float(answer.stdout.split()[-1]))
-        pairs.append(tuple(pair))
+        pairs.append((pair[0], pair[1]))
     return summary(pairs)
 
 

@@ -197,7 +197,7 @@ def written(text: str) -> str:
     """Returns the document with every table as the results have it."""
     for name, rows in TABLES.items():
         table = f"<!-- {name} -->\n" + "\n".join(rows()) + "\n<!-- end -->"
-        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, t=table: t, text, flags=re.DOTALL)
+        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, t=table: t, text, flags=re.DOTALL)  # type: ignore[misc]
         assert count == 1, name
     return text
 

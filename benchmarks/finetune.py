@@ -44,7 +44,12 @@ def main() -> None:
         for seed in SEEDS:
             few = only(data, new, IMAGES, seed)
             for number, (name, (recipe, changes)) in enumerate(ways.items()):
-                settings = {"train.epochs": EPOCHS, "train.batch_size": 32, "data.validation": 50, "train.seed": seed}
+                settings: dict[str, Any] = {
+                    "train.epochs": EPOCHS,
+                    "train.batch_size": 32,
+                    "data.validation": 50,
+                    "train.seed": seed,
+                }
                 settings |= {**(SIZE if recipe == "finetune" else {}), "augment.pad": 4, **changes}
                 run = train(recipe, out=Path(place) / f"{number}-{seed}", data=few, **settings)
                 rows.setdefault(name, []).append(run.metrics["test"]["top1"])

@@ -26,9 +26,9 @@ from PIL import Image
 
 from record import write_record
 from shiftvit.data import named
-from shiftvit.environment import cores
-from shiftvit.inference.predict import BATCH_SIZE
+from shiftvit.environment import count_cores
 from shiftvit.inference.runtimes import load_graph
+from shiftvit.inference.sources import BATCH_SIZE
 
 
 def photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
@@ -70,7 +70,7 @@ def main() -> None:
             width, height = map(int, options.size.split("x"))
             for index, picture in enumerate(photographs(options.images, width, height)):
                 picture.save(folder / f"{index:05}.jpg", quality=90)
-            shape = options.images, *graph.metadata.input_shape
+            shape = [options.images, *(side or 224 for side in graph.metadata.input_shape)]
             images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         stored = sum(entry.stat().st_size for entry in folder.iterdir()) // len(images)
         graph.run(images[:BATCH_SIZE])
@@ -94,7 +94,7 @@ def main() -> None:
         "bytes_per_file": stored,
         **({} if packaged else {"size": options.size}),
         "runtime": graph.runtime,
-        "cores": cores(),
+        "cores": count_cores(),
         "runtime_alone": round(statistics.median(pure), 1),
         "files_to_csv": round(statistics.median(inner), 1),
         "whole_process": round(statistics.median(whole), 1),

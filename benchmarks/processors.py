@@ -102,7 +102,8 @@ def classes(export: Path, images: np.ndarray[Any, Any], emulator: list[str]) -> 
         np.save(given, images)
         arguments = [str(export), "--answer", str(given), str(found)]
         subprocess.run([*emulator, sys.executable, __file__, *arguments], stderr=subprocess.DEVNULL, check=True)
-        return np.load(found).argmax(axis=1)
+        answers: np.ndarray[Any, Any] = np.load(found).argmax(axis=1)
+        return answers
 
 
 def answer(export: Path, images: Path, answers: Path) -> None:

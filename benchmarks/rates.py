@@ -48,11 +48,11 @@ def main() -> None:
         rows.append(row)
         print(row)
     result = {
-        "processor": environment.processor_name(),
-        "instructions": environment.instructions(),
-        "threads": environment.cores(),
+        "processor": environment.find_processor_name(),
+        "instructions": environment.list_instructions(),
+        "threads": environment.count_cores(),
         "rounds": options.rounds,
-        "versions": environment.versions(),
+        "versions": environment.list_versions(),
         "exports": rows,
     }
     write_record("rates", result, command=f"python benchmarks/rates.py EXPORT... --rounds {options.rounds}")

@@ -55,8 +55,8 @@ def _environment() -> dict[str, Any]:
         del found["command"]
         return found
     return {
-        "versions": environment.versions(),
-        "processor": environment.processor_name(),
-        "instructions": environment.instructions(),
-        "cores": environment.cores(),
+        "versions": environment.list_versions(),
+        "processor": environment.find_processor_name(),
+        "instructions": environment.list_instructions(),
+        "cores": environment.count_cores(),
     }

@@ -130,9 +130,9 @@ def step(side: int, depth: int) -> dict[str, Any]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draws images/s against files, and a training step's time and memory against its arithmetic."""
-    from shiftvit.figures.style import new_figure, save_figure
+    from shiftvit.figures.style import make_figure, save_figure
 
-    figure = new_figure(12, 3.6)
+    figure = make_figure(12, 3.6)
     axes = figure.subplots(1, 3)
     rows = result["files"]
     counts, rates = [row["files"] for row in rows], [row["images_per_second"] for row in rows]

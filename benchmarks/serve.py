@@ -117,7 +117,8 @@ class Load:
             line = free.popleft()
             task = asyncio.create_task(self.ask(line))
             tasks.add(task)
-            task.add_done_callback(lambda task, line=line: (tasks.discard(task), free.append(line)))  # type: ignore[misc]
+            task.add_done_callback(tasks.discard)
+            task.add_done_callback(lambda _, line=line: free.append(line))  # type: ignore[misc]
         await asyncio.gather(*tasks)
         for _, writer in free:
             writer.close()

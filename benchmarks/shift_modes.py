@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from scipy import stats
@@ -89,7 +90,7 @@ def move_at_random(seed: int) -> None:
             kernel[1, 1, 4 * self.group :] = 1.0
             return ops.depthwise_conv(x, ops.cast(kernel, x.dtype), padding="same")
 
-    blocks.Shift = RandomShift
+    mock.patch.object(blocks, "Shift", RandomShift).start()
 
 
 def write(seeds: list[int], work: Path) -> None:

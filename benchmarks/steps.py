@@ -20,7 +20,7 @@ from plain_keras import plain_model
 from record import write_record
 from shiftvit.benchmark import measure_peak_gflops
 from shiftvit.bundle.describe import list_stages
-from shiftvit.config import ModelConfig, TrainConfig, validated
+from shiftvit.config import ModelConfig, TrainConfig, validate
 from shiftvit.environment import computes_bfloat16
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
@@ -38,15 +38,16 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of the model")
     arguments = parser.parse_args()
     changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in arguments.set)}
-    config = validated(ModelConfig, {**find_preset(arguments.preset).arguments, **changes}, "--set")
+    config = validate(ModelConfig, {**find_preset(arguments.preset).arguments, **changes}, "--set")
     precision = arguments.precision
     if precision == "auto":
         precision = "mixed_bfloat16" if computes_bfloat16() else "float32"
     generator = np.random.default_rng(0)
-    images = generator.normal(size=(arguments.batch_size, *config.image_shape)).astype(np.float32)
+    shape = [side or 224 for side in config.image_shape]
+    images = generator.normal(size=(arguments.batch_size, *shape)).astype(np.float32)
     labels = generator.integers(0, config.num_classes, arguments.batch_size)
     models = {
-        "shiftvit": ShiftViT(**config.arguments(), dtype=precision),
+        "shiftvit": ShiftViT(**config.get_arguments(), dtype=precision),
         "plain Keras": plain_model(config, precision),
     }
     counts = {name: model.count_params() for name, model in models.items()}

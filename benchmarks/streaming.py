@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 
 from record import RESULTS, write_record
 from shiftvit.data import named
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 
 SIZE = (160, 120)
 # Runs a command of ours and says the largest size that its process had.
@@ -70,8 +70,8 @@ def write_tree(folder: Path, count: int) -> int:
     names = named.load("cifar10").class_names
     for name in names:
         (folder / name).mkdir(parents=True)
-    parts = np.array_split(np.arange(count), 8 * cores())
-    with ProcessPoolExecutor(cores()) as pool:
+    parts = np.array_split(np.arange(count), 8 * count_cores())
+    with ProcessPoolExecutor(count_cores()) as pool:
         return sum(pool.map(_write, [folder] * len(parts), [part.tolist() for part in parts]))
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 import shared
-from shiftvit.backend import installed_backends
+from shiftvit.backend import list_installed_backends
 
 WORKER = Path(__file__).with_name("backend_worker.py")
 
 
 def of(backend: str) -> dict[str, Any]:
     """Returns what the worker wrote into its JSON, and `explain`: the arrays that it found, by name."""
-    if backend not in installed_backends():
+    if backend not in list_installed_backends():
         pytest.skip(f"{backend} is not installed")
     return _read(shared.once("backends", _ask), backend)
 
@@ -38,7 +38,7 @@ def _read(folder: Path, backend: str) -> dict[str, Any]:
 
 def _ask(folder: Path) -> None:
     workers = {}
-    for backend in installed_backends():
+    for backend in list_installed_backends():
         with (folder / f"{backend}.log").open("w") as log:
             workers[backend] = subprocess.Popen(
                 [sys.executable, str(WORKER), str(folder)],

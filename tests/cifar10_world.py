@@ -21,7 +21,7 @@ from PIL import Image
 
 from file_server import listening
 from shiftvit.data.cifar10.archives import BATCHES
-from shiftvit.files import sha256
+from shiftvit.files import hash_file
 
 
 def records(images: np.ndarray, labels: np.ndarray) -> bytes:
@@ -137,7 +137,7 @@ cache.prepare(Path(file))
 
 def start_child(world: World) -> subprocess.Popen[str]:
     """Starts a process that prepares the cache and stops, holding its lock, before it has the third array."""
-    arguments = json.dumps([world.hashes(), sha256(world.package), str(world.package)])
+    arguments = json.dumps([world.hashes(), hash_file(world.package), str(world.package)])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -20,13 +20,13 @@ from sample import load_sample, with_splits
 from shiftvit import Bundle
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Split
-from shiftvit.environment import device_name
+from shiftvit.environment import find_device_name
 from shiftvit.exports import driver
 from shiftvit.exports.formats import FORMATS
 from tensors import BACKEND
 
 # The backend whose graphs this process can build: they are built on the processor.
-BUILDS = BACKEND if device_name() == "cpu" else None
+BUILDS = BACKEND if find_device_name() == "cpu" else None
 
 COMBINATIONS = [(name, precision) for name, row in FORMATS.items() for precision in row.precisions]
 SINGLE = [name for name, row in FORMATS.items() if "f32" in row.precisions]

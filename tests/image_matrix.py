@@ -32,7 +32,8 @@ ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 def sample() -> np.ndarray:
     """A real picture: uint8 (32, 32, 3)."""
     with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as arrays:
-        return arrays["x_train"][0]
+        image: np.ndarray = arrays["x_train"][0]
+        return image
 
 
 def encode(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:

@@ -34,7 +34,7 @@ SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_cla
 )
 def test_the_plain_model_is_the_same_model(arguments):
     config = ModelConfig(**arguments)
-    ours, plain = ShiftViT(**config.arguments()), plain_model(config, "float32")
+    ours, plain = ShiftViT(**config.get_arguments()), plain_model(config, "float32")
     generator = np.random.default_rng(0)
     assert len(ours.weights) == len(plain.weights)
     for mine, theirs in zip(ours.weights, plain.weights, strict=True):

@@ -296,7 +296,7 @@ def test_linear_has_the_same_values_and_gradients_in_training(
     shape: tuple[int, ...], use_bias: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if TORCH:  # the others have one form
-        monkeypatch.setattr("shiftvit.model.products.CONVOLVES", form == "convolution")
+        monkeypatch.setattr("shiftvit.model.products.CAN_CONVOLVE", form == "convolution")
     linear = Linear(7, use_bias=use_bias)
     x, cotangent = normal(*shape), normal(*shape[:-1], 7, seed=1)
     linear.build(shape)

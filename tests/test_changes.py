@@ -194,6 +194,6 @@ def test_the_rate_is_images_over_the_workers_seconds(monkeypatch: pytest.MonkeyP
     clock = iter(np.arange(0, 100, 0.5).tolist())  # each batch of 16 takes half a second
     monkeypatch.setattr("shiftvit.data.batches.host.time.perf_counter", lambda: next(clock))
     for cores, rate in ((1, 32), (2, 64), (8, 64)):
-        monkeypatch.setattr("shiftvit.data.batches.host.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("shiftvit.data.batches.host.count_cores", lambda cores=cores: cores)
         epoch._prepare_timed(0)
         assert epoch.images_per_second == pytest.approx(rate)

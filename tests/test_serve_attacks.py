@@ -458,7 +458,7 @@ def test_limits_are_positive(name):
     ("side", "chosen", "batch"), [(32, None, 64), (64, None, 64), (224, None, 5), (4096, None, 1), (224, 32, 32)]
 )
 def test_batches_of_large_images_are_small_unless_asked(side, chosen, batch):
-    assert Limits(max_batch=chosen).batch(side, side) == batch
+    assert Limits(max_batch=chosen).choose_batch_size(side, side) == batch
 
 
 def test_json_of_16_mb_does_not_hold_up_others():

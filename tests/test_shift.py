@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shiftvit.errors import ShiftViTError
 from shiftvit.model import shift as shift_module
-from shiftvit.model.shift import Shift, group_width
+from shiftvit.model.shift import Shift, compute_group_width
 from tensors import BACKEND, input_gradient, normal, to_numpy
 
 LEFT, RIGHT, UP, DOWN = range(4)
@@ -169,7 +169,7 @@ def test_input_of_another_rank_or_unknown_channels_is_refused(shape: tuple[int |
     [(96, 12, None, 8), (128, 16, None, 8), (50, 12, None, 4), (96, 12, 24, 24), (96, 200, 0, 0)],
 )
 def test_group_width(channels: int, num_div: int, shift_channels: int | None, expected: int) -> None:
-    assert group_width(channels, num_div, shift_channels) == expected
+    assert compute_group_width(channels, num_div, shift_channels) == expected
 
 
 def test_config_makes_the_same_layer() -> None:

@@ -25,7 +25,7 @@ KERAS_DEFAULTS = {
 }
 
 
-def installed_backends() -> list[str]:
+def list_installed_backends() -> list[str]:
     """Returns which of torch, jax and tensorflow are installed, in this order, without importing them."""
     return [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
 
@@ -40,7 +40,7 @@ def ensure_backend() -> str:
         import keras
 
         return str(keras.config.backend())
-    installed = installed_backends()
+    installed = list_installed_backends()
     if not installed:
         raise ShiftViTError(
             f"this needs a Keras backend, and none is installed; choose one: {suggest_install('torch')}, or "

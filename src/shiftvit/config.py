@@ -56,7 +56,7 @@ class ModelConfig(Settings):
     drop_path_mode: Literal["global", "per_stage"] = Field("global", description="where the ramp of rates restarts")
     epsilon: float = Field(1e-5, gt=0, description="added to the variance in every norm")
 
-    def arguments(self) -> dict[str, Any]:
+    def get_arguments(self) -> dict[str, Any]:
         """Returns the constructor arguments that are set here, without `preset`."""
         return {name: getattr(self, name) for name in self.model_fields_set if name != "preset"}
 

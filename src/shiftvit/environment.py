@@ -27,12 +27,12 @@ def describe_environment() -> dict[str, Any]:
     import keras
 
     return {
-        "versions": versions(),
+        "versions": list_versions(),
         "backend": keras.config.backend(),
-        "device": device_name(),
-        "processor": processor_name(),
-        "instructions": instructions(),
-        "cores": cores(),
+        "device": find_device_name(),
+        "processor": find_processor_name(),
+        "instructions": list_instructions(),
+        "cores": count_cores(),
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
         "git_commit": _find_commit(),
@@ -40,7 +40,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Returns the versions of Python and of the installed packages that matter."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -51,12 +51,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor_name() -> str:
+def find_processor_name() -> str:
     """Returns the processor's model name as the system reports it."""
     for line in _read_cpuinfo().splitlines():
         if line.startswith("model name"):
@@ -64,7 +64,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def instructions() -> list[str]:
+def list_instructions() -> list[str]:
     """Returns the processor's instruction sets that matter for speed and int8 sums, by their Linux names.
 
     Empty if the system does not report them.
@@ -76,7 +76,7 @@ def instructions() -> list[str]:
     return []
 
 
-def device_name() -> str:
+def find_device_name() -> str:
     """Returns the name of the accelerator that the Keras backend uses, or "cpu"."""
     import keras
 
@@ -107,13 +107,13 @@ def computes_bfloat16() -> bool:
     import keras
 
     backend = keras.config.backend()
-    if device_name() != "cpu":
+    if find_device_name() != "cpu":
         if backend == "torch":
             import torch
 
             return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
         return True
-    return backend != "jax" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(instructions())
+    return backend != "jax" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(list_instructions())
 
 
 def adds_int8_exactly() -> bool:
@@ -123,7 +123,7 @@ def adds_int8_exactly() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return True
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(instructions())
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(list_instructions())
 
 
 def keep_freed_memory() -> bool:

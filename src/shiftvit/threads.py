@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -19,7 +19,7 @@ _CHUNK = 8
 
 def count_threads() -> int:
     """Returns how many threads decode images: one for each core, at most 8."""
-    return min(8, cores())
+    return min(8, count_cores())
 
 
 def map_in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

@@ -74,7 +74,7 @@ class Augment(Settings):
         used = ("resized_crop", "rand_augment", "color_jitter", "erasing")
         return tuple(name for name in used if getattr(self, name)) + (("repeats",) if self.repeats > 1 else ())
 
-    def in_words(self, *, crops: bool) -> str:
+    def describe(self, *, crops: bool) -> str:
         """Returns the changes that are on, in words such as "random crop, horizontal flip"; "none" where none is.
 
         `crops` says whether the preprocessing crops: without, a random crop changes nothing unless there is padding.

@@ -29,7 +29,7 @@ class Box:
     width: int
     of: tuple[int, int]
 
-    def within(self, height: int, width: int) -> tuple[float, float, float, float]:
+    def scale_to(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Returns (left, top, right, bottom) of the same part of the picture at another size, for Pillow."""
         rows, columns = _scale(self.of[0], height), _scale(self.of[1], width)
         right, bottom = (self.left + self.width) * columns, (self.top + self.height) * rows
@@ -81,7 +81,7 @@ def cut(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], interpolatio
         uint8 (*size, 3).
     """
     picture = Image.fromarray(pixels)
-    region = box.within(*pixels.shape[:2])
+    region = box.scale_to(*pixels.shape[:2])
     return np.asarray(picture.resize((size[1], size[0]), RESAMPLING[interpolation], region))
 
 

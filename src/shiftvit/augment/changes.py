@@ -57,7 +57,7 @@ class PictureChanges:
         self.recolours = settings.rand_augment > 0 or settings.color_jitter > 0
         self.erases = settings.erasing > 0
 
-    def _chance(self, stream: int, slot: int) -> np.random.Generator:
+    def _make_generator(self, stream: int, slot: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._epoch, stream, slot])
 
     def cut(self, images: Any, indices: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -74,7 +74,7 @@ class PictureChanges:
         result = np.empty((len(indices), *self._size, 3), np.uint8)
         least, whole = self._settings.resized_crop, not isinstance(images, Cuttable)
         for place, (index, slot) in enumerate(zip(indices.tolist(), slots.tolist(), strict=True)):
-            chance = self._chance(_BOX, slot)
+            chance = self._make_generator(_BOX, slot)
             if whole:
                 pixels = images[index : index + 1][0]
                 box = draw_box(chance, pixels.shape[0], pixels.shape[1], least)
@@ -90,12 +90,12 @@ class PictureChanges:
         for pixels, slot in zip(images, slots.tolist(), strict=True):
             image = Image.fromarray(pixels)
             if settings.rand_augment:
-                image = self._rand_augment(image, self._chance(_RAND_AUGMENT, slot))
+                image = self._rand_augment(image, self._make_generator(_RAND_AUGMENT, slot))
             if settings.color_jitter:
-                image = jitter_colors(image, settings.color_jitter, self._chance(_JITTER, slot))
+                image = jitter_colors(image, settings.color_jitter, self._make_generator(_JITTER, slot))
             pixels[...] = np.asarray(image)
 
     def erase(self, images: Floats, slots: NDArray[np.int64]) -> None:
         """Erases in place, in normalised float32 (B, h, w, 3)."""
         for image, slot in zip(images, slots.tolist(), strict=True):
-            erase(image, self._chance(_ERASING, slot), self._settings.erasing)
+            erase(image, self._make_generator(_ERASING, slot), self._settings.erasing)

@@ -46,7 +46,7 @@ class Mix:
         side = np.where(cut, np.sqrt(1.0 - keep), 0.0)
         return cls(np.where(mixed & ~cut, blend, 1.0), np.stack([chance[2], chance[3], side], axis=1))
 
-    def bounds(self, height: int, width: int, indices: Any = slice(None)) -> NDArray[np.int64]:
+    def compute_bounds(self, height: int, width: int, indices: Any = slice(None)) -> NDArray[np.int64]:
         """Returns the boxes of `indices` in pixels, int64 (B, 4): first row, end row, first column, end column.
 
         As in the paper the side is cut to whole pixels and the centre may lie anywhere, so boxes can stick out.
@@ -75,7 +75,8 @@ class Mix:
             sum to 1. With CutMix these are the areas, counted after the box was clipped to the image.
         """
         height, width = images.shape[1:3]
-        bounds = np.maximum(self.bounds(height, width, indices), 0).tolist()  # beyond the end a slice clips itself
+        # Only the first rows and columns are clipped: a slice clips its end itself.
+        bounds = np.maximum(self.compute_bounds(height, width, indices), 0).tolist()
         mixed, share = np.empty_like(images), np.empty((len(images), 1), np.float32)
         # An image at a time, which stays in the processor's cache; a batch of large images does not.
         for place, keep in enumerate(self.share[indices].astype(np.float32)):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Container, hash_content, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import (
     CARD,
@@ -93,7 +93,7 @@ class Bundle:
             ShiftViTError: `model` is not a `ShiftViT`, `preprocess` is not a `Preprocess`, or the labels are not a
                 sequence of different strings, one for each logit.
         """
-        from shiftvit.environment import versions
+        from shiftvit.environment import list_versions
         from shiftvit.model.network import ShiftViT
 
         for name, value, kind in (("model", model, ShiftViT), ("preprocess", preprocess, Preprocess)):
@@ -101,7 +101,7 @@ class Bundle:
                 raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
         labels = check_labels(labels, model.settings.num_classes)
         weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
-        return cls(model.settings, labels, preprocess, weights, metrics or {}, versions())
+        return cls(model.settings, labels, preprocess, weights, metrics or {}, list_versions())
 
     def halved(self) -> Self:
         """Returns the bundle with float16 weights, and without its graph, whose weights would differ.
@@ -153,7 +153,7 @@ class Bundle:
             # Only if there are any, so that an older shiftvit can read all other bundles.
             **({"synsets": list(self.synsets)} if self.synsets else {}),
             **({"provenance": self.provenance.model_dump(mode="json")} if self.provenance else {}),
-            "files": {name: digest(content) for name, content in contents.items()},
+            "files": {name: hash_content(content) for name, content in contents.items()},
         }
         try:
             text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -217,7 +217,7 @@ class Bundle:
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the probabilities of logits (N, C), as `Predictor` does: softmax(logits / temperature), float32."""
-        from scipy.special import softmax  # type: ignore[import-untyped]
+        from scipy.special import softmax
 
         result: NDArray[np.float32] = softmax(np.asarray(logits, np.float32) / np.float32(self.temperature), axis=-1)
         return result

@@ -201,7 +201,7 @@ def _describe_training(trained: Trained, facts: Facts, found: Mapping[str, dict[
         "strength": found["train"].get("strength"),
         "epochs": f"{epochs:,.0f} of {train.epochs:,}" if epochs != train.epochs else f"{epochs:,}",
         "scale": train.batch_size / base if base else 1,
-        "augmentation": recipe.augment.in_words(crops=recipe.preprocess.crop is not None),
+        "augmentation": recipe.augment.describe(crops=recipe.preprocess.crop is not None),
         "seconds": found["train"].get("seconds"),
         "settings": dump_settings(recipe),
     }

@@ -63,7 +63,7 @@ def push_space(
     Other files in the Space stay as they are.
 
     Args:
-        contents: file path in the Space -> content, as `shiftvit.serve.demo.space_files` returns them.
+        contents: file path in the Space -> content, as `shiftvit.serve.demo.read_space_files` returns them.
         repository: "OWNER/NAME"; created if it does not exist.
         private: make the Space private; a public one is refused.
         message: the commit message.
@@ -150,7 +150,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
     names = _choose_files(repository, {file.rfilename: file.size for file in found.siblings or []})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.workplace(path.absolute().parent, path.name) as folder:
+        with files.make_temporary_folder(path.absolute().parent, path.name) as folder:
             for name in names:
                 # All from the listed commit, even if something is pushed in the meantime.
                 with _shorten_errors(repository, api.endpoint, found.sha):
@@ -161,7 +161,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
                 raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
             return bundle.save(path)
     except OSError as error:
-        raise files.unwritable(path, error) from error
+        raise files.explain_unwritable(path, error) from error
 
 
 def _import_library() -> Any:
@@ -225,7 +225,7 @@ def _shorten_errors(repository: str, endpoint: str, revision: str | None = None)
         if isinstance(met, errors.OfflineModeIsEnabled):
             raise ShiftViTError(f"HF_HUB_OFFLINE is set, so {endpoint} is not contacted; unset it") from error
         if isinstance(met, OSError) and met.errno in _FULL:
-            raise files.unwritable(Path(met.filename or "."), met) from error
+            raise files.explain_unwritable(Path(met.filename or "."), met) from error
         raise ShiftViTError(
             f"{endpoint} cannot be used ({type(met).__name__}: {_take_first_line(met)}); check the network, "
             "and HF_ENDPOINT if it is set"

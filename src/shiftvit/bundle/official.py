@@ -69,7 +69,7 @@ def convert_checkpoint(
     provenance = Provenance(
         name=published.name if published else None,
         address=published.url if published else Path(path).name,
-        sha256=files.sha256(Path(path)),
+        sha256=files.hash_file(Path(path)),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         license=published.license if published else None,
         **(dict(zip(("top1", "data"), published.top1, strict=True)) if published else {}),

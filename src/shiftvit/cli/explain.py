@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shiftvit import files
-from shiftvit.backend import installed_backends
+from shiftvit.backend import list_installed_backends
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, notice, report_skipped, suggest
@@ -74,7 +74,7 @@ def explain(
     from shiftvit.figures.style import ENDINGS
 
     if method is None:
-        method = "both" if installed_backends() else "cam"
+        method = "both" if list_installed_backends() else "cam"
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {suggest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
@@ -128,7 +128,7 @@ def _explain(
     chosen = predicted if class_name is None else np.full(len(names), bundle.labels.index(class_name))
     maps = {}
     if "cam" in methods:
-        maps["cam"] = explainer.heat(features, chosen)
+        maps["cam"] = explainer.compute_heat(features, chosen)
     if "grad_cam" in methods:
         maps["grad_cam"] = grad_cam(network, images, chosen, stage)
     if "occlusion" in methods:

@@ -43,14 +43,14 @@ def push(
     if not space:
         print(f"pushed: {hub.push(model, repository, **options)}")
         return
-    from shiftvit.serve.demo import is_demo, space_files, write_demo
+    from shiftvit.serve.demo import is_demo, read_space_files, write_demo
 
     hub.check_target(repository)  # before a demo is made, which takes a while
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(model)
         if not is_demo(folder):
             folder = write_demo(model, Path(temporary) / "demo", space=True)
-        print(f"pushed: {hub.push_space(space_files(folder), repository, **options)}")
+        print(f"pushed: {hub.push_space(read_space_files(folder), repository, **options)}")
 
 
 @app.command(

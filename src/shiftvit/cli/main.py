@@ -100,7 +100,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, MemoryError):
             reason = str(error) or "out of memory"
             return _fail(f"{reason}; close other programs, or use a machine with more memory", 2, debug)
-        # Errors with files name them (`files.unwritable`), so this is standard output.
+        # Errors with files name them (`files.explain_unwritable`), so this is standard output.
         if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
             _flush()
             return _fail(_explain_unwritten(error), 2, debug)

@@ -227,7 +227,7 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
     except OSError as error:
         if error.filename not in (None, str(out)):
             raise
-        raise files.unwritable(out, error) from error
+        raise files.explain_unwritable(out, error) from error
 
 
 def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor, max_pixels: int) -> None:

@@ -41,9 +41,9 @@ def list_recipes() -> None:
     """List the recipes and what to expect from each."""
     from shiftvit import recipes
 
-    for index, name in enumerate(recipes.names()):
+    for index, name in enumerate(recipes.list_names()):
         print(("\n" if index else "") + name)
-        for line in recipes.head(name).splitlines():
+        for line in recipes.read_head(name).splitlines():
             print(f"  {line}")
 
 

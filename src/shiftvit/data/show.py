@@ -14,7 +14,7 @@ from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, draw_order
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.read import read_dataset
-from shiftvit.figures.style import GREY, new_figure, save_figure, silence_missing_glyphs
+from shiftvit.figures.style import GREY, make_figure, save_figure, silence_missing_glyphs
 from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
@@ -113,12 +113,12 @@ def _draw_figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     draws, rows = shown.drawn.shape[:2]
     height, width = shown.plain.shape[1:3]
     mixed = bool((shown.shares.max(axis=2) < 1).any())
-    words = textwrap.wrap(recipe.augment.in_words(crops=recipe.preprocess.crop is not None), _LINE)
+    words = textwrap.wrap(recipe.augment.describe(crops=recipe.preprocess.crop is not None), _LINE)
     tile = _SIDE * min(2.0, max(0.5, height / width))
     caption = 0.4 if mixed else 0.22
     top, bottom = 0.65, 0.15 + 0.17 * len(words)
     wide, high = (draws + 1) * (_SIDE + _GAP) + _GAP, rows * (tile + caption) + top + bottom
-    figure = new_figure(wide, high, layout=None)  # matplotlib's own layout would take seconds
+    figure = make_figure(wide, high, layout=None)  # matplotlib's own layout would take seconds
     title = f"Training pictures: recipe {recipe.name}, {Path(recipe.data.name).name}, seed {recipe.train.seed}"
     figure.text(0.5, 1 - 0.2 / high, title, ha="center", va="center", fontweight="bold", fontsize=12, parse_math=False)
     figure.text(0.5, 0.1 / high, "\n".join(words), ha="center", va="bottom", fontsize=9)

@@ -180,7 +180,7 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
-    from scipy.special import softmax  # type: ignore[import-untyped]
+    from scipy.special import softmax
 
     from shiftvit.figures.evaluation import draw_mistakes, draw_reliability
     from shiftvit.figures.run import draw_confusion_matrix

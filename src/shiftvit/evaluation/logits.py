@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.environment import device_name
+from shiftvit.environment import find_device_name
 from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 500
@@ -62,5 +62,5 @@ def predict_logits(
 
 def choose_batch_size(height: int, width: int) -> int:
     """Returns the batch size for images of this size."""
-    pixels = _PIXELS * (1 if device_name() == "cpu" else _ACCELERATED)
+    pixels = _PIXELS * (1 if find_device_name() == "cpu" else _ACCELERATED)
     return max(1, min(BATCH_SIZE, pixels // (height * width)))

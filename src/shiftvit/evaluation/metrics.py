@@ -167,7 +167,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     Raises:
         ShiftViTError: there are no images, the labels do not fit, or a logit is not finite.
     """
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+    from scipy.optimize import minimize_scalar
 
     check_labels(logits, labels)
     check_finite(logits)

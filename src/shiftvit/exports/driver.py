@@ -152,7 +152,7 @@ def _build_and_verify(
     any_size: bool = False,
     timed: bool = True,
 ) -> dict[str, Any]:
-    threads = environment.cores()
+    threads = environment.count_cores()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         np.savez(place / "images.npz", **chosen.arrays)  # type: ignore[arg-type]
@@ -189,9 +189,9 @@ def _build_and_verify(
         **report,
         "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
         "threads": threads,
-        "processor": environment.processor_name(),
-        "instructions": environment.instructions(),
-        "versions": environment.versions(),
+        "processor": environment.find_processor_name(),
+        "instructions": environment.list_instructions(),
+        "versions": environment.list_versions(),
     }
 
 

@@ -42,7 +42,7 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
         with files.take_turn(row.place.parent, f"pulling to {str(row.place.parent)!r}", ".*.tmp"):
             if source is not None:
                 return _save(row, Path(source))
-            target = files.cache_folder("weights") / f"{name}.pth"
+            target = files.find_cache_folder("weights") / f"{name}.pth"
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 download(row.url, target, limit=_LARGEST)
@@ -70,7 +70,7 @@ def _save(row: Published, file: Path) -> Path:
     if not file.is_file():
         raise ShiftViTError(f"there is no file {str(file)!r}; give the path of {row.name}.pth")
     _check_whole(file)
-    digest = files.sha256(file)
+    digest = files.hash_file(file)
     notice(f"SHA-256 {digest}")
     earlier = _read_earlier(row)
     if row.sha256 not in (None, digest):

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from shiftvit import files
 from shiftvit.figures.grid import Tile, draw_predictions, load_font
-from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure, set_whole_ticks
+from shiftvit.figures.style import BLUE, GREY, ORANGE, make_figure, save_figure, set_whole_ticks
 
 # Mistakes in a figure; more would be hard to read.
 _SHOWN = 25
@@ -42,7 +42,7 @@ def draw_reliability(before: dict[str, Any], path: Path, after: dict[str, Any] |
     panels = [("Confidence and accuracy", before)]
     if after is not None:
         panels = [("As trained", before), ("After temperature scaling", after)]
-    figure = new_figure(4.9 * len(panels), 5.6)
+    figure = make_figure(4.9 * len(panels), 5.6)
     rows = figure.subplots(2, len(panels), sharex="all", sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for column, (name, found) in enumerate(panels):
         _draw_reliability(rows[0, column], found, name)

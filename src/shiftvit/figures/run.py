@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import pluralize
-from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, set_whole_ticks
+from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, make_figure, save_figure, set_whole_ticks
 
 
 def draw_learning_curves(
@@ -25,7 +25,7 @@ def draw_learning_curves(
         steps: steps in an epoch.
     """
     epochs = [row["epoch"] for row in history]
-    figure = new_figure(11, 3.6)
+    figure = make_figure(11, 3.6)
     figure.suptitle(title, fontweight="bold")
     loss, top1, rate = figure.subplots(1, 3)
     loss.plot(epochs, [row["loss"] for row in history], color=BLUE, marker="o", markersize=3, label="training")
@@ -55,7 +55,7 @@ def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], pa
     share = 100.0 * matrix / np.maximum(totals, 1)
     count = len(labels)
     side = min(max(4.5, 1.5 + 0.6 * count), 14)
-    figure = new_figure(side + 0.8, side)
+    figure = make_figure(side + 0.8, side)
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
@@ -91,7 +91,7 @@ def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(name for name, _ in found))
     clean = next(row["top1"] for row in rows if not row["severity"])
     values = np.array([[found[name, level] for level in range(1, 6)] for name in names])
-    figure = new_figure(6.4, 1.2 + 0.32 * len(names))
+    figure = make_figure(6.4, 1.2 + 0.32 * len(names))
     axes = figure.subplots()
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(5), [str(level) for level in range(1, 6)])
@@ -125,7 +125,7 @@ def draw_rate_search(
     Raises:
         ShiftViTError: the file cannot be written.
     """
-    figure = new_figure(7, 4.2)
+    figure = make_figure(7, 4.2)
     axes = figure.subplots()
     axes.set_title(title, fontweight="bold")
     axes.plot(rates, losses, color=GREY, alpha=0.4, linewidth=0.9, label="each batch")

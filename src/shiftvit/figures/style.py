@@ -23,7 +23,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6
 ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+def make_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """Returns an empty figure of that size in inches; layout None: its parts are placed by hand.
 
     A notebook shows it where it is the last value of a cell.

@@ -109,12 +109,12 @@ def run_bulk(
         storages=tuple(inputs.storages),
         roots=tuple(sorted(inputs.roots)),
     )
-    manifest = _describe(task, model, inputs) | {"block": block or inputs.block_size()}
+    manifest = _describe(task, model, inputs) | {"block": block or inputs.choose_block_size()}
     folder.check()
     begun = _find_run(folder, manifest, block is not None)
     if begun is not None:
         manifest["block"] = begun["block"]
-    blocks = list(inputs.blocks(manifest["block"]))
+    blocks = list(inputs.split(manifest["block"]))
     there = {*folder.names()}
     files = {number: name_part(number, kind) for number in range(len(blocks))}
     todo = {number: blocks[number] for number, file in files.items() if file not in there}

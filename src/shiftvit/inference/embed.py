@@ -21,7 +21,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.data.decode.parquet import import_pyarrow
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.inference.runtimes import identify, name_model, read_onnx, take_turns
@@ -97,11 +97,11 @@ class Embedder:
         place = source if isinstance(source, Path) else source.where
         if runtime == "onnxruntime":
             content, origin = read_onnx(source)
-            metadata, extract = load_graph_features(content, threads or cores(), origin)
+            metadata, extract = load_graph_features(content, threads or count_cores(), origin)
         else:
             from shiftvit.backend import limit_threads
 
-            limit_threads(threads or cores())
+            limit_threads(threads or count_cores())
             bundle = Bundle.load(place)
             metadata = make_metadata(bundle)
             extract = take_turns(load_keras_features(bundle.build("float32"), metadata.preprocess))

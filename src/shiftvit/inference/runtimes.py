@@ -20,7 +20,7 @@ from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
-from shiftvit.environment import adds_int8_exactly, cores
+from shiftvit.environment import adds_int8_exactly, count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
 
 Pixels = NDArray[np.uint8]
@@ -105,7 +105,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     place = source if isinstance(source, Path) else source.where
     origin = repr(str(place))
     try:
-        metadata, run = row.load(source, threads or cores())
+        metadata, run = row.load(source, threads or count_cores())
         # Some damage shows only when a graph runs. Not for Keras: its weights are verified, and a run would compile it.
         shape = run(np.zeros((1, *metadata.example_shape), np.uint8)).shape[1:] if runtime != "keras" else None
     except (ShiftViTError, ImportError, MemoryError):

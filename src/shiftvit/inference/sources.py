@@ -82,10 +82,10 @@ def stream_pixels(
     threads = threads or count_threads()
     if ahead is None:
         ahead = 2 * max(batch_size, threads) if are_at_hand else 0
-    return _batches(images, rule, batch_size, threads, max_pixels, ahead)
+    return _gather_batches(images, rule, batch_size, threads, max_pixels, ahead)
 
 
-def _batches(
+def _gather_batches(
     images: Iterator[Any], rule: Preprocess, batch_size: int, threads: int, max_pixels: int, ahead: int
 ) -> Generator[list[Prepared]]:
     numbered = enumerate(images, start=1)

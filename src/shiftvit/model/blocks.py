@@ -149,7 +149,7 @@ class ShiftBlock(keras.layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.shift(x)
-        branch = self.mlp(self.norm(x, **_training(self.norm, training)), training=training)
+        branch = self.mlp(self.norm(x, **_pass_training(self.norm, training)), training=training)
         return x + self.drop_path(branch, training=training)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -190,10 +190,10 @@ class PatchEmbed(keras.layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.projection(fold(x, self.patch_size))
-        return x if self.norm is None else self.norm(x, **_training(self.norm, training))
+        return x if self.norm is None else self.norm(x, **_pass_training(self.norm, training))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        return (*folded_shape(input_shape, self.patch_size)[:-1], self.embed_dim)
+        return (*compute_folded_shape(input_shape, self.patch_size)[:-1], self.embed_dim)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -234,7 +234,7 @@ class PatchMerging(keras.layers.Layer):
         self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
-        x = self.norm(x, **_training(self.norm, training))
+        x = self.norm(x, **_pass_training(self.norm, training))
         if self.padding == "same":
             height, width = ops.shape(x)[1:3]
             x = ops.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
@@ -244,7 +244,7 @@ class PatchMerging(keras.layers.Layer):
         batch, height, width, channels = input_shape
         if self.padding == "same":
             height, width = (None if side is None else side + side % 2 for side in (height, width))
-        return (*folded_shape((batch, height, width, channels), 2)[:-1], 2 * channels)
+        return (*compute_folded_shape((batch, height, width, channels), 2)[:-1], 2 * channels)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -268,13 +268,13 @@ def fold(x: Any, side: int) -> Any:
     return ops.reshape(x, (-1, rows, columns, side * side * channels))
 
 
-def folded_shape(shape: Any, side: int) -> Any:
+def compute_folded_shape(shape: Any, side: int) -> Any:
     """Returns the shape of `fold(x, side)` for an input's shape; unknown sides stay None."""
     batch, height, width, channels = shape
     rows, columns = (None if extent is None else extent // side for extent in (height, width))
     return batch, rows, columns, side * side * channels
 
 
-def _training(norm: Any, training: bool) -> dict[str, bool]:
+def _pass_training(norm: Any, training: bool) -> dict[str, bool]:
     # Of the norms only the batch norm behaves differently in training and takes the argument.
     return {"training": training} if isinstance(norm, keras.layers.BatchNormalization) else {}

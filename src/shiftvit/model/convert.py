@@ -175,15 +175,15 @@ def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -
         fitting = f"they are those of {preset}" if preset else "build it with the configuration they come from"
         raise ShiftViTError(
             f"the weights do not fit this model, {len(missing + unfit + surplus)} faults; {fitting}: "
-            + "; ".join(filter(None, map(_first, (unfit, missing, surplus))))
+            + "; ".join(filter(None, map(_join_first, (unfit, missing, surplus))))
         )
     if broken:
-        raise ShiftViTError(f"the weights are damaged, get them again: {_first(broken)}")
+        raise ShiftViTError(f"the weights are damaged, get them again: {_join_first(broken)}")
     for variable, value in ready:
         variable.assign(value)
     return model
 
 
-def _first(faults: list[str]) -> str:
+def _join_first(faults: list[str]) -> str:
     more = f" and {len(faults) - _FAULTS} more of them" if len(faults) > _FAULTS else ""
     return "; ".join(faults[:_FAULTS]) + more

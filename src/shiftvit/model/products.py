@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CONVOLVES = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+CAN_CONVOLVE = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
-def convolves(x: torch.Tensor) -> bool:
+def can_convolve(x: torch.Tensor) -> bool:
     """Returns whether `linear` takes this input, and is the faster form."""
-    return CONVOLVES and x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+    return CAN_CONVOLVE and x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def linear(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -21,7 +21,7 @@ SOURCES = ((0, 1), (0, -1), (1, 0), (-1, 0))
 WIDEST_KERNEL = 3
 
 
-def group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
+def compute_group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
     """Returns how many channels move in each direction: `shift_channels`, or `channels // num_div` if None.
 
     Raises:
@@ -84,7 +84,7 @@ class Shift(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) != 4 or input_shape[-1] is None:
             raise ShiftViTError(f"the input's shape {tuple(input_shape)} must be (B, H, W, C) with C known; reshape it")
-        self.group = group_width(input_shape[-1], self.num_div, self.shift_channels)
+        self.group = compute_group_width(input_shape[-1], self.num_div, self.shift_channels)
         self.built = True
 
     def call(self, x: Any) -> Any:
@@ -135,12 +135,12 @@ def convolve_shift(x: Any, group: int, pixels: int) -> Any:
     import torch
 
     channels = x.shape[1]
-    kernel = torch.as_tensor(_one_hot_kernel(channels, group, pixels), dtype=x.dtype, device=x.device)
+    kernel = torch.as_tensor(_make_one_hot_kernel(channels, group, pixels), dtype=x.dtype, device=x.device)
     return torch.nn.functional.conv2d(x, kernel, padding=pixels, groups=channels)
 
 
 @lru_cache(maxsize=64)
-def _one_hot_kernel(channels: int, group: int, pixels: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _make_one_hot_kernel(channels: int, group: int, pixels: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     side = 2 * pixels + 1
     kernel = np.zeros((channels, 1, side, side), np.float32)
     for index, (row, column) in enumerate(SOURCES):

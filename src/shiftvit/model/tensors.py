@@ -35,7 +35,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
         ShiftViTError: the file cannot be read, has another type, or holds more than plain data.
     """
     if isinstance(weights, Mapping):
-        return {name: _as_array(value) for name, value in weights.items()}
+        return {name: _convert_to_array(value) for name, value in weights.items()}
     path = Path(weights)
     if not path.is_file():
         raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
@@ -100,7 +100,7 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
     names = {name: str(name) for name in state}
     if all(name.startswith(_WRAPPER) for name in names.values()):
         names = {name: text.removeprefix(_WRAPPER) for name, text in names.items()}
-    return {names[name]: _as_array(value) for name, value in state.items()}
+    return {names[name]: _convert_to_array(value) for name, value in state.items()}
 
 
 def _choose(path: Path, state: Any, ema: bool) -> Any:
@@ -124,14 +124,14 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _new_dict(*_: Any) -> dict[Any, Any]:
+def _make_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
 # Types that training code saves beside weights: settings, counters, paths. They are not needed, and nothing in these
 # modules is called. Any other type that torch does not allow itself is refused.
 _PLAIN: dict[str, Any] = {
-    "collections.defaultdict": _new_dict,
+    "collections.defaultdict": _make_dict,
     **dict.fromkeys(
         (
             "argparse.Namespace",
@@ -175,7 +175,7 @@ def _load(torch: Any, path: Path) -> Any:
         raise
 
 
-def _as_array(value: Any) -> Array:
+def _convert_to_array(value: Any) -> Array:
     if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has no bfloat16 and no gradients
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value

@@ -90,7 +90,7 @@ class Recipe(Settings):
         """Reads a recipe by name or from a TOML file and applies overrides.
 
         Args:
-            source: the name of a shipped recipe (see `shiftvit.recipes.names`) or the path of a `.toml` file.
+            source: the name of a shipped recipe (see `shiftvit.recipes.list_names`) or the path of a `.toml` file.
             overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
                 where they parse as such.
 
@@ -98,7 +98,7 @@ class Recipe(Settings):
             ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
                 and the nearest valid name.
         """
-        text, origin = recipes.read(source)
+        text, origin = recipes.read_text(source)
         try:
             tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

@@ -97,5 +97,5 @@ async def _describe(model: ServedModel) -> dict[str, Any]:
         "input_shape": list(metadata.input_shape),
         "precision": metadata.precision,
         "runtime": model.graph.runtime,
-        "explain": await model.explainer() is not None,
+        "explain": await model.load_explainer() is not None,
     }

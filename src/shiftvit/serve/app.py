@@ -60,7 +60,7 @@ def create_app(
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(measures.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return guard
 
@@ -79,7 +79,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> Response:  # noqa: ARG001
         assert isinstance(error, Refused)
-        return error.response()
+        return error.make_response()
 
     async def invalid(request: Request, error: Exception) -> Response:  # noqa: ARG001
         assert isinstance(error, RequestValidationError)

@@ -106,7 +106,7 @@ def _parse(content: bytes) -> dict[str, Any]:
             else:
                 _add(stack[-1], keys, value)
     except (ijson.JSONError, ValueError, OverflowError) as error:
-        raise Refused(400, f"the body is not valid JSON: {_reason(error)}") from error
+        raise Refused(400, f"the body is not valid JSON: {_shorten_reason(error)}") from error
     (tree,) = stack[0]
     if not isinstance(tree, dict):
         raise Refused(400, f"the JSON is a {type(tree).__name__}; send an object")
@@ -120,7 +120,7 @@ def _add(place: Any, keys: list[str], value: Any) -> None:
         place.append(value)
 
 
-def _reason(error: Exception) -> str:
+def _shorten_reason(error: Exception) -> str:
     """Returns the first line of a parser's message, without its quotation of the body."""
     text = str(error).removeprefix("b'").replace("\\n", "\n")
     return text.partition("\n")[0].strip()[:100] or type(error).__name__

@@ -13,12 +13,12 @@ from typing import Any
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import make_metadata
-from shiftvit.bundle.stored.container import digest
+from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.errors import ShiftViTError
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
-from shiftvit.npm import npm_pack
+from shiftvit.npm import download_package
 from shiftvit.replacement import write_folder
 
 _PAGE = Path(__file__).parent / "page"
@@ -100,7 +100,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
         card = bundle.files()["README.md"].decode()
         (place / "model" / "card.md").write_text(card, "utf-8")
         if space:
-            (place / "README.md").write_text(_space_card(about["name"]), "utf-8")
+            (place / "README.md").write_text(_render_space_card(about["name"]), "utf-8")
 
     write_folder(folder, write, _OURS)
     return folder
@@ -111,7 +111,7 @@ def is_demo(folder: Path) -> bool:
     return (folder / "model" / "head.bin").is_file()
 
 
-def space_files(folder: Path) -> dict[str, bytes]:
+def read_space_files(folder: Path) -> dict[str, bytes]:
     """Returns the files of a demo that belong into a Space, from path to content; no links, nothing else of the folder.
 
     Raises:
@@ -127,7 +127,7 @@ def space_files(folder: Path) -> dict[str, bytes]:
     except OSError as error:
         raise ShiftViTError(f"cannot read {error.filename!r}: {error.strerror}; allow it, or {mend}") from error
     needed = ("index.html", "page/api.js", "model/model.json", "model/model.onnx", "samples/list.json", "README.md")
-    for name in (*needed, *(f"runtime/{_runtime_name(name)}" for name in _RUNTIME_FILES)):
+    for name in (*needed, *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)):
         if name not in contents:
             raise ShiftViTError(f"the demo {str(folder)!r} lacks {name!r}; {mend}")
     if b"\nsdk: static\n" not in contents["README.md"].replace(b"\r", b""):
@@ -155,25 +155,25 @@ def _copy_samples(place: Path) -> None:
 
 def _copy_runtime(place: Path, package: Path | None) -> None:
     """Copies the runtime's files, from the cache if they are there."""
-    cache = files.cache_folder("onnxruntime-web")
+    cache = files.find_cache_folder("onnxruntime-web")
     if package is None and all((cache / name).is_file() for name in _RUNTIME_FILES):
         contents = {name: (cache / name).read_bytes() for name in _RUNTIME_FILES}
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            contents = _unpack(package or npm_pack(RUNTIME, Path(temporary)))
+            contents = _unpack(package or download_package(RUNTIME, Path(temporary)))
     for name, content in contents.items():
-        if digest(content) != _RUNTIME_FILES[name]:
+        if hash_content(content) != _RUNTIME_FILES[name]:
             raise ShiftViTError(
                 f"{name!r} is not that of {RUNTIME}, which was tested: its SHA-256 differs; get it again"
             )
     place.mkdir()
     cache.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        for target in (place / _runtime_name(name), cache / name):
+        for target in (place / _rename_runtime_file(name), cache / name):
             files.write_file(target, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
 
 
-def _runtime_name(name: str) -> str:
+def _rename_runtime_file(name: str) -> str:
     """Returns what a file of the runtime is called in a demo: many hosts do not send `.mjs` as JavaScript."""
     return name.replace(".mjs", ".js")
 
@@ -187,7 +187,7 @@ def _unpack(package: Path) -> dict[str, bytes]:
         raise ShiftViTError(f"{str(package)!r} is not the npm package {RUNTIME} ({error}); get it again") from error
 
 
-def _space_card(name: str) -> str:
+def _render_space_card(name: str) -> str:
     """Returns the file that a static Space of Hugging Face takes its settings from."""
     return f"""---
 title: {json.dumps(f"{name} in your browser")}

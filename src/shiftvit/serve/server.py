@@ -97,7 +97,7 @@ def configure(guard: Guard, limits: Limits) -> uvicorn.Config:
     """Returns uvicorn's settings: only HTTP/1.1 by h11, which bounds the head of a request, and no log of its own."""
     return uvicorn.Config(
         guard,
-        http=_protocol(limits),
+        http=_make_protocol(limits),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -171,7 +171,7 @@ class _Joined:
             self._transport.write(b"".join(parts))
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
+def _make_protocol(limits: Limits) -> type[H11Protocol]:
     """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, an end for requests whose client has
     left, and errors in JSON.
     """

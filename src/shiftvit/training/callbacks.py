@@ -19,7 +19,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.errors import Interrupted, ShiftViTError, suggest_install
-from shiftvit.training.checkpoint import LAST, Progress, make_divergence_error, place_generators, save_checkpoint
+from shiftvit.training.checkpoint import LAST, Progress, make_divergence_error, save_checkpoint, set_generators
 from shiftvit.training.processes import ALONE, Processes
 
 # The narrowest terminal, in columns, on which the bar has room for the rate of the input.
@@ -64,7 +64,7 @@ class Watch(keras.callbacks.Callback):
         self.progress.step = self.first_step + batch
         due = self.agree()
         if batch == 0:
-            place_generators(self.seed, self.progress, self.last, self.processes.rank)
+            set_generators(self.seed, self.progress, self.last, self.processes.rank)
         if due or self.stop is not None:
             self.count_time()
             self.processes.first(lambda: save_checkpoint(self.last, self.model, self.progress))
@@ -94,10 +94,10 @@ class Watch(keras.callbacks.Callback):
         self.stop = int(signals.max()) or None
         if np.isfinite(batches).any():
             first = int(batches.argmin())
-            self.processes.first(lambda: self._end(int(batches[first]), float(found[first])))
+            self.processes.first(lambda: self._raise_not_finite(int(batches[first]), float(found[first])))
         return bool(dues[0])
 
-    def _end(self, batch: int, loss: float) -> None:
+    def _raise_not_finite(self, batch: int, loss: float) -> None:
         """Raises the error for a loss that is not finite."""
         self.progress.step = batch + 1  # steps are counted from 1 in messages
         what = f"the loss is {loss}"
@@ -163,7 +163,7 @@ class ProgressBar(keras.callbacks.Callback):
         done = self.watch.progress.epoch * self.steps + self.watch.first_step + batch + 1
         self.bar.update(done, state, f"epoch {self.epoch}/{self.epochs}")
 
-    def epoch_line(self, row: dict[str, Any]) -> None:
+    def print_epoch(self, row: dict[str, Any]) -> None:
         """Prints one epoch's figures."""
         parts = [
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}",

@@ -109,7 +109,7 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     return progress
 
 
-def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
+def set_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
     """Sets the state of torch's random generators before the first step that `fit` takes in an epoch.
 
     At the start of an epoch the state follows from the seed and the epoch, and in its middle from the checkpoint at

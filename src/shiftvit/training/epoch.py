@@ -18,7 +18,7 @@ from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, make_divergence_error, save_checkpoint
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import predict_together
-from shiftvit.training.optimizer import averaged_weights
+from shiftvit.training.optimizer import use_averaged_weights
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.setup import make_batches
 
@@ -90,10 +90,10 @@ def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress)
         count = min(loop.at_once, loop.steps - progress.step)
         loop.run(progress.step, count)
         progress.step += count
-        logs = loop.figures()
+        logs = loop.read_figures()
         for callback in callbacks:
             callback.on_train_batch_end(batch + count - 1, logs)
-    return loop.figures()
+    return loop.read_figures()
 
 
 def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
@@ -108,7 +108,7 @@ def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
         return {}
     began = time.perf_counter()
     held_out = dataset.validation
-    with averaged_weights(model):
+    with use_averaged_weights(model):
         logits = predict_together(processes, model, held_out, recipe.train)
     progress.seconds += time.perf_counter() - began
     found = processes.first(lambda: _measure(logits, held_out, progress, watch))

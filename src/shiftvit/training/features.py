@@ -41,7 +41,7 @@ class Store:
     """
 
     def __init__(self, key: str) -> None:
-        self.folder = files.cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
+        self.folder = files.find_cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
         self._rows: dict[bytes, Floats] = {}
         self._new: dict[bytes, Floats] = {}
         self._saved_at = time.monotonic()

@@ -179,7 +179,7 @@ def train_model(
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row, processes)
-                bar.epoch_line(row)
+                bar.print_epoch(row)
                 if board is not None:
                     board.write(row)
                 watch.agree()

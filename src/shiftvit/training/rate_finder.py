@@ -17,7 +17,7 @@ from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
-from shiftvit.training.optimizer import batch_scale
+from shiftvit.training.optimizer import compute_batch_scale
 from shiftvit.training.setup import build, make_batches, resolve
 from shiftvit.training.start import apply_start
 
@@ -162,7 +162,7 @@ def _record_losses(
     with hide_tensorflow():
         keras.utils.set_random_seed(recipe.train.seed)
     model, _ = build(recipe, dataset)
-    scale = batch_scale(recipe.train)
+    scale = compute_batch_scale(recipe.train)
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
         float(rates[0]) * scale, decay_steps=len(rates) - 1, decay_rate=float(rates[-1] / rates[0])
     )

@@ -21,7 +21,7 @@ from shiftvit.figures.run import draw_confusion_matrix, draw_learning_curves
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
 from shiftvit.training.memory import predict_together
-from shiftvit.training.optimizer import averaged_weights, learning_rates
+from shiftvit.training.optimizer import compute_learning_rates, use_averaged_weights
 from shiftvit.training.processes import ALONE, Processes
 
 # The fewest validation images that a temperature is fitted on; with fewer it would be mostly noise.
@@ -56,7 +56,7 @@ def finish_run(
     best = run / "checkpoints" / BEST
     if recipe.train.select == "best" and processes.first(best.is_file):
         processes.together(lambda: load_checkpoint(best, model))
-    with averaged_weights(model):
+    with use_averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     final = bundle.build()  # the model that users will load: float32, from the stored weights
     measured = ["test"] if dataset.validation is None or dataset.test_is_validation else ["validation", "test"]
@@ -67,7 +67,7 @@ def finish_run(
     }
 
     def write() -> dict[str, Any]:
-        rates = learning_rates(model, steps * recipe.train.epochs)
+        rates = compute_learning_rates(model, steps * recipe.train.epochs)
         curves = run / "figures" / "learning_curves.png"
         draw_learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
         training = _describe_training(recipe, dataset, steps, progress)

@@ -115,7 +115,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
         (run / "figures").mkdir(exist_ok=True)
         lock = (run / ".lock").open("a")
     except OSError as error:
-        raise files.unwritable(run, error) from error
+        raise files.explain_unwritable(run, error) from error
     with lock:
         if files.lock(lock, wait=False) is False:
             raise ShiftViTError(

@@ -55,7 +55,7 @@ def apply_start(recipe: Recipe) -> Recipe:
     if is_checkpoint(source):
         return _apply_checkpoint(recipe)
     trained = read_manifest(find_bundle(source))
-    own = recipe.model.arguments()
+    own = recipe.model.get_arguments()
     for key, value in own.items():
         if key not in _FREE and value != getattr(trained.model, key):
             raise ShiftViTError(

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from shiftvit.bundle.stored.container import Container, digest
+from shiftvit.bundle.stored.container import Container, hash_content
 from shiftvit.config import ModelConfig, Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
@@ -107,7 +107,7 @@ def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
         ShiftViTError: it is missing or damaged.
     """
     content = container.read(name)
-    if digest(content) != manifest.files[name]:
+    if hash_content(content) != manifest.files[name]:
         raise ShiftViTError(
             f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 differs from the recorded one; restore it"
         )

@@ -45,7 +45,7 @@ class Published:
     @property
     def place(self) -> Path:
         """The folder of the pulled bundle."""
-        return files.data_folder("models") / self.name
+        return files.find_data_folder("models") / self.name
 
 
 # The authors publish no checksums.

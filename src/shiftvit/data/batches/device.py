@@ -84,7 +84,7 @@ class ResidentImages:
         draws = {"order": plan.order, "top": plan.draws.top, "left": plan.draws.left, "flip": plan.draws.flip}
         if plan.mix is not None:
             size = self._preprocess.output_shape(*self._shape[1:3])
-            draws |= {"share": plan.mix.share.astype(np.float32), "bounds": plan.mix.bounds(*size)}
+            draws |= {"share": plan.mix.share.astype(np.float32), "bounds": plan.mix.compute_bounds(*size)}
         narrow = {np.dtype(np.int64): np.int32, np.dtype(bool): np.int32}
         return {name: _to_device(value.astype(narrow.get(value.dtype, value.dtype))) for name, value in draws.items()}
 

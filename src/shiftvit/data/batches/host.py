@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shiftvit.augment.augment import Augment, Draws
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.mix import Mix
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.preprocess import Floats, Preprocess
 
@@ -203,7 +203,7 @@ class EpochBatches(keras.utils.PyDataset):
         """
         with self._lock:
             alone = self._made / self._seconds if self._seconds else 0.0
-        return alone * min(self._threads, cores())
+        return alone * min(self._threads, count_cores())
 
     def _prepare(self, number: int) -> Batch:
         rule, changes, mix = self._preprocess, self._changes, self._plan.mix

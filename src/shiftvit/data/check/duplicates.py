@@ -197,8 +197,8 @@ def find_groups(
 
 def _connect(pairs: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
     """Returns the sorted pairs (P, 2) of the numbers 0..count-1 in the groups that they connect, each group sorted."""
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     if not len(pairs):
         return []

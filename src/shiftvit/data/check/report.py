@@ -15,7 +15,7 @@ from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.dataset import Dataset, describe_range
 from shiftvit.errors import list_some, pluralize
-from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, set_whole_ticks
+from shiftvit.figures.style import BLUE, GREEN, ORANGE, make_figure, save_figure, set_whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -210,7 +210,7 @@ class Report:
         pairs = [group.example for group in sorted(self.groups, key=self._rank_group)][:_STRIP]
         names = len(self.data.class_names)
         tall = min(max(3.2, 0.28 * names), 9.0)
-        figure = new_figure(11, tall + (2.9 if pairs else 0))
+        figure = make_figure(11, tall + (2.9 if pairs else 0))
         top, *strip = figure.subfigures(
             2 if pairs else 1, 1, height_ratios=[tall, 2.9] if pairs else None, squeeze=False
         )[:, 0]

