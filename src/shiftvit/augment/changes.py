@@ -23,7 +23,7 @@ _BOX, _RAND_AUGMENT, _JITTER, _ERASING = 3, 4, 5, 6
 class Cuttable(Protocol):
     """Pictures of any sizes that a box can be cut from, such as `pictures.Originals`."""
 
-    def size(self, index: int) -> tuple[int, int]:
+    def find_size(self, index: int) -> tuple[int, int]:
         """Returns a picture's (height, width) in pixels."""
 
     def cut(self, index: int, box: Box) -> NDArray[np.uint8]:
