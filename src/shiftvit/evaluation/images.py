@@ -1,4 +1,4 @@
-"""Reads a data set for a model: images prepared as for a prediction, with the labels of the model."""
+"""Reads a data set for a model: prepares the images as for a prediction, and numbers the labels as the model does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
         the same splits with `images`, the remaining `preprocess` and the model's labels.
 
     Raises:
-        ShiftViTError: there are images of classes that the model does not have, or no image of a split can be decoded.
+        ShiftViTError: images have classes that the model does not have, or no image of a split can be decoded.
     """
     places, preprocess = _find_indices(loaded, data), loaded.preprocess
     if data.path is not None:
@@ -44,10 +44,10 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
 def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     """Returns the model's index of each class of the data, or -1 for a class without images that it does not have.
 
-    A class is found by its name, or by its synset, which names the folders of ImageNet.
+    It finds a class by its name, or by its synset, as in the names of ImageNet's folders.
 
     Raises:
-        ShiftViTError: there are images of classes that the model does not have.
+        ShiftViTError: images have classes that the model does not have.
     """
     labels, names = tuple(map(normalise_name, loaded.labels)), data.class_names
     known = {synset: index for index, synset in enumerate(loaded.synsets)} | {
