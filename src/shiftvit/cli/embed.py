@@ -80,7 +80,7 @@ def embed(
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:
-        count = write_table(place, _keep_usable(results, bar, faults), embedder.size)
+        count = write_table(place, _yield_usable(results, bar, faults), embedder.size)
     seconds = time.perf_counter() - began
     report_skipped(faults)
     rate = f"{count / seconds:,.0f} images/s ({embedder.runtime})"
@@ -89,7 +89,7 @@ def embed(
         raise typer.Exit(3)
 
 
-def _keep_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
+def _yield_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
     """Yields the embeddings, and appends the faults of the other images to `faults`.
 
     Raises:

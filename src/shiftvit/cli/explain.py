@@ -24,7 +24,7 @@ METHODS = {
     "cam": ("cam",),
 }
 _TITLES = {"grad_cam": "Grad-CAM", "occlusion": "occlusion", "cam": "class activation"}
-# Images in the figure; more would be hard to read.
+# The most images in the figure; more would be hard to read.
 _SHOWN = 24
 
 

@@ -1,4 +1,4 @@
-"""The command line: thin subcommands over the Python API. Heavy modules are imported when a command needs them."""
+"""The command line: thin commands over the Python API. A command imports heavy modules when it needs them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.errors import list_some, pluralize
 
-# The most classes that are printed; the file has all.
+# The most classes that are printed; evaluation.json has all.
 _CLASSES = 40
 
 
@@ -54,7 +54,7 @@ def train(
     from shiftvit.training.runfolder import choose_run
 
     with join_processes() as processes:
-        # Report mistakes at once, before a framework is loaded, which only several processes need to find each other.
+        # Report mistakes at once, before a framework is loaded. Only several processes need it to find each other.
         chosen, folder = choose_run(recipe, out, resume, overrides, processes)
         processes.together(lambda: named.check_name(chosen.data.name))
         from shiftvit.training.fit import train_in
