@@ -19,11 +19,11 @@ from shiftvit.backend import list_installed_backends
 WORKER = Path(__file__).with_name("backend_worker.py")
 
 
-def of(backend: str) -> dict[str, Any]:
+def read_results(backend: str) -> dict[str, Any]:
     """Returns what the worker wrote into its JSON, and `explain`: the arrays that it found, by name."""
     if backend not in list_installed_backends():
         pytest.skip(f"{backend} is not installed")
-    return _read(shared.once("backends", _ask), backend)
+    return _read(shared.make_once("backends", _run_workers), backend)
 
 
 @functools.cache
@@ -36,7 +36,7 @@ def _read(folder: Path, backend: str) -> dict[str, Any]:
         return {**json.loads(path.read_text("utf-8")), "explain": dict(arrays)}
 
 
-def _ask(folder: Path) -> None:
+def _run_workers(folder: Path) -> None:
     workers = {}
     for backend in list_installed_backends():
         with (folder / f"{backend}.log").open("w") as log:

@@ -120,7 +120,7 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browsing():
+def open_browser():
     """Yields a browser; skips the tests where there is none."""
     if BINARY is None or DRIVER is None:
         pytest.skip("Chromium and its driver are not installed; Debian: apt-get install chromium chromium-driver")

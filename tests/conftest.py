@@ -57,12 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
-        os.environ["SHIFTVIT_DATA"] = str(shared.folder() / "data")  # not where whoever runs them keeps pulled models
+        os.environ["SHIFTVIT_DATA"] = str(
+            shared.find_folder() / "data"
+        )  # not where whoever runs them keeps pulled models
 
 
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(shared.folder(), ignore_errors=True)
+        shutil.rmtree(shared.find_folder(), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

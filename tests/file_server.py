@@ -80,7 +80,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+def listen(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """A server on this machine that answers with a handler; yields its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         httpd.daemon_threads = True
@@ -94,11 +94,11 @@ def listening(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Ite
 
 
 @contextmanager
-def serving(content: bytes = b"") -> Iterator[FileServer]:
+def serve_file(content: bytes = b"") -> Iterator[FileServer]:
     """A running server."""
     state = FileServer(content)
     state.hold.set()
-    with listening(type("Bound", (_Handler,), {"server_state": state})) as state.url:
+    with listen(type("Bound", (_Handler,), {"server_state": state})) as state.url:
         try:
             yield state
         finally:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from file_server import listening
+from file_server import listen
 
 TOKEN = "hf_" + "secret" * 4
 OWNERS = {"me", "us"}  # that the token may write to
@@ -40,7 +40,7 @@ class Repository:
     def commit(self, revision: str) -> int | None:
         """Returns the index of a commit by branch, tag or hash."""
         named = {"main": len(self.commits) - 1, **self.tags}
-        named |= {sha(index): index for index in range(len(self.commits))}
+        named |= {make_sha(index): index for index in range(len(self.commits))}
         return named.get(revision)
 
 
@@ -64,7 +64,7 @@ class Hub:
         return self.repositories[name].commits[-1]
 
 
-def sha(index: int) -> str:
+def make_sha(index: int) -> str:
     return hashlib.sha1(str(index).encode()).hexdigest()
 
 
@@ -176,7 +176,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ]
         if self.hub.meanwhile and "blobs" in self.path:
             repository.commits.append(repository.commits[-1] | self.hub.meanwhile)
-        tree = {"id": name, "sha": sha(index), "private": repository.private, "siblings": siblings}
+        tree = {"id": name, "sha": make_sha(index), "private": repository.private, "siblings": siblings}
         tree |= {"sdk": repository.sdk} if repository.sdk else {}
         return self.say(200, {**tree, "tags": [], "downloads": 0})
 
@@ -219,7 +219,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 case "deletedFile":
                     del files[value["path"]]
         repository.commits.append(files)
-        oid = sha(len(repository.commits) - 1)
+        oid = make_sha(len(repository.commits) - 1)
         self.say(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
 
     def resolve(self, _: bytes, name: str, revision: str, path: str) -> None:
@@ -232,7 +232,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.say(404, X_Error_Code="EntryNotFound")
         content = self.hub.tampered.get(path, content)
         oid = hashlib.sha256(content).hexdigest()
-        headers = {"X_Repo_Commit": sha(index or 0), "ETag": f'"{oid}"'}
+        headers = {"X_Repo_Commit": make_sha(index or 0), "ETag": f'"{oid}"'}
         if not path.endswith(LARGE):
             return self.say(200, content, **headers)
         self.hub.objects[oid] = content
@@ -257,11 +257,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
+def serve_hub() -> Iterator[Hub]:
     """A hub on this machine."""
     hub = Hub()
     hub.held.set()
-    with listening(type("Bound", (Handler,), {"hub": hub})) as hub.url:
+    with listen(type("Bound", (Handler,), {"hub": hub})) as hub.url:
         try:
             yield hub
         finally:

@@ -19,18 +19,18 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CIFAR = {"img": {"_type": "Image"}, "label": {"names": [*NAMES], "_type": "ClassLabel"}}
 
 
-def coded(pixels, form="PNG"):
+def encode(pixels, form="PNG"):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)
     return stream.getvalue()
 
 
 CHOSEN = np.sort(np.concatenate([np.flatnonzero(SAMPLE.train.labels == label)[:6] for label in range(10)]))
-BLOBS = [coded(SAMPLE.train.images[index], ("PNG", "JPEG")[number % 2]) for number, index in enumerate(CHOSEN)]
+BLOBS = [encode(SAMPLE.train.images[index], ("PNG", "JPEG")[number % 2]) for number, index in enumerate(CHOSEN)]
 LABELS = SAMPLE.train.labels[CHOSEN].tolist()
 
 
-def write(path, features=None, rows=10, **columns):
+def write_parquet(path, features=None, rows=10, **columns):
     """Writes a table as the Hub does: images as structs, what the columns are as JSON in the metadata."""
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,11 +38,13 @@ def write(path, features=None, rows=10, **columns):
     return path
 
 
-def structs(blobs):
+def make_structs(blobs):
     return pa.array(
         [None if blob is None else {"bytes": blob, "path": f"{n}.png"} for n, blob in enumerate(blobs)], IMAGE
     )
 
 
-def cifar(path, chosen=slice(None), labels=None):
-    return write(path, CIFAR, img=structs(BLOBS[chosen]), label=LABELS[chosen] if labels is None else labels)
+def write_cifar(path, chosen=slice(None), labels=None):
+    return write_parquet(
+        path, CIFAR, img=make_structs(BLOBS[chosen]), label=LABELS[chosen] if labels is None else labels
+    )

@@ -41,7 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(**changes: Any) -> Recipe:
+def make_tiny_recipe(**changes: Any) -> Recipe:
     """Returns `TINY` with other values, of the section "train" or of another one: `tiny(**{"model.dropout": 0})`."""
     tree = copy.deepcopy(TINY)
     for name, value in changes.items():
@@ -58,7 +58,7 @@ def load_sample() -> Dataset:
     return Dataset(splits, tuple(CLASS_NAMES), "cifar10")
 
 
-def with_splits(data: Dataset, **splits: Split) -> Dataset:
+def replace_splits(data: Dataset, **splits: Split) -> Dataset:
     """Returns a data set with some of its splits replaced, or with more."""
     return replace(data, splits={**data.splits, **splits})
 

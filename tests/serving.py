@@ -75,7 +75,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(**settings):
+def run_server(**settings):
     server = Running(**settings)
     try:
         yield server
@@ -84,7 +84,7 @@ def running(**settings):
 
 
 @contextlib.contextmanager
-def started(*arguments):
+def start_server(*arguments):
     """`shiftvit serve` as a process; yields it and its port."""
     command = [sys.executable, "-m", "shiftvit", "serve", "--port", "0", "--threads", "1", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -100,7 +100,7 @@ def started(*arguments):
         process.stderr.close()
 
 
-def picture(seed=0, size=(40, 48), form="PNG"):
+def make_picture(seed=0, size=(40, 48), form="PNG"):
     """The bytes of a random picture."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     stream = io.BytesIO()

@@ -14,20 +14,20 @@ from filelock import FileLock
 VARIABLE = "SHIFTVIT_TESTS_SHARED"
 
 
-def folder() -> Path:
+def find_folder() -> Path:
     return Path(os.environ[VARIABLE])
 
 
-def once(name: str, make: Callable[[Path], None]) -> Path:
+def make_once(name: str, make: Callable[[Path], None]) -> Path:
     """Returns a folder of the run that `make` has filled, called for it once; where that fails, it fails for all.
 
     Raises:
         AssertionError: making it failed, here or in another process; the message has the first one's traceback.
     """
-    place, failed = folder() / name, folder() / f"{name}.failed"
-    with FileLock(folder() / f"{name}.lock"):
+    place, failed = find_folder() / name, find_folder() / f"{name}.failed"
+    with FileLock(find_folder() / f"{name}.lock"):
         if not place.exists() and not failed.exists():
-            unfinished = folder() / f"{name}.unfinished"
+            unfinished = find_folder() / f"{name}.unfinished"
             unfinished.mkdir()
             try:
                 make(unfinished)

@@ -13,7 +13,7 @@ from shiftvit.serve import demo
 
 
 @contextlib.contextmanager
-def hosting(folder, place=""):
+def host_folder(folder, place=""):
     """A static host like `python -m http.server` that has a folder at a place, such as "/try"; yields its address.
 
     It knows no types that many hosts do not know.
@@ -40,7 +40,7 @@ def hosting(folder, place=""):
             thread.join()
 
 
-def shared_demo(scratch):
+def make_demo_once(scratch):
     """Returns the folder that `write_demo` wrote for the packaged model, once in a run; not to be changed.
 
     Skips the tests that ask for it where onnxruntime-web cannot be had. `scratch` is an empty folder.
@@ -49,4 +49,4 @@ def shared_demo(scratch):
         demo._copy_runtime(scratch / "runtime", None)
     except ShiftViTError as error:
         pytest.skip(f"onnxruntime-web cannot be had: {error}")
-    return shared.once("demo", lambda place: demo.write_demo("cifar10", place, space=True))
+    return shared.make_once("demo", lambda place: demo.write_demo("cifar10", place, space=True))

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.find.find import find_data
-from trees import SAMPLES, saved
+from trees import SAMPLES, save_archive
 
 ORIGINALS = sorted(SAMPLES.rglob("*.png"))
 
@@ -133,7 +133,7 @@ def noise(count, seed=0):
 @pytest.mark.parametrize(("few", "harmful"), [(2, False), (1, True)])
 def test_imbalance_above_100_to_1(tmp_path, few, harmful):
     labels = np.array([0] * 150 + [1] * few)
-    found = report(saved(tmp_path / "d.npz", images=noise(len(labels)), labels=labels))
+    found = report(save_archive(tmp_path / "d.npz", images=noise(len(labels)), labels=labels))
     assert found.imbalance == {"train": 150 / few}
     assert found.harmful == (
         ["imbalance: '0' has 150 training images and '1' 1, more than 100 to 1"] if harmful else []
@@ -143,7 +143,7 @@ def test_imbalance_above_100_to_1(tmp_path, few, harmful):
 def test_a_class_without_training_images(tmp_path, clean):
     labels = np.array([0, 2] * 5)
     content = {"images": noise(10), "labels": labels, "class_names": np.array(["x", "y", "z"])}
-    assert report(saved(tmp_path / "d.npz", **content)).harmful == ["classes: no training images of 'y'"]
+    assert report(save_archive(tmp_path / "d.npz", **content)).harmful == ["classes: no training images of 'y'"]
     for path in (clean / "train/b").iterdir():  # files there are, images not
         path.write_bytes(b"")
     assert "classes: no training images of 'b'" in report(clean).harmful
@@ -226,7 +226,7 @@ def test_arrays_are_checked_like_files(tmp_path):
     images = noise(6)
     images[5] = images[1]
     found = report(
-        saved(tmp_path / "d.npz", x_train=images[:4], y_train=[0, 1, 0, 1], x_test=images[4:], y_test=[0, 1])
+        save_archive(tmp_path / "d.npz", x_train=images[:4], y_train=[0, 1, 0, 1], x_test=images[4:], y_test=[0, 1])
     )
     assert [group.members for group in found.leaks] == [(("train", 1), ("test", 1))]
     assert (found.forms, found.modes) == ({"array": 6}, {"RGB": 6})

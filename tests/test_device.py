@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import tiny, write_tree
+from sample import make_tiny_recipe, write_tree
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import DataConfig, ModelConfig
@@ -69,7 +69,7 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
 
 
 def recipe(**settings: Any) -> Recipe:
-    return tiny(**{"model.dropout": 0.0}, **settings)
+    return make_tiny_recipe(**{"model.dropout": 0.0}, **settings)
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:

@@ -68,7 +68,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """A server that behaves, with a megabyte of noise; pauses between attempts take no time."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(downloads, "_PAUSE", 0.0)
-    with file_server.serving(random.Random(0).randbytes(1_000_000)) as running:
+    with file_server.serve_file(random.Random(0).randbytes(1_000_000)) as running:
         yield running
 
 

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import close_session
 
-from hub_world import TOKEN, Hub, Repository, serving, sha
+from hub_world import TOKEN, Hub, Repository, make_sha, serve_hub
 from shiftvit import Bundle, Preprocess, ShiftViTError
 from shiftvit.bundle.hub import pull, push, push_space
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
@@ -40,7 +40,7 @@ def bundle() -> Bundle:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that the client in this process takes for the Hub, and a folder to work in."""
-    with serving() as running:
+    with serve_hub() as running:
         for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
             monkeypatch.delenv(name)
         # Read from the environment when the client is imported, which other tests may have done.
@@ -115,7 +115,7 @@ def test_a_second_push_replaces_the_bundle_and_nothing_else(hub: Hub, bundle: Bu
     assert hub.repositories["me/pets"].messages[-1] == "New names"
     assert Bundle.load(pull("me/pets")).labels == ("a", "b", "c")
     hub.repositories["me/pets"].tags["v1"] = 1
-    for revision in ("v1", sha(1)):
+    for revision in ("v1", make_sha(1)):
         assert_same(Bundle.load(pull("me/pets", revision=revision)), dataclasses.replace(bundle, graph=b"graph"))
     assert here() == ["pets"]
     refused("'me/pets' has no revision 'v2'; give a branch, a tag or a commit", "me/pets", revision="v2")
