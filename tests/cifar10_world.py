@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import json
 import stat
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from file_server import listen
 from shiftvit.data.cifar10.archives import BATCHES
 from shiftvit.files import hash_file
 
@@ -86,35 +80,6 @@ class World:
 
     def cached(self) -> list[str]:
         return sorted(path.name for path in self.cache.iterdir() if path.name != ".lock")
-
-
-@contextmanager
-def serving() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An HTTP server on this machine: its URL, and its answer, which may be changed.
-
-    `length` is what it states in place of the body's own. While the event `hang` is cleared, it keeps the
-    connection open and says no more.
-    """
-    answer: dict[str, Any] = {"status": 200, "body": b"", "length": None, "hang": threading.Event()}
-    answer["hang"].set()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(answer["status"])
-            self.send_header("Content-Length", str(answer["length"] or len(answer["body"])))
-            self.end_headers()
-            self.wfile.write(answer["body"])
-            self.wfile.flush()
-            answer["hang"].wait(10)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with listen(Handler) as url:
-        try:
-            yield f"{url}/archive", answer
-        finally:
-            answer["hang"].set()
 
 
 CHILD = """
