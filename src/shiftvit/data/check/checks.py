@@ -59,21 +59,21 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
                 looks.append(look)
             bar.advance()
     labels = [int(data.splits[name].labels[index]) for name, index in good]
-    duplicates, complete = find_groups(good, labels, [look.mark for look in looks])
+    groups, complete = find_groups(good, labels, [look.mark for look in looks])
     counts = {name: np.zeros(len(data.class_names), np.int64) for name in data.splits}
     for (name, _), label in zip(good, labels, strict=True):
         counts[name][label] += 1
     return Report(
         data,
-        tuple(corrupt),
-        duplicates,
-        counts,
-        np.array([look.size for look in looks], np.int64).reshape(-1, 2),
-        dict(Counter(look.form for look in looks).most_common()),
-        dict(Counter(look.mode for look in looks).most_common()),
-        complete,
-        tuple(made),
-        tuple(faults),
+        corrupt=tuple(corrupt),
+        groups=groups,
+        counts=counts,
+        sizes=np.array([look.size for look in looks], np.int64).reshape(-1, 2),
+        forms=dict(Counter(look.form for look in looks).most_common()),
+        modes=dict(Counter(look.mode for look in looks).most_common()),
+        complete=complete,
+        made=tuple(made),
+        faults=tuple(faults),
     )
 
 

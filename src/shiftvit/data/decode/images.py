@@ -7,7 +7,6 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +163,14 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
 
 def _decode_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
-    with _translate_errors("image"):
+    try:
         with _loading:  # Pillow reads a picture's file without a lock, and several threads may be given the same one
             image.load()
         pixels = _convert_pixels(image)
+    except (Fault, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise exceptions of nearly any type
+        raise _explain_error("image", error, image.size) from error
     if srgb:
         pixels = convert_to_srgb(pixels, read_profile("", b"", image))
     return _turn(pixels, read_orientation(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
@@ -180,16 +183,15 @@ def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None
     if kind is None:
         known = ", ".join(FORMATS)
         raise Fault(f"is not an image of a supported format ({known}): it begins with {data[:8]!r}")
-    with _translate_errors(kind) as sizes:
-        whole = data
-        data, orientation = reduce(kind, data)
+    size = 0, 0
+    try:
+        reduced, orientation = reduce(kind, data)
         if kind == "WebP":
-            size = read_webp_size(data)
+            size = read_webp_size(reduced)
             _check_pixels(size, max_pixels, weigh_pixel(kind))  # the reader makes two canvases immediately
-            sizes.append(size)
-        with contextlib.closing(open_reader(kind, data)) as image:
-            _check_pixels(image.size, max_pixels, weigh_pixel(kind, image))
-            sizes.append(image.size)
+        with contextlib.closing(open_reader(kind, reduced)) as image:
+            size = image.size
+            _check_pixels(size, max_pixels, weigh_pixel(kind, image))
             if isinstance(image, TiffImageFile):
                 tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
                 _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, even of a small picture
@@ -205,38 +207,36 @@ def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None
             wide = kind == "PPM" and image.mode == "I"
             pixels = _convert_pixels(Image.fromarray(np.asarray(image).astype(np.uint16)) if wide else image)
             if srgb:
-                pixels = convert_to_srgb(pixels, read_profile(kind, whole, image))
+                pixels = convert_to_srgb(pixels, read_profile(kind, data, image))
+    except (Fault, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise exceptions of nearly any type
+        raise _explain_error(kind, error, size) from error
     return _turn(pixels, orientation)
 
 
-@contextlib.contextmanager
-def _translate_errors(kind: str) -> Iterator[list[tuple[int, int]]]:
-    """Turns the exceptions of damaged files, which are of nearly any type, into a `Fault`.
+def _explain_error(kind: str, error: Exception, size: tuple[int, int]) -> Fault | MemoryError:
+    """Returns the error to raise for a decoder's exception: a `MemoryError` if memory ran out, else a `Fault`.
 
-    A `MemoryError` stays one: the picture may be good, and leaving it out would change the data set silently. Some
-    decoders do not say that memory ran out. So the caller appends the picture's size to the list, and if there is no
-    memory for a picture of that size, this raises a `MemoryError`.
+    A lack of memory is not a fault of the file: leaving out a good picture would change the data set silently. Some
+    decoders do not report it, so this tries to allocate a picture of that size.
     """
-    sizes: list[tuple[int, int]] = []
+    if "out of memory" in str(error).casefold():  # the words of Pillow and of libavif
+        return MemoryError(str(error))
     try:
-        yield sizes
-    except (Fault, MemoryError):
-        raise
-    except Exception as error:
-        if "out of memory" in str(error).casefold():  # in Pillow's words and libavif's
-            raise MemoryError(str(error)) from error
-        for width, height in sizes[-1:]:
-            np.empty((height, width, _BYTES), np.uint8)  # raises MemoryError
-        causes = error, error.__cause__
-        if any(isinstance(cause, IndexError | EOFError | struct.error) for cause in causes):
-            reason = "it ends too early"
-        elif any(isinstance(cause, KeyError) and str(cause) == str(error) for cause in causes):
-            reason = f"it has an unknown code, {error}"
-        elif str(error) == "not identified by this driver":
-            reason = "it holds no picture"
-        else:
-            reason = describe_error(error)
-        raise Fault(f"is not a readable {kind} file ({reason}); get the file again or save it again") from error
+        np.empty((*size, _BYTES), np.uint8)
+    except MemoryError:
+        return MemoryError(str(error))
+    causes = error, error.__cause__
+    if any(isinstance(cause, IndexError | EOFError | struct.error) for cause in causes):
+        reason = "it ends too early"
+    elif any(isinstance(cause, KeyError) and str(cause) == str(error) for cause in causes):
+        reason = f"it has an unknown code, {error}"
+    elif str(error) == "not identified by this driver":
+        reason = "it holds no picture"
+    else:
+        reason = describe_error(error)
+    return Fault(f"is not a readable {kind} file ({reason}); get the file again or save it again")
 
 
 def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -63,10 +63,11 @@ def split_data(
     """
     wanted = {"test": test, "validation": validation}
     shares = {name: share for name, share in wanted.items() if share != 0 and name not in data.splits}
+    at_end = validation_from == "end" and "validation" in shares
     train = data.train
     order = np.arange(len(train))
     if train.paths is not None and train.images is None:
-        if validation_from == "end" and "validation" in shares:
+        if at_end:
             raise ShiftViTError(
                 "data.validation_from='end' is for arrays, and files have no order; set data.validation_from=random"
             )
@@ -75,19 +76,18 @@ def split_data(
     if train.labels.ndim != 1:
         raise ShiftViTError(f"labels have the shape {train.labels.shape}; give one number for each image, (N,)")
     labels, names = train.labels[order], data.class_names if stratify else None
+    # The splits are drawn among different images, and take the copies of these with them.
     pictures = _number_pictures(labels, np.arange(len(labels)) if train.copies is None else train.copies[order])
     _, first = np.unique(pictures[pictures >= 0], return_index=True)
     firsts = np.flatnonzero(pictures >= 0)[first]
-    if validation_from == "end" and "validation" in shares:
+    chosen = {}
+    if at_end:
         count = _count_images("validation", shares.pop("validation"), len(firsts), len(firsts), None)
-        firsts, last = firsts[:-count], firsts[-count:]
-    else:
-        last = None
+        firsts, chosen["validation"] = firsts[:-count], firsts[-count:]
     if names is not None and shares:
         _check_sizes(labels, labels[firsts], names, shares)
-    chosen = {name: firsts[drawn] for name, drawn in _draw_splits(labels[firsts], shares, seed, names).items()}
-    if last is not None:
-        chosen["validation"] = last
+    for name, drawn in _draw_splits(labels[firsts], shares, seed, names).items():
+        chosen[name] = firsts[drawn]
     places = {name: np.flatnonzero(np.isin(pictures, pictures[drawn])) for name, drawn in chosen.items()}
     rest = np.ones(len(labels), bool)
     for drawn in places.values():
@@ -95,7 +95,7 @@ def split_data(
     places["train"] = np.flatnonzero(rest)
     if limit is not None and limit < len(places["train"]):
         places["train"] = places["train"][_draw_some(labels[places["train"]], limit, seed, names)]
-    splits = {**data.splits, **{name: train.take(order[chosen]) for name, chosen in places.items()}}
+    splits = {**data.splits, **{name: train.take(order[at]) for name, at in places.items()}}
     return replace(data, splits={name: splits[name] for name in SPLITS if name in splits})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -9,7 +10,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shiftvit.data.decode.parquet import LABEL_NAMES
@@ -74,7 +75,8 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
     for (number, _), (split, _, _) in zip(lines, rows, strict=True):
         if split not in splits:
             raise ShiftViTError(f"line {number} of {form} has the split {split!r}; use train, validation or test")
-    finder, missing, places = _make_finder(path, [image for _, image, _ in rows[:_LOOKED_AT]]), list[str](), list[Row]()
+    finder = _make_finder(path, [image for _, image, _ in rows[:_LOOKED_AT]])
+    missing, places = list[str](), list[Row]()
     for split, image, label in rows:
         place = finder.find(image)
         if place is None:
@@ -119,35 +121,35 @@ def _read_lines(path: Path) -> tuple[list[_Line], str]:
     """
     try:
         content = path.read_bytes()
-        marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = content.decode("utf-16" if marked else "utf-8-sig")
+        has_mark = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode("utf-16" if has_mark else "utf-8-sig")
+        separators = [*_SEPARATORS] if path.suffix.lower() != ".tsv" else sorted(_SEPARATORS, key="\t,;|".index)
+        first = re.match(r"sep=(.)\r?\n", text)
+        if first and first[1] in separators:
+            text, separators = text[first.end() :], [first[1]]
+        best = max(separators, key=lambda separator: _rate_separator(text, separator))  # the first of equals
+        return [*_parse(text, best)], best
     except UnicodeDecodeError as error:
         raise ShiftViTError(f"{str(path)!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except OSError as error:
+    except (OSError, csv.Error) as error:
         raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it again as CSV") from error
-    told = re.match(r"sep=(.)\r?\n", text)
-    separators = [*_SEPARATORS] if path.suffix.lower() != ".tsv" else sorted(_SEPARATORS, key="\t,;|".index)
-    if told and told[1] in separators:
-        text, separators = text[told.end() :], [told[1]]
-    faults, ways = [], []
-    for separator in separators:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        try:
-            looked_at = [cells for cells in itertools.islice(reader, _LOOKED_AT) if any(map(str.strip, cells))]
-        except csv.Error as error:
-            faults.append(error)
-            continue
-        widths = {len(cells) for cells in looked_at}
-        is_header = bool(looked_at) and {"path", "label"} <= _name_columns(looked_at[0]).keys()
-        ways.append((is_header, len(widths) == 1 and max(widths) > 1, max(widths, default=0) > 1, separator))
+
+
+def _parse(text: str, separator: str) -> Iterator[_Line]:
+    """Yields the lines of a table that are not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    return ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
+
+
+def _rate_separator(text: str, separator: str) -> tuple[bool, ...]:
+    """Returns how well a separator fits the first lines, as a key to sort by."""
     try:
-        if not ways:
-            raise faults[0]
-        best = max(ways, key=lambda way: way[:3])[3]  # the first of the best
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, strict=True)
-        return [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))], best
-    except csv.Error as error:
-        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it again as CSV") from error
+        lines = [cells for _, cells in itertools.islice(_parse(text, separator), _LOOKED_AT)]
+    except csv.Error:
+        return ()
+    widths = {len(cells) for cells in lines}
+    is_header = bool(lines) and {"path", "label"} <= _name_columns(lines[0]).keys()
+    return is_header, len(widths) == 1 and max(widths) > 1, max(widths, default=0) > 1
 
 
 def _name_columns(head: list[str]) -> dict[str, list[int]]:
