@@ -1,9 +1,9 @@
-"""What the tests ask of one backend, in a process of its own.
+"""Computes what the tests compare between backends, on one of them, in its own process.
 
     KERAS_BACKEND=jax python tests/backend_worker.py FOLDER
 
-Into FOLDER go `jax-<norm>/` (a bundle), `jax-<norm>.keras`, and `jax.json` and `jax.npz` with the results. Between
-saving and loading the process says "saved" and waits for a line with the backends whose files it is to load.
+It writes `jax-<norm>/` (a bundle), `jax-<norm>.keras`, and `jax.json` and `jax.npz` with the results into FOLDER. After
+saving, it prints "saved" and waits for a line that names the backends whose files it must load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from threads import answer_together
 
 NORMS = ("group", "layer", "batch")
 X = draw_normal(2, 21, 16, 3)
-# Odd maps, channels that num_div does not divide, and, with Muon, both update rules.
+# Maps with odd sides, channels that num_div does not divide, and, with Muon, both update rules.
 MODEL = {
     "image_shape": (21, 16, 3),
     "num_classes": 5,

@@ -1,4 +1,4 @@
-"""What torch, jax and tensorflow each find: asked once in a run of the tests, in one process for each."""
+"""Results of torch, jax and tensorflow: computed once in a run of the tests, in a process for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKER = Path(__file__).with_name("backend_worker.py")
 
 
 def read_results(backend: str) -> dict[str, Any]:
-    """Returns what the worker wrote into its JSON, and `explain`: the arrays that it found, by name."""
+    """Returns the content of the worker's JSON, and as `explain` its arrays by name."""
     if backend not in list_installed_backends():
         pytest.skip(f"{backend} is not installed")
     return _read(shared.make_once("backends", _run_workers), backend)
@@ -49,7 +49,7 @@ def _run_workers(folder: Path) -> None:
                 text=True,
             )
     try:
-        # Each loads what the others saved, so all of them save first.
+        # Each loads the files of the others, so all save first.
         saved = [backend for backend, worker in workers.items() if "saved\n" in iter(worker.stdout.readline, "")]
         for backend in saved:
             workers[backend].stdin.write(" ".join(saved) + "\n")

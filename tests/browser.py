@@ -1,4 +1,4 @@
-"""A real Chromium, without a window, that watches what a page does."""
+"""A real Chromium without a window, and a record of what a page does in it."""
 
 import contextlib
 import json

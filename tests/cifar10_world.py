@@ -1,4 +1,4 @@
-"""A tiny stand-in for CIFAR-10 and for the outside that it comes from."""
+"""A tiny stand-in for CIFAR-10 and for its sources."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_tar_gz(path: Path, members: dict[str, bytes]) -> Path:
 
 
 class World:
-    """A stand-in for the outside: 6 batches of 4 images, both archives, a server, and an `npm` command."""
+    """6 batches of 4 images, both archives with them, and an `npm` command."""
 
     def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(0)

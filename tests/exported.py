@@ -1,4 +1,4 @@
-"""The packaged model's exports, each made once for all tests that look at it, and what they are compared with."""
+"""The exports of the packaged model, each made once for all tests, and the answers to compare them with."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Answers:
 
 
 def compute_probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """The model's answers in float64 around its own float32 logits: nothing of the exports' code takes part."""
+    """Returns the model's answers in float64 from its float32 logits, without any code of the exports."""
     mean, std = (np.asarray(value, np.float32) for value in (bundle.preprocess.mean, bundle.preprocess.std))
     model = bundle.build("float32")
     parts = np.array_split(images, -(-len(images) // 400))
@@ -53,10 +53,10 @@ def compute_probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def load_answers() -> Answers:
-    """2,000 images of which the model is surest among the sample's, mirrored and moved by a pixel.
+    """Returns the 2,000 images with the clearest answers among the sample, mirrored and moved by a pixel.
 
-    What a precision costs is measured on the real test images. Here it is told that nothing else goes wrong, best where
-    a rounding does not decide.
+    The cost of a precision is measured on the real test images. These images show other faults, without differences
+    that only rounding makes.
     """
 
     def make(place: Path) -> None:
@@ -80,10 +80,10 @@ def _choose_answers() -> Answers:
 
 
 def make_export(name: str, precision: str = "f32") -> Path:
-    """Returns the folder of an export of the packaged model, made by `driver.export`; not to be changed.
+    """Returns the folder of an export of the packaged model, made by `driver.export`. Tests must not change it.
 
-    Each is made once in a run of the tests. All are built by one process for each backend and pass the gate in a third;
-    that `driver.export` itself takes two fresh ones each time is seen in `test_gate.py`.
+    Each is made once in a run of the tests. One process for each backend builds them, and a third runs the gate.
+    `test_gate.py` shows that `driver.export` itself starts two processes each time.
     """
     missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
     if missing:
@@ -100,8 +100,8 @@ def _write_export(name: str, precision: str, place: Path) -> None:
 
 
 def _run_step(step: str, job: Path, backend: str) -> str:
-    """Does a step in a process that has done others before."""
-    if step == "gate":  # speed is measured as always, but not long
+    """Runs a step in a process that may have run others."""
+    if step == "gate":  # measures the speed as usual, but briefly
         job.write_text(json.dumps(json.loads(job.read_text("utf-8")) | {"seconds": 0.01}), "utf-8")
     process = _start_process(*(("gate", "torch") if step == "gate" else (step, backend)))
     assert process.stdin is not None
@@ -113,7 +113,7 @@ def _run_step(step: str, job: Path, backend: str) -> str:
     except BrokenPipeError:
         answer = {}
     if "said" not in answer:
-        if not answer:  # it has died, and the next step gets another
+        if not answer:  # the process died, so the next step starts another
             _start_process.cache_clear()
         raise AssertionError(f"{step} failed: {answer.get('fault', 'its process ended')}")
     return str(answer["said"])
@@ -131,7 +131,7 @@ def _start_process(kind: str, backend: str) -> subprocess.Popen[str]:
             stderr=log,
             text=True,
         )
-    atexit.register(process.communicate)  # it ends where its input does
+    atexit.register(process.communicate)  # the process ends with its input
     return process
 
 

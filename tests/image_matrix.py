@@ -1,4 +1,4 @@
-"""Image files for the tests of the decoder: real ones of every format, and ones that are written byte by byte."""
+"""Image files for the tests of the decoder: real ones in every format, and others written byte by byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pillow_heif import register_heif_opener
 
-# What EXIF's orientation means: where the stored picture's first row and first column belong.
+# The meaning of EXIF's orientation: the sides of the first row and the first column of the stored picture.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -93,7 +93,7 @@ def make_exif(orientation: int, order: str = "<") -> bytes:
 
 
 def turn_for_storage(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns the picture as a file of that orientation stores it, pixel by pixel from what `SIDES` says."""
+    """Returns the picture as a file of that orientation stores it, pixel by pixel from `SIDES`."""
     height, width = upright.shape[:2]
     first_row, first_column = SIDES[orientation]
     size = (height, width) if first_row in {"top", "bottom"} else (width, height)
@@ -183,7 +183,7 @@ def deflate_zeros(count: int) -> bytes:
 
 
 def lay_on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The closed form, on the 0..255 scale, rounded half up (there are no exact halves)."""
+    """Returns the closed form, on the 0..255 scale, rounded half up (there are no exact halves)."""
     share = alpha.astype(np.float64) / 255
     return np.floor(colour * share + 255 * (1 - share) + 0.5).astype(np.uint8)
 
@@ -195,7 +195,7 @@ def make_run_length_bmp(width: int, height: int, palette: np.ndarray, codes: byt
 
 
 def make_oversized(height: int, width: int) -> dict[str, bytes]:
-    """Returns small files that declare height x width pixels, and as far as may be hold the data for them."""
+    """Returns small files that declare height x width pixels, if possible with the data for them."""
     jpeg = bytearray(make_files()["baseline.jpg"])
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">2H", min(height, 65500), min(width, 65500))
@@ -237,7 +237,7 @@ def make_oversized(height: int, width: int) -> dict[str, bytes]:
 def make_jpeg2000(
     size: tuple[int, int] = (32, 32), tile: tuple[int, int] = (32, 32), layers: int = 1, precinct: int = 0xFF
 ) -> bytes:
-    """The head of a JPEG 2000 codestream, without a tile."""
+    """Returns the head of a JPEG 2000 codestream, without a tile."""
     channels = b"\7\1\1" * 3
     sizes = struct.pack(">H8IH", 0, *size, 0, 0, *tile, 0, 0, 3) + channels
     coding = struct.pack(">BBHB5B", 1, 0, layers, 1, 0, 4, 4, 0, 1) + bytes([precinct])
@@ -257,7 +257,7 @@ GAMMA = 563 / 256
 
 
 def make_icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> bytes:
-    """An ICC profile (version 2.1) of a space with these colours and the gamma above."""
+    """Returns an ICC profile (version 2.1) of a space with these colours and the gamma above."""
 
     def xyz(values: tuple[float, ...]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
@@ -278,7 +278,7 @@ def make_icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> 
 
 
 def convert_to_srgb(pixels: np.ndarray, colours: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    """What sRGB's standard (IEC 61966-2-1) says that these pixels are in it, unrounded."""
+    """Returns these pixels in sRGB by its standard (IEC 61966-2-1), unrounded."""
     linear = np.linalg.solve(np.array(SRGB).T, np.array(colours).T) @ ((pixels / 255.0) ** GAMMA)[..., None]
     linear = linear[..., 0].clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -1,8 +1,8 @@
-"""Ends a write before each of its steps, and prints what is left each time: `kill_steps.py WHAT HOW FOLDER`.
+"""Ends a write before each of its steps, and prints the remains each time: `kill_steps.py WHAT HOW FOLDER`.
 
-WHAT is "folder" or "bundle", HOW "kill" or "interrupt". In a process of its own, as it forks; a step is whatever
-changes files, as Python's audit events tell. A line of JSON for each step: what readers find, and what lies in the
-folder; then the same after the write was done anew.
+WHAT is "folder" or "bundle", HOW "kill" or "interrupt". It is a program, because it forks. A step is an audit event of
+Python that changes files. It prints a line of JSON for each step: what readers find, and what is in the folder; then
+the same after the write was repeated.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 A very small model is trained on drawn pictures, stopped in the second of its three epochs, and a copy of it is trained
 to the end. The archive has the pictures, both runs without their figures, and what is to come out: the evaluation,
-which pictures each step saw, and the logits of the finished model. It is made once, by the version that it is named
-for; to make it again with later code would prove nothing.
+which pictures each step saw, and the logits of the finished model. It was made once, by the version in its
+name. Making it again with later code would prove nothing.
 """
 
 from __future__ import annotations

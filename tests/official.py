@@ -1,4 +1,4 @@
-"""State dicts as the authors' code names and shapes them, with random values, and the files that training writes."""
+"""State dicts with the names and shapes of the authors' code and random values, and checkpoints of its training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Weights = dict[str, np.ndarray]
 
 
 def make_state_dict(preset: str, classes: int = 1000, seed: int = 0) -> Weights:
-    """Written down from the authors' `shiftvit.py`, not from this package's reader."""
+    """Returns random weights, named after the authors' `shiftvit.py` and not after this package's reader."""
     config = ModelConfig(**PRESETS[preset].arguments)
     random = np.random.default_rng(seed)
     weights: Weights = {}
@@ -53,7 +53,7 @@ def to_tensors(weights: Weights) -> dict[str, Any]:
 
 
 def make_checkpoint(weights: Weights, ema: Weights | None = None, **more: Any) -> dict[str, Any]:
-    """What the authors' `main.py` saves at the end of an epoch."""
+    """Returns what the authors' `main.py` saves at the end of an epoch."""
     import torch
 
     state = to_tensors(weights)

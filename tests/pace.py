@@ -1,4 +1,4 @@
-"""Limits on time that hold on every processor: multiples of a piece of work that is timed in the same run."""
+"""Time limits that hold on every processor: multiples of the time of a fixed piece of work in the same run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 @functools.cache
 def measure_unit() -> float:
-    """Returns the processor seconds of a fixed piece of work, the least of five: 0.05 s or so on a recent server."""
+    """Returns the processor seconds of a fixed piece of work, the least of five: about 0.05 s on a recent server."""
     block = bytes(range(256)) * 4000
 
     def work() -> None:
@@ -29,7 +29,7 @@ def measure_unit() -> float:
 
 @contextlib.contextmanager
 def limit_time(units: float) -> Iterator[None]:
-    """Fails if what runs in it takes more processor time than so many units, all threads together."""
+    """Fails if its body takes more processor time than this number of units, all threads together."""
     limit = units * measure_unit()
     began = time.process_time()
     yield

@@ -1,8 +1,8 @@
-"""Runs exported graphs with nothing but the runtime that they are for, as a program does that knows no shiftvit.
+"""Runs exported graphs with nothing but their runtime, as a program without shiftvit does.
 
     python -I tests/plain_runtimes.py FORMAT IMAGES.npy ANSWERS.npz ARTIFACT...
 
-For artifact number i the answers are `i/1` and `i/257`, for so many images, and what else the format has to say.
+The answers for artifact number i are `i/1` and `i/257`, for that many images, and further values of the format.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_openvino(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, An
     yield "labels", model.get_rt_info(["model_info", "labels"]).astype(str)
     entry, result = model.input("images"), model.output("probabilities")
     yield "signature", [str(entry.element_type), str(entry.partial_shape), str(result.element_type)]
-    # In float32 whatever the processor likes better.
+    # In float32, even if the processor prefers another precision.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in batches:
         yield str(len(batch)), compiled({"images": batch})["probabilities"]

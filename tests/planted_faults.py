@@ -11,12 +11,12 @@ from shiftvit.bundle.metadata import KEY
 
 
 def sort_weights(graph):
-    """The initializers that hold weights, largest first."""
+    """Returns the initializers, largest first."""
     return sorted(graph.initializer, key=lambda tensor: -np.prod(tensor.dims))
 
 
 def replace_input(graph, old, new, keep=()):
-    """Lets all nodes but `keep` take another value."""
+    """Changes an input of all nodes except `keep`."""
     for node in graph.node:
         if node.name not in keep:
             node.input[:] = [new if name == old else name for name in node.input]
@@ -33,7 +33,7 @@ def add_constant(graph, name, value):
 
 
 def rewrite_metadata(model):
-    """Writes the same metadata in another way."""
+    """Writes the same metadata with another layout, which is no fault."""
     for entry in model.metadata_props:
         if entry.key == KEY:
             entry.value = json.dumps(dict(reversed(json.loads(entry.value).items())), indent=1)
@@ -59,7 +59,7 @@ def swap_colours(model):
 
 
 def undo_normalisation(model):
-    """Undoes what the first layer does to the pixels' mean and deviation."""
+    """Undoes the normalisation in the first layer."""
     graph, make = model.graph, onnx.helper.make_node
     metadata = next(json.loads(entry.value) for entry in model.metadata_props if entry.key == KEY)
     for name in ("mean", "std"):
@@ -72,7 +72,7 @@ def undo_normalisation(model):
 
 
 def halve_in_large_batches(model):
-    """Halves the answers where there are more than 100 images."""
+    """Halves the answers in batches of more than 100 images."""
     graph, make = model.graph, onnx.helper.make_node
     for node in graph.node:
         node.output[:] = ["right" if name == "probabilities" else name for name in node.output]

@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {
     "preprocess.resize": 24,
     "preprocess.crop": 20,
 }
-# A tiny recipe with all that takes chance or keeps a state of its own: drop-out and dropped paths, moved and mixed
-# images, averages.
+# A tiny recipe with everything that is random or has a state: dropout and drop path, moved and mixed images, averaged
+# weights.
 TINY: dict[str, dict[str, Any]] = {
     "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
     "data": {"validation": 50},

@@ -1,4 +1,4 @@
-"""A server of `shiftvit serve` on the loopback address: in a thread, or as a process that signals can reach."""
+"""Runs `shiftvit serve` on the loopback address: in a thread, or as a process that can receive signals."""
 
 import contextlib
 import http.client
@@ -85,7 +85,7 @@ def run_server(**settings):
 
 @contextlib.contextmanager
 def start_server(*arguments):
-    """`shiftvit serve` as a process; yields it and its port."""
+    """Runs `shiftvit serve` as a process; yields it and its port."""
     command = [sys.executable, "-m", "shiftvit", "serve", "--port", "0", "--threads", "1", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
@@ -101,7 +101,7 @@ def start_server(*arguments):
 
 
 def make_picture(seed=0, size=(40, 48), form="PNG"):
-    """The bytes of a random picture."""
+    """Returns the bytes of a random picture."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)

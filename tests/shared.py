@@ -1,4 +1,4 @@
-"""What is made once in a run of the tests, by whichever of its processes is the first to ask."""
+"""Makes things once in a run of the tests, in the first of its processes that asks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# Names a folder that lives as long as the run of the tests; set where the run begins.
+# The environment variable with a folder that exists as long as the run of the tests; set when the run begins.
 VARIABLE = "SHIFTVIT_TESTS_SHARED"
 
 
@@ -19,7 +19,7 @@ def find_folder() -> Path:
 
 
 def make_once(name: str, make: Callable[[Path], None]) -> Path:
-    """Returns a folder of the run that `make` has filled, called for it once; where that fails, it fails for all.
+    """Returns a folder that `make` has filled. Calls it once in a run; if that fails, it fails for all.
 
     Raises:
         AssertionError: making it failed, here or in another process; the message has the first one's traceback.

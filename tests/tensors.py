@@ -1,4 +1,4 @@
-"""Arrays in and out of the running backend, and its gradients: the tests' truth is in NumPy."""
+"""Converts arrays between NumPy and the backend, and computes gradients on the backend."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def draw_normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """As float32 where it is a narrower float."""
+    """Returns a tensor as an array; narrower floats become float32."""
     array = keras.ops.convert_to_numpy(tensor)
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def set_random_weights(layer: Any, seed: int = 0) -> None:
-    """Gives every weight, zeros and ones too, a value that shows; matrices keep the scale of their input."""
+    """Gives every weight a random value, also zeros and ones; products with matrices keep the scale of their input."""
     random = np.random.default_rng(seed)
     weights = []
     for weight in layer.get_weights():

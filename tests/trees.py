@@ -1,4 +1,4 @@
-"""Planted trees, tables and archives of real pictures, and what is found in them."""
+"""Makes trees, tables and archives of real pictures, and reads what shiftvit finds in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURE = SAMPLES / "cat" / "test_00000.png"
 
 
 def plant(root, *names):
-    """Puts a real picture, or of other types a text, into each place."""
+    """Puts a real picture into each place, or a text if the suffix is not of a picture."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
