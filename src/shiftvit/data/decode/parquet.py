@@ -109,11 +109,13 @@ def find_columns(path: str, file: Any) -> Columns:
     images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
     if not images:
         raise ShiftViTError(
-            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name one with them image "
-            "(paths, base64 and arrays are not read: save files in class folders, or a .csv of paths)"
+            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name that column image "
+            "(shiftvit reads no paths, base64 or arrays: save files in class folders, or a .csv of paths)"
         )
     if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
-        raise ShiftViTError(f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name that of images image")
+        raise ShiftViTError(
+            f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name the one with images image"
+        )
     plain = [field.name for field in schema if _is_label(field.type)]
     labels = [name for name in plain if kinds[name] == "ClassLabel"] or _find_names(plain, LABEL_NAMES)
     remarks = [
@@ -174,7 +176,7 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     if len(wrong):
         raise ShiftViTError(
             f"row {wrong[0]} of {path!r} has the label {numbers[wrong[0]]}, out of range for {len(columns.names)} "
-            "classes; mend the file, or its names of the classes"
+            "classes; correct the labels, or the names of the classes"
         )
     return numbers, columns.names
 

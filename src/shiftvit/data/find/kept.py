@@ -54,7 +54,7 @@ def read_splits(table: Path) -> list[Row]:
             head, *lines = csv.reader(stream, strict=True)
     except (OSError, csv.Error, ValueError) as error:
         raise ShiftViTError(
-            f"{str(table)!r} is not a readable table ({error}); restore it, as only it has the run's splits"
+            f"{str(table)!r} is not a readable table ({error}); restore it, because no other file has the run's splits"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
