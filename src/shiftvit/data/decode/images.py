@@ -1,4 +1,4 @@
-"""Decodes image files to uint8 RGB arrays, or says in one line why it cannot."""
+"""Decodes image files to uint8 RGB arrays, or reports in one line why it cannot."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
-    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) where they are grey."""
+    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) if they are grey."""
     if tile.mode.startswith("I;16"):
         # Pillow does not scale 12 bits of a TIFF, and does not invert a picture in which 0 is white.
         most = 4095 if tags.get(_BITS) == (12,) else 65535

@@ -81,7 +81,7 @@ def open_parquet(path: str, open_file: Callable[[], Any] | None = None) -> Itera
 
 
 def has_images(path: str) -> bool:
-    """Returns whether a file is Parquet with a column of images; false where it cannot be read."""
+    """Returns whether a file is Parquet with a column of images; False if it cannot be read."""
     try:
         with open_parquet(path) as file:
             find_columns(path, file)

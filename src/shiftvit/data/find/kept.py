@@ -1,4 +1,4 @@
-"""The table with the splits of a run: written when it begins, read when it is resumed or evaluated."""
+"""Writes and reads the table with the splits of a run, which resuming and evaluating it need."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     rows = read_splits(table)
     named = {label for _, _, label in rows}
     lost = sorted(named - {*data.class_names})
-    # A class that is not in the table was added later, or had no usable image. The model's number of classes shows
-    # which.
+    # A class that is not in the table was added later or had no usable image; the model's number of classes tells.
     is_whole = classes in (None, len(data.class_names))
     names = tuple(name for name in data.class_names if is_whole or name in named)
     chosen, gone = take_rows(data, rows, (*names, *lost))
