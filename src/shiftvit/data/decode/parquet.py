@@ -210,18 +210,15 @@ def read_groups(file: Any, columns: Columns, groups: Sequence[int] | None = None
     """
     import pyarrow as pa
 
+    leaf = f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
     at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
     for batch in file.iter_batches(
-        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[_name_leaf(file, columns)], use_threads=False
+        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[leaf], use_threads=False
     ):
         column = batch.column(0)
         images = column.flatten()[0] if pa.types.is_struct(column.type) else column
         yield images.cast(pa.large_binary())
         pa.default_memory_pool().release_unused()
-
-
-def _name_leaf(file: Any, columns: Columns) -> str:
-    return f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
 
 
 def _find_bytes(field: Any) -> str | None:

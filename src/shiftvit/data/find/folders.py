@@ -44,9 +44,9 @@ def read_class_folders(
         ShiftViTError: there are no images or class folders, or the splits are ambiguous.
     """
     if not images:
-        raise ShiftViTError(
-            f"{str(path)!r} holds no images{_format_left_out(left_out)}; {_suggest_mend(path, tables, left_out)}"
-        )
+        found = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
+        rest = f" that can be used (left out: {', '.join(found)})" if found else ""
+        raise ShiftViTError(f"{str(path)!r} holds no images{rest}; {_suggest_mend(path, tables, left_out)}")
     tops = sorted({parts[0] for parts in images if len(parts) > 1})
     if not tops:
         raise ShiftViTError(
@@ -158,11 +158,6 @@ def _find_inner_folder(images: Sequence[Parts]) -> Parts:
     places = {parts[:-1] for parts in images if len(parts) > 1}
     shared = Path(os.path.commonpath([Path(*place) for place in places])).parts
     return shared if len({place[: len(shared) + 1] for place in places} - {shared}) > 1 else ()
-
-
-def _format_left_out(left_out: Counter[str]) -> str:
-    found = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
-    return f" that can be used (left out: {', '.join(found)})" if found else ""
 
 
 def _suggest_mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> str:
