@@ -91,7 +91,7 @@ def test_the_strength_is_chosen_on_validation_images() -> None:
     assert found.strength == best["strength"]
     assert (found.compute_logits(other).argmax(axis=1) == truth).mean() == best["val_top1"]
     alone = fit_head(features, labels, ProbeConfig(strengths=(best["strength"],)), None)
-    np.testing.assert_allclose(alone.logits(other), found.compute_logits(other), atol=0.05)
+    np.testing.assert_allclose(alone.compute_logits(other), found.compute_logits(other), atol=0.05)
 
 
 @pytest.mark.slow
