@@ -8,7 +8,7 @@ import sys
 
 
 class JoiningHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes the lines of one pass of the event loop at once. A write for each took a fifth of the server's own time."""
+    """Writes the lines of one pass of the event loop at once. A write for each took a fifth of the server's time."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)

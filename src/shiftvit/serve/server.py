@@ -172,7 +172,7 @@ class _JoiningTransport:
 
 
 def _make_protocol(limits: Limits) -> type[H11Protocol]:
-    """Returns uvicorn's protocol with deadlines for slow clients, an end of requests whose client left, and JSON errors."""
+    """Returns uvicorn's protocol with deadlines for slow clients, errors in JSON, and an end of abandoned requests."""
 
     class Protocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
