@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import tiny, write_tree
+from sample import make_tiny_recipe, write_tree
 from shiftvit import train
 from shiftvit.environment import find_device_name
 from shiftvit.errors import Interrupted
@@ -65,7 +65,7 @@ def check_alike(one: Path, other: Path, atol: float) -> None:
 
 
 def recipe(**settings: Any) -> Any:
-    return tiny(**{"precision": "float32", **settings})
+    return make_tiny_recipe(**{"precision": "float32", **settings})
 
 
 def test_the_loop_ends_as_fit_does(tmp_path, sample):

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from parquet_tables import BLOBS, IMAGE, pa, write
+from parquet_tables import BLOBS, IMAGE, pa, write_parquet
 from sample import load_sample
 from shiftvit import Embedder, Predictor, ShiftViTError
 from shiftvit.cli.main import app
@@ -62,7 +62,7 @@ def photos(tmp_path_factory):
 def shard(tmp_path_factory):
     blobs = [*BLOBS, None, b"no picture"]
     cells = pa.array([{"bytes": blob, "path": None} for blob in blobs], IMAGE)
-    return write(tmp_path_factory.mktemp("shards") / "train.parquet", rows=20, image=cells)
+    return write_parquet(tmp_path_factory.mktemp("shards") / "train.parquet", rows=20, image=cells)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import tiny, write_tree
+from sample import make_tiny_recipe, write_tree
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import DataConfig, ModelConfig
@@ -60,7 +60,7 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
     for number in range(4):
         places = keras.ops.arange(number * BATCH, (number + 1) * BATCH)
         images, labels = (
-            keras.ops.convert_to_numpy(part) for part in resident.batch(resident.constants, drawn, places)
+            keras.ops.convert_to_numpy(part) for part in resident.make_batch(resident.constants, drawn, places)
         )
         expected_images, expected_labels = host[number]
         np.testing.assert_allclose(images, expected_images, rtol=1e-5, atol=1e-5)
@@ -69,7 +69,7 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
 
 
 def recipe(**settings: Any) -> Recipe:
-    return tiny(**{"model.dropout": 0.0}, **settings)
+    return make_tiny_recipe(**{"model.dropout": 0.0}, **settings)
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:

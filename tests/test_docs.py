@@ -21,13 +21,13 @@ from pydantic import BaseModel
 
 import shared
 import shiftvit
-from browser import browsing
+from browser import open_browser
 from shiftvit import Recipe, ShiftViTError, recipes
 from shiftvit.bundle.metadata import Metadata
 from shiftvit.bundle.stored.manifest import Manifest, Provenance
 from shiftvit.cli.main import app
 from shiftvit.npm import download_package
-from static_host import hosting, shared_demo
+from static_host import host_folder, make_demo_once
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "_ext"))
 import generated
@@ -144,7 +144,7 @@ def test_what_a_run_leaves_is_the_table_of_its_module():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     try:
-        demo = shared_demo(tmp_path_factory.mktemp("runtime"))
+        demo = make_demo_once(tmp_path_factory.mktemp("runtime"))
     except pytest.skip.Exception:
         demo = ""
 
@@ -155,7 +155,7 @@ def site(tmp_path_factory):
         done = subprocess.run([*command, *options, *places], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    return shared.once("site", build) / "html"
+    return shared.make_once("site", build) / "html"
 
 
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
@@ -245,13 +245,13 @@ def test_each_notebook_is_there_to_download(site, pages):
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browsing() as found:
+    with open_browser() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def host(site):
-    with hosting(site) as address:
+    with host_folder(site) as address:
         yield address
 
 

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import close_session
 
-from hub_world import TOKEN, Hub, Repository, serving, sha
+from hub_world import TOKEN, Hub, Repository, make_sha, serve_hub
 from shiftvit import Bundle, Preprocess, ShiftViTError
 from shiftvit.bundle.hub import pull, push, push_space
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
@@ -40,7 +40,7 @@ def bundle() -> Bundle:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that the client in this process takes for the Hub, and a folder to work in."""
-    with serving() as running:
+    with serve_hub() as running:
         for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
             monkeypatch.delenv(name)
         # Read from the environment when the client is imported, which other tests may have done.
@@ -115,7 +115,7 @@ def test_a_second_push_replaces_the_bundle_and_nothing_else(hub: Hub, bundle: Bu
     assert hub.repositories["me/pets"].messages[-1] == "New names"
     assert Bundle.load(pull("me/pets")).labels == ("a", "b", "c")
     hub.repositories["me/pets"].tags["v1"] = 1
-    for revision in ("v1", sha(1)):
+    for revision in ("v1", make_sha(1)):
         assert_same(Bundle.load(pull("me/pets", revision=revision)), dataclasses.replace(bundle, graph=b"graph"))
     assert here() == ["pets"]
     refused("'me/pets' has no revision 'v2'; give a branch, a tag or a commit", "me/pets", revision="v2")
@@ -442,11 +442,11 @@ def test_an_upload_that_broke_off_is_run_again(hub: Hub, demo: Path, piece: str)
 def test_a_demo_that_is_not_whole_is_not_pushed(demo: Path) -> None:
     (demo / "README.md").write_text("mine")
     with pytest.raises(
-        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it anew: shiftvit demo"
+        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it again: shiftvit demo"
     ):
         read_space_files(demo)
     (demo / "README.md").unlink()
-    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it anew: shiftvit demo MODEL .* --space"):
+    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it again: shiftvit demo MODEL .* --space"):
         read_space_files(demo)
     (demo / "model" / "model.onnx").unlink()
     (demo / "model" / "model.onnx").symlink_to(demo / "model" / "head.bin")

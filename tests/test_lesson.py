@@ -20,7 +20,7 @@ from shiftvit.data import named
 from shiftvit.model import blocks
 from shiftvit.model.shift import SOURCES
 from shiftvit.training.runfolder import write_log
-from tensors import normal, to_numpy
+from tensors import draw_normal, to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import shift_modes
@@ -90,7 +90,7 @@ def check_interval(found, values):
 
 def test_random_directions_are_moves_to_neighbours():
     """The experiment's layer moves as the shift does, but in the directions that it is given."""
-    x = normal(2, 6, 5, 24)
+    x = draw_normal(2, 6, 5, 24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "Shift", Shift)  # undone afterwards
         patch.setattr(shift_modes, "directions", lambda _: list(SOURCES))

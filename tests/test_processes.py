@@ -651,7 +651,7 @@ def test_shares_make_up_the_batch(count: int, augment: dict[str, Any]) -> None:
         for part, expected in enumerate(whole[number]):
             found = np.concatenate([share[number][part] for share in shares])
             np.testing.assert_array_equal(found, expected)
-        assert all(share.indices(number).tolist() == whole.indices(number).tolist() for share in shares)
+        assert all(share.find_indices(number).tolist() == whole.find_indices(number).tolist() for share in shares)
 
 
 class Pair(Processes):

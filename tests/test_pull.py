@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import official
-from file_server import FileServer, serving
+from file_server import FileServer, serve_file
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
 from shiftvit.benchmark import benchmark
@@ -57,14 +57,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "pocket.pth"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, NAME, Preset(SMALL, None, "for tests"))
-        weights = official.state_dict(NAME)
-    torch.save(official.training_checkpoint(weights), path)
+        weights = official.make_state_dict(NAME)
+    torch.save(official.make_checkpoint(weights), path)
     return path
 
 
 @pytest.fixture
 def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    with serving(checkpoint.read_bytes()) as state:
+    with serve_file(checkpoint.read_bytes()) as state:
         monkeypatch.setenv(published.MIRROR, state.url)
         yield state
 
@@ -135,7 +135,7 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     assert not list(files.find_cache_folder("weights").iterdir())
     assert [entry.name for entry in place.parent.iterdir() if entry.name != ".lock"] == [NAME]
     # The values are the file's, in the places that the authors' names say.
-    kernel = official.state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
+    kernel = official.make_state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
     np.testing.assert_array_equal(bundle.weights["stage2_block2/mlp/fc2/kernel"], kernel.T)
 
 
@@ -207,8 +207,8 @@ def test_a_second_pull_must_bring_the_same_file(
     made = place.stat().st_mtime_ns
     assert pull_published(NAME) == place
     assert place.stat().st_mtime_ns == made
-    weights = official.state_dict(NAME, seed=1)
-    torch.save(official.tensors(weights), tmp_path / "other.pth")
+    weights = official.make_state_dict(NAME, seed=1)
+    torch.save(official.to_tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
     refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
     refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")

@@ -131,7 +131,7 @@ def serve_weights(monkeypatch, folder):
     monkeypatch.setitem(PRESETS, "shiftvit_tiny_r2", Preset(small, (81.7, "ImageNet-1K, 224x224"), "for tests"))
     monkeypatch.setenv("SHIFTVIT_DATA", str(folder / "data"))
     file = folder / "weights.pth"
-    torch.save({"model": official.tensors(official.state_dict("shiftvit_tiny_r2"))}, file)
+    torch.save({"model": official.to_tensors(official.make_state_dict("shiftvit_tiny_r2"))}, file)
     monkeypatch.setattr(pull, "download", lambda _, target, limit: shutil.copy(file, target))  # noqa: ARG005
 
 

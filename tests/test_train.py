@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import with_splits
+from sample import replace_splits
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
@@ -179,7 +179,7 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
         assert not (tmp_path / "run").exists()
-    nothing = with_splits(sample, test=sample.test.take([]))
+    nothing = replace_splits(sample, test=sample.test.take([]))
     with pytest.raises(ShiftViTError, match="has no test images"):
         train(recipe(), out=tmp_path / "run", data=nothing)
 
@@ -324,7 +324,7 @@ def test_a_batch_whose_loss_is_not_finite_is_named(tmp_path, sample, monkeypatch
         images, labels = original(self, index)
         epochs.append(index)
         if index == 2 and epochs.count(2) == 2:
-            seen["names"] = [f"training image {number}" for number in self.indices(index)]
+            seen["names"] = [f"training image {number}" for number in self.find_indices(index)]
             images = images * np.nan
         return images, labels
 

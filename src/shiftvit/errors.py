@@ -53,6 +53,11 @@ def to_one_line(text: str) -> str:
     return " ".join(_replace_unprintable(text).split())
 
 
+def describe_error(error: BaseException) -> str:
+    """Returns what another library's exception says as one short line, or its type if it says nothing."""
+    return to_one_line(str(error))[:200] or type(error).__name__
+
+
 def check_at_least(name: str, value: Any, least: int) -> None:
     """Raises ShiftViTError unless a setting is None or a whole number of at least `least`."""
     try:
@@ -81,6 +86,14 @@ def notice(text: str) -> None:
     """Prints a line on standard error, unless another process does so for this one."""
     if not _QUIET:
         complain(text)
+
+
+def report_skipped(faults: Sequence[str], advice: str = "") -> None:
+    """Prints notices of the first five images that cannot be used, and of the number of the others."""
+    for fault in faults[:5]:
+        notice(f"skipped: {fault}")
+    if len(faults) > 5:
+        notice(f"skipped {len(faults) - 5:,} more{advice}")
 
 
 def complain(text: str) -> None:
@@ -118,7 +131,14 @@ def _parse_distribution(requirement: str) -> str:
 
 def join_words(words: Sequence[str]) -> str:
     """Returns `a`, `a and b` or `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def list_some(words: Iterable[str], most: int = 3) -> str:
+    """Returns the first words and the number of the others: `a, b, c and 5 more`."""
+    words = list(words)
+    others = [f"{len(words) - most:,} more"] if len(words) > most else []
+    return join_words([*words[:most], *others])
 
 
 def pluralize(number: int, noun: str, plural: str | None = None) -> str:

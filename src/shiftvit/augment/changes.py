@@ -24,7 +24,7 @@ _BOX, _RAND_AUGMENT, _JITTER, _ERASING = 3, 4, 5, 6
 class Cuttable(Protocol):
     """Pictures of different sizes that boxes can be cut from, such as `pictures.Originals`."""
 
-    def size(self, index: int) -> tuple[int, int]:
+    def find_size(self, index: int) -> tuple[int, int]:
         """Returns a picture's (height, width) in pixels."""
 
     def cut(self, index: int, box: Box) -> NDArray[np.uint8]:
@@ -81,7 +81,7 @@ class PictureChanges:
                 box = draw_box(chance, pixels.shape[0], pixels.shape[1], least)
                 result[place] = cut(pixels, box, self._size, self._interpolation)
             else:
-                height, width = images.size(index)
+                height, width = images.find_size(index)
                 result[place] = images.cut(index, draw_box(chance, height, width, least))
         return result
 

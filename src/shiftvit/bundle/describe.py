@@ -10,7 +10,7 @@ from shiftvit.bundle.card import describe_origin, describe_preprocessing, shows_
 from shiftvit.bundle.stored.find import find_bundle, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, pluralize, suggest
+from shiftvit.errors import ShiftViTError, list_some, pluralize, suggest
 from shiftvit.presets import PRESETS
 
 Rows = list[dict[str, Any]]
@@ -72,7 +72,7 @@ def describe(name: str) -> dict[str, Any]:
     bundle = Bundle.load(name)
     count = len(bundle.labels)
     notes = {
-        "classes": ", ".join(bundle.labels[:12]) + (f" and {count - 12:,} more" if count > 12 else ""),
+        "classes": list_some(bundle.labels, 12),
         "preprocessing": describe_preprocessing(bundle.preprocess),
     }
     if bundle.provenance is not None:

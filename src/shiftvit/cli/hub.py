@@ -13,24 +13,16 @@ from shiftvit.cli.tables import list_examples
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError
 
-
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "hf auth login",
-            "shiftvit push runs/mine me/pets --private",
-            "shiftvit push runs/mine me/pets --space",
-        )
-    )(push)
-    app.command(
-        epilog=list_examples(
-            "shiftvit pull shiftvit_tiny_r2",
-            "shiftvit pull me/pets",
-            "shiftvit pull me/pets --revision v1 --out models/pets",
-        )
-    )(pull)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "hf auth login",
+        "shiftvit push runs/mine me/pets --private",
+        "shiftvit push runs/mine me/pets --space",
+    )
+)
 def push(
     model: Annotated[
         str, typer.Argument(help="Run folder, bundle or model name; with --space also a folder of `shiftvit demo`.")
@@ -61,6 +53,13 @@ def push(
         print(f"pushed: {hub.push_space(read_space_files(folder), repository, **options)}")
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit pull shiftvit_tiny_r2",
+        "shiftvit pull me/pets",
+        "shiftvit pull me/pets --revision v1 --out models/pets",
+    )
+)
 def pull(
     source: Annotated[
         str, typer.Argument(metavar="NAME|OWNER/NAME", help="Published weights, or a repository on the Hub.")

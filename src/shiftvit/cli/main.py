@@ -1,4 +1,4 @@
-"""The command line: thin subcommands over the Python API. Heavy modules are imported when a command needs them."""
+"""The command line: thin commands over the Python API. A command imports heavy modules when it needs them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (predict, embed, train, rates, explain, export, serve, demo, hub, data, show, benchmark):
-    part.add_to(app)
+for part in (predict, embed, train, rates, explain, export, serve, demo, hub, show, benchmark, data):
+    app.add_typer(part.app)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 DEBUG_HELP = "Show the traceback of an error."

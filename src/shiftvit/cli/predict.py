@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from shiftvit.inference.predict import Failure, Prediction, Predictor
 
 _FORMATS = "table, json, jsonl or csv"
-# Images in a grid; more would be hard to read.
+# The most images in a grid; more would be hard to read.
 _SHOWN = 60
 # The fewest images for which a bar is shown.
 _MANY = 200
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit predict",
-            "shiftvit predict photos/ --recursive --grid grid.png",
-            "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
-            "find . -name '*.png' | shiftvit predict - --format jsonl",
-            "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
-        )
-    )(predict)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit predict",
+        "shiftvit predict photos/ --recursive --grid grid.png",
+        "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
+        "find . -name '*.png' | shiftvit predict - --format jsonl",
+        "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
+    )
+)
 def predict(
     paths: Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, export or model name.")] = "cifar10",
@@ -143,11 +143,11 @@ def _write(
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()
-    # On a terminal the rows themselves show the progress.
-    apart = stream is not sys.stdout or not sys.stdout.isatty()
+    # On a terminal, the rows themselves show the progress.
+    show_bar = len(names) >= _MANY and (stream is not sys.stdout or not sys.stdout.isatty())
     with (
         Writer(stream, form, top_k, widths, lambda name: _find_truth(name, predictor.labels)) as writer,
-        Bar("predict", len(names), shown=apart and len(names) >= _MANY) as bar,
+        Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
             for name, source, result in zip(names, sources, results, strict=True):

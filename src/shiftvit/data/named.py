@@ -13,14 +13,14 @@ from shiftvit.errors import ShiftViTError, notice, suggest
 
 
 def look_up(name: str, *, training: bool = True) -> Dataset:
-    """Returns the data set of that name, or a user's own images at that path, whose files are not read yet.
+    """Returns the data set of that name, or a user's own images at that path, without reading their files.
 
     Args:
         name: a name or a path.
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: there is neither, or the data at that path have no known form.
+        ShiftViTError: there is no such name or path, or the data at that path have no known form.
     """
     if not is_path(name):
         if Path(name).exists():
@@ -42,7 +42,7 @@ def load(name: str) -> Dataset:
 
 
 def is_path(name: str) -> bool:
-    """Returns whether a name is the path of a user's own images: it exists, and no data set has this name."""
+    """Returns whether a name is a path that exists, and not the name of a data set."""
     return not is_name(name) and Path(name).exists()
 
 

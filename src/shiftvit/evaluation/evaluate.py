@@ -1,4 +1,4 @@
-"""`evaluate`: measures how accurate a model is, how certain that figure is, and where the model fails."""
+"""Evaluates a model: how accurate it is, how certain that figure is, and where the model fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, list_some
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
@@ -51,8 +51,8 @@ def evaluate(
         split: "train", "validation", "test" or "all". None: the test images, or the validation images if there are
             none, or else all. All splits are prepared as for a prediction.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
-        keep: if `out` is None, write them to `evaluation/` in the run folder, or for other images than the run's own
-            test images to a subfolder of it.
+        keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
+            not the run's own test images.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
 
     Returns:
@@ -131,7 +131,7 @@ def _find_default(loaded: Bundle) -> str:
     name = named.find_by_classes(loaded.labels)
     if name is None:
         raise ShiftViTError(
-            f"no known data set has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
+            f"no known data set has the model's classes ({list_some(loaded.labels)}); name images with --data"
         )
     return name
 
@@ -183,8 +183,7 @@ def _write(
     from scipy.special import softmax
 
     from shiftvit.figures.evaluation import draw_mistakes, draw_reliability
-    from shiftvit.figures.run import draw_confusion_matrix
-    from shiftvit.figures.run import draw_corruptions as corruptions_figure
+    from shiftvit.figures.run import draw_confusion_matrix, draw_corruptions
 
     def write(folder: Path) -> None:
         files.write_json(folder / REPORT, report)
@@ -197,6 +196,6 @@ def _write(
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
         draw_mistakes(*shown, folder / "mistakes.png")
         if "corruptions" in report:
-            corruptions_figure(report["corruptions"], folder / "corruptions.png")
+            draw_corruptions(report["corruptions"], folder / "corruptions.png")
 
     write_folder(out, write, _FILES, keep=() if find_current(out / REPORT).is_file() else _FILES)

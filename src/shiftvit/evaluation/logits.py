@@ -14,7 +14,7 @@ from shiftvit.preprocess import Preprocess
 BATCH_SIZE = 500
 # Pixels per batch, as in 500 images of 32 x 32 or 10 of 224 x 224. A processor gains nothing from more.
 _PIXELS = 2**19
-# An accelerator needs larger batches.
+# The factor for an accelerator, which needs larger batches.
 _ACCELERATED = 16
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -80,9 +79,10 @@ def _is_own_test(found: dict[str, Any], settings: dict[str, Any], images: int) -
 
 
 def _parse_settings(recipe: str) -> dict[str, Any]:
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    try:
         return tomllib.loads(recipe)
-    return {}
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:

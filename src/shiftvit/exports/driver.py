@@ -1,4 +1,4 @@
-"""`export`: build in one process, verify in another, keep only what passes. `pack`: a bundle to share."""
+"""Exports a model: builds it in one process, verifies it in another, and keeps it if it passes. Packs bundles."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def export(
             earlier export there is replaced.
         data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
             for f32 the sample images that come with the package; otherwise the images of the run, or a data set with
-            the model's classes. The gate uses test and validation images; training images calibrate.
+            the model's classes. Test and validation images are for the gate, training images for the calibration.
         images: the largest number of images for the gate.
         any_size: make a graph that takes images of any size and preprocesses them itself; only ONNX in f32.
 

@@ -4,7 +4,7 @@
 
 The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
 their labels if known, and the model's own answers. Optional are `enough`, the number of labelled images needed for a
-narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. The result is printed as
+narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. It prints the result as
 JSON; `faults` is empty if the artifact passes.
 """
 
@@ -27,7 +27,7 @@ from shiftvit.inference.runtimes import Graph, load_graph
 
 # The largest difference of a probability in float32.
 MAX_DIFFERENCE = 1e-4
-# The same for a graph that resizes, where a pixel may be rounded differently. The class must be the same.
+# The same for a graph that resizes, which may round a pixel differently. The class must be the same.
 MAX_DIFFERENCE_OF_SIZES = 2e-3
 # The image of another size whose speed is measured, 240 x 320 pixels.
 _SHOWN_SIZE = 19

@@ -1,8 +1,7 @@
-"""`pull` for the published weights: downloads, converts and verifies them, and saves them under their name."""
+"""Pulls published weights: downloads, converts and verifies them, and saves them under their name."""
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from pathlib import Path
 
@@ -80,11 +79,9 @@ def _save(row: Published, file: Path) -> Path:
             f"this is not the {row.name} that was pulled on {earlier.date}: its SHA-256 is {digest}, not "
             f"{earlier.sha256}; to use it anyway, first delete {str(row.place)!r}"
         )
-    if earlier is not None:
-        with contextlib.suppress(ShiftViTError):
-            if Bundle.load(row.place).graph is not None:
-                notice(f"this file was already pulled on {earlier.date}, and its bundle is intact")
-                return row.place
+    if earlier is not None and _is_intact(row):
+        notice(f"this file was already pulled on {earlier.date}, and its bundle is intact")
+        return row.place
     bundle = add_graph(convert_checkpoint(file, row.name, published=row))
     try:
         return bundle.save(row.place)
@@ -114,6 +111,15 @@ def _read_earlier(row: Published) -> Provenance | None:
     container = open_container(row.place, MANIFEST)
     if container is None:
         return None
-    with contextlib.suppress(ShiftViTError):
+    try:
         return read_manifest(container).provenance
-    return None
+    except ShiftViTError:
+        return None
+
+
+def _is_intact(row: Published) -> bool:
+    """Returns whether the bundle that was pulled before can be loaded and has a graph."""
+    try:
+        return Bundle.load(row.place).graph is not None
+    except ShiftViTError:
+        return False

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftvit.data.decode.images import MAX_BYTES, MAX_PIXELS, decode
-from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.metrics import check_finite
 from shiftvit.preprocess import Preprocess
+from shiftvit.threads import count_threads
 
 BATCH_SIZE = 64
 # The most images that a thread prepares at a time; enough to make the handover cheap.
@@ -80,7 +80,7 @@ def stream_pixels(
         check_at_least(name, value, 1)
     check_at_least("ahead", ahead, 0)
     images, are_at_hand = split_images(sources)
-    threads = threads or min(8, count_cores())
+    threads = threads or count_threads()
     if ahead is None:
         ahead = 2 * max(batch_size, threads) if are_at_hand else 0
     return _gather_batches(images, rule, batch_size, threads, max_pixels, ahead)

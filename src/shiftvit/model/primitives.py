@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 TORCH = keras.config.backend() == "torch"
@@ -45,8 +46,9 @@ class Linear(keras.layers.Dense):
 class Dropout(keras.layers.Dropout):
     """`keras.layers.Dropout`, with fewer random numbers on torch and a processor: 16 bits for each value.
 
-    Four values share one draw of 64 bits. The rate is rounded to 1/65536, and the scale accordingly, so that the
-    expectation stays exact.
+    A draw of 64 bits serves four values. The rate is rounded to 1/65536, and the scale accordingly, so that the
+    expectation stays exact. Torch's generator, whose state a checkpoint keeps, draws a seed. NumPy's SFC64 draws the
+    bits, in a third of the time.
     """
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -54,10 +56,15 @@ class Dropout(keras.layers.Dropout):
         if not cheap or not self.rate:
             return super().call(inputs, training=training)
         limit = min(round(self.rate * _SIXTEEN), _SIXTEEN - 1)
-        drawn = torch.empty((inputs.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = drawn.view(torch.int16)[: inputs.numel()].view(inputs.shape)  # -32768 to 32767, each as likely
-        kept = (bits >= limit - _SIXTEEN // 2).to(inputs.dtype).mul_(_SIXTEEN / (_SIXTEEN - limit))
-        return inputs * kept
+        seed = int(torch.randint(2**63 - 1, ()))
+        words = np.random.SFC64(seed).random_raw((inputs.numel() + 3) // 4)
+        bits = torch.from_numpy(words.view(np.int16))[: inputs.numel()].view(inputs.shape)  # -32768 to 32767
+        kept = bits.ge_(limit - _SIXTEEN // 2)  # 0 or 1
+        scale = torch.tensor(_SIXTEEN / (_SIXTEEN - limit), dtype=inputs.dtype)
+        if inputs.dtype.itemsize == 2:
+            # Integers times the scale's bits: in place, where a conversion to bfloat16 takes as long as the rest.
+            return inputs * kept.mul_(int(scale.view(torch.int16))).view(inputs.dtype)
+        return inputs * kept.to(inputs.dtype).mul_(scale)
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")

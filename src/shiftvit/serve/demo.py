@@ -117,7 +117,7 @@ def read_space_files(folder: Path) -> dict[str, bytes]:
     Raises:
         ShiftViTError: the demo is incomplete, was written without `space`, or cannot be read.
     """
-    mend = f"write it anew: shiftvit demo MODEL {shlex.quote(str(folder))} --space"
+    mend = f"write it again: shiftvit demo MODEL {shlex.quote(str(folder))} --space"
     places = [place for top in _OURS for place in (folder / top, *sorted((folder / top).rglob("*")))]
     inside = [
         place for place in places if place.is_file() and place.resolve() == folder.resolve() / place.relative_to(folder)

@@ -18,7 +18,6 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json
 from shiftvit.serve.app import create_app
@@ -26,6 +25,7 @@ from shiftvit.serve.guard import MAX_HEAD, Access, Guard
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 from shiftvit.serve.model import load_models
+from shiftvit.threads import count_threads
 
 
 def serve(
@@ -62,7 +62,7 @@ def serve(
     measures = Measures()
     with (
         closing(listen(host, port)) as listener,
-        ThreadPoolExecutor(min(8, count_cores()), thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(count_threads(), thread_name_prefix="decode") as decoders,
     ):
         loaded = load_models(models, limits, decoders, measures, runtime, threads)
         guard = create_app(loaded, limits, access, measures, log_format)

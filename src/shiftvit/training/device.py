@@ -144,7 +144,7 @@ class JaxLoop(DeviceLoop):
         def step(state: Any, number: Any) -> tuple[Any, None]:
             (trainable, fixed, optimizer), sums = state
             places = number * self.batch_size + ops.arange(self.batch_size, dtype="int32")
-            images, labels = self.images.batch(constants, drawn, places)
+            images, labels = self.images.make_batch(constants, drawn, places)
             found, fixed = compute_jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
             loss, logits, gradients = found
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
@@ -200,7 +200,7 @@ class TorchLoop(DeviceLoop):
 
     def _cut_batch(self) -> tuple[Any, Any]:
         places = self.number * self.batch_size + self.places
-        return self.images.batch(self.images.constants, self.drawn, places)
+        return self.images.make_batch(self.images.constants, self.drawn, places)
 
     def _step(self) -> None:
         import torch

@@ -63,7 +63,7 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
     batches = processes.together(lambda: make_batches(recipe, dataset, progress.epoch, start, processes))
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
-        train.path(index) or f"training image {index}" for index in batches.indices(number - start)
+        train.path(index) or f"training image {index}" for index in batches.find_indices(number - start)
     ]
     history = model.fit(
         batches,

@@ -11,7 +11,7 @@ from pathlib import Path
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.words import is_neutral, is_split, name_splits, normalise_name
-from shiftvit.errors import ShiftViTError, join_words, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 
 _ARRANGE = "put the images of each class into a folder with its name"
 
@@ -101,16 +101,15 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         if "train" in named.values() or not training:
             return 1, named
     count = Counter(name for inner in within.values() for name in inner)
-    alike = [
-        top for top in tops if sum(count[name] > 1 for name in within[top]) > 1
-    ]  # a fast filter: mostly empty even for thousands of classes
+    # A fast filter: mostly empty, even for thousands of classes.
+    alike = [top for top in tops if sum(count[name] > 1 for name in within[top]) > 1]
     for one, other in itertools.combinations(alike, 2):
         shared = sorted(within[one] & within[other])
         if len(shared) > 1:
-            known = ", of which no name is that of a split," if not name_splits(tops) else ""
+            known = ", which are not names of splits," if not name_splits(tops) else ""
             raise ShiftViTError(
                 f"{str(path)!r} has {one}/ and {other}/{known} with the same folders in them "
-                f"({', '.join(shared[:5])}{' ...' if len(shared) > 5 else ''}); if these are the classes, rename the "
+                f"({list_some(shared, 5)}); if these are the classes, rename the "
                 f"folders above them to train, validation or test; if {one} and {other} are classes, move their images "
                 "up, or give a .csv of path and label"
             )

@@ -1,4 +1,4 @@
-"""A user's images in Parquet files, as the Hugging Face Hub has them: which file is of which split, and the labels."""
+"""Finds the splits and the labels of images in Parquet files, which are laid out as on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
-from shiftvit.errors import ShiftViTError, join_words, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  # its first group is the whole split
 
@@ -18,9 +18,9 @@ _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  #
 def read_shards(
     path: Path, tables: Sequence[Parts], *, training: bool = True
 ) -> tuple[str, list[Row], list[str], tuple[str, ...] | None]:
-    """Tells which Parquet file belongs to which split, and reads their labels. No image is read.
+    """Finds the split of each Parquet file, and reads its labels, but no images.
 
-    Splits without any label, and rows without one, are left out.
+    It leaves out rows without a label.
 
     Args:
         path: a folder, or a single file, whose rows are for training.
@@ -32,8 +32,8 @@ def read_shards(
         `ClassLabel` in its order, or None where the labels themselves are the classes.
 
     Raises:
-        ShiftViTError: several data sets, no training files, no column of images or of labels, a damaged file, a label
-            that has no name, or pyarrow is not installed.
+        ShiftViTError: there are several data sets, no training files, or no column of images or of labels; a file is
+            damaged; a label has no name; or pyarrow is not installed.
     """
     root = path if path.is_dir() else path.parent
     splits, notes = _assign_splits(path, tables, training) if path.is_dir() else ({"train": [tables[0]]}, [])
@@ -77,10 +77,10 @@ def read_shards(
 
 
 def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple[dict[str, list[Parts]], list[str]]:
-    """Returns the files of each split, and a note about files of none."""
+    """Returns the files of each split, and a note about files that belong to no split."""
     places = [_locate(parts) for parts in tables]
     if len({home for home, _ in places}) > 1:
-        homes = join_words(sorted({repr(str(path.joinpath(*home))) for home, _ in places})[:5])
+        homes = list_some(sorted({repr(str(path.joinpath(*home))) for home, _ in places}), 5)
         raise ShiftViTError(f"{str(path)!r} holds several data sets of Parquet files; give one of {homes}")
     meanings = name_splits({words for _, words in places})
     if not meanings:
@@ -99,9 +99,9 @@ def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple
 
 
 def _locate(parts: Parts) -> tuple[Parts, str]:
-    """Returns the folder of the data set that a file belongs to, and the words that tell its split.
+    """Returns the folder of the data set that a file belongs to, and the words that name its split.
 
-    Of a plain file's name these are the words in it that are splits, as on the Hub:
+    The split is named by the folder, by a shard's name before its number, or by words in the name of another file. See
     https://huggingface.co/docs/hub/datasets-file-names-and-splits.
     """
     folders, stem = parts[:-1], parts[-1][: -len(".parquet")]
