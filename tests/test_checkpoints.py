@@ -165,8 +165,8 @@ def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"cat\ndog\n", "names 2 classes, but the weights have 3"),
-        (b"cat\ndog\ncat\n", "names two classes 'cat'; give each its own name"),
+        (b"cat\ndog\n", "'names.txt': 2 labels do not name 3 classes; give one for each"),
+        (b"cat\ndog\ncat\n", "'names.txt': the label 'cat' names 2 classes; give each class its own name"),
         (b"cat\n\x1b[31mdog\nship\n", r"has the class name '\\x1b\[31mdog', which cannot be printed"),
         (b"cat\n\xff\nship\n", "is not UTF-8 text"),
         (b"x" * 2**21, "is too large for class names"),

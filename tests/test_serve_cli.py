@@ -16,7 +16,7 @@ import typer
 
 from serving import ask, make_picture, start_server
 from shiftvit.cli.main import _run, app
-from shiftvit.serve.log import Joined
+from shiftvit.serve.log import JoiningHandler
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef"
@@ -122,7 +122,7 @@ def test_the_lines_of_one_go_of_the_event_loop_are_one_write(monkeypatch):
             return len(text)
 
     monkeypatch.setattr("sys.stderr", Stream())
-    handler = Joined()
+    handler = JoiningHandler()
 
     def log(*lines):
         for line in lines:

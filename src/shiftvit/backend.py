@@ -1,7 +1,7 @@
 """Chooses the Keras backend before Keras is imported.
 
-`KERAS_BACKEND` and Keras' own `keras.json` are respected. If neither decides, the first installed of torch, jax and
-tensorflow is used; Keras alone would insist on tensorflow.
+`KERAS_BACKEND` and Keras' own `keras.json` decide. Without them, shiftvit takes the first installed backend of torch,
+jax and tensorflow; Keras alone would insist on tensorflow.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def ensure_backend() -> str:
 
 
 def limit_threads(threads: int) -> None:
-    """Chooses the backend, and how many processor threads it computes with if it is torch; others have no such way."""
+    """Chooses the backend and, on torch, its number of processor threads. The other backends cannot be limited."""
     if ensure_backend() == "torch":
         import torch
 
@@ -74,7 +74,7 @@ def limit_threads(threads: int) -> None:
 def hide_tensorflow() -> Iterator[None]:
     """Keeps Keras from importing TensorFlow under another backend, as it does to seed it and to save a model.
 
-    That would take seconds and hundreds of megabytes. Where TensorFlow is imported already, nothing is hidden.
+    That would take seconds and hundreds of megabytes. If TensorFlow is already imported, this does nothing.
     """
     import keras
     from keras.src.utils.module_utils import tensorflow  # there is no public way

@@ -43,7 +43,7 @@ def benchmark(
         train: measure training steps (forward, backward, update) on the Keras backend, not prediction.
         batch_sizes: images per step.
         repeats: measurements for each batch size, after a warm-up.
-        seconds: the least duration of each.
+        seconds: the least duration of each measurement.
         runtime: the prediction runtime; see `shiftvit.inference.runtimes`.
         precision: for training: "float32", "mixed_bfloat16" or "auto".
 
@@ -58,10 +58,12 @@ def benchmark(
     for size in batch_sizes:
         check_at_least("batch_size", size, 1)
     check_at_least("repeats", repeats, 1)
-    prepare = _prepare_training if train else _prepare_prediction
-    config, name, used, make_call = prepare(model, runtime, precision)
+    if train:
+        config, name, used, make_call = _prepare_training(model, precision)
+    else:
+        config, name, used, make_call = _prepare_prediction(model, runtime)
     if None in config.image_shape:
-        raise ShiftViTError(f"{model!r} fixes no image size, so its cost is unknown; choose a model that does")
+        raise ShiftViTError(f"{model!r} takes images of any size, so its cost is unknown; choose one with a fixed size")
     peak = measure_peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
     products = [row["multiply_adds"] for row in list_stages(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
@@ -109,7 +111,8 @@ def measure_peak_gflops(dtype: str, repeats: int = 5) -> float:
 MakeCall = Callable[[int], Callable[[], Any]]
 
 
-def _prepare_prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, MakeCall]:  # noqa: ARG001
+def _prepare_prediction(model: str, runtime: str) -> tuple[ModelConfig, str, str, MakeCall]:
+    """Returns the model's configuration, the runtime, the precision, and the function that makes calls to measure."""
     from shiftvit.inference.runtimes import load_graph
 
     if model in PRESETS and not is_model(model):
@@ -127,7 +130,8 @@ def _prepare_prediction(model: str, runtime: str, precision: str) -> tuple[Model
     return config, graph.runtime, "float32", make_call
 
 
-def _prepare_training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, MakeCall]:  # noqa: ARG001
+def _prepare_training(model: str, precision: str) -> tuple[ModelConfig, str, str, MakeCall]:
+    """Returns the same as `_prepare_prediction`; the runtime is the Keras backend."""
     import keras
 
     from shiftvit.config import TrainConfig

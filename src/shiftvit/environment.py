@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, backend and revision; and what the processor can compute in."""
+"""Describes the machine and the software of a run, and says what the processor is fast at."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def find_device_name() -> str:
 def computes_bfloat16() -> bool:
     """Returns whether this machine's matrix products are faster in bfloat16 than in float32 on the Keras backend.
 
-    On a processor that takes AVX-512 BF16 or AMX instructions and a backend that uses them: torch and tensorflow do,
-    through oneDNN; jax emulates bfloat16 on processors.
+    A processor needs AVX-512 BF16 or AMX instructions, and a backend that uses them: torch and tensorflow do, through
+    oneDNN. jax emulates bfloat16 on processors.
     """
     import keras
 
@@ -119,7 +119,8 @@ def computes_bfloat16() -> bool:
 def adds_int8_exactly() -> bool:
     """Returns whether this processor adds products of unsigned and signed 8-bit values without saturating.
 
-    x86 processors do if they have VNNI; without it, or if their flags are unknown, they may not. Others do.
+    Of the x86 processors, those with VNNI do; the others, and those that do not report their flags, may not. All other
+    processors do.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return True
@@ -129,8 +130,8 @@ def adds_int8_exactly() -> bool:
 def keep_freed_memory() -> bool:
     """Makes glibc's allocator keep freed memory for the next step; returns whether it worked.
 
-    Otherwise each large array of a step is mapped and unmapped: on two cores that was 3,600 page faults and 4% of a
-    training step of 220 ms. Without glibc this does nothing.
+    Otherwise it maps and unmaps each large array of a step. On two cores that caused 3,600 page faults and took 4% of a
+    training step of 220 ms. Without glibc this function does nothing.
     """
     try:
         adjust = ctypes.CDLL(None).mallopt

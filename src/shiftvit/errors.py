@@ -1,4 +1,4 @@
-"""Messages for the user: errors that the caller can fix, interrupted runs, notices."""
+"""Messages for the user: errors that the caller can fix, interrupted runs and notices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ShiftViTError(ValueError):
 
 
 class Elsewhere(ShiftViTError):
-    """An error of another process of the same training, which reports it to the user."""
+    """An error that another process of the same training reports to the user."""
 
 
 class Interrupted(Exception):
@@ -72,7 +72,7 @@ _QUIET = False
 
 
 def be_quiet(quiet: bool) -> None:
-    """Silences `notice`, or not: of several processes that train together, only one prints."""
+    """Silences `notice`, or not. Of several processes that train together, only one prints."""
     global _QUIET
     _QUIET = quiet
 

@@ -20,8 +20,8 @@ from shiftvit.errors import ShiftViTError, notice
 
 # The lock file of the process that works in a folder.
 _LOCK = ".lock"
-# Suffixes of files, which a folder should not have.
-_OF_FILES = re.compile(
+# Suffixes of files. A folder should not have one.
+_FILE_SUFFIX = re.compile(
     r"\.(7z|bz2|csv|gz|h5|html|jpe?g|jsonl?|keras|npz|onnx|parquet|pb|pdf|png|pt|pt2|pth|rar|safetensors|svg|tar|tflite"
     r"|tgz|txt|webp|xml|xz|zip)",
     re.IGNORECASE,
@@ -60,11 +60,8 @@ def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
 
     name = name[:64]  # so that the temporary name is not too long
     for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            with (left / _LOCK).open("r+") as file:
-                dead = lock(file, wait=False)
-            if dead:
-                shutil.rmtree(left, ignore_errors=True)
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
     try:
         with (work / _LOCK).open("a") as file:
@@ -78,13 +75,22 @@ def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
             raise
 
 
+def _is_abandoned(folder: Path) -> bool:
+    """Returns whether the process that made a temporary folder has ended, which released its lock."""
+    try:
+        with (folder / _LOCK).open("r+") as file:
+            return lock(file, wait=False) is True
+    except OSError:
+        return False
+
+
 def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-    """Raises ShiftViTError if a file cannot be written there. Call it before long work.
+    """Raises ShiftViTError if a file cannot be written at `path`. Call it before long work.
 
     Args:
         path: the file.
         endings: the allowed suffixes, such as ".png".
-        inputs: files that are read, and must not be overwritten.
+        inputs: files that the program reads, which it must not overwrite.
     """
     if path.is_dir():
         raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
@@ -99,15 +105,15 @@ def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.Pat
 
 
 def check_folder_name(path: Path) -> None:
-    """Raises ShiftViTError if a new folder would be named like a file, and mistaken for one."""
-    if _OF_FILES.fullmatch(path.suffix) and not path.is_dir():
+    """Raises ShiftViTError if a new folder would have the suffix of a file."""
+    if _FILE_SUFFIX.fullmatch(path.suffix) and not path.is_dir():
         raise ShiftViTError(
             f"{str(path)!r} is named like a file, but the output is a folder; leave out {path.suffix!r}"
         )
 
 
 def check_folder(path: Path) -> None:
-    """Raises ShiftViTError if a folder cannot be created there, or cannot be written to. Leaves nothing behind."""
+    """Raises ShiftViTError if a folder at `path` cannot be created or written to. Leaves nothing behind."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     _try_folder(there, path)
 
@@ -129,9 +135,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_unlinked(path: Path) -> bytes:
-    """Returns the content of a regular file that is not a link. It does not wait for a pipe.
+    """Returns the content of a regular file. Refuses a link, and does not wait for a pipe.
 
-    Untrusted files are read this way, because a link among them could lead to a private file, which would be shared.
+    Use it for untrusted files: a link among them could lead to a private file, which would then be shared.
 
     Raises:
         OSError: the file cannot be read, is a link, or is not a regular file.

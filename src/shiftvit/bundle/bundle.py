@@ -8,7 +8,6 @@ Loading verifies everything else and builds the model from the configuration: no
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 _NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
-# The keys by which a bundle's manifest is recognised among other JSON files of that name.
+# The keys that distinguish a bundle's manifest from other JSON files of that name.
 _KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
@@ -181,20 +180,18 @@ class Bundle:
         """
         container = find_bundle(path)
         manifest = read_manifest(container)
-        weights = read_tensors(container, manifest)
-        graph = read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None
         return cls(
-            manifest.model,
-            manifest.labels,
-            manifest.preprocess,
-            weights,
-            manifest.metrics,
-            manifest.versions,
-            graph,
-            manifest.temperature,
-            read_card(container),
-            manifest.synsets,
-            manifest.provenance,
+            config=manifest.model,
+            labels=manifest.labels,
+            preprocess=manifest.preprocess,
+            weights=read_tensors(container, manifest),
+            metrics=manifest.metrics,
+            versions=manifest.versions,
+            graph=read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None,
+            temperature=manifest.temperature,
+            card=read_card(container),
+            synsets=manifest.synsets,
+            provenance=manifest.provenance,
         )
 
     def prepare(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -252,7 +249,7 @@ def check_place(path: Path) -> set[str]:
     """Checks that `save` may write to `path`: it does not exist, or is a bundle, even a damaged one.
 
     Returns:
-        the names of a bundle's files that are someone else's in that folder.
+        the names of a bundle's files that belong to someone else in that folder.
 
     Raises:
         ShiftViTError: `path` is something else, or the folder is not writable.
@@ -261,10 +258,7 @@ def check_place(path: Path) -> set[str]:
     if not path.exists():
         return set()
     container = open_container(path, MANIFEST)
-    manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
-    if container is not None:
-        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged bundle may be replaced
-            manifest = json.loads(container.read(MANIFEST))
+    manifest = None if container is None else _read_unchecked_manifest(container)
     if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
     if isinstance(container, Archive):
@@ -277,8 +271,16 @@ def check_place(path: Path) -> set[str]:
     return set() if GRAPH in (manifest["files"] or ()) else {GRAPH}
 
 
+def _read_unchecked_manifest(container: Container) -> Any:
+    """Returns the JSON of a manifest; of a damaged bundle, which may be replaced, that of one with all files."""
+    try:
+        return json.loads(container.read(MANIFEST))
+    except (ShiftViTError, ValueError, RecursionError):
+        return {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
+
+
 def read_card(container: Container) -> str | None:
-    """Returns a bundle's card, or None; a missing or edited card must not make the model unusable."""
+    """Returns a bundle's card, or None: a missing or edited card must not make the model unusable."""
     try:
         content = container.read(CARD)
     except ShiftViTError:

@@ -1,4 +1,4 @@
-"""`Metadata`: the description that an exported graph carries, stored where its format keeps metadata."""
+"""`Metadata`: the description that an exported graph carries in the metadata of its format."""
 
 from __future__ import annotations
 

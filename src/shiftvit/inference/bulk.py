@@ -78,7 +78,7 @@ def run_bulk(
         task: the command and its settings; the attributes from `features` on are filled in here.
         names: image files, Parquet files, folders of either, and patterns; as paths that every node can read, or URIs.
         recursive, all_files: as in `list_images`.
-        address: of the cluster, as for `ray.init`; None: the value of `RAY_ADDRESS`, or a new cluster on this machine.
+        address: the cluster, as for `ray.init`; None: the value of `RAY_ADDRESS`, or a new cluster on this machine.
         workers: number of actors; None: as many as the cluster has cores for.
         block: number of images in a block; None: chosen from the number of images.
         recount: also count the failures in the files that an earlier start wrote.
@@ -168,7 +168,7 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
     Args:
         folder: the folder of the results.
         manifest: the manifest of the run to start or continue.
-        sized: whether the user chose the size of its blocks; otherwise a continued run keeps its size.
+        sized: whether the user chose the block size; otherwise a continued run keeps its own.
 
     Raises:
         ShiftViTError: the folder holds another run, or other files.

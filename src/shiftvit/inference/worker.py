@@ -37,7 +37,7 @@ _PAUSE = 2.0  # seconds between them
 
 @dataclass(frozen=True)
 class Task:
-    """The task of all actors of a run.
+    """What all actors of a run do.
 
     Attributes:
         command: "predict" or "embed".
@@ -249,7 +249,7 @@ def count_errors(content: bytes, kind: str | None) -> int:
 
 
 def _make_texts(texts: Iterable[str | None]) -> Any:
-    """Returns an Arrow array of texts, escaping file names that are not valid UTF-8."""
+    """Returns an Arrow array of texts. It escapes file names that are not valid UTF-8."""
     import pyarrow as pa
 
     coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]

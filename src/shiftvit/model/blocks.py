@@ -1,4 +1,4 @@
-"""What a ShiftViT is built of: DropPath, MLP, ShiftBlock, PatchEmbed, PatchMerging. Every tensor is NHWC."""
+"""The layers of a ShiftViT: DropPath, MLP, ShiftBlock, PatchEmbed, PatchMerging. Every tensor is NHWC."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from shiftvit.model.shift import Shift
 if TORCH:
     import torch
 
-# As the paper's model initialises its layers: normal with deviation .02, cut at two deviations.
+# The initialisation of the paper's model: normal with standard deviation .02, truncated at two deviations.
 INITIALIZER = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class DropPath(keras.layers.Layer):
-    """Stochastic depth: in training, each image's branch is zeroed with probability `rate`, else divided by
-    `1 - rate`; at inference nothing happens (Huang et al., 2016).
+    """Stochastic depth (Huang et al., 2016).
 
-    Input and output: `(B, ...)`.
+    In training, it zeroes the branch of each image with probability `rate`, and divides it by `1 - rate` otherwise. At
+    inference it does nothing. Input and output: `(B, ...)`.
     """
 
     def __init__(self, rate: float = 0.0, seed: int | None = None, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class DropPath(keras.layers.Layer):
             return x
         shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
         if TORCH and self.seed is None:
-            # torch's own generator, as Keras' dropout does there: a Keras seed is read back from the device each step
+            # torch's own generator, as in Keras' dropout: a Keras seed would be read back from the device at each step
             drawn = torch.rand(shape, device=x.device)
         else:
             drawn = keras.random.uniform(shape, seed=self.seed_generator, dtype="float32")
@@ -163,8 +163,8 @@ class ShiftBlock(keras.layers.Layer):
 class PatchEmbed(keras.layers.Layer):
     """Cuts the image into patches and projects each: a convolution whose stride is its kernel, then a norm.
 
-    Input: `(B, H, W, C)`. Output: `(B, H // patch_size, W // patch_size, embed_dim)`; what is left over at the bottom
-    and the right is not used. `norm=None` leaves the norm out.
+    Input: `(B, H, W, C)`. Output: `(B, H // patch_size, W // patch_size, embed_dim)`; the remainder at the bottom and
+    the right is ignored. `norm=None`: no norm.
     """
 
     def __init__(
@@ -209,8 +209,8 @@ class PatchEmbed(keras.layers.Layer):
 class PatchMerging(keras.layers.Layer):
     """Halves the map and doubles the channels: a norm, then a 2x2 convolution of stride 2 without bias.
 
-    Input: `(B, H, W, C)`. Output: `(B, H // 2, W // 2, 2 * C)`; with `padding="same"` an odd map gets a line of zeros
-    at the bottom or the right and the halves are rounded up.
+    Input: `(B, H, W, C)`. Output: `(B, H // 2, W // 2, 2 * C)`. With `padding="same"`, an odd map gets a line of zeros
+    at the bottom or the right, and the halves are rounded up.
     """
 
     def __init__(self, norm: str = "group", padding: str = "valid", epsilon: float = 1e-5, **kwargs: Any) -> None:
@@ -256,7 +256,7 @@ class PatchMerging(keras.layers.Layer):
 
 
 def fold(x: Any, side: int) -> Any:
-    """Lays each `side` x `side` square of pixels into the channels, row by row: the columns of a convolution.
+    """Moves each `side` x `side` square of pixels into the channels, row by row, as im2col does for a convolution.
 
     `(B, H, W, C) -> (B, H // side, W // side, side * side * C)`
     """
@@ -276,5 +276,5 @@ def compute_folded_shape(shape: Any, side: int) -> Any:
 
 
 def _pass_training(norm: Any, training: bool) -> dict[str, bool]:
-    # Of the norms only the batch norm behaves differently in training and takes the argument.
+    # Only the batch norm takes the argument.
     return {"training": training} if isinstance(norm, keras.layers.BatchNormalization) else {}

@@ -21,8 +21,6 @@ from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import compute_group_width
 from shiftvit.presets import find_preset
 
-HEAD_ARGUMENTS = {"num_classes"}
-
 
 class _Configured(keras.Model):
     """A functional Keras model that is rebuilt from its constructor arguments."""
@@ -32,13 +30,13 @@ class _Configured(keras.Model):
 
     @classmethod
     def from_preset(cls, name: str, *, weights: Literal["imagenet"] | None = None, **overrides: Any) -> Self:
-        """Builds a named model; every override is passed on to the constructor.
+        """Builds a named model.
 
         Args:
             name: a key of `shiftvit.presets.PRESETS`.
             weights: None: random; "imagenet": the published ones, after `shiftvit pull NAME`. With another
                 `num_classes` the head is random.
-            overrides: constructor arguments.
+            overrides: constructor arguments that replace those of the preset.
 
         Raises:
             ShiftViTError: there is no such preset, the constructor rejects an override, or the weights are missing or
@@ -76,7 +74,7 @@ class _Configured(keras.Model):
 
 
 def _assign_published(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> None:
-    """Assigns published weights to a model, without the head if its number of classes differs; all of them or none."""
+    """Assigns published weights to a model, all or none; without the head if its number of classes differs."""
     variables = {variable.path: variable for variable in model.weights}
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     if shapes.get("head/kernel") != tensors["head/kernel"].shape:
@@ -105,7 +103,7 @@ def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def _add_signature(cls: type[_Configured]) -> type[_Configured]:
-    """Gives `help()` and editors the full list of arguments, which only `ModelConfig` defines."""
+    """Shows `help()` and editors the full list of arguments, which only `ModelConfig` defines."""
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name, field in ModelConfig.model_fields.items():
@@ -134,7 +132,7 @@ class ShiftViTBackbone(_Configured):
         TypeError: an argument is unknown.
     """
 
-    _accepted = frozenset(ModelConfig.model_fields) - {"preset"} - HEAD_ARGUMENTS
+    _accepted = frozenset(ModelConfig.model_fields) - {"preset", "num_classes"}
 
     def __init__(
         self, image_shape: Any = (224, 224, 3), *, dtype: Any = None, name: str | None = None, **arguments: Any
@@ -204,7 +202,7 @@ class ShiftViT(_Configured):
 
         images = keras.Input(config.image_shape, name="images", dtype=backbone.policy.compute_dtype)
         x = backbone(images)
-        # (B, H, W, C) -> (B, C), whatever `image_data_format` in keras.json says
+        # (B, H, W, C) -> (B, C), independent of `image_data_format` in keras.json
         x = keras.layers.GlobalAveragePooling2D("channels_last", dtype=backbone.policy, name="pool")(x)
         if config.num_classes:
             x = Linear(config.num_classes, kernel_initializer=INITIALIZER, dtype=backbone.policy, name="head")(x)
@@ -266,7 +264,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
 
 
 def _compute_drop_path_rates(config: ModelConfig) -> list[list[float]]:
-    """Returns each block's rate, stage by stage: a linear ramp from 0 to `drop_path`, over all blocks or per stage."""
+    """Returns the rates of each stage's blocks: a linear ramp from 0 to `drop_path` over all blocks or each stage."""
     if config.drop_path_mode == "per_stage":
         return [np.linspace(0.0, config.drop_path, depth).tolist() for depth in config.depths]
     ramp = np.linspace(0.0, config.drop_path, sum(config.depths))

@@ -1,7 +1,7 @@
-"""Matrix product and norms: one meaning, in the form that is fast on the running backend.
+"""Matrix products, norms and dropout, each in the form that is fast on the running backend.
 
-Keras' own `Dense` and norms are correct and slow on torch: `Dense` multiplies and adds in two passes, the norms
-compute in float32 pieces what torch has as one kernel.
+Keras' own `Dense` and norms are slow on torch: `Dense` multiplies and adds in two passes, and the norms compute in
+several float32 operations what torch has as one kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SIXTEEN = 2**16
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class Linear(keras.layers.Dense):
-    """`keras.layers.Dense` on the last axis; on torch the product and the bias in one kernel (see also `products`).
+    """`keras.layers.Dense` on the last axis. On torch, one kernel multiplies and adds the bias; see also `products`.
 
     Input: `(..., C)`. Output: `(..., units)`.
     """
@@ -44,9 +44,9 @@ class Linear(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class Dropout(keras.layers.Dropout):
-    """`keras.layers.Dropout`; on torch and a processor with cheaper chance: 16 random bits for each value.
+    """`keras.layers.Dropout`, with fewer random numbers on torch and a processor: 16 bits for each value.
 
-    There, a draw of 64 bits serves four values. The rate is rounded to 1/65536 and the scale with it, so that the
+    A draw of 64 bits serves four values. The rate is rounded to 1/65536, and the scale accordingly, so that the
     expectation stays exact. Torch's generator, whose state a checkpoint keeps, draws a seed. NumPy's SFC64 draws the
     bits, in a third of the time.
     """
@@ -74,9 +74,9 @@ class LayerNorm(keras.layers.LayerNormalization):
     def call(self, inputs: Any) -> Any:
         if not TORCH:
             return super().call(inputs)
-        x = ops.cast(inputs, self.compute_dtype)  # Keras passes this layer's input on in the type that it has
+        x = ops.cast(inputs, self.compute_dtype)  # Keras does not cast the input of this layer
         weights: tuple[Any, ...] = (self.gamma, self.beta)
-        if x.device.type != "cpu":  # where the kernel wants weights of the input's type, which Keras keeps float32
+        if x.device.type != "cpu":  # the kernel wants weights of the input's type, and Keras keeps them in float32
             weights = tuple(None if weight is None else ops.cast(weight, x.dtype) for weight in weights)
         return torch.nn.functional.layer_norm(x, x.shape[-1:], *weights, self.epsilon)
 

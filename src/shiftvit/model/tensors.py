@@ -17,9 +17,9 @@ Array = np.ndarray[Any, Any]
 
 READABLE = ".npz, .safetensors, .pth, .pt or .bin"
 _TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-# The keys under which training code keeps the weights, and their moving average.
+# Where training code keeps the weights, and their moving average.
 _MODEL, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
-# The prefix of each name if a wrapper for several devices was saved.
+# The prefix of each name in the weights of a model that was wrapped for several devices.
 _WRAPPER = "module."
 
 
@@ -97,10 +97,9 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
         )
     # A view can have many more elements than the file.
     _refuse_bomb(path, sum(value.numel() * value.element_size() for value in state.values()))
-    names = {name: str(name) for name in state}
-    if all(name.startswith(_WRAPPER) for name in names.values()):
-        names = {name: text.removeprefix(_WRAPPER) for name, text in names.items()}
-    return {names[name]: _convert_to_array(value) for name, value in state.items()}
+    tensors = {str(name): _convert_to_array(value) for name, value in state.items()}
+    wrapped = all(name.startswith(_WRAPPER) for name in tensors)
+    return {name.removeprefix(_WRAPPER): value for name, value in tensors.items()} if wrapped else tensors
 
 
 def _choose(path: Path, state: Any, ema: bool) -> Any:
@@ -114,7 +113,7 @@ def _choose(path: Path, state: Any, ema: bool) -> Any:
 
 
 class _Ignored:
-    """Replaces a plain object that is saved beside the weights: accepts any arguments and stores nothing."""
+    """A stand-in for a plain object beside the weights: takes any arguments and stores nothing."""
 
     def __new__(cls, *_: Any) -> _Ignored:
         return object.__new__(cls)

@@ -1,4 +1,4 @@
-"""The shipped recipes: one TOML file each, whose head comment says command, hardware, time and accuracy to expect."""
+"""The shipped recipes, one TOML file each. Its head comment has the command, hardware, time and accuracy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_head(name: str) -> str:
 
 
 def read_text(source: str | Path) -> tuple[str, str]:
-    """Returns a recipe's text and what to call it in messages.
+    """Returns a recipe's text and its name in messages.
 
     Args:
         source: the name of a shipped recipe, or the path of a `.toml` file.

@@ -1,4 +1,4 @@
-"""The routes of the page, and of the data that it shows: models, their cards, sample pictures."""
+"""The routes of the page and of the data that it shows: models, their cards, sample pictures."""
 
 from __future__ import annotations
 

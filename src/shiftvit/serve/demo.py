@@ -30,10 +30,10 @@ _RUNTIME_FILES = {
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# What a demo has at its top.
+# The files and folders at the top of a demo.
 _OURS = ("index.html", "page", "model", "runtime", "samples", "README.md")
-# What the page says of its server, and what a demo says in place of it.
-_TOLD = {
+# Texts of the page about its server, and their replacements in a demo.
+_REPLACED = {
     "They go to this server and are not kept.": "They stay on this device.",
     "This page needs JavaScript. Without it: curl --data-binary @cat.jpg ADDRESS/v1/classify": (
         "This page needs JavaScript."
@@ -53,23 +53,23 @@ _POLICY = (
 
 
 def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runtime: str | Path | None = None) -> Path:
-    """Writes a folder with the page of `shiftvit serve`, the model, and what runs it in a browser.
+    """Writes a folder with the page of `shiftvit serve`, the model, and a runtime for browsers.
 
-    The graph takes images of any size (`export --any-size`) and runs in onnxruntime-web, which npm gives once and the
-    cache folder keeps. The page asks no other host for anything, and pictures do not leave the browser.
+    The graph takes images of any size (`export --any-size`) and runs in onnxruntime-web, which npm downloads once into
+    the cache folder. The page loads nothing from other hosts, and pictures do not leave the browser.
 
     Args:
         model: a run folder, a bundle or the name of a model.
         out: the folder to create; an earlier demo there is replaced.
-        space: add what a static Space of Hugging Face needs.
-        runtime: the npm package's .tgz, if you have it already.
+        space: add the README.md of a static Space of Hugging Face.
+        runtime: the .tgz of the npm package, if you already have it.
 
     Returns:
         the folder.
 
     Raises:
-        ShiftViTError: the model does not exist or cannot be exported, the runtime cannot be had or is not the one that
-            was tested, or the folder holds something else.
+        ShiftViTError: the model does not exist or cannot be exported, the runtime cannot be downloaded or differs from
+            the tested one, or the folder holds something else.
     """
     folder = Path(out)
     if folder.exists() and not (folder.is_dir() and (is_demo(folder) or not any(folder.iterdir()))):
@@ -112,10 +112,10 @@ def is_demo(folder: Path) -> bool:
 
 
 def read_space_files(folder: Path) -> dict[str, bytes]:
-    """Returns the files of a demo that belong into a Space, from path to content; no links, nothing else of the folder.
+    """Returns the files of a demo for a Space, path to content, without links and other files of the folder.
 
     Raises:
-        ShiftViTError: the demo is not whole, was written without `space`, or cannot be read.
+        ShiftViTError: the demo is incomplete, was written without `space`, or cannot be read.
     """
     mend = f"write it again: shiftvit demo MODEL {shlex.quote(str(folder))} --space"
     places = [place for top in _OURS for place in (folder / top, *sorted((folder / top).rglob("*")))]
@@ -136,14 +136,14 @@ def read_space_files(folder: Path) -> dict[str, bytes]:
 
 
 def _copy_page(place: Path) -> None:
-    """Copies the page, with the module that asks the model in place of the one that asks a server."""
+    """Copies the page, and replaces the module that asks a server by the one that runs the model."""
     shutil.copytree(_PAGE, place / "page")
     shutil.copyfile(_BROWSER / "api.js", place / "page" / "api.js")
     index = (place / "page" / "index.html").read_text("utf-8")
     (place / "page" / "index.html").unlink()
-    for told, instead in (_TOLD | {_HEAD: f"{_HEAD}\n{_POLICY}"}).items():
-        assert told in index, told
-        index = index.replace(told, instead)
+    for text, replacement in (_REPLACED | {_HEAD: f"{_HEAD}\n{_POLICY}"}).items():
+        assert text in index, text
+        index = index.replace(text, replacement)
     (place / "index.html").write_text(index, "utf-8")
 
 
@@ -154,7 +154,7 @@ def _copy_samples(place: Path) -> None:
 
 
 def _copy_runtime(place: Path, package: Path | None) -> None:
-    """Copies the runtime's files, from the cache if they are there."""
+    """Copies the runtime's files, from the cache if it has them."""
     cache = files.find_cache_folder("onnxruntime-web")
     if package is None and all((cache / name).is_file() for name in _RUNTIME_FILES):
         contents = {name: (cache / name).read_bytes() for name in _RUNTIME_FILES}
@@ -174,7 +174,7 @@ def _copy_runtime(place: Path, package: Path | None) -> None:
 
 
 def _rename_runtime_file(name: str) -> str:
-    """Returns what a file of the runtime is called in a demo: many hosts do not send `.mjs` as JavaScript."""
+    """Returns the name of a runtime file in a demo: many hosts do not send `.mjs` as JavaScript."""
     return name.replace(".mjs", ".js")
 
 
@@ -188,7 +188,7 @@ def _unpack(package: Path) -> dict[str, bytes]:
 
 
 def _render_space_card(name: str) -> str:
-    """Returns the file that a static Space of Hugging Face takes its settings from."""
+    """Returns the README.md with the settings of a static Space of Hugging Face."""
     return f"""---
 title: {json.dumps(f"{name} in your browser")}
 emoji: 🖼️

@@ -24,7 +24,7 @@ log = logging.getLogger("shiftvit.serve")
 
 # The most bytes of a request's headers.
 MAX_HEAD = 16 * 2**10
-# Routes without a key: probes. The page itself needs none either, because it asks for the key.
+# Probes need no key. Nor does the page, which asks the user for it.
 _OPEN = ("/v2/health/",)
 _SECURITY = {
     b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -95,7 +95,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 499  # the client left before there was an answer
+        status = 499  # unless there is an answer: the client left before
         # If a header is repeated, the first one counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         origin = headers.get("origin")

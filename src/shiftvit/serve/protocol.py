@@ -144,7 +144,7 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
     """Returns the images of a request, (N, H, W, 3).
 
     Raises:
-        Refused: they are not as the model's description says.
+        Refused: they do not fit the model's description.
     """
     inputs = tree.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
@@ -159,8 +159,7 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
     most = model.capacity
     if shape[0] > most:
         raise Refused(413, f"{shape[0]} images are more than {most}, the queue's length; send fewer at a time")
-    parameters = tensor.get("parameters") or {}
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    size = _read_parameters(tensor).get("binary_data_size")
     if size is None:
         return _convert_lists(tensor.get("data"), shape)
     if size != len(rest) or size != math.prod(shape):
@@ -176,7 +175,7 @@ def _fits(shape: list[int], sides: tuple[int | None, ...]) -> bool:
 
 
 def _read_shape(shape: Any) -> list[int]:
-    """Returns the shape if it is one, else an empty one, which fits no model."""
+    """Returns the shape if it has four sides, else [0], which fits no model."""
     valid = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side >= 0 for side in shape)
     return shape if valid else [0]
 
@@ -195,9 +194,8 @@ def _convert_lists(data: Any, shape: list[int]) -> Pixels:
         )
     except (ValueError, OverflowError) as error:  # ragged
         raise problem from error
-    if values.dtype.kind != "i" or list(values.shape) != (shape if nested else [count]):
-        raise problem
-    if values.min() < 0 or values.max() > 255:
+    is_whole = values.dtype.kind == "i" and list(values.shape) == (shape if nested else [count])
+    if not is_whole or values.min() < 0 or values.max() > 255:
         raise problem
     return values.astype(np.uint8).reshape(shape)
 

@@ -51,9 +51,9 @@ class Watch(keras.callbacks.Callback):
         self.signal: int | None = None  # the signal that this process received
         self.stop: int | None = None  # the signal on which all processes agreed to stop
         self.losses: list[tuple[int, Any]] = []  # (step, loss) since the last call of `agree`
-        # Returns the names of the images in a batch, given its number from 0; None if they are not known.
+        # Returns the names of the images in a batch, given its number from 0; None: they are unknown.
         self.images_of: Callable[[int], list[str]] | None = None
-        # Returns how many images/s could be prepared; None if the images are on the device.
+        # Returns how many images/s the input could prepare; None: the images are on the device.
         self.input_rate: Callable[[], float] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -82,10 +82,11 @@ class Watch(keras.callbacks.Callback):
         self.counted_at = now
 
     def agree(self) -> bool:
-        """Decides together with the other processes whether to stop, and returns whether a checkpoint is due.
+        """Decides together with the other processes whether to stop. Returns whether a checkpoint is due.
 
-        Raises ShiftViTError if a loss is NaN or infinite; the last checkpoint is from before that step. The names of
-        the images in its batch are written to `not_finite.json` in the run folder.
+        Raises:
+            ShiftViTError: a loss is NaN or infinite. The last checkpoint is from before that step. `not_finite.json` in
+                the run folder names the images of the batch.
         """
         losses, self.losses = self.losses, []
         batch, loss = next(((batch, float(loss)) for batch, loss in losses if not math.isfinite(loss)), (math.inf, 0.0))
@@ -190,13 +191,13 @@ class TensorBoardLog:
             from tensorboard.summary import Writer
         except ImportError as error:
             raise ShiftViTError(f"--tensorboard needs TensorBoard; {suggest_install('tensorboard')}") from error
-        self.make_writer: Any = lambda: Writer(str(run / "tensorboard"))
+        self.make_writer, self.folder = Writer, run / "tensorboard"
         self.writer: Any = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds one epoch's row."""
         if self.writer is None:  # only now, so that a run that fails to start leaves nothing behind
-            self.writer = self.make_writer()
+            self.writer = self.make_writer(str(self.folder))
         for key, value in row.items():
             if key != "epoch":
                 self.writer.add_scalar(key, value, row["epoch"])

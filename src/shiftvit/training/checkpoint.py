@@ -24,7 +24,7 @@ BEST = "best.safetensors"
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """The position of a run.
 
     Attributes:
         epoch: number of finished epochs.
@@ -66,11 +66,14 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
 def make_divergence_error(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a run that diverged; it names the state that can be resumed, if there is one."""
-    at = f"epoch {progress.epoch + 1}, step {progress.step}"
-    resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
-    kept = f"; the last good state is in {folder}: {resume}"
-    kept = kept if (folder / LAST).exists() else ""
-    return ShiftViTError(f"{what} in {at}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
+    kept = ""
+    if (folder / LAST).exists():
+        resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
+        kept = f"; the last good state is in {folder}: {resume}"
+    return ShiftViTError(
+        f"{what} in epoch {progress.epoch + 1}, step {progress.step}; lower train.optimizer.learning_rate or set "
+        f"train.precision=float32{kept}"
+    )
 
 
 def load_checkpoint(path: Path, model: Any) -> Progress:
@@ -100,9 +103,9 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
                 )
             for name, variable in variables.items():
                 variable.assign(file.get_tensor(name))
+    except ShiftViTError:
+        raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ShiftViTError):
-            raise
         raise ShiftViTError(
             f"cannot read the checkpoint {str(path)!r} ({error}); is the run folder complete?"
         ) from error
@@ -110,11 +113,11 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
 
 
 def set_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
-    """Sets the state of torch's random generators before the first step that `fit` takes in an epoch.
+    """Sets the state of torch's random generators before the first step of `fit` in an epoch.
 
-    At the start of an epoch the state follows from the seed and the epoch, and in its middle from the checkpoint at
-    `path`. So it does not matter how many numbers Keras and torch draw while `fit` starts. Processes with a `rank`
-    above 0 are seeded with the seed, the epoch, the step and their rank.
+    So it does not matter how many numbers Keras and torch draw while `fit` starts. At the start of an epoch the state
+    follows from the seed and the epoch; later it is that of the checkpoint at `path`. In processes with a `rank` above
+    0 it follows from the seed, the epoch, the step and the rank.
     """
     if keras.config.backend() != "torch":
         return

@@ -77,7 +77,7 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
 
 
 def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress) -> dict[str, float]:
-    """Trains with the device loop; the callbacks are called only every few dozen steps."""
+    """Trains with the device loop, which calls the callbacks only every few dozen steps."""
     for callback in callbacks:
         callback.set_model(model)
         callback.on_epoch_begin(progress.epoch)
@@ -97,19 +97,14 @@ def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress)
 
 
 def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
-    """Returns the validation figures, of the averaged weights if the recipe keeps them; {} if no validation is due."""
-    progress, processes, every, epochs = (
-        watch.progress,
-        watch.processes,
-        recipe.train.validation_every,
-        recipe.train.epochs,
-    )
-    if dataset.validation is None or (progress.epoch % every and progress.epoch != epochs):
+    """Returns the validation figures, of the averaged weights if there are any; {} if no validation is due."""
+    progress, processes, settings, held_out = watch.progress, watch.processes, recipe.train, dataset.validation
+    is_due = progress.epoch % settings.validation_every == 0 or progress.epoch == settings.epochs
+    if held_out is None or not is_due:
         return {}
     began = time.perf_counter()
-    held_out = dataset.validation
     with use_averaged_weights(model):
-        logits = predict_together(processes, model, held_out, recipe.train)
+        logits = predict_together(processes, model, held_out, settings)
     progress.seconds += time.perf_counter() - began
     found = processes.first(lambda: _measure(logits, held_out, progress, watch))
     return {f"val_{key}": found[key] for key in ("loss", "top1", "top5")}

@@ -37,7 +37,7 @@ class Store:
     """A cache of features on disk, by the SHA-256 of their pictures. Several processes may add to it at once.
 
     Args:
-        key: everything else that features depend on: the model, its preprocessing, how pictures are decoded.
+        key: identifies everything else that features depend on: the model, its preprocessing, the decoding.
     """
 
     def __init__(self, key: str) -> None:
@@ -101,8 +101,8 @@ class FeatureReader:
     """Reads a data set as `read_dataset` does, and computes the features of each picture on the way.
 
     Args:
-        open_model: called once with the (height, width) of the pictures; returns the model's key for the store, and a
-            function that loads it, which is called only if there is something to compute.
+        open_model: called once with the (height, width) of the pictures. Returns the model's key for the store, and a
+            function that loads the model, which the reader calls only if it must compute something.
 
     Attributes:
         features: for each split, float32 (N, D), in the order of its pictures.
@@ -179,13 +179,11 @@ class FeatureReader:
         self._compute(waiting, rows)
         usable = [number for number, row in enumerate(rows) if row is not None]
         features = np.stack([row for row in rows if row is not None]) if usable else np.empty((0, 0), np.float32)
-        left = (
-            split.take(usable) if split.images is not None else Split(split.labels[usable], [paths[i] for i in usable])
-        )
         if split.images is not None:
-            return replace(left, preprocess=rule), features, faults
+            return replace(split.take(usable), preprocess=rule), features, faults
+        kept = [paths[number] for number in usable]
         nothing = rule.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
-        return replace(left, images=Pictures(left.paths or [], rule), preprocess=nothing), features, faults
+        return Split(split.labels[usable], kept, Pictures(kept, rule), nothing), features, faults
 
     def _compute(self, waiting: list[tuple[int, bytes, Pixels]], rows: list[Floats | None]) -> None:
         """Computes the features of the waiting images, and empties the list."""

@@ -1,8 +1,8 @@
-"""A batch's gradients computed in parts, one after the other, so that less memory is needed at a time.
+"""Computes the gradients of a batch in parts, one after the other, to save memory.
 
-The parts lie within one step: order, mixing, schedule, moving average, checkpoints and the position are those of whole
-batches, whatever the number of parts. With a norm that treats each image for itself, and neither dropout nor drop path,
-so are the weights, but for rounding; a batch norm takes its figures from each part.
+The parts belong to one step, so order, mixing, schedule, moving average, checkpoints and position do not depend on
+their number. Nor do the weights, except for rounding, without dropout and drop path and with a norm that treats each
+image separately. A batch norm uses the statistics of each part.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def compute_torch_gradients(model: Any, images: Any, labels: Any, parts: int) ->
         model: compiled with a loss that gives one value an image.
         images: `(B, H, W, 3)`.
         labels: `(B,)`, or shares `(B, classes)`.
-        parts: 1 or more; a batch of fewer images has as many as images.
+        parts: 1 or more; a batch with fewer images has a part for each image.
     """
     import torch
 
@@ -121,7 +121,7 @@ def compute_jax_gradients(
         return (loss, logits, gradients), fixed
     state = (jax.numpy.zeros(()), fixed, jax.tree.map(jax.numpy.zeros_like, trainable))
     if count % parts == 0:
-        # One after the other; written out, the compiler might compute them side by side, in the memory of all.
+        # A scan, because the compiler might compute unrolled parts side by side, in the memory of all.
         split = [array.reshape(parts, count // parts, *array.shape[1:]) for array in (images, labels)]
         (loss, fixed, gradients), logits = jax.lax.scan(add, state, split)
         return (loss, logits.reshape(count, -1), gradients), fixed
@@ -162,13 +162,12 @@ def compute_tensorflow_gradients(model: Any, images: Any, labels: Any, parts: in
         total += loss
         outputs.append(logits)
         gradients = [before + more for before, more in zip(gradients, found, strict=True)] if gradients else found
-    logits = tf.ensure_shape(
-        tf.concat(outputs, 0), (images.shape[0], model.settings.num_classes)
-    )  # unknown after `cond`
+    # `cond` forgets the shape.
+    logits = tf.ensure_shape(tf.concat(outputs, 0), (images.shape[0], model.settings.num_classes))
     return total, logits, gradients
 
 
 def _split_evenly(count: int, parts: int) -> list[tuple[int, int]]:
-    """Returns the first and the end of each part; none is empty."""
+    """Returns the first image and the end of each part. No part is empty."""
     parts = min(parts, count)
     return [(part * count // parts, (part + 1) * count // parts) for part in range(parts)]

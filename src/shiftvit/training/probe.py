@@ -40,7 +40,7 @@ _LEAST_SPREAD = 1e-3
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer: logits = features @ kernel + bias.
+    """A linear layer, `logits = features @ kernel + bias`, with the figures of the search for it.
 
     Attributes:
         kernel, bias: float32 (D, C) and (C,).

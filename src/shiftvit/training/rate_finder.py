@@ -23,7 +23,7 @@ from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
 
-# The share of its past that the smoothed loss keeps at each step.
+# The weight of the past in the smoothed loss.
 _KEPT = 0.9
 # The search ends where the smoothed loss is this many times its minimum.
 _DIVERGED = 4.0
@@ -109,18 +109,18 @@ def find_rate(
     recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer
     rates = np.geomspace(low, high, steps)
-    losses = None
     halvings = 0
-    while losses is None:
+    while True:
         try:
             losses = _record_losses(recipe, dataset, rates, on_step)
+            break
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if losses is None:  # not in the handler: its traceback holds the tensors of the failed step
-            recipe = halve_parts(recipe, halvings)
-            halvings += 1
-            free_memory()
+        # Not in the handler, because its traceback holds the tensors of the failed step.
+        recipe = halve_parts(recipe, halvings)
+        halvings += 1
+        free_memory()
     smoothed = smooth(losses)
     rates = rates[: len(losses)]
     ratio = rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None

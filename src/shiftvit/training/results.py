@@ -47,7 +47,7 @@ def finish_run(
         dataset: the images.
         model: trained and compiled; it gets the weights of the best epoch where the recipe selects them.
         steps: in an epoch.
-        progress: where training ended.
+        progress: the position at the end of training.
         processes: the processes that trained it; process 0 writes.
 
     Returns:
@@ -141,9 +141,8 @@ def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bund
     """Draws the confusion matrix, and the predictions for some of the test images."""
     images, labels = dataset.test.images, dataset.test.labels
     draw_confusion_matrix(count_confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
-    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(
-        int
-    )  # evenly spaced: own images are sorted by class
+    # Evenly spaced, because own images are sorted by class.
+    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)
     rows = bundle.probabilities(logits[shown])
     tiles = [
         Tile(image, bundle.labels[row.argmax()], float(row.max()), bundle.labels[int(label)])

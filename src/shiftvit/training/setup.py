@@ -25,7 +25,7 @@ from shiftvit.training.start import freeze_stages, take_weights
 
 
 def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> Recipe:
-    """Returns the recipe with every setting filled in that it leaves to the preset, the data or the machine.
+    """Returns the recipe with all settings that it leaves to the preset, the data or the machine filled in.
 
     Raises:
         ShiftViTError: the preset does not exist, the model does not fit the images or classes, the splits have images
@@ -59,10 +59,9 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
     preprocess, data = recipe.preprocess, recipe.data
     if dataset.path is not None:
-        preprocess = preprocess.model_copy(update={"round_pixels": True})  # training keeps the images as bytes
-        data = data.model_copy(
-            update={"name": str(dataset.path.resolve())}
-        )  # absolute, so that it works from any folder
+        # Training keeps the images as bytes. An absolute path works from any folder.
+        preprocess = preprocess.model_copy(update={"round_pixels": True})
+        data = data.model_copy(update={"name": str(dataset.path.resolve())})
     resolved = recipe.model_copy(
         update={
             "preprocess": preprocess,

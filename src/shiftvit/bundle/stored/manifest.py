@@ -67,7 +67,7 @@ class Manifest(Settings):
     provenance: Provenance | None = None
 
     @model_validator(mode="after")
-    def _a_label_for_each_class(self) -> Self:
+    def _check_classes(self) -> Self:
         check_labels(self.labels, self.model.num_classes)
         if self.synsets and len(self.synsets) != len(self.labels):
             raise ValueError(f"{len(self.synsets)} synsets do not identify {len(self.labels)} labels")
@@ -125,9 +125,9 @@ def read_tensors(container: Container, manifest: Manifest) -> dict[str, Any]:
 
     try:
         return load(read_checked(container, manifest, WEIGHTS))
+    except ShiftViTError:
+        raise
     except (SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, ShiftViTError):
-            raise
         raise ShiftViTError(
             f"{WEIGHTS!r} in {str(container.where)!r} cannot be read ({error}); restore the bundle"
         ) from error
