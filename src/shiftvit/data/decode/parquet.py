@@ -104,9 +104,11 @@ def find_columns(path: str, file: Any) -> Columns:
     schema = file.schema_arrow
     features = _read_features(schema.metadata)
     kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    held = [field.name for field in schema if _find_bytes(field) is not None]
-    structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
-    images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
+    binary = [field.name for field in schema if _find_bytes(field) is not None]
+    structs = [name for name in binary if is_type.is_struct(schema.field(name).type)]
+    # By the metadata, else by a usual name, else as structs, else by the bytes alone.
+    images = [name for name in binary if kinds[name] == "Image"]
+    images = images or _find_names(binary, IMAGE_NAMES) or structs or binary
     if not images:
         raise ShiftViTError(
             f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name that column image "
