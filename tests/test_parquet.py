@@ -204,7 +204,7 @@ TWO = {"image": make_structs([GREY] * 2), "label": [0, 1]}
     [
         (
             {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
-            "has no column with the bytes of images, only text (string), label (int64); name one",
+            "has no column with the bytes of images, only text (string), label (int64); name that",
         ),
         (
             {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
