@@ -122,14 +122,12 @@ def test_a_lost_environment_is_described_anew(trained: Path, content: str | None
 def test_a_checkpoint_of_another_width_is_named_in_a_short_line(stopped: Path) -> None:
     recipe = stopped / "recipe.toml"
     recipe.write_text(recipe.read_text("utf-8").replace("embed_dim = 12", "embed_dim = 24"), "utf-8")
-    with pytest.raises(ShiftViTError, match="of another model or optimizer: its 'model/.*' has the shape") as caught:
+    with pytest.raises(ShiftViTError, match=r"of another model or optimizer: its 'model/.*' has the shape") as caught:
         train(resume=stopped, data=load_sample())
     assert len(str(caught.value)) < 500
 
 
-def test_a_run_without_its_checkpoint_says_that_it_begins_anew(
-    stopped: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_its_checkpoint_begins_anew(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(stopped / "checkpoints")
     train(resume=stopped, data=load_sample(), **{"train.epochs": 1})
     assert "has no checkpoint last.safetensors, so the run begins anew" in capfd.readouterr().err

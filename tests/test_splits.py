@@ -312,7 +312,7 @@ def test_faults_of_saved_splits(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")
     (tmp_path / "s.csv").write_text("split,path,label\ntrain,a/1.png,a\ntest,a/1.png,a\n")
-    with pytest.raises(ShiftViTError, match="lists 'a/1.png' twice, in other splits or classes; restore it"):
+    with pytest.raises(ShiftViTError, match=r"lists 'a/1.png' twice, in other splits or classes; restore it"):
         restore_splits(find_data(root), tmp_path / "s.csv")
 
 

@@ -117,8 +117,8 @@ def _parse_distribution(requirement: str) -> str:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Returns `a`, `a and b` or `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    """Returns `a`, `a and b` or `a, b and c`; nothing of nothing."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def pluralize(number: int, noun: str, plural: str | None = None) -> str:
