@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves, confusion matrix, search for a rate. Written as PNG, whole or not at all."""
+"""Figures of a run: learning curves, confusion matrix, top-1 under corruption, search for a learning rate."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def draw_learning_curves(
 
 
 def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
-    """Draws a confusion matrix `(C, C)`, rows true, in percent of each true class; up to 30 classes are named."""
+    """Draws a confusion matrix `(C, C)`, whose rows are the true classes, in percent. Names up to 30 classes."""
     totals = matrix.sum(axis=1, keepdims=True)
     share = 100.0 * matrix / np.maximum(totals, 1)
     count = len(labels)
