@@ -123,7 +123,7 @@ def test_the_archive_of_pickles_is_refused_unread(
     with pytest.raises(ShiftViTError) as caught:
         cache.prepare(path)
     assert str(caught.value) == (
-        f"{str(path)!r} holds pickles and is not read, as loading a pickle can execute code; "
+        f"{str(path)!r} holds pickles and is not read, because loading a pickle can execute code; "
         f"give cifar-10-binary.tar.gz instead, from {cache.ARCHIVE_URL}"
     )
     assert world.cached() == []

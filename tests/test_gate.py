@@ -276,7 +276,7 @@ def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
         (("litert", "bf16"), "litert has no precision 'bf16'; "),
         (("torch", "int8"), "torch has no precision 'int8'; "),
         (("onnx", "fp16"), "onnx has no precision 'fp16'; did you mean 'bf16'?"),
-        (("onnx", "int8"), "an export in int8 must be measured, and no known data set has the classes a, b"),
+        (("onnx", "int8"), "no known data set has the model's classes (a, b"),
     ],
 )
 def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):

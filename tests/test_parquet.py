@@ -204,15 +204,15 @@ TWO = {"image": make_structs([GREY] * 2), "label": [0, 1]}
     [
         (
             {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
-            "has no column with the bytes of images, only text (string), label (int64); name one",
+            "has no column with the bytes of images, only text (string), label (int64); name that",
         ),
         (
             {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
-            "bytes in the columns a, b; name that of im",
+            "bytes in the columns a, b; name the one with im",
         ),
         (
             {"train.parquet": {"image": ["a.png", "b.png"], "label": [0, 1]}},
-            "only image (string), label (int64); name one with them image (paths, base64 and arrays are not read",
+            "only image (string), label (int64); name that column image (shiftvit reads no paths, base64 or arrays",
         ),
         (
             {"train.parquet": {"image": make_structs([GREY])}},

@@ -81,8 +81,11 @@ def pull(
         prepare_backend()
         from shiftvit.exports.pull import pull_published
 
-        for option in [name for name, value in (("--revision", revision), ("--out", out)) if value is not None]:
-            raise ShiftViTError(f"{option} is for repositories, OWNER/NAME; `shiftvit pack {source} DIR` makes a copy")
+        for option, value in (("--revision", revision), ("--out", out)):
+            if value is not None:
+                raise ShiftViTError(
+                    f"{option} is for repositories, OWNER/NAME; `shiftvit pack {source} DIR` makes a copy"
+                )
         print(f"bundle: {pull_published(source, file)}")
         print(f"try it: shiftvit predict photo.jpg --model {source}")
         return

@@ -116,13 +116,11 @@ def predict(
     predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
     results = predictor.stream(sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=limit)
     with _open_output(place) as stream:
-        status, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
+        failures, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
     if grid and shown:
         _draw(grid, shown, predictor, limit)
-    if status == 3 and not strict:
-        status = 0
-    if status:
-        raise typer.Exit(status)
+    if failures and strict:
+        raise typer.Exit(3)
 
 
 def _write(
@@ -134,7 +132,11 @@ def _write(
     top_k: int,
     keep: int,
 ) -> tuple[int, list[tuple[Any, Prediction]]]:
-    """Writes rows as they arrive; returns the status (0, 3 after failures, 130 if stopped) and the grid's images."""
+    """Writes rows as they arrive. Returns the number of failures and the images for the grid.
+
+    Raises:
+        typer.Exit: with status 130 after Ctrl-C.
+    """
     from shiftvit.cli.rows import Writer
     from shiftvit.inference.predict import Failure
 
@@ -169,7 +171,7 @@ def _write(
                     shown.append((source, result))
         except KeyboardInterrupt:
             notice(f"stopped after {done:,} of {pluralize(len(names), 'image')}")
-            return 130, []
+            raise typer.Exit(130) from None
     seconds = time.perf_counter() - began
     parts = [f"{pluralize(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
     if known:
@@ -177,7 +179,7 @@ def _write(
     if failures:
         parts.append(f"{failures:,} could not be read")
     notice("; ".join(parts))
-    return 3 if failures else 0, shown
+    return failures, shown
 
 
 def _choose_format(kind: str | None, out: Path | None) -> Format:

@@ -128,8 +128,8 @@ def _read_keys(path: Path) -> tuple[str, ...]:
         )
     if any(len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key for key in keys):
         raise ShiftViTError(
-            f"{str(path)!r} holds a key of fewer than {_SHORTEST_KEY} characters, or with other than ASCII letters, "
-            "digits and signs; make one with: openssl rand -hex 32"
+            f"{str(path)!r} holds a key of fewer than {_SHORTEST_KEY} characters, or with characters other than "
+            "ASCII letters, digits and signs; make one with: openssl rand -hex 32"
         )
     if shared:
         notice(f"other users can read the keys in {str(path)!r}; chmod 600 {shlex.quote(str(path))}")

@@ -132,9 +132,8 @@ def evaluate(
             f"an answer may be any of the {len(found['classes']):,}"
         )
     if "among_others" in found:
-        print(
-            f"with answers among those {len(classes):,} alone: {_format_figures(found['among_others'], len(classes))}"
-        )
+        figures = _format_figures(found["among_others"], len(classes))
+        print(f"with answers among these {len(classes):,} classes only: {figures}")
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
     show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes")
     if corruptions:

@@ -109,17 +109,15 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
             how = "by class" if config.stratify else "at random"
             notice(f"split off train: {join_words(made)}, {how}, with seed {config.split_seed}")
         result = read(chosen, recipe.preprocess)
-        lost = chosen.report_lost(result)
-        if lost:
-            broken |= {*chosen.list_paths()}.difference(result.list_paths())
-            usable = data.leave_out(broken)
-            gone = data.name_lost(usable).get("train", [])
-            if gone:
-                which, its = ("class", "its") if len(gone) == 1 else ("classes", "their")
-                raise ShiftViTError(
-                    f"no training image of the {which} {join_words(gone)} can be decoded; replace {its} files, or "
-                    f"remove the {which}"
-                )
-        if lost.isdisjoint(["train", *made]):
+        if chosen.report_lost(result).isdisjoint(["train", *made]):
             return result
+        broken |= {*chosen.list_paths()}.difference(result.list_paths())
         del result  # frees the pictures before they are decoded again
+        usable = data.leave_out(broken)
+        gone = data.name_lost(usable).get("train", [])
+        if gone:
+            which, its = ("class", "its") if len(gone) == 1 else ("classes", "their")
+            raise ShiftViTError(
+                f"no training image of the {which} {join_words(gone)} can be decoded; replace {its} files, or remove "
+                f"the {which}"
+            )

@@ -9,7 +9,7 @@ import numpy as np
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, notice, suggest
+from shiftvit.errors import ShiftViTError, list_some, notice, suggest
 
 
 def look_up(name: str, *, training: bool = True) -> Dataset:
@@ -60,9 +60,18 @@ def check_name(name: str) -> None:
         )
 
 
-def find_by_classes(class_names: tuple[str, ...]) -> str | None:
-    """Returns the name of the data set that has these classes, or None."""
-    return next((name for name, known in _CLASSES.items() if known == class_names), None)
+def find_by_classes(class_names: tuple[str, ...]) -> str:
+    """Returns the name of the data set that has the classes of a model.
+
+    Raises:
+        ShiftViTError: there is none.
+    """
+    for name, known in _CLASSES.items():
+        if known == class_names:
+            return name
+    raise ShiftViTError(
+        f"no known data set has the model's classes ({list_some(class_names)}); name images or a data set with --data"
+    )
 
 
 def _load_cifar10() -> Dataset:

@@ -15,7 +15,6 @@ from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError, list_some
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
@@ -72,7 +71,7 @@ def evaluate(
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None if isinstance(bundle, Bundle) else find_run(bundle)
     if data is None and run is None:
-        data = _find_default(loaded)
+        data = named.find_by_classes(loaded.labels)
     found = find_evaluated(data, split, run)
     name = found.data.name if found.data.path is None else str(found.data.path.resolve())
     if out is None and keep and run is not None:
@@ -124,16 +123,6 @@ def _measure_among_others(
         return {}
     found = measure(logits[:, present], np.searchsorted(present, labels))
     return {"among_others": {**found, "classes": len(present)}}
-
-
-def _find_default(loaded: Bundle) -> str:
-    """Returns the data set on which a model without a run is evaluated."""
-    name = named.find_by_classes(loaded.labels)
-    if name is None:
-        raise ShiftViTError(
-            f"no known data set has the model's classes ({list_some(loaded.labels)}); name images with --data"
-        )
-    return name
 
 
 def _list_mistakes(

@@ -242,7 +242,7 @@ def find_mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -
 
 
 def _score_images(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
-    """Returns top-1 hits, top-5 hits and cross-entropies, `(N,)` each; the first of equal logits is the larger."""
+    """Returns top-1 hits, top-5 hits and cross-entropies, `(N,)` each; of equal logits, the first counts as larger."""
     exact = logits.astype(np.float64)
     exact -= exact.max(axis=1, keepdims=True)
     losses = np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(labels)), labels]

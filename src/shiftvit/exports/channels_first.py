@@ -80,7 +80,7 @@ class Affine(torch.nn.Module):
 
 
 class Normalise(torch.nn.Module):
-    """The part of a norm that depends on the image. A layer norm also applies its weights, which is free there."""
+    """The part of a norm that depends on the image. A layer norm also applies its weights, at no cost."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()

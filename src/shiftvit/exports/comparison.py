@@ -17,7 +17,6 @@ from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.data.evaluated import find_splits, join_splits
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError, list_some
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.places import find_run
 from shiftvit.exports.any_size import make_images
@@ -62,11 +61,6 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     run = find_run(model)
     if data is None and run is None:
         data = named.find_by_classes(bundle.labels)
-        if data is None:
-            raise ShiftViTError(
-                f"an export in {metadata.precision} must be measured, and no known data set has the classes "
-                f"{list_some(bundle.labels)}; name a data set with --data"
-            )
     found = find_splits(data, run)
     held_out, rest, origin = _divide(found.data.splits, count, calibrate=metadata.precision == "int8")
     splits = {"comparison": _draw(held_out, count), "calibration": _draw(rest, _CALIBRATION)}

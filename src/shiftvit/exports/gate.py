@@ -106,7 +106,7 @@ def compare(
     if labels is not None:
         top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
         change = 100 * (top1 - top1_model)
-        # Only images that one model alone has right count. If there are none, up to 3 may exist unseen (rule of three).
+        # Only images that exactly one of the two gets right count. If there are none, the rule of three allows for 3.
         moved = int(((predicted == labels) != (own == labels)).sum())
         error = 100 * max(1.96 * moved**0.5, 3) / max(len(labels), 1)
         report |= {"top1": top1, "top1_model": top1_model}

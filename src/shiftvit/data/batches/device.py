@@ -29,8 +29,7 @@ def check_changes(augment: Augment) -> None:
     if augment.on_host_only:
         name = augment.on_host_only[0]
         raise ShiftViTError(
-            f"augment.{name}={getattr(augment, name)} is done on the host, and train.loop=device works without it; "
-            "set train.loop=fit"
+            f"augment.{name}={getattr(augment, name)} works only on the host; set train.loop=fit, or leave it out"
         )
 
 

@@ -207,7 +207,10 @@ class Report:
         Raises:
             ShiftViTError: the file cannot be written.
         """
-        pairs = [group.example for group in sorted(self.groups, key=self._rank_group)][:_STRIP]
+        groups = sorted(
+            self.groups, key=lambda group: (len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact")
+        )
+        pairs = [group.example for group in groups[:_STRIP]]
         names = len(self.data.class_names)
         tall = min(max(3.2, 0.28 * names), 9.0)
         figure = make_figure(11, tall + (2.9 if pairs else 0))
@@ -227,9 +230,6 @@ class Report:
             for column, pair in itertools.zip_longest(columns, pairs):
                 self._draw_pair(column, pair)
         save_figure(figure, Path(path))
-
-    def _rank_group(self, group: Group) -> tuple[bool, bool, bool]:
-        return len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact"
 
     def _draw_counts(self, axes: Axes) -> None:
         names, height = self.data.class_names, 0.8 / len(self.counts)

@@ -69,7 +69,7 @@ def _read_members(path: Path, names: list[str]) -> list[bytes]:
 
 def _read_records(data: bytes, name: str) -> NDArray[np.uint8]:
     if len(data) % _RECORD:
-        raise ShiftViTError(f"{name!r} has {len(data)} bytes; it must have {_RECORD} an image; get the file again")
+        raise ShiftViTError(f"{name!r} has {len(data)} bytes; it must have a multiple of {_RECORD}; get the file again")
     return np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
 
 

@@ -179,8 +179,8 @@ def _read(path: Path, what: str) -> Arrays:
         digest = files.hash_file(path)
         if path.name == _PICKLES or digest == _PICKLES_SHA256:
             raise ShiftViTError(
-                f"{what} holds pickles and is not read, as loading a pickle can execute code; give {_BINARY} instead, "
-                f"from {ARCHIVE_URL}"
+                f"{what} holds pickles and is not read, because loading a pickle can execute code; give {_BINARY} "
+                f"instead, from {ARCHIVE_URL}"
             )
         if digest not in ARCHIVES:
             known = " nor ".join(f"{name} (SHA-256 {known})" for known, (name, _) in ARCHIVES.items())

@@ -45,7 +45,7 @@ def find_kind(data: bytes) -> str | None:
         return "WebP"
     if data[:6] in {b"GIF87a", b"GIF89a"}:
         return "GIF"
-    if data[:2] == b"BM" and data[15:18] == bytes(3):  # the upper bytes of a header's size, and of no text
+    if data[:2] == b"BM" and data[15:18] == bytes(3):  # zeros in the size of a header; text has none
         return "BMP"
     if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
         return "TIFF"
@@ -143,9 +143,9 @@ def _reduce_png(data: bytes) -> tuple[bytes, int]:
 
 
 def _scale_trns(body: bytes, depth: int) -> bytes:
-    """Returns the chunk that says which grey or colour is transparent, on the scale of Pillow's pixels.
+    """Returns the chunk with the transparent grey or colour, on the scale of Pillow's pixels.
 
-    Pillow scales grey of fewer and colour of more than 8 bits to 8 bits, but not this value.
+    Pillow scales grey of fewer than 8 bits, and colour of more than 8 bits, to 8 bits. It does not scale this value.
     """
     values = struct.unpack(f">{len(body) // 2}H", body)
     if depth < 8:

@@ -1,4 +1,4 @@
-"""Decodes image files to uint8 RGB arrays, or says in one line why it cannot."""
+"""Decodes image files to uint8 RGB arrays, or reports in one line why it cannot."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _decode_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np
 
 def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None, srgb: bool) -> NDArray[np.uint8]:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise Fault("may be half a picture and pass: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
+        raise Fault("may be truncated without notice: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
     kind = find_kind(data)
     if kind is None:
         known = ", ".join(FORMATS)
@@ -257,7 +257,7 @@ def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
-    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) where they are grey."""
+    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) if they are grey."""
     if tile.mode.startswith("I;16"):
         # Pillow does not scale 12 bits of a TIFF, and does not invert a picture in which 0 is white.
         most = 4095 if tags.get(_BITS) == (12,) else 65535
@@ -269,7 +269,7 @@ def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
         return eight[..., None]
     if tile.mode in {"I", "F"}:
         what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
-        raise Fault(f"holds {what}, for which there is no agreed white; save it with 8 or 16 bits")
+        raise Fault(f"holds {what}, and none of their values is agreed to be white; save it with 8 or 16 bits")
     if tile.mode in {"La", "RGBa"}:  # the colours are already multiplied by alpha
         mixed = np.asarray(tile).astype(np.uint16)
         laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)

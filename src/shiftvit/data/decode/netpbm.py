@@ -55,7 +55,7 @@ def reduce_jpeg2000(data: bytes) -> tuple[bytes, int]:
 
 
 def _list_boxes(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yields the name and the whole of each box; there may be a thousand of them."""
+    """Yields the name of each box and the whole box, a thousand at most."""
     at, view = 0, memoryview(data)
     for _ in range(1000):
         length = int.from_bytes(data[at : at + 4], "big")

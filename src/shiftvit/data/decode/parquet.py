@@ -81,7 +81,7 @@ def open_parquet(path: str, open_file: Callable[[], Any] | None = None) -> Itera
 
 
 def has_images(path: str) -> bool:
-    """Returns whether a file is Parquet with a column of images; false where it cannot be read."""
+    """Returns whether a file is Parquet with a column of images; False if it cannot be read."""
     try:
         with open_parquet(path) as file:
             find_columns(path, file)
@@ -104,16 +104,20 @@ def find_columns(path: str, file: Any) -> Columns:
     schema = file.schema_arrow
     features = _read_features(schema.metadata)
     kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    held = [field.name for field in schema if _find_bytes(field) is not None]
-    structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
-    images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
+    binary = [field.name for field in schema if _find_bytes(field) is not None]
+    structs = [name for name in binary if is_type.is_struct(schema.field(name).type)]
+    # By the metadata, else by a usual name, else as structs, else by the bytes alone.
+    images = [name for name in binary if kinds[name] == "Image"]
+    images = images or _find_names(binary, IMAGE_NAMES) or structs or binary
     if not images:
         raise ShiftViTError(
-            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name one with them image "
-            "(paths, base64 and arrays are not read: save files in class folders, or a .csv of paths)"
+            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name that column image "
+            "(shiftvit reads no paths, base64 or arrays: save files in class folders, or a .csv of paths)"
         )
     if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
-        raise ShiftViTError(f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name that of images image")
+        raise ShiftViTError(
+            f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name the one with images image"
+        )
     plain = [field.name for field in schema if _is_label(field.type)]
     labels = [name for name in plain if kinds[name] == "ClassLabel"] or _find_names(plain, LABEL_NAMES)
     remarks = [
@@ -174,7 +178,7 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     if len(wrong):
         raise ShiftViTError(
             f"row {wrong[0]} of {path!r} has the label {numbers[wrong[0]]}, out of range for {len(columns.names)} "
-            "classes; mend the file, or its names of the classes"
+            "classes; correct the labels, or the names of the classes"
         )
     return numbers, columns.names
 
@@ -208,18 +212,15 @@ def read_groups(file: Any, columns: Columns, groups: Sequence[int] | None = None
     """
     import pyarrow as pa
 
+    leaf = f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
     at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
     for batch in file.iter_batches(
-        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[_name_leaf(file, columns)], use_threads=False
+        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[leaf], use_threads=False
     ):
         column = batch.column(0)
         images = column.flatten()[0] if pa.types.is_struct(column.type) else column
         yield images.cast(pa.large_binary())
         pa.default_memory_pool().release_unused()
-
-
-def _name_leaf(file: Any, columns: Columns) -> str:
-    return f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
 
 
 def _find_bytes(field: Any) -> str | None:

@@ -16,7 +16,7 @@ from shiftvit.data.decode.formats import read_tiff_bytes
 _LARGEST = 2**22  # bytes of a profile; those of cameras and screens have a few thousand
 _MOST_PARTS = 1000  # segments or chunks before the pixels
 _ICC = 34675  # the tag of TIFF
-_SAME = 2  # levels that a conversion must change at least somewhere
+_SAME = 2  # levels; a conversion that changes no colour by more is left out
 
 
 def read_profile(kind: str, data: bytes, image: Any) -> bytes:

@@ -209,7 +209,9 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
                     old.unlink()
         images = _open_unpacked(key)
     if images is None:
-        raise ShiftViTError(f"{str(place)!r} cannot be read back; check the disk, or set SHIFTVIT_CACHE to another")
+        raise ShiftViTError(
+            f"{str(place)!r} cannot be read back; check the disk, or set SHIFTVIT_CACHE to another folder"
+        )
     return images
 
 

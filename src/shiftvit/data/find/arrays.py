@@ -42,23 +42,23 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
         found = f"; it has {', '.join(has)[:200]}" if has else ""
         raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
     names = arrays.get(_CLASS_NAMES)
-    numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
     if names is not None:
-        class_names = tuple(normalise_name(str(name)) for name in names.tolist())
+        class_names = tuple(normalise_name(str(name)) for name in names.flat)
+        if names.ndim != 1 or names.dtype.kind != "U" or len({*class_names}) < len(class_names):
+            raise ShiftViTError(
+                f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
+            )
     elif training:
         # Without names, the numbers are the names. A number above the number of images can only be a mistake.
-        most = int(splits["train"].labels.max()) + 1
-        class_names = tuple(map(str, range(min(most, len(splits["train"])))))
+        count = min(int(splits["train"].labels.max()) + 1, len(splits["train"]))
+        class_names = tuple(map(str, range(count)))
     else:
+        numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
         class_names = tuple(map(str, numbers.tolist()))
         splits = {
             split: replace(part, labels=np.searchsorted(numbers, part.labels).astype(np.int64))
             for split, part in splits.items()
         }
-    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
-        raise ShiftViTError(
-            f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
-        )
     for split, part in splits.items():
         if int(part.labels.max(initial=0)) >= len(class_names):
             if names is not None:
@@ -119,15 +119,16 @@ def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDAr
 def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Split:
     if numbers.ndim == 2 and numbers.shape[1] == 1:  # the shape that Keras and MedMNIST use
         numbers = numbers[:, 0]
-    fault = f"of {str(path)!r} is {{}} {{}}; it must be {{}}"
+    is_images = f"{images} of {str(path)!r} is {pixels.dtype} {pixels.shape}"
     if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[3] not in {1, 3}):
-        rule = "uint8 (N, H, W, 3) or (N, H, W)"
-        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, rule)}")
+        raise ShiftViTError(f"{is_images}; it must be uint8 (N, H, W, 3) or (N, H, W)")
     if numbers.dtype.kind not in "iu" or numbers.shape != pixels.shape[:1]:
-        rule = f"whole numbers ({len(pixels)},), one for each of {images}"
-        raise ShiftViTError(f"{labels} {fault.format(numbers.dtype, numbers.shape, rule)}")
+        raise ShiftViTError(
+            f"{labels} of {str(path)!r} is {numbers.dtype} {numbers.shape}; it must be whole numbers ({len(pixels)},), "
+            f"one for each of {images}"
+        )
     if 0 in pixels.shape:
-        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, 'more than nothing')}")
+        raise ShiftViTError(f"{is_images}; it must be more than nothing")
     if numbers.min() < 0 or int(numbers.max()) >= 2**31:
         out = numbers.min() if numbers.min() < 0 else numbers.max()
         raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")

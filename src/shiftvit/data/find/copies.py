@@ -36,7 +36,7 @@ def mark_copies(config: DataConfig, data: Dataset) -> Dataset:
     copies = find_copies(data.train)
     repeated = len(copies) - len(np.unique(copies))
     if repeated:
-        notice(f"note: copies of other images: {repeated:,}; each stays in the split of the other")
+        notice(f"note: copies of other images: {repeated:,}; each stays in the split of its original")
     return replace(data, splits={**data.splits, "train": replace(data.train, copies=copies)})
 
 

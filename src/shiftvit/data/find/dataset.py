@@ -217,7 +217,8 @@ def check_classes(data: Dataset) -> Dataset:
     if len(names) < 2:
         has = f"one class, {names[0]!r}" if names else "no class"
         raise ShiftViTError(
-            f"{data.name!r} has {has}{format_notes(data.notes)}; a classifier needs 2 or more, add images of another"
+            f"{data.name!r} has {has}{format_notes(data.notes)}; a classifier needs 2 or more; add images of "
+            "another class"
         )
     notes = []
     for split, part in data.splits.items():

@@ -1,4 +1,4 @@
-"""The table with the splits of a run: written when it begins, read when it is resumed or evaluated."""
+"""Writes and reads the table with the splits of a run, which resuming and evaluating it need."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_splits(table: Path) -> list[Row]:
             head, *lines = csv.reader(stream, strict=True)
     except (OSError, csv.Error, ValueError) as error:
         raise ShiftViTError(
-            f"{str(table)!r} is not a readable table ({error}); restore it, as only it has the run's splits"
+            f"{str(table)!r} is not a readable table ({error}); restore it, because no other file has the run's splits"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
@@ -77,8 +77,7 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     rows = read_splits(table)
     named = {label for _, _, label in rows}
     lost = sorted(named - {*data.class_names})
-    # A class that is not in the table was added later, or had no usable image. The model's number of classes shows
-    # which.
+    # A class that is not in the table was added later or had no usable image; the model's number of classes tells.
     is_whole = classes in (None, len(data.class_names))
     names = tuple(name for name in data.class_names if is_whole or name in named)
     chosen, gone = take_rows(data, rows, (*names, *lost))

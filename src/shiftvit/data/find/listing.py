@@ -86,11 +86,8 @@ def split_list(content: bytes) -> list[str] | None:
         lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
     names = [line.decode("utf-8", "surrogateescape") for line in lines if line]
     odd = [name for name in names if _ODD.search(name)]
-    return names if any(map(_exists, odd or names)) else None
-
-
-def _exists(name: str) -> bool:
-    return os.path.lexists(name) or find_row(name) is not None
+    exists = any(os.path.lexists(name) or find_row(name) is not None for name in odd or names)
+    return names if exists else None
 
 
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns, open_parquet, read_labels
+from shiftvit.data.decode.parquet import describe_columns, find_columns, open_parquet, read_labels
 from shiftvit.data.find.dataset import SPLITS, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
@@ -37,24 +38,25 @@ def read_shards(
     """
     root = path if path.is_dir() else path.parent
     splits, notes = _assign_splits(path, tables, training) if path.is_dir() else ({"train": [tables[0]]}, [])
+    # The first file, which is of train if there are files of train, names the columns and the classes.
+    name = str(root.joinpath(*next(iter(splits.values()))[0]))
+    with open_parquet(name) as file:
+        first = find_columns(name, file)
+        if training and first.label is None:
+            raise ShiftViTError(
+                f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one that has "
+                "them label, with whole numbers or names in it"
+            )
+    notes += first.remarks
     rows: list[Row] = []
-    first: Columns | None = None
     for split, files in splits.items():
         labelled: list[Row] = []
         total = 0
         for name in (str(root.joinpath(*parts)) for parts in files):
             with open_parquet(name) as file:
                 columns = find_columns(name, file)
-                if training and first is None and columns.label is None:  # files of train come first
-                    raise ShiftViTError(
-                        f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one "
-                        "that has them label, with whole numbers or names in it"
-                    )
-                if first is None:
-                    first = columns
-                    notes += columns.remarks
                 if columns.names is None:
-                    columns = Columns(columns.image, columns.label, first.names)
+                    columns = replace(columns, names=first.names)
                 labels, names = read_labels(name, file, columns)
             total += len(labels)
             labelled += [
@@ -63,14 +65,13 @@ def read_shards(
         if total and not labelled:
             if split == "train" and training:
                 raise ShiftViTError(
-                    f"{str(path)!r} has only null or -1 in {columns.label!r} of its training images; "
+                    f"{str(path)!r} has only null or -1 in {first.label!r} of its training images; "
                     "give files with labels"
                 )
             notes.append(f"{split}, whose {pluralize(total, 'image')} have no labels")
         elif len(labelled) < total:
             notes.append(f"images of {split} without a label: {total - len(labelled):,}")
         rows += labelled
-    assert first is not None
     counts = join_words([f"{len(files):,} of {split}" for split, files in splits.items()])
     layout = f"Parquet files ({counts}) with images in {first.image!r} and labels in {first.label!r}"
     return layout, rows, notes, first.names

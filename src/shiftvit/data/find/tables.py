@@ -59,17 +59,20 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
     if not lines:
         raise ShiftViTError(f"{str(path)!r} is empty; give a line of path and label for each image")
     head = lines[0][1]
-    form = f"{str(path)!r} (read with {_SEPARATORS[separator]} between cells"
-    where, unused = _find_columns(f"{form})", lines)
-    headed = bool(where)
-    if headed:
+    way = f"read with {_SEPARATORS[separator]} between cells"
+    where, unused = _find_columns(f"{str(path)!r} ({way})", lines)
+    has_header = bool(where)
+    if has_header:
         lines = lines[1:]
-        form += f" and {join_words([f'{column} in {head[at].strip()!r}' for column, at in where.items()])})"
+        columns = join_words([f"{column} in {head[at].strip()!r}" for column, at in where.items()])
+        form = f"{str(path)!r} ({way} and {columns})"
     elif len(head) == 2:
         where = {"path": 0, "label": 1}
-        form += " and no header)"
+        form = f"{str(path)!r} ({way} and no header)"
     else:
-        raise ShiftViTError(f"{form}) has the columns {', '.join(head)[:200]}; name two of them {_NEEDED}")
+        raise ShiftViTError(
+            f"{str(path)!r} ({way}) has the columns {', '.join(head)[:200]}; name two of them {_NEEDED}"
+        )
     rows = [_read_row(form, number, cells, where, len(head)) for number, cells in lines]
     splits = name_splits({split for split, _, _ in rows})
     for (number, _), (split, _, _) in zip(lines, rows, strict=True):
@@ -83,7 +86,7 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
             place = str(finder.base / image.strip())
             missing.append(place)
         places.append((splits[split], place, label))
-    if not headed and missing == [places[0][1]] and len(places) > 1:
+    if not has_header and missing == [places[0][1]] and len(places) > 1:
         raise ShiftViTError(
             f"{str(path)!r} begins with {missing[0]!r}, which is not a file, while all others are; if it is a "
             "header, name its columns path and label"

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# A split is recognised by the letters of its name alone, as in `01_Train-Images`: one word, maybe among these.
+# A split is recognised by the letters of its name alone, as in `01_Train-Images`: one word, maybe beside these.
 # None of these is made of others, so that a text matches in one way only and a long one is matched fast.
 _SAYS_NOTHING = "(?:set|split|data|images?|imgs?|pictures?|photos?|samples?|files?|folders?|parts?|public|private)*"
 _WORDS = {
