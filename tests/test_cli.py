@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 import command_line
-from pace import child_seconds, import_seconds
+from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
@@ -56,7 +56,7 @@ def test_help_is_quick_and_shows_the_commands():
     assert answer.returncode == 0
     for command in ("predict", "train", "evaluate", "export", "pack", "benchmark", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
-    assert child_seconds(lambda: shiftvit("--help", alone=True)) < 2 * import_seconds(
+    assert measure_child(lambda: shiftvit("--help", alone=True)) < 2 * measure_import(
         "typer", "rich.console", "rich.table"
     )
 
@@ -210,7 +210,7 @@ def test_the_backend_that_is_chosen(environment, installed, configured, expected
     if configured:
         settings = {"backend": configured} if configured in BACKENDS else KERAS_DEFAULTS
         (tmp_path / "keras.json").write_text(json.dumps(settings))
-    monkeypatch.setattr("shiftvit.backend.installed_backends", lambda: installed)
+    monkeypatch.setattr("shiftvit.backend.list_installed_backends", lambda: installed)
     if expected in ("torch", "jax", "tensorflow"):
         assert ensure_backend() == expected
         assert os.environ["KERAS_BACKEND"] == expected

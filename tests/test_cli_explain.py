@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,9 +16,7 @@ from shiftvit.cli import explain as command
 
 
 def run(*arguments):
-    app = typer.Typer()
-    command.add_to(app)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command.app, [str(argument) for argument in arguments])
 
 
 SAMPLES = sorted((PRETRAINED / "samples").rglob("*.png"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, classification_report, f1_score
 
-from pace import at_most
+from pace import limit_time
 from shiftvit import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.metrics import (
@@ -229,7 +229,7 @@ def test_the_seed_decides():
 
 def test_ten_thousand_images_take_a_few_seconds():
     logits, labels = drawn(0, 10_000)
-    with at_most(100):
+    with limit_time(100):
         estimate_intervals(logits, labels)
 
 

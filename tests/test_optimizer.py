@@ -12,10 +12,10 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
-from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
-from shiftvit.training.optimizer import averaged_weights, build_optimizer
+from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
+from shiftvit.training.optimizer import build_optimizer, use_averaged_weights
 from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
-from tensors import normal, set_random_weights, to_numpy
+from tensors import draw_normal, set_random_weights, to_numpy
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ def values(model: ShiftViT) -> Arrays:
 
 def random_gradients(model: ShiftViT, seed: int = 0) -> Arrays:
     variables = model.trainable_variables
-    return {v.path: normal(*v.shape, seed=seed + index) for index, v in enumerate(variables)}
+    return {v.path: draw_normal(*v.shape, seed=seed + index) for index, v in enumerate(variables)}
 
 
 def changes(model: ShiftViT, settings: TrainConfig, gradients: Arrays) -> Arrays:
@@ -73,7 +73,7 @@ def test_the_head_learns_alone_at_first(model: ShiftViT, name: str, clipnorm: fl
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_loss_is_keras_on_one_hot_targets(smoothing: float) -> None:
-    logits, labels = 4 * normal(8, 5), np.arange(8) % 5
+    logits, labels = 4 * draw_normal(8, 5), np.arange(8) % 5
     one_hot = np.eye(5, dtype=np.float32)[labels]
     reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
     loss = SmoothedCrossentropy(smoothing)
@@ -92,7 +92,7 @@ def test_loss_stays_finite_for_large_logits() -> None:
 
 
 def test_loss_of_narrow_logits_is_computed_in_float32() -> None:
-    logits = keras.ops.cast(normal(4, 5), "bfloat16")
+    logits = keras.ops.cast(draw_normal(4, 5), "bfloat16")
     loss, wide = SmoothedCrossentropy(dtype="bfloat16"), SmoothedCrossentropy()
     labels = np.arange(4)
     found = loss.call(labels, logits)
@@ -164,10 +164,10 @@ def test_steps_of_muon_are_keras(model: ShiftViT, nesterov: bool, ema: float | N
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_an_optimizer_may_have_only_vectors_or_only_matrices(rule: str) -> None:
     for shape in ((7,), (5, 7)):
-        variable = keras.Variable(normal(*shape), name="kernel")
+        variable = keras.Variable(draw_normal(*shape), name="kernel")
         optimizer = build_optimizer(config(name=rule), total_steps=10)
         before = to_numpy(variable).copy()
-        optimizer.apply([keras.ops.convert_to_tensor(normal(*shape, seed=1))], [variable])
+        optimizer.apply([keras.ops.convert_to_tensor(draw_normal(*shape, seed=1))], [variable])
         assert np.isfinite(to_numpy(variable)).all()
         assert np.abs(to_numpy(variable) - before).max() > 1e-6
 
@@ -348,8 +348,8 @@ def test_moving_average_is_put_in_and_taken_out(model: ShiftViT, name: str) -> N
     trained = values(model)
 
     for _ in range(2):  # twice, as the averages must outlive the first use
-        with averaged_weights(model):
-            model.predict(normal(2, 16, 16, 3), verbose=0)
+        with use_averaged_weights(model):
+            model.predict(draw_normal(2, 16, 16, 3), verbose=0)
             for path, value in values(model).items():
                 np.testing.assert_allclose(value, average[path], rtol=1e-4, atol=1e-6)
                 assert np.abs(value - trained[path]).max() > 1e-3
@@ -363,7 +363,7 @@ def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
     for step in range(2):
         apply(optimizer, model, random_gradients(model, seed=step))
     trained = values(model)
-    with pytest.raises(KeyboardInterrupt), averaged_weights(model):
+    with pytest.raises(KeyboardInterrupt), use_averaged_weights(model):
         raise KeyboardInterrupt
     for path, value in values(model).items():
         np.testing.assert_array_equal(value, trained[path])
@@ -372,7 +372,7 @@ def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
 def test_without_a_moving_average_nothing_changes(model: ShiftViT) -> None:
     model.compile(optimizer=build_optimizer(config(), total_steps=10), loss="mse")
     before = values(model)
-    with averaged_weights(model):
+    with use_averaged_weights(model):
         for path, value in values(model).items():
             np.testing.assert_array_equal(value, before[path])
 
@@ -390,7 +390,7 @@ def test_fit_leaves_the_trained_weights_in_the_model(model: ShiftViT, name: str)
         seen.append(values(model))
 
     last = keras.callbacks.LambdaCallback(on_train_batch_end=keep)
-    model.fit(normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
+    model.fit(draw_normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
     assert len(seen) == 2
     for path, value in values(model).items():
         np.testing.assert_array_equal(value, seen[-1][path])
@@ -412,11 +412,11 @@ def test_shares_of_classes_give_the_crossentropy_of_their_mixture():
 
 def test_balanced_weights_are_scikit_learns_and_weigh_the_loss():
     labels = np.array([0, 0, 0, 0, 1, 2, 2])
-    weights = balanced_weights(labels, 4)
+    weights = balance_classes(labels, 4)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(weights, [*expected, 0])
     assert np.mean([weights[label] for label in labels]) == pytest.approx(1)
-    logits = normal(7, 4)
+    logits = draw_normal(7, 4)
     plain = to_numpy(SmoothedCrossentropy(0.1, reduction="none")(labels, logits))
     loss = SmoothedCrossentropy(0.1, weights, reduction="none")
     np.testing.assert_allclose(to_numpy(loss(labels, logits)), plain * np.array(weights)[labels], rtol=1e-5)

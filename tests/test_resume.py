@@ -157,6 +157,6 @@ def test_a_device_without_a_stored_generator_is_seeded(stopped: Path, monkeypatc
     monkeypatch.setattr(checkpoint, "_read_generators", lambda: {**stored, "generator/elsewhere": stored})
     draws = []
     for _ in range(2):
-        checkpoint.place_generators(3, checkpoint.Progress(1, 2), stopped / "checkpoints" / "last.safetensors")
+        checkpoint.set_generators(3, checkpoint.Progress(1, 2), stopped / "checkpoints" / "last.safetensors")
         draws.append(torch.rand(3).tolist())
     assert draws[0] == draws[1]

@@ -1,4 +1,4 @@
-"""Messages for the user: errors that the caller can fix, interrupted runs, notices."""
+"""Messages for the user: errors that the caller can fix, interrupted runs and notices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ShiftViTError(ValueError):
 
 
 class Elsewhere(ShiftViTError):
-    """An error of another process of the same training, which reports it to the user."""
+    """An error that another process of the same training reports to the user."""
 
 
 class Interrupted(Exception):
@@ -57,6 +57,11 @@ def to_one_line(text: str) -> str:
     return " ".join(_replace_unprintable(text).split())
 
 
+def describe_error(error: BaseException) -> str:
+    """Returns what another library's exception says as one short line, or its type if it says nothing."""
+    return to_one_line(str(error))[:200] or type(error).__name__
+
+
 def check_at_least(name: str, value: Any, least: int) -> None:
     """Raises ShiftViTError unless a setting is None or a whole number of at least `least`."""
     try:
@@ -71,7 +76,7 @@ _QUIET = False
 
 
 def be_quiet(quiet: bool) -> None:
-    """Silences `notice`, or not: of several processes that train together, only one prints."""
+    """Silences `notice`, or not. Of several processes that train together, only one prints."""
     global _QUIET
     _QUIET = quiet
 
@@ -85,6 +90,14 @@ def notice(text: str) -> None:
     """Prints a line on standard error, unless another process does so for this one."""
     if not _QUIET:
         complain(text)
+
+
+def report_skipped(faults: Sequence[str], advice: str = "") -> None:
+    """Prints notices of the first five images that cannot be used, and of the number of the others."""
+    for fault in faults[:5]:
+        notice(f"skipped: {fault}")
+    if len(faults) > 5:
+        notice(f"skipped {len(faults) - 5:,} more{advice}")
 
 
 def complain(text: str) -> None:
@@ -121,8 +134,15 @@ def _parse_distribution(requirement: str) -> str:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Returns `a`, `a and b` or `a, b and c`; nothing of nothing."""
+    """Returns `a`, `a and b` or `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def list_some(words: Iterable[str], most: int = 3) -> str:
+    """Returns the first words and the number of the others: `a, b, c and 5 more`."""
+    words = list(words)
+    others = [f"{len(words) - most:,} more"] if len(words) > most else []
+    return join_words([*words[:most], *others])
 
 
 def pluralize(number: int, noun: str, plural: str | None = None) -> str:

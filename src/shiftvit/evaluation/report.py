@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -95,9 +94,10 @@ def _is_own_test(found: dict[str, Any], settings: dict[str, Any], images: int) -
 
 
 def _parse_settings(recipe: str) -> dict[str, Any]:
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    try:
         return {key: part for key, part in tomllib.loads(recipe).items() if isinstance(part, dict)}
-    return {}
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:

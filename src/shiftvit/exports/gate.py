@@ -4,7 +4,7 @@
 
 The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
 their labels if known, and the model's own answers. Optional are `enough`, the number of labelled images needed for a
-narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. The result is printed as
+narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. It prints the result as
 JSON; `faults` is empty if the artifact passes.
 """
 
@@ -27,7 +27,7 @@ from shiftvit.inference.runtimes import Graph, load_graph
 
 # The largest difference of a probability in float32.
 MAX_DIFFERENCE = 1e-4
-# The same for a graph that resizes, where a pixel may be rounded differently. The class must be the same.
+# The same for a graph that resizes, which may round a pixel differently. The class must be the same.
 MAX_DIFFERENCE_OF_SIZES = 2e-3
 # The image of another size whose speed is measured, 240 x 320 pixels.
 _SHOWN_SIZE = 19
@@ -106,7 +106,7 @@ def compare(
     if labels is not None:
         top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
         change = 100 * (top1 - top1_model)
-        # Only images that one model alone has right count. If there are none, up to 3 may exist unseen (rule of three).
+        # Only images that exactly one of the two gets right count. If there are none, the rule of three allows for 3.
         moved = int(((predicted == labels) != (own == labels)).sum())
         error = 100 * max(1.96 * moved**0.5, 3) / max(len(labels), 1)
         report |= {"top1": top1, "top1_model": top1_model}

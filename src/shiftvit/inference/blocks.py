@@ -82,12 +82,12 @@ class Inputs:
             found.update(json.dumps([self.storages[at].prefix, *entry]).encode() + b"\n")
         return found.hexdigest()
 
-    def block_size(self) -> int:
+    def choose_block_size(self) -> int:
         """Returns the default number of images in a block; it depends only on `count`."""
         size = max(_LEAST, -(-self.count // _WANTED))
         return size if size <= BATCH_SIZE else min(_MOST, -(-size // BATCH_SIZE) * BATCH_SIZE)
 
-    def blocks(self, size: int) -> Iterator[list[Entry]]:
+    def split(self, size: int) -> Iterator[list[Entry]]:
         """Yields the entries of each block, which together have at least `size` images."""
         block: list[Entry] = []
         images = 0

@@ -24,7 +24,7 @@ BEST = "best.safetensors"
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """The position of a run.
 
     Attributes:
         epoch: number of finished epochs.
@@ -66,11 +66,14 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
 def make_divergence_error(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a run that diverged; it names the state that can be resumed, if there is one."""
-    at = f"epoch {progress.epoch + 1}, step {progress.step}"
-    resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
-    kept = f"; the last good state is in {folder}: {resume}"
-    kept = kept if (folder / LAST).exists() else ""
-    return ShiftViTError(f"{what} in {at}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
+    kept = ""
+    if (folder / LAST).exists():
+        resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
+        kept = f"; the last good state is in {folder}: {resume}"
+    return ShiftViTError(
+        f"{what} in epoch {progress.epoch + 1}, step {progress.step}; lower train.optimizer.learning_rate or set "
+        f"train.precision=float32{kept}"
+    )
 
 
 def load_checkpoint(path: Path, model: Any) -> Progress:
@@ -107,9 +110,9 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
                     )
             for name, variable in variables.items():
                 variable.assign(file.get_tensor(name))
+    except ShiftViTError:
+        raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ShiftViTError):
-            raise
         mend = "start a new run"
         if path.name == BEST:
             resume = f"shiftvit train --resume {shlex.quote(str(path.parents[1]))} --set train.select=last"
@@ -118,13 +121,12 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     return progress
 
 
-def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
-    """Sets the state of torch's random generators before the first step that `fit` takes in an epoch.
+def set_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
+    """Sets the state of torch's random generators before the first step of `fit` in an epoch.
 
-    At the start of an epoch the state follows from the seed and the epoch, and in its middle from the checkpoint at
-    `path`. So it does not matter how many numbers Keras and torch draw while `fit` starts. Processes with a `rank`
-    above 0, and a device that the checkpoint has no state of, are seeded with the seed, the epoch, the step and the
-    rank.
+    So it does not matter how many numbers Keras and torch draw while `fit` starts. At the start of an epoch the state
+    follows from the seed and the epoch; later it is that of the checkpoint at `path`. In processes with a `rank` above
+    0, and on a device whose state the checkpoint lacks, it follows from the seed, the epoch, the step and the rank.
     """
     if keras.config.backend() != "torch":
         return

@@ -1,8 +1,8 @@
 """The run folder: its files, and how it is opened, written and read.
 
-recipe.toml        every setting, resolved; can be trained again as it is
+recipe.toml        every setting, resolved; a recipe that `train` takes
 changes.jsonl      settings that changed when the run was resumed: old value, new value and date
-splits.csv         for a user's own images: which are for training, validation and test
+splits.csv         for a user's own images: the split of each
 environment.json   versions, processor, backend, git commit, command
 log.jsonl          a row for each epoch
 checkpoints/       last.safetensors, best.safetensors: the whole training state
@@ -36,7 +36,8 @@ from shiftvit.training.processes import ALONE, Processes
 
 RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.json"
-# Settings that cannot change in a resumed run, because its state, its splits or its steps depend on them, ...
+# Settings, or the beginnings of their keys, that cannot change in a resumed run, because its state, its splits or its
+# steps depend on them.
 _FIXED = (
     "name",
     "model.",
@@ -51,7 +52,7 @@ _FIXED = (
     "train.schedule.whole_steps",
     "train.seed",
 )
-# ... except these.
+# The exceptions.
 _FREE = {"data.workers", "model.dropout", "model.drop_path"}
 
 
@@ -106,7 +107,7 @@ def _choose(
 
 @contextlib.contextmanager
 def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
-    """Creates the run folder with its first files if it is new, and locks it against other processes.
+    """Locks the run folder against other processes; creates it with its first files if it is new.
 
     Raises:
         ShiftViTError: the folder is not writable, or another process trains in it.
@@ -116,7 +117,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
         (run / "figures").mkdir(exist_ok=True)
         lock = (run / ".lock").open("a")
     except OSError as error:
-        raise files.unwritable(run, error) from error
+        raise files.explain_unwritable(run, error) from error
     with lock:
         if files.lock(lock, wait=False) is False:
             raise ShiftViTError(
@@ -192,7 +193,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 def _choose_resumed(
     run: Path, recipe: Recipe | str | Path | None, out: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:
-    given = [*(["--out"] if out is not None else []), *(["--recipe"] if recipe is not None else [])]
+    given = [option for option, value in (("--out", out), ("--recipe", recipe)) if value is not None]
     if given:
         raise ShiftViTError(
             f"a resumed run keeps its folder and recipe, so {' and '.join(given)} cannot be given; leave it out, and "
@@ -224,7 +225,12 @@ def _choose_resumed(
                 update={"data": resumed.data.model_copy(update={"name": str(Path(name).resolve())})}
             )
             free = free | {"data.name"}
-    _check_epochs(run, resumed.train.epochs)
+    begun = _count_begun_epochs(run)
+    if resumed.train.epochs < begun:
+        raise ShiftViTError(
+            f"train.epochs={resumed.train.epochs} is less than the {begun} epochs that the run {str(run)!r} has begun; "
+            f"use at least {begun}"
+        )
     for key, (old, new) in compare_recipes(stored, resumed).items():
         if key.startswith(_FIXED) and key not in free:
             raise ShiftViTError(
@@ -234,23 +240,18 @@ def _choose_resumed(
     return resumed, run
 
 
-def _check_epochs(run: Path, epochs: int) -> None:
-    """Raises ShiftViTError if the run has begun more epochs than `epochs`."""
+def _count_begun_epochs(run: Path) -> int:
+    """Returns how many epochs a run has begun; 0 if its checkpoint is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     from shiftvit.training.checkpoint import LAST
 
-    begun = 0
-    # `load_checkpoint` reports a missing or damaged checkpoint.
-    with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
+    try:
         with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
-        begun = progress["epoch"] + (progress["step"] > 0)
-    if epochs < begun:
-        raise ShiftViTError(
-            f"train.epochs={epochs} is less than the {begun} epochs that the run {str(run)!r} has begun; use at least "
-            f"{begun}"
-        )
+        return int(progress["epoch"] + (progress["step"] > 0))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # `load_checkpoint` reports it
+        return 0
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
 from shiftvit.preprocess import Preprocess
 
 # The names of the splits, in the order in which they are listed everywhere.
@@ -34,10 +34,10 @@ class Split:
         labels: int64 (N,), each an index into the data set's class names.
         paths: the location of each image: a file, a row of a Parquet file such as `train.parquet#3`, or an element of
             an archive such as `x_train[3]`. None: arrays without locations.
-        images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: files that
+        images: uint8 (N, H, W, 3), RGB: an array, or `Pictures`, which decode files when indexed. None: the files
             were not read yet.
         preprocess: the remaining preprocessing of `images`. It has no meaning until they are read.
-        copies: a number for each image, int64 (N,), equal for equal images. None: images that were not compared.
+        copies: a number for each image, int64 (N,), equal for equal images. None: the images were not compared.
     """
 
     labels: NDArray[np.int64]
@@ -110,9 +110,9 @@ class Dataset:
             splits[name] = split.take(keep) if len(keep) < len(split) else split
         return replace(self, splits=splits)
 
-    def list_paths(self) -> set[str]:
+    def list_paths(self) -> list[str]:
         """Returns the locations of all images."""
-        return {path for split in self.splits.values() for path in split.paths or []}
+        return [path for split in self.splits.values() for path in split.paths or []]
 
     def name_lost(self, usable: Dataset) -> dict[str, list[str]]:
         """Returns the classes that lack an image in the same split of another data set: split -> quoted names."""
@@ -217,20 +217,20 @@ def check_classes(data: Dataset) -> Dataset:
     if len(names) < 2:
         has = f"one class, {names[0]!r}" if names else "no class"
         raise ShiftViTError(
-            f"{data.name!r} has {has}{format_notes(data.notes)}; a classifier needs 2 or more, add images of another"
+            f"{data.name!r} has {has}{format_notes(data.notes)}; a classifier needs 2 or more; add images of "
+            "another class"
         )
     notes = []
     for split, part in data.splits.items():
         counts = np.bincount(part.labels, minlength=len(names))
         missing = [name for name, count in zip(names, counts, strict=True) if not count]
         if missing:
-            more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-            notes.append(f"{split} has no images of {', '.join(missing[:5])}{more}")
+            notes.append(f"{split} has no images of {list_some(missing, 5)}")
     return replace(data, notes=(*data.notes, *notes))
 
 
 def format_notes(notes: Sequence[str]) -> str:
-    """Returns the notes as the end of a message."""
+    """Returns the notes in brackets, to put them into a message."""
     return f" (also found: {'; '.join(notes)})" if notes else ""
 
 

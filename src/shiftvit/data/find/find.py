@@ -100,7 +100,7 @@ def _walk(root: Path) -> _Tree:
     """Returns the content of `root`.
 
     Links to folders are followed at the levels of splits and classes. Further down they are left out, so that circular
-    links cannot be followed for ever.
+    links are not followed forever.
     """
     tree, outputs = _Tree(), []
     left_out = tree.left_out
