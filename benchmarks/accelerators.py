@@ -62,7 +62,9 @@ def main() -> None:
         batch = max(1, int(images * arguments.scale))
         makers: dict[str, Callable[[], Steps]] = {}
         for name in (preset, *(PEERS if arguments.peers and side == 224 else ())):
-            make: Callable[..., Steps] = functools.partial(ours if name == preset else peer, name, side, batch)
+            make: Callable[..., Steps] = functools.partial(
+                make_our_steps if name == preset else make_peer_steps, name, side, batch
+            )
             makers[name] = functools.partial(make, compiled=False)
             if arguments.compile:
                 makers[f"{name}, compiled"] = functools.partial(make, compiled=True)
@@ -71,7 +73,7 @@ def main() -> None:
                 make()(1)
             continue
         rates = measure(makers, batch, arguments.rounds, arguments.seconds)
-        gflop = 3 * 2 * sum(row["multiply_adds"] for row in list_stages(settings(preset, side))) / 1e9
+        gflop = 3 * 2 * sum(row["multiply_adds"] for row in list_stages(make_config(preset, side))) / 1e9
         for name, found in rates.items():
             row = {
                 "model": name,
@@ -94,14 +96,14 @@ def main() -> None:
     write_record(f"accelerators-{keras.config.backend()}", figures)
 
 
-def settings(preset: str, side: int) -> Any:
+def make_config(preset: str, side: int) -> Any:
     """Returns a preset's arguments for square images."""
     from shiftvit.config import ModelConfig
 
     return ModelConfig(**{**find_preset(preset).arguments, "image_shape": (side, side, 3)})
 
 
-def ours(preset: str, side: int, batch: int, compiled: bool) -> Steps:
+def make_our_steps(preset: str, side: int, batch: int, compiled: bool) -> Steps:
     """Returns the steps of the device loop on random images."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (4 * batch, side, side, 3), np.uint8)
@@ -135,7 +137,7 @@ def ours(preset: str, side: int, batch: int, compiled: bool) -> Steps:
     return lambda count: run(max(1, count // steps))
 
 
-def peer(name: str, side: int, batch: int, compiled: bool) -> Steps:
+def make_peer_steps(name: str, side: int, batch: int, compiled: bool) -> Steps:
     """Returns training steps of one of timm's models: autocast to bfloat16, AdamW, one captured graph."""
     import timm
     import torch

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from predict import photographs
+from predict import make_photographs
 from record import write_record
 from shiftvit.data import named
 from shiftvit.environment import count_cores
@@ -31,7 +31,7 @@ FEW = 16
 MACHINES = (1, 2, 4, 10)
 
 
-def tree_of(pid: int) -> list[int]:
+def list_processes(pid: int) -> list[int]:
     """Returns a process and all that it started, by their parents."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -47,10 +47,10 @@ def tree_of(pid: int) -> list[int]:
     return found
 
 
-def memory_of(pid: int) -> int:
+def measure_memory(pid: int) -> int:
     """Returns the bytes of memory that a process and all that it started take; what they share counts once."""
     total = 0
-    for each in tree_of(pid):
+    for each in list_processes(pid):
         try:
             lines = Path(f"/proc/{each}/smaps_rollup").read_text("ascii").splitlines()
         except OSError:
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> tuple[float, int]:
     began, most = time.perf_counter(), 0
     with subprocess.Popen([sys.executable, "-m", "shiftvit", *arguments], stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
-            most = max(most, memory_of(process.pid))
+            most = max(most, measure_memory(process.pid))
             time.sleep(0.3)
         seconds = time.perf_counter() - began
         assert process.stderr is not None
@@ -108,7 +108,7 @@ def main() -> None:
                 for index, image in enumerate(named.load("cifar10").test.images[:count]):
                     Image.fromarray(image).save(folder / f"{index:05}.png")
             else:
-                for index, picture in enumerate(photographs(count, 500, 375)):
+                for index, picture in enumerate(make_photographs(count, 500, 375)):
                     picture.save(folder / f"{index:05}.jpg", quality=90)
         for number in range(options.rounds):
             for engine, found in seconds.items():

@@ -41,8 +41,8 @@ def main() -> None:
     if sys.argv[1:]:
         if sys.argv[1] == "kept":
             assert keep_freed_memory()
-        step = variant("shiftvit_cifar")
-        print(seconds(step, 4 * STEPS))
+        step = make_step("shiftvit_cifar")
+        print(time_steps(step, 4 * STEPS))
         return
     # Each context gives training the other way: the shift in slices, products of matrices, Keras' own dropout.
     by_slices = partial(mock.patch.object, shift, "_shift_by_convolution", shift._shift_by_slices)
@@ -52,21 +52,17 @@ def main() -> None:
         "all variables at once": compare("shiftvit_cifar", one_by_one),
         "the shift as a convolution": compare("shiftvit_cifar", by_slices),
         "ReLU for GELU": compare(
-            "shiftvit_cifar", other=lambda: variant("shiftvit_cifar", activation="relu"), flip=True
+            "shiftvit_cifar", other=lambda: make_step("shiftvit_cifar", activation="relu"), flip=True
         ),
         "linear layers as convolutions": compare("shiftvit_cifar", by_products, precision="float32"),
         "linear layers as convolutions, quick": compare("shiftvit_cifar_tiny", by_products, precision="float32"),
         "cheap dropout": compare("keras_example", keras_dropout, batch=128),
-        "freed memory kept": processes(),
+        "freed memory kept": compare_processes(),
     }
-    result = {
-        "n": ROUNDS,
-        "choices": found,
-    }
-    write_record("choices", result)
+    write_record("choices", {"n": ROUNDS, "choices": found})
 
 
-def variant(preset: str, batch: int = 250, precision: str | None = None, **changes: Any) -> Callable[[], Any]:
+def make_step(preset: str, batch: int = 250, precision: str | None = None, **changes: Any) -> Callable[[], Any]:
     """Returns a training step of a freshly built model, by default in the precision that training uses here."""
     config = ModelConfig(**{**find_preset(preset).arguments, **changes})
     precision = precision or ("mixed_bfloat16" if computes_bfloat16() else "float32")
@@ -108,18 +104,18 @@ def compare(
     precision: str | None = None,
 ) -> dict[str, Any]:
     """Times steps as they are and in the other way; the ratio is how much faster the choice makes them."""
-    ours = variant(preset, batch, precision)
+    ours = make_step(preset, batch, precision)
     with without():
-        theirs = other() if other else variant(preset, batch, precision)
+        theirs = other() if other else make_step(preset, batch, precision)
     pairs = []
     for _ in range(ROUNDS):
-        mine = seconds(ours, STEPS)
+        mine = time_steps(ours, STEPS)
         with without():
-            pairs.append((mine, seconds(theirs, STEPS)))
-    return summary([(b, a) if flip else (a, b) for a, b in pairs])
+            pairs.append((mine, time_steps(theirs, STEPS)))
+    return summarize([(b, a) if flip else (a, b) for a, b in pairs])
 
 
-def processes() -> dict[str, Any]:
+def compare_processes() -> dict[str, Any]:
     """Times steps in processes that keep freed memory and that do not."""
     pairs = []
     for _ in range(5):
@@ -129,10 +125,10 @@ def processes() -> dict[str, Any]:
             answer = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
             pair.append(float(answer.stdout.split()[-1]))
         pairs.append((pair[0], pair[1]))
-    return summary(pairs)
+    return summarize(pairs)
 
 
-def seconds(step: Callable[[], Any], count: int) -> float:
+def time_steps(step: Callable[[], Any], count: int) -> float:
     """Returns the mean seconds of a step."""
     began = time.perf_counter()
     for _ in range(count):
@@ -140,7 +136,7 @@ def seconds(step: Callable[[], Any], count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def summary(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+def summarize(pairs: list[tuple[float, float]]) -> dict[str, Any]:
     """Returns medians in milliseconds and the median of the ratios."""
     row = {
         "with_ms": round(1e3 * statistics.median(a for a, _ in pairs), 1),

@@ -52,7 +52,7 @@ def train_ours(task: Task) -> Outcome:
         return run.metrics["test"]["top1"], found
 
 
-def cnn(name: str, classes: int) -> Any:
+def build_cnn(name: str, classes: int) -> Any:
     """Returns a plain convolutional network: 3x3 convolutions with batch norm and ReLU, max-pooling between.
 
     The first one has a stride of 2, so that the maps are as large as those of our models: 16x16, 8x8 and 4x4. With a
@@ -76,7 +76,7 @@ def train_cnn(task: Task, name: str) -> Outcome:
     def compiled(policy: str, total: int) -> Any:
         keras.config.set_dtype_policy(policy)
         keras.utils.set_random_seed(task.recipe.train.seed)
-        model = cnn(name, task.classes)
+        model = build_cnn(name, task.classes)
         rate = WarmUpLinear(0.0, CNN_RATE, int(WARM_UP * total), total)
         optimizer = keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY)
         model.compile(optimizer=optimizer, loss=SmoothedCrossentropy(task.recipe.train.label_smoothing))
@@ -175,7 +175,7 @@ def train_logistic(task: Task) -> Outcome:
     model = choose_strength(partial(LogisticRegression, max_iter=200), (1e-4, 1e-3, 1e-2, 1e-1), task)
     seconds = task.budget.spent()
     found = {"seconds": seconds, "parameters": model.coef_.size + model.intercept_.size, "note": f"C={model.C:g}"}
-    return model.score(task.flat(task.dataset.test), task.dataset.test.labels), found
+    return model.score(task.flatten(task.dataset.test), task.dataset.test.labels), found
 
 
 def train_svm(task: Task) -> Outcome:
@@ -183,11 +183,11 @@ def train_svm(task: Task) -> Outcome:
     from sklearn.metrics.pairwise import rbf_kernel
     from sklearn.svm import SVC
 
-    x = task.flat(task.dataset.train)
+    x = task.flatten(task.dataset.train)
     kernel = partial(rbf_kernel, gamma=1.0 / (x.shape[1] * x.var()))
     model = choose_strength(lambda C: SVC(C=C, kernel=kernel), (1.0, 3.0, 10.0, 30.0), task)
     found = {"seconds": task.budget.spent(), "note": f"C={model.C:g}, {len(model.support_)} support vectors"}
-    return model.score(task.flat(task.dataset.test), task.dataset.test.labels), found
+    return model.score(task.flatten(task.dataset.test), task.dataset.test.labels), found
 
 
 def choose_strength(make: Callable[..., Any], strengths: tuple[float, ...], task: Task) -> Any:
@@ -197,7 +197,7 @@ def choose_strength(make: Callable[..., Any], strengths: tuple[float, ...], task
     """
     from sklearn.model_selection import train_test_split
 
-    x, y = task.flat(task.dataset.train), task.dataset.train.labels
+    x, y = task.flatten(task.dataset.train), task.dataset.train.labels
     kept, held, y_kept, y_held = train_test_split(x, y, test_size=0.2, stratify=y, random_state=task.recipe.train.seed)
     scores: dict[float, float] = {}
     for strength in strengths:
@@ -212,7 +212,7 @@ def train_boosting(task: Task) -> Outcome:
     """Histogram gradient boosting on raw pixels, with as many iterations as the time allows."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    x, y = task.flat(task.dataset.train), task.dataset.train.labels
+    x, y = task.flatten(task.dataset.train), task.dataset.train.labels
     settings = {"early_stopping": False, "warm_start": True, "random_state": task.recipe.train.seed}
     model = HistGradientBoostingClassifier(max_iter=1, **settings).fit(x, y)
     added, took = 1, task.budget.spent()
@@ -225,7 +225,7 @@ def train_boosting(task: Task) -> Outcome:
         model.set_params(max_iter=model.max_iter + added).fit(x, y)
         took = task.budget.spent() - began
     found = {"seconds": task.budget.spent(), "note": f"{model.max_iter} iterations"}
-    return model.score(task.flat(task.dataset.test), task.dataset.test.labels), found
+    return model.score(task.flatten(task.dataset.test), task.dataset.test.labels), found
 
 
 # Those that may end early come first, so that others get their cores.

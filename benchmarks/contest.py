@@ -89,7 +89,7 @@ class Task:
         """Yields single batches to measure the rate with, of epochs that no training comes to."""
         return (epoch[index] for epoch in self.batches(10**6) for index in range(len(epoch)))
 
-    def flat(self, split: Split) -> NDArray[np.float32]:
+    def flatten(self, split: Split) -> NDArray[np.float32]:
         """Returns a split's raw pixels, float32 (N, values), from -1 to 1."""
         images = np.asarray(split.images[np.arange(len(split))], np.float32)
         return images.reshape(len(images), -1) / 127.5 - 1.0
@@ -105,12 +105,12 @@ def give_task(recipe: str, data: str, pictures: Path, seed: int, seconds: float,
         if recipe != "photos":
             settings["preprocess.resize"] = settings["preprocess.crop"] = SIDE
     resolved = Recipe.load(recipe, **settings)
-    arrays = subset(test_images) if data == "cifar10" else None
+    arrays = take_subset(test_images) if data == "cifar10" else None
     dataset = load_data(resolved, arrays)
     return Task(resolved, dataset, Budget(seconds), arrays)
 
 
-def subset(test_images: int | None) -> Dataset:
+def take_subset(test_images: int | None) -> Dataset:
     """Returns the first images of each class of CIFAR-10 for training, and its test images, all or the first ones."""
     whole = named.load("cifar10")
     chosen = [np.flatnonzero(whole.train.labels == label)[:SUBSET] for label in range(10)]

@@ -34,7 +34,7 @@ def main() -> None:
     old = [label for label in range(10) if label not in new]
     rows: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
-        first = train("quick", out=Path(place) / "first", data=only(data, old, None))
+        first = train("quick", out=Path(place) / "first", data=select_classes(data, old, None))
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             "fine-tuned": ("finetune", {"start.source": str(first.path)}),
             "fine-tuned, first stage frozen": ("finetune", {"start.source": str(first.path), "start.freeze": 1}),
@@ -42,7 +42,7 @@ def main() -> None:
             "from scratch, four times the epochs": ("quick", {"train.epochs": 4 * EPOCHS}),
         }
         for seed in SEEDS:
-            few = only(data, new, IMAGES, seed)
+            few = select_classes(data, new, IMAGES, seed)
             for number, (name, (recipe, changes)) in enumerate(ways.items()):
                 settings: dict[str, Any] = {
                     "train.epochs": EPOCHS,
@@ -64,7 +64,7 @@ def main() -> None:
     write_record("finetune", result)
 
 
-def only(data: Dataset, labels: list[int], count: int | None, seed: int = 0) -> Dataset:
+def select_classes(data: Dataset, labels: list[int], count: int | None, seed: int = 0) -> Dataset:
     """Returns the images of some classes, `count` of them for training, drawn with the seed."""
     names = tuple(data.class_names[label] for label in labels)
     place = {label: index for index, label in enumerate(labels)}

@@ -25,6 +25,7 @@ import torch
 
 from record import write_record
 from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.stored.published import MEAN, STD
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.model.network import ShiftViT
@@ -34,7 +35,6 @@ OURS = "shiftvit_tiny_r2"
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
 SIDE = 224
 BATCHES = (1, 16)
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Whole(torch.nn.Module):
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32, help="a round")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        graphs = {OURS: ours(Path(place)), **{name: peer(name, Path(place)) for name in PEERS}}
+        graphs = {OURS: export_ours(Path(place)), **{name: export_peer(name, Path(place)) for name in PEERS}}
         sessions = {name: onnxruntime.InferenceSession(path) for name, path in graphs.items()}
         parameters = {name: path.stat().st_size // 4 for name, path in graphs.items()}
     rates = {size: measure(sessions, size, arguments.rounds, arguments.images) for size in BATCHES}
@@ -66,7 +66,7 @@ def main() -> None:
             {
                 "model": name,
                 "million_values_in_graph": round(parameters[name] / 1e6, 1),
-                **{f"batch_{size}": summary(rates[size][name], rates[size][OURS]) for size in BATCHES},
+                **{f"batch_{size}": summarize(rates[size][name], rates[size][OURS]) for size in BATCHES},
             }
             for name in graphs
         ],
@@ -76,7 +76,7 @@ def main() -> None:
     write_record("peers", result)
 
 
-def ours(place: Path) -> Path:
+def export_ours(place: Path) -> Path:
     """Exports our model as users do."""
     model = ShiftViT.from_preset(OURS)
     labels = tuple(f"class {index}" for index in range(1000))
@@ -85,7 +85,7 @@ def ours(place: Path) -> Path:
     return folder / FORMATS["onnx"].artifact
 
 
-def peer(name: str, place: Path) -> Path:
+def export_peer(name: str, place: Path) -> Path:
     """Exports one of timm's models with torch's own exporter."""
     model = Whole(timm.create_model(name, pretrained=False)).eval()
     images = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
@@ -118,7 +118,7 @@ def measure(sessions: dict[str, Any], size: int, rounds: int, count: int) -> dic
     return rates
 
 
-def summary(rates: list[float], ours: list[float]) -> dict[str, Any]:
+def summarize(rates: list[float], ours: list[float]) -> dict[str, Any]:
     """Returns median, spread and the median of the rounds' ratios to our model."""
     return {
         "images_per_second": round(statistics.median(rates), 2),

@@ -60,7 +60,7 @@ class PlainDropPath(layers.Layer):
         return shape
 
 
-def plain_model(config: ModelConfig, dtype: str) -> Any:
+def build_plain_model(config: ModelConfig, dtype: str) -> Any:
     """Returns a functional Keras model from float images to logits."""
     if config.norm != "layer":
         raise SystemExit("the plain model has layer norms only")

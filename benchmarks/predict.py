@@ -31,7 +31,7 @@ from shiftvit.inference.runtimes import load_graph
 from shiftvit.inference.sources import BATCH_SIZE
 
 
-def photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
+def make_photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
     """Yields pictures with the detail of photographs, at which a JPEG has about two bits a pixel."""
     random = np.random.default_rng(0)
     for _ in range(count):
@@ -42,7 +42,7 @@ def photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
         yield Image.blend(coarse.resize(size, Image.Resampling.BICUBIC), fine.resize(size), 0.15)
 
 
-def processor_seconds(whose: int) -> float:
+def measure_processor_seconds(whose: int) -> float:
     """Returns the processor time of this process, or of the children that have ended."""
     usage = resource.getrusage(whose)
     return usage.ru_utime + usage.ru_stime
@@ -68,7 +68,7 @@ def main() -> None:
                 Image.fromarray(image).save(folder / f"{index:05}.png")
         else:
             width, height = map(int, options.size.split("x"))
-            for index, picture in enumerate(photographs(options.images, width, height)):
+            for index, picture in enumerate(make_photographs(options.images, width, height)):
                 picture.save(folder / f"{index:05}.jpg", quality=90)
             shape = [options.images, *(side or 224 for side in graph.metadata.input_shape)]
             images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -77,15 +77,15 @@ def main() -> None:
         command = [sys.executable, "-m", "shiftvit", "predict", str(folder), "--model", options.model]
         command += ["--format", "csv", "--out", f"{place}/rows"]
         for _ in range(options.rounds):
-            began, used = time.perf_counter(), processor_seconds(resource.RUSAGE_SELF)
+            began, used = time.perf_counter(), measure_processor_seconds(resource.RUSAGE_SELF)
             for first in range(0, len(images), BATCH_SIZE):
                 graph.run(images[first : first + BATCH_SIZE])
             pure.append(len(images) / (time.perf_counter() - began))
-            spent["runtime_alone"].append(processor_seconds(resource.RUSAGE_SELF) - used)
-            began, used = time.perf_counter(), processor_seconds(resource.RUSAGE_CHILDREN)
+            spent["runtime_alone"].append(measure_processor_seconds(resource.RUSAGE_SELF) - used)
+            began, used = time.perf_counter(), measure_processor_seconds(resource.RUSAGE_CHILDREN)
             said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
             whole.append(len(images) / (time.perf_counter() - began))
-            spent["whole_process"].append(processor_seconds(resource.RUSAGE_CHILDREN) - used)
+            spent["whole_process"].append(measure_processor_seconds(resource.RUSAGE_CHILDREN) - used)
             inner.append(len(images) / float(said.split(" images in ")[1].split(" s,")[0]))
     result = {
         "n": options.rounds,

@@ -29,7 +29,7 @@ SIZES = ((7, 9), (33, 47), (224, 224), (256, 256), (256, 300), (375, 500), (100,
 MODES = {"bilinear": 'mode="linear"', "bicubic": 'mode="cubic", cubic_coeff_a=-0.5'}
 
 
-def by_products(rule: Preprocess, folder: Path) -> Any:
+def make_front_session(rule: Preprocess, folder: Path) -> Any:
     """Returns a session with the package's front before a graph that does nothing."""
     height, width = rule.output_shape(64, 64)
     shape = f"uint8[batch, {height}, {width}, 3]"
@@ -43,7 +43,7 @@ def by_products(rule: Preprocess, folder: Path) -> Any:
     return onnxruntime.InferenceSession(folder / "graph.onnx")
 
 
-def by_resize(interpolation: str) -> Any:
+def make_resize_session(interpolation: str) -> Any:
     """Returns a session with ONNX's operation alone, to a given size."""
     return onnxruntime.InferenceSession(
         onnx.parser.parse_model(
@@ -58,7 +58,7 @@ def by_resize(interpolation: str) -> Any:
 
 def compare(rule: Preprocess, folder: Path) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    products, resize = by_products(rule, folder), by_resize(rule.interpolation)
+    products, resize = make_front_session(rule, folder), make_resize_session(rule.interpolation)
     rows = []
     for height, width in SIZES:
         images = rng.integers(0, 256, (1, height, width, 3), dtype=np.uint8)

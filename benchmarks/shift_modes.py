@@ -68,7 +68,7 @@ def train_one(mode: str, seed: int, work: Path) -> None:
         shiftvit.train("quick", out=run, **{"train.seed": seed, **MODES[mode]})
 
 
-def directions(seed: int) -> list[tuple[int, int]]:
+def draw_directions(seed: int) -> list[tuple[int, int]]:
     """Returns where the four groups look for their values, in (rows, columns): four of the eight neighbours, drawn."""
     drawn = np.random.default_rng(seed).choice(len(NEIGHBOURS), 4, replace=False)
     return [NEIGHBOURS[index] for index in drawn]
@@ -85,7 +85,7 @@ def move_at_random(seed: int) -> None:
         def call(self, x: Any) -> Any:
             channels = x.shape[-1]
             kernel = np.zeros((3, 3, channels, 1), np.float32)  # a convolution whose kernels hold a single 1
-            for index, (row, column) in enumerate(directions(seed)):
+            for index, (row, column) in enumerate(draw_directions(seed)):
                 kernel[1 + row, 1 + column, index * self.group : (index + 1) * self.group] = 1.0
             kernel[1, 1, 4 * self.group :] = 1.0
             return ops.depthwise_conv(x, ops.cast(kernel, x.dtype), padding="same")
@@ -108,14 +108,14 @@ def write(seeds: list[int], work: Path) -> None:
         "seeds": seeds,
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "interval": "95 %, Student's t with n - 1 degrees of freedom; differences are paired by seed",
-        "modes": {mode: {"test_top1": values, **interval(values)} for mode, values in top1.items()},
+        "modes": {mode: {"test_top1": values, **estimate_interval(values)} for mode, values in top1.items()},
         "minus_shift": {
-            mode: interval([a - b for a, b in zip(values, top1["shift"], strict=True)])
+            mode: estimate_interval([a - b for a, b in zip(values, top1["shift"], strict=True)])
             for mode, values in top1.items()
             if mode != "shift"
         },
-        "random_minus_none": interval([a - b for a, b in zip(top1["random"], top1["none"], strict=True)]),
-        "random_directions": {str(seed): directions(seed) for seed in seeds},
+        "random_minus_none": estimate_interval([a - b for a, b in zip(top1["random"], top1["none"], strict=True)]),
+        "random_directions": {str(seed): draw_directions(seed) for seed in seeds},
         "runs": runs,
     }
     environment = json.loads((work / f"shift-{seeds[0]}" / "environment.json").read_text("utf-8"))
@@ -124,7 +124,7 @@ def write(seeds: list[int], work: Path) -> None:
     write_record("shift_modes", result, command=command, ran_on=environment)
 
 
-def interval(values: list[float]) -> dict[str, Any]:
+def estimate_interval(values: list[float]) -> dict[str, Any]:
     """Returns the mean, and half of the 95 % t-interval's width."""
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return {"mean": statistics.mean(values), "half_width": float(half)}

@@ -16,7 +16,7 @@ import time
 import keras
 import numpy as np
 
-from plain_keras import plain_model
+from plain_keras import build_plain_model
 from record import write_record
 from shiftvit.benchmark import measure_peak_gflops
 from shiftvit.bundle.describe import list_stages
@@ -48,7 +48,7 @@ def main() -> None:
     labels = generator.integers(0, config.num_classes, arguments.batch_size)
     models = {
         "shiftvit": ShiftViT(**config.get_arguments(), dtype=precision),
-        "plain Keras": plain_model(config, precision),
+        "plain Keras": build_plain_model(config, precision),
     }
     counts = {name: model.count_params() for name, model in models.items()}
     assert len(set(counts.values())) == 1, counts

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,19 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from record import RESULTS, write_record
+from record import RESULTS, run_command, write_record
 from shiftvit.data import named
 from shiftvit.environment import count_cores
 
 SIZE = (160, 120)
-# Runs a command of ours and says the largest size that its process had.
-PROGRAM = """
-import sys
-from shiftvit.cli.main import _run
-status = _run(sys.argv[1:])
-print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
-sys.exit(status)
-"""
 
 
 def main() -> None:
@@ -44,6 +34,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     chosen = parser.parse_args()
+    os.environ.setdefault("KERAS_BACKEND", "torch")
     with tempfile.TemporaryDirectory() as place:
         folder, run = Path(place) / "pictures", Path(place) / "run"
         size = write_tree(folder, chosen.files)
@@ -54,13 +45,7 @@ def main() -> None:
         }
         rows = {name: measure(arguments, allowed) for name, (arguments, allowed) in commands.items()}
         (epoch,) = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
-    result = {
-        "files": chosen.files,
-        "bytes": size,
-        "picture": list(SIZE),
-        **rows,
-        "epoch": epoch,
-    }
+    result = {"files": chosen.files, "bytes": size, "picture": list(SIZE), **rows, "epoch": epoch}
     print(json.dumps({**rows, "epoch": epoch}, indent=1))
     write_record("streaming", result, folder=chosen.out)
 
@@ -90,13 +75,7 @@ def _write(folder: Path, numbers: list[int]) -> int:
 def measure(arguments: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
     """Runs a command; returns its seconds and its peak memory in megabytes."""
     began = time.perf_counter()
-    environment = {**os.environ, "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch")}
-    answer = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True
-    )
-    if answer.returncode not in allowed:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{answer.stderr}")
-    peak = int(answer.stderr.rsplit("peak ", 1)[1].split()[0]) / 1024
+    _, peak = run_command(arguments, allowed)
     row = {"seconds": round(time.perf_counter() - began, 1), "peak_megabytes": round(peak, 1)}
     print(arguments[:2], row, flush=True)
     return row

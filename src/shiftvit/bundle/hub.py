@@ -29,14 +29,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 def push(
     bundle: Bundle | str | Path, repository: str, *, private: bool = False, message: str = "Upload a ShiftViT model"
 ) -> str:
-    """Uploads a bundle in one commit and returns the repository's address; replaces a bundle that is already there.
+    """Uploads a bundle in one commit, in place of an earlier one, and returns the repository's address.
 
-    Other files in the repository stay as they are.
+    Other files in the repository stay.
 
     Args:
         bundle: a `Bundle`, or what `Bundle.load` takes.
         repository: "OWNER/NAME"; created if it does not exist.
-        private: make the repository private; a public one is refused.
+        private: create a private repository; an existing one must be private.
         message: the commit message.
 
     Raises:
@@ -58,14 +58,14 @@ def push_space(
     private: bool = False,
     message: str = "Upload a ShiftViT demo",
 ) -> str:
-    """Uploads a demo as a static Space in one commit and returns its address; replaces a demo that is already there.
+    """Uploads a demo as a static Space in one commit, in place of an earlier one, and returns its address.
 
-    Other files in the Space stay as they are.
+    Other files in the Space stay.
 
     Args:
         contents: file path in the Space -> content, as `shiftvit.serve.demo.read_space_files` returns them.
         repository: "OWNER/NAME"; created if it does not exist.
-        private: make the Space private; a public one is refused.
+        private: create a private Space; an existing one must be private.
         message: the commit message.
 
     Raises:
@@ -77,7 +77,7 @@ def push_space(
 
 
 def check_target(repository: str) -> None:
-    """Checks everything that can be checked before anything is created or sent.
+    """Checks the client, the name and the token, before anything is created or sent.
 
     Raises:
         ShiftViTError: the client is missing, the name is invalid, or there is no token.

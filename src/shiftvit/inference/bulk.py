@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, check_at_least, describe_error, suggest, suggest_install
 from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.storage import Folder
 from shiftvit.inference.worker import (
@@ -273,7 +273,7 @@ def _connect(ray: Any, address: str | None, store: int) -> Iterator[None]:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **started)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = describe_error(error)
         mend = "install the same versions on both" if "mismatch" in reason else "start a cluster with: ray start --head"
         raise ShiftViTError(f"the Ray cluster at {address!r} cannot be used: {reason}; {mend}") from error
     try:

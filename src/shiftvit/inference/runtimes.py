@@ -21,7 +21,7 @@ from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, count_cores
-from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, check_at_least, describe_error, suggest, suggest_install
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -121,9 +121,8 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     except (ShiftViTError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything in the library that reads it
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ShiftViTError(
-            f"{origin} cannot be loaded ({reason}); it may be damaged: restore it, or export it again"
+            f"{origin} cannot be loaded ({describe_error(error)}); it may be damaged: restore it, or export it again"
         ) from error
     if metadata.precision == "int8" and metadata.saturates is None and row.saturates and not adds_int8_exactly():
         raise ShiftViTError(

@@ -1,8 +1,8 @@
-"""The device loop: training steps without Python between them, on images that are on the device.
+"""The device loop: makes training steps without Python between them, on images that are on the device.
 
-Keras' `fit` fetches each batch from the host and calls Python for each step. That suits a processor, but an accelerator
-takes only a millisecond for a small model's step and would wait. Here one call makes dozens of steps: on jax a compiled
-`lax.scan` with donated state, on CUDA replays of one captured graph. Random draws, arithmetic, callbacks and
+Keras' `fit` fetches each batch from the host and runs Python code for each step. That suits a processor. An accelerator
+takes only a millisecond for a step of a small model, and would wait. Here one call makes dozens of steps: on jax a
+compiled `lax.scan` with donated state, on CUDA replays of one captured graph. Random draws, arithmetic, callbacks and
 checkpoints are those of `fit`; `tests/test_device.py` compares the two.
 """
 
@@ -66,9 +66,9 @@ class DeviceLoop:
 
 
 def choose_chunk_length(steps: int) -> int:
-    """Returns how many steps to make per call: from 32 to 64, the number with the smallest remainder in an epoch.
+    """Returns how many steps to make per call: the number from 32 to 64 with the smallest remainder in an epoch.
 
-    On jax a remainder compiles a second program.
+    On jax a remainder needs a second compiled program.
     """
     return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
 
@@ -155,10 +155,10 @@ class JaxLoop(DeviceLoop):
 
 
 class TorchLoop(DeviceLoop):
-    """The step as a CUDA graph that is replayed; without CUDA, or if capturing fails, as ordinary calls.
+    """Captures the step as a CUDA graph and replays it. Without CUDA, or if that fails, it makes ordinary calls.
 
-    Everything that a step reads and changes stays at one address, including the number of the step, so a replay needs
-    no arguments.
+    Everything that a step reads and changes keeps its address, even the number of the step, so a replay needs no
+    arguments.
     """
 
     def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Builds optimizers from settings, and decides which weights decay."""
+"""AdamW and Muon, built from settings; decides which weights decay."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Rule(keras.optimizers.Optimizer):
     def __init__(self, *, stage_decay: float = 1.0, head_steps: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage_decay, self.head_steps = stage_decay, head_steps
-        self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients  # those of several processes to one
+        self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients  # over several processes
         # Of each variable: its rate as a share of the optimizer's, and whether it waits for the head.
         self._shares: list[tuple[float, bool]] = []
 

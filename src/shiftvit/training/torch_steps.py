@@ -1,4 +1,4 @@
-"""AdamW and Muon for torch, over all variables at once: Keras' arithmetic without its calls for each variable.
+"""AdamW and Muon for torch, over all variables at once. The arithmetic is Keras'.
 
 Keras runs Muon in about a dozen calls a variable and asks the schedule for the rate each time. For a small model on
 two cores that was a fifth of a training step, and two thirds of it were calls. Muon uses Adam for vectors, so

@@ -99,7 +99,7 @@ def read_table(path: Path) -> Listing:
         )
     once: dict[str, Row] = {}
     for row in places:
-        split, image, label = once.setdefault(os.path.normpath(row[1]), row)
+        split, image, label = once.setdefault(os.path.abspath(row[1]), row)  # noqa: PTH100 - does not ask the disk
         for what, one, other in (("labels", label, row[2]), ("splits", split, row[0])):
             if one != other:
                 raise ShiftViTError(
