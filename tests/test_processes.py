@@ -1,4 +1,4 @@
-"""Training in several processes: the same images, weights and files as in one, and an end when one of them ends."""
+"""Training in several processes: the same images, weights and files as in one, and an end if one of them ends."""
 
 from __future__ import annotations
 
