@@ -23,7 +23,7 @@ from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
 from shiftvit.cli.main import app
 from shiftvit.cli.tables import show_pairs
-from shiftvit.errors import ShiftViTError, suggest_install
+from shiftvit.errors import ShiftViTError, suggest, suggest_install
 from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import RUNTIMES
 
@@ -217,3 +217,10 @@ def test_the_backend_that_is_chosen(environment, installed, configured, expected
     else:
         with pytest.raises(ShiftViTError, match=expected):
             ensure_backend()
+
+
+def test_of_thousands_of_valid_names_a_message_lists_some() -> None:
+    text = suggest("class 12", [f"class {number:04}" for number in range(10_000)])
+    assert text.startswith("did you mean 'class ")
+    assert text.endswith("class 0039 and 9,960 more.")
+    assert suggest("x", ["b", "a"]) == "Valid: a, b."

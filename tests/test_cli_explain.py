@@ -33,6 +33,7 @@ def test_the_command_explains_images(tmp_path):
     row, column = first["occlusion"]["peak"]
     heat = np.array(first["occlusion"]["map"])
     assert heat[int(row), int(column)] > 0.9 * heat.max()
+    assert all(value == round(value, 4) for value in heat.flat)
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.height > 2 * 192
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample import replace_splits
-from shiftvit import ShiftViTError
+from shiftvit import Recipe, ShiftViTError, load_data
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import restore_splits, save_splits
@@ -313,6 +313,23 @@ def test_faults_of_saved_splits(tmp_path):
         restore_splits(find_data(archive), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")
+    (tmp_path / "s.csv").write_text("split,path,label\ntrain,a/1.png,a\ntest,a/1.png,a\n")
+    with pytest.raises(ShiftViTError, match=r"lists 'a/1.png' twice, in other splits or classes; restore it"):
+        restore_splits(find_data(root), tmp_path / "s.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "there"),
+    [("", "no split"), ("train,a/1.png,a\ntrain,b/1.png,b\n", "train"), ("test,a/1.png,a\n", "test")],
+)
+def test_a_run_whose_table_lost_its_rows_does_not_continue(tmp_path, rows, there):
+    root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "splits.csv").write_text(f"split,path,label\n{rows}")
+    recipe = Recipe.load("photos", **{"data.name": str(root)})
+    with pytest.raises(ShiftViTError, match=f"has images of {there} alone.*; restore it"):
+        load_data(recipe, run=run)
 
 
 def test_validation_from_the_end_is_that_of_keras(tmp_path):

@@ -147,6 +147,12 @@ def test_an_image_that_is_listed_twice_is_one(tmp_path):
     assert found.notes == ("rows that repeat an image: 3",)
     table.write_text("path,label\na.png,x\nb.png,y\n./a.png,y")
     assert "a.png' with the labels 'x' and 'y'; keep one of the rows" in read_fault(table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        table.write_text(f"path,label\na.png,x\nb.png,y\n{tmp_path / 'a.png'},x")
+        assert len(find_data("t.csv").train) == 2
+        table.write_text(f"path,label\na.png,x\nb.png,y\n{tmp_path / 'a.png'},y")
+        assert "with the labels 'x' and 'y'; keep one of the rows" in read_fault("t.csv")
     table.write_text("path,label,split\na.png,x,train\nb.png,y,train\na.png,x,test")
     assert "a.png' with the splits 'train' and 'test'; keep one of the rows" in read_fault(table)
 
@@ -256,4 +262,4 @@ def test_natural_order_is_total_and_does_not_depend_on_the_order_before(texts):
 def test_natural_order_and_lists_read_well():
     texts = ["img10", "Img2", "img1", "a", "x" + "9" * 5000, "3"]
     assert sorted(texts, key=make_natural_key)[:5] == ["3", "a", "img1", "Img2", "img10"]
-    assert [join_words(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [join_words(list(words)) for words in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]

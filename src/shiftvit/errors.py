@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+# The most valid names that a message lists; a model may have thousands of classes.
+_LISTED = 40
+
 
 class ShiftViTError(ValueError):
     """An error that the caller can fix.
@@ -41,11 +44,12 @@ class Interrupted(Exception):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error message: the closest valid name, if one is close, then all of them."""
+    """Returns the end of an error message: the closest valid name, if one is close, then all, or of many the first."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Valid: {', '.join(names)}."
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return f"{hint}Valid: {', '.join(names[:_LISTED])}{more}."
 
 
 def to_one_line(text: str) -> str:

@@ -146,7 +146,10 @@ def _explain(
             "probability": round(float(answers[index, chosen[index]]), 6),
         }
         for key, heat in maps.items():
-            row[key] = {"peak": _find_peak(heat[index], pixels.shape[1:3]), "map": np.round(heat[index], 4).tolist()}
+            row[key] = {
+                "peak": _find_peak(heat[index], pixels.shape[1:3]),
+                "map": heat[index].astype(float).round(4).tolist(),
+            }
         rows.append(row)
     return rows, pixels
 

@@ -56,6 +56,11 @@ def load_data(
     if table is not None and table.is_file():
         count = recipe.model.num_classes if "num_classes" in recipe.model.model_fields_set else None
         kept = restore_splits(data, table, count)
+        if "train" not in kept.splits or len(kept.splits) < 2:
+            raise ShiftViTError(
+                f"{str(table)!r} has images of {join_words([*kept.splits]) or 'no split'} alone, and a run needs those "
+                "of train and of validation or test; restore it"
+            )
     unpack((kept or data).list_paths())
     if kept is None:
         result = _split_and_read(recipe, data, read)

@@ -60,7 +60,8 @@ def evaluate(
         F1, balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
         "without_images", the classes without images, which the macro figures leave out while top-1 and top-5 count
         predictions of all classes; "among_others", if there are such classes, the figures of predictions among the
-        other classes only; "confusion", rows are true classes; "temperature", and "calibration" at that temperature;
+        other classes only; "confusion", rows are true classes, or of more than 2,000 classes a dictionary of
+        the lists "true", "predicted" and "count"; "temperature", and "calibration" at that temperature;
         "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity;
         and "folder", where all this was written, or None.
 
@@ -100,7 +101,7 @@ def evaluate(
         "classes": metrics.measure_classes(logits, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
         **_measure_among_others(logits, labels, counts),
-        "confusion": count_confusion(logits, labels).tolist(),
+        "confusion": _list_confusion(count_confusion(logits, labels)),
         "temperature": loaded.temperature,
         "calibration": metrics.measure_calibration(probabilities, labels),
         "mistakes": _list_mistakes(logits, probabilities, images, loaded.labels),
@@ -112,6 +113,13 @@ def evaluate(
     if out is not None:
         _write(Path(out), report, images, logits, probabilities, loaded)
     return {**report, "folder": None if out is None else str(out)}
+
+
+def _list_confusion(matrix: Any) -> list[list[int]] | dict[str, list[int]]:
+    if isinstance(matrix, np.ndarray):
+        rows: list[list[int]] = matrix.tolist()
+        return rows
+    return {"true": matrix.row.tolist(), "predicted": matrix.col.tolist(), "count": matrix.data.tolist()}
 
 
 def _measure_among_others(
@@ -176,7 +184,7 @@ def _write(
 
     def write(folder: Path) -> None:
         files.write_json(folder / REPORT, report)
-        draw_confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
+        draw_confusion_matrix(count_confusion(logits, split.labels), loaded.labels, folder / "confusion_matrix.png")
         plain = metrics.measure_calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
         draw_reliability(plain, folder / "reliability.png", fitted)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from shiftvit.errors import pluralize
 from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, make_figure, save_figure, set_whole_ticks
 
+# Rows of a confusion matrix; a figure has few more pixels.
+_DRAWN = 1000
+
 
 def draw_learning_curves(
     history: list[dict[str, Any]], rates: NDArray[np.float32], path: Path, *, title: str, steps: int
@@ -49,17 +52,26 @@ def draw_learning_curves(
     save_figure(figure, path)
 
 
-def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
-    """Draws a confusion matrix `(C, C)`, whose rows are the true classes, in percent. Names up to 30 classes."""
+def draw_confusion_matrix(matrix: Any, labels: tuple[str, ...], path: Path) -> None:
+    """Draws a confusion matrix `(C, C)`, whose rows are the true classes, in percent. Names up to 30 classes.
+
+    Args:
+        matrix: as `count_confusion` returns it. A sparse one is drawn with neighbouring classes joined.
+        labels: the class names.
+        path: the file to write.
+    """
+    images, hits = int(matrix.sum()), int(matrix.trace())
+    if not isinstance(matrix, np.ndarray):
+        matrix = _join_classes(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     share = 100.0 * matrix / np.maximum(totals, 1)
     count = len(labels)
     side = min(max(4.5, 1.5 + 0.6 * count), 14)
     figure = make_figure(side + 0.8, side)
     axes = figure.subplots()
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set_title(f"Confusion on {pluralize(int(matrix.sum()), 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, extent=(-0.5, count - 0.5, count - 0.5, -0.5))
+    accuracy = 100.0 * hits / max(images, 1)
+    axes.set_title(f"Confusion on {pluralize(images, 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     if count <= 30:
@@ -75,6 +87,15 @@ def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], pa
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     figure.colorbar(picture, ax=axes, label="% of the true class", shrink=0.8)
     save_figure(figure, path)
+
+
+def _join_classes(matrix: Any) -> NDArray[np.int64]:
+    """Returns the counts of a sparse matrix with equally many neighbouring classes in each row and column."""
+    step = -(-matrix.shape[0] // _DRAWN)
+    size = -(-matrix.shape[0] // step)
+    joined = np.zeros((size, size), np.int64)
+    np.add.at(joined, (matrix.row // step, matrix.col // step), matrix.data)
+    return joined
 
 
 def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:

@@ -53,9 +53,8 @@ def finish_run(
     Returns:
         The metrics. `metrics.json` is written last, so a run that has it is complete.
     """
-    best = run / "checkpoints" / BEST
-    if recipe.train.select == "best" and processes.first(best.is_file):
-        processes.together(lambda: load_checkpoint(best, model))
+    if recipe.train.select == "best" and progress.best_epoch is not None:
+        processes.together(lambda: load_checkpoint(run / "checkpoints" / BEST, model))
     with use_averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     final = bundle.build()  # the model that users will load: float32, from the stored weights

@@ -35,6 +35,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.processes import ALONE, Processes
 
 RECIPE = "recipe.toml"
+ENVIRONMENT = "environment.json"
 # Settings, or the beginnings of their keys, that cannot change in a resumed run, because its state, its splits or its
 # steps depend on them.
 _FIXED = (
@@ -123,14 +124,30 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
                 f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
+        _keep_environment(run)
         if not (run / RECIPE).is_file():
-            files.write_json(run / "environment.json", environment.describe_environment())
             if dataset.path is not None:
                 save_splits(dataset, run / SPLITS_TABLE)
             _write_recipe(run, recipe)
         else:
             change_recipe(run, recipe)
+            _notice_lost_checkpoint(run, recipe)
         yield
+
+
+def _keep_environment(run: Path) -> None:
+    """Describes the machine in `environment.json`, unless that was done when the run began."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(json.loads((run / ENVIRONMENT).read_text("utf-8")), dict):
+            return
+    files.write_json(run / ENVIRONMENT, environment.describe_environment())
+
+
+def _notice_lost_checkpoint(run: Path, recipe: Recipe) -> None:
+    from shiftvit.training.checkpoint import LAST
+
+    if recipe.probe is None and not (run / "checkpoints" / LAST).is_file():
+        notice(f"{str(run)!r} has no checkpoint {LAST}, so the run begins anew")
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
@@ -141,10 +158,10 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
     for key, (old, new) in changes.items():
         notice(f"{key} changes from {old} to {new}")
     path = run / "changes.jsonl"
-    earlier = path.read_text("utf-8") if path.is_file() else ""
+    earlier = path.read_bytes() if path.is_file() else b""
     row = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "changed": changes}
-    text = f"{earlier}{json.dumps(row)}\n"
-    files.write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    content = earlier + f"{json.dumps(row)}\n".encode()
+    files.write_file(path, lambda temporary: temporary.write_bytes(content))
     _write_recipe(run, recipe)
 
 
@@ -161,9 +178,16 @@ def write_log(run: Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `log.jsonl`, or none if the run has no such file."""
+    """Returns the rows of `log.jsonl`, or none if the run has no such file.
+
+    Raises:
+        ShiftViTError: the file is damaged.
+    """
     path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); restore it") from error
 
 
 def _choose_resumed(

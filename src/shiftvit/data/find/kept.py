@@ -58,7 +58,12 @@ def read_splits(table: Path) -> list[Row]:
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
-    return [(split, image, normalise_name(label)) for split, image, label in lines]
+    rows = [(split, image, normalise_name(label)) for split, image, label in lines]
+    once: dict[str, Row] = {}
+    for row in rows:
+        if once.setdefault(row[1], row) != row:
+            raise ShiftViTError(f"{str(table)!r} lists {row[1]!r} twice, in other splits or classes; restore it")
+    return rows
 
 
 def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Dataset:
