@@ -1,13 +1,13 @@
-"""Training steps on an accelerator: the device loop of this package, and timm's models of the same size, in turn.
+"""Measures training steps on an accelerator: our device loop, and timm's models of the same size, in turn.
 
     pip install timm
     KERAS_BACKEND=torch python benchmarks/accelerators.py
     KERAS_BACKEND=jax python benchmarks/accelerators.py --no-peers
 
 Every model trains on random images in bfloat16, with AdamW and label smoothing: ShiftViT-T/R2, Swin-T and ConvNeXt-T at
-224x224, and our large model for CIFAR-10. A step of ours includes cropping and mirroring on the device. On torch each
-step is one captured CUDA graph, for timm's models as for ours; `--compile` adds timm's models under `torch.compile`.
-The result goes to benchmarks/results/accelerators-BACKEND-DATE.json.
+224x224, and our large model for CIFAR-10. Our steps include cropping and mirroring on the device. On torch each step is
+one captured CUDA graph, also for timm's models; `--compile` adds timm's models under `torch.compile`. The result goes
+to benchmarks/results/accelerators-BACKEND-DATE.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from record import write_record
 from shiftvit.benchmark import measure_peak_gflops
 from shiftvit.bundle.describe import list_stages
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.environment import device_name
+from shiftvit.environment import find_device_name
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.device import make_loop
@@ -36,10 +36,10 @@ from shiftvit.training.fit import build_model
 from shiftvit.training.setup import resolve
 
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
-# Preset, pixels, images in a batch.
+# Preset, pixels of a side, batch size.
 OURS = (("shiftvit_tiny_r2", 224, 128), ("shiftvit_cifar_large", 32, 500), ("keras_example", 48, 256))
 
-# Takes a number of steps and waits for the last.
+# Makes a number of steps and waits for the last.
 Steps = Callable[[int], None]
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the batches")
     arguments = parser.parse_args()
     peak = measure_peak_gflops("bfloat16")
-    print(f"{device_name()}: {peak / 1e3:.1f} TFLOP/s in square products", flush=True)
+    print(f"{find_device_name()}: {peak / 1e3:.1f} TFLOP/s in square products", flush=True)
     rows = []
     for preset, side, images in OURS:
         if arguments.only not in (None, preset):
@@ -62,7 +62,9 @@ def main() -> None:
         batch = max(1, int(images * arguments.scale))
         makers: dict[str, Callable[[], Steps]] = {}
         for name in (preset, *(PEERS if arguments.peers and side == 224 else ())):
-            make = functools.partial(ours if name == preset else peer, name, side, batch)
+            make: Callable[..., Steps] = functools.partial(
+                make_our_steps if name == preset else make_peer_steps, name, side, batch
+            )
             makers[name] = functools.partial(make, compiled=False)
             if arguments.compile:
                 makers[f"{name}, compiled"] = functools.partial(make, compiled=True)
@@ -71,7 +73,7 @@ def main() -> None:
                 make()(1)
             continue
         rates = measure(makers, batch, arguments.rounds, arguments.seconds)
-        gflop = 3 * 2 * sum(row["multiply_adds"] for row in list_stages(settings(preset, side))) / 1e9
+        gflop = 3 * 2 * sum(row["multiply_adds"] for row in list_stages(make_config(preset, side))) / 1e9
         for name, found in rates.items():
             row = {
                 "model": name,
@@ -94,14 +96,14 @@ def main() -> None:
     write_record(f"accelerators-{keras.config.backend()}", figures)
 
 
-def settings(preset: str, side: int) -> Any:
+def make_config(preset: str, side: int) -> Any:
     """Returns a preset's arguments for square images."""
     from shiftvit.config import ModelConfig
 
     return ModelConfig(**{**find_preset(preset).arguments, "image_shape": (side, side, 3)})
 
 
-def ours(preset: str, side: int, batch: int, compiled: bool) -> Steps:
+def make_our_steps(preset: str, side: int, batch: int, compiled: bool) -> Steps:
     """Returns the steps of the device loop on random images."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (4 * batch, side, side, 3), np.uint8)
@@ -130,12 +132,12 @@ def ours(preset: str, side: int, batch: int, compiled: bool) -> Steps:
     def run(count: int) -> None:
         for _ in range(count):
             loop.run(0, steps)
-        assert np.isfinite(loop.figures()["loss"])  # waits for the result
+        assert np.isfinite(loop.read_figures()["loss"])  # waits for the result
 
     return lambda count: run(max(1, count // steps))
 
 
-def peer(name: str, side: int, batch: int, compiled: bool) -> Steps:
+def make_peer_steps(name: str, side: int, batch: int, compiled: bool) -> Steps:
     """Returns training steps of one of timm's models: autocast to bfloat16, AdamW, one captured graph."""
     import timm
     import torch
@@ -181,7 +183,7 @@ def peer(name: str, side: int, batch: int, compiled: bool) -> Steps:
 
 
 def measure(makers: dict[str, Callable[[], Steps]], batch: int, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Returns each model's images a second, round by round, the models in turn."""
+    """Returns the images/s of each model in each round; in a round the models take turns."""
     steps, counts = {}, {}
     for name, make in makers.items():
         began = time.perf_counter()

@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENT = ROOT / "docs" / "performance.md"
-
+Result = dict[str, Any]
 
 # The data sets of `alternatives.py`.
 NAMED = {"cifar10": "CIFAR-10", "pictures": "cats and dogs"}
 
 
-def newest(pattern: str) -> tuple[str, dict[str, Any]] | None:
+def find_newest(pattern: str) -> tuple[str, Result] | None:
     """Returns name and content of the newest result whose name matches, or None."""
     paths = sorted(
         path for path in RESULTS.glob("*.json") if re.fullmatch(pattern + r"-\d{4}-\d\d-\d\d\.json", path.name)
@@ -30,20 +31,20 @@ def newest(pattern: str) -> tuple[str, dict[str, Any]] | None:
     return (paths[-1].name, json.loads(paths[-1].read_text("utf-8"))) if paths else None
 
 
-def link(name: str) -> str:
+def make_link(name: str) -> str:
     """Returns a link from the document to a result."""
     return f"[json](../benchmarks/results/{name})"
 
 
-def steps() -> list[str]:
-    """Training steps of the Keras example's model against plain Keras."""
+def tabulate_steps() -> list[str]:
+    """Tabulates training steps of the Keras example's model and of plain Keras."""
     lines = [
         "| model, backend | this package | plain Keras | ratio | share of the peak | result |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for backend in ("torch", "jax", "tensorflow"):
         for suffix, words in (("-drop_path0-dropout0", "dropout and drop path off"), ("", "as published, with both")):
-            found = newest(f"steps-keras_example{suffix}-{backend}")
+            found = find_newest(f"steps-keras_example{suffix}-{backend}")
             if found is None:
                 lines.append(f"| {words}, {backend} | not measured | not measured | | | |")
                 continue
@@ -53,19 +54,19 @@ def steps() -> list[str]:
             lines.append(
                 f"| {words}, {backend}, {result['precision'].removeprefix('mixed_')} | {ours:.0f} images/s | "
                 f"{plain:.0f} images/s | {result['ratio']:.2f} | {share:.0%} of {result['peak_gflops']:.0f} GFLOP/s | "
-                f"{link(name)} |"
+                f"{make_link(name)} |"
             )
     return [*lines, "| any, a GPU | not measured | not measured | | | |"]
 
 
-def accelerators() -> list[str]:
-    """Training steps on an accelerator."""
+def tabulate_accelerators() -> list[str]:
+    """Tabulates training steps on an accelerator."""
     lines = [
         "| backend, accelerator | model | batch | training | share of the peak | result |",
         "|---|---|---:|---:|---:|---|",
     ]
     for backend in ("jax", "torch"):
-        found = newest(f"accelerators-{backend}")
+        found = find_newest(f"accelerators-{backend}")
         if found is None:
             lines.append(f"| {backend} | ours, Swin-T and ConvNeXt-T | | not measured | | |")
             continue
@@ -79,31 +80,23 @@ def accelerators() -> list[str]:
             )
             lines.append(
                 f"| {where} | {row['model']}, {row['pixels']} px | {row['batch']} | "
-                f"{row['images_per_second']:,.0f} images/s | {share} | {link(name)} |"
+                f"{row['images_per_second']:,.0f} images/s | {share} | {make_link(name)} |"
             )
     return lines
 
 
-def choices() -> list[str]:
-    """What each choice for speed gives."""
-    found = newest("choices")
-    if found is None:
-        return ["not measured"]
-    name, result = found
+def tabulate_choices(result: Result) -> list[str]:
+    """Tabulates what each choice for speed gains."""
     lines = ["| choice | step without | step with | ratio | spread |", "|---|---:|---:|---:|---:|"]
     for words, row in result["choices"].items():
         low, high = row["ratio_spread"]
         times = f"{row['without_ms']:.0f} ms | {row['with_ms']:.0f} ms"
         lines.append(f"| {words} | {times} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |")
-    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+    return lines
 
 
-def peers() -> list[str]:
-    """Inference against peers."""
-    found = newest("peers")
-    if found is None:
-        return ["not measured"]
-    name, result = found
+def tabulate_peers(result: Result) -> list[str]:
+    """Tabulates inference of peers."""
     batches = [key for key in result["models"][0] if key.startswith("batch_")]
     heads = " | ".join(f"{key.replace('_', ' ')} | to ours" for key in batches)
     lines = [f"| model | {heads} |", "|---|" + "---:|---:|" * len(batches)]
@@ -112,15 +105,11 @@ def peers() -> list[str]:
             f"{row[k]['images_per_second']:.1f} images/s | {row[k]['ratio_to_ours']:.2f}" for k in batches
         )
         lines.append(f"| {row['model']} | {cells} |")
-    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+    return lines
 
 
-def alternatives() -> list[str]:
-    """Accuracy against alternatives, after the same wall time."""
-    found = newest("alternatives")
-    if found is None:
-        return ["not measured"]
-    name, result = found
+def tabulate_alternatives(result: Result) -> list[str]:
+    """Tabulates accuracy after the same wall time."""
     cells = {(row["data"], row["budget"], row["contender"]): row for row in result["rows"]}
     columns = sorted({key[:2] for key in cells})
     best = {column: max(row["test_top1"] for key, row in cells.items() if key[:2] == column) for column in columns}
@@ -146,30 +135,25 @@ def alternatives() -> list[str]:
     counts = ", ".join({f"{row['test_images']:,} of {NAMED[row['data']]}": None for row in data.values()})
     cores = "one core" if result["cores_each"] == 1 else f"{result['cores_each']} cores"
     ran_on = result["environment"]["processor"]
-    lines += ["", f"Test images: {counts}. Each training had {cores} of an {ran_on}, {result['at_once']} at once."]
-    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+    return [
+        *lines,
+        "",
+        f"Test images: {counts}. Each training had {cores} of an {ran_on}, {result['at_once']} at once.",
+    ]
 
 
-def files() -> list[str]:
-    """Images/s and memory of `shiftvit predict` against the number of files."""
-    found = newest("scaling")
-    if found is None:
-        return ["not measured"]
-    name, result = found
+def tabulate_files(result: Result) -> list[str]:
+    """Tabulates images/s and memory of `shiftvit predict` for each number of files."""
     lines = ["| PNG files | images/s | spread | peak memory |", "|---:|---:|---:|---:|"]
     for row in result["files"]:
         low, high = row["spread"]
         rate = f"{row['images_per_second']:,.0f} | {low:,.0f} to {high:,.0f}"
         lines.append(f"| {row['files']:,} | {rate} | {row['peak_megabytes']:.0f} MB |")
-    return [*lines, "", f"`{result['command']}`, {link(name)}."]
+    return lines
 
 
-def cost() -> list[str]:
-    """Time and memory of a step against resolution and depth."""
-    found = newest("scaling")
-    if found is None:
-        return ["not measured"]
-    _, result = found
+def tabulate_cost(result: Result) -> list[str]:
+    """Tabulates time and memory of a step for each resolution and depth."""
     head = f"batch {result['batch_size']}"
     lines = [f"| {head} | training step | of the peak | prediction step | peak memory |", "|---|---:|---:|---:|---:|"]
     for key, words in (("resolution", "{side} x {side} pixels"), ("depth", "blocks per stage: {blocks_a_stage}")):
@@ -182,26 +166,42 @@ def cost() -> list[str]:
     return lines
 
 
+def tabulate(pattern: str, make: Callable[[Result], list[str]], *, source: bool = True) -> list[str]:
+    """Returns the table of the newest result whose name matches, with its command and a link to it."""
+    found = find_newest(pattern)
+    if found is None:
+        return ["not measured"]
+    name, result = found
+    return [*make(result), *(["", f"`{result['command']}`, {make_link(name)}."] if source else [])]
+
+
 TABLES: dict[str, Callable[[], list[str]]] = {
-    "steps": steps,
-    "accelerators": accelerators,
-    "choices": choices,
-    "peers": peers,
-    "alternatives": alternatives,
-    "files": files,
-    "cost": cost,
+    "steps": tabulate_steps,
+    "accelerators": tabulate_accelerators,
+    "choices": partial(tabulate, "choices", tabulate_choices),
+    "peers": partial(tabulate, "peers", tabulate_peers),
+    "alternatives": partial(tabulate, "alternatives", tabulate_alternatives),
+    "files": partial(tabulate, "scaling", tabulate_files),
+    "cost": partial(tabulate, "scaling", tabulate_cost, source=False),
 }
 
 
-def written(text: str) -> str:
+def replace_table(text: str, name: str, table: str) -> str:
+    """Returns a document with a new table between `<!-- NAME -->` and `<!-- end -->`."""
+    start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    assert found, f"the document has no table {name!r}"
+    return f"{before}{start}{table}{end}{after}"
+
+
+def update(text: str) -> str:
     """Returns the document with every table as the results have it."""
-    for name, rows in TABLES.items():
-        table = f"<!-- {name} -->\n" + "\n".join(rows()) + "\n<!-- end -->"
-        text, count = re.subn(rf"<!-- {name} -->\n.*?<!-- end -->", lambda _, t=table: t, text, flags=re.DOTALL)
-        assert count == 1, name
+    for name, make in TABLES.items():
+        text = replace_table(text, name, "\n".join(make()))
     return text
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(written(DOCUMENT.read_text("utf-8")), "utf-8")
+    DOCUMENT.write_text(update(DOCUMENT.read_text("utf-8")), "utf-8")
     print("wrote the tables of", DOCUMENT.name)

@@ -1,8 +1,8 @@
-"""Every export format in every precision: size, agreement, accuracy and images/s, from the gate's own reports.
+"""Measures every export format in every precision: size, agreement, accuracy and images/s, from the gate's reports.
 
     python benchmarks/exports.py
 
-Exports the model that the package comes with, compares on all 10,000 test images of CIFAR-10 and writes
+Exports the packaged model, compares the exports on all 10,000 test images of CIFAR-10, and writes
 benchmarks/results/exports-DATE.json and the table in docs/export.md.
 """
 
@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from document import ROOT, replace_table
 from record import write_record
 from shiftvit.exports.driver import REPORT, export
 from shiftvit.exports.formats import FORMATS
 
-ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "export.md"
 IMAGES = 10_000
-# Of a report, what all have in common.
+# Entries that are equal in all reports.
 _SHARED = ("processor", "instructions", "threads", "versions")
 
 
@@ -43,14 +43,14 @@ def main() -> None:
     }
     path = write_record("exports", result, ran_on={key: reports[0][key] for key in _SHARED})
     text = DOCUMENT.read_text("utf-8")
-    text = re.sub(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", table(result), text, flags=re.DOTALL)
+    text = replace_table(text, "table", make_table(result))
     text = re.sub(r"exports-\d{4}-\d\d-\d\d\.json", path.name, text)
     DOCUMENT.write_text(text, "utf-8")
-    print(table(result))
+    print(make_table(result))
     print("wrote the table in", DOCUMENT.name)
 
 
-def table(result: dict[str, Any]) -> str:
+def make_table(result: dict[str, Any]) -> str:
     """Returns the Markdown table of a result."""
     lines = [
         "| format | precision | MB | largest difference | same class | top-1 | change | images/s, 1 | images/s, 64 |",
@@ -70,7 +70,7 @@ def table(result: dict[str, Any]) -> str:
             f"{rates['64']:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

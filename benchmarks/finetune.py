@@ -1,11 +1,11 @@
-"""Fine-tuning against training from scratch, on two classes that the first training never saw.
+"""Compares fine-tuning with training from scratch, on two classes that the first training never saw.
 
     KERAS_BACKEND=torch python benchmarks/finetune.py
 
-`quick`'s model is trained on CIFAR-10 without cats and dogs; 500 images of these two are then learnt from its weights
-(the recipe `finetune`), with its first stage frozen, and from random weights with the rates of `quick`, for as many and
-for four times as many epochs. Test: their 2,000 test images. The result goes to
-benchmarks/results/finetune-DATE.json.
+The model of `quick` is trained on CIFAR-10 without cats and dogs. Then 500 images of these two are learnt from its
+weights (the recipe `finetune`), also with its first stage frozen, and from random weights with the rates of `quick`,
+for the same number of epochs and for four times as many. The test images are the 2,000 of cats and dogs. The result
+goes to benchmarks/results/finetune-DATE.json.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
     old = [label for label in range(10) if label not in new]
     rows: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
-        first = train("quick", out=Path(place) / "first", data=only(data, old, None))
+        first = train("quick", out=Path(place) / "first", data=select_classes(data, old, None))
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             "fine-tuned": ("finetune", {"start.source": str(first.path)}),
             "fine-tuned, first stage frozen": ("finetune", {"start.source": str(first.path), "start.freeze": 1}),
@@ -42,9 +42,14 @@ def main() -> None:
             "from scratch, four times the epochs": ("quick", {"train.epochs": 4 * EPOCHS}),
         }
         for seed in SEEDS:
-            few = only(data, new, IMAGES, seed)
+            few = select_classes(data, new, IMAGES, seed)
             for number, (name, (recipe, changes)) in enumerate(ways.items()):
-                settings = {"train.epochs": EPOCHS, "train.batch_size": 32, "data.validation": 50, "train.seed": seed}
+                settings: dict[str, Any] = {
+                    "train.epochs": EPOCHS,
+                    "train.batch_size": 32,
+                    "data.validation": 50,
+                    "train.seed": seed,
+                }
                 settings |= {**(SIZE if recipe == "finetune" else {}), "augment.pad": 4, **changes}
                 run = train(recipe, out=Path(place) / f"{number}-{seed}", data=few, **settings)
                 rows.setdefault(name, []).append(run.metrics["test"]["top1"])
@@ -59,7 +64,7 @@ def main() -> None:
     write_record("finetune", result)
 
 
-def only(data: Dataset, labels: list[int], count: int | None, seed: int = 0) -> Dataset:
+def select_classes(data: Dataset, labels: list[int], count: int | None, seed: int = 0) -> Dataset:
     """Returns the images of some classes, `count` of them for training, drawn with the seed."""
     names = tuple(data.class_names[label] for label in labels)
     place = {label: index for index, label in enumerate(labels)}

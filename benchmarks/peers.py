@@ -1,10 +1,10 @@
-"""Inference against peers of the same size, each an ONNX graph under the same ONNX Runtime, in turn.
+"""Measures the inference of peers of the same size, each an ONNX graph under the same ONNX Runtime, in turn.
 
     pip install timm==1.0.31 torchvision==0.28.0
     KERAS_BACKEND=torch python benchmarks/peers.py
 
-ShiftViT-T/R2, Swin-T and ConvNeXt-T at 224x224 with random weights, which cost as much as trained ones. Every graph
-takes the same uint8 images and normalises them inside. The result goes to benchmarks/results/peers-DATE.json.
+ShiftViT-T/R2, Swin-T and ConvNeXt-T at 224x224 have random weights, which cost as much as trained ones. Every graph
+takes the same uint8 images and normalises them. The result goes to benchmarks/results/peers-DATE.json.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 
 from record import write_record
 from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.stored.published import MEAN, STD
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.model.network import ShiftViT
@@ -34,7 +35,6 @@ OURS = "shiftvit_tiny_r2"
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
 SIDE = 224
 BATCHES = (1, 16)
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Whole(torch.nn.Module):
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32, help="a round")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        graphs = {OURS: ours(Path(place)), **{name: peer(name, Path(place)) for name in PEERS}}
+        graphs = {OURS: export_ours(Path(place)), **{name: export_peer(name, Path(place)) for name in PEERS}}
         sessions = {name: onnxruntime.InferenceSession(path) for name, path in graphs.items()}
         parameters = {name: path.stat().st_size // 4 for name, path in graphs.items()}
     rates = {size: measure(sessions, size, arguments.rounds, arguments.images) for size in BATCHES}
@@ -66,7 +66,7 @@ def main() -> None:
             {
                 "model": name,
                 "million_values_in_graph": round(parameters[name] / 1e6, 1),
-                **{f"batch_{size}": summary(rates[size][name], rates[size][OURS]) for size in BATCHES},
+                **{f"batch_{size}": summarize(rates[size][name], rates[size][OURS]) for size in BATCHES},
             }
             for name in graphs
         ],
@@ -76,7 +76,7 @@ def main() -> None:
     write_record("peers", result)
 
 
-def ours(place: Path) -> Path:
+def export_ours(place: Path) -> Path:
     """Exports our model as users do."""
     model = ShiftViT.from_preset(OURS)
     labels = tuple(f"class {index}" for index in range(1000))
@@ -85,7 +85,7 @@ def ours(place: Path) -> Path:
     return folder / FORMATS["onnx"].artifact
 
 
-def peer(name: str, place: Path) -> Path:
+def export_peer(name: str, place: Path) -> Path:
     """Exports one of timm's models with torch's own exporter."""
     model = Whole(timm.create_model(name, pretrained=False)).eval()
     images = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
@@ -104,7 +104,7 @@ def peer(name: str, place: Path) -> Path:
 
 
 def measure(sessions: dict[str, Any], size: int, rounds: int, count: int) -> dict[str, list[float]]:
-    """Returns each model's images a second, round by round, the models in turn."""
+    """Returns the images/s of each model in each round; in a round the models take turns."""
     images = np.random.default_rng(0).integers(0, 256, (size, SIDE, SIDE, 3), np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in sessions}
     for round_ in range(rounds + 1):
@@ -118,7 +118,7 @@ def measure(sessions: dict[str, Any], size: int, rounds: int, count: int) -> dic
     return rates
 
 
-def summary(rates: list[float], ours: list[float]) -> dict[str, Any]:
+def summarize(rates: list[float], ours: list[float]) -> dict[str, Any]:
     """Returns median, spread and the median of the rounds' ratios to our model."""
     return {
         "images_per_second": round(statistics.median(rates), 2),

@@ -1,4 +1,4 @@
-"""The same model in plain Keras layers, as one would write it down: what `benchmarks/steps.py` compares with.
+"""The same model in plain Keras layers, which `benchmarks/steps.py` compares with.
 
 It takes the arguments of a `shiftvit.ModelConfig` with `norm="layer"` and has the same parameters in the same order.
 """
@@ -60,7 +60,7 @@ class PlainDropPath(layers.Layer):
         return shape
 
 
-def plain_model(config: ModelConfig, dtype: str) -> Any:
+def build_plain_model(config: ModelConfig, dtype: str) -> Any:
     """Returns a functional Keras model from float images to logits."""
     if config.norm != "layer":
         raise SystemExit("the plain model has layer norms only")

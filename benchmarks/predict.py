@@ -1,11 +1,11 @@
-"""`shiftvit predict` from image files to a written CSV, against what the runtime alone can do.
+"""Compares `shiftvit predict`, from image files to a CSV, with the runtime alone.
 
     python benchmarks/predict.py                                     # the packaged model, 10,000 PNG files of CIFAR-10
     python benchmarks/predict.py shiftvit_tiny_r2 --images 256       # JPEG photographs of 500x375 pixels
     python benchmarks/predict.py shiftvit_tiny_r2 --images 256 --size 4032x3024
 
-The files, and the model on as many images in memory, in turn; medians of the rounds. Speed does not depend on what the
-weights are: a checkpoint with random values, pulled with --from, measures as well. The result goes to
+It measures the files, and the model on as many images in memory, in turn, and takes medians of the rounds. Speed does
+not depend on the weights, so a checkpoint with random values, pulled with --from, serves as well. The result goes to
 benchmarks/results/predict-DATE.json, or predict-MODEL-SIZE-DATE.json.
 """
 
@@ -26,13 +26,13 @@ from PIL import Image
 
 from record import write_record
 from shiftvit.data import named
-from shiftvit.environment import cores
-from shiftvit.inference.predict import BATCH_SIZE
+from shiftvit.environment import count_cores
 from shiftvit.inference.runtimes import load_graph
+from shiftvit.inference.sources import BATCH_SIZE
 
 
-def photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
-    """Yields pictures with the detail of photographs, at which a JPEG has about two bits a pixel."""
+def make_photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
+    """Yields pictures with as much detail as photographs: a JPEG has about two bits per pixel."""
     random = np.random.default_rng(0)
     for _ in range(count):
         coarse, fine = (
@@ -42,7 +42,7 @@ def photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
         yield Image.blend(coarse.resize(size, Image.Resampling.BICUBIC), fine.resize(size), 0.15)
 
 
-def processor_seconds(whose: int) -> float:
+def measure_processor_seconds(whose: int) -> float:
     """Returns the processor time of this process, or of the children that have ended."""
     usage = resource.getrusage(whose)
     return usage.ru_utime + usage.ru_stime
@@ -68,24 +68,24 @@ def main() -> None:
                 Image.fromarray(image).save(folder / f"{index:05}.png")
         else:
             width, height = map(int, options.size.split("x"))
-            for index, picture in enumerate(photographs(options.images, width, height)):
+            for index, picture in enumerate(make_photographs(options.images, width, height)):
                 picture.save(folder / f"{index:05}.jpg", quality=90)
-            shape = options.images, *graph.metadata.input_shape
+            shape = [options.images, *(side or 224 for side in graph.metadata.input_shape)]
             images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         stored = sum(entry.stat().st_size for entry in folder.iterdir()) // len(images)
         graph.run(images[:BATCH_SIZE])
         command = [sys.executable, "-m", "shiftvit", "predict", str(folder), "--model", options.model]
         command += ["--format", "csv", "--out", f"{place}/rows"]
         for _ in range(options.rounds):
-            began, used = time.perf_counter(), processor_seconds(resource.RUSAGE_SELF)
+            began, used = time.perf_counter(), measure_processor_seconds(resource.RUSAGE_SELF)
             for first in range(0, len(images), BATCH_SIZE):
                 graph.run(images[first : first + BATCH_SIZE])
             pure.append(len(images) / (time.perf_counter() - began))
-            spent["runtime_alone"].append(processor_seconds(resource.RUSAGE_SELF) - used)
-            began, used = time.perf_counter(), processor_seconds(resource.RUSAGE_CHILDREN)
+            spent["runtime_alone"].append(measure_processor_seconds(resource.RUSAGE_SELF) - used)
+            began, used = time.perf_counter(), measure_processor_seconds(resource.RUSAGE_CHILDREN)
             said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
             whole.append(len(images) / (time.perf_counter() - began))
-            spent["whole_process"].append(processor_seconds(resource.RUSAGE_CHILDREN) - used)
+            spent["whole_process"].append(measure_processor_seconds(resource.RUSAGE_CHILDREN) - used)
             inner.append(len(images) / float(said.split(" images in ")[1].split(" s,")[0]))
     result = {
         "n": options.rounds,
@@ -94,7 +94,7 @@ def main() -> None:
         "bytes_per_file": stored,
         **({} if packaged else {"size": options.size}),
         "runtime": graph.runtime,
-        "cores": cores(),
+        "cores": count_cores(),
         "runtime_alone": round(statistics.median(pure), 1),
         "files_to_csv": round(statistics.median(inner), 1),
         "whole_process": round(statistics.median(whole), 1),

@@ -1,10 +1,10 @@
-"""int8 exports on another processor than this one, emulated: accuracy, and the share of equal answers.
+"""Measures the accuracy of int8 exports on another processor, which is emulated, and the share of equal answers.
 
     python benchmarks/processors.py EXPORT... [--cpu Haswell] [--images 2000]
 
-Each EXPORT is a folder that `shiftvit export cifar10 --precision int8` made. It answers the first test images of
-CIFAR-10 on this machine and under QEMU's user-mode emulation of a processor with AVX2 and without VNNI (Debian's
-package qemu-user). Emulation computes what that processor would, slowly, so no times are taken. Writes
+Each EXPORT is a folder that `shiftvit export cifar10 --precision int8` made. It classifies the first test images of
+CIFAR-10 on this machine, and under QEMU's user-mode emulation of a processor with AVX2 and without VNNI (Debian's
+package qemu-user). The emulation gives the results of that processor, slowly, so it says nothing about time. Writes
 benchmarks/results/processors-DATE.json and the table in docs/export.md.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from document import ROOT, make_link, replace_table
 from record import write_record
 from shiftvit import Bundle
 from shiftvit.bundle.metadata import make_metadata
@@ -28,7 +28,6 @@ from shiftvit.data import named
 from shiftvit.exports.build import compute_reference
 from shiftvit.inference.runtimes import load_graph
 
-ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "export.md"
 BATCH = 50
 
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--answer", nargs=2, type=Path, metavar=("IMAGES", "ANSWERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
-        answer(options.exports[0], *options.answer)
+        write_answers(options.exports[0], *options.answer)
         return
     data = named.load("cifar10")
     images, labels = data.test.images[: options.images], data.test.labels[: options.images]
@@ -50,7 +49,7 @@ def main() -> None:
     emulator = ["qemu-x86_64", "-cpu", options.cpu]
     rows = []
     for export in options.exports:
-        here, there = classes(export, images, []), classes(export, images, emulator)
+        here, there = predict_classes(export, images, []), predict_classes(export, images, emulator)
         report = json.loads((export / "report.json").read_text("utf-8"))
         rows.append(
             {
@@ -73,13 +72,12 @@ def main() -> None:
     }
     command = f"python benchmarks/processors.py EXPORT... --cpu {options.cpu} --images {options.images}"
     path = write_record("processors", result, command=command)
-    text = DOCUMENT.read_text("utf-8")
-    text = re.sub(r"(?<=<!-- processors -->\n).*?(?=<!-- end -->)", table(result, path.name), text, flags=re.DOTALL)
+    text = replace_table(DOCUMENT.read_text("utf-8"), "processors", make_table(result, path.name))
     DOCUMENT.write_text(text, "utf-8")
     print("wrote the table in", DOCUMENT.name)
 
 
-def table(result: dict[str, Any], file: str) -> str:
+def make_table(result: dict[str, Any], file: str) -> str:
     """Returns the Markdown table of a result, with its source."""
     lines = ["| int8 export | top-1 with VNNI | top-1 with AVX2 alone | same class on both |", "|---|---:|---:|---:|"]
     lines += [
@@ -90,23 +88,24 @@ def table(result: dict[str, Any], file: str) -> str:
     lines += [
         "",
         f"{result['images']:,} images; the model itself: {result['top1_model']:.2%}. "
-        f"`python benchmarks/processors.py EXPORT...`, [json](../benchmarks/results/{file}).",
+        f"`python benchmarks/processors.py EXPORT...`, {make_link(file)}.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
-def classes(export: Path, images: np.ndarray[Any, Any], emulator: list[str]) -> np.ndarray[Any, Any]:
-    """Returns what an export takes images for, in a process of its own under `emulator`."""
+def predict_classes(export: Path, images: np.ndarray[Any, Any], emulator: list[str]) -> np.ndarray[Any, Any]:
+    """Returns the classes that an export predicts for images, in a process under `emulator`."""
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "images.npy", Path(folder) / "answers.npy"
         np.save(given, images)
         arguments = [str(export), "--answer", str(given), str(found)]
         subprocess.run([*emulator, sys.executable, __file__, *arguments], stderr=subprocess.DEVNULL, check=True)
-        return np.load(found).argmax(axis=1)
+        answers: np.ndarray[Any, Any] = np.load(found).argmax(axis=1)
+        return answers
 
 
-def answer(export: Path, images: Path, answers: Path) -> None:
-    """Writes what an export answers, with one thread: emulated ones are slow to hand over."""
+def write_answers(export: Path, images: Path, answers: Path) -> None:
+    """Writes an export's answers, computed with one thread: emulated threads are slow to hand over."""
     graph, pixels = load_graph(export, threads=1), np.load(images)
     np.save(answers, np.concatenate([graph.run(pixels[at : at + BATCH]) for at in range(0, len(pixels), BATCH)]))
 

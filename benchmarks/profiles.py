@@ -1,4 +1,4 @@
-"""What converting embedded colour profiles to sRGB costs: decoding a JPEG of 12 megapixels with and without.
+"""Measures the conversion of embedded colour profiles to sRGB: decodes a JPEG of 12 megapixels with it and without it.
 
     python benchmarks/profiles.py
 
@@ -19,7 +19,7 @@ from record import write_record
 from shiftvit.data.decode.images import decode
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from image_matrix import DISPLAY_P3, icc
+from image_matrix import DISPLAY_P3, make_icc
 
 TIMES = 9
 
@@ -28,7 +28,7 @@ def main() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     picture = Image.fromarray(noise).resize((4000, 3000), Image.Resampling.BICUBIC)
     rows = {}
-    for name, profile in (("no profile", b""), ("Display P3", icc(DISPLAY_P3))):
+    for name, profile in (("no profile", b""), ("Display P3", make_icc(DISPLAY_P3))):
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=90, icc_profile=profile)
         for size, at_least in (("whole", None), ("for 224 pixels", (512, 512))):

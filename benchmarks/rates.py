@@ -1,9 +1,9 @@
-"""What one export's form costs against another's: images/s of several exports, in turn in one process.
+"""Compares the images/s of several exports, in turn in one process.
 
     python benchmarks/rates.py EXPORT... [--rounds 9]
 
-Each round runs each EXPORT for a moment in batches of 1 and of 64, so that a machine whose speed drifts is fair to all.
-Writes the medians and their range to benchmarks/results/rates-DATE.json.
+Each round runs each EXPORT for a moment in batches of 1 and of 64, so that a change of the machine's speed affects all
+alike. Writes the medians and their range to benchmarks/results/rates-DATE.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from record import write_record
-from shiftvit import environment
 from shiftvit.inference.runtimes import Graph, load_graph
 
 SIZES = (1, 64)
@@ -34,7 +33,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for number, graph in enumerate(graphs):
             for size in SIZES:
-                rates.setdefault((number, size), []).append(rate(graph, size))
+                rates.setdefault((number, size), []).append(measure_rate(graph, size, SECONDS))
     rows: list[dict[str, Any]] = []
     for number, (export, graph) in enumerate(zip(options.exports, graphs, strict=True)):
         row: dict[str, Any] = {"export": export.name, "runtime": graph.runtime, "precision": graph.metadata.precision}
@@ -47,26 +46,19 @@ def main() -> None:
             }
         rows.append(row)
         print(row)
-    result = {
-        "processor": environment.processor_name(),
-        "instructions": environment.instructions(),
-        "threads": environment.cores(),
-        "rounds": options.rounds,
-        "versions": environment.versions(),
-        "exports": rows,
-    }
+    result = {"rounds": options.rounds, "exports": rows}
     write_record("rates", result, command=f"python benchmarks/rates.py EXPORT... --rounds {options.rounds}")
 
 
-def rate(graph: Graph, size: int) -> float:
-    """Returns images/s in batches of `size`."""
-    batch = np.zeros((size, *graph.metadata.example_shape), np.uint8)
-    graph.run(batch)
+def measure_rate(graph: Graph, size: int, seconds: float) -> float:
+    """Returns images/s of a graph on pixels in memory, in batches of `size`."""
+    pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.example_shape), np.uint8)
+    graph.run(pixels)
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
-        graph.run(batch)
+    while (took := time.perf_counter() - began) < seconds:
+        graph.run(pixels)
         count += size
-    return count / (time.perf_counter() - began)
+    return count / took
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How a graph that resizes by itself differs from the package's preprocessing, and how ONNX's own `Resize` does.
+"""Compares graphs that resize images, and ONNX's own `Resize`, with the package's preprocessing.
 
     python benchmarks/resizing.py
 
-Random images of several sizes are resized to a shorter side of 32 and 256 and cropped: by the front that
-`shiftvit export --any-size` puts before a graph, and by `Resize` with antialiasing, both in ONNX Runtime. The packaged
-model is then exported with `--any-size`, and its gate's figures are added. The result goes to
+Random images of several sizes are resized to a shorter side of 32 and 256 and cropped: by the operations that
+`shiftvit export --any-size` puts before a graph, and by `Resize` with antialiasing, both in ONNX Runtime. Then the
+packaged model is exported with `--any-size`, and the figures of its gate are added. The result goes to
 benchmarks/results/resizing-DATE.json.
 """
 
@@ -29,7 +29,7 @@ SIZES = ((7, 9), (33, 47), (224, 224), (256, 256), (256, 300), (375, 500), (100,
 MODES = {"bilinear": 'mode="linear"', "bicubic": 'mode="cubic", cubic_coeff_a=-0.5'}
 
 
-def by_products(rule: Preprocess, folder: Path) -> Any:
+def make_front_session(rule: Preprocess, folder: Path) -> Any:
     """Returns a session with the package's front before a graph that does nothing."""
     height, width = rule.output_shape(64, 64)
     shape = f"uint8[batch, {height}, {width}, 3]"
@@ -43,7 +43,7 @@ def by_products(rule: Preprocess, folder: Path) -> Any:
     return onnxruntime.InferenceSession(folder / "graph.onnx")
 
 
-def by_resize(interpolation: str) -> Any:
+def make_resize_session(interpolation: str) -> Any:
     """Returns a session with ONNX's operation alone, to a given size."""
     return onnxruntime.InferenceSession(
         onnx.parser.parse_model(
@@ -58,7 +58,7 @@ def by_resize(interpolation: str) -> Any:
 
 def compare(rule: Preprocess, folder: Path) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
-    products, resize = by_products(rule, folder), by_resize(rule.interpolation)
+    products, resize = make_front_session(rule, folder), make_resize_session(rule.interpolation)
     rows = []
     for height, width in SIZES:
         images = rng.integers(0, 256, (1, height, width, 3), dtype=np.uint8)

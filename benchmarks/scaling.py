@@ -1,11 +1,11 @@
-"""How cost grows: images/s with the number of files, time and memory with resolution and depth.
+"""Measures how cost grows: images/s with the number of files, time and memory with resolution and depth.
 
     python benchmarks/scaling.py
 
-Prediction of folders of PNG files through the command line, from 1,000 to 50,000 (CIFAR-10's test images, linked again
-and again), with peak memory; training and prediction steps at 32 to 224 pixels and with 1 to 16 blocks a stage, in the
-precision that training takes here, with the machine's own peak. The result goes to benchmarks/results/scaling-DATE.json
-and is drawn in docs/figures/scaling.png.
+`shiftvit predict` classifies folders of 1,000 to 50,000 PNG files, which are links to CIFAR-10's test images. Training
+and prediction steps run at 32 to 224 pixels and with 1 to 16 blocks per stage, in the precision that training uses on
+this machine. The result, with peak memory and the machine's peak rate, goes to benchmarks/results/scaling-DATE.json and
+is drawn in docs/figures/scaling.png.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from record import write_record
+from record import run_command, write_record
 
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "scaling.png"
 COUNTS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
@@ -29,7 +29,7 @@ RESOLUTIONS = (32, 64, 96, 128, 160, 192, 224)
 DEPTHS = (1, 2, 4, 8, 16)
 _BATCH = 16
 
-# Run in a process of its own, so that its peak memory is its own.
+# This runs in a separate process, whose peak memory it measures.
 STEP = """
 import json, sys, time, statistics
 import numpy as np
@@ -62,9 +62,9 @@ print(json.dumps({"train_seconds": train, "predict_seconds": predict, "peak_mega
 
 
 def main() -> None:
-    result: dict[str, Any] = {"files": list(files())}
-    result["resolution"] = [{"side": side, **step(side, 2)} for side in RESOLUTIONS]
-    result["depth"] = [{"blocks_a_stage": depth, **step(64, depth)} for depth in DEPTHS]
+    result: dict[str, Any] = {"files": list(measure_files())}
+    result["resolution"] = [{"side": side, **measure_step(side, 2)} for side in RESOLUTIONS]
+    result["depth"] = [{"blocks_a_stage": depth, **measure_step(64, depth)} for depth in DEPTHS]
     result["batch_size"] = _BATCH
     from shiftvit.benchmark import measure_peak_gflops
 
@@ -74,7 +74,7 @@ def main() -> None:
     draw(result, FIGURE)
 
 
-def files() -> Any:
+def measure_files() -> Any:
     """Yields images/s and peak memory for each number of files."""
     from PIL import Image
 
@@ -104,22 +104,13 @@ def files() -> Any:
 
 
 def predict(folder: Path, out: Path) -> tuple[float, float]:
-    """Returns images/s as the command says them, and its peak memory in megabytes."""
-    program = (
-        # Not getrusage: a process inherits the largest size of the one that started it.
-        "import sys; from shiftvit.cli.main import _run; status = _run(sys.argv[1:]);"
-        "peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0];"
-        "print('peak', peak, file=sys.stderr); sys.exit(status)"
-    )
-    command = [sys.executable, "-c", program, "predict", str(folder), "--format", "csv", "--out", str(out)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    rate, peak = re.search(r"([\d,]+) images/s", said), re.search(r"peak (\d+)", said)
-    assert rate is not None
-    assert peak is not None
-    return float(rate[1].replace(",", "")), int(peak[1]) / 1024
+    """Returns the images/s that the command reports, and its peak memory in megabytes."""
+    messages, peak = run_command(["predict", str(folder), "--format", "csv", "--out", str(out)])
+    (rate,) = re.findall(r"([\d,]+) images/s", messages)
+    return float(rate.replace(",", "")), peak
 
 
-def step(side: int, depth: int) -> dict[str, Any]:
+def measure_step(side: int, depth: int) -> dict[str, Any]:
     """Returns the seconds of a training and of a prediction step, and the peak memory of the process."""
     command = [sys.executable, "-c", STEP, str(side), str(depth), str(_BATCH)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -130,9 +121,9 @@ def step(side: int, depth: int) -> dict[str, Any]:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draws images/s against files, and a training step's time and memory against its arithmetic."""
-    from shiftvit.figures.style import new_figure, save_figure
+    from shiftvit.figures.style import make_figure, save_figure
 
-    figure = new_figure(12, 3.6)
+    figure = make_figure(12, 3.6)
     axes = figure.subplots(1, 3)
     rows = result["files"]
     counts, rates = [row["files"] for row in rows], [row["images_per_second"] for row in rows]

@@ -1,12 +1,12 @@
-"""What training in several processes would send, and from which batch on it pays. A calculation, not a measurement.
+"""Calculates what training in several processes sends, and from which batch size on it pays. It measures nothing.
 
     python benchmarks/scaling_plan.py
 
 A step's gradients, float32, are reduced in a ring: each process sends `2 (n - 1) / n` times their size, in `2 (n - 1)`
-messages. Nothing of that overlaps with arithmetic here, so the efficiency is `step / (step + reduction)`. A step's
-arithmetic is counted from the configuration (three times the forward pass) and takes the share of the processor's peak
-that `benchmarks/scaling.py` measured for a training step at 224 pixels. The result goes to
-benchmarks/results/scaling_plan-DATE.json; `table` has it as docs/scaling.md shows it.
+messages. The calculation assumes no overlap with arithmetic, so the efficiency is `step / (step + reduction)`. The
+arithmetic of a step is counted from the configuration (three times the forward pass), and takes the share of the
+processor's peak that `benchmarks/scaling.py` measured for a training step at 224 pixels. The result goes to
+benchmarks/results/scaling_plan-DATE.json; `make_table` makes the table of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from document import newest
+from document import find_newest
 from record import write_record
 from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
@@ -28,13 +28,13 @@ LINKS = {"1 Gbit/s": (1e9, 50e-6), "10 Gbit/s": (10e9, 30e-6), "100 Gbit/s": (10
 ACCELERATOR = 100e12
 
 
-def reduction_seconds(size: float, processes: int, bits: float, delay: float) -> float:
+def compute_reduction_seconds(size: float, processes: int, bits: float, delay: float) -> float:
     """Returns how long a ring takes to reduce `size` bytes."""
     return 2 * (processes - 1) * (size / processes * 8 / bits + delay)
 
 
-def images_needed(size: float, flop: float, rate: float, bits: float, delay: float) -> int:
-    """Returns the images a process from which on a step takes so much longer than its reduction.
+def count_images_needed(size: float, flop: float, rate: float, bits: float, delay: float) -> int:
+    """Returns the images per process from which on training reaches `EFFICIENCY`.
 
     Args:
         size: bytes that are reduced.
@@ -42,13 +42,13 @@ def images_needed(size: float, flop: float, rate: float, bits: float, delay: flo
         rate: FLOP/s of a process.
         bits, delay: of the link.
     """
-    least = reduction_seconds(size, PROCESSES, bits, delay) * EFFICIENCY / (1 - EFFICIENCY)
+    least = compute_reduction_seconds(size, PROCESSES, bits, delay) * EFFICIENCY / (1 - EFFICIENCY)
     return math.ceil(least * rate / flop)
 
 
-def plan() -> dict[str, Any]:
+def make_plan() -> dict[str, Any]:
     """Returns what is assumed and a row for each preset."""
-    found = newest("scaling")
+    found = find_newest("scaling")
     assert found is not None
     name, measured = found
     largest = measured["resolution"][-1]
@@ -67,7 +67,7 @@ def plan() -> dict[str, Any]:
                 "sent_bytes": round(2 * (PROCESSES - 1) / PROCESSES * size),
                 "gflop_an_image": round(flop / 1e9, 3),
                 "images": {
-                    where: {link: images_needed(size, flop, rate, *LINKS[link]) for link in LINKS}
+                    where: {link: count_images_needed(size, flop, rate, *LINKS[link]) for link in LINKS}
                     for where, rate in rates.items()
                 },
             }
@@ -85,7 +85,7 @@ def plan() -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def make_table(result: dict[str, Any]) -> str:
     """Returns the plan as a table of Markdown."""
     names = [*result["assumed"]["links"]]
     kinds = {"processor": "two cores", "accelerator": "accelerator"}
@@ -101,4 +101,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    write_record("scaling_plan", plan())
+    write_record("scaling_plan", make_plan())

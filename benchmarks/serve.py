@@ -1,10 +1,10 @@
-"""What share of the runtime's own rate `shiftvit serve` reaches over HTTP, its latency, and how it meets overload.
+"""Measures `shiftvit serve`: its rate over HTTP as a share of the runtime's own, its latency, and its overload.
 
     python benchmarks/serve.py                       the packaged model, 32 pixels
-    python benchmarks/serve.py shiftvit_tiny_r2      a preset with random weights: its speed is that of trained ones
+    python benchmarks/serve.py shiftvit_tiny_r2      a preset with random weights, which are as fast as trained ones
 
-The runtime alone, in this process, and the server, in another, are measured in turn on the same cores; the clients'
-work is included. Every request is one encoded picture. The result goes to benchmarks/results/serve-MODEL-DATE.json.
+It measures the runtime alone, in this process, and the server, in another, in turn on the same cores, which also run
+the clients. Every request is one encoded picture. The result goes to benchmarks/results/serve-MODEL-DATE.json.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rates import measure_rate
 from record import write_record
 from shiftvit.bundle.stored.find import PRETRAINED
-from shiftvit.inference.runtimes import Graph, load_graph
+from shiftvit.bundle.stored.published import find_evaluation
+from shiftvit.inference.runtimes import load_graph
 
 ROUNDS = 5
-# Seconds of a measurement, and clients: so many that batches fill, and so few that many batches end within it.
+# Seconds of a measurement, and clients: enough to fill batches, and few enough that many batches end in time.
 FAST, SLOW = (6, 64), (24, 16)
 BATCHES = (1, 4, 16, 64)
 
 
 def measure_served(port: int, content: bytes, folder: Path, seconds: int, clients: int) -> float:
-    """Returns answers per second to clients that ask again as soon as they are answered.
+    """Returns answers per second to clients that send a request as soon as the last one is answered.
 
     The clients are wrk's where it is installed, else those of `Load`, whose own work is a fifth of the server's.
     """
@@ -90,7 +92,7 @@ class Load:
         return [[*await asyncio.open_connection("127.0.0.1", self.port)] for _ in range(count)]
 
     async def closed(self, clients: int, seconds: float) -> float:
-        """Each client asks again as soon as it is answered; returns answers per second."""
+        """Each client sends a request as soon as the last one is answered. Returns answers per second."""
         lines = await self._connect(clients)
         end = time.perf_counter() + seconds
 
@@ -106,7 +108,7 @@ class Load:
         return self.statuses[200] / took
 
     async def open(self, rate: float, seconds: float, most: int = 400) -> None:
-        """Requests at a constant rate, whatever becomes of them, on at most `most` connections."""
+        """Sends requests at a constant rate on at most `most` connections, without waiting for answers."""
         free = collections.deque(await self._connect(most))
         tasks = set()
         began = time.perf_counter()
@@ -117,21 +119,11 @@ class Load:
             line = free.popleft()
             task = asyncio.create_task(self.ask(line))
             tasks.add(task)
-            task.add_done_callback(lambda task, line=line: (tasks.discard(task), free.append(line)))  # type: ignore[misc]
+            task.add_done_callback(tasks.discard)
+            task.add_done_callback(lambda _, line=line: free.append(line))  # type: ignore[misc]
         await asyncio.gather(*tasks)
         for _, writer in free:
             writer.close()
-
-
-def measure_alone(graph: Graph, batch: int, seconds: float) -> float:
-    """Returns images/s of the runtime on pixels in memory."""
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, *graph.metadata.example_shape), dtype=np.uint8)
-    graph.run(pixels)
-    done, began = 0, time.perf_counter()
-    while (took := time.perf_counter() - began) < seconds:
-        graph.run(pixels)
-        done += batch
-    return done / took
 
 
 def wait_until_idle(port: int) -> None:
@@ -144,26 +136,26 @@ def wait_until_idle(port: int) -> None:
         time.sleep(0.1)
 
 
-def memory(process: subprocess.Popen[str]) -> float | None:
-    """Returns the resident memory of a process in MB, where Linux tells it."""
+def measure_memory(process: subprocess.Popen[str]) -> float | None:
+    """Returns the resident memory of a process in MB, or None on other systems than Linux."""
     status = Path(f"/proc/{process.pid}/status")
     if not status.is_file():
         return None
     return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
 
 
-def percentile(seconds: list[float], share: float) -> float:
-    """Returns milliseconds."""
+def compute_percentile(seconds: list[float], share: float) -> float:
+    """Returns a percentile in milliseconds."""
     return round(float(np.quantile(seconds, share)) * 1000, 2)
 
 
-async def overload(process: subprocess.Popen[str], port: int, content: bytes, rate: float) -> dict[str, Any]:
-    """Four times the capacity for ten seconds, and then a few requests, one after another."""
-    load, before, most = Load(port, content), memory(process), 0.0
+async def run_overload(process: subprocess.Popen[str], port: int, content: bytes, rate: float) -> dict[str, Any]:
+    """Sends requests at a rate for ten seconds, and then a few one after another; returns what happened."""
+    load, before, most = Load(port, content), measure_memory(process), 0.0
     task = asyncio.create_task(load.open(rate, 10))
     while not task.done():
         await asyncio.sleep(0.25)
-        most = max(most, memory(process) or 0.0)
+        most = max(most, measure_memory(process) or 0.0)
     await task
     await asyncio.sleep(1)
     after = Load(port, content)
@@ -176,16 +168,16 @@ async def overload(process: subprocess.Popen[str], port: int, content: bytes, ra
         "statuses": {str(status): count for status, count in sorted(load.statuses.items())},
         "memory_before_mb": before and round(before, 1),
         "memory_most_mb": before and round(most, 1),
-        "memory_after_mb": before and round(memory(process) or 0.0, 1),
+        "memory_after_mb": before and round(measure_memory(process) or 0.0, 1),
         "a_second_later": {
             "statuses": {str(status): count for status, count in after.statuses.items()},
-            "median_milliseconds": percentile(after.seconds, 0.5),
+            "median_milliseconds": compute_percentile(after.seconds, 0.5),
         },
     }
 
 
-def picture(size: tuple[int, int]) -> bytes:
-    """Returns a JPEG of that size, or of one sample picture where the model's input is as small."""
+def make_picture(size: tuple[int, int]) -> bytes:
+    """Returns a sample picture if the model's input has its size, else a JPEG of 500x375 pixels."""
     samples = sorted((PRETRAINED / "samples").glob("*/*.png"))
     if size == (32, 32):
         return samples[0].read_bytes()
@@ -198,25 +190,18 @@ def picture(size: tuple[int, int]) -> bytes:
 
 def make_model(preset: str, folder: Path) -> Path:
     """Returns a bundle of a preset with random weights and its graph, which takes 224 pixels."""
-    from shiftvit import Bundle, Preprocess, ShiftViT
+    from shiftvit import Bundle, ShiftViT
     from shiftvit.exports.driver import pack
 
     network = ShiftViT.from_preset(preset, image_shape=(224, 224, 3), num_classes=1000)
-    rule = Preprocess(
-        resize=256,
-        crop=224,
-        crop_position="center",
-        interpolation="bicubic",
-        mean=(123.675, 116.28, 103.53),
-        std=(58.395, 57.12, 57.375),
-    )
-    Bundle.from_model(network, tuple(f"class {index}" for index in range(1000)), rule).save(folder / "plain")
+    labels = tuple(f"class {index}" for index in range(1000))
+    Bundle.from_model(network, labels, find_evaluation(224)).save(folder / "plain")
     return pack(folder / "plain", folder / preset, onnx=True)
 
 
 def measure(model: str | Path, folder: Path) -> dict[str, Any]:
     graph = load_graph(model, "onnxruntime")
-    content = picture(graph.metadata.example_shape[:2])
+    content = make_picture(graph.metadata.example_shape[:2])
     command = [sys.executable, "-m", "shiftvit", "serve", str(model), "--port", "0", "--runtime", "onnxruntime"]
     began = time.perf_counter()
     with (
@@ -232,11 +217,11 @@ def measure(model: str | Path, folder: Path) -> dict[str, Any]:
         try:
             alone: dict[int, list[float]] = {batch: [] for batch in BATCHES}
             served = []
-            seconds, clients = FAST if measure_alone(graph, 16, 1) > 100 else SLOW
+            seconds, clients = FAST if measure_rate(graph, 16, 1) > 100 else SLOW
             asyncio.run(Load(port, content).closed(clients, 2))
             for _ in range(ROUNDS):
                 for batch in BATCHES:
-                    alone[batch].append(measure_alone(graph, batch, seconds / len(BATCHES)))
+                    alone[batch].append(measure_rate(graph, batch, seconds / len(BATCHES)))
                 served.append(measure_served(port, content, folder, seconds, clients))
             rate = statistics.median(served)
             # The best batch by its median: the best of each round would be the luckiest.
@@ -245,7 +230,7 @@ def measure(model: str | Path, folder: Path) -> dict[str, Any]:
             wait_until_idle(port)
             half = Load(port, content)
             asyncio.run(half.open(rate / 2, 10 if clients > 16 else 40))
-            strain = asyncio.run(overload(process, port, content, 4 * rate))
+            strain = asyncio.run(run_overload(process, port, content, 4 * rate))
         finally:
             process.terminate()
             drain.wait()
@@ -265,8 +250,8 @@ def measure(model: str | Path, folder: Path) -> dict[str, Any]:
         "half_load": {
             "rate": round(rate / 2, 1),
             "statuses": {str(status): count for status, count in half.statuses.items()},
-            "p50_milliseconds": percentile(half.seconds, 0.5),
-            "p99_milliseconds": percentile(half.seconds, 0.99),
+            "p50_milliseconds": compute_percentile(half.seconds, 0.5),
+            "p99_milliseconds": compute_percentile(half.seconds, 0.99),
         },
         "four_times_the_capacity": strain,
         "exit_status_after_sigterm": status,

@@ -19,7 +19,7 @@ from shiftvit.model.shift import _shift_by_convolution, _shift_by_slices
 FORMS = {"slices": _shift_by_slices, "convolution": _shift_by_convolution}
 
 
-def seconds(form: str, x: torch.Tensor, group: int) -> float:
+def time_form(form: str, x: torch.Tensor, group: int) -> float:
     leaf = x.clone().requires_grad_()
     began = time.perf_counter()
     FORMS[form](leaf, group, 1).backward(x)
@@ -30,16 +30,12 @@ def main() -> None:
     rows = []
     for side, channels in ((16, 64), (8, 128), (4, 256)):
         x = torch.randn(250, side, side, channels, dtype=torch.bfloat16)
-        pairs = [{form: seconds(form, x, channels // 12) for form in FORMS} for _ in range(34)][3:]
+        pairs = [{form: time_form(form, x, channels // 12) for form in FORMS} for _ in range(34)][3:]
         median = {form: statistics.median(pair[form] for pair in pairs) for form in FORMS}
         ratio = statistics.median(pair["slices"] / pair["convolution"] for pair in pairs)
         rows.append({"shape": list(x.shape), "seconds": median, "slices_over_convolution": round(ratio, 2)})
         print(rows[-1])
-    result = {
-        "n": 31,
-        "rows": rows,
-    }
-    write_record("shift", result)
+    write_record("shift", {"n": 31, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Does the shift matter? The recipe `quick` with the shift, with the published example's mask, with none, and with
-random directions.
+"""Does the shift matter? Trains the recipe `quick` with the shift, with the published example's mask, with neither, and
+with random directions.
 
     python benchmarks/shift_modes.py --seeds 0 1 2 3 4 --work runs/shift_modes
 
-All four models have the same parameters and the same cost, and one seed gives all four the same first weights, batches
-and augmentation, so that differences are taken by seed. Each training is a process of its own. One that is finished in
-the folder `--work` is not repeated, and one that was interrupted goes on; `--only MODE SEED` runs a single one. The
-test images are looked at once a training. The result goes to benchmarks/results/shift_modes-DATE.json.
+All four models have the same parameters and cost. For one seed they have the same initial weights, batches and
+augmentation, so differences are computed by seed. Each training is a process. Finished ones in the folder `--work` are
+not repeated, and interrupted ones are continued; `--only MODE SEED` runs a single one. Each training evaluates on the
+test images once. The result goes to benchmarks/results/shift_modes-DATE.json.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from scipy import stats
 
 from record import write_record
 
-# What each mode sets in the recipe. Random directions are no setting of the model: `move_at_random` replaces its shift.
+# The settings of each mode. Random directions are no setting of the model: `move_at_random` replaces its shift.
 MODES: dict[str, dict[str, Any]] = {
     "shift": {},
     "mask": {"model.shift_mode": "mask"},
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def train_one(mode: str, seed: int, work: Path) -> None:
-    """Trains the recipe in one mode and with one seed, unless that is done."""
+    """Trains the recipe in one mode and with one seed, unless that run is finished."""
     import shiftvit
 
     run = work / f"{mode}-{seed}"
@@ -67,14 +68,14 @@ def train_one(mode: str, seed: int, work: Path) -> None:
         shiftvit.train("quick", out=run, **{"train.seed": seed, **MODES[mode]})
 
 
-def directions(seed: int) -> list[tuple[int, int]]:
-    """Returns where the four groups look for their values, in (rows, columns): four of the eight neighbours, drawn."""
+def draw_directions(seed: int) -> list[tuple[int, int]]:
+    """Draws four of the eight neighbours, in (rows, columns), from which the four groups take their values."""
     drawn = np.random.default_rng(seed).choice(len(NEIGHBOURS), 4, replace=False)
     return [NEIGHBOURS[index] for index in drawn]
 
 
 def move_at_random(seed: int) -> None:
-    """Gives all blocks that are built from now on a shift whose four groups move in the drawn directions."""
+    """Replaces the shift of all blocks that are built from now on by one in the drawn directions."""
     from keras import ops
 
     from shiftvit.model import blocks
@@ -84,12 +85,12 @@ def move_at_random(seed: int) -> None:
         def call(self, x: Any) -> Any:
             channels = x.shape[-1]
             kernel = np.zeros((3, 3, channels, 1), np.float32)  # a convolution whose kernels hold a single 1
-            for index, (row, column) in enumerate(directions(seed)):
+            for index, (row, column) in enumerate(draw_directions(seed)):
                 kernel[1 + row, 1 + column, index * self.group : (index + 1) * self.group] = 1.0
             kernel[1, 1, 4 * self.group :] = 1.0
             return ops.depthwise_conv(x, ops.cast(kernel, x.dtype), padding="same")
 
-    blocks.Shift = RandomShift
+    mock.patch.object(blocks, "Shift", RandomShift).start()
 
 
 def write(seeds: list[int], work: Path) -> None:
@@ -107,14 +108,14 @@ def write(seeds: list[int], work: Path) -> None:
         "seeds": seeds,
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "interval": "95 %, Student's t with n - 1 degrees of freedom; differences are paired by seed",
-        "modes": {mode: {"test_top1": values, **interval(values)} for mode, values in top1.items()},
+        "modes": {mode: {"test_top1": values, **estimate_interval(values)} for mode, values in top1.items()},
         "minus_shift": {
-            mode: interval([a - b for a, b in zip(values, top1["shift"], strict=True)])
+            mode: estimate_interval([a - b for a, b in zip(values, top1["shift"], strict=True)])
             for mode, values in top1.items()
             if mode != "shift"
         },
-        "random_minus_none": interval([a - b for a, b in zip(top1["random"], top1["none"], strict=True)]),
-        "random_directions": {str(seed): directions(seed) for seed in seeds},
+        "random_minus_none": estimate_interval([a - b for a, b in zip(top1["random"], top1["none"], strict=True)]),
+        "random_directions": {str(seed): draw_directions(seed) for seed in seeds},
         "runs": runs,
     }
     environment = json.loads((work / f"shift-{seeds[0]}" / "environment.json").read_text("utf-8"))
@@ -123,7 +124,7 @@ def write(seeds: list[int], work: Path) -> None:
     write_record("shift_modes", result, command=command, ran_on=environment)
 
 
-def interval(values: list[float]) -> dict[str, Any]:
+def estimate_interval(values: list[float]) -> dict[str, Any]:
     """Returns the mean, and half of the 95 % t-interval's width."""
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return {"mean": statistics.mean(values), "half_width": float(half)}

@@ -1,9 +1,10 @@
-"""Training steps a second: this package against the same model in plain Keras layers, in turn in one process.
+"""Measures training steps of this package and of the same model in plain Keras layers, in turn in one process.
 
     KERAS_BACKEND=torch python benchmarks/steps.py keras_example --batch-size 128 --set dropout=0 drop_path=0
 
-Both use AdamW, the same loss, batch and precision; the parameters' counts must agree. Each round times one after the
-other, so that what else the machine does hits both alike; medians and the ratio of each round's pair are given.
+Both use AdamW and the same loss, batch and precision, and must have the same number of parameters. Each round times one
+after the other, so that other work on the machine affects both alike. The result has medians, and the median of the
+rounds' ratios.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import time
 import keras
 import numpy as np
 
-from plain_keras import plain_model
+from plain_keras import build_plain_model
 from record import write_record
 from shiftvit.benchmark import measure_peak_gflops
 from shiftvit.bundle.describe import list_stages
-from shiftvit.config import ModelConfig, TrainConfig, validated
+from shiftvit.config import ModelConfig, TrainConfig, validate
 from shiftvit.environment import computes_bfloat16
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
@@ -38,16 +39,17 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="arguments of the model")
     arguments = parser.parse_args()
     changes = {key: json.loads(value) for key, _, value in (item.partition("=") for item in arguments.set)}
-    config = validated(ModelConfig, {**find_preset(arguments.preset).arguments, **changes}, "--set")
+    config = validate(ModelConfig, {**find_preset(arguments.preset).arguments, **changes}, "--set")
     precision = arguments.precision
     if precision == "auto":
         precision = "mixed_bfloat16" if computes_bfloat16() else "float32"
     generator = np.random.default_rng(0)
-    images = generator.normal(size=(arguments.batch_size, *config.image_shape)).astype(np.float32)
+    shape = [side or 224 for side in config.image_shape]
+    images = generator.normal(size=(arguments.batch_size, *shape)).astype(np.float32)
     labels = generator.integers(0, config.num_classes, arguments.batch_size)
     models = {
-        "shiftvit": ShiftViT(**config.arguments(), dtype=precision),
-        "plain Keras": plain_model(config, precision),
+        "shiftvit": ShiftViT(**config.get_arguments(), dtype=precision),
+        "plain Keras": build_plain_model(config, precision),
     }
     counts = {name: model.count_params() for name, model in models.items()}
     assert len(set(counts.values())) == 1, counts

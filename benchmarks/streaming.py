@@ -1,11 +1,11 @@
-"""A folder of 100,000 pictures: what checking, training and evaluating take in memory and time.
+"""Measures memory and time to check a folder of 100,000 pictures, to train on it and to evaluate.
 
     python benchmarks/streaming.py
 
-CIFAR-10's training images, and the same mirrored, are written as JPEG files of 160x120 pixels, a folder a class. Then
-`shiftvit data check`, one epoch of `shiftvit train --recipe photos` and `shiftvit evaluate` run as a user runs them,
-each in a process whose peak memory is taken. Training decodes the files anew in each epoch: they do not fit into what
-pictures may take in memory. The result goes to benchmarks/results/streaming-DATE.json.
+It writes CIFAR-10's training images, and their mirror images, as JPEG files of 160x120 pixels in class folders. Then it
+runs `shiftvit data check`, one epoch of `shiftvit train --recipe photos` and `shiftvit evaluate`, each in a process
+whose peak memory it records. Training decodes the files anew in each epoch, because they do not fit into the memory
+that shiftvit uses for pictures. The result goes to benchmarks/results/streaming-DATE.json.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,19 +22,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from record import RESULTS, write_record
+from record import RESULTS, run_command, write_record
 from shiftvit.data import named
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 
 SIZE = (160, 120)
-# Runs a command of ours and says the largest size that its process had.
-PROGRAM = """
-import sys
-from shiftvit.cli.main import _run
-status = _run(sys.argv[1:])
-print("peak", open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
-sys.exit(status)
-"""
 
 
 def main() -> None:
@@ -44,6 +34,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     chosen = parser.parse_args()
+    os.environ.setdefault("KERAS_BACKEND", "torch")
     with tempfile.TemporaryDirectory() as place:
         folder, run = Path(place) / "pictures", Path(place) / "run"
         size = write_tree(folder, chosen.files)
@@ -54,24 +45,18 @@ def main() -> None:
         }
         rows = {name: measure(arguments, allowed) for name, (arguments, allowed) in commands.items()}
         (epoch,) = map(json.loads, (run / "log.jsonl").read_text("utf-8").splitlines())
-    result = {
-        "files": chosen.files,
-        "bytes": size,
-        "picture": list(SIZE),
-        **rows,
-        "epoch": epoch,
-    }
+    result = {"files": chosen.files, "bytes": size, "picture": list(SIZE), **rows, "epoch": epoch}
     print(json.dumps({**rows, "epoch": epoch}, indent=1))
     write_record("streaming", result, folder=chosen.out)
 
 
 def write_tree(folder: Path, count: int) -> int:
-    """Writes so many files, a folder a class; returns their bytes."""
+    """Writes `count` files in class folders; returns their bytes."""
     names = named.load("cifar10").class_names
     for name in names:
         (folder / name).mkdir(parents=True)
-    parts = np.array_split(np.arange(count), 8 * cores())
-    with ProcessPoolExecutor(cores()) as pool:
+    parts = np.array_split(np.arange(count), 8 * count_cores())
+    with ProcessPoolExecutor(count_cores()) as pool:
         return sum(pool.map(_write, [folder] * len(parts), [part.tolist() for part in parts]))
 
 
@@ -90,13 +75,7 @@ def _write(folder: Path, numbers: list[int]) -> int:
 def measure(arguments: list[str], allowed: tuple[int, ...]) -> dict[str, Any]:
     """Runs a command; returns its seconds and its peak memory in megabytes."""
     began = time.perf_counter()
-    environment = {**os.environ, "KERAS_BACKEND": os.environ.get("KERAS_BACKEND", "torch")}
-    answer = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], env=environment, capture_output=True, text=True
-    )
-    if answer.returncode not in allowed:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{answer.stderr}")
-    peak = int(answer.stderr.rsplit("peak ", 1)[1].split()[0]) / 1024
+    _, peak = run_command(arguments, allowed)
     row = {"seconds": round(time.perf_counter() - began, 1), "peak_megabytes": round(peak, 1)}
     print(arguments[:2], row, flush=True)
     return row

@@ -15,12 +15,12 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser import browsing  # noqa: E402
-from serving import running  # noqa: E402
+from browser import open_browser  # noqa: E402
+from serving import run_server  # noqa: E402
 
 
 def main() -> None:
-    with running() as server, browsing() as browser:
+    with run_server() as server, open_browser() as browser:
         browser.open(server.url)
         # Clicks of a script, after which no pointer rests on anything.
         browser.run("arguments[0].click()", browser.wait(lambda: browser.all('#samples button[title="cat"]'))[0])

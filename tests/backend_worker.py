@@ -1,9 +1,9 @@
-"""What the tests ask of one backend, in a process of its own.
+"""Computes what the tests compare between backends, on one of them, in its own process.
 
     KERAS_BACKEND=jax python tests/backend_worker.py FOLDER
 
-Into FOLDER go `jax-<norm>/` (a bundle), `jax-<norm>.keras`, and `jax.json` and `jax.npz` with the results. Between
-saving and loading the process says "saved" and waits for a line with the backends whose files it is to load.
+It writes `jax-<norm>/` (a bundle), `jax-<norm>.keras`, and `jax.json` and `jax.npz` with the results into FOLDER. After
+saving, it prints "saved" and waits for a line that names the backends whose files it must load.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.fit import train
-from tensors import BACKEND, normal, set_random_weights, to_numpy
+from tensors import BACKEND, draw_normal, set_random_weights, to_numpy
 from threads import answer_together
 
 NORMS = ("group", "layer", "batch")
-X = normal(2, 21, 16, 3)
-# Odd maps, channels that num_div does not divide, and, with Muon, both update rules.
+X = draw_normal(2, 21, 16, 3)
+# Maps with odd sides, channels that num_div does not divide, and, with Muon, both update rules.
 MODEL = {
     "image_shape": (21, 16, 3),
     "num_classes": 5,
@@ -79,7 +79,7 @@ def load(folder: Path, writers: list[str]) -> dict[str, Any]:
     return logits
 
 
-def trained(folder: Path) -> dict[str, Any]:
+def train_model(folder: Path) -> dict[str, Any]:
     """Trains for a few steps on real images."""
     run = train(Recipe.model_validate(RECIPE), out=folder / f"{BACKEND}-run", data=load_sample())
     return {"losses": [row["loss"] for row in read_log(run.path)], "test": run.metrics["test"]["loss"]}
@@ -88,8 +88,10 @@ def trained(folder: Path) -> dict[str, Any]:
 def main(folder: Path) -> None:
     results: dict[str, Any] = {"logits": save(folder)}
     names = ("official_gn1", "official_bn_relu")
-    results["parity"] = {name: parity.official(name) for name in names} | {"keras_example": parity.example()}
-    results["training"] = trained(folder)
+    results["parity"] = {name: parity.compare_official(name) for name in names} | {
+        "keras_example": parity.compare_example()
+    }
+    results["training"] = train_model(folder)
     results["threads"] = answer_together(load_graph("cifar10", "keras").run, load_sample().test.images[:16])
     test_accumulation.test_no_part_is_empty()
     np.savez(folder / f"{BACKEND}.npz", **test_explain.findings())

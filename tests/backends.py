@@ -1,4 +1,4 @@
-"""What torch, jax and tensorflow each find: asked once in a run of the tests, in one process for each."""
+"""Results of torch, jax and tensorflow: computed once in a run of the tests, in a process for each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 import shared
-from shiftvit.backend import installed_backends
+from shiftvit.backend import list_installed_backends
 
 WORKER = Path(__file__).with_name("backend_worker.py")
 
 
-def of(backend: str) -> dict[str, Any]:
-    """Returns what the worker wrote into its JSON, and `explain`: the arrays that it found, by name."""
-    if backend not in installed_backends():
+def read_results(backend: str) -> dict[str, Any]:
+    """Returns the content of the worker's JSON, and as `explain` its arrays by name."""
+    if backend not in list_installed_backends():
         pytest.skip(f"{backend} is not installed")
-    return _read(shared.once("backends", _ask), backend)
+    return _read(shared.make_once("backends", _run_workers), backend)
 
 
 @functools.cache
@@ -36,9 +36,9 @@ def _read(folder: Path, backend: str) -> dict[str, Any]:
         return {**json.loads(path.read_text("utf-8")), "explain": dict(arrays)}
 
 
-def _ask(folder: Path) -> None:
+def _run_workers(folder: Path) -> None:
     workers = {}
-    for backend in installed_backends():
+    for backend in list_installed_backends():
         with (folder / f"{backend}.log").open("w") as log:
             workers[backend] = subprocess.Popen(
                 [sys.executable, str(WORKER), str(folder)],
@@ -49,7 +49,7 @@ def _ask(folder: Path) -> None:
                 text=True,
             )
     try:
-        # Each loads what the others saved, so all of them save first.
+        # Each loads the files of the others, so all save first.
         saved = [backend for backend, worker in workers.items() if "saved\n" in iter(worker.stdout.readline, "")]
         for backend in saved:
             workers[backend].stdin.write(" ".join(saved) + "\n")

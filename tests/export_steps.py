@@ -1,9 +1,9 @@
-"""Does the steps of many exports in one process, as `shiftvit.exports.build` and `.gate` do each in their own.
+"""Runs the steps of many exports in one process. `shiftvit.exports.build` and `.gate` run each in its own.
 
     KERAS_BACKEND=tensorflow python tests/export_steps.py
 
-On each line of standard input it expects a step and a job, `build /tmp/job.json`, and answers with a line of JSON:
-`said`, what the step printed, or `fault`, the traceback. What libraries print goes to standard error.
+Each line of standard input is a step and a job, such as `build /tmp/job.json`. It answers with a line of JSON: `said`,
+the output of the step, or `fault`, the traceback. The output of libraries goes to standard error.
 """
 
 from __future__ import annotations

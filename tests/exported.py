@@ -1,4 +1,4 @@
-"""The packaged model's exports, each made once for all tests that look at it, and what they are compared with."""
+"""The exports of the packaged model, each made once for all tests, and the answers to compare them with."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 import shared
-from sample import load_sample, with_splits
+from sample import load_sample, replace_splits
 from shiftvit import Bundle
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Split
-from shiftvit.environment import device_name
+from shiftvit.environment import find_device_name
 from shiftvit.exports import driver
 from shiftvit.exports.formats import FORMATS
 from tensors import BACKEND
 
 # The backend whose graphs this process can build: they are built on the processor.
-BUILDS = BACKEND if device_name() == "cpu" else None
+BUILDS = BACKEND if find_device_name() == "cpu" else None
 
 COMBINATIONS = [(name, precision) for name, row in FORMATS.items() for precision in row.precisions]
 SINGLE = [name for name, row in FORMATS.items() if "f32" in row.precisions]
@@ -41,8 +41,8 @@ class Answers:
     probabilities: np.ndarray
 
 
-def probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
-    """The model's answers in float64 around its own float32 logits: nothing of the exports' code takes part."""
+def compute_probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
+    """Returns the model's answers in float64 from its float32 logits, without any code of the exports."""
     mean, std = (np.asarray(value, np.float32) for value in (bundle.preprocess.mean, bundle.preprocess.std))
     model = bundle.build("float32")
     parts = np.array_split(images, -(-len(images) // 400))
@@ -52,58 +52,58 @@ def probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def answers() -> Answers:
-    """2,000 images of which the model is surest among the sample's, mirrored and moved by a pixel.
+def load_answers() -> Answers:
+    """Returns the 2,000 images with the clearest answers among the sample, mirrored and moved by a pixel.
 
-    What a precision costs is measured on the real test images. Here it is told that nothing else goes wrong, best where
-    a rounding does not decide.
+    The cost of a precision is measured on the real test images. These images show other faults, without differences
+    that only rounding makes.
     """
 
     def make(place: Path) -> None:
-        found = _answers()
+        found = _choose_answers()
         np.savez(place / "arrays.npz", images=found.images, labels=found.labels, probabilities=found.probabilities)
 
-    with np.load(shared.once("answers", make) / "arrays.npz") as arrays:
+    with np.load(shared.make_once("answers", make) / "arrays.npz") as arrays:
         return Answers(**arrays)
 
 
-def _answers() -> Answers:
+def _choose_answers() -> Answers:
     sample = load_sample()
     images = np.concatenate([sample.train.images, sample.test.images])
     images = np.concatenate([images, images[:, :, ::-1]])
     images = np.concatenate([images, np.roll(images, 1, axis=1), np.roll(images, -1, axis=2)])
     labels = np.resize(np.concatenate([sample.train.labels, sample.test.labels]), len(images))
-    found = probabilities(Bundle.load("cifar10"), images)
+    found = compute_probabilities(Bundle.load("cifar10"), images)
     second, first = np.sort(found, axis=1)[:, -2:].T
     surest = np.sort(np.argsort(second - first, kind="stable")[:2000])
     return Answers(images[surest], labels[surest], found[surest])
 
 
-def exported(name: str, precision: str = "f32") -> Path:
-    """Returns the folder of an export of the packaged model, made by `driver.export`; not to be changed.
+def make_export(name: str, precision: str = "f32") -> Path:
+    """Returns the folder of an export of the packaged model, made by `driver.export`. Tests must not change it.
 
-    Each is made once in a run of the tests. All are built by one process for each backend and pass the gate in a third;
-    that `driver.export` itself takes two fresh ones each time is seen in `test_gate.py`.
+    Each is made once in a run of the tests. One process for each backend builds them, and a third runs the gate.
+    `test_gate.py` shows that `driver.export` itself starts two processes each time.
     """
     missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
-    return shared.once(f"{name}-{precision}", functools.partial(_make, name, precision)) / "export"
+    return shared.make_once(f"{name}-{precision}", functools.partial(_write_export, name, precision)) / "export"
 
 
-def _make(name: str, precision: str, place: Path) -> None:
-    data = with_splits(load_sample(), test=Split(answers().labels, images=answers().images))
+def _write_export(name: str, precision: str, place: Path) -> None:
+    data = replace_splits(load_sample(), test=Split(load_answers().labels, images=load_answers().images))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(named._LOADERS, "cifar10", lambda: data)
-        patch.setattr(driver, "_run_step", _step)
+        patch.setattr(driver, "_run_step", _run_step)
         driver.export("cifar10", name, precision, out=place / "export")
 
 
-def _step(step: str, job: Path, backend: str) -> str:
-    """Does a step in a process that has done others before."""
-    if step == "gate":  # speed is measured as always, but not long
+def _run_step(step: str, job: Path, backend: str) -> str:
+    """Runs a step in a process that may have run others."""
+    if step == "gate":  # measures the speed as usual, but briefly
         job.write_text(json.dumps(json.loads(job.read_text("utf-8")) | {"seconds": 0.01}), "utf-8")
-    process = _process(*(("gate", "torch") if step == "gate" else (step, backend)))
+    process = _start_process(*(("gate", "torch") if step == "gate" else (step, backend)))
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -113,16 +113,16 @@ def _step(step: str, job: Path, backend: str) -> str:
     except BrokenPipeError:
         answer = {}
     if "said" not in answer:
-        if not answer:  # it has died, and the next step gets another
-            _process.cache_clear()
+        if not answer:  # the process died, so the next step starts another
+            _start_process.cache_clear()
         raise AssertionError(f"{step} failed: {answer.get('fault', 'its process ended')}")
     return str(answer["said"])
 
 
 @functools.cache
-def _process(kind: str, backend: str) -> subprocess.Popen[str]:
+def _start_process(kind: str, backend: str) -> subprocess.Popen[str]:
     """Starts a process for building under a backend, or for the gate."""
-    with (shared.folder() / f"{kind}-{backend}-{os.getpid()}.log").open("a") as log:
+    with (shared.find_folder() / f"{kind}-{backend}-{os.getpid()}.log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("export_steps.py"))],
             env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
@@ -131,9 +131,9 @@ def _process(kind: str, backend: str) -> subprocess.Popen[str]:
             stderr=log,
             text=True,
         )
-    atexit.register(process.communicate)  # it ends where its input does
+    atexit.register(process.communicate)  # the process ends with its input
     return process
 
 
-def artifact(name: str, precision: str = "f32") -> Path:
-    return exported(name, precision) / FORMATS[name].artifact
+def find_artifact(name: str, precision: str = "f32") -> Path:
+    return make_export(name, precision) / FORMATS[name].artifact

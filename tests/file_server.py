@@ -1,4 +1,4 @@
-"""A server of one file on this machine, which does what real ones do and what broken ones do."""
+"""A server of one file on this machine, which behaves like real servers or like broken ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 
 @dataclass
 class FileServer:
-    """What is served at every address but /moved/..., and how; each request is noted."""
+    """The file that is served at every address but /moved/..., the behaviour of the server, and its requests."""
 
     content: bytes = b""
     url: str = ""
     status: int = 200
     etag: str | None = '"one"'
     modified: str | None = None
-    ranges: bool = True  # whether parts are served
-    checks: bool = True  # whether If-Range is heeded
-    told: bool = True  # whether the length is
+    ranges: bool = True  # serves parts
+    checks: bool = True  # heeds If-Range
+    told: bool = True  # states the length
     encoding: str | None = None
     kind: str = "application/octet-stream"
     stop_after: int | None = None  # bytes of an answer, after which the connection ends
@@ -80,7 +80,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def listening(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+def listen(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
     """A server on this machine that answers with a handler; yields its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         httpd.daemon_threads = True
@@ -94,11 +94,11 @@ def listening(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Ite
 
 
 @contextmanager
-def serving(content: bytes = b"") -> Iterator[FileServer]:
+def serve_file(content: bytes = b"") -> Iterator[FileServer]:
     """A running server."""
     state = FileServer(content)
     state.hold.set()
-    with listening(type("Bound", (_Handler,), {"server_state": state})) as state.url:
+    with listen(type("Bound", (_Handler,), {"server_state": state})) as state.url:
         try:
             yield state
         finally:

@@ -1,7 +1,7 @@
-"""A stand-in for the Hugging Face Hub: just the answers that `huggingface_hub` asks for, over real HTTP.
+"""A stand-in for the Hugging Face Hub: the answers that `huggingface_hub` asks for, over real HTTP.
 
-The addresses and fields are those that the client's own code names (`hf_api.py`, `_commit_api.py`, `lfs.py`,
-`file_download.py`); that it understands the answers is what makes this a fair stand-in.
+The addresses and fields are those in the client's own code (`hf_api.py`, `_commit_api.py`, `lfs.py`,
+`file_download.py`). The client must understand the answers, which keeps this stand-in faithful.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from file_server import listening
+from file_server import listen
 
 TOKEN = "hf_" + "secret" * 4
-OWNERS = {"me", "us"}  # that the token may write to
+OWNERS = {"me", "us"}  # the owners to which the token may write
 LARGE = (".safetensors", ".onnx")
 
 
@@ -40,23 +40,23 @@ class Repository:
     def commit(self, revision: str) -> int | None:
         """Returns the index of a commit by branch, tag or hash."""
         named = {"main": len(self.commits) - 1, **self.tags}
-        named |= {sha(index): index for index in range(len(self.commits))}
+        named |= {make_sha(index): index for index in range(len(self.commits))}
         return named.get(revision)
 
 
 @dataclass
 class Hub:
-    """What lies on the server, and what it is to do wrong."""
+    """The content of the server, and the faults that it must show."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)  # a Space's name begins with "spaces/"
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256
     requests: list[str] = field(default_factory=list)
-    leaks: list[str] = field(default_factory=list)  # tokens that went to another host
-    listed: dict[str, int | None] = field(default_factory=dict)  # files that the listing names besides, with sizes
-    tampered: dict[str, bytes] = field(default_factory=dict)  # what is served in place of a file
-    failing: dict[str, int] = field(default_factory=dict)  # a piece of an address to the status it gets
-    meanwhile: dict[str, bytes] = field(default_factory=dict)  # files that someone else pushes right after a listing
+    leaks: list[str] = field(default_factory=list)  # tokens that were sent to another host
+    listed: dict[str, int | None] = field(default_factory=dict)  # further files in the listing, with sizes
+    tampered: dict[str, bytes] = field(default_factory=dict)  # contents that are served instead of a file's own
+    failing: dict[str, int] = field(default_factory=dict)  # a part of an address -> the status of its answer
+    meanwhile: dict[str, bytes] = field(default_factory=dict)  # files that another user pushes right after a listing
     held: threading.Event = field(default_factory=threading.Event)  # while cleared, half of a large file is sent
     half: threading.Event = field(default_factory=threading.Event)  # half of one is sent
 
@@ -64,7 +64,7 @@ class Hub:
         return self.repositories[name].commits[-1]
 
 
-def sha(index: int) -> str:
+def make_sha(index: int) -> str:
     return hashlib.sha1(str(index).encode()).hexdigest()
 
 
@@ -122,7 +122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
     def allowed(self, name: str) -> bool:
-        """Answers what a token that may not write gets, or says that this one may."""
+        """Returns whether the token may write to a repository; if not, answers with the error."""
         owner = name.removeprefix("spaces/").split("/")[0]
         if not self.known:
             self.say(401, {"error": "Invalid username or password."})
@@ -131,7 +131,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.known and owner in OWNERS
 
     def visible(self, name: str) -> Repository | None:
-        """Returns a repository, or answers that there is none: to strangers a private one looks like a missing one."""
+        """Returns a repository, or answers that there is none. To strangers, private ones look like missing ones."""
         found = self.hub.repositories.get(name)
         if "Authorization" in self.headers and not self.known:
             message = "Invalid credentials in Authorization header"
@@ -176,7 +176,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         ]
         if self.hub.meanwhile and "blobs" in self.path:
             repository.commits.append(repository.commits[-1] | self.hub.meanwhile)
-        tree = {"id": name, "sha": sha(index), "private": repository.private, "siblings": siblings}
+        tree = {"id": name, "sha": make_sha(index), "private": repository.private, "siblings": siblings}
         tree |= {"sdk": repository.sdk} if repository.sdk else {}
         return self.say(200, {**tree, "tags": [], "downloads": 0})
 
@@ -219,7 +219,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 case "deletedFile":
                     del files[value["path"]]
         repository.commits.append(files)
-        oid = sha(len(repository.commits) - 1)
+        oid = make_sha(len(repository.commits) - 1)
         self.say(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
 
     def resolve(self, _: bytes, name: str, revision: str, path: str) -> None:
@@ -232,7 +232,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.say(404, X_Error_Code="EntryNotFound")
         content = self.hub.tampered.get(path, content)
         oid = hashlib.sha256(content).hexdigest()
-        headers = {"X_Repo_Commit": sha(index or 0), "ETag": f'"{oid}"'}
+        headers = {"X_Repo_Commit": make_sha(index or 0), "ETag": f'"{oid}"'}
         if not path.endswith(LARGE):
             return self.say(200, content, **headers)
         self.hub.objects[oid] = content
@@ -257,11 +257,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
+def serve_hub() -> Iterator[Hub]:
     """A hub on this machine."""
     hub = Hub()
     hub.held.set()
-    with listening(type("Bound", (Handler,), {"hub": hub})) as hub.url:
+    with listen(type("Bound", (Handler,), {"hub": hub})) as hub.url:
         try:
             yield hub
         finally:

@@ -1,4 +1,4 @@
-"""Image files for the tests of the decoder: real ones of every format, and ones that are written byte by byte."""
+"""Image files for the tests of the decoder: real ones in every format, and others written byte by byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pillow_heif import register_heif_opener
 
-# What EXIF's orientation means: where the stored picture's first row and first column belong.
+# The meaning of EXIF's orientation: the sides of the first row and the first column of the stored picture.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -29,10 +29,11 @@ ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 
 @cache
-def sample() -> np.ndarray:
+def load_picture() -> np.ndarray:
     """A real picture: uint8 (32, 32, 3)."""
     with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as arrays:
-        return arrays["x_train"][0]
+        image: np.ndarray = arrays["x_train"][0]
+        return image
 
 
 def encode(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
@@ -43,9 +44,9 @@ def encode(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
 
 
 @cache
-def files() -> dict[str, bytes]:
+def make_files() -> dict[str, bytes]:
     """The sample in each format and form that Pillow writes."""
-    picture = Image.fromarray(sample())
+    picture = Image.fromarray(load_picture())
 
     def sequence() -> dict[str, Any]:
         return {"save_all": True, "append_images": [picture.rotate(90)]}
@@ -55,14 +56,14 @@ def files() -> dict[str, bytes]:
         for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
     }
     return tiff | {
-        "baseline.jpg": encode(picture, "JPEG", quality=95, subsampling=0, exif=exif(1)),
+        "baseline.jpg": encode(picture, "JPEG", quality=95, subsampling=0, exif=make_exif(1)),
         "progressive.jpg": encode(picture, "JPEG", quality=95, subsampling=0, progressive=True),
         "cmyk.jpg": encode(picture.convert("CMYK"), "JPEG", quality=95, subsampling=0),
         "pair.mpo": encode(picture, "MPO", quality=95, subsampling=0, **sequence()),
-        "plain.png": encode(picture, "PNG", exif=exif(1)),
+        "plain.png": encode(picture, "PNG", exif=make_exif(1)),
         "palette.png": encode(picture.quantize(256), "PNG"),
         "animated.png": encode(picture, "PNG", **sequence()),
-        "lossy.webp": encode(picture, "WEBP", quality=95, exif=exif(1)),
+        "lossy.webp": encode(picture, "WEBP", quality=95, exif=make_exif(1)),
         "lossless.webp": encode(picture, "WEBP", lossless=True),
         "animated.webp": encode(picture, "WEBP", lossless=True, **sequence()),
         "animated.gif": encode(picture, "GIF", comment=b"a comment", **sequence()),
@@ -70,27 +71,29 @@ def files() -> dict[str, bytes]:
         "palette.bmp": encode(picture.quantize(256), "BMP"),
         "big.tif": encode(picture, "TIFF", big_tiff=True),
         "pages.tif": encode(picture, "TIFF", **sequence()),
-        "plain.avif": encode(picture, "AVIF", quality=95, subsampling="4:4:4", exif=exif(1)),
+        "plain.avif": encode(picture, "AVIF", quality=95, subsampling="4:4:4", exif=make_exif(1)),
         "alpha.avif": encode(picture.convert("RGBA"), "AVIF", quality=95, subsampling="4:4:4"),
         "plain.jp2": encode(picture, "JPEG2000", irreversible=False),
         "tiles.j2k": encode(picture, "JPEG2000", no_jp2=True, tile_size=(16, 16)),
         "plain.ppm": encode(picture, "PPM"),
-        "text.ppm": b"P3\n# a comment\n32 32\n255\n" + b" ".join(b"%d" % value for value in sample().flat) + b"\n",
-        "plain.heic": encode(picture, "HEIF", quality=95, chroma=444, exif=exif(1)),
+        "text.ppm": b"P3\n# a comment\n32 32\n255\n"
+        + b" ".join(b"%d" % value for value in load_picture().flat)
+        + b"\n",
+        "plain.heic": encode(picture, "HEIF", quality=95, chroma=444, exif=make_exif(1)),
         "alpha.heic": encode(picture.convert("RGBA"), "HEIF", quality=95, chroma=444),
         "pair.heic": encode(picture, "HEIF", quality=95, chroma=444, **sequence()),
         "animated.avif": encode(picture, "AVIF", quality=95, subsampling="4:4:4", **sequence()),
     }
 
 
-def exif(orientation: int, order: str = "<") -> bytes:
+def make_exif(orientation: int, order: str = "<") -> bytes:
     entry = struct.pack(order + "HHIHH", 274, 3, 1, orientation, 0)
     start = b"II*\0" if order == "<" else b"MM\0*"
     return b"Exif\0\0" + start + struct.pack(order + "IH", 8, 1) + entry + bytes(4)
 
 
-def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns the picture as a file of that orientation stores it, pixel by pixel from what `SIDES` says."""
+def turn_for_storage(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns the picture as a file of that orientation stores it, pixel by pixel from `SIDES`."""
     height, width = upright.shape[:2]
     first_row, first_column = SIDES[orientation]
     size = (height, width) if first_row in {"top", "bottom"} else (width, height)
@@ -104,11 +107,11 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     return result
 
 
-def chunk(kind: bytes, body: bytes) -> bytes:
+def make_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(
+def make_png(
     samples: np.ndarray,
     depth: int,
     colour: int,
@@ -121,19 +124,19 @@ def png(
     height, width = size or samples.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     passes = [samples[y::dy, x::dx] for x, y, dx, dy in ADAM7] if interlaced else [samples]
-    lines = b"".join(b"\0" + _packed(row, depth) for part in passes if part.size for row in part)
-    data = chunk(b"IDAT", zlib.compress(lines))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + data + chunk(b"IEND", b"")
+    lines = b"".join(b"\0" + _pack(row, depth) for part in passes if part.size for row in part)
+    data = make_chunk(b"IDAT", zlib.compress(lines))
+    return b"\x89PNG\r\n\x1a\n" + make_chunk(b"IHDR", header) + before + data + make_chunk(b"IEND", b"")
 
 
-def _packed(row: np.ndarray, depth: int) -> bytes:
+def _pack(row: np.ndarray, depth: int) -> bytes:
     if depth >= 8:
         return row.astype(">u2" if depth == 16 else np.uint8).tobytes()
     bits = (row.reshape(-1, 1) >> np.arange(depth - 1, -1, -1)) & 1
     return np.packbits(bits.astype(np.uint8)).tobytes()
 
 
-def tiff(tags: dict[int, Any], data: bytes = b"", *, order: str = "<", big: bool = False) -> bytes:
+def make_tiff(tags: dict[int, Any], data: bytes = b"", *, order: str = "<", big: bool = False) -> bytes:
     """Writes a TIFF of one directory; a value is an int, a list (LONG), bytes, or (type, list).
 
     `data` lies at offset 8, or 16 in a BigTIFF.
@@ -156,51 +159,51 @@ def tiff(tags: dict[int, Any], data: bytes = b"", *, order: str = "<", big: bool
     return head + data + struct.pack(order + count, len(tags)) + entries + bytes(struct.calcsize("<" + word)) + tail
 
 
-def grey_tiff(width: int, height: int, bits: int, data: bytes, **tags: Any) -> bytes:
+def make_grey_tiff(width: int, height: int, bits: int, data: bytes, **tags: Any) -> bytes:
     """Writes an uncompressed grey TIFF; `tags` are more tags, or others, by number: t262=0."""
     order, big = tags.pop("order", "<"), tags.pop("big", False)
     known = {256: width, 257: height, 258: (3, [bits]), 259: (3, [1]), 262: (3, [1]), 273: 16 if big else 8}
     known |= {277: (3, [1]), 278: height, 279: len(data)}
-    return tiff(known | {int(name[1:]): value for name, value in tags.items()}, data, order=order, big=big)
+    return make_tiff(known | {int(name[1:]): value for name, value in tags.items()}, data, order=order, big=big)
 
 
-def rgb_tiff(width: int, height: int, data: bytes, **tags: Any) -> bytes:
+def make_rgb_tiff(width: int, height: int, data: bytes, **tags: Any) -> bytes:
     defaults = {"t258": (3, [8, 8, 8]), "t262": (3, [2]), "t277": (3, [3])}
-    return grey_tiff(width, height, 8, data, **defaults | tags)
+    return make_grey_tiff(width, height, 8, data, **defaults | tags)
 
 
-def with_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
+def insert_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
     """Puts a segment right after a JPEG's start."""
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + jpeg[2:]
 
 
-def deflated_zeros(count: int) -> bytes:
+def deflate_zeros(count: int) -> bytes:
     packer = zlib.compressobj(9)
     return b"".join(packer.compress(bytes(2**20)) for _ in range(count // 2**20)) + packer.flush()
 
 
-def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """The closed form, on the 0..255 scale, rounded half up (there are no exact halves)."""
+def lay_on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Returns the closed form, on the 0..255 scale, rounded half up (there are no exact halves)."""
     share = alpha.astype(np.float64) / 255
     return np.floor(colour * share + 255 * (1 - share) + 0.5).astype(np.uint8)
 
 
-def run_length_bmp(width: int, height: int, palette: np.ndarray, codes: bytes) -> bytes:
+def make_run_length_bmp(width: int, height: int, palette: np.ndarray, codes: bytes) -> bytes:
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(codes), 0, 0, 256, 0)
     start = 14 + len(head) + palette.size
     return b"BM" + struct.pack("<IHHI", start + len(codes), 0, 0, start) + head + palette.tobytes() + codes
 
 
-def declared(height: int, width: int) -> dict[str, bytes]:
-    """Returns small files that declare height x width pixels, and as far as may be hold the data for them."""
-    jpeg = bytearray(files()["baseline.jpg"])
+def make_oversized(height: int, width: int) -> dict[str, bytes]:
+    """Returns small files that declare height x width pixels, if possible with the data for them."""
+    jpeg = bytearray(make_files()["baseline.jpg"])
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">2H", min(height, 65500), min(width, 65500))
-    bmp = bytearray(files()["plain.bmp"])
+    bmp = bytearray(make_files()["plain.bmp"])
     bmp[18:26] = struct.pack("<2i", width, height)
     run_length = bytearray(bmp)
     run_length[28:34] = struct.pack("<HI", 8, 1)
-    gif = bytearray(files()["animated.gif"])
+    gif = bytearray(make_files()["animated.gif"])
     gif[6:10] = struct.pack("<2H", min(width, 65535), min(height, 65535))
     image = gif.index(b",\0\0\0\0")
     grown = bytearray(gif)
@@ -208,16 +211,16 @@ def declared(height: int, width: int) -> dict[str, bytes]:
     grown[image + 5 : image + 9] = struct.pack("<2H", min(width, 65535), min(height, 65535))
     side = min(height, 16384) - 1
     canvas = b"VP8X" + struct.pack("<I", 10) + bytes(4) + struct.pack("<I", side)[:3] * 2
-    webp = b"RIFF" + struct.pack("<I", 0) + b"WEBP" + canvas + files()["lossless.webp"][12:]
+    webp = b"RIFF" + struct.pack("<I", 0) + b"WEBP" + canvas + make_files()["lossless.webp"][12:]
     webp = webp[:4] + struct.pack("<I", len(webp) - 8) + webp[8:]
-    avif = files()["plain.avif"].replace(struct.pack(">2I", 32, 32), struct.pack(">2I", width, height))
-    smaller = files()["plain.avif"].replace(struct.pack(">2I", 32, 32), struct.pack(">2I", 16000, 16000))
-    strip = deflated_zeros(2**27)
-    pixel = png(np.zeros((1, 1, 1), int), 1, 0, size=(height, width))
+    avif = make_files()["plain.avif"].replace(struct.pack(">2I", 32, 32), struct.pack(">2I", width, height))
+    smaller = make_files()["plain.avif"].replace(struct.pack(">2I", 32, 32), struct.pack(">2I", 16000, 16000))
+    strip = deflate_zeros(2**27)
+    pixel = make_png(np.zeros((1, 1, 1), int), 1, 0, size=(height, width))
     deflate: dict[str, Any] = {"t258": (3, [1]), "t259": (3, [8]), "t262": (3, [1]), "t277": (3, [1])}
     return {
         "jpeg": bytes(jpeg),
-        "png": pixel.replace(pixel[33:-12], chunk(b"IDAT", strip)),
+        "png": pixel.replace(pixel[33:-12], make_chunk(b"IDAT", strip)),
         "bmp": bytes(bmp),
         "run length": bytes(run_length),
         "gif": bytes(gif),
@@ -225,16 +228,16 @@ def declared(height: int, width: int) -> dict[str, bytes]:
         "webp": webp,
         "avif": avif,
         "avif smaller": smaller,
-        "tiff": rgb_tiff(width, height, b"abc"),
-        "tiff strip": rgb_tiff(width, height, strip, **deflate),
-        "tiff tile": rgb_tiff(16, 16, strip, t322=width, t323=height, t324=8, t325=len(strip), **deflate),
+        "tiff": make_rgb_tiff(width, height, b"abc"),
+        "tiff strip": make_rgb_tiff(width, height, strip, **deflate),
+        "tiff tile": make_rgb_tiff(16, 16, strip, t322=width, t323=height, t324=8, t325=len(strip), **deflate),
     }
 
 
-def jpeg2000(
+def make_jpeg2000(
     size: tuple[int, int] = (32, 32), tile: tuple[int, int] = (32, 32), layers: int = 1, precinct: int = 0xFF
 ) -> bytes:
-    """The head of a JPEG 2000 codestream, without a tile."""
+    """Returns the head of a JPEG 2000 codestream, without a tile."""
     channels = b"\7\1\1" * 3
     sizes = struct.pack(">H8IH", 0, *size, 0, 0, *tile, 0, 0, 3) + channels
     coding = struct.pack(">BBHB5B", 1, 0, layers, 1, 0, 4, 4, 0, 1) + bytes([precinct])
@@ -253,8 +256,8 @@ SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06
 GAMMA = 563 / 256
 
 
-def icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> bytes:
-    """An ICC profile (version 2.1) of a space with these colours and the gamma above."""
+def make_icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> bytes:
+    """Returns an ICC profile (version 2.1) of a space with these colours and the gamma above."""
 
     def xyz(values: tuple[float, ...]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
@@ -274,8 +277,8 @@ def icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> bytes
     return head + struct.pack(">I", 0) + xyz(white)[8:] + bytes(128 - len(head) - 16) + table + body
 
 
-def to_srgb(pixels: np.ndarray, colours: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    """What sRGB's standard (IEC 61966-2-1) says that these pixels are in it, unrounded."""
+def convert_to_srgb(pixels: np.ndarray, colours: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    """Returns these pixels in sRGB by its standard (IEC 61966-2-1), unrounded."""
     linear = np.linalg.solve(np.array(SRGB).T, np.array(colours).T) @ ((pixels / 255.0) ** GAMMA)[..., None]
     linear = linear[..., 0].clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -1,8 +1,8 @@
-"""Ends a write before each of its steps, and prints what is left each time: `kill_steps.py WHAT HOW FOLDER`.
+"""Ends a write before each of its steps, and prints the remains each time: `kill_steps.py WHAT HOW FOLDER`.
 
-WHAT is "folder" or "bundle", HOW "kill" or "interrupt". In a process of its own, as it forks; a step is whatever
-changes files, as Python's audit events tell. A line of JSON for each step: what readers find, and what lies in the
-folder; then the same after the write was done anew.
+WHAT is "folder" or "bundle", HOW "kill" or "interrupt". It is a program, because it forks. A step is an audit event of
+Python that changes files. It prints a line of JSON for each step: what readers find, and what is in the folder; then
+the same after the write was repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod",
 OURS = ("a.txt", "b.txt", "deep", "old.txt")
 
 
-def files(folder: Path) -> dict[str, str]:
+def read_files(folder: Path) -> dict[str, str]:
     """Returns the content of each file."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes().hex()[-8:] for path in paths}
@@ -64,7 +64,7 @@ WRITES: dict[str, tuple[Callable[[Path, str], None], Callable[[Path], Any]]] = {
 }
 
 
-def end_at(step: int, how: str, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
+def make_hook(step: int, how: str, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -94,16 +94,16 @@ def main(what: str, how: str, folder: Path, others: bool) -> None:
             (place / "notes.txt").write_text("mine")
         child = os.fork()
         if child == 0:
-            sys.addaudithook(end_at(step, how, folder))
+            sys.addaudithook(make_hook(step, how, folder))
             try:
                 write(place, "new")
             except KeyboardInterrupt:
                 os._exit(1)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
-        left = {"step": step, "read": read(place), "files": files(place.parent)}
+        left = {"step": step, "read": read(place), "files": read_files(place.parent)}
         write(place, "new")
-        print(json.dumps({**left, "anew": read(place), "then": files(place.parent)}))
+        print(json.dumps({**left, "anew": read(place), "then": read_files(place.parent)}))
         shutil.rmtree(place.parent)
 
 

@@ -1,4 +1,4 @@
-"""What a run wrote down of its epochs."""
+"""Reads the log of a run."""
 
 from __future__ import annotations
 

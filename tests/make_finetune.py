@@ -23,7 +23,7 @@ TRAIN, TEST = 500, 400
 SMALL = {"model.embed_dim": 32, "train.epochs": 30, "data.validation": 2000}
 
 
-def only(data: Dataset, names: tuple[str, ...]) -> Dataset:
+def take_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
     """Returns the images of some classes."""
     old = [data.class_names.index(name) for name in names]
     splits = {}
@@ -35,11 +35,11 @@ def only(data: Dataset, names: tuple[str, ...]) -> Dataset:
 
 def main() -> None:
     data = named.load("cifar10")
-    others = only(data, tuple(name for name in data.class_names if name not in NEW))
+    others = take_classes(data, tuple(name for name in data.class_names if name not in NEW))
     with tempfile.TemporaryDirectory() as place:
         run = train("quick", out=Path(place) / "run", data=others, **SMALL)
         run.bundle.halved().save(GOLDEN / "eight_classes.zip")
-    few = only(data, NEW)
+    few = take_classes(data, NEW)
     chosen = np.random.default_rng(0).permutation(len(few.train.labels))[:TRAIN]
     np.savez_compressed(
         GOLDEN / "cats_dogs.npz",

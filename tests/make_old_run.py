@@ -4,8 +4,8 @@
 
 A very small model is trained on drawn pictures, stopped in the second of its three epochs, and a copy of it is trained
 to the end. The archive has the pictures, both runs without their figures, and what is to come out: the evaluation,
-which pictures each step saw, and the logits of the finished model. It is made once, by the version that it is named
-for; to make it again with later code would prove nothing.
+which pictures each step saw, and the logits of the finished model. It was made once, by the version in its
+name. Making it again with later code would prove nothing.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def draw(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def watched(stop: tuple[int, int] | None = None) -> Iterator[Seen]:
+def watch(stop: tuple[int, int] | None = None) -> Iterator[Seen]:
     """Yields what each step sees, "epoch/step" -> file names; stops training before the step `stop`."""
     original, seen = Watch.on_train_batch_begin, {}
 
@@ -93,7 +93,7 @@ def watched(stop: tuple[int, int] | None = None) -> Iterator[Seen]:
         Watch.on_train_batch_begin = original
 
 
-def logits_of(run: Path, pictures: Path) -> np.ndarray:
+def compute_logits(run: Path, pictures: Path) -> np.ndarray:
     """Returns the logits of a run's model for its test pictures, in the order of its table, float32 (N, 3)."""
     bundle = Bundle.load(run)
     table = [line.split(",") for line in (run / "splits.csv").read_text("utf-8").splitlines()]
@@ -106,10 +106,10 @@ def main() -> None:
         os.chdir(place)
         draw(Path("shapes"))
         stopped, finished = Path("runs/stopped"), Path("runs/finished")
-        with watched(STOP) as before, contextlib.suppress(Interrupted):
+        with watch(STOP) as before, contextlib.suppress(Interrupted):
             train("quick", out=stopped, **SETTINGS)
         shutil.copytree(stopped, finished)
-        with watched() as after:
+        with watch() as after:
             train(resume=finished)
         report = evaluate(finished)
         expected = {
@@ -117,7 +117,7 @@ def main() -> None:
             "evaluation": {key: report[key] for key in ("split", "n", "loss", "top1", "top5", "macro", "confusion")},
         }
         Path("expected.json").write_text(json.dumps(expected, indent=1) + "\n", "utf-8")
-        np.savez("expected.npz", logits=logits_of(finished, Path("shapes")))
+        np.savez("expected.npz", logits=compute_logits(finished, Path("shapes")))
         for run in (stopped, finished):
             shutil.rmtree(run / "figures")
             (run / ".lock").unlink()

@@ -1,4 +1,4 @@
-"""State dicts as the authors' code names and shapes them, with random values, and the files that training writes."""
+"""State dicts with the names and shapes of the authors' code and random values, and checkpoints of its training."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from shiftvit.presets import PRESETS
 Weights = dict[str, np.ndarray]
 
 
-def state_dict(preset: str, classes: int = 1000, seed: int = 0) -> Weights:
-    """Written down from the authors' `shiftvit.py`, not from this package's reader."""
+def make_state_dict(preset: str, classes: int = 1000, seed: int = 0) -> Weights:
+    """Returns random weights, named after the authors' `shiftvit.py` and not after this package's reader."""
     config = ModelConfig(**PRESETS[preset].arguments)
     random = np.random.default_rng(seed)
     weights: Weights = {}
@@ -46,17 +46,17 @@ def state_dict(preset: str, classes: int = 1000, seed: int = 0) -> Weights:
     return weights
 
 
-def tensors(weights: Weights) -> dict[str, Any]:
+def to_tensors(weights: Weights) -> dict[str, Any]:
     import torch
 
     return {name: torch.tensor(value) for name, value in weights.items()}
 
 
-def training_checkpoint(weights: Weights, ema: Weights | None = None, **more: Any) -> dict[str, Any]:
-    """What the authors' `main.py` saves at the end of an epoch."""
+def make_checkpoint(weights: Weights, ema: Weights | None = None, **more: Any) -> dict[str, Any]:
+    """Returns what the authors' `main.py` saves at the end of an epoch."""
     import torch
 
-    state = tensors(weights)
+    state = to_tensors(weights)
     parameters = [torch.nn.Parameter(value) for value in list(state.values())[:2]]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     sum(parameter.square().sum() for parameter in parameters).backward()
@@ -70,7 +70,7 @@ def training_checkpoint(weights: Weights, ema: Weights | None = None, **more: An
         "optimizer": optimizer.state_dict(),
         "lr_scheduler": schedule,
         "epoch": 299,
-        "model_ema": None if ema is None else tensors(ema),
+        "model_ema": None if ema is None else to_tensors(ema),
         "scaler": {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 7},
         "args": args,
         **more,

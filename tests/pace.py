@@ -1,4 +1,4 @@
-"""Limits on time that hold on every processor: multiples of a piece of work that is timed in the same run."""
+"""Time limits that hold on every processor: multiples of the time of a fixed piece of work in the same run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 
 @functools.cache
-def unit() -> float:
-    """Returns the processor seconds of a fixed piece of work, the least of five: 0.05 s or so on a recent server."""
+def measure_unit() -> float:
+    """Returns the processor seconds of a fixed piece of work, the least of five: about 0.05 s on a recent server."""
     block = bytes(range(256)) * 4000
 
     def work() -> None:
@@ -24,36 +24,36 @@ def unit() -> float:
             hashlib.sha256(zlib.compress(block, 6)).digest()
         sum(index * index for index in range(400_000))
 
-    return min(_seconds(work, time.process_time) for _ in range(5))
+    return min(_measure(work, time.process_time) for _ in range(5))
 
 
 @contextlib.contextmanager
-def at_most(units: float) -> Iterator[None]:
-    """Fails if what runs in it takes more processor time than so many units, all threads together."""
-    limit = units * unit()
+def limit_time(units: float) -> Iterator[None]:
+    """Fails if its body takes more processor time than this number of units, all threads together."""
+    limit = units * measure_unit()
     began = time.process_time()
     yield
     taken = time.process_time() - began
     assert taken < limit, f"{taken:.3f} s of processor time; {units} units are {limit:.3f} s here"
 
 
-def child_seconds(run: Callable[[], Any], repeats: int = 3) -> float:
+def measure_child(run: Callable[[], Any], repeats: int = 3) -> float:
     """Returns the processor seconds of the processes that `run` starts and waits for, the least of some repeats."""
 
     def spent() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    return min(_seconds(run, spent) for _ in range(repeats))
+    return min(_measure(run, spent) for _ in range(repeats))
 
 
-def import_seconds(*modules: str) -> float:
+def measure_import(*modules: str) -> float:
     """Returns the processor seconds of a new interpreter that imports modules."""
     program = f"import {', '.join(modules)}"
-    return child_seconds(lambda: subprocess.run([sys.executable, "-c", program], check=True))
+    return measure_child(lambda: subprocess.run([sys.executable, "-c", program], check=True))
 
 
-def _seconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+def _measure(run: Callable[[], Any], clock: Callable[[], float]) -> float:
     began = clock()
     run()
     return clock() - began

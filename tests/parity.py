@@ -19,7 +19,7 @@ import shiftvit
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def official(name: str) -> dict[str, float]:
+def compare_official(name: str) -> dict[str, float]:
     with np.load(GOLDEN / f"{name}.npz") as reference:
         arrays = dict(reference)
     config = json.loads(str(arrays["config"]))
@@ -37,11 +37,11 @@ def official(name: str) -> dict[str, float]:
     shiftvit.convert.load_official(model, GOLDEN / f"{name}.npz")
     stages = keras.Model(model.backbone.inputs, list(model.backbone.pyramid_outputs.values()))
     found = {f"stage{i}": value for i, value in enumerate(stages.predict(images, verbose=0), 1)}
-    differences = {stage: _difference(value, arrays[f"{stage}_nhwc"]) for stage, value in found.items()}
-    return {**differences, "logits": _difference(model.predict(images, verbose=0), arrays["logits"])}
+    differences = {stage: _measure_difference(value, arrays[f"{stage}_nhwc"]) for stage, value in found.items()}
+    return {**differences, "logits": _measure_difference(model.predict(images, verbose=0), arrays["logits"])}
 
 
-def example(shift_mode: str = "mask") -> dict[str, float]:
+def compare_example(shift_mode: str = "mask") -> dict[str, float]:
     with np.load(GOLDEN / "keras_example.npz") as reference:
         arrays = dict(reference)
     config = ast.literal_eval(str(arrays["config"]))
@@ -60,12 +60,12 @@ def example(shift_mode: str = "mask") -> dict[str, float]:
     images = shiftvit.Preprocess(resize=52, round_pixels=False)(arrays["x"])[:, 2:50, :48]
     images[0] = images[0, :, ::-1]
     return {
-        "preprocessed": _difference(preprocessed, arrays["preprocessed"]),
-        "logits": _difference(model.predict(images, verbose=0), arrays["logits"]),
+        "preprocessed": _measure_difference(preprocessed, arrays["preprocessed"]),
+        "logits": _measure_difference(model.predict(images, verbose=0), arrays["logits"]),
     }
 
 
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+def _measure_difference(found: np.ndarray, expected: np.ndarray) -> float:
     assert found.shape == expected.shape, (found.shape, expected.shape)
     return float(np.abs(found - expected).max())
 
@@ -75,9 +75,9 @@ if __name__ == "__main__":
         json.dumps(
             {
                 "backend": keras.config.backend(),
-                "official_gn1": official("official_gn1"),
-                "official_bn_relu": official("official_bn_relu"),
-                "keras_example": example(),
+                "official_gn1": compare_official("official_gn1"),
+                "official_bn_relu": compare_official("official_bn_relu"),
+                "keras_example": compare_example(),
             }
         )
     )

@@ -1,4 +1,4 @@
-"""Parquet files of real images, written as the Hugging Face Hub has them."""
+"""Writes Parquet files of real images as on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from sample import load_sample
 SAMPLE = load_sample()
 NAMES = SAMPLE.class_names
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-# What `datasets` has in `Features` of the columns.
+# The `Features` of the columns in `datasets`.
 CIFAR = {"img": {"_type": "Image"}, "label": {"names": [*NAMES], "_type": "ClassLabel"}}
 
 
-def coded(pixels, form="PNG"):
+def encode(pixels, form="PNG"):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)
     return stream.getvalue()
 
 
 CHOSEN = np.sort(np.concatenate([np.flatnonzero(SAMPLE.train.labels == label)[:6] for label in range(10)]))
-BLOBS = [coded(SAMPLE.train.images[index], ("PNG", "JPEG")[number % 2]) for number, index in enumerate(CHOSEN)]
+BLOBS = [encode(SAMPLE.train.images[index], ("PNG", "JPEG")[number % 2]) for number, index in enumerate(CHOSEN)]
 LABELS = SAMPLE.train.labels[CHOSEN].tolist()
 
 
-def write(path, features=None, rows=10, **columns):
-    """Writes a table as the Hub does: images as structs, what the columns are as JSON in the metadata."""
+def write_parquet(path, features=None, rows=10, **columns):
+    """Writes a table as the Hub does: images as structs, and the features of the columns as JSON in the metadata."""
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path, row_group_size=rows)
     return path
 
 
-def structs(blobs):
+def make_structs(blobs):
     return pa.array(
         [None if blob is None else {"bytes": blob, "path": f"{n}.png"} for n, blob in enumerate(blobs)], IMAGE
     )
 
 
-def cifar(path, chosen=slice(None), labels=None):
-    return write(path, CIFAR, img=structs(BLOBS[chosen]), label=LABELS[chosen] if labels is None else labels)
+def write_cifar(path, chosen=slice(None), labels=None):
+    return write_parquet(
+        path, CIFAR, img=make_structs(BLOBS[chosen]), label=LABELS[chosen] if labels is None else labels
+    )

@@ -1,8 +1,8 @@
-"""Runs exported graphs with nothing but the runtime that they are for, as a program does that knows no shiftvit.
+"""Runs exported graphs with nothing but their runtime, as a program without shiftvit does.
 
     python -I tests/plain_runtimes.py FORMAT IMAGES.npy ANSWERS.npz ARTIFACT...
 
-For artifact number i the answers are `i/1` and `i/257`, for so many images, and what else the format has to say.
+The answers for artifact number i are `i/1` and `i/257`, for that many images, and further values of the format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 SIZES = (1, 257)
 
 
-def onnx(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
+def run_onnx(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -29,7 +29,7 @@ def onnx(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
         yield str(len(batch)), session.run(["probabilities"], {"images": batch})[0]
 
 
-def openvino(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
+def run_openvino(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
     import openvino
 
     core = openvino.Core()
@@ -38,13 +38,13 @@ def openvino(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
     yield "labels", model.get_rt_info(["model_info", "labels"]).astype(str)
     entry, result = model.input("images"), model.output("probabilities")
     yield "signature", [str(entry.element_type), str(entry.partial_shape), str(result.element_type)]
-    # In float32 whatever the processor likes better.
+    # In float32, even if the processor prefers another precision.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in batches:
         yield str(len(batch)), compiled({"images": batch})["probabilities"]
 
 
-def saved_model(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
+def run_saved_model(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
     import keras
     import tensorflow as tf
 
@@ -60,7 +60,7 @@ def saved_model(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any
         yield f"layer/{len(batch)}", layer(batch)["probabilities"].numpy()
 
 
-def litert(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
+def run_litert(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
     from ai_edge_litert.interpreter import Interpreter
 
     with zipfile.ZipFile(path) as archive:
@@ -77,7 +77,7 @@ def litert(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
         yield str(len(batch)), interpreter.get_tensor(result["index"])
 
 
-def torch(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
+def run_torch(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
     import torch
 
     extra = {"shiftvit.json": ""}
@@ -93,7 +93,7 @@ def main(kind: str, images_file: str, answers_file: str, artifacts: list[str]) -
     images = np.load(images_file)
     answers = {}
     for index, path in enumerate(artifacts):
-        for name, value in globals()[kind](path, [images[:size] for size in SIZES]):
+        for name, value in globals()[f"run_{kind}"](path, [images[:size] for size in SIZES]):
             answers[f"{index}/{name}"] = np.asarray(value)
     assert not [name for name in sys.modules if name.startswith("shiftvit.")]
     np.savez(answers_file, **answers)

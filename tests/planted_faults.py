@@ -10,13 +10,13 @@ import onnx
 from shiftvit.bundle.metadata import KEY
 
 
-def larger(graph):
-    """The initializers that hold weights, largest first."""
+def sort_weights(graph):
+    """Returns the initializers, largest first."""
     return sorted(graph.initializer, key=lambda tensor: -np.prod(tensor.dims))
 
 
-def replaced(graph, old, new, keep=()):
-    """Lets all nodes but `keep` take another value."""
+def replace_input(graph, old, new, keep=()):
+    """Changes an input of all nodes except `keep`."""
     for node in graph.node:
         if node.name not in keep:
             node.input[:] = [new if name == old else name for name in node.input]
@@ -28,57 +28,57 @@ def insert(graph, node, place=0):
     graph.node.extend(nodes)
 
 
-def constant(graph, name, value):
+def add_constant(graph, name, value):
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
 
 
-def no_fault(model):
-    """Writes the same metadata in another way."""
+def rewrite_metadata(model):
+    """Writes the same metadata with another layout, which is no fault."""
     for entry in model.metadata_props:
         if entry.key == KEY:
             entry.value = json.dumps(dict(reversed(json.loads(entry.value).items())), indent=1)
 
 
-def other_weights(model):
-    tensor = larger(model.graph)[0]
+def scale_weights(model):
+    tensor = sort_weights(model.graph)[0]
     values = onnx.numpy_helper.to_array(tensor) * np.array(1.05, np.float16)
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
-def not_a_number(model):
-    tensor = larger(model.graph)[0]
+def insert_nan(model):
+    tensor = sort_weights(model.graph)[0]
     values = onnx.numpy_helper.to_array(tensor).copy()
     values.flat[0] = np.nan
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
 
-def blue_first(model):
-    constant(model.graph, "order", [2, 1, 0])
-    replaced(model.graph, "images", "turned")
+def swap_colours(model):
+    add_constant(model.graph, "order", [2, 1, 0])
+    replace_input(model.graph, "images", "turned")
     insert(model.graph, onnx.helper.make_node("Gather", ["images", "order"], ["turned"], name="turn", axis=3))
 
 
-def no_normalisation(model):
-    """Undoes what the first layer does to the pixels' mean and deviation."""
+def undo_normalisation(model):
+    """Undoes the normalisation in the first layer."""
     graph, make = model.graph, onnx.helper.make_node
     metadata = next(json.loads(entry.value) for entry in model.metadata_props if entry.key == KEY)
     for name in ("mean", "std"):
-        constant(graph, f"own_{name}", np.array(metadata["preprocess"][name], np.float32)[:, None, None])
+        add_constant(graph, f"own_{name}", np.array(metadata["preprocess"][name], np.float32)[:, None, None])
     turned = next(node for node in graph.node if "images" in node.input)
     place, cast = next((at, node) for at, node in enumerate(graph.node) if turned.output[0] in node.input)
-    replaced(graph, cast.output[0], "raw", keep=(cast.name,))
+    replace_input(graph, cast.output[0], "raw", keep=(cast.name,))
     insert(graph, make("Add", ["spread", "own_mean"], ["raw"], name="move"), place + 1)
     insert(graph, make("Mul", [cast.output[0], "own_std"], ["spread"], name="spread"), place + 1)
 
 
-def wrong_in_large_batches(model):
-    """Halves the answers where there are more than 100 images."""
+def halve_in_large_batches(model):
+    """Halves the answers in batches of more than 100 images."""
     graph, make = model.graph, onnx.helper.make_node
     for node in graph.node:
         node.output[:] = ["right" if name == "probabilities" else name for name in node.output]
-    constant(graph, "hundred", [100])
-    constant(graph, "half", np.float32(0.5))
-    constant(graph, "whole", np.float32(1))
+    add_constant(graph, "hundred", [100])
+    add_constant(graph, "half", np.float32(0.5))
+    add_constant(graph, "whole", np.float32(1))
     graph.node.extend(
         [
             make("Shape", ["images"], ["count"], start=0, end=1),
@@ -89,7 +89,7 @@ def wrong_in_large_batches(model):
     )
 
 
-def other_labels(model):
+def reverse_labels(model):
     for entry in model.metadata_props:
         if entry.key == KEY:
             tree = json.loads(entry.value)

@@ -1,10 +1,10 @@
 """One process of a training, for tests/test_processes.py: `process_worker.py SETTINGS.json`.
 
-It trains as `shiftvit train` does and records, in a file of its own, what the tests look at: every image that it
-computed, the weights that it ended with, and every file of the run that it opened for writing.
+It trains as `shiftvit train` does, and records for the tests every image that it computed, its last weights, and every
+file of the run that it opened for writing.
 
-`process_worker.py serve` imports torch or jax once and forks the processes of one training after the other from there.
-A line of JSON asks for a training, another one answers with the status of each process.
+`process_worker.py serve` imports torch or jax once and then forks the processes of one training after the other. Each line of
+JSON on standard input is a training. It answers with a line of the statuses of its processes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def main(settings: dict[str, Any]) -> None:
     record: dict[str, Any] = {"images": {}, "written": []}
     run = str(Path(settings["run"]).resolve())
 
-    def look(event: str, arguments: tuple[Any, ...]) -> None:
+    def record_write(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event in ("os.rename", "os.mkdir", "os.remove")
         writes |= event == "open" and bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR))
         if writes and f"{arguments[0]}/".startswith(f"{run}/"):
             record["written"].append(Path(str(arguments[0])).name)
 
-    sys.addaudithook(look)
+    sys.addaudithook(record_write)
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -47,7 +47,7 @@ def main(settings: dict[str, Any]) -> None:
     Figure.savefig = lambda _, path, **__: Image.new("RGB", (1, 1)).save(path, "PNG")
     prepare, begin, finish = EpochBatches._prepare, Watch.on_train_batch_begin, fit.finish_run
 
-    def recorded(self: Any, number: int) -> Any:
+    def record_batch(self: Any, number: int) -> Any:
         images, labels = prepare(self, number)
         seen = [
             hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
@@ -56,11 +56,11 @@ def main(settings: dict[str, Any]) -> None:
         record["images"][f"{self.epoch_number} {number}"] = seen
         return images, labels
 
-    def fault(self: Any, batch: int, logs: Any = None) -> None:
+    def cause_fault(self: Any, batch: int, logs: Any = None) -> None:
         at = settings.get("at")
         if at and at["rank"] == rank and [self.progress.epoch, self.first_step + batch] == at["step"]:
             (Path(settings["record"]) / "fault").touch()
-            if at["what"] == "wait":  # until the test has done something to the network
+            if at["what"] == "wait":  # until the test has changed the network
                 marker = Path(settings["record"]) / "waiting"
                 marker.touch()
                 while marker.exists():
@@ -74,19 +74,19 @@ def main(settings: dict[str, Any]) -> None:
                 os.kill(os.getpid(), int(at["what"]))
         begin(self, batch, logs)
 
-    def ended(run: Path, recipe: Any, dataset: Any, model: Any, *others: Any) -> Any:
+    def save_weights(run: Path, recipe: Any, dataset: Any, model: Any, *others: Any) -> Any:
         weights = {variable.path: np.asarray(variable) for variable in model.variables}
         np.savez(Path(settings["record"]) / f"weights{rank}.npz", **weights)
         return finish(run, recipe, dataset, model, *others)
 
     original = EpochBatches.__init__
 
-    def begun(self: Any, *arguments: Any, **named: Any) -> None:
+    def note_epoch(self: Any, *arguments: Any, **named: Any) -> None:
         self.epoch_number = named["epoch"]
         original(self, *arguments, **named)
 
-    EpochBatches.__init__, EpochBatches._prepare = begun, recorded
-    Watch.on_train_batch_begin, fit.finish_run = fault, ended
+    EpochBatches.__init__, EpochBatches._prepare = note_epoch, record_batch
+    Watch.on_train_batch_begin, fit.finish_run = cause_fault, save_weights
     sys.argv = ["shiftvit", "train", *settings["arguments"]]
     try:
         command()

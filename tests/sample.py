@@ -24,8 +24,8 @@ SMALL: dict[str, Any] = {
     "preprocess.resize": 24,
     "preprocess.crop": 20,
 }
-# A tiny recipe with all that takes chance or keeps a state of its own: drop-out and dropped paths, moved and mixed
-# images, averages.
+# A tiny recipe with everything that is random or has a state: dropout and drop path, moved and mixed images, averaged
+# weights.
 TINY: dict[str, dict[str, Any]] = {
     "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
     "data": {"validation": 50},
@@ -41,7 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny(**changes: Any) -> Recipe:
+def make_tiny_recipe(**changes: Any) -> Recipe:
     """Returns `TINY` with other values, of the section "train" or of another one: `tiny(**{"model.dropout": 0})`."""
     tree = copy.deepcopy(TINY)
     for name, value in changes.items():
@@ -58,7 +58,7 @@ def load_sample() -> Dataset:
     return Dataset(splits, tuple(CLASS_NAMES), "cifar10")
 
 
-def with_splits(data: Dataset, **splits: Split) -> Dataset:
+def replace_splits(data: Dataset, **splits: Split) -> Dataset:
     """Returns a data set with some of its splits replaced, or with more."""
     return replace(data, splits={**data.splits, **splits})
 

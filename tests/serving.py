@@ -1,4 +1,4 @@
-"""A server of `shiftvit serve` on the loopback address: in a thread, or as a process that signals can reach."""
+"""Runs `shiftvit serve` on the loopback address: in a thread, or as a process that can receive signals."""
 
 import contextlib
 import http.client
@@ -75,7 +75,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(**settings):
+def run_server(**settings):
     server = Running(**settings)
     try:
         yield server
@@ -84,8 +84,8 @@ def running(**settings):
 
 
 @contextlib.contextmanager
-def started(*arguments):
-    """`shiftvit serve` as a process; yields it and its port."""
+def start_server(*arguments):
+    """Runs `shiftvit serve` as a process; yields it and its port."""
     command = [sys.executable, "-m", "shiftvit", "serve", "--port", "0", "--threads", "1", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:
@@ -100,8 +100,8 @@ def started(*arguments):
         process.stderr.close()
 
 
-def picture(seed=0, size=(40, 48), form="PNG"):
-    """The bytes of a random picture."""
+def make_picture(seed=0, size=(40, 48), form="PNG"):
+    """Returns the bytes of a random picture."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)

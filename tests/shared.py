@@ -1,4 +1,4 @@
-"""What is made once in a run of the tests, by whichever of its processes is the first to ask."""
+"""Makes things once in a run of the tests, in the first of its processes that asks."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# Names a folder that lives as long as the run of the tests; set where the run begins.
+# The environment variable with a folder that exists as long as the run of the tests; set when the run begins.
 VARIABLE = "SHIFTVIT_TESTS_SHARED"
 
 
-def folder() -> Path:
+def find_folder() -> Path:
     return Path(os.environ[VARIABLE])
 
 
-def once(name: str, make: Callable[[Path], None]) -> Path:
-    """Returns a folder of the run that `make` has filled, called for it once; where that fails, it fails for all.
+def make_once(name: str, make: Callable[[Path], None]) -> Path:
+    """Returns a folder that `make` has filled. Calls it once in a run; if that fails, it fails for all.
 
     Raises:
         AssertionError: making it failed, here or in another process; the message has the first one's traceback.
     """
-    place, failed = folder() / name, folder() / f"{name}.failed"
-    with FileLock(folder() / f"{name}.lock"):
+    place, failed = find_folder() / name, find_folder() / f"{name}.failed"
+    with FileLock(find_folder() / f"{name}.lock"):
         if not place.exists() and not failed.exists():
-            unfinished = folder() / f"{name}.unfinished"
+            unfinished = find_folder() / f"{name}.unfinished"
             unfinished.mkdir()
             try:
                 make(unfinished)

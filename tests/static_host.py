@@ -1,22 +1,22 @@
-"""A static host of a folder, and the demo that it may host."""
+"""Hosts a folder, and writes the demo to host."""
 
 import contextlib
 import functools
 import http.server
-import threading
 
 import pytest
 
 import shared
+from file_server import listen
 from shiftvit import ShiftViTError
 from shiftvit.serve import demo
 
 
 @contextlib.contextmanager
-def hosting(folder, place=""):
-    """A static host like `python -m http.server` that has a folder at a place, such as "/try"; yields its address.
+def host_folder(folder, place=""):
+    """Hosts a folder at a place, such as "/try", as `python -m http.server` does; yields its address.
 
-    It knows no types that many hosts do not know.
+    It does not know the media types that many hosts do not know.
     """
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -30,17 +30,11 @@ def hosting(folder, place=""):
         def translate_path(self, path):
             return super().translate_path(path.removeprefix(place) if path.startswith(place) else "/nothing here")
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as host:
-        thread = threading.Thread(target=host.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{host.server_port}{place}"
-        finally:
-            host.shutdown()
-            thread.join()
+    with listen(functools.partial(Quiet, directory=folder)) as url:
+        yield f"{url}{place}"
 
 
-def shared_demo(scratch):
+def make_demo_once(scratch):
     """Returns the folder that `write_demo` wrote for the packaged model, once in a run; not to be changed.
 
     Skips the tests that ask for it where onnxruntime-web cannot be had. `scratch` is an empty folder.
@@ -49,4 +43,4 @@ def shared_demo(scratch):
         demo._copy_runtime(scratch / "runtime", None)
     except ShiftViTError as error:
         pytest.skip(f"onnxruntime-web cannot be had: {error}")
-    return shared.once("demo", lambda place: demo.write_demo("cifar10", place, space=True))
+    return shared.make_once("demo", lambda place: demo.write_demo("cifar10", place, space=True))

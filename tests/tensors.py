@@ -1,4 +1,4 @@
-"""Arrays in and out of the running backend, and its gradients: the tests' truth is in NumPy."""
+"""Converts arrays between NumPy and the backend, and computes gradients on the backend."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 BACKEND = keras.config.backend()
 
 
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
+def draw_normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """As float32 where it is a narrower float."""
+    """Returns a tensor as an array; narrower floats become float32."""
     array = keras.ops.convert_to_numpy(tensor)
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def set_random_weights(layer: Any, seed: int = 0) -> None:
-    """Gives every weight, zeros and ones too, a value that shows; matrices keep the scale of their input."""
+    """Gives every weight a random value, also zeros and ones; products with matrices keep the scale of their input."""
     random = np.random.default_rng(seed)
     weights = []
     for weight in layer.get_weights():
@@ -33,12 +33,12 @@ def set_random_weights(layer: Any, seed: int = 0) -> None:
     layer.set_weights(weights)
 
 
-def input_gradient(function: Callable[[Any], Any], x: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
+def compute_input_gradient(function: Callable[[Any], Any], x: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
     """The gradient of `sum(function(x) * cotangent)` with respect to x."""
-    return _gradients(lambda t: _product(function(t), cotangent), x)
+    return _compute_gradient(lambda t: _multiply(function(t), cotangent), x)
 
 
-def weight_gradients(model: Any, x: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+def compute_weight_gradients(model: Any, x: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
     """The gradient of `sum(model(x) * cotangent)`, in training, for each trainable variable by path."""
     variables = model.trainable_variables
     if BACKEND == "jax":
@@ -47,28 +47,28 @@ def weight_gradients(model: Any, x: np.ndarray, cotangent: np.ndarray) -> dict[s
         def loss(values: Any) -> Any:
             others = [variable.value for variable in model.non_trainable_variables]
             out, _ = model.stateless_call(values, others, x, training=True)
-            return _product(out, cotangent)
+            return _multiply(out, cotangent)
 
         found = jax.grad(loss)([variable.value for variable in variables])
     elif BACKEND == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            total = _product(model(x, training=True), cotangent)
+            total = _multiply(model(x, training=True), cotangent)
         found = tape.gradient(total, [variable.value for variable in variables])
     else:
         model.zero_grad()
-        _product(model(x, training=True), cotangent).backward()
+        _multiply(model(x, training=True), cotangent).backward()
         found = [variable.value.grad for variable in variables]
     assert None not in [None if gradient is None else 0 for gradient in found], "a parameter has no gradient"
     return {variable.path: to_numpy(gradient) for variable, gradient in zip(variables, found, strict=True)}
 
 
-def _product(out: Any, cotangent: np.ndarray) -> Any:
+def _multiply(out: Any, cotangent: np.ndarray) -> Any:
     return keras.ops.sum(out * keras.ops.convert_to_tensor(cotangent))
 
 
-def _gradients(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+def _compute_gradient(function: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     if BACKEND == "jax":
         import jax
 

@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import tiny, write_tree
+from sample import make_tiny_recipe, write_tree
 from shiftvit import train
-from shiftvit.environment import device_name
+from shiftvit.environment import find_device_name
 from shiftvit.errors import Interrupted
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.memory import free_memory
@@ -27,7 +27,9 @@ from shiftvit.training.memory import free_memory
 BACKEND = keras.config.backend()
 pytestmark = [
     pytest.mark.skipif(
-        BACKEND == "tensorflow" or not os.environ.get("SHIFTVIT_TEST_ACCELERATOR") or device_name() in ("cpu", "mps"),
+        BACKEND == "tensorflow"
+        or not os.environ.get("SHIFTVIT_TEST_ACCELERATOR")
+        or find_device_name() in ("cpu", "mps"),
         reason="needs a GPU, SHIFTVIT_TEST_ACCELERATOR=1 and KERAS_BACKEND=jax or torch",
     ),
     pytest.mark.usefixtures("plain_figures"),
@@ -63,7 +65,7 @@ def check_alike(one: Path, other: Path, atol: float) -> None:
 
 
 def recipe(**settings: Any) -> Any:
-    return tiny(**{"precision": "float32", **settings})
+    return make_tiny_recipe(**{"precision": "float32", **settings})
 
 
 def test_the_loop_ends_as_fit_does(tmp_path, sample):

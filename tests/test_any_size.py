@@ -1,4 +1,4 @@
-"""Graphs that resize by themselves, against Pillow and against the predictor."""
+"""Graphs that resize images themselves, against Pillow and against the predictor."""
 
 import json
 
@@ -91,13 +91,13 @@ def test_it_answers_as_the_predictor(folder, runtime):
 
 @pytest.mark.slow
 def test_the_server_takes_it(folder):
-    from serving import picture, running
+    from serving import make_picture, run_server
     from shiftvit.inference.runtimes import load_graph
 
     usual = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
-    with running(graph=load_graph(folder, "onnxruntime", 1), limits=Limits()) as server:
+    with run_server(graph=load_graph(folder, "onnxruntime", 1), limits=Limits()) as server:
         for size in ((32, 32), (90, 50)):
-            content = picture(1, size)
+            content = make_picture(1, size)
             status, rows = server.post("/v1/classify?top_k=10", content)
             assert status == 200
             expected = dict(usual([content], top_k=10)[0].top)

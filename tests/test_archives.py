@@ -1,4 +1,4 @@
-"""The readers of the two archives: what they read, and what they refuse."""
+"""The readers of both CIFAR-10 archives: the arrays that they read, and the files that they refuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cifar10_world import World, records, tar_gz
+from cifar10_world import World, write_records, write_tar_gz
 from shiftvit.data.cifar10.archives import BATCHES, read_authors, read_npm
 from shiftvit.errors import ShiftViTError
 
@@ -28,11 +28,11 @@ def test_an_archive_is_read_to_the_arrays_that_were_written(tmp_path: Path, kind
 
 @pytest.mark.parametrize("change", [-1, 1, -3072])
 def test_a_batch_that_is_not_whole_records_is_named(tmp_path: Path, change: int) -> None:
-    whole = records(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.uint8))
+    whole = write_records(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.uint8))
     members = {f"cifar-10-batches-bin/{name}.bin": whole for name in BATCHES}
     members["cifar-10-batches-bin/data_batch_3.bin"] = whole[:change] if change < 0 else whole + bytes(change)
     with pytest.raises(ShiftViTError, match=rf"data_batch_3.bin' has {2 * 3073 + change} bytes; it must have 3073 an"):
-        read_authors(tar_gz(tmp_path / "a.tar.gz", members))
+        read_authors(write_tar_gz(tmp_path / "a.tar.gz", members))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_damaged_archives_are_faults_and_nothing_else(world: World, tmp_path: Pa
 @pytest.mark.parametrize("read", [read_authors, read_npm])
 def test_faulty_archives_are_named(tmp_path: Path, read: Any) -> None:
     with pytest.raises(ShiftViTError, match=r"has no '[\w/-]*data_batch_1"):
-        read(tar_gz(tmp_path / "other.tar.gz", {"../../x": b"1"}))
+        read(write_tar_gz(tmp_path / "other.tar.gz", {"../../x": b"1"}))
     assert [path.name for path in tmp_path.iterdir()] == ["other.tar.gz"]
     (tmp_path / "broken.tar.gz").write_bytes((tmp_path / "other.tar.gz").read_bytes()[:-20])
     (tmp_path / "text.tar.gz").write_bytes(b"not an archive at all, but long enough to look at" * 30)
@@ -74,4 +74,4 @@ def test_faulty_pictures_and_labels_are_named(tmp_path: Path) -> None:
     members = {f"package/{name}": b"\x89PNG no more" for name in names}
     lists = {f"package/{name}_lables.json": b"[0, 1]" for name in ("train", "test")}
     with pytest.raises(ShiftViTError, match=r"'data_batch_1.png' is not a readable PNG"):
-        read_npm(tar_gz(tmp_path / "a.tgz", members | lists))
+        read_npm(write_tar_gz(tmp_path / "a.tgz", members | lists))

@@ -1,4 +1,4 @@
-"""A whole evaluation: its figures against scikit-learn, what it writes, and the temperature's part in it."""
+"""A whole evaluation: its figures against scikit-learn, the files that it writes, and the effect of the temperature."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score, log_loss
 
-from sample import with_splits
+from sample import replace_splits
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
 from shiftvit.data import named
 from shiftvit.evaluation.evaluate import REPORT
@@ -62,7 +62,7 @@ def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None
 def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in) -> None:  # noqa: ARG001
     straight = evaluate("cifar10")
     back = np.arange(10)[::-1]
-    turned = with_splits(sample, test=dataclasses.replace(sample.test, labels=back[sample.test.labels]))
+    turned = replace_splits(sample, test=dataclasses.replace(sample.test, labels=back[sample.test.labels]))
     turned = dataclasses.replace(turned, class_names=sample.class_names[::-1])
     monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: turned})
     assert evaluate("cifar10")["confusion"] == straight["confusion"]

@@ -1,11 +1,11 @@
-"""torch, jax and tensorflow compute the same, read each other's files, and train: one process for each."""
+"""torch, jax and tensorflow compute the same, read each other's files, and train, each in its own process."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from backends import of
+from backends import read_results
 from shiftvit.backend import BACKENDS
 
 # The first to ask starts the processes.
@@ -17,7 +17,7 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 @every_backend
 def test_published_numbers_come_out(backend: str) -> None:
-    parity = of(backend)["parity"]
+    parity = read_results(backend)["parity"]
     assert parity.keys() == {"official_gn1", "official_bn_relu", "keras_example"}
     assert all(difference <= 2e-4 for found in parity.values() for difference in found.values()), parity
 
@@ -26,7 +26,7 @@ def test_published_numbers_come_out(backend: str) -> None:
 @pytest.mark.parametrize("writer", BACKENDS)
 @every_backend
 def test_saved_models_are_the_same_everywhere(backend: str, writer: str, form: str) -> None:
-    loaded, written = of(backend)["loaded"], of(writer)["logits"]
+    loaded, written = read_results(backend)["loaded"], read_results(writer)["logits"]
     for norm in NORMS:
         logits = np.array(loaded[f"{writer}/{form}/{norm}"])
         assert np.ptp(logits) > 0.1
@@ -35,7 +35,7 @@ def test_saved_models_are_the_same_everywhere(backend: str, writer: str, form: s
 
 @every_backend
 def test_training_lowers_the_loss(backend: str) -> None:
-    training = of(backend)["training"]
+    training = read_results(backend)["training"]
     losses = training["losses"]
     assert len(losses) == 4
     assert np.isfinite([*losses, training["test"]]).all()
@@ -44,4 +44,4 @@ def test_training_lowers_the_loss(backend: str) -> None:
 
 @every_backend
 def test_threads_share_a_model(backend: str) -> None:
-    assert of(backend)["threads"] < 1e-5
+    assert read_results(backend)["threads"] < 1e-5

@@ -1,4 +1,4 @@
-"""Rates that are consistent with each other, and a comparison model that really is the same model."""
+"""The benchmark: its rates are consistent, and the comparison model is the same model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from shiftvit.presets import PRESETS
 from tensors import to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from contenders import CNNS, cnn
+from contenders import CNNS, build_cnn
 from contest import Budget
-from plain_keras import plain_model
+from plain_keras import build_plain_model
 from record import write_record
 
 SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_classes": 5}
@@ -34,7 +34,7 @@ SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_cla
 )
 def test_the_plain_model_is_the_same_model(arguments):
     config = ModelConfig(**arguments)
-    ours, plain = ShiftViT(**config.arguments()), plain_model(config, "float32")
+    ours, plain = ShiftViT(**config.get_arguments()), build_plain_model(config, "float32")
     generator = np.random.default_rng(0)
     assert len(ours.weights) == len(plain.weights)
     for mine, theirs in zip(ours.weights, plain.weights, strict=True):
@@ -50,7 +50,7 @@ def test_the_plain_networks_are_of_our_models_sizes(recipe, classes):
     assert set(CNNS) == {"quick", "cifar10"}
     preset = Recipe.load(recipe).model.preset
     ours = ShiftViT.from_preset(preset, num_classes=classes)
-    assert cnn(recipe, classes).count_params() == pytest.approx(ours.count_params(), rel=0.05)
+    assert build_cnn(recipe, classes).count_params() == pytest.approx(ours.count_params(), rel=0.05)
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Every layer: its config makes it again, its shapes hold, and its values are NumPy's or Keras' own."""
+"""Every layer: its configuration restores it, its shapes hold, and its values match NumPy or Keras."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import MLP, DropPath, PatchEmbed, PatchMerging, ShiftBlock, fold
 from shiftvit.model.primitives import TORCH, GroupNorm, LayerNorm, Linear, make_norm
 from shiftvit.model.shift import Shift
-from tensors import input_gradient, normal, set_random_weights, to_numpy, weight_gradients
+from tensors import compute_input_gradient, compute_weight_gradients, draw_normal, set_random_weights, to_numpy
 
 # Each layer with a value other than the default for each argument, so that one that gets lost is missed.
 BLOCK = {
@@ -47,7 +47,7 @@ LAYERS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "GroupNorm": (GroupNorm, {"epsilon": 1e-2}),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
-X = normal(2, 7, 5, 10)
+X = draw_normal(2, 7, 5, 10)
 
 
 def made(name: str, **more: Any) -> Any:
@@ -90,7 +90,7 @@ def test_config_holds_every_argument(name: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 7, 5, 10), (1, 8, 4, 12), (3, 4, 9, 8)])
 def test_output_has_the_computed_shape(name: str, shape: tuple[int, ...]) -> None:
     layer = made(name)
-    out = layer(normal(*shape))
+    out = layer(draw_normal(*shape))
     assert layer.compute_output_shape(shape) == tuple(out.shape)
     open_shape = layer.compute_output_shape((None, None, None, shape[-1]))
     assert open_shape == (None, None, None, out.shape[-1])
@@ -124,7 +124,7 @@ def by_hand(kind: str, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> 
 @pytest.mark.parametrize("kind", ["group", "layer"])
 @pytest.mark.parametrize("epsilon", [1e-5, 0.5])
 def test_norms_are_numpys(kind: str, epsilon: float) -> None:
-    x = 5 + 3 * normal(3, 6, 7, 10)
+    x = 5 + 3 * draw_normal(3, 6, 7, 10)
     norm = make_norm(kind, epsilon, dtype="float32", name="norm")
     norm.build(x.shape)
     set_random_weights(norm)
@@ -147,7 +147,7 @@ def test_group_norm_is_keras_with_one_group() -> None:
 
 def test_batch_norm_keeps_nine_tenths_of_its_averages() -> None:
     norm = make_norm("batch", 1e-5, dtype="float32", name="norm")
-    x = 5 + 3 * normal(4, 6, 7, 10)
+    x = 5 + 3 * draw_normal(4, 6, 7, 10)
     trained = to_numpy(norm(x, training=True))
     np.testing.assert_allclose(trained.mean((0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(to_numpy(norm.moving_mean), 0.1 * x.mean((0, 1, 2)), rtol=1e-4)
@@ -233,7 +233,7 @@ def test_fold_lays_squares_row_by_row() -> None:
 
 @pytest.mark.parametrize("patch_size", [1, 2, 3, 4])
 def test_patch_embedding_is_a_convolution(patch_size: int) -> None:
-    images = normal(2, 13, 11, 3)
+    images = draw_normal(2, 13, 11, 3)
     embed = PatchEmbed(8, patch_size, norm=None)
     convolution = keras.layers.Conv2D(8, patch_size, strides=patch_size)
     embed.build(images.shape), convolution.build(images.shape)
@@ -245,7 +245,7 @@ def test_patch_embedding_is_a_convolution(patch_size: int) -> None:
 
 def test_patch_embedding_normalises_last() -> None:
     embed, bare = PatchEmbed(8, 4, "layer"), PatchEmbed(8, 4, None)
-    images = normal(2, 8, 8, 3)
+    images = draw_normal(2, 8, 8, 3)
     embed(images), bare(images)
     set_random_weights(embed)
     weights = embed.get_weights()
@@ -257,7 +257,7 @@ def test_patch_embedding_normalises_last() -> None:
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (2, 3)])
 def test_merging_is_a_norm_and_a_convolution(size: tuple[int, int], padding: str) -> None:
-    x = normal(2, *size, 10)
+    x = draw_normal(2, *size, 10)
     merging = PatchMerging("layer", padding)
     norm = keras.layers.LayerNormalization(epsilon=1e-5)
     convolution = keras.layers.Conv2D(20, 2, strides=2, padding=padding, use_bias=False)
@@ -281,7 +281,7 @@ def test_merging_refuses_another_padding() -> None:
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_linear_is_a_matrix_product_on_the_last_axis(shape: tuple[int, ...], use_bias: bool) -> None:
     linear = Linear(7, activation="relu", use_bias=use_bias)
-    x = normal(*shape)
+    x = draw_normal(*shape)
     linear.build(shape)
     set_random_weights(linear)
     kernel, bias = (*linear.get_weights(), 0.0)[:2]
@@ -296,9 +296,9 @@ def test_linear_has_the_same_values_and_gradients_in_training(
     shape: tuple[int, ...], use_bias: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if TORCH:  # the others have one form
-        monkeypatch.setattr("shiftvit.model.products.CONVOLVES", form == "convolution")
+        monkeypatch.setattr("shiftvit.model.products.CAN_CONVOLVE", form == "convolution")
     linear = Linear(7, use_bias=use_bias)
-    x, cotangent = normal(*shape), normal(*shape[:-1], 7, seed=1)
+    x, cotangent = draw_normal(*shape), draw_normal(*shape[:-1], 7, seed=1)
     linear.build(shape)
     set_random_weights(linear)
     kernel, bias = (*linear.get_weights(), 0.0)[:2]
@@ -306,9 +306,9 @@ def test_linear_has_the_same_values_and_gradients_in_training(
 
     close = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(to_numpy(linear(x, training=True)), x.astype(np.float64) @ kernel + bias, **close)
-    found = input_gradient(lambda x: linear(x, training=True), x, cotangent)
+    found = compute_input_gradient(lambda x: linear(x, training=True), x, cotangent)
     np.testing.assert_allclose(found, cotangent.astype(np.float64) @ kernel.T, **close)
-    gradients = list(weight_gradients(linear, x, cotangent).values())
+    gradients = list(compute_weight_gradients(linear, x, cotangent).values())
     np.testing.assert_allclose(gradients[0], rows.T @ wide, **close)
     assert len(gradients) == 1 + use_bias
     if use_bias:
@@ -321,8 +321,8 @@ def test_the_convolution_takes_a_transposed_map_and_leaves_frozen_weights_withou
 
     from shiftvit.model import products
 
-    x = torch.tensor(normal(2, 10, 3, 4)).permute(0, 2, 3, 1).requires_grad_()
-    kernel, bias = torch.tensor(normal(10, 7)), torch.tensor(normal(7)).requires_grad_()
+    x = torch.tensor(draw_normal(2, 10, 3, 4)).permute(0, 2, 3, 1).requires_grad_()
+    kernel, bias = torch.tensor(draw_normal(10, 7)), torch.tensor(draw_normal(7)).requires_grad_()
     out = products.linear(x, kernel, bias)
     torch.testing.assert_close(out, x @ kernel + bias)
     found = torch.autograd.grad(out.square().sum(), (x, bias), create_graph=True)

@@ -1,4 +1,4 @@
-"""The random resized crop: the law of its boxes, and what is cut out of a picture."""
+"""The random resized crop: the distribution of its boxes, and the pixels that it cuts."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_is_decoded_has_twice_the_result_left(picture: tuple[int, int], see
     room = min(whole // needed for whole, needed in zip(picture, least, strict=True))
     step = max(step for step in (1, 2, 4, 8) if step <= max(room, 1))  # of a JPEG's decoder
     height, width = (math.ceil(whole / step) for whole in picture)
-    left, top, right, bottom = box.within(height, width)
+    left, top, right, bottom = box.scale_to(height, width)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     if step > 1:

@@ -1,4 +1,4 @@
-"""The bulk engine: blocks of the input, one file for each, and on a cluster of two nodes rows equal to `predict`'s."""
+"""The bulk engine: blocks of the input, one file for each, and the rows of `predict` on a cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from parquet_tables import BLOBS, IMAGE, pa, write
+from parquet_tables import BLOBS, IMAGE, pa, write_parquet
 from sample import load_sample
 from shiftvit import Embedder, Predictor, ShiftViTError
 from shiftvit.cli.main import app
@@ -62,7 +62,7 @@ def photos(tmp_path_factory):
 def shard(tmp_path_factory):
     blobs = [*BLOBS, None, b"no picture"]
     cells = pa.array([{"bytes": blob, "path": None} for blob in blobs], IMAGE)
-    return write(tmp_path_factory.mktemp("shards") / "train.parquet", rows=20, image=cells)
+    return write_parquet(tmp_path_factory.mktemp("shards") / "train.parquet", rows=20, image=cells)
 
 
 @functools.cache
@@ -128,14 +128,14 @@ def test_a_parquet_file_stands_for_its_images(shard, make):
 
 def test_blocks_depend_on_the_input_alone(photos, shard):
     inputs = Inputs([str(photos), str(shard)], recursive=True)
-    blocks = list(inputs.blocks(16))
+    blocks = list(inputs.split(16))
     assert [entry for block in blocks for entry in block] == inputs.entries
     assert [len(block) for block in blocks] == [16] * 12 + [9, 1, 1, 1]  # a row group is never cut
-    assert inputs.block_size() == 16
+    assert inputs.choose_block_size() == 16
     inputs.count = 10_000_000
-    assert inputs.block_size() == 1024
+    assert inputs.choose_block_size() == 1024
     inputs.count = 10_000
-    assert inputs.block_size() == 192
+    assert inputs.choose_block_size() == 192
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A bundle is data: what is damaged, foreign or newer is refused in one line, and nothing in it is executed."""
+"""Bundles: damaged, foreign or newer ones are refused in one line, and loading executes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
-from shiftvit.bundle.stored.container import digest
+from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from tensors import set_random_weights
@@ -221,7 +221,7 @@ def test_weights_of_the_right_hash_that_are_none(archive, tmp_path):
     np.save(array, np.array([Trap(tmp_path / "sprung")]), allow_pickle=True)
     # The format begins with the length of its header: too short, absurd, and a header that is no JSON.
     for content in (b"", b"\xff" * 8, (2).to_bytes(8, "little") + b"[]", trap, array.getvalue()):
-        text = json.dumps(tree | {"files": {WEIGHTS: digest(content)}})
+        text = json.dumps(tree | {"files": {WEIGHTS: hash_content(content)}})
         rezipped(archive, {WEIGHTS: content, MANIFEST: text.encode()})
         refused(archive, f"'{WEIGHTS}' in .* cannot be read")
     assert not (tmp_path / "sprung").exists()

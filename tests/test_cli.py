@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own."""
+"""The command line in a process of its own, as users run it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import typer
 from typer.testing import CliRunner
 
 import command_line
-from pace import child_seconds, import_seconds
+from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
 from shiftvit.cli.main import app
 from shiftvit.cli.tables import show_pairs
-from shiftvit.errors import ShiftViTError, suggest_install
+from shiftvit.errors import ShiftViTError, suggest, suggest_install
 from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import RUNTIMES
 
@@ -56,7 +56,7 @@ def test_help_is_quick_and_shows_the_commands():
     assert answer.returncode == 0
     for command in ("predict", "train", "evaluate", "export", "pack", "benchmark", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
-    assert child_seconds(lambda: shiftvit("--help", alone=True)) < 2 * import_seconds(
+    assert measure_child(lambda: shiftvit("--help", alone=True)) < 2 * measure_import(
         "typer", "rich.console", "rich.table"
     )
 
@@ -210,10 +210,17 @@ def test_the_backend_that_is_chosen(environment, installed, configured, expected
     if configured:
         settings = {"backend": configured} if configured in BACKENDS else KERAS_DEFAULTS
         (tmp_path / "keras.json").write_text(json.dumps(settings))
-    monkeypatch.setattr("shiftvit.backend.installed_backends", lambda: installed)
+    monkeypatch.setattr("shiftvit.backend.list_installed_backends", lambda: installed)
     if expected in ("torch", "jax", "tensorflow"):
         assert ensure_backend() == expected
         assert os.environ["KERAS_BACKEND"] == expected
     else:
         with pytest.raises(ShiftViTError, match=expected):
             ensure_backend()
+
+
+def test_of_thousands_of_valid_names_a_message_lists_some() -> None:
+    text = suggest("class 12", [f"class {number:04}" for number in range(10_000)])
+    assert text.startswith("did you mean 'class ")
+    assert text.endswith("class 0039 and 9,960 more.")
+    assert suggest("x", ["b", "a"]) == "Valid: a, b."

@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,9 +16,7 @@ from shiftvit.cli import explain as command
 
 
 def run(*arguments):
-    app = typer.Typer()
-    command.add_to(app)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command.app, [str(argument) for argument in arguments])
 
 
 SAMPLES = sorted((PRETRAINED / "samples").rglob("*.png"))
@@ -36,6 +33,7 @@ def test_the_command_explains_images(tmp_path):
     row, column = first["occlusion"]["peak"]
     heat = np.array(first["occlusion"]["map"])
     assert heat[int(row), int(column)] > 0.9 * heat.max()
+    assert all(value == round(value, 4) for value in heat.flat)
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.height > 2 * 192
 

@@ -1,4 +1,4 @@
-"""`shiftvit predict`: output formats, kinds of input, exit statuses, streams, Ctrl-C, and that it is quick."""
+"""`shiftvit predict`: output formats, kinds of input, exit statuses, streams, Ctrl-C and speed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import command_line
-from pace import child_seconds, import_seconds
+from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.figures.style import GREEN, RED
@@ -69,8 +69,8 @@ def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
 
 def test_one_image_costs_little_more_than_the_imports(tmp_path):
     """From start to end: a second at most where the libraries that it cannot do without take 0.2 s to import."""
-    needed = import_seconds("numpy", "PIL.Image", "onnxruntime", "pydantic")
-    assert child_seconds(lambda: predict(SAMPLES[0], cwd=tmp_path, alone=True)) < 5 * needed
+    needed = measure_import("numpy", "PIL.Image", "onnxruntime", "pydantic")
+    assert measure_child(lambda: predict(SAMPLES[0], cwd=tmp_path, alone=True)) < 5 * needed
 
 
 def test_a_bad_file_is_a_row_and_the_run_goes_on(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Settings: every fault is one line that names the key, the rule and the mend."""
+"""Settings: every error is one line that names the key, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_values_from_the_command_line_are_read_as_toml():
     assert recipe.preprocess.resize is None
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipes.list_names())
 def test_every_recipe_loads_and_its_head_says_what_to_expect(name):
     assert Recipe.load(name).name == name
-    head = recipes.head(name)
+    head = recipes.read_head(name)
     assert f"shiftvit train --recipe {name}" in head
     assert "top-1" in head
     assert "n = " in head or "not measured" in head
@@ -101,6 +101,6 @@ def test_anything_else_than_a_recipe_is_refused_with_our_error_or_loads(tree):
 
 def test_a_preset_by_name_sets_the_recipes_own_model_aside():
     recipe = Recipe.load("photos", **{"model.preset": "shiftvit_tiny_r2", "model.drop_path": 0.3})
-    assert recipe.model.arguments() == {"drop_path": 0.3}
+    assert recipe.model.get_arguments() == {"drop_path": 0.3}
     assert recipe.model.preset == "shiftvit_tiny_r2"
     assert Recipe.load("photos").model.depths == (2, 3, 6)

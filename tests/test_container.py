@@ -1,4 +1,4 @@
-"""A folder and a zip archive hold the same files, and whatever is wrong with either is one line that names it."""
+"""Folders and zip archives hold the same files, and each defect of one is reported in one line that names it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shiftvit import Bundle, ShiftViTError
-from shiftvit.bundle.stored.container import Archive, Folder, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Folder, hash_content, open_container, write_container
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.exports.driver import pack
 
@@ -161,8 +161,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_the_digest_is_sha_256():
     # FIPS 180-2's example.
-    assert digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert digest(json.dumps([]).encode()) != digest(b"")
+    assert hash_content(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_content(json.dumps([]).encode()) != hash_content(b"")
 
 
 def plant(kind, place, tmp_path):
@@ -241,8 +241,8 @@ def test_the_links_of_the_hubs_cache_are_followed_and_no_others(tmp_path):
     blobs.mkdir()
     model = Bundle.load("cifar10")
     for name, content in model.files().items():
-        (blobs / digest(content)).write_bytes(content)
-        (folder / name).symlink_to(Path("..", "..", "blobs", digest(content)))
+        (blobs / hash_content(content)).write_bytes(content)
+        (folder / name).symlink_to(Path("..", "..", "blobs", hash_content(content)))
     assert Bundle.load(folder).files() == model.files()
     # A blob that is itself a link, and blobs that are one.
     (tmp_path / "private").write_text("private")

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the published numbers come out, and nothing but whole, fitting weights goes in."""
+"""Weights of the published models: they give the published numbers, and incomplete or unfit files are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parity import GOLDEN
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.convert import load_keras_example, load_official
 from shiftvit.model.network import ShiftViT, ShiftViTBackbone
-from tensors import normal, set_random_weights, to_numpy
+from tensors import draw_normal, set_random_weights, to_numpy
 
 Weights = dict[str, np.ndarray]
 
@@ -37,7 +37,7 @@ ARGUMENTS = {
     "mlp_ratio": CONFIG["mlp_ratio"],
     "num_div": CONFIG["n_div"],
 }
-X = normal(2, 64, 64, 3)
+X = draw_normal(2, 64, 64, 3)
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +52,19 @@ def expected(model: ShiftViT) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["official_gn1", "official_bn_relu"])
 def test_official_models_stages_and_logits_come_out(name: str) -> None:
-    differences = parity.official(name)
+    differences = parity.compare_official(name)
     assert differences.keys() == {"stage1", "stage2", "stage3", "stage4", "logits"}
     assert max(differences.values()) <= 2e-4, differences
 
 
 def test_keras_examples_logits_come_out() -> None:
-    differences = parity.example()
+    differences = parity.compare_example()
     assert differences.keys() == {"preprocessed", "logits"}
     assert max(differences.values()) <= 2e-4, differences
 
 
 def test_with_true_shifts_the_example_would_give_something_else() -> None:
-    assert parity.example(shift_mode="shift")["logits"] == pytest.approx(0.32, abs=0.005)
+    assert parity.compare_example(shift_mode="shift")["logits"] == pytest.approx(0.32, abs=0.005)
 
 
 def as_torch(weights: Weights) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def example_weights(first_number: int = 0) -> Weights:
 
 
 def test_keras_example_is_loaded_whatever_its_layers_numbers(tmp_path: Path) -> None:
-    x, weights = normal(2, 16, 16, 3), example_weights()
+    x, weights = draw_normal(2, 16, 16, 3), example_weights()
     model = load_keras_example(example_model(), weights)
     found = {variable.path: to_numpy(variable) for variable in model.weights}
     kernels = [value for name, value in weights.items() if "dense" in name and name.endswith("kernel")]

@@ -1,4 +1,4 @@
-"""Which images are copies: by bytes for files and rows, by pixels for arrays, and only pictures."""
+"""Copies among images: compared by bytes for files and rows, by pixels for arrays, and only among pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parquet_tables import BLOBS, structs, write
+from parquet_tables import BLOBS, make_structs, write_parquet
 from shiftvit.data.find.copies import _TAIL, find_copies
 from shiftvit.data.find.dataset import Split
 from trees import SAMPLES
@@ -47,7 +47,7 @@ def test_only_pictures_have_copies(tmp_path: Path) -> None:
 
 def test_rows_and_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
-    path = write(tmp_path / "a.parquet", img=structs([BLOBS[1], BLOBS[0], BLOBS[1]]), label=[0, 1, 0])
+    path = write_parquet(tmp_path / "a.parquet", img=make_structs([BLOBS[1], BLOBS[0], BLOBS[1]]), label=[0, 1, 0])
     assert numbers([f"{path}#{row}" for row in range(3)]) == [0, 1, 0]
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), np.uint8)
     assert find_copies(Split(np.zeros(4, np.int64), images=images[[2, 1, 0, 2]])).tolist() == [0, 1, 2, 0]

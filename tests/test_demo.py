@@ -1,4 +1,4 @@
-"""The demo whose model runs in the browser: a folder for any static host, and a real Chromium."""
+"""The demo whose model runs in the browser: a folder for any static host, in a real Chromium."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from browser import browsing
+from browser import open_browser
 from shiftvit import Predictor, Preprocess, ShiftViTError, files
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data.decode.images import decode
 from shiftvit.serve import demo
 from shiftvit.serve.demo import _RUNTIME_FILES, write_demo
-from static_host import hosting, shared_demo
+from static_host import host_folder, make_demo_once
 
 SAMPLES = sorted((PRETRAINED / "samples").glob("*/*.png"))
 # Where the host has the demo: a site may have it below its top.
@@ -35,7 +35,7 @@ const [address, done] = arguments;
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("demo")
-    return shutil.copytree(shared_demo(place), place / "demo")
+    return shutil.copytree(make_demo_once(place), place / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def host(folder):
     turned[0x0112] = 6
     Image.open(folder / "photo1.jpg").save(folder / "photo3.jpg", exif=turned)
     coarse[0].resize((70, 50)).convert("L").save(folder / "photo4.png")
-    with hosting(folder, PLACE) as address:
+    with host_folder(folder, PLACE) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browsing() as found:
+    with open_browser() as found:
         yield found
 
 
@@ -138,7 +138,7 @@ def test_a_file_that_is_missing_or_damaged_is_told_in_the_page(folder, chromium,
         ("samples/list.json", None, "samples/list.json is missing"),
         ("page/main.js", lambda content: content[:-9], "The page has not started"),
     ]
-    with hosting(copy, PLACE) as address:
+    with host_folder(copy, PLACE) as address:
         for name, change, told in faults:
             content = (copy / name).read_bytes()
             (copy / name).unlink()
@@ -203,7 +203,7 @@ def test_a_runtime_that_was_not_tested_is_refused(tmp_path, monkeypatch):
     import io
     import tarfile
 
-    monkeypatch.setattr(files, "cache_folder", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(files, "find_cache_folder", lambda name: tmp_path / "cache" / name)
     package = tmp_path / "package.tgz"
     package.write_bytes(b"no archive")
     with pytest.raises(ShiftViTError, match="is not the npm package"):

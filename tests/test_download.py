@@ -8,12 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import file_server
-from cifar10_world import serving
 from file_server import FileServer
 from shiftvit import download as downloads
 from shiftvit.download import download
@@ -21,55 +19,38 @@ from shiftvit.errors import ShiftViTError
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, Any]]]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving() as both:
-        yield both
-
-
-@pytest.mark.parametrize("body", [b"", b"x" * 100])
-def test_a_silent_server_is_given_up(server: tuple[str, dict[str, Any]], tmp_path: Path, body: bytes) -> None:
-    url, answer = server
-    answer.update(body=body, length=1000)
-    answer["hang"].clear()
-    with pytest.raises(ShiftViTError, match=r"no response for 0\.2 s"):  # the server itself would hang for good
-        download(url, tmp_path / "file", limit=2**20, timeout=0.2)
-
-
-def test_a_server_that_sends_on_is_stopped(
-    server: tuple[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, answer = server
-    answer["body"] = b"x" * 100_000
-    monkeypatch.setattr(downloads, "_CHUNK", 1000)
-    with pytest.raises(ShiftViTError, match="has 100000 bytes, but at most 5000 are allowed"):
-        download(url, tmp_path / "file", limit=5000)
-    assert not (tmp_path / "file").exists()
-
-
-def test_a_terminal_gets_a_bar(
-    server: tuple[str, dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    url, answer = server
-    answer["body"] = b"x" * 100_000
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    download(url, tmp_path / "file", limit=2**20)
-    printed = capsys.readouterr()
-    assert "100.0/100.0 kB" in printed.err
-    assert printed.out == ""
-
-
-@pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     """A server that behaves, with a megabyte of noise; pauses between attempts take no time."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(downloads, "_PAUSE", 0.0)
-    with file_server.serving(random.Random(0).randbytes(1_000_000)) as running:
+    with file_server.serve_file(random.Random(0).randbytes(1_000_000)) as running:
         yield running
+
+
+@pytest.mark.parametrize("sent", [0, 100])
+def test_a_silent_server_is_given_up(files: FileServer, tmp_path: Path, sent: int) -> None:
+    files.stop_after, files.etag = sent, None
+    files.hold.clear()
+    with pytest.raises(ShiftViTError, match=r"no response for 0\.2 s"):  # the server itself would hang for good
+        download(files.url, tmp_path / "file", limit=2**20, timeout=0.2)
+
+
+def test_a_server_that_sends_on_is_stopped(files: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_CHUNK", 1000)
+    with pytest.raises(ShiftViTError, match="has 1000000 bytes, but at most 5000 are allowed"):
+        download(files.url, tmp_path / "file", limit=5000)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_terminal_gets_a_bar(
+    files: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    download(files.url, tmp_path / "file", limit=2**20)
+    printed = capsys.readouterr()
+    assert "1.0/1.0 MB" in printed.err
+    assert printed.out == ""
 
 
 def begin(files: FileServer, target: Path, size: int = 300_000) -> None:

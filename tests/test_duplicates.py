@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from pace import at_most
+from pace import limit_time
 from shiftvit.data.check import duplicates
 from shiftvit.data.check.duplicates import Fingerprint, are_alike, find_groups, find_near_pairs, fingerprint
 from shiftvit.data.decode.images import decode
@@ -182,6 +182,6 @@ def test_many_pictures_take_seconds():
     ]
     marks[-1] = Fingerprint(b"x", marks[0].hash ^ 0b111111, marks[0].thumb)
     members = [("train", number) for number in range(count)]
-    with at_most(1000):
+    with limit_time(1000):
         groups, _ = find_groups(members, [0] * count, marks)
     assert [[index for _, index in group.members] for group in groups] == [[0, count - 1]]

@@ -1,4 +1,4 @@
-"""Images to evaluate on: found without any for training, in every form that images have."""
+"""The images to evaluate on, in every form of data; none of them needs training images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parquet_tables import CIFAR, structs, write
+from parquet_tables import CIFAR, make_structs, write_parquet
 from sample import load_sample
 from shiftvit import ShiftViTError
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.find import find_data
-from trees import PICTURE, arrays, plant, saved
+from trees import PICTURE, make_arrays, plant, save_archive
 
 BLOB = PICTURE.read_bytes()
 
@@ -56,7 +56,7 @@ def test_tables(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path) -> None:
     for name in ("test-00000-of-00001.parquet", "rows.parquet"):
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        write(tmp_path / "data" / name, CIFAR, img=structs([BLOB] * 3), label=[3, 3, 5])
+        write_parquet(tmp_path / "data" / name, CIFAR, img=make_structs([BLOB] * 3), label=[3, 3, 5])
         found = find_data(tmp_path / "data", training=False)
         ((split, part),) = found.splits.items()
         assert split == ("test" if name.startswith("test") else "train")
@@ -64,25 +64,25 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_archives(tmp_path: Path) -> None:
-    x, y = arrays()
-    assert counts(saved(tmp_path / "a.npz", x_test=x, y_test=y)) == {"test": {"0": 3, "1": 3}}
+    x, y = make_arrays()
+    assert counts(save_archive(tmp_path / "a.npz", x_test=x, y_test=y)) == {"test": {"0": 3, "1": 3}}
     # Without names the numbers are the names, and a data set need not have them all.
-    assert counts(saved(tmp_path / "b.npz", images=x, labels=y * 900)) == {"train": {"0": 3, "900": 3}}
+    assert counts(save_archive(tmp_path / "b.npz", images=x, labels=y * 900)) == {"train": {"0": 3, "900": 3}}
     found = find_data(
-        saved(tmp_path / "c.npz", images=x, labels=y * 0, class_names=np.array(["b", "a"])), training=False
+        save_archive(tmp_path / "c.npz", images=x, labels=y * 0, class_names=np.array(["b", "a"])), training=False
     )
     assert found.class_names == ("b", "a")
     with pytest.raises(ShiftViTError, match="has no images; name its arrays images and labels"):
-        find_data(saved(tmp_path / "d.npz", x=x), training=False)
+        find_data(save_archive(tmp_path / "d.npz", x=x), training=False)
 
 
 def test_training_still_needs_its_images(tmp_path: Path) -> None:
-    for path in (plant(tmp_path, "test/a/1.png", "test/b/1.png"), saved(tmp_path / "a.npz", x_test=X, y_test=Y)):
+    for path in (plant(tmp_path, "test/a/1.png", "test/b/1.png"), save_archive(tmp_path / "a.npz", x_test=X, y_test=Y)):
         with pytest.raises(ShiftViTError, match=r"no train/|no images for training"):
             find_data(path)
 
 
-X, Y = arrays()
+X, Y = make_arrays()
 
 
 def chosen(path: Path, split: str | None = None) -> tuple[str, list[str]]:
@@ -111,9 +111,9 @@ def test_the_default_and_the_choice(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_all_arrays_of_an_archive(tmp_path: Path) -> None:
-    x, y = arrays(10)
+    x, y = make_arrays(10)
     found = find_evaluated(
-        str(saved(tmp_path / "a.npz", x_train=x[:6], y_train=y[:6], x_test=x[6:], y_test=y[6:])), "all"
+        str(save_archive(tmp_path / "a.npz", x_train=x[:6], y_train=y[:6], x_test=x[6:], y_test=y[6:])), "all"
     )
     np.testing.assert_array_equal(found.images.images, x)
     np.testing.assert_array_equal(found.images.labels, y)

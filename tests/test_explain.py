@@ -8,15 +8,15 @@ import pytest
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from backends import of
+from backends import read_results
 from shiftvit import ShiftViT, ShiftViTError
 from shiftvit.backend import BACKENDS
 from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities, split_model
 from shiftvit.figures.evaluation import COLOURS, overlay
-from tensors import normal, set_random_weights, to_numpy
+from tensors import draw_normal, set_random_weights, to_numpy
 
 SMALL = {"image_shape": (24, 16, 3), "num_classes": 4, "patch_size": 2, "embed_dim": 24, "depths": (1, 2)}
-IMAGES = normal(3, 24, 16, 3)
+IMAGES = draw_normal(3, 24, 16, 3)
 
 
 def small(seed=0, **arguments):
@@ -44,7 +44,7 @@ def here():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_all_backends_find_the_same(here, backend):
-    for name, found in of(backend)["explain"].items():
+    for name, found in read_results(backend)["explain"].items():
         assert found.dtype == np.float32
         assert np.ptp(here[name]) > 0.01, name
         np.testing.assert_allclose(found, here[name], rtol=0, atol=1e-3, err_msg=name)

@@ -1,4 +1,4 @@
-"""Every export answers as the model does, in a program that has only the format's own runtime."""
+"""Every export gives the answers of the model, in a program that has only the runtime of the format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exported import BUILDS, COMBINATIONS, answers, artifact, exported, probabilities
+from exported import BUILDS, COMBINATIONS, compute_probabilities, find_artifact, load_answers, make_export
 from plain_runtimes import SIZES
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import Metadata, make_metadata
@@ -33,10 +33,10 @@ every_export = pytest.mark.parametrize(("name", "precision"), COMBINATIONS)
 def said(name):
     """What the plain program of a format finds in its exports, by precision."""
     precisions = FORMATS[name].precisions
-    artifacts = [str(artifact(name, precision)) for precision in precisions]
-    place = exported(name, precisions[0]).parent
+    artifacts = [str(find_artifact(name, precision)) for precision in precisions]
+    place = make_export(name, precisions[0]).parent
     images, results = place / f"{name}-images.npy", place / f"{name}-answers.npz"
-    np.save(images, answers().images[: max(SIZES)])
+    np.save(images, load_answers().images[: max(SIZES)])
     program = Path(__file__).with_name("plain_runtimes.py")
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     ran = subprocess.run(
@@ -62,7 +62,7 @@ def test_probabilities_are_the_models_in_every_batch(name, precision):
     layers = [f"layer/{size}" for size in SIZES] if name == "saved_model" else []
     for key in [*map(str, SIZES), *layers]:
         shares = found[key]
-        expected = answers().probabilities[: len(shares)]
+        expected = load_answers().probabilities[: len(shares)]
         assert shares.shape == (int(key.split("/")[-1]), 10)
         assert shares.dtype == np.float32
         # LiteRT's int8 softmax has 256 steps.
@@ -79,7 +79,7 @@ def test_probabilities_are_the_models_in_every_batch(name, precision):
 @pytest.mark.slow
 @every_export
 def test_the_report_says_what_is_so(name, precision):
-    folder = exported(name, precision)
+    folder = make_export(name, precision)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != driver.REPORT]
     assert report["bytes"] == sum(path.stat().st_size for path in files)
@@ -92,7 +92,7 @@ def test_the_report_says_what_is_so(name, precision):
         assert report["max_difference"] <= 1e-4
         assert report["top1_agreement"] == 1
     else:
-        model_top1 = (answers().probabilities.argmax(axis=1) == answers().labels).mean()
+        model_top1 = (load_answers().probabilities.argmax(axis=1) == load_answers().labels).mean()
         assert report["images"] == 2000
         assert report["top1_model"] == pytest.approx(model_top1, abs=5e-4)
         assert report["top1_change"] == pytest.approx(100 * (report["top1"] - report["top1_model"]), abs=1e-3)
@@ -137,19 +137,19 @@ def test_graphs_take_any_number_of_whole_pixels(name, signature):
 @pytest.mark.parametrize("precision", FORMATS["onnx"].precisions)
 def test_onnx_passes_the_checker_and_keeps_narrow_weights(precision):
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(artifact("onnx", precision))
+    model = onnx.load(find_artifact("onnx", precision))
     onnx.checker.check_model(model, full_check=True)
     kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) >= 2048}
     kind = onnx.TensorProto
     assert {"f32": kind.FLOAT16, "bf16": kind.BFLOAT16, "int8": kind.UINT8}[precision] in kinds
     # What the trace knew of the machine that it ran on.
     assert not [node for node in model.graph.node if node.doc_string or node.metadata_props]
-    assert str(Path(build.__file__).parents[2]).encode() not in artifact("onnx", precision).read_bytes()
+    assert str(Path(build.__file__).parents[2]).encode() not in find_artifact("onnx", precision).read_bytes()
 
 
 @pytest.mark.slow
 def test_an_archive_behind_a_litert_model_is_one():
-    with zipfile.ZipFile(artifact("litert")) as archive:
+    with zipfile.ZipFile(find_artifact("litert")) as archive:
         assert archive.testzip() is None
         assert sorted(archive.namelist()) == ["labels.txt", "shiftvit.json"]
 
@@ -183,7 +183,7 @@ def test_every_option_of_the_model_becomes_onnx(option, tmp_path):
     bundle = random_bundle(**OPTIONS.get(option, example))
     metadata = make_metadata(bundle)
     images = np.random.default_rng(1).integers(0, 256, (7, *metadata.input_shape), np.uint8)
-    expected = probabilities(bundle, images)
+    expected = compute_probabilities(bundle, images)
     assert np.ptp(expected, axis=0).max() > 0.01
     build.BUILDERS["onnx"](bundle, metadata, images[:0], tmp_path / "model.onnx")
     graph = load_graph(tmp_path / "model.onnx")
@@ -220,7 +220,7 @@ def test_every_option_of_the_model_becomes_a_graph_of_tensorflow(tmp_path):
         bundle.save(tmp_path / option / "bundle")
         images = np.random.default_rng(1).integers(0, 256, (7, *bundle.config.image_shape), np.uint8)
         np.save(tmp_path / option / "images.npy", images)
-        shares = probabilities(bundle, images)
+        shares = compute_probabilities(bundle, images)
         expected[option] = np.concatenate([shares, shares[:1]])
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     ran = subprocess.run(
@@ -244,10 +244,10 @@ def test_packing_adds_a_graph_of_the_very_weights_that_are_packed(tmp_path):
     assert {value.dtype.name for value in packed.weights.values()} == {"float16"}
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     graph = load_graph(tmp_path / "packed.zip", "onnxruntime")
-    np.testing.assert_allclose(graph.run(images), probabilities(packed, images), atol=1e-5)
+    np.testing.assert_allclose(graph.run(images), compute_probabilities(packed, images), atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "packed.zip"]
     # The weights are told apart from those before the rounding.
-    assert np.abs(graph.run(images) - probabilities(Bundle.load(tmp_path / "bundle"), images)).max() > 1e-5
+    assert np.abs(graph.run(images) - compute_probabilities(Bundle.load(tmp_path / "bundle"), images)).max() > 1e-5
 
 
 def test_what_has_no_graph_is_refused(tmp_path):

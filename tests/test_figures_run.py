@@ -1,10 +1,11 @@
-"""Figures of a run show what they were given: the lines, cells and words that matplotlib has of them."""
+"""The figures of a run show the data that they were given: lines, cells and words as matplotlib has them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.sparse import coo_array
 
 from shiftvit import ShiftViTError
 from shiftvit.figures.run import draw_confusion_matrix, draw_corruptions, draw_learning_curves
@@ -53,6 +54,21 @@ def test_learning_curves(epochs, validated, tmp_path, figures):
         "Top-1 (%)",
         "Learning rate (dotted: the run's end)",
     ]
+
+
+def test_a_confusion_matrix_of_thousands_of_classes_is_drawn_with_neighbours_joined(tmp_path, figures):
+    classes = 2500
+    rows = np.arange(classes)
+    columns = np.where(rows < 2000, rows, 0)  # the last 500 classes are taken for the first one
+    matrix = coo_array((np.ones(classes, np.int64), (rows, columns)), shape=(classes, classes))
+    draw_confusion_matrix(matrix, tuple(map(str, range(classes))), tmp_path / "x.png")
+    axes = figures[0].axes[0]
+    cells = axes.images[0].get_array()
+    assert cells.shape == (834, 834)  # three classes in each
+    np.testing.assert_allclose(cells.sum(axis=1), 100)
+    assert (cells[0, 0], cells[500, 500], cells[700, 0], cells[700, 700]) == (100, 100, 100, 0)
+    assert axes.get_title() == "Confusion on 2,500 images (top-1 80.00%)"
+    assert axes.get_xlim() == (-0.5, 2499.5)
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])

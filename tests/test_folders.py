@@ -1,4 +1,4 @@
-"""Trees as people have them: what is found in each, and the line for each fault."""
+"""Realistic folder trees: the images that are found in each, and the message for each fault."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shiftvit.data.find.find import find_data
-from trees import SAMPLES, contents, fault, plant
+from trees import SAMPLES, list_contents, plant, read_fault
 
 
 def test_one_folder_a_class(tmp_path):
@@ -21,7 +21,7 @@ def test_one_folder_a_class(tmp_path):
     found = find_data(str(root))
     assert found.layout == "one folder a class"
     assert found.class_names == ("c2", "c10")
-    assert contents(found) == {
+    assert list_contents(found) == {
         "train": [("c10/x.png", "c10"), ("c2/a.png", "c2"), ("c2/b.JPG", "c2"), ("c2/deep/er/c.png", "c2")]
     }
     assert found.splits["train"].labels.dtype == np.int64
@@ -57,7 +57,7 @@ def test_folders_of_splits(tmp_path, name):
     (tmp_path / "TEST" / "horse").mkdir()
     found = find_data(tmp_path)
     assert found.layout == f"Train/, {name}/ and TEST/ with one folder a class"
-    assert contents(found) == {
+    assert list_contents(found) == {
         "train": [("Train/cat/1.png", "cat"), ("Train/dog/1.png", "dog")],
         "validation": [(f"{name}/cat/2.png", "cat")],
         "test": [("TEST/cat/3.png", "cat"), ("TEST/dog/3.png", "dog")],
@@ -105,14 +105,14 @@ def test_splits_and_classes_are_told_apart(tmp_path, names, classes, splits):
     ],
 )
 def test_a_line_for_each_fault_of_a_tree(tmp_path, names, message):
-    assert message in fault(plant(tmp_path, *names))
+    assert message in read_fault(plant(tmp_path, *names))
 
 
 def test_paths_that_are_nothing(tmp_path):
-    assert "nowhere' does not exist; check the path" in fault(tmp_path / "nowhere")
-    assert "cannot be read" in fault(str(plant(tmp_path, "a.txt") / "a.txt" / "b"))
-    assert "cannot be read" in fault("a\0b")
-    assert "a.txt' is not a folder, .csv, .tsv, .npz or .parquet" in fault(tmp_path / "a.txt")
+    assert "nowhere' does not exist; check the path" in read_fault(tmp_path / "nowhere")
+    assert "cannot be read" in read_fault(str(plant(tmp_path, "a.txt") / "a.txt" / "b"))
+    assert "cannot be read" in read_fault("a\0b")
+    assert "a.txt' is not a folder, .csv, .tsv, .npz or .parquet" in read_fault(tmp_path / "a.txt")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -120,7 +120,7 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     locked = plant(tmp_path, "a/1.png", "b/1.png") / "b"
     locked.chmod(0)
     try:
-        assert "b' cannot be read: Permission denied" in fault(tmp_path)
+        assert "b' cannot be read: Permission denied" in read_fault(tmp_path)
     finally:
         locked.chmod(0o755)
 
@@ -135,8 +135,8 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    assert "the folder '" in fault(tmp_path)
-    assert fault(tmp_path).endswith("b' cannot be read: Permission denied; check its permissions")
+    assert "the folder '" in read_fault(tmp_path)
+    assert read_fault(tmp_path).endswith("b' cannot be read: Permission denied; check its permissions")
 
 
 def test_links(tmp_path):
@@ -147,7 +147,7 @@ def test_links(tmp_path):
     (root / "bird" / "gone.png").symlink_to("nowhere")
     (root / "bird" / "file.png").symlink_to(store / "dogs" / "1.png")
     found = find_data(root)
-    assert contents(found)["train"] == [("bird/1.png", "bird"), ("bird/file.png", "bird"), ("cat/1.png", "cat")]
+    assert list_contents(found)["train"] == [("bird/1.png", "bird"), ("bird/file.png", "bird"), ("cat/1.png", "cat")]
     assert found.notes == ("broken links and special files: 1", "links to folders within a class: 1")
 
 
@@ -163,7 +163,7 @@ def test_names_that_are_no_text_are_found_before_anything_is_decoded(tmp_path, o
     plant(tmp_path, "dog/a.png", "cat/a.png")
     new = tmp_path / old
     new = new.rename(os.fsdecode(os.fsencode(new.with_suffix("")) + b"\xff.png"))
-    message = fault(tmp_path)
+    message = read_fault(tmp_path)
     assert f"{os.fsencode(new.name)!r}"[2:-1] in message
     assert "is not valid UTF-8; rename it" in message
 
@@ -171,7 +171,7 @@ def test_names_that_are_no_text_are_found_before_anything_is_decoded(tmp_path, o
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x1b[31m", "a\u2028b", "a\x85b"])
 def test_a_class_name_that_breaks_a_line_is_refused(tmp_path, name):
     plant(tmp_path, "dog/a.png", f"{name}/a.png")
-    assert f"the class name {name!r} of '" in fault(tmp_path)
+    assert f"the class name {name!r} of '" in read_fault(tmp_path)
 
 
 def test_names_that_only_look_unusual_are_kept(tmp_path):
@@ -192,7 +192,7 @@ def test_splits_within_the_classes(tmp_path):
     plant(tmp_path, "cat/Train/1.png", "cat/test/2.png", "dog/Train/1.png", "dog/test/2.png", "cat/loose.png")
     found = find_data(tmp_path)
     assert found.layout == "one folder a class, each with Train/ and test/"
-    assert contents(found) == {
+    assert list_contents(found) == {
         "train": [("cat/Train/1.png", "cat"), ("dog/Train/1.png", "dog")],
         "test": [("cat/test/2.png", "cat"), ("dog/test/2.png", "dog")],
     }
@@ -204,7 +204,7 @@ def test_a_folder_around_the_classes_of_a_split(tmp_path):
     plant(tmp_path, "test_set/images/cats/2.png", "test_set/images/dogs/2.png")
     (tmp_path / "test_set" / "images" / "cows").mkdir()
     found = find_data(tmp_path)
-    assert contents(found) == {
+    assert list_contents(found) == {
         "train": [("training_set/training_set/cats/1.png", "cats"), ("training_set/training_set/dogs/1.png", "dogs")],
         "test": [("test_set/images/cats/2.png", "cats"), ("test_set/images/dogs/2.png", "dogs")],
     }
@@ -217,9 +217,10 @@ def test_a_folder_around_the_classes_of_a_split(tmp_path):
     "tops", [("fold1", "fold2"), ("part A", "train"), ("2019", "2020"), ("train", "more", "extra")]
 )
 def test_top_folders_with_the_same_folders_in_them_are_asked_about(tmp_path, tops):
-    message = fault(plant(tmp_path, *(f"{top}/{label}/1.png" for top in tops for label in ("cat", "dog"))))
+    message = read_fault(plant(tmp_path, *(f"{top}/{label}/1.png" for top in tops for label in ("cat", "dog"))))
     assert (
-        "with the same folders in them (cat, dog); if these are the classes, rename the folders above them" in message
+        "with the same folders in them (cat and dog); if these are the classes, rename the folders above them"
+        in message
     )
     assert "give a .csv of path and label" in message
 
@@ -237,7 +238,7 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
     plant(tmp_path, "exports/e/report.json", "exports/e/model.onnx", "exports/e/a.png", "exports/e/deep/b.png")
     plant(tmp_path, "found/evaluation.json", "found/confusion_matrix.png")
     found = find_data(tmp_path)
-    assert contents(found) == {"train": [("cat/1.png", "cat"), ("dog/1.png", "dog")]}
+    assert list_contents(found) == {"train": [("cat/1.png", "cat"), ("dog/1.png", "dog")]}
     assert found.notes == (
         "folders that are a bundle of shiftvit: 1",
         "folders that are a run of shiftvit: 1",
@@ -245,8 +246,8 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
         "folders that are an export of shiftvit: 1",
         "hidden files and folders: 3",
     )
-    assert "is a run of shiftvit, not data; give the folder of the images" in fault(tmp_path / "runs" / "one")
-    assert "images" in fault(tmp_path / "runs")
+    assert "is a run of shiftvit, not data; give the folder of the images" in read_fault(tmp_path / "runs" / "one")
+    assert "images" in read_fault(tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -276,4 +277,4 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
     ],
 )
 def test_a_message_shows_what_lies_there(tmp_path, names, message):
-    assert message.format(tmp_path) in fault(plant(tmp_path, *names))
+    assert message.format(tmp_path) in read_fault(plant(tmp_path, *names))

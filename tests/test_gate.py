@@ -1,4 +1,4 @@
-"""The gate: what answers differently is refused with its reason, and nothing of it is left."""
+"""The gate: it refuses exports with other answers, names the reason, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exported import answers
+from exported import load_answers
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import KEY
@@ -90,13 +90,13 @@ def test_another_shape_never_passes():
 
 
 PLANTS = {
-    faults.no_fault: [],
-    faults.other_weights: ["a probability differs by "],
-    faults.not_a_number: ["it returns numbers that are not finite", "in a batch of 1 a", "in a batch of 257 a"],
-    faults.blue_first: ["a probability differs by "],
-    faults.no_normalisation: ["a probability differs by "],
-    faults.wrong_in_large_batches: ["in a batch of 257 a probability differs by "],
-    faults.other_labels: ["its metadata are not the model's"],
+    faults.rewrite_metadata: [],
+    faults.scale_weights: ["a probability differs by "],
+    faults.insert_nan: ["it returns numbers that are not finite", "in a batch of 1 a", "in a batch of 257 a"],
+    faults.swap_colours: ["a probability differs by "],
+    faults.undo_normalisation: ["a probability differs by "],
+    faults.halve_in_large_batches: ["in a batch of 257 a probability differs by "],
+    faults.reverse_labels: ["its metadata are not the model's"],
 }
 
 
@@ -107,7 +107,7 @@ def judged(plant, tmp_path, capsys, precision="f32", count=20):
     metadata = next(entry.value for entry in model.metadata_props if entry.key == KEY)
     plant(model)
     onnx.save(model, tmp_path / "model.onnx")
-    kept = answers()
+    kept = load_answers()
     np.savez(tmp_path / "images.npz", images=kept.images[:count], labels=kept.labels[:count])
     np.savez(tmp_path / "reference.npz", probabilities=kept.probabilities[:count].astype(np.float32))
     job = {
@@ -134,17 +134,17 @@ def test_a_planted_fault_is_found(plant, tmp_path, capsys):
     # Only what passes is worth measuring.
     assert report.get("images_per_second", {}).keys() == (set() if PLANTS[plant] else {"1", "64"})
     assert min(report.get("images_per_second", {"none": 1}).values()) > 0
-    if plant is faults.no_fault:
+    if plant is faults.rewrite_metadata:
         assert report["max_difference"] <= 1e-5
         assert report["runtime"] == "onnxruntime"
 
 
 @pytest.mark.slow
 def test_planted_faults_cost_points_in_a_narrow_precision(tmp_path, capsys):
-    report = judged(faults.no_normalisation, tmp_path, capsys, "int8", 2000)
+    report = judged(faults.undo_normalisation, tmp_path, capsys, "int8", 2000)
     assert report["faults"][0].startswith("top-1 falls by ")
     assert report["top1_change"] < -10
-    assert report["top1_model"] == (answers().probabilities.argmax(axis=1) == answers().labels).mean()
+    assert report["top1_model"] == (load_answers().probabilities.argmax(axis=1) == load_answers().labels).mean()
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
         (("litert", "bf16"), "litert has no precision 'bf16'; "),
         (("torch", "int8"), "torch has no precision 'int8'; "),
         (("onnx", "fp16"), "onnx has no precision 'fp16'; did you mean 'bf16'?"),
-        (("onnx", "int8"), "an export in int8 must be measured, and no known data set has the classes a, b, c ..."),
+        (("onnx", "int8"), "no known data set has the model's classes (a, b"),
     ],
 )
 def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
@@ -288,7 +288,7 @@ def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
 
 def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
-    with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b, c\) and cifar10 has"):
+    with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b and c\) and cifar10 has"):
         driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
     with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):
         driver.export("cifar10", "onnx", "int8", images=0, out=tmp_path / "out")

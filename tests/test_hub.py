@@ -1,4 +1,4 @@
-"""Pushing and pulling, against a stand-in of the Hub over real HTTP: whole or not at all, a fault is one line."""
+"""Pushing and pulling, against a stand-in of the Hub over real HTTP: all files or none, and errors in one line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import close_session
 
-from hub_world import TOKEN, Hub, Repository, serving, sha
+from hub_world import TOKEN, Hub, Repository, make_sha, serve_hub
 from shiftvit import Bundle, Preprocess, ShiftViTError
 from shiftvit.bundle.hub import pull, push, push_space
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.cli.main import _run
 from shiftvit.config import ModelConfig
-from shiftvit.serve.demo import _RUNTIME_FILES, _runtime_name, space_files
+from shiftvit.serve.demo import _RUNTIME_FILES, _rename_runtime_file, read_space_files
 
 # The client sends large files through an argument that its own network library has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -40,7 +40,7 @@ def bundle() -> Bundle:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that the client in this process takes for the Hub, and a folder to work in."""
-    with serving() as running:
+    with serve_hub() as running:
         for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
             monkeypatch.delenv(name)
         # Read from the environment when the client is imported, which other tests may have done.
@@ -115,7 +115,7 @@ def test_a_second_push_replaces_the_bundle_and_nothing_else(hub: Hub, bundle: Bu
     assert hub.repositories["me/pets"].messages[-1] == "New names"
     assert Bundle.load(pull("me/pets")).labels == ("a", "b", "c")
     hub.repositories["me/pets"].tags["v1"] = 1
-    for revision in ("v1", sha(1)):
+    for revision in ("v1", make_sha(1)):
         assert_same(Bundle.load(pull("me/pets", revision=revision)), dataclasses.replace(bundle, graph=b"graph"))
     assert here() == ["pets"]
     refused("'me/pets' has no revision 'v2'; give a branch, a tag or a commit", "me/pets", revision="v2")
@@ -365,7 +365,7 @@ def demo(tmp_path: Path) -> Path:
     """A folder like one of `shiftvit demo --space`, with small files, and with what others put there."""
     folder = tmp_path / "demo"
     names = ["index.html", "page/api.js", "page/main.js", "model/model.json", "model/model.onnx", "model/head.bin"]
-    for name in [*names, "samples/list.json", *(f"runtime/{_runtime_name(name)}" for name in _RUNTIME_FILES)]:
+    for name in [*names, "samples/list.json", *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"{name} é".encode())
     (folder / "README.md").write_text("---\ntitle: pets\nsdk: static\n---\n")
@@ -381,7 +381,7 @@ def contents_of(demo: Path) -> dict[str, bytes]:
 
 
 def test_a_demo_becomes_a_static_space(hub: Hub, demo: Path) -> None:
-    assert push_space(space_files(demo), "me/pets") == f"{hub.url}/spaces/me/pets"
+    assert push_space(read_space_files(demo), "me/pets") == f"{hub.url}/spaces/me/pets"
     space = hub.repositories["spaces/me/pets"]
     assert (space.sdk, space.private, space.messages[-1]) == ("static", False, "Upload a ShiftViT demo")
     assert {name: content for name, content in space.commits[-1].items() if name != ".gitattributes"} == contents_of(
@@ -391,19 +391,19 @@ def test_a_demo_becomes_a_static_space(hub: Hub, demo: Path) -> None:
 
 
 def test_a_newer_demo_replaces_the_one_in_the_space_and_nothing_else(hub: Hub, demo: Path) -> None:
-    push_space(space_files(demo), "me/pets", private=True)
+    push_space(read_space_files(demo), "me/pets", private=True)
     assert hub.repositories["spaces/me/pets"].private
     hub.files("spaces/me/pets")["style.css"] = b"of the Hub"
     (demo / "page" / "main.js").unlink()
     (demo / "model" / "model.onnx").write_bytes(b"newer")
-    push_space(space_files(demo), "me/pets", private=True, message="Newer")
+    push_space(read_space_files(demo), "me/pets", private=True, message="Newer")
     kept = {".gitattributes": b"*.onnx filter=lfs\n", "style.css": b"of the Hub"}
     assert hub.files("spaces/me/pets") == contents_of(demo) | kept
     assert hub.repositories["spaces/me/pets"].messages[-1] == "Newer"
 
 
 def test_what_stands_against_a_space(hub: Hub, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = space_files(demo)
+    contents = read_space_files(demo)
 
     def refused_space(match: str, name: str, **options: bool) -> None:
         before = {name: len(repository.commits) for name, repository in hub.repositories.items()}
@@ -426,32 +426,32 @@ def test_what_stands_against_a_space(hub: Hub, demo: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("piece", ["/objects/", "/commit/"])
 def test_an_upload_that_broke_off_is_run_again(hub: Hub, demo: Path, piece: str) -> None:
-    push_space(space_files(demo), "me/pets")
+    push_space(read_space_files(demo), "me/pets")
     before = dict(hub.files("spaces/me/pets"))
     (demo / "model" / "model.onnx").write_bytes(b"newer")
     hub.failing = {piece: 400}
     with pytest.raises(ShiftViTError, match="rejects this for 'me/pets'") as caught:
-        push_space(space_files(demo), "me/pets")
+        push_space(read_space_files(demo), "me/pets")
     one_line(caught)
     assert hub.files("spaces/me/pets") == before
     hub.failing = {}
-    push_space(space_files(demo), "me/pets")
+    push_space(read_space_files(demo), "me/pets")
     assert hub.files("spaces/me/pets")["model/model.onnx"] == b"newer"
 
 
 def test_a_demo_that_is_not_whole_is_not_pushed(demo: Path) -> None:
     (demo / "README.md").write_text("mine")
     with pytest.raises(
-        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it anew: shiftvit demo"
+        ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it again: shiftvit demo"
     ):
-        space_files(demo)
+        read_space_files(demo)
     (demo / "README.md").unlink()
-    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it anew: shiftvit demo MODEL .* --space"):
-        space_files(demo)
+    with pytest.raises(ShiftViTError, match=r"lacks 'README\.md'; write it again: shiftvit demo MODEL .* --space"):
+        read_space_files(demo)
     (demo / "model" / "model.onnx").unlink()
     (demo / "model" / "model.onnx").symlink_to(demo / "model" / "head.bin")
     with pytest.raises(ShiftViTError, match=r"lacks 'model/model\.onnx'"):
-        space_files(demo)
+        read_space_files(demo)
 
 
 def test_the_command_for_a_space(

@@ -81,7 +81,7 @@ def test_the_recipe_makes_each_of_the_nine_models(preset: str, tree: Path) -> No
     recipe = Recipe.load("imagenet", **settings)
     model = resolve(recipe, load_data(recipe)).model
     official = ModelConfig(**PRESETS[preset].arguments, image_shape=(64, 64, 3), num_classes=3)
-    assert model.arguments() == ModelConfig.model_validate(official.model_dump(exclude={"preset"})).arguments()
+    assert model.get_arguments() == ModelConfig.model_validate(official.model_dump(exclude={"preset"})).get_arguments()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFile
 
 import image_matrix as matrix
-from pace import at_most
+from pace import limit_time
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.errors import ShiftViTError
@@ -32,18 +32,18 @@ def grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", matrix.files())
+@pytest.mark.parametrize("name", matrix.make_files())
 def test_every_format_of_a_real_picture(name: str) -> None:
-    pixels = decode(matrix.files()[name])
+    pixels = decode(matrix.make_files()[name])
     assert pixels.dtype == np.uint8
     assert pixels.flags.writeable
     assert pixels.flags.c_contiguous
     assert pixels.shape == (32, 32, 3)
-    difference = np.abs(pixels.astype(int) - matrix.sample())
+    difference = np.abs(pixels.astype(int) - matrix.load_picture())
     if Path(name).suffix in LOSSY or name in {"jpeg.tif", "lossy.webp"}:
         assert difference.mean() < 6
     elif name in EXACT:
-        colours = Image.fromarray(matrix.sample()).quantize(256).convert("RGB")
+        colours = Image.fromarray(matrix.load_picture()).quantize(256).convert("RGB")
         assert np.abs(pixels.astype(int) - np.asarray(colours)).mean() < 3
     else:
         assert difference.max() == 0
@@ -52,9 +52,9 @@ def test_every_format_of_a_real_picture(name: str) -> None:
 
 def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
     path = tmp_path / "plain.JPEG"
-    path.write_bytes(matrix.files()["plain.png"])
+    path.write_bytes(matrix.make_files()["plain.png"])
     for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
-        np.testing.assert_array_equal(decode(source), matrix.sample())
+        np.testing.assert_array_equal(decode(source), matrix.load_picture())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
@@ -63,13 +63,13 @@ def test_png_grey_of_few_bits(depth: int, interlaced: bool) -> None:
     most = 2**depth - 1
     samples = pattern(11, 13, 1, most=most)
     np.testing.assert_array_equal(
-        decode(matrix.png(samples, depth, 0, interlaced=interlaced)), grey(samples * (255 // most))
+        decode(matrix.make_png(samples, depth, 0, interlaced=interlaced)), grey(samples * (255 // most))
     )
     hidden = min(2, most)
     expected = np.where(samples == hidden, 255, samples * (255 // most))
-    trns = matrix.chunk(b"tRNS", struct.pack(">H", hidden))
+    trns = matrix.make_chunk(b"tRNS", struct.pack(">H", hidden))
     np.testing.assert_array_equal(
-        decode(matrix.png(samples, depth, 0, before=trns, interlaced=interlaced)), grey(expected)
+        decode(matrix.make_png(samples, depth, 0, before=trns, interlaced=interlaced)), grey(expected)
     )
 
 
@@ -77,10 +77,10 @@ def test_png_grey_of_few_bits(depth: int, interlaced: bool) -> None:
 def test_16_bits_of_grey_are_scaled(interlaced: bool) -> None:
     samples = np.arange(65536).reshape(256, 256, 1)
     expected = np.rint(samples / 257)
-    np.testing.assert_array_equal(decode(matrix.png(samples, 16, 0, interlaced=interlaced)), grey(expected))
-    trns = matrix.chunk(b"tRNS", struct.pack(">H", 300))
+    np.testing.assert_array_equal(decode(matrix.make_png(samples, 16, 0, interlaced=interlaced)), grey(expected))
+    trns = matrix.make_chunk(b"tRNS", struct.pack(">H", 300))
     expected[samples == 300] = 255
-    np.testing.assert_array_equal(decode(matrix.png(samples, 16, 0, before=trns)), grey(expected))
+    np.testing.assert_array_equal(decode(matrix.make_png(samples, 16, 0, before=trns)), grey(expected))
 
 
 @pytest.mark.parametrize(("order", "big"), [("<", False), ("<", True), (">", False)])
@@ -89,15 +89,15 @@ def test_tiff_grey(order: str, big: bool) -> None:
     data = values.astype(order + "u2").tobytes()
     expected = grey(np.rint(values / 257))
     form: dict[str, Any] = {"order": order, "big": big}
-    np.testing.assert_array_equal(decode(matrix.grey_tiff(6, 1, 16, data, **form)), expected)
+    np.testing.assert_array_equal(decode(matrix.make_grey_tiff(6, 1, 16, data, **form)), expected)
     if order == "<":  # Pillow does not know the other form of the next two
-        inverted = matrix.grey_tiff(6, 1, 16, data, t262=(3, [0]), **form)
+        inverted = matrix.make_grey_tiff(6, 1, 16, data, t262=(3, [0]), **form)
         np.testing.assert_array_equal(decode(inverted), 255 - expected)
-        twelve = matrix.grey_tiff(2, 1, 12, b"\xff\xf8\x00", **form)
+        twelve = matrix.make_grey_tiff(2, 1, 12, b"\xff\xf8\x00", **form)
         np.testing.assert_array_equal(decode(twelve), grey(np.array([[255, 128]])))
-    eight = matrix.grey_tiff(3, 1, 8, bytes([0, 7, 255]), **form)
+    eight = matrix.make_grey_tiff(3, 1, 8, bytes([0, 7, 255]), **form)
     np.testing.assert_array_equal(decode(eight), grey(np.array([[0, 7, 255]])))
-    inverted = matrix.grey_tiff(3, 1, 8, bytes([0, 7, 255]), t262=(3, [0]), **form)
+    inverted = matrix.make_grey_tiff(3, 1, 8, bytes([0, 7, 255]), t262=(3, [0]), **form)
     np.testing.assert_array_equal(decode(inverted), grey(np.array([[255, 248, 0]])))
 
 
@@ -107,37 +107,37 @@ def test_png_palettes(depth: int, alphas: list[int] | None) -> None:
     count = 2**depth
     palette = pattern(count, 3)
     samples = pattern(9, 10, 1, most=count - 1)
-    before = matrix.chunk(b"PLTE", palette.astype(np.uint8).tobytes())
+    before = matrix.make_chunk(b"PLTE", palette.astype(np.uint8).tobytes())
     alpha = np.full(count, 255)
     if alphas:
         alphas = alphas[:count]
-        before += matrix.chunk(b"tRNS", bytes(alphas))
+        before += matrix.make_chunk(b"tRNS", bytes(alphas))
         alpha[: len(alphas)] = alphas
-    expected = matrix.on_white(palette, alpha[:, None])[samples[..., 0]]
-    np.testing.assert_array_equal(decode(matrix.png(samples, depth, 3, before=before)), expected)
+    expected = matrix.lay_on_white(palette, alpha[:, None])[samples[..., 0]]
+    np.testing.assert_array_equal(decode(matrix.make_png(samples, depth, 3, before=before)), expected)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_png_colour_and_alpha(depth: int) -> None:
     top = 2 ** (depth - 8)  # Pillow keeps the upper eight of sixteen bits of a colour
     rgb = pattern(8, 9, 3, most=256 * top - 1)
-    np.testing.assert_array_equal(decode(matrix.png(rgb, depth, 2)), rgb // top)
+    np.testing.assert_array_equal(decode(matrix.make_png(rgb, depth, 2)), rgb // top)
     rgb[2:4, 3:5] = hidden = np.array([10, 20, 30]) * top
     expected = (rgb // top).astype(np.uint8)
     expected[2:4, 3:5] = 255
-    trns = matrix.chunk(b"tRNS", struct.pack(">3H", *hidden))
-    np.testing.assert_array_equal(decode(matrix.png(rgb, depth, 2, before=trns)), expected)
+    trns = matrix.make_chunk(b"tRNS", struct.pack(">3H", *hidden))
+    np.testing.assert_array_equal(decode(matrix.make_png(rgb, depth, 2, before=trns)), expected)
     for colour, channels in ((4, 2), (6, 4)):
         samples = pattern(8, 9, channels, most=256 * top - 1)
         eight = samples // top
-        expected = matrix.on_white(eight[..., :-1], eight[..., -1:]) * np.ones(3, np.uint8)
-        np.testing.assert_array_equal(decode(matrix.png(samples, depth, colour)), expected)
+        expected = matrix.lay_on_white(eight[..., :-1], eight[..., -1:]) * np.ones(3, np.uint8)
+        np.testing.assert_array_equal(decode(matrix.make_png(samples, depth, colour)), expected)
 
 
 def test_alpha_is_laid_on_white_whatever_the_two_are() -> None:
     colour, alpha = np.mgrid[:256, :256]
     rgba = np.stack([colour, colour // 2, 255 - colour, alpha], axis=-1).astype(np.uint8)
-    expected = matrix.on_white(rgba[..., :3], rgba[..., 3:])
+    expected = matrix.lay_on_white(rgba[..., :3], rgba[..., 3:])
     for data in (matrix.encode(rgba, "PNG"), matrix.encode(rgba, "TIFF"), Image.fromarray(rgba)):
         np.testing.assert_array_equal(decode(data), expected)
     webp = matrix.encode(rgba, "WEBP", lossless=True, exact=True)
@@ -148,7 +148,7 @@ def test_alpha_is_laid_on_white_whatever_the_two_are() -> None:
 @pytest.mark.parametrize("size", [(311, 700), (3, 70_001), (70_001, 3)])
 def test_pictures_are_whole_though_converted_in_parts(size: tuple[int, int]) -> None:
     rgba = pattern(*size, 4).astype(np.uint8)
-    expected = matrix.on_white(rgba[..., :3], rgba[..., 3:])
+    expected = matrix.lay_on_white(rgba[..., :3], rgba[..., 3:])
     np.testing.assert_array_equal(decode(matrix.encode(rgba, "PNG", compress_level=1)), expected)
     np.testing.assert_array_equal(decode(Image.fromarray(rgba[..., :3])), rgba[..., :3])
 
@@ -179,14 +179,14 @@ def test_gif_transparency_and_a_frame_beyond_the_canvas() -> None:
 def test_run_length_bmp() -> None:
     codes = bytes([4, 5, 0, 0, 0, 3, 1, 2, 3, 0, 1, 7, 0, 1])  # 4 times 5; end of line; 1, 2, 3; 7; end
     palette = pattern(256, 4).astype(np.uint8)
-    data = matrix.run_length_bmp(4, 2, palette, codes)
+    data = matrix.make_run_length_bmp(4, 2, palette, codes)
     colours = palette[:, 2::-1]
     np.testing.assert_array_equal(decode(data), colours[[[1, 2, 3, 7], [5, 5, 5, 5]]])
     assert decode(data, max_pixels=128).shape == (2, 4, 3)
     with pytest.raises(ShiftViTError, match=r"has 2 x 4 pixels \(8, times 16 for its format\)"):
         decode(data, max_pixels=127)
-    endless = matrix.run_length_bmp(4, 2, palette, b"\1\5" * 20_000_000)  # which lead nowhere
-    with at_most(130), pytest.raises(ShiftViTError, match="is not a readable BMP"):
+    endless = matrix.make_run_length_bmp(4, 2, palette, b"\1\5" * 20_000_000)  # which lead nowhere
+    with limit_time(130), pytest.raises(ShiftViTError, match="is not a readable BMP"):
         decode(endless)
 
 
@@ -210,19 +210,19 @@ def test_cmyk() -> None:
 @pytest.mark.parametrize("orientation", matrix.SIDES)
 def test_orientation(orientation: int, tmp_path: Path) -> None:
     upright = np.kron(pattern(3, 5, 3), np.ones((8, 8, 1))).astype(np.uint8)
-    laid = matrix.stored(upright, orientation)
+    laid = matrix.turn_for_storage(upright, orientation)
     for order in "<>":
-        block = matrix.exif(orientation, order)
+        block = matrix.make_exif(orientation, order)
         for form, options in (("PNG", {}), ("WEBP", {"lossless": True})):
             np.testing.assert_array_equal(decode(matrix.encode(laid, form, exif=block, **options)), upright)
         height, width = laid.shape[:2]
-        tiff = matrix.rgb_tiff(width, height, laid.tobytes(), t274=(3, [orientation]), order=order)
+        tiff = matrix.make_rgb_tiff(width, height, laid.tobytes(), t274=(3, [orientation]), order=order)
         np.testing.assert_array_equal(decode(tiff), upright)
         for form in ("JPEG", "AVIF"):
             data = matrix.encode(laid, form, exif=block, quality=100, subsampling="4:4:4")
             assert np.abs(decode(data).astype(int) - upright).max() <= 4
     path = tmp_path / "picture.jpg"
-    path.write_bytes(matrix.encode(laid, "JPEG", exif=matrix.exif(orientation), quality=100, subsampling=0))
+    path.write_bytes(matrix.encode(laid, "JPEG", exif=matrix.make_exif(orientation), quality=100, subsampling=0))
     with Image.open(path) as picture:
         assert np.abs(decode(picture).astype(int) - upright).max() <= 4
     with Image.open(io.BytesIO(tiff)) as picture:
@@ -283,14 +283,14 @@ def test_pillows_own_limit_plays_no_part(limit: int | None, monkeypatch: pytest.
 def test_half_pictures_do_not_pass_where_pillow_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ShiftViTError, match="LOAD_TRUNCATED_IMAGES is true; set it to False"):
-        decode(matrix.files()["baseline.jpg"])
+        decode(matrix.make_files()["baseline.jpg"])
 
 
 def test_many_threads_at_once() -> None:
-    names = [*matrix.files()] * 8
-    expected = {name: decode(data) for name, data in matrix.files().items()}
+    names = [*matrix.make_files()] * 8
+    expected = {name: decode(data) for name, data in matrix.make_files().items()}
     with ThreadPoolExecutor(8) as pool:
-        for name, pixels in zip(names, pool.map(lambda name: decode(matrix.files()[name]), names), strict=True):
+        for name, pixels in zip(names, pool.map(lambda name: decode(matrix.make_files()[name]), names), strict=True):
             np.testing.assert_array_equal(pixels, expected[name])
 
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import image_matrix as matrix
-from pace import at_most, unit
+from pace import limit_time, measure_unit
 from shiftvit.data.decode.images import MAX_BYTES, decode
 from shiftvit.errors import ShiftViTError
 
-NAMES = [*matrix.files()]
+NAMES = [*matrix.make_files()]
 
 
 def refused(source: Any, **options: Any) -> str:
@@ -38,7 +38,7 @@ def refused(source: Any, **options: Any) -> str:
 def outcome(data: bytes) -> np.ndarray | None:
     """Decodes what may be damaged; nothing but an array or a ShiftViTError may come of it, and soon."""
     pixels, message = None, "'the one' "
-    with at_most(150):
+    with limit_time(150):
         try:
             pixels = decode(data, name="the one")
         except ShiftViTError as error:
@@ -56,7 +56,7 @@ def outcome(data: bytes) -> np.ndarray | None:
 @settings(max_examples=70)
 @given(data=st.data())
 def test_damaged_files(name: str, data: st.DataObject) -> None:
-    content = bytearray(matrix.files()[name])
+    content = bytearray(matrix.make_files()[name])
     # Most of what can go wrong is told by the first bytes; the rest is pixels.
     places = st.integers(0, len(content) - 1) | st.integers(0, min(200, len(content) - 1))
     place = data.draw(places)
@@ -75,7 +75,7 @@ def test_damaged_files(name: str, data: st.DataObject) -> None:
 
 @settings(max_examples=200)
 @given(
-    start=st.sampled_from([content[:length] for content in matrix.files().values() for length in (4, 12, 30, 60)]),
+    start=st.sampled_from([content[:length] for content in matrix.make_files().values() for length in (4, 12, 30, 60)]),
     rest=st.binary(max_size=300),
 )
 def test_headers_only(start: bytes, rest: bytes) -> None:
@@ -85,7 +85,7 @@ def test_headers_only(start: bytes, rest: bytes) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_truncated_files(name: str) -> None:
     """Wherever a file is cut, it is refused, or had all its pixels before; Pillow's `verify` passes half a JPEG."""
-    content = matrix.files()[name]
+    content = matrix.make_files()[name]
     whole = decode(content)
     for length in range(1, len(content), max(1, len(content) // 60)):
         pixels = outcome(content[:length])
@@ -110,26 +110,32 @@ def test_truncated_files(name: str) -> None:
         (b"P5 2 2 0 abcd", "is not a readable PPM file (maxval must be"),
         (b"P5 2 2 255 abc", "is not a readable PPM file ("),
         (b"P5 0 2 255 abc", "is not a readable PPM file ("),
-        (matrix.files()["plain.jp2"][:40], "is not a readable JPEG 2000 file (it ends too early)"),
-        (matrix.jpeg2000(tile=(1, 1), size=(65, 64)), "has 4,160 tiles and 3 channels"),
-        (matrix.jpeg2000(layers=101), "has more layers or precincts"),
-        (matrix.jpeg2000(precinct=0x33), "has more layers or precincts"),
+        (matrix.make_files()["plain.jp2"][:40], "is not a readable JPEG 2000 file (it ends too early)"),
+        (matrix.make_jpeg2000(tile=(1, 1), size=(65, 64)), "has 4,160 tiles and 3 channels"),
+        (matrix.make_jpeg2000(layers=101), "has more layers or precincts"),
+        (matrix.make_jpeg2000(precinct=0x33), "has more layers or precincts"),
         (b"\xff\xd8\xff\xe0", "is not a readable JPEG file (it"),
         (b"\x89PNG\r\n\x1a\n", "is not a readable PNG file (it ends too early)"),
-        (matrix.png(np.zeros((1, 0, 1)), 8, 0), "is not a readable PNG file (it holds no picture)"),
-        (matrix.rgb_tiff(0, 5, b"abc"), "is not a readable TIFF file (it holds no picture)"),
-        (matrix.rgb_tiff(1, 1, b"abc", t259=(3, [99])), "is not a readable TIFF file (it has an unknown code, 99)"),
-        (matrix.rgb_tiff(1, 1, b"abc", t273=[0] * 100_001), "has more than 100,000 parts"),
+        (matrix.make_png(np.zeros((1, 0, 1)), 8, 0), "is not a readable PNG file (it holds no picture)"),
+        (matrix.make_rgb_tiff(0, 5, b"abc"), "is not a readable TIFF file (it holds no picture)"),
         (
-            matrix.rgb_tiff(1, 3, b"abcdefghi", t273=[8, 11, 14], t278=1)[:-1],
+            matrix.make_rgb_tiff(1, 1, b"abc", t259=(3, [99])),
+            "is not a readable TIFF file (it has an unknown code, 99)",
+        ),
+        (matrix.make_rgb_tiff(1, 1, b"abc", t273=[0] * 100_001), "has more than 100,000 parts"),
+        (
+            matrix.make_rgb_tiff(1, 3, b"abcdefghi", t273=[8, 11, 14], t278=1)[:-1],
             "is not a readable TIFF file (it ends too early)",
         ),
-        (matrix.rgb_tiff(1, 1, b"abc", t256=[1, 1]), "is not a readable TIFF file (tag 256 has 2 values)"),
-        (matrix.files()["lossless.webp"][:-9], "is not a readable WebP file (it ends too early)"),
-        (matrix.rgb_tiff(1, 1, b"abc", t277=(3, [70])), "is not a readable TIFF file (more than 6 samples a pixel)"),
-        (matrix.rgb_tiff(1, 1, b"abc", big=True, order=">"), "is a big-endian BigTIFF"),
+        (matrix.make_rgb_tiff(1, 1, b"abc", t256=[1, 1]), "is not a readable TIFF file (tag 256 has 2 values)"),
+        (matrix.make_files()["lossless.webp"][:-9], "is not a readable WebP file (it ends too early)"),
         (
-            matrix.png(np.zeros((1, 1, 1)), 8, 0, before=matrix.chunk(b"tEXt", b"") * 100_000),
+            matrix.make_rgb_tiff(1, 1, b"abc", t277=(3, [70])),
+            "is not a readable TIFF file (more than 6 samples a pixel)",
+        ),
+        (matrix.make_rgb_tiff(1, 1, b"abc", big=True, order=">"), "is a big-endian BigTIFF"),
+        (
+            matrix.make_png(np.zeros((1, 1, 1)), 8, 0, before=matrix.make_chunk(b"tEXt", b"") * 100_000),
             "has more than 100,000 parts",
         ),
         (b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe\1a\0" * 100_000, "has more than 100,000 parts"),
@@ -140,7 +146,7 @@ def test_truncated_files(name: str) -> None:
     ],
 )
 def test_what_is_no_picture_is_named(content: bytes, fault: str) -> None:
-    with at_most(150):
+    with limit_time(150):
         assert refused(content).startswith(f"<bytes> {fault}")
         assert refused(content, name="a\nb").startswith(rf"'a\nb' {fault}")
 
@@ -163,7 +169,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     empty.touch()
     assert f"{str(empty)!r} is empty: 0 bytes" in refused(str(empty))
     good = tmp_path / "good.png"
-    good.write_bytes(matrix.files()["plain.png"])
+    good.write_bytes(matrix.make_files()["plain.png"])
     assert decode(good).shape == (32, 32, 3)
 
     def denied(*_: Any) -> int:
@@ -192,7 +198,7 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     with path.open("wb") as file:
         file.truncate(5 * 2**30)
-    with at_most(30):
+    with limit_time(30):
         assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in refused(path)
     assert "has 101 bytes, more than max_bytes=100" in refused(bytes(101), max_bytes=100)
 
@@ -205,49 +211,53 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     [
         b"",
         b"II*\0",
-        matrix.exif(6)[6:20],  # it ends before the orientation
+        matrix.make_exif(6)[6:20],  # it ends before the orientation
         b"II*\0\xff\xff\xff\xff",
         b"II*\0" + b"\xff" * 60,
-        matrix.exif(6)[6:].replace(b"II*", b"XX*"),
+        matrix.make_exif(6)[6:].replace(b"II*", b"XX*"),
     ],
 )
 def test_broken_exif_does_not_lose_the_picture(block: bytes) -> None:
-    jpeg = matrix.encode(matrix.sample(), "JPEG", quality=95, subsampling=0)
-    broken = matrix.with_segment(jpeg, 0xE1, b"Exif\0\0" + block)
+    jpeg = matrix.encode(matrix.load_picture(), "JPEG", quality=95, subsampling=0)
+    broken = matrix.insert_segment(jpeg, 0xE1, b"Exif\0\0" + block)
     np.testing.assert_array_equal(decode(broken), decode(jpeg))
-    png = matrix.png(matrix.sample(), 8, 2, before=matrix.chunk(b"eXIf", block))
-    np.testing.assert_array_equal(decode(png), matrix.sample())
-    webp = matrix.encode(matrix.sample(), "WEBP", lossless=True, exif=b"Exif\0\0" + block)
-    np.testing.assert_array_equal(decode(webp), matrix.sample())
+    png = matrix.make_png(matrix.load_picture(), 8, 2, before=matrix.make_chunk(b"eXIf", block))
+    np.testing.assert_array_equal(decode(png), matrix.load_picture())
+    webp = matrix.encode(matrix.load_picture(), "WEBP", lossless=True, exif=b"Exif\0\0" + block)
+    np.testing.assert_array_equal(decode(webp), matrix.load_picture())
     described = Image.Exif()
     described[270] = "a picture" * 9
-    avif = matrix.encode(matrix.sample(), "AVIF", exif=described)
+    avif = matrix.encode(matrix.load_picture(), "AVIF", exif=described)
     start = avif.index(b"MM\0*")  # Pillow writes no broken block: it is put over a valid one
     broken = avif[:start] + block.ljust(60, b"\xff")[:60] + avif[start + 60 :]
     np.testing.assert_array_equal(decode(broken), decode(avif))
 
 
 def test_broken_metadata_does_not_lose_the_picture() -> None:
-    whole = matrix.files()["baseline.jpg"]
+    whole = matrix.make_files()["baseline.jpg"]
     for marker, body in ((0xE2, b"MPF\0II*\0\xff\xff"), (0xE2, b"ICC_PROFILE\0\7"), (0xED, b"Photoshop 3.0\x008BIM")):
-        np.testing.assert_array_equal(decode(matrix.with_segment(whole, marker, body)), decode(whole))
+        np.testing.assert_array_equal(decode(matrix.insert_segment(whole, marker, body)), decode(whole))
     for kind, body in ((b"acTL", bytes(8)), (b"fcTL", b"abc"), (b"iCCP", b"icc"), (b"gAMA", b""), (b"zTXt", b"\0")):
-        chunk = matrix.chunk(kind, body)
+        chunk = matrix.make_chunk(kind, body)
         for before in (chunk * 2, chunk[:-4] + b"ABCD"):
-            np.testing.assert_array_equal(decode(matrix.png(matrix.sample(), 8, 2, before=before)), matrix.sample())
-    tiff = matrix.rgb_tiff(32, 32, matrix.sample().tobytes(), t34665=10**9, t700=b"xmp", t34675=b"icc", t274=(3, [77]))
-    np.testing.assert_array_equal(decode(tiff), matrix.sample())
+            np.testing.assert_array_equal(
+                decode(matrix.make_png(matrix.load_picture(), 8, 2, before=before)), matrix.load_picture()
+            )
+    tiff = matrix.make_rgb_tiff(
+        32, 32, matrix.load_picture().tobytes(), t34665=10**9, t700=b"xmp", t34675=b"icc", t274=(3, [77])
+    )
+    np.testing.assert_array_equal(decode(tiff), matrix.load_picture())
 
 
 def test_metadata_bombs_cost_nothing() -> None:
-    zeros = matrix.deflated_zeros(2**28)
+    zeros = matrix.deflate_zeros(2**28)
     chunks = [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")]
     for kind, start in chunks:
-        bomb = matrix.chunk(kind, start + zeros)
-        picture = matrix.png(matrix.sample(), 8, 2, before=bomb * 3)
-        with at_most(30):
+        bomb = matrix.make_chunk(kind, start + zeros)
+        picture = matrix.make_png(matrix.load_picture(), 8, 2, before=bomb * 3)
+        with limit_time(30):
             pixels = decode(picture)
-        np.testing.assert_array_equal(pixels, matrix.sample())
+        np.testing.assert_array_equal(pixels, matrix.load_picture())
 
 
 # --- Bombs.
@@ -279,7 +289,7 @@ def weighed(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
         child = subprocess.run([sys.executable, "-c", WEIGH, path], capture_output=True, text=True, check=True)
         _, outcomes[name], peak, seconds = json.loads(child.stdout)
         assert peak < 10**9, name
-        assert seconds < 600 * unit(), name
+        assert seconds < 600 * measure_unit(), name
         path.unlink()
     return outcomes
 
@@ -289,7 +299,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the p
 
 @linux
 def test_bombs_are_refused_by_what_they_declare(tmp_path: Path) -> None:
-    outcomes = weighed(tmp_path, matrix.declared(60_000, 60_000))
+    outcomes = weighed(tmp_path, matrix.make_oversized(60_000, 60_000))
     assert "is not a readable AVIF" in outcomes.pop("avif")  # over the limit of libavif
     for name, outcome in outcomes.items():
         size = {"jpeg": "60000 x 60000", "webp": "16384 x 16384", "avif smaller": "16000 x 16000"}

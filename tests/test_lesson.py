@@ -20,7 +20,7 @@ from shiftvit.data import named
 from shiftvit.model import blocks
 from shiftvit.model.shift import SOURCES
 from shiftvit.training.runfolder import write_log
-from tensors import normal, to_numpy
+from tensors import draw_normal, to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import shift_modes
@@ -90,14 +90,14 @@ def check_interval(found, values):
 
 def test_random_directions_are_moves_to_neighbours():
     """The experiment's layer moves as the shift does, but in the directions that it is given."""
-    x = normal(2, 6, 5, 24)
+    x = draw_normal(2, 6, 5, 24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "Shift", Shift)  # undone afterwards
-        patch.setattr(shift_modes, "directions", lambda _: list(SOURCES))
+        patch.setattr(shift_modes, "draw_directions", lambda _: list(SOURCES))
         shift_modes.move_at_random(0)
         np.testing.assert_array_equal(to_numpy(blocks.Shift()(x)), to_numpy(Shift()(x)))
-    assert shift_modes.directions(3) == shift_modes.directions(3) != shift_modes.directions(4)
-    assert all(len(set(shift_modes.directions(seed))) == 4 for seed in range(20))
+    assert shift_modes.draw_directions(3) == shift_modes.draw_directions(3) != shift_modes.draw_directions(4)
+    assert all(len(set(shift_modes.draw_directions(seed))) == 4 for seed in range(20))
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)

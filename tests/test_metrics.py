@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score, classification_report, f1_score
 
-from pace import at_most
+from pace import limit_time
 from shiftvit import ShiftViTError
+from shiftvit.evaluation import metrics
 from shiftvit.evaluation.metrics import (
+    count_confusion,
     estimate_intervals,
     find_mistakes,
     fit_temperature,
@@ -227,7 +229,7 @@ def test_the_seed_decides():
 
 def test_ten_thousand_images_take_a_few_seconds():
     logits, labels = drawn(0, 10_000)
-    with at_most(100):
+    with limit_time(100):
         estimate_intervals(logits, labels)
 
 
@@ -275,3 +277,32 @@ def test_faults_are_one_line(call, message):
     with pytest.raises(ShiftViTError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_figures_do_not_depend_on_how_many_logits_are_computed_with_at_a_time(monkeypatch):
+    logits, labels = drawn(3, count=90, classes=7)
+    logits[4] = 0
+
+    def compute():
+        return (
+            measure(logits, labels),
+            fit_temperature(logits, labels),
+            find_mistakes(logits, labels).tolist(),
+            measure_calibration(softmax(logits, axis=1), labels),
+            estimate_intervals(logits, labels, repeats=20),
+        )
+
+    whole = compute()
+    monkeypatch.setattr(metrics, "_AT_A_TIME", 20)
+    assert compute() == whole
+
+
+def test_the_confusion_of_tens_of_thousands_of_classes_takes_little_memory():
+    """As an array it would take 7 GB."""
+    classes = 30_000
+    logits = np.zeros((4, classes), np.float32)
+    logits[np.arange(4), [5, 5, 29_999, 7]] = 1
+    found = count_confusion(logits, np.array([6, 6, 29_999, 7]))
+    assert found.shape == (classes, classes)
+    assert [found.row.tolist(), found.col.tolist(), found.data.tolist()] == [[6, 7, 29_999], [5, 7, 29_999], [2, 1, 1]]
+    assert found.trace() == 2

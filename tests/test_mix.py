@@ -23,7 +23,7 @@ def all_at_once(mix, images, labels, indices, classes):
     """The definition: each image's share of its own pixels as a map, and the batch before it for the rest."""
     height, width = images.shape[1:3]
     rows, columns = np.mgrid[:height, :width]
-    top, bottom, left, right = mix.bounds(height, width, indices).T[..., None, None]
+    top, bottom, left, right = mix.compute_bounds(height, width, indices).T[..., None, None]
     outside = ~((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))
     own = (mix.share[indices, None, None] * outside).astype(np.float32)[..., None]
     one_hot = np.eye(classes, dtype=np.float32)[labels]

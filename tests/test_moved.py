@@ -1,4 +1,4 @@
-"""A run whose images moved, changed or are fewer: what is evaluated, what goes on, and where the results lie."""
+"""Runs whose images moved, changed or became fewer: what is evaluated, what resumes, and where the results are."""
 
 from __future__ import annotations
 
@@ -153,7 +153,9 @@ def test_a_class_that_is_new_renamed_or_foreign(place: Path) -> None:
     assert (found["n"], found["without_images"]) == (2, ["dog"])
     other = write_tree(place / "other", 2)
     (other / "dog").rename(other / "wolf")
-    with pytest.raises(ShiftViTError, match=r"3 classes \(cat, dog, ship\) and .* has 2 images of 1 other \('wolf'\)"):
+    with pytest.raises(
+        ShiftViTError, match=r"3 classes \(cat, dog and ship\) and .* has 2 images of 1 other \('wolf'\)"
+    ):
         evaluate(run, str(other))
 
 

@@ -21,7 +21,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import PatchMerging, ShiftBlock
 from shiftvit.model.network import ShiftViT, ShiftViTBackbone
 from shiftvit.presets import PRESETS
-from tensors import normal, set_random_weights, to_numpy, weight_gradients
+from tensors import compute_weight_gradients, draw_normal, set_random_weights, to_numpy
 
 # Trainable parameters: those of the official registry's models, counted there, of the Keras example's, and our own.
 PARAMETERS = {
@@ -183,7 +183,7 @@ def test_config_makes_the_same_model(kind: type[Any]) -> None:
     assert twin.name == "mine"
     assert [(w.path, w.shape) for w in twin.weights] == [(w.path, w.shape) for w in model.weights]
     twin.set_weights(model.get_weights())
-    x = normal(2, 40, 24, 3)
+    x = draw_normal(2, 40, 24, 3)
     np.testing.assert_array_equal(to_numpy(twin(x)), to_numpy(model(x)))
 
 
@@ -209,7 +209,7 @@ for path in sys.argv[2:]:
 
 @pytest.mark.slow
 def test_saved_model_gives_the_same_in_another_process(tmp_path: Path) -> None:
-    x = normal(2, 16, 16, 3)
+    x = draw_normal(2, 16, 16, 3)
     np.save(tmp_path / "x.npy", x)
     outputs = {}
     for norm in ("group", "layer", "batch"):
@@ -237,13 +237,13 @@ FAMILIES = {
 def test_every_parameter_has_a_finite_gradient(family: str, policy: str) -> None:
     sizes = {"image_shape": (32, 32, 3), "num_classes": 5, "depths": (1, 2), "drop_path": 0.1}
     model = ShiftViT(**{**SMALL, **FAMILIES[family], **sizes}, dtype=policy)
-    x = normal(4, 32, 32, 3)
+    x = draw_normal(4, 32, 32, 3)
     logits = to_numpy(model(x))
     assert logits.shape == (4, 5)
     assert logits.dtype == np.float32
     assert np.isfinite(logits).all()
 
-    gradients = weight_gradients(model, x, normal(4, 5, seed=1))
+    gradients = compute_weight_gradients(model, x, draw_normal(4, 5, seed=1))
     assert len(gradients) == len(model.trainable_variables)
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
@@ -256,7 +256,7 @@ def test_mixed_precision_keeps_the_logits() -> None:
     model, mixed = small(), small(dtype="mixed_bfloat16")
     assert {variable.dtype for variable in mixed.weights} == {"float32"}
     assert mixed.output.dtype == "float32"
-    x = normal(2, 16, 16, 3)
+    x = draw_normal(2, 16, 16, 3)
     expected = to_numpy(model(x))
     np.testing.assert_allclose(to_numpy(mixed(x)), expected, rtol=0.03)
 
@@ -269,14 +269,14 @@ def test_image_size_may_be_open(padding: str) -> None:
     assert model.backbone.output_shape == (None, None, None, 96)
     for size in [(16, 16), (21, 37)]:
         fixed = small(**arguments, image_shape=(*size, 3))
-        x = normal(2, *size, 3)
+        x = draw_normal(2, *size, 3)
         np.testing.assert_allclose(model.predict(x, verbose=0), to_numpy(fixed(x)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer", "batch"])
 def test_images_of_a_batch_do_not_touch(norm: str) -> None:
     model = small(norm=norm)
-    x = normal(3, 16, 16, 3)
+    x = draw_normal(3, 16, 16, 3)
     together = to_numpy(model(x))
     for index in range(3):
         alone = to_numpy(model(x[index : index + 1]))
@@ -289,12 +289,12 @@ def test_any_number_of_stages(stages: int) -> None:
     side, channels = 16 // 2 ** (stages - 1), 12 * 2 ** (stages - 1)
     assert model.backbone.output_shape == (None, side, side, channels)
     assert sum(isinstance(layer, PatchMerging) for layer in model.backbone.layers) == stages - 1
-    assert to_numpy(model(normal(1, 64, 64, 3))).shape == (1, 5)
+    assert to_numpy(model(draw_normal(1, 64, 64, 3))).shape == (1, 5)
 
 
 def test_without_classes_the_pooled_features_come_out() -> None:
     model = small(num_classes=0)
-    x = normal(2, 16, 16, 3)
+    x = draw_normal(2, 16, 16, 3)
     assert model.output_shape == (None, 48)
     assert not any(variable.path.startswith("head") for variable in model.weights)
     expected = to_numpy(model.backbone(x)).mean((1, 2))
@@ -303,7 +303,7 @@ def test_without_classes_the_pooled_features_come_out() -> None:
 
 def test_head_is_linear_on_the_pooled_features() -> None:
     model = small()
-    x = normal(2, 16, 16, 3)
+    x = draw_normal(2, 16, 16, 3)
     pooled = to_numpy(model.backbone(x)).mean((1, 2))
     kernel, bias = (to_numpy(weight) for weight in model.get_layer("head").weights)
     np.testing.assert_allclose(to_numpy(model(x)), pooled @ kernel + bias, rtol=1e-4, atol=1e-4)
@@ -342,7 +342,7 @@ def test_pyramid_levels_are_named_by_their_stride(patch_size: int, levels: str) 
 
 def test_pyramid_holds_the_running_models_features() -> None:
     model = small(depths=(2, 1), norm="layer")
-    backbone, x = model.backbone, normal(2, 16, 16, 3)
+    backbone, x = model.backbone, draw_normal(2, 16, 16, 3)
     features = keras.Model(backbone.input, backbone.pyramid_outputs)(x)
 
     run: Any = x
@@ -370,7 +370,7 @@ def test_keras_detectors_take_the_backbone() -> None:
     retina = models.RetinaNetBackbone(
         image_encoder=backbone, min_level=3, max_level=7, use_p5=False, image_shape=(128, 96, 3)
     )
-    pyramid = retina(normal(1, 128, 96, 3))
+    pyramid = retina(draw_normal(1, 128, 96, 3))
     assert {level: tuple(features.shape) for level, features in pyramid.items()} == {
         "P3": (1, 16, 12, 256),
         "P4": (1, 8, 6, 256),

@@ -1,4 +1,4 @@
-"""What version 0.1.0 left on somebody's disk is evaluated, opened and gone on with as it would have been then."""
+"""Runs of version 0.1.0: they are evaluated, opened and resumed with the same results as then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from logs import read_log
-from make_old_run import ARCHIVE, logits_of, watched
+from make_old_run import ARCHIVE, compute_logits, watch
 from shiftvit import Bundle, evaluate, train
 
 pytestmark = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def test_a_finished_run_is_evaluated_to_the_same_figures(old: Path) -> None:
 
 def test_its_stored_models_answer_as_they_did(old: Path) -> None:
     run, wanted = old / "runs" / "finished", expected(old)["logits"]
-    np.testing.assert_allclose(logits_of(run, old / "shapes"), wanted, atol=1e-4)
+    np.testing.assert_allclose(compute_logits(run, old / "shapes"), wanted, atol=1e-4)
     bundle = Bundle.load(run)
     stored, built = keras.models.load_model(run / "model.keras"), bundle.build()
     images = np.random.default_rng(0).normal(size=(4, 24, 24, 3)).astype(np.float32)
@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(old: Path) -> None:
     run, finished, wanted = old / "runs" / "stopped", old / "runs" / "finished", expected(old)
     began = read_log(run)
     table = (run / "splits.csv").read_bytes()
-    with watched() as seen:
+    with watch() as seen:
         train(resume=run)
     assert seen == wanted["seen"]["after"]
     assert (run / "splits.csv").read_bytes() == table == (finished / "splits.csv").read_bytes()
@@ -73,13 +73,13 @@ def test_a_stopped_run_goes_on_to_the_same_end(old: Path) -> None:
         assert row["learning_rate"] == before["learning_rate"]
         assert row["loss"] == pytest.approx(before["loss"], abs=BETWEEN_PROCESSORS)
     assert not (run / "changes.jsonl").exists()
-    np.testing.assert_allclose(logits_of(run, old / "shapes"), wanted["logits"], atol=BETWEEN_PROCESSORS)
+    np.testing.assert_allclose(compute_logits(run, old / "shapes"), wanted["logits"], atol=BETWEEN_PROCESSORS)
 
 
 def test_a_run_begun_anew_sees_the_same(old: Path, tmp_path: Path) -> None:
     """Its recipe, trained from the beginning, has the same splits and the same pictures in every step."""
     again, wanted = tmp_path / "again", expected(old)
-    with watched() as seen:
+    with watch() as seen:
         train(old / "runs" / "finished" / "recipe.toml", out=again)
     assert seen == {**wanted["seen"]["before"], **wanted["seen"]["after"]}
     assert (again / "splits.csv").read_bytes() == (old / "runs" / "finished" / "splits.csv").read_bytes()

@@ -1,4 +1,4 @@
-"""The loss, the update rules and the moving average against NumPy and Keras; each setting arrives."""
+"""The loss, the update rules and the moving average against NumPy and Keras; every setting has its effect."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
-from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
-from shiftvit.training.optimizer import averaged_weights, build_optimizer
+from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
+from shiftvit.training.optimizer import build_optimizer, use_averaged_weights
 from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
-from tensors import normal, set_random_weights, to_numpy
+from tensors import draw_normal, set_random_weights, to_numpy
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,9 +36,20 @@ def values(model: ShiftViT) -> Arrays:
     return {variable.path: to_numpy(variable).astype(np.float64) for variable in model.trainable_variables}
 
 
+def copy_model(model: ShiftViT) -> ShiftViT:
+    twin = ShiftViT.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def check_values(model: ShiftViT, expected: Arrays, rtol: float = 0.0, atol: float = 0.0) -> None:
+    for path, value in values(model).items():
+        np.testing.assert_allclose(value, expected[path], rtol=rtol, atol=atol, err_msg=path)
+
+
 def random_gradients(model: ShiftViT, seed: int = 0) -> Arrays:
     variables = model.trainable_variables
-    return {v.path: normal(*v.shape, seed=seed + index) for index, v in enumerate(variables)}
+    return {v.path: draw_normal(*v.shape, seed=seed + index) for index, v in enumerate(variables)}
 
 
 def changes(model: ShiftViT, settings: TrainConfig, gradients: Arrays) -> Arrays:
@@ -73,7 +84,7 @@ def test_the_head_learns_alone_at_first(model: ShiftViT, name: str, clipnorm: fl
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_loss_is_keras_on_one_hot_targets(smoothing: float) -> None:
-    logits, labels = 4 * normal(8, 5), np.arange(8) % 5
+    logits, labels = 4 * draw_normal(8, 5), np.arange(8) % 5
     one_hot = np.eye(5, dtype=np.float32)[labels]
     reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing)
     loss = SmoothedCrossentropy(smoothing)
@@ -92,7 +103,7 @@ def test_loss_stays_finite_for_large_logits() -> None:
 
 
 def test_loss_of_narrow_logits_is_computed_in_float32() -> None:
-    logits = keras.ops.cast(normal(4, 5), "bfloat16")
+    logits = keras.ops.cast(draw_normal(4, 5), "bfloat16")
     loss, wide = SmoothedCrossentropy(dtype="bfloat16"), SmoothedCrossentropy()
     labels = np.arange(4)
     found = loss.call(labels, logits)
@@ -130,14 +141,11 @@ def take_steps(model: ShiftViT, twin: ShiftViT, ours: Any, other: Any, rtol: flo
         gradients = random_gradients(model, seed=100 * step)
         apply(ours, model, gradients)
         apply(other, twin, gradients)
-    expected = values(twin)
-    for path, value in values(model).items():
-        np.testing.assert_allclose(value, expected[path], rtol=rtol, atol=rtol / 10, err_msg=path)
+    check_values(model, values(twin), rtol=rtol, atol=rtol / 10)
 
 
 def test_steps_of_adamw_are_keras(model: ShiftViT) -> None:
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     ours = build_optimizer(config(**RULE), total_steps=10)
     schedule = WarmUpCosine(RULE["learning_rate"] / 100, RULE["learning_rate"], 0, 10)
     keras_own = keras.optimizers.AdamW(**{**RULE, "learning_rate": schedule})
@@ -147,8 +155,7 @@ def test_steps_of_adamw_are_keras(model: ShiftViT) -> None:
 @pytest.mark.parametrize("ema", [None, 0.7])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_steps_of_muon_are_keras(model: ShiftViT, nesterov: bool, ema: float | None) -> None:
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     rule = {**RULE, "name": "muon", "adam_learning_rate": 0.004, "adam_weight_decay": 0.1, "decay_vectors": False}
     ours = build_optimizer(config(ema, **rule), total_steps=10)
     ours.nesterov = nesterov
@@ -164,10 +171,10 @@ def test_steps_of_muon_are_keras(model: ShiftViT, nesterov: bool, ema: float | N
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_an_optimizer_may_have_only_vectors_or_only_matrices(rule: str) -> None:
     for shape in ((7,), (5, 7)):
-        variable = keras.Variable(normal(*shape), name="kernel")
+        variable = keras.Variable(draw_normal(*shape), name="kernel")
         optimizer = build_optimizer(config(name=rule), total_steps=10)
         before = to_numpy(variable).copy()
-        optimizer.apply([keras.ops.convert_to_tensor(normal(*shape, seed=1))], [variable])
+        optimizer.apply([keras.ops.convert_to_tensor(draw_normal(*shape, seed=1))], [variable])
         assert np.isfinite(to_numpy(variable)).all()
         assert np.abs(to_numpy(variable) - before).max() > 1e-6
 
@@ -268,8 +275,7 @@ STAGES = {
 def test_each_stage_learns_as_a_keras_optimizer_of_its_own(name: str, clipnorm: float | None) -> None:
     model = ShiftViT((16, 16, 3), num_classes=5, embed_dim=24, depths=(1, 1, 1))
     set_random_weights(model)
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     rule = {**RULE, "name": name, "stage_decay": 0.6, "decay_vectors": False, "adam_weight_decay": 0.1}
     ours = build_optimizer(config(0.9, **rule, clipnorm=clipnorm), total_steps=10)
     stage = {
@@ -294,23 +300,18 @@ def test_each_stage_learns_as_a_keras_optimizer_of_its_own(name: str, clipnorm: 
         for number, optimizer in theirs.items():
             variables = [v for v in twin.trainable_variables if stage[v.path] == number]
             optimizer.apply([keras.ops.convert_to_tensor(scale * gradients[v.path]) for v in variables], variables)
-    expected = values(twin)
-    for path, value in values(model).items():
-        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)
+    check_values(model, values(twin), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_stages_learn_alike_without_stage_decay(model: ShiftViT, name: str) -> None:
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     rule = {**RULE, "name": name}
     for which, decay in ((model, 1.0), (twin, 1.0 - 1e-9)):  # the same but for the path through the groups
         optimizer = build_optimizer(config(**rule, stage_decay=decay), total_steps=10)
         for step in range(2):
             apply(optimizer, which, random_gradients(which, seed=100 * step))
-    expected = values(twin)
-    for path, value in values(model).items():
-        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+    check_values(model, values(twin), rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_stages_leave_the_others_their_rates() -> None:
@@ -348,13 +349,12 @@ def test_moving_average_is_put_in_and_taken_out(model: ShiftViT, name: str) -> N
     trained = values(model)
 
     for _ in range(2):  # twice, as the averages must outlive the first use
-        with averaged_weights(model):
-            model.predict(normal(2, 16, 16, 3), verbose=0)
+        with use_averaged_weights(model):
+            model.predict(draw_normal(2, 16, 16, 3), verbose=0)
             for path, value in values(model).items():
                 np.testing.assert_allclose(value, average[path], rtol=1e-4, atol=1e-6)
                 assert np.abs(value - trained[path]).max() > 1e-3
-        for path, value in values(model).items():
-            np.testing.assert_array_equal(value, trained[path])
+        check_values(model, trained)
 
 
 def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
@@ -363,18 +363,16 @@ def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
     for step in range(2):
         apply(optimizer, model, random_gradients(model, seed=step))
     trained = values(model)
-    with pytest.raises(KeyboardInterrupt), averaged_weights(model):
+    with pytest.raises(KeyboardInterrupt), use_averaged_weights(model):
         raise KeyboardInterrupt
-    for path, value in values(model).items():
-        np.testing.assert_array_equal(value, trained[path])
+    check_values(model, trained)
 
 
 def test_without_a_moving_average_nothing_changes(model: ShiftViT) -> None:
     model.compile(optimizer=build_optimizer(config(), total_steps=10), loss="mse")
     before = values(model)
-    with averaged_weights(model):
-        for path, value in values(model).items():
-            np.testing.assert_array_equal(value, before[path])
+    with use_averaged_weights(model):
+        check_values(model, before)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -390,10 +388,9 @@ def test_fit_leaves_the_trained_weights_in_the_model(model: ShiftViT, name: str)
         seen.append(values(model))
 
     last = keras.callbacks.LambdaCallback(on_train_batch_end=keep)
-    model.fit(normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
+    model.fit(draw_normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
     assert len(seen) == 2
-    for path, value in values(model).items():
-        np.testing.assert_array_equal(value, seen[-1][path])
+    check_values(model, seen[-1])
 
 
 def test_shares_of_classes_give_the_crossentropy_of_their_mixture():
@@ -412,11 +409,11 @@ def test_shares_of_classes_give_the_crossentropy_of_their_mixture():
 
 def test_balanced_weights_are_scikit_learns_and_weigh_the_loss():
     labels = np.array([0, 0, 0, 0, 1, 2, 2])
-    weights = balanced_weights(labels, 4)
+    weights = balance_classes(labels, 4)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(weights, [*expected, 0])
     assert np.mean([weights[label] for label in labels]) == pytest.approx(1)
-    logits = normal(7, 4)
+    logits = draw_normal(7, 4)
     plain = to_numpy(SmoothedCrossentropy(0.1, reduction="none")(labels, logits))
     loss = SmoothedCrossentropy(0.1, weights, reduction="none")
     np.testing.assert_allclose(to_numpy(loss(labels, logits)), plain * np.array(weights)[labels], rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Training pictures that stay in their files: what is found of them, and the boxes that are cut from them."""
+"""Training pictures that stay in their files: their sizes, and the boxes that are cut from them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list
     exif[0x0112] = 6  # a quarter turn
     turned.save(paths[8], format="JPEG", exif=exif)
     told: list[int] = []
-    pictures, kept, faults = read_pictures(paths, RULE, whole=True, advance=told.append)
+    pictures, kept, faults = read_pictures(paths, RULE, whole=True, on_picture=lambda: told.append(1))
     assert (len(pictures), pictures.shape, sum(told)) == (59, (59, 20, 20, 3), 60)
     assert set(range(60)) - set(kept.tolist()) == {7}
     assert len(faults) == 1
     assert paths[7] in faults[0]
     for place, index in enumerate(kept):
-        assert pictures.size(place) == decode(paths[index]).shape[:2]
-    assert pictures.size(7) == (40, 10)
+        assert pictures.find_size(place) == decode(paths[index]).shape[:2]
+    assert pictures.find_size(7) == (40, 10)
     # Indexed they are what evaluation sees.
     np.testing.assert_array_equal(pictures[:5], Pictures(pictures.paths, RULE)[:5])
     assert isinstance(pictures, Cuttable)
@@ -52,7 +52,7 @@ def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list
 def test_boxes_are_cut_from_the_whole_picture(paths: list[str]) -> None:
     pictures, _, _ = read_pictures(paths, RULE, whole=True)
     for index in range(0, 60, 7):
-        box = draw_box(np.random.default_rng(index), *pictures.size(index), 0.08)
+        box = draw_box(np.random.default_rng(index), *pictures.find_size(index), 0.08)
         np.testing.assert_array_equal(pictures.cut(index, box), cut(decode(paths[index]), box, (20, 20), "bicubic"))
 
 
@@ -60,7 +60,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path
     smooth = Image.fromarray(load_sample().train.images[0]).resize((901, 1403), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "a.jpg", quality=95)
     pictures, _, _ = read_pictures([str(tmp_path / "a.jpg")], RULE, whole=True)
-    assert pictures.size(0) == (1403, 901)
+    assert pictures.find_size(0) == (1403, 901)
     shapes = []
 
     def watched(*arguments, **options):
@@ -79,7 +79,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path
 
 def test_a_file_that_changed_is_told_or_cut_at_its_new_size(paths: list[str]) -> None:
     pictures, _, _ = read_pictures(paths[:2], RULE, whole=True)
-    box = Box(0, 0, *pictures.size(0), pictures.size(0))
+    box = Box(0, 0, *pictures.find_size(0), pictures.find_size(0))
     with Image.open(paths[0]) as image:
         larger = image.resize((150, 130))
     larger.save(paths[0])
@@ -110,6 +110,6 @@ def test_a_folder_is_trained_on_from_its_files(paths: list[str]) -> None:
     np.testing.assert_array_equal(first[2][0], again[2][0])
     plain = EpochBatches(images, labels, **{**settings, "augment": Augment(resized_crop=0.2, flip=False)})
     index = int(plain._plan.order[0])
-    box = draw_box(np.random.default_rng([4, 1, 3, index]), *images.size(index), 0.2)
+    box = draw_box(np.random.default_rng([4, 1, 3, index]), *images.find_size(index), 0.2)
     expected = cut(decode(images.paths[index]), box, (20, 20), "bicubic")
     np.testing.assert_array_equal(plain[0][0][0], rule.normalised(expected[None])[0])

@@ -1,4 +1,4 @@
-"""Training, evaluating and resuming on folders of pictures: what is found, what is skipped, what is kept."""
+"""Training, evaluating and resuming on folders of pictures: the images that are found, skipped and kept."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: in
     Path(paths[7]).write_bytes(b"no picture")
     Path(paths[8]).write_bytes(Path(paths[8]).read_bytes()[:60])
     seen: list[int] = []
-    pictures, kept, faults = read_pictures(paths, RULE, budget=budget, advance=seen.append)
+    pictures, kept, faults = read_pictures(paths, RULE, budget=budget, on_picture=lambda: seen.append(1))
     assert isinstance(pictures, np.ndarray) == (budget > 0)
     assert len(pictures) == 58
     assert set(range(60)) - set(kept.tolist()) == {7, 8}

@@ -1,4 +1,4 @@
-"""The limits on time fail where they should, and signals reach what the tests start."""
+"""The time limits of the tests fail when they should, and signals reach the processes that tests start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pace import at_most, child_seconds, unit
+from pace import limit_time, measure_child, measure_unit
 
 
 def spend(seconds):
@@ -20,17 +20,17 @@ def spend(seconds):
 
 
 def test_a_limit_is_in_processor_time_of_this_machine():
-    with at_most(1):
+    with limit_time(1):
         pass
-    with at_most(4):
-        spend(2 * unit())
-    with pytest.raises(AssertionError, match="1 units are"), at_most(1):
-        spend(2 * unit())
+    with limit_time(4):
+        spend(2 * measure_unit())
+    with pytest.raises(AssertionError, match="1 units are"), limit_time(1):
+        spend(2 * measure_unit())
 
 
 def test_the_time_of_children_is_theirs():
     program = "import time\nwhile time.process_time() < 0.3: pass"
-    seconds = child_seconds(lambda: subprocess.run([sys.executable, "-c", program], check=True), repeats=1)
+    seconds = measure_child(lambda: subprocess.run([sys.executable, "-c", program], check=True), repeats=1)
     assert 0.3 <= seconds < 1
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: pictures in, answers out, and nothing that it should not do."""
+"""The page in a real browser: its answers to pictures, and nothing that it should not do."""
 
 import dataclasses
 import re
@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import shiftvit.serve
-from browser import browsing
-from serving import running
+from browser import open_browser
+from serving import run_server
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve.guard import Access
@@ -34,13 +34,13 @@ def test_the_page_asks_no_other_host_and_makes_no_markup_of_text():
 
 @pytest.fixture(scope="module")
 def server():
-    with running() as found:
+    with run_server() as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browsing() as found:
+    with open_browser() as found:
         yield found
 
 
@@ -263,7 +263,7 @@ def test_a_server_that_is_full_or_gone_is_told_and_can_be_asked_again(page, serv
 
 @slow
 def test_a_server_with_keys_asks_for_one(chromium):
-    with running(access=Access(keys=("the-key-of-the-test",))) as server:
+    with run_server(access=Access(keys=("the-key-of-the-test",))) as server:
         chromium.open(server.url)
         for key in ("wrong", "the-key-of-the-test"):
             field = chromium.wait(lambda: chromium.all("#key"))[0]
@@ -310,7 +310,7 @@ def test_labels_and_names_with_markup_stay_text(chromium, tmp_path):
     graph = dataclasses.replace(graph, metadata=graph.metadata.model_copy(update={"labels": labels}))
     name = tmp_path / "<b onclick=x>cat<b>.png"
     name.write_bytes(Path(SAMPLES / "airplane" / "test_00003.png").read_bytes())
-    with running(graph=graph) as server:
+    with run_server(graph=graph) as server:
         chromium.open(server.url, size=(360, 740))
         chromium.wait(lambda: chromium.all("#name"))
         choose(chromium, name)

@@ -1,4 +1,4 @@
-"""Parquet as the Hugging Face Hub has it: what is found, and the same as the same images in files."""
+"""Parquet files as on the Hugging Face Hub: the images that are found, and the same results as from image files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, cifar, coded, structs, write
+from parquet_tables import BLOBS, CHOSEN, CIFAR, LABELS, NAMES, SAMPLE, encode, make_structs, write_cifar, write_parquet
 from shiftvit.config import DataConfig, TrainConfig
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
@@ -21,7 +21,7 @@ from shiftvit.data.find.listing import list_images
 from shiftvit.data.load import load_data
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
-from trees import fault, plant
+from trees import plant, read_fault
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +45,9 @@ def content(found):
 @pytest.mark.parametrize("home", ["data", "plain_text", "."])
 def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, home):
     root = plant(tmp_path / "hub", "README.md", ".gitattributes")
-    cifar(root / home / "train-00000-of-00002.parquet", slice(0, 30))
-    cifar(root / home / "train-00001-of-00002.parquet", slice(30, 45))
-    cifar(root / home / "test-00000-of-00001.parquet", slice(45, 60))
+    write_cifar(root / home / "train-00000-of-00002.parquet", slice(0, 30))
+    write_cifar(root / home / "train-00001-of-00002.parquet", slice(30, 45))
+    write_cifar(root / home / "test-00000-of-00001.parquet", slice(45, 60))
     for number, (blob, label) in enumerate(zip(BLOBS, LABELS, strict=True)):
         path = tmp_path / "tree" / ("train" if number < 45 else "test") / NAMES[label] / str(number)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, ho
 )
 def test_names_of_files_and_folders_tell_the_splits(tmp_path, names, splits):
     for number, name in enumerate(names):
-        cifar(tmp_path / name, slice(0, 20 + number))
+        write_cifar(tmp_path / name, slice(0, 20 + number))
     found = find_data(tmp_path)
     expected = [
         (name, split, 20 + number) for number, (name, split) in enumerate(zip(names, splits.split(), strict=True))
@@ -88,7 +88,7 @@ def test_names_of_files_and_folders_tell_the_splits(tmp_path, names, splits):
 
 def test_splits_of_no_known_name_are_left_out(tmp_path):
     for name in ("train", "extra", "train_extra"):
-        cifar(tmp_path / "data" / f"{name}-00000-of-00001.parquet", slice(0, 20))
+        write_cifar(tmp_path / "data" / f"{name}-00000-of-00001.parquet", slice(0, 20))
     found = find_data(tmp_path)
     assert len(found.splits["train"]) == 20
     left = "data/extra-00000-of-00001.parquet and data/train_extra-00000-of-00001.parquet"
@@ -96,7 +96,7 @@ def test_splits_of_no_known_name_are_left_out(tmp_path):
 
 
 def test_a_single_file_is_for_training_whatever_its_name(tmp_path, monkeypatch):
-    cifar(tmp_path / "test-00000-of-00001.parquet")
+    write_cifar(tmp_path / "test-00000-of-00001.parquet")
     monkeypatch.chdir(tmp_path)
     found = find_data("test-00000-of-00001.parquet")
     assert [*found.splits] == ["train"]
@@ -105,7 +105,7 @@ def test_a_single_file_is_for_training_whatever_its_name(tmp_path, monkeypatch):
     assert list_images([found.splits["train"].paths[7]]) == [found.splits["train"].paths[7]]
 
 
-GREY = coded(np.arange(64, dtype=np.uint8).reshape(8, 8))
+GREY = encode(np.arange(64, dtype=np.uint8).reshape(8, 8))
 PALETTE = io.BytesIO()
 Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(PALETTE, "PNG")
 
@@ -119,37 +119,48 @@ Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(P
                 "fine_label": {"names": ["whale", "apple"], "_type": "ClassLabel"},
                 "coarse_label": {"names": ["b", "a"], "_type": "ClassLabel"},
             },
-            {"img": structs([GREY, PALETTE.getvalue(), GREY]), "fine_label": [1, 0, 1], "coarse_label": [0, 1, 0]},
+            {"img": make_structs([GREY, PALETTE.getvalue(), GREY]), "fine_label": [1, 0, 1], "coarse_label": [0, 1, 0]},
             ("whale", "apple"),
             [1, 0, 1],
             "columns of labels that are not used, since 'fine_label' is the first: coarse_label",
         ),
         (  # what the metadata say comes before what the columns are called
             {"scan": {"_type": "Image"}, "kind": {"names": ["a", "b"], "_type": "ClassLabel"}},
-            {"image": structs([b"no"] * 3), "label": [7, 8, 9], "scan": structs([GREY] * 3), "kind": [0, 1, 1]},
+            {
+                "image": make_structs([b"no"] * 3),
+                "label": [7, 8, 9],
+                "scan": make_structs([GREY] * 3),
+                "kind": [0, 1, 1],
+            },
             ("a", "b"),
             [0, 1, 1],
             None,
         ),
-        (None, {"image": structs([GREY] * 4), "label": ["dog", "cat ", None, " "]}, ("cat", "dog"), [1, 0], "2"),
-        (None, {"image": structs([GREY] * 4), "label": [1.0, None, 0.0, float("nan")]}, ("0", "1"), [1, 0], "2"),
+        (None, {"image": make_structs([GREY] * 4), "label": ["dog", "cat ", None, " "]}, ("cat", "dog"), [1, 0], "2"),
+        (None, {"image": make_structs([GREY] * 4), "label": [1.0, None, 0.0, float("nan")]}, ("0", "1"), [1, 0], "2"),
         (None, {"image": pa.array([GREY] * 3), "labels": [10, 9, 10]}, ("9", "10"), [1, 0, 1], None),
         (None, {"a": pa.array([GREY] * 2, pa.large_binary()), "class": [True, False]}, ("0", "1"), [1, 0], None),
         (
             None,
-            {"IMG": structs([GREY] * 3), "Label": pa.array(["x", "y", "x"]).dictionary_encode(), "id": [1, 2, 3]},
+            {"IMG": make_structs([GREY] * 3), "Label": pa.array(["x", "y", "x"]).dictionary_encode(), "id": [1, 2, 3]},
             ("x", "y"),
             [0, 1, 0],
             None,
         ),
-        ({"image": [], "label": None}, {"image": structs([GREY] * 2), "label": [0, 1]}, ("0", "1"), [0, 1], None),
-        ({"label": {"names": 3}}, {"image": structs([GREY] * 2), "label": [0, -1]}, None, None, "has one class, '0'"),
+        ({"image": [], "label": None}, {"image": make_structs([GREY] * 2), "label": [0, 1]}, ("0", "1"), [0, 1], None),
+        (
+            {"label": {"names": 3}},
+            {"image": make_structs([GREY] * 2), "label": [0, -1]},
+            None,
+            None,
+            "has one class, '0'",
+        ),
     ],
 )
 def test_columns(tmp_path, features, columns, classes, labels, remark):
-    path = write(tmp_path / "a.parquet", features, **columns)
+    path = write_parquet(tmp_path / "a.parquet", features, **columns)
     if classes is None:
-        assert remark in fault(path)
+        assert remark in read_fault(path)
         return
     found = find_data(path)
     assert found.class_names == classes
@@ -160,9 +171,9 @@ def test_columns(tmp_path, features, columns, classes, labels, remark):
 
 
 def test_labels_that_are_kept_secret_are_left_out(tmp_path):
-    cifar(tmp_path / "train-00000-of-00001.parquet", labels=[-1, None, *LABELS[2:]])
-    cifar(tmp_path / "test-00000-of-00001.parquet", labels=[-1] * 60)
-    write(tmp_path / "validation-00000-of-00001.parquet", img=structs(BLOBS[:2]))
+    write_cifar(tmp_path / "train-00000-of-00001.parquet", labels=[-1, None, *LABELS[2:]])
+    write_cifar(tmp_path / "test-00000-of-00001.parquet", labels=[-1] * 60)
+    write_parquet(tmp_path / "validation-00000-of-00001.parquet", img=make_structs(BLOBS[:2]))
     found = find_data(tmp_path)
     assert [*found.splits] == ["train"]
     assert [path.split("#")[1] for path in found.splits["train"].paths] == [str(row) for row in range(2, 60)]
@@ -175,15 +186,17 @@ def test_labels_that_are_kept_secret_are_left_out(tmp_path):
 
 
 def test_the_classes_are_those_of_the_metadata_also_those_without_images(tmp_path):
-    cifar(tmp_path / "train.parquet", slice(0, 2))
-    write(tmp_path / "test.parquet", img=structs(BLOBS[2:4]), label=LABELS[2:4])  # whose names the other file has
+    write_cifar(tmp_path / "train.parquet", slice(0, 2))
+    write_parquet(
+        tmp_path / "test.parquet", img=make_structs(BLOBS[2:4]), label=LABELS[2:4]
+    )  # whose names the other file has
     found = find_data(tmp_path)
     assert found.class_names == NAMES
     assert found.splits["test"].labels.tolist() == LABELS[2:4]
     assert found.notes[0].startswith("train has no images of ")
 
 
-TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
+TWO = {"image": make_structs([GREY] * 2), "label": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -191,17 +204,20 @@ TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
     [
         (
             {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
-            "has no column with the bytes of images, only text (string), label (int64); name one",
+            "has no column with the bytes of images, only text (string), label (int64); name that",
         ),
         (
             {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
-            "bytes in the columns a, b; name that of im",
+            "bytes in the columns a, b; name the one with im",
         ),
         (
             {"train.parquet": {"image": ["a.png", "b.png"], "label": [0, 1]}},
-            "only image (string), label (int64); name one with them image (paths, base64 and arrays are not read",
+            "only image (string), label (int64); name that column image (shiftvit reads no paths, base64 or arrays",
         ),
-        ({"train.parquet": {"image": structs([GREY])}}, "has no column of labels for training, only image (struct<"),
+        (
+            {"train.parquet": {"image": make_structs([GREY])}},
+            "has no column of labels for training, only image (struct<",
+        ),
         (
             {"train.parquet": TWO | {"label": [[0], [1]]}},
             "label (list<element: int64>); name the one that has them label, with whole numbers or names in it",
@@ -211,13 +227,16 @@ TWO = {"image": structs([GREY] * 2), "label": [0, 1]}
         ({"test.parquet": TWO}, "has Parquet files of test and none of train; add them, or give a single file"),
         ({"a/train.parquet": TWO, "b/train.parquet": TWO}, "holds several data sets of Parquet files; give one of '"),
         ({"train.parquet": TWO, "test.parquet": TWO | {"label": [0, 2]}}, "the class '2' of test ("),
-        ({"train.parquet": {"image": structs([]), "label": pa.array([], pa.int64())}}, "has no images for training"),
+        (
+            {"train.parquet": {"image": make_structs([]), "label": pa.array([], pa.int64())}},
+            "has no images for training",
+        ),
     ],
 )
 def test_a_line_for_each_fault(tmp_path, tables, message):
     for name, columns in tables.items():
-        write(tmp_path / name, **columns)
-    assert message in fault(tmp_path)
+        write_parquet(tmp_path / name, **columns)
+    assert message in read_fault(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +249,16 @@ def test_a_line_for_each_fault(tmp_path, tables, message):
 )
 def test_a_line_for_wrong_classes(tmp_path, names, labels, message):
     features = {"label": {"names": names, "_type": "ClassLabel"}}
-    path = write(tmp_path / "a.parquet", features, image=structs([GREY] * 2), label=labels)
-    assert message.format(path) in fault(path)
+    path = write_parquet(tmp_path / "a.parquet", features, image=make_structs([GREY] * 2), label=labels)
+    assert message.format(path) in read_fault(path)
 
 
 def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
     blobs = [*BLOBS]
     blobs[7], blobs[9] = BLOBS[7][:40], None
-    path = write(tmp_path / "data" / "train-00000-of-00001.parquet", CIFAR, img=structs(blobs), label=LABELS)
+    path = write_parquet(
+        tmp_path / "data" / "train-00000-of-00001.parquet", CIFAR, img=make_structs(blobs), label=LABELS
+    )
     report = check_data(find_data(tmp_path))
     assert [image["path"] for image in report.as_dict()["corrupt"]] == [f"{path}#7", f"{path}#9"]
     assert report.forms == {"PNG": 30, "JPEG": 28}
@@ -260,15 +281,15 @@ def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
 
 
 def test_evaluation_takes_the_test_split(tmp_path):
-    cifar(tmp_path / "train.parquet", slice(0, 30))
-    cifar(tmp_path / "test.parquet", slice(30, 60))
+    write_cifar(tmp_path / "train.parquet", slice(0, 30))
+    write_cifar(tmp_path / "test.parquet", slice(30, 60))
     found = find_evaluated(str(tmp_path)).data
     assert {name: part.labels.tolist() for name, part in found.splits.items()} == {"test": LABELS[30:]}
 
 
 def test_duplicates_are_found_across_a_table_and_its_splits(tmp_path):
-    cifar(tmp_path / "train.parquet", slice(0, 30))
-    cifar(tmp_path / "test.parquet", slice(28, 40))
+    write_cifar(tmp_path / "train.parquet", slice(0, 30))
+    write_cifar(tmp_path / "test.parquet", slice(28, 40))
     leaks = [leak["images"] for leak in check_data(find_data(tmp_path)).as_dict()["leaks"] if leak["kind"] == "exact"]
     shared = [{image["path"].rsplit("/", 1)[1] for image in images} for images in leaks]
     assert shared == [{"train.parquet#28", "test.parquet#0"}, {"train.parquet#29", "test.parquet#1"}]
@@ -276,25 +297,25 @@ def test_duplicates_are_found_across_a_table_and_its_splits(tmp_path):
 
 def test_images_in_folders_come_before_tables_without_images(tmp_path):
     plant(tmp_path, "a/1.png", "b/1.png")
-    write(tmp_path / "metadata.parquet", file_name=["a/1.png", "b/1.png"], label=[0, 1])
+    write_parquet(tmp_path / "metadata.parquet", file_name=["a/1.png", "b/1.png"], label=[0, 1])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     found = find_data(tmp_path)
     assert (found.layout, found.notes) == ("one folder a class", ("files of type .parquet: 2",))
 
 
 def test_pictures_beside_the_tables_are_left_out(tmp_path):
-    cifar(plant(tmp_path, "assets/figure.png", "a/1.png") / "data" / "train.parquet")
+    write_cifar(plant(tmp_path, "assets/figure.png", "a/1.png") / "data" / "train.parquet")
     found = find_data(tmp_path)
     assert len(found.splits["train"]) == 60
     assert "images beside the Parquet files: 2" in found.notes
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
         monkeypatch.setitem(sys.modules, name, None)
     line = f"{str(path)!r} is Parquet, and pyarrow is not installed; pip install 'pyarrow>=18.0'"
-    assert fault(path) == fault(tmp_path) == line
+    assert read_fault(path) == read_fault(tmp_path) == line
     plant(tmp_path, "a/1.png", "b/1.png")
     assert find_data(tmp_path).layout == "one folder a class"
 

@@ -1,4 +1,4 @@
-"""Photographs as phones make them: HEIC, live photos, and libraries that talk past us."""
+"""Photographs from phones: HEIC, live photos, and libraries that print messages of their own."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def test_without_pillow_heif_the_message_names_the_extra(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ShiftViTError) as caught:
-        decode(matrix.files()["plain.heic"], name="IMG_1.HEIC")
+        decode(matrix.make_files()["plain.heic"], name="IMG_1.HEIC")
     hint = f"{suggest_install('pillow-heif')}, which is the extra [heic]"
     assert str(caught.value) == f"'IMG_1.HEIC' is a HEIC, and pillow-heif is not installed; {hint}"
-    assert decode(matrix.files()["plain.avif"]).shape == (32, 32, 3)
+    assert decode(matrix.make_files()["plain.avif"]).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_heic_says_itself_how_to_turn(orientation: int) -> None:
     """Its EXIF block stays as the camera wrote it, and is no second turn."""
-    picture = matrix.Image.fromarray(matrix.sample()[:20])
-    found = decode(matrix.encode(picture, "HEIF", quality=95, chroma=444, exif=matrix.exif(orientation)))
-    expected = matrix.sample()[:20] if orientation == 1 else np.rot90(matrix.sample()[:20], -1)
+    picture = matrix.Image.fromarray(matrix.load_picture()[:20])
+    found = decode(matrix.encode(picture, "HEIF", quality=95, chroma=444, exif=matrix.make_exif(orientation)))
+    expected = matrix.load_picture()[:20] if orientation == 1 else np.rot90(matrix.load_picture()[:20], -1)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 6
 
@@ -66,7 +66,7 @@ def phone(tmp_path: Path) -> Path:
         form = "plain.heic" if name.endswith("HEIC") else "baseline.jpg"
         for label in ("cat", "dog"):
             (tmp_path / label).mkdir(exist_ok=True)
-            (tmp_path / label / name).write_bytes(matrix.files()[form] + bytes([number]))
+            (tmp_path / label / name).write_bytes(matrix.make_files()[form] + bytes([number]))
             (tmp_path / label / Path(name).with_suffix(".MOV").name).write_bytes(b"\0\0\0\x14ftypqt  \0\0\0\0qt  ")
     (tmp_path / "cat" / "IMG_1.AAE").write_text("<plist/>")
     return tmp_path
@@ -97,8 +97,8 @@ def test_libraries_do_not_talk_past_us(tmp_path: Path) -> None:
     """libtiff would print more than a hundred lines here."""
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
-        (tmp_path / label / "good.png").write_bytes(matrix.files()["plain.png"])
-        for name, content in matrix.files().items():
+        (tmp_path / label / "good.png").write_bytes(matrix.make_files()["plain.png"])
+        for name, content in matrix.make_files().items():
             for number in range(3):
                 broken = bytearray(content)
                 place = len(content) // (2 + number)

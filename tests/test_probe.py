@@ -68,7 +68,7 @@ def test_the_head_is_scikit_learns(classes: int) -> None:
     spread[7] = 1
     scaled = (features - mean) / spread
     expected = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, labels)
-    logits = found.logits(features)
+    logits = found.compute_logits(features)
     decided = expected.decision_function(scaled)
     if classes == 2:
         np.testing.assert_allclose(logits[:, 1] - logits[:, 0], decided, atol=1e-4)
@@ -89,9 +89,9 @@ def test_the_strength_is_chosen_on_validation_images() -> None:
     assert [row["strength"] for row in found.rows] == sorted(strengths)
     best = max(found.rows, key=lambda row: (row["val_top1"], -row["val_loss"]))
     assert found.strength == best["strength"]
-    assert (found.logits(other).argmax(axis=1) == truth).mean() == best["val_top1"]
+    assert (found.compute_logits(other).argmax(axis=1) == truth).mean() == best["val_top1"]
     alone = fit_head(features, labels, ProbeConfig(strengths=(best["strength"],)), None)
-    np.testing.assert_allclose(alone.logits(other), found.logits(other), atol=0.05)
+    np.testing.assert_allclose(alone.compute_logits(other), found.compute_logits(other), atol=0.05)
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_its_logits_are_the_heads_of_its_features(tmp_path: Path, pets: Path) ->
     model, rule = run.bundle.build("float32"), run.recipe.preprocess
     images = np.stack([rule.pixels(np.asarray(Image.open(path).convert("RGB"))[None])[0] for path in paths])
     left = rule.model_copy(update={"resize": None, "crop": None})
-    np.testing.assert_allclose(predict_logits(model, images, left), head.logits(features), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(predict_logits(model, images, left), head.compute_logits(features), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

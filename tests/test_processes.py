@@ -1,4 +1,4 @@
-"""Training in several processes: the same images, weights and files as in one, and an end when one of them ends."""
+"""Training in several processes: the same images, weights and files as in one, and an end if one of them ends."""
 
 from __future__ import annotations
 
@@ -580,15 +580,15 @@ def test_the_plan_is_the_committed_result() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text("utf-8")
     (name,) = re.findall(r"\(\.\./benchmarks/results/(scaling_plan-[\w.-]+\.json)\)", text)
     result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
-    assert scaling_plan.table(result) in text
-    assert {key: value for key, value in result.items() if key in scaling_plan.plan()} == scaling_plan.plan()
+    assert scaling_plan.make_table(result) in text
+    assert {key: value for key, value in result.items() if key in scaling_plan.make_plan()} == scaling_plan.make_plan()
     assert f"{result['measured_step']['share_of_peak']:.0%}".replace("%", " %") in text
 
 
 def test_a_ring_sends_what_is_planned() -> None:
     # 8 processes, 8 MB: 14 messages of 1 MB each at 1 MB/s.
-    assert scaling_plan.reduction_seconds(8e6, 8, 8e6, 0.0) == pytest.approx(14.0)
-    needed = scaling_plan.images_needed(8e6, 1.1e9, 1e9, 8e6, 0.0)  # of 1.1 s each
+    assert scaling_plan.compute_reduction_seconds(8e6, 8, 8e6, 0.0) == pytest.approx(14.0)
+    needed = scaling_plan.count_images_needed(8e6, 1.1e9, 1e9, 8e6, 0.0)  # of 1.1 s each
     assert 1.1 * needed / (1.1 * needed + 14.0) >= 0.9
     assert 1.1 * (needed - 1) / (1.1 * (needed - 1) + 14.0) < 0.9
 
@@ -737,7 +737,7 @@ def test_shares_make_up_the_batch(count: int, augment: dict[str, Any]) -> None:
         for part, expected in enumerate(whole[number]):
             found = np.concatenate([share[number][part] for share in shares])
             np.testing.assert_array_equal(found, expected)
-        assert all(share.indices(number).tolist() == whole.indices(number).tolist() for share in shares)
+        assert all(share.find_indices(number).tolist() == whole.find_indices(number).tolist() for share in shares)
 
 
 class Pair(Processes):

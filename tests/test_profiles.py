@@ -1,4 +1,4 @@
-"""Embedded colour profiles: ignored unless asked for, then converted as the standard of sRGB says, on every path."""
+"""Embedded colour profiles: ignored by default, else converted by the standard of sRGB, on every path."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("space", [matrix.DISPLAY_P3, matrix.ADOBE_RGB])
 def test_colours_become_those_of_srgb(form: str, space: tuple[tuple[float, ...], ...]) -> None:
-    content = matrix.encode(matrix.sample(), form, icc_profile=matrix.icc(space), **FORMS[form])
+    content = matrix.encode(matrix.load_picture(), form, icc_profile=matrix.make_icc(space), **FORMS[form])
     stored = decode(content)
-    np.testing.assert_array_equal(decode(matrix.encode(matrix.sample(), form, **FORMS[form])), stored)
+    np.testing.assert_array_equal(decode(matrix.encode(matrix.load_picture(), form, **FORMS[form])), stored)
     found = decode(content, srgb=True)
-    expected = matrix.to_srgb(stored, space)
+    expected = matrix.convert_to_srgb(stored, space)
     assert np.abs(found - expected).max() < 2
     assert np.abs(found.astype(int) - stored).max() > 10
 
 
 @pytest.mark.parametrize("big", [False, True])
 def test_a_tiff_of_either_kind(big: bool) -> None:
-    content = matrix.encode(matrix.sample(), "TIFF", icc_profile=matrix.icc(matrix.ADOBE_RGB), big_tiff=big)
-    assert np.abs(decode(content, srgb=True) - matrix.to_srgb(matrix.sample(), matrix.ADOBE_RGB)).max() < 2
+    content = matrix.encode(matrix.load_picture(), "TIFF", icc_profile=matrix.make_icc(matrix.ADOBE_RGB), big_tiff=big)
+    assert (
+        np.abs(decode(content, srgb=True) - matrix.convert_to_srgb(matrix.load_picture(), matrix.ADOBE_RGB)).max() < 2
+    )
 
 
 def test_a_profile_in_several_segments() -> None:
-    profile = matrix.icc(matrix.DISPLAY_P3) + bytes(100_000)
-    content = matrix.encode(matrix.sample(), "JPEG", icc_profile=profile, quality=100, subsampling=0)
+    profile = matrix.make_icc(matrix.DISPLAY_P3) + bytes(100_000)
+    content = matrix.encode(matrix.load_picture(), "JPEG", icc_profile=profile, quality=100, subsampling=0)
     assert read_profile("JPEG", content, None) == profile
 
 
@@ -56,23 +58,25 @@ def test_a_profile_in_several_segments() -> None:
     [
         b"",
         b"no profile",
-        matrix.icc(matrix.DISPLAY_P3)[:200],
-        matrix.icc(matrix.DISPLAY_P3, b"GRAY"),
-        matrix.icc(matrix.DISPLAY_P3, b"CMYK"),
+        matrix.make_icc(matrix.DISPLAY_P3)[:200],
+        matrix.make_icc(matrix.DISPLAY_P3, b"GRAY"),
+        matrix.make_icc(matrix.DISPLAY_P3, b"CMYK"),
         ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
         b"\xff" * 5000,
     ],
 )
 def test_what_cannot_or_need_not_be_converted_stays(profile: bytes) -> None:
     for form in ("JPEG", "PNG", "TIFF", "WEBP"):
-        content = matrix.encode(matrix.sample(), form, icc_profile=profile, **FORMS[form])
+        content = matrix.encode(matrix.load_picture(), form, icc_profile=profile, **FORMS[form])
         np.testing.assert_array_equal(decode(content, srgb=True), decode(content))
 
 
 def test_broken_files_are_no_worse_with_it() -> None:
     chance = np.random.default_rng(0)
     for form in ("JPEG", "PNG", "TIFF"):
-        whole = matrix.encode(matrix.sample(), form, icc_profile=matrix.icc(matrix.DISPLAY_P3), **FORMS[form])
+        whole = matrix.encode(
+            matrix.load_picture(), form, icc_profile=matrix.make_icc(matrix.DISPLAY_P3), **FORMS[form]
+        )
         for _ in range(100):
             content = bytearray(whole)
             content[chance.integers(len(whole))] = chance.integers(256)
@@ -80,17 +84,17 @@ def test_broken_files_are_no_worse_with_it() -> None:
 
 
 def test_a_pil_image() -> None:
-    image = Image.fromarray(matrix.sample())
-    image.info["icc_profile"] = matrix.icc(matrix.DISPLAY_P3)
-    expected = matrix.to_srgb(matrix.sample(), matrix.DISPLAY_P3)
+    image = Image.fromarray(matrix.load_picture())
+    image.info["icc_profile"] = matrix.make_icc(matrix.DISPLAY_P3)
+    expected = matrix.convert_to_srgb(matrix.load_picture(), matrix.DISPLAY_P3)
     assert np.abs(decode(image, srgb=True) - expected).max() < 2
-    np.testing.assert_array_equal(np.asarray(image), matrix.sample())
+    np.testing.assert_array_equal(np.asarray(image), matrix.load_picture())
 
 
 def test_every_path_sees_the_same_colours(tmp_path: Path) -> None:
     model = ShiftViT((32, 32, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
     path = tmp_path / "p3.png"
-    path.write_bytes(matrix.encode(matrix.sample(), "PNG", icc_profile=matrix.icc(matrix.DISPLAY_P3)))
+    path.write_bytes(matrix.encode(matrix.load_picture(), "PNG", icc_profile=matrix.make_icc(matrix.DISPLAY_P3)))
     rule = Preprocess(srgb=True, resize=32, crop=32)
     Bundle.from_model(model, ("a", "b"), rule).save(tmp_path / "model")
     bundle = Bundle.load(tmp_path / "model")

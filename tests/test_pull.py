@@ -1,4 +1,4 @@
-"""Published weights: from a server on this machine to a model with a name; or one line and nothing."""
+"""Published weights: pulled from a server on this machine, they become a model with a name, or an error in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import official
-from file_server import FileServer, serving
+from file_server import FileServer, serve_file
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
 from shiftvit.benchmark import benchmark
@@ -57,21 +57,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "pocket.pth"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, NAME, Preset(SMALL, None, "for tests"))
-        weights = official.state_dict(NAME)
-    torch.save(official.training_checkpoint(weights), path)
+        weights = official.make_state_dict(NAME)
+    torch.save(official.make_checkpoint(weights), path)
     return path
 
 
 @pytest.fixture
 def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    with serving(checkpoint.read_bytes()) as state:
+    with serve_file(checkpoint.read_bytes()) as state:
         monkeypatch.setenv(published.MIRROR, state.url)
         yield state
 
 
 def refused(match: str, name: str = NAME, source: Path | None = None) -> str:
     """Pulling fails in one line; what is there stays as it is, and no file is left to be taken later."""
-    folder = files.data_folder("models")
+    folder = files.find_data_folder("models")
     before = sorted(folder.rglob("*")) if folder.exists() else []
     with pytest.raises(ShiftViTError, match=match) as caught:
         pull_published(name, source)
@@ -117,7 +117,7 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     server: FileServer, checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pull_published(NAME) == place
-    digest = files.sha256(checkpoint)
+    digest = files.hash_file(checkpoint)
     assert digest in capsys.readouterr().err
     bundle = Bundle.load(NAME)
     names, synsets = read_imagenet_classes()
@@ -132,10 +132,10 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
     assert "Published, not measured here: top-1 61.5" in card
     assert 'license: "mit"' in card
     assert digest in card
-    assert not list(files.cache_folder("weights").iterdir())
+    assert not list(files.find_cache_folder("weights").iterdir())
     assert [entry.name for entry in place.parent.iterdir() if entry.name != ".lock"] == [NAME]
     # The values are the file's, in the places that the authors' names say.
-    kernel = official.state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
+    kernel = official.make_state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
     np.testing.assert_array_equal(bundle.weights["stage2_block2/mlp/fc2/kernel"], kernel.T)
 
 
@@ -207,12 +207,12 @@ def test_a_second_pull_must_bring_the_same_file(
     made = place.stat().st_mtime_ns
     assert pull_published(NAME) == place
     assert place.stat().st_mtime_ns == made
-    weights = official.state_dict(NAME, seed=1)
-    torch.save(official.tensors(weights), tmp_path / "other.pth")
+    weights = official.make_state_dict(NAME, seed=1)
+    torch.save(official.to_tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
     refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
     refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
-    assert Bundle.load(NAME).provenance.sha256 == files.sha256(checkpoint)  # type: ignore[union-attr]
+    assert Bundle.load(NAME).provenance.sha256 == files.hash_file(checkpoint)  # type: ignore[union-attr]
     (place / "model.safetensors").write_bytes(b"damaged")
     server.content = checkpoint.read_bytes()
     pull_published(NAME)

@@ -1,4 +1,4 @@
-"""The whole way of published weights, at the full size of the smallest, with random values: the README's commands."""
+"""The README's commands for published weights, at the full size of the smallest model, with random values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import official
-from file_server import serving
+from file_server import serve_file
 from shiftvit.bundle.stored.published import MIRROR, read_imagenet_classes
 
 NAME = "shiftvit_tiny_light"
@@ -33,8 +33,8 @@ main()
 def test_pull_predict_explain_and_export(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    weights = official.state_dict(NAME)
-    torch.save(official.training_checkpoint(weights), tmp_path / "served.pth")
+    weights = official.make_state_dict(NAME)
+    torch.save(official.make_checkpoint(weights), tmp_path / "served.pth")
     environment = {**os.environ, "SHIFTVIT_DATA": str(tmp_path / "data"), "SHIFTVIT_CACHE": str(tmp_path / "cache")}
 
     def run(*arguments: str, base: bool = False, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -47,7 +47,7 @@ def test_pull_predict_explain_and_export(tmp_path: Path) -> None:
 
     said = run("predict", "--model", NAME, base=True, status=2).stderr
     assert said == f"shiftvit: the weights of {NAME!r} are not on this machine yet; run: shiftvit pull {NAME}\n"
-    with serving((tmp_path / "served.pth").read_bytes()) as server:
+    with serve_file((tmp_path / "served.pth").read_bytes()) as server:
         environment |= {MIRROR: server.url, "no_proxy": "127.0.0.1"}
         server.stop_after = 30_000_000  # and it is continued
         said = run("pull", NAME).stdout

@@ -1,4 +1,4 @@
-"""The search for a learning rate: its analysis on curves whose answer is known, and whole on real images."""
+"""The search for a learning rate: its analysis on curves with known answers, and a whole search on real images."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_the_figure(found: RateSearch, tmp_path: Path, figures: list[Any]) -> No
 def run_command(monkeypatch: pytest.MonkeyPatch, search: RateSearch, *arguments: str) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)  # or the only command would be the program
-    rates.add_to(app)
+    app.add_typer(rates.app)
     monkeypatch.setattr(rate_finder, "find_rate", lambda *_, **__: search)
     return CliRunner().invoke(app, ["find-rate", *arguments])
 

@@ -131,7 +131,7 @@ def serve_weights(monkeypatch, folder):
     monkeypatch.setitem(PRESETS, "shiftvit_tiny_r2", Preset(small, (81.7, "ImageNet-1K, 224x224"), "for tests"))
     monkeypatch.setenv("SHIFTVIT_DATA", str(folder / "data"))
     file = folder / "weights.pth"
-    torch.save({"model": official.tensors(official.state_dict("shiftvit_tiny_r2"))}, file)
+    torch.save({"model": official.to_tensors(official.make_state_dict("shiftvit_tiny_r2"))}, file)
     monkeypatch.setattr(pull, "download", lambda _, target, limit: shutil.copy(file, target))  # noqa: ARG005
 
 
@@ -193,12 +193,17 @@ def test_the_python_code_runs(sample, tmp_path, monkeypatch):
     assert list(names["backbone"].pyramid_outputs) == ["P2", "P3", "P4", "P5"]
 
 
+def read_result(kind, text):
+    """Returns the name and the content of the only result of a kind that a text names."""
+    (name,) = set(re.findall(rf"benchmarks/results/({kind}-[\w.-]+\.json)", text))
+    return name, json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+
+
 def test_every_figure_stands_in_a_committed_result():
     rows = [line for line in README.splitlines() if line.startswith("| ") and ".json" in line]
     assert rows
     for row in rows:
-        (name,) = re.findall(r"\(benchmarks/results/([\w.-]+\.json)\)", row)
-        result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+        _, result = read_result(r"\w+", row)
         assert f"n = {result['n']}" in row, row
         assert f"`{result['command']}`" in row, row
         if "training" in result:  # a trained model, measured as it is
@@ -215,23 +220,21 @@ def test_every_figure_stands_in_a_committed_result():
 
 
 def test_the_packaged_model_is_what_its_result_says():
-    (name,) = set(re.findall(r"\(benchmarks/results/(pretrained-[\w.-]+\.json)\)", README))
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    name, result = read_result("pretrained", README)
     folder = PRETRAINED / "cifar10"
     assert result["bytes"] == {path.name: path.stat().st_size for path in folder.iterdir()}
     assert sum(result["bytes"].values()) <= 8_000_000
     bundle = Bundle.load("cifar10")
     assert bundle.metrics == result["training"]
     assert sum(value.size for value in bundle.weights.values()) == result["parameters"]
-    head = recipes.head("cifar10_long")
+    head = recipes.read_head("cifar10_long")
     assert f"{100 * result['test_top1']:.2f} % test top-1, n = {result['n']}" in head
     assert name in head
 
 
 def test_what_finetuning_gives_is_the_committed_result():
-    head = recipes.head("finetune")
-    (name,) = re.findall(r"benchmarks/results/(finetune-[\w.-]+\.json)", head)
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    head = recipes.read_head("finetune")
+    _, result = read_result("finetune", head)
     for way in ("fine-tuned", "from scratch, four times the epochs"):
         found = result["test_top1"][way]
         assert f"{100 * found['mean']:.2f} ± {100 * found['std']:.2f} %" in head
@@ -240,8 +243,7 @@ def test_what_finetuning_gives_is_the_committed_result():
 
 def test_what_a_large_folder_takes_is_the_committed_result():
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
-    (name,) = re.findall(r"\(\.\./benchmarks/results/(streaming-[\w.-]+\.json)\)", text)
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    _, result = read_result("streaming", text)
     assert result["files"] == 100_000
     assert f"`{result['command']}`" in text
     for part in ("check", "train", "evaluate"):
@@ -253,9 +255,8 @@ def test_what_a_large_folder_takes_is_the_committed_result():
 
 def test_the_table_of_exports_is_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
-    (name,) = re.findall(r"\(\.\./benchmarks/results/(exports-[\w.-]+\.json)\)", text)
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
-    assert exports.table(result) in text
+    _, result = read_result("exports", text)
+    assert exports.make_table(result) in text
     assert [(row["format"], row["precision"]) for row in result["exports"]] == [
         (name, precision) for name, row in FORMATS.items() for precision in row.precisions
     ]
@@ -263,9 +264,8 @@ def test_the_table_of_exports_is_the_committed_result():
 
 def test_the_table_of_processors_is_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
-    (name,) = re.findall(r"\(\.\./benchmarks/results/(processors-[\w.-]+\.json)\)", text)
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
-    assert processors.table(result, name) in text
+    name, result = read_result("processors", text)
+    assert processors.make_table(result, name) in text
     for row in result["exports"]:
         if row["examined"]:
             assert row["same_class"] >= 0.99
@@ -274,8 +274,7 @@ def test_the_table_of_processors_is_the_committed_result():
 
 def test_the_price_of_safe_int8_is_the_committed_one():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
-    (name,) = re.findall(r"\(\.\./benchmarks/results/(rates-[\w.-]+\.json)\)", text)
-    result = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+    name, result = read_result("rates", text)
     table = text.split(name)[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ") and "export" not in line]
     assert len(rows) == len(result["exports"])
@@ -285,8 +284,7 @@ def test_the_price_of_safe_int8_is_the_committed_one():
 
 
 def test_the_agreement_with_the_published_models_is_the_committed_one():
-    (name,) = re.findall(r"\(benchmarks/results/(parity-[\w.-]+\.json)\)", README)
-    backends = json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))["backends"]
+    backends = read_result("parity", README)[1]["backends"]
     assert [run["backend"] for run in backends] == ["torch", "jax", "tensorflow"]
     for reference in ("official_gn1", "official_bn_relu", "keras_example"):
         figures = [f"{run[reference]['logits']:.0e}".replace("e-0", "e-") for run in backends]
@@ -295,7 +293,7 @@ def test_the_agreement_with_the_published_models_is_the_committed_one():
 
 def test_the_tables_of_performance_are_the_committed_results():
     text = document.DOCUMENT.read_text("utf-8")
-    assert document.written(text) == text
+    assert document.update(text) == text
 
 
 def test_nothing_in_a_document_waits_to_be_filled_in():

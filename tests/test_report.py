@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else, has the run's own figures, and lets no name break out of its cell."""
+"""The report: one self-contained page with the run's own figures, whose values cannot break its HTML."""
 
 from __future__ import annotations
 
@@ -135,6 +135,33 @@ def test_a_damaged_run(run: Path) -> None:
     with pytest.raises(ShiftViTError, match="is not valid JSON"):
         write_report(run)
     assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", "{}"),
+        ("metrics.json", "[1]"),
+        ("metrics.json", '{"test": {}, "train": {}}'),
+        ("environment.json", "3"),
+        ("changes.jsonl", "{bad"),
+        ("changes.jsonl", '{"date": "2026"}'),
+        ("recipe.toml", "\udcff"),
+        ("evaluation/evaluation.json", '{"n": 4, "own_test": true}'),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(run: Path, name: str, content: str) -> None:
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content, "utf-8", "surrogateescape")
+    with pytest.raises(ShiftViTError, match=Path(name).stem if "evaluation" not in name else "evaluation") as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+def test_a_recipe_that_was_edited_to_nonsense_is_shown(run: Path) -> None:
+    (run / "recipe.toml").write_text("model = 3\ndata = []\n")
+    assert "model = 3" in Page(write_report(run).read_text("utf-8")).text
 
 
 def other(run: Path, folder: str, **changes: object) -> None:

@@ -1,4 +1,4 @@
-"""One model gives one answer in every runtime; what cannot be run is refused in one line that names it."""
+"""One model gives one answer in every runtime, and an artifact that cannot run is refused in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from exported import SINGLE, answers, artifact, exported
+from exported import SINGLE, find_artifact, load_answers, make_export
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.manifest import GRAPH
@@ -38,7 +38,7 @@ def need(runtime):
 
 
 def check(graph, runtime):
-    kept = answers()
+    kept = load_answers()
     assert graph.runtime == runtime
     assert graph.metadata.labels == Bundle.load("cifar10").labels
     for size in (64, 1, 9):
@@ -58,7 +58,7 @@ def test_a_bundle_answers_alike_in_every_runtime(runtime):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
-@pytest.mark.parametrize("given", [exported, artifact])
+@pytest.mark.parametrize("given", [make_export, find_artifact])
 def test_an_export_answers_alike_in_its_own_runtime(name, given):
     check(load_graph(given(name), NATIVE[name]), NATIVE[name])
 
@@ -76,7 +76,7 @@ def test_threads_share_a_bundles_model(runtime):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_threads_share_an_export(name):
-    check_threads(exported(name), NATIVE[name])
+    check_threads(make_export(name), NATIVE[name])
 
 
 def test_threads_load_at_once(plain):
@@ -89,7 +89,7 @@ def test_threads_load_at_once(plain):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_pickled_export_is_loaded_again_by_its_own_runtime(name):
-    graph = load_graph(exported(name), NATIVE[name], threads=1)
+    graph = load_graph(make_export(name), NATIVE[name], threads=1)
     content = pickle.dumps(graph)
     assert len(content) < 1000
     check(pickle.loads(content), NATIVE[name])
@@ -110,7 +110,7 @@ def test_a_pickle_keeps_where_the_model_was_and_the_options(plain, monkeypatch):
 @pytest.mark.slow
 def test_onnx_answers_alike_in_openvino():
     need("openvino")
-    check(load_graph(artifact("onnx"), "openvino"), "openvino")
+    check(load_graph(find_artifact("onnx"), "openvino"), "openvino")
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ FILES = [
 @pytest.mark.parametrize(("name", "file"), FILES, ids=[file for _, file in FILES])
 def test_damaged_files(name, file, tmp_path, capfd):
     folder = tmp_path / "export"
-    shutil.copytree(exported(name), folder)
+    shutil.copytree(make_export(name), folder)
     good = (folder / file).read_bytes()
     for content in (good[: len(good) // 2], good[:30], b"", b"\xff" * 5000, None):
         if content is None:
@@ -245,7 +245,7 @@ def test_a_name_that_is_no_text(tmp_path, capfd):
 def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
     """A graph has no hash, so some damage stays unseen; what is seen is never another error."""
     folder = tmp_path / "export"
-    shutil.copytree(exported(name), folder)
+    shutil.copytree(make_export(name), folder)
     good, draw, failures = (folder / file).read_bytes(), random.Random(name + file), []
     for _ in range(rounds):
         content = bytearray(good)
@@ -278,15 +278,15 @@ def test_programs_are_loaded_only_where_their_runtime_is_named(name, content, ru
 @pytest.mark.slow
 def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(artifact("onnx"))
+    model = onnx.load(find_artifact("onnx"))
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
-    content = artifact("litert").read_bytes()
-    with zipfile.ZipFile(artifact("litert")) as archive:
+    content = find_artifact("litert").read_bytes()
+    with zipfile.ZipFile(find_artifact("litert")) as archive:
         (tmp_path / "foreign.tflite").write_bytes(content[: min(entry.header_offset for entry in archive.infolist())])
-    text = artifact("openvino").read_text("utf-8")
+    text = find_artifact("openvino").read_text("utf-8")
     (tmp_path / "foreign.xml").write_text(text.replace("<shiftvit", "<other").replace("</shiftvit", "</other"))
-    shutil.copy(artifact("openvino").with_suffix(".bin"), tmp_path / "foreign.bin")
+    shutil.copy(find_artifact("openvino").with_suffix(".bin"), tmp_path / "foreign.bin")
     for suffix in ("onnx", "tflite", "xml"):
         line = refused(tmp_path / f"foreign.{suffix}", capfd)
         assert "has no shiftvit metadata, so its labels and preprocessing are unknown" in line
@@ -295,7 +295,7 @@ def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
 @pytest.mark.slow
 def test_a_graph_with_another_number_of_labels(tmp_path, capfd):
     onnx = pytest.importorskip("onnx")
-    model = onnx.load(artifact("onnx"))
+    model = onnx.load(find_artifact("onnx"))
     for entry in model.metadata_props:
         entry.value = entry.value.replace('"airplane",', "")
     onnx.save(model, tmp_path / "nine.onnx")

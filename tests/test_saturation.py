@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exported import answers, artifact, exported
+from exported import find_artifact, load_answers, make_export
 from shiftvit import ShiftViTError, environment
 from shiftvit.bundle.metadata import KEY, Metadata
 from shiftvit.exports import gate
@@ -61,14 +61,14 @@ def test_wide_sums_fit_into_32_bits():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INT8)
 def test_every_int8_export_is_exact_on_every_processor(name):
-    products = read_products(artifact(name, "int8"), name)
+    products = read_products(find_artifact(name, "int8"), name)
     # Each linear layer is a product; OpenVINO quantizes the shifts' convolutions as well.
     linear = [product for product in products if product.weights.shape[1] > 9]
     assert len(linear) == 26
     assert find_saturation(products) is None
-    report = json.loads((exported(name, "int8") / "report.json").read_text("utf-8"))
+    report = json.loads((make_export(name, "int8") / "report.json").read_text("utf-8"))
     assert report["int8_products"] == len(products)
-    assert load_graph(exported(name, "int8")).metadata.saturates is False
+    assert load_graph(make_export(name, "int8")).metadata.saturates is False
 
 
 def quantize_signed(target):
@@ -80,10 +80,10 @@ def quantize_signed(target):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # folds the weights' casts
     options.optimized_model_filepath = str(plain)
-    onnxruntime.InferenceSession(artifact("onnx"), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(find_artifact("onnx"), options, providers=["CPUExecutionProvider"])
 
     class Reader(CalibrationDataReader):
-        batches = iter([{"images": answers().images[:64]}])
+        batches = iter([{"images": load_answers().images[:64]}])
 
         def get_next(self):
             return next(self.batches, None)
@@ -107,10 +107,10 @@ def test_signed_weights_in_full_range_are_refused_by_the_gate(tmp_path, capsys):
     target = tmp_path / "model.onnx"
     quantize_signed(target)
     model = onnx.load(target)
-    metadata = load_graph(exported("onnx", "int8")).metadata
+    metadata = load_graph(make_export("onnx", "int8")).metadata
     onnx.helper.set_model_props(model, {KEY: metadata.dump()})
     onnx.save(model, target)
-    kept = answers()
+    kept = load_answers()
     np.savez(tmp_path / "images.npz", images=kept.images, labels=kept.labels)
     np.savez(tmp_path / "reference.npz", probabilities=kept.probabilities.astype(np.float32))
     job = {
@@ -130,8 +130,8 @@ def test_signed_weights_in_full_range_are_refused_by_the_gate(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_an_openvino_graph_without_the_overflow_fix_is_refused(tmp_path):
     nncf, openvino = pytest.importorskip("nncf"), pytest.importorskip("openvino")
-    model = openvino.Core().read_model(artifact("openvino"))
-    images = answers().images[:4]
+    model = openvino.Core().read_model(find_artifact("openvino"))
+    images = load_answers().images[:4]
     quantized = nncf.quantize(
         model,
         nncf.Dataset([image[None] for image in images]),
@@ -146,13 +146,13 @@ def test_an_openvino_graph_without_the_overflow_fix_is_refused(tmp_path):
 def test_a_float_artifact_has_no_products():
     for name in INT8:
         with pytest.raises(ShiftViTError, match="has no quantized products"):
-            read_products(artifact(name), name)
+            read_products(find_artifact(name), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_an_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch):
-    folder = shutil.copytree(exported(name, "int8"), tmp_path / "old")
+    folder = shutil.copytree(make_export(name, "int8"), tmp_path / "old")
     for path in folder.iterdir():  # as version 0.1.0 wrote its metadata
         content = path.read_bytes()
         for quote in (b'"', b"&quot;"):
@@ -169,7 +169,7 @@ def test_an_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch)
         else:
             with pytest.raises(ShiftViTError, match=r"which has no VNNI instructions; export it again"):
                 load_graph(folder)
-        assert load_graph(exported(name, "int8")).metadata.saturates is False
+        assert load_graph(make_export(name, "int8")).metadata.saturates is False
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert load_graph(folder).metadata.saturates is None
 
@@ -192,11 +192,11 @@ np.save(sys.argv[3], session.run(None, {"images": np.load(sys.argv[2])})[0])
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 (Debian's package qemu-user)")
 def test_an_emulated_processor_without_vnni_answers_alike(tmp_path):
-    np.save(tmp_path / "images.npy", answers().images[:40])
+    np.save(tmp_path / "images.npy", load_answers().images[:40])
     found = []
     for emulator in ([], ["qemu-x86_64", "-cpu", "Haswell"]):
         out = tmp_path / f"{len(emulator)}.npy"
-        arguments = ["-I", "-c", ANSWER, artifact("onnx", "int8"), tmp_path / "images.npy", out]
+        arguments = ["-I", "-c", ANSWER, find_artifact("onnx", "int8"), tmp_path / "images.npy", out]
         subprocess.run([*emulator, sys.executable, *map(str, arguments)], check=True, capture_output=True, timeout=300)
         found.append(np.load(out))
     # A rounding may fall the other way where another kernel computes the norms.

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving import picture, running
+from serving import make_picture, run_server
 from shiftvit.inference.predict import Predictor
 
 
 @pytest.fixture(scope="module")
 def server():
-    with running() as found:
+    with run_server() as found:
         yield found
 
 
@@ -26,7 +26,7 @@ def predictor():
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP", "BMP"])
 def test_a_lone_picture_is_answered_as_by_the_predictor_to_the_bit(server, predictor, form):
-    content = picture(3, form=form)
+    content = make_picture(3, form=form)
     (expected,) = predictor([content], top_k=10)
     status, found = server.post("/v1/classify?top_k=10", content)
     assert status == 200
@@ -34,7 +34,7 @@ def test_a_lone_picture_is_answered_as_by_the_predictor_to_the_bit(server, predi
 
 
 def test_parameters_that_are_left_out_have_their_defaults(server):
-    content = picture(4)
+    content = make_picture(4)
     assert server.post("/v1/classify", content) == server.post("/v1/classify?top_k=5", content)
     assert server.post("/v1/classify", content) == server.post("/v1/models/cifar10/classify", content)
     _, (first, *_) = server.post("/v1/classify", content)
@@ -45,7 +45,7 @@ def test_parameters_that_are_left_out_have_their_defaults(server):
 
 
 def test_pictures_of_many_clients_are_answered_as_by_the_predictor(server, predictor):
-    pictures = [picture(seed) for seed in range(24)]
+    pictures = [make_picture(seed) for seed in range(24)]
     answers = [None] * len(pictures)
     start = threading.Barrier(len(pictures))
 
@@ -67,7 +67,7 @@ def test_pictures_of_many_clients_are_answered_as_by_the_predictor(server, predi
 def test_hugging_faces_json_and_its_own_client(server, predictor):
     from huggingface_hub import InferenceClient
 
-    content = picture(5)
+    content = make_picture(5)
     (expected,) = predictor([content], top_k=3)
     body = json.dumps({"inputs": base64.b64encode(content).decode(), "parameters": {"top_k": 3}})
     status, found = server.post("/v1/classify", body, {"Content-Type": "application/json; charset=utf-8"})
@@ -131,7 +131,7 @@ def test_figures_for_prometheus(server):
 
     before = figures()
     for _ in range(3):
-        assert server.post("/v1/classify", picture())[0] == 200
+        assert server.post("/v1/classify", make_picture())[0] == 200
     assert server.post("/v1/classify", b"no image")[0] == 415
     after = figures()
 
@@ -148,7 +148,7 @@ def test_figures_for_prometheus(server):
 
 @pytest.mark.parametrize("route", ["classify", "explain"])
 def test_a_large_jpeg_is_decoded_in_the_same_way_by_every_route(server, predictor, route):
-    content = picture(8, (480, 640), "JPEG")
+    content = make_picture(8, (480, 640), "JPEG")
     (expected,) = predictor([content], top_k=10)
     status, found = server.post(f"/v1/{route}?top_k=10", content)
     assert status == 200
@@ -159,7 +159,7 @@ def test_a_large_jpeg_is_decoded_in_the_same_way_by_every_route(server, predicto
 def test_explanations(server, predictor):
     from shiftvit.inference.explainer import Explainer
 
-    content = picture(7)
+    content = make_picture(7)
     (expected,) = predictor([content], top_k=3)
     status, found = server.post("/v1/explain?top_k=3", content)
     assert status == 200

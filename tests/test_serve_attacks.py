@@ -1,4 +1,4 @@
-"""What strangers may send to the server, over real sockets, and what they get."""
+"""Hostile requests to the server, over real sockets, and their answers."""
 
 import base64
 import contextlib
@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 
-from serving import picture, running
+from serving import make_picture, run_server
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve.guard import Access, is_loopback, parse_origins
@@ -25,13 +25,13 @@ KEY = "0123456789abcdef0123"
 
 @pytest.fixture(scope="module")
 def server():
-    with running(limits=Limits(max_bytes=2**20, max_pixels=10_000, header_timeout=1, timeout=2)) as found:
+    with run_server(limits=Limits(max_bytes=2**20, max_pixels=10_000, header_timeout=1, timeout=2)) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def locked():
-    with running(access=Access(keys=("a-first-key-of-16", KEY), origins=("https://ours.example",))) as found:
+    with run_server(access=Access(keys=("a-first-key-of-16", KEY), origins=("https://ours.example",))) as found:
         yield found
 
 
@@ -93,14 +93,14 @@ def test_two_host_headers_are_refused(server):
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "file://"])
 def test_pages_of_other_origins_may_not_post(server, origin):
-    status, headers, content = server.ask("POST", "/v1/classify", picture(), {"Origin": origin})
+    status, headers, content = server.ask("POST", "/v1/classify", make_picture(), {"Origin": origin})
     assert status == 403
     assert "origin" in error_of(content)
     assert "Access-Control-Allow-Origin" not in headers
 
 
 def test_the_page_itself_may_post(server):
-    status, _, _ = server.ask("POST", "/v1/classify", picture(), {"Origin": server.url})
+    status, _, _ = server.ask("POST", "/v1/classify", make_picture(), {"Origin": server.url})
     assert status == 200
 
 
@@ -120,10 +120,10 @@ def test_an_allowed_origin_may_post_after_asking(locked):
     assert "POST" in headers["Access-Control-Allow-Methods"]
     assert "Authorization" in headers["Access-Control-Allow-Headers"]
     sent = {"Origin": "https://ours.example", "Authorization": f"Bearer {KEY}"}
-    status, headers, _ = locked.ask("POST", "/v1/classify", picture(), sent)
+    status, headers, _ = locked.ask("POST", "/v1/classify", make_picture(), sent)
     assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://ours.example")
     assert "Origin" in headers["Vary"]
-    status, headers, _ = locked.ask("POST", "/v1/classify", picture(), sent | {"Origin": "https://evil.example"})
+    status, headers, _ = locked.ask("POST", "/v1/classify", make_picture(), sent | {"Origin": "https://evil.example"})
     assert status == 403
     assert "Access-Control-Allow-Origin" not in headers
 
@@ -155,8 +155,8 @@ def test_what_is_no_origin_is_refused(origin):
 )
 def test_keys(locked, headers, status):
     for method, path, body in (
-        ("POST", "/v1/classify", picture()),
-        ("POST", "/", picture()),
+        ("POST", "/v1/classify", make_picture()),
+        ("POST", "/", make_picture()),
         ("GET", "/v1/models", None),
         ("GET", "/v2/models/cifar10", None),
         ("GET", "/metrics", None),
@@ -402,8 +402,8 @@ def graph_of(answer, labels=None):
 
 def test_labels_with_markup_or_control_characters_arrive_as_data():
     labels = ("<script>alert(1)</script>", "\x1b[31mred", "a\r\nSet-Cookie: x", "\u2028", "日本", *"fghij")
-    with running(graph=graph_of(None, labels)) as server:
-        status, headers, content = server.ask("POST", "/v1/classify?top_k=10", picture())
+    with run_server(graph=graph_of(None, labels)) as server:
+        status, headers, content = server.ask("POST", "/v1/classify?top_k=10", make_picture())
         assert status == 200
         assert content.isascii()
         assert b"\x1b" not in content
@@ -412,8 +412,8 @@ def test_labels_with_markup_or_control_characters_arrive_as_data():
 
 
 def test_a_model_that_gives_no_number_is_no_answer():
-    with running(graph=graph_of(lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))) as server:
-        status, content = server.post("/v1/classify", picture())
+    with run_server(graph=graph_of(lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))) as server:
+        status, content = server.post("/v1/classify", make_picture())
         assert status == 500
         assert "returned NaN or infinity" in content["error"]
 
@@ -427,18 +427,18 @@ def test_a_model_that_fails_fails_its_requests_only():
             raise fault
         return np.full((len(pixels), 10), 0.1, np.float32)
 
-    with running(graph=graph_of(answer)) as server:
-        status, _, content = server.ask("POST", "/v1/classify", picture())
+    with run_server(graph=graph_of(answer)) as server:
+        status, _, content = server.ask("POST", "/v1/classify", make_picture())
         assert status == 500
         assert "secret" not in error_of(content)
-        assert server.post("/v1/classify", picture())[0] == 200
+        assert server.post("/v1/classify", make_picture())[0] == 200
 
 
 def test_a_bad_picture_fails_only_its_own_request(server):
     answers = {}
 
     def ask(index):
-        answers[index] = server.post("/v1/classify", picture(index)[: None if index % 2 else 300])
+        answers[index] = server.post("/v1/classify", make_picture(index)[: None if index % 2 else 300])
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(12)]
     for thread in threads:
@@ -458,13 +458,13 @@ def test_limits_are_positive(name):
     ("side", "chosen", "batch"), [(32, None, 64), (64, None, 64), (224, None, 5), (4096, None, 1), (224, 32, 32)]
 )
 def test_batches_of_large_images_are_small_unless_asked(side, chosen, batch):
-    assert Limits(max_batch=chosen).batch(side, side) == batch
+    assert Limits(max_batch=chosen).choose_batch_size(side, side) == batch
 
 
 def test_json_of_16_mb_does_not_hold_up_others():
     body = json.dumps({"inputs": [IMAGES | {"data": [200] * 3_400_000}]}).encode()
     assert len(body) > 16 * 2**20
-    with running() as server:
+    with run_server() as server:
         found = []
         thread = threading.Thread(target=lambda: found.append(server.post("/v2/models/cifar10/infer", body)[0]))
         thread.start()
@@ -478,7 +478,7 @@ def test_json_of_16_mb_does_not_hold_up_others():
 
 
 def test_base64_of_a_picture_equals_the_picture(server):
-    content = picture(8)
+    content = make_picture(8)
     text = base64.b64encode(content).decode()
     assert server.post(
         "/v1/classify", json.dumps({"inputs": text}), {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""`shiftvit serve` as a command: its faults before it listens, and its start."""
+"""`shiftvit serve` as a command: its start, and its errors before it listens."""
 
 import asyncio
 import io
@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from serving import ask, picture, started
+from serving import ask, make_picture, start_server
 from shiftvit.cli.main import _run, app
-from shiftvit.serve.log import Joined
+from shiftvit.serve.log import JoiningHandler
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef"
@@ -95,13 +95,13 @@ def test_it_serves_several_models_and_takes_keys(tmp_path):
     keys.write_text(f"# ours\n{KEY}\n")
     keys.chmod(0o600)
     arguments = ["cifar10", "other=cifar10", "--host", "127.0.0.1", "--api-key-file", str(keys), "--log-format", "json"]
-    with started(*arguments) as (process, port):
-        assert ask(port, "POST", "/v1/classify", picture())[0] == 401
+    with start_server(*arguments) as (process, port):
+        assert ask(port, "POST", "/v1/classify", make_picture())[0] == 401
         sent = {"Authorization": f"Bearer {KEY}"}
         names = [model["name"] for model in json.loads(ask(port, "GET", "/v1/models", headers=sent)[2])]
         assert names == ["cifar10", "other"]
         for name in names:
-            status, _, content = ask(port, "POST", f"/v1/models/{name}/classify", picture(), sent)
+            status, _, content = ask(port, "POST", f"/v1/models/{name}/classify", make_picture(), sent)
             assert status == 200
             assert len(json.loads(content)) == 5
         entries = [json.loads(process.stderr.readline()) for _ in range(4)]
@@ -122,7 +122,7 @@ def test_the_lines_of_one_go_of_the_event_loop_are_one_write(monkeypatch):
             return len(text)
 
     monkeypatch.setattr("sys.stderr", Stream())
-    handler = Joined()
+    handler = JoiningHandler()
 
     def log(*lines):
         for line in lines:
@@ -145,7 +145,7 @@ def test_the_lines_of_one_go_of_the_event_loop_are_one_write(monkeypatch):
 
 @pytest.mark.slow
 def test_a_name_that_strangers_dns_may_hold_needs_leave():
-    with started("--allow-host", "photos.example") as (_, port):
+    with start_server("--allow-host", "photos.example") as (_, port):
         assert ask(port, "GET", "/v1/models", headers={"Host": "photos.example"})[0] == 200
         assert ask(port, "GET", "/v1/models", headers={"Host": "other.example"})[0] == 400
         with urllib.request.urlopen(f"http://localhost:{port}/v2/health/ready", timeout=10) as answer:

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from serving import ask, picture, running, started
+from serving import ask, make_picture, run_server, start_server
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve.batching import Batcher, Full
 from shiftvit.serve.limits import Limits
@@ -56,11 +56,11 @@ def wait_until(true):
 
 def test_what_gathers_while_a_batch_runs_is_the_next_batch():
     gate = Gate()
-    with running(graph=gate.graph, limits=Limits(max_batch=6)) as server:
+    with run_server(graph=gate.graph, limits=Limits(max_batch=6)) as server:
         gate.close()
-        first = in_threads(1, lambda _: server.post("/v1/classify", picture()))
+        first = in_threads(1, lambda _: server.post("/v1/classify", make_picture()))
         assert gate.entered.wait(20)
-        others = in_threads(8, lambda _: server.post("/v1/classify", picture()))
+        others = in_threads(8, lambda _: server.post("/v1/classify", make_picture()))
         wait_until(lambda: server.model.batcher.pending == 9 and len(server.model.batcher._jobs) == 8)
         gate.open.set()
         for thread in first + others:
@@ -70,16 +70,16 @@ def test_what_gathers_while_a_batch_runs_is_the_next_batch():
 
 def test_a_full_queue_is_503_at_once_and_then_service_as_usual():
     gate = Gate()
-    with running(graph=gate.graph, limits=Limits(queue=4)) as server:
+    with run_server(graph=gate.graph, limits=Limits(queue=4)) as server:
         gate.close()
         answers = [None] * 4
 
         def fill(index):
-            answers[index] = server.post("/v1/classify", picture())[0]
+            answers[index] = server.post("/v1/classify", make_picture())[0]
 
         threads = in_threads(4, fill)
         wait_until(lambda: server.model.batcher.pending == 4)
-        status, headers, content = server.ask("POST", "/v1/classify", picture())
+        status, headers, content = server.ask("POST", "/v1/classify", make_picture())
         assert (status, headers["Retry-After"]) == (503, "1")
         assert "overloaded" in json.loads(content)["error"]
         assert server.ask("GET", "/v2/health/ready")[0] == 200  # busy is not broken
@@ -88,11 +88,11 @@ def test_a_full_queue_is_503_at_once_and_then_service_as_usual():
             thread.join()
         assert answers == [200] * 4
         assert server.model.batcher.pending == 0
-        assert server.post("/v1/classify", picture())[0] == 200
+        assert server.post("/v1/classify", make_picture())[0] == 200
 
 
 def test_a_request_of_more_images_than_the_queue_holds_can_never_be_answered():
-    with running(limits=Limits(queue=4)) as server:
+    with run_server(limits=Limits(queue=4)) as server:
         tensor = {"name": "images", "datatype": "UINT8", "shape": [5, 32, 32, 3], "data": [0] * 5 * 3072}
         status, content = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]}))
         assert status == 413
@@ -101,12 +101,12 @@ def test_a_request_of_more_images_than_the_queue_holds_can_never_be_answered():
 
 def test_an_answer_that_takes_too_long_is_503_and_its_place_is_free_again():
     gate = Gate()
-    with running(graph=gate.graph, limits=Limits(timeout=0.3)) as server:
+    with run_server(graph=gate.graph, limits=Limits(timeout=0.3)) as server:
         gate.close()
-        assert server.post("/v1/classify", picture())[0] == 503
+        assert server.post("/v1/classify", make_picture())[0] == 503
         assert server.model.batcher.pending == 0
         gate.open.set()
-        assert server.post("/v1/classify", picture())[0] == 200
+        assert server.post("/v1/classify", make_picture())[0] == 200
 
 
 def leave(server, path, content):
@@ -127,15 +127,15 @@ def images_of(server):
 @pytest.mark.parametrize("size", [(40, 48), (300, 300)])  # the larger one is more than uvicorn reads at a time
 def test_what_a_client_asked_that_has_left_is_not_computed(size, caplog):
     gate = Gate()
-    with running(graph=gate.graph) as server, caplog.at_level(logging.INFO):
+    with run_server(graph=gate.graph) as server, caplog.at_level(logging.INFO):
         gate.close()
-        first = in_threads(1, lambda _: server.post("/v1/classify", picture()))
+        first = in_threads(1, lambda _: server.post("/v1/classify", make_picture()))
         assert gate.entered.wait(20)
         batcher = server.model.batcher
         leaves = []
         for index in range(3):  # between those who stay
-            leaves.append(leave(server, "/v1/classify", picture(form="BMP", size=size)))
-            first += in_threads(1, lambda _: server.post("/v1/classify", picture()))
+            leaves.append(leave(server, "/v1/classify", make_picture(form="BMP", size=size)))
+            first += in_threads(1, lambda _: server.post("/v1/classify", make_picture()))
             wait_until(lambda count=2 * index + 2: len(batcher._jobs) == count)
         for go in leaves:
             go()
@@ -147,7 +147,7 @@ def test_what_a_client_asked_that_has_left_is_not_computed(size, caplog):
         assert gate.sizes == [1, 3]
         assert images_of(server) == 4
         wait_until(lambda: server.guard.active == 0)
-        assert server.post("/v1/classify", picture())[0] == 200
+        assert server.post("/v1/classify", make_picture())[0] == 200
     assert sum("499" in line for line in caplog.messages) == 3
     assert not [line for line in caplog.messages if "Exception" in line]
 
@@ -163,9 +163,9 @@ def test_a_picture_whose_client_has_left_is_not_decoded():
         decoded.append(content)
         return np.zeros((1, 32, 32, 3), np.uint8)
 
-    with running() as server:
+    with run_server() as server:
         server.model._decode = decode
-        kept, left = picture(1, (300, 300)), picture(2, (300, 300))
+        kept, left = make_picture(1, (300, 300)), make_picture(2, (300, 300))
         threads = in_threads(2, lambda _: server.post("/v1/classify", kept))
         assert began.acquire(timeout=20)
         assert began.acquire(timeout=20)
@@ -183,9 +183,9 @@ def test_a_picture_whose_client_has_left_is_not_decoded():
 def test_the_request_behind_one_that_is_computed_is_answered_too():
     """A client may send its next request before it has the answer."""
     gate = Gate()
-    with running(graph=gate.graph) as server:
+    with run_server(graph=gate.graph) as server:
         gate.close()
-        content = picture()
+        content = make_picture()
         message = (
             f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
             + content
@@ -202,7 +202,7 @@ def test_the_request_behind_one_that_is_computed_is_answered_too():
 
 
 def test_too_many_connections_are_told_so():
-    with running(limits=Limits(max_connections=3)) as server:
+    with run_server(limits=Limits(max_connections=3)) as server:
         lines = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         try:
             wait_until(lambda: len(server._server.server_state.connections) == 3)
@@ -217,7 +217,7 @@ def test_too_many_connections_are_told_so():
 
 
 def test_a_body_does_not_wait_for_the_heads_acknowledgement():
-    with running() as server, socket.create_connection(("127.0.0.1", server.port)):
+    with run_server() as server, socket.create_connection(("127.0.0.1", server.port)):
         connections = server._server.server_state.connections
         wait_until(lambda: connections)
         (connection,) = connections
@@ -257,8 +257,8 @@ def test_answers_belong_to_their_images_in_any_mix_of_requests():
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.slow
 def test_sigterm_answers_what_waits_and_ends_with_0():
-    with started() as (process, port):
-        content = picture()
+    with start_server() as (process, port):
+        content = make_picture()
         head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
             slow.sendall(head + content[:100])
@@ -277,7 +277,7 @@ def test_sigterm_answers_what_waits_and_ends_with_0():
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_stop_does_not_wait_longer_than_the_limit(number, status):
-    with started("--timeout", "1") as (process, port):
+    with start_server("--timeout", "1") as (process, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as stuck:
             stuck.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n")
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The server against its own OpenAPI description, with requests that schemathesis makes up."""
+"""The server against its own OpenAPI description, with requests that schemathesis generates."""
 
 import pytest
 import schemathesis
@@ -10,16 +10,16 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 # Loaded here because Python 3.11 can fail to parse a module while the server's thread parses another.
 from schemathesis.specs.openapi.schemas import OpenApiSchema  # noqa: F401
 
-from serving import picture, running
+from serving import make_picture, run_server
 
-PICTURES = st.sampled_from([picture(1), picture(2, form="JPEG"), picture(3, (1, 1))])
+PICTURES = st.sampled_from([make_picture(1), make_picture(2, form="JPEG"), make_picture(3, (1, 1))])
 for kind in ("application/octet-stream", "image/*"):
     schemathesis.openapi.media_type(kind, PICTURES)
 
 
 @pytest.fixture(scope="module")
 def operations():
-    with running() as server:
+    with run_server() as server:
         schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
         yield [result.ok() for result in schema.get_all_operations()]
 

@@ -1,4 +1,4 @@
-"""What the tests share is made once, and what cannot be made is not tried again."""
+"""Things shared by the tests are made once, and not again after a failure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_it_is_made_once() -> None:
         (place / "file").write_text("content")
 
     made: list[Path] = []
-    assert [(shared.once("it", make) / "file").read_text() for _ in range(3)] == ["content"] * 3
+    assert [(shared.make_once("it", make) / "file").read_text() for _ in range(3)] == ["content"] * 3
     assert len(made) == 1
 
 
@@ -36,9 +36,9 @@ def test_what_fails_fails_once_with_its_reason() -> None:
     made: list[Path] = []
     for _ in range(3):
         with pytest.raises(AssertionError, match=r"it could not be made:(.|\n)*ValueError: the reason"):
-            shared.once("it", make)
+            shared.make_once("it", make)
     assert len(made) == 1
-    assert not (shared.folder() / "it").exists()
+    assert not (shared.find_folder() / "it").exists()
 
 
 def test_processes_wait_for_the_one_that_makes_it(tmp_path: Path) -> None:

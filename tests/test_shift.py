@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from shiftvit.errors import ShiftViTError
 from shiftvit.model import shift as shift_module
-from shiftvit.model.shift import Shift, group_width
-from tensors import BACKEND, input_gradient, normal, to_numpy
+from shiftvit.model.shift import Shift, compute_group_width
+from tensors import BACKEND, compute_input_gradient, draw_normal, to_numpy
 
 LEFT, RIGHT, UP, DOWN = range(4)
 
@@ -55,7 +55,7 @@ SIZES = [(1, 1), (1, 6), (5, 1), (2, 3), (5, 5), (7, 4), (8, 11)]
 def test_is_its_definition(size: tuple[int, int], pixels: int, mode: str) -> None:
     define = shifted if mode == "shift" else masked
     for channels, num_div in [(12, 12), (13, 12), (23, 5), (9, 4)]:
-        x = normal(2, *size, channels)
+        x = draw_normal(2, *size, channels)
         out = to_numpy(Shift(num_div, pixels, mode=mode)(x))
         np.testing.assert_array_equal(out, define(x, channels // num_div, pixels))
 
@@ -73,7 +73,7 @@ def test_any_setting_is_its_definition(
 ) -> None:
     num_div = data.draw(st.integers(4, channels))
     width = data.draw(st.none() | st.integers(0, channels // 4))
-    x = normal(*size, channels)
+    x = draw_normal(*size, channels)
     out = to_numpy(Shift(num_div, pixels, width, mode)(x))
     group = channels // num_div if width is None else width
     np.testing.assert_array_equal(out, (shifted if mode == "shift" else masked)(x, group, pixels))
@@ -83,7 +83,7 @@ def test_any_setting_is_its_definition(
 @pytest.mark.parametrize("pixels", [1, 4])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_float_types_pass_unchanged(dtype: str, pixels: int, mode: str) -> None:
-    x = keras.ops.cast(normal(2, 5, 6, 13), dtype)
+    x = keras.ops.cast(draw_normal(2, 5, 6, 13), dtype)
     out = Shift(6, pixels, mode=mode, dtype=dtype)(x)
     assert keras.backend.standardize_dtype(out.dtype) == dtype
     define = shifted if mode == "shift" else masked
@@ -96,7 +96,7 @@ def test_height_and_width_may_be_unknown(mode: str) -> None:
     model = keras.Model(images, Shift(4, 2, mode=mode)(images))
     assert model.output_shape == (None, None, None, 8)
     for size in [(3, 7), (6, 1)]:
-        x = normal(2, *size, 8)
+        x = draw_normal(2, *size, 8)
         expected = (shifted if mode == "shift" else masked)(x, 2, 2)
         np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
 
@@ -104,14 +104,14 @@ def test_height_and_width_may_be_unknown(mode: str) -> None:
 @pytest.mark.parametrize("pixels", [1, 2, 5])
 @pytest.mark.parametrize("size", [(1, 4), (5, 5), (7, 4)])
 def test_gradient_is_the_opposite_shift(size: tuple[int, int], pixels: int) -> None:
-    x, cotangent = normal(2, *size, 13), normal(2, *size, 13, seed=1)
-    found = input_gradient(Shift(6, pixels), x, cotangent)
+    x, cotangent = draw_normal(2, *size, 13), draw_normal(2, *size, 13, seed=1)
+    found = compute_input_gradient(Shift(6, pixels), x, cotangent)
     np.testing.assert_array_equal(found, shifted(cotangent, 2, pixels, (RIGHT, LEFT, DOWN, UP)))
 
 
 def test_gradient_of_the_mask_is_the_mask() -> None:
-    x, cotangent = normal(2, 5, 4, 13), normal(2, 5, 4, 13, seed=1)
-    found = input_gradient(Shift(6, 2, mode="mask"), x, cotangent)
+    x, cotangent = draw_normal(2, 5, 4, 13), draw_normal(2, 5, 4, 13, seed=1)
+    found = compute_input_gradient(Shift(6, 2, mode="mask"), x, cotangent)
     np.testing.assert_array_equal(found, masked(cotangent, 2, 2))
 
 
@@ -120,14 +120,14 @@ def test_gradient_of_the_mask_is_the_mask() -> None:
 @pytest.mark.parametrize("pixels", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", SIZES)
 def test_both_forms_agree_bit_for_bit(size: tuple[int, int], pixels: int, dtype: str) -> None:
-    x = keras.ops.cast(normal(2, *size, 26), dtype)
+    x = keras.ops.cast(draw_normal(2, *size, 26), dtype)
     forms = [shift_module._shift_by_slices, shift_module._shift_by_convolution]
     slices, convolution = (to_numpy(form(x, 6, pixels)) for form in forms)
     np.testing.assert_array_equal(slices.view(np.int32), convolution.view(np.int32))
 
 
 def test_no_channels_to_shift_is_the_identity() -> None:
-    x = normal(1, 3, 3, 5)
+    x = draw_normal(1, 3, 3, 5)
     np.testing.assert_array_equal(to_numpy(Shift(shift_channels=0)(x)), x)
 
 
@@ -169,7 +169,7 @@ def test_input_of_another_rank_or_unknown_channels_is_refused(shape: tuple[int |
     [(96, 12, None, 8), (128, 16, None, 8), (50, 12, None, 4), (96, 12, 24, 24), (96, 200, 0, 0)],
 )
 def test_group_width(channels: int, num_div: int, shift_channels: int | None, expected: int) -> None:
-    assert group_width(channels, num_div, shift_channels) == expected
+    assert compute_group_width(channels, num_div, shift_channels) == expected
 
 
 def test_config_makes_the_same_layer() -> None:

@@ -1,4 +1,4 @@
-"""The figure of what training sees: that it shows just that, and is a picture without overlapping captions."""
+"""The figure of training pictures: it shows what training sees, and its captions do not overlap."""
 
 from __future__ import annotations
 
@@ -112,17 +112,17 @@ def test_captions_stay_within_their_picture() -> None:
 
 
 def test_settings_in_words() -> None:
-    assert Augment(flip=False).in_words(crops=False) == "none"
-    assert Augment(flip=False).in_words(crops=True) == "random crop"
-    assert Augment(pad=4, random_crop=False).in_words(crops=True) == "horizontal flip"
-    assert Augment(pad=4).in_words(crops=False) == "random crop with 4 px of black padding, horizontal flip"
-    words = Augment(resized_crop=0.1, rand_augment=9, mixup=0.8, cutmix=1, repeats=3).in_words(crops=True)
+    assert Augment(flip=False).describe(crops=False) == "none"
+    assert Augment(flip=False).describe(crops=True) == "random crop"
+    assert Augment(pad=4, random_crop=False).describe(crops=True) == "horizontal flip"
+    assert Augment(pad=4).describe(crops=False) == "random crop with 4 px of black padding, horizontal flip"
+    words = Augment(resized_crop=0.1, rand_augment=9, mixup=0.8, cutmix=1, repeats=3).describe(crops=True)
     assert words == (
         "random resized crop (at least 10% of the area), horizontal flip, "
         "RandAugment (magnitude 9 ± 0.5, 2 changes per image), MixUp 0.8, CutMix 1, CutMix in 50% of the mixes, "
         "3 copies of an image in a batch"
     )
-    less = Augment(pad=2, pad_mode="reflect", erasing=0.25, cutmix=1, mix_probability=0.5).in_words(crops=False)
+    less = Augment(pad=2, pad_mode="reflect", erasing=0.25, cutmix=1, mix_probability=0.5).describe(crops=False)
     assert less == (
         "random crop with 2 px of mirrored padding, horizontal flip, random erasing of 25% of the images, CutMix 1, "
         "50% of the images mixed"

@@ -1,4 +1,4 @@
-"""What is said and drawn about the smallest runs: one epoch, one image, two classes, places with spaces."""
+"""Messages and figures of the smallest runs: one epoch, one image, two classes, paths with spaces."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_axes_of_counts_have_whole_numbers(tmp_path: Path, figures: list) -> Non
     for epochs in (1, 2, 3, 200):
         history = [{**row, "epoch": epoch + 1} for epoch in range(epochs)]
         draw_learning_curves(history, np.linspace(1, 0, 4 * epochs), tmp_path / "x.png", title="x", steps=4)
-    check_data(find_data(write_tree(tmp_path / "pets", 1))).figure(tmp_path / "x.png")
+    check_data(find_data(write_tree(tmp_path / "pets", 1))).draw(tmp_path / "x.png")
     counted = [axes.xaxis for figure in figures[:-1] for axes in figure.axes]
     counts, sizes = figures[-1].axes[:2]
     counted += [counts.xaxis, sizes.xaxis, sizes.yaxis]

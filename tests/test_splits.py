@@ -1,4 +1,4 @@
-"""Splits of a user's images: a partition by class that depends on the seed alone, and the table that keeps it."""
+"""Splits of a user's images: a partition by class that depends on the seed alone, and the table that stores it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sample import with_splits
-from shiftvit import ShiftViTError
+from sample import replace_splits
+from shiftvit import Recipe, ShiftViTError, load_data
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import restore_splits, save_splits
 from shiftvit.data.find.splits import split_data
-from trees import PICTURE, arrays, plant, saved
+from trees import PICTURE, make_arrays, plant, save_archive
 
 
 def plain(counts, order=None):
@@ -31,7 +31,7 @@ def plain(counts, order=None):
 
 
 def mark(data, copies):
-    return with_splits(data, train=replace(data.train, copies=copies))
+    return replace_splits(data, train=replace(data.train, copies=copies))
 
 
 def as_sets(found):
@@ -92,7 +92,7 @@ def test_a_rare_class_is_in_every_split():
 def test_splits_that_are_there_stay():
     found = plain([20, 20])
     test = Split(np.array([0, 1]), ["t/1.png", "t/2.png"])
-    found = with_splits(found, test=test)
+    found = replace_splits(found, test=test)
     split = split_data(found, validation=0.2, test=0.5, seed=0)
     assert split.splits["test"] is test
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 32, "validation": 8, "test": 2}
@@ -100,9 +100,11 @@ def test_splits_that_are_there_stay():
 
 
 def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
-    x, y = arrays(40)
+    x, y = make_arrays(40)
     x[:, 0, 0, 0] = np.arange(40)
-    split = split_data(find_data(saved(tmp_path / "d.npz", images=x, labels=y)), validation=0.25, test=0.25, seed=1)
+    split = split_data(
+        find_data(save_archive(tmp_path / "d.npz", images=x, labels=y)), validation=0.25, test=0.25, seed=1
+    )
     for part in split.splits.values():
         numbers = part.images[:, 0, 0, 0]
         np.testing.assert_array_equal(part.labels, y[numbers])
@@ -126,7 +128,7 @@ def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
         ([9, 9], (1, 0), "need 1 of each of the 2 classes; use 2 to 16, or add images"),
         ([9, 2, 3, 1], (0.3, 0.3), "of the classes, 'class 1' has 2 images and 'class 3' has 1 image, too few for 3"),
         ([9, 2, 2], (0.3, 0.3), "or remove them; or take fewer splits: data.validation=0 needs 2 of each"),
-        ([1] * 30, (0.3, 0.3), "'class 9' has 1 image and 20 more have as few, too few for 3 splits; add images until"),
+        ([1] * 30, (0.3, 0.3), "'class 9' has 1 image and 20 more, too few for 3 splits; add images until"),
         ([9, 9], (5000, 0), "validation=5000 of 18 images is more than there are; use 2 to 16, or add images"),
         ([9, 9], (10, 12), "validation=10 of 18 images is more than the 6 that are left; use 2 to 4, or add images"),
         ([9, 9], (17, 0), "validation=17 of 18 images is 17, and both it and the rest (1) need"),
@@ -240,8 +242,8 @@ def test_trees_with_splits_and_archives_are_split_as_in_release_0_1_0(tmp_path):
     root = plant(tmp_path / "data", *names, "val/a/1.png", "val/b/1.png")
     split = split_data(find_data(root), validation=0.5, test=0.2, seed=3)
     assert table_digest(split, tmp_path / "s.csv") == "f5ec28fe15e01847"
-    x, y = arrays(40, 3)
-    archive = find_data(saved(tmp_path / "d.npz", images=x, labels=y))
+    x, y = make_arrays(40, 3)
+    archive = find_data(save_archive(tmp_path / "d.npz", images=x, labels=y))
     split = split_data(archive, validation=0.25, test=10, seed=4)
     assert table_digest(split, tmp_path / "s.csv") == "42bee8b6ae383330"
 
@@ -253,9 +255,9 @@ def test_saved_splits_come_back_as_they_were(tmp_path, kind):
     ]
     root = tmp_path / "data"
     if kind == "archive":
-        x, y = arrays(36, 4)
+        x, y = make_arrays(36, 4)
         root.mkdir()
-        path = saved(root / "d.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+        path = save_archive(root / "d.npz", x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
     elif kind == "tree":
         path = plant(root, *names)
     else:
@@ -289,7 +291,7 @@ def test_saved_splits_number_the_classes_as_the_data_does(tmp_path):
     """Even where a run could not use any image of a class."""
     found = find_data(plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "abc" for number in range(3))))
     part = found.splits["train"]
-    save_splits(with_splits(found, train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
+    save_splits(replace_splits(found, train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
     assert restore_splits(found, tmp_path / "s.csv").train.labels.tolist() == [1, 1, 1, 2, 2, 2]
 
 
@@ -305,19 +307,36 @@ def test_faults_of_saved_splits(tmp_path):
         restore_splits(find_data(root), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="is not a readable table"):
         restore_splits(find_data(root), tmp_path / "nowhere.csv")
-    archive = saved(tmp_path / "d.npz", **dict(zip(("images", "labels"), arrays(), strict=True)))
+    archive = save_archive(tmp_path / "d.npz", **dict(zip(("images", "labels"), make_arrays(), strict=True)))
     (tmp_path / "s.csv").write_text("split,path,label\ntrain,images[6],0")
     with pytest.raises(ShiftViTError, match=r"lacks 1 of the run's 1 image: 'images\[6\]'"):
         restore_splits(find_data(archive), tmp_path / "s.csv")
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")
+    (tmp_path / "s.csv").write_text("split,path,label\ntrain,a/1.png,a\ntest,a/1.png,a\n")
+    with pytest.raises(ShiftViTError, match=r"lists 'a/1.png' twice, in other splits or classes; restore it"):
+        restore_splits(find_data(root), tmp_path / "s.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "there"),
+    [("", "no split"), ("train,a/1.png,a\ntrain,b/1.png,b\n", "train"), ("test,a/1.png,a\n", "test")],
+)
+def test_a_run_whose_table_lost_its_rows_does_not_continue(tmp_path, rows, there):
+    root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "splits.csv").write_text(f"split,path,label\n{rows}")
+    recipe = Recipe.load("photos", **{"data.name": str(root)})
+    with pytest.raises(ShiftViTError, match=f"has images of {there} alone.*; restore it"):
+        load_data(recipe, run=run)
 
 
 def test_validation_from_the_end_is_that_of_keras(tmp_path):
     """As `keras.Model.fit(validation_split=...)` documents it: the last samples, before any shuffling."""
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (50, 4, 4, 3), np.uint8), rng.integers(0, 3, 50)
-    data = find_data(saved(tmp_path / "d.npz", images=x, labels=y))
+    data = find_data(save_archive(tmp_path / "d.npz", images=x, labels=y))
     split = split_data(data, validation=10, test=0, seed=3, validation_from="end")
     np.testing.assert_array_equal(split.splits["validation"].images, x[40:])
     np.testing.assert_array_equal(split.train.images, x[:40])

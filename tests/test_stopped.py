@@ -1,4 +1,4 @@
-"""A stopped run ends as one left alone: whatever it trains on, however it steps, and at whatever moment it stops."""
+"""A stopped run ends like an uninterrupted one, for every kind of data and loop, and at any moment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import load_sample, tiny, write_tree
+from sample import load_sample, make_tiny_recipe, write_tree
 from shiftvit import Bundle, Preprocess, ShiftViT, train
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.errors import Interrupted
@@ -52,7 +52,7 @@ class Way:
 
 def on_sample(**changes: Any) -> dict[str, Callable[..., Any]]:
     return {
-        "start": lambda out: train(tiny(**changes), out=out, data=load_sample()),
+        "start": lambda out: train(make_tiny_recipe(**changes), out=out, data=load_sample()),
         "resume": lambda run: train(resume=run, data=load_sample()),
     }
 
@@ -229,7 +229,7 @@ def kill_at_random(command: list[str], saved: Path, chance: np.random.Generator)
 @pytest.mark.slow
 def test_a_run_killed_four_times_ends_as_one_left_alone(tmp_path: Path) -> None:
     """It saves after every step, so about half of its time goes into saves, and many a kill falls into one."""
-    recipe = tiny(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-6})
+    recipe = make_tiny_recipe(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-6})
     alone, run, config = tmp_path / "alone", tmp_path / "killed", tmp_path / "recipe.json"
     config.write_text(recipe.model_dump_json(exclude_unset=True))
     # In processes of their own, all of them: this one's threads may be others, and sums are rounded by threads.
@@ -258,7 +258,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits(number: int, status: int, tm
     (tmp_path / "sitecustomize.py").write_text(
         "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
-    recipe = tiny(**{"train.epochs": 5000})
+    recipe = make_tiny_recipe(**{"train.epochs": 5000})
     (tmp_path / "long.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_unset=True)))
     run = tmp_path / "my run"
     process = subprocess.Popen(

@@ -46,7 +46,7 @@ HOUSE = [
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess environment backend presets config replacement download npm files console errors"),
+    ("", "preprocess threads environment backend presets config replacement download npm files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.

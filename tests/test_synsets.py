@@ -1,4 +1,4 @@
-"""Evaluation in ImageNet's layout: folders named by synset, all of the model's classes or a few."""
+"""Evaluation on folders named by ImageNet's synsets: all of the model's classes, or a few."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_figures_over_all_classes_and_over_those_that_are_there(place: Path) -> 
     assert inner["top5"] == 1
     said = CliRunner().invoke(app, ["evaluate", str(place / "model"), "--data", str(place / "synsets")]).output
     assert "no images of 997 classes" in said
-    assert "with answers among those 3 alone: loss" in said
+    assert "with answers among these 3 classes only: loss" in said
 
 
 def test_unknown_synsets_and_models_without_any_are_told(place: Path, tmp_path: Path) -> None:

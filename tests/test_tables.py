@@ -1,4 +1,4 @@
-"""Tables and archives as people have them: what is found in each, and the line for each fault; the order of classes."""
+"""Realistic tables and archives: the images that are found in each, the message for each fault, and the class order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shiftvit.data.find.dataset import make_natural_key
 from shiftvit.data.find.find import find_data
 from shiftvit.errors import join_words
-from trees import arrays, contents, fault, plant, saved
+from trees import list_contents, make_arrays, plant, read_fault, save_archive
 
 TABLE = "path,label\na.png,cat\nsub/b.png,dog\n"
 
@@ -31,7 +31,7 @@ def test_tables(tmp_path, name, text):
     plant(tmp_path, "a.png", "sub/b.png", "not/named.png")
     (tmp_path / name).write_bytes(text.encode())
     found = find_data(tmp_path / name)
-    assert contents(found) == {"train": [("a.png", "cat"), ("sub/b.png", "dog")]}
+    assert list_contents(found) == {"train": [("a.png", "cat"), ("sub/b.png", "dog")]}
     assert found.layout == f"{name[-3:].upper()} of path and label"
 
 
@@ -42,7 +42,7 @@ def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
     found = find_data(tmp_path / "t.csv")
     assert found.class_names == ("9", "10")
     assert found.layout == "CSV of path, label and split"
-    assert contents(found) == {
+    assert list_contents(found) == {
         "train": [("0.png", "10"), ("1.png", "9")],
         "validation": [("3.png", "10")],
         "test": [("2.png", "9")],
@@ -72,7 +72,7 @@ def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
 def test_a_line_for_each_fault_of_a_table(tmp_path, text, message):
     plant(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_bytes(text)
-    assert message in fault(tmp_path / "t.csv")
+    assert message in read_fault(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_tables_as_other_programs_write_them(tmp_path, text):
     plant(tmp_path, *(f"{number}.png" for number in range(4)))
     (tmp_path / "t.csv").write_bytes(text)
     found = find_data(tmp_path / "t.csv")
-    assert contents(found) == {"train": [(f"{number}.png", "abcd"[number]) for number in range(4)]}
+    assert list_contents(found) == {"train": [(f"{number}.png", "abcd"[number]) for number in range(4)]}
 
 
 def test_paths_as_other_systems_write_them(tmp_path):
     plant(tmp_path, "cat/caf\u00e9 1.JPG", "dog/1.png", "cat/2.jpg", "2/x.png")
     rows = ["cat\\Cafe\u0301 1.jpg,cat", "DOG\\1.PNG,dog", "cat/2,cat"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]), "utf-8")
-    assert contents(find_data(tmp_path / "t.csv"))["train"] == [
+    assert list_contents(find_data(tmp_path / "t.csv"))["train"] == [
         ("cat/caf\u00e9 1.JPG", "cat"),
         ("dog/1.png", "dog"),
         ("cat/2.jpg", "cat"),
@@ -117,10 +117,10 @@ def test_images_that_lie_in_one_folder_beside_the_table(tmp_path):
     plant(tmp_path, *(f"{folder}/{number}.png" for folder in ("train", "test") for number in range(4)))
     (tmp_path / "train.csv").write_text("id,breed_is,label\n0,x,a\n1,x,b\n2,x,a\n3,x,b")
     found = find_data(tmp_path / "train.csv")
-    assert [path for path, _ in contents(found)["train"]] == [f"train/{number}.png" for number in range(4)]
+    assert [path for path, _ in list_contents(found)["train"]] == [f"train/{number}.png" for number in range(4)]
     assert found.notes == ("paths are relative to train/",)
     (tmp_path / "train.csv").rename(tmp_path / "labels.csv")  # which of the folders is meant?
-    assert "names 4 of 4 files that do not exist" in fault(tmp_path / "labels.csv")
+    assert "names 4 of 4 files that do not exist" in read_fault(tmp_path / "labels.csv")
 
 
 def test_files_that_are_missing_are_counted_and_named(tmp_path):
@@ -131,7 +131,7 @@ def test_files_that_are_missing_are_counted_and_named(tmp_path):
     first = join_words([repr(str(tmp_path / f"{number}.png")) for number in (6, 7, 8)])
     assert found.notes == (f"files that do not exist: 4, such as {first}",)
     (tmp_path / "0.png").unlink()
-    assert fault(tmp_path / "t.csv").startswith(
+    assert read_fault(tmp_path / "t.csv").startswith(
         f"{str(tmp_path / 't.csv')!r} (read with commas between cells and path in 'file' and label in 'label') names 5 "
         f"of 10 files that do not exist, the first {str(tmp_path / '0.png')!r}, {str(tmp_path / '6.png')!r} and "
     )
@@ -143,12 +143,18 @@ def test_an_image_that_is_listed_twice_is_one(tmp_path):
     table.write_text("path,label\na.png,x\n./a.png,x\nb.png,y\nsub/../b.png,y\na.png,x")
     (tmp_path / "sub").mkdir()
     found = find_data(table)
-    assert contents(found) == {"train": [("a.png", "x"), ("b.png", "y")]}
+    assert list_contents(found) == {"train": [("a.png", "x"), ("b.png", "y")]}
     assert found.notes == ("rows that repeat an image: 3",)
     table.write_text("path,label\na.png,x\nb.png,y\n./a.png,y")
-    assert "a.png' with the labels 'x' and 'y'; keep one of the rows" in fault(table)
+    assert "a.png' with the labels 'x' and 'y'; keep one of the rows" in read_fault(table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        table.write_text(f"path,label\na.png,x\nb.png,y\n{tmp_path / 'a.png'},x")
+        assert len(find_data("t.csv").train) == 2
+        table.write_text(f"path,label\na.png,x\nb.png,y\n{tmp_path / 'a.png'},y")
+        assert "with the labels 'x' and 'y'; keep one of the rows" in read_fault("t.csv")
     table.write_text("path,label,split\na.png,x,train\nb.png,y,train\na.png,x,test")
-    assert "a.png' with the splits 'train' and 'test'; keep one of the rows" in fault(table)
+    assert "a.png' with the splits 'train' and 'test'; keep one of the rows" in read_fault(table)
 
 
 @pytest.mark.parametrize(
@@ -163,13 +169,15 @@ def test_an_image_that_is_listed_twice_is_one(tmp_path):
 def test_messages_say_how_a_table_was_read(tmp_path, text, message):
     plant(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_text(text)
-    assert message.format(tmp_path / "t.csv") in fault(tmp_path / "t.csv")
+    assert message.format(tmp_path / "t.csv") in read_fault(tmp_path / "t.csv")
 
 
 def test_archives_of_splits(tmp_path):
-    x, y = arrays()
+    x, y = make_arrays()
     found = find_data(
-        saved(tmp_path / "d.npz", x_train=x, y_train=y[:, None].astype(np.uint8), x_test=x[:2], y_test=y[:2], extra=y)
+        save_archive(
+            tmp_path / "d.npz", x_train=x, y_train=y[:, None].astype(np.uint8), x_test=x[:2], y_test=y[:2], extra=y
+        )
     )
     assert found.layout == "NumPy archive"
     assert found.class_names == ("0", "1")
@@ -184,15 +192,15 @@ def test_archives_of_splits(tmp_path):
 
 
 def test_archives_of_images_labels_and_names(tmp_path):
-    x, y = arrays()
+    x, y = make_arrays()
     names = np.array(["zebra", "ant", "cow"])
-    found = find_data(saved(tmp_path / "d.npz", images=x[..., 0], labels=y, class_names=names))
+    found = find_data(save_archive(tmp_path / "d.npz", images=x[..., 0], labels=y, class_names=names))
     assert found.class_names == ("zebra", "ant", "cow")  # the archive's numbers, so its order
     assert found.notes == ("train has no images of cow",)
     np.testing.assert_array_equal(found.splits["train"].images, np.repeat(x[..., :1], 3, axis=3))
 
 
-X, Y = arrays()
+X, Y = make_arrays()
 
 
 @pytest.mark.parametrize(
@@ -222,21 +230,21 @@ X, Y = arrays()
     ],
 )
 def test_a_line_for_each_fault_of_an_archive(tmp_path, content, message):
-    assert message in fault(saved(tmp_path / "d.npz", **content))
+    assert message in read_fault(save_archive(tmp_path / "d.npz", **content))
 
 
 def test_files_that_are_no_archive(tmp_path):
     path = tmp_path / "d.npz"
     for data in (b"", b"PK\3\4", b"text", b"\x80\x04N."):
         path.write_bytes(data)
-        assert "cannot be read (" in fault(path)
-    whole = saved(tmp_path / "w.npz", images=X, labels=Y).read_bytes()
+        assert "cannot be read (" in read_fault(path)
+    whole = save_archive(tmp_path / "w.npz", images=X, labels=Y).read_bytes()
     for end in range(0, len(whole), 97):
         path.write_bytes(whole[:end])
-        assert "cannot be read (" in fault(path)
+        assert "cannot be read (" in read_fault(path)
     with path.open("wb") as stream:
         np.save(stream, X)
-    assert "holds a single array" in fault(path)
+    assert "holds a single array" in read_fault(path)
 
 
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=1))
@@ -254,4 +262,4 @@ def test_natural_order_is_total_and_does_not_depend_on_the_order_before(texts):
 def test_natural_order_and_lists_read_well():
     texts = ["img10", "Img2", "img1", "a", "x" + "9" * 5000, "3"]
     assert sorted(texts, key=make_natural_key)[:5] == ["3", "a", "img1", "Img2", "img10"]
-    assert [join_words(words) for words in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [join_words(list(words)) for words in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]

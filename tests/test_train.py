@@ -1,4 +1,4 @@
-"""Training on real images: the loss falls, the model can learn by heart, and what cannot be is told."""
+"""Training on real images: the loss falls, the model can overfit, and impossible settings are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from logs import read_log
-from sample import with_splits
+from sample import replace_splits
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
 from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
@@ -179,7 +179,7 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
         assert not (tmp_path / "run").exists()
-    nothing = with_splits(sample, test=sample.test.take([]))
+    nothing = replace_splits(sample, test=sample.test.take([]))
     with pytest.raises(ShiftViTError, match="has no test images"):
         train(recipe(), out=tmp_path / "run", data=nothing)
 
@@ -251,7 +251,7 @@ SMALLER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*recipes.names()} - {"imagenet"}))  # which has a file of its own
+@pytest.mark.parametrize("name", sorted({*recipes.list_names()} - {"imagenet"}))  # which has a file of its own
 def test_every_recipe_trains(name, tmp_path, sample):
     small = {"data.validation": 50, "data.limit": 100, "train.batch_size": 50, "train.epochs": 1}
     if name == "probe":  # which only fits a head
@@ -264,17 +264,20 @@ def test_every_recipe_trains(name, tmp_path, sample):
         assert getattr(kept, part) == getattr(wanted, part)
     assert kept.train.optimizer == wanted.train.optimizer
     assert kept.train.schedule == wanted.train.schedule
-    arguments = {**(PRESETS[wanted.model.preset].arguments if wanted.model.preset else {}), **wanted.model.arguments()}
+    arguments = {
+        **(PRESETS[wanted.model.preset].arguments if wanted.model.preset else {}),
+        **wanted.model.get_arguments(),
+    }
     if wanted.start.source is not None:
-        arguments = Bundle.load(wanted.start.source).config.arguments() | wanted.model.arguments()
+        arguments = Bundle.load(wanted.start.source).config.get_arguments() | wanted.model.get_arguments()
     smaller = {"image_shape", *(key.removeprefix("model.") for key in SMALLER.get(name, {}))}
-    found = run.bundle.config.arguments()
+    found = run.bundle.config.get_arguments()
     assert {key: found[key] for key in arguments.keys() - smaller} == {
         key: value for key, value in arguments.items() if key not in smaller
     }
 
 
-@pytest.mark.parametrize("name", sorted({*recipes.names()} - {"imagenet", "finetune", "photos", "probe"}))
+@pytest.mark.parametrize("name", sorted({*recipes.list_names()} - {"imagenet", "finetune", "photos", "probe"}))
 def test_every_recipe_makes_the_model_that_it_names(name, sample):
     recipe = Recipe.load(name, **{"data.validation": 50})
     found = resolve(recipe, load_data(recipe, sample)).model
@@ -321,7 +324,7 @@ def test_a_batch_whose_loss_is_not_finite_is_named(tmp_path, sample, monkeypatch
         images, labels = original(self, index)
         epochs.append(index)
         if index == 2 and epochs.count(2) == 2:
-            seen["names"] = [f"training image {number}" for number in self.indices(index)]
+            seen["names"] = [f"training image {number}" for number in self.find_indices(index)]
             images = images * np.nan
         return images, labels
 

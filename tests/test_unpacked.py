@@ -1,4 +1,4 @@
-"""Images of Parquet files in any order: unpacked once, read by many threads, whole or absent."""
+"""Images of Parquet files in any order: unpacked once, read by many threads, complete or absent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parquet_tables import BLOBS, CIFAR, LABELS, cifar, structs, write
+from parquet_tables import BLOBS, CIFAR, LABELS, make_structs, write_cifar, write_parquet
 from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import rows
@@ -25,7 +25,7 @@ from shiftvit.data.decode.parquet import find_columns, open_parquet, read_images
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import restore_splits, save_splits
 from shiftvit.data.find.splits import split_data
-from trees import fault
+from trees import read_fault
 
 INTERRUPTED = """
 import os, sys
@@ -44,10 +44,10 @@ def cache(tmp_path_factory, monkeypatch):
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_half_a_file_is_told_in_one_line(tmp_path, data):
-    whole = cifar(tmp_path / "whole.parquet", slice(0, 20)).read_bytes()
+    whole = write_cifar(tmp_path / "whole.parquet", slice(0, 20)).read_bytes()
     path = tmp_path / "half.parquet"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    line = fault(path)
+    line = read_fault(path)
     assert line.startswith(f"{str(path)!r} is not a readable Parquet file (")
     assert line.endswith("; get the file again")
     with pytest.raises(ShiftViTError) as raised:
@@ -56,7 +56,7 @@ def test_half_a_file_is_told_in_one_line(tmp_path, data):
 
 
 def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     whole = bytearray(path.read_bytes())
     whole[4:2000] = bytes(1996)  # pages, not the footer
     path.write_bytes(whole)
@@ -78,7 +78,7 @@ def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
 def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs, rows, at_a_time, random):
     monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", at_a_time)
     folder = tmp_path / str(random.getrandbits(64))
-    path = write(folder / "a.parquet", rows=rows, image=structs(blobs), label=[0] * len(blobs))
+    path = write_parquet(folder / "a.parquet", rows=rows, image=make_structs(blobs), label=[0] * len(blobs))
     order = list(range(len(blobs)))
     random.shuffle(order)
     for row in order:
@@ -93,7 +93,7 @@ def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs
 
 def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", 10_000)
-    path = write(tmp_path / "a.parquet", rows=1000, image=structs([os.urandom(1000) for _ in range(100)]))
+    path = write_parquet(tmp_path / "a.parquet", rows=1000, image=make_structs([os.urandom(1000) for _ in range(100)]))
     with open_parquet(str(path)) as file:
         columns = find_columns(str(path), file)
     sizes = [sum(map(len, part.to_pylist())) for part in read_images(str(path), columns)]
@@ -102,13 +102,13 @@ def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
 
 
 def test_limits_hold_for_rows_too(tmp_path):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     with pytest.raises(ShiftViTError, match=r"#3' has 900 bytes, more than max_bytes=100; shrink"):
         decode(f"{path}#3", max_bytes=100)
 
 
 def test_many_threads_unpack_once(tmp_path, capsys):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     names = [f"{path}#{row}" for row in range(60)] * 4
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read_bytes, names)) == BLOBS * 4
@@ -116,7 +116,7 @@ def test_many_threads_unpack_once(tmp_path, capsys):
 
 
 def test_a_file_of_such_a_name_is_a_file(tmp_path):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     (tmp_path / "a.parquet#1").write_bytes(BLOBS[0])
     assert read_bytes(f"{path}#1") == BLOBS[0]
     assert read_bytes(f"{path}#2") == BLOBS[2]
@@ -126,7 +126,7 @@ def test_a_file_of_such_a_name_is_a_file(tmp_path):
 
 
 def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     rows.unpack([f"{path}#1", f"{path}#2", str(path), "other.png"])
     assert capsys.readouterr().err == f"shiftvit: unpacking {path} (0.1 MB of images) into {cache}, once\n"
     rows._unpacked.clear()  # as in another process
@@ -136,11 +136,11 @@ def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
 
 
 def test_a_replaced_file_is_unpacked_anew_and_the_old_images_deleted(tmp_path, cache):
-    path = cifar(tmp_path / "a.parquet")
-    other = cifar(tmp_path / "b.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
+    other = write_cifar(tmp_path / "b.parquet")
     assert read_bytes(f"{path}#0") == read_bytes(f"{other}#0") == BLOBS[0]
     before = {*cache.glob("*.arrow")}
-    write(path, CIFAR, img=structs(BLOBS[::-1]), label=LABELS[::-1])
+    write_parquet(path, CIFAR, img=make_structs(BLOBS[::-1]), label=LABELS[::-1])
     assert read_bytes(f"{path}#0") == BLOBS[59]
     assert read_bytes(f"{other}#0") == BLOBS[0]
     assert len(before & {*cache.glob("*.arrow")}) == 1
@@ -148,7 +148,7 @@ def test_a_replaced_file_is_unpacked_anew_and_the_old_images_deleted(tmp_path, c
 
 
 def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     assert read_bytes(f"{path}#0") == BLOBS[0]
     (unpacked,) = cache.glob("*.arrow")
     assert pa.ipc.open_file(unpacked.read_bytes()).read_all().to_pydict() == {"image": BLOBS}
@@ -160,7 +160,7 @@ def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
 
 @pytest.mark.parametrize("harm", ["emptied", "gone", "cut", "filled", "offsets", "column", "type", "older"])
 def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     assert read_bytes(f"{path}#0") == BLOBS[0]
     (unpacked,) = cache.glob("*.arrow")
     whole = unpacked.read_bytes()
@@ -188,7 +188,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
 def test_a_process_killed_halfway_leaves_nothing_that_is_taken_for_whole(tmp_path, cache):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     killed = subprocess.run([sys.executable, "-c", INTERRUPTED, str(path)], capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
     assert [file.suffix for file in cache.iterdir() if file.name != ".lock"] != []
@@ -198,7 +198,7 @@ def test_a_process_killed_halfway_leaves_nothing_that_is_taken_for_whole(tmp_pat
 
 
 def test_no_room_is_told_in_one_line(tmp_path, cache, monkeypatch):
-    path = cifar(tmp_path / "a.parquet")
+    path = write_cifar(tmp_path / "a.parquet")
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
         with pytest.raises(
@@ -232,13 +232,13 @@ def test_no_room_is_told_in_one_line(tmp_path, cache, monkeypatch):
     assert read_bytes(f"{path}#1") == BLOBS[1]
     monkeypatch.setenv("SHIFTVIT_CACHE", str(path))
     with pytest.raises(ShiftViTError, match=r"cannot be unpacked into .*set SHIFTVIT_CACHE to a folder with room"):
-        rows.unpack([f"{cifar(tmp_path / 'b.parquet')}#0"])
+        rows.unpack([f"{write_cifar(tmp_path / 'b.parquet')}#0"])
 
 
 def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
     root = tmp_path / "hub"
     for shard in range(2):
-        cifar(root / "data" / f"train-{shard:05}-of-00002.parquet")
+        write_cifar(root / "data" / f"train-{shard:05}-of-00002.parquet")
     found = split_data(find_data(root), validation=20, test=20, seed=1)
     save_splits(found, tmp_path / "splits.csv")
     assert "train,data/train-00001-of-00002.parquet#" in (tmp_path / "splits.csv").read_text()
@@ -249,15 +249,15 @@ def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
     for name, part in loaded.items():
         assert [read_bytes(path) for path in part.paths] == before[name][0]
         np.testing.assert_array_equal(part.labels, before[name][1])
-    cifar(tmp_path / "moved" / "data" / "train-00001-of-00002.parquet", slice(0, 10))
+    write_cifar(tmp_path / "moved" / "data" / "train-00001-of-00002.parquet", slice(0, 10))
     with pytest.raises(ShiftViTError, match=r"lacks 50 of the run's 120 images: '.*parquet#10', .* and 47 more"):
         restore_splits(find_data(tmp_path / "moved"), tmp_path / "splits.csv")
 
 
 def test_a_table_may_name_rows(tmp_path):
-    cifar(tmp_path / "a.parquet")
+    write_cifar(tmp_path / "a.parquet")
     table = tmp_path / "t.csv"
     table.write_text("path,label\na.parquet#3,x\na.parquet#5,y\n")
     assert [read_bytes(path) for path in find_data(table).splits["train"].paths] == [BLOBS[3], BLOBS[5]]
     table.write_text("path,label\na.parquet#3,x\na.parquet#60,y\n")
-    assert "names 1 of 2 files that do not exist, the first" in fault(table)
+    assert "names 1 of 2 files that do not exist, the first" in read_fault(table)

@@ -1,4 +1,4 @@
-"""The vocabulary of splits, and that folders, tables, archives and Parquet files all understand it."""
+"""The vocabulary of splits, which folders, tables, archives and Parquet files share."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from parquet_tables import cifar
+from parquet_tables import write_cifar
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.words import is_litter, is_split, name_splits, normalise_name
-from trees import arrays, plant, saved
+from trees import make_arrays, plant, save_archive
 
 TRAIN = ["train", "Training", "TRN", "train_set", "train-images", "images_train", "01_train", "trainset", "TrainData"]
 VALIDATION = ["val", "Valid", "VALIDATION", "dev", "val2017", "validation set", "02-val", "devset"]
@@ -64,16 +64,16 @@ def test_all_forms_of_data_know_the_names(tmp_path, train, split, name):
     rows = [f"{top},{n}.png,{'ab'[n % 2]}" for top, numbers in names.items() for n in numbers]
     table = plant(tmp_path / "t", *(f"{n}.png" for n in range(6))) / "t.csv"
     table.write_text("\n".join(["split,path,label", *rows]))
-    x, y = arrays()
+    x, y = make_arrays()
     letters = {top: "".join(filter(str.isalpha, top)) for top in names}
-    archive = saved(
+    archive = save_archive(
         tmp_path / "d.npz",
         **{f"x_{letters[top]}": x[numbers] for top, numbers in names.items()},
         **{f"y_{letters[top]}": y[numbers] for top, numbers in names.items()},
     )
     for top in names:
-        cifar(tmp_path / "p" / f"{top}-00000-of-00001.parquet", slice(0, 20))
-        cifar(tmp_path / "q" / top / "0.parquet", slice(0, 20))
+        write_cifar(tmp_path / "p" / f"{top}-00000-of-00001.parquet", slice(0, 20))
+        write_cifar(tmp_path / "q" / top / "0.parquet", slice(0, 20))
     for path in (folder, table, archive, tmp_path / "p", tmp_path / "q"):
         found = find_data(path)
         assert [*found.splits] == ["train", split], path
@@ -92,12 +92,12 @@ def test_columns_that_are_the_split_by_what_they_hold(tmp_path):
 
 @pytest.mark.parametrize("form", ["{}_x", "X_{}", "{}X", "{}_images", "images-{}", "x{}"])
 def test_arrays_by_usual_names(tmp_path, form):
-    x, y = arrays()
+    x, y = make_arrays()
     labels = form.replace("images", "labels").replace("x", "y").replace("X", "Y")
     content = {}
     for split in ("train", "valid"):
         content |= {form.format(split): x, labels.format(split): y}
-    found = find_data(saved(tmp_path / "d.npz", **content, extra=y))
+    found = find_data(save_archive(tmp_path / "d.npz", **content, extra=y))
     assert [*found.splits] == ["train", "validation"]
     assert found.notes == ("arrays that are not used: extra",)
     np.testing.assert_array_equal(found.train.images, x)

@@ -1,4 +1,4 @@
-"""Many threads ask one model at the same time."""
+"""Asks one model from many threads at the same time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 COUNT = 8
 ROUNDS = 10
-# They alternate, since some runtimes prepare themselves anew for another number of images.
+# They alternate, because some runtimes prepare themselves again for another number of images.
 SIZES = (1, 3, 2)
 
 
 def answer_together(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> float:
-    """Returns by how much answers to `COUNT` threads at once differ from those to one; raises what a thread raised.
+    """Returns the largest difference between answers to `COUNT` threads and to one; raises what a thread raised.
 
     Args:
         run: uint8 (N, H, W, 3) -> (N, C).

@@ -1,4 +1,4 @@
-"""Planted trees, tables and archives of real pictures, and what is found in them."""
+"""Makes trees, tables and archives of real pictures, and reads what shiftvit finds in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURE = SAMPLES / "cat" / "test_00000.png"
 
 
 def plant(root, *names):
-    """Puts a real picture, or of other types a text, into each place."""
+    """Puts a real picture into each place, or a text if the suffix is not of a picture."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def plant(root, *names):
     return root
 
 
-def contents(found):
+def list_contents(found):
     """Returns split -> [(path below the data, class)]."""
     root = found.path if found.path.is_dir() else found.path.parent
     return {
@@ -40,7 +40,7 @@ def contents(found):
     }
 
 
-def fault(path):
+def read_fault(path):
     with pytest.raises(ShiftViTError) as raised:
         find_data(path)
     message = str(raised.value)
@@ -48,11 +48,11 @@ def fault(path):
     return message
 
 
-def arrays(count=6, classes=2):
+def make_arrays(count=6, classes=2):
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (count, 5, 4, 3), np.uint8), np.arange(count) % classes
 
 
-def saved(path, **content):
+def save_archive(path, **content):
     np.savez(path, **content)
     return path

@@ -171,7 +171,9 @@ def recipes(_: Any = None) -> str:
     """Returns a section for each recipe of the package: what its head says, and its settings."""
     from shiftvit import recipes as shipped
 
-    return "\n\n".join(_recipe(name, shipped.read(name)[0], shipped.head(name)) for name in shipped.names())
+    return "\n\n".join(
+        _recipe(name, shipped.read_text(name)[0], shipped.read_head(name)) for name in shipped.list_names()
+    )
 
 
 def _recipe(name: str, text: str, head: str) -> str:

@@ -1,7 +1,7 @@
 """Chooses the Keras backend before Keras is imported.
 
-`KERAS_BACKEND` and Keras' own `keras.json` are respected. If neither decides, the first installed of torch, jax and
-tensorflow is used; Keras alone would insist on tensorflow.
+`KERAS_BACKEND` and Keras' own `keras.json` decide. Without them, shiftvit takes the first installed backend of torch,
+jax and tensorflow; Keras alone would insist on tensorflow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KERAS_DEFAULTS = {
 }
 
 
-def installed_backends() -> list[str]:
+def list_installed_backends() -> list[str]:
     """Returns which of torch, jax and tensorflow are installed, in this order, without importing them."""
     return [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
 
@@ -40,7 +40,7 @@ def ensure_backend() -> str:
         import keras
 
         return str(keras.config.backend())
-    installed = installed_backends()
+    installed = list_installed_backends()
     if not installed:
         raise ShiftViTError(
             f"this needs a Keras backend, and none is installed; choose one: {suggest_install('torch')}, or "
@@ -63,7 +63,7 @@ def ensure_backend() -> str:
 
 
 def limit_threads(threads: int) -> None:
-    """Chooses the backend, and how many processor threads it computes with if it is torch; others have no such way."""
+    """Chooses the backend and, on torch, its number of processor threads. The other backends cannot be limited."""
     if ensure_backend() == "torch":
         import torch
 
@@ -74,7 +74,7 @@ def limit_threads(threads: int) -> None:
 def hide_tensorflow() -> Iterator[None]:
     """Keeps Keras from importing TensorFlow under another backend, as it does to seed it and to save a model.
 
-    That would take seconds and hundreds of megabytes. Where TensorFlow is imported already, nothing is hidden.
+    That would take seconds and hundreds of megabytes. If TensorFlow is already imported, this does nothing.
     """
     import keras
     from keras.src.utils.module_utils import tensorflow  # there is no public way

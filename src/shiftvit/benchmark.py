@@ -14,7 +14,7 @@ from shiftvit.bundle.describe import list_stages
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.environment import computes_bfloat16, describe_environment, device_name
+from shiftvit.environment import computes_bfloat16, describe_environment, find_device_name
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.presets import PRESETS
 
@@ -43,7 +43,7 @@ def benchmark(
         train: measure training steps (forward, backward, update) on the Keras backend, not prediction.
         batch_sizes: images per step.
         repeats: measurements for each batch size, after a warm-up.
-        seconds: the least duration of each.
+        seconds: the least duration of each measurement.
         runtime: the prediction runtime; see `shiftvit.inference.runtimes`.
         precision: for training: "float32", "mixed_bfloat16" or "auto".
 
@@ -58,16 +58,18 @@ def benchmark(
     for size in batch_sizes:
         check_at_least("batch_size", size, 1)
     check_at_least("repeats", repeats, 1)
-    prepare = _prepare_training if train else _prepare_prediction
-    config, name, used, step = prepare(model, runtime, precision)
+    if train:
+        config, name, used, make_call = _prepare_training(model, precision)
+    else:
+        config, name, used, make_call = _prepare_prediction(model, runtime)
     if None in config.image_shape:
-        raise ShiftViTError(f"{model!r} fixes no image size, so its cost is unknown; choose a model that does")
+        raise ShiftViTError(f"{model!r} takes images of any size, so its cost is unknown; choose one with a fixed size")
     peak = measure_peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
     products = [row["multiply_adds"] for row in list_stages(config)]
     gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
     rows = []
     for size in batch_sizes:
-        rates = _measure_rates(step(size), size, repeats, seconds)
+        rates = _measure_rates(make_call(size), size, repeats, seconds)
         median = statistics.median(rates)
         rows.append(
             {
@@ -95,20 +97,22 @@ def measure_peak_gflops(dtype: str, repeats: int = 5) -> float:
     """Returns the median rate of square matrix products on the Keras backend, in 1e9 operations per second."""
     from keras import ops
 
-    side = _SIDE if device_name() == "cpu" else _ACCELERATED_SIDE
+    side = _SIDE if find_device_name() == "cpu" else _ACCELERATED_SIDE
     a, b = (ops.cast(np.random.default_rng(seed).normal(size=(side, side)), dtype) for seed in (0, 1))
 
-    def product() -> None:
+    def multiply() -> None:
         np.asarray(ops.convert_to_numpy(ops.cast(ops.matmul(a, b)[0, :1], "float32")))  # waits for the result
 
-    rates = _measure_rates(product, 1, repeats, 0.3)
+    rates = _measure_rates(multiply, 1, repeats, 0.3)
     return statistics.median(rates) * 2 * side**3 / 1e9
 
 
-Step = Callable[[int], Callable[[], Any]]
+# Given a batch size, returns what is measured.
+MakeCall = Callable[[int], Callable[[], Any]]
 
 
-def _prepare_prediction(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
+def _prepare_prediction(model: str, runtime: str) -> tuple[ModelConfig, str, str, MakeCall]:
+    """Returns the model's configuration, the runtime, the precision, and the function that makes calls to measure."""
     from shiftvit.inference.runtimes import load_graph
 
     if model in PRESETS and not is_model(model):
@@ -119,14 +123,15 @@ def _prepare_prediction(model: str, runtime: str, precision: str) -> tuple[Model
     graph = load_graph(model, runtime)
     config = Bundle.load(model).config
 
-    def step(size: int) -> Callable[[], Any]:
+    def make_call(size: int) -> Callable[[], Any]:
         pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.example_shape), np.uint8)
         return lambda: graph.run(pixels)
 
-    return config, graph.runtime, "float32", step
+    return config, graph.runtime, "float32", make_call
 
 
-def _prepare_training(model: str, runtime: str, precision: str) -> tuple[ModelConfig, str, str, Step]:  # noqa: ARG001
+def _prepare_training(model: str, precision: str) -> tuple[ModelConfig, str, str, MakeCall]:
+    """Returns the same as `_prepare_prediction`; the runtime is the Keras backend."""
     import keras
 
     from shiftvit.config import TrainConfig
@@ -136,17 +141,17 @@ def _prepare_training(model: str, runtime: str, precision: str) -> tuple[ModelCo
 
     config = ModelConfig(**PRESETS[model].arguments) if model in PRESETS else Bundle.load(model).config
     used = ("mixed_bfloat16" if computes_bfloat16() else "float32") if precision == "auto" else precision
-    net = ShiftViT(**config.arguments(), dtype=used)
+    net = ShiftViT(**config.get_arguments(), dtype=used)
     net.compile(optimizer=build_optimizer(TrainConfig(), 1_000_000), loss=SmoothedCrossentropy(0.1))
 
-    def step(size: int) -> Callable[[], Any]:
+    def make_call(size: int) -> Callable[[], Any]:
         generator = np.random.default_rng(0)
         shape: tuple[Any, ...] = (size, *config.image_shape)
         images = generator.normal(size=shape).astype(np.float32)
         labels = generator.integers(0, config.num_classes, size)
         return lambda: net.train_on_batch(images, labels)  # returns the loss, so it waits for the step
 
-    return config, str(keras.config.backend()), used, step
+    return config, str(keras.config.backend()), used, make_call
 
 
 def _measure_rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:

@@ -37,7 +37,7 @@ class ModelConfig(Settings):
     patch_size: int = Field(4, ge=1, description="pixels on a side of an embedded patch")
     embed_dim: int = Field(96, ge=1, description="channels of the first stage; each later stage doubles them")
     depths: tuple[Positive, ...] = Field((6, 8, 18, 6), min_length=1, description="blocks in each stage")
-    mlp_ratio: float = Field(2.0, gt=0, description="hidden channels of an MLP over its input channels")
+    mlp_ratio: float = Field(2.0, gt=0, description="hidden channels of an MLP, as a multiple of its input channels")
     num_div: int = Field(12, ge=4, description="divisions of the channels; four of them move")
     shift_pixels: int = Field(1, ge=1, description="shift in pixels of the feature map")
     shift_channels: int | None = Field(
@@ -56,7 +56,7 @@ class ModelConfig(Settings):
     drop_path_mode: Literal["global", "per_stage"] = Field("global", description="where the ramp of rates restarts")
     epsilon: float = Field(1e-5, gt=0, description="added to the variance in every norm")
 
-    def arguments(self) -> dict[str, Any]:
+    def get_arguments(self) -> dict[str, Any]:
         """Returns the constructor arguments that are set here, without `preset`."""
         return {name: getattr(self, name) for name in self.model_fields_set if name != "preset"}
 
@@ -72,8 +72,8 @@ class DataConfig(Settings):
     )
     validation_from: Literal["random", "end"] = Field(
         "random",
-        description="which training images: drawn at random, or the last ones in the order of the data, whatever their "
-        "classes, as Keras' `validation_split` takes them",
+        description="training images to hold out: drawn at random, or the last ones in the order of the data, whatever "
+        "their classes, as Keras' `validation_split` does",
     )
     test: float = Field(
         0.1,
@@ -82,19 +82,19 @@ class DataConfig(Settings):
     )
     stratify: bool = Field(
         True,
-        description="for any data: the splits that are made, and `limit`, keep the proportions of the classes and at "
-        "least one image of each; false: chance alone decides",
+        description="for any data: new splits and `limit` keep the proportions of the classes and at least one image "
+        "of each; false: chance alone decides",
     )
     split_seed: int = Field(0, ge=0, description="seed of the split, separate from the training's")
     workers: int = Field(1, ge=1, description="threads that prepare batches; their number does not change the batches")
     limit: Positive | None = Field(
         None,
-        description="for any data: use only this many training images, drawn with `split_seed` once the splits are "
-        "made; for trials",
+        description="for any data: train on only this many images, drawn with `split_seed` after the splits are made; "
+        "for trials",
     )
 
     @model_validator(mode="after")
-    def _whole_count(self) -> Self:
+    def _check_validation(self) -> Self:
         if self.validation >= 1 and self.validation != int(self.validation):
             raise ValueError(
                 f"validation={self.validation} is neither a whole count nor a fraction below 1; "
@@ -108,14 +108,16 @@ class OptimizerConfig(Settings):
 
     name: Literal["adamw", "muon"] = Field("adamw", description="muon: for matrices, and AdamW for everything else")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon, that of the matrices")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled, times the learning rate (with Muon: matrices)")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="decoupled, times the learning rate; with Muon: of the matrices"
+    )
     decay_vectors: bool = Field(True, description="also decay biases and norm scales")
-    beta_1: Rate = Field(0.9, description="of AdamW: share of the gradients' running mean that is kept a step")
-    beta_2: Rate = Field(0.999, description="of AdamW: the same of their squares")
-    epsilon: float = Field(1e-7, gt=0, description="of AdamW: added to the divisor")
+    beta_1: Rate = Field(0.9, description="AdamW: decay of the running mean of the gradients")
+    beta_2: Rate = Field(0.999, description="AdamW: decay of the running mean of their squares")
+    epsilon: float = Field(1e-7, gt=0, description="AdamW: added to the divisor")
     clipnorm: float | None = Field(None, gt=0, description="limit of the global gradient norm")
-    momentum: Rate = Field(0.95, description="of Muon")
-    newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon's orthogonalisation steps")
+    momentum: Rate = Field(0.95, description="Muon: momentum")
+    newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon: steps of the orthogonalisation")
     base_batch_size: Positive | None = Field(
         None, description="batch size that the rates are for; they scale with the batch size; None: no scaling"
     )
@@ -131,7 +133,7 @@ class OptimizerConfig(Settings):
 class ScheduleConfig(Settings):
     """The learning rate over the steps, as a share of its peak."""
 
-    shape: Literal["cosine", "linear"] = Field("cosine", description="decay after the warm-up")
+    shape: Literal["cosine", "linear"] = Field("cosine", description="form of the decay after the warm-up")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
     end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
@@ -148,7 +150,7 @@ class TrainConfig(Settings):
     epochs: Positive = Field(10, description="passes over the training images")
     batch_size: Positive = Field(256, description="images a step")
     accumulate: Positive = Field(
-        1, description="parts that a batch is computed in, to save memory; batch norm uses each part's statistics"
+        1, description="parts in which a batch is computed, to save memory; batch norm uses the statistics of each part"
     )
     auto_batch: bool = Field(
         False, description="if memory runs out, double `accumulate` and continue, at most three times"
@@ -167,11 +169,13 @@ class TrainConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     label_smoothing: Rate = Field(0.0, description="share of each label that is spread over all classes")
-    # `--set train.class_weights=none` gives None, as for settings that may be absent.
+    # `--set train.class_weights=none` passes None.
     class_weights: Annotated[Literal["none", "balanced"], BeforeValidator(lambda value: value or "none")] = Field(
         "none", description="balanced: classes count equally in the loss, whatever their number of images"
     )
-    ema: Rate | None = Field(None, description="momentum of the weights' moving average, used in their place")
+    ema: Rate | None = Field(
+        None, description="momentum of the weights' moving average, which replaces them in the result"
+    )
     early_stopping: Positive | None = Field(
         None, description="stop after this many epochs without a better validation top-1"
     )
@@ -182,8 +186,8 @@ class TrainConfig(Settings):
     freeze_epochs: int = Field(
         0,
         ge=0,
-        description="epochs at first in which only the head learns, when starting from a trained model; at most a "
-        "third of all",
+        description="first epochs in which only the head learns, when starting from a trained model; at most a third "
+        "of all epochs",
     )
     checkpoint_minutes: float = Field(5.0, gt=0, description="minutes between checkpoints within an epoch")
 
@@ -196,7 +200,7 @@ class StartConfig(Settings):
         description="a run, a bundle, a model's name, or the authors' .pth of model.preset; auto: the most accurate "
         "ImageNet model that is pulled, else cifar10",
     )
-    freeze: int = Field(0, ge=0, description="parts to freeze: 1 freezes the patch embedding and the first stage")
+    freeze: int = Field(0, ge=0, description="stages to freeze; 1 freezes the patch embedding and the first stage")
     resolution: Literal["recipe", "source"] = Field(
         "recipe",
         description="source: resize, crop and interpolation are the source's where the recipe sets none; if it sets "
@@ -213,7 +217,7 @@ class ProbeConfig(Settings):
         description="values of scikit-learn's C to try: smaller ones hold the weights closer to 0; the best on the "
         "validation images is kept",
     )
-    iterations: Positive = Field(1000, description="steps of L-BFGS for each of them, at most")
+    iterations: Positive = Field(1000, description="most steps of L-BFGS for each strength")
 
 
 def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on standard error where that is a terminal, and nothing elsewhere."""
+"""The progress of long work: a bar on standard error, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Bar:
 
     Args:
         what: the work, in a word or two.
-        total: its units; 0: not known.
-        done: units that are done already.
-        size: whether the units are bytes, shown as a size with its speed.
-        shown: whether a terminal shows it.
+        total: number of units; 0: unknown.
+        done: number of units that are already done.
+        size: whether the units are bytes; the bar then shows megabytes and speed.
+        shown: whether to show the bar if standard error is a terminal.
     """
 
     def __init__(self, what: str, total: int, *, done: int = 0, size: bool = False, shown: bool = True) -> None:
@@ -28,7 +28,7 @@ class Bar:
 
     @property
     def columns(self) -> int:
-        """The width of the terminal that shows the bar; 0 where none does."""
+        """The width of the terminal; 0 if there is no bar."""
         return self._live.console.width if self._live else 0
 
     def advance(self, count: int = 1) -> None:
@@ -36,7 +36,14 @@ class Bar:
         self.update(self._done + count)
 
     def update(self, done: int, state: str = "", what: str | None = None, total: int | None = None) -> None:
-        """Sets how many units are done of how many, what stands beside the bar (the former if empty) and its name."""
+        """Redraws the bar.
+
+        Args:
+            done: units that are done.
+            state: the text beside the bar; "": the number of units.
+            what: a new name of the work; None: the name stays.
+            total: a new number of units; None: it stays.
+        """
         self._done, self._what = done, self._what if what is None else what
         self._total = self._total if total is None else total
         if self._live:

@@ -53,7 +53,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
         except Broken as error:
             fruitless = 0 if _get_size(target) > best else fruitless + 1
             best = max(best, _get_size(target))
-            # A download that cannot be continued is not tried again, because it might start over for ever.
+            # It does not try again without a validator, because it might start over for ever.
             if not error.again or fruitless == _ATTEMPTS or not _read_validator(target, url):
                 raise ShiftViTError(str(error)) from error
         quiet = True
@@ -62,7 +62,7 @@ def download(url: str, target: Path, *, limit: int, timeout: float = 20.0) -> No
 
 
 class Broken(Exception):
-    """A failed attempt; `again`: another one may succeed."""
+    """A failed attempt. `again`: another one may succeed."""
 
     def __init__(self, text: str, again: bool = False) -> None:
         super().__init__(text)
@@ -80,7 +80,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) -> None:
     validator = _read_validator(target, url) or ""
-    # Requests the last byte again, so that a complete part is not an error.
+    # It requests the last byte again, because a range after the end of a complete file would be an error.
     start = max(0, _get_size(target) - 1) if validator else 0
     with _open(url, {"Range": f"bytes={start}-", "If-Range": validator} if start else {}, target, timeout) as response:
         if response.headers.get("Content-Encoding", "identity") != "identity":

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, backend and revision; and what the processor can compute in."""
+"""Describes the machine and the software of a run, and says what the processor is fast at."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def describe_environment() -> dict[str, Any]:
     import keras
 
     return {
-        "versions": versions(),
+        "versions": list_versions(),
         "backend": keras.config.backend(),
-        "device": device_name(),
-        "processor": processor_name(),
-        "instructions": instructions(),
-        "cores": cores(),
+        "device": find_device_name(),
+        "processor": find_processor_name(),
+        "instructions": list_instructions(),
+        "cores": count_cores(),
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
         "git_commit": _find_commit(),
@@ -40,7 +40,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+def list_versions() -> dict[str, str]:
     """Returns the versions of Python and of the installed packages that matter."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -51,12 +51,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor_name() -> str:
+def find_processor_name() -> str:
     """Returns the processor's model name as the system reports it."""
     for line in _read_cpuinfo().splitlines():
         if line.startswith("model name"):
@@ -64,7 +64,7 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def instructions() -> list[str]:
+def list_instructions() -> list[str]:
     """Returns the processor's instruction sets that matter for speed and int8 sums, by their Linux names.
 
     Empty if the system does not report them.
@@ -76,7 +76,7 @@ def instructions() -> list[str]:
     return []
 
 
-def device_name() -> str:
+def find_device_name() -> str:
     """Returns the name of the accelerator that the Keras backend uses, or "cpu"."""
     import keras
 
@@ -101,36 +101,37 @@ def device_name() -> str:
 def computes_bfloat16() -> bool:
     """Returns whether this machine's matrix products are faster in bfloat16 than in float32 on the Keras backend.
 
-    On a processor that takes AVX-512 BF16 or AMX instructions and a backend that uses them: torch and tensorflow do,
-    through oneDNN; jax emulates bfloat16 on processors.
+    A processor needs AVX-512 BF16 or AMX instructions, and a backend that uses them: torch and tensorflow do, through
+    oneDNN. jax emulates bfloat16 on processors.
     """
     import keras
 
     backend = keras.config.backend()
-    if device_name() != "cpu":
+    if find_device_name() != "cpu":
         if backend == "torch":
             import torch
 
             return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False))
         return True
-    return backend != "jax" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(instructions())
+    return backend != "jax" and not {"avx512_bf16", "amx_bf16"}.isdisjoint(list_instructions())
 
 
 def adds_int8_exactly() -> bool:
     """Returns whether this processor adds products of unsigned and signed 8-bit values without saturating.
 
-    x86 processors do if they have VNNI; without it, or if their flags are unknown, they may not. Others do.
+    Of the x86 processors, those with VNNI do; the others, and those that do not report their flags, may not. All other
+    processors do.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return True
-    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(instructions())
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(list_instructions())
 
 
 def keep_freed_memory() -> bool:
     """Makes glibc's allocator keep freed memory for the next step; returns whether it worked.
 
-    Otherwise each large array of a step is mapped and unmapped: on two cores that was 3,600 page faults and 4% of a
-    training step of 220 ms. Without glibc this does nothing.
+    Otherwise it maps and unmaps each large array of a step. On two cores that caused 3,600 page faults and took 4% of a
+    training step of 220 ms. Without glibc this function does nothing.
     """
     try:
         adjust = ctypes.CDLL(None).mallopt

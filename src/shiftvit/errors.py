@@ -1,4 +1,4 @@
-"""Messages for the user: errors that the caller can fix, interrupted runs, notices."""
+"""Messages for the user: errors that the caller can fix, interrupted runs and notices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+# The most valid names that a message lists; a model may have thousands of classes.
+_LISTED = 40
+
 
 class ShiftViTError(ValueError):
     """An error that the caller can fix.
@@ -22,7 +25,7 @@ class ShiftViTError(ValueError):
 
 
 class Elsewhere(ShiftViTError):
-    """An error of another process of the same training, which reports it to the user."""
+    """An error that another process of the same training reports to the user."""
 
 
 class Interrupted(Exception):
@@ -41,16 +44,22 @@ class Interrupted(Exception):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error message: the closest valid name, if one is close, then all of them."""
+    """Returns the end of an error message: the closest valid name, if one is close, then all, or of many the first."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Valid: {', '.join(names)}."
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return f"{hint}Valid: {', '.join(names[:_LISTED])}{more}."
 
 
 def to_one_line(text: str) -> str:
     """Returns text on one line, with runs of white space and unprintable characters replaced by a space."""
     return " ".join(_replace_unprintable(text).split())
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns what another library's exception says as one short line, or its type if it says nothing."""
+    return to_one_line(str(error))[:200] or type(error).__name__
 
 
 def check_at_least(name: str, value: Any, least: int) -> None:
@@ -67,7 +76,7 @@ _QUIET = False
 
 
 def be_quiet(quiet: bool) -> None:
-    """Silences `notice`, or not: of several processes that train together, only one prints."""
+    """Silences `notice`, or not. Of several processes that train together, only one prints."""
     global _QUIET
     _QUIET = quiet
 
@@ -81,6 +90,14 @@ def notice(text: str) -> None:
     """Prints a line on standard error, unless another process does so for this one."""
     if not _QUIET:
         complain(text)
+
+
+def report_skipped(faults: Sequence[str], advice: str = "") -> None:
+    """Prints notices of the first five images that cannot be used, and of the number of the others."""
+    for fault in faults[:5]:
+        notice(f"skipped: {fault}")
+    if len(faults) > 5:
+        notice(f"skipped {len(faults) - 5:,} more{advice}")
 
 
 def complain(text: str) -> None:
@@ -118,7 +135,14 @@ def _parse_distribution(requirement: str) -> str:
 
 def join_words(words: Sequence[str]) -> str:
     """Returns `a`, `a and b` or `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def list_some(words: Iterable[str], most: int = 3) -> str:
+    """Returns the first words and the number of the others: `a, b, c and 5 more`."""
+    words = list(words)
+    others = [f"{len(words) - most:,} more"] if len(words) > most else []
+    return join_words([*words[:most], *others])
 
 
 def pluralize(number: int, noun: str, plural: str | None = None) -> str:

@@ -20,8 +20,8 @@ from shiftvit.errors import ShiftViTError, notice
 
 # The lock file of the process that works in a folder.
 _LOCK = ".lock"
-# Suffixes of files, which a folder should not have.
-_OF_FILES = re.compile(
+# Suffixes of files. A folder should not have one.
+_FILE_SUFFIX = re.compile(
     r"\.(7z|bz2|csv|gz|h5|html|jpe?g|jsonl?|keras|npz|onnx|parquet|pb|pdf|png|pt|pt2|pth|rar|safetensors|svg|tar|tflite"
     r"|tgz|txt|webp|xml|xz|zip)",
     re.IGNORECASE,
@@ -39,7 +39,7 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise FileExistsError(errno.EEXIST, "it is not a regular file")
-        with workplace(path.parent, path.name) as work:
+        with make_temporary_folder(path.parent, path.name) as work:
             temporary = work / path.name
             write(temporary)
             with temporary.open("rb+") as file:
@@ -47,11 +47,11 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise explain_unwritable(path, error) from error
 
 
 @contextlib.contextmanager
-def workplace(folder: Path, name: str) -> Iterator[Path]:
+def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
     """Makes a temporary folder in `folder`, to prepare the file `name` in, and removes it at the end.
 
     Temporary folders for the same name that killed processes left are removed first.
@@ -60,11 +60,8 @@ def workplace(folder: Path, name: str) -> Iterator[Path]:
 
     name = name[:64]  # so that the temporary name is not too long
     for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            with (left / _LOCK).open("r+") as file:
-                dead = lock(file, wait=False)
-            if dead:
-                shutil.rmtree(left, ignore_errors=True)
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
     try:
         with (work / _LOCK).open("a") as file:
@@ -78,13 +75,22 @@ def workplace(folder: Path, name: str) -> Iterator[Path]:
             raise
 
 
+def _is_abandoned(folder: Path) -> bool:
+    """Returns whether the process that made a temporary folder has ended, which released its lock."""
+    try:
+        with (folder / _LOCK).open("r+") as file:
+            return lock(file, wait=False) is True
+    except OSError:
+        return False
+
+
 def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-    """Raises ShiftViTError if a file cannot be written there. Call it before long work.
+    """Raises ShiftViTError if a file cannot be written at `path`. Call it before long work.
 
     Args:
         path: the file.
         endings: the allowed suffixes, such as ".png".
-        inputs: files that are read, and must not be overwritten.
+        inputs: files that the program reads, which it must not overwrite.
     """
     if path.is_dir():
         raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
@@ -99,15 +105,15 @@ def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.Pat
 
 
 def check_folder_name(path: Path) -> None:
-    """Raises ShiftViTError if a new folder would be named like a file, and mistaken for one."""
-    if _OF_FILES.fullmatch(path.suffix) and not path.is_dir():
+    """Raises ShiftViTError if a new folder would have the suffix of a file."""
+    if _FILE_SUFFIX.fullmatch(path.suffix) and not path.is_dir():
         raise ShiftViTError(
             f"{str(path)!r} is named like a file, but the output is a folder; leave out {path.suffix!r}"
         )
 
 
 def check_folder(path: Path) -> None:
-    """Raises ShiftViTError if a folder cannot be created there, or cannot be written to. Leaves nothing behind."""
+    """Raises ShiftViTError if a folder at `path` cannot be created or written to. Leaves nothing behind."""
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     _try_folder(there, path)
 
@@ -119,7 +125,7 @@ def _try_folder(folder: Path, wanted: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise unwritable(wanted, error) from error
+        raise explain_unwritable(wanted, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -129,9 +135,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_unlinked(path: Path) -> bytes:
-    """Returns the content of a regular file that is not a link. It does not wait for a pipe.
+    """Returns the content of a regular file. Refuses a link, and does not wait for a pipe.
 
-    Untrusted files are read this way, because a link among them could lead to a private file, which would be shared.
+    Use it for untrusted files: a link among them could lead to a private file, which would then be shared.
 
     Raises:
         OSError: the file cannot be read, is a link, or is not a regular file.
@@ -149,7 +155,7 @@ def read_unlinked(path: Path) -> bytes:
         return file.read()
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Returns a file's SHA-256 in hexadecimal."""
     import hashlib  # only here, because loading OpenSSL would slow down `--help`
 
@@ -225,7 +231,7 @@ def delete_all(folder: Path, pattern: str) -> None:
                 path.unlink()
 
 
-def cache_folder(name: str) -> Path:
+def find_cache_folder(name: str) -> Path:
     """Returns the folder for one kind of cached data: below `$SHIFTVIT_CACHE`, or in the user's cache folder."""
     chosen = os.environ.get("SHIFTVIT_CACHE")
     if chosen:
@@ -235,7 +241,7 @@ def cache_folder(name: str) -> Path:
     return user_cache_path("shiftvit") / name
 
 
-def data_folder(name: str) -> Path:
+def find_data_folder(name: str) -> Path:
     """Returns the folder for one kind of data to keep: below `$SHIFTVIT_DATA`, or in the user's data folder."""
     chosen = os.environ.get("SHIFTVIT_DATA")
     if chosen:
@@ -245,7 +251,7 @@ def data_folder(name: str) -> Path:
     return user_data_path("shiftvit") / name
 
 
-def unwritable(path: Path, error: OSError) -> ShiftViTError:
+def explain_unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
     reason = error.strerror or str(error)
     return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place")

@@ -1,4 +1,4 @@
-"""Gets packages from npm. The caller verifies what arrives."""
+"""Downloads packages from npm. The caller verifies them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from shiftvit.errors import ShiftViTError, notice
 _NPM_SECONDS = 900
 
 
-def npm_pack(package: str, folder: Path) -> Path:
-    """Gets the npm package `name@version` with the `npm` client and returns its .tgz in `folder`.
+def download_package(package: str, folder: Path) -> Path:
+    """Downloads the npm package `name@version` with the `npm` client, and returns its .tgz in `folder`.
 
     Raises:
         ShiftViTError: there is no `npm` on PATH, or it fails.

@@ -19,15 +19,14 @@ PerChannel = float | tuple[float, float, float]
 # A bare number, or (height, width).
 Size = Positive | tuple[Positive, Positive]
 
-_CENTRE = {"crop_position": "center"}
-# A larger resized image has an absurd aspect ratio; the model would see a tiny part of it.
+# A resized image with more pixels is too elongated: the model would see only a tiny part of it.
 _MAX_RESIZED = 2**25
 
 
 class Preprocess(Settings):
     """Turns images into the model's input; called on uint8 (N, H, W, 3), it returns float32 (N, h, w, 3).
 
-    Steps, each a method of its own (`pixels` is the first three):
+    Each step is a method; `pixels` does the first three:
 
     1. `resized`: to `resize`, with half-pixel centres. Shrinking averages over all covered pixels (antialiased),
        enlarging interpolates.
@@ -42,7 +41,7 @@ class Preprocess(Settings):
     resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: no resizing")
     crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
     crop_position: Literal["top_left", "center"] = Field(
-        "top_left", description="position of that crop; the Keras example's model took the top left corner"
+        "top_left", description="position of that crop; the Keras example takes the top left corner"
     )
     mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
     std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
@@ -54,7 +53,7 @@ class Preprocess(Settings):
     )
 
     @model_validator(mode="after")
-    def _std_is_positive(self) -> Self:
+    def _check_std(self) -> Self:
         values = self.std if isinstance(self.std, tuple) else (self.std,)
         if min(values) <= 0:
             raise ValueError(f"std={self.std} must be above 0 in every channel; 255.0 scales pixels to 0..1")
@@ -97,7 +96,8 @@ class Preprocess(Settings):
         """
         least = None
         if self.resize is not None:
-            least = tuple(2 * max(sides) for sides in zip(as_pair(self.resize), as_pair(self.crop or 1), strict=True))
+            resize, crop = make_pair(self.resize), make_pair(self.crop or 1)
+            least = 2 * max(resize[0], crop[0]), 2 * max(resize[1], crop[1])
         return {"at_least": least, "srgb": self.srgb}
 
     def rounded(self, images: Images) -> NDArray[np.uint8]:
@@ -113,16 +113,18 @@ class Preprocess(Settings):
         return self.cropped(images if fits else self.resized(images))
 
     def fitted(self, height: int, width: int) -> Self:
-        """Returns settings that make `height` x `width` pixels of any image: these, or these with a resizing.
+        """Returns settings that make `height` x `width` pixels of any image, the input of a model.
 
-        For models that were trained on images of one size, without a crop, the result scales an image until it covers
-        `height` x `width`, and crops the centre. Images of that size do not change.
+        Settings without a crop are those of a model that was trained on images of one size. The result then scales an
+        image until it covers `height` x `width`, and crops the centre; images of that size do not change. Settings
+        with a crop are returned as they are.
 
         Raises:
             ShiftViTError: the settings make another size.
         """
         if self.crop is None and self.resize in (None, min(height, width)):
-            return self.model_copy(update={"resize": min(height, width), "crop": (height, width), **_CENTRE})
+            update = {"resize": min(height, width), "crop": (height, width), "crop_position": "center"}
+            return self.model_copy(update=update)
         # A square image and two elongated ones stand for all shapes.
         for shape in ((4096, 4096), (4096, 8192), (8192, 4096)):
             if (found := self.output_shape(*shape)) != (height, width):
@@ -141,8 +143,8 @@ class Preprocess(Settings):
             raise ShiftViTError(f"images are {images.dtype}; give uint8, 0..255 (N, H, W, 3)")
         if images.ndim != 4 or images.shape[3] != 3:
             raise ShiftViTError(
-                f"images have the shape {images.shape}; give (N, H, W, 3): one image is images[None], "
-                "and grey ones need their channel three times"
+                f"images have the shape {images.shape}; give (N, H, W, 3): a single image as images[None], grey images "
+                "with their channel repeated three times"
             )
         self.output_shape(*images.shape[1:3])
 
@@ -160,7 +162,7 @@ class Preprocess(Settings):
             return self.resize
         shorter = min(height, width)
         size = self.resize * height // shorter, self.resize * width // shorter
-        least = as_pair(self.crop or 1)
+        least = make_pair(self.crop or 1)
         if self.resize >= min(least):
             if size[0] < least[0]:
                 size = least[0], least[0] * width // height
@@ -182,7 +184,7 @@ class Preprocess(Settings):
         size = self.resized_shape(height, width)
         if self.crop is None:
             return size
-        crop = as_pair(self.crop)
+        crop = make_pair(self.crop)
         if crop[0] > size[0] or crop[1] > size[1]:
             origin = f" ({height} x {width} before resize={self.resize})" if self.resize else ""
             raise ShiftViTError(
@@ -195,7 +197,7 @@ class Preprocess(Settings):
         """Returns (top, left), the pixel of a resized image of `height` x `width` where the crop starts."""
         if self.crop is None or self.crop_position == "top_left":
             return 0, 0
-        crop_height, crop_width = as_pair(self.crop)
+        crop_height, crop_width = make_pair(self.crop)
         return (height - crop_height) // 2, (width - crop_width) // 2
 
     def resized(self, images: Images) -> Floats:
@@ -221,7 +223,7 @@ class Preprocess(Settings):
         """Only crops: resized (N, H, W, 3) -> a view of (N, h, w, 3) at `crop_position`."""
         if self.crop is None:
             return images
-        height, width = as_pair(self.crop)
+        height, width = make_pair(self.crop)
         top, left = self.crop_origin(*images.shape[1:3])
         return images[:, top : top + height, left : left + width]
 
@@ -236,7 +238,7 @@ class Preprocess(Settings):
         return result
 
 
-def as_pair(size: Size) -> tuple[int, int]:
+def make_pair(size: Size) -> tuple[int, int]:
     """Returns (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
 

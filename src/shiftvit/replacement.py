@@ -1,10 +1,10 @@
-"""Replaces the files of a folder, all or none, and leaves what others put there.
+"""Replaces the files of a folder, all or none. Other files in it stay.
 
-Files cannot be renamed as a set. So the new ones are first written to a folder of their own within, which one rename
-then declares valid, and only after that moved to their places, the old ones last. A reader that asks `current` finds
-all of the old or all of the new ones, wherever the writer was killed; the next writer finishes its work. Where a folder
-holds nothing else and the system can exchange two folders in one step, it does that, and other programs see no mixture
-either.
+A system cannot rename several files in one step. So the writer first writes the new files to a folder inside. One
+rename declares that folder valid. Then the writer moves the new files to their places and deletes the old ones. A
+reader that calls `find_current` gets all of the old files or all of the new ones, wherever the writer was killed; the
+next writer finishes the work. If the folder holds nothing else and the system can exchange two folders in one step, the
+writer does that, and no program sees a mixture.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.files import sync_folder, unwritable, workplace
+from shiftvit.files import explain_unwritable, make_temporary_folder, sync_folder
 
-# The folder with the new files, in `new/`, and a list of the names that go away, in `old`.
+# The folder with the new files, in `new/`, and a list of the names to delete, in `old`.
 _ARRIVING = ".shiftvit-arriving"
 # renameat2's numbers in Linux' fcntl.h and fs.h: paths are relative to the working folder; exchange.
 _HERE, _EXCHANGE = -100, 2
 
 
 def write_folder(path: Path, write: Callable[[Path], Any], ours: Collection[str], keep: Collection[str] = ()) -> None:
-    """Calls `write` with a new empty folder, and puts what it holds then in the place of the old files in `path`.
+    """Calls `write` with an empty folder, then replaces the files in `path` by those that it wrote.
 
     Args:
-        path: the folder; made if it does not exist. A link to a folder stays one.
+        path: the folder; created if it does not exist. If it is a link to a folder, the link stays.
         write: fills a folder.
-        ours: the names at the top of `path` that may be replaced. Those that are not made anew are deleted.
-        keep: those of them that are someone else's in this folder.
+        ours: the names at the top of `path` that may be replaced. Those that `write` does not make are deleted.
+        keep: names in `ours` that belong to someone else in this folder, and must stay.
 
     Raises:
-        ShiftViTError: the disk is full, the folder is missing or not writable, or a file of others has the name of a
-            new one.
+        ShiftViTError: the disk is full, the folder is missing or not writable, or a new file has the name of someone
+            else's.
     """
     real = path.resolve()
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         _finish(real, ours)
         exists = real.is_dir()
-        with workplace(real if exists else real.parent, real.name) as work:
+        with make_temporary_folder(real if exists else real.parent, real.name) as work:
             new = work / "arriving" / "new"
             new.mkdir(parents=True)
             write(new)
@@ -60,11 +60,11 @@ def write_folder(path: Path, write: Callable[[Path], Any], ours: Collection[str]
                 new.replace(real)
         sync_folder(real.parent)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise explain_unwritable(path, error) from error
 
 
 def find_current(path: Path) -> Path:
-    """Returns where the content of a file is that `write_folder` wrote: elsewhere, if that was stopped too early."""
+    """Returns where the current content of a file at `path` is, even if `write_folder` was stopped halfway."""
     arriving = path.parent / _ARRIVING
     place = arriving / "new" / path.name
     linked = arriving.is_symlink() or place.parent.is_symlink()
@@ -72,7 +72,7 @@ def find_current(path: Path) -> Path:
 
 
 def _replace(path: Path, work: Path, ours: Collection[str], replaced: set[str], shown: Path) -> None:
-    """Puts the files of `work/arriving/new` into a folder that exists, in place of those in `replaced`."""
+    """Replaces the files with the names `replaced` in an existing folder by those in `work/arriving/new`."""
     arriving = work / "arriving"
     new = arriving / "new"
     coming = {entry.name: entry.is_dir() for entry in new.iterdir()}
@@ -98,7 +98,7 @@ def _replace(path: Path, work: Path, ours: Collection[str], replaced: set[str], 
 
 
 def _finish(path: Path, ours: Collection[str]) -> None:
-    """Moves the files to their places that have arrived in a folder, and deletes the old ones."""
+    """Moves the files that have arrived in a folder to their places, and deletes the old ones."""
     arriving = path / _ARRIVING
     new = arriving / "new"
     if arriving.is_symlink():
@@ -112,7 +112,7 @@ def _finish(path: Path, ours: Collection[str]) -> None:
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
         entry.replace(target)
-    with contextlib.suppress(FileNotFoundError, ValueError):  # it goes first when the folder is deleted
+    with contextlib.suppress(FileNotFoundError, ValueError):  # `old` may already be deleted with its folder
         for name in {*json.loads((arriving / "old").read_text("utf-8"))} & {*ours}:
             if (path / name).is_dir() and not (path / name).is_symlink():
                 shutil.rmtree(path / name)
@@ -123,20 +123,21 @@ def _finish(path: Path, ours: Collection[str]) -> None:
 
 
 def _exchange(new: Path, path: Path) -> bool:
-    """Exchanges two folders in one step and deletes the old one. Returns whether the system can."""
+    """Exchanges two folders in one step and deletes the old one. Returns False, with nothing changed, if it cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # musl has none
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    if renameat2 is None:  # musl
+        return False
     try:
-        if Path.cwd().is_relative_to(path):  # so the shell that began this is in it, and would lose its folder
+        if Path.cwd().is_relative_to(path):  # then the shell is in this folder too, and would lose it
             return False
-        with workplace(path.parent, path.name) as beside:
+        with make_temporary_folder(path.parent, path.name) as beside:
             shutil.copymode(path, new)
             moved = new.rename(beside / "new")  # a folder cannot be exchanged with one that it holds
-            places = os.fsencode(moved), os.fsencode(path)
-            if renameat2 is not None and renameat2(_HERE, places[0], _HERE, places[1], _EXCHANGE) == 0:
-                return True
-            moved.rename(new)
+            exchanged: bool = renameat2(_HERE, os.fsencode(moved), _HERE, os.fsencode(path), _EXCHANGE) == 0
+            if not exchanged:
+                moved.rename(new)
+            return exchanged
     except OSError:  # another disk is mounted there, or nothing can be written beside it
-        pass
-    return False
+        return False

@@ -1,4 +1,4 @@
-"""Random crop and mirroring of training images, each drawn for itself and reproducible; which changes are on."""
+"""`Augment`, the settings of augmentation, and the random crop and mirroring of training images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ _STREAM = 1
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What happens to each of N images: where its crop starts in the padded image, whether it is mirrored.
+    """The random choices for N images.
 
-    `top` and `left` are int64 (N,), in pixels; `flip` is bool (N,); `crop` is (height, width) in pixels.
+    Attributes:
+        top, left: where each crop starts in the padded image, in pixels, int64 (N,).
+        flip: whether each image is mirrored, bool (N,).
+        crop: (height, width) of the crops in pixels.
     """
 
     top: NDArray[np.int64]
@@ -40,8 +43,8 @@ class Draws:
 class Augment(Settings):
     """Pads, crops at a random place and mirrors, per image; `changes.PictureChanges` and `mix.Mix` do the rest.
 
-    Chance is drawn for a whole epoch at once, by image, so that an image's change depends on nothing but the
-    seed, the epoch and its index: not on the batch that it lands in, nor on who prepares that.
+    `draw` draws for a whole epoch at once. So the change of an image depends only on the seed, the epoch and its index,
+    and not on its batch or on the thread that prepares the batch.
 
         draws = augment.draw(seed, epoch, len(images), 32, 32, (32, 32))
         batch = augment(images[indices], draws[indices])
@@ -56,7 +59,7 @@ class Augment(Settings):
     flip: bool = Field(True, description="mirror left to right with probability 1/2")
     rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
     rand_augment_std: float = Field(0.5, ge=0, description="standard deviation of the magnitude, drawn per change")
-    rand_augment_layers: Positive = Field(2, description="changes an image")
+    rand_augment_layers: Positive = Field(2, description="changes per image")
     color_jitter: float = Field(
         0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
     )
@@ -64,20 +67,20 @@ class Augment(Settings):
     repeats: Positive = Field(1, description="copies of each image in a batch; an epoch sees 1 / repeats of the images")
     mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
     cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
-    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that get either")
-    mix_switch: float = Field(0.5, ge=0, le=1, description="with both on: the share of CutMix")
+    mix_probability: float = Field(1.0, ge=0, le=1, description="share of the images that are mixed")
+    mix_switch: float = Field(0.5, ge=0, le=1, description="share of CutMix among the mixed images, if both are on")
 
     @property
     def on_host_only(self) -> tuple[str, ...]:
-        """The settings in use that need the host's processor, by name: with any of them images cannot be prepared on
-        an accelerator (`train.loop="device"`). Empty: none."""
+        """The names of the settings in use that `train.loop="device"` lacks, because they need the host's processor."""
         used = ("resized_crop", "rand_augment", "color_jitter", "erasing")
         return tuple(name for name in used if getattr(self, name)) + (("repeats",) if self.repeats > 1 else ())
 
-    def in_words(self, *, crops: bool) -> str:
-        """Returns the changes that are on, in words such as "random crop, horizontal flip"; "none" where none is.
+    def describe(self, *, crops: bool) -> str:
+        """Returns the changes that are on in words, such as "random crop, horizontal flip", or "none".
 
-        `crops` says whether the preprocessing crops: without, a random crop changes nothing unless there is padding.
+        Args:
+            crops: whether the preprocessing crops; otherwise a random crop without padding changes nothing.
         """
         kind = "mirrored" if self.pad_mode == "reflect" else "black"
         padding = f" with {self.pad} px of {kind} padding" if self.pad else ""
@@ -112,14 +115,14 @@ class Augment(Settings):
 
         Args:
             seed, epoch: 0 or more; the same pair gives the same draws.
-            count: how many images there are.
+            count: number of images.
             height, width: their size in pixels, before padding.
-            crop: (height, width) of what is cut out, in pixels; None: the size that they have.
-            origin: (top, left) of the crop in the unpadded image where it is not random; None: the centre.
+            crop: (height, width) of the crop in pixels; None: the size of the images.
+            origin: (top, left) of a crop that is not random, in the unpadded image; None: the centre.
 
         Raises:
-            ShiftViTError: the crop is larger than the padded image, or too little image to reflect; or padding beside
-                a random resized crop, which cuts from the image itself.
+            ShiftViTError: the crop is larger than the padded image, the padding reflects more than the image holds, or
+                there is padding beside a random resized crop, which cuts from the image itself.
         """
         if self.resized_crop and self.pad:
             raise ShiftViTError(
@@ -138,7 +141,7 @@ class Augment(Settings):
                 f"a crop of {crop[0]} x {crop[1]} pixels is larger than the image of {height} x {width} "
                 f"with pad={self.pad}; crop less, or pad more"
             )
-        # Three rows of fractions whatever the settings: switching one change off leaves the others alone.
+        # Always three rows of fractions, so that switching one change off does not alter the others.
         chance = np.random.default_rng([seed, epoch, _STREAM]).random((3, count))
         if self.random_crop:
             top, left = ((row * (m + 1)).astype(np.int64) for row, m in zip(chance, margins, strict=False))
@@ -149,17 +152,17 @@ class Augment(Settings):
         return Draws(top, left, flip, crop)
 
     def __call__(self, images: NDArray[Any], draws: Draws) -> NDArray[Any]:
-        """Applies draws.
+        """Crops and mirrors images.
 
         Args:
-            images: (N, H, W, 3) of any dtype, of the size that was drawn for.
-            draws: those of these N images, in their order.
+            images: (N, H, W, 3) of any dtype, of the size given to `draw`; not changed.
+            draws: the draws of these N images, in their order.
 
         Returns:
-            (N, *draws.crop, 3), of the same dtype; the images themselves stay as they are.
+            (N, *draws.crop, 3), of the same dtype.
         """
         height, width = draws.crop
-        if images.shape[1:3] == draws.crop and not self.pad:  # there is one window, which is the whole
+        if images.shape[1:3] == draws.crop and not self.pad:  # the only window is the whole image
             whole = images.copy()
             whole[draws.flip] = images[draws.flip, :, ::-1]
             return whole

@@ -1,4 +1,4 @@
-"""Random erasing: a box of a normalised image is replaced by noise."""
+"""Random erasing: replaces a box of a normalised image by noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from shiftvit.preprocess import Floats
 
-# Of the box: its share of the area, and height over width.
+# The least and the greatest share of the area, and height over width, of a box.
 AREA = 0.02, 1 / 3
 ASPECT = 0.3, 1 / 0.3
 _TRIES = 10
@@ -17,16 +17,16 @@ _TRIES = 10
 def draw_erased(
     generator: np.random.Generator, height: int, width: int, probability: float
 ) -> tuple[slice, slice] | None:
-    """Draws the rows and columns that are erased, or None.
+    """Draws the rows and columns to erase, or None.
 
-    The box' share of the area is uniform in 0.02..1/3, its aspect log-uniform in 0.3..1/0.3; one that does not fit is
-    drawn again, ten times at most, and then nothing is erased. Source: Zhong et al., "Random Erasing Data
+    The share of the area is uniform in 0.02..1/3, the aspect log-uniform in 0.3..1/0.3. A box that does not fit is
+    drawn again, at most ten times; after that nothing is erased. Source: Zhong et al., "Random Erasing Data
     Augmentation" (2020), algorithm 1, with the bounds of timm 1.0.31.
 
     Args:
-        generator: where chance comes from.
+        generator: the source of randomness.
         height, width: of the image, in pixels.
-        probability: that there is a box, 0..1.
+        probability: the probability of a box, 0..1.
     """
     applied = generator.random()
     chance = generator.random((4, _TRIES))

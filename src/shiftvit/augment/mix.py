@@ -1,4 +1,4 @@
-"""MixUp and CutMix: an image blended with, or patched by, another one of its batch, and the labels with them."""
+"""MixUp and CutMix: blend an image with another one of its batch, or patch it, and mix their labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shiftvit.augment.augment import Augment
 from shiftvit.preprocess import Floats
 
-# Keeps these draws apart from others of the same seed and epoch.
+# Separates these draws from others of the same seed and epoch.
 _STREAM = 2
 
 
@@ -20,13 +20,13 @@ class Mix:
     """Mixes each image with the one before it in the batch (the first with the last).
 
     MixUp (Zhang et al., 2018, section 2) keeps a share `lam` of the image and adds `1 - lam` of the other; CutMix (Yun
-    et al., 2019, equations 1 and 2) replaces a box of `1 - lam` of the area. `lam` is from Beta(alpha, alpha), and
-    chance is drawn for a whole epoch at once, by image, from the seed and the epoch alone.
+    et al., 2019, equations 1 and 2) replaces a box of `1 - lam` of the area. `lam` is from Beta(alpha, alpha). All
+    draws of an epoch are made at once, and depend only on the seed and the epoch.
 
     Attributes:
-        share: float64 (N,): what MixUp keeps of each of an epoch's images; 1 where it is not applied.
-        box: float64 (N, 3): of CutMix' box the centre's row and column and the side, as shares of the image's height
-            and width; a side of 0 where it is not applied.
+        share: the share that MixUp keeps of each image of an epoch, float64 (N,); 1: no MixUp.
+        box: row and column of the centre of CutMix' box, and its side, as shares of the image's height and width,
+            float64 (N, 3); side 0: no CutMix.
     """
 
     share: NDArray[np.float64]
@@ -34,7 +34,7 @@ class Mix:
 
     @classmethod
     def draw(cls, config: Augment, seed: int, epoch: int, count: int) -> Self | None:
-        """Draws for an epoch of `count` images; None where the settings mix nothing."""
+        """Draws for an epoch of `count` images. Returns None if the settings mix nothing."""
         if not (config.mixup or config.cutmix) or not config.mix_probability:
             return None
         generator = np.random.default_rng([seed, epoch, _STREAM])
@@ -46,10 +46,10 @@ class Mix:
         side = np.where(cut, np.sqrt(1.0 - keep), 0.0)
         return cls(np.where(mixed & ~cut, blend, 1.0), np.stack([chance[2], chance[3], side], axis=1))
 
-    def bounds(self, height: int, width: int, indices: Any = slice(None)) -> NDArray[np.int64]:
+    def compute_bounds(self, height: int, width: int, indices: Any = slice(None)) -> NDArray[np.int64]:
         """Returns the boxes of `indices` in pixels, int64 (B, 4): first row, end row, first column, end column.
 
-        As in the paper the side is cut to whole pixels and the centre may lie anywhere, so boxes can stick out.
+        As in the paper, the side is rounded down and the centre may lie anywhere, so boxes may extend beyond the image.
         """
         row, column, side = self.box[indices].T
         lines = []
@@ -62,20 +62,21 @@ class Mix:
     def __call__(
         self, images: Floats, labels: NDArray[Any], indices: NDArray[np.int64], classes: int
     ) -> tuple[Floats, Floats]:
-        """Applies the draws of `indices`, the batch's images in the epoch.
+        """Mixes the images of a batch.
 
         Args:
             images: float32 (B, H, W, 3).
             labels: whole numbers below `classes`, (B,).
-            indices: (B,), each image's place in the draws.
-            classes: how many there are.
+            indices: the place of each image in the draws, (B,).
+            classes: number of classes.
 
         Returns:
-            The mixed images, float32 (B, H, W, 3), and each one's shares of the classes, float32 (B, classes), that
-            sum to 1. With CutMix these are the areas, counted after the box was clipped to the image.
+            The mixed images, float32 (B, H, W, 3), and the shares of the classes in each, float32 (B, classes), which
+            sum to 1. With CutMix they are the areas after the box was clipped to the image.
         """
         height, width = images.shape[1:3]
-        bounds = np.maximum(self.bounds(height, width, indices), 0).tolist()  # beyond the end a slice clips itself
+        # Only the first rows and columns are clipped: a slice clips its end itself.
+        bounds = np.maximum(self.compute_bounds(height, width, indices), 0).tolist()
         mixed, share = np.empty_like(images), np.empty((len(images), 1), np.float32)
         # An image at a time, which stays in the processor's cache; a batch of large images does not.
         for place, keep in enumerate(self.share[indices].astype(np.float32)):
@@ -89,15 +90,15 @@ class Mix:
 
 
 def _blend(image: Floats, other: Floats, keep: np.float32, result: Floats) -> np.float32:
-    """MixUp: writes `keep` of an image and the rest of another, and returns the share that is kept."""
+    """MixUp: writes the blend of two images to `result`, and returns the share of the first."""
     np.multiply(image, keep, out=result)
     result += other * (1 - keep)
-    # Rounded as on the device, which averages over the pixels.
+    # Rounded as on the device, which computes the mean over the pixels.
     return np.float32(np.full(image.shape[:2], keep).mean())
 
 
 def _paste(image: Floats, other: Floats, bounds: list[int], result: Floats) -> np.float32:
-    """CutMix: writes an image with a box (top, bottom, left, right) of another, and returns the share that is kept."""
+    """CutMix: writes an image with a box (top, bottom, left, right) of another, and returns the share of the first."""
     top, bottom, left, right = bounds
     result[...] = image
     box = result[top:bottom, left:right]

@@ -1,4 +1,4 @@
-"""Changes of a picture's colours that Pillow lacks. Each takes a Pillow RGB image and returns a new one."""
+"""Colour changes that Pillow lacks. Each takes a Pillow RGB image and returns a new one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance
 
 
 def posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Keeps the upper `bits` of each level, 0..8; with none the image is black, which Pillow's own refuses."""
+    """Keeps the upper `bits` of each level, 0..8. Pillow's own refuses 0 bits, which give a black image."""
     mask = 256 - (1 << (8 - bits))
     return image.point(3 * [level & mask for level in range(256)])
 
@@ -29,7 +29,7 @@ def jitter_colors(image: Image.Image, strength: float, generator: np.random.Gene
     Args:
         image: RGB.
         strength: each factor is uniform in 1 - strength .. 1 + strength.
-        generator: where chance comes from.
+        generator: the source of randomness.
     """
     factors = generator.uniform(1 - strength, 1 + strength, len(_JITTERED))
     for which in generator.permutation(len(_JITTERED)):

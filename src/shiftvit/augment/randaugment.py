@@ -1,4 +1,4 @@
-"""RandAugment: a few changes a picture, drawn from fifteen, all with one magnitude.
+"""RandAugment: changes each picture by a few of fifteen operations, all with one magnitude.
 
 Source: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2020), section
 3, in the form of timm's "rand-m9-mstd0.5-inc1", with which ShiftViT and Swin were trained: a change is applied with
@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from shiftvit.augment import photometric
 
-# The magnitude's scale, and how probable each change is.
+# The greatest magnitude, and the probability of each change.
 GREATEST = 10.0
 PROBABILITY = 0.5
 
@@ -25,9 +25,13 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Operation:
-    """A change: from the strength (the magnitude over its scale, -1..1) to its argument, and what it then does.
+    """A change.
 
-    `signed`: the argument may go either way, and a coin decides; otherwise the strength is 0..1.
+    Attributes:
+        name: its name in the paper.
+        signed: whether the strength is -1..1, with a random sign; otherwise it is 0..1.
+        argument: maps the strength, the magnitude over `GREATEST`, to the function's argument.
+        function: takes the image, the argument, the resampling and the fill colour.
     """
 
     name: str
@@ -91,11 +95,11 @@ class RandAugment:
     """Changes one picture.
 
     Attributes:
-        magnitude: mean of the changes' magnitude, 0..10.
-        std: its standard deviation; what is drawn is cut to 0..10.
-        layers: changes drawn, the same one twice maybe; each is applied with probability 1/2.
-        fill: RGB of what comes in from outside of the picture.
-        resampling: what pictures are rotated, sheared and moved with.
+        magnitude: mean magnitude of the changes, 0..10.
+        std: its standard deviation; a drawn magnitude is clipped to 0..10.
+        layers: number of changes drawn, with repetition; each is applied with probability 1/2.
+        fill: RGB colour of the area around a moved picture.
+        resampling: the interpolation of rotations, shears and shifts.
     """
 
     magnitude: float
@@ -111,7 +115,7 @@ class RandAugment:
         return image
 
     def draw(self, generator: np.random.Generator) -> list[tuple[Operation, float]]:
-        """Draws what is applied: the operation, and its strength (-1..1 where it is signed, else 0..1)."""
+        """Draws the operations to apply, each with its strength."""
         which = generator.integers(len(OPERATIONS), size=self.layers)
         applied, sign = generator.random((2, self.layers))
         magnitude = np.clip(generator.normal(self.magnitude, self.std, self.layers), 0.0, GREATEST)

@@ -1,3 +1,3 @@
-"""A trained model as files: what they hold, its card, its graph's metadata, the way to the Hub and back."""
+"""A trained model as files: its bundle, its card, the metadata of its graph, and its transfer to and from the Hub."""
 
 from shiftvit.bundle.bundle import Bundle as Bundle

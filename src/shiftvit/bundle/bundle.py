@@ -8,7 +8,6 @@ Loading verifies everything else and builds the model from the configuration: no
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle.stored.container import Archive, Container, digest, open_container, write_container
+from shiftvit.bundle.stored.container import Archive, Container, hash_content, open_container, write_container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import (
     CARD,
@@ -38,7 +37,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 _NAMES = {WEIGHTS, GRAPH, MANIFEST, CARD}
-# The keys by which a bundle's manifest is recognised among other JSON files of that name.
+# The keys that distinguish a bundle's manifest from other JSON files of that name.
 _KEYS = {"format", "model", "labels", "files"}
 # Bytes; a larger README.md is not kept.
 LARGEST_CARD = 2**20
@@ -93,7 +92,7 @@ class Bundle:
             ShiftViTError: `model` is not a `ShiftViT`, `preprocess` is not a `Preprocess`, or the labels are not a
                 sequence of different strings, one for each logit.
         """
-        from shiftvit.environment import versions
+        from shiftvit.environment import list_versions
         from shiftvit.model.network import ShiftViT
 
         for name, value, kind in (("model", model, ShiftViT), ("preprocess", preprocess, Preprocess)):
@@ -101,7 +100,7 @@ class Bundle:
                 raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
         labels = check_labels(labels, model.settings.num_classes)
         weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
-        return cls(model.settings, labels, preprocess, weights, metrics or {}, versions())
+        return cls(model.settings, labels, preprocess, weights, metrics=metrics or {}, versions=list_versions())
 
     def halved(self) -> Self:
         """Returns the bundle with float16 weights, and without its graph, whose weights would differ.
@@ -153,7 +152,7 @@ class Bundle:
             # Only if there are any, so that an older shiftvit can read all other bundles.
             **({"synsets": list(self.synsets)} if self.synsets else {}),
             **({"provenance": self.provenance.model_dump(mode="json")} if self.provenance else {}),
-            "files": {name: digest(content) for name, content in contents.items()},
+            "files": {name: hash_content(content) for name, content in contents.items()},
         }
         try:
             text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -181,20 +180,18 @@ class Bundle:
         """
         container = find_bundle(path)
         manifest = read_manifest(container)
-        weights = read_tensors(container, manifest)
-        graph = read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None
         return cls(
-            manifest.model,
-            manifest.labels,
-            manifest.preprocess,
-            weights,
-            manifest.metrics,
-            manifest.versions,
-            graph,
-            manifest.temperature,
-            read_card(container),
-            manifest.synsets,
-            manifest.provenance,
+            config=manifest.model,
+            labels=manifest.labels,
+            preprocess=manifest.preprocess,
+            weights=read_tensors(container, manifest),
+            metrics=manifest.metrics,
+            versions=manifest.versions,
+            graph=read_checked(container, manifest, GRAPH) if GRAPH in manifest.files else None,
+            temperature=manifest.temperature,
+            card=read_card(container),
+            synsets=manifest.synsets,
+            provenance=manifest.provenance,
         )
 
     def prepare(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -217,7 +214,7 @@ class Bundle:
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the probabilities of logits (N, C), as `Predictor` does: softmax(logits / temperature), float32."""
-        from scipy.special import softmax  # type: ignore[import-untyped]
+        from scipy.special import softmax
 
         result: NDArray[np.float32] = softmax(np.asarray(logits, np.float32) / np.float32(self.temperature), axis=-1)
         return result
@@ -252,7 +249,7 @@ def check_place(path: Path) -> set[str]:
     """Checks that `save` may write to `path`: it does not exist, or is a bundle, even a damaged one.
 
     Returns:
-        the names of a bundle's files that are someone else's in that folder.
+        the names of a bundle's files that belong to someone else in that folder.
 
     Raises:
         ShiftViTError: `path` is something else, or the folder is not writable.
@@ -261,10 +258,7 @@ def check_place(path: Path) -> set[str]:
     if not path.exists():
         return set()
     container = open_container(path, MANIFEST)
-    manifest: Any = {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
-    if container is not None:
-        with contextlib.suppress(ShiftViTError, ValueError, RecursionError):  # a damaged bundle may be replaced
-            manifest = json.loads(container.read(MANIFEST))
+    manifest = None if container is None else _read_unchecked_manifest(container)
     if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
     if isinstance(container, Archive):
@@ -277,8 +271,16 @@ def check_place(path: Path) -> set[str]:
     return set() if GRAPH in (manifest["files"] or ()) else {GRAPH}
 
 
+def _read_unchecked_manifest(container: Container) -> Any:
+    """Returns the JSON of a manifest; of a damaged bundle, which may be replaced, that of one with all files."""
+    try:
+        return json.loads(container.read(MANIFEST))
+    except (ShiftViTError, ValueError, RecursionError):
+        return {**dict.fromkeys(_KEYS), "files": {GRAPH: ""}}
+
+
 def read_card(container: Container) -> str | None:
-    """Returns a bundle's card, or None; a missing or edited card must not make the model unusable."""
+    """Returns a bundle's card, or None: a missing or edited card must not make the model unusable."""
     try:
         content = container.read(CARD)
     except ShiftViTError:

@@ -65,9 +65,9 @@ class Facts:
     Attributes:
         recipe: the resolved recipe. A card shows only the last name of each path in it.
         counts: for "train", "validation" and "test", the images of each class, in the order of the labels.
-        intervals: 95 % intervals of the test figures, as `metrics.intervals` returns them.
+        intervals: 95 % intervals of the test figures, as `metrics.estimate_intervals` returns them.
         macro_f1: macro F1 on the test images, from 0 to 1.
-        environment: of the run, as `environment.describe_environment` returns it.
+        environment: the environment of the run, as `environment.describe_environment` returns it.
         license: the identifier of the weights' license, such as "apache-2.0"; None: not stated.
     """
 
@@ -201,7 +201,7 @@ def _describe_training(trained: Trained, facts: Facts, found: Mapping[str, dict[
         "strength": found["train"].get("strength"),
         "epochs": f"{epochs:,.0f} of {train.epochs:,}" if epochs != train.epochs else f"{epochs:,}",
         "scale": train.batch_size / base if base else 1,
-        "augmentation": recipe.augment.in_words(crops=recipe.preprocess.crop is not None),
+        "augmentation": recipe.augment.describe(crops=recipe.preprocess.crop is not None),
         "seconds": found["train"].get("seconds"),
         "settings": dump_settings(recipe),
     }

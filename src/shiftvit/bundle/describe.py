@@ -10,7 +10,7 @@ from shiftvit.bundle.card import describe_origin, describe_preprocessing, shows_
 from shiftvit.bundle.stored.find import find_bundle, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, pluralize, suggest
+from shiftvit.errors import ShiftViTError, list_some, pluralize, suggest
 from shiftvit.presets import PRESETS
 
 Rows = list[dict[str, Any]]
@@ -23,16 +23,16 @@ def list_stages(config: ModelConfig) -> Rows:
     `multiply_adds` of one image in the matrix products; None if the image size is not fixed.
     """
     norm = 2  # a scale and an offset for each channel, in all three kinds
-    height, width, colours = config.image_shape
-    map_ = _Map(height, width).divide(config.patch_size)
+    *sides, colours = config.image_shape  # of the feature map; None: not fixed
+    sides = [_divide(side, config.patch_size) for side in sides]
     channels = config.embed_dim
     weights = config.patch_size**2 * colours * channels
     extra = channels * (1 + (norm if config.patch_norm else 0))
-    rows = [_make_row("patch embedding", map_, channels, 0, weights + extra, weights)]
+    rows = [_make_row("patch embedding", sides, channels, parameters=weights + extra, weights=weights)]
     for stage, depth in enumerate(config.depths, 1):
         weights = parameters = 0
         if stage > 1:
-            map_ = map_.divide(2, round_up=config.merge_padding == "same")
+            sides = [_divide(side, 2, round_up=config.merge_padding == "same") for side in sides]
             weights = 4 * channels * 2 * channels
             parameters = weights + norm * channels
             channels *= 2
@@ -40,11 +40,11 @@ def list_stages(config: ModelConfig) -> Rows:
         block = 2 * channels * hidden
         weights += depth * block
         parameters += depth * (block + hidden + channels + norm * channels)
-        rows.append(_make_row(f"stage {stage}", map_, channels, depth, parameters, weights))
+        rows.append(_make_row(f"stage {stage}", sides, channels, blocks=depth, parameters=parameters, weights=weights))
     weights = channels * config.num_classes
     parameters = weights + config.num_classes + (norm * channels if config.final_norm else 0)
-    rows.append(_make_row("norm, pool, head", _Map(1, 1), config.num_classes or channels, 0, parameters, weights))
-    return rows
+    channels = config.num_classes or channels
+    return [*rows, _make_row("norm, pool, head", [1, 1], channels, parameters=parameters, weights=weights)]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def describe(name: str) -> dict[str, Any]:
     bundle = Bundle.load(name)
     count = len(bundle.labels)
     notes = {
-        "classes": ", ".join(bundle.labels[:12]) + (f" and {count - 12:,} more" if count > 12 else ""),
+        "classes": list_some(bundle.labels, 12),
         "preprocessing": describe_preprocessing(bundle.preprocess),
     }
     if bundle.provenance is not None:
@@ -106,32 +106,22 @@ def list_presets() -> Rows:
     return rows
 
 
-class _Map:
-    """Height and width of a feature map, None where open."""
-
-    def __init__(self, height: int | None, width: int | None) -> None:
-        self.sides = (height, width)
-
-    def divide(self, by: int, round_up: bool = False) -> _Map:
-        return _Map(*(None if side is None else (side + (by - 1 if round_up else 0)) // by for side in self.sides))
-
-    @property
-    def pixels(self) -> int | None:
-        height, width = self.sides
-        return None if height is None or width is None else height * width
-
-    def __str__(self) -> str:
-        return "x".join("?" if side is None else str(side) for side in self.sides)
+def _divide(side: int | None, by: int, round_up: bool = False) -> int | None:
+    return None if side is None else (side + (by - 1 if round_up else 0)) // by
 
 
-def _make_row(part: str, map_: _Map, channels: int, blocks: int, parameters: int, weights: int) -> dict[str, Any]:
+def _make_row(
+    part: str, sides: list[int | None], channels: int, *, blocks: int = 0, parameters: int, weights: int
+) -> dict[str, Any]:
+    """Returns a row of `list_stages`; `weights` is the number of weights of its matrix products."""
+    height, width = sides
     return {
         "part": part,
-        "resolution": str(map_),
+        "resolution": "x".join("?" if side is None else str(side) for side in sides),
         "channels": channels,
         "blocks": blocks,
         "parameters": parameters,
-        "multiply_adds": None if map_.pixels is None else weights * map_.pixels,
+        "multiply_adds": None if height is None or width is None else weights * height * width,
     }
 
 

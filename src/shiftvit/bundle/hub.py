@@ -29,14 +29,14 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 def push(
     bundle: Bundle | str | Path, repository: str, *, private: bool = False, message: str = "Upload a ShiftViT model"
 ) -> str:
-    """Uploads a bundle in one commit and returns the repository's address; replaces a bundle that is already there.
+    """Uploads a bundle in one commit, in place of an earlier one, and returns the repository's address.
 
-    Other files in the repository stay as they are.
+    Other files in the repository stay.
 
     Args:
         bundle: a `Bundle`, or what `Bundle.load` takes.
         repository: "OWNER/NAME"; created if it does not exist.
-        private: make the repository private; a public one is refused.
+        private: create a private repository; an existing one must be private.
         message: the commit message.
 
     Raises:
@@ -48,7 +48,9 @@ def push(
     card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
     # Other tools would find a leftover graph, whose weights differ.
-    return _upload(repository, "model", contents, _LARGEST.keys().__contains__, private, message)
+    return _upload(
+        repository, "model", contents, is_ours=_LARGEST.keys().__contains__, private=private, message=message
+    )
 
 
 def push_space(
@@ -58,14 +60,14 @@ def push_space(
     private: bool = False,
     message: str = "Upload a ShiftViT demo",
 ) -> str:
-    """Uploads a demo as a static Space in one commit and returns its address; replaces a demo that is already there.
+    """Uploads a demo as a static Space in one commit, in place of an earlier one, and returns its address.
 
-    Other files in the Space stay as they are.
+    Other files in the Space stay.
 
     Args:
-        contents: file path in the Space -> content, as `shiftvit.serve.demo.space_files` returns them.
+        contents: file path in the Space -> content, as `shiftvit.serve.demo.read_space_files` returns them.
         repository: "OWNER/NAME"; created if it does not exist.
-        private: make the Space private; a public one is refused.
+        private: create a private Space; an existing one must be private.
         message: the commit message.
 
     Raises:
@@ -73,11 +75,15 @@ def push_space(
     """
     check_target(repository)
     tops = {name.partition("/")[0] for name in contents}
-    return _upload(repository, "space", contents, lambda name: name.partition("/")[0] in tops, private, message)
+
+    def is_ours(name: str) -> bool:
+        return name.partition("/")[0] in tops
+
+    return _upload(repository, "space", contents, is_ours=is_ours, private=private, message=message)
 
 
 def check_target(repository: str) -> None:
-    """Checks everything that can be checked before anything is created or sent.
+    """Checks the client, the name and the token, before anything is created or sent.
 
     Raises:
         ShiftViTError: the client is missing, the name is invalid, or there is no token.
@@ -94,6 +100,7 @@ def _upload(
     repository: str,
     kind: str,
     contents: Mapping[str, bytes],
+    *,
     is_ours: Callable[[str], bool],
     private: bool,
     message: str,
@@ -150,7 +157,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
     names = _choose_files(repository, {file.rfilename: file.size for file in found.siblings or []})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with files.workplace(path.absolute().parent, path.name) as folder:
+        with files.make_temporary_folder(path.absolute().parent, path.name) as folder:
             for name in names:
                 # All from the listed commit, even if something is pushed in the meantime.
                 with _shorten_errors(repository, api.endpoint, found.sha):
@@ -161,7 +168,7 @@ def pull(repository: str, *, revision: str | None = None, out: str | Path | None
                 raise ShiftViTError(str(error).replace(repr(str(folder)), repr(repository))) from error
             return bundle.save(path)
     except OSError as error:
-        raise files.unwritable(path, error) from error
+        raise files.explain_unwritable(path, error) from error
 
 
 def _import_library() -> Any:
@@ -225,7 +232,7 @@ def _shorten_errors(repository: str, endpoint: str, revision: str | None = None)
         if isinstance(met, errors.OfflineModeIsEnabled):
             raise ShiftViTError(f"HF_HUB_OFFLINE is set, so {endpoint} is not contacted; unset it") from error
         if isinstance(met, OSError) and met.errno in _FULL:
-            raise files.unwritable(Path(met.filename or "."), met) from error
+            raise files.explain_unwritable(Path(met.filename or "."), met) from error
         raise ShiftViTError(
             f"{endpoint} cannot be used ({type(met).__name__}: {_take_first_line(met)}); check the network, "
             "and HF_ENDPOINT if it is set"

@@ -1,4 +1,4 @@
-"""`Metadata`: the description that an exported graph carries, stored where its format keeps metadata."""
+"""`Metadata`: the description that an exported graph carries in the metadata of its format."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def make_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
         )
     if not bundle.labels:
         raise ShiftViTError("the model has no classes (num_classes=0), so there is nothing to predict; train a head")
-    from shiftvit.environment import versions
+    from shiftvit.environment import list_versions
 
     return Metadata(
         labels=bundle.labels,
@@ -90,5 +90,5 @@ def make_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:
         precision=precision,
         # The gate verifies it for the artifact.
         saturates=False if precision == "int8" else None,
-        versions=versions(),
+        versions=list_versions(),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.stored.manifest import Provenance
+from shiftvit.bundle.stored.manifest import Provenance, check_labels
 from shiftvit.bundle.stored.published import Published, find_evaluation, read_imagenet_classes
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
@@ -69,7 +69,7 @@ def convert_checkpoint(
     provenance = Provenance(
         name=published.name if published else None,
         address=published.url if published else Path(path).name,
-        sha256=files.sha256(Path(path)),
+        sha256=files.hash_file(Path(path)),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         license=published.license if published else None,
         **(dict(zip(("top1", "data"), published.top1, strict=True)) if published else {}),
@@ -109,14 +109,10 @@ def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
     except OSError as error:
         raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
     names = [line.strip() for line in lines if line.strip()]
-    if len(names) != classes:
-        raise ShiftViTError(
-            f"{str(path)!r} names {len(names)} classes, but the weights have {classes}; name each class once"
-        )
     for name in names:
         if not name.isprintable():
             raise ShiftViTError(f"{str(path)!r} has the class name {name!r}, which cannot be printed; rename it")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ShiftViTError(f"{str(path)!r} names two classes {twice!r}; give each its own name")
-    return tuple(names)
+    try:
+        return check_labels(names, classes)
+    except ShiftViTError as error:
+        raise ShiftViTError(f"{str(path)!r}: {error}") from error

@@ -8,17 +8,16 @@ import typer
 
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 
-
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit benchmark",
-            "shiftvit benchmark shiftvit_cifar --train --batch-size 128",
-            "shiftvit benchmark cifar10 --runtime openvino --json",
-        )
-    )(benchmark)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit benchmark",
+        "shiftvit benchmark shiftvit_cifar --train --batch-size 128",
+        "shiftvit benchmark cifar10 --runtime openvino --json",
+    )
+)
 def benchmark(
     model: Annotated[str, typer.Argument(help="Preset (with --train), run folder, bundle or model name.")] = "cifar10",
     train: Annotated[bool, typer.Option("--train/--predict", help="Measure training steps or prediction.")] = False,

@@ -1,4 +1,4 @@
-"""`--engine ray`: the bulk engine behind `predict` and `embed`."""
+"""Runs `predict` and `embed` with `--engine ray`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def wants_ray(engine: str, address: str | None, workers: int | None, paths: list
     """Returns whether the engine is Ray.
 
     Raises:
-        ShiftViTError: there is no such engine, or an option or path needs the other one.
+        ShiftViTError: there is no such engine, or an option or a path needs the other engine.
     """
     if engine not in _ENGINES:
         raise ShiftViTError(f"there is no engine {engine!r}; {suggest(engine, _ENGINES)}")
@@ -34,7 +34,7 @@ def wants_ray(engine: str, address: str | None, workers: int | None, paths: list
 
 
 def check_ray_options(**options: Any) -> None:
-    """Raises ShiftViTError if an option was given that Ray's engine lacks."""
+    """Raises ShiftViTError if an option was given that does not work with Ray."""
     for name, value in options.items():
         if value is not None:
             raise ShiftViTError(f"--{name} does not work with --engine ray; leave out one of the two")

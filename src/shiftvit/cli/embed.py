@@ -25,26 +25,23 @@ from shiftvit.cli.inputs import (
 )
 from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, pluralize, report_skipped
 
 if TYPE_CHECKING:
     from shiftvit.inference.embed import Embedding
     from shiftvit.inference.predict import Failure
 
-# The most faults that are printed one by one; the others are counted.
-_NAMED = 5
+
+app = typer.Typer()
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit embed photos/ --recursive --out features.npz",
-            "shiftvit embed photos/ --model runs/mine --out features.parquet",
-            "shiftvit embed s3://bucket/photos --engine ray --out s3://bucket/features",
-        )
-    )(embed)
-
-
+@app.command(
+    epilog=list_examples(
+        "shiftvit embed photos/ --recursive --out features.npz",
+        "shiftvit embed photos/ --model runs/mine --out features.parquet",
+        "shiftvit embed s3://bucket/photos --engine ray --out s3://bucket/features",
+    )
+)
 def embed(
     out: Annotated[str, typer.Option(metavar="FILE|DIR", help="File to write: .npz or .parquet.")],
     paths: Paths = None,
@@ -83,19 +80,16 @@ def embed(
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:
-        count = write_table(place, _keep_usable(results, bar, faults), embedder.size)
+        count = write_table(place, _yield_usable(results, bar, faults), embedder.size)
     seconds = time.perf_counter() - began
-    for fault in faults[:_NAMED]:
-        notice(f"skipped: {fault}")
-    if len(faults) > _NAMED:
-        notice(f"skipped {len(faults) - _NAMED:,} more")
+    report_skipped(faults)
     rate = f"{count / seconds:,.0f} images/s ({embedder.runtime})"
     print(f"{out}: {embedder.size} features of {pluralize(count, 'image')} in {seconds:.2f} s, {rate}")
     if faults and strict:
         raise typer.Exit(3)
 
 
-def _keep_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
+def _yield_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
     """Yields the embeddings, and appends the faults of the other images to `faults`.
 
     Raises:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shiftvit import files
-from shiftvit.backend import installed_backends
+from shiftvit.backend import list_installed_backends
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
-from shiftvit.errors import ShiftViTError, notice, suggest
+from shiftvit.errors import ShiftViTError, notice, report_skipped, suggest
+
+if TYPE_CHECKING:
+    from shiftvit.bundle.bundle import Bundle
+    from shiftvit.preprocess import Preprocess
 
 METHODS = {
     "grad-cam": ("grad_cam",),
@@ -20,21 +24,21 @@ METHODS = {
     "cam": ("cam",),
 }
 _TITLES = {"grad_cam": "Grad-CAM", "occlusion": "occlusion", "cam": "class activation"}
-# Images in the figure; more would be hard to read.
+# The most images in the figure; more would be hard to read.
 _SHOWN = 24
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit explain",
-            "shiftvit explain photos/cat.jpg --class dog --out why.png",
-            "shiftvit explain photos/ --method cam --json",
-            "shiftvit explain '*.png' --model runs/mine --method grad-cam --stage P2",
-        )
-    )(explain)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit explain",
+        "shiftvit explain photos/cat.jpg --class dog --out why.png",
+        "shiftvit explain photos/ --method cam --json",
+        "shiftvit explain '*.png' --model runs/mine --method grad-cam --stage P2",
+    )
+)
 def explain(
     paths: Annotated[
         list[str] | None,
@@ -65,13 +69,12 @@ def explain(
 ) -> None:
     """Show which parts of an image a prediction depends on."""
     from shiftvit.bundle.bundle import Bundle
-    from shiftvit.bundle.metadata import make_metadata
     from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import list_images
     from shiftvit.figures.style import ENDINGS
 
     if method is None:
-        method = "both" if installed_backends() else "cam"
+        method = "both" if list_installed_backends() else "cam"
     if method not in METHODS:
         raise ShiftViTError(f"there is no method {method!r}; {suggest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
@@ -83,47 +86,56 @@ def explain(
     bundle = Bundle.load(model)
     if class_name is not None and class_name not in bundle.labels:
         raise ShiftViTError(f"the model knows no class {class_name!r}; {suggest(class_name, bundle.labels)}")
-    preprocess = make_metadata(bundle).preprocess
-    rows, pixels = _explain(model, bundle, preprocess, names, METHODS[method], class_name, stage, patch)
-    _draw(rows[:_SHOWN], pixels, METHODS[method], out)
+    rows, pixels = _explain(bundle, model, names, METHODS[method], class_name, stage, patch)
+    _draw(rows[:_SHOWN], pixels, out)
     if as_json:
         print_json(rows)
     else:
         title = "What the predictions depend on (peak: row, column in pixels)"
-        show([_select_fields(row, METHODS[method]) for row in rows], title)
+        show([_make_table_row(row) for row in rows], title)
     left = f" (the first {_SHOWN} of {len(rows)} images)" if len(rows) > _SHOWN else ""
     notice(f"figure: {out}{left}")
 
 
 def _explain(
+    bundle: Bundle,
     model: str,
-    bundle: Any,
-    preprocess: Any,
     names: list[str],
     methods: tuple[str, ...],
     class_name: str | None,
     stage: str | None,
     patch: int | None,
 ) -> tuple[list[dict[str, Any]], Any]:
-    """Returns a row for each image, and the preprocessed images, uint8 (N, h, w, 3)."""
+    """Returns a row for each image that can be read, and the preprocessed images, uint8 (N, h, w, 3)."""
     import numpy as np
 
-    names, parts = _read_images(names, preprocess)
-    pixels = np.concatenate(parts)  # (N, h, w, 3)
-    wanted = None if class_name is None else np.full(len(names), bundle.labels.index(class_name))
-    if methods == ("cam",):
-        from shiftvit.evaluation.metrics import check_finite
-        from shiftvit.inference.explainer import Explainer
+    from shiftvit.bundle.metadata import make_metadata
+    from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities
+    from shiftvit.evaluation.metrics import check_finite
+    from shiftvit.inference.explainer import Explainer
 
+    preprocess = make_metadata(bundle).preprocess
+    names, pixels = _read_images(names, preprocess)
+    if methods == ("cam",):
         explainer = Explainer.from_pretrained(model)
         answers, features = explainer.run(pixels)
-        check_finite(answers, f"the model {model!r}", names)
-        maps = {"cam": explainer.heat(features, answers.argmax(axis=1) if wanted is None else wanted)}
     else:
-        images = preprocess.normalised(pixels)
-        answers, maps = _explain_by_network(model, bundle, names, images, methods, wanted, stage, patch)
+        prepare_backend()
+        network, images = bundle.build(), preprocess.normalised(pixels)
+        answers = predict_probabilities(network, images, temperature=bundle.temperature)
+    check_finite(answers, f"the model {model!r}", names)
     predicted = answers.argmax(axis=1)
-    chosen = predicted if wanted is None else wanted
+    chosen = predicted if class_name is None else np.full(len(names), bundle.labels.index(class_name))
+    maps = {}
+    if "cam" in methods:
+        maps["cam"] = explainer.compute_heat(features, chosen)
+    if "grad_cam" in methods:
+        maps["grad_cam"] = grad_cam(network, images, chosen, stage)
+    if "occlusion" in methods:
+        side = max(1, min(images.shape[1:3]) // 4) if patch is None else patch
+        maps["occlusion"] = occlusion(
+            network, images, chosen, patch=side, stride=max(1, side // 2), temperature=bundle.temperature
+        )
     rows = []
     for index, name in enumerate(names):
         row: dict[str, Any] = {
@@ -134,57 +146,31 @@ def _explain(
             "probability": round(float(answers[index, chosen[index]]), 6),
         }
         for key, heat in maps.items():
-            row[key] = {"peak": _find_peak(heat[index], pixels.shape[1:3]), "map": np.round(heat[index], 4).tolist()}
+            row[key] = {
+                "peak": _find_peak(heat[index], pixels.shape[1:3]),
+                "map": heat[index].astype(float).round(4).tolist(),
+            }
         rows.append(row)
     return rows, pixels
 
 
-def _explain_by_network(
-    model: str,
-    bundle: Any,
-    names: list[str],
-    images: Any,
-    methods: tuple[str, ...],
-    wanted: Any,
-    stage: str | None,
-    patch: int | None,
-) -> tuple[Any, dict[str, Any]]:
-    """Returns the probabilities (N, C) of preprocessed images, and their heat maps by method."""
-    prepare_backend()
-    from shiftvit.evaluation.explain import grad_cam, occlusion, predict_probabilities
-    from shiftvit.evaluation.metrics import check_finite
+def _read_images(names: list[str], preprocess: Preprocess) -> tuple[list[str], Any]:
+    """Returns the names of the readable images, and these images preprocessed, (N, h, w, 3). Reports the others."""
+    import numpy as np
 
-    network, temperature = bundle.build(), bundle.temperature
-    answers = predict_probabilities(network, images, temperature=temperature)
-    check_finite(answers, f"the model {model!r}", names)
-    chosen = answers.argmax(axis=1) if wanted is None else wanted
-    maps = {}
-    if "grad_cam" in methods:
-        maps["grad_cam"] = grad_cam(network, images, chosen, stage)
-    if "occlusion" in methods:
-        patch = max(1, min(images.shape[1:3]) // 4) if patch is None else patch
-        maps["occlusion"] = occlusion(
-            network, images, chosen, patch=patch, stride=max(1, patch // 2), temperature=temperature
-        )
-    return answers, maps
-
-
-def _read_images(names: list[str], preprocess: Any) -> tuple[list[str], list[Any]]:
-    """Returns the names of readable images and the preprocessed images, (1, h, w, 3) each; reports the others."""
     from shiftvit.data.decode.images import decode
 
-    good, parts, faults = [], [], []
+    readable, parts, faults = [], [], []
     for name in names:
         try:
             parts.append(preprocess.pixels(decode(name, **preprocess.decoding)[None]))
-            good.append(name)
+            readable.append(name)
         except ShiftViTError as error:
             faults.append(str(error))
-    if not good:
+    if not readable:
         raise ShiftViTError(faults[0])
-    for fault in faults:
-        notice(f"skipped: {fault}")
-    return good, parts
+    report_skipped(faults)
+    return readable, np.concatenate(parts)
 
 
 def _find_peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
@@ -197,18 +183,18 @@ def _find_peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
     return [round(float(place), 1) for place in places.mean(axis=0) * size / heat.shape]
 
 
-def _select_fields(row: dict[str, Any], methods: tuple[str, ...]) -> dict[str, Any]:
-    """Returns a row of the table."""
+def _make_table_row(row: dict[str, Any]) -> dict[str, Any]:
     path = row["path"]
     cells = {
         "image": path if len(path) <= 40 else f"…{path[-39:]}",
         "class": row["class"],
         "probability": f"{row['probability']:.1%}",
     }
-    for key in methods:
-        peak = row[key]["peak"]
-        cells[f"{_TITLES[key]} peak"] = "none" if peak is None else f"{peak[0]:g}, {peak[1]:g}"
-    if "occlusion" in methods:
+    for key, title in _TITLES.items():
+        if key in row:
+            peak = row[key]["peak"]
+            cells[f"{title} peak"] = "none" if peak is None else f"{peak[0]:g}, {peak[1]:g}"
+    if "occlusion" in row:
         cells["largest drop"] = f"{_find_drop(row):.1%}"
     return cells
 
@@ -217,7 +203,7 @@ def _find_drop(row: dict[str, Any]) -> float:
     return float(max(0.0, *(max(line) for line in row["occlusion"]["map"])))
 
 
-def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out: Path) -> None:
+def _draw(rows: list[dict[str, Any]], pixels: Any, out: Path) -> None:
     import numpy as np
 
     from shiftvit.figures.evaluation import Explanation, draw_explanations
@@ -226,8 +212,8 @@ def _draw(rows: list[dict[str, Any]], pixels: Any, methods: tuple[str, ...], out
         Explanation(
             image,
             f"{row['class']}  {100 * row['probability']:.0f} %",
-            {_TITLES[key]: np.array(row[key]["map"], np.float32) for key in methods},
-            {"occlusion": f"drop up to {100 * _find_drop(row):.0f} %"} if "occlusion" in methods else {},
+            {title: np.array(row[key]["map"], np.float32) for key, title in _TITLES.items() if key in row},
+            {"occlusion": f"drop up to {100 * _find_drop(row):.0f} %"} if "occlusion" in row else {},
         )
         for row, image in zip(rows, pixels, strict=False)
     ]

@@ -16,22 +16,16 @@ from shiftvit.errors import pluralize
 _FORMATS = "onnx, openvino, saved_model, litert or torch"
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit export cifar10 --format onnx",
-            "shiftvit export cifar10 --any-size",
-            "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
-        )
-    )(export)
-    app.command(
-        epilog=list_examples(
-            "shiftvit pack runs/mine mine.zip --half --onnx",
-            "shiftvit pack my.pth mine --preset shiftvit_base_r2 --labels names.txt",
-        )
-    )(pack)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit export cifar10 --format onnx",
+        "shiftvit export cifar10 --any-size",
+        "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
+    )
+)
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{_FORMATS}.")] = "onnx",
@@ -62,6 +56,12 @@ def export(
     print(f"export: {folder}")
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit pack runs/mine mine.zip --half --onnx",
+        "shiftvit pack my.pth mine --preset shiftvit_base_r2 --labels names.txt",
+    )
+)
 def pack(
     model: Annotated[
         str, typer.Argument(help="Run folder, bundle, model name, or a checkpoint of the authors' code (.pth).")

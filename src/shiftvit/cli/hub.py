@@ -13,24 +13,16 @@ from shiftvit.cli.tables import list_examples
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError
 
-
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "hf auth login",
-            "shiftvit push runs/mine me/pets --private",
-            "shiftvit push runs/mine me/pets --space",
-        )
-    )(push)
-    app.command(
-        epilog=list_examples(
-            "shiftvit pull shiftvit_tiny_r2",
-            "shiftvit pull me/pets",
-            "shiftvit pull me/pets --revision v1 --out models/pets",
-        )
-    )(pull)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "hf auth login",
+        "shiftvit push runs/mine me/pets --private",
+        "shiftvit push runs/mine me/pets --space",
+    )
+)
 def push(
     model: Annotated[
         str, typer.Argument(help="Run folder, bundle or model name; with --space also a folder of `shiftvit demo`.")
@@ -51,16 +43,23 @@ def push(
     if not space:
         print(f"pushed: {hub.push(model, repository, **options)}")
         return
-    from shiftvit.serve.demo import is_demo, space_files, write_demo
+    from shiftvit.serve.demo import is_demo, read_space_files, write_demo
 
     hub.check_target(repository)  # before a demo is made, which takes a while
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(model)
         if not is_demo(folder):
             folder = write_demo(model, Path(temporary) / "demo", space=True)
-        print(f"pushed: {hub.push_space(space_files(folder), repository, **options)}")
+        print(f"pushed: {hub.push_space(read_space_files(folder), repository, **options)}")
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit pull shiftvit_tiny_r2",
+        "shiftvit pull me/pets",
+        "shiftvit pull me/pets --revision v1 --out models/pets",
+    )
+)
 def pull(
     source: Annotated[
         str, typer.Argument(metavar="NAME|OWNER/NAME", help="Published weights, or a repository on the Hub.")
@@ -82,8 +81,11 @@ def pull(
         prepare_backend()
         from shiftvit.exports.pull import pull_published
 
-        for option in [name for name, value in (("--revision", revision), ("--out", out)) if value is not None]:
-            raise ShiftViTError(f"{option} is for repositories, OWNER/NAME; `shiftvit pack {source} DIR` makes a copy")
+        for option, value in (("--revision", revision), ("--out", out)):
+            if value is not None:
+                raise ShiftViTError(
+                    f"{option} is for repositories, OWNER/NAME; `shiftvit pack {source} DIR` makes a copy"
+                )
         print(f"bundle: {pull_published(source, file)}")
         print(f"try it: shiftvit predict photo.jpg --model {source}")
         return

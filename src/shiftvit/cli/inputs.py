@@ -1,4 +1,4 @@
-"""The options that `predict` and `embed` share, and the images that they name."""
+"""The options that `predict` and `embed` share, and the search for the images that they name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Workers = Annotated[
 
 
 def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> list[Any]:
-    """Returns paths, or the bytes of an image on standard input."""
+    """Returns the paths of the images, or the bytes of an image on standard input."""
     from shiftvit.bundle.stored.find import PRETRAINED
     from shiftvit.data.find.listing import is_companion, list_images
 
@@ -64,7 +64,7 @@ def _read_stdin() -> list[Any]:
     from shiftvit.data.decode.images import MAX_BYTES
     from shiftvit.data.find.listing import split_list
 
-    # Limited, because a device may never end; pictures and lists are smaller.
+    # A device may never end; pictures and lists are smaller than this limit.
     content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_BYTES + 1)
     if not content.strip():
         raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")

@@ -1,4 +1,4 @@
-"""The command line: thin subcommands over the Python API. Heavy modules are imported when a command needs them."""
+"""The command line: thin commands over the Python API. A command imports heavy modules when it needs them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (predict, embed, train, rates, explain, export, serve, demo, hub, data, show, benchmark):
-    part.add_to(app)
+for part in (predict, embed, train, rates, explain, export, serve, demo, hub, show, benchmark, data):
+    app.add_typer(part.app)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 DEBUG_HELP = "Show the traceback of an error."
@@ -61,9 +61,8 @@ def _flush() -> str | None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # otherwise Python would try again at exit, and print an error
+        # Otherwise Python would try again at exit, and print an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             return _explain_unwritten(error)
     return None
@@ -86,21 +85,20 @@ def _run(arguments: list[str]) -> int:
         return 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
+    except Interrupted as stop:
+        return _fail(str(stop), stop.status, debug)
+    except ShiftViTError as error:
+        return _fail(str(error), 2, debug)
+    except MemoryError as error:
+        reason = str(error) or "out of memory"
+        return _fail(f"{reason}; close other programs, or use a machine with more memory", 2, debug)
     except Exception as error:
-        if isinstance(error, Interrupted):
-            return _fail(str(error), error.status, debug)
-        if isinstance(error, ShiftViTError):
-            return _fail(str(error), 2, debug)
-        message = getattr(error, "format_message", None)  # the parser's own: unknown option, missing argument
-        if message is not None and type(error).__name__ == "NoArgsIsHelpError":
-            print(message())
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message())  # type: ignore[attr-defined]
             return 2
-        if message is not None:
+        if hasattr(error, "format_message"):  # from the parser: an unknown option, a missing argument
             return _fail(_explain_usage(error), 2, debug)
-        if isinstance(error, MemoryError):
-            reason = str(error) or "out of memory"
-            return _fail(f"{reason}; close other programs, or use a machine with more memory", 2, debug)
-        # Errors with files name them (`files.unwritable`), so this is standard output.
+        # Errors with files name them (`files.explain_unwritable`), so this is standard output.
         if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
             _flush()
             return _fail(_explain_unwritten(error), 2, debug)

@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from shiftvit.inference.predict import Failure, Prediction, Predictor
 
 _FORMATS = "table, json, jsonl or csv"
-# Images in a grid; more would be hard to read.
+# The most images in a grid; more would be hard to read.
 _SHOWN = 60
 # The fewest images for which a bar is shown.
 _MANY = 200
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit predict",
-            "shiftvit predict photos/ --recursive --grid grid.png",
-            "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
-            "find . -name '*.png' | shiftvit predict - --format jsonl",
-            "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
-        )
-    )(predict)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit predict",
+        "shiftvit predict photos/ --recursive --grid grid.png",
+        "shiftvit predict --model runs/mine '*.jpg' --format csv --out labels.csv",
+        "find . -name '*.png' | shiftvit predict - --format jsonl",
+        "shiftvit predict s3://bucket/photos --engine ray --out s3://bucket/labels",
+    )
+)
 def predict(
     paths: Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, export or model name.")] = "cifar10",
@@ -116,13 +116,11 @@ def predict(
     predictor = Predictor.from_pretrained(model, runtime=runtime, threads=threads)
     results = predictor.stream(sources, top_k=top_k, batch_size=batch_size, threads=threads, max_pixels=limit)
     with _open_output(place) as stream:
-        status, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
+        failures, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
     if grid and shown:
         _draw(grid, shown, predictor, limit)
-    if status == 3 and not strict:
-        status = 0
-    if status:
-        raise typer.Exit(status)
+    if failures and strict:
+        raise typer.Exit(3)
 
 
 def _write(
@@ -134,7 +132,11 @@ def _write(
     top_k: int,
     keep: int,
 ) -> tuple[int, list[tuple[Any, Prediction]]]:
-    """Writes rows as they arrive; returns the status (0, 3 after failures, 130 if stopped) and the grid's images."""
+    """Writes rows as they arrive. Returns the number of failures and the images for the grid.
+
+    Raises:
+        typer.Exit: with status 130 after Ctrl-C.
+    """
     from shiftvit.cli.rows import Writer
     from shiftvit.inference.predict import Failure
 
@@ -143,11 +145,11 @@ def _write(
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()
-    # On a terminal the rows themselves show the progress.
-    apart = stream is not sys.stdout or not sys.stdout.isatty()
+    # On a terminal, the rows themselves show the progress.
+    show_bar = len(names) >= _MANY and (stream is not sys.stdout or not sys.stdout.isatty())
     with (
         Writer(stream, form, top_k, widths, lambda name: _find_truth(name, predictor.labels)) as writer,
-        Bar("predict", len(names), shown=apart and len(names) >= _MANY) as bar,
+        Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
             for name, source, result in zip(names, sources, results, strict=True):
@@ -169,7 +171,7 @@ def _write(
                     shown.append((source, result))
         except KeyboardInterrupt:
             notice(f"stopped after {done:,} of {pluralize(len(names), 'image')}")
-            return 130, []
+            raise typer.Exit(130) from None
     seconds = time.perf_counter() - began
     parts = [f"{pluralize(done, 'image')} in {seconds:.2f} s, {done / seconds:,.0f} images/s ({predictor.runtime})"]
     if known:
@@ -177,7 +179,7 @@ def _write(
     if failures:
         parts.append(f"{failures:,} could not be read")
     notice("; ".join(parts))
-    return 3 if failures else 0, shown
+    return failures, shown
 
 
 def _choose_format(kind: str | None, out: Path | None) -> Format:
@@ -227,7 +229,7 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
     except OSError as error:
         if error.filename not in (None, str(out)):
             raise
-        raise files.unwritable(out, error) from error
+        raise files.explain_unwritable(out, error) from error
 
 
 def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor, max_pixels: int) -> None:

@@ -15,18 +15,17 @@ from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
 from shiftvit.errors import notice
 
-
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        "find-rate",
-        epilog=list_examples(
-            "shiftvit find-rate",
-            "shiftvit find-rate --recipe cifar10 --figure rates.png",
-            "shiftvit find-rate --data photos/ --set train.batch_size=64 --json",
-        ),
-    )(find_rate)
+app = typer.Typer()
 
 
+@app.command(
+    "find-rate",
+    epilog=list_examples(
+        "shiftvit find-rate",
+        "shiftvit find-rate --recipe cifar10 --figure rates.png",
+        "shiftvit find-rate --data photos/ --set train.batch_size=64 --json",
+    ),
+)
 def find_rate(
     recipe: RecipeName = None,
     changes: Changes = None,

@@ -33,14 +33,19 @@ class Writer:
         kind: the format.
         top_k: number of classes in a row.
         widths: widths of a table's columns for path and label, in characters.
-        truth: returns the true class of a path, or None; a table marks the rows where the prediction differs.
+        find_truth: returns the true class of a path, or None; a table marks the rows where the prediction differs.
     """
 
     def __init__(
-        self, stream: IO[str], kind: Format, top_k: int, widths: tuple[int, int], truth: Callable[[str], str | None]
+        self,
+        stream: IO[str],
+        kind: Format,
+        top_k: int,
+        widths: tuple[int, int],
+        find_truth: Callable[[str], str | None],
     ) -> None:
-        self._stream, self._kind, self._top_k, self._widths, self._truth = stream, kind, top_k, widths, truth
-        # JSON in ASCII with escapes for any other encoding than UTF-8, which might not have all characters.
+        self._stream, self._kind, self._top_k, self._widths, self._find_truth = stream, kind, top_k, widths, find_truth
+        # Encodings other than UTF-8 may lack characters, so JSON escapes all but ASCII for them.
         self._ascii = codecs.lookup(getattr(stream, "encoding", None) or "ascii").name != "utf-8"
         self._csv = csv.writer(stream, lineterminator="\n")
         self._count = 0
@@ -50,7 +55,7 @@ class Writer:
             numbered = [f"{name}_{rank}" for rank in range(2, self._top_k + 1) for name in ("label", "confidence")]
             self._csv.writerow(["path", "label", "confidence", *numbered, "error"])
         elif self._kind is Format.table:
-            self._line(self._columns("image", "label", "confidence", "then" if self._top_k > 1 else ""))
+            self._write_line(self._align_columns("image", "label", "confidence", "then" if self._top_k > 1 else ""))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,41 +66,40 @@ class Writer:
     def write(self, result: Result) -> None:
         """Writes one row."""
         if self._kind is Format.table:
-            self._line(self._table_row(result))
+            self._write_line(self._make_table_row(result))
         elif self._kind is Format.csv:
-            self._csv.writerow(self._csv_row(result))
+            self._csv.writerow(self._make_csv_row(result))
         else:
             text = json.dumps(to_row(result), ensure_ascii=self._ascii, allow_nan=False)
-            if self._kind is Format.json:
-                text = (",\n " if self._count else "[\n ") + text
-            self._stream.write(text if self._kind is Format.json else text + "\n")
+            start = ",\n " if self._count else "[\n "
+            self._stream.write(start + text if self._kind is Format.json else text + "\n")
         self._count += 1
 
-    def _csv_row(self, result: Result) -> list[Any]:
+    def _make_csv_row(self, result: Result) -> list[Any]:
         if isinstance(result, Failure):
             return [result.path, *[""] * (2 * self._top_k), result.error]
         # Missing classes leave cells empty, so that the error stays in its column.
         cells = [cell for label, share in result.top for cell in (label, f"{share:.6f}")]
         return [result.path, *cells, *[""] * (2 * self._top_k - len(cells)), ""]
 
-    def _table_row(self, result: Result) -> str:
+    def _make_table_row(self, result: Result) -> str:
         if isinstance(result, Failure):
-            return f"{self._place(result.path):{self._widths[0]}}  error: {_escape_unprintable(result.error)}"
+            return f"{self._shorten_path(result.path):{self._widths[0]}}  error: {_escape_unprintable(result.error)}"
         others = ", ".join(f"{label} {share:.1%}" for label, share in result.top[1:])
-        truth = self._truth(result.path)
+        truth = self._find_truth(result.path)
         if truth is not None and truth != result.label:
             others += f"   (is {truth})"
-        return self._columns(self._place(result.path), result.label, f"{result.confidence:.1%}", others)
+        return self._align_columns(self._shorten_path(result.path), result.label, f"{result.confidence:.1%}", others)
 
-    def _place(self, path: str) -> str:
+    def _shorten_path(self, path: str) -> str:
         """Returns a path that fits its column; a long one is cut at the beginning."""
         text = _escape_unprintable(path)
         return text if len(text) <= self._widths[0] else "…" + text[1 - self._widths[0] :]
 
-    def _columns(self, path: str, label: str, confidence: str, others: str) -> str:
+    def _align_columns(self, path: str, label: str, confidence: str, others: str) -> str:
         return f"{path:{self._widths[0]}}  {label:{self._widths[1]}}  {confidence:>10}   {others}"
 
-    def _line(self, text: str) -> None:
+    def _write_line(self, text: str) -> None:
         self._stream.write(text.rstrip() + "\n")
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,17 +19,17 @@ _PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus-client", "ijson")
 _SHORTEST_KEY = 16
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit serve",
-            "shiftvit serve runs/pets --port 8080",
-            "shiftvit serve cifar10 pets=runs/3 --host 0.0.0.0 --api-key-file keys.txt",
-            "curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify",
-        )
-    )(serve)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit serve",
+        "shiftvit serve runs/pets --port 8080",
+        "shiftvit serve cifar10 pets=runs/3 --host 0.0.0.0 --api-key-file keys.txt",
+        "curl --data-binary @cat.jpg http://127.0.0.1:8000/v1/classify",
+    )
+)
 def serve(
     models: Annotated[
         list[str] | None,
@@ -74,6 +74,7 @@ def serve(
         raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {suggest_install(*missing)}")
     from shiftvit.serve.guard import Access, is_loopback, parse_origins
     from shiftvit.serve.limits import Limits
+    from shiftvit.serve.log import log_requests
 
     keys = _read_keys(api_key_file) if api_key_file else ()
     if not keys and not is_loopback(host):
@@ -87,39 +88,29 @@ def serve(
         raise ShiftViTError(
             f"--allow-origin {error} is not a web origin; write it as browsers do: https://example.org"
         ) from error
-    limits = Limits(max_batch, queue, max_bytes, max_pixels, timeout, header_timeout, max_connections)
-    access = Access(keys, origins, tuple(name.lower().rstrip(".") for name in allow_host or ()))
-    raise typer.Exit(_serve(models or ["cifar10"], host, port, access, limits, runtime, threads, log_format))
-
-
-def _serve(
-    models: list[str],
-    host: str,
-    port: int,
-    access: Any,
-    limits: Any,
-    runtime: str,
-    threads: int | None,
-    log_format: str,
-) -> int:
-    from shiftvit.serve.log import log_requests
-    from shiftvit.serve.server import serve as run
-
-    def announce(address: str, names: list[str]) -> None:
-        notice(f"serving {join_words(names)} at {address}; stop with Ctrl-C")
+    from shiftvit.serve import server  # only now, so that mistakes in the options are reported at once
 
     log_requests()
-    return run(
-        models,
+    status = server.serve(
+        models or ["cifar10"],
         host,
         port,
-        limits=limits,
-        access=access,
+        limits=Limits(
+            max_batch=max_batch,
+            queue=queue,
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+            timeout=timeout,
+            header_timeout=header_timeout,
+            max_connections=max_connections,
+        ),
+        access=Access(keys, origins, tuple(name.lower().rstrip(".") for name in allow_host or ())),
         runtime=runtime,
         threads=threads,
         log_format=log_format,
-        announce=announce,
+        announce=lambda address, names: notice(f"serving {join_words(names)} at {address}; stop with Ctrl-C"),
     )
+    raise typer.Exit(status)
 
 
 def _read_keys(path: Path) -> tuple[str, ...]:
@@ -137,8 +128,8 @@ def _read_keys(path: Path) -> tuple[str, ...]:
         )
     if any(len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key for key in keys):
         raise ShiftViTError(
-            f"{str(path)!r} holds a key of fewer than {_SHORTEST_KEY} characters, or with other than ASCII letters, "
-            "digits and signs; make one with: openssl rand -hex 32"
+            f"{str(path)!r} holds a key of fewer than {_SHORTEST_KEY} characters, or with characters other than "
+            "ASCII letters, digits and signs; make one with: openssl rand -hex 32"
         )
     if shared:
         notice(f"other users can read the keys in {str(path)!r}; chmod 600 {shlex.quote(str(path))}")

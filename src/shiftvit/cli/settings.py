@@ -1,4 +1,4 @@
-"""The options that choose and change a recipe: `--recipe`, `--set KEY=VALUE`, `--data`."""
+"""The options that choose and change a recipe: `--recipe`, `--set KEY=VALUE` and `--data`."""
 
 from __future__ import annotations
 

@@ -10,15 +10,10 @@ import typer
 from shiftvit import files
 from shiftvit.cli.tables import Json, list_examples, print_json, show, show_pairs
 
-
-def add_to(app: typer.Typer) -> None:
-    app.command(epilog=list_examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))(
-        info
-    )
-    app.command("recipes")(list_recipes)
-    app.command(epilog=list_examples("shiftvit report runs/mine --out mine.html"))(report)
+app = typer.Typer()
 
 
+@app.command(epilog=list_examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))
 def info(
     name: Annotated[
         str | None, typer.Argument(metavar="[PRESET|RUN|BUNDLE]", help="Model to describe (default: list the presets).")
@@ -41,6 +36,18 @@ def info(
         show_pairs(found["notes"])
 
 
+@app.command("recipes")
+def list_recipes() -> None:
+    """List the recipes and what to expect from each."""
+    from shiftvit import recipes
+
+    for index, name in enumerate(recipes.list_names()):
+        print(("\n" if index else "") + name)
+        for line in recipes.read_head(name).splitlines():
+            print(f"  {line}")
+
+
+@app.command(epilog=list_examples("shiftvit report runs/mine --out mine.html"))
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Page to write (default: RUN/report.html).")] = None,
@@ -51,13 +58,3 @@ def report(
     if out is not None:
         files.check_file(out, (".html", ".htm"))
     print(f"wrote {write_report(run, out)}")
-
-
-def list_recipes() -> None:
-    """List the recipes and what to expect from each."""
-    from shiftvit import recipes
-
-    for index, name in enumerate(recipes.names()):
-        print(("\n" if index else "") + name)
-        for line in recipes.head(name).splitlines():
-            print(f"  {line}")

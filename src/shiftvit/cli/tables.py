@@ -1,4 +1,4 @@
-"""What commands print: tables or JSON, aligned lines, the examples in their help."""
+"""Prints the output of commands: tables, JSON, and aligned lines. Formats the examples in their help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-# The width of output that is not shown on a terminal, in columns.
+# The width of output that does not go to a terminal, in columns.
 _WIDE = 10_000
 
 

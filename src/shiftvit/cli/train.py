@@ -11,30 +11,23 @@ import typer
 from shiftvit import files
 from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read_overrides
 from shiftvit.cli.tables import Json, list_examples, print_json, show
-from shiftvit.errors import pluralize
+from shiftvit.errors import list_some, pluralize
 
-# The most classes that are printed; the file has all.
+# The most classes that are printed; evaluation.json has all.
 _CLASSES = 40
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command(
-        epilog=list_examples(
-            "shiftvit train",
-            "shiftvit train --recipe cifar10 --out runs/mine",
-            "shiftvit train --data photos/ --set train.optimizer.learning_rate=0.005",
-            "shiftvit train --resume runs/mine",
-        )
-    )(train)
-    app.command(
-        epilog=list_examples(
-            "shiftvit evaluate runs/mine",
-            "shiftvit evaluate runs/mine --data photos/",
-            "shiftvit evaluate runs/mine --corruptions",
-        )
-    )(evaluate)
+app = typer.Typer()
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit train",
+        "shiftvit train --recipe cifar10 --out runs/mine",
+        "shiftvit train --data photos/ --set train.optimizer.learning_rate=0.005",
+        "shiftvit train --resume runs/mine",
+    )
+)
 def train(
     recipe: RecipeName = None,
     changes: Changes = None,
@@ -61,7 +54,7 @@ def train(
     from shiftvit.training.runfolder import choose_run
 
     with join_processes() as processes:
-        # Report mistakes at once, before a framework is loaded, which only several processes need to find each other.
+        # Report mistakes at once, before a framework is loaded. Only several processes need it to find each other.
         chosen, folder = choose_run(recipe, out, resume, overrides, processes)
         processes.together(lambda: named.check_name(chosen.data.name))
         from shiftvit.training.fit import train_in
@@ -77,6 +70,13 @@ def train(
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 
 
+@app.command(
+    epilog=list_examples(
+        "shiftvit evaluate runs/mine",
+        "shiftvit evaluate runs/mine --data photos/",
+        "shiftvit evaluate runs/mine --corruptions",
+    )
+)
 def evaluate(
     run: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     data: Annotated[
@@ -106,7 +106,6 @@ def evaluate(
 ) -> None:
     """Evaluate a trained model on test images or others."""
     from shiftvit.bundle.stored.find import find_bundle
-    from shiftvit.data.find.kept import name_some
 
     find_bundle(run)
     if out is not None:
@@ -127,14 +126,14 @@ def evaluate(
     shares = ("precision", "recall", "f1")
     classes, without = [row for row in found["classes"] if row["support"]], found["without_images"]
     if without:
+        missing = f"{pluralize(len(without), 'class', 'classes')} ({list_some(map(repr, without))})"
         print(
-            f"no images of {pluralize(len(without), 'class', 'classes')} ({name_some(without)}): macro figures are "
-            f"means over the other {len(classes):,}; an answer may be any of the {len(found['classes']):,}"
+            f"no images of {missing}: macro figures are means over the other {len(classes):,}; "
+            f"an answer may be any of the {len(found['classes']):,}"
         )
     if "among_others" in found:
-        print(
-            f"with answers among those {len(classes):,} alone: {_format_figures(found['among_others'], len(classes))}"
-        )
+        figures = _format_figures(found["among_others"], len(classes))
+        print(f"with answers among these {len(classes):,} classes only: {figures}")
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
     show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes")
     if corruptions:

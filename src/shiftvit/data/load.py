@@ -1,4 +1,4 @@
-"""The data set of a run: one way for a data set by name and for a user's own images."""
+"""Loads the data set of a run, whether it has a name or is a user's own images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, restore_splits
 from shiftvit.data.find.splits import split_as
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
@@ -27,12 +27,12 @@ def load_data(
 ) -> Dataset:
     """Finds, splits and reads the images of a run. For a user's own images it prints what it found.
 
-    The splits are made before files are read, because reading depends on the split. Files that cannot be decoded are
-    then left out. If a split that was made loses the last image of a class, the usable files are split again.
+    It makes the missing splits before it reads files, because reading depends on the split, and leaves out files that
+    cannot be decoded. If a split that it made loses the last image of a class, it splits the usable files again.
 
     Args:
-        recipe: its `data` names the images and says how to make the splits that are missing. Its `preprocess.resize`
-            must be set unless the images are arrays.
+        recipe: its `data` names the images and the way to make missing splits. Its `preprocess.resize` must be set
+            unless the images are arrays.
         data: images to use instead of those that the recipe names.
         run: a run folder. If it already has a table of splits, these are used.
         read: a function that reads the files; None: `read_dataset`.
@@ -41,15 +41,14 @@ def load_data(
         the splits "train" and "test", and "validation" unless there is none, each with `images`: uint8 (N, h, w, 3).
 
     Raises:
-        ShiftViTError: the data have no known form, no size is set, a class cannot be split, no training image of a
-            class can be decoded, or there are no test images.
+        ShiftViTError: the data have no known form, no size is set, a class has too few images for the splits, no
+            training image of a class can be decoded, or there are no test images.
     """
     read = read or partial(read_dataset, boxes=recipe.augment.resized_crop > 0)
     data = named.look_up(recipe.data.name) if data is None else data
     own = data.path is not None
     if own:
-        names = ", ".join(data.class_names[:8]) + (" ..." if len(data.class_names) > 8 else "")
-        notice(f"{data.name}: {data.layout}; {len(data.class_names)} classes: {names}")
+        notice(f"{data.name}: {data.layout}; {len(data.class_names)} classes: {list_some(data.class_names, 8)}")
         for note in data.notes:
             notice(f"note: {note}")
     table = run / SPLITS_TABLE if own and run is not None else None
@@ -57,13 +56,18 @@ def load_data(
     if table is not None and table.is_file():
         count = recipe.model.num_classes if "num_classes" in recipe.model.model_fields_set else None
         kept = restore_splits(data, table, count)
-    unpack(path for split in (kept or data).splits.values() for path in split.paths or [])
+        if "train" not in kept.splits or len(kept.splits) < 2:
+            raise ShiftViTError(
+                f"{str(table)!r} has images of {join_words([*kept.splits]) or 'no split'} alone, and a run needs those "
+                "of train and of validation or test; restore it"
+            )
+    unpack((kept or data).list_paths())
     if kept is None:
         result = _split_and_read(recipe, data, read)
     else:
         result = read(kept, recipe.preprocess)
         broken = {*(kept.train.paths or [])}.difference(result.train.paths or [])
-        if broken:  # without them the order of the others would change
+        if broken:  # without them, the order of the others would change
             raise ShiftViTError(
                 f"{pluralize(len(broken), 'training image')} of the run can no longer be decoded, the first "
                 f"{min(broken)!r}, so the run would continue in another order; restore the files, or "
@@ -86,7 +90,8 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
     """Makes the splits that are missing and reads all images, as `load_data` describes.
 
     Raises:
-        ShiftViTError: splits that cannot be; no training image of a class can be decoded; no images to report.
+        ShiftViTError: the images cannot be split, no training image of a class can be decoded, or there are no images
+            to report.
     """
     config = recipe.data
     data = mark_copies(config, data)
@@ -109,17 +114,15 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
             how = "by class" if config.stratify else "at random"
             notice(f"split off train: {join_words(made)}, {how}, with seed {config.split_seed}")
         result = read(chosen, recipe.preprocess)
-        lost = chosen.report_lost(result)
-        if lost:
-            broken |= chosen.list_paths() - result.list_paths()
-            usable = data.leave_out(broken)
-            gone = data.name_lost(usable).get("train", [])
-            if gone:
-                which, its = ("class", "its") if len(gone) == 1 else ("classes", "their")
-                raise ShiftViTError(
-                    f"no training image of the {which} {join_words(gone)} can be decoded; replace {its} files, or "
-                    f"remove the {which}"
-                )
-        if lost.isdisjoint(["train", *made]):
+        if chosen.report_lost(result).isdisjoint(["train", *made]):
             return result
-        del result  # before its pictures are decoded again
+        broken |= {*chosen.list_paths()}.difference(result.list_paths())
+        del result  # frees the pictures before they are decoded again
+        usable = data.leave_out(broken)
+        gone = data.name_lost(usable).get("train", [])
+        if gone:
+            which, its = ("class", "its") if len(gone) == 1 else ("classes", "their")
+            raise ShiftViTError(
+                f"no training image of the {which} {join_words(gone)} can be decoded; replace {its} files, or remove "
+                f"the {which}"
+            )

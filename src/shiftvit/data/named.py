@@ -9,18 +9,18 @@ import numpy as np
 
 from shiftvit.data.cifar10.cache import CLASS_NAMES, load_cifar10
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, notice, suggest
+from shiftvit.errors import ShiftViTError, list_some, notice, suggest
 
 
 def look_up(name: str, *, training: bool = True) -> Dataset:
-    """Returns the data set of that name, or a user's own images at that path, whose files are not read yet.
+    """Returns the data set of that name, or a user's own images at that path, without reading their files.
 
     Args:
         name: a name or a path.
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: there is neither, or the data at that path have no known form.
+        ShiftViTError: there is no such name or path, or the data at that path have no known form.
     """
     if not is_path(name):
         if Path(name).exists():
@@ -42,7 +42,7 @@ def load(name: str) -> Dataset:
 
 
 def is_path(name: str) -> bool:
-    """Returns whether a name is the path of a user's own images: it exists, and no data set has this name."""
+    """Returns whether a name is a path that exists, and not the name of a data set."""
     return not is_name(name) and Path(name).exists()
 
 
@@ -60,9 +60,18 @@ def check_name(name: str) -> None:
         )
 
 
-def find_by_classes(class_names: tuple[str, ...]) -> str | None:
-    """Returns the name of the data set that has these classes, or None."""
-    return next((name for name, known in _CLASSES.items() if known == class_names), None)
+def find_by_classes(class_names: tuple[str, ...]) -> str:
+    """Returns the name of the data set that has the classes of a model.
+
+    Raises:
+        ShiftViTError: there is none.
+    """
+    for name, known in _CLASSES.items():
+        if known == class_names:
+            return name
+    raise ShiftViTError(
+        f"no known data set has the model's classes ({list_some(class_names)}); name images or a data set with --data"
+    )
 
 
 def _load_cifar10() -> Dataset:

@@ -1,4 +1,4 @@
-"""Reads the files of a data set: each is decoded once, and files that cannot be decoded are reported and left out."""
+"""Reads the files of a data set: decodes each once, and reports and leaves out those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from shiftvit.console import Bar
 from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, pluralize, report_skipped
 from shiftvit.preprocess import Preprocess
-
-# The most faults that are printed one by one; the others are counted.
-_NAMED = 5
 
 
 def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, training: bool = True) -> Dataset:
     """Decodes every file of a data set once. Arrays stay as they are.
 
-    Training pictures are resized and, if they have another shape, cropped to it; random crops are taken from the
-    result. All others get the whole of `preprocess`, as at inference. A split whose pictures need too much memory
-    decodes them again at each use.
+    Training pictures are resized and cropped to one shape; random crops are taken from the result. All others get the
+    whole of `preprocess`, as at inference. A split whose pictures need too much memory decodes them again at each use.
 
     Args:
         data: splits of paths, or of arrays.
         preprocess: its `resize` must be set unless the images are arrays.
-        boxes: random resized crops will be cut from the training pictures, so they are kept whole, in their files.
-        training: whether a model is trained on the split "train". False: it is evaluated, as all others are.
+        boxes: random resized crops will be cut from the training pictures, so these stay whole, in their files.
+        training: whether a model is trained on the split "train". False: it is only evaluated, like all others.
 
     Returns:
         the same splits with `images` and the remaining `preprocess`. Files that cannot be decoded are reported in a
@@ -40,30 +36,22 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
             data, splits={name: replace(split, preprocess=preprocess) for name, split in data.splits.items()}
         )
     side = preprocess.resize
-    # All training pictures get one shape, whatever theirs is, and keep the margin that a random crop moves in.
+    # Training pictures are cropped to what is resized, so that they have one shape and a margin for random crops.
     margin = preprocess.model_copy(update={"crop": (side, side) if isinstance(side, int) else side})
     nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
     left = {"train": nothing.model_copy(update={"crop": preprocess.crop})} if training else {}
-    unpack(path for split in data.splits.values() for path in split.paths or [])
+    unpack(data.list_paths())
     splits, faults = {}, []
     with Bar("decoding", sum(map(len, data.splits.values()))) as bar:
         for name, split in data.splits.items():
             paths, changed = split.paths or [], training and name == "train"
             whole, rule = changed and boxes, margin if changed and not boxes else preprocess
-            images, usable, broken = read_pictures(paths, rule, whole=whole, advance=bar.advance)
+            images, usable, broken = read_pictures(paths, rule, whole=whole, on_picture=bar.advance)
             if not len(usable):
                 raise ShiftViTError(f"none of the {pluralize(len(paths), f'{name} image')} can be decoded; {broken[0]}")
             splits[name] = Split(
                 split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
             )
             faults += broken
-    report_faults(faults)
+    report_skipped(faults, "; `shiftvit data check` lists them all")
     return replace(data, splits=splits)
-
-
-def report_faults(faults: list[str]) -> None:
-    """Prints the first faults, and the number of the others."""
-    for fault in faults[:_NAMED]:
-        notice(f"skipped: {fault}")
-    if len(faults) > _NAMED:
-        notice(f"skipped {len(faults) - _NAMED:,} more; `shiftvit data check` lists them all")

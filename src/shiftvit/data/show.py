@@ -1,4 +1,4 @@
-"""A figure of what training sees: some pictures as they are in evaluation, and several draws of each."""
+"""Draws what training sees: some pictures as in evaluation, and several augmentations of each."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, draw_order
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.read import read_dataset
-from shiftvit.figures.style import GREY, new_figure, save_figure, silence_missing_glyphs
+from shiftvit.figures.style import GREY, make_figure, save_figure, silence_missing_glyphs
 from shiftvit.recipes.recipe import Recipe
 
 ROWS, DRAWS = 6, 7
-# Shares below this are not named.
+# The smallest share of a class that a caption names.
 _LEAST = 0.005
-# Points: the letters below a picture.
+# The size of the captions, in points.
 _LETTERS = 7
-# Characters of a line below them all.
+# The longest line below the pictures, in characters.
 _LINE = 120
-# Inches: the width of a picture, and what lies between two.
+# The width of a picture and the gap between two, in inches.
 _SIDE, _GAP = 1.35, 0.09
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Some pictures and what becomes of them.
+    """Some pictures and their augmentations.
 
     Attributes:
-        plain: as evaluation sees them, uint8 (N, h, w, 3).
-        drawn: as training sees them, without the normalisation, uint8 (D, N, h, w, 3).
-        shares: float32 (D, N, classes), how much of each class a drawn picture counts as.
+        plain: the pictures as evaluation sees them, uint8 (N, h, w, 3).
+        drawn: the pictures as training sees them, without the normalisation, uint8 (D, N, h, w, 3).
+        shares: the share of each class in a drawn picture's label, float32 (D, N, classes).
         labels: int64 (N,).
         class_names: in the order of the labels.
     """
@@ -48,15 +48,15 @@ class Shown:
 
 
 def draw_training_figure(recipe: Recipe, path: Path) -> int:
-    """Draws training pictures of the recipe's data into a PNG: a row each, first as in evaluation, then seven draws.
+    """Draws training pictures of the recipe's data into a figure: a row each, first as in evaluation, then seven draws.
 
-    The draws are a run's batches of these pictures in its first epochs, so that mixing has its partners among the rows.
+    The draws are a run's batches of these pictures in its first epochs, so a picture is mixed with one of another row.
 
     Returns:
         How many pictures there are.
 
     Raises:
-        ShiftViTError: data that cannot be read, settings that do not fit it, or a file that cannot be written.
+        ShiftViTError: the data cannot be read, the settings do not fit them, or the file cannot be written.
     """
     shown = draw_training(recipe)
     _draw_figure(shown, recipe, path)
@@ -67,7 +67,7 @@ def draw_training(recipe: Recipe, count: int = ROWS, draws: int = DRAWS) -> Show
     """Takes `count` training pictures, of different classes where there are enough, and draws their changes."""
     data = _read_sample(recipe, count)
     train, rule, classes = data.train, data.train.preprocess, len(data.class_names)
-    # Copies of a picture would take the place of others, and each row has its draws anyway.
+    # Repeats of a picture would take the place of others, and each row has several draws anyway.
     augment = recipe.augment.model_copy(update={"repeats": 1})
     drawn, shares = [], []
     for epoch in range(draws):
@@ -113,12 +113,12 @@ def _draw_figure(shown: Shown, recipe: Recipe, path: Path) -> None:
     draws, rows = shown.drawn.shape[:2]
     height, width = shown.plain.shape[1:3]
     mixed = bool((shown.shares.max(axis=2) < 1).any())
-    words = textwrap.wrap(recipe.augment.in_words(crops=recipe.preprocess.crop is not None), _LINE)
+    words = textwrap.wrap(recipe.augment.describe(crops=recipe.preprocess.crop is not None), _LINE)
     tile = _SIDE * min(2.0, max(0.5, height / width))
     caption = 0.4 if mixed else 0.22
     top, bottom = 0.65, 0.15 + 0.17 * len(words)
     wide, high = (draws + 1) * (_SIDE + _GAP) + _GAP, rows * (tile + caption) + top + bottom
-    figure = new_figure(wide, high, layout=None)  # every place is known, and finding them would take seconds
+    figure = make_figure(wide, high, layout=None)  # matplotlib's own layout would take seconds
     title = f"Training pictures: recipe {recipe.name}, {Path(recipe.data.name).name}, seed {recipe.train.seed}"
     figure.text(0.5, 1 - 0.2 / high, title, ha="center", va="center", fontweight="bold", fontsize=12, parse_math=False)
     figure.text(0.5, 0.1 / high, "\n".join(words), ha="center", va="bottom", fontsize=9)
@@ -158,7 +158,7 @@ def _write_caption(shares: NDArray[np.float32], class_names: tuple[str, ...]) ->
 
 
 def _shorten(name: str, tail: str = "") -> str:
-    """Returns a name and what follows it, the name cut where both together were wider than a picture."""
+    """Returns a name and its tail; cuts the name if both together are wider than a picture."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

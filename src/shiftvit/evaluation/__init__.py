@@ -1,1 +1,1 @@
-"""How good a model is: logits, metrics, whole evaluations, explanations, reports."""
+"""Measures how good a model is: logits, metrics, whole evaluations, explanations, reports."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from shiftvit.errors import ShiftViTError
 
@@ -27,7 +27,8 @@ def corrupt(images: NDArray[np.uint8], name: str, severity: int) -> NDArray[np.u
     """Corrupts images as Hendrycks and Dietterich (ICLR 2019, section 3) do, to compare models with each other.
 
     This does not reproduce the published data sets: random draws, resampling, borders and rounding differ, and frost is
-    drawn, not photographed. The figures compare models here, not with published CIFAR-10-C or ImageNet-C tables.
+    drawn, not photographed. The figures can be compared with each other, but not with published tables for CIFAR-10-C
+    or ImageNet-C.
 
     Images with a shorter side below 96 pixels take the constants of CIFAR-10-C, others those of ImageNet-C, which were
     chosen for 32 and 224 pixels. Lengths are in pixels at any size, except those of `elastic_transform` and `frost`,
@@ -40,11 +41,11 @@ def corrupt(images: NDArray[np.uint8], name: str, severity: int) -> NDArray[np.u
         severity: 1 to 5.
 
     Returns:
-        uint8 (N, H, W, 3), new; `images` stays as it is. What is random depends on the name and on an image's index
-        alone, so the same images give the same result as long as NumPy, SciPy and Pillow stay the same.
+        uint8 (N, H, W, 3), a new array. The random draws depend only on the name and the index of an image, so the same
+        images give the same result with the same versions of NumPy, SciPy and Pillow.
 
     Raises:
-        ShiftViTError: images that are too small.
+        ShiftViTError: the images are too small.
     """
     count, height, width = images.shape[:3]
     if min(height, width) < MIN_SIDE:
@@ -74,8 +75,9 @@ def _draw(chance: _Chance, one: Callable[[np.random.Generator], Any]) -> _Array:
     return np.stack([one(generator) for generator in chance])
 
 
-# Every function takes float32 images (n, H, W, 3) of 0 to 1, the generator of each and its constants, and returns
-# floats, which may leave that range. Nothing in them may round otherwise in a batch of another size: no BLAS.
+# Each function takes float32 images (n, H, W, 3) from 0 to 1, a generator for each image, and the constants of the
+# corruption. It returns floats, which may be outside of that range. None uses BLAS, which would round differently in
+# batches of another size.
 
 
 def _gaussian_noise(x: _Array, chance: _Chance, deviation: float) -> _Array:
@@ -87,23 +89,23 @@ def _speckle_noise(x: _Array, chance: _Chance, deviation: float) -> _Array:
 
 
 def _shot_noise(x: _Array, chance: _Chance, photons: float) -> _Array:
-    """White is that many photons, each counted by chance: a Poisson variable."""
+    """Replaces each value by a Poisson variable: white is that many photons."""
     return np.stack([one.poisson(image * photons) for one, image in zip(chance, x, strict=True)]) / photons
 
 
 def _impulse_noise(x: _Array, chance: _Chance, share: float) -> _Array:
-    """That share of the values, each channel for itself, becomes 0 or 1, as often the one as the other."""
+    """Replaces that share of the values, in each channel alone, by 0 or 1 with equal probability."""
     draw = _draw(chance, lambda one: one.random(x.shape[1:], np.float32))
     return np.where(draw < share / 2, 0, np.where(draw < share, 1, x))
 
 
 def _gaussian_blur(x: _Array, _: _Chance, sigma: float) -> _Array:
-    blurred: _Array = ndimage.gaussian_filter(x, sigma, axes=(1, 2), mode="reflect")  # which keeps the mean
+    blurred: _Array = ndimage.gaussian_filter(x, sigma, axes=(1, 2), mode="reflect")  # this mode keeps the mean
     return blurred
 
 
 def _defocus_blur(x: _Array, _: _Chance, radius: float, softness: float) -> _Array:
-    """A disk for a kernel, softened by a Gaussian of 3 or 5 taps."""
+    """Convolves with a disk that is softened by a Gaussian of 3 or 5 taps."""
     reach = int(radius) + 2
     line = np.arange(-reach, reach + 1)
     disk = (line[:, None] ** 2 + line**2 <= radius**2).astype(np.float64)
@@ -113,7 +115,7 @@ def _defocus_blur(x: _Array, _: _Chance, radius: float, softness: float) -> _Arr
 
 
 def _motion_blur(x: _Array, chance: _Chance, radius: int, sigma: float, degrees: tuple[int, int] = (-45, 45)) -> _Array:
-    """Smears each image along a random angle, one-sidedly as ImageMagick: a half Gaussian of 2 radius + 1 taps."""
+    """Smears each image to one side along a random angle, as ImageMagick does: a half Gaussian of 2 radius + 1 taps."""
     height, width = x.shape[1:3]
     reach = 2 * radius
     taps = np.arange(reach + 1)
@@ -131,7 +133,7 @@ def _motion_blur(x: _Array, chance: _Chance, radius: int, sigma: float, degrees:
 
 def _zoom(x: _Array, factor: float) -> _Array:
     """Enlarges images about their centre, bilinearly, and cuts off what leaves the frame."""
-    # Ours, since ndimage.affine_transform takes ten times as long.
+    # ndimage.affine_transform would take ten times as long.
     for axis in (1, 2):
         centre = (x.shape[axis] - 1) / 2
         place = centre + (np.arange(x.shape[axis]) - centre) / factor
@@ -142,13 +144,13 @@ def _zoom(x: _Array, factor: float) -> _Array:
 
 
 def _zoom_blur(x: _Array, _: _Chance, step: float, steps: int) -> _Array:
-    """The mean of the image, counted twice, and of its enlargements, each by `step` more."""
+    """Averages the image, counted twice, and its enlargements, each by `step` more."""
     return sum((_zoom(x, 1 + step * number) for number in range(1, steps + 1)), 2 * x) / np.float32(steps + 2)
 
 
 def _glass_blur(x: _Array, chance: _Chance, sigma: float, reach: int, rounds: int) -> _Array:
-    """Each pixel takes the colour of one near it, between two slight blurs."""
-    # The published program means to swap the two, but its assignment of NumPy views copies.
+    """Gives each pixel the colour of one near it, between two slight blurs."""
+    # The published program intends to swap two pixels, but its assignment of NumPy views copies one.
     count, height, width = x.shape[:3]
     moves = _draw(chance, lambda one: one.integers(-reach, reach, (rounds, 2, height, width)))
     x = _gaussian_blur(x, chance, sigma)
@@ -159,10 +161,10 @@ def _glass_blur(x: _Array, chance: _Chance, sigma: float, reach: int, rounds: in
     return _gaussian_blur(x, chance, sigma)
 
 
-def _clouds(x: _Array, chance: _Chance, decay: float) -> _Array:
+def _draw_clouds(x: _Array, chance: _Chance, decay: float) -> _Array:
     """Returns noise (n, H, W, 1) from 0 to 1 whose amplitude falls by `decay` squared from an octave to the next.
 
-    That is how the published midpoint displacement (plasma fractal) falls; shaping a spectrum leaves no grid behind.
+    The published midpoint displacement (plasma fractal) falls in the same way. Shaping a spectrum shows no grid.
     """
     size = x.shape[1:3]
     frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])) * max(size)
@@ -175,7 +177,7 @@ def _clouds(x: _Array, chance: _Chance, decay: float) -> _Array:
 
 def _fog(x: _Array, chance: _Chance, thickness: float, decay: float) -> _Array:
     most: _Array = x.max(axis=(1, 2, 3), keepdims=True)
-    return (x + thickness * _clouds(x, chance, decay)) * most / (most + thickness)
+    return (x + thickness * _draw_clouds(x, chance, decay)) * most / (most + thickness)
 
 
 def _frost(x: _Array, chance: _Chance, kept: float, added: float) -> _Array:
@@ -186,7 +188,7 @@ def _frost(x: _Array, chance: _Chance, kept: float, added: float) -> _Array:
         grains = _zoom(np.maximum(_gaussian_noise(ice * 0, chance, 1), 0), max(1, side / 96))
         needles = _motion_blur(grains, chance, max(2, side // 16), side / 16, (0, 180))
         needles = needles / needles.max(axis=(1, 2, 3), keepdims=True)
-        ice = np.maximum(ice, needles**2 * _clouds(x, chance, 1.4).astype(np.float32) * 2)
+        ice = np.maximum(ice, needles**2 * _draw_clouds(x, chance, 1.4).astype(np.float32) * 2)
     frosted: _Array = kept * x + added * np.clip(0.15 + ice, 0, 1) * np.array([0.9, 0.96, 1.0])
     return frosted
 
@@ -203,14 +205,15 @@ def _snow(x: _Array, chance: _Chance, mean: float, deviation: float, zoom: float
 
 
 def _brightness(x: _Array, _: _Chance, more: float) -> _Array:
-    """Adds to the value of HSV, the largest channel, and so scales the channels alike."""
+    """Adds to the value of HSV, which is the largest channel. This scales all channels by one factor."""
     value: _Array = x.max(axis=3, keepdims=True)
     brighter: _Array = np.where(value > 0, x / np.where(value > 0, value, 1), 1) * np.minimum(value + more, 1)
     return brighter
 
 
 def _contrast(x: _Array, _: _Chance, kept: float) -> _Array:
-    mean: _Array = np.rint(x * 255).mean(axis=(1, 2), keepdims=True, dtype=np.float64) / 255  # of whole numbers: exact
+    # The mean of whole numbers is exact.
+    mean: _Array = np.rint(x * 255).mean(axis=(1, 2), keepdims=True, dtype=np.float64) / 255
     return mean + kept * (x - mean)
 
 

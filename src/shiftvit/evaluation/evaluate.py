@@ -1,4 +1,4 @@
-"""`evaluate`: measures how accurate a model is, how certain that figure is, and where the model fails."""
+"""Evaluates a model: how accurate it is, how certain that figure is, and where the model fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
@@ -51,8 +50,8 @@ def evaluate(
         split: "train", "validation", "test" or "all". None: the test images, or the validation images if there are
             none, or else all. All splits are prepared as for a prediction.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
-        keep: if `out` is None, write them to `evaluation/` in the run folder, or for other images than the run's own
-            test images to a subfolder of it.
+        keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
+            not the run's own test images.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
 
     Returns:
@@ -61,7 +60,8 @@ def evaluate(
         F1, balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
         "without_images", the classes without images, which the macro figures leave out while top-1 and top-5 count
         predictions of all classes; "among_others", if there are such classes, the figures of predictions among the
-        other classes only; "confusion", rows are true classes; "temperature", and "calibration" at that temperature;
+        other classes only; "confusion", rows are true classes, or of more than 2,000 classes a dictionary of
+        the lists "true", "predicted" and "count"; "temperature", and "calibration" at that temperature;
         "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity;
         and "folder", where all this was written, or None.
 
@@ -72,7 +72,7 @@ def evaluate(
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None if isinstance(bundle, Bundle) else find_run(bundle)
     if data is None and run is None:
-        data = _find_default(loaded)
+        data = named.find_by_classes(loaded.labels)
     found = find_evaluated(data, split, run)
     name = found.data.name if found.data.path is None else str(found.data.path.resolve())
     if out is None and keep and run is not None:
@@ -101,7 +101,7 @@ def evaluate(
         "classes": metrics.measure_classes(logits, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
         **_measure_among_others(logits, labels, counts),
-        "confusion": count_confusion(logits, labels).tolist(),
+        "confusion": _list_confusion(count_confusion(logits, labels)),
         "temperature": loaded.temperature,
         "calibration": metrics.measure_calibration(probabilities, labels),
         "mistakes": _list_mistakes(logits, probabilities, images, loaded.labels),
@@ -115,6 +115,13 @@ def evaluate(
     return {**report, "folder": None if out is None else str(out)}
 
 
+def _list_confusion(matrix: Any) -> list[list[int]] | dict[str, list[int]]:
+    if isinstance(matrix, np.ndarray):
+        rows: list[list[int]] = matrix.tolist()
+        return rows
+    return {"true": matrix.row.tolist(), "predicted": matrix.col.tolist(), "count": matrix.data.tolist()}
+
+
 def _measure_among_others(
     logits: NDArray[np.float32], labels: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
@@ -124,16 +131,6 @@ def _measure_among_others(
         return {}
     found = measure(logits[:, present], np.searchsorted(present, labels))
     return {"among_others": {**found, "classes": len(present)}}
-
-
-def _find_default(loaded: Bundle) -> str:
-    """Returns the data set on which a model without a run is evaluated."""
-    name = named.find_by_classes(loaded.labels)
-    if name is None:
-        raise ShiftViTError(
-            f"no known data set has the model's classes ({', '.join(loaded.labels[:3])} ...); name images with --data"
-        )
-    return name
 
 
 def _list_mistakes(
@@ -180,15 +177,14 @@ def _write(
     probabilities: NDArray[np.float32],
     loaded: Bundle,
 ) -> None:
-    from scipy.special import softmax  # type: ignore[import-untyped]
+    from scipy.special import softmax
 
     from shiftvit.figures.evaluation import draw_mistakes, draw_reliability
-    from shiftvit.figures.run import draw_confusion_matrix
-    from shiftvit.figures.run import draw_corruptions as corruptions_figure
+    from shiftvit.figures.run import draw_confusion_matrix, draw_corruptions
 
     def write(folder: Path) -> None:
         files.write_json(folder / REPORT, report)
-        draw_confusion_matrix(np.asarray(report["confusion"]), loaded.labels, folder / "confusion_matrix.png")
+        draw_confusion_matrix(count_confusion(logits, split.labels), loaded.labels, folder / "confusion_matrix.png")
         plain = metrics.measure_calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
         draw_reliability(plain, folder / "reliability.png", fitted)
@@ -197,6 +193,6 @@ def _write(
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
         draw_mistakes(*shown, folder / "mistakes.png")
         if "corruptions" in report:
-            corruptions_figure(report["corruptions"], folder / "corruptions.png")
+            draw_corruptions(report["corruptions"], folder / "corruptions.png")
 
     write_folder(out, write, _FILES, keep=() if find_current(out / REPORT).is_file() else _FILES)

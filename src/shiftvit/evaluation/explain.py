@@ -187,7 +187,7 @@ def predict_probabilities(
         count: number of images; None: `len(images)`.
         temperature: the bundle's; divides the logits.
     """
-    from scipy.special import softmax  # type: ignore[import-untyped]
+    from scipy.special import softmax
 
     count = len(images) if count is None else count  # type: ignore[arg-type]
     logits = [np.zeros((0, model.output_shape[-1]), np.float32)]

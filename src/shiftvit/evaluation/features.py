@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import KEY, MAP, Metadata
 from shiftvit.bundle.session import open_session
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 from shiftvit.preprocess import Preprocess
 
 # Maps pixels, uint8 (N, H, W, 3) of the model's input size, to features, float32 (N, D), for N of at least 1.
@@ -27,8 +27,9 @@ def load_graph_features(content: bytes, threads: int, origin: str) -> tuple[Meta
     try:
         session = open_session(content, threads)
     except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{origin} cannot compute features ({reason}); restore it, or export it again") from error
+        raise ShiftViTError(
+            f"{origin} cannot compute features ({describe_error(error)}); restore it, or export it again"
+        ) from error
     metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
     if MAP not in {output.name for output in session.get_outputs()}:
         raise ShiftViTError(

@@ -1,4 +1,4 @@
-"""Reads a data set for a model: images prepared as for a prediction, with the labels of the model."""
+"""Reads a data set for a model: prepares the images as for a prediction, and numbers the labels as the model does."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.data.find.kept import name_some
 from shiftvit.data.find.words import normalise_name
 from shiftvit.data.read import read_dataset
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, list_some, notice, pluralize
 
 
 def read_images(loaded: Bundle, data: Dataset) -> Dataset:
@@ -26,7 +25,7 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
         the same splits with `images`, the remaining `preprocess` and the model's labels.
 
     Raises:
-        ShiftViTError: there are images of classes that the model does not have, or no image of a split can be decoded.
+        ShiftViTError: images have classes that the model does not have, or no image of a split can be decoded.
     """
     places, preprocess = _find_indices(loaded, data), loaded.preprocess
     if data.path is not None:
@@ -45,10 +44,10 @@ def read_images(loaded: Bundle, data: Dataset) -> Dataset:
 def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     """Returns the model's index of each class of the data, or -1 for a class without images that it does not have.
 
-    A class is found by its name, or by its synset, which names the folders of ImageNet.
+    It finds a class by its name, or by its synset, as in the names of ImageNet's folders.
 
     Raises:
-        ShiftViTError: there are images of classes that the model does not have.
+        ShiftViTError: images have classes that the model does not have.
     """
     labels, names = tuple(map(normalise_name, loaded.labels)), data.class_names
     known = {synset: index for index, synset in enumerate(loaded.synsets)} | {
@@ -57,10 +56,10 @@ def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     counts = np.bincount(np.concatenate([split.labels for split in data.splits.values()]), minlength=len(names))
     foreign = [name for name, count in zip(names, counts, strict=True) if count and name not in known]
     if foreign:
-        shown = ", ".join(labels[:5]) + (" ..." if len(labels) > 5 else "")
         number = sum(int(count) for name, count in zip(names, counts, strict=True) if name in foreign)
         raise ShiftViTError(
-            f"the model has {len(labels):,} classes ({shown}) and {data.name} has {pluralize(number, 'image')} of "
-            f"{pluralize(len(foreign), 'other')} ({name_some(foreign)}); give them the model's names, or leave them out"
+            f"the model has {len(labels):,} classes ({list_some(labels, 5)}) and {data.name} has "
+            f"{pluralize(number, 'image')} of {pluralize(len(foreign), 'other')} ({list_some(map(repr, foreign))}); "
+            "give them the model's names, or leave them out"
         )
     return np.array([known.get(name, -1) for name in names], np.int64)

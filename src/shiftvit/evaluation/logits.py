@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.environment import device_name
+from shiftvit.environment import find_device_name
 from shiftvit.preprocess import Preprocess
 
 BATCH_SIZE = 500
 # Pixels per batch, as in 500 images of 32 x 32 or 10 of 224 x 224. A processor gains nothing from more.
 _PIXELS = 2**19
-# An accelerator needs larger batches.
+# The factor for an accelerator, which needs larger batches.
 _ACCELERATED = 16
 
 
@@ -62,5 +62,5 @@ def predict_logits(
 
 def choose_batch_size(height: int, width: int) -> int:
     """Returns the batch size for images of this size."""
-    pixels = _PIXELS * (1 if device_name() == "cpu" else _ACCELERATED)
+    pixels = _PIXELS * (1 if find_device_name() == "cpu" else _ACCELERATED)
     return max(1, min(BATCH_SIZE, pixels // (height * width)))

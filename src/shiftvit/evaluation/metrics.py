@@ -6,7 +6,7 @@ nats. No framework is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ from shiftvit.errors import ShiftViTError, pluralize
 TEMPERATURES = 0.05, 20.0
 # Bootstrap samples per matrix product; with 10,000 images that takes 5 MB.
 _CHUNK = 64
+# The most classes of a confusion matrix that is an array: one of 10,000 classes would take 800 MB, most of it zeros.
+_DENSE = 2000
+# Logits that are computed with at a time, so that memory does not grow with images times classes.
+_AT_A_TIME = 2**22
 
 
 def check_labels(logits: NDArray[Any], labels: NDArray[Any]) -> None:
@@ -65,12 +69,17 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
 
-def count_confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Returns the confusion matrix `(C, C)`: rows are true classes, columns predicted ones."""
-    from sklearn.metrics import confusion_matrix
+def count_confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> Any:
+    """Returns the confusion matrix `(C, C)`, int64: rows are true classes, columns predicted ones.
 
-    classes = np.arange(logits.shape[1])
-    return np.asarray(confusion_matrix(labels, logits.argmax(axis=1), labels=classes), np.int64)
+    It is an array, or of more than 2,000 classes a sparse `scipy.sparse.coo_array` with each place once.
+    """
+    from scipy.sparse import coo_array
+
+    classes = logits.shape[1]
+    counts = coo_array((np.ones(len(labels), np.int64), (labels, logits.argmax(axis=1))), shape=(classes, classes))
+    counts.sum_duplicates()
+    return counts if classes > _DENSE else counts.toarray()
 
 
 def measure_classes(logits: NDArray[Any], labels: NDArray[Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -132,11 +141,11 @@ def measure_calibration(probabilities: NDArray[Any], labels: NDArray[Any], bins:
         ShiftViTError: there are no images, the labels do not fit, or a row is not a distribution.
     """
     check_labels(probabilities, labels)
-    exact = probabilities.astype(np.float64)
-    if not (exact.min() >= 0 and np.abs(exact.sum(axis=1) - 1).max() <= 1e-3):
+    sums = np.concatenate([probabilities[rows].astype(np.float64).sum(axis=1) for rows in _cut(probabilities)])
+    if not (probabilities.min() >= 0 and np.abs(sums - 1).max() <= 1e-3):
         raise ShiftViTError("the rows are not probabilities (0 or more, with the sum 1); give softmax(logits)")
-    confidence = exact.max(axis=1)
-    hits = exact.argmax(axis=1) == labels
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    hits = probabilities.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     counts = np.bincount(place, minlength=bins)
@@ -167,19 +176,22 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     Raises:
         ShiftViTError: there are no images, the labels do not fit, or a logit is not finite.
     """
-    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+    from scipy.optimize import minimize_scalar
 
     check_labels(logits, labels)
     check_finite(logits)
-    exact = logits.astype(np.float64)
-    exact -= exact.max(axis=1, keepdims=True)
-    if not exact.any():
+    if (logits == logits[:, :1]).all():
         return 1.0
-    right = exact[np.arange(len(labels)), labels]
 
     def loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float((np.log(np.exp(exact * scale).sum(axis=1)) - right * scale).mean())
+        losses = []
+        for rows in _cut(logits):
+            exact = logits[rows].astype(np.float64)
+            exact -= exact.max(axis=1, keepdims=True)
+            right = exact[np.arange(len(exact)), labels[rows]]
+            losses.append(np.log(np.exp(exact * scale).sum(axis=1)) - right * scale)
+        return float(np.concatenate(losses).mean())
 
     low, high = np.log(TEMPERATURES)
     # The loss is convex in 1 / T, so it has one valley in log T as well.
@@ -235,20 +247,33 @@ def find_mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -
     """
     check_labels(logits, labels)
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    exact = np.sort(logits[wrong].astype(np.float64), axis=1)
-    # The odds of the other classes against the predicted one, which also order confidences that round to 1.
-    rest = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
+    rest = np.empty(len(wrong))
+    for rows in _cut(logits):
+        rows = slice(rows.start, min(rows.stop, len(wrong)))
+        exact = np.sort(logits[wrong[rows]].astype(np.float64), axis=1)
+        # The odds of the other classes against the predicted one, which also order confidences that round to 1.
+        rest[rows] = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
     return wrong[np.argsort(rest, kind="stable")[:count]].astype(np.int64)
+
+
+def _cut(logits: NDArray[Any]) -> Iterator[slice]:
+    """Yields slices of rows with no more than `_AT_A_TIME` values each, or of one row."""
+    step = max(1, _AT_A_TIME // max(1, logits.shape[1]))
+    return (slice(first, first + step) for first in range(0, len(logits), step))
 
 
 def _score_images(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
     """Returns top-1 hits, top-5 hits and cross-entropies, `(N,)` each; the first of equal logits is the larger."""
-    exact = logits.astype(np.float64)
-    exact -= exact.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(labels)), labels]
-    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
-    hits = order == labels[:, None].astype(order.dtype)
-    return hits[:, 0], hits.any(axis=1), losses
+    parts = []
+    for rows in _cut(logits):
+        exact, truth = logits[rows].astype(np.float64), labels[rows]
+        exact -= exact.max(axis=1, keepdims=True)
+        losses = np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(truth)), truth]
+        order = np.argsort(-logits[rows], axis=1, kind="stable")[:, :5]
+        hits = order == truth[:, None].astype(order.dtype)
+        parts.append((hits[:, 0], hits.any(axis=1), losses))
+    top1, top5, all_losses = zip(*parts, strict=True)
+    return np.concatenate(top1), np.concatenate(top5), np.concatenate(all_losses)
 
 
 def _average_f1(labels: NDArray[Any], predicted: NDArray[Any], weights: NDArray[np.float64], classes: int) -> float:

@@ -17,14 +17,14 @@ REPORT = "evaluation.json"
 
 
 def find_run(model: str | Path) -> Path | None:
-    """Returns the run folder of a model, which is a run folder or the bundle in one; else None."""
+    """Returns the run folder of a model that is a run folder, or the bundle in one; else None."""
     path = Path(model)
-    places = [path, *([path.parent] if path.name == "bundle" else [])]
+    places = [path, path.parent] if path.name == "bundle" else [path]
     return next((place for place in places if (place / "recipe.toml").is_file()), None)
 
 
 def choose_place(run: Path, data: str, split: str, *, own_test: bool) -> Path:
-    """Returns the folder for an evaluation, which is always the same for the same images.
+    """Returns the folder for an evaluation, always the same for the same images.
 
     Args:
         run: the run folder.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from shiftvit import files
 from shiftvit.bundle.card import shows_top5
@@ -35,6 +36,22 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         ShiftViTError: `run` is not a finished run, or the file cannot be written.
     """
     run = Path(run)
+    try:
+        page = _make_page(run)
+    except ShiftViTError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        fault = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ShiftViTError(
+            f"a file of the run {str(run)!r} is damaged ({fault}): metrics.json, environment.json, changes.jsonl or an "
+            "evaluation; restore it, or evaluate again"
+        ) from error
+    path = Path(out) if out is not None else run / "report.html"
+    files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8"))
+    return path
+
+
+def _make_page(run: Path) -> str:
     recipe, metrics = _read_text(run / "recipe.toml"), {"val": None, **_read_json(run / "metrics.json")}
     settings = _parse_settings(recipe)
     evaluation: dict[str, Any] = {}
@@ -48,7 +65,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             others.append({**known, "name": name, "figures": _read_figures(folder, _EVALUATION)})
     # Training draws a confusion matrix too, but that of an evaluation fits its table of classes.
     place = run / (FOLDER if evaluation else "figures")
-    page = render(
+    return render(
         "report.html",
         name=run.resolve().name,
         metrics=metrics,
@@ -60,9 +77,6 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         changes=_read_changes(run / "changes.jsonl"),
         figures=_read_figures(run / "figures", _TRAINING) | _read_figures(place, _EVALUATION),
     )
-    path = Path(out) if out is not None else run / "report.html"
-    files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8"))
-    return path
 
 
 def _read_changes(path: Path) -> list[tuple[str, Any, Any, str]]:
@@ -80,9 +94,10 @@ def _is_own_test(found: dict[str, Any], settings: dict[str, Any], images: int) -
 
 
 def _parse_settings(recipe: str) -> dict[str, Any]:
-    with contextlib.suppress(tomllib.TOMLDecodeError):
-        return tomllib.loads(recipe)
-    return {}
+    try:
+        return {key: part for key, part in tomllib.loads(recipe).items() if isinstance(part, dict)}
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
@@ -105,13 +120,16 @@ def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     try:
-        return json.loads(text)  # type: ignore[no-any-return]
-    except ValueError as error:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
         raise ShiftViTError(f"{str(path)!r} is not valid JSON ({error}); evaluate or train the run again") from error
 
 
 def _read_text(path: Path) -> str:
-    return _read_bytes(path).decode("utf-8")
+    try:
+        return _read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ShiftViTError(f"{str(path)!r} is not UTF-8 text ({error.reason}); restore it") from error
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -1,1 +1,1 @@
-"""Trained models in other formats, each proven equal to the model that it came from before it is kept."""
+"""Exports trained models to other formats, and keeps an export only if it gives the answers of the model."""

@@ -1,4 +1,4 @@
-"""Puts the preprocessing into an ONNX graph, which then takes uint8 images of any size.
+"""Puts the preprocessing into an ONNX graph, so that it takes uint8 images of any size.
 
 In ONNX Runtime, ONNX's own `Resize` with antialiasing differs from Pillow's by several levels (docs/export.md), and
 other runtimes may differ again. Resizing is linear in the pixels, so the graph does it as two matrix products. Their
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shiftvit.bundle.metadata import KEY, Metadata
 from shiftvit.preprocess import Preprocess
 
-# Height and width of the images that the gate compares: enlarged and shrunk, odd, elongated, and the model's own size.
+# The heights and widths of images for the gate: to enlarge, to shrink, odd, elongated, and the size of the model.
 _SIZES = (
     (1, 1), (2, 3), (7, 9), (16, 16), (31, 33), (32, 32), (33, 47), (48, 48), (50, 20), (64, 65), (80, 127), (96, 96),
     (100, 300), (127, 80), (150, 150), (199, 211), (223, 225), (224, 224), (225, 223), (240, 320), (256, 256),
@@ -72,10 +72,10 @@ def accept_any_size(path: Path, rule: Preprocess, metadata: Metadata) -> None:
     import onnx.inliner
 
     model = onnx.load(path)
-    front = onnx.parser.parse_model(_front(rule, model.ir_version))
-    front.functions.append(onnx.parser.parse_function(_weights(rule.interpolation)))
+    front = onnx.parser.parse_model(_write_front(rule, model.ir_version))
+    front.functions.append(onnx.parser.parse_function(_write_weights(rule.interpolation)))
     front = onnx.inliner.inline_local_functions(front)
-    # So that its names cannot clash with the model's.
+    # The prefixes keep its names apart from the model's.
     front = onnx.compose.add_prefix(front, "front.", rename_inputs=False, rename_outputs=False)
     labels = {entry.key: entry.value for entry in model.metadata_props}
     del model.metadata_props[:]
@@ -98,7 +98,7 @@ def make_images(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     ]
 
 
-def _front(rule: Preprocess, ir_version: int) -> str:
+def _write_front(rule: Preprocess, ir_version: int) -> str:
     """Returns the graph from images of any size to the model's input, in ONNX's text format."""
     assert rule.crop is not None or isinstance(rule.resize, tuple)  # `fitted` ensures it
     if isinstance(rule.resize, tuple):
@@ -145,8 +145,8 @@ front (uint8[batch, height, width, 3] images) => (uint8[batch, {height}, {width}
 }}"""
 
 
-def _weights(interpolation: str) -> str:
-    """Returns the function that makes the matrix (count, old length) to resize and crop, in ONNX's text format.
+def _write_weights(interpolation: str) -> str:
+    """Returns a function that makes the matrix (count, old length) to resize and crop, in ONNX's text format.
 
     It computes in float64, as Pillow does; lower precision could round a pixel differently.
     """

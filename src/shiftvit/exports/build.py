@@ -1,4 +1,4 @@
-"""Builds an artifact, and computes the answers that it must give. Runs in its own process, with the right backend.
+"""Builds an artifact, and computes the answers that it must give. It runs in its own process, with the right backend.
 
     python -m shiftvit.exports.build JOB.json
 
@@ -35,7 +35,7 @@ Network = Callable[[Any], tuple[Any, Any]]
 def main(job_file: str) -> None:
     """Runs the job."""
     job = json.loads(Path(job_file).read_text("utf-8"))
-    # The libraries' warnings are not for our users; the gate checks the result.
+    # Users do not need the warnings of the libraries, because the gate checks the result.
     warnings.simplefilter("ignore")
     bundle = Bundle.load(job["bundle"])
     metadata = make_metadata(bundle, job["precision"])
@@ -154,7 +154,7 @@ def _build_openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, pat
                 ),
             )
         model.set_rt_info(metadata.dump(), [KEY])
-        # OpenVINO's Model API reads these.
+        # For OpenVINO's Model API.
         model.set_rt_info(" ".join(label.replace(" ", "_") for label in metadata.labels), ["model_info", "labels"])
         model.set_rt_info("Classification", ["model_info", "model_type"])
         # Stores the weights of products in float16; the runtime converts them to bfloat16.

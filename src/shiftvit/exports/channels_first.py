@@ -61,34 +61,34 @@ def _convert(layer: Any, pixels: Affine) -> torch.nn.Module:
         norm, affine = _split_norm(layer.norm)
         if layer.padding == "valid":
             return torch.nn.Sequential(norm, Product(layer.reduction, 2, affine))
-        # The padding is added after the norm, so its offset cannot become part of the layer.
+        # The zeros are added after the norm, so its offset cannot become part of the layer.
         return torch.nn.Sequential(norm, affine, Padding(), Product(layer.reduction, 2))
     return torch.nn.Sequential(*_split_norm(layer))
 
 
 class Affine(torch.nn.Module):
-    """`scale * x + offset`, for each channel of (N, C, H, W); with None it returns x."""
+    """Returns `scale * x + offset`, for each channel of (N, C, H, W), or x if they are None."""
 
     def __init__(self, scale: Vector | None = None, offset: Vector | None = None) -> None:
         super().__init__()
-        self.exact = scale, offset
+        self.exact = scale, offset  # in float64
         for name, value in (("scale", scale), ("offset", offset)):
-            self.register_buffer(name, None if value is None else _tensor(value)[:, None, None])
+            self.register_buffer(name, None if value is None else _to_tensor(value)[:, None, None])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.scale is None else x * self.scale + self.offset
 
 
 class Normalise(torch.nn.Module):
-    """The part of a norm that depends on the image. A layer norm also applies its weights, which is free there."""
+    """The part of a norm that depends on the image. A layer norm also applies its weights, at no cost."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.epsilon = norm.epsilon
         self.grouped = isinstance(norm, GroupNorm)
         if not self.grouped:
-            self.register_buffer("gamma", _tensor(_read(norm.gamma)))
-            self.register_buffer("beta", _tensor(_read(norm.beta)))
+            self.register_buffer("gamma", _to_tensor(_read(norm.gamma)))
+            self.register_buffer("beta", _to_tensor(_read(norm.beta)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.grouped:
@@ -124,9 +124,9 @@ class Product(torch.nn.Module):
             moved = np.einsum("i,hwio->o", offset, kernel)
             bias = moved if bias is None else bias + moved
         self.side = side
-        self.register_buffer("kernel", _tensor(kernel.transpose(3, 2, 0, 1)))
-        self.register_buffer("scale", None if scale is None else _tensor(scale)[:, None, None])
-        self.register_buffer("bias", None if bias is None else _tensor(bias))
+        self.register_buffer("kernel", _to_tensor(kernel.transpose(3, 2, 0, 1)))
+        self.register_buffer("scale", None if scale is None else _to_tensor(scale)[:, None, None])
+        self.register_buffer("bias", None if bias is None else _to_tensor(bias))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kernel = self.kernel if self.scale is None else self.kernel * self.scale
@@ -171,5 +171,5 @@ def _read(variable: Any) -> Vector:
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
 
 
-def _tensor(values: Vector) -> torch.Tensor:
+def _to_tensor(values: Vector) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.get_default_dtype())

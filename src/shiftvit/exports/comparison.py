@@ -17,7 +17,6 @@ from shiftvit.data import named
 from shiftvit.data.decode.images import decode
 from shiftvit.data.evaluated import find_splits, join_splits
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.places import find_run
 from shiftvit.exports.any_size import make_images
@@ -33,8 +32,8 @@ class Images:
     """The images on which an export is compared.
 
     Attributes:
-        arrays: uint8 "images" and "calibration" at the model's input size, and "labels" if known.
-        origin: their data set and split, for the report.
+        arrays: uint8 "images" and "calibration" at the model's input size, and "labels" if they are known.
+        origin: the data set and the split of the images, for the report.
         enough: the number of labelled images needed to measure a narrow precision.
     """
 
@@ -44,7 +43,7 @@ class Images:
 
 
 def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: str | None, count: int) -> Images:
-    """Reads the images to compare on, and for int8 different ones that calibrate.
+    """Reads the images to compare on, and for int8 other images to calibrate with.
 
     Args:
         model: the exported model; for a run, its own test and validation images are used.
@@ -53,7 +52,7 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
         count: the largest number of images to compare on.
 
     Raises:
-        ShiftViTError: there are no such images, or they have classes that the model does not know.
+        ShiftViTError: there are no such images, or they have classes that the model does not have.
     """
     if data is None and metadata.precision == "f32":
         files = sorted((PRETRAINED / "samples").rglob("*.png"))
@@ -62,11 +61,6 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     run = find_run(model)
     if data is None and run is None:
         data = named.find_by_classes(bundle.labels)
-        if data is None:
-            raise ShiftViTError(
-                f"an export in {metadata.precision} must be measured, and no known data set has the classes "
-                f"{', '.join(bundle.labels[:3])} ...; name a data set with --data"
-            )
     found = find_splits(data, run)
     held_out, rest, origin = _divide(found.data.splits, count, calibrate=metadata.precision == "int8")
     splits = {"comparison": _draw(held_out, count), "calibration": _draw(rest, _CALIBRATION)}
@@ -97,8 +91,8 @@ def vary_sizes(chosen: Images, rule: Preprocess) -> Images:
 def _divide(splits: Mapping[str, Split], count: int, *, calibrate: bool) -> tuple[Split, Split, str]:
     """Returns the images to compare on, those to calibrate with, and the names of the splits to compare on.
 
-    Those to compare on are the test images, and the validation images too if there are fewer than `count`. The others
-    calibrate. If there are no others, a quarter of the images calibrates, 512 at most.
+    The comparison uses the test images, and also the validation images if there are fewer than `count` test images. The
+    other images calibrate. If there are no others, a quarter of the images, but at most 512, calibrates.
     """
     names = [name for name in ("test", "validation") if name in splits] or [*splits]
     if len(names) == 2 and len(splits["test"]) >= count:

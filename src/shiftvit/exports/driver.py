@@ -1,4 +1,4 @@
-"""`export`: build in one process, verify in another, keep only what passes. `pack`: a bundle to share."""
+"""Exports a model: builds it in one process, verifies it in another, and keeps it if it passes. Packs bundles."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, check_at_least, notice, pluralize
 from shiftvit.exports.any_size import remove_size
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
-from shiftvit.exports.formats import FORMATS, Format, find_format
+from shiftvit.exports.formats import FORMATS, find_format
 from shiftvit.exports.gate import MIN_IMAGES
 from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
@@ -53,7 +53,7 @@ def export(
             earlier export there is replaced.
         data: the images for the gate and for calibration: the name of a data set, or the path of your own images. None:
             for f32 the sample images that come with the package; otherwise the images of the run, or a data set with
-            the model's classes. The gate uses test and validation images; training images calibrate.
+            the model's classes. Test and validation images are for the gate, training images for the calibration.
         images: the largest number of images for the gate.
         any_size: make a graph that takes images of any size and preprocesses them itself; only ONNX in f32.
 
@@ -64,9 +64,8 @@ def export(
         ShiftViTError: the model, format or data does not exist, a package is not installed, or the gate found a
             fault; then the folder is not written.
     """
-    row = find_format(format, precision)
-    if images < 1:
-        raise ShiftViTError(f"images={images} must be at least 1")
+    find_format(format, precision)
+    check_at_least("images", images, 1)
     if any_size and (format, precision) != ("onnx", "f32"):
         raise ShiftViTError(f"{format} in {precision} cannot take images of any size; choose onnx in f32")
     bundle = Bundle.load(model)
@@ -83,7 +82,7 @@ def export(
         chosen = vary_sizes(chosen, metadata.preprocess)
 
     def write(temporary: Path) -> None:
-        report = _build_and_verify(model, format, row, metadata, chosen, temporary, any_size=any_size)
+        report = _build_and_verify(model, format, metadata, chosen, temporary, any_size=any_size)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
@@ -118,9 +117,11 @@ def pack(
     if is_checkpoint(model):
         bundle = convert_checkpoint(model, preset, labels=labels, ema=ema)
     else:
-        chosen = {"--preset": preset, "--labels": labels, "--ema": ema or None}
-        for option in (name for name, value in chosen.items() if value is not None):
-            raise ShiftViTError(f"{option} is only for checkpoints of the authors' code, and {str(model)!r} is not one")
+        for option, value in (("--preset", preset), ("--labels", labels), ("--ema", ema or None)):
+            if value is not None:
+                raise ShiftViTError(
+                    f"{option} is only for checkpoints of the authors' code, and {str(model)!r} is not one"
+                )
         bundle = Bundle.load(model)
     bundle = bundle.halved() if half else bundle
     return (add_graph(bundle) if onnx else bundle).save(out)
@@ -137,14 +138,13 @@ def add_graph(bundle: Bundle) -> Bundle:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         plain = replace(bundle, graph=None).save(folder / "bundle")
-        _build_and_verify(plain, "onnx", row, metadata, chosen, folder, timed=False)
+        _build_and_verify(plain, "onnx", metadata, chosen, folder, timed=False)
         return replace(bundle, graph=(folder / row.artifact).read_bytes())
 
 
 def _build_and_verify(
     model: str | Path,
-    name: str,
-    row: Format,
+    format: str,
     metadata: Metadata,
     chosen: Images,
     folder: Path,
@@ -152,13 +152,13 @@ def _build_and_verify(
     any_size: bool = False,
     timed: bool = True,
 ) -> dict[str, Any]:
-    threads = environment.cores()
+    row, threads = FORMATS[format], environment.count_cores()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         np.savez(place / "images.npz", **chosen.arrays)  # type: ignore[arg-type]
         job = {
             "bundle": str(find_bundle(model).where),
-            "format": name,
+            "format": format,
             "precision": metadata.precision,
             "metadata": (remove_size(metadata) if any_size else metadata).dump(),
             "any_size": any_size,
@@ -171,13 +171,13 @@ def _build_and_verify(
             "enough": chosen.enough,
         }
         (place / "job.json").write_text(json.dumps(job), "utf-8")
-        notice(f"building {name} in {metadata.precision}")
+        notice(f"building {format} in {metadata.precision}")
         _run_step("build", place / "job.json", row.backend)
         notice(f"comparing it with the model on {pluralize(len(chosen.arrays['images']), 'image')}")
         report: dict[str, Any] = json.loads(_run_step("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
         raise ShiftViTError(
-            f"the export to {name} failed the parity gate and is not kept: {'; '.join(report['faults'])}"
+            f"the export to {format} failed the parity gate and is not kept: {'; '.join(report['faults'])}"
         )
     del report["faults"]
     if metadata.precision != "f32" and report["images"] < MIN_IMAGES:
@@ -189,9 +189,9 @@ def _build_and_verify(
         **report,
         "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
         "threads": threads,
-        "processor": environment.processor_name(),
-        "instructions": environment.instructions(),
-        "versions": environment.versions(),
+        "processor": environment.find_processor_name(),
+        "instructions": environment.list_instructions(),
+        "versions": environment.list_versions(),
     }
 
 

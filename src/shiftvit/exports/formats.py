@@ -1,4 +1,4 @@
-"""The one table of export formats."""
+"""The table of export formats."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ class Format:
         artifact: the file's (or folder's) name within the export.
         runtime: the runtime that the gate uses.
         backend: the Keras backend that builds it, in its own process.
-        modules: the modules that must be installed, by import name.
+        modules: the modules to be installed, by import name.
         precisions: the precisions offered. "f32": float32. "bf16": weights and products in bfloat16; in ONNX, whose
             runtime computes in float32 on processors, only the weights. "int8": static quantization of weights and
             activations after calibration.
-        description: one line.
         files: patterns of the files of an export besides its report; a new export may replace these.
     """
 
@@ -29,7 +28,6 @@ class Format:
     backend: str
     modules: tuple[str, ...]
     precisions: tuple[str, ...]
-    description: str
     files: tuple[str, ...]
 
     @property
@@ -42,43 +40,44 @@ _ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 FORMATS = {
     "onnx": Format(
-        "model.onnx",
-        "onnxruntime",
-        "torch",
-        _ONNX,
-        ("f32", "bf16", "int8"),
-        "for ONNX Runtime and most other engines",
-        ("model.onnx",),
+        artifact="model.onnx",
+        runtime="onnxruntime",
+        backend="torch",
+        modules=_ONNX,
+        precisions=("f32", "bf16", "int8"),
+        files=("model.onnx",),
     ),
     "openvino": Format(
-        "model.xml",
-        "openvino",
-        "torch",
-        (*_ONNX, "openvino", "nncf"),
-        ("f32", "bf16", "int8"),
-        "for Intel's and other processors",
-        ("model.xml", "model.bin"),
+        artifact="model.xml",
+        runtime="openvino",
+        backend="torch",
+        modules=(*_ONNX, "openvino", "nncf"),
+        precisions=("f32", "bf16", "int8"),
+        files=("model.xml", "model.bin"),
     ),
     "saved_model": Format(
-        "saved_model",
-        "tensorflow",
-        "tensorflow",
-        ("tensorflow",),
-        ("f32", "bf16"),
-        "for TensorFlow and TF Serving",
-        ("saved_model/*.pb", "saved_model/variables/variables.*", "saved_model/assets.extra/shiftvit.json"),
+        artifact="saved_model",
+        runtime="tensorflow",
+        backend="tensorflow",
+        modules=("tensorflow",),
+        precisions=("f32", "bf16"),
+        files=("saved_model/*.pb", "saved_model/variables/variables.*", "saved_model/assets.extra/shiftvit.json"),
     ),
     "litert": Format(
-        "model.tflite",
-        "litert",
-        "tensorflow",
-        ("tensorflow", "ai_edge_litert"),
-        ("f32", "int8"),
-        "for phones and small devices",
-        ("model.tflite",),
+        artifact="model.tflite",
+        runtime="litert",
+        backend="tensorflow",
+        modules=("tensorflow", "ai_edge_litert"),
+        precisions=("f32", "int8"),
+        files=("model.tflite",),
     ),
     "torch": Format(
-        "model.pt2", "torch", "torch", ("torch",), ("f32", "bf16"), "a torch.export program", ("model.pt2",)
+        artifact="model.pt2",
+        runtime="torch",
+        backend="torch",
+        modules=("torch",),
+        precisions=("f32", "bf16"),
+        files=("model.pt2",),
     ),
 }
 

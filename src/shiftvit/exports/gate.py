@@ -4,7 +4,7 @@
 
 The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
 their labels if known, and the model's own answers. Optional are `enough`, the number of labelled images needed for a
-narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. The result is printed as
+narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. It prints the result as
 JSON; `faults` is empty if the artifact passes.
 """
 
@@ -27,7 +27,7 @@ from shiftvit.inference.runtimes import Graph, load_graph
 
 # The largest difference of a probability in float32.
 MAX_DIFFERENCE = 1e-4
-# The same for a graph that resizes, where a pixel may be rounded differently. The class must be the same.
+# The same for a graph that resizes, which may round a pixel differently. The class must be the same.
 MAX_DIFFERENCE_OF_SIZES = 2e-3
 # The image of another size whose speed is measured, 240 x 320 pixels.
 _SHOWN_SIZE = 19
@@ -49,21 +49,21 @@ def main(job_file: str) -> None:
         expected = arrays["probabilities"]
     graph = load_graph(job["artifact"], job["runtime"], job["threads"])
     if sized:
-        found = np.concatenate([graph.run(image[None]) for image in sized])
-        images = sized[_SHOWN_SIZE][None]
+        found, limit = np.concatenate([graph.run(image[None]) for image in sized]), MAX_DIFFERENCE_OF_SIZES
+        sample, answers = sized[_SHOWN_SIZE][None], found[_SHOWN_SIZE : _SHOWN_SIZE + 1]
     else:
         found = np.concatenate([graph.run(images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)])
-    limit = MAX_DIFFERENCE_OF_SIZES if sized else MAX_DIFFERENCE
+        limit, sample, answers = MAX_DIFFERENCE, images, found
     report = compare(found, expected, labels, job["precision"], job.get("enough", MIN_IMAGES), limit)
     if graph.metadata != Metadata.parse(job["metadata"], "the job"):
         report["faults"].append("its metadata are not the model's")
-    report["faults"] += _check_sizes(graph, images, found[_SHOWN_SIZE:][:1] if sized else found, job["precision"])
+    report["faults"] += _check_sizes(graph, sample, answers, job["precision"])
     if job["precision"] == "int8":
         report["int8_products"], faults = _check_products(Path(job["artifact"]), job["format"])
         report["faults"] += faults
     report["runtime"] = graph.runtime
     if not report["faults"] and (seconds := job.get("seconds", _SECONDS)):
-        report["images_per_second"] = {str(size): _measure_rate(graph, images, size, seconds) for size in (1, _BATCH)}
+        report["images_per_second"] = {str(size): _measure_rate(graph, sample, size, seconds) for size in (1, _BATCH)}
     print(json.dumps(report))
 
 
@@ -106,7 +106,7 @@ def compare(
     if labels is not None:
         top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
         change = 100 * (top1 - top1_model)
-        # Only images that one model alone has right count. If there are none, up to 3 may exist unseen (rule of three).
+        # Only images that exactly one of the two gets right count. If there are none, the rule of three allows for 3.
         moved = int(((predicted == labels) != (own == labels)).sum())
         error = 100 * max(1.96 * moved**0.5, 3) / max(len(labels), 1)
         report |= {"top1": top1, "top1_model": top1_model}

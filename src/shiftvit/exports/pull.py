@@ -1,8 +1,7 @@
-"""`pull` for the published weights: downloads, converts and verifies them, and saves them under their name."""
+"""Pulls published weights: downloads, converts and verifies them, and saves them under their name."""
 
 from __future__ import annotations
 
-import contextlib
 import zipfile
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
         with files.take_turn(row.place.parent, f"pulling to {str(row.place.parent)!r}", ".*.tmp"):
             if source is not None:
                 return _save(row, Path(source))
-            target = files.cache_folder("weights") / f"{name}.pth"
+            target = files.find_cache_folder("weights") / f"{name}.pth"
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 download(row.url, target, limit=_LARGEST)
@@ -70,7 +69,7 @@ def _save(row: Published, file: Path) -> Path:
     if not file.is_file():
         raise ShiftViTError(f"there is no file {str(file)!r}; give the path of {row.name}.pth")
     _check_whole(file)
-    digest = files.sha256(file)
+    digest = files.hash_file(file)
     notice(f"SHA-256 {digest}")
     earlier = _read_earlier(row)
     if row.sha256 not in (None, digest):
@@ -80,11 +79,9 @@ def _save(row: Published, file: Path) -> Path:
             f"this is not the {row.name} that was pulled on {earlier.date}: its SHA-256 is {digest}, not "
             f"{earlier.sha256}; to use it anyway, first delete {str(row.place)!r}"
         )
-    if earlier is not None:
-        with contextlib.suppress(ShiftViTError):
-            if Bundle.load(row.place).graph is not None:
-                notice(f"this file was already pulled on {earlier.date}, and its bundle is intact")
-                return row.place
+    if earlier is not None and _is_intact(row):
+        notice(f"this file was already pulled on {earlier.date}, and its bundle is intact")
+        return row.place
     bundle = add_graph(convert_checkpoint(file, row.name, published=row))
     try:
         return bundle.save(row.place)
@@ -114,6 +111,15 @@ def _read_earlier(row: Published) -> Provenance | None:
     container = open_container(row.place, MANIFEST)
     if container is None:
         return None
-    with contextlib.suppress(ShiftViTError):
+    try:
         return read_manifest(container).provenance
-    return None
+    except ShiftViTError:
+        return None
+
+
+def _is_intact(row: Published) -> bool:
+    """Returns whether the bundle that was pulled before can be loaded and has a graph."""
+    try:
+        return Bundle.load(row.place).graph is not None
+    except ShiftViTError:
+        return False

@@ -52,8 +52,8 @@ def read_products(path: Path, format: str) -> list[Product]:
 def find_saturation(products: Iterable[Product]) -> str | None:
     """Describes the first product that could saturate on some processor; None if none can.
 
-    Whichever two products of a row a kernel adds first, the largest sum comes from the two largest weights of one sign:
-    255 x (w1 + w2) must fit into 16 bits, so w1 + w2 may be at most 128. That is so if no weight exceeds 64, and for
+    Whichever two products of a row a kernel adds first, the two largest weights of one sign give the largest sum:
+    255 x (w1 + w2) must fit into 16 bits, so w1 + w2 may be at most 128. This holds if no weight exceeds 64, and for
     rows with a single weight. If the runtime widens first, only the whole sum matters, which has 32 bits.
     """
     for product in products:

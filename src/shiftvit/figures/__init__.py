@@ -1,1 +1,1 @@
-"""Draws all figures: of a run, of an evaluation, of predictions."""
+"""All figures: of a run, of an evaluation and of predictions."""

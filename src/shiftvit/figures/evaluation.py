@@ -1,4 +1,4 @@
-"""Figures of an evaluation: reliability diagram, worst mistakes, explanations. Written as PNG, whole or not at all."""
+"""Figures of an evaluation: reliability diagram, worst mistakes, explanations."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from shiftvit import files
-from shiftvit.figures.grid import Tile, draw_predictions, load_font
-from shiftvit.figures.style import BLUE, GREY, ORANGE, new_figure, save_figure, set_whole_ticks
+from shiftvit.figures.grid import GAP, INK, LINE, SIDE, TITLE, Tile, draw_predictions, load_font, scale_image
+from shiftvit.figures.style import BLUE, GREY, ORANGE, make_figure, save_figure, set_whole_ticks
 
-# Mistakes in a figure; more would be hard to read.
+# The most mistakes in a figure; more would be hard to read.
 _SHOWN = 25
-# The layout of a figure of explanations, in pixels.
-_SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 17, 26, 24
-_INK = "#1a1a1a"
+_TEXT = 17  # size of the font below an explanation, in pixels
 _TALL = 6  # rows
-# Images in a bin of confidences up to which their numbers are drawn on a linear scale.
+# The histogram of the confidence has a linear scale if all its bins have fewer images.
 _FEW = 50
-# From no support to the most: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
+# From no support to the greatest: sRGB colours whose lightness (CIE L*) rises in nearly equal steps.
 COLOURS = ((20, 12, 56), (98, 21, 108), (176, 45, 92), (232, 93, 50), (250, 165, 40), (250, 235, 150))
 _BOX: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round,pad=0.35"}}
 
@@ -42,7 +40,7 @@ def draw_reliability(before: dict[str, Any], path: Path, after: dict[str, Any] |
     panels = [("Confidence and accuracy", before)]
     if after is not None:
         panels = [("As trained", before), ("After temperature scaling", after)]
-    figure = new_figure(4.9 * len(panels), 5.6)
+    figure = make_figure(4.9 * len(panels), 5.6)
     rows = figure.subplots(2, len(panels), sharex="all", sharey="row", squeeze=False, height_ratios=(3.2, 1))
     for column, (name, found) in enumerate(panels):
         _draw_reliability(rows[0, column], found, name)
@@ -88,8 +86,8 @@ class Explanation:
     Attributes:
         image: what the model sees, uint8 (H, W, 3).
         caption: the class and its probability.
-        heats: the map (h, w) of each method by name; drawn relative to its largest value, 0 or less is cold.
-        notes: a line about the map of each method by name.
+        heats: method to map (h, w); it is drawn relative to its largest value, and 0 or less is cold.
+        notes: method to a line about its map.
     """
 
     image: NDArray[np.uint8]
@@ -101,7 +99,7 @@ class Explanation:
 def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> None:
     """Draws a row for each image: the original, then its maps, enlarged so that small images are visible.
 
-    More than 6 rows are split into two halves, side by side.
+    More than 6 rows go into two halves, side by side.
 
     Args:
         rows: at least one, all with the same methods.
@@ -114,27 +112,27 @@ def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> No
     heads = ["image", *rows[0].heats]
     halves = 1 + (len(rows) > _TALL)
     lines = -(-len(rows) // halves)
-    step = _SIDE + _GAP, _SIDE + _LINE + _GAP // 2
-    broad = len(heads) * step[0] + 2 * _GAP  # of a half
-    heading = load_font(_TITLE, bold=True)
-    top = 2 * _GAP + _TITLE + _LINE
-    width = max(halves * broad - _GAP, 2 * _GAP + int(heading.getlength(title)))
+    step = SIDE + GAP, SIDE + LINE + GAP // 2
+    broad = len(heads) * step[0] + 2 * GAP  # of a half
+    heading = load_font(TITLE, bold=True)
+    top = 2 * GAP + TITLE + LINE
+    width = max(halves * broad - GAP, 2 * GAP + int(heading.getlength(title)))
     picture = Image.new("RGB", (width, top + lines * step[1]), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((_GAP, _GAP), title, _INK, heading)
+    draw.text((GAP, GAP), title, INK, heading)
     for number, row in enumerate(rows):
         half, line = divmod(number, lines)
-        large = enlarge(row.image)
+        large = np.asarray(scale_image(row.image))
         drawn = [(large, row.caption)]
         for name, heat in row.heats.items():
             relative = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
             drawn.append((overlay(large, relative), row.notes.get(name, "")))
         for column, (pixels, text) in enumerate(drawn):
-            left, upper = _GAP + half * broad + column * step[0], top + line * step[1]
+            left, upper = GAP + half * broad + column * step[0], top + line * step[1]
             if not line:
-                draw.text((left, top - _LINE), heads[column], _INK, load_font(_TEXT, bold=True))
+                draw.text((left, top - LINE), heads[column], INK, load_font(_TEXT, bold=True))
             picture.paste(Image.fromarray(pixels), (left, upper))
-            draw.text((left, upper + large.shape[0] + 3), text, _INK, load_font(_TEXT))
+            draw.text((left, upper + large.shape[0] + 3), text, INK, load_font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
 
 
@@ -157,7 +155,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
 def make_heat_layer(heat: NDArray[Any], height: int, width: int) -> NDArray[np.uint8]:
     """Returns a heat map in the colours of `overlay` to be laid over an image: uint8 `(height, width, 4)`, RGBA.
 
-    Where nothing supports the class it is transparent.
+    It is transparent where nothing supports the class.
     """
     level, colour = _map_colours(heat, height, width)
     return np.asarray(np.rint(np.concatenate([colour, 255 * level[..., None]], axis=-1)), np.uint8)
@@ -170,14 +168,6 @@ def _map_colours(heat: NDArray[Any], height: int, width: int) -> tuple[NDArray[n
     anchors = np.array(COLOURS, np.float64)
     places = np.linspace(0, 1, len(anchors))
     return level, np.stack([np.interp(level, places, channel) for channel in anchors.T], axis=-1)
-
-
-def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns an image (H, W, 3) scaled to a figure's size; the pixels of small ones stay visible."""
-    scale = _SIDE / max(image.shape[:2])
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    method = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(image).resize(size, method))
 
 
 def _draw_reliability(axes: Any, found: dict[str, Any], name: str) -> None:

@@ -1,6 +1,6 @@
 """A grid of predictions: images with label and confidence, correct ones and errors in different colours.
 
-Drawn with Pillow alone: a plotting library would take longer to import than the model takes to predict.
+Pillow draws it, because a plotting library would take longer to import than the model takes to predict.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from shiftvit import files
 from shiftvit.figures.style import GREEN, RED
 
 GRID_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-# In pixels of the picture.
-_SIDE, _GAP, _TEXT, _LINE, _TITLE = 192, 16, 19, 26, 24
-_INK = "#1a1a1a"
+# The layout in pixels: side of an image, gap, size of a label's font, height of its line, size of the title's font.
+SIDE, GAP, _TEXT, LINE, TITLE = 192, 16, 19, 26, 24
+INK = "#1a1a1a"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,57 +40,57 @@ class Tile:
 
 
 def draw_predictions(tiles: Sequence[Tile], path: Path, title: str, columns: int = 6) -> None:
-    """Draws tiles row by row. With known truth, correct ones are green, and errors red with the true class.
+    """Draws tiles row by row. If the true class is known, correct ones are green, and errors red with the true class.
 
     Args:
         tiles: the images.
-        path: the picture; its ending, one of `GRID_ENDINGS`, decides the format.
-        title: stands above.
+        path: the picture; its suffix, one of `GRID_ENDINGS`, decides the format.
+        title: the figure's heading.
         columns: images in a row.
 
     Raises:
-        ShiftViTError: the file cannot be written, or has another ending.
+        ShiftViTError: the file cannot be written, or has another suffix.
     """
     files.check_file(path, GRID_ENDINGS)
     columns = max(1, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
     captions = 1 + any(tile.right is False for tile in tiles)
-    step = _SIDE + _GAP, _SIDE + captions * _LINE + _GAP
-    heading = load_font(_TITLE, bold=True)
-    width = max(_GAP + columns * step[0], 2 * _GAP + int(heading.getlength(title)))
-    top = 2 * _GAP + _TITLE
+    step = SIDE + GAP, SIDE + captions * LINE + GAP
+    heading = load_font(TITLE, bold=True)
+    width = max(GAP + columns * step[0], 2 * GAP + int(heading.getlength(title)))
+    top = 2 * GAP + TITLE
     picture = Image.new("RGB", (width, top + rows * step[1]), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((_GAP, _GAP), title, _INK, heading)
+    draw.text((GAP, GAP), title, INK, heading)
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        left, upper = _GAP + column * step[0], top + row * step[1]
-        colour = {None: _INK, True: GREEN, False: RED}[tile.right]
-        _paste(picture, tile.image, left, upper)
+        left, upper = GAP + column * step[0], top + row * step[1]
+        colour = {None: INK, True: GREEN, False: RED}[tile.right]
+        image = scale_image(tile.image)
+        picture.paste(image, (left + (SIDE - image.width) // 2, upper + (SIDE - image.height) // 2))
         if tile.right is not None:
-            draw.rectangle((left - 3, upper - 3, left + _SIDE + 2, upper + _SIDE + 2), outline=colour, width=3)
+            draw.rectangle((left - 3, upper - 3, left + SIDE + 2, upper + SIDE + 2), outline=colour, width=3)
         lines = [(tile.label, f"  {100 * tile.confidence:.0f} %")]
         if tile.right is False:
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):
-            place = left, upper + _SIDE + 4 + number * _LINE
+            place = left, upper + SIDE + 4 + number * LINE
             draw.text(place, _shorten(text, tail, load_font(_TEXT)), colour, load_font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary))
 
 
-def _paste(picture: Image.Image, pixels: NDArray[np.uint8], left: int, upper: int) -> None:
-    """Centres an image in its square, as large as fits; the pixels of small images stay visible."""
+def scale_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Returns an image (H, W, 3) with its longer side at a figure's size. The pixels of small images stay visible."""
     image = Image.fromarray(pixels)
-    scale = _SIDE / max(image.size)
+    scale = SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    image = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
-    picture.paste(image, (left + (_SIDE - size[0]) // 2, upper + (_SIDE - size[1]) // 2))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
 
 
 def _shorten(text: str, tail: str, font: Any) -> str:
-    if font.getlength(text + tail) <= _SIDE:
+    if font.getlength(text + tail) <= SIDE:
         return text + tail
-    while text and font.getlength(f"{text}…{tail}") > _SIDE:
+    while text and font.getlength(f"{text}…{tail}") > SIDE:
         text = text[:-1]
     return f"{text}…{tail}"
 

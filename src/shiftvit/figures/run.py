@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves, confusion matrix, search for a rate. Written as PNG, whole or not at all."""
+"""Figures of a run: learning curves, confusion matrix, top-1 under corruption, search for a learning rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import pluralize
-from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure, set_whole_ticks
+from shiftvit.figures.style import BLUE, GREEN, GREY, ORANGE, make_figure, save_figure, set_whole_ticks
+
+# Rows of a confusion matrix; a figure has few more pixels.
+_DRAWN = 1000
 
 
 def draw_learning_curves(
@@ -25,7 +28,7 @@ def draw_learning_curves(
         steps: steps in an epoch.
     """
     epochs = [row["epoch"] for row in history]
-    figure = new_figure(11, 3.6)
+    figure = make_figure(11, 3.6)
     figure.suptitle(title, fontweight="bold")
     loss, top1, rate = figure.subplots(1, 3)
     loss.plot(epochs, [row["loss"] for row in history], color=BLUE, marker="o", markersize=3, label="training")
@@ -49,17 +52,26 @@ def draw_learning_curves(
     save_figure(figure, path)
 
 
-def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], path: Path) -> None:
-    """Draws a confusion matrix `(C, C)`, rows true, in percent of each true class; up to 30 classes are named."""
+def draw_confusion_matrix(matrix: Any, labels: tuple[str, ...], path: Path) -> None:
+    """Draws a confusion matrix `(C, C)`, whose rows are the true classes, in percent. Names up to 30 classes.
+
+    Args:
+        matrix: as `count_confusion` returns it. A sparse one is drawn with neighbouring classes joined.
+        labels: the class names.
+        path: the file to write.
+    """
+    images, hits = int(matrix.sum()), int(matrix.trace())
+    if not isinstance(matrix, np.ndarray):
+        matrix = _join_classes(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     share = 100.0 * matrix / np.maximum(totals, 1)
     count = len(labels)
     side = min(max(4.5, 1.5 + 0.6 * count), 14)
-    figure = new_figure(side + 0.8, side)
+    figure = make_figure(side + 0.8, side)
     axes = figure.subplots()
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    accuracy = 100.0 * np.trace(matrix) / max(matrix.sum(), 1)
-    axes.set_title(f"Confusion on {pluralize(int(matrix.sum()), 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100, extent=(-0.5, count - 0.5, count - 0.5, -0.5))
+    accuracy = 100.0 * hits / max(images, 1)
+    axes.set_title(f"Confusion on {pluralize(images, 'image')} (top-1 {accuracy:.2f}%)", fontweight="bold")
     axes.set_xlabel("Predicted class")
     axes.set_ylabel("True class")
     if count <= 30:
@@ -77,6 +89,15 @@ def draw_confusion_matrix(matrix: NDArray[np.int64], labels: tuple[str, ...], pa
     save_figure(figure, path)
 
 
+def _join_classes(matrix: Any) -> NDArray[np.int64]:
+    """Returns the counts of a sparse matrix with equally many neighbouring classes in each row and column."""
+    step = -(-matrix.shape[0] // _DRAWN)
+    size = -(-matrix.shape[0] // step)
+    joined = np.zeros((size, size), np.int64)
+    np.add.at(joined, (matrix.row // step, matrix.col // step), matrix.data)
+    return joined
+
+
 def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws top-1 for each corruption and severity as a coloured table.
 
@@ -91,7 +112,7 @@ def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(name for name, _ in found))
     clean = next(row["top1"] for row in rows if not row["severity"])
     values = np.array([[found[name, level] for level in range(1, 6)] for name in names])
-    figure = new_figure(6.4, 1.2 + 0.32 * len(names))
+    figure = make_figure(6.4, 1.2 + 0.32 * len(names))
     axes = figure.subplots()
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(5), [str(level) for level in range(1, 6)])
@@ -125,7 +146,7 @@ def draw_rate_search(
     Raises:
         ShiftViTError: the file cannot be written.
     """
-    figure = new_figure(7, 4.2)
+    figure = make_figure(7, 4.2)
     axes = figure.subplots()
     axes.set_title(title, fontweight="bold")
     axes.plot(rates, losses, color=GREY, alpha=0.4, linewidth=0.9, label="each batch")

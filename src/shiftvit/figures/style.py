@@ -1,4 +1,4 @@
-"""Shared by all figures: the colours, and writing them, whole or not at all."""
+"""The colours of all figures, and how they are made and saved."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 
-# What the ending of a figure's file can be; it decides the format.
+# The suffixes of a figure's file; they decide the format.
 ENDINGS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Returns an empty figure of that size in inches; layout None: its parts are placed by hand.
+def make_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Returns an empty figure. A notebook shows it if it is the last value of a cell.
 
-    A notebook shows it where it is the last value of a cell.
+    Args:
+        width, height: in inches.
+        layout: None: the caller places the parts.
     """
     return _make_figure_class()(figsize=(width, height), layout=layout)
 
 
 @cache
 def _make_figure_class() -> type[Figure]:
-    # Without pyplot: no global state, no window, and half of the import time. But pyplot is what notebooks know.
+    # pyplot would need twice the import time, global state and a window system. So notebooks need this subclass.
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
@@ -46,7 +48,7 @@ def _make_figure_class() -> type[Figure]:
 
 
 def set_whole_ticks(axis: Axis) -> None:
-    """Marks an axis of counts at whole numbers only, also where it is shorter than 1."""
+    """Marks an axis of counts at whole numbers only, even if it is shorter than 1."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -54,10 +56,10 @@ def set_whole_ticks(axis: Axis) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format that the file's ending says, one of `ENDINGS`.
+    """Writes a figure in the format of the file's suffix, one of `ENDINGS`.
 
     Raises:
-        ShiftViTError: the file cannot be written, or has another ending.
+        ShiftViTError: the file cannot be written, or has another suffix.
     """
     files.check_file(path, ENDINGS)
     with silence_missing_glyphs():
@@ -66,7 +68,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @contextmanager
 def silence_missing_glyphs() -> Iterator[None]:
-    """Silences the warning about letters that the font lacks: matplotlib draws boxes for them."""
+    """Silences the warning about letters that the font lacks. matplotlib draws boxes for them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,12 +81,12 @@ class Inputs:
             found.update(json.dumps([self.storages[at].prefix, *entry]).encode() + b"\n")
         return found.hexdigest()
 
-    def block_size(self) -> int:
+    def choose_block_size(self) -> int:
         """Returns the default number of images in a block; it depends only on `count`."""
         size = max(_LEAST, -(-self.count // _WANTED))
         return size if size <= BATCH_SIZE else min(_MOST, -(-size // BATCH_SIZE) * BATCH_SIZE)
 
-    def blocks(self, size: int) -> Iterator[list[Entry]]:
+    def split(self, size: int) -> Iterator[list[Entry]]:
         """Yields the entries of each block, which together have at least `size` images."""
         block: list[Entry] = []
         images = 0
@@ -177,9 +176,11 @@ def _list(name: str, recursive: bool, all_files: bool) -> tuple[Storage, list[st
 
 
 def _find_shards(folder: str, recursive: bool) -> list[str]:
-    with suppress(ShiftViTError):
+    """Returns the Parquet files in a folder; [] if it has no files."""
+    try:
         return [path for path in list_images([folder], recursive=recursive, all_files=True) if _is_parquet(path)]
-    return []
+    except ShiftViTError:
+        return []
 
 
 def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files: bool) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, check_at_least, describe_error, suggest, suggest_install
 from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.storage import Folder
 from shiftvit.inference.worker import (
@@ -78,7 +78,7 @@ def run_bulk(
         task: the command and its settings; the attributes from `features` on are filled in here.
         names: image files, Parquet files, folders of either, and patterns; as paths that every node can read, or URIs.
         recursive, all_files: as in `list_images`.
-        address: of the cluster, as for `ray.init`; None: the value of `RAY_ADDRESS`, or a new cluster on this machine.
+        address: the cluster, as for `ray.init`; None: the value of `RAY_ADDRESS`, or a new cluster on this machine.
         workers: number of actors; None: as many as the cluster has cores for.
         block: number of images in a block; None: chosen from the number of images.
         recount: also count the failures in the files that an earlier start wrote.
@@ -109,12 +109,12 @@ def run_bulk(
         storages=tuple(inputs.storages),
         roots=tuple(sorted(inputs.roots)),
     )
-    manifest = _describe(task, model, inputs) | {"block": block or inputs.block_size()}
+    manifest = _describe(task, model, inputs) | {"block": block or inputs.choose_block_size()}
     folder.check()
     begun = _find_run(folder, manifest, block is not None)
     if begun is not None:
         manifest["block"] = begun["block"]
-    blocks = list(inputs.blocks(manifest["block"]))
+    blocks = list(inputs.split(manifest["block"]))
     there = {*folder.names()}
     files = {number: name_part(number, kind) for number in range(len(blocks))}
     todo = {number: blocks[number] for number, file in files.items() if file not in there}
@@ -168,7 +168,7 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
     Args:
         folder: the folder of the results.
         manifest: the manifest of the run to start or continue.
-        sized: whether the user chose the size of its blocks; otherwise a continued run keeps its size.
+        sized: whether the user chose the block size; otherwise a continued run keeps its own.
 
     Raises:
         ShiftViTError: the folder holds another run, or other files.
@@ -273,7 +273,7 @@ def _connect(ray: Any, address: str | None, store: int) -> Iterator[None]:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **started)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = describe_error(error)
         mend = "install the same versions on both" if "mismatch" in reason else "start a cluster with: ray start --head"
         raise ShiftViTError(f"the Ray cluster at {address!r} cannot be used: {reason}; {mend}") from error
     try:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,11 +20,11 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.data.decode.parquet import import_pyarrow
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.inference.runtimes import identify, name_model, read_onnx, take_turns
-from shiftvit.inference.sources import BATCH_SIZE, Failure, Prepared, Source, run_batch, stream_pixels
+from shiftvit.inference.sources import BATCH_SIZE, Failure, Source, run_batches, stream_pixels
 
 # Rows in a group of a Parquet file.
 _ROWS = 4096
@@ -97,11 +96,11 @@ class Embedder:
         place = source if isinstance(source, Path) else source.where
         if runtime == "onnxruntime":
             content, origin = read_onnx(source)
-            metadata, extract = load_graph_features(content, threads or cores(), origin)
+            metadata, extract = load_graph_features(content, threads or count_cores(), origin)
         else:
             from shiftvit.backend import limit_threads
 
-            limit_threads(threads or cores())
+            limit_threads(threads or count_cores())
             bundle = Bundle.load(place)
             metadata = make_metadata(bundle)
             extract = take_turns(load_keras_features(bundle.build("float32"), metadata.preprocess))
@@ -140,13 +139,9 @@ class Embedder:
     ) -> Iterator[Embedding | Failure]:
         """Yields a result for each image, in order, in bounded memory; arguments and errors as `Predictor.stream`."""
         rule = self.metadata.preprocess
-        return self._embed(stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead))
-
-    def _embed(self, batches: Generator[list[Prepared]]) -> Iterator[Embedding | Failure]:
-        with contextlib.closing(batches):
-            for batch in batches:
-                for answer in run_batch(batch, self._run, self._model):
-                    yield answer if isinstance(answer, Failure) else Embedding(*answer)
+        batches = stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead)
+        answers = run_batches(batches, self._run, self._model)
+        return (answer if isinstance(answer, Failure) else Embedding(*answer) for answer in answers)
 
 
 def check_table(path: Path) -> None:
@@ -178,7 +173,8 @@ def write_table(path: Path, rows: Iterable[Embedding], size: int) -> int:
 
 def _write_npz(path: Path, rows: Iterator[Embedding], size: int) -> None:
     paths = []
-    with tempfile.TemporaryFile(dir=path.parent) as rows_file:  # because an array file begins with its length
+    # Rows go to a temporary file first, because an array file begins with its length.
+    with tempfile.TemporaryFile(dir=path.parent) as rows_file:
         for row in rows:
             paths.append(row.path)
             rows_file.write(row.features.astype("<f4").tobytes())

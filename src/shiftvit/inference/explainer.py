@@ -13,7 +13,7 @@ from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import GRAPH, read_checked, read_manifest, read_tensors
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.explain import class_activation_map
 
@@ -36,7 +36,7 @@ class Explainer:
         origin = f"{GRAPH!r} in {str(container.where)!r}"
         if GRAPH not in manifest.files:
             raise ShiftViTError(f"{str(container.where)!r} has no graph; add it with `shiftvit pack --onnx`")
-        self._session = open_session(read_checked(container, manifest, GRAPH), threads or cores())
+        self._session = open_session(read_checked(container, manifest, GRAPH), threads or count_cores())
         self.metadata = Metadata.parse(self._session.get_modelmeta().custom_metadata_map.get(KEY), origin)
         if MAP not in {output.name for output in self._session.get_outputs()}:
             raise ShiftViTError(
@@ -69,13 +69,13 @@ class Explainer:
             classes: the class to explain for each image, (N,); None: the predicted ones.
         """
         probabilities, maps = self.run(pixels)
-        return probabilities, self.heat(maps, probabilities.argmax(axis=1) if classes is None else classes)
+        return probabilities, self.compute_heat(maps, probabilities.argmax(axis=1) if classes is None else classes)
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns probabilities (N, C) and the maps that `heat` takes, (N, h, w, K)."""
+        """Returns probabilities (N, C) and the maps that `compute_heat` takes, (N, h, w, K)."""
         probabilities, maps = self._session.run([self._session.get_outputs()[0].name, MAP], {self._entry: pixels})
         return probabilities, maps
 
-    def heat(self, maps: NDArray[np.float32], classes: NDArray[np.int64]) -> NDArray[np.float32]:
+    def compute_heat(self, maps: NDArray[np.float32], classes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Returns the heat maps (N, h, w) of a class for each image."""
         return class_activation_map(maps, self._weights.T[classes])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.inference.runtimes import Graph, load_graph
-from shiftvit.inference.sources import BATCH_SIZE, Prepared, Source, run_batch, stream_pixels
+from shiftvit.inference.sources import BATCH_SIZE, Source, run_batches, stream_pixels
 from shiftvit.inference.sources import Failure as Failure  # users import it from here
 
 
@@ -150,13 +149,10 @@ class Predictor:
         """
         check_at_least("top_k", top_k, 1)
         batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels, ahead)
-        return self._predict(batches, top_k)
-
-    def _predict(self, batches: Generator[list[Prepared]], top_k: int) -> Iterator[Result]:
-        with contextlib.closing(batches):
-            for batch in batches:
-                for answer in run_batch(batch, self._graph.run, self._graph.model):
-                    yield answer if isinstance(answer, Failure) else self._make_prediction(answer[0], answer[1], top_k)
+        answers = run_batches(batches, self._graph.run, self._graph.model)
+        return (
+            answer if isinstance(answer, Failure) else self._make_prediction(*answer, top_k=top_k) for answer in answers
+        )
 
     def _make_prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
         # A stable sort: between equal probabilities the first class wins, as in `evaluate`.

@@ -1,4 +1,4 @@
-"""The table of runtimes that run a trained model; each loads its kinds of files as a `Graph`."""
+"""The table of runtimes. Each loads its kinds of files as a `Graph`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
-from shiftvit.environment import adds_int8_exactly, cores
-from shiftvit.errors import ShiftViTError, check_at_least, suggest, suggest_install
+from shiftvit.environment import adds_int8_exactly, count_cores
+from shiftvit.errors import ShiftViTError, check_at_least, describe_error, suggest, suggest_install
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -54,11 +54,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Runtime:
-    """A row of the table: the module that it needs, the kinds of models that it reads, and a function that loads them.
+    """A row of the table.
 
-    `load` takes the file (or a bundle's files) and the number of threads. `saturates`: its int8 kernels for x86 can
-    saturate on processors without VNNI. `parallel`: several threads may run it at once; otherwise they take turns.
-    `executes`: loading or running a malicious file can execute code, or read and write files.
+    Attributes:
+        module: the module that it needs.
+        reads: the kinds of models that it reads.
+        load: takes the file, or a bundle's files, and the number of threads; returns the metadata and `Graph.run`.
+        saturates: whether its int8 kernels for x86 can saturate on processors without VNNI.
+        parallel: whether several threads may run it at once; otherwise they take turns.
+        executes: whether loading or running a malicious file can execute code, or read and write files.
     """
 
     module: str
@@ -98,22 +102,27 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
             )
         runtime = next((name for name in able if _is_installed(name)), able[0])
     elif runtime not in able:
-        raise ShiftViTError(f"{str(model)!r} ({kind}) runs in {' or '.join(able)}, not in {runtime}; {_MENDS[kind]}")
+        mend = "add the graph with `shiftvit pack --onnx`, or " if kind == "bundle without a graph" else ""
+        raise ShiftViTError(
+            f"{str(model)!r} ({kind}) runs in {' or '.join(able)}, not in {runtime}; {mend}write another format with "
+            "`shiftvit export`"
+        )
     row = RUNTIMES[runtime]
     if not _is_installed(runtime):
         raise ShiftViTError(f"the runtime {runtime!r} is not installed; {suggest_install(row.module)}")
     place = source if isinstance(source, Path) else source.where
     origin = repr(str(place))
     try:
-        metadata, run = row.load(source, threads or cores())
-        # Some damage shows only when a graph runs. Not for Keras: its weights are verified, and a run would compile it.
-        shape = run(np.zeros((1, *metadata.example_shape), np.uint8)).shape[1:] if runtime != "keras" else None
+        metadata, run = row.load(source, threads or count_cores())
+        shape = None
+        if runtime != "keras":  # whose weights are verified, and a run would compile it
+            # Some damage shows only when a graph runs.
+            shape = run(np.zeros((1, *metadata.example_shape), np.uint8)).shape[1:]
     except (ShiftViTError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything in the library that reads it
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ShiftViTError(
-            f"{origin} cannot be loaded ({reason}); it may be damaged: restore it, or export it again"
+            f"{origin} cannot be loaded ({describe_error(error)}); it may be damaged: restore it, or export it again"
         ) from error
     if metadata.precision == "int8" and metadata.saturates is None and row.saturates and not adds_int8_exactly():
         raise ShiftViTError(
@@ -133,7 +142,7 @@ def name_model(model: str | Path, place: Path) -> str:
 
 
 def take_turns(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
-    """Returns a function that lets one thread at a time run a model, which uses all processor threads by itself."""
+    """Returns a function that lets only one thread at a time run a model; the model uses several threads itself."""
     lock = threading.Lock()
 
     def run_alone(pixels: Pixels) -> Probabilities:
@@ -270,13 +279,6 @@ def _load_torch(path: Path, threads: int) -> tuple[Metadata, Callable[[Pixels], 
 
 
 _SUFFIXES = {".onnx": "ONNX", ".xml": "OpenVINO", ".tflite": "LiteRT", ".pt2": "torch.export"}
-_MENDS = dict.fromkeys(
-    ("ONNX", "OpenVINO", "LiteRT", "torch.export", "SavedModel", "bundle with a graph"),
-    "write another format with `shiftvit export`",
-)
-_MENDS["bundle without a graph"] = (
-    "add the graph with `shiftvit pack --onnx`, or write another format with `shiftvit export`"
-)
 
 RUNTIMES = {
     "onnxruntime": Runtime(

@@ -1,7 +1,8 @@
-"""Reads, decodes and preprocesses a user's images of all kinds, and gathers them into batches."""
+"""Reads, decodes and preprocesses a user's images, and gathers them into batches."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import os
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftvit.data.decode.images import MAX_BYTES, MAX_PIXELS, decode
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.metrics import check_finite
 from shiftvit.preprocess import Preprocess
+from shiftvit.threads import count_threads
 
 BATCH_SIZE = 64
 # The most images that a thread prepares at a time; enough to make the handover cheap.
@@ -79,13 +80,13 @@ def stream_pixels(
         check_at_least(name, value, 1)
     check_at_least("ahead", ahead, 0)
     images, are_at_hand = split_images(sources)
-    threads = threads or min(8, cores())
+    threads = threads or count_threads()
     if ahead is None:
         ahead = 2 * max(batch_size, threads) if are_at_hand else 0
-    return _batches(images, rule, batch_size, threads, max_pixels, ahead)
+    return _gather_batches(images, rule, batch_size, threads, max_pixels, ahead)
 
 
-def _batches(
+def _gather_batches(
     images: Iterator[Any], rule: Preprocess, batch_size: int, threads: int, max_pixels: int, ahead: int
 ) -> Generator[list[Prepared]]:
     numbered = enumerate(images, start=1)
@@ -104,9 +105,9 @@ def _batches(
                     break
                 free -= len(chunk)
                 running.append(pool.submit(_prepare, chunk, rule, max_pixels))
-            if not running and not ready:
+            if not running:  # there are no more images
                 break
-            for item in running.popleft().result() if running else ():
+            for item in running.popleft().result():
                 ready.append(item)
                 usable += not isinstance(item, Failure)
                 if usable == batch_size:
@@ -156,14 +157,22 @@ def _make_failure(name: str, error: ShiftViTError) -> Failure:
     return Failure(name, text if name in text else f"{name}: {text}")
 
 
-def run_batch(
-    items: list[Prepared], run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], model: str
+def run_batches(
+    batches: Generator[list[Prepared]], run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], model: str
 ) -> Iterator[Failure | tuple[str, NDArray[np.float32]]]:
-    """Runs a model on a batch. Yields (name, row of its output) for each image, and failures as they are.
+    """Runs a model on batches. Yields (name, row of the output) for each image, and failures as they are.
 
     Raises:
         ShiftViTError: a row has NaN or infinity; the message names the image and `model`.
     """
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield from _run_batch(batch, run, model)
+
+
+def _run_batch(
+    items: list[Prepared], run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], model: str
+) -> Iterator[Failure | tuple[str, NDArray[np.float32]]]:
     pixels = (item[1] for item in items if not isinstance(item, Failure))
     # The images of a batch may differ in size only for a graph that takes any size.
     batches = (np.stack([*batch]) for _, batch in itertools.groupby(pixels, key=np.shape))
@@ -193,7 +202,7 @@ def split_images(given: Any) -> tuple[Iterator[Any], bool]:
         return (_iterate(given) if names else _iterate([given])), True
     if isinstance(given, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | Named) or _is_file(given):
         return iter([given]), True
-    # Not over a tensor, which would give its rows, nor over a mapping, which would give its keys.
+    # A tensor would give its rows, and a mapping its keys.
     iterable = not isinstance(given, Mapping) and getattr(given, "ndim", 1) == 1 and not inspect.isclass(given)
     try:
         parts = iter(given if iterable else None)  # type: ignore[arg-type]

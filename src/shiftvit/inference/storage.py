@@ -15,12 +15,12 @@ from typing import Any
 
 from shiftvit import files
 from shiftvit.data.decode.images import MAX_BYTES
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 
 # At least two letters, because one letter is a drive on Windows.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-# Faults of one file; others are faults of the network or the file system.
-_OF_THE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+# Errors of one file; others are errors of the network or the file system.
+_FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
 
 
 def is_uri(name: str) -> bool:
@@ -30,7 +30,7 @@ def is_uri(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where files are.
+    """A place of files.
 
     Attributes:
         root: the folder that relative paths start from; "": all paths are absolute.
@@ -65,7 +65,7 @@ class Storage:
             with self.filesystem.open_input_file(path) as file:
                 return bytes(file.read(limit))
         except OSError as error:
-            if error.errno not in _OF_THE_FILE:
+            if error.errno not in _FILE_ERRORS:
                 raise
             reason = os.strerror(error.errno or 0)
             raise ShiftViTError(f"{self.name(path)!r} cannot be read: {reason}; give a readable image file") from error
@@ -97,11 +97,9 @@ def report_unreachable(uri: str) -> Iterator[None]:
     except ShiftViTError:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's own are of these types
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else describe_error(error)
         mend = "the URI and its credentials" if is_uri(uri) else "the path and its permissions"
-        raise ShiftViTError(
-            f"{uri!r} cannot be reached: {' '.join(str(reason).split())[:200]}; check {mend}"
-        ) from error
+        raise ShiftViTError(f"{uri!r} cannot be reached: {reason}; check {mend}") from error
 
 
 class Folder:
@@ -130,7 +128,7 @@ class Folder:
         return self._path if self._is_local else self._name
 
     def check(self) -> None:
-        """Raises ShiftViTError if it cannot be created or written, as far as that is known without doing it."""
+        """Raises ShiftViTError if it cannot be created or written, as far as a check without writing can tell."""
         path = Path(self._path)
         if self._is_local:
             files.check_folder_name(path)

@@ -37,7 +37,7 @@ _PAUSE = 2.0  # seconds between them
 
 @dataclass(frozen=True)
 class Task:
-    """The task of all actors of a run.
+    """What all actors of a run do.
 
     Attributes:
         command: "predict" or "embed".
@@ -146,7 +146,7 @@ class Worker:
             return count_errors(out.read(name), task.kind)
         for attempt in range(_TRIES):
             try:
-                content, failures = self._rows(json.loads(zlib.decompress(entries)))
+                content, failures = self._compute_rows(json.loads(zlib.decompress(entries)))
                 break
             except OSError:
                 if attempt == _TRIES - 1:
@@ -155,7 +155,7 @@ class Worker:
         out.write(name, content)
         return failures
 
-    def _rows(self, entries: list[Any]) -> tuple[bytes, int]:
+    def _compute_rows(self, entries: list[Any]) -> tuple[bytes, int]:
         task, model = self._task, self._load()
         options = {"batch_size": task.batch_size, "threads": task.threads, "max_pixels": task.max_pixels}
         if isinstance(model, Predictor):
@@ -168,7 +168,7 @@ class Worker:
             import ray
 
             task = self._task
-            with files.workplace(Path(gettempdir()), "shiftvit-model") as place:
+            with files.make_temporary_folder(Path(gettempdir()), "shiftvit-model") as place:
                 for name, content in ray.get(self._reference).items():
                     (place / name).parent.mkdir(parents=True, exist_ok=True)
                     (place / name).write_bytes(content)
@@ -249,7 +249,7 @@ def count_errors(content: bytes, kind: str | None) -> int:
 
 
 def _make_texts(texts: Iterable[str | None]) -> Any:
-    """Returns an Arrow array of texts, escaping file names that are not valid UTF-8."""
+    """Returns an Arrow array of texts. It escapes file names that are not valid UTF-8."""
     import pyarrow as pa
 
     coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]

@@ -1,4 +1,4 @@
-"""What a ShiftViT is built of: DropPath, MLP, ShiftBlock, PatchEmbed, PatchMerging. Every tensor is NHWC."""
+"""The layers of a ShiftViT: DropPath, MLP, ShiftBlock, PatchEmbed, PatchMerging. Every tensor is NHWC."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from shiftvit.model.shift import Shift
 if TORCH:
     import torch
 
-# As the paper's model initialises its layers: normal with deviation .02, cut at two deviations.
+# The initialisation of the paper's model: normal with standard deviation .02, truncated at two deviations.
 INITIALIZER = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class DropPath(keras.layers.Layer):
-    """Stochastic depth: in training, each image's branch is zeroed with probability `rate`, else divided by
-    `1 - rate`; at inference nothing happens (Huang et al., 2016).
+    """Stochastic depth (Huang et al., 2016).
 
-    Input and output: `(B, ...)`.
+    In training, it zeroes the branch of each image with probability `rate`, and divides it by `1 - rate` otherwise. At
+    inference it does nothing. Input and output: `(B, ...)`.
     """
 
     def __init__(self, rate: float = 0.0, seed: int | None = None, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class DropPath(keras.layers.Layer):
             return x
         shape = (ops.shape(x)[0], *[1] * (len(x.shape) - 1))
         if TORCH and self.seed is None:
-            # torch's own generator, as Keras' dropout does there: a Keras seed is read back from the device each step
+            # torch's own generator, as in Keras' dropout: a Keras seed would be read back from the device at each step
             drawn = torch.rand(shape, device=x.device)
         else:
             drawn = keras.random.uniform(shape, seed=self.seed_generator, dtype="float32")
@@ -149,7 +149,7 @@ class ShiftBlock(keras.layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.shift(x)
-        branch = self.mlp(self.norm(x, **_training(self.norm, training)), training=training)
+        branch = self.mlp(self.norm(x, **_pass_training(self.norm, training)), training=training)
         return x + self.drop_path(branch, training=training)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -163,8 +163,8 @@ class ShiftBlock(keras.layers.Layer):
 class PatchEmbed(keras.layers.Layer):
     """Cuts the image into patches and projects each: a convolution whose stride is its kernel, then a norm.
 
-    Input: `(B, H, W, C)`. Output: `(B, H // patch_size, W // patch_size, embed_dim)`; what is left over at the bottom
-    and the right is not used. `norm=None` leaves the norm out.
+    Input: `(B, H, W, C)`. Output: `(B, H // patch_size, W // patch_size, embed_dim)`; the remainder at the bottom and
+    the right is ignored. `norm=None`: no norm.
     """
 
     def __init__(
@@ -190,10 +190,10 @@ class PatchEmbed(keras.layers.Layer):
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.projection(fold(x, self.patch_size))
-        return x if self.norm is None else self.norm(x, **_training(self.norm, training))
+        return x if self.norm is None else self.norm(x, **_pass_training(self.norm, training))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
-        return (*folded_shape(input_shape, self.patch_size)[:-1], self.embed_dim)
+        return (*compute_folded_shape(input_shape, self.patch_size)[:-1], self.embed_dim)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -209,8 +209,8 @@ class PatchEmbed(keras.layers.Layer):
 class PatchMerging(keras.layers.Layer):
     """Halves the map and doubles the channels: a norm, then a 2x2 convolution of stride 2 without bias.
 
-    Input: `(B, H, W, C)`. Output: `(B, H // 2, W // 2, 2 * C)`; with `padding="same"` an odd map gets a line of zeros
-    at the bottom or the right and the halves are rounded up.
+    Input: `(B, H, W, C)`. Output: `(B, H // 2, W // 2, 2 * C)`. With `padding="same"`, an odd map gets a line of zeros
+    at the bottom or the right, and the halves are rounded up.
     """
 
     def __init__(self, norm: str = "group", padding: str = "valid", epsilon: float = 1e-5, **kwargs: Any) -> None:
@@ -234,7 +234,7 @@ class PatchMerging(keras.layers.Layer):
         self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
-        x = self.norm(x, **_training(self.norm, training))
+        x = self.norm(x, **_pass_training(self.norm, training))
         if self.padding == "same":
             height, width = ops.shape(x)[1:3]
             x = ops.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
@@ -244,7 +244,7 @@ class PatchMerging(keras.layers.Layer):
         batch, height, width, channels = input_shape
         if self.padding == "same":
             height, width = (None if side is None else side + side % 2 for side in (height, width))
-        return (*folded_shape((batch, height, width, channels), 2)[:-1], 2 * channels)
+        return (*compute_folded_shape((batch, height, width, channels), 2)[:-1], 2 * channels)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -256,7 +256,7 @@ class PatchMerging(keras.layers.Layer):
 
 
 def fold(x: Any, side: int) -> Any:
-    """Lays each `side` x `side` square of pixels into the channels, row by row: the columns of a convolution.
+    """Moves each `side` x `side` square of pixels into the channels, row by row, as im2col does for a convolution.
 
     `(B, H, W, C) -> (B, H // side, W // side, side * side * C)`
     """
@@ -268,13 +268,13 @@ def fold(x: Any, side: int) -> Any:
     return ops.reshape(x, (-1, rows, columns, side * side * channels))
 
 
-def folded_shape(shape: Any, side: int) -> Any:
+def compute_folded_shape(shape: Any, side: int) -> Any:
     """Returns the shape of `fold(x, side)` for an input's shape; unknown sides stay None."""
     batch, height, width, channels = shape
     rows, columns = (None if extent is None else extent // side for extent in (height, width))
     return batch, rows, columns, side * side * channels
 
 
-def _training(norm: Any, training: bool) -> dict[str, bool]:
-    # Of the norms only the batch norm behaves differently in training and takes the argument.
+def _pass_training(norm: Any, training: bool) -> dict[str, bool]:
+    # Only the batch norm takes the argument.
     return {"training": training} if isinstance(norm, keras.layers.BatchNormalization) else {}

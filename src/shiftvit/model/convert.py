@@ -20,7 +20,7 @@ from shiftvit.presets import PRESETS
 
 # The name in the source, and the function that converts its tensor to ours.
 Origin = tuple[str, Callable[[Array], Array]]
-# The most faults of a kind in a message; weights of another model have hundreds.
+# The most faults of each kind in a message; the weights of another model would have hundreds.
 _FAULTS = 4
 
 
@@ -52,7 +52,7 @@ def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> A
         model: a `ShiftViT` in the example's configuration (the preset `keras_example`, or its arguments with other
             depths and widths).
         weights: Keras path to array in the order of the example's `model.weights`, or the path of an `.npz` or
-            `.safetensors` with such entries; where each name starts with a number and a slash, the numbers order them.
+            `.safetensors` with such entries. If each name starts with a number and a slash, the numbers give the order.
             Keras numbers layers anew in each process, so tensors are matched by order, last part of the name and shape.
 
     Returns:
@@ -67,15 +67,14 @@ def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> A
     order = list(_list_keras_example(model))
     named: dict[str, Array] = {}
     for position, (name, value) in enumerate(tensors.items()):
-        leaf = name.rsplit("/", 1)[-1]
-        expected = order[position] if position < len(order) else None
-        known = expected is not None and expected.rsplit("/", 1)[-1] == leaf
-        named[expected if known and expected is not None else name] = value
+        expected = order[position] if position < len(order) else ""
+        fits = expected.rsplit("/", 1)[-1] == name.rsplit("/", 1)[-1]
+        named[expected if fits else name] = value
     return _assign(model, named, {path: (path, _shape_like_kernel) for path in order})
 
 
 def match_preset(tensors: Mapping[str, Any]) -> str | None:
-    """Returns the preset of the paper's models that has tensors of these names and shapes; None: there is none."""
+    """Returns the name of the paper's model that has tensors of these names and shapes, or None."""
     shapes = {name: np.shape(value) for name, value in tensors.items()}
     embedding, hidden = shapes.get("patch_embed.proj.weight"), shapes.get("layers.0.blocks.0.mlp.fc1.weight")
     if embedding is None or hidden is None or len(embedding) != 4 or len(hidden) < 2 or not hidden[1]:
@@ -111,7 +110,7 @@ def _find_official_origin(path: str) -> Origin:
         "moving_mean": "running_mean",
         "moving_variance": "running_var",
     }[leaf]
-    return f"{module}.{suffix}", _transpose if leaf == "kernel" else _keep
+    return f"{module}.{suffix}", _transpose if leaf == "kernel" else np.asarray
 
 
 def _list_keras_example(model: Any) -> Iterator[str]:
@@ -126,10 +125,6 @@ def _list_keras_example(model: Any) -> Iterator[str]:
             for leaf in ("reduction/kernel", "norm/gamma", "norm/beta"):
                 yield f"stage{stage}_merge/{leaf}"
     yield from ("head/kernel", "head/bias")
-
-
-def _keep(tensor: Array) -> Array:
-    return tensor
 
 
 def _transpose(tensor: Array) -> Array:
@@ -175,15 +170,15 @@ def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -
         fitting = f"they are those of {preset}" if preset else "build it with the configuration they come from"
         raise ShiftViTError(
             f"the weights do not fit this model, {len(missing + unfit + surplus)} faults; {fitting}: "
-            + "; ".join(filter(None, map(_first, (unfit, missing, surplus))))
+            + "; ".join(filter(None, map(_join_first, (unfit, missing, surplus))))
         )
     if broken:
-        raise ShiftViTError(f"the weights are damaged, get them again: {_first(broken)}")
+        raise ShiftViTError(f"the weights are damaged, get them again: {_join_first(broken)}")
     for variable, value in ready:
         variable.assign(value)
     return model
 
 
-def _first(faults: list[str]) -> str:
+def _join_first(faults: list[str]) -> str:
     more = f" and {len(faults) - _FAULTS} more of them" if len(faults) > _FAULTS else ""
     return "; ".join(faults[:_FAULTS]) + more

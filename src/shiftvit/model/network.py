@@ -18,10 +18,8 @@ from shiftvit.config import ModelConfig, validate
 from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
-from shiftvit.model.shift import group_width
+from shiftvit.model.shift import compute_group_width
 from shiftvit.presets import find_preset
-
-HEAD_ARGUMENTS = {"num_classes"}
 
 
 class _Configured(keras.Model):
@@ -32,13 +30,13 @@ class _Configured(keras.Model):
 
     @classmethod
     def from_preset(cls, name: str, *, weights: Literal["imagenet"] | None = None, **overrides: Any) -> Self:
-        """Builds a named model; every override is passed on to the constructor.
+        """Builds a named model.
 
         Args:
             name: a key of `shiftvit.presets.PRESETS`.
             weights: None: random; "imagenet": the published ones, after `shiftvit pull NAME`. With another
                 `num_classes` the head is random.
-            overrides: constructor arguments.
+            overrides: constructor arguments that replace those of the preset.
 
         Raises:
             ShiftViTError: there is no such preset, the constructor rejects an override, or the weights are missing or
@@ -50,7 +48,7 @@ class _Configured(keras.Model):
         tensors = None if weights is None else read_published(name)
         model = cls(**{**arguments, **overrides})
         if tensors is not None:
-            _take(model, tensors, name)
+            _assign_published(model, tensors, name)
         return model
 
     def get_config(self) -> dict[str, Any]:
@@ -75,8 +73,8 @@ class _Configured(keras.Model):
         return model
 
 
-def _take(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> None:
-    """Assigns published weights to a model, without the head if its number of classes differs; all of them or none."""
+def _assign_published(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> None:
+    """Assigns published weights to a model, all or none; without the head if its number of classes differs."""
     variables = {variable.path: variable for variable in model.weights}
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
     if shapes.get("head/kernel") != tensors["head/kernel"].shape:
@@ -104,8 +102,8 @@ def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         yield from _walk(layer, f"{path}/")
 
 
-def _with_signature(cls: type[_Configured]) -> type[_Configured]:
-    """Gives `help()` and editors the full list of arguments, which only `ModelConfig` defines."""
+def _add_signature(cls: type[_Configured]) -> type[_Configured]:
+    """Shows `help()` and editors the full list of arguments, which only `ModelConfig` defines."""
     kind = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     for name, field in ModelConfig.model_fields.items():
@@ -117,7 +115,7 @@ def _with_signature(cls: type[_Configured]) -> type[_Configured]:
     return cls
 
 
-@_with_signature
+@_add_signature
 @keras.saving.register_keras_serializable(package="shiftvit")
 class ShiftViTBackbone(_Configured):
     """The features of a ShiftViT, without pooling and head.
@@ -134,7 +132,7 @@ class ShiftViTBackbone(_Configured):
         TypeError: an argument is unknown.
     """
 
-    _accepted = frozenset(ModelConfig.model_fields) - {"preset"} - HEAD_ARGUMENTS
+    _accepted = frozenset(ModelConfig.model_fields) - {"preset", "num_classes"}
 
     def __init__(
         self, image_shape: Any = (224, 224, 3), *, dtype: Any = None, name: str | None = None, **arguments: Any
@@ -142,7 +140,7 @@ class ShiftViTBackbone(_Configured):
         config = _check(self, {"image_shape": image_shape, **arguments})
         policy = keras.dtype_policies.get(dtype) if dtype is not None else keras.config.dtype_policy()
         shared = {"norm": config.norm, "epsilon": config.epsilon, "dtype": policy}
-        drop_paths = _drop_path_rates(config)
+        drop_paths = _compute_drop_path_rates(config)
         level = config.patch_size.bit_length() - 1
 
         images = keras.Input(config.image_shape, name="images", dtype=policy.compute_dtype)
@@ -177,7 +175,7 @@ class ShiftViTBackbone(_Configured):
         self.pyramid_outputs = pyramid
 
 
-@_with_signature
+@_add_signature
 @keras.saving.register_keras_serializable(package="shiftvit")
 class ShiftViT(_Configured):
     """The classifier: backbone, global average, linear head.
@@ -204,7 +202,7 @@ class ShiftViT(_Configured):
 
         images = keras.Input(config.image_shape, name="images", dtype=backbone.policy.compute_dtype)
         x = backbone(images)
-        # (B, H, W, C) -> (B, C), whatever `image_data_format` in keras.json says
+        # (B, H, W, C) -> (B, C), independent of `image_data_format` in keras.json
         x = keras.layers.GlobalAveragePooling2D("channels_last", dtype=backbone.policy, name="pool")(x)
         if config.num_classes:
             x = Linear(config.num_classes, kernel_initializer=INITIALIZER, dtype=backbone.policy, name="head")(x)
@@ -249,7 +247,7 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
         raise ShiftViTError(
             f"activation={config.activation!r} is not a Keras activation; use gelu, relu, silu ..."
         ) from None
-    group_width(config.embed_dim, config.num_div, config.shift_channels)
+    compute_group_width(config.embed_dim, config.num_div, config.shift_channels)
     for side, extent in zip(("height", "width"), config.image_shape[:2], strict=True):
         if extent is None:
             continue
@@ -265,8 +263,8 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def _drop_path_rates(config: ModelConfig) -> list[list[float]]:
-    """Returns each block's rate, stage by stage: a linear ramp from 0 to `drop_path`, over all blocks or per stage."""
+def _compute_drop_path_rates(config: ModelConfig) -> list[list[float]]:
+    """Returns the rates of each stage's blocks: a linear ramp from 0 to `drop_path` over all blocks or each stage."""
     if config.drop_path_mode == "per_stage":
         return [np.linspace(0.0, config.drop_path, depth).tolist() for depth in config.depths]
     ramp = np.linspace(0.0, config.drop_path, sum(config.depths))

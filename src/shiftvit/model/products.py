@@ -1,7 +1,8 @@
-"""The linear layers of float32 training on an x86 processor: rows as pixels of 1x1 convolutions, for torch.
+"""Linear layers as 1x1 convolutions, for float32 training with torch on an x86 processor.
 
-torch gives convolutions to oneDNN, and products of matrices to MKL. With many rows and a narrow kernel, oneDNN is up to
-1.5 times faster and adds the bias on its way; for the kernel's gradient MKL is faster. bfloat16 is oneDNN's either way.
+torch computes convolutions with oneDNN, and matrix products with MKL. With many rows and a narrow kernel, oneDNN is up
+to 1.5 times faster, and it adds the bias in the same pass. For the gradient of the kernel MKL is faster. In bfloat16
+torch uses oneDNN for both.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-CONVOLVES = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+CAN_CONVOLVE = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 
 
-def convolves(x: torch.Tensor) -> bool:
-    """Returns whether `linear` takes this input, and is the faster form."""
-    return CONVOLVES and x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
+def can_convolve(x: torch.Tensor) -> bool:
+    """Returns whether `linear` takes this input and is faster than a matrix product."""
+    return CAN_CONVOLVE and x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def linear(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

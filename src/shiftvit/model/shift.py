@@ -1,7 +1,7 @@
-"""The shift: four groups of channels move by some pixels, each its own way; the rest stay.
+"""The shift: moves four groups of channels by some pixels, each in its own direction; the others stay.
 
 It is the paper's replacement for attention (Wang et al., "When Shift Operation Meets Vision Transformer", AAAI 2022,
-section 3.2): no parameters, no arithmetic. What moves out of the map is lost, what moves in is zero.
+section 3.2), without parameters and arithmetic. Values that move out of the map are lost; zeros move in.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from keras import ops
 
 from shiftvit.errors import ShiftViTError
 
-# Where each group looks for its value, in (rows, columns): the channels then move left, right, up and down.
+# Where each group takes its values from, in (rows, columns): the channels move left, right, up and down.
 SOURCES = ((0, 1), (0, -1), (1, 0), (-1, 0))
-# The farthest shift, in pixels, that is a convolution; the kernel's side is twice that and 1.
+# The farthest shift, in pixels, that is computed by convolution; the kernel's side is twice that plus 1.
 WIDEST_KERNEL = 3
 
 
-def group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
+def compute_group_width(channels: int, num_div: int, shift_channels: int | None) -> int:
     """Returns how many channels move in each direction: `shift_channels`, or `channels // num_div` if None.
 
     Raises:
@@ -49,11 +49,11 @@ class Shift(keras.layers.Layer):
     Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift.
 
     Args:
-        num_div: the channels are cut into `num_div` divisions of `C // num_div`; the first four move.
-        shift_pixels: how far, in pixels of the map; a map no larger than that moves out entirely.
-        shift_channels: the width of a group, in place of `C // num_div`.
-        mode: "shift", or "mask": nothing moves, only the lines that a shift would vacate are zeroed. That is what the
-            published Keras example computes: it pads each cropped window back to where it was.
+        num_div: number of divisions of the channels, each of `C // num_div`; the first four move.
+        shift_pixels: the distance in pixels of the map; a map that is not larger moves out entirely.
+        shift_channels: the width of a group, instead of `C // num_div`.
+        mode: "shift", or "mask": nothing moves, but the lines that a shift would vacate are zeroed. The published Keras
+            example computes that, because it pads each cropped window back to where it was.
 
     Raises:
         ShiftViTError: settings that are impossible for any C, or, when built, for this one.
@@ -84,7 +84,7 @@ class Shift(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) != 4 or input_shape[-1] is None:
             raise ShiftViTError(f"the input's shape {tuple(input_shape)} must be (B, H, W, C) with C known; reshape it")
-        self.group = group_width(input_shape[-1], self.num_div, self.shift_channels)
+        self.group = compute_group_width(input_shape[-1], self.num_div, self.shift_channels)
         self.built = True
 
     def call(self, x: Any) -> Any:
@@ -110,7 +110,7 @@ class Shift(keras.layers.Layer):
 
 
 def _shift_by_slices(x: Any, group: int, pixels: int) -> Any:
-    """The plain form: pad the moving channels once, cut four windows out, append what stays."""
+    """The plain form: pads the moving channels once, cuts four windows out, and appends the channels that stay."""
     height, width = ops.shape(x)[1:3]  # (B, H, W, C)
     p = pixels
     padded = ops.pad(x[..., : 4 * group], ((0, 0), (p, p), (p, p), (0, 0)))
@@ -127,7 +127,7 @@ def _shift_by_convolution(x: Any, group: int, pixels: int) -> Any:
 
 
 def convolve_shift(x: Any, group: int, pixels: int) -> Any:
-    """The shift of a torch tensor (B, C, H, W), as a depthwise convolution whose kernels hold a single 1.
+    """Shifts a torch tensor (B, C, H, W) by a depthwise convolution whose kernels hold a single 1.
 
     On a processor it is 2 to 4 times faster than slices, forward and backward (`benchmarks/shift.py`): oneDNN reads and
     writes each value once, where slices and a concatenation make five passes and five zero-filled gradients.
@@ -135,12 +135,12 @@ def convolve_shift(x: Any, group: int, pixels: int) -> Any:
     import torch
 
     channels = x.shape[1]
-    kernel = torch.as_tensor(_one_hot_kernel(channels, group, pixels), dtype=x.dtype, device=x.device)
+    kernel = torch.as_tensor(_make_one_hot_kernel(channels, group, pixels), dtype=x.dtype, device=x.device)
     return torch.nn.functional.conv2d(x, kernel, padding=pixels, groups=channels)
 
 
 @lru_cache(maxsize=64)
-def _one_hot_kernel(channels: int, group: int, pixels: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _make_one_hot_kernel(channels: int, group: int, pixels: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     side = 2 * pixels + 1
     kernel = np.zeros((channels, 1, side, side), np.float32)
     for index, (row, column) in enumerate(SOURCES):

@@ -17,9 +17,9 @@ Array = np.ndarray[Any, Any]
 
 READABLE = ".npz, .safetensors, .pth, .pt or .bin"
 _TORCH = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-# The keys under which training code keeps the weights, and their moving average.
+# Where training code keeps the weights, and their moving average.
 _MODEL, _EMA = ("model", "state_dict"), ("model_ema", "state_dict_ema")
-# The prefix of each name if a wrapper for several devices was saved.
+# The prefix of each name in the weights of a model that was wrapped for several devices.
 _WRAPPER = "module."
 
 
@@ -35,7 +35,7 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
         ShiftViTError: the file cannot be read, has another type, or holds more than plain data.
     """
     if isinstance(weights, Mapping):
-        return {name: _as_array(value) for name, value in weights.items()}
+        return {name: _convert_to_array(value) for name, value in weights.items()}
     path = Path(weights)
     if not path.is_file():
         raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
@@ -97,10 +97,9 @@ def _read_torch(path: Path, ema: bool) -> dict[str, Array]:
         )
     # A view can have many more elements than the file.
     _refuse_bomb(path, sum(value.numel() * value.element_size() for value in state.values()))
-    names = {name: str(name) for name in state}
-    if all(name.startswith(_WRAPPER) for name in names.values()):
-        names = {name: text.removeprefix(_WRAPPER) for name, text in names.items()}
-    return {names[name]: _as_array(value) for name, value in state.items()}
+    tensors = {str(name): _convert_to_array(value) for name, value in state.items()}
+    wrapped = all(name.startswith(_WRAPPER) for name in tensors)
+    return {name.removeprefix(_WRAPPER): value for name, value in tensors.items()} if wrapped else tensors
 
 
 def _choose(path: Path, state: Any, ema: bool) -> Any:
@@ -114,7 +113,7 @@ def _choose(path: Path, state: Any, ema: bool) -> Any:
 
 
 class _Ignored:
-    """Replaces a plain object that is saved beside the weights: accepts any arguments and stores nothing."""
+    """A stand-in for a plain object beside the weights: takes any arguments and stores nothing."""
 
     def __new__(cls, *_: Any) -> _Ignored:
         return object.__new__(cls)
@@ -124,14 +123,10 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _new_dict(*_: Any) -> dict[Any, Any]:
-    return {}
-
-
 # Types that training code saves beside weights: settings, counters, paths. They are not needed, and nothing in these
 # modules is called. Any other type that torch does not allow itself is refused.
 _PLAIN: dict[str, Any] = {
-    "collections.defaultdict": _new_dict,
+    "collections.defaultdict": lambda *_: {},
     **dict.fromkeys(
         (
             "argparse.Namespace",
@@ -175,7 +170,7 @@ def _load(torch: Any, path: Path) -> Any:
         raise
 
 
-def _as_array(value: Any) -> Array:
+def _convert_to_array(value: Any) -> Array:
     if hasattr(value, "detach"):  # a PyTorch tensor; NumPy has no bfloat16 and no gradients
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""The shipped recipes: one TOML file each, whose head comment says command, hardware, time and accuracy to expect."""
+"""The shipped recipes, one TOML file each. Its head comment has the command, hardware, time and accuracy."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pathlib import Path
 from shiftvit.errors import ShiftViTError, suggest
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """Returns the names of the shipped recipes."""
     return sorted(
         Path(entry.name).stem for entry in resources.files(__name__).iterdir() if entry.name.endswith(".toml")
     )
 
 
-def head(name: str) -> str:
+def read_head(name: str) -> str:
     """Returns the head comment of a shipped recipe."""
     lines = []
-    for line in read(name)[0].splitlines():
+    for line in read_text(name)[0].splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("#").strip())
     return "\n".join(lines)
 
 
-def read(source: str | Path) -> tuple[str, str]:
-    """Returns a recipe's text and what to call it in messages.
+def read_text(source: str | Path) -> tuple[str, str]:
+    """Returns a recipe's text and its name in messages.
 
     Args:
         source: the name of a shipped recipe, or the path of a `.toml` file.
@@ -34,7 +34,7 @@ def read(source: str | Path) -> tuple[str, str]:
     Raises:
         ShiftViTError: no such recipe, or a file that cannot be read as UTF-8 text.
     """
-    if str(source) in names():
+    if str(source) in list_names():
         return (resources.files(__name__) / f"{source}.toml").read_text("utf-8"), f"recipe {source}"
     path = Path(source)
     if path.suffix == ".toml":
@@ -44,5 +44,5 @@ def read(source: str | Path) -> tuple[str, str]:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable one") from error
     raise ShiftViTError(
-        f"there is no recipe {str(source)!r}; {suggest(str(source), names())} Or give the path of a .toml file."
+        f"there is no recipe {str(source)!r}; {suggest(str(source), list_names())} Or give the path of a .toml file."
     )

@@ -1,4 +1,4 @@
-"""`Recipe`: a whole training run, stored as TOML; the resolved one lies in each run folder."""
+"""`Recipe`: all settings of a training run, stored as TOML. Each run folder has its resolved recipe."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from shiftvit.config import (
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# Settings that are decided for every run, whether or not it needs them.
+# Settings that `resolve` decides for every run, even if it is a probe.
 _DECIDED = {("train", "precision"), ("train", "loop")}
 
 
 class Recipe(Settings):
-    """A whole training run."""
+    """All settings of a training run."""
 
     name: str = Field("custom", pattern=r"^[\w-][\w.-]*$", description="letters, digits, '.', '_' and '-'")
     model: ModelConfig = ModelConfig()
@@ -39,23 +39,21 @@ class Recipe(Settings):
     probe: ProbeConfig | None = None
 
     @model_validator(mode="after")
-    def _patience_outlasts_a_validation(self) -> Self:
+    def _check_early_stopping(self) -> Self:
         patience, every = self.train.early_stopping, self.train.validation_every
-        if patience is not None and patience < every:
+        if patience is None:
+            return self
+        if patience < every:
             raise ValueError(f"early_stopping={patience} must be at least validation_every={every}; raise it")
-        return self
-
-    @model_validator(mode="after")
-    def _validation_is_there(self) -> Self:
-        if self.train.early_stopping and not self.data.validation:
+        if not self.data.validation:
             raise ValueError(
-                f"early_stopping={self.train.early_stopping} needs validation images and data.validation is 0; "
-                "set data.validation, or leave out early_stopping"
+                f"early_stopping={patience} needs validation images and data.validation is 0; set data.validation, or "
+                "leave out early_stopping"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_probe_trains_nothing_else(self) -> Self:
+    def _check_probe(self) -> Self:
         if self.probe is None:
             return self
         if self.start.source is None:
@@ -67,38 +65,38 @@ class Recipe(Settings):
                         f"{section}.{key}={value} has no effect on a probe, which only fits a head; leave it out, or "
                         "use the recipe finetune"
                     )
-        if self.data.test == 0 and len(self.probe.strengths) > 1:
-            raise ValueError(
-                "data.test=0 reports the validation images, so nothing may be chosen on them; set one strength, as "
-                "in probe.strengths=[0.01], or hold out test images"
-            )
         return self
 
     @model_validator(mode="after")
-    def _test_images_choose_nothing(self) -> Self:
-        if self.probe is not None:
+    def _check_choice(self) -> Self:
+        """Refuses a choice on images that are also the test images, whose figures would be too good."""
+        if self.data.test > 0:
             return self
-        if self.data.test == 0 and (self.train.select == "best" or self.train.early_stopping):
-            raise ValueError(
-                "data.test=0 reports the validation images, so nothing may be chosen on them; set train.select=last "
-                "and no train.early_stopping, or hold out test images"
-            )
-        return self
+        if self.probe is None and (self.train.select == "best" or self.train.early_stopping):
+            mend = "set train.select=last and no train.early_stopping"
+        elif self.probe is not None and len(self.probe.strengths) > 1:
+            mend = "set one strength, as in probe.strengths=[0.01]"
+        else:
+            return self
+        raise ValueError(
+            f"data.test=0 reports the validation images, so nothing may be chosen on them; {mend}, or hold out test "
+            "images"
+        )
 
     @classmethod
     def load(cls, source: str | Path, **overrides: Any) -> Self:
         """Reads a recipe by name or from a TOML file and applies overrides.
 
         Args:
-            source: the name of a shipped recipe (see `shiftvit.recipes.names`) or the path of a `.toml` file.
-            overrides: dotted keys to values, such as `**{"train.epochs": 3}`; strings are read as TOML values
-                where they parse as such.
+            source: the name of a shipped recipe (see `shiftvit.recipes.list_names`) or the path of a `.toml` file.
+            overrides: dotted keys to values, such as `**{"train.epochs": 3}`; a string that is a TOML value is read
+                as one.
 
         Raises:
             ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
                 and the nearest valid name.
         """
-        text, origin = recipes.read(source)
+        text, origin = recipes.read_text(source)
         try:
             tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

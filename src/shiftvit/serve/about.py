@@ -1,4 +1,4 @@
-"""The routes of the page, and of the data that it shows: models, their cards, sample pictures."""
+"""The routes of the page and of the data that it shows: models, their cards, sample pictures."""
 
 from __future__ import annotations
 
@@ -97,5 +97,5 @@ async def _describe(model: ServedModel) -> dict[str, Any]:
         "input_shape": list(metadata.input_shape),
         "precision": metadata.precision,
         "runtime": model.graph.runtime,
-        "explain": await model.explainer() is not None,
+        "explain": await model.load_explainer() is not None,
     }

@@ -31,7 +31,7 @@ class Refused(Exception):
         super().__init__(message)
         self.status, self.message, self.headers = status, message, headers or {}
 
-    def response(self) -> Json:
+    def make_response(self) -> Json:
         return Json({"error": self.message}, self.status, self.headers)
 
 

@@ -53,14 +53,13 @@ def create_app(
     app.routes.extend(about.make_router(models, limits).routes)
     app.routes.extend(protocol.make_router(models, bodies, __version__, lambda: not guard.stopping).routes)
     _add_errors(app)
-
     _name_models(app, list(models))
     app.mount("/page", about.PageFiles())
     app.mount("/samples", StaticFiles(directory=about.SAMPLES))
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(measures.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return guard
 
@@ -77,29 +76,25 @@ def _name_models(app: FastAPI, names: list[str]) -> None:
 def _add_errors(app: FastAPI) -> None:
     """Gives every error the same form, {"error": "..."}."""
 
-    async def refused(request: Request, error: Exception) -> Response:  # noqa: ARG001
-        assert isinstance(error, Refused)
-        return error.response()
+    @app.exception_handler(Refused)
+    async def answer_refused(_: Request, error: Refused) -> Response:
+        return error.make_response()
 
-    async def invalid(request: Request, error: Exception) -> Response:  # noqa: ARG001
-        assert isinstance(error, RequestValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def answer_invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         return Json({"error": f"{place}: {first['msg']}"}, 422)
 
-    async def plain(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def answer_http_error(request: Request, error: HTTPException) -> Response:
         phrase = HTTPStatus(error.status_code).phrase.lower()
         return Json({"error": f"{request.method}: {phrase}"}, error.status_code, error.headers)
 
-    async def gone(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    @app.exception_handler(ClientDisconnect)
+    async def answer_nobody(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=400)
 
-    async def unexpected(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    @app.exception_handler(Exception)
+    async def answer_failure(_: Request, __: Exception) -> Response:
         return Json({"error": "the server failed; its log has the reason"}, 500)
-
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, plain)
-    app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, unexpected)

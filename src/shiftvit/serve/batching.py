@@ -83,7 +83,7 @@ class Batcher:
             self._changed.notify()
         try:
             answers = [await jobs[0].answer] if len(jobs) == 1 else await asyncio.gather(*(job.answer for job in jobs))
-        except asyncio.CancelledError:  # at the deadline, because the client left, or because the server stops
+        except asyncio.CancelledError:  # the deadline passed, the client left, or the server stops
             with self._changed:
                 self._jobs = deque(job for job in self._jobs if job not in jobs)
             raise

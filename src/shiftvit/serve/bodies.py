@@ -16,7 +16,7 @@ from shiftvit.serve.limits import Limits
 
 # The deepest nesting in JSON; a batch of pictures as nested lists has four levels.
 _DEEPEST = 16
-# A body that is too large is read up to this many times the limit, and dropped.
+# The server reads and drops a body that is too large, up to this many times the limit.
 _READ_AND_DROPPED = 4
 _CONTAINERS: dict[str, type] = {"start_map": dict, "start_array": list}
 
@@ -56,8 +56,9 @@ class Bodies:
         )
         # 18 digits are enough for any limit.
         declared = int(text[:18]) if (text := request.headers.get("content-length", "")).isdecimal() else 0
-        # A client that expects a 100, or would send for long, gets the error at once. Other clients send everything
-        # before they read the response, and lose it if the connection closes first. So their body is read and dropped.
+        # A client that waits for status 100, or whose body is far too large, gets the error at once. Other clients send
+        # everything before they read the response, and lose it if the connection closes first. So the server reads and
+        # drops their body.
         if declared > limit and (declared > _READ_AND_DROPPED * limit or "expect" in request.headers):
             raise too_large
         received = 0
@@ -76,7 +77,7 @@ class Bodies:
 
 
 async def parse_json(content: bytes) -> dict[str, Any]:
-    """Returns the object in a JSON body. It is parsed in another thread, so that the event loop is not blocked.
+    """Returns the object in a JSON body. Parses it in another thread, so that the event loop is not blocked.
 
     Raises:
         Refused: it is not a valid JSON object, repeats a key, nests too deeply, or holds NaN or a number beyond 64
@@ -106,7 +107,7 @@ def _parse(content: bytes) -> dict[str, Any]:
             else:
                 _add(stack[-1], keys, value)
     except (ijson.JSONError, ValueError, OverflowError) as error:
-        raise Refused(400, f"the body is not valid JSON: {_reason(error)}") from error
+        raise Refused(400, f"the body is not valid JSON: {_shorten_reason(error)}") from error
     (tree,) = stack[0]
     if not isinstance(tree, dict):
         raise Refused(400, f"the JSON is a {type(tree).__name__}; send an object")
@@ -120,7 +121,7 @@ def _add(place: Any, keys: list[str], value: Any) -> None:
         place.append(value)
 
 
-def _reason(error: Exception) -> str:
+def _shorten_reason(error: Exception) -> str:
     """Returns the first line of a parser's message, without its quotation of the body."""
     text = str(error).removeprefix("b'").replace("\\n", "\n")
     return text.partition("\n")[0].strip()[:100] or type(error).__name__

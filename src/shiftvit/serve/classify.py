@@ -62,7 +62,7 @@ TopK = Annotated[int, Query(ge=1, le=_MOST, description="how many classes to ret
 
 
 class _Route(APIRoute):
-    """Does not look for parameters in a request that has none; that would be a tenth of the server's own work."""
+    """Skips the search for parameters in a request without any, which would take a tenth of the server's own time."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer_with_parameters = super().get_route_handler()
@@ -79,13 +79,13 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
     """Returns the routes that classify, and the one at `/` where Hugging Face's inference endpoints listen."""
     router = APIRouter(tags=["classify"], route_class=_Route)
 
-    async def answer(request: Request, name: str | None, top_k: int) -> Response:
+    async def answer_classes(request: Request, name: str | None, top_k: int) -> Response:
         model = find_model(models, name)
         async with bodies.read(request) as body:
             content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.classify(content, top_k))
 
-    async def explained(request: Request, name: str | None, top_k: int, label: str | None) -> Response:
+    async def answer_explanation(request: Request, name: str | None, top_k: int, label: str | None) -> Response:
         model = find_model(models, name)
         async with bodies.read(request) as body:
             content, top_k = await read_inputs(request, body, top_k)
@@ -95,22 +95,22 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
     @router.post("/v1/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
     async def classify(request: Request, top_k: TopK = _TOP_K) -> Response:
         """Classifies a picture with the first model."""
-        return await answer(request, None, top_k)
+        return await answer_classes(request, None, top_k)
 
     @router.post("/v1/models/{name}/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
     async def classify_with(request: Request, name: str, top_k: TopK = _TOP_K) -> Response:
         """Classifies a picture with a model of this server."""
-        return await answer(request, name, top_k)
+        return await answer_classes(request, name, top_k)
 
     @router.post("/v1/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
     async def explain(request: Request, top_k: TopK = _TOP_K, label: Label = None) -> Response:
         """Classifies a picture with the first model, and shows where the prediction comes from."""
-        return await explained(request, None, top_k, label)
+        return await answer_explanation(request, None, top_k, label)
 
     @router.post("/v1/models/{name}/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
     async def explain_with(request: Request, name: str, top_k: TopK = _TOP_K, label: Label = None) -> Response:
         """Classifies a picture with a model of this server, and shows where the prediction comes from."""
-        return await explained(request, name, top_k, label)
+        return await answer_explanation(request, name, top_k, label)
 
     return router
 

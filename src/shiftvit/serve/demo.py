@@ -13,12 +13,12 @@ from typing import Any
 from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import make_metadata
-from shiftvit.bundle.stored.container import digest
+from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.errors import ShiftViTError
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
-from shiftvit.npm import npm_pack
+from shiftvit.npm import download_package
 from shiftvit.replacement import write_folder
 
 _PAGE = Path(__file__).parent / "page"
@@ -30,10 +30,10 @@ _RUNTIME_FILES = {
     "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-# What a demo has at its top.
+# The files and folders at the top of a demo.
 _OURS = ("index.html", "page", "model", "runtime", "samples", "README.md")
-# What the page says of its server, and what a demo says in place of it.
-_TOLD = {
+# Texts of the page about its server, and their replacements in a demo.
+_REPLACED = {
     "They go to this server and are not kept.": "They stay on this device.",
     "This page needs JavaScript. Without it: curl --data-binary @cat.jpg ADDRESS/v1/classify": (
         "This page needs JavaScript."
@@ -53,23 +53,23 @@ _POLICY = (
 
 
 def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runtime: str | Path | None = None) -> Path:
-    """Writes a folder with the page of `shiftvit serve`, the model, and what runs it in a browser.
+    """Writes a folder with the page of `shiftvit serve`, the model, and a runtime for browsers.
 
-    The graph takes images of any size (`export --any-size`) and runs in onnxruntime-web, which npm gives once and the
-    cache folder keeps. The page asks no other host for anything, and pictures do not leave the browser.
+    The graph takes images of any size (`export --any-size`) and runs in onnxruntime-web, which npm downloads once into
+    the cache folder. The page loads nothing from other hosts, and pictures do not leave the browser.
 
     Args:
         model: a run folder, a bundle or the name of a model.
         out: the folder to create; an earlier demo there is replaced.
-        space: add what a static Space of Hugging Face needs.
-        runtime: the npm package's .tgz, if you have it already.
+        space: add the README.md of a static Space of Hugging Face.
+        runtime: the .tgz of the npm package, if you already have it.
 
     Returns:
         the folder.
 
     Raises:
-        ShiftViTError: the model does not exist or cannot be exported, the runtime cannot be had or is not the one that
-            was tested, or the folder holds something else.
+        ShiftViTError: the model does not exist or cannot be exported, the runtime cannot be downloaded or differs from
+            the tested one, or the folder holds something else.
     """
     folder = Path(out)
     if folder.exists() and not (folder.is_dir() and (is_demo(folder) or not any(folder.iterdir()))):
@@ -100,7 +100,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
         card = bundle.files()["README.md"].decode()
         (place / "model" / "card.md").write_text(card, "utf-8")
         if space:
-            (place / "README.md").write_text(_space_card(about["name"]), "utf-8")
+            (place / "README.md").write_text(_render_space_card(about["name"]), "utf-8")
 
     write_folder(folder, write, _OURS)
     return folder
@@ -111,13 +111,13 @@ def is_demo(folder: Path) -> bool:
     return (folder / "model" / "head.bin").is_file()
 
 
-def space_files(folder: Path) -> dict[str, bytes]:
-    """Returns the files of a demo that belong into a Space, from path to content; no links, nothing else of the folder.
+def read_space_files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a demo for a Space, path to content, without links and other files of the folder.
 
     Raises:
-        ShiftViTError: the demo is not whole, was written without `space`, or cannot be read.
+        ShiftViTError: the demo is incomplete, was written without `space`, or cannot be read.
     """
-    mend = f"write it anew: shiftvit demo MODEL {shlex.quote(str(folder))} --space"
+    mend = f"write it again: shiftvit demo MODEL {shlex.quote(str(folder))} --space"
     places = [place for top in _OURS for place in (folder / top, *sorted((folder / top).rglob("*")))]
     inside = [
         place for place in places if place.is_file() and place.resolve() == folder.resolve() / place.relative_to(folder)
@@ -127,7 +127,7 @@ def space_files(folder: Path) -> dict[str, bytes]:
     except OSError as error:
         raise ShiftViTError(f"cannot read {error.filename!r}: {error.strerror}; allow it, or {mend}") from error
     needed = ("index.html", "page/api.js", "model/model.json", "model/model.onnx", "samples/list.json", "README.md")
-    for name in (*needed, *(f"runtime/{_runtime_name(name)}" for name in _RUNTIME_FILES)):
+    for name in (*needed, *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)):
         if name not in contents:
             raise ShiftViTError(f"the demo {str(folder)!r} lacks {name!r}; {mend}")
     if b"\nsdk: static\n" not in contents["README.md"].replace(b"\r", b""):
@@ -136,14 +136,14 @@ def space_files(folder: Path) -> dict[str, bytes]:
 
 
 def _copy_page(place: Path) -> None:
-    """Copies the page, with the module that asks the model in place of the one that asks a server."""
+    """Copies the page, and replaces the module that asks a server by the one that runs the model."""
     shutil.copytree(_PAGE, place / "page")
     shutil.copyfile(_BROWSER / "api.js", place / "page" / "api.js")
     index = (place / "page" / "index.html").read_text("utf-8")
     (place / "page" / "index.html").unlink()
-    for told, instead in (_TOLD | {_HEAD: f"{_HEAD}\n{_POLICY}"}).items():
-        assert told in index, told
-        index = index.replace(told, instead)
+    for text, replacement in (_REPLACED | {_HEAD: f"{_HEAD}\n{_POLICY}"}).items():
+        assert text in index, text
+        index = index.replace(text, replacement)
     (place / "index.html").write_text(index, "utf-8")
 
 
@@ -154,27 +154,27 @@ def _copy_samples(place: Path) -> None:
 
 
 def _copy_runtime(place: Path, package: Path | None) -> None:
-    """Copies the runtime's files, from the cache if they are there."""
-    cache = files.cache_folder("onnxruntime-web")
+    """Copies the runtime's files, from the cache if it has them."""
+    cache = files.find_cache_folder("onnxruntime-web")
     if package is None and all((cache / name).is_file() for name in _RUNTIME_FILES):
         contents = {name: (cache / name).read_bytes() for name in _RUNTIME_FILES}
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            contents = _unpack(package or npm_pack(RUNTIME, Path(temporary)))
+            contents = _unpack(package or download_package(RUNTIME, Path(temporary)))
     for name, content in contents.items():
-        if digest(content) != _RUNTIME_FILES[name]:
+        if hash_content(content) != _RUNTIME_FILES[name]:
             raise ShiftViTError(
                 f"{name!r} is not that of {RUNTIME}, which was tested: its SHA-256 differs; get it again"
             )
     place.mkdir()
     cache.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        for target in (place / _runtime_name(name), cache / name):
+        for target in (place / _rename_runtime_file(name), cache / name):
             files.write_file(target, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
 
 
-def _runtime_name(name: str) -> str:
-    """Returns what a file of the runtime is called in a demo: many hosts do not send `.mjs` as JavaScript."""
+def _rename_runtime_file(name: str) -> str:
+    """Returns the name of a runtime file in a demo: many hosts do not send `.mjs` as JavaScript."""
     return name.replace(".mjs", ".js")
 
 
@@ -187,8 +187,8 @@ def _unpack(package: Path) -> dict[str, bytes]:
         raise ShiftViTError(f"{str(package)!r} is not the npm package {RUNTIME} ({error}); get it again") from error
 
 
-def _space_card(name: str) -> str:
-    """Returns the file that a static Space of Hugging Face takes its settings from."""
+def _render_space_card(name: str) -> str:
+    """Returns the README.md with the settings of a static Space of Hugging Face."""
     return f"""---
 title: {json.dumps(f"{name} in your browser")}
 emoji: 🖼️

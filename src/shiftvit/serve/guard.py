@@ -24,7 +24,7 @@ log = logging.getLogger("shiftvit.serve")
 
 # The most bytes of a request's headers.
 MAX_HEAD = 16 * 2**10
-# Routes without a key: probes. The page itself needs none either, because it asks for the key.
+# Probes need no key. Nor does the page, which asks the user for it.
 _OPEN = ("/v2/health/",)
 _SECURITY = {
     b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
@@ -65,7 +65,7 @@ class Access:
 
     def allows_host(self, host: str) -> bool:
         """Returns whether a Host header is allowed. Unknown names are not, because DNS rebinding could forge them."""
-        name = _host_name(host)
+        name = _parse_host_name(host)
         return name is not None and (name in self.own_names or name in self.hosts or _is_address(name))
 
     def allows_origin(self, origin: str | None, host: str, scheme: str) -> bool:
@@ -95,7 +95,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 499  # the client left before there was an answer
+        status = 499  # unless there is an answer: the client left before
         # If a header is repeated, the first one counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         origin = headers.get("origin")
@@ -111,18 +111,18 @@ class Guard:
 
         self.active += 1
         try:
-            refusal = self._refusal(scope, headers)
+            refusal = self._find_refusal(scope, headers)
             if refusal is not None:
-                await refusal.response()(scope, receive, send_guarded)
+                await refusal.make_response()(scope, receive, send_guarded)
             elif scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                await _preflight(scope, receive, send_guarded)
+                await _answer_preflight(scope, receive, send_guarded)
             else:
                 await self._app(scope, receive, send_guarded)
         finally:
             self.active -= 1
             self._report(scope, status, time.perf_counter() - began)
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Refused | None:
+    def _find_refusal(self, scope: Scope, headers: Mapping[str, str]) -> Refused | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
             return Refused(400, f"the head of the request has more than {MAX_HEAD:,} bytes", {"Connection": "close"})
         if "content-length" in headers and "transfer-encoding" in headers:  # two readers could disagree on its end
@@ -174,7 +174,7 @@ class Guard:
             log.info("%s %s %s %d %.1f ms", client, method, json.dumps(path), status, seconds * 1000)
 
 
-async def _preflight(scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_preflight(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers a browser's preflight request; `_share` adds the allowed origin."""
     from starlette.responses import Response
 
@@ -186,7 +186,7 @@ def _needs_key(path: str) -> bool:
     return path.startswith(("/v1/", "/v2", "/metrics", "/openapi.json")) and not path.startswith(_OPEN)
 
 
-def _host_name(host: str) -> str | None:
+def _parse_host_name(host: str) -> str | None:
     """Returns the name in a Host header, without its port; None if it is malformed."""
     try:
         parts = urlsplit(f"//{host}")

@@ -1,4 +1,4 @@
-"""Makes pictures of heat maps, which a page lays over the image."""
+"""Makes pictures of heat maps, which the page lays over an image."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Limits:
     """The limits of the server.
 
     Attributes:
-        max_batch: the most images in a batch; None: chosen by `Limits.batch`.
+        max_batch: the most images in a batch; None: chosen by `Limits.choose_batch_size`.
         queue: the most images that may wait, for each model; more are refused with status 503.
         max_bytes: the largest body of a request.
         max_pixels: the largest picture, height * width.
@@ -41,7 +41,7 @@ class Limits:
                 usual = "the model's own" if entry.default is None else entry.default
                 raise ShiftViTError(f"{entry.name}={value} must be more than 0; leave it out for {usual}")
 
-    def batch(self, height: int, width: int) -> int:
+    def choose_batch_size(self, height: int, width: int) -> int:
         """Returns the largest batch of images of this size: `max_batch`, unless that is None.
 
         A batch is worth it only if it fits into the processor's cache: 64 images of 64x64 pixels, or 5 of 224x224.

@@ -7,8 +7,8 @@ import logging
 import sys
 
 
-class Joined(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes the lines of one go of the event loop at once; a write for each was a fifth of the server's own work."""
+class JoiningHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes the lines of one pass of the event loop at once. A write for each took a fifth of the server's time."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -23,7 +23,7 @@ class Joined(logging.StreamHandler):  # type: ignore[type-arg]
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what waits; `logging` calls it at the end of the process, too."""
+        """Writes the waiting lines; `logging` also calls it at the end of the process."""
         self.acquire()
         try:
             lines, self._lines = self._lines, []
@@ -37,7 +37,7 @@ class Joined(logging.StreamHandler):  # type: ignore[type-arg]
 
 def log_requests() -> None:
     """Writes a line for each request, and failures, to standard error."""
-    handler = Joined()
+    handler = JoiningHandler()
     for name, level in (("shiftvit.serve", logging.INFO), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.addHandler(handler)

@@ -44,5 +44,5 @@ class Measures:
     def watch_queue(self, model: str, pending: Callable[[], int]) -> None:
         self._queue.labels(model).set_function(pending)
 
-    def text(self) -> bytes:
+    def render(self) -> bytes:
         return generate_latest(self.registry)

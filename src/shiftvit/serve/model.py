@@ -48,7 +48,7 @@ class ServedModel:
         self.labels, self.capacity = graph.metadata.labels, limits.queue
         height, width, _ = graph.metadata.example_shape
         self.batcher = Batcher(
-            self._run, limits.batch(height, width), limits.queue, partial(measures.count_batch, name)
+            self._run, limits.choose_batch_size(height, width), limits.queue, partial(measures.count_batch, name)
         )
         measures.watch_queue(name, lambda: self.batcher.pending)
         self._explaining = asyncio.Lock()
@@ -74,9 +74,9 @@ class ServedModel:
                 row = (await self.infer(pixels))[0]
         except Full as error:
             raise refuse_full() from error
-        return self._classes(row, top_k)
+        return self._rank_classes(row, top_k)
 
-    def _classes(self, row: NDArray[np.float32], top_k: int) -> list[dict[str, Any]]:
+    def _rank_classes(self, row: NDArray[np.float32], top_k: int) -> list[dict[str, Any]]:
         # A stable sort: between equal probabilities the first class wins, as in `Predictor`.
         order = np.argsort(-row, kind="stable")[:top_k]
         return [{"label": self.labels[index], "score": float(row[index])} for index in order]
@@ -87,7 +87,7 @@ class ServedModel:
         Raises:
             Refused: as `classify`; there is no such label; or the model has no graph that returns the last feature map.
         """
-        explainer = await self.explainer()
+        explainer = await self.load_explainer()
         if explainer is None:
             raise Refused(404, f"the model {self.name!r} cannot explain: {self._no_explainer}")
         if label is not None and label not in self.labels:
@@ -104,12 +104,12 @@ class ServedModel:
         preprocess = explainer.metadata.preprocess
         probabilities, maps = explainer.run(preprocess.pixels(image[None]))
         self._check(probabilities)
-        classes = self._classes(probabilities[0], top_k)
+        classes = self._rank_classes(probabilities[0], top_k)
         shown = label or classes[0]["label"]
-        heat = explainer.heat(maps, np.array([self.labels.index(shown)]))[0]
+        heat = explainer.compute_heat(maps, np.array([self.labels.index(shown)]))[0]
         return {"classes": classes, "label": shown, **lay_out(heat, preprocess, *image.shape[:2])}
 
-    async def explainer(self) -> Explainer | None:
+    async def load_explainer(self) -> Explainer | None:
         """Returns the explainer, which is loaded at the first call; None if the model has none."""
         async with self._explaining:
             if self._explainer is None and not self._no_explainer:

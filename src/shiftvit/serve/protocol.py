@@ -130,7 +130,7 @@ async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
     if not 0 < length <= len(body):
         raise Refused(400, f"the header {_HEADER}: {declared!r} must be the length of the JSON, 1 to {len(body)} bytes")
     tree = await parse_json(body[:length])
-    pixels = await asyncio.to_thread(_pixels, tree, body[length:], model)
+    pixels = await asyncio.to_thread(_read_pixels, tree, body[length:], model)
     binary = _wants_binary(tree)
     try:
         with model.batcher.admit(len(pixels)):
@@ -140,11 +140,11 @@ async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
     return _answer(model, tree.get("id"), rows, binary)
 
 
-def _pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
+def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
     """Returns the images of a request, (N, H, W, 3).
 
     Raises:
-        Refused: they are not as the model's description says.
+        Refused: they do not fit the model's description.
     """
     inputs = tree.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
@@ -152,17 +152,16 @@ def _pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
     tensor = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Refused(422, "the input must have the name images and the datatype UINT8")
-    shape, sides = _shape(tensor.get("shape")), model.graph.metadata.input_shape
+    shape, sides = _read_shape(tensor.get("shape")), model.graph.metadata.input_shape
     if len(shape) != 4 or not all(shape) or not _fits(shape[1:], sides):
         wanted = ["any" if side is None else side for side in sides]
         raise Refused(422, f"the shape of images must be [N, {', '.join(map(str, wanted))}] with N at least 1")
     most = model.capacity
     if shape[0] > most:
         raise Refused(413, f"{shape[0]} images are more than {most}, the queue's length; send fewer at a time")
-    parameters = tensor.get("parameters") or {}
-    size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+    size = _read_parameters(tensor).get("binary_data_size")
     if size is None:
-        return _from_lists(tensor.get("data"), shape)
+        return _convert_lists(tensor.get("data"), shape)
     if size != len(rest) or size != math.prod(shape):
         raise Refused(
             422,
@@ -175,13 +174,13 @@ def _fits(shape: list[int], sides: tuple[int | None, ...]) -> bool:
     return all(side in (None, given) for side, given in zip(sides, shape, strict=True))
 
 
-def _shape(shape: Any) -> list[int]:
-    """Returns the shape if it is one, else an empty one, which fits no model."""
+def _read_shape(shape: Any) -> list[int]:
+    """Returns the shape if it has four sides, else [0], which fits no model."""
     valid = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side >= 0 for side in shape)
     return shape if valid else [0]
 
 
-def _from_lists(data: Any, shape: list[int]) -> Pixels:
+def _convert_lists(data: Any, shape: list[int]) -> Pixels:
     count = math.prod(shape)
     problem = Refused(422, f"data must be {count} whole numbers from 0 to 255, flat or nested like the shape")
     if not isinstance(data, list) or not data:
@@ -195,9 +194,8 @@ def _from_lists(data: Any, shape: list[int]) -> Pixels:
         )
     except (ValueError, OverflowError) as error:  # ragged
         raise problem from error
-    if values.dtype.kind != "i" or list(values.shape) != (shape if nested else [count]):
-        raise problem
-    if values.min() < 0 or values.max() > 255:
+    is_whole = values.dtype.kind == "i" and list(values.shape) == (shape if nested else [count])
+    if not is_whole or values.min() < 0 or values.max() > 255:
         raise problem
     return values.astype(np.uint8).reshape(shape)
 
@@ -209,17 +207,17 @@ def _wants_binary(tree: dict[str, Any]) -> bool:
         Refused: it asks for another output than the one that there is.
     """
     outputs = [] if tree.get("outputs") is None else tree["outputs"]
-    everywhere = _parameters(tree).get("binary_data_output") is True
+    everywhere = _read_parameters(tree).get("binary_data_output") is True
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise Refused(422, "outputs must be a list of objects, or left out")
     if any(output.get("name") != "probabilities" for output in outputs) or len(outputs) > 1:
         raise Refused(422, "the only output is called probabilities")
-    if any("classification" in _parameters(output) for output in outputs):
+    if any("classification" in _read_parameters(output) for output in outputs):
         raise Refused(422, "the classification extension is not supported; use /v1/classify")
-    return any(_parameters(output).get("binary_data", everywhere) is True for output in outputs or [{}])
+    return any(_read_parameters(output).get("binary_data", everywhere) is True for output in outputs or [{}])
 
 
-def _parameters(tree: dict[str, Any]) -> dict[str, Any]:
+def _read_parameters(tree: dict[str, Any]) -> dict[str, Any]:
     parameters = tree.get("parameters")
     return parameters if isinstance(parameters, dict) else {}
 

@@ -18,7 +18,6 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json
 from shiftvit.serve.app import create_app
@@ -26,6 +25,7 @@ from shiftvit.serve.guard import MAX_HEAD, Access, Guard
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 from shiftvit.serve.model import load_models
+from shiftvit.threads import count_threads
 
 
 def serve(
@@ -46,12 +46,12 @@ def serve(
         models: as for `load_models`.
         host: the address to listen at.
         port: the port; 0: a free one.
-        limits: how much a client may ask.
-        access: who may ask.
+        limits: the limits of the server.
+        access: who may use the server.
         runtime: as for `load_graph`.
         threads: processor threads; None: one per core.
         log_format: "text" or "json".
-        announce: called with the address and the models' names when requests are taken.
+        announce: called with the address and the models' names when the server takes requests.
 
     Returns:
         the exit status: 0 after SIGTERM, 130 after Ctrl-C.
@@ -62,7 +62,7 @@ def serve(
     measures = Measures()
     with (
         closing(listen(host, port)) as listener,
-        ThreadPoolExecutor(min(8, cores()), thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(count_threads(), thread_name_prefix="decode") as decoders,
     ):
         loaded = load_models(models, limits, decoders, measures, runtime, threads)
         guard = create_app(loaded, limits, access, measures, log_format)
@@ -94,10 +94,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def configure(guard: Guard, limits: Limits) -> uvicorn.Config:
-    """Returns uvicorn's settings: only HTTP/1.1 by h11, which bounds the head of a request, and no log of its own."""
+    """Returns uvicorn's settings: only HTTP/1.1 with h11, which limits the head of a request, and no log of its own."""
     return uvicorn.Config(
         guard,
-        http=_protocol(limits),
+        http=_make_protocol(limits),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -146,8 +146,8 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-class _Joined:
-    """A transport that sends what is written in one go of the event loop as one packet: an answer's head and body."""
+class _JoiningTransport:
+    """A transport that joins all writes in one pass of the event loop, such as the head and body of a response."""
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
@@ -171,10 +171,8 @@ class _Joined:
             self._transport.write(b"".join(parts))
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
-    """Returns uvicorn's protocol with what it lacks: deadlines for slow clients, an end for requests whose client has
-    left, and errors in JSON.
-    """
+def _make_protocol(limits: Limits) -> type[H11Protocol]:
+    """Returns uvicorn's protocol with deadlines for slow clients, errors in JSON, and an end of abandoned requests."""
 
     class Protocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
@@ -194,9 +192,9 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                     raise
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(cast(asyncio.Transport, _Joined(transport, self.loop)))
-            # Else an answer's body waits until the client's kernel acknowledges its head, 40 ms. asyncio sets it only
-            # for sockets that were made with the protocol's number.
+            super().connection_made(cast(asyncio.Transport, _JoiningTransport(transport, self.loop)))
+            # Otherwise the body of a response waits 40 ms until the client's kernel acknowledges its head. asyncio sets
+            # this only for sockets that were created with the protocol's number.
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self.connections) > limits.max_connections:
                 self._refuse(503, "the server is overloaded; try again in a second", [("Retry-After", "1")])
@@ -208,8 +206,8 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             if self._is_busy() and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            # uvicorn stops reading when much has arrived, and would not notice that the client leaves. Another request
-            # behind this one waits in the kernel.
+            # After much data uvicorn stops reading, and would not notice that the client leaves. If another request
+            # follows, it waits in the kernel.
             if self._is_busy() and not self.cycle.more_body and not self.conn.trailing_data[0]:
                 self.flow.resume_reading()
 
@@ -223,7 +221,7 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 if timer is not None:
                     timer.cancel()
             super().connection_lost(exc)
-            # Nobody waits for the answer: what is queued for it is dropped.
+            # Nobody waits for the answer, so its images leave the queue.
             if self._is_busy() and self._task is not None:
                 self._task.cancel()
 
@@ -253,8 +251,10 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
                 return
             if self.conn.trailing_data[0]:
                 self._refuse(408, f"the request's head did not arrive within {limits.header_timeout:g} seconds")
-            # What cannot be written by now is not waited for.
-            self.transport.abort() if self.transport.get_write_buffer_size() else self.transport.close()
+            if self.transport.get_write_buffer_size():  # the client does not read
+                self.transport.abort()
+            else:
+                self.transport.close()
 
         def _refuse(self, status: int, message: str, headers: list[tuple[str, str]] | None = None) -> None:
             body = bytes(Json({"error": message}).body)

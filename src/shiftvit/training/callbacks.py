@@ -19,7 +19,7 @@ import numpy as np
 from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.errors import Interrupted, ShiftViTError, suggest_install
-from shiftvit.training.checkpoint import LAST, Progress, make_divergence_error, place_generators, save_checkpoint
+from shiftvit.training.checkpoint import LAST, Progress, make_divergence_error, save_checkpoint, set_generators
 from shiftvit.training.processes import ALONE, Processes
 
 # The narrowest terminal, in columns, on which the bar has room for the rate of the input.
@@ -51,9 +51,9 @@ class Watch(keras.callbacks.Callback):
         self.signal: int | None = None  # the signal that this process received
         self.stop: int | None = None  # the signal on which all processes agreed to stop
         self.losses: list[tuple[int, Any]] = []  # (step, loss) since the last call of `agree`
-        # Returns the names of the images in a batch, given its number from 0; None if they are not known.
+        # Returns the names of the images in a batch, given its number from 0; None: they are unknown.
         self.images_of: Callable[[int], list[str]] | None = None
-        # Returns how many images/s could be prepared; None if the images are on the device.
+        # Returns how many images/s the input could prepare; None: the images are on the device.
         self.input_rate: Callable[[], float] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -64,7 +64,7 @@ class Watch(keras.callbacks.Callback):
         self.progress.step = self.first_step + batch
         due = self.agree()
         if batch == 0:
-            place_generators(self.seed, self.progress, self.last, self.processes.rank)
+            set_generators(self.seed, self.progress, self.last, self.processes.rank)
         if due or self.stop is not None:
             self.count_time()
             self.processes.first(lambda: save_checkpoint(self.last, self.model, self.progress))
@@ -82,10 +82,11 @@ class Watch(keras.callbacks.Callback):
         self.counted_at = now
 
     def agree(self) -> bool:
-        """Decides together with the other processes whether to stop, and returns whether a checkpoint is due.
+        """Decides together with the other processes whether to stop. Returns whether a checkpoint is due.
 
-        Raises ShiftViTError if a loss is NaN or infinite; the last checkpoint is from before that step. The names of
-        the images in its batch are written to `not_finite.json` in the run folder.
+        Raises:
+            ShiftViTError: a loss is NaN or infinite. The last checkpoint is from before that step. `not_finite.json` in
+                the run folder names the images of the batch.
         """
         losses, self.losses = self.losses, []
         batch, loss = next(((batch, float(loss)) for batch, loss in losses if not math.isfinite(loss)), (math.inf, 0.0))
@@ -94,10 +95,10 @@ class Watch(keras.callbacks.Callback):
         self.stop = int(signals.max()) or None
         if np.isfinite(batches).any():
             first = int(batches.argmin())
-            self.processes.first(lambda: self._end(int(batches[first]), float(found[first])))
+            self.processes.first(lambda: self._raise_not_finite(int(batches[first]), float(found[first])))
         return bool(dues[0])
 
-    def _end(self, batch: int, loss: float) -> None:
+    def _raise_not_finite(self, batch: int, loss: float) -> None:
         """Raises the error for a loss that is not finite."""
         self.progress.step = batch + 1  # steps are counted from 1 in messages
         what = f"the loss is {loss}"
@@ -163,7 +164,7 @@ class ProgressBar(keras.callbacks.Callback):
         done = self.watch.progress.epoch * self.steps + self.watch.first_step + batch + 1
         self.bar.update(done, state, f"epoch {self.epoch}/{self.epochs}")
 
-    def epoch_line(self, row: dict[str, Any]) -> None:
+    def print_epoch(self, row: dict[str, Any]) -> None:
         """Prints one epoch's figures."""
         parts = [
             f"epoch {row['epoch']:>{len(str(self.epochs))}}/{self.epochs}",
@@ -190,13 +191,13 @@ class TensorBoardLog:
             from tensorboard.summary import Writer
         except ImportError as error:
             raise ShiftViTError(f"--tensorboard needs TensorBoard; {suggest_install('tensorboard')}") from error
-        self.make_writer: Any = lambda: Writer(str(run / "tensorboard"))
+        self.make_writer, self.folder = Writer, run / "tensorboard"
         self.writer: Any = None
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds one epoch's row."""
         if self.writer is None:  # only now, so that a run that fails to start leaves nothing behind
-            self.writer = self.make_writer()
+            self.writer = self.make_writer(str(self.folder))
         for key, value in row.items():
             if key != "epoch":
                 self.writer.add_scalar(key, value, row["epoch"])

@@ -24,7 +24,7 @@ BEST = "best.safetensors"
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """The position of a run.
 
     Attributes:
         epoch: number of finished epochs.
@@ -66,11 +66,14 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
 def make_divergence_error(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a run that diverged; it names the state that can be resumed, if there is one."""
-    at = f"epoch {progress.epoch + 1}, step {progress.step}"
-    resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
-    kept = f"; the last good state is in {folder}: {resume}"
-    kept = kept if (folder / LAST).exists() else ""
-    return ShiftViTError(f"{what} in {at}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
+    kept = ""
+    if (folder / LAST).exists():
+        resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
+        kept = f"; the last good state is in {folder}: {resume}"
+    return ShiftViTError(
+        f"{what} in epoch {progress.epoch + 1}, step {progress.step}; lower train.optimizer.learning_rate or set "
+        f"train.precision=float32{kept}"
+    )
 
 
 def load_checkpoint(path: Path, model: Any) -> Progress:
@@ -98,38 +101,46 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
                     f"{str(path)!r} is of another model or optimizer: only one of the two has "
                     f"{sorted(names ^ variables.keys())[0]!r}; resume with the run's own recipe"
                 )
+            for name, variable in variables.items():  # all of them before the first is changed
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(variable.shape):
+                    raise ShiftViTError(
+                        f"{str(path)!r} is of another model or optimizer: its {name!r} has the shape {shape}, and that "
+                        f"of the recipe {tuple(variable.shape)}; resume with the run's own recipe"
+                    )
             for name, variable in variables.items():
                 variable.assign(file.get_tensor(name))
+    except ShiftViTError:
+        raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ShiftViTError):
-            raise
-        raise ShiftViTError(
-            f"cannot read the checkpoint {str(path)!r} ({error}); is the run folder complete?"
-        ) from error
+        mend = "start a new run"
+        if path.name == BEST:
+            resume = f"shiftvit train --resume {shlex.quote(str(path.parents[1]))} --set train.select=last"
+            mend = f"keep the weights of the last epoch: {resume}"
+        raise ShiftViTError(f"cannot read the checkpoint {str(path)!r} ({error}); restore it, or {mend}") from error
     return progress
 
 
-def place_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
-    """Sets the state of torch's random generators before the first step that `fit` takes in an epoch.
+def set_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
+    """Sets the state of torch's random generators before the first step of `fit` in an epoch.
 
-    At the start of an epoch the state follows from the seed and the epoch, and in its middle from the checkpoint at
-    `path`. So it does not matter how many numbers Keras and torch draw while `fit` starts. Processes with a `rank`
-    above 0 are seeded with the seed, the epoch, the step and their rank.
+    So it does not matter how many numbers Keras and torch draw while `fit` starts. At the start of an epoch the state
+    follows from the seed and the epoch; later it is that of the checkpoint at `path`. In processes with a `rank` above
+    0, and on a device whose state the checkpoint lacks, it follows from the seed, the epoch, the step and the rank.
     """
     if keras.config.backend() != "torch":
         return
     import torch
     from safetensors import safe_open
 
-    if rank > 0:
-        torch.manual_seed(int(np.random.default_rng([seed, progress.epoch, progress.step, rank]).integers(2**62)))
-        return
-    if progress.step == 0:
-        torch.manual_seed(int(np.random.default_rng([seed, progress.epoch]).integers(2**62)))
+    is_first = rank == 0 and progress.step == 0
+    key = [seed, progress.epoch] if is_first else [seed, progress.epoch, progress.step, rank]
+    torch.manual_seed(int(np.random.default_rng(key).integers(2**62)))
+    if is_first or rank > 0:
         return
     restore = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state, "mps": torch.mps.set_rng_state}
     with safe_open(path, framework="pt") as file:
-        for name in _read_generators():
+        for name in _read_generators().keys() & {*file.keys()}:
             restore[name.removeprefix(GENERATOR)](file.get_tensor(name))
 
 

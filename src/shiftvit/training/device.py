@@ -1,8 +1,8 @@
-"""The device loop: training steps without Python between them, on images that are on the device.
+"""The device loop: makes training steps without Python between them, on images that are on the device.
 
-Keras' `fit` fetches each batch from the host and calls Python for each step. That suits a processor, but an accelerator
-takes only a millisecond for a small model's step and would wait. Here one call makes dozens of steps: on jax a compiled
-`lax.scan` with donated state, on CUDA replays of one captured graph. Random draws, arithmetic, callbacks and
+Keras' `fit` fetches each batch from the host and runs Python code for each step. That suits a processor. An accelerator
+takes only a millisecond for a step of a small model, and would wait. Here one call makes dozens of steps: on jax a
+compiled `lax.scan` with donated state, on CUDA replays of one captured graph. Random draws, arithmetic, callbacks and
 checkpoints are those of `fit`; `tests/test_device.py` compares the two.
 """
 
@@ -19,10 +19,10 @@ from shiftvit.data.batches.device import ResidentImages, Tensors, check_changes
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.loss import hits
+from shiftvit.training.loss import find_hits
 from shiftvit.training.memory import free_memory, is_out_of_memory
-from shiftvit.training.optimizer import learning_rates
-from shiftvit.training.parts import jax_gradients, torch_gradients
+from shiftvit.training.optimizer import compute_learning_rates
+from shiftvit.training.parts import compute_jax_gradients, compute_torch_gradients
 
 # The most steps between two checks of the clock, the loss and the signals.
 _LONGEST = 64
@@ -42,7 +42,7 @@ class DeviceLoop:
         settings = recipe.train
         self.model, self.steps, self.seed, self.parts = model, steps, settings.seed, settings.accumulate
         self.batch_size = min(settings.batch_size, len(dataset.train))
-        self.at_once = chunk_length(steps)
+        self.at_once = choose_chunk_length(steps)
         self.images = ResidentImages(
             dataset.train.images,
             dataset.train.labels,
@@ -50,7 +50,7 @@ class DeviceLoop:
             recipe.augment,
             len(dataset.class_names),
         )
-        self.rates = ops.convert_to_tensor(learning_rates(model, steps * settings.epochs))
+        self.rates = ops.convert_to_tensor(compute_learning_rates(model, steps * settings.epochs))
 
     def begin(self, epoch: int) -> None:
         """Draws the order and augmentation of an epoch."""
@@ -60,15 +60,15 @@ class DeviceLoop:
         """Makes the steps `first` to `first + count - 1` of the epoch and updates the model's variables."""
         raise NotImplementedError
 
-    def figures(self) -> dict[str, float]:
+    def read_figures(self) -> dict[str, float]:
         """Returns the mean loss and top-1 of the steps since `begin`."""
         raise NotImplementedError
 
 
-def chunk_length(steps: int) -> int:
-    """Returns how many steps to make per call: from 32 to 64, the number with the smallest remainder in an epoch.
+def choose_chunk_length(steps: int) -> int:
+    """Returns how many steps to make per call: the number from 32 to 64 with the smallest remainder in an epoch.
 
-    On jax a remainder compiles a second program.
+    On jax a remainder needs a second compiled program.
     """
     return min(steps, min(range(_LONGEST, _LONGEST // 2 - 1, -1), key=lambda length: steps % length))
 
@@ -117,7 +117,7 @@ class JaxLoop(DeviceLoop):
         import jax
 
         super().__init__(model, recipe, dataset, steps)
-        self.compiled = jax.jit(self._steps, static_argnames="count", donate_argnums=0)
+        self.compiled = jax.jit(self._make_steps, static_argnames="count", donate_argnums=0)
 
     def begin(self, epoch: int) -> None:
         self.drawn = self.images.draw(self.seed, epoch)
@@ -134,31 +134,31 @@ class JaxLoop(DeviceLoop):
                 variable.assign(value)
         self.done += count
 
-    def figures(self) -> dict[str, float]:
+    def read_figures(self) -> dict[str, float]:
         loss, top1 = np.asarray(self.sums) / max(self.done, 1)
         return {"loss": float(loss), "top1": float(top1)}
 
-    def _steps(self, state: Any, constants: Tensors, drawn: Tensors, first: Any, count: int) -> Any:
+    def _make_steps(self, state: Any, constants: Tensors, drawn: Tensors, first: Any, count: int) -> Any:
         import jax
 
         def step(state: Any, number: Any) -> tuple[Any, None]:
             (trainable, fixed, optimizer), sums = state
             places = number * self.batch_size + ops.arange(self.batch_size, dtype="int32")
-            images, labels = self.images.batch(constants, drawn, places)
-            found, fixed = jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
+            images, labels = self.images.make_batch(constants, drawn, places)
+            found, fixed = compute_jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
             loss, logits, gradients = found
             trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
             state = tuple(list(part) for part in (trainable, fixed, optimizer))
-            return (state, sums + ops.stack([loss, ops.mean(hits(labels, logits))])), None
+            return (state, sums + ops.stack([loss, ops.mean(find_hits(labels, logits))])), None
 
         return jax.lax.scan(step, state, first + ops.arange(count, dtype="int32"))[0]
 
 
 class TorchLoop(DeviceLoop):
-    """The step as a CUDA graph that is replayed; without CUDA, or if capturing fails, as ordinary calls.
+    """Captures the step as a CUDA graph and replays it. Without CUDA, or if that fails, it makes ordinary calls.
 
-    Everything that a step reads and changes stays at one address, including the number of the step, so a replay needs
-    no arguments.
+    Everything that a step reads and changes keeps its address, even the number of the step, so a replay needs no
+    arguments.
     """
 
     def __init__(self, model: Any, recipe: Recipe, dataset: Dataset, steps: int) -> None:
@@ -173,7 +173,7 @@ class TorchLoop(DeviceLoop):
         self.places = torch.arange(self.batch_size, device=device)
         self.capturing = device.type == "cuda"
         self.jit_compile = recipe.train.jit_compile
-        self.gradients: Any = functools.partial(torch_gradients, model, parts=self.parts)
+        self.gradients: Any = functools.partial(compute_torch_gradients, model, parts=self.parts)
         self.graph: Any = None
         self.done = 0
 
@@ -194,25 +194,25 @@ class TorchLoop(DeviceLoop):
                 self.graph.replay()
         self.done += count
 
-    def figures(self) -> dict[str, float]:
+    def read_figures(self) -> dict[str, float]:
         loss, top1 = (self.sums / max(self.done, 1)).tolist()
         return {"loss": loss, "top1": top1}
 
-    def _batch(self) -> tuple[Any, Any]:
+    def _cut_batch(self) -> tuple[Any, Any]:
         places = self.number * self.batch_size + self.places
-        return self.images.batch(self.images.constants, self.drawn, places)
+        return self.images.make_batch(self.images.constants, self.drawn, places)
 
     def _step(self) -> None:
         import torch
 
         optimizer = self.model.optimizer
-        images, labels = self._batch()
+        images, labels = self._cut_batch()
         loss, logits, gradients = self.gradients(images, labels)
         with torch.no_grad():
             # From a table: Keras' schedule creates tensors from Python numbers, which a graph cannot capture.
             rate = self.rates.index_select(0, optimizer.iterations.value.reshape(1).long())[0]
             optimizer.step(gradients, self.variables, rate)
-            self.sums += torch.stack([loss, hits(labels, logits).mean()])
+            self.sums += torch.stack([loss, find_hits(labels, logits).mean()])
             self.number += 1
 
     def _capture(self) -> None:
@@ -229,7 +229,7 @@ class TorchLoop(DeviceLoop):
                     tensor.copy_(value)
 
         if self.jit_compile:
-            self.gradients = _compile(self.gradients, self._batch())
+            self.gradients = _compile(self.gradients, self._cut_batch())
             restore()  # recording ran the step once, and a batch norm updated its statistics
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

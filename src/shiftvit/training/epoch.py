@@ -18,7 +18,7 @@ from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import BEST, LAST, Progress, make_divergence_error, save_checkpoint
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import predict_together
-from shiftvit.training.optimizer import averaged_weights
+from shiftvit.training.optimizer import use_averaged_weights
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.setup import make_batches
 
@@ -63,7 +63,7 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
     batches = processes.together(lambda: make_batches(recipe, dataset, progress.epoch, start, processes))
     watch.input_rate = lambda: batches.images_per_second
     watch.images_of = lambda number: [
-        train.path(index) or f"training image {index}" for index in batches.indices(number - start)
+        train.path(index) or f"training image {index}" for index in batches.find_indices(number - start)
     ]
     history = model.fit(
         batches,
@@ -77,7 +77,7 @@ def _fit(model: Any, recipe: Recipe, dataset: Dataset, callbacks: list[Any], wat
 
 
 def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress) -> dict[str, float]:
-    """Trains with the device loop; the callbacks are called only every few dozen steps."""
+    """Trains with the device loop, which calls the callbacks only every few dozen steps."""
     for callback in callbacks:
         callback.set_model(model)
         callback.on_epoch_begin(progress.epoch)
@@ -90,26 +90,21 @@ def _run(model: Any, loop: DeviceLoop, callbacks: list[Any], progress: Progress)
         count = min(loop.at_once, loop.steps - progress.step)
         loop.run(progress.step, count)
         progress.step += count
-        logs = loop.figures()
+        logs = loop.read_figures()
         for callback in callbacks:
             callback.on_train_batch_end(batch + count - 1, logs)
-    return loop.figures()
+    return loop.read_figures()
 
 
 def validate(model: Any, recipe: Recipe, dataset: Dataset, watch: Watch) -> Row:
-    """Returns the validation figures, of the averaged weights if the recipe keeps them; {} if no validation is due."""
-    progress, processes, every, epochs = (
-        watch.progress,
-        watch.processes,
-        recipe.train.validation_every,
-        recipe.train.epochs,
-    )
-    if dataset.validation is None or (progress.epoch % every and progress.epoch != epochs):
+    """Returns the validation figures, of the averaged weights if there are any; {} if no validation is due."""
+    progress, processes, settings, held_out = watch.progress, watch.processes, recipe.train, dataset.validation
+    is_due = progress.epoch % settings.validation_every == 0 or progress.epoch == settings.epochs
+    if held_out is None or not is_due:
         return {}
     began = time.perf_counter()
-    held_out = dataset.validation
-    with averaged_weights(model):
-        logits = predict_together(processes, model, held_out, recipe.train)
+    with use_averaged_weights(model):
+        logits = predict_together(processes, model, held_out, settings)
     progress.seconds += time.perf_counter() - began
     found = processes.first(lambda: _measure(logits, held_out, progress, watch))
     return {f"val_{key}": found[key] for key in ("loss", "top1", "top5")}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,18 +19,15 @@ from shiftvit.data.batches.pictures import Pictures
 from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.data.read import report_faults
-from shiftvit.environment import cores
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, notice, pluralize, report_skipped
 from shiftvit.evaluation.features import Extract
 from shiftvit.evaluation.logits import choose_batch_size
 from shiftvit.preprocess import Preprocess
+from shiftvit.threads import map_in_threads
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 
-# Pictures that a thread prepares at a time.
-_CHUNK = 8
 # The store writes a file after so many pictures, or so many seconds.
 _PART, _SECONDS = 4096, 20.0
 _FORMAT = "1"  # of the store; to be changed when features are computed differently
@@ -43,11 +37,11 @@ class Store:
     """A cache of features on disk, by the SHA-256 of their pictures. Several processes may add to it at once.
 
     Args:
-        key: everything else that features depend on: the model, its preprocessing, how pictures are decoded.
+        key: identifies everything else that features depend on: the model, its preprocessing, the decoding.
     """
 
     def __init__(self, key: str) -> None:
-        self.folder = files.cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
+        self.folder = files.find_cache_folder("features") / hashlib.sha256(f"{_FORMAT} {key}".encode()).hexdigest()[:32]
         self._rows: dict[bytes, Floats] = {}
         self._new: dict[bytes, Floats] = {}
         self._saved_at = time.monotonic()
@@ -107,8 +101,8 @@ class FeatureReader:
     """Reads a data set as `read_dataset` does, and computes the features of each picture on the way.
 
     Args:
-        open_model: called once with the (height, width) of the pictures; returns the model's key for the store, and a
-            function that loads it, which is called only if there is something to compute.
+        open_model: called once with the (height, width) of the pictures. Returns the model's key for the store, and a
+            function that loads the model, which the reader calls only if it must compute something.
 
     Attributes:
         features: for each split, float32 (N, D), in the order of its pictures.
@@ -128,7 +122,7 @@ class FeatureReader:
         """Returns the same splits with `images`, as `read_dataset` does, without pictures that cannot be decoded."""
         began, total = time.perf_counter(), sum(map(len, data.splits.values()))
         before = self.computed
-        unpack(path for split in data.splits.values() if split.images is None for path in split.paths or [])
+        unpack(data.list_paths())
         splits: dict[str, Split] = {}
         faults: list[str] = []
         with Bar("features", total) as bar, self._save_at_end():
@@ -137,7 +131,7 @@ class FeatureReader:
                 if not len(splits[name]):
                     raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
                 faults += broken
-        report_faults(faults)
+        report_skipped(faults, "; `shiftvit data check` lists them all")
         seconds, new = time.perf_counter() - began, self.computed - before
         self.seconds += seconds
         cached = f" ({total - len(faults) - new:,} from the cache)" if new < total - len(faults) else ""
@@ -185,13 +179,11 @@ class FeatureReader:
         self._compute(waiting, rows)
         usable = [number for number, row in enumerate(rows) if row is not None]
         features = np.stack([row for row in rows if row is not None]) if usable else np.empty((0, 0), np.float32)
-        left = (
-            split.take(usable) if split.images is not None else Split(split.labels[usable], [paths[i] for i in usable])
-        )
         if split.images is not None:
-            return replace(left, preprocess=rule), features, faults
+            return replace(split.take(usable), preprocess=rule), features, faults
+        kept = [paths[number] for number in usable]
         nothing = rule.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
-        return replace(left, images=Pictures(left.paths or [], rule), preprocess=nothing), features, faults
+        return Split(split.labels[usable], kept, Pictures(kept, rule), nothing), features, faults
 
     def _compute(self, waiting: list[tuple[int, bytes, Pixels]], rows: list[Floats | None]) -> None:
         """Computes the features of the waiting images, and empties the list."""
@@ -216,23 +208,7 @@ def _prepare_images(split: Split, rule: Preprocess, store: Store) -> Iterator[tu
 
     In order and in bounded memory. Images are read and decoded in threads.
     """
-
-    def prepare(chunk: list[int]) -> list[tuple[int, bytes, Pixels | str | None]]:
-        return [(number, *_prepare(split, number, rule, store)) for number in chunk]
-
-    workers = min(8, cores())
-    numbers = iter(range(len(split)))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    running: deque[Future[list[tuple[int, bytes, Pixels | str | None]]]] = deque()
-    try:
-        while True:
-            while len(running) < 2 * workers and (chunk := list(itertools.islice(numbers, _CHUNK))):
-                running.append(pool.submit(prepare, chunk))
-            if not running:
-                return
-            yield from running.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_in_threads(lambda number: (number, *_prepare(split, number, rule, store)), range(len(split)))
 
 
 def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple[bytes, Pixels | str | None]:

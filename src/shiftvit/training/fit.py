@@ -110,7 +110,7 @@ def train_in(
     if recipe.probe is not None:
         processes.together(lambda: check_alone(recipe, processes))
         return Run(run, *run_probe(run, apply_start(recipe), data))
-    # Before the folder is created, so that a run that cannot start leaves none behind.
+    # Prepare before the folder is created, so that a run that cannot start leaves none behind.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
     check_same_images(dataset, processes)
     with contextlib.ExitStack() as opened:
@@ -179,7 +179,7 @@ def train_model(
                 row = fit_epoch(model, recipe, dataset, watch, [bar], loop)
                 row |= validate(model, recipe, dataset, watch)
                 finish_epoch(run, model, progress, row, processes)
-                bar.epoch_line(row)
+                bar.print_epoch(row)
                 if board is not None:
                     board.write(row)
                 watch.agree()

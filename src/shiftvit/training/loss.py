@@ -1,4 +1,4 @@
-"""The loss, its class weights, and the accuracy that is shown while training."""
+"""The loss with its class weights, and the training accuracy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class SmoothedCrossentropy(keras.losses.Loss):
-    """Cross-entropy of logits with labels, smoothed: a share of the target is spread over all classes.
+    """Cross-entropy of logits, with label smoothing: a share of each label is spread over all classes.
 
     `y_true`: whole numbers `(B,)` or `(B, 1)`, which Keras' own smoothing does not take, or shares of the classes
-    `(B, classes)`; `y_pred`: `(B, classes)`, logits. With `class_weights`, one for each class, each image's loss is
-    multiplied by its class' weight, or by its classes' mean weight under its shares.
+    `(B, classes)`. `y_pred`: logits `(B, classes)`. `class_weights` multiply the loss of each image by the weight of
+    its class, or by the mean weight of its classes according to their shares.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class SmoothedCrossentropy(keras.losses.Loss):
             hit = ops.squeeze(ops.take_along_axis(log_probabilities, target, axis=-1), -1)
         spread = ops.mean(log_probabilities, axis=-1)
         loss = -(1.0 - self.label_smoothing) * hit - self.label_smoothing * spread
-        return loss if self.class_weights is None else loss * self._weight(y_true)
+        return loss if self.class_weights is None else loss * self._weigh(y_true)
 
-    def _weight(self, y_true: Any) -> Any:
+    def _weigh(self, y_true: Any) -> Any:
         """Returns the weight of each image, float32 `(B,)`."""
         weights = ops.convert_to_tensor(self.class_weights, "float32")
         if _are_shares(y_true):
@@ -55,17 +55,17 @@ class SmoothedCrossentropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="shiftvit")
 class Top1(keras.metrics.MeanMetricWrapper):
-    """The share of images whose largest logit is the label's, or that of the label with the largest share."""
+    """The share of images whose largest logit is that of the label, or of the class with the largest share."""
 
     def __init__(self, name: str = "top1", dtype: Any = None) -> None:
-        super().__init__(hits, name=name, dtype=dtype)
+        super().__init__(find_hits, name=name, dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {"name": self.name, "dtype": self.dtype}
 
 
-def hits(y_true: Any, y_pred: Any) -> Any:
-    """Returns 1.0 for each image whose largest logit is its label's or that of its largest share, float32 `(B,)`."""
+def find_hits(y_true: Any, y_pred: Any) -> Any:
+    """Returns 1.0 for each image that `Top1` counts and 0.0 for the others, float32 `(B,)`."""
     true = ops.argmax(y_true, axis=-1) if _are_shares(y_true) else ops.reshape(y_true, (-1,))
     return ops.cast(ops.cast(ops.argmax(y_pred, axis=-1), "int32") == ops.cast(true, "int32"), "float32")
 
@@ -74,10 +74,10 @@ def _are_shares(y_true: Any) -> bool:
     return len(y_true.shape) == 2 and y_true.shape[-1] != 1
 
 
-def balanced_weights(labels: Any, classes: int) -> list[float]:
-    """Returns a weight for each class, so that all classes count alike and the mean over the images is 1.
+def balance_classes(labels: Any, classes: int) -> list[float]:
+    """Returns a weight for each class, so that all classes count equally and the mean over the images is 1.
 
-    It is `N / (k * n)` for a class with n of the N images where k classes have any, as scikit-learn's "balanced"; a
+    As scikit-learn's "balanced", it is `N / (k * n)` for a class with n of the N images, if k classes have images. A
     class without images gets 0.
     """
     counts = np.bincount(np.asarray(labels), minlength=classes)

@@ -1,4 +1,4 @@
-"""What to do when memory runs out in training: compute each batch in twice as many parts."""
+"""Continues a training that ran out of memory, by computing each batch in twice as many parts."""
 
 from __future__ import annotations
 
@@ -60,18 +60,17 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
-def choose_evaluation_batch_size(settings: TrainConfig) -> int | None:
-    """Returns how many images to evaluate at once: at most those in a part of a batch. None: the default."""
-    return None if settings.accumulate == 1 else min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate))
-
-
 def predict_together(processes: Processes, model: Any, split: Split, settings: TrainConfig) -> NDArray[np.float32]:
-    """Returns a model's logits of a split, float32 (N, classes); each process computes its share of the images."""
+    """Returns a model's logits of a split, float32 (N, classes); each process computes its share of the images.
+
+    If training computes a batch in parts, this evaluates no more images at once than a part has.
+    """
+    in_parts = settings.accumulate > 1
     logits = predict_logits(
         processes.local(model),
         split.images,
         split.preprocess,
-        batch_size=choose_evaluation_batch_size(settings),
+        batch_size=min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate)) if in_parts else None,
         rows=processes.share(len(split)),
     )
     return processes.gather(logits)

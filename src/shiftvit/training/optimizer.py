@@ -1,4 +1,4 @@
-"""Builds optimizers from settings, and decides which weights decay."""
+"""AdamW and Muon, built from settings; decides which weights decay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Rule(keras.optimizers.Optimizer):
     """The differences between our optimizers and Keras'.
 
     - The trained weights stay in the model when `fit` ends. Keras overwrites them with their moving average after each
-      call of `fit`. A run here calls it once an epoch, and `averaged_weights` puts the average in for evaluation only.
+      call of `fit`. A run here calls it once an epoch, and `use_averaged_weights` puts the average in only to evaluate.
     - On torch all variables are updated at once (`torch_steps`).
     - The rate of each stage is `stage_decay` times that of the next one, as in ULMFiT's discriminative fine-tuning
       (Howard and Ruder, 2018, section 3.2). The last stage, the last norm and the head have the full rate.
@@ -36,7 +36,7 @@ class _Rule(keras.optimizers.Optimizer):
     def __init__(self, *, stage_decay: float = 1.0, head_steps: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage_decay, self.head_steps = stage_decay, head_steps
-        self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients  # those of several processes to one
+        self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients  # over several processes
         # Of each variable: its rate as a share of the optimizer's, and whether it waits for the head.
         self._shares: list[tuple[float, bool]] = []
 
@@ -74,7 +74,7 @@ class _Rule(keras.optimizers.Optimizer):
             self._update_by_share(grads, trainable_variables, learning_rate)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        super().update_step(gradient, variable, self._rate_of(self._share(variable), learning_rate))
+        super().update_step(gradient, variable, self._find_rate(self._get_share(variable), learning_rate))
 
     def _clip_gradients(self, grads: Any) -> Any:
         if not TORCH or not self.global_clipnorm:
@@ -89,13 +89,14 @@ class _Rule(keras.optimizers.Optimizer):
             super()._apply_weight_decay(variables)
         else:
             for (amount, share), group in self._group_by_decay(variables).items():
-                rate = amount * self._rate_of(share, self.learning_rate)
+                rate = amount * self._find_rate(share, self.learning_rate)
                 for variable in group:
                     variable.assign(variable - variable * ops.cast(rate, variable.dtype))
 
     def _decay_all(self, variables: Any, rate: Any) -> None:
         for (amount, (part, waits)), group in self._group_by_decay(variables).items():
-            torch_steps.decay([variable.value for variable in group], self._rate_of((1.0, waits), rate), amount * part)
+            values = [variable.value for variable in group]
+            torch_steps.decay(values, self._find_rate((1.0, waits), rate), amount * part)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
         if not TORCH or not self.use_ema:
@@ -113,10 +114,10 @@ class _Rule(keras.optimizers.Optimizer):
         """Whether all variables have the same rate at all times."""
         return self.stage_decay == 1 and not self.head_steps
 
-    def _share(self, variable: Any) -> tuple[float, bool]:
+    def _get_share(self, variable: Any) -> tuple[float, bool]:
         return self._shares[int(self._get_variable_index(variable))]
 
-    def _rate_of(self, share: tuple[float, bool], rate: Any) -> Any:
+    def _find_rate(self, share: tuple[float, bool], rate: Any) -> Any:
         """Returns the rate at this step of the variables with a share of the optimizer's rate."""
         part, waits = share
         if waits:
@@ -128,12 +129,12 @@ class _Rule(keras.optimizers.Optimizer):
         groups: dict[tuple[float, tuple[float, bool]], list[Any]] = {}
         for variable in variables:
             if self._use_weight_decay(variable):
-                amount = self._weight_decay_of(variable)
+                amount = self._find_weight_decay(variable)
                 if amount:
-                    groups.setdefault((amount, self._share(variable)), []).append(variable)
+                    groups.setdefault((amount, self._get_share(variable)), []).append(variable)
         return groups
 
-    def _weight_decay_of(self, variable: Any) -> float | None:  # noqa: ARG002  (Muon has two)
+    def _find_weight_decay(self, variable: Any) -> float | None:  # noqa: ARG002  (Muon has two)
         amount: float | None = self.weight_decay
         return amount
 
@@ -143,11 +144,11 @@ class _Rule(keras.optimizers.Optimizer):
             return
         groups: dict[tuple[float, bool], tuple[list[Any], list[Any]]] = {}
         for gradient, variable in zip(gradients, variables, strict=True):
-            own, theirs = groups.setdefault(self._share(variable), ([], []))
+            own, theirs = groups.setdefault(self._get_share(variable), ([], []))
             own.append(gradient)
             theirs.append(variable)
         for share, group in groups.items():
-            self._update_all(*group, self._rate_of(share, rate))
+            self._update_all(*group, self._find_rate(share, rate))
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
         raise NotImplementedError
@@ -158,7 +159,7 @@ class AdamW(_Rule, keras.optimizers.AdamW):
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
         indices = [self._get_variable_index(variable) for variable in variables]
-        torch_steps.adam_step(
+        torch_steps.apply_adam(
             [variable.value for variable in variables],
             gradients,
             [self._momentums[index].value for index in indices],
@@ -185,13 +186,12 @@ class Muon(_Rule, keras.optimizers.Muon):
         narrow = super().zeropower_via_newtonschulz5(ops.cast(x, self.orthogonal_dtype), steps)
         return ops.cast(narrow, x.dtype)
 
-    def _weight_decay_of(self, variable: Any) -> float | None:
+    def _find_weight_decay(self, variable: Any) -> float | None:
         amount: float | None = self.adam_weight_decay if self._should_use_adamw(variable) else self.weight_decay
         return amount
 
     def _update_all(self, gradients: Any, variables: Any, rate: Any) -> None:
-        # Only the variables that Adam updates have a second moment.
-        by_adam: list[list[Any]] = [[], [], [], []]
+        by_adam: list[list[Any]] = [[], [], [], []]  # only these have a second moment
         by_muon: list[list[Any]] = [[], [], []]
         for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
@@ -200,7 +200,7 @@ class Muon(_Rule, keras.optimizers.Muon):
             columns = by_muon if square is None else by_adam
             for column, value in zip(columns, state if square is None else [*state, square.value], strict=True):
                 column.append(value)
-        torch_steps.adam_step(
+        torch_steps.apply_adam(
             *by_adam,
             rate=rate * self.adam_lr_ratio,
             step=self.iterations.value + 1,
@@ -208,7 +208,7 @@ class Muon(_Rule, keras.optimizers.Muon):
             beta_2=self.adam_beta_2,
             epsilon=self.epsilon,
         )
-        torch_steps.muon_step(
+        torch_steps.apply_muon(
             *by_muon,
             rate=rate,
             momentum=self.momentum,
@@ -227,10 +227,10 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
     """Returns the Keras optimizer of a recipe, with its schedule over `total_steps`; see `_Rule` for `head_steps`.
 
     Muon updates the matrices of blocks and merging, and computes its products in bfloat16 if asked. AdamW updates the
-    patch embedding, the head and all vectors, at its own rate. Both rates are multiplied by `batch_scale`.
+    patch embedding, the head and all vectors, at its own rate. Both rates are multiplied by `compute_batch_scale`.
     """
     rule, plan = config.optimizer, config.schedule
-    peak = rule.learning_rate * batch_scale(config)
+    peak = rule.learning_rate * compute_batch_scale(config)
     rate = SCHEDULES[plan.shape](
         lr_start=plan.start * peak,
         lr_max=peak,
@@ -267,20 +267,20 @@ def build_optimizer(config: TrainConfig, total_steps: int, *, bfloat16: bool = F
     return optimizer
 
 
-def batch_scale(config: TrainConfig) -> float:
+def compute_batch_scale(config: TrainConfig) -> float:
     """Returns the factor for the recipe's rates: the batch size over `base_batch_size` (Goyal et al., 2017)."""
     base = config.optimizer.base_batch_size
     return 1.0 if base is None else config.batch_size / base
 
 
-def learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def compute_learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Returns the scheduled rate at each step from 0 to `total_steps`, float32 `(total_steps + 1,)`."""
     steps = ops.arange(total_steps + 1, dtype="float32")
     return np.asarray(ops.convert_to_numpy(model.optimizer._learning_rate(steps)))
 
 
 @contextlib.contextmanager
-def averaged_weights(model: Any) -> Iterator[None]:
+def use_averaged_weights(model: Any) -> Iterator[None]:
     """Puts the optimizer's moving averages into the model, and afterwards the trained weights back.
 
     It changes nothing if the optimizer keeps no moving average.

@@ -1,8 +1,8 @@
-"""A batch's gradients computed in parts, one after the other, so that less memory is needed at a time.
+"""Computes the gradients of a batch in parts, one after the other, to save memory.
 
-The parts lie within one step: order, mixing, schedule, moving average, checkpoints and the position are those of whole
-batches, whatever the number of parts. With a norm that treats each image for itself, and neither dropout nor drop path,
-so are the weights, but for rounding; a batch norm takes its figures from each part.
+The parts belong to one step, so order, mixing, schedule, moving average, checkpoints and position do not depend on
+their number. Nor do the weights, except for rounding, without dropout and drop path and with a norm that treats each
+image separately. A batch norm uses the statistics of each part.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ class PartwiseShiftViT(ShiftViT):
 
     def train_step(self, *arguments: Any) -> Any:
         steps: dict[str, Callable[..., Any]] = {
-            "torch": self._torch_step,
-            "jax": self._jax_step,
-            "tensorflow": self._tensorflow_step,
+            "torch": self._step_on_torch,
+            "jax": self._step_on_jax,
+            "tensorflow": self._step_on_tensorflow,
         }
         return steps[keras.config.backend()](*arguments)
 
-    def _torch_step(self, data: Any) -> dict[str, Any]:
+    def _step_on_torch(self, data: Any) -> dict[str, Any]:
         import torch
 
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        loss, logits, gradients = torch_gradients(self, images, labels, self.parts)
+        loss, logits, gradients = compute_torch_gradients(self, images, labels, self.parts)
         with torch.no_grad():
             self.optimizer.apply(gradients, self.trainable_variables)
             return self._measure(images, labels, loss, logits)
 
-    def _tensorflow_step(self, data: Any) -> dict[str, Any]:
+    def _step_on_tensorflow(self, data: Any) -> dict[str, Any]:
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        loss, logits, gradients = tensorflow_gradients(self, images, labels, self.parts)
+        loss, logits, gradients = compute_tensorflow_gradients(self, images, labels, self.parts)
         self.optimizer.apply(gradients, self.trainable_variables)
         return self._measure(images, labels, loss, logits)
 
-    def _jax_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+    def _step_on_jax(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
         trainable, fixed, optimizer, metrics = state
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        (loss, logits, gradients), fixed = jax_gradients(self, trainable, fixed, images, labels, self.parts)
+        (loss, logits, gradients), fixed = compute_jax_gradients(self, trainable, fixed, images, labels, self.parts)
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         with keras.StatelessScope(state_mapping=list(zip(self.metrics_variables, metrics, strict=True))) as scope:
             logs = self._measure(images, labels, loss, logits)
@@ -64,14 +64,14 @@ class PartwiseShiftViT(ShiftViT):
         return self.compute_metrics(images, labels, logits)  # type: ignore[no-any-return]
 
 
-def torch_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
+def compute_torch_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
     """Returns the mean loss of a batch, its logits and its gradients, on torch.
 
     Args:
         model: compiled with a loss that gives one value an image.
         images: `(B, H, W, 3)`.
         labels: `(B,)`, or shares `(B, classes)`.
-        parts: 1 or more; a batch of fewer images has as many as images.
+        parts: 1 or more; a batch with fewer images has a part for each image.
     """
     import torch
 
@@ -79,7 +79,7 @@ def torch_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
     losses: list[Any] = []
     outputs: list[Any] = []
     gradients: list[Any] = []
-    for first, end in _bounds(len(images), parts):
+    for first, end in _split_evenly(len(images), parts):
         logits = model(images[first:end], training=True)
         loss = model.loss.call(labels[first:end], logits).sum() / len(images)
         found = torch.autograd.grad(loss, variables)
@@ -92,10 +92,10 @@ def torch_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
     return torch.stack(losses).sum(), torch.cat(outputs), gradients
 
 
-def jax_gradients(
+def compute_jax_gradients(
     model: Any, trainable: Any, fixed: Any, images: Any, labels: Any, parts: int
 ) -> tuple[Step, list[Any]]:
-    """Returns what `torch_gradients` does, on jax, and the new values of the variables that are not trained.
+    """Returns what `compute_torch_gradients` does, on jax, and the new values of the variables that are not trained.
 
     Args:
         trainable, fixed: the values of the model's trainable and other variables; all else as there.
@@ -104,11 +104,11 @@ def jax_gradients(
 
     count = len(images)
 
-    def loss_of(trainable: Any, fixed: Any, images: Any, labels: Any) -> Any:
+    def compute_loss(trainable: Any, fixed: Any, images: Any, labels: Any) -> Any:
         logits, changed = model.stateless_call(trainable, fixed, images, training=True)
         return ops.sum(model.loss.call(labels, logits)) / count, (logits, list(changed))
 
-    compute = jax.value_and_grad(loss_of, has_aux=True)
+    compute = jax.value_and_grad(compute_loss, has_aux=True)
 
     def add(state: Any, batch: Any) -> Any:
         loss, fixed, gradients = state
@@ -121,20 +121,20 @@ def jax_gradients(
         return (loss, logits, gradients), fixed
     state = (jax.numpy.zeros(()), fixed, jax.tree.map(jax.numpy.zeros_like, trainable))
     if count % parts == 0:
-        # One after the other; written out, the compiler might compute them side by side, in the memory of all.
+        # A scan, because the compiler might compute unrolled parts side by side, in the memory of all.
         split = [array.reshape(parts, count // parts, *array.shape[1:]) for array in (images, labels)]
         (loss, fixed, gradients), logits = jax.lax.scan(add, state, split)
         return (loss, logits.reshape(count, -1), gradients), fixed
     outputs = []
-    for first, end in _bounds(count, parts):
+    for first, end in _split_evenly(count, parts):
         state, logits = add(state, (images[first:end], labels[first:end]))
         outputs.append(logits)
     loss, fixed, gradients = state
     return (loss, jax.numpy.concatenate(outputs), gradients), fixed
 
 
-def tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
-    """Returns what `torch_gradients` does, on tensorflow."""
+def compute_tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:
+    """Returns what `compute_torch_gradients` does, on tensorflow."""
     import tensorflow as tf
 
     count = tf.shape(images)[0]  # within `fit` known only when it runs, as the last batch may be smaller
@@ -162,13 +162,12 @@ def tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> St
         total += loss
         outputs.append(logits)
         gradients = [before + more for before, more in zip(gradients, found, strict=True)] if gradients else found
-    logits = tf.ensure_shape(
-        tf.concat(outputs, 0), (images.shape[0], model.settings.num_classes)
-    )  # unknown after `cond`
+    # `cond` forgets the shape.
+    logits = tf.ensure_shape(tf.concat(outputs, 0), (images.shape[0], model.settings.num_classes))
     return total, logits, gradients
 
 
-def _bounds(count: int, parts: int) -> list[tuple[int, int]]:
-    """Returns the first and the end of each part; none is empty."""
+def _split_evenly(count: int, parts: int) -> list[tuple[int, int]]:
+    """Returns the first image and the end of each part. No part is empty."""
     parts = min(parts, count)
     return [(part * count // parts, (part + 1) * count // parts) for part in range(parts)]

@@ -21,7 +21,7 @@ from shiftvit.config import ProbeConfig
 from shiftvit.console import Bar
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import notice
 from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.evaluation.metrics import measure
@@ -40,7 +40,7 @@ _LEAST_SPREAD = 1e-3
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer: logits = features @ kernel + bias.
+    """A linear layer, `logits = features @ kernel + bias`, with the figures of the search for it.
 
     Attributes:
         kernel, bias: float32 (D, C) and (C,).
@@ -53,7 +53,7 @@ class Head:
     strength: float
     rows: list[dict[str, Any]]
 
-    def logits(self, features: Floats) -> Floats:
+    def compute_logits(self, features: Floats) -> Floats:
         """Returns float32 (N, C) for features (N, D)."""
         return features @ self.kernel + self.bias
 
@@ -96,8 +96,9 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
             "best_epoch": None,
             "strength": head.strength,
         }
-        logits = {name: head.logits(features) for name, features in reader.features.items()}
-        return recipe, keep_results(run, recipe, dataset, bundle, bundle.build(), training, logits)
+        logits = {name: head.compute_logits(features) for name, features in reader.features.items()}
+        final = bundle.build()
+        return recipe, keep_results(run, recipe, dataset, bundle=bundle, final=final, training=training, logits=logits)
 
 
 def fit_head(
@@ -151,7 +152,7 @@ def _make_head(
 
 
 def _add_head(recipe: Recipe, dataset: Dataset, head: Head) -> Bundle:
-    model = ShiftViT(**recipe.model.arguments(), dtype="float32")
+    model = ShiftViT(**recipe.model.get_arguments(), dtype="float32")
     take_weights(model, recipe, dataset.class_names)
     bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     return dataclasses.replace(bundle, weights={**bundle.weights, "head/kernel": head.kernel, "head/bias": head.bias})
@@ -174,11 +175,11 @@ def _open_model(recipe: Recipe, size: tuple[int, int]) -> tuple[str, Callable[[]
 
     def load() -> Extract:
         if graph is not None:
-            metadata, extract = load_graph_features(graph, cores(), repr(source))
+            metadata, extract = load_graph_features(graph, count_cores(), repr(source))
             scale = metadata.preprocess.mean, metadata.preprocess.std
             if metadata.input_shape == shape and scale == (rule.mean, rule.std):
                 return extract
-        model = ShiftViT(**{**recipe.model.arguments(), "image_shape": shape, "num_classes": 1}, dtype="float32")
+        model = ShiftViT(**{**recipe.model.get_arguments(), "image_shape": shape, "num_classes": 1}, dtype="float32")
         put_weights(model, source, ("",))
         return load_keras_features(model, rule)
 

@@ -17,13 +17,13 @@ from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
-from shiftvit.training.optimizer import batch_scale
+from shiftvit.training.optimizer import compute_batch_scale
 from shiftvit.training.setup import build, make_batches, resolve
 from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
 
-# The share of its past that the smoothed loss keeps at each step.
+# The weight of the past in the smoothed loss.
 _KEPT = 0.9
 # The search ends where the smoothed loss is this many times its minimum.
 _DIVERGED = 4.0
@@ -109,24 +109,29 @@ def find_rate(
     recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer
     rates = np.geomspace(low, high, steps)
-    losses = None
     halvings = 0
-    while losses is None:
+    while True:
         try:
             losses = _record_losses(recipe, dataset, rates, on_step)
+            break
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        if losses is None:  # not in the handler: its traceback holds the tensors of the failed step
-            recipe = halve_parts(recipe, halvings)
-            halvings += 1
-            free_memory()
+        # Not in the handler, because its traceback holds the tensors of the failed step.
+        recipe = halve_parts(recipe, halvings)
+        halvings += 1
+        free_memory()
     smoothed = smooth(losses)
     rates = rates[: len(losses)]
-    ratio = rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None
     settled = min(_UNSETTLED, len(losses) // 5)
-    suggestion = suggest(rates[settled:], smoothed[settled:])
-    return RateSearch(rates, losses, smoothed, suggestion, rule.learning_rate, ratio)
+    return RateSearch(
+        rates=rates,
+        losses=losses,
+        smoothed=smoothed,
+        suggestion=suggest(rates[settled:], smoothed[settled:]),
+        recipe_rate=rule.learning_rate,
+        adam_ratio=rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None,
+    )
 
 
 def smooth(losses: Floats) -> Floats:
@@ -162,7 +167,7 @@ def _record_losses(
     with hide_tensorflow():
         keras.utils.set_random_seed(recipe.train.seed)
     model, _ = build(recipe, dataset)
-    scale = batch_scale(recipe.train)
+    scale = compute_batch_scale(recipe.train)
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
         float(rates[0]) * scale, decay_steps=len(rates) - 1, decay_rate=float(rates[-1] / rates[0])
     )

@@ -21,7 +21,7 @@ from shiftvit.figures.run import draw_confusion_matrix, draw_learning_curves
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
 from shiftvit.training.memory import predict_together
-from shiftvit.training.optimizer import averaged_weights, learning_rates
+from shiftvit.training.optimizer import compute_learning_rates, use_averaged_weights
 from shiftvit.training.processes import ALONE, Processes
 
 # The fewest validation images that a temperature is fitted on; with fewer it would be mostly noise.
@@ -47,16 +47,15 @@ def finish_run(
         dataset: the images.
         model: trained and compiled; it gets the weights of the best epoch where the recipe selects them.
         steps: in an epoch.
-        progress: where training ended.
+        progress: the position at the end of training.
         processes: the processes that trained it; process 0 writes.
 
     Returns:
         The metrics. `metrics.json` is written last, so a run that has it is complete.
     """
-    best = run / "checkpoints" / BEST
-    if recipe.train.select == "best" and processes.first(best.is_file):
-        processes.together(lambda: load_checkpoint(best, model))
-    with averaged_weights(model):
+    if recipe.train.select == "best" and progress.best_epoch is not None:
+        processes.together(lambda: load_checkpoint(run / "checkpoints" / BEST, model))
+    with use_averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     final = bundle.build()  # the model that users will load: float32, from the stored weights
     measured = ["test"] if dataset.validation is None or dataset.test_is_validation else ["validation", "test"]
@@ -67,11 +66,11 @@ def finish_run(
     }
 
     def write() -> dict[str, Any]:
-        rates = learning_rates(model, steps * recipe.train.epochs)
+        rates = compute_learning_rates(model, steps * recipe.train.epochs)
         curves = run / "figures" / "learning_curves.png"
         draw_learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
         training = _describe_training(recipe, dataset, steps, progress)
-        return keep_results(run, recipe, dataset, bundle, final, training, logits)
+        return keep_results(run, recipe, dataset, bundle=bundle, final=final, training=training, logits=logits)
 
     return processes.first(write)
 
@@ -80,6 +79,7 @@ def keep_results(
     run: Path,
     recipe: Recipe,
     dataset: Dataset,
+    *,
     bundle: Bundle,
     final: Any,
     training: dict[str, Any],
@@ -141,9 +141,8 @@ def _draw_test_figures(folder: Path, dataset: Dataset, logits: Any, bundle: Bund
     """Draws the confusion matrix, and the predictions for some of the test images."""
     images, labels = dataset.test.images, dataset.test.labels
     draw_confusion_matrix(count_confusion(logits, labels), bundle.labels, folder / "confusion_matrix.png")
-    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(
-        int
-    )  # evenly spaced: own images are sorted by class
+    # Evenly spaced, because own images are sorted by class.
+    shown = np.linspace(0, len(labels) - 1, min(_SHOWN, len(labels))).astype(int)
     rows = bundle.probabilities(logits[shown])
     tiles = [
         Tile(image, bundle.labels[row.argmax()], float(row.max()), bundle.labels[int(label)])

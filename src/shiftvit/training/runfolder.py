@@ -1,8 +1,8 @@
 """The run folder: its files, and how it is opened, written and read.
 
-recipe.toml        every setting, resolved; can be trained again as it is
+recipe.toml        every setting, resolved; a recipe that `train` takes
 changes.jsonl      settings that changed when the run was resumed: old value, new value and date
-splits.csv         for a user's own images: which are for training, validation and test
+splits.csv         for a user's own images: the split of each
 environment.json   versions, processor, backend, git commit, command
 log.jsonl          a row for each epoch
 checkpoints/       last.safetensors, best.safetensors: the whole training state
@@ -35,7 +35,9 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.processes import ALONE, Processes
 
 RECIPE = "recipe.toml"
-# Settings that cannot change in a resumed run, because its state, its splits or its steps depend on them, ...
+ENVIRONMENT = "environment.json"
+# Settings, or the beginnings of their keys, that cannot change in a resumed run, because its state, its splits or its
+# steps depend on them.
 _FIXED = (
     "name",
     "model.",
@@ -50,7 +52,7 @@ _FIXED = (
     "train.schedule.whole_steps",
     "train.seed",
 )
-# ... except these.
+# The exceptions.
 _FREE = {"data.workers", "model.dropout", "model.drop_path"}
 
 
@@ -105,7 +107,7 @@ def _choose(
 
 @contextlib.contextmanager
 def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
-    """Creates the run folder with its first files if it is new, and locks it against other processes.
+    """Locks the run folder against other processes; creates it with its first files if it is new.
 
     Raises:
         ShiftViTError: the folder is not writable, or another process trains in it.
@@ -115,21 +117,37 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
         (run / "figures").mkdir(exist_ok=True)
         lock = (run / ".lock").open("a")
     except OSError as error:
-        raise files.unwritable(run, error) from error
+        raise files.explain_unwritable(run, error) from error
     with lock:
         if files.lock(lock, wait=False) is False:
             raise ShiftViTError(
                 f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
+        _keep_environment(run)
         if not (run / RECIPE).is_file():
-            files.write_json(run / "environment.json", environment.describe_environment())
             if dataset.path is not None:
                 save_splits(dataset, run / SPLITS_TABLE)
             _write_recipe(run, recipe)
         else:
             change_recipe(run, recipe)
+            _notice_lost_checkpoint(run, recipe)
         yield
+
+
+def _keep_environment(run: Path) -> None:
+    """Describes the machine in `environment.json`, unless that was done when the run began."""
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(json.loads((run / ENVIRONMENT).read_text("utf-8")), dict):
+            return
+    files.write_json(run / ENVIRONMENT, environment.describe_environment())
+
+
+def _notice_lost_checkpoint(run: Path, recipe: Recipe) -> None:
+    from shiftvit.training.checkpoint import LAST
+
+    if recipe.probe is None and not (run / "checkpoints" / LAST).is_file():
+        notice(f"{str(run)!r} has no checkpoint {LAST}, so the run begins anew")
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
@@ -140,10 +158,10 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
     for key, (old, new) in changes.items():
         notice(f"{key} changes from {old} to {new}")
     path = run / "changes.jsonl"
-    earlier = path.read_text("utf-8") if path.is_file() else ""
+    earlier = path.read_bytes() if path.is_file() else b""
     row = {"date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), "changed": changes}
-    text = f"{earlier}{json.dumps(row)}\n"
-    files.write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    content = earlier + f"{json.dumps(row)}\n".encode()
+    files.write_file(path, lambda temporary: temporary.write_bytes(content))
     _write_recipe(run, recipe)
 
 
@@ -160,15 +178,22 @@ def write_log(run: Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """Returns the rows of `log.jsonl`, or none if the run has no such file."""
+    """Returns the rows of `log.jsonl`, or none if the run has no such file.
+
+    Raises:
+        ShiftViTError: the file is damaged.
+    """
     path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    except (OSError, ValueError) as error:
+        raise ShiftViTError(f"{str(path)!r} cannot be read ({error}); restore it") from error
 
 
 def _choose_resumed(
     run: Path, recipe: Recipe | str | Path | None, out: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:
-    given = [*(["--out"] if out is not None else []), *(["--recipe"] if recipe is not None else [])]
+    given = [option for option, value in (("--out", out), ("--recipe", recipe)) if value is not None]
     if given:
         raise ShiftViTError(
             f"a resumed run keeps its folder and recipe, so {' and '.join(given)} cannot be given; leave it out, and "
@@ -200,7 +225,12 @@ def _choose_resumed(
                 update={"data": resumed.data.model_copy(update={"name": str(Path(name).resolve())})}
             )
             free = free | {"data.name"}
-    _check_epochs(run, resumed.train.epochs)
+    begun = _count_begun_epochs(run)
+    if resumed.train.epochs < begun:
+        raise ShiftViTError(
+            f"train.epochs={resumed.train.epochs} is less than the {begun} epochs that the run {str(run)!r} has begun; "
+            f"use at least {begun}"
+        )
     for key, (old, new) in compare_recipes(stored, resumed).items():
         if key.startswith(_FIXED) and key not in free:
             raise ShiftViTError(
@@ -210,23 +240,18 @@ def _choose_resumed(
     return resumed, run
 
 
-def _check_epochs(run: Path, epochs: int) -> None:
-    """Raises ShiftViTError if the run has begun more epochs than `epochs`."""
+def _count_begun_epochs(run: Path) -> int:
+    """Returns how many epochs a run has begun; 0 if its checkpoint is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     from shiftvit.training.checkpoint import LAST
 
-    begun = 0
-    # `load_checkpoint` reports a missing or damaged checkpoint.
-    with contextlib.suppress(OSError, SafetensorError, KeyError, TypeError, ValueError):
+    try:
         with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
-        begun = progress["epoch"] + (progress["step"] > 0)
-    if epochs < begun:
-        raise ShiftViTError(
-            f"train.epochs={epochs} is less than the {begun} epochs that the run {str(run)!r} has begun; use at least "
-            f"{begun}"
-        )
+        return int(progress["epoch"] + (progress["step"] > 0))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # `load_checkpoint` reports it
+        return 0
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.loss import SmoothedCrossentropy, Top1, balanced_weights
+from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.parts import PartwiseShiftViT
 from shiftvit.training.processes import ALONE, Processes
@@ -25,7 +25,7 @@ from shiftvit.training.start import freeze_stages, take_weights
 
 
 def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> Recipe:
-    """Returns the recipe with every setting filled in that it leaves to the preset, the data or the machine.
+    """Returns the recipe with all settings that it leaves to the preset, the data or the machine filled in.
 
     Raises:
         ShiftViTError: the preset does not exist, the model does not fit the images or classes, the splits have images
@@ -37,7 +37,7 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
             f"each part needs an image; use 1 to {recipe.train.batch_size}"
         )
     preset = recipe.model.preset
-    arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.arguments()}
+    arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.get_arguments()}
     explicit = recipe.model.model_fields_set
     shape = (*_find_size(dataset.train), 3)
     for name, split in dataset.splits.items():
@@ -59,10 +59,9 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
     preprocess, data = recipe.preprocess, recipe.data
     if dataset.path is not None:
-        preprocess = preprocess.model_copy(update={"round_pixels": True})  # training keeps the images as bytes
-        data = data.model_copy(
-            update={"name": str(dataset.path.resolve())}
-        )  # absolute, so that it works from any folder
+        # Training keeps the images as bytes. An absolute path works from any folder.
+        preprocess = preprocess.model_copy(update={"round_pixels": True})
+        data = data.model_copy(update={"name": str(dataset.path.resolve())})
     resolved = recipe.model_copy(
         update={
             "preprocess": preprocess,
@@ -149,7 +148,7 @@ def _choose_loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
         return settings.loop
     even = settings.drop_remainder or len(dataset.train) % settings.batch_size == 0
     possible = even and not recipe.augment.on_host_only and isinstance(dataset.train.images, np.ndarray)
-    accelerated = keras.config.backend() in ("torch", "jax") and environment.device_name() not in ("cpu", "mps")
+    accelerated = keras.config.backend() in ("torch", "jax") and environment.find_device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
 
 
@@ -184,10 +183,10 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
         processes: the processes that train it together.
     """
     settings = recipe.train
-    if environment.device_name() == "cpu":
+    if environment.find_device_name() == "cpu":
         environment.keep_freed_memory()
     kind = ShiftViT if settings.accumulate == 1 else PartwiseShiftViT
-    model: Any = kind(**recipe.model.arguments(), dtype=settings.precision)
+    model: Any = kind(**recipe.model.get_arguments(), dtype=settings.precision)
     if isinstance(model, PartwiseShiftViT):
         model.parts = settings.accumulate
     if not begun:
@@ -205,7 +204,7 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
     optimizer.reduce_gradients = processes.average
     optimizer.build(model.trainable_variables)
     classes = len(dataset.class_names)
-    weights = balanced_weights(dataset.train.labels, classes) if settings.class_weights == "balanced" else None
+    weights = balance_classes(dataset.train.labels, classes) if settings.class_weights == "balanced" else None
     model.compile(
         optimizer=optimizer,
         loss=SmoothedCrossentropy(settings.label_smoothing, weights),

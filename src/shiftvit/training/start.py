@@ -24,17 +24,16 @@ from shiftvit.recipes.recipe import Recipe
 _AUTO, _SUGGESTED = "auto", "shiftvit_tiny_r2"
 _SIDE = 224  # pixels of the authors' images
 _MARGIN = 9 / 8  # the default ratio of a picture's shorter side to the crop
-# Model settings that a recipe may change; the others are the trained model's.
+# Model settings that a recipe may change; the others are those of the trained model.
 _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
 
 
 def apply_start(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the model and preprocessing of `start.source`, if that is set. No weights are read.
+    """Returns the recipe with the model and preprocessing of `start.source`, if that is set. Reads no weights.
 
-    Mean and std are the source's, and so is the resolution if `start.resolution` is "source".
-
-    The authors' checkpoints do not name their architecture, so the recipe must. Their mean and std are ImageNet's
-    unless the recipe sets its own.
+    Mean and std are those of the source; if `start.resolution` is "source", so is the resolution. A checkpoint of the
+    authors does not name its architecture, so the recipe must. Its mean and std are ImageNet's, unless the recipe sets
+    its own.
 
     Raises:
         ShiftViTError: the model does not exist, the recipe contradicts it, or the recipe does not name the
@@ -55,7 +54,7 @@ def apply_start(recipe: Recipe) -> Recipe:
     if is_checkpoint(source):
         return _apply_checkpoint(recipe)
     trained = read_manifest(find_bundle(source))
-    own = recipe.model.arguments()
+    own = recipe.model.get_arguments()
     for key, value in own.items():
         if key not in _FREE and value != getattr(trained.model, key):
             raise ShiftViTError(

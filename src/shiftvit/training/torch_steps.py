@@ -1,8 +1,8 @@
-"""AdamW and Muon for torch, over all variables at once: Keras' arithmetic without its calls for each variable.
+"""AdamW and Muon for torch, over all variables at once. The arithmetic is Keras'.
 
 Keras runs Muon in about a dozen calls a variable and asks the schedule for the rate each time. For a small model on
 two cores that was a fifth of a training step, and two thirds of it were calls. Muon uses Adam for vectors, so
-`adam_step` is needed anyway, and AdamW uses it too: Keras' own update over all variables is slower, as it makes more
+`apply_adam` is needed anyway, and AdamW uses it too: Keras' own update over all variables is slower, as it makes more
 passes over them.
 """
 
@@ -40,7 +40,7 @@ def average(averages: Tensors, parameters: Tensors, momentum: torch.Tensor) -> N
     torch._foreach_add_(averages, torch._foreach_mul(list(parameters), 1.0 - momentum))
 
 
-def adam_step(
+def apply_adam(
     parameters: Tensors,
     gradients: Tensors,
     means: Tensors,
@@ -77,7 +77,7 @@ def adam_step(
     torch._foreach_sub_(list(parameters), changes)
 
 
-def muon_step(
+def apply_muon(
     parameters: Tensors,
     gradients: Tensors,
     momenta: Tensors,

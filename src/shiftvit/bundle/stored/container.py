@@ -122,7 +122,7 @@ def write_container(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise files.unwritable(path, error) from error
+            raise files.explain_unwritable(path, error) from error
         files.write_file(path, lambda temporary: _write_archive(temporary, contents))
         return
 
@@ -138,7 +138,7 @@ def is_bomb(size: int, packed: int) -> bool:
     return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
-def digest(content: bytes) -> str:
+def hash_content(content: bytes) -> str:
     """Returns the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from shiftvit.bundle.stored.container import Container, digest
+from shiftvit.bundle.stored.container import Container, hash_content
 from shiftvit.config import ModelConfig, Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
@@ -67,7 +67,7 @@ class Manifest(Settings):
     provenance: Provenance | None = None
 
     @model_validator(mode="after")
-    def _a_label_for_each_class(self) -> Self:
+    def _check_classes(self) -> Self:
         check_labels(self.labels, self.model.num_classes)
         if self.synsets and len(self.synsets) != len(self.labels):
             raise ValueError(f"{len(self.synsets)} synsets do not identify {len(self.labels)} labels")
@@ -107,7 +107,7 @@ def read_checked(container: Container, manifest: Manifest, name: str) -> bytes:
         ShiftViTError: it is missing or damaged.
     """
     content = container.read(name)
-    if digest(content) != manifest.files[name]:
+    if hash_content(content) != manifest.files[name]:
         raise ShiftViTError(
             f"{name!r} in {str(container.where)!r} is damaged: its SHA-256 differs from the recorded one; restore it"
         )
@@ -125,9 +125,9 @@ def read_tensors(container: Container, manifest: Manifest) -> dict[str, Any]:
 
     try:
         return load(read_checked(container, manifest, WEIGHTS))
+    except ShiftViTError:
+        raise
     except (SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, ShiftViTError):
-            raise
         raise ShiftViTError(
             f"{WEIGHTS!r} in {str(container.where)!r} cannot be read ({error}); restore the bundle"
         ) from error

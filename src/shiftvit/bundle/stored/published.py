@@ -11,7 +11,7 @@ from shiftvit import files
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import PRESETS
 
-# A mirror with the same file names, in place of the authors' releases; for networks that cannot reach them.
+# The environment variable for a mirror of the authors' releases, for networks that cannot reach them.
 MIRROR = "SHIFTVIT_WEIGHTS_URL"
 _RELEASES = "https://github.com/microsoft/SPACH/releases/download/v1.0"
 
@@ -45,7 +45,7 @@ class Published:
     @property
     def place(self) -> Path:
         """The folder of the pulled bundle."""
-        return files.data_folder("models") / self.name
+        return files.find_data_folder("models") / self.name
 
 
 # The authors publish no checksums.

@@ -1,7 +1,7 @@
-"""The training images on the accelerator, and an epoch's batches cut and mixed there.
+"""Keeps the training images on the accelerator, and cuts and mixes the batches of an epoch there.
 
-They are the batches that `EpochBatches` makes, from the same draws: NumPy draws a few numbers for each image once an
-epoch, and only these go to the device. With native indexing and `keras.ops` it is one definition for torch and jax.
+The batches are those of `EpochBatches`, from the same draws: once an epoch, NumPy draws a few numbers for each image,
+and only these go to the device. Native indexing and `keras.ops` make one definition for torch and jax.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from shiftvit.data.batches.host import plan_epoch
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
-# Tensors on the device by name: the images and all else that is the same in every epoch, or the draws of an epoch.
+# Tensors on the device by name: what is the same in every epoch, such as the images, or the draws of an epoch.
 Tensors = dict[str, Any]
 
-# Images that are resized on their way to the device, so that their floats take little memory.
+# The number of images that are resized at a time, so that their floats take little memory.
 _CHUNK = 1024
 
 
@@ -29,8 +29,7 @@ def check_changes(augment: Augment) -> None:
     if augment.on_host_only:
         name = augment.on_host_only[0]
         raise ShiftViTError(
-            f"augment.{name}={getattr(augment, name)} is done on the host, and train.loop=device works without it; "
-            "set train.loop=fit"
+            f"augment.{name}={getattr(augment, name)} works only on the host; set train.loop=fit, or leave it out"
         )
 
 
@@ -46,7 +45,7 @@ class ResidentImages:
         ShiftViTError: as for `EpochBatches`, or a change that only the host can make.
 
     Attributes:
-        constants: what `batch` needs that is the same in every epoch.
+        constants: the tensors for `make_batch` that are the same in every epoch.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class ResidentImages:
         }
 
     def _resize(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        # Cropping and mirroring only move pixels, so that they may follow rounding, which leaves bytes.
+        # Rounded images are stored as bytes. Cropping and mirroring only move pixels, so they may come afterwards.
         rule = self._preprocess
         parts = []
         for first in range(0, len(images), _CHUNK):
@@ -79,26 +78,26 @@ class ResidentImages:
         return np.concatenate(parts)
 
     def draw(self, seed: int, epoch: int) -> Tensors:
-        """Returns an epoch's draws on the device: which image comes when, and what happens to it."""
+        """Returns an epoch's draws on the device: the order of the images, their crops, mirroring and mixing."""
         plan = plan_epoch(self._shape, self._preprocess, self._augment, seed, epoch)
         draws = {"order": plan.order, "top": plan.draws.top, "left": plan.draws.left, "flip": plan.draws.flip}
         if plan.mix is not None:
             size = self._preprocess.output_shape(*self._shape[1:3])
-            draws |= {"share": plan.mix.share.astype(np.float32), "bounds": plan.mix.bounds(*size)}
+            draws |= {"share": plan.mix.share.astype(np.float32), "bounds": plan.mix.compute_bounds(*size)}
         narrow = {np.dtype(np.int64): np.int32, np.dtype(bool): np.int32}
         return {name: _to_device(value.astype(narrow.get(value.dtype, value.dtype))) for name, value in draws.items()}
 
-    def batch(self, constants: Tensors, draws: Tensors, places: Any) -> tuple[Any, Any]:
-        """Makes a batch on the device. It may be compiled, as it reads nothing but its arguments' values.
+    def make_batch(self, constants: Tensors, draws: Tensors, places: Any) -> tuple[Any, Any]:
+        """Makes a batch on the device. It may be compiled, because it reads only the values of its arguments.
 
         Args:
             constants: the attribute of that name.
-            draws: what `draw` returned.
-            places: whole numbers (B,), which of the epoch's images these are.
+            draws: the result of `draw`.
+            places: the places of the batch's images in the epoch, whole numbers (B,).
 
         Returns:
-            float32 (B, h, w, 3) and int32 labels (B,), or where the augmentation mixes images each one's shares of the
-            classes, float32 (B, classes).
+            float32 (B, h, w, 3), and int32 labels (B,), or if the augmentation mixes images, the share of each class in
+            their labels, float32 (B, classes).
         """
         index = draws["order"][places]
         images = self._cut(constants, draws, index)
@@ -112,10 +111,10 @@ class ResidentImages:
         """Mixes each image with the one before it in the batch, and their classes in the same proportion.
 
         Args:
-            constants: as for `batch`.
+            constants: as for `make_batch`.
             images, labels: float32 (B, h, w, 3) and int32 (B,).
-            share: how much of an image stays outside its box, float32 (B,); MixUp blends, CutMix keeps all.
-            bounds: of the box that the other image fills, int32 (B, 4): first and end row, first and end column.
+            share: the weight of an image outside its box, float32 (B,): below 1 for MixUp, 1 for CutMix.
+            bounds: the box that the other image fills, int32 (B, 4): first and end row, first and end column.
         """
         first_row, end_row, first_column, end_column = (bounds[:, side, None] for side in range(4))
         in_rows = (constants["rows"] >= first_row) & (constants["rows"] < end_row)  # (B, h)
@@ -128,7 +127,7 @@ class ResidentImages:
         return images, shares * kept + ops.roll(shares, 1, axis=0) * (1 - kept)
 
     def _cut(self, constants: Tensors, draws: Tensors, index: Any) -> Any:
-        """Crops and mirrors: each pixel of the result knows where it comes from."""
+        """Crops and mirrors, by the source of each pixel of the result."""
         height, width = constants["images"].shape[1:3]
         flip = draws["flip"][index][:, None]
         columns = constants["columns"]
@@ -148,7 +147,7 @@ def _is_within(lines: Any, extent: int) -> Any:
 
 
 def _reflect(lines: Any, extent: int) -> Any:
-    """Returns the lines 0..extent-1 that are seen where the image is mirrored at its edges, again and again."""
+    """Maps lines outside the image to lines 0..extent-1, as if the image was mirrored at its edges again and again."""
     period = max(2 * extent - 2, 1)
     folded = abs(lines) % period
     return folded + (folded >= extent) * (period - 2 * folded) if extent > 1 else lines * 0

@@ -1,4 +1,4 @@
-"""The batches of a training epoch for Keras `fit`."""
+"""Makes the batches of a training epoch for Keras `fit`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shiftvit.augment.augment import Augment, Draws
 from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.mix import Mix
-from shiftvit.environment import cores
+from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.preprocess import Floats, Preprocess
 
@@ -35,31 +35,31 @@ def count_batches(count: int, batch_size: int, drop_remainder: bool = True) -> i
 
 
 def draw_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Returns the order of an epoch's images, int64 (count,): it depends on these three numbers alone."""
+    """Returns the order of an epoch's images, int64 (count,), which depends on these three numbers alone."""
     return np.random.default_rng([seed, epoch, _STREAM]).permutation(count)
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """What chance decides in an epoch.
+    """The random decisions of an epoch.
 
     Attributes:
-        order: of its images, int64 (N,).
-        draws, mix: of each copy of an image the crop and the flip, and the mixing: of copy `c` of image `i` at
-            `c * N + i`.
+        order: the order of its images, int64 (N,).
+        draws: the crop and the flip of each copy of an image; those of copy `c` of image `i` are at `c * N + i`.
+        mix: the mixing of each copy, in the same places.
     """
 
     order: NDArray[np.int64]
     draws: Draws
     mix: Mix | None
 
-    def slots(self, number: int, batch_size: int, repeats: int = 1) -> NDArray[np.int64]:
-        """Returns where a batch's images are among the draws, int64 (B,): the batch is [a b c ... a b c ...].
+    def find_slots(self, number: int, batch_size: int, repeats: int = 1) -> NDArray[np.int64]:
+        """Returns the places of a batch's images among the draws, int64 (B,): the batch is [a b c ... a b c ...].
 
-        A batch has `batch_size / repeats` different images, rounded up, and an epoch 1 / `repeats` of all. What a batch
-        has no room for begins the next one. Copies are not neighbours, which are mixed, unless a batch has one image
-        alone. Source: Hoffer et al., "Augment Your Batch" (2020), section 3; an epoch's length is that of Touvron et
-        al., "DeiT" (2021).
+        A batch has `batch_size / repeats` different images, rounded up, and an epoch 1 / `repeats` of all images.
+        Copies that do not fit into a batch begin the next one. Copies are never neighbours, because neighbours are
+        mixed, unless a batch has only one image. Source: Hoffer et al., "Augment Your Batch" (2020), section 3; the
+        length of an epoch is that of Touvron et al., "DeiT" (2021).
         """
         count = len(self.order)
         places = np.arange(number * batch_size, min((number + 1) * batch_size, count))
@@ -76,9 +76,9 @@ def plan_epoch(shape: tuple[int, ...], preprocess: Preprocess, augment: Augment,
     copies = count * augment.repeats
     resized, crop = preprocess.resized_shape(*size), preprocess.output_shape(*size)
     if augment.resized_crop:
-        draws = augment.draw(seed, epoch, copies, *crop)  # what is cut has the crop's size already
+        draws = augment.draw(seed, epoch, copies, *crop)  # a random resized crop already has the final size
     else:
-        # Where the crop is not random, it is that of inference.
+        # A crop that is not random is that of inference.
         draws = augment.draw(seed, epoch, copies, *resized, crop, preprocess.crop_origin(*resized))
     return EpochPlan(draw_order(seed, epoch, count), draws, Mix.draw(augment, seed, epoch, copies))
 
@@ -87,26 +87,27 @@ class EpochBatches(keras.utils.PyDataset):
     """The batches of one training epoch, for `model.fit(batches, shuffle=False, epochs=1)`.
 
     Item `i` is batch `start + i` of the epoch: float32 images (B, h, w, 3) and int32 labels (B,), or each image's
-    shares of the classes, float32 (B, classes), where the augmentation mixes images. It is a pure function of the
-    images, the settings, `seed`, `epoch` and that number, the same whatever the workers and the order of access, so an
-    epoch can be taken up again at any batch.
+    shares of the classes, float32 (B, classes), if the augmentation mixes images. It depends only on the images, the
+    settings, `seed`, `epoch` and its number, not on the workers or the order of access, so an epoch can be resumed at
+    any batch.
 
     Args:
-        images: uint8 (N, H, W, 3), N at least 1; or `pictures.Originals`, which a random resized crop is cut from.
+        images: uint8 (N, H, W, 3), N at least 1; or `pictures.Originals`, to cut random resized crops from.
         labels: whole numbers (N,).
         preprocess: resizes and normalises (mean and std are per channel); its crop is the size of the result.
-        augment: in this order crops (of what is resized, or a random resized crop of what is not), mirrors, changes
-            colours, normalises, erases and mixes. Changed colours are whole levels, whatever `round_pixels` says.
-        classes: how many there are; only mixing needs it. None: the largest label and one.
-        batch_size: images in a batch; fewer images than that make one batch of all.
-        seed, epoch: 0 or more; they choose the order and the augmentation.
-        start: batches of the epoch to leave out from its beginning.
+        augment: the steps are, in this order: crop (the resized image, or a random resized crop of the original),
+            mirror, change colours, normalise, erase, mix. Changed colours are whole levels, whatever `round_pixels` is.
+        classes: the number of classes, which only mixing needs. None: the largest label plus one.
+        batch_size: images per batch. If there are fewer images, all are one batch.
+        seed, epoch: 0 or more; they determine the order and the augmentation.
+        start: the number of batches to skip at the beginning of the epoch.
         drop_remainder: leave out the last batch if it is smaller.
-        share: (rank, count): an item is only that part of its batch, of `count` equal ones that make it up.
-        workers: threads that prepare so many batches ahead, and one more; 1: none is prepared ahead.
+        share: (rank, count): an item is only part `rank` of its batch, which is divided into `count` equal parts.
+        workers: threads, which prepare as many batches ahead and one more; 1: no batch is prepared ahead.
 
     Raises:
-        ShiftViTError: no images, images or labels of another shape or dtype, or `start` beyond the epoch.
+        ShiftViTError: there are no images, images or labels have another shape or dtype, or `start` is beyond the
+            epoch.
     """
 
     def __init__(
@@ -125,8 +126,8 @@ class EpochBatches(keras.utils.PyDataset):
         share: tuple[int, int] = (0, 1),
         workers: int = 1,
     ) -> None:
-        # Keras is told of no workers: it takes a first batch to build the model with, begins again, and its own queue
-        # then goes on from the batches that were ready.
+        # Keras' own workers are not used: it takes a first batch to build the model, then begins again, and its queue
+        # would go on behind the batches that were prepared.
         super().__init__(workers=1, use_multiprocessing=False)
         preprocess.check(images)
         if labels.shape != images.shape[:1]:
@@ -188,26 +189,25 @@ class EpochBatches(keras.utils.PyDataset):
             self._made += len(batch[0])
         return batch
 
-    def indices(self, index: int) -> NDArray[np.int64]:
-        """Returns which of the images are in batch `start + index`, all of it, int64 (B,)."""
-        slots = self._plan.slots(self._start + index, self._batch_size, self._augment.repeats)
+    def find_indices(self, index: int) -> NDArray[np.int64]:
+        """Returns the indices of all images in batch `start + index`, int64 (B,)."""
+        slots = self._plan.find_slots(self._start + index, self._batch_size, self._augment.repeats)
         return slots % len(self._images)
 
     @property
     def images_per_second(self) -> float:
-        """How many images a second the workers can prepare, as measured so far; 0 before the first batch.
+        """The images per second that the workers can prepare, as measured so far; 0 before the first batch.
 
-        It is what one worker does while it works (waiting for its turn does not count), times the workers
-        that can run at once: `workers`, or the cores where these are fewer. Work beside them, such as the training on
-        the same processor, slows them and shows in it.
+        That is the speed of one worker while it works, times the number of workers that can run at once: `workers`, or
+        the number of cores if that is smaller. Other work on the same processor, such as training, makes it lower.
         """
         with self._lock:
             alone = self._made / self._seconds if self._seconds else 0.0
-        return alone * min(self._threads, cores())
+        return alone * min(self._threads, count_cores())
 
     def _prepare(self, number: int) -> Batch:
         rule, changes, mix = self._preprocess, self._changes, self._plan.mix
-        slots = self._own(self._plan.slots(number, self._batch_size, self._augment.repeats))
+        slots = self._take_share(self._plan.find_slots(number, self._batch_size, self._augment.repeats))
         indices = slots % len(self._images)
         images: NDArray[Any]
         if changes.cuts:
@@ -229,8 +229,8 @@ class EpochBatches(keras.utils.PyDataset):
         mixed, shares = mix(normalised, labels, slots, self._classes)
         return (mixed, shares) if self._shares == 1 else (mixed[1:], shares[1:])
 
-    def _own(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns this share of a batch's slots; where images are mixed, led by that of the one before it."""
+    def _take_share(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns this share of a batch's slots. If images are mixed, the slot before it comes first."""
         if self._shares == 1:
             return slots
         count = len(slots)

@@ -1,9 +1,9 @@
-"""A user's image files as one array: decoded once into memory where they fit, or each time that they are wanted."""
+"""Makes an array of a user's image files: in memory if they fit, else decoded whenever they are indexed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,78 +11,64 @@ from numpy.typing import NDArray
 
 from shiftvit.augment.boxes import Box, cut, find_decoded_size
 from shiftvit.data.decode.images import decode
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
+from shiftvit.threads import map_in_threads
 
-# Bytes that all pictures of a split may take in memory. If they take more, they are decoded anew in each epoch.
+# The most bytes that the pictures of a split may take in memory. If they take more, each epoch decodes them again.
 BUDGET = 2**29
-# Pictures that a thread decodes before it hands them over.
-_CHUNK = 16
-
-# Is called now and then with how many more files are done.
-Advance = Callable[[int], None]
+# So few pictures are decoded without threads, which would take time to start.
+_FEW = 16
 
 
 class Pictures:
-    """Image files that index as an array does, uint8 (N, h, w, 3): `pictures[3:10]`, `pictures[[5, 1]]`.
+    """Image files that are indexed like an array, uint8 (N, h, w, 3): `pictures[3:10]`, `pictures[[5, 1]]`.
 
-    Each picture is decoded when it is asked for, in several threads, and takes no memory afterwards.
+    Indexing decodes the pictures, in several threads, and keeps none of them.
 
     Args:
-        paths: N files, which decode (see `read_pictures`).
-        rule: makes one size of all of them; its rounding is used, its mean and std are not.
-        workers: threads that decode; None: one for each core, at most 8.
+        paths: N files that can be decoded (see `read_pictures`).
+        rule: resizes and crops them to one size and rounds them; its mean and std are not used.
 
     Raises:
-        ShiftViTError: the rule leaves the size open; when indexed, a file that can no longer be decoded.
+        ShiftViTError: the rule gives different sizes; when indexed, a file can no longer be decoded.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, paths: Sequence[str], rule: Preprocess, workers: int | None = None) -> None:
+    def __init__(self, paths: Sequence[str], rule: Preprocess) -> None:
         self.paths, self.rule = list(paths), rule
         self.shape = (len(self.paths), *find_size(rule), 3)
-        self.workers = workers or _count_workers()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: slice | NDArray[np.integer[Any]] | Sequence[int]) -> NDArray[np.uint8]:
         wanted = self.paths[index] if isinstance(index, slice) else [self.paths[int(i)] for i in index]
-        out = np.empty((len(wanted), *self.shape[1:]), np.uint8)
-
-        def fill(first: int) -> None:
-            for place in range(first, min(first + _CHUNK, len(wanted))):
-                out[place] = read_picture(wanted[place], self.rule)
-
-        starts = range(0, len(wanted), _CHUNK)
-        if len(starts) <= 1:
-            fill(0)
-            return out
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            list(pool.map(fill, starts))
-        return out
+        read = partial(read_picture, rule=self.rule)
+        pictures = np.empty((len(wanted), *self.shape[1:]), np.uint8)
+        decoded = map(read, wanted) if len(wanted) <= _FEW else map_in_threads(read, wanted)
+        for place, picture in enumerate(decoded):
+            pictures[place] = picture
+        return pictures
 
 
 class Originals(Pictures):
-    """Image files of any sizes from which boxes are cut, each decoded anew for each box.
+    """Image files of any sizes from which boxes are cut; a file is decoded again for each box.
 
-    Indexed, they are the pictures as `rule` makes them, as with `Pictures`.
+    Indexing works as for `Pictures`.
 
     Args:
-        paths, rule, workers: as for `Pictures`; the rule's interpolation and result's size are those of boxes too.
+        paths, rule: as for `Pictures`. Boxes get the rule's interpolation and the size of its result.
         sizes: (height, width) of each file's picture, upright, in pixels: int (N, 2).
     """
 
-    def __init__(
-        self, paths: Sequence[str], rule: Preprocess, sizes: NDArray[np.integer[Any]], workers: int | None = None
-    ) -> None:
-        super().__init__(paths, rule, workers)
+    def __init__(self, paths: Sequence[str], rule: Preprocess, sizes: NDArray[np.integer[Any]]) -> None:
+        super().__init__(paths, rule)
         self._sizes = sizes
 
-    def size(self, index: int) -> tuple[int, int]:
+    def find_size(self, index: int) -> tuple[int, int]:
         """Returns a picture's (height, width) in pixels."""
         height, width = self._sizes[index].tolist()
         return height, width
@@ -90,10 +76,10 @@ class Originals(Pictures):
     def cut(self, index: int, box: Box) -> NDArray[np.uint8]:
         """Returns a box of a picture at the size of the rule's result, uint8 (h, w, 3).
 
-        A JPEG is decoded smaller, as by `read_picture`, where twice the wanted size is left of the box.
+        A JPEG is decoded at a smaller size, as by `read_picture`, if the box keeps twice the wanted size.
 
         Raises:
-            ShiftViTError: a file that can no longer be decoded.
+            ShiftViTError: the file can no longer be decoded.
         """
         size = self.shape[1], self.shape[2]
         pixels = decode(self.paths[index], at_least=find_decoded_size(box, size), srgb=self.rule.srgb)
@@ -104,17 +90,17 @@ def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
     """Returns one picture, uint8 (h, w, 3), as `rule` makes it.
 
     Raises:
-        ShiftViTError: a file that cannot be decoded, or is smaller than the crop.
+        ShiftViTError: the file cannot be decoded, or the picture is smaller than the crop.
     """
     pixels: NDArray[np.uint8] = rule.pixels(decode(path, **rule.decoding)[None])[0]
     return pixels
 
 
 def find_size(rule: Preprocess) -> tuple[int, int]:
-    """Returns the (height, width) that the rule makes of any picture.
+    """Returns the (height, width) that the rule gives to all pictures.
 
     Raises:
-        ShiftViTError: it makes different sizes of different pictures.
+        ShiftViTError: it gives different sizes to different pictures.
     """
     sizes = {rule.output_shape(*shape) for shape in ((4096, 4096), (4096, 8192), (8192, 4096))}
     if len(sizes) > 1 or rule.resize is None:
@@ -132,67 +118,52 @@ def read_pictures(
     *,
     whole: bool = False,
     budget: int = BUDGET,
-    advance: Advance | None = None,
+    on_picture: Callable[[], None] | None = None,
 ) -> tuple[NDArray[np.uint8] | Pictures, NDArray[np.int64], list[str]]:
     """Decodes every file once, to find those that cannot be used.
 
     Args:
         paths: N files.
-        rule: makes one size of all of them.
-        whole: boxes will be cut from the pictures, so that they stay in their files, at their own size.
-        budget: bytes that the pictures may take in memory.
-        advance: is called now and then with how many more files are done.
+        rule: gives all pictures one size.
+        whole: boxes will be cut from the pictures, so these stay in their files, at their own size.
+        budget: the most bytes that the pictures may take in memory.
+        on_picture: called after each file.
 
     Returns:
-        the pictures that can be used, as an array, or as `Pictures` where they take more than the budget, or as
-        `Originals` where they stay whole; their indices in `paths`, int64 (M,); and a line for each of the others.
+        the pictures that can be used, as an array, as `Pictures` if they take more than the budget, or as `Originals`
+        if they stay whole; their indices in `paths`, int64 (M,); and a line for each file that cannot be used.
 
     Raises:
-        ShiftViTError: the rule makes different sizes of different pictures.
+        ShiftViTError: the rule gives different sizes to different pictures.
     """
     decoding = {**rule.decoding, "at_least": None} if whole else rule.decoding
     shape = (len(paths), *find_size(rule), 3)
     sizes = np.zeros((len(paths), 2), np.int64)
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
 
-    def read(index: int) -> None:
-        image = decode(paths[index], **decoding)
-        sizes[index] = image.shape[:2]
-        if not whole:
-            pixels = rule.pixels(image[None])[0]
-            if in_memory is not None:
-                in_memory[index] = pixels
+    def read(index: int) -> str | None:
+        """Decodes a file, and returns what is wrong with it, if anything."""
+        try:
+            image = decode(paths[index], **decoding)
+            sizes[index] = image.shape[:2]
+            if not whole:
+                pixels = rule.pixels(image[None])[0]
+                if in_memory is not None:
+                    in_memory[index] = pixels
+        except ShiftViTError as error:
+            return str(error)
+        return None
 
-    usable, faults = _read_each(len(paths), read, advance)
+    indices, faults = list[int](), list[str]()
+    for index, fault in enumerate(map_in_threads(read, range(len(paths)))):
+        if fault is None:
+            indices.append(index)
+        else:
+            faults.append(fault)
+        if on_picture is not None:
+            on_picture()
+    usable = np.array(indices, np.int64)
     if in_memory is not None:
         return (in_memory[usable] if faults else in_memory), usable, faults
-    kept = [paths[index] for index in usable]
+    kept = [paths[index] for index in indices]
     return (Originals(kept, rule, sizes[usable]) if whole else Pictures(kept, rule)), usable, faults
-
-
-def _count_workers() -> int:
-    """Returns how many threads decode: one for each core, at most 8."""
-    return min(8, cores())
-
-
-def _read_each(count: int, read: Callable[[int], None], advance: Advance | None) -> tuple[NDArray[np.int64], list[str]]:
-    """Calls `read` with 0..count-1, in threads. Returns those that it could read, and a line for each of the others."""
-
-    def read_some(first: int) -> tuple[int, list[tuple[int, str]]]:
-        chunk = range(first, min(first + _CHUNK, count))
-        faults = []
-        for index in chunk:
-            try:
-                read(index)
-            except ShiftViTError as error:
-                faults.append((index, str(error)))
-        return len(chunk), faults
-
-    faults: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(_count_workers(), thread_name_prefix="decode") as pool:
-        for done, found in pool.map(read_some, range(0, count, _CHUNK)):
-            faults += found
-            if advance is not None:
-                advance(done)
-    bad = {index for index, _ in faults}
-    return np.array([index for index in range(count) if index not in bad], np.int64), [fault for _, fault in faults]

@@ -1,1 +1,1 @@
-"""What would harm training: corrupt files, duplicates, leakage, imbalance."""
+"""Finds what would harm training: corrupt files, duplicates, leakage, imbalance."""

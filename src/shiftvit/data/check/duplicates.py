@@ -1,4 +1,4 @@
-"""Which pictures are the same, or nearly: fingerprints, and the search for pairs among them."""
+"""Finds pictures that are the same, or nearly, by their fingerprints."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Chosen on the 60,000 images of CIFAR-10. 507 pairs are within these limits. None is of two classes, and nearly all
-# that were looked at are one picture twice. At a correlation of 0.85 to 0.9 some are different cars, ships and planes.
-HASH_BITS = 6  # that two difference hashes may differ by
-CORRELATION = 0.9  # that two thumbnails need
+# Chosen on the 60,000 images of CIFAR-10. 507 pairs are within these limits. None has two classes, and nearly all that
+# were looked at show one picture twice. At a correlation of 0.85 to 0.9 some show different cars, ships and planes.
+HASH_BITS = 6  # the most bits in which the difference hashes of a pair differ
+CORRELATION = 0.9  # the least correlation of the thumbnails of a pair
 FLAT = 3.0  # levels of 255; a thumbnail with a smaller standard deviation shows nothing
 MOST_PAIRS = 1_000_000
 _THUMB = 16
@@ -23,7 +23,7 @@ _BANDS = HASH_BITS + 1
 _BLOCK = 2**18  # hashes that are compared at a time: 2 MB, which a cache holds
 _COMPARED = 2**15  # thumbnails that are compared at a time: 32 MB as float32
 
-# An image of a data set: the name of its split, and its index in it.
+# An image of a data set: the name of its split, and its index in that split.
 Member = tuple[str, int]
 
 
@@ -33,9 +33,9 @@ class Group:
 
     Attributes:
         kind: "exact" or "near".
-        members: the images, each the name of its split and its index in it.
-        labels: the classes that the members have.
-        example: two members that were compared directly: of different splits or classes, if there are such.
+        members: the images.
+        labels: the classes of the members.
+        example: two members that were compared with each other, of different splits or classes if possible.
     """
 
     kind: str
@@ -45,15 +45,15 @@ class Group:
 
     @property
     def splits(self) -> set[str]:
-        """The names of the splits that the members are in."""
+        """The names of the members' splits."""
         return {split for split, _ in self.members}
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of a picture.
+    """The data by which pictures are compared.
 
     Attributes:
-        digest: 16 bytes, which are the same only for the same pixels and size.
+        digest: 16 bytes, equal only for the same pixels and size.
         hash: the 64 bits of the difference hash.
         thumb: 256 bytes, the picture in 16 x 16 levels of grey.
     """
@@ -66,8 +66,8 @@ class Fingerprint(NamedTuple):
 def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
     """Returns the fingerprint of a picture, uint8 (H, W, 3).
 
-    The difference hash is that of Krawetz, "Kind of Like That" (2013): the picture in 9 x 8 levels of grey, a bit for
-    each that is darker than its right neighbour.
+    The difference hash is that of Krawetz, "Kind of Like That" (2013): the picture is shrunk to 9 x 8 levels of grey,
+    and a bit says whether a level is darker than its right neighbour.
     """
     pixels = np.ascontiguousarray(pixels)
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
@@ -82,16 +82,16 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
 def find_near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.int64], bool]:
     """Finds all pairs of pictures that are nearly the same.
 
-    Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So only pictures that share a
-    band are compared, and no such pair is missed. `alike` is the second test.
+    Two hashes that differ by at most 6 bits agree in at least one of 7 bands of bits. So it compares only pictures that
+    share a band, and misses no such pair. `are_alike` is the second test.
 
     Args:
-        hashes: (N,), of `Fingerprint.hash`.
-        thumbs: (N, 256), of `Fingerprint.thumb`.
+        hashes: the `Fingerprint.hash` of each, (N,).
+        thumbs: the `Fingerprint.thumb` of each, (N, 256).
 
     Returns:
-        the pairs, (P, 2), each (i, j) with i < j, sorted; and whether all were found: the search ends when there are
-        more than a million.
+        the pairs, (P, 2), each (i, j) with i < j, sorted; and whether these are all: the search stops when it has
+        found more than a million.
     """
     found: list[NDArray[np.int64]] = [np.empty((0, 2), np.int64)]
     total = 0
@@ -112,7 +112,7 @@ def _sort_pairs(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _find_candidates(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Yields blocks of pairs (P, 2) whose hashes are near, each pair once: in the first band that it shares."""
+    """Yields blocks of pairs (P, 2) whose hashes are near, each pair once, by the first band that it shares."""
     edges = [64 * band // _BANDS for band in range(_BANDS + 1)]
     masks = [np.uint64((1 << high) - (1 << low)) for low, high in itertools.pairwise(edges)]
     for number, mask in enumerate(masks):
@@ -132,9 +132,10 @@ def _find_candidates(hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
 
 
 def are_alike(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Compares thumbnails, uint8 (P, 256), pair by pair: whether they correlate; bool (P,).
+    """Returns whether thumbnails, uint8 (P, 256), correlate pair by pair, bool (P,).
 
-    Brightness and contrast do not matter. Pictures that are nearly flat are never alike: of them the hash is chance.
+    Brightness and contrast do not matter. Pictures that are nearly flat are never alike, because their hashes are
+    random.
     """
     a, b = first.astype(np.float32), second.astype(np.float32)
     a -= a.mean(axis=1, keepdims=True)
@@ -153,15 +154,15 @@ def find_groups(
     """Groups N images by their fingerprints.
 
     Args:
-        members, labels, marks: of each image its split and index, its class and its fingerprint.
+        members, labels, marks: the images, their classes and their fingerprints.
 
     Returns:
-        the groups of the same pixels, then those that are nearly the same, in the order of `members`; and whether all
-        near ones were found.
+        the groups of the same pixels, then those of nearly the same, in the order of `members`; and whether the search
+        for the latter was complete.
     """
 
     def make_group(kind: str, numbers: list[int], pairs: Iterable[tuple[int, int]]) -> Group:
-        # The example is the pair that says most: of two splits, else of two classes, else the first.
+        # The most telling pair is the example: one of two splits, else of two classes, else the first.
         def rank(pair: tuple[int, int]) -> tuple[bool, bool, int, int]:
             first, second = pair
             return members[first][0] == members[second][0], labels[first] == labels[second], first, second
@@ -180,11 +181,11 @@ def find_groups(
     copies = list(by_digest.values())  # the numbers of the images that are the same, for each picture
     exact = [make_group("exact", numbers, itertools.pairwise(numbers)) for numbers in copies if len(numbers) > 1]
 
-    # Only the first of the same images is compared with others.
+    # Of equal images, only the first is compared with others.
     hashes = np.array([marks[numbers[0]].hash for numbers in copies], np.uint64)
     thumbs = np.frombuffer(b"".join(marks[numbers[0]].thumb for numbers in copies), np.uint8)
     pairs, complete = find_near_pairs(hashes, thumbs.reshape(-1, _THUMB**2))
-    # Of its copies it takes one of each split and class to find the best example.
+    # Of the copies of a picture, one of each split and class is enough to find the best example.
     kinds = [list({(members[n][0], labels[n]): n for n in reversed(numbers)}.values()) for numbers in copies]
     near = []
     for component in _connect(pairs, len(copies)):
@@ -195,9 +196,9 @@ def find_groups(
 
 
 def _connect(pairs: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
-    """Returns the pairs (P, 2) of the numbers 0..count-1, in the groups that they connect; P is sorted and stays so."""
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    """Returns the sorted pairs (P, 2) of the numbers 0..count-1 in the groups that they connect, each group sorted."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     if not len(pairs):
         return []

@@ -1,4 +1,4 @@
-"""What a check of a data set found, as a table, as JSON and as a figure; and what of it would harm training."""
+"""The result of a check of a data set: the problems, as a table, as JSON and as a figure."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from shiftvit.data.check.duplicates import Group, Member
 from shiftvit.data.decode.images import decode
 from shiftvit.data.find.dataset import Dataset, describe_range
-from shiftvit.errors import pluralize
-from shiftvit.figures.style import BLUE, GREEN, ORANGE, new_figure, save_figure, set_whole_ticks
+from shiftvit.errors import list_some, pluralize
+from shiftvit.figures.style import BLUE, GREEN, ORANGE, make_figure, save_figure, set_whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,18 +28,18 @@ _TITLES = {"duplicates": "duplicates in a split", "leaks": "shared by splits", "
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What `check_data` found.
+    """The result of `check_data`.
 
     Attributes:
-        data: what was checked.
-        corrupt: the images that cannot be decoded, with the fault. All else counts the others.
+        data: the data set.
+        corrupt: the images that cannot be decoded, with their faults. All other figures are of the other images.
         groups: images that are the same, or nearly.
-        counts: of each split, the images of each class, int64 (C,).
+        counts: the number of images of each class, int64 (C,), by split.
         sizes: (height, width) of each image upright, int64 (N, 2).
-        forms, modes: how many files have which format, and which colour mode as stored, by Pillow's name.
-        complete: false where the search for near-duplicates gave up at a million pairs.
-        made: the splits that were made of the training images, as training makes them.
-        faults: what else would harm training, a line each.
+        forms, modes: the number of files of each format, and of each stored colour mode, by Pillow's name.
+        complete: whether the search for near-duplicates was complete; it stops at a million pairs.
+        made: the splits that were taken from the training images, as for training.
+        faults: other problems that would harm training, a line each.
     """
 
     data: Dataset = field(repr=False)
@@ -70,13 +70,13 @@ class Report:
 
     @property
     def imbalance(self) -> dict[str, float]:
-        """How many times as many images a split's largest class has as its smallest that has any."""
+        """The ratio of the images of the largest class to those of the smallest class that has any, by split."""
         present = {split: counts[counts > 0] for split, counts in self.counts.items()}
         return {split: round(float(part.max() / part.min()), 2) for split, part in present.items() if len(part)}
 
     @property
     def harmful(self) -> list[str]:
-        """What would harm training or its figures, a line each; empty if nothing would."""
+        """The problems that would harm training or its figures, a line each."""
         lines = [*self.faults]
         total = sum(map(len, self.data.splits.values()))
         if self.corrupt:
@@ -84,7 +84,7 @@ class Report:
         for first, second in itertools.combinations(self.counts, 2):
             shared = self._find_shared(first, second)
             if shared:
-                count = len({member for _, member in shared})  # of the same picture and of one like it, maybe
+                count = len({member for _, member in shared})  # an image may be in two groups
                 here, there = map(self._find_path, shared[0])
                 lines.append(
                     f"leakage: {count:,} of {pluralize(int(self.counts[second].sum()), f'{second} image')} "
@@ -105,12 +105,11 @@ class Report:
         small = [f"{names[label]!r} ({usable[label]:,})" for label in np.flatnonzero(usable <= len(self.made))]
         if small and self.made:
             lines.append(
-                f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {', '.join(small[:10])}"
-                f"{' ...' if len(small) > 10 else ''}"
+                f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {list_some(small, 10)}"
             )
         bare = [repr(name) for name, count in zip(names, counts, strict=True) if not count]
         if bare:
-            lines.append(f"classes: no training images of {', '.join(bare[:10])}{' ...' if len(bare) > 10 else ''}")
+            lines.append(f"classes: no training images of {list_some(bare, 10)}")
         if self.imbalance.get("train", 0) > MOST_IMBALANCE:
             few, many = np.where(counts > 0, counts, counts.max()).argmin(), counts.argmax()
             lines.append(
@@ -120,7 +119,7 @@ class Report:
         return lines
 
     def _find_shared(self, first: str, second: str) -> list[tuple[Member, Member]]:
-        """Returns the images of the second split that are in the first too, each after one of the first."""
+        """Returns pairs of the same picture: an image of the first split, and one of the second."""
         pairs = []
         for group in self.leaks:
             here, there = ([member for member in group.members if member[0] == split] for split in (first, second))
@@ -174,8 +173,8 @@ class Report:
     def _describe_group(self, group: Group) -> dict[str, Any]:
         return {"kind": group.kind, "images": [self._describe(member) for member in group.members]}
 
-    def rows(self) -> list[dict[str, str]]:
-        """Returns the rows of a table: what, and how it is."""
+    def make_rows(self) -> list[dict[str, str]]:
+        """Returns the rows of a table of names and values."""
         plain = self.as_dict()
         sizes, aspect = plain["sizes"], plain["aspect_ratio"]
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
@@ -202,16 +201,19 @@ class Report:
         rows["left out"], *others = plain["ignored"] or ["nothing"]
         return [{"what": what, "value": value} for what, value in (*rows.items(), *(("", other) for other in others))]
 
-    def figure(self, path: str | Path) -> None:
-        """Draws images by class and split, the sizes, and up to 6 pairs of duplicates, into one PNG.
+    def draw(self, path: str | Path) -> None:
+        """Draws the images of each class and split, the sizes, and up to 6 pairs of duplicates into one figure.
 
         Raises:
             ShiftViTError: the file cannot be written.
         """
-        pairs = [group.example for group in sorted(self.groups, key=self._rank_group)][:_STRIP]
+        groups = sorted(
+            self.groups, key=lambda group: (len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact")
+        )
+        pairs = [group.example for group in groups[:_STRIP]]
         names = len(self.data.class_names)
         tall = min(max(3.2, 0.28 * names), 9.0)
-        figure = new_figure(11, tall + (2.9 if pairs else 0))
+        figure = make_figure(11, tall + (2.9 if pairs else 0))
         top, *strip = figure.subfigures(
             2 if pairs else 1, 1, height_ratios=[tall, 2.9] if pairs else None, squeeze=False
         )[:, 0]
@@ -229,9 +231,6 @@ class Report:
                 self._draw_pair(column, pair)
         save_figure(figure, Path(path))
 
-    def _rank_group(self, group: Group) -> tuple[bool, bool, bool]:
-        return len(group.splits) == 1, len(group.labels) == 1, group.kind == "exact"
-
     def _draw_counts(self, axes: Axes) -> None:
         names, height = self.data.class_names, 0.8 / len(self.counts)
         for number, (split, counts) in enumerate(self.counts.items()):
@@ -247,7 +246,7 @@ class Report:
         if len(self.sizes):
             low, high = int(self.sizes.min()), int(self.sizes.max())
             middle = (low + high) / 2
-            half = max(high - low, 8) / 2 + 0.5  # a single size is not one bar from edge to edge
+            half = max(high - low, 8) / 2 + 0.5  # so that the bar of a single size does not fill the axes
             edges = np.linspace(middle - half, middle + half, min(25, round(2 * half)) + 1)
             axes.hist(list(self.sizes.T), edges.tolist(), color=[BLUE, ORANGE], label=["height", "width"])
         axes.set_xlabel("Pixels")

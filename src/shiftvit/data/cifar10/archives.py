@@ -1,4 +1,4 @@
-"""Reads CIFAR-10 from its two archives, in memory. Neither has anything in it that could be run."""
+"""Reads CIFAR-10 from its two archives, in memory. Reading them runs no code."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _read_members(path: Path, names: list[str]) -> list[bytes]:
 
 def _read_records(data: bytes, name: str) -> NDArray[np.uint8]:
     if len(data) % _RECORD:
-        raise ShiftViTError(f"{name!r} has {len(data)} bytes; it must have {_RECORD} an image; get the file again")
+        raise ShiftViTError(f"{name!r} has {len(data)} bytes; it must have a multiple of {_RECORD}; get the file again")
     return np.frombuffer(data, np.uint8).reshape(-1, _RECORD)
 
 
@@ -81,7 +81,7 @@ def _read_png(data: bytes, name: str) -> NDArray[np.uint8]:
             if picture.mode != "RGB" or picture.width != 1024:
                 size = f"{picture.width} x {picture.height} {picture.mode}"
                 raise ShiftViTError(f"{name!r} is {size}; it must be 1024 RGB pixels wide; get the file again")
-            return np.array(picture).reshape(-1, 32, 32, 3)  # a copy: what PIL gives is read-only
+            return np.array(picture).reshape(-1, 32, 32, 3)  # a copy, because the view of the picture is read-only
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ShiftViTError(f"{name!r} is not a readable PNG ({error}); get the file again") from error
 

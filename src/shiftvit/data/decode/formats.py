@@ -1,7 +1,7 @@
 """Recognises image formats by content and reduces a file to the parts that its pixels depend on.
 
-A decoder that sees only these parts cannot be misled by the rest. A text that inflates to gigabytes, a broken EXIF
-block, or more pictures behind the first cost no memory, give no warning and lose no picture.
+A decoder that sees only these parts cannot be misled by the rest. Text that inflates to gigabytes, a broken EXIF block
+or further pictures cost no memory, cause no warning, and do not make the picture unreadable.
 
 Pillow's own limits cannot replace this. `MAX_IMAGE_PIXELS` and the filters of `warnings` belong to the whole process,
 and metadata is parsed before any limit applies: a broken EXIF block loses a TIFF or an AVIF, and the run lengths of a
@@ -10,11 +10,11 @@ small BMP keep Python busy for as long as the file lasts.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from shiftvit.data.decode.faults import Fault
 from shiftvit.data.decode.netpbm import reduce_jpeg2000, reduce_ppm
@@ -46,7 +46,7 @@ def find_kind(data: bytes) -> str | None:
         return "WebP"
     if data[:6] in {b"GIF87a", b"GIF89a"}:
         return "GIF"
-    if data[:2] == b"BM" and data[15:18] == bytes(3):  # the upper bytes of a header's size, and of no text
+    if data[:2] == b"BM" and data[15:18] == bytes(3):  # zeros in the size of a header; text has none
         return "BMP"
     if data[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
         return "TIFF"
@@ -63,29 +63,28 @@ def find_kind(data: bytes) -> str | None:
 def reduce(kind: str, data: bytes) -> tuple[bytes, int]:
     """Returns a file of the same format and pixels without anything else, and the EXIF orientation, 1..8.
 
-    WebP, AVIF and HEIC keep their metadata, as their decoders return it unread; for them the orientation is 1.
+    WebP, AVIF and HEIC keep their metadata, because their decoders return it unread; their orientation is given as 1.
 
     Raises:
         Fault: the file would take minutes to read.
-        Exception: nearly anything, if the file is damaged. The decoder may be the one to notice that, though.
+        Exception: of nearly any type, if the file is damaged. Some damage is left for the decoder to find.
     """
     return _REDUCE[kind](data)
 
 
 def read_orientation(exif: bytes) -> int:
-    """Returns the orientation in an EXIF block, 1..8. Without one, or in a broken block, it is 1: upright."""
-    with contextlib.suppress(Exception):
+    """Returns the orientation in an EXIF block, 1..8. If it has none, or is broken, that is 1: upright."""
+    try:
         for _ in range(2):  # some programs write the prefix twice
             exif = exif.removeprefix(b"Exif\0\0")
-        order, big, _, entries = _read_directory(exif)
-        value = _read_value(order, big, entries[_ORIENTATION])
-        if 1 <= value <= 8:
-            return value
-    return 1
+        value = _read_directory(exif).read_value(_ORIENTATION)
+    except Exception:  # of nearly any type
+        return 1
+    return value if 1 <= value <= 8 else 1
 
 
 def read_webp_size(data: bytes) -> tuple[int, int]:
-    """Returns the (width, height) that a WebP declares. For a damaged one they mean nothing."""
+    """Returns the (width, height) that a WebP declares; in a damaged file they may be anything."""
     if data[12:16] == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     if data[12:16] == b"VP8L":
@@ -97,7 +96,7 @@ def read_webp_size(data: bytes) -> tuple[int, int]:
 def _count_parts() -> Iterator[int]:
     """Counts the parts that a loop visits, and stops it when there are too many."""
     yield from range(_MOST_PARTS)
-    raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it anew")
+    raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it again")
 
 
 def _reduce_jpeg(data: bytes) -> tuple[bytes, int]:
@@ -114,7 +113,7 @@ def _reduce_jpeg(data: bytes) -> tuple[bytes, int]:
             orientation = orientation or read_orientation(data[start + 4 : end])
         scans += marker == 0xDA
         if scans > _MOST_SCANS:
-            raise Fault(f"is a JPEG of more than {_MOST_SCANS} scans, which no camera writes; save it anew")
+            raise Fault(f"is a JPEG of more than {_MOST_SCANS} scans, which no camera writes; save it again")
         # The segments of JFIF and Adobe tell YCbCr from RGB, and YCCK from CMYK. The other APPn are metadata.
         if not 0xE1 <= marker <= 0xED and marker not in {0xEF, 0xFE}:
             kept.append(view[start:end])
@@ -144,9 +143,9 @@ def _reduce_png(data: bytes) -> tuple[bytes, int]:
 
 
 def _scale_trns(body: bytes, depth: int) -> bytes:
-    """Returns the chunk that says which grey or colour is transparent, on the scale of Pillow's pixels.
+    """Returns the chunk with the transparent grey or colour, on the scale of Pillow's pixels.
 
-    Pillow scales grey of fewer and colour of more than 8 bits to 8 bits, but not this value.
+    Pillow scales grey of fewer than 8 bits, and colour of more than 8 bits, to 8 bits. It does not scale this value.
     """
     values = struct.unpack(f">{len(body) // 2}H", body)
     if depth < 8:
@@ -164,7 +163,7 @@ def _reduce_gif(data: bytes) -> tuple[bytes, int]:
         if data[at] != 0x21:  # not an extension
             break
         if data[at + 1] == 0xF9:
-            # Only the transparent index is kept: to dispose of the frame, Pillow would make a second canvas.
+            # Only the transparent index is kept: with a disposal method, Pillow would make a second canvas.
             control = bytes([0x21, 0xF9, 4, data[at + 3] & 1, 0, 0, data[at + 6], 0])
         at += 2
         for _ in parts:
@@ -174,7 +173,7 @@ def _reduce_gif(data: bytes) -> tuple[bytes, int]:
                 break
     if data[at] != 0x2C:
         raise ValueError("it holds no picture")
-    # The canvas grows to hold the frame. It does so here, so that its size is checked before anything is decoded.
+    # The canvas must hold the frame. It grows here, so that its size is checked before anything is decoded.
     left, top, width, height = struct.unpack_from("<4H", data, at + 1)
     canvas = struct.unpack_from("<2H", data, 6)
     grown = struct.pack("<2H", max(canvas[0], left + width), max(canvas[1], top + height))
@@ -189,13 +188,25 @@ def _reduce_bmp(data: bytes) -> tuple[bytes, int]:
     return data, 1
 
 
-def _read_directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
-    """Reads the first directory of a TIFF; EXIF has the same form.
+class _Directory(NamedTuple):
+    """The first directory of a TIFF."""
 
-    Returns:
-        The byte order as in `struct`, whether it is a BigTIFF, where the directory starts, and its entries:
-        tag -> 12 bytes, or 20 in a BigTIFF.
-    """
+    order: str  # of bytes, as in `struct`
+    big: bool  # whether it is a BigTIFF
+    start: int
+    entries: dict[int, bytes]  # tag -> 12 bytes, or 20 in a BigTIFF
+
+    def read_value(self, tag: int) -> int:
+        """Returns the first value of an entry, a SHORT or a LONG."""
+        entry = self.entries[tag]
+        kind, value = struct.unpack_from(self.order + ("H8xI" if self.big else "H4xI"), entry, 2)
+        if kind == _LONG:
+            return int(value)
+        return int(struct.unpack_from(self.order + "H", entry, 12 if self.big else 8)[0])
+
+
+def _read_directory(data: bytes) -> _Directory:
+    """Reads the first directory of a TIFF; EXIF has the same form."""
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = 43 in data[2:4]
     step = 20 if big else 12
@@ -208,15 +219,7 @@ def _read_directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
         if part == count or len(entry) < step:
             break
         entries.setdefault(struct.unpack_from(order + "H", entry)[0], entry)
-    return order, big, at, entries
-
-
-def _read_value(order: str, big: bool, entry: bytes) -> int:
-    """Returns the first value of a directory's entry, a SHORT or a LONG."""
-    kind, value = struct.unpack_from(order + ("H8xI" if big else "H4xI"), entry, 2)
-    if kind == _LONG:
-        return int(value)
-    return int(struct.unpack_from(order + "H", entry, 12 if big else 8)[0])
+    return _Directory(order, big, at, entries)
 
 
 def read_tiff_bytes(data: bytes, tag: int) -> bytes:
@@ -229,8 +232,9 @@ def read_tiff_bytes(data: bytes, tag: int) -> bytes:
 
 
 def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
-    """Rewrites the directory in its place, so that everything it points to stays where it is."""
-    order, big, at, entries = _read_directory(data)
+    """Rewrites the directory in place, so that everything it points to stays where it is."""
+    first = _read_directory(data)
+    order, big, at, entries = first
     if big and order == ">":
         raise Fault("is a big-endian BigTIFF, which Pillow cannot read; save it as another TIFF")
     word = order + ("Q" if big else "I")
@@ -239,7 +243,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
         kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), entries[tag], 2)
         if tag in _TIFF_SCALARS and count != 1:
             raise ValueError(f"tag {tag} has {count} values")
-        if tag == _SAMPLES_PER_PIXEL and _read_value(order, big, entries[tag]) > 6:
+        if tag == _SAMPLES_PER_PIXEL and first.read_value(tag) > 6:
             raise ValueError("more than 6 samples a pixel")  # Pillow would write to the log as well
         size = count * _TIFF_BYTES.get(kind, 1)
         if size > struct.calcsize(word):
@@ -248,7 +252,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
             if max(offset + size, total) > len(data):
                 raise EOFError
         if count > _MOST_PARTS:
-            raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it anew")
+            raise Fault(f"has more than {_MOST_PARTS:,} parts, which no camera writes; save it again")
         kept.append(entries[tag])
     directory = struct.pack(order + ("Q" if big else "H"), len(kept)) + b"".join(kept) + struct.pack(word, 0)
     end = at + len(directory)
@@ -258,13 +262,13 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
 
 
 def _reduce_avif(data: bytes) -> tuple[bytes, int]:
-    # Pillow refuses a file with a broken EXIF block. AVIF and HEIC do not need it: they say elsewhere how to turn.
+    # Pillow refuses a file with a broken EXIF block, which is not needed: AVIF and HEIC state the rotation elsewhere.
     return _AVIF_EXIF.sub(rb"\1skip", data), 1
 
 
 def _reduce_webp(data: bytes) -> tuple[bytes, int]:
     if int.from_bytes(data[4:8], "little") + 8 > len(data):
-        raise EOFError  # libwebp would only say that it failed
+        raise EOFError  # libwebp would give no reason
     return data, 1
 
 

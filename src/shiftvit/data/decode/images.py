@@ -1,4 +1,4 @@
-"""Decodes image files to uint8 RGB arrays, or says in one line why it cannot."""
+"""Decodes image files to uint8 RGB arrays, or reports in one line why it cannot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,14 @@ from shiftvit.data.decode.formats import find_kind, read_orientation, read_webp_
 from shiftvit.data.decode.profiles import convert_to_srgb, read_profile
 from shiftvit.data.decode.readers import FORMATS, open_reader, weigh_pixel
 from shiftvit.data.decode.rows import find_row, read_row
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 
 # With these two limits decoding takes less than 1 GB of memory, even if a file was made to take more. The exception is
 # an AVIF whose stream has larger pictures than its container declares, up to the 16384 x 16384 that libavif allows.
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 128 * 2**20
 
-_BYTES = 8  # that decoding takes for a pixel, at least
+_BYTES = 8  # the least that decoding takes for a pixel
 _TILE = 2**16  # pixels that are converted at a time, so that a large picture has no second full-size copy
 _SPECIAL = {"d": "directory", "p": "named pipe", "s": "socket", "c": "device", "b": "device"}
 _loading = threading.Lock()
@@ -49,26 +48,26 @@ def decode(
 ) -> NDArray[np.uint8]:
     """Decodes one picture: JPEG (also MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 or PPM.
 
-    Content decides, not the suffix. HEIC needs pillow-heif. If a file has several pictures, it decodes the first, or
-    the primary one of a HEIC. It turns the picture as EXIF says and puts it on white where it is transparent. 16 bits
-    of grey become `round(v / 257)`; of 16 bits of colour the upper eight are kept. Floats, and signed or 32-bit
-    integers, as a TIFF or a PIL image may hold, are refused, as there is no agreement which of their values is white.
+    The content decides on the format, not the suffix. HEIC needs pillow-heif. Of several pictures in a file, it decodes
+    the first; of a HEIC, the primary one. It turns the picture as EXIF says, and puts it on white where it is
+    transparent. 16 bits of grey become `round(v / 257)`; of 16 bits of colour, it keeps the upper eight. It refuses
+    floats and signed or 32-bit integers, which a TIFF or a PIL image may hold, because no value of theirs is agreed to
+    be white.
 
-    Many threads may call it at once: it changes nothing global, such as the filters of `warnings`,
-    but that libtiff no longer prints to standard error. It neither sets nor
-    obeys `PIL.Image.MAX_IMAGE_PIXELS`, except for a WebP of more than twice that many pixels.
+    Many threads may call it at once. It changes nothing global, except that libtiff no longer prints to standard error.
+    It neither sets nor obeys `PIL.Image.MAX_IMAGE_PIXELS`, except for a WebP of more than twice that many pixels.
 
     Args:
         source: a path, a file's bytes, or a PIL image, which is loaded, but neither changed nor closed. A row of a
             Parquet file is also a path: `FILE.parquet#7`.
-        name: what messages call the source; by default its path or its type.
-        max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP, an
-            AVIF or a JPEG 2000 counts as 2, as their decoders need more memory; one of a run-length BMP, or of a PPM
-            in text or of other than 8 bits, as 16, as it takes long.
+        name: the name of the source in messages; None: its path or its type.
+        max_pixels: the largest height * width, checked before anything is decoded. A pixel of a WebP, an AVIF or a
+            JPEG 2000 counts as 2, because their decoders need more memory. A pixel of a run-length BMP, or of a PPM in
+            text or not of 8 bits, counts as 16, because decoding it is slow.
         max_bytes: the largest file.
         at_least: (height, width) in pixels. A JPEG may then be decoded at a half, a quarter or an eighth of its
-            size, if that leaves at least so many pixels. It is faster, and differs by a few levels from a picture that
-            is decoded whole and then downsized.
+            size, if that leaves at least that many pixels. This is faster. The result differs by a few levels from a
+            picture that is decoded whole and then shrunk.
         srgb: convert colours to sRGB where a file embeds an RGB profile, such as Display P3 or Adobe RGB. False:
             profiles are ignored.
 
@@ -79,11 +78,12 @@ def decode(
         ShiftViTError: the source cannot be read, is damaged, exceeds a limit, or has no supported format.
         MemoryError: there is not enough memory for the picture, which may be a good one.
     """
-    label = "<image>" if isinstance(source, Image.Image) else f"<{type(source).__name__}>"
-    if isinstance(source, str | os.PathLike):
-        label = repr(os.fspath(source))
     if name is not None:
-        label = repr(name)  # like a path: a line break in it must not break the message
+        label = repr(name)  # quoted, because a line break in it must not break the message
+    elif isinstance(source, str | os.PathLike):
+        label = repr(os.fspath(source))
+    else:
+        label = "<image>" if isinstance(source, Image.Image) else f"<{type(source).__name__}>"
     if at_least is not None and min(at_least) < 1:
         raise ShiftViTError(f"at_least={at_least} is not a size; give (height, width) in pixels, each 1 or more")
     try:
@@ -163,10 +163,14 @@ def _check_pixels(size: tuple[int, int], limit: int, weight: int = 1, what: str 
 
 def _decode_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np.uint8]:
     _check_pixels(image.size, max_pixels)
-    with _translate_errors("image"):
+    try:
         with _loading:  # Pillow reads a picture's file without a lock, and several threads may be given the same one
             image.load()
         pixels = _convert_pixels(image)
+    except (Fault, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise exceptions of nearly any type
+        raise _explain_error("image", error, image.size) from error
     if srgb:
         pixels = convert_to_srgb(pixels, read_profile("", b"", image))
     return _turn(pixels, read_orientation(image.info.get("exif", b"")))  # Pillow turns a TIFF when it loads it
@@ -174,25 +178,24 @@ def _decode_image(image: Image.Image, max_pixels: int, srgb: bool) -> NDArray[np
 
 def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None, srgb: bool) -> NDArray[np.uint8]:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise Fault("may be half a picture and pass: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
+        raise Fault("may be truncated without notice: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is true; set it to False")
     kind = find_kind(data)
     if kind is None:
         known = ", ".join(FORMATS)
         raise Fault(f"is not an image of a supported format ({known}): it begins with {data[:8]!r}")
-    with _translate_errors(kind) as sizes:
-        whole = data
-        data, orientation = reduce(kind, data)
+    size = 0, 0
+    try:
+        reduced, orientation = reduce(kind, data)
         if kind == "WebP":
-            size = read_webp_size(data)
+            size = read_webp_size(reduced)
             _check_pixels(size, max_pixels, weigh_pixel(kind))  # the reader makes two canvases immediately
-            sizes.append(size)
-        with contextlib.closing(open_reader(kind, data)) as image:
-            _check_pixels(image.size, max_pixels, weigh_pixel(kind, image))
-            sizes.append(image.size)
+        with contextlib.closing(open_reader(kind, reduced)) as image:
+            size = image.size
+            _check_pixels(size, max_pixels, weigh_pixel(kind, image))
             if isinstance(image, TiffImageFile):
                 tile = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_LENGTH, 1)
                 _check_pixels(tile, max_pixels, what="tiles of ")  # each is decoded whole, even of a small picture
-                image.im = Image.new(image.mode, image.size).im  # where Pillow makes this, it checks its own limit
+                image.im = Image.new(image.mode, image.size).im  # if Pillow made it, it would check its own limit
             if isinstance(image, WebPImageFile | AvifImageFile):
                 orientation = read_orientation(image.info.get("exif", b""))
             if isinstance(image, JpegImageFile) and at_least is not None:
@@ -200,42 +203,40 @@ def _decode_bytes(data: bytes, max_pixels: int, at_least: tuple[int, int] | None
                 image.draft(image.mode, (width, height))
             image.load()
             _check_pixels(image.size, max_pixels, weigh_pixel(kind))  # a HEIC's may differ from what its header says
-            # Of a PPM, Pillow's mode for 32 bits stands for 16.
+            # For a PPM of 16 bits, Pillow uses its mode of 32 bits.
             wide = kind == "PPM" and image.mode == "I"
             pixels = _convert_pixels(Image.fromarray(np.asarray(image).astype(np.uint16)) if wide else image)
             if srgb:
-                pixels = convert_to_srgb(pixels, read_profile(kind, whole, image))
+                pixels = convert_to_srgb(pixels, read_profile(kind, data, image))
+    except (Fault, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise exceptions of nearly any type
+        raise _explain_error(kind, error, size) from error
     return _turn(pixels, orientation)
 
 
-@contextlib.contextmanager
-def _translate_errors(kind: str) -> Iterator[list[tuple[int, int]]]:
-    """Turns the exceptions of damaged files, which are of nearly any type, into a `Fault`.
+def _explain_error(kind: str, error: Exception, size: tuple[int, int]) -> Fault | MemoryError:
+    """Returns the error to raise for a decoder's exception: a `MemoryError` if memory ran out, else a `Fault`.
 
-    A lack of memory stays one: the picture may be good, and leaving it out would change the data set silently. Some
-    decoders only say then that they failed. So the sizes that the caller appends to the list are tried: where there is
-    no memory for such a picture, that is the reason.
+    A lack of memory is not a fault of the file: leaving out a good picture would change the data set silently. Some
+    decoders do not report it, so this tries to allocate a picture of that size.
     """
-    sizes: list[tuple[int, int]] = []
+    if "out of memory" in str(error).casefold():  # the words of Pillow and of libavif
+        return MemoryError(str(error))
     try:
-        yield sizes
-    except (Fault, MemoryError):
-        raise
-    except Exception as error:
-        if "out of memory" in str(error).casefold():  # in Pillow's words and libavif's
-            raise MemoryError(str(error)) from error
-        for width, height in sizes[-1:]:
-            np.empty((height, width, _BYTES), np.uint8)  # raises MemoryError
-        causes = error, error.__cause__
-        if any(isinstance(cause, IndexError | EOFError | struct.error) for cause in causes):
-            reason = "it ends too early"
-        elif any(isinstance(cause, KeyError) and str(cause) == str(error) for cause in causes):
-            reason = f"it has an unknown code, {error}"
-        elif str(error) == "not identified by this driver":
-            reason = "it holds no picture"
-        else:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise Fault(f"is not a readable {kind} file ({reason}); get the file again or save it anew") from error
+        np.empty((*size, _BYTES), np.uint8)
+    except MemoryError:
+        return MemoryError(str(error))
+    causes = error, error.__cause__
+    if any(isinstance(cause, IndexError | EOFError | struct.error) for cause in causes):
+        reason = "it ends too early"
+    elif any(isinstance(cause, KeyError) and str(cause) == str(error) for cause in causes):
+        reason = f"it has an unknown code, {error}"
+    elif str(error) == "not identified by this driver":
+        reason = "it holds no picture"
+    else:
+        reason = describe_error(error)
+    return Fault(f"is not a readable {kind} file ({reason}); get the file again or save it again")
 
 
 def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -256,7 +257,7 @@ def _convert_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
-    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) where they are grey."""
+    """Returns a tile's colours on white: (h, w, 3), or (h, w, 1) if they are grey."""
     if tile.mode.startswith("I;16"):
         # Pillow does not scale 12 bits of a TIFF, and does not invert a picture in which 0 is white.
         most = 4095 if tags.get(_BITS) == (12,) else 65535
@@ -268,7 +269,7 @@ def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
         return eight[..., None]
     if tile.mode in {"I", "F"}:
         what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
-        raise Fault(f"holds {what}, for which there is no agreed white; save it with 8 or 16 bits")
+        raise Fault(f"holds {what}, and none of their values is agreed to be white; save it with 8 or 16 bits")
     if tile.mode in {"La", "RGBa"}:  # the colours are already multiplied by alpha
         mixed = np.asarray(tile).astype(np.uint16)
         laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)

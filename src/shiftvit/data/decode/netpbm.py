@@ -13,7 +13,7 @@ _NUMBER = rb"([0-9]{1,10})"
 _BITMAP = re.compile(rb"(P[14])" + (_SPACE + _NUMBER) * 2 + rb"[ \t\r\n\v\f]")
 _OTHERS = re.compile(rb"(P[2356])" + (_SPACE + _NUMBER) * 3 + rb"[ \t\r\n\v\f]")
 _LONGEST_HEAD = 2**16  # bytes, of comments for the most part
-_PLAIN = 8  # bytes that a channel takes as text, with its space, at most
+_PLAIN = 8  # the most bytes that a value takes as text, with the space after it
 _SIZE, _CODING, _TILE = b"\xff\x51", b"\xff\x52", b"\xff\x90"  # markers of a JPEG 2000
 _MOST_LAYERS = 100
 _MOST_TILES = 2**12
@@ -55,7 +55,7 @@ def reduce_jpeg2000(data: bytes) -> tuple[bytes, int]:
 
 
 def _list_boxes(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yields the name and the whole of each box; there may be a thousand of them."""
+    """Yields the name of each box and the whole box, a thousand at most."""
     at, view = 0, memoryview(data)
     for _ in range(1000):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -80,12 +80,12 @@ def _check_codestream(stream: memoryview) -> None:
             across, down = -(-(width - tile[2]) // tile[0]), -(-(height - tile[3]) // tile[1])
             if across * down > _MOST_TILES or channels > 4:
                 raise Fault(
-                    f"has {across * down:,} tiles and {channels:,} channels, which no camera writes; save it anew"
+                    f"has {across * down:,} tiles and {channels:,} channels, which no camera writes; save it again"
                 )
         elif marker == _CODING:
             layers = int.from_bytes(stream[at + 6 : at + 8], "big")
             precincts = stream[at + 14 : at + 2 + length] if stream[at + 4] & 1 else b""
             small = any(min(size & 15, size >> 4) < _LEAST_PRECINCT for size in precincts)
             if layers > _MOST_LAYERS or small:
-                raise Fault("has more layers or precincts than any camera writes; save it anew")
+                raise Fault("has more layers or precincts than any camera writes; save it again")
         at += 2 + length

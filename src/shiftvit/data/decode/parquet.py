@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, suggest_install
+from shiftvit.errors import ShiftViTError, describe_error, suggest_install
 
-# The usual names of the columns, for files without metadata. The first name that a file has is used.
+# The usual names of the columns, for files without metadata. The first of them that a file has is used.
 IMAGE_NAMES = ("image", "img", "images", "picture")
 LABEL_NAMES = (
     *("label", "labels", "fine_label", "class", "category", "target", "label_name", "class_name", "category_name"),
@@ -54,33 +54,34 @@ def import_pyarrow(path: str) -> Any:
 
 
 @contextmanager
-def open_parquet(path: str, opened: Callable[[], Any] | None = None) -> Iterator[Any]:
+def open_parquet(path: str, open_file: Callable[[], Any] | None = None) -> Iterator[Any]:
     """Opens a Parquet file as a `pyarrow.parquet.ParquetFile`. Any exception while it is open becomes one line.
 
     Args:
-        path: where it is, or what messages call it.
-        opened: returns it as an open file of pyarrow's, where it is not on this machine.
+        path: its path, or its name in messages.
+        open_file: opens a file that is not on this machine and returns it as a file of pyarrow's; None: opens the path.
 
     Raises:
         ShiftViTError: pyarrow is not installed, or the file is damaged or is not Parquet.
     """
     pa = import_pyarrow(path)
     try:
-        # One row group may be the whole file, so it is read in pieces, and only a buffer ahead.
+        # One row group may be the whole file, so it is read in pieces of the size of a buffer.
         with (
-            opened() if opened else pa.OSFile(path) as stream,
+            open_file() if open_file else pa.OSFile(path) as stream,
             pa.parquet.ParquetFile(stream, buffer_size=2**20, pre_buffer=False) as file,
         ):
             yield file
     except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged files raise exceptions of nearly any type
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{path!r} is not a readable Parquet file ({reason}); get the file again") from error
+        raise ShiftViTError(
+            f"{path!r} is not a readable Parquet file ({describe_error(error)}); get the file again"
+        ) from error
 
 
 def has_images(path: str) -> bool:
-    """Returns whether a file is Parquet with a column of images; false where it cannot be read."""
+    """Returns whether a file is Parquet with a column of images; False if it cannot be read."""
     try:
         with open_parquet(path) as file:
             find_columns(path, file)
@@ -92,7 +93,8 @@ def has_images(path: str) -> bool:
 def find_columns(path: str, file: Any) -> Columns:
     """Finds the columns of images and of labels in an open file.
 
-    The metadata that `datasets` writes decide; without them, the columns' names. A file need not have labels.
+    The metadata that the package `datasets` writes decide, or without them the names of the columns. A file need not
+    have labels.
 
     Raises:
         ShiftViTError: there is no column of images, there are several, or two classes have the same name.
@@ -102,16 +104,20 @@ def find_columns(path: str, file: Any) -> Columns:
     schema = file.schema_arrow
     features = _read_features(schema.metadata)
     kinds = {name: features.get(name, {}).get("_type") for name in schema.names}
-    held = [field.name for field in schema if _find_bytes(field) is not None]
-    structs = [name for name in held if is_type.is_struct(schema.field(name).type)]
-    images = [name for name in held if kinds[name] == "Image"] or _find_names(held, IMAGE_NAMES) or structs or held
+    binary = [field.name for field in schema if _find_bytes(field) is not None]
+    structs = [name for name in binary if is_type.is_struct(schema.field(name).type)]
+    # By the metadata, else by a usual name, else as structs, else by the bytes alone.
+    images = [name for name in binary if kinds[name] == "Image"]
+    images = images or _find_names(binary, IMAGE_NAMES) or structs or binary
     if not images:
         raise ShiftViTError(
-            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name one with them image "
-            "(paths, base64 and arrays are not read: save files in class folders, or a .csv of paths)"
+            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name that column image "
+            "(shiftvit reads no paths, base64 or arrays: save files in class folders, or a .csv of paths)"
         )
     if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
-        raise ShiftViTError(f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name that of images image")
+        raise ShiftViTError(
+            f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name the one with images image"
+        )
     plain = [field.name for field in schema if _is_label(field.type)]
     labels = [name for name in plain if kinds[name] == "ClassLabel"] or _find_names(plain, LABEL_NAMES)
     remarks = [
@@ -151,7 +157,7 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     column = file.read(columns=[columns.label]).column(0)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type):  # as pandas has whole numbers where some are missing
+    if pa.types.is_floating(column.type):  # pandas stores whole numbers as floats if some are missing
         reals = column.cast(pa.float64()).fill_null(np.nan).to_numpy()
         wrong = np.flatnonzero(~np.isnan(reals) & ~np.equal(np.mod(reals, 1), 0))
         if len(wrong):
@@ -172,14 +178,14 @@ def read_labels(path: str, file: Any, columns: Columns) -> tuple[NDArray[np.int6
     if len(wrong):
         raise ShiftViTError(
             f"row {wrong[0]} of {path!r} has the label {numbers[wrong[0]]}, out of range for {len(columns.names)} "
-            "classes; mend the file, or its names of the classes"
+            "classes; correct the labels, or the names of the classes"
         )
     return numbers, columns.names
 
 
 def count_bytes(file: Any) -> int:
     """Returns how many bytes all columns of an open file have without compression. The images have at most as many."""
-    # It does not ask for the sizes of single columns: for a damaged file, that makes pyarrow end the process.
+    # Not from the sizes of single columns: asked for these, pyarrow ends the process if the file is damaged.
     groups = range(file.metadata.num_row_groups)
     return sum(max(0, file.metadata.row_group(number).total_byte_size) for number in groups)
 
@@ -206,18 +212,15 @@ def read_groups(file: Any, columns: Columns, groups: Sequence[int] | None = None
     """
     import pyarrow as pa
 
+    leaf = f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
     at_a_time = _BATCH * file.metadata.num_rows // max(1, count_bytes(file))
     for batch in file.iter_batches(
-        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[_name_leaf(file, columns)], use_threads=False
+        max(1, min(_MOST_ROWS, at_a_time)), row_groups=groups, columns=[leaf], use_threads=False
     ):
         column = batch.column(0)
         images = column.flatten()[0] if pa.types.is_struct(column.type) else column
         yield images.cast(pa.large_binary())
         pa.default_memory_pool().release_unused()
-
-
-def _name_leaf(file: Any, columns: Columns) -> str:
-    return f"{columns.image}{_find_bytes(file.schema_arrow.field(columns.image))}"
 
 
 def _find_bytes(field: Any) -> str | None:
@@ -241,12 +244,12 @@ def _is_label(kind: Any) -> bool:
 
 
 def _find_names(columns: list[str], names: tuple[str, ...]) -> list[str]:
-    """Returns the columns of these names, in the order of the names."""
+    """Returns the columns that have one of the names, in the order of the names."""
     return [column for name in names for column in columns if column.casefold() == name]
 
 
 def _read_features(metadata: dict[bytes, bytes] | None) -> dict[str, dict[str, Any]]:
-    """Returns what `datasets` wrote about the columns, name -> feature; nothing if it cannot be understood."""
+    """Returns what `datasets` wrote about the columns, name -> feature; {} if that is missing or malformed."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}

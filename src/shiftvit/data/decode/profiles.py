@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -16,24 +16,25 @@ from shiftvit.data.decode.formats import read_tiff_bytes
 _LARGEST = 2**22  # bytes of a profile; those of cameras and screens have a few thousand
 _MOST_PARTS = 1000  # segments or chunks before the pixels
 _ICC = 34675  # the tag of TIFF
-_SAME = 2  # levels that a conversion must change at least somewhere
+_SAME = 2  # levels; a conversion that changes no colour by more is left out
 
 
 def read_profile(kind: str, data: bytes, image: Any) -> bytes:
-    """Returns the ICC profile that a file embeds; empty where there is none, or none that can be read.
+    """Returns the ICC profile that a file embeds; empty if it has none, or none that can be read.
 
     Args:
         kind: the format, as `formats.find_kind` returns it.
-        data: the whole file, as `formats.reduce` leaves profiles out.
-        image: Pillow's image of it; of other formats than JPEG, PNG and TIFF it holds the profile.
+        data: the whole file, because `formats.reduce` removes profiles.
+        image: Pillow's image of it, which holds the profile of formats other than JPEG, PNG and TIFF.
     """
-    with contextlib.suppress(Exception):  # nearly anything, in a damaged file
+    try:
         return _READ[kind](data) if kind in _READ else bytes(image.info.get("icc_profile") or b"")
-    return b""
+    except Exception:  # of nearly any type, if the file is damaged
+        return b""
 
 
 def convert_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
-    """Returns pixels (H, W, 3) in sRGB, relative colorimetric. Where the profile is empty or broken they stay."""
+    """Returns pixels (H, W, 3) in sRGB, relative colorimetric. An empty or broken profile changes nothing."""
     transform = _make_transform(profile) if 0 < len(profile) <= _LARGEST else None
     if transform is None:
         return pixels
@@ -46,7 +47,7 @@ def convert_to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uin
 
 @lru_cache(maxsize=32)
 def _make_transform(profile: bytes) -> Any:
-    """Returns Pillow's transform from a profile to sRGB; None where there is nothing to convert, or no way."""
+    """Returns Pillow's transform from a profile to sRGB; None if it would change nothing, or cannot be made."""
     from PIL import Image, ImageCms
 
     try:
@@ -64,7 +65,7 @@ def _make_transform(profile: bytes) -> Any:
         levels = np.linspace(0, 255, 6).astype(np.uint8)
         colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
         found = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
-    except Exception:  # lcms raises its own
+    except Exception:  # lcms raises exceptions of its own types
         return None
     return transform if np.abs(found.astype(int) - colours).max() > _SAME else None
 
@@ -94,8 +95,8 @@ def _read_png(data: bytes) -> bytes:
     return b""
 
 
-def _read_tiff(data: bytes) -> bytes:
-    return read_tiff_bytes(data, _ICC)
-
-
-_READ = {"JPEG": _read_jpeg, "PNG": _read_png, "TIFF": _read_tiff}
+_READ: dict[str, Callable[[bytes], bytes]] = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "TIFF": lambda data: read_tiff_bytes(data, _ICC),
+}

@@ -38,18 +38,18 @@ _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "PPM": PpmImageFile,
 }
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "JPEG 2000", "PPM")
-# How many pixels each of a picture's pixels counts as, where its decoder holds several copies of it, ...
+# How many pixels a pixel counts as in formats whose decoders hold several copies of the picture.
 _WEIGHTS = {"WebP": 2, "AVIF": 2, "JPEG 2000": 2}
-# ... and where it is written in Python.
+# Pillow's decoders that are written in Python, and how many pixels a pixel counts as for them.
 _SLOW = {"bmp_rle", "ppm", "ppm_plain"}
 _SLOW_WEIGHT = 16
 
 
 def open_reader(kind: str, data: bytes) -> Any:
-    """Returns Pillow's reader of a format, which has read the header of a file and not its pixels.
+    """Returns Pillow's reader of a format. It has read the file's header, but not its pixels.
 
-    It is the reader itself and not `Image.open`: the limit of that, and the filters of the warnings that it gives
-    before it refuses, belong to the whole process.
+    `Image.open` is not used, because its limit, and the filters of the warnings that it gives first, belong to the
+    whole process.
 
     Raises:
         Fault: a HEIC, and pillow-heif is not installed.
@@ -69,9 +69,10 @@ def open_reader(kind: str, data: bytes) -> Any:
 
 @cache
 def _silence_libtiff() -> None:
-    """Stops libtiff from printing to the process' standard error; what it has to say comes as exceptions, too.
+    """Stops libtiff from printing to standard error. What it reports also arrives as exceptions.
 
-    It has one handler for a process, and Pillow sets none. Where Pillow hides the library, as on Windows, it stays.
+    libtiff has one handler for the whole process, and Pillow sets none. Where Pillow hides the library, as on Windows,
+    libtiff goes on printing.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(_imaging.__file__)

@@ -1,9 +1,9 @@
 """Single images of Parquet files, in any order.
 
-A Parquet file is read a row group at a time, of hundreds of images, and training asks for single ones. So the images of
-each file are written once into an Arrow file in the cache. It is mapped into memory, where its pages count as the
-process's but are the system's to take back. The package `datasets` would do the same, but brings pandas, dill and
-fsspec. An image is named by its file and its row, from 0: `train-00000-of-00001.parquet#7`.
+A Parquet file can only be read in row groups of hundreds of images, and training needs single ones. So the images of
+each file are written once into an Arrow file in the cache, which is then mapped into memory. Its pages count as memory
+of the process, but the system can take them back. The package `datasets` would do the same, but requires pandas, dill
+and fsspec. An image is named by its file and its row, counted from 0: `train-00000-of-00001.parquet#7`.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ _lock = threading.RLock()
 
 
 def find_row(name: str | os.PathLike[str]) -> tuple[str, int] | None:
-    """Returns the Parquet file and the row that a name stands for, or None for an ordinary path.
+    """Returns the Parquet file and the row that a name stands for, or None if it is an ordinary path.
 
-    If there is a file of such a name, the name stands for that file.
+    If a file of this very name exists, the name is an ordinary path.
     """
     match = _NAME.fullmatch(os.fspath(name))
     return None if match is None or os.path.lexists(name) else (match[1], int(match[2]))
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a name stands for a file, or for a row that its Parquet file has.
+    """Returns whether a name stands for a file that exists, or for a row that its Parquet file has.
 
     Raises:
         ShiftViTError: the Parquet file cannot be read.
@@ -67,7 +67,7 @@ def read_row(path: str, row: int, check: Callable[[int], None]) -> bytes:
 
     Args:
         path, row: what `find_row` returned.
-        check: is called with the number of bytes before they are read, to refuse too many.
+        check: called with the number of bytes before they are read; it may raise to refuse them.
 
     Raises:
         Fault: the row has no image, or there is no such row.
@@ -85,12 +85,12 @@ def read_row(path: str, row: int, check: Callable[[int], None]) -> bytes:
 
 
 def unpack(names: Iterable[str]) -> None:
-    """Unpacks the Parquet files of these images, as far as they are not unpacked yet.
+    """Unpacks the Parquet files of these images that are not unpacked yet.
 
-    A notice says so, and a terminal shows the progress. Threads and processes take turns.
+    It prints a notice and, on a terminal, shows the progress. Threads and processes take turns.
 
     Args:
-        names: of images; ordinary paths are skipped.
+        names: the images; ordinary paths are skipped.
 
     Raises:
         ShiftViTError: a file is missing or is not Parquet with images, or there is no room to unpack it.
@@ -115,7 +115,7 @@ def unpack(names: Iterable[str]) -> None:
 
 
 def _find_folder() -> Path:
-    return files.cache_folder("parquet")
+    return files.find_cache_folder("parquet")
 
 
 def _identify(path: str) -> _Key:
@@ -131,7 +131,7 @@ def _count_rows(key: _Key) -> tuple[int, int]:
 
 
 def _get_images(key: _Key, report: Report | None = None) -> _Images:
-    """Returns the images of a Parquet file, which is unpacked if it is not yet."""
+    """Returns the images of a Parquet file. Unpacks it first if that was not done yet."""
     images = _unpacked.get(key)
     if images is not None:
         return images
@@ -164,7 +164,7 @@ def _open_unpacked(key: _Key) -> _Images | None:
 
 
 def _find_place(key: _Key) -> Path:
-    """Returns where the Arrow file belongs: its name depends on the Parquet file's path, size, time and last bytes."""
+    """Returns the path of the Arrow file. Its name depends on the Parquet file's path, size, time and last bytes."""
     path, size, time = key
     with Path(path).open("rb") as stream:
         stream.seek(max(0, size - _TAIL))
@@ -202,13 +202,16 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
             if getattr(error.__cause__, "errno", None) is None:  # the reading failed, not the writing
                 raise
             raise _explain_no_room(place.parent, error.__cause__) from error
-        for old in place.parent.glob(f"{place.name.split('-')[0]}-*"):  # of an earlier file or release
+        # Delete what was unpacked from an earlier version of the file, or by an earlier release.
+        for old in place.parent.glob(f"{place.name.split('-')[0]}-*"):
             if old != place:
                 with contextlib.suppress(OSError):
                     old.unlink()
         images = _open_unpacked(key)
     if images is None:
-        raise ShiftViTError(f"{str(place)!r} cannot be read back; check the disk, or set SHIFTVIT_CACHE to another")
+        raise ShiftViTError(
+            f"{str(place)!r} cannot be read back; check the disk, or set SHIFTVIT_CACHE to another folder"
+        )
     return images
 
 

@@ -1,1 +1,1 @@
-"""What images a user has, how they lie, and how they are split; nothing is decoded."""
+"""Finds a user's images and splits them, without decoding any."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from shiftvit.data.find.dataset import SPLITS, Dataset, Split
 from shiftvit.data.find.words import name_splits, normalise_name
-from shiftvit.errors import ShiftViTError, pluralize
+from shiftvit.errors import ShiftViTError, describe_error, pluralize
 
-# What an array holds, in the small letters of its name, which may also name a split: `x_train`, `val_images`, `Yvalid`.
+# Words in the name of an array that say what it holds. The rest may name a split: `x_train`, `val_images`, `Yvalid`.
 _IMAGES = "x|images?|imgs?|data|pixels|inputs?"
 _LABELS = "y|labels?|targets?|classes"
 _NAME = re.compile(rf"(?:({_IMAGES})|({_LABELS}))(.*)|(.*?)(?:({_IMAGES})|({_LABELS}))")
@@ -29,7 +29,7 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
         training: as for `find_data`.
 
     Raises:
-        ShiftViTError: it has no such arrays, or arrays of objects, of other shapes or types, labels out of range.
+        ShiftViTError: it has no such arrays, arrays of objects or of other shapes or types, or labels out of range.
     """
     pairs, arrays, unused = _read_arrays(path)
     splits = {
@@ -42,23 +42,23 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
         found = f"; it has {', '.join(has)[:200]}" if has else ""
         raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
     names = arrays.get(_CLASS_NAMES)
-    numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
     if names is not None:
-        class_names = tuple(normalise_name(str(name)) for name in names.tolist())
+        class_names = tuple(normalise_name(str(name)) for name in names.flat)
+        if names.ndim != 1 or names.dtype.kind != "U" or len({*class_names}) < len(class_names):
+            raise ShiftViTError(
+                f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
+            )
     elif training:
-        # Without names the numbers are the names; one past the number of images can only be a mistake.
-        most = int(splits["train"].labels.max()) + 1
-        class_names = tuple(map(str, range(min(most, len(splits["train"])))))
+        # Without names, the numbers are the names. A number above the number of images can only be a mistake.
+        count = min(int(splits["train"].labels.max()) + 1, len(splits["train"]))
+        class_names = tuple(map(str, range(count)))
     else:
+        numbers = np.unique(np.concatenate([part.labels for part in splits.values()]))
         class_names = tuple(map(str, numbers.tolist()))
         splits = {
             split: replace(part, labels=np.searchsorted(numbers, part.labels).astype(np.int64))
             for split, part in splits.items()
         }
-    if names is not None and (names.ndim != 1 or names.dtype.kind != "U" or len(set(class_names)) < len(names)):
-        raise ShiftViTError(
-            f"class_names of {str(path)!r} is not a list of different names; give a string for each class"
-        )
     for split, part in splits.items():
         if int(part.labels.max(initial=0)) >= len(class_names):
             if names is not None:
@@ -73,7 +73,7 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
 
 
 def _pair_arrays(names: list[str]) -> dict[str, tuple[str, str]]:
-    """Returns the images' and the labels' array of each split, by their names; train where they name none."""
+    """Returns the names of the images' and the labels' array of each split; names without a split mean train."""
     parts = {}
     for name in names:
         match = _NAME.fullmatch(re.sub(r"[\W\d_]+", "", name.casefold()))
@@ -82,7 +82,7 @@ def _pair_arrays(names: list[str]) -> dict[str, tuple[str, str]]:
     meanings = {**name_splits({word for _, word in parts.values()}), "": "train"}
     found: dict[tuple[str, bool], list[str]] = {}
     for name, (is_images, word) in parts.items():
-        if word in meanings and (word or len(name) > 1):  # x and y alone say too little
+        if word in meanings and (word or len(name) > 1):  # a bare x or y may be anything
             found.setdefault((meanings[word], is_images), []).append(name)
     return {
         split: (found[split, True][0], found[split, False][0])
@@ -92,7 +92,7 @@ def _pair_arrays(names: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDArray[Any]], list[str]]:
-    """Returns the arrays' names for each split, the arrays of an archive that are used, and the names of the others."""
+    """Returns the names of the arrays of each split, these arrays, and the names of the arrays that are not used."""
     name = ""
     try:
         with path.open("rb") as stream:
@@ -109,24 +109,26 @@ def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDAr
             return pairs, arrays, [name for name in archive.files if name not in wanted]
     except (ShiftViTError, MemoryError):
         raise
-    except Exception as error:  # damaged archives raise nearly anything
+    except Exception as error:  # damaged archives raise exceptions of nearly any type
         what = f"the array {name!r} of {str(path)!r}" if name else repr(str(path))
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ShiftViTError(f"{what} cannot be read ({reason}); save plain arrays with numpy.savez") from error
+        raise ShiftViTError(
+            f"{what} cannot be read ({describe_error(error)}); save plain arrays with numpy.savez"
+        ) from error
 
 
 def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numbers: NDArray[Any]) -> Split:
-    if numbers.ndim == 2 and numbers.shape[1] == 1:  # as Keras and MedMNIST have them
+    if numbers.ndim == 2 and numbers.shape[1] == 1:  # the shape that Keras and MedMNIST use
         numbers = numbers[:, 0]
-    fault = f"of {str(path)!r} is {{}} {{}}; it must be {{}}"
+    is_images = f"{images} of {str(path)!r} is {pixels.dtype} {pixels.shape}"
     if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or (pixels.ndim == 4 and pixels.shape[3] not in {1, 3}):
-        rule = "uint8 (N, H, W, 3) or (N, H, W)"
-        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, rule)}")
+        raise ShiftViTError(f"{is_images}; it must be uint8 (N, H, W, 3) or (N, H, W)")
     if numbers.dtype.kind not in "iu" or numbers.shape != pixels.shape[:1]:
-        rule = f"whole numbers ({len(pixels)},), one for each of {images}"
-        raise ShiftViTError(f"{labels} {fault.format(numbers.dtype, numbers.shape, rule)}")
+        raise ShiftViTError(
+            f"{labels} of {str(path)!r} is {numbers.dtype} {numbers.shape}; it must be whole numbers ({len(pixels)},), "
+            f"one for each of {images}"
+        )
     if 0 in pixels.shape:
-        raise ShiftViTError(f"{images} {fault.format(pixels.dtype, pixels.shape, 'more than nothing')}")
+        raise ShiftViTError(f"{is_images}; it must be more than nothing")
     if numbers.min() < 0 or int(numbers.max()) >= 2**31:
         out = numbers.min() if numbers.min() < 0 else numbers.max()
         raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")

@@ -1,4 +1,4 @@
-"""Which images are copies of others, byte by byte, so that a split that is made does not part them."""
+"""Finds images that are copies of others, byte by byte, so that a split keeps them together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +18,17 @@ from shiftvit.console import Bar
 from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.environment import cores
 from shiftvit.errors import ShiftViTError, notice
+from shiftvit.threads import map_in_threads
 
-_HEAD = 512  # bytes at the beginning of a file that tell its format
-# Bytes at the end of a file by which most files of one size are told apart.
-_TAIL = 2**16
-_AT_A_TIME = 512  # files that wait for a thread
+_HEAD = 512  # bytes at the beginning of a file that show its format
+_TAIL = 2**16  # bytes at the end of a file, which differ in most files of the same size
 
 
 def mark_copies(config: DataConfig, data: Dataset) -> Dataset:
-    """Returns the data set with its training images' copies marked, if the settings take splits from these images.
+    """Returns the data set with copies among its training images marked, if the settings take splits from these images.
 
-    Only a user's own images are compared. A notice says how many are copies.
+    It compares only a user's own images, and prints a notice of the number of copies.
     """
     shares = {"validation": config.validation, "test": config.test}
     if data.path is None or not any(share and name not in data.splits for name, share in shares.items()):
@@ -39,15 +36,15 @@ def mark_copies(config: DataConfig, data: Dataset) -> Dataset:
     copies = find_copies(data.train)
     repeated = len(copies) - len(np.unique(copies))
     if repeated:
-        notice(f"note: copies of other images: {repeated:,}; each stays in the split of the other")
+        notice(f"note: copies of other images: {repeated:,}; each stays in the split of its original")
     return replace(data, splits={**data.splits, "train": replace(data.train, copies=copies)})
 
 
 def find_copies(split: Split) -> NDArray[np.int64]:
-    """Returns a number for each of N images, int64 (N,), the same for those that are the same.
+    """Returns a number for each of N images, int64 (N,), equal for equal images.
 
-    Arrays are compared by their pixels, rows of Parquet files by their bytes. Files are compared by their size, and
-    only where that is the same by their bytes. What is no picture by its first bytes is the copy of nothing.
+    Arrays are compared by their pixels, rows of Parquet files by their bytes, and files by their size and, if that is
+    the same, by their bytes. A file that does not begin like a picture is never a copy.
     """
     if split.images is not None:
         marks: list[Hashable] = [hashlib.blake2b(np.ascontiguousarray(image).data).digest() for image in split.images]
@@ -60,7 +57,7 @@ def find_copies(split: Split) -> NDArray[np.int64]:
 
 
 def _stat_size(path: str) -> int | None:
-    """Returns a file's bytes; -1 for what is no file, as all rows of Parquet files; None: it cannot be a picture."""
+    """Returns a file's size in bytes; -1 for a row of a Parquet file; None if it cannot be a picture."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path would take longer
         return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -68,34 +65,32 @@ def _stat_size(path: str) -> int | None:
         return -1
 
 
-def _compare(paths: list[str], marks: Sequence[Hashable], look: Callable[[str], Hashable]) -> list[Hashable]:
-    """Returns the marks, with what `look` finds added to those that several images have."""
+def _compare(paths: list[str], marks: Sequence[Hashable], digest: Callable[[str], Hashable]) -> list[Hashable]:
+    """Returns the marks, with a digest added to those that several images have."""
     counts = Counter(marks)
     alike = [place for place, mark in enumerate(marks) if mark is not None and counts[mark] > 1]
     compared = [*marks]
-    with Bar("comparing files", len(alike)) as bar, ThreadPoolExecutor(min(8, cores())) as pool:
-        for first in range(0, len(alike), _AT_A_TIME):
-            places = alike[first : first + _AT_A_TIME]
-            for place, found in zip(places, pool.map(look, map(paths.__getitem__, places)), strict=True):
-                compared[place] = None if found is None else (marks[place], found)
-                bar.advance()
+    with Bar("comparing files", len(alike)) as bar:
+        for place, found in zip(alike, map_in_threads(digest, (paths[place] for place in alike)), strict=True):
+            compared[place] = None if found is None else (marks[place], found)
+            bar.advance()
     return compared
 
 
 def _digest_end(path: str) -> Hashable:
-    """Returns a hash of the last bytes of an image; None: it is no picture, or cannot be read."""
+    """Returns a hash of the last bytes of an image; None if it is no picture or cannot be read."""
     try:
         with Path(path).open("rb") as file:
             if find_kind(file.read(_HEAD)) is None:
                 return None
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             return hashlib.file_digest(file, "blake2b").digest()
-    except (OSError, ValueError):  # a row of a Parquet file, or what is gone since
+    except (OSError, ValueError):  # a row of a Parquet file, or a file that was deleted meanwhile
         return _digest(path)
 
 
 def _digest(path: str) -> Hashable:
-    """Returns a hash of an image's bytes; None: it cannot be read."""
+    """Returns a hash of an image's bytes; None if it cannot be read."""
     try:
         return hashlib.blake2b(read_bytes(path)).digest()
     except ShiftViTError:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shiftvit.data.decode.readers import FORMATS
-from shiftvit.data.find.dataset import SPLITS, Row
+from shiftvit.data.find.dataset import SPLITS, Listing
 from shiftvit.data.find.words import is_neutral, is_split, name_splits, normalise_name
-from shiftvit.errors import ShiftViTError, join_words, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 
 _ARRANGE = "put the images of each class into a folder with its name"
 
@@ -27,7 +27,7 @@ def read_class_folders(
     tables: Sequence[Parts] = (),
     *,
     training: bool = True,
-) -> tuple[str, list[Row], list[str]]:
+) -> Listing:
     """Finds the split and the class of each image by the folders that it is in.
 
     Args:
@@ -38,53 +38,57 @@ def read_class_folders(
         training: as for `find_data`.
 
     Returns:
-        the layout in words, the rows, and a note about folders without images if there are any.
+        the images, with a note about folders without images if there are any.
 
     Raises:
         ShiftViTError: there are no images or class folders, or the splits are ambiguous.
     """
     if not images:
-        raise ShiftViTError(
-            f"{str(path)!r} holds no images{_format_left_out(left_out)}; {_suggest_mend(path, tables, left_out)}"
-        )
+        found = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
+        rest = f" that can be used (left out: {', '.join(found)})" if found else ""
+        raise ShiftViTError(f"{str(path)!r} holds no images{rest}; {_suggest_mend(path, tables, left_out)}")
     tops = sorted({parts[0] for parts in images if len(parts) > 1})
     if not tops:
         raise ShiftViTError(
             f"{str(path)!r} holds {pluralize(len(images), 'image')} without class folders; "
             f"{_suggest_mend(path, tables)}"
         )
-    at, named = _find_splits(path, tops, images, training)
-    wrapped = _find_wrapped(images, named) if at == 0 else set()
+    split_level, named = _find_splits(path, tops, images, training)
+    on_top = split_level == 0
+    wrapped = _find_wrapped(images, named) if on_top else set()
     rows = []
     for parts in images:
-        level = int(at == 0) + (parts[0] in wrapped)
-        if at == 0 and len(parts) > 1 and parts[0] not in named:
+        class_level = int(on_top) + (parts[0] in wrapped)
+        if on_top and len(parts) > 1 and parts[0] not in named:
             left_out[f"images in {parts[0]}/, which is not a split"] += 1
-        elif len(parts) <= max(level, at) + 1:
+        elif len(parts) <= max(class_level, split_level or 0) + 1:
             left_out["images outside the class folders"] += 1
         else:
-            split = named[parts[at]] if at >= 0 else "train"
-            rows.append((split, str(path.joinpath(*parts)), normalise_name(parts[level])))
+            split = "train" if split_level is None else named[parts[split_level]]
+            rows.append((split, str(path.joinpath(*parts)), normalise_name(parts[class_level])))
     ordered = sorted(named, key=lambda name: (SPLITS.index(named[name]), name))
     if not any(split == "train" or not training for split, _, _ in rows):
-        where = path / ordered[0] if at == 0 else path
+        where = path / ordered[0] if on_top else path
         raise ShiftViTError(f"{str(where)!r} holds images without class folders; {_suggest_mend(path, tables)}")
     inner = _find_inner_folder(images)
-    if at < 0 and inner:
+    if split_level is None and inner:
         raise ShiftViTError(f"{str(path)!r} holds only one class folder; did you mean {str(path.joinpath(*inner))!r}?")
     used = {parts[:length] for parts in images for length in (1, 2, 3)}
-    depths = {top: 1 + int(at == 0) + (top in wrapped) for top in {parts[0] for parts in folders}}
+    depths = {top: 1 + int(on_top) + (top in wrapped) for top in {parts[0] for parts in folders}}
     empty = ["/".join(parts) for parts in folders if len(parts) == depths[parts[0]] and parts not in used]
     notes = [f"folders without images: {', '.join(empty)}"] if empty else []
-    words = join_words([f"{name}/" for name in ordered]) if named else ""
-    layout = "one folder a class"
-    return {-1: layout, 0: f"{words} with {layout}", 1: f"{layout}, each with {words}"}[at], rows, notes
+    layout, splits = "one folder a class", join_words([f"{name}/" for name in ordered])
+    if split_level is not None:
+        layout = f"{splits} with {layout}" if on_top else f"{layout}, each with {splits}"
+    return Listing(layout, rows, notes)
 
 
-def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training: bool) -> tuple[int, dict[str, str]]:
+def _find_splits(
+    path: Path, tops: list[str], images: Sequence[Parts], training: bool
+) -> tuple[int | None, dict[str, str]]:
     """Returns the level of the folders that are splits, and folder -> split.
 
-    The level is 0 for the top folders, 1 for folders within the classes, and -1 if all top folders are classes,
+    The level is 0 for the top folders, 1 for folders within the classes, and None if all top folders are classes,
     whatever their names.
     """
     named = _name_tops(path, tops, images, training)
@@ -101,20 +105,19 @@ def _find_splits(path: Path, tops: list[str], images: Sequence[Parts], training:
         if "train" in named.values() or not training:
             return 1, named
     count = Counter(name for inner in within.values() for name in inner)
-    alike = [
-        top for top in tops if sum(count[name] > 1 for name in within[top]) > 1
-    ]  # a fast filter: mostly empty even for thousands of classes
+    # A fast filter: mostly empty, even for thousands of classes.
+    alike = [top for top in tops if sum(count[name] > 1 for name in within[top]) > 1]
     for one, other in itertools.combinations(alike, 2):
         shared = sorted(within[one] & within[other])
         if len(shared) > 1:
-            known = ", of which no name is that of a split," if not name_splits(tops) else ""
+            known = ", which are not names of splits," if not name_splits(tops) else ""
             raise ShiftViTError(
                 f"{str(path)!r} has {one}/ and {other}/{known} with the same folders in them "
-                f"({', '.join(shared[:5])}{' ...' if len(shared) > 5 else ''}); if these are the classes, rename the "
+                f"({list_some(shared, 5)}); if these are the classes, rename the "
                 f"folders above them to train, validation or test; if {one} and {other} are classes, move their images "
                 "up, or give a .csv of path and label"
             )
-    return -1, {}
+    return None, {}
 
 
 def _find_wrapped(images: Sequence[Parts], named: dict[str, str]) -> set[str]:
@@ -155,11 +158,6 @@ def _find_inner_folder(images: Sequence[Parts]) -> Parts:
     places = {parts[:-1] for parts in images if len(parts) > 1}
     shared = Path(os.path.commonpath([Path(*place) for place in places])).parts
     return shared if len({place[: len(shared) + 1] for place in places} - {shared}) > 1 else ()
-
-
-def _format_left_out(left_out: Counter[str]) -> str:
-    found = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
-    return f" that can be used (left out: {', '.join(found)})" if found else ""
 
 
 def _suggest_mend(path: Path, tables: Sequence[Parts], left_out: Iterable[str] = ()) -> str:

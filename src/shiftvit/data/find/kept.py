@@ -1,4 +1,4 @@
-"""The table with the splits of a run: written when it begins, read when it is resumed or evaluated."""
+"""Writes and reads the table with the splits of a run, which resuming and evaluating it need."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from shiftvit import files
 from shiftvit.data.decode.rows import is_image
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, join_words, notice, pluralize
+from shiftvit.errors import ShiftViTError, list_some, notice, pluralize
 
 # The table of splits in a run folder.
 SPLITS_TABLE = "splits.csv"
 _COLUMNS = ["split", "path", "label"]
-# The most images or classes that a message names; the others are counted.
-_NAMED = 3
 
 
 def save_splits(data: Dataset, path: Path) -> None:
@@ -56,11 +54,16 @@ def read_splits(table: Path) -> list[Row]:
             head, *lines = csv.reader(stream, strict=True)
     except (OSError, csv.Error, ValueError) as error:
         raise ShiftViTError(
-            f"{str(table)!r} is not a readable table ({error}); restore it, as only it has the run's splits"
+            f"{str(table)!r} is not a readable table ({error}); restore it, because no other file has the run's splits"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
         raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
-    return [(split, image, normalise_name(label)) for split, image, label in lines]
+    rows = [(split, image, normalise_name(label)) for split, image, label in lines]
+    once: dict[str, Row] = {}
+    for row in rows:
+        if once.setdefault(row[1], row) != row:
+            raise ShiftViTError(f"{str(table)!r} lists {row[1]!r} twice, in other splits or classes; restore it")
+    return rows
 
 
 def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Dataset:
@@ -79,29 +82,29 @@ def restore_splits(data: Dataset, table: Path, classes: int | None = None) -> Da
     rows = read_splits(table)
     named = {label for _, _, label in rows}
     lost = sorted(named - {*data.class_names})
-    # A class that is not in the table was added later, or had no usable image; the model's number of classes decides.
+    # A class that is not in the table was added later or had no usable image; the model's number of classes tells.
     is_whole = classes in (None, len(data.class_names))
     names = tuple(name for name in data.class_names if is_whole or name in named)
     chosen, gone = take_rows(data, rows, (*names, *lost))
     if gone:
         raise ShiftViTError(
             f"{data.name!r} lacks {len(gone):,} of the run's {pluralize(len(rows), 'image')}: "
-            f"{name_some([image for _, image, _ in gone])}; put them back, give their new location with "
+            f"{list_some(repr(image) for _, image, _ in gone)}; put them back, give their new location with "
             "--data, or start a new run"
         )
     if lost:
         raise ShiftViTError(
-            f"the run has the {'class' if len(lost) == 1 else 'classes'} {name_some(lost)}, which {data.name!r} does "
-            "not have; give the images their labels back, or start a new run"
+            f"the run has the {'class' if len(lost) == 1 else 'classes'} {list_some(map(repr, lost))}, which "
+            f"{data.name!r} does not have; give the images their labels back, or start a new run"
         )
     if classes not in (None, len(names)):
         raise ShiftViTError(
             f"the run has {classes} classes, but {data.name!r} has {len(data.class_names)}: "
-            f"{', '.join(data.class_names[:8])}; remove what was added after the run began"
+            f"{list_some(data.class_names, 8)}; remove what was added after the run began"
         )
     new = [name for name in data.class_names if name not in names]
     if new:
-        notice(f"note: the run does not have {name_some(new)}, so images of these classes are left out")
+        notice(f"note: the run does not have {list_some(map(repr, new))}, so images of these classes are left out")
     return chosen
 
 
@@ -113,7 +116,7 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
         rows: rows of the table; their classes are among `names`.
         names: the classes, in the order of the labels; None: those of the images that were found, sorted by name.
     """
-    arrays = {  # of an archive, by the names of its images
+    arrays = {  # the images of an archive by their names
         path: (split, number)
         for split in data.splits.values()
         if split.images is not None
@@ -141,9 +144,3 @@ def make_relative(root: Path, image: str) -> str:
     """Returns an image's path for the table: relative to the data's folder if it is in it."""
     place = Path(image)
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else image
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Returns the first few names for a message, and how many more there are."""
-    some = [repr(name) for name in names[:_NAMED]]
-    return join_words([*some, *([f"{len(names) - _NAMED:,} more"] if len(names) > _NAMED else [])])

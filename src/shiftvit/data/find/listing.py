@@ -17,7 +17,7 @@ from shiftvit.errors import ShiftViTError
 # Suffixes of files that cameras and phones write beside a picture of the same name.
 _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
 _PICTURES = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
-# Characters that a list of paths should not have: control characters, and bytes that are not UTF-8 (escaped).
+# Characters that are unusual in paths: control characters, and bytes that are not UTF-8 (escaped).
 _ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 
 
@@ -25,11 +25,11 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
     """Returns the files that `names` match, name by name; those of a folder are sorted.
 
     Args:
-        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which mean their image files by extension,
-            without hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and `**`. What exists is
-            taken as it is, whatever characters its name has.
-        recursive: also what lies in folders within folders (links to folders are not followed).
-        all_files: of folders take every regular file, whatever its extension, but no companions of pictures.
+        names: files; rows of Parquet files, `FILE.parquet#7`; folders, which stand for the files in them that have the
+            suffix of an image, except hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and
+            `**`. A name that exists is never a pattern.
+        recursive: include subfolders, but do not follow links to folders.
+        all_files: include every regular file of a folder, whatever its suffix, except companions of pictures.
 
     Raises:
         ShiftViTError: a name matches nothing.
@@ -61,8 +61,8 @@ def is_companion(name: str, others: Collection[str]) -> bool:
     """Returns whether a file belongs to a picture of the same name: a live photo's video, or notes on its edits.
 
     Args:
-        name: of the file, or its path.
-        others: of the files beside it, or their paths.
+        name: the name or the path of the file.
+        others: the names or paths of the files in the same folder.
     """
     stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a Path would not keep the name as it is
     return suffix.lower() in _COMPANIONS and any(stem + ending in others for ending in _PICTURES)
@@ -71,8 +71,9 @@ def is_companion(name: str, others: Collection[str]) -> bool:
 def split_list(content: bytes) -> list[str] | None:
     """Returns the paths in a list, one on each line, or each ended by a null character; None if it is no such list.
 
-    A list is text in UTF-8, or in UTF-16 with its mark, that names at least one thing that exists. Where names have
-    control characters or are no UTF-8, one of those exists: so a picture of an unknown kind is no list.
+    A list is text in UTF-8, or in UTF-16 with a byte order mark, and one of its paths must exist. If some paths have
+    control characters or are not UTF-8, one of these must exist, so that a picture of an unknown format is not taken
+    for a list.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()
@@ -85,11 +86,8 @@ def split_list(content: bytes) -> list[str] | None:
         lines = [line.rstrip(b"\r") for line in content.split(b"\n")]
     names = [line.decode("utf-8", "surrogateescape") for line in lines if line]
     odd = [name for name in names if _ODD.search(name)]
-    return names if any(map(_exists, odd or names)) else None
-
-
-def _exists(name: str) -> bool:
-    return os.path.lexists(name) or find_row(name) is not None
+    exists = any(os.path.lexists(name) or find_row(name) is not None for name in odd or names)
+    return names if exists else None
 
 
 def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
@@ -98,7 +96,7 @@ def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     elif os.path.lexists(name) or find_row(name):
         yield name
     elif glob.has_magic(name):
-        # As the user wrote it: pathlib's own globbing has no way to begin at an absolute path or above this folder.
+        # Not with pathlib, which cannot glob from an absolute path or from above this folder.
         yield from (match for match in sorted(glob.glob(name, recursive=True)) if not Path(match).is_dir())  # noqa: PTH207
 
 

@@ -1,26 +1,25 @@
-"""A user's images in Parquet files, as the Hugging Face Hub has them: which file is of which split, and the labels."""
+"""Finds the splits and the labels of images in Parquet files, which are laid out as on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from shiftvit.data.decode.parquet import Columns, describe_columns, find_columns, open_parquet, read_labels
-from shiftvit.data.find.dataset import SPLITS, Row
+from shiftvit.data.decode.parquet import describe_columns, find_columns, open_parquet, read_labels
+from shiftvit.data.find.dataset import SPLITS, Listing, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
-from shiftvit.errors import ShiftViTError, join_words, pluralize
+from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  # its first group is the whole split
 
 
-def read_shards(
-    path: Path, tables: Sequence[Parts], *, training: bool = True
-) -> tuple[str, list[Row], list[str], tuple[str, ...] | None]:
-    """Tells which Parquet file belongs to which split, and reads their labels. No image is read.
+def read_shards(path: Path, tables: Sequence[Parts], *, training: bool = True) -> Listing:
+    """Finds the split of each Parquet file, and reads its labels, but no images.
 
-    Splits without any label, and rows without one, are left out.
+    It leaves out rows without a label.
 
     Args:
         path: a folder, or a single file, whose rows are for training.
@@ -28,33 +27,34 @@ def read_shards(
         training: as for `find_data`.
 
     Returns:
-        the layout in words, the rows, notes about what is left out, and the classes of the training files'
-        `ClassLabel` in its order, or None where the labels themselves are the classes.
+        the images, notes about what is left out, and as names the classes of the training files' `ClassLabel` in its
+        order, or None if the labels themselves are the classes.
 
     Raises:
-        ShiftViTError: several data sets, no training files, no column of images or of labels, a damaged file, a label
-            that has no name, or pyarrow is not installed.
+        ShiftViTError: there are several data sets, no training files, or no column of images or of labels; a file is
+            damaged; a label has no name; or pyarrow is not installed.
     """
     root = path if path.is_dir() else path.parent
     splits, notes = _assign_splits(path, tables, training) if path.is_dir() else ({"train": [tables[0]]}, [])
+    # The first file, which is of train if there are files of train, names the columns and the classes.
+    name = str(root.joinpath(*next(iter(splits.values()))[0]))
+    with open_parquet(name) as file:
+        first = find_columns(name, file)
+        if training and first.label is None:
+            raise ShiftViTError(
+                f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one that has "
+                "them label, with whole numbers or names in it"
+            )
+    notes += first.remarks
     rows: list[Row] = []
-    first: Columns | None = None
     for split, files in splits.items():
         labelled: list[Row] = []
         total = 0
         for name in (str(root.joinpath(*parts)) for parts in files):
             with open_parquet(name) as file:
                 columns = find_columns(name, file)
-                if training and first is None and columns.label is None:  # files of train come first
-                    raise ShiftViTError(
-                        f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one "
-                        "that has them label, with whole numbers or names in it"
-                    )
-                if first is None:
-                    first = columns
-                    notes += columns.remarks
                 if columns.names is None:
-                    columns = Columns(columns.image, columns.label, first.names)
+                    columns = replace(columns, names=first.names)
                 labels, names = read_labels(name, file, columns)
             total += len(labels)
             labelled += [
@@ -63,24 +63,23 @@ def read_shards(
         if total and not labelled:
             if split == "train" and training:
                 raise ShiftViTError(
-                    f"{str(path)!r} has only null or -1 in {columns.label!r} of its training images; "
+                    f"{str(path)!r} has only null or -1 in {first.label!r} of its training images; "
                     "give files with labels"
                 )
             notes.append(f"{split}, whose {pluralize(total, 'image')} have no labels")
         elif len(labelled) < total:
             notes.append(f"images of {split} without a label: {total - len(labelled):,}")
         rows += labelled
-    assert first is not None
     counts = join_words([f"{len(files):,} of {split}" for split, files in splits.items()])
     layout = f"Parquet files ({counts}) with images in {first.image!r} and labels in {first.label!r}"
-    return layout, rows, notes, first.names
+    return Listing(layout, rows, notes, first.names)
 
 
 def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple[dict[str, list[Parts]], list[str]]:
-    """Returns the files of each split, and a note about files of none."""
+    """Returns the files of each split, and a note about files that belong to no split."""
     places = [_locate(parts) for parts in tables]
     if len({home for home, _ in places}) > 1:
-        homes = join_words(sorted({repr(str(path.joinpath(*home))) for home, _ in places})[:5])
+        homes = list_some(sorted({repr(str(path.joinpath(*home))) for home, _ in places}), 5)
         raise ShiftViTError(f"{str(path)!r} holds several data sets of Parquet files; give one of {homes}")
     meanings = name_splits({words for _, words in places})
     if not meanings:
@@ -99,9 +98,9 @@ def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple
 
 
 def _locate(parts: Parts) -> tuple[Parts, str]:
-    """Returns the folder of the data set that a file belongs to, and the words that tell its split.
+    """Returns the folder of the data set that a file belongs to, and the words that name its split.
 
-    Of a plain file's name these are the words in it that are splits, as on the Hub:
+    The split is named by the folder, by a shard's name before its number, or by words in the name of another file. See
     https://huggingface.co/docs/hub/datasets-file-names-and-splits.
     """
     folders, stem = parts[:-1], parts[-1][: -len(".parquet")]

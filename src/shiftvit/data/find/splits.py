@@ -1,4 +1,4 @@
-"""The one splitter: splits that a data set lacks are taken from its training images."""
+"""Takes the splits that a data set lacks from its training images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from numpy.typing import NDArray
 
 from shiftvit.config import DataConfig
 from shiftvit.data.find.dataset import SPLITS, Dataset
-from shiftvit.errors import ShiftViTError, join_words, pluralize
-
-# Classes that a message names; the others are counted.
-_NAMED = 10
+from shiftvit.errors import ShiftViTError, list_some, pluralize
 
 
 def split_as(config: DataConfig, data: Dataset) -> Dataset:
     """Returns the data set with the splits that it lacks, as the settings say.
 
     Raises:
-        ShiftViTError: splits that cannot be.
+        ShiftViTError: as for `split_data`.
     """
     return split_data(
         data,
@@ -48,7 +45,7 @@ def split_data(
     """Takes the splits that a data set lacks from its training images: at random, the same for the same seed.
 
     Splits that it has stay as they are. Files are sorted first, so that the order in which they were found does not
-    matter. Copies are not parted, as far as they are marked; those that have several labels stay for training.
+    matter. Marked copies stay together. Copies with different labels stay in the training split.
 
     Args:
         data: has training images.
@@ -56,19 +53,21 @@ def split_data(
             to whole images, and with `stratify` at least one of each class) or 0. Copies count once.
         seed: 0..2**32-1.
         stratify: each class has about the same share of every split and of the limit, and at least one image in it.
-        limit: leave no more than so many training images afterwards, drawn at random; None: all.
-        validation_from: "end": the last images are for validation, in the order of the data, whatever their classes.
+        limit: the largest number of training images that stay, drawn at random; None: all.
+        validation_from: "end": the last images become the validation split, in the order of the data, whatever their
+            classes.
 
     Raises:
-        ShiftViTError: labels of another shape, a share, limit or seed that cannot be, too few images of a class, or
-            files, whose order means nothing, from whose end validation images should come.
+        ShiftViTError: the labels have another shape; a share, the limit or the seed is out of range; a class has too
+            few images; or validation images should come from the end of files, which have no order.
     """
     wanted = {"test": test, "validation": validation}
     shares = {name: share for name, share in wanted.items() if share != 0 and name not in data.splits}
+    at_end = validation_from == "end" and "validation" in shares
     train = data.train
     order = np.arange(len(train))
     if train.paths is not None and train.images is None:
-        if validation_from == "end" and "validation" in shares:
+        if at_end:
             raise ShiftViTError(
                 "data.validation_from='end' is for arrays, and files have no order; set data.validation_from=random"
             )
@@ -77,19 +76,18 @@ def split_data(
     if train.labels.ndim != 1:
         raise ShiftViTError(f"labels have the shape {train.labels.shape}; give one number for each image, (N,)")
     labels, names = train.labels[order], data.class_names if stratify else None
+    # The splits are drawn among different images, and take the copies of these with them.
     pictures = _number_pictures(labels, np.arange(len(labels)) if train.copies is None else train.copies[order])
     _, first = np.unique(pictures[pictures >= 0], return_index=True)
     firsts = np.flatnonzero(pictures >= 0)[first]
-    if validation_from == "end" and "validation" in shares:
+    chosen = {}
+    if at_end:
         count = _count_images("validation", shares.pop("validation"), len(firsts), len(firsts), None)
-        firsts, last = firsts[:-count], firsts[-count:]
-    else:
-        last = None
+        firsts, chosen["validation"] = firsts[:-count], firsts[-count:]
     if names is not None and shares:
         _check_sizes(labels, labels[firsts], names, shares)
-    chosen = {name: firsts[drawn] for name, drawn in _draw_splits(labels[firsts], shares, seed, names).items()}
-    if last is not None:
-        chosen["validation"] = last
+    for name, drawn in _draw_splits(labels[firsts], shares, seed, names).items():
+        chosen[name] = firsts[drawn]
     places = {name: np.flatnonzero(np.isin(pictures, pictures[drawn])) for name, drawn in chosen.items()}
     rest = np.ones(len(labels), bool)
     for drawn in places.values():
@@ -97,12 +95,12 @@ def split_data(
     places["train"] = np.flatnonzero(rest)
     if limit is not None and limit < len(places["train"]):
         places["train"] = places["train"][_draw_some(labels[places["train"]], limit, seed, names)]
-    splits = {**data.splits, **{name: train.take(order[chosen]) for name, chosen in places.items()}}
+    splits = {**data.splits, **{name: train.take(order[at]) for name, at in places.items()}}
     return replace(data, splits={name: splits[name] for name in SPLITS if name in splits})
 
 
 def _number_pictures(labels: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Returns the number of each image's picture in the order of the images; -1: it has several labels."""
+    """Numbers the images in their order, copies alike; -1: copies that have several labels."""
     _, first, pictures = np.unique(copies, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))[pictures]
     several = np.zeros(len(first), bool)
@@ -114,26 +112,24 @@ def _number_pictures(labels: NDArray[np.int64], copies: NDArray[np.int64]) -> ND
 def _check_sizes(
     labels: NDArray[np.int64], different: NDArray[np.int64], class_names: tuple[str, ...], shares: Collection[str]
 ) -> None:
-    """Raises ShiftViTError, which names all such classes, if any has too few different images for so many splits."""
+    """Raises ShiftViTError if a class has too few different images for the splits; the error names all such classes."""
     need = len(shares) + 1
     sizes = np.bincount(different, minlength=len(class_names))
     small = [label for label in np.unique(labels).tolist() if sizes[label] < need]
     if not small:
         return
     is_copied = len(different) < len(labels)
-    counts = [f"{class_names[label]!r} has {pluralize(sizes[label], 'image')}" for label in small[:_NAMED]]
-    if len(small) > _NAMED:
-        counts.append(f"{len(small) - _NAMED:,} more have as few")
+    counts = [f"{class_names[label]!r} has {pluralize(sizes[label], 'image')}" for label in small]
     fewer = "; or take fewer splits: data.validation=0 needs 2 of each" if need == 3 and sizes[small].min() == 2 else ""
     which, it, them = ("the class", "it", "it") if len(small) == 1 else ("of the classes,", "each", "them")
-    told = f"{which} {join_words(counts)}{', copies counted once' if is_copied else ''}, too few for {need} splits"
+    told = f"{which} {list_some(counts, 10)}{', copies counted once' if is_copied else ''}, too few for {need} splits"
     raise ShiftViTError(f"{told}; add images until {it} has {need}, or remove {them}{fewer}")
 
 
 def _draw_some(
     labels: NDArray[np.int64], count: int, seed: int, class_names: tuple[str, ...] | None
 ) -> NDArray[np.int64]:
-    """Draws `count` of N images; returns their places, rising. With `class_names` each class keeps its proportion."""
+    """Draws `count` of N images; returns their places, sorted. With `class_names` each class keeps its proportion."""
     order = np.random.default_rng(seed).permutation(len(labels))
     if class_names is not None:
         classes, inverse, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
@@ -154,9 +150,9 @@ def _draw_some(
 def _draw_splits(
     labels: NDArray[np.int64], shares: dict[str, float], seed: int, class_names: tuple[str, ...] | None
 ) -> dict[str, NDArray[np.int64]]:
-    """Returns the places (rising) of the images of each split that is made.
+    """Draws the splits; returns the sorted places of the images of each.
 
-    With `class_names` every class is in every split; with None chance alone decides.
+    With `class_names` every class is in every split; without them, chance alone decides.
     """
     if shares and not 0 <= seed < 2**32:
         raise ShiftViTError(f"seed={seed} is outside 0..{2**32 - 1}; use a seed in that range")
@@ -172,7 +168,7 @@ def _draw_splits(
 
 
 def _count_images(name: str, share: float, total: int, rest: int, classes: int | None) -> int:
-    """Returns how many of `total` images a share is, of which `rest` are left to take it from."""
+    """Returns how many images a share of `total` images is. There must be enough among the `rest` that are left."""
     if not (math.isfinite(share) and share > 0) or (share >= 1 and share != int(share)):
         raise ShiftViTError(f"{name}={share} is not a share of the images; use a whole count, a fraction below 1 or 0")
     least = max(1, classes or 0)

@@ -1,7 +1,8 @@
-"""Tables of a user's own, .csv and .tsv: their lines and columns, and where the images are that they name."""
+"""Reads tables of images, .csv and .tsv: their lines and columns, and the files that they name."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -9,17 +10,17 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shiftvit.data.decode.parquet import LABEL_NAMES
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import find_row, is_image
-from shiftvit.data.find.dataset import Row
+from shiftvit.data.find.dataset import Listing, Row
 from shiftvit.data.find.words import is_litter, name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, join_words
 
-# The names of columns, in small letters alone; of several the first is used.
+# The names of each column, as small letters only. If a table has several of them, the first one here is used.
 _COLUMNS = {
     "path": (
         *("path", "file", "filename", "image", "filepath", "imagepath", "imgpath", "imagefile", "imagefilename"),
@@ -28,27 +29,27 @@ _COLUMNS = {
     "label": tuple(re.sub(r"[^a-z]", "", name) for name in LABEL_NAMES),
     "split": ("split",),
 }
-# A column of one of these names holds splits only if every value in it is one.
+# A column of one of these names holds splits if every value in it is one.
 _MAYBE_SPLIT = ("subset", "partition", "set", "usage", "phase")
 _NEEDED = "path|file|filename|image and label|class|category|target"
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# Rows from which the separator, and the folder of the images, are told.
+# The first rows, which decide on the separator and on the folder of the images.
 _LOOKED_AT = 50
 
-# The number of a line and its cells.
+# The number of a line, and its cells.
 _Line = tuple[int, list[str]]
 
 
-def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
-    """Reads a .csv or .tsv: a header that names the columns, or none and two columns, path and label.
+def read_table(path: Path) -> Listing:
+    """Reads a .csv or .tsv with a header that names the columns, or with two columns, path and label, and no header.
 
     Args:
-        path: the table, UTF-8, or UTF-16 with its mark. Its cells are apart by commas, semicolons, tabs or bars. Its
-            paths are relative to its folder, or to one in it.
+        path: the table, in UTF-8, or in UTF-16 with a byte order mark. Commas, semicolons, tabs or bars separate its
+            cells. Its paths are relative to its folder, or to one folder in it.
 
     Returns:
-        the layout in words; the rows, each image once, "train" where the table has no split; and a note for each thing
-        that is left out or was not plain.
+        each image once, with the split "train" if the table has no splits, and notes about anything that was left out
+        or guessed.
 
     Raises:
         ShiftViTError: it is not such a table; a row has too few cells or too many; the first row is a header of
@@ -58,35 +59,39 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
     if not lines:
         raise ShiftViTError(f"{str(path)!r} is empty; give a line of path and label for each image")
     head = lines[0][1]
-    form = f"{str(path)!r} (read with {_SEPARATORS[separator]} between cells"
-    where, unused = _find_columns(f"{form})", lines)
-    headed = bool(where)
-    if headed:
+    way = f"read with {_SEPARATORS[separator]} between cells"
+    where, unused = _find_columns(f"{str(path)!r} ({way})", lines)
+    has_header = bool(where)
+    if has_header:
         lines = lines[1:]
-        form += f" and {join_words([f'{column} in {head[at].strip()!r}' for column, at in where.items()])})"
+        columns = join_words([f"{column} in {head[at].strip()!r}" for column, at in where.items()])
+        form = f"{str(path)!r} ({way} and {columns})"
     elif len(head) == 2:
         where = {"path": 0, "label": 1}
-        form += " and no header)"
+        form = f"{str(path)!r} ({way} and no header)"
     else:
-        raise ShiftViTError(f"{form}) has the columns {', '.join(head)[:200]}; name two of them {_NEEDED}")
+        raise ShiftViTError(
+            f"{str(path)!r} ({way}) has the columns {', '.join(head)[:200]}; name two of them {_NEEDED}"
+        )
     rows = [_read_row(form, number, cells, where, len(head)) for number, cells in lines]
     splits = name_splits({split for split, _, _ in rows})
     for (number, _), (split, _, _) in zip(lines, rows, strict=True):
         if split not in splits:
             raise ShiftViTError(f"line {number} of {form} has the split {split!r}; use train, validation or test")
-    finder, missing, places = _make_finder(path, [image for _, image, _ in rows[:_LOOKED_AT]]), list[str](), list[Row]()
+    finder = _make_finder(path, [image for _, image, _ in rows[:_LOOKED_AT]])
+    missing, places = list[str](), list[Row]()
     for split, image, label in rows:
         place = finder.find(image)
         if place is None:
             place = str(finder.base / image.strip())
             missing.append(place)
         places.append((splits[split], place, label))
-    if not headed and missing == [places[0][1]] and len(places) > 1:
+    if not has_header and missing == [places[0][1]] and len(places) > 1:
         raise ShiftViTError(
             f"{str(path)!r} begins with {missing[0]!r}, which is not a file, while all others are; if it is a "
             "header, name its columns path and label"
         )
-    named = join_words([*map(repr, missing[:3])]) if missing else ""
+    named = join_words([*map(repr, missing[:3])])
     if 2 * len(missing) >= len(places) > 0:
         raise ShiftViTError(
             f"{form} names {len(missing):,} of {len(places):,} files that do not exist, the first {named}; give paths "
@@ -94,7 +99,7 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
         )
     once: dict[str, Row] = {}
     for row in places:
-        split, image, label = once.setdefault(os.path.normpath(row[1]), row)
+        split, image, label = once.setdefault(os.path.abspath(row[1]), row)  # noqa: PTH100 - does not ask the disk
         for what, one, other in (("labels", label, row[2]), ("splits", split, row[0])):
             if one != other:
                 raise ShiftViTError(
@@ -105,60 +110,60 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
     notes += [f"paths are relative to {base}/"] if base != "." else []
     notes += [f"files that do not exist: {len(missing):,}, such as {named}"] if missing else []
     notes += [f"rows that repeat an image: {len(places) - len(once):,}"] if len(once) < len(places) else []
-    return f"{path.suffix[1:].upper()} of {join_words([*where])}", [*once.values()], notes
+    return Listing(f"{path.suffix[1:].upper()} of {join_words([*where])}", [*once.values()], notes)
 
 
 def _read_lines(path: Path) -> tuple[list[_Line], str]:
     """Returns the lines of a table that are not blank, and the separator of its cells.
 
-    That is the one with which the first line is a header, else one with which all lines are of one width. Excel's first
-    line `sep=;` is understood.
+    The separator is preferably one that makes the first line a header, or one that gives all lines the same number of
+    cells. If Excel wrote a first line such as `sep=;`, that decides.
 
     Raises:
-        ShiftViTError: a file that cannot be read, is in another encoding, or has an open quote.
+        ShiftViTError: the file cannot be read, is in another encoding, or has an open quote.
     """
     try:
         content = path.read_bytes()
-        marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = content.decode("utf-16" if marked else "utf-8-sig")
+        has_mark = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode("utf-16" if has_mark else "utf-8-sig")
+        separators = [*_SEPARATORS] if path.suffix.lower() != ".tsv" else sorted(_SEPARATORS, key="\t,;|".index)
+        first = re.match(r"sep=(.)\r?\n", text)
+        if first and first[1] in separators:
+            text, separators = text[first.end() :], [first[1]]
+        best = max(separators, key=lambda separator: _rate_separator(text, separator))  # the first of equals
+        return [*_parse(text, best)], best
     except UnicodeDecodeError as error:
         raise ShiftViTError(f"{str(path)!r} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except OSError as error:
-        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it anew as CSV") from error
-    told = re.match(r"sep=(.)\r?\n", text)
-    separators = [*_SEPARATORS] if path.suffix.lower() != ".tsv" else sorted(_SEPARATORS, key="\t,;|".index)
-    if told and told[1] in separators:
-        text, separators = text[told.end() :], [told[1]]
-    faults, ways = [], []
-    for separator in separators:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        try:
-            looked_at = [cells for cells in itertools.islice(reader, _LOOKED_AT) if any(map(str.strip, cells))]
-        except csv.Error as error:
-            faults.append(error)
-            continue
-        widths = {len(cells) for cells in looked_at}
-        is_header = bool(looked_at) and {"path", "label"} <= _name_columns(looked_at[0]).keys()
-        ways.append((is_header, len(widths) == 1 and max(widths) > 1, max(widths, default=0) > 1, separator))
+    except (OSError, csv.Error) as error:
+        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it again as CSV") from error
+
+
+def _parse(text: str, separator: str) -> Iterator[_Line]:
+    """Yields the lines of a table that are not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    return ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
+
+
+def _rate_separator(text: str, separator: str) -> tuple[bool, ...]:
+    """Returns how well a separator fits the first lines, as a key to sort by."""
     try:
-        if not ways:
-            raise faults[0]
-        best = max(ways, key=lambda way: way[:3])[3]  # the first of the best
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=best, strict=True)
-        return [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))], best
-    except csv.Error as error:
-        raise ShiftViTError(f"{str(path)!r} is not a readable table ({error}); save it anew as CSV") from error
+        lines = [cells for _, cells in itertools.islice(_parse(text, separator), _LOOKED_AT)]
+    except csv.Error:
+        return ()
+    widths = {len(cells) for cells in lines}
+    is_header = bool(lines) and {"path", "label"} <= _name_columns(lines[0]).keys()
+    return is_header, len(widths) == 1 and max(widths) > 1, max(widths, default=0) > 1
 
 
 def _name_columns(head: list[str]) -> dict[str, list[int]]:
-    """Returns where a header has each column, the best first."""
+    """Returns the places of each column in a header, the best first."""
     cells = [re.sub(r"[\W_]+", "", cell.casefold()) for cell in head]
     found = {column: [cells.index(name) for name in names if name in cells] for column, names in _COLUMNS.items()}
     return {column: places for column, places in found.items() if places}
 
 
 def _find_columns(form: str, lines: list[_Line]) -> tuple[dict[str, int], list[str]]:
-    """Returns where the columns are, and those that could have been used instead; nothing without a header."""
+    """Returns the places of the columns, and the columns that could have been used instead; nothing if no header."""
     head = [cell.strip() for cell in lines[0][1]]
     known = _name_columns(head)
     if not {"path", "label"} <= known.keys():
@@ -180,10 +185,10 @@ def _find_columns(form: str, lines: list[_Line]) -> tuple[dict[str, int], list[s
 
 
 def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], width: int) -> Row:
-    """Returns the split, the path and the label as the table has them.
+    """Returns the split, the path and the label as they are in the table.
 
     Raises:
-        ShiftViTError: the row has a cell too many, or one of the three is blank.
+        ShiftViTError: the row has too many cells, or one of the three is blank.
     """
     if any(cell.strip() for cell in cells[width:]):
         raise ShiftViTError(
@@ -198,12 +203,12 @@ def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], w
 
 
 class _Finder:
-    """Finds the images that a table names, as it stands there or as another system would have written it.
+    """Finds the images that a table names, even if another system spells their names differently.
 
-    It lists a folder at most once.
+    It lists each folder at most once.
 
     Args:
-        base: the folder that names are relative to.
+        base: the folder to which the names are relative.
     """
 
     def __init__(self, base: Path) -> None:
@@ -211,16 +216,16 @@ class _Finder:
         self._lists: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, name: str) -> str | None:
-        """Returns the file, or the row of a Parquet file, of a name, or None where there is none.
+        """Returns the path of a file, or of a row of a Parquet file, by its name; None if there is none.
 
-        A name may have spaces around it, the backslashes of Windows, another form of Unicode or letters of another case
-        than the file, or lack the file's ending. Of several that read the same none is taken.
+        The name may have spaces around it, the backslashes of Windows, another form of Unicode or other cases than the
+        file's own name, or lack its suffix. If several files match, it returns None.
         """
         stripped = name.strip()
         slashed = stripped.replace("\\", "/")
         if "\0" in name:
             return None
-        for way in dict.fromkeys([name, stripped, slashed]):  # a file's name may end in a space, but mostly does not
+        for way in dict.fromkeys([name, stripped, slashed]):  # rarely, the name of a file ends in a space
             if is_image(str(self.base / way)):
                 return str(self.base / way)
         if find_row(stripped):
@@ -241,7 +246,7 @@ class _Finder:
         return str(place)
 
     def _list(self, folder: Path) -> dict[str, list[Path]]:
-        """Returns what is in a folder by how it is read: by the whole name, and an image also without its ending."""
+        """Returns the content of a folder by normalised name; images also by their name without the suffix."""
         if folder not in self._lists:
             found: dict[str, list[Path]] = {}
             with contextlib.suppress(OSError):
@@ -254,10 +259,10 @@ class _Finder:
 
 
 def _make_finder(table: Path, names: Sequence[str]) -> _Finder:
-    """Returns what finds the images of a table, given some of their names.
+    """Returns a finder for the images of a table, given some of their names.
 
-    These are relative to the table's folder, or if none is there to the one folder in it where most are, and of several
-    with as many to the one that is called like the table.
+    The names are relative to the table's folder. If none of them is there, they are relative to the folder in it that
+    has most of them; if several have as many, to the one with the name of the table.
     """
     root = _Finder(table.parent)
     if any(map(root.find, names)):

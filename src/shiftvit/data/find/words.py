@@ -1,4 +1,4 @@
-"""What people call things: one vocabulary of splits for folders, tables, archives and Parquet, and what is no data."""
+"""The names of splits in folders, tables, archives and Parquet files, and the names of files that are not data."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# The letters of a name, as in `01_Train-Images`, are a split's word, maybe with words around it that say nothing.
-_SAYS_NOTHING = (
-    "(?:set|split|data|images?|imgs?|pictures?|photos?|samples?|files?|folders?|parts?|public|private)*"  # no two ways
-)
+# A split is recognised by the letters of its name alone, as in `01_Train-Images`: one word, maybe beside these.
+# None of these is made of others, so that a text matches in one way only and a long one is matched fast.
+_SAYS_NOTHING = "(?:set|split|data|images?|imgs?|pictures?|photos?|samples?|files?|folders?|parts?|public|private)*"
 _WORDS = {
     "train": ("train", "training", "trn", "trainval"),
     "validation": ("validation", "validate", "valid", "val", "vld", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "tests"),
-    # These mean test, as on the Hub, unless there is another one of that name: then they mean validation.
+    # These mean test, as on the Hub, but validation if there is another test split.
     "either": ("eval", "evaluation", "holdout", "heldout"),
 }
 _MEANING = {word: split for split, words in _WORDS.items() for word in words}
 _NAME = re.compile(f"{_SAYS_NOTHING}({'|'.join(_MEANING)}){_SAYS_NOTHING}")
 
-# Folders that systems and programs leave everywhere, in lower case; those that begin with a dot are left out anyway.
+# Folders that systems and programs leave everywhere, in lower case. Hidden ones are left out anyway.
 _LITTER = frozenset(
     {
         *("__macosx", "__pycache__", "lost+found", "found.000", "system volume information", "network trash folder"),
@@ -46,7 +45,7 @@ def is_split(name: str) -> bool:
 
 
 def is_neutral(name: str) -> bool:
-    """Returns whether the name of a folder around others tells nothing, as `images`, or repeats a split."""
+    """Returns whether the name of a folder says nothing about its content, such as `images`, or repeats a split."""
     return is_split(name) or re.fullmatch(f"{_SAYS_NOTHING}", re.sub(r"[\W\d_]+", "", name.casefold())) is not None
 
 
@@ -56,10 +55,10 @@ def _match(name: str) -> str | None:
 
 
 def normalise_name(text: str) -> str:
-    """Returns a text without spaces around it, in the one form of Unicode (NFC) in which names are compared."""
+    """Returns text without spaces around it, in the form of Unicode (NFC) in which names are compared."""
     return unicodedata.normalize("NFC", text).strip()
 
 
 def is_litter(name: str) -> bool:
-    """Returns whether a file or folder of this name is hidden, or is a folder of some system's own."""
+    """Returns whether a file or folder of this name is hidden, or is a folder that a system made for itself."""
     return name.startswith(".") or name.casefold() in _LITTER

@@ -1,6 +1,6 @@
-// How an answer is got: from the model in this browser. Pictures do not leave it.
+// Runs the model in this browser. Pictures do not leave it.
 //
-// The page's own `api.js` asks a server; this file takes its place in a static demo and has the same functions.
+// In a demo, this file replaces the page's own `api.js`, which asks a server. It has the same functions.
 
 const ROOT = new URL("..", import.meta.url);
 const MOST_PIXELS = 36_000_000;
@@ -10,10 +10,10 @@ const SIDE = 224; // pixels of a heat map's longer side
 // The smallest module that uses SIMD: (func (result v128) i32.const 0 i8x16.splat)
 const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11];
 
-/** How many pictures are asked for at a time; the model has one thread. */
+/** How many pictures the page sends at a time; the model has one thread. */
 export const AT_ONCE = 1;
 
-/** Why there is no answer. */
+/** The reason why there is no answer. */
 export class Failure extends Error {
   status = 0;
 }
@@ -36,7 +36,7 @@ export async function listModels() {
   if (head.byteLength !== 4 * about.features * about.labels.length) throw damaged("model/head.bin");
   about.head = new Float32Array(head); // (K, C)
   try {
-    // Here, so that a file that is missing or damaged is told. By their names every host sends them as JavaScript.
+    // Imported here, so that the page can report a missing or damaged file. Every host sends a .js file as JavaScript.
     ort ??= await import("../runtime/ort.wasm.min.js");
     ort.env.wasm.wasmPaths = { mjs: new URL("runtime/ort-wasm-simd-threaded.js", ROOT).href };
     ort.env.wasm.wasmBinary = program;
@@ -51,12 +51,12 @@ export async function listModels() {
 /** Returns the most probable classes of an encoded picture: [{label, score}]. */
 export async function classify(model, picture, signal) {
   const { scores } = await answer(picture, ["probabilities"], signal);
-  // Of equal ones the first wins, as in the package.
+  // Between equal scores the first class wins, as in the package.
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a] || a - b);
   return order.slice(0, 5).map((index) => ({ label: model.labels[index], score: scores[index] }));
 }
 
-/** Returns what supports a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
+/** Returns the heat map of a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
 export async function explain(model, picture, label, signal) {
   const { maps, width, height } = await answer(picture, ["probabilities", "map"], signal);
   const heat = activation(maps, model.head, model.labels.indexOf(label), model.labels.length);
@@ -67,7 +67,7 @@ export async function explain(model, picture, label, signal) {
 /** Returns the model card in Markdown. */
 export const readCard = async () => (await load("model/card.md")).text();
 
-/** Returns addresses of pictures to try. */
+/** Returns the addresses of sample pictures. */
 export const listSamples = async () => (await parse("samples/list.json")).map((path) => new URL(path, ROOT).href);
 
 /** Returns the picture at an address of `listSamples`. */
@@ -152,7 +152,7 @@ function activation(maps, head, index, classes) {
   return heat.map((line) => line.map((value) => (most > 0 ? value / most : 0)));
 }
 
-/** Returns which part of a picture the model sees, as fractions, and that part's width by its height. */
+/** Returns the part of a picture that the model sees, as fractions, and its width over its height. */
 function seen(preprocess, height, width) {
   const [rows, columns] = pair(preprocess.crop) ?? resized(preprocess, height, width);
   const [newHeight, newWidth] = resized(preprocess, height, width);
@@ -200,7 +200,7 @@ function draw(heat, ratio) {
   return canvas.toDataURL("image/png");
 }
 
-/** Returns the value between four places of a grid, bilinearly; beyond the grid, that at its edge. */
+/** Returns the bilinear interpolation of a grid at a place; beyond the grid, the value at its edge. */
 function between(grid, y, x) {
   const place = (value, length) => Math.min(Math.max(value, 0), length - 1);
   const [row, column] = [place(y, grid.length), place(x, grid[0].length)];

@@ -1,7 +1,7 @@
-// How an answer is got: from the server that this page came from.
+// Asks the server that this page came from.
 //
-// The page needs nothing but these functions, so a page whose model runs in the browser has another file in place of this.
-// Each throws a `Failure` whose message can be shown, or an AbortError.
+// The page uses only these functions. A demo whose model runs in the browser replaces this file by one with the same functions.
+// Each throws an AbortError, or a `Failure` whose message the page shows.
 
 import { count } from "./dom.js";
 
@@ -11,10 +11,10 @@ const PATIENCE = 90_000; // ms
 const ATTEMPTS = 3;
 const QUIET = 1000; // ms
 
-/** How many pictures are asked for at a time. */
+/** How many pictures the page sends at a time. */
 export const AT_ONCE = 4;
 
-/** Why there is no answer. `status` is 0 where the server did not answer. */
+/** The reason why there is no answer. `status` is 0 if the server did not answer. */
 export class Failure extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -27,7 +27,7 @@ let asking = null;
 let declined = -Infinity; // when the user gave no key
 let key = stored();
 
-/** Sets the function that asks the user for an API key: given whether one was refused, it promises a key or null. */
+/** Sets the function that asks the user for an API key. It gets whether a key was refused, and promises a key or null. */
 export const onKeyNeeded = (ask) => void (askForKey = ask);
 
 /** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain, max_bytes}]. */
@@ -38,7 +38,7 @@ export async function classify(model, picture, signal) {
   return (await request(`${at(model)}/classify?top_k=5`, { picture, signal })).json();
 }
 
-/** Returns what supports a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
+/** Returns the heat map of a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
 export async function explain(model, picture, label, signal) {
   const path = `${at(model)}/explain?top_k=5&label=${encodeURIComponent(label)}`;
   const found = await (await request(path, { picture, signal })).json();
@@ -48,7 +48,7 @@ export async function explain(model, picture, label, signal) {
 /** Returns the model card in Markdown. */
 export const readCard = async (model) => (await request(`${at(model)}/card`)).text();
 
-/** Returns addresses of pictures to try; none if the server has none. */
+/** Returns the addresses of sample pictures. */
 export async function listSamples() {
   try {
     const paths = await (await request("v1/samples")).json();
@@ -62,12 +62,12 @@ export async function listSamples() {
 /** Returns the picture at an address of `listSamples`. */
 export const readSample = async (address) => (await request(address)).blob();
 
-/** Returns the command that classifies a picture in a terminal, or "" where there is none. */
+/** Returns the command that classifies a picture in a terminal. */
 export const command = (model) => `curl --data-binary @cat.jpg ${new URL(`${at(model)}/classify`, ROOT).href}`;
 
 const at = (model) => `v1/models/${encodeURIComponent(model.name)}`;
 
-/** Returns the server's answer; it waits where the server is full, and asks for a key where one is needed. */
+/** Returns the server's answer. Tries again if the server is full, and asks the user for a key if it needs one. */
 async function request(path, { picture = null, signal = null } = {}) {
   for (let attempt = 1; ; attempt++) {
     const used = key;
@@ -105,7 +105,7 @@ async function send(path, picture, signal) {
   }
 }
 
-/** Returns whether there is a key other than the one that was refused. */
+/** Asks the user for a key unless another request did; returns whether there is a key other than the refused one. */
 async function renewKey(refused) {
   if (key !== refused) return true; // another request has asked already
   const asksAgain = performance.now() - declined > QUIET; // else another picture of the same batch
@@ -118,7 +118,7 @@ async function renewKey(refused) {
   try {
     sessionStorage.setItem(KEY, key);
   } catch {
-    // The browser keeps nothing for this page; the key lasts until it is reloaded.
+    // The browser stores nothing for this page, so the key lasts until the page is reloaded.
   }
   return true;
 }
@@ -133,14 +133,14 @@ function stored() {
   }
 }
 
-/** Returns the server's own word, as a sentence. */
+/** Returns the server's error as a sentence. */
 async function reason(answer) {
   let text = `The server answered with status ${answer.status}.`;
   try {
     const { error } = await answer.json();
     if (typeof error === "string" && error !== "") text = error.replaceAll("the body", "the file");
   } catch {
-    // Something between here and the server answered, in a form of its own.
+    // Something between here and the server answered, in another form.
   }
   if (answer.status === 503) text += ` (asked ${count(ATTEMPTS, "time")})`;
   text = text[0].toUpperCase() + text.slice(1);

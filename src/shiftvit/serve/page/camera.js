@@ -1,4 +1,4 @@
-// A picture from the camera.
+// Takes a picture from the camera.
 
 import { make } from "./dom.js";
 import { openDialog } from "./dialog.js";
@@ -9,7 +9,7 @@ const REASONS = {
   NotReadableError: "Another program is using the camera.",
 };
 
-/** Promises a picture as a File, or null where the user closed the dialog. Throws an Error with a sentence. */
+/** Promises a picture as a File, or null if the user closed the dialog. Throws an Error with a sentence. */
 export async function takePicture() {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Error(

@@ -1,4 +1,4 @@
-// Dialogs: the browser's own, which keep the focus inside, close on Escape and give the focus back.
+// Dialogs. The browser's own keep the focus inside, close on Escape and return the focus.
 
 import { make } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// Building the page. Text only ever becomes text nodes, so a label with markup in it stays text.
+// Builds elements. Text always becomes text nodes, so markup in a label stays text.
 
 /** Returns an element. A property that begins with "on" is a listener; null and false leave an attribute out. */
 export function make(tag, properties = {}, ...children) {
@@ -11,7 +11,7 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** Returns a text of someone else's: it may run from right to left without turning its surroundings around. */
+/** Returns foreign text, which may run from right to left without affecting the text around it. */
 export const foreign = (text) => make("bdi", {}, text);
 
 const percents = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });

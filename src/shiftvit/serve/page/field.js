@@ -1,5 +1,5 @@
-// The picture behind the headline: what the model does. Most channels stay; four groups of them, each in its colour here, move
-// by one pixel in a direction of their own. style.css moves them.
+// The picture behind the headline shows the shift: most channels stay, and four groups, each in its colour, move by one pixel in
+// different directions. style.css moves them.
 
 const WIDE = 56;
 const HIGH = 40;
@@ -28,7 +28,7 @@ function drawGroup(name) {
   return canvas;
 }
 
-/** Returns how strong a pixel is, from 0 to 1 in steps: rings that fade outward, and sooner where the headline is. */
+/** Returns the opacity of a pixel, 0 to 1 in steps: rings that fade outward, and faster behind the headline. */
 function level(x, y) {
   const [right, down] = [x - WIDE / 2 + 0.5, y - HIGH / 2 + 0.5];
   const radius = Math.hypot(right, down);

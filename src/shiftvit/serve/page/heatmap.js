@@ -1,4 +1,4 @@
-// The heat map over a picture: what supports a class.
+// A picture and the heat map over it.
 
 import { make } from "./dom.js";
 
@@ -12,7 +12,7 @@ export class Picture {
     this.element = make("div", { class: "mat" }, this.frame);
   }
 
-  /** Shows the picture, upright; returns whether the browser can. */
+  /** Shows the picture upright. Returns whether the browser can. */
   async show() {
     this.photo.src = this.address;
     try {

@@ -1,10 +1,10 @@
-// How pictures come in: dropped, pasted or chosen. The camera is in camera.js.
+// Takes pictures that the user drops, pastes or chooses. camera.js takes those from the camera.
 
 import { count } from "./dom.js";
 
 const MOST = 100;
 
-/** Calls `take` with pictures and `complain` with a sentence where there are none. */
+/** Calls `take` with pictures, or `complain` with a sentence if there are none. */
 export function watchIntake({ stage, input, paste, take, complain }) {
   const accept = (files, nothing) => {
     if (files.length === 0) return complain(nothing);
@@ -35,7 +35,7 @@ export function watchIntake({ stage, input, paste, take, complain }) {
 }
 
 function watchDrops(stage, accept) {
-  // The target of a drag changes with every element that it passes; those that were entered and not left are counted.
+  // A drag enters and leaves every element that it passes, so this counts the elements entered and not left.
   let depth = 0;
   const carriesFiles = (event) => event.dataTransfer.types.includes("Files");
   const over = (change) => stage.classList.toggle("over", (depth = change) > 0);

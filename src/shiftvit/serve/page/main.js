@@ -1,4 +1,4 @@
-// The page: puts its parts together.
+// Puts the parts of the page together.
 
 import * as api from "./api.js";
 import { takePicture } from "./camera.js";
@@ -26,7 +26,7 @@ find("#models").addEventListener("change", (event) => use(models[event.target.se
 find("#trouble button").addEventListener("click", start);
 start();
 
-/** Asks the server what it has, and then takes the pictures that came before. */
+/** Asks the server for its models, then classifies the pictures that came before. */
 function start() {
   find("#trouble").hidden = true;
   starting ??= introduce()
@@ -58,7 +58,7 @@ function use(chosen) {
   find("#curl").hidden = find("#curl code").textContent === "";
 }
 
-/** Classifies pictures; each answer lands in the card of its own picture. */
+/** Classifies pictures and adds a card for each. */
 function take(files) {
   if (model === null) {
     waiting.push(...files);
@@ -133,7 +133,7 @@ async function showCard() {
   }
 }
 
-/** Tells what went wrong with the page as a whole, until something else is done. */
+/** Shows an error of the whole page until the user does something else. */
 function complain(message, again = false) {
   find("#trouble p").textContent = message;
   find("#trouble button").hidden = !again;

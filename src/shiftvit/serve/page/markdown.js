@@ -1,5 +1,5 @@
-// Shows the Markdown of a model card: headings, paragraphs, lists, tables, code, links and folds. Nothing is parsed as HTML
-// and nothing is loaded; what is not known stays as it is written.
+// Renders the Markdown of a model card: headings, paragraphs, lists, tables, code, links and folds. It parses no HTML and loads
+// nothing; unknown markup stays as text.
 
 import { make } from "./dom.js";
 

@@ -1,6 +1,6 @@
 // Runs tasks a few at a time.
 
-/** Returns a function that runs a task when its turn comes, at most `most` at a time; a signal takes it out of the queue. */
+/** Returns a function that queues a task; at most `most` run at a time, and a signal removes a task from the queue. */
 export function limit(most) {
   let active = 0;
   const waiting = [];

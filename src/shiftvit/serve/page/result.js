@@ -1,4 +1,4 @@
-// A picture with its answer: a card in the list of results.
+// The card of a picture and its answer in the list of results.
 
 import * as api from "./api.js";
 import { foreign, make, megabytes, percent, say, whole } from "./dom.js";
@@ -27,7 +27,7 @@ export class Result {
     this.element = make("li", { class: "result" }, article);
   }
 
-  /** Gets the answer and shows it, or why there is none. */
+  /** Shows the answer, or the reason why there is none. */
   async run() {
     this.answer.setAttribute("aria-busy", "true");
     this.answer.replaceChildren(make("p", { class: "waiting" }, pulse(), "Looking"));
@@ -50,7 +50,7 @@ export class Result {
     return { classes, milliseconds: performance.now() - began };
   }
 
-  /** Returns the file's bytes: it may be a folder, or have changed since it was dropped. */
+  /** Returns the file's bytes. It may be a folder, or have changed since it was dropped. */
   async read() {
     const most = this.model.max_bytes;
     if (this.file.size > most) {
@@ -122,7 +122,7 @@ export class Result {
     return [this.open, this.strength];
   }
 
-  /** Shows the heat map of a class; of the one that is shown, takes it away. */
+  /** Shows the heat map of a class, or hides it if it is shown. */
   async toggle(label) {
     this.looking?.abort();
     if (this.heatOf === label) return this.showHeat(null);
@@ -183,7 +183,7 @@ function unexpected(error) {
   return new api.Failure("The page failed at this picture; the browser's console has the reason.");
 }
 
-/** Returns the mark, whose parts move while something is awaited. */
+/** Returns the mark, whose parts move while the page waits. */
 const pulse = () => document.querySelector(".mark").cloneNode(true);
 
 const arrows = () => document.querySelector("#arrows").content.cloneNode(true);
