@@ -3,8 +3,8 @@
 It trains as `shiftvit train` does, and records for the tests every image that it computed, its last weights, and every
 file of the run that it opened for writing.
 
-`process_worker.py serve` imports torch or jax once and then forks the processes of one training after the other. Each line of
-JSON on standard input is a training. It answers with a line of the statuses of its processes.
+`process_worker.py serve` imports torch or jax once and then forks the processes of one training after the other. Each
+line of JSON on standard input is a training. It answers with a line of the statuses of its processes.
 """
 
 from __future__ import annotations
