@@ -94,6 +94,22 @@ def main(settings: dict[str, Any]) -> None:
         (Path(settings["record"]) / f"record{rank}.json").write_text(json.dumps(record))
 
 
+def let_all_keep_compiled() -> None:
+    """Lets every process of jax write to the cache of compiled programs; otherwise only process 0 does."""
+    from jax._src import compiler, distributed
+
+    write, state = compiler._cache_write, distributed.global_state
+
+    def write_always(*arguments: Any) -> None:
+        rank, state.process_id = state.process_id, 0
+        try:
+            write(*arguments)
+        finally:
+            state.process_id = rank
+
+    compiler._cache_write = write_always
+
+
 def start(job: dict[str, Any], rank: int) -> int:
     """Forks a process of a training and returns its number."""
     child = os.fork()
@@ -125,6 +141,9 @@ def serve() -> None:
     with contextlib.suppress(ImportError):
         import tensorflow  # noqa: F401  (Keras looks into it where it is installed, which takes seconds)
 
+    if os.environ["KERAS_BACKEND"] == "jax":
+        with contextlib.suppress(ImportError, AttributeError):  # another version of jax
+            let_all_keep_compiled()
     for line in sys.stdin:
         job = json.loads(line)
         left = {start(job, rank): rank for rank in range(len(job["said"]))}
