@@ -121,7 +121,7 @@ def _explain(
         answers, features = explainer.run(pixels)
     else:
         prepare_backend()
-        network, images = bundle.build(), preprocess.normalised(pixels)
+        network, images = bundle.build("float32"), preprocess.normalised(pixels)
         answers = predict_probabilities(network, images, temperature=bundle.temperature)
     check_finite(answers, f"the model {model!r}", names)
     predicted = answers.argmax(axis=1)

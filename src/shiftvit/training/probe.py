@@ -97,7 +97,7 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
             "strength": head.strength,
         }
         logits = {name: head.compute_logits(features) for name, features in reader.features.items()}
-        return recipe, keep_results(run, recipe, dataset, bundle, bundle.build(), training, logits)
+        return recipe, keep_results(run, recipe, dataset, bundle, bundle.build("float32"), training, logits)
 
 
 def fit_head(
