@@ -79,14 +79,10 @@ def test_images_that_are_no_dataset(data: object, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_figures_of_an_evaluation_do_not_depend_on_the_global_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    test = load_sample().test
+def test_the_figures_of_an_evaluation_do_not_depend_on_the_global_policy(tmp_path: Path) -> None:
+    test, names = load_sample().test, np.array(Bundle.load("cifar10").labels)
     path = tmp_path / "x.npz"
-    np.savez(
-        path, images=test.images[:20], labels=test.labels[:20], class_names=np.array(Bundle.load("cifar10").labels)
-    )
+    np.savez(path, images=test.images[:20], labels=test.labels[:20], class_names=names)
     expected = shiftvit.evaluate("cifar10", str(path))["loss"]
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
