@@ -1,13 +1,13 @@
-"""Training steps on an accelerator: the device loop of this package, and timm's models of the same size, in turn.
+"""Measures training steps on an accelerator: our device loop, and timm's models of the same size, in turn.
 
     pip install timm
     KERAS_BACKEND=torch python benchmarks/accelerators.py
     KERAS_BACKEND=jax python benchmarks/accelerators.py --no-peers
 
 Every model trains on random images in bfloat16, with AdamW and label smoothing: ShiftViT-T/R2, Swin-T and ConvNeXt-T at
-224x224, and our large model for CIFAR-10. A step of ours includes cropping and mirroring on the device. On torch each
-step is one captured CUDA graph, for timm's models as for ours; `--compile` adds timm's models under `torch.compile`.
-The result goes to benchmarks/results/accelerators-BACKEND-DATE.json.
+224x224, and our large model for CIFAR-10. Our steps include cropping and mirroring on the device. On torch each step is
+one captured CUDA graph, also for timm's models; `--compile` adds timm's models under `torch.compile`. The result goes
+to benchmarks/results/accelerators-BACKEND-DATE.json.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from shiftvit.training.fit import build_model
 from shiftvit.training.setup import resolve
 
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny")
-# Preset, pixels, images in a batch.
+# Preset, pixels of a side, batch size.
 OURS = (("shiftvit_tiny_r2", 224, 128), ("shiftvit_cifar_large", 32, 500), ("keras_example", 48, 256))
 
-# Takes a number of steps and waits for the last.
+# Makes a number of steps and waits for the last.
 Steps = Callable[[int], None]
 
 
@@ -183,7 +183,7 @@ def make_peer_steps(name: str, side: int, batch: int, compiled: bool) -> Steps:
 
 
 def measure(makers: dict[str, Callable[[], Steps]], batch: int, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Returns each model's images a second, round by round, the models in turn."""
+    """Returns the images/s of each model in each round; in a round the models take turns."""
     steps, counts = {}, {}
     for name, make in makers.items():
         began = time.perf_counter()

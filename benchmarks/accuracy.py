@@ -1,11 +1,11 @@
-"""Time to accuracy: trains a recipe with several seeds and writes what came out.
+"""Measures the accuracy and the training time of a recipe with several seeds.
 
     python benchmarks/accuracy.py quick --seeds 0 1 2
 
-Each seed is a process of its own, so the seconds include what a user waits for. The result, with environment, every
-run's metrics, mean and standard deviation, goes to benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` holds torch
-to float32 and to the instructions of a processor with AVX2 alone, as most laptops and older servers have. Long runs are
-kept with `--keep FOLDER`: the same command again goes on where it was stopped.
+Each seed is a process, so the seconds include everything that a user waits for. The result, with the environment, the
+metrics of every run, mean and standard deviation, goes to benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` limits
+torch to float32 and to the instructions of a processor with only AVX2, as most laptops and older servers have.
+`--keep FOLDER` keeps the runs, and the same command continues them.
 """
 
 from __future__ import annotations

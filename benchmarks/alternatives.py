@@ -1,15 +1,15 @@
-"""Against alternatives: this package, a plain Keras network, timm's models and scikit-learn, at equal wall time.
+"""Compares this package with a plain Keras network, timm's models and scikit-learn at equal wall time.
 
     python benchmarks/alternatives.py --minutes 2 10 --cores 1 --parallel 16 --out runs/alternatives
     python benchmarks/alternatives.py --collect runs/alternatives
 
-Every contender (`contenders.py`) gets the same images (`contest.py`), the same seconds from having them in memory to a
-trained model, and cores of its own; importing and the evaluation on the test images do not count. None chooses anything
-on the test images. The model that the package comes with does not take part: it was trained on all of CIFAR-10.
+Every contender (`contenders.py`) gets the same images (`contest.py`), its own cores, and the same time from images in
+memory to a trained model. The time for imports and for the evaluation on the test images does not count. No contender
+chooses anything on the test images. The packaged model does not take part, because it was trained on all of CIFAR-10.
 
-Each training is a process that writes its result as soon as it ends; a repeated command goes on with what is missing.
-First all trainings of the first number of minutes, then all of the next. `--collect` makes the record of what is there,
-benchmarks/results/alternatives-DATE.json. timm is no dependency: without it, its rows are left out.
+Each training is a process, which writes its result when it ends. If the command is repeated, it continues with the
+missing ones. It runs all trainings of the first number of minutes, then all of the next. `--collect` writes the record
+of the results, benchmarks/results/alternatives-DATE.json. timm is optional: without it, its rows are missing.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Runs the trainings that have no result yet, so many at once."""
+    """Runs the trainings that have no result yet, several at a time."""
     os.environ["KERAS_BACKEND"] = "torch"  # of the trainings too
     from contenders import CONTENDERS
     from contest import write_pictures
@@ -166,7 +166,7 @@ def train_one(
 
 
 def collect(folder: Path) -> None:
-    """Makes the record of the results in a folder."""
+    """Writes the record of the results in a folder."""
     found = [json.loads(path.read_text("utf-8")) for path in sorted((folder / "results").glob("*.json"))]
     if not found:
         raise SystemExit(f"there are no results in {folder / 'results'}")

@@ -1,11 +1,11 @@
-"""From how many files on `shiftvit predict --engine ray` is quicker than one process, and the memory that Ray takes.
+"""Measures from how many files on `shiftvit predict --engine ray` is faster than one process, and the memory of Ray.
 
     python benchmarks/bulk.py                                # the packaged model, PNG files of CIFAR-10's test images
     python benchmarks/bulk.py shiftvit_tiny_r2 --images 512  # JPEG photographs of 500x375 pixels
 
-Both engines classify few and many files, in turn, each as a process of its own: the difference gives the rate, and what
-the rate leaves unexplained is the cost of starting. Medians of the rounds. For clusters of several such machines the
-number of files is calculated from these, as if the rate grew with their number. The result goes to
+Both engines classify few and many files, in turn, each in a process. The difference gives the rate, and the rest of the
+time is the cost of starting. All figures are medians of the rounds. The number of files for clusters of several such
+machines is calculated from them, as if the rate grew with the number of machines. The result goes to
 benchmarks/results/bulk-MODEL-DATE.json.
 """
 
@@ -32,7 +32,7 @@ MACHINES = (1, 2, 4, 10)
 
 
 def list_processes(pid: int) -> list[int]:
-    """Returns a process and all that it started, by their parents."""
+    """Returns a process and all its descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -48,7 +48,7 @@ def list_processes(pid: int) -> list[int]:
 
 
 def measure_memory(pid: int) -> int:
-    """Returns the bytes of memory that a process and all that it started take; what they share counts once."""
+    """Returns the bytes of memory of a process and all its descendants; shared memory counts once."""
     total = 0
     for each in list_processes(pid):
         try:
@@ -60,7 +60,7 @@ def measure_memory(pid: int) -> int:
 
 
 def run(arguments: list[str]) -> tuple[float, int]:
-    """Returns the seconds of a command from start to end, and the most memory that it was seen to take."""
+    """Returns the seconds of a command from start to end, and its peak memory."""
     began, most = time.perf_counter(), 0
     with subprocess.Popen([sys.executable, "-m", "shiftvit", *arguments], stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -74,10 +74,10 @@ def run(arguments: list[str]) -> tuple[float, int]:
 
 
 def fit_line(seconds: dict[int, float]) -> tuple[float, float]:
-    """Returns the seconds that starting takes, and the images per second after it.
+    """Returns the seconds to start, and the images per second after that.
 
     Args:
-        seconds: of two runs, by their numbers of images.
+        seconds: number of images to seconds, for two runs.
     """
     (few, first), (many, last) = sorted(seconds.items())
     rate = (many - few) / (last - first)
@@ -85,7 +85,7 @@ def fit_line(seconds: dict[int, float]) -> tuple[float, float]:
 
 
 def count_to_gain(result: dict[str, dict[str, float]], machines: int) -> int | None:
-    """Returns from how many images on Ray on so many machines is quicker than one process; None: from none on."""
+    """Returns the number of images from which on Ray on several machines is faster than one process; None: never."""
     here, there = result["local"], result["ray"]
     saved = 1 / here["images_per_second"] - 1 / (machines * there["images_per_second"])
     return round((there["start_seconds"] - here["start_seconds"]) / saved) if saved > 0 else None

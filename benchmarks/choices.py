@@ -1,11 +1,11 @@
-"""What each choice for speed gives: a training step with it and without it, in turn.
+"""Measures what each choice for speed gains: a training step with it and without it, in turn.
 
     KERAS_BACKEND=torch python benchmarks/choices.py
 
-The model, optimizer and batch of the recipe `cifar10`, and of the Keras example for its dropout. Each round times every
-variant once, so that what else the machine does hits all alike; a ratio is the median of the rounds' ratios. Keeping
-freed memory is a matter of the whole process, so that one is measured in processes of its own, in turn. The result goes
-to benchmarks/results/choices-DATE.json.
+The model, optimizer and batch are those of the recipe `cifar10`, and for dropout those of the Keras example. Each round
+times both variants once, so that other work on the machine affects both alike; a ratio is the median of the rounds'
+ratios. Keeping freed memory concerns the whole process, so it is measured in separate processes, in turn. The result
+goes to benchmarks/results/choices-DATE.json.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         step = make_step("shiftvit_cifar")
         print(time_steps(step, 4 * STEPS))
         return
-    # Each context gives training the other way: the shift in slices, products of matrices, Keras' own dropout.
+    # Each context switches a choice off: the shift in slices, linear layers as matrix products, Keras' own dropout.
     by_slices = partial(mock.patch.object, shift, "_shift_by_convolution", shift._shift_by_slices)
     by_products = partial(mock.patch.object, products, "CAN_CONVOLVE", False)
     keras_dropout = partial(mock.patch.object, blocks, "Dropout", keras.layers.Dropout)
@@ -81,7 +81,7 @@ def make_step(preset: str, batch: int = 250, precision: str | None = None, **cha
 
 @contextlib.contextmanager
 def one_by_one() -> Iterator[None]:
-    """Keras' own loop over the variables."""
+    """Makes the optimizer update the variables one by one, as Keras does."""
     names = ("_backend_update_step", "_apply_weight_decay")
     before = {name: getattr(optimizer.Muon, name) for name in names}
     for name in names:
@@ -103,7 +103,7 @@ def compare(
     batch: int = 250,
     precision: str | None = None,
 ) -> dict[str, Any]:
-    """Times steps as they are and in the other way; the ratio is how much faster the choice makes them."""
+    """Times steps with a choice and without it; the ratio says how much faster it makes them."""
     ours = make_step(preset, batch, precision)
     with without():
         theirs = other() if other else make_step(preset, batch, precision)

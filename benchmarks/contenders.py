@@ -1,10 +1,10 @@
-"""What `benchmarks/alternatives.py` compares: each contender trains on the same images within a budget of wall time.
+"""The contenders of `benchmarks/alternatives.py`. Each trains on the same images within a budget of wall time.
 
-All neural networks get the same batches, made by this package: cropped with 4 pixels of padding, mirrored, normalised
-and, if their recipe is `cifar10`, half of them mixed by CutMix. All have the loss and the schedule's shape of that
-recipe: a linear warm-up over 15 % of the steps, then a linear fall to 0. Each measures its rate in the first part of
-its time and chooses the number of epochs, so that the schedule ends within the rest. The alternatives compute in
-float32 or bfloat16, whichever is faster here.
+All neural networks get the same batches from this package: cropped with 4 pixels of padding, mirrored, normalised and,
+if their recipe is `cifar10`, half of them mixed by CutMix. All have the loss of that recipe and the form of its
+schedule: a linear warm-up over 15 % of the steps, then a linear decay to 0. Each measures its rate at the beginning and
+chooses the number of epochs, so that the schedule ends within the budget. The alternatives compute in float32 or
+bfloat16, whichever is faster.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CNNS = {"quick": (48, 96, 224), "cifar10": (64, 128, 384)}
 CNN_RATE, TIMM_RATE, WEIGHT_DECAY = 3e-3, 2e-3, 0.05  # AdamW's
 WARM_UP = 0.15
 MOST_ITERATIONS = 500  # of gradient boosting
-# What a contender returns: the share of the test images that it gets right, and what to report.
+# The result of a contender: its accuracy on the test images, and further figures.
 Outcome = tuple[float, dict[str, Any]]
 
 
 def train_ours(task: Task) -> Outcome:
-    """This package, by its recipe. Reading the files and checkpoints count; the evaluation afterwards does not."""
+    """This package with its recipe. The time includes files and checkpoints, but not the final evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         resolved, _, model, steps = prepare(Path(folder) / "trial", task.recipe, task.arrays, ALONE)
         trial = task.trial_batches()
@@ -191,9 +191,9 @@ def train_svm(task: Task) -> Outcome:
 
 
 def choose_strength(make: Callable[..., Any], strengths: tuple[float, ...], task: Task) -> Any:
-    """Returns an estimator fitted on all training images with the C that is best on a fifth of them, left out before.
+    """Returns an estimator that was fitted on all training images, with the best C on a held-out fifth of them.
 
-    It tries as many as the time allows.
+    It tries as many values as the time allows.
     """
     from sklearn.model_selection import train_test_split
 
@@ -228,7 +228,7 @@ def train_boosting(task: Task) -> Outcome:
     return model.score(task.flatten(task.dataset.test), task.dataset.test.labels), found
 
 
-# Those that may end early come first, so that others get their cores.
+# The contenders that may end early come first, so that the others get their cores.
 CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
     "scikit-learn logistic regression": train_logistic,
     "scikit-learn SVM, RBF kernel": train_svm,
@@ -242,7 +242,7 @@ CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
     "timm resnet10t": partial(train_timm, name="resnet10t", side=SIDE),
     "timm convnext_atto, patches of 2 px": partial(train_timm, name="convnext_atto", side=SIDE, patch_size=2),
 }
-# Whose images, augmentation and loss each gets; the others have those of `cifar10`.
+# The recipe whose images, augmentation and loss a contender gets; the others get those of `cifar10`.
 RECIPES = {
     "shiftvit, recipe quick": "quick",
     "shiftvit, recipe photos": "photos",

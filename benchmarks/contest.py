@@ -1,7 +1,6 @@
-"""What a contender of `benchmarks/alternatives.py` is given: images, a recipe for its batches, and a budget of time.
+"""The task of a contender of `benchmarks/alternatives.py`: images, a recipe for the batches, and a budget of time.
 
-There are two data sets: a subset of CIFAR-10, as arrays, and a user's own pictures, as PNG files in class folders,
-which this package reads as it reads any such folder.
+There are two data sets: a subset of CIFAR-10, as arrays, and a user's own pictures, as PNG files in class folders.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from shiftvit.training.setup import make_batches
 SIDE = 32
 SUBSET, PICTURES = 500, 250  # training images of a class
 PICTURE_CLASSES = ("cat", "dog")
-# Shares of the budget: measuring the rate, and kept free because the rate changes.
+# The share of the budget for measuring the rate, and a reserve, because the rate varies.
 _MEASURING, _SPARE = 0.04, 0.05
 
 
 class Budget:
-    """Seconds of wall time, from now on."""
+    """A number of seconds of wall time from now on."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.time) -> None:
         self.seconds, self.clock, self.began = seconds, clock, clock()
@@ -42,9 +41,9 @@ class Budget:
         return self.seconds - self.spent()
 
     def plan(self, ways: dict[str, Callable[[], Any]], steps: int) -> tuple[str, int]:
-        """Times training steps of each way to compute them, and then more of the fastest way.
+        """Times training steps of each way to compute them, and then more steps of the fastest way.
 
-        Returns its key, and how many epochs of so many `steps` end within what is left; at least 1.
+        Returns the fastest way, and how many epochs of `steps` steps end within the rest of the time; at least 1.
         """
         seconds = {}
         for way, step in ways.items():
@@ -63,7 +62,7 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a contender is given.
+    """The task of a contender.
 
     Attributes:
         recipe: images, augmentation, batch size, loss and seed.
@@ -82,11 +81,11 @@ class Task:
         return len(self.dataset.class_names)
 
     def batches(self, first_epoch: int = 0) -> Iterator[Any]:
-        """Yields the batches of each epoch, from that one on: a sequence of float32 images and labels."""
+        """Yields the batches of each epoch from `first_epoch` on: a sequence of float32 images and labels."""
         return (make_batches(self.recipe, self.dataset, epoch) for epoch in itertools.count(first_epoch))
 
     def trial_batches(self) -> Iterator[Any]:
-        """Yields single batches to measure the rate with, of epochs that no training comes to."""
+        """Yields single batches for measuring the rate, from epochs that no training reaches."""
         return (epoch[index] for epoch in self.batches(10**6) for index in range(len(epoch)))
 
     def flatten(self, split: Split) -> NDArray[np.float32]:
@@ -120,7 +119,7 @@ def take_subset(test_images: int | None) -> Dataset:
 
 
 def write_pictures(folder: Path, test_images: int | None) -> None:
-    """Writes cats and dogs as class folders of PNG files: for training those that follow the images of `subset`."""
+    """Writes cats and dogs as class folders of PNG files: for training those after the images of `take_subset`."""
     from PIL import Image
 
     whole = named.load("cifar10")

@@ -37,7 +37,7 @@ def make_link(name: str) -> str:
 
 
 def tabulate_steps() -> list[str]:
-    """Training steps of the Keras example's model against plain Keras."""
+    """Tabulates training steps of the Keras example's model and of plain Keras."""
     lines = [
         "| model, backend | this package | plain Keras | ratio | share of the peak | result |",
         "|---|---:|---:|---:|---:|---|",
@@ -60,7 +60,7 @@ def tabulate_steps() -> list[str]:
 
 
 def tabulate_accelerators() -> list[str]:
-    """Training steps on an accelerator."""
+    """Tabulates training steps on an accelerator."""
     lines = [
         "| backend, accelerator | model | batch | training | share of the peak | result |",
         "|---|---|---:|---:|---:|---|",
@@ -86,7 +86,7 @@ def tabulate_accelerators() -> list[str]:
 
 
 def tabulate_choices(result: Result) -> list[str]:
-    """What each choice for speed gives."""
+    """Tabulates what each choice for speed gains."""
     lines = ["| choice | step without | step with | ratio | spread |", "|---|---:|---:|---:|---:|"]
     for words, row in result["choices"].items():
         low, high = row["ratio_spread"]
@@ -96,7 +96,7 @@ def tabulate_choices(result: Result) -> list[str]:
 
 
 def tabulate_peers(result: Result) -> list[str]:
-    """Inference against peers."""
+    """Tabulates inference of peers."""
     batches = [key for key in result["models"][0] if key.startswith("batch_")]
     heads = " | ".join(f"{key.replace('_', ' ')} | to ours" for key in batches)
     lines = [f"| model | {heads} |", "|---|" + "---:|---:|" * len(batches)]
@@ -109,7 +109,7 @@ def tabulate_peers(result: Result) -> list[str]:
 
 
 def tabulate_alternatives(result: Result) -> list[str]:
-    """Accuracy against alternatives, after the same wall time."""
+    """Tabulates accuracy after the same wall time."""
     cells = {(row["data"], row["budget"], row["contender"]): row for row in result["rows"]}
     columns = sorted({key[:2] for key in cells})
     best = {column: max(row["test_top1"] for key, row in cells.items() if key[:2] == column) for column in columns}
@@ -143,7 +143,7 @@ def tabulate_alternatives(result: Result) -> list[str]:
 
 
 def tabulate_files(result: Result) -> list[str]:
-    """Images/s and memory of `shiftvit predict` against the number of files."""
+    """Tabulates images/s and memory of `shiftvit predict` for each number of files."""
     lines = ["| PNG files | images/s | spread | peak memory |", "|---:|---:|---:|---:|"]
     for row in result["files"]:
         low, high = row["spread"]
@@ -153,7 +153,7 @@ def tabulate_files(result: Result) -> list[str]:
 
 
 def tabulate_cost(result: Result) -> list[str]:
-    """Time and memory of a step against resolution and depth."""
+    """Tabulates time and memory of a step for each resolution and depth."""
     head = f"batch {result['batch_size']}"
     lines = [f"| {head} | training step | of the peak | prediction step | peak memory |", "|---|---:|---:|---:|---:|"]
     for key, words in (("resolution", "{side} x {side} pixels"), ("depth", "blocks per stage: {blocks_a_stage}")):

@@ -1,8 +1,8 @@
-"""Every export format in every precision: size, agreement, accuracy and images/s, from the gate's own reports.
+"""Measures every export format in every precision: size, agreement, accuracy and images/s, from the gate's reports.
 
     python benchmarks/exports.py
 
-Exports the model that the package comes with, compares on all 10,000 test images of CIFAR-10 and writes
+Exports the packaged model, compares the exports on all 10,000 test images of CIFAR-10, and writes
 benchmarks/results/exports-DATE.json and the table in docs/export.md.
 """
 
@@ -22,7 +22,7 @@ from shiftvit.exports.formats import FORMATS
 
 DOCUMENT = ROOT / "docs" / "export.md"
 IMAGES = 10_000
-# Of a report, what all have in common.
+# Entries that are equal in all reports.
 _SHARED = ("processor", "instructions", "threads", "versions")
 
 

@@ -1,11 +1,11 @@
-"""Fine-tuning against training from scratch, on two classes that the first training never saw.
+"""Compares fine-tuning with training from scratch, on two classes that the first training never saw.
 
     KERAS_BACKEND=torch python benchmarks/finetune.py
 
-`quick`'s model is trained on CIFAR-10 without cats and dogs; 500 images of these two are then learnt from its weights
-(the recipe `finetune`), with its first stage frozen, and from random weights with the rates of `quick`, for as many and
-for four times as many epochs. Test: their 2,000 test images. The result goes to
-benchmarks/results/finetune-DATE.json.
+The model of `quick` is trained on CIFAR-10 without cats and dogs. Then 500 images of these two are learnt from its
+weights (the recipe `finetune`), also with its first stage frozen, and from random weights with the rates of `quick`,
+for the same number of epochs and for four times as many. The test images are the 2,000 of cats and dogs. The result
+goes to benchmarks/results/finetune-DATE.json.
 """
 
 from __future__ import annotations

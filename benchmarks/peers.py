@@ -1,10 +1,10 @@
-"""Inference against peers of the same size, each an ONNX graph under the same ONNX Runtime, in turn.
+"""Measures the inference of peers of the same size, each an ONNX graph under the same ONNX Runtime, in turn.
 
     pip install timm==1.0.31 torchvision==0.28.0
     KERAS_BACKEND=torch python benchmarks/peers.py
 
-ShiftViT-T/R2, Swin-T and ConvNeXt-T at 224x224 with random weights, which cost as much as trained ones. Every graph
-takes the same uint8 images and normalises them inside. The result goes to benchmarks/results/peers-DATE.json.
+ShiftViT-T/R2, Swin-T and ConvNeXt-T at 224x224 have random weights, which cost as much as trained ones. Every graph
+takes the same uint8 images and normalises them. The result goes to benchmarks/results/peers-DATE.json.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def export_peer(name: str, place: Path) -> Path:
 
 
 def measure(sessions: dict[str, Any], size: int, rounds: int, count: int) -> dict[str, list[float]]:
-    """Returns each model's images a second, round by round, the models in turn."""
+    """Returns the images/s of each model in each round; in a round the models take turns."""
     images = np.random.default_rng(0).integers(0, 256, (size, SIDE, SIDE, 3), np.uint8)
     rates: dict[str, list[float]] = {name: [] for name in sessions}
     for round_ in range(rounds + 1):

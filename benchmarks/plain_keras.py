@@ -1,4 +1,4 @@
-"""The same model in plain Keras layers, as one would write it down: what `benchmarks/steps.py` compares with.
+"""The same model in plain Keras layers, which `benchmarks/steps.py` compares with.
 
 It takes the arguments of a `shiftvit.ModelConfig` with `norm="layer"` and has the same parameters in the same order.
 """

@@ -1,11 +1,11 @@
-"""`shiftvit predict` from image files to a written CSV, against what the runtime alone can do.
+"""Compares `shiftvit predict`, from image files to a CSV, with the runtime alone.
 
     python benchmarks/predict.py                                     # the packaged model, 10,000 PNG files of CIFAR-10
     python benchmarks/predict.py shiftvit_tiny_r2 --images 256       # JPEG photographs of 500x375 pixels
     python benchmarks/predict.py shiftvit_tiny_r2 --images 256 --size 4032x3024
 
-The files, and the model on as many images in memory, in turn; medians of the rounds. Speed does not depend on what the
-weights are: a checkpoint with random values, pulled with --from, measures as well. The result goes to
+It measures the files, and the model on as many images in memory, in turn, and takes medians of the rounds. Speed does
+not depend on the weights, so a checkpoint with random values, pulled with --from, serves as well. The result goes to
 benchmarks/results/predict-DATE.json, or predict-MODEL-SIZE-DATE.json.
 """
 
@@ -32,7 +32,7 @@ from shiftvit.inference.sources import BATCH_SIZE
 
 
 def make_photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:
-    """Yields pictures with the detail of photographs, at which a JPEG has about two bits a pixel."""
+    """Yields pictures with as much detail as photographs: a JPEG has about two bits per pixel."""
     random = np.random.default_rng(0)
     for _ in range(count):
         coarse, fine = (

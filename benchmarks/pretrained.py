@@ -1,4 +1,4 @@
-"""How accurate is the model that the package comes with, through `Predictor` as users get it.
+"""Measures the accuracy of the packaged model through `Predictor`, as users get it.
 
     python benchmarks/pretrained.py
 

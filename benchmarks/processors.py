@@ -1,10 +1,10 @@
-"""int8 exports on another processor than this one, emulated: accuracy, and the share of equal answers.
+"""Measures the accuracy of int8 exports on another processor, which is emulated, and the share of equal answers.
 
     python benchmarks/processors.py EXPORT... [--cpu Haswell] [--images 2000]
 
-Each EXPORT is a folder that `shiftvit export cifar10 --precision int8` made. It answers the first test images of
-CIFAR-10 on this machine and under QEMU's user-mode emulation of a processor with AVX2 and without VNNI (Debian's
-package qemu-user). Emulation computes what that processor would, slowly, so no times are taken. Writes
+Each EXPORT is a folder that `shiftvit export cifar10 --precision int8` made. It classifies the first test images of
+CIFAR-10 on this machine, and under QEMU's user-mode emulation of a processor with AVX2 and without VNNI (Debian's
+package qemu-user). The emulation gives the results of that processor, slowly, so it says nothing about time. Writes
 benchmarks/results/processors-DATE.json and the table in docs/export.md.
 """
 

@@ -1,4 +1,4 @@
-"""What converting embedded colour profiles to sRGB costs: decoding a JPEG of 12 megapixels with and without.
+"""Measures the conversion of embedded colour profiles to sRGB: decodes a JPEG of 12 megapixels with it and without it.
 
     python benchmarks/profiles.py
 

@@ -1,9 +1,9 @@
-"""What one export's form costs against another's: images/s of several exports, in turn in one process.
+"""Compares the images/s of several exports, in turn in one process.
 
     python benchmarks/rates.py EXPORT... [--rounds 9]
 
-Each round runs each EXPORT for a moment in batches of 1 and of 64, so that a machine whose speed drifts is fair to all.
-Writes the medians and their range to benchmarks/results/rates-DATE.json.
+Each round runs each EXPORT for a moment in batches of 1 and of 64, so that a change of the machine's speed affects all
+alike. Writes the medians and their range to benchmarks/results/rates-DATE.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The record that a benchmark leaves: its command, the date, its figures and what it ran on, as JSON."""
+"""The JSON record of a benchmark: its command, the date, its figures and the environment."""
 
 from __future__ import annotations
 

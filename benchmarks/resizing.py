@@ -1,10 +1,10 @@
-"""How a graph that resizes by itself differs from the package's preprocessing, and how ONNX's own `Resize` does.
+"""Compares graphs that resize images, and ONNX's own `Resize`, with the package's preprocessing.
 
     python benchmarks/resizing.py
 
-Random images of several sizes are resized to a shorter side of 32 and 256 and cropped: by the front that
-`shiftvit export --any-size` puts before a graph, and by `Resize` with antialiasing, both in ONNX Runtime. The packaged
-model is then exported with `--any-size`, and its gate's figures are added. The result goes to
+Random images of several sizes are resized to a shorter side of 32 and 256 and cropped: by the operations that
+`shiftvit export --any-size` puts before a graph, and by `Resize` with antialiasing, both in ONNX Runtime. Then the
+packaged model is exported with `--any-size`, and the figures of its gate are added. The result goes to
 benchmarks/results/resizing-DATE.json.
 """
 

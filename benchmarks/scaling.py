@@ -1,11 +1,11 @@
-"""How cost grows: images/s with the number of files, time and memory with resolution and depth.
+"""Measures how cost grows: images/s with the number of files, time and memory with resolution and depth.
 
     python benchmarks/scaling.py
 
-Prediction of folders of PNG files through the command line, from 1,000 to 50,000 (CIFAR-10's test images, linked again
-and again), with peak memory; training and prediction steps at 32 to 224 pixels and with 1 to 16 blocks a stage, in the
-precision that training takes here, with the machine's own peak. The result goes to benchmarks/results/scaling-DATE.json
-and is drawn in docs/figures/scaling.png.
+`shiftvit predict` classifies folders of 1,000 to 50,000 PNG files, which are links to CIFAR-10's test images. Training
+and prediction steps run at 32 to 224 pixels and with 1 to 16 blocks per stage, in the precision that training uses on
+this machine. The result, with peak memory and the machine's peak rate, goes to benchmarks/results/scaling-DATE.json and
+is drawn in docs/figures/scaling.png.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESOLUTIONS = (32, 64, 96, 128, 160, 192, 224)
 DEPTHS = (1, 2, 4, 8, 16)
 _BATCH = 16
 
-# Run in a process of its own, so that its peak memory is its own.
+# This runs in a separate process, whose peak memory it measures.
 STEP = """
 import json, sys, time, statistics
 import numpy as np
@@ -104,7 +104,7 @@ def measure_files() -> Any:
 
 
 def predict(folder: Path, out: Path) -> tuple[float, float]:
-    """Returns images/s as the command says them, and its peak memory in megabytes."""
+    """Returns the images/s that the command reports, and its peak memory in megabytes."""
     messages, peak = run_command(["predict", str(folder), "--format", "csv", "--out", str(out)])
     (rate,) = re.findall(r"([\d,]+) images/s", messages)
     return float(rate.replace(",", "")), peak

@@ -1,12 +1,12 @@
-"""What training in several processes would send, and from which batch on it pays. A calculation, not a measurement.
+"""Calculates what training in several processes sends, and from which batch size on it pays. It measures nothing.
 
     python benchmarks/scaling_plan.py
 
 A step's gradients, float32, are reduced in a ring: each process sends `2 (n - 1) / n` times their size, in `2 (n - 1)`
-messages. Nothing of that overlaps with arithmetic here, so the efficiency is `step / (step + reduction)`. A step's
-arithmetic is counted from the configuration (three times the forward pass) and takes the share of the processor's peak
-that `benchmarks/scaling.py` measured for a training step at 224 pixels. The result goes to
-benchmarks/results/scaling_plan-DATE.json; `table` has it as docs/scaling.md shows it.
+messages. The calculation assumes no overlap with arithmetic, so the efficiency is `step / (step + reduction)`. The
+arithmetic of a step is counted from the configuration (three times the forward pass), and takes the share of the
+processor's peak that `benchmarks/scaling.py` measured for a training step at 224 pixels. The result goes to
+benchmarks/results/scaling_plan-DATE.json; `make_table` makes the table of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def compute_reduction_seconds(size: float, processes: int, bits: float, delay: f
 
 
 def count_images_needed(size: float, flop: float, rate: float, bits: float, delay: float) -> int:
-    """Returns the images a process from which on a step takes so much longer than its reduction.
+    """Returns the images per process from which on training reaches `EFFICIENCY`.
 
     Args:
         size: bytes that are reduced.

@@ -1,10 +1,10 @@
-"""What share of the runtime's own rate `shiftvit serve` reaches over HTTP, its latency, and how it meets overload.
+"""Measures `shiftvit serve`: its rate over HTTP as a share of the runtime's own, its latency, and its overload.
 
     python benchmarks/serve.py                       the packaged model, 32 pixels
-    python benchmarks/serve.py shiftvit_tiny_r2      a preset with random weights: its speed is that of trained ones
+    python benchmarks/serve.py shiftvit_tiny_r2      a preset with random weights, which are as fast as trained ones
 
-The runtime alone, in this process, and the server, in another, are measured in turn on the same cores; the clients'
-work is included. Every request is one encoded picture. The result goes to benchmarks/results/serve-MODEL-DATE.json.
+It measures the runtime alone, in this process, and the server, in another, in turn on the same cores, which also run
+the clients. Every request is one encoded picture. The result goes to benchmarks/results/serve-MODEL-DATE.json.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from shiftvit.bundle.stored.published import find_evaluation
 from shiftvit.inference.runtimes import load_graph
 
 ROUNDS = 5
-# Seconds of a measurement, and clients: so many that batches fill, and so few that many batches end within it.
+# Seconds of a measurement, and clients: enough to fill batches, and few enough that many batches end in time.
 FAST, SLOW = (6, 64), (24, 16)
 BATCHES = (1, 4, 16, 64)
 
 
 def measure_served(port: int, content: bytes, folder: Path, seconds: int, clients: int) -> float:
-    """Returns answers per second to clients that ask again as soon as they are answered.
+    """Returns answers per second to clients that send a request as soon as the last one is answered.
 
     The clients are wrk's where it is installed, else those of `Load`, whose own work is a fifth of the server's.
     """
@@ -92,7 +92,7 @@ class Load:
         return [[*await asyncio.open_connection("127.0.0.1", self.port)] for _ in range(count)]
 
     async def closed(self, clients: int, seconds: float) -> float:
-        """Each client asks again as soon as it is answered; returns answers per second."""
+        """Each client sends a request as soon as the last one is answered. Returns answers per second."""
         lines = await self._connect(clients)
         end = time.perf_counter() + seconds
 
@@ -108,7 +108,7 @@ class Load:
         return self.statuses[200] / took
 
     async def open(self, rate: float, seconds: float, most: int = 400) -> None:
-        """Requests at a constant rate, whatever becomes of them, on at most `most` connections."""
+        """Sends requests at a constant rate on at most `most` connections, without waiting for answers."""
         free = collections.deque(await self._connect(most))
         tasks = set()
         began = time.perf_counter()
@@ -137,7 +137,7 @@ def wait_until_idle(port: int) -> None:
 
 
 def measure_memory(process: subprocess.Popen[str]) -> float | None:
-    """Returns the resident memory of a process in MB, where Linux tells it."""
+    """Returns the resident memory of a process in MB, or None on other systems than Linux."""
     status = Path(f"/proc/{process.pid}/status")
     if not status.is_file():
         return None
@@ -145,12 +145,12 @@ def measure_memory(process: subprocess.Popen[str]) -> float | None:
 
 
 def compute_percentile(seconds: list[float], share: float) -> float:
-    """Returns milliseconds."""
+    """Returns a percentile in milliseconds."""
     return round(float(np.quantile(seconds, share)) * 1000, 2)
 
 
 async def run_overload(process: subprocess.Popen[str], port: int, content: bytes, rate: float) -> dict[str, Any]:
-    """Four times the capacity for ten seconds, and then a few requests, one after another."""
+    """Sends requests at a rate for ten seconds, and then a few one after another; returns what happened."""
     load, before, most = Load(port, content), measure_memory(process), 0.0
     task = asyncio.create_task(load.open(rate, 10))
     while not task.done():
@@ -177,7 +177,7 @@ async def run_overload(process: subprocess.Popen[str], port: int, content: bytes
 
 
 def make_picture(size: tuple[int, int]) -> bytes:
-    """Returns a JPEG of that size, or of one sample picture where the model's input is as small."""
+    """Returns a sample picture if the model's input has its size, else a JPEG of 500x375 pixels."""
     samples = sorted((PRETRAINED / "samples").glob("*/*.png"))
     if size == (32, 32):
         return samples[0].read_bytes()

@@ -1,12 +1,12 @@
-"""Does the shift matter? The recipe `quick` with the shift, with the published example's mask, with none, and with
-random directions.
+"""Does the shift matter? Trains the recipe `quick` with the shift, with the published example's mask, with neither, and
+with random directions.
 
     python benchmarks/shift_modes.py --seeds 0 1 2 3 4 --work runs/shift_modes
 
-All four models have the same parameters and the same cost, and one seed gives all four the same first weights, batches
-and augmentation, so that differences are taken by seed. Each training is a process of its own. One that is finished in
-the folder `--work` is not repeated, and one that was interrupted goes on; `--only MODE SEED` runs a single one. The
-test images are looked at once a training. The result goes to benchmarks/results/shift_modes-DATE.json.
+All four models have the same parameters and cost. For one seed they have the same initial weights, batches and
+augmentation, so differences are computed by seed. Each training is a process. Finished ones in the folder `--work` are
+not repeated, and interrupted ones are continued; `--only MODE SEED` runs a single one. Each training evaluates on the
+test images once. The result goes to benchmarks/results/shift_modes-DATE.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy import stats
 
 from record import write_record
 
-# What each mode sets in the recipe. Random directions are no setting of the model: `move_at_random` replaces its shift.
+# The settings of each mode. Random directions are no setting of the model: `move_at_random` replaces its shift.
 MODES: dict[str, dict[str, Any]] = {
     "shift": {},
     "mask": {"model.shift_mode": "mask"},
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def train_one(mode: str, seed: int, work: Path) -> None:
-    """Trains the recipe in one mode and with one seed, unless that is done."""
+    """Trains the recipe in one mode and with one seed, unless that run is finished."""
     import shiftvit
 
     run = work / f"{mode}-{seed}"
@@ -69,13 +69,13 @@ def train_one(mode: str, seed: int, work: Path) -> None:
 
 
 def draw_directions(seed: int) -> list[tuple[int, int]]:
-    """Returns where the four groups look for their values, in (rows, columns): four of the eight neighbours, drawn."""
+    """Draws four of the eight neighbours, in (rows, columns), from which the four groups take their values."""
     drawn = np.random.default_rng(seed).choice(len(NEIGHBOURS), 4, replace=False)
     return [NEIGHBOURS[index] for index in drawn]
 
 
 def move_at_random(seed: int) -> None:
-    """Gives all blocks that are built from now on a shift whose four groups move in the drawn directions."""
+    """Replaces the shift of all blocks that are built from now on by one in the drawn directions."""
     from keras import ops
 
     from shiftvit.model import blocks

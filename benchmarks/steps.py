@@ -1,9 +1,10 @@
-"""Training steps a second: this package against the same model in plain Keras layers, in turn in one process.
+"""Measures training steps of this package and of the same model in plain Keras layers, in turn in one process.
 
     KERAS_BACKEND=torch python benchmarks/steps.py keras_example --batch-size 128 --set dropout=0 drop_path=0
 
-Both use AdamW, the same loss, batch and precision; the parameters' counts must agree. Each round times one after the
-other, so that what else the machine does hits both alike; medians and the ratio of each round's pair are given.
+Both use AdamW and the same loss, batch and precision, and must have the same number of parameters. Each round times one
+after the other, so that other work on the machine affects both alike. The result has medians, and the median of the
+rounds' ratios.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A folder of 100,000 pictures: what checking, training and evaluating take in memory and time.
+"""Measures memory and time to check a folder of 100,000 pictures, to train on it and to evaluate.
 
     python benchmarks/streaming.py
 
-CIFAR-10's training images, and the same mirrored, are written as JPEG files of 160x120 pixels, a folder a class. Then
-`shiftvit data check`, one epoch of `shiftvit train --recipe photos` and `shiftvit evaluate` run as a user runs them,
-each in a process whose peak memory is taken. Training decodes the files anew in each epoch: they do not fit into what
-pictures may take in memory. The result goes to benchmarks/results/streaming-DATE.json.
+It writes CIFAR-10's training images, and their mirror images, as JPEG files of 160x120 pixels in class folders. Then it
+runs `shiftvit data check`, one epoch of `shiftvit train --recipe photos` and `shiftvit evaluate`, each in a process
+whose peak memory it records. Training decodes the files anew in each epoch, because they do not fit into the memory
+that shiftvit uses for pictures. The result goes to benchmarks/results/streaming-DATE.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def write_tree(folder: Path, count: int) -> int:
-    """Writes so many files, a folder a class; returns their bytes."""
+    """Writes `count` files in class folders; returns their bytes."""
     names = named.load("cifar10").class_names
     for name in names:
         (folder / name).mkdir(parents=True)

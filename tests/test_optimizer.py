@@ -1,4 +1,4 @@
-"""The loss, the update rules and the moving average against NumPy and Keras; each setting arrives."""
+"""The loss, the update rules and the moving average against NumPy and Keras; every setting has its effect."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def model() -> ShiftViT:
 
 def values(model: ShiftViT) -> Arrays:
     return {variable.path: to_numpy(variable).astype(np.float64) for variable in model.trainable_variables}
+
+
+def copy_model(model: ShiftViT) -> ShiftViT:
+    twin = ShiftViT.from_config(model.get_config())
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def check_values(model: ShiftViT, expected: Arrays, rtol: float = 0.0, atol: float = 0.0) -> None:
+    for path, value in values(model).items():
+        np.testing.assert_allclose(value, expected[path], rtol=rtol, atol=atol, err_msg=path)
 
 
 def random_gradients(model: ShiftViT, seed: int = 0) -> Arrays:
@@ -130,14 +141,11 @@ def take_steps(model: ShiftViT, twin: ShiftViT, ours: Any, other: Any, rtol: flo
         gradients = random_gradients(model, seed=100 * step)
         apply(ours, model, gradients)
         apply(other, twin, gradients)
-    expected = values(twin)
-    for path, value in values(model).items():
-        np.testing.assert_allclose(value, expected[path], rtol=rtol, atol=rtol / 10, err_msg=path)
+    check_values(model, values(twin), rtol=rtol, atol=rtol / 10)
 
 
 def test_steps_of_adamw_are_keras(model: ShiftViT) -> None:
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     ours = build_optimizer(config(**RULE), total_steps=10)
     schedule = WarmUpCosine(RULE["learning_rate"] / 100, RULE["learning_rate"], 0, 10)
     keras_own = keras.optimizers.AdamW(**{**RULE, "learning_rate": schedule})
@@ -147,8 +155,7 @@ def test_steps_of_adamw_are_keras(model: ShiftViT) -> None:
 @pytest.mark.parametrize("ema", [None, 0.7])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_steps_of_muon_are_keras(model: ShiftViT, nesterov: bool, ema: float | None) -> None:
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     rule = {**RULE, "name": "muon", "adam_learning_rate": 0.004, "adam_weight_decay": 0.1, "decay_vectors": False}
     ours = build_optimizer(config(ema, **rule), total_steps=10)
     ours.nesterov = nesterov
@@ -268,8 +275,7 @@ STAGES = {
 def test_each_stage_learns_as_a_keras_optimizer_of_its_own(name: str, clipnorm: float | None) -> None:
     model = ShiftViT((16, 16, 3), num_classes=5, embed_dim=24, depths=(1, 1, 1))
     set_random_weights(model)
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     rule = {**RULE, "name": name, "stage_decay": 0.6, "decay_vectors": False, "adam_weight_decay": 0.1}
     ours = build_optimizer(config(0.9, **rule, clipnorm=clipnorm), total_steps=10)
     stage = {
@@ -294,23 +300,18 @@ def test_each_stage_learns_as_a_keras_optimizer_of_its_own(name: str, clipnorm: 
         for number, optimizer in theirs.items():
             variables = [v for v in twin.trainable_variables if stage[v.path] == number]
             optimizer.apply([keras.ops.convert_to_tensor(scale * gradients[v.path]) for v in variables], variables)
-    expected = values(twin)
-    for path, value in values(model).items():
-        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)
+    check_values(model, values(twin), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_stages_learn_alike_without_stage_decay(model: ShiftViT, name: str) -> None:
-    twin = ShiftViT.from_config(model.get_config())
-    twin.set_weights(model.get_weights())
+    twin = copy_model(model)
     rule = {**RULE, "name": name}
     for which, decay in ((model, 1.0), (twin, 1.0 - 1e-9)):  # the same but for the path through the groups
         optimizer = build_optimizer(config(**rule, stage_decay=decay), total_steps=10)
         for step in range(2):
             apply(optimizer, which, random_gradients(which, seed=100 * step))
-    expected = values(twin)
-    for path, value in values(model).items():
-        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=1e-6, err_msg=path)
+    check_values(model, values(twin), rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_stages_leave_the_others_their_rates() -> None:
@@ -353,8 +354,7 @@ def test_moving_average_is_put_in_and_taken_out(model: ShiftViT, name: str) -> N
             for path, value in values(model).items():
                 np.testing.assert_allclose(value, average[path], rtol=1e-4, atol=1e-6)
                 assert np.abs(value - trained[path]).max() > 1e-3
-        for path, value in values(model).items():
-            np.testing.assert_array_equal(value, trained[path])
+        check_values(model, trained)
 
 
 def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
@@ -365,16 +365,14 @@ def test_trained_weights_come_back_after_an_error(model: ShiftViT) -> None:
     trained = values(model)
     with pytest.raises(KeyboardInterrupt), use_averaged_weights(model):
         raise KeyboardInterrupt
-    for path, value in values(model).items():
-        np.testing.assert_array_equal(value, trained[path])
+    check_values(model, trained)
 
 
 def test_without_a_moving_average_nothing_changes(model: ShiftViT) -> None:
     model.compile(optimizer=build_optimizer(config(), total_steps=10), loss="mse")
     before = values(model)
     with use_averaged_weights(model):
-        for path, value in values(model).items():
-            np.testing.assert_array_equal(value, before[path])
+        check_values(model, before)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -392,8 +390,7 @@ def test_fit_leaves_the_trained_weights_in_the_model(model: ShiftViT, name: str)
     last = keras.callbacks.LambdaCallback(on_train_batch_end=keep)
     model.fit(draw_normal(8, 16, 16, 3), np.arange(8) % 5, batch_size=4, verbose=0, callbacks=[last])
     assert len(seen) == 2
-    for path, value in values(model).items():
-        np.testing.assert_array_equal(value, seen[-1][path])
+    check_values(model, seen[-1])
 
 
 def test_shares_of_classes_give_the_crossentropy_of_their_mixture():

@@ -100,7 +100,7 @@ class Bundle:
                 raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
         labels = check_labels(labels, model.settings.num_classes)
         weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
-        return cls(model.settings, labels, preprocess, weights, metrics or {}, list_versions())
+        return cls(model.settings, labels, preprocess, weights, metrics=metrics or {}, versions=list_versions())
 
     def halved(self) -> Self:
         """Returns the bundle with float16 weights, and without its graph, whose weights would differ.

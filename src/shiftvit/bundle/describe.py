@@ -28,7 +28,7 @@ def list_stages(config: ModelConfig) -> Rows:
     channels = config.embed_dim
     weights = config.patch_size**2 * colours * channels
     extra = channels * (1 + (norm if config.patch_norm else 0))
-    rows = [_make_row("patch embedding", sides, channels, 0, weights + extra, weights)]
+    rows = [_make_row("patch embedding", sides, channels, parameters=weights + extra, weights=weights)]
     for stage, depth in enumerate(config.depths, 1):
         weights = parameters = 0
         if stage > 1:
@@ -40,11 +40,11 @@ def list_stages(config: ModelConfig) -> Rows:
         block = 2 * channels * hidden
         weights += depth * block
         parameters += depth * (block + hidden + channels + norm * channels)
-        rows.append(_make_row(f"stage {stage}", sides, channels, depth, parameters, weights))
+        rows.append(_make_row(f"stage {stage}", sides, channels, blocks=depth, parameters=parameters, weights=weights))
     weights = channels * config.num_classes
     parameters = weights + config.num_classes + (norm * channels if config.final_norm else 0)
-    rows.append(_make_row("norm, pool, head", [1, 1], config.num_classes or channels, 0, parameters, weights))
-    return rows
+    channels = config.num_classes or channels
+    return [*rows, _make_row("norm, pool, head", [1, 1], channels, parameters=parameters, weights=weights)]
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -111,8 +111,9 @@ def _divide(side: int | None, by: int, round_up: bool = False) -> int | None:
 
 
 def _make_row(
-    part: str, sides: list[int | None], channels: int, blocks: int, parameters: int, weights: int
+    part: str, sides: list[int | None], channels: int, *, blocks: int = 0, parameters: int, weights: int
 ) -> dict[str, Any]:
+    """Returns a row of `list_stages`; `weights` is the number of weights of its matrix products."""
     height, width = sides
     return {
         "part": part,

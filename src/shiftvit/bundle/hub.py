@@ -48,7 +48,9 @@ def push(
     card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
     # Other tools would find a leftover graph, whose weights differ.
-    return _upload(repository, "model", contents, _LARGEST.keys().__contains__, private, message)
+    return _upload(
+        repository, "model", contents, is_ours=_LARGEST.keys().__contains__, private=private, message=message
+    )
 
 
 def push_space(
@@ -73,7 +75,11 @@ def push_space(
     """
     check_target(repository)
     tops = {name.partition("/")[0] for name in contents}
-    return _upload(repository, "space", contents, lambda name: name.partition("/")[0] in tops, private, message)
+
+    def is_ours(name: str) -> bool:
+        return name.partition("/")[0] in tops
+
+    return _upload(repository, "space", contents, is_ours=is_ours, private=private, message=message)
 
 
 def check_target(repository: str) -> None:
@@ -94,6 +100,7 @@ def _upload(
     repository: str,
     kind: str,
     contents: Mapping[str, bytes],
+    *,
     is_ours: Callable[[str], bool],
     private: bool,
     message: str,

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -177,9 +176,11 @@ def _list(name: str, recursive: bool, all_files: bool) -> tuple[Storage, list[st
 
 
 def _find_shards(folder: str, recursive: bool) -> list[str]:
-    with suppress(ShiftViTError):
+    """Returns the Parquet files in a folder; [] if it has no files."""
+    try:
         return [path for path in list_images([folder], recursive=recursive, all_files=True) if _is_parquet(path)]
-    return []
+    except ShiftViTError:
+        return []
 
 
 def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files: bool) -> list[str]:

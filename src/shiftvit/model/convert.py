@@ -110,7 +110,7 @@ def _find_official_origin(path: str) -> Origin:
         "moving_mean": "running_mean",
         "moving_variance": "running_var",
     }[leaf]
-    return f"{module}.{suffix}", _transpose if leaf == "kernel" else _keep
+    return f"{module}.{suffix}", _transpose if leaf == "kernel" else np.asarray
 
 
 def _list_keras_example(model: Any) -> Iterator[str]:
@@ -125,10 +125,6 @@ def _list_keras_example(model: Any) -> Iterator[str]:
             for leaf in ("reduction/kernel", "norm/gamma", "norm/beta"):
                 yield f"stage{stage}_merge/{leaf}"
     yield from ("head/kernel", "head/bias")
-
-
-def _keep(tensor: Array) -> Array:
-    return tensor
 
 
 def _transpose(tensor: Array) -> Array:

@@ -123,14 +123,10 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def _make_dict(*_: Any) -> dict[Any, Any]:
-    return {}
-
-
 # Types that training code saves beside weights: settings, counters, paths. They are not needed, and nothing in these
 # modules is called. Any other type that torch does not allow itself is refused.
 _PLAIN: dict[str, Any] = {
-    "collections.defaultdict": _make_dict,
+    "collections.defaultdict": lambda *_: {},
     **dict.fromkeys(
         (
             "argparse.Namespace",

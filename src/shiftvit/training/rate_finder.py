@@ -123,10 +123,15 @@ def find_rate(
         free_memory()
     smoothed = smooth(losses)
     rates = rates[: len(losses)]
-    ratio = rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None
     settled = min(_UNSETTLED, len(losses) // 5)
-    suggestion = suggest(rates[settled:], smoothed[settled:])
-    return RateSearch(rates, losses, smoothed, suggestion, rule.learning_rate, ratio)
+    return RateSearch(
+        rates=rates,
+        losses=losses,
+        smoothed=smoothed,
+        suggestion=suggest(rates[settled:], smoothed[settled:]),
+        recipe_rate=rule.learning_rate,
+        adam_ratio=rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None,
+    )
 
 
 def smooth(losses: Floats) -> Floats:

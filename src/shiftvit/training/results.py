@@ -70,7 +70,7 @@ def finish_run(
         curves = run / "figures" / "learning_curves.png"
         draw_learning_curves(progress.history, rates, curves, title=f"Recipe {recipe.name}", steps=steps)
         training = _describe_training(recipe, dataset, steps, progress)
-        return keep_results(run, recipe, dataset, bundle, final, training, logits)
+        return keep_results(run, recipe, dataset, bundle=bundle, final=final, training=training, logits=logits)
 
     return processes.first(write)
 
@@ -79,6 +79,7 @@ def keep_results(
     run: Path,
     recipe: Recipe,
     dataset: Dataset,
+    *,
     bundle: Bundle,
     final: Any,
     training: dict[str, Any],

@@ -14,6 +14,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from shiftvit.data.decode.faults import Fault
 from shiftvit.data.decode.netpbm import reduce_jpeg2000, reduce_ppm
@@ -76,8 +77,7 @@ def read_orientation(exif: bytes) -> int:
     try:
         for _ in range(2):  # some programs write the prefix twice
             exif = exif.removeprefix(b"Exif\0\0")
-        order, big, _, entries = _read_directory(exif)
-        value = _read_value(order, big, entries[_ORIENTATION])
+        value = _read_directory(exif).read_value(_ORIENTATION)
     except Exception:  # of nearly any type
         return 1
     return value if 1 <= value <= 8 else 1
@@ -188,13 +188,25 @@ def _reduce_bmp(data: bytes) -> tuple[bytes, int]:
     return data, 1
 
 
-def _read_directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
-    """Reads the first directory of a TIFF; EXIF has the same form.
+class _Directory(NamedTuple):
+    """The first directory of a TIFF."""
 
-    Returns:
-        The byte order as in `struct`, whether it is a BigTIFF, where the directory starts, and its entries:
-        tag -> 12 bytes, or 20 in a BigTIFF.
-    """
+    order: str  # of bytes, as in `struct`
+    big: bool  # whether it is a BigTIFF
+    start: int
+    entries: dict[int, bytes]  # tag -> 12 bytes, or 20 in a BigTIFF
+
+    def read_value(self, tag: int) -> int:
+        """Returns the first value of an entry, a SHORT or a LONG."""
+        entry = self.entries[tag]
+        kind, value = struct.unpack_from(self.order + ("H8xI" if self.big else "H4xI"), entry, 2)
+        if kind == _LONG:
+            return int(value)
+        return int(struct.unpack_from(self.order + "H", entry, 12 if self.big else 8)[0])
+
+
+def _read_directory(data: bytes) -> _Directory:
+    """Reads the first directory of a TIFF; EXIF has the same form."""
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = 43 in data[2:4]
     step = 20 if big else 12
@@ -207,15 +219,7 @@ def _read_directory(data: bytes) -> tuple[str, bool, int, dict[int, bytes]]:
         if part == count or len(entry) < step:
             break
         entries.setdefault(struct.unpack_from(order + "H", entry)[0], entry)
-    return order, big, at, entries
-
-
-def _read_value(order: str, big: bool, entry: bytes) -> int:
-    """Returns the first value of a directory's entry, a SHORT or a LONG."""
-    kind, value = struct.unpack_from(order + ("H8xI" if big else "H4xI"), entry, 2)
-    if kind == _LONG:
-        return int(value)
-    return int(struct.unpack_from(order + "H", entry, 12 if big else 8)[0])
+    return _Directory(order, big, at, entries)
 
 
 def read_tiff_bytes(data: bytes, tag: int) -> bytes:
@@ -229,7 +233,8 @@ def read_tiff_bytes(data: bytes, tag: int) -> bytes:
 
 def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
     """Rewrites the directory in place, so that everything it points to stays where it is."""
-    order, big, at, entries = _read_directory(data)
+    first = _read_directory(data)
+    order, big, at, entries = first
     if big and order == ">":
         raise Fault("is a big-endian BigTIFF, which Pillow cannot read; save it as another TIFF")
     word = order + ("Q" if big else "I")
@@ -238,7 +243,7 @@ def _reduce_tiff(data: bytes) -> tuple[bytes, int]:
         kind, count = struct.unpack_from(order + ("HQ" if big else "HI"), entries[tag], 2)
         if tag in _TIFF_SCALARS and count != 1:
             raise ValueError(f"tag {tag} has {count} values")
-        if tag == _SAMPLES_PER_PIXEL and _read_value(order, big, entries[tag]) > 6:
+        if tag == _SAMPLES_PER_PIXEL and first.read_value(tag) > 6:
             raise ValueError("more than 6 samples a pixel")  # Pillow would write to the log as well
         size = count * _TIFF_BYTES.get(kind, 1)
         if size > struct.calcsize(word):

@@ -1,4 +1,4 @@
-"""The two types that hold images everywhere: a split, and a data set of splits."""
+"""The types that hold images everywhere: a split, a data set of splits, and a listing of a user's images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -137,28 +137,37 @@ class Dataset:
             notice(f"{name}: {pluralize(len(split), 'image')}, {describe_range(counts)} a class")
 
 
-def number_classes(
-    path: Path,
-    layout: str,
-    rows: Iterable[Row],
-    notes: Sequence[str] = (),
-    names: Sequence[str] | None = None,
-    *,
-    training: bool = True,
-) -> Dataset:
-    """Makes a data set from rows: numbers their classes and sorts them into splits.
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The images in a folder or table, before their classes are numbered.
+
+    Attributes:
+        layout: the layout, in words.
+        rows: (split, path, class name) of each image.
+        notes: a phrase for each kind of file or image that was left out or is missing.
+        names: the classes, in order; None: those of the training images, in the natural order of their names.
+    """
+
+    layout: str
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    names: Sequence[str] | None = None
+
+
+def number_classes(path: Path, listing: Listing, *, training: bool = True) -> Dataset:
+    """Makes a data set from a listing: numbers the classes and sorts the images into splits.
 
     Args:
-        path, layout, notes: as in `Dataset`.
-        rows: (split, path, class name) of each image.
-        names: the classes, in order; None: those of the training images, in the natural order of their names.
+        path: the path of the images.
+        listing: the images.
         training: as for `find_data`.
 
     Raises:
         ShiftViTError: there are no images, or none for training; a class has no training images; or a name is not
             valid UTF-8.
     """
-    rows = [(split, image, normalise_name(name)) for split, image, name in rows]
+    rows = [(split, image, normalise_name(name)) for split, image, name in listing.rows]
+    names, notes = listing.names, listing.notes
     by_split: dict[str, list[Row]] = {}
     for row in rows:
         by_split.setdefault(row[0], []).append(row)
@@ -185,15 +194,11 @@ def number_classes(
                 )
         labels = np.array([index[name] for _, _, name in by_split[split]], np.int64)
         splits[split] = Split(labels, [image for _, image, _ in by_split[split]])
-    return Dataset(splits, tuple(names), str(path), path, layout, tuple(notes))
+    return Dataset(splits, tuple(names), str(path), path, listing.layout, tuple(notes))
 
 
-def check_names(data: Dataset) -> Dataset:
-    """Returns the data set if its class names differ and are printable on one line.
-
-    Raises:
-        ShiftViTError: they do not.
-    """
+def check_names(data: Dataset) -> None:
+    """Raises ShiftViTError unless the class names differ and are printable on one line."""
     names = data.class_names
     for name in names:
         if not is_text(name):
@@ -204,7 +209,6 @@ def check_names(data: Dataset) -> Dataset:
     if len({*map(normalise_name, names)}) < len(names):
         twice, _ = Counter(map(normalise_name, names)).most_common(1)[0]
         raise ShiftViTError(f"{data.name!r} has two classes {twice!r}; rename one of them")
-    return data
 
 
 def check_classes(data: Dataset) -> Dataset:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shiftvit.data.decode.parquet import has_images
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.find.arrays import read_archive
-from shiftvit.data.find.dataset import Dataset, Row, check_classes, check_names, number_classes
+from shiftvit.data.find.dataset import Dataset, Listing, check_classes, check_names, number_classes
 from shiftvit.data.find.folders import Parts, read_class_folders
 from shiftvit.data.find.listing import is_companion, list_folder
 from shiftvit.data.find.shards import read_shards
@@ -54,35 +53,33 @@ def find_data(path: str | Path, *, training: bool = True) -> Dataset:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ShiftViTError(f"{str(path)!r} {reason}; check the path") from error
     kind = path.suffix.lower()
-    archive = None
     if path.is_dir() or kind == ".parquet":
-        layout, rows, notes, names = _read_tree(path, training)
+        data = number_classes(path, _read_tree(path, training), training=training)
     elif kind == ".npz":
-        archive = read_archive(path, training=training)
+        data = read_archive(path, training=training)
     elif kind in _TABLES:
-        layout, rows, notes = read_table(path)
-        names = None
+        data = number_classes(path, read_table(path), training=training)
     else:
         raise ShiftViTError(
             f"{str(path)!r} is not a folder, .csv, .tsv, .npz or .parquet; give one of these, or unpack it"
         )
-    found = check_names(archive or number_classes(path, layout, rows, notes, names, training=training))
-    return check_classes(found) if training else found
+    check_names(data)
+    return check_classes(data) if training else data
 
 
-def _read_tree(path: Path, training: bool) -> tuple[str, list[Row], list[str], Sequence[str] | None]:
-    """Returns the layout, the rows, the notes and maybe the classes of a folder, or of a single Parquet file."""
+def _read_tree(path: Path, training: bool) -> Listing:
+    """Lists the images of a folder, or of a single Parquet file."""
     tree = _walk(path) if path.is_dir() else _Tree(shards=[(path.name,)])
     images, shards, left_out = tree.images, tree.shards, tree.left_out
-    names = None
     # Parquet files beside images may be other tables; the first one decides.
     if shards and (not images or has_images(str(path.joinpath(*shards[0])))):
-        layout, rows, notes, names = read_shards(path, shards, training=training)
+        listing = read_shards(path, shards, training=training)
         left_out |= {"images beside the Parquet files": len(images)} if images else {}
     else:
         left_out |= {"files of type .parquet": len(shards)} if shards else {}
-        layout, rows, notes = read_class_folders(path, images, tree.folders, left_out, tree.tables, training=training)
-    return layout, rows, [*(f"{what}: {count:,}" for what, count in sorted(left_out.items())), *notes], names
+        listing = read_class_folders(path, images, tree.folders, left_out, tree.tables, training=training)
+    counts = [f"{what}: {count:,}" for what, count in sorted(left_out.items())]
+    return replace(listing, notes=[*counts, *listing.notes])
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shiftvit.data.decode.readers import FORMATS
-from shiftvit.data.find.dataset import SPLITS, Row
+from shiftvit.data.find.dataset import SPLITS, Listing
 from shiftvit.data.find.words import is_neutral, is_split, name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 
@@ -27,7 +27,7 @@ def read_class_folders(
     tables: Sequence[Parts] = (),
     *,
     training: bool = True,
-) -> tuple[str, list[Row], list[str]]:
+) -> Listing:
     """Finds the split and the class of each image by the folders that it is in.
 
     Args:
@@ -38,7 +38,7 @@ def read_class_folders(
         training: as for `find_data`.
 
     Returns:
-        the layout in words, the rows, and a note about folders without images if there are any.
+        the images, with a note about folders without images if there are any.
 
     Raises:
         ShiftViTError: there are no images or class folders, or the splits are ambiguous.
@@ -80,7 +80,7 @@ def read_class_folders(
     layout, splits = "one folder a class", join_words([f"{name}/" for name in ordered])
     if split_level is not None:
         layout = f"{splits} with {layout}" if on_top else f"{layout}, each with {splits}"
-    return layout, rows, notes
+    return Listing(layout, rows, notes)
 
 
 def _find_splits(

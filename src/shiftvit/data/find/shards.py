@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from shiftvit.data.decode.parquet import describe_columns, find_columns, open_parquet, read_labels
-from shiftvit.data.find.dataset import SPLITS, Row
+from shiftvit.data.find.dataset import SPLITS, Listing, Row
 from shiftvit.data.find.folders import Parts
 from shiftvit.data.find.words import is_split, name_splits
 from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
@@ -16,9 +16,7 @@ from shiftvit.errors import ShiftViTError, join_words, list_some, pluralize
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?", re.IGNORECASE)  # its first group is the whole split
 
 
-def read_shards(
-    path: Path, tables: Sequence[Parts], *, training: bool = True
-) -> tuple[str, list[Row], list[str], tuple[str, ...] | None]:
+def read_shards(path: Path, tables: Sequence[Parts], *, training: bool = True) -> Listing:
     """Finds the split of each Parquet file, and reads its labels, but no images.
 
     It leaves out rows without a label.
@@ -29,8 +27,8 @@ def read_shards(
         training: as for `find_data`.
 
     Returns:
-        the layout in words, the rows, notes about what is left out, and the classes of the training files'
-        `ClassLabel` in its order, or None where the labels themselves are the classes.
+        the images, notes about what is left out, and as names the classes of the training files' `ClassLabel` in its
+        order, or None if the labels themselves are the classes.
 
     Raises:
         ShiftViTError: there are several data sets, no training files, or no column of images or of labels; a file is
@@ -74,7 +72,7 @@ def read_shards(
         rows += labelled
     counts = join_words([f"{len(files):,} of {split}" for split, files in splits.items()])
     layout = f"Parquet files ({counts}) with images in {first.image!r} and labels in {first.label!r}"
-    return layout, rows, notes, first.names
+    return Listing(layout, rows, notes, first.names)
 
 
 def _assign_splits(path: Path, tables: Sequence[Parts], training: bool) -> tuple[dict[str, list[Parts]], list[str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from shiftvit.data.decode.parquet import LABEL_NAMES
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import find_row, is_image
-from shiftvit.data.find.dataset import Row
+from shiftvit.data.find.dataset import Listing, Row
 from shiftvit.data.find.words import is_litter, name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, join_words
 
@@ -40,7 +40,7 @@ _LOOKED_AT = 50
 _Line = tuple[int, list[str]]
 
 
-def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
+def read_table(path: Path) -> Listing:
     """Reads a .csv or .tsv with a header that names the columns, or with two columns, path and label, and no header.
 
     Args:
@@ -48,8 +48,8 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
             cells. Its paths are relative to its folder, or to one folder in it.
 
     Returns:
-        the layout in words; the rows, each image once, with the split "train" if the table has no splits; and notes
-        about anything that was left out or guessed.
+        each image once, with the split "train" if the table has no splits, and notes about anything that was left out
+        or guessed.
 
     Raises:
         ShiftViTError: it is not such a table; a row has too few cells or too many; the first row is a header of
@@ -110,7 +110,7 @@ def read_table(path: Path) -> tuple[str, list[Row], list[str]]:
     notes += [f"paths are relative to {base}/"] if base != "." else []
     notes += [f"files that do not exist: {len(missing):,}, such as {named}"] if missing else []
     notes += [f"rows that repeat an image: {len(places) - len(once):,}"] if len(once) < len(places) else []
-    return f"{path.suffix[1:].upper()} of {join_words([*where])}", [*once.values()], notes
+    return Listing(f"{path.suffix[1:].upper()} of {join_words([*where])}", [*once.values()], notes)
 
 
 def _read_lines(path: Path) -> tuple[list[_Line], str]:
