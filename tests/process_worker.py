@@ -3,12 +3,13 @@
 It trains as `shiftvit train` does, and records for the tests every image that it computed, its last weights, and every
 file of the run that it opened for writing.
 
-`process_worker.py serve` imports torch once and then forks the processes of one training after the other. Each line of
-JSON on standard input is a training. It answers with a line of the statuses of its processes.
+`process_worker.py serve` imports torch or jax once and then forks the processes of one training after the other. Each
+line of JSON on standard input is a training. It answers with a line of the statuses of its processes.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -58,6 +59,7 @@ def main(settings: dict[str, Any]) -> None:
     def cause_fault(self: Any, batch: int, logs: Any = None) -> None:
         at = settings.get("at")
         if at and at["rank"] == rank and [self.progress.epoch, self.first_step + batch] == at["step"]:
+            (Path(settings["record"]) / "fault").touch()
             if at["what"] == "wait":  # until the test has changed the network
                 marker = Path(settings["record"]) / "waiting"
                 marker.touch()
@@ -108,6 +110,7 @@ def start(job: dict[str, Any], rank: int) -> int:
         except SystemExit as stop:
             status = int(stop.code or 0)
         sys.stdout.flush()
+        atexit._run_exitfuncs()  # which a forked process would leave out
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

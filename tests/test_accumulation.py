@@ -1,4 +1,4 @@
-"""A batch in parts is the batch: the same weights, averages and figures; and what happens when memory runs out."""
+"""A batch computed in parts gives the same weights, averages and figures; and what happens when memory runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs that resize by themselves, against Pillow and against the predictor."""
+"""Graphs that resize images themselves, against Pillow and against the predictor."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The readers of the two archives: what they read, and what they refuse."""
+"""The readers of both CIFAR-10 archives: the arrays that they read, and the files that they refuse."""
 
 from __future__ import annotations
 

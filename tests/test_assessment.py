@@ -1,4 +1,4 @@
-"""A whole evaluation: its figures against scikit-learn, what it writes, and the temperature's part in it."""
+"""A whole evaluation: its figures against scikit-learn, the files that it writes, and the effect of the temperature."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch, jax and tensorflow compute the same, read each other's files, and train: one process for each."""
+"""torch, jax and tensorflow compute the same, read each other's files, and train, each in its own process."""
 
 from __future__ import annotations
 

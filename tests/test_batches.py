@@ -1,4 +1,4 @@
-"""The batches of an epoch: complete, reproducible, independent of workers, and what Keras really sees."""
+"""The batches of an epoch: complete, reproducible, independent of the workers, and in the order that Keras sees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates that are consistent with each other, and a comparison model that really is the same model."""
+"""The benchmark: its rates are consistent, and the comparison model is the same model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every layer: its config makes it again, its shapes hold, and its values are NumPy's or Keras' own."""
+"""Every layer: its configuration restores it, its shapes hold, and its values match NumPy or Keras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The random resized crop: the law of its boxes, and what is cut out of a picture."""
+"""The random resized crop: the distribution of its boxes, and the pixels that it cuts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bulk engine: blocks of the input, one file for each, and on a cluster of two nodes rows equal to `predict`'s."""
+"""The bulk engine: blocks of the input, one file for each, and the rows of `predict` on a cluster of two nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle is data: what is damaged, foreign or newer is refused in one line, and nothing in it is executed."""
+"""Bundles: damaged, foreign or newer ones are refused in one line, and loading executes nothing."""
 
 from __future__ import annotations
 

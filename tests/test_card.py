@@ -1,4 +1,4 @@
-"""A model card says what the bundle and the run say, reads as YAML and Markdown to others, and gives no paths away."""
+"""The model card: it has the facts of the bundle and the run, is valid YAML and Markdown, and contains no paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The changes that each picture gets for itself, through the batches of an epoch: reproducible, in order, counted."""
+"""The changes of each single picture, through the batches of an epoch: reproducible, in order, counted."""
 
 from __future__ import annotations
 

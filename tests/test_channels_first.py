@@ -1,4 +1,4 @@
-"""The form of the model that becomes an ONNX graph is the Keras model, with nothing left over that could be folded."""
+"""The model in the form that becomes an ONNX graph: it equals the Keras model, and nothing is left to fold."""
 
 from __future__ import annotations
 

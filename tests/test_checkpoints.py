@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code as bundles: whatever layout they were saved in; or one line and nothing."""
+"""Checkpoints of the authors' code as bundles, in every layout in which they are saved; or errors in one line."""
 
 from __future__ import annotations
 

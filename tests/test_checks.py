@@ -1,4 +1,4 @@
-"""Data sets with planted faults, of real pictures: each fault is found, and nothing else."""
+"""Checks of real pictures with planted faults: each fault is found, and nothing else."""
 
 from __future__ import annotations
 

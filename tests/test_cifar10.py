@@ -1,4 +1,4 @@
-"""Every way to CIFAR-10 and everything that goes wrong on it, with a tiny stand-in for the data."""
+"""All sources of CIFAR-10, and all their failures, with a tiny stand-in for the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`shiftvit predict`: output formats, kinds of input, exit statuses, streams, Ctrl-C, and that it is quick."""
+"""`shiftvit predict`: output formats, kinds of input, exit statuses, streams, Ctrl-C and speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export is compared on: the images that the run kept, never those that calibrate it."""
+"""The images on which an export is compared: those that the run held out, never those that calibrate it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: every fault is one line that names the key, the rule and the mend."""
+"""Settings: every error is one line that names the key, the rule and the remedy."""
 
 from __future__ import annotations
 

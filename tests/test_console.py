@@ -1,4 +1,4 @@
-"""A bar is there on a terminal, says what is left, obeys NO_COLOR, and leaves everything else alone."""
+"""The progress bar: it appears on terminals only, shows the time left, and obeys NO_COLOR."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder and a zip archive hold the same files, and whatever is wrong with either is one line that names it."""
+"""Folders and zip archives hold the same files, and each defect of one is reported in one line that names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the published numbers come out, and nothing but whole, fitting weights goes in."""
+"""Weights of the published models: they give the published numbers, and incomplete or unfit files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images are copies: by bytes for files and rows, by pixels for arrays, and only pictures."""
+"""Copies among images: compared by bytes for files and rows, by pixels for arrays, and only among pictures."""
 
 from __future__ import annotations
 

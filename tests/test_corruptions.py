@@ -1,4 +1,4 @@
-"""Corruptions: their laws and closed forms, the same images whatever the batch, and a fault in one line."""
+"""Corruptions: their distributions and closed forms, independence from the batch, and errors in one line."""
 
 from __future__ import annotations
 

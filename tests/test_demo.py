@@ -1,4 +1,4 @@
-"""The demo whose model runs in the browser: a folder for any static host, and a real Chromium."""
+"""The demo whose model runs in the browser: a folder for any static host, in a real Chromium."""
 
 import contextlib
 import json

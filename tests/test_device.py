@@ -1,4 +1,4 @@
-"""The loop on the device against Keras' `fit` and the batches of the host: the same images, weights and figures."""
+"""The loop on the device against Keras' `fit` and the host's batches: the same images, weights and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The archives that are published: what is in them, and that an installed wheel predicts away from the checkout."""
+"""The published archives: their content, and that an installed wheel predicts outside the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site: what it generates is what the code says, every link in it leads somewhere, and it asks no other host."""
+"""The site: its generated parts match the code, all links work, and no page loads anything from another host."""
 
 from __future__ import annotations
 

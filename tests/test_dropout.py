@@ -1,4 +1,4 @@
-"""Dropout with cheap chance: the shares, the scale and the gradient that dropout has to have, and Keras' elsewhere."""
+"""Dropout with fast random numbers: its share, scale and gradient, and Keras' own dropout elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Embedder` and `shiftvit embed`: the features that the head takes, from the graph and from Keras alike."""
+"""`Embedder` and `shiftvit embed`: the input of the head, the same from the graph and from Keras."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images to evaluate on: found without any for training, in every form that images have."""
+"""The images to evaluate on, in every form of data; none of them needs training images."""
 
 from __future__ import annotations
 

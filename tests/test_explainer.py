@@ -1,4 +1,4 @@
-"""Where an answer comes from, without a framework: the class activation map is exact."""
+"""The class activation map without a framework is exact."""
 
 import json
 import subprocess

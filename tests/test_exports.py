@@ -1,4 +1,4 @@
-"""Every export answers as the model does, in a program that has only the format's own runtime."""
+"""Every export gives the answers of the model, in a program that has only the runtime of the format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of an evaluation show what they were given."""
+"""The figures of an evaluation show the data that they were given."""
 
 from __future__ import annotations
 

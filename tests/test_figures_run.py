@@ -1,4 +1,4 @@
-"""Figures of a run show what they were given: the lines, cells and words that matplotlib has of them."""
+"""The figures of a run show the data that they were given: lines, cells and words as matplotlib has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning does what it is for: with few images it beats training from scratch."""
+"""Fine-tuning beats training from scratch when there are few images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trees as people have them: what is found in each, and the line for each fault."""
+"""Realistic folder trees: the images that are found in each, and the message for each fault."""
 
 from __future__ import annotations
 

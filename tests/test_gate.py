@@ -1,4 +1,4 @@
-"""The gate: what answers differently is refused with its reason, and nothing of it is left."""
+"""The gate: it refuses exports with other answers, names the reason, and leaves nothing behind."""
 
 from __future__ import annotations
 

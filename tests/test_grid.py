@@ -1,4 +1,4 @@
-"""The grid of predictions: tiles where they belong, right and wrong told apart; the content was looked at by people."""
+"""The grid of predictions: the places of the tiles, and the marks of right and wrong. People looked at the pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pushing and pulling, against a stand-in of the Hub over real HTTP: whole or not at all, a fault is one line."""
+"""Pushing and pulling, against a stand-in of the Hub over real HTTP: all files or none, and errors in one line."""
 
 from __future__ import annotations
 

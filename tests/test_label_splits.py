@@ -1,4 +1,4 @@
-"""The split of a data set's arrays in two: exact, complete, by class, the same for the same seed."""
+"""The split of arrays in two: exact, complete, by class, and the same for the same seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What names stand for: files in a stable order, and a line for each name that stands for nothing."""
+"""Lists of files from names and patterns: in a stable order, with a message for each name that matches nothing."""
 
 from __future__ import annotations
 

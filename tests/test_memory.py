@@ -1,4 +1,4 @@
-"""A lack of memory is told as that: no good picture is left out for it, and no good file is called damaged."""
+"""Lack of memory is reported as such: no good picture is left out, and no good file is called damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a graph says of itself: whole, or refused in one line."""
+"""The metadata of a graph: complete, or refused in one line."""
 
 from __future__ import annotations
 

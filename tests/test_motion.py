@@ -1,4 +1,4 @@
-"""The figure of the shift in motion: what it draws are the model's own arrays, and the committed one is that."""
+"""The animation of the shift: it draws the model's own arrays, and the committed file is up to date."""
 
 import sys
 from pathlib import Path

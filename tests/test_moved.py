@@ -1,4 +1,4 @@
-"""A run whose images moved, changed or are fewer: what is evaluated, what goes on, and where the results lie."""
+"""Runs whose images moved, changed or became fewer: what is evaluated, what resumes, and where the results are."""
 
 from __future__ import annotations
 

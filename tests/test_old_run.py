@@ -1,4 +1,4 @@
-"""What version 0.1.0 left on somebody's disk is evaluated, opened and gone on with as it would have been then."""
+"""Runs of version 0.1.0: they are evaluated, opened and resumed with the same results as then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss, the update rules and the moving average against NumPy and Keras; each setting arrives."""
+"""The loss, the update rules and the moving average against NumPy and Keras; every setting has its effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training pictures that stay in their files: what is found of them, and the boxes that are cut from them."""
+"""Training pictures that stay in their files: their sizes, and the boxes that are cut from them."""
 
 from __future__ import annotations
 

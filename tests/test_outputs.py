@@ -1,4 +1,4 @@
-"""Where commands write: the ending says what, inputs stay, and a fault is told before the work begins."""
+"""Output files: the suffix decides on the format, inputs are never overwritten, and faults are reported first."""
 
 from __future__ import annotations
 

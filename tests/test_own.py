@@ -1,4 +1,4 @@
-"""Training, evaluating and resuming on folders of pictures: what is found, what is skipped, what is kept."""
+"""Training, evaluating and resuming on folders of pictures: the images that are found, skipped and kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits on time fail where they should, and signals reach what the tests start."""
+"""The time limits of the tests fail when they should, and signals reach the processes that tests start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: pictures in, answers out, and nothing that it should not do."""
+"""The page in a real browser: its answers to pictures, and nothing that it should not do."""
 
 import dataclasses
 import re

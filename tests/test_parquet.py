@@ -1,4 +1,4 @@
-"""Parquet as the Hugging Face Hub has it: what is found, and the same as the same images in files."""
+"""Parquet files as on the Hugging Face Hub: the images that are found, and the same results as from image files."""
 
 from __future__ import annotations
 

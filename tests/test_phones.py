@@ -1,4 +1,4 @@
-"""Photographs as phones make them: HEIC, live photos, and libraries that talk past us."""
+"""Photographs from phones: HEIC, live photos, and libraries that print messages of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Predictor`: the answers of `evaluate`, whatever the source, the runtime and the batch; failures in their place."""
+"""`Predictor`: the answers of `evaluate`, for every source, runtime and batch; failures keep their place."""
 
 from __future__ import annotations
 

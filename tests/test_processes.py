@@ -1,7 +1,8 @@
-"""Training in several processes: the same images, weights and files as in one, and an end when one of them ends."""
+"""Training in several processes: the same images, weights and files as in one, and an end if one of them ends."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -73,6 +74,7 @@ class Outcome:
     said: list[str]
     seconds: float
     run: Path
+    seconds_after_fault: float | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     weights: list[dict[str, Any]] = field(default_factory=list)
 
@@ -97,14 +99,17 @@ def free_port() -> int:
 
 
 class Server:
-    """Forks processes that have imported torch already; it starts when it is first asked."""
+    """Forks processes that have imported torch or jax already; it starts when it is first asked."""
 
     process: subprocess.Popen[str] | None = None
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
 
     def ask(self, job: dict[str, Any]) -> list[int]:
         if self.process is None:
             command = [sys.executable, str(WORKER), "serve"]
-            environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "KERAS_BACKEND": self.backend, "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -121,13 +126,17 @@ class Server:
             self.process = None
 
 
-server = Server()
+servers = {backend: Server(backend) for backend in ("torch", "jax")}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_server_is_left() -> Iterator[None]:
-    yield
-    server.stop()
+def _no_server_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # jax compiles each program once
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+    for server in servers.values():
+        server.stop()
 
 
 def start_each(
@@ -185,27 +194,34 @@ def train_in(
     }
     said = [place / f"said{rank}" for rank in range(count)]
     began = time.monotonic()
-    if prefix is None and backend == "torch":
+    if prefix is None:
         job = {
             "settings": str(place / "settings.json"),
             "said": [*map(str, said)],
             "environment": shared,
             "within": within,
         }
-        status = server.ask(job)
+        status = servers[backend].ask(job)
     else:
-        status = start_each(count, place / "settings.json", said, shared, within, prefix or (lambda _: []), during)
+        status = start_each(count, place / "settings.json", said, shared, within, prefix, during)
     # Libraries greet.
     words = [
         re.sub(r"(?m)^(WARNING: All log|[IWE]\d{4} |\[W\d{4} |\[Gloo\]).*\n", "", path.read_text()) for path in said
     ]
     found = Outcome(status, words, time.monotonic() - began, run)
+    if (place / "fault").is_file():
+        found.seconds_after_fault = time.time() - (place / "fault").stat().st_mtime
     for rank in range(count):
         if (place / f"record{rank}.json").is_file():
             found.records.append(json.loads((place / f"record{rank}.json").read_text()))
         if (place / f"weights{rank}.npz").is_file():
             found.weights.append(dict(np.load(place / f"weights{rank}.npz")))
     return found
+
+
+# How far weights may be from those of one process.
+NEAR = {"torch": 1e-4, "jax": 1e-5}
+on_both = pytest.mark.parametrize("backend", ["torch", "jax"])
 
 
 def furthest(first: dict[str, Any], second: dict[str, Any]) -> float:
@@ -289,15 +305,22 @@ def test_process_0_alone_writes_and_speaks(run_of: Train) -> None:
 
 
 @pytest.fixture(scope="module")
-def stopped(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def stopped_on(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
     """Two processes of which the second was asked to stop in the second epoch."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
-    at = {"rank": 1, "step": [1, 1], "what": int(signal.SIGTERM)}
-    return train_in(2, run, arguments_for(pictures, run), at=at)
+
+    @functools.cache
+    def stop(backend: str) -> Outcome:
+        run = tmp_path_factory.mktemp("stopped") / "run"
+        at = {"rank": 1, "step": [1, 1], "what": int(signal.SIGTERM)}
+        return train_in(2, run, arguments_for(pictures, run), at=at, backend=backend)
+
+    return stop
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all(stopped: Outcome) -> None:
+@on_both
+def test_a_signal_to_one_process_stops_all(stopped_on: Callable[[str], Outcome], backend: str) -> None:
+    stopped = stopped_on(backend)
     assert stopped.status == [143, 143], stopped.said
     assert stopped.seconds < 60
     assert "the state is saved" in stopped.said[0]
@@ -306,37 +329,43 @@ def test_a_signal_to_one_process_stops_all(stopped: Outcome) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_processes_goes_on(stopped: Outcome, run_of: Train, tmp_path: Path, count: int) -> None:
-    shutil.copytree(stopped.run, tmp_path / "run")
-    found = train_in(count, tmp_path / "run", ["--resume", str(tmp_path / "run")])
+@pytest.mark.parametrize(("backend", "count"), [("torch", 1), ("torch", 2), ("torch", 3), ("jax", 1), ("jax", 2)])
+def test_any_number_of_processes_goes_on(
+    stopped_on: Callable[[str], Outcome], run_of: Train, tmp_path: Path, backend: str, count: int
+) -> None:
+    shutil.copytree(stopped_on(backend).run, tmp_path / "run")
+    found = train_in(count, tmp_path / "run", ["--resume", str(tmp_path / "run")], backend=backend)
     assert found.status == [0] * count, found.said
     for weights in found.weights:
-        assert furthest(run_of(1).weights[0], weights) < 1e-4
+        assert furthest(run_of(1, backend=backend).weights[0], weights) < NEAR[backend]
         assert furthest(found.weights[0], weights) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_all_end_when_one_is_killed(pictures: Path, run_of: Train, tmp_path: Path, killed: int) -> None:
+@on_both
+def test_all_end_when_one_is_killed(pictures: Path, run_of: Train, tmp_path: Path, backend: str, killed: int) -> None:
     run, other = tmp_path / "run", 1 - killed
     at = {"rank": killed, "step": [1, 1], "what": int(signal.SIGKILL)}
-    found = train_in(2, run, arguments_for(pictures, run), at=at, within=90)
+    found = train_in(2, run, arguments_for(pictures, run), at=at, backend=backend, within=90)
     assert found.status[killed] == -signal.SIGKILL
     assert found.status[other] in (1, 2), found.said
-    assert "--resume RUN" in found.said[other]
+    assert found.seconds_after_fault is not None
+    assert found.seconds_after_fault < 30
+    assert found.said[other].count("--resume RUN") == 1
     assert "Traceback" not in found.said[other]
     if killed:
-        resumed = train_in(1, run, ["--resume", str(run)])
+        resumed = train_in(1, run, ["--resume", str(run)], backend=backend)
         assert resumed.status == [0], resumed.said
-        assert furthest(run_of(1).weights[0], resumed.weights[0]) < 1e-4
+        assert furthest(run_of(1, backend=backend).weights[0], resumed.weights[0]) < NEAR[backend]
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_in_one_process_ends_all(pictures: Path, tmp_path: Path) -> None:
+@on_both
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(pictures: Path, tmp_path: Path, backend: str) -> None:
     run = tmp_path / "run"
     at = {"rank": 1, "step": [0, 2], "what": "nan"}
-    found = train_in(2, run, arguments_for(pictures, run), at=at)
+    found = train_in(2, run, arguments_for(pictures, run), at=at, backend=backend)
     assert found.status == [2, 2], found.said
     assert found.said[0].count("the loss is nan") == 1
     assert found.said[1] == ""
@@ -354,6 +383,23 @@ def test_memory_that_runs_out_in_one_process_halves_the_parts_of_all(
     assert Recipe.load(run / "recipe.toml").train.accumulate == 2
     assert furthest(found.weights[0], found.weights[1]) == 0
     assert furthest(run_of(1).weights[0], found.weights[0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_ends_all_on_jax(pictures: Path, run_of: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    at = {"rank": 1, "step": [1, 1], "what": "memory"}
+    found = train_in(2, run, arguments_for(pictures, run, train__auto_batch="true"), at=at, backend="jax")
+    assert set(found.status) <= {1, 2}, found.said
+    assert found.seconds_after_fault is not None
+    assert found.seconds_after_fault < 30
+    assert found.said[1].startswith("shiftvit: out of memory in process 1; continue in smaller parts with --resume RUN")
+    assert found.said[1].count("\n") == 1
+    assert found.said[0].count("--resume RUN") == 1
+    parts = ["--set", "train.accumulate=2"]
+    resumed = train_in(1, run, ["--resume", str(run), *parts], backend="jax")
+    assert resumed.status == [0], resumed.said
+    assert furthest(run_of(1, backend="jax").weights[0], resumed.weights[0]) < NEAR["jax"]
 
 
 @pytest.fixture
@@ -385,8 +431,9 @@ def machines() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@on_both
 def test_two_machines_whose_cable_is_pulled(
-    machines: tuple[str, str], pictures: Path, run_of: Train, tmp_path: Path
+    machines: tuple[str, str], pictures: Path, run_of: Train, tmp_path: Path, backend: str
 ) -> None:
     run, (second, cable) = tmp_path / "run", machines
     names = [second[:-1] + "a", second]
@@ -407,19 +454,17 @@ def test_two_machines_whose_cable_is_pulled(
         (place / "waiting").unlink()
         ended.append(time.monotonic())
 
-    there = {"MASTER_ADDR": "10.213.7.1"}
+    there: dict[str, Any] = {"prefix": enter, "environment": {"MASTER_ADDR": "10.213.7.1"}, "backend": backend}
     at = {"rank": 1, "step": [1, 1], "what": "wait"}
-    found = train_in(
-        2, run, arguments_for(pictures, run), at=at, prefix=enter, during=unplug, environment=there, within=150
-    )
+    found = train_in(2, run, arguments_for(pictures, run), at=at, during=unplug, within=150, **there)
     assert time.monotonic() - ended[0] < 30
     assert found.status == [1, 1], found.said
-    assert all("--resume RUN" in said for said in found.said), found.said
+    assert [said.count("--resume RUN") for said in found.said] == [1, 1], found.said
     set_link("up")
-    resumed = train_in(2, run, ["--resume", str(run)], prefix=enter, environment=there)
+    resumed = train_in(2, run, ["--resume", str(run)], **there)
     assert resumed.status == [0, 0], resumed.said
     assert furthest(resumed.weights[0], resumed.weights[1]) == 0
-    assert furthest(run_of(1).weights[0], resumed.weights[0]) < 1e-4
+    assert furthest(run_of(1, backend=backend).weights[0], resumed.weights[0]) < NEAR[backend]
 
 
 @pytest.mark.slow
@@ -437,6 +482,47 @@ def test_jax_trains_in_two_processes_what_it_trains_in_one(run_of: Train) -> Non
         assert other == pytest.approx(row, abs=2e-5)
     for name, found in one.metrics().items():
         assert two.metrics()[name] == pytest.approx(found, abs=2e-5)
+
+
+def run_alone(code: str, **environment: str) -> tuple[int, str]:
+    """Returns the status of a Python process and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=100
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+ABORT = """
+import os, sys, threading, time
+from shiftvit.training.jax_group import Abort
+abort = Abort("a process is lost")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="jax does not connect processors there")
+def test_an_abort_by_jax_is_one_line() -> None:
+    elsewhere = "threading.Thread(target=os.abort).start(); time.sleep(20)"
+    assert run_alone(ABORT + elsewhere) == (1, "shiftvit: a process is lost\n")
+    # Not beside an error of this process.
+    reported = "abort.expect_report(); threading.Thread(target=os.abort).start(); time.sleep(0.2); os.write(1, b'own')"
+    assert run_alone(f"{ABORT}{reported}; os._exit(2)") == (2, "own")
+    assert run_alone(f"{ABORT}abort.restore(); os.abort()")[0] == -signal.SIGABRT
+
+
+@pytest.mark.slow
+def test_a_process_that_the_others_do_not_join_ends_on_jax() -> None:
+    code = """
+from shiftvit.training import groups, jax_group
+jax_group.JOIN = 1
+with groups.join_processes():
+    raise AssertionError
+"""
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    status, said = run_alone(code, KERAS_BACKEND="jax", **place)
+    assert status == 1, said
+    assert said.count("shiftvit: ") == 1
+    assert "the processes did not find each other within 120 s; are all started, and is the port open?" in said
+    assert "Traceback" not in said
 
 
 def commands_of(page: str) -> list[list[str]]:
@@ -534,7 +620,7 @@ class Threads:
     def stop_watching(self) -> None:
         pass
 
-    def leave(self) -> None:
+    def leave(self, *, agreed: bool) -> None:
         pass
 
 

@@ -1,4 +1,4 @@
-"""Embedded colour profiles: ignored unless asked for, then converted as the standard of sRGB says, on every path."""
+"""Embedded colour profiles: ignored by default, else converted by the standard of sRGB, on every path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published weights: from a server on this machine to a model with a name; or one line and nothing."""
+"""Published weights: pulled from a server on this machine, they become a model with a name, or an error in one line."""
 
 from __future__ import annotations
 

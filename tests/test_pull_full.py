@@ -1,4 +1,4 @@
-"""The whole way of published weights, at the full size of the smallest, with random values: the README's commands."""
+"""The README's commands for published weights, at the full size of the smallest model, with random values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for a learning rate: its analysis on curves whose answer is known, and whole on real images."""
+"""The search for a learning rate: its analysis on curves with known answers, and a whole search on real images."""
 
 from __future__ import annotations
 

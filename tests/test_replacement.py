@@ -1,4 +1,4 @@
-"""What replaces files or folders leaves the old or the new, whenever it ends, and what others put there."""
+"""Replacing files and folders: the old or the new content survives every interruption, and foreign files stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else, has the run's own figures, and lets no name break out of its cell."""
+"""The report: one self-contained page with the run's own figures, whose values cannot break its HTML."""
 
 from __future__ import annotations
 

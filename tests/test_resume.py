@@ -1,4 +1,4 @@
-"""Going on with a run under other settings: only those that are named, and only where that is sound."""
+"""Resuming a run under other settings: only the settings that are named, and only if that is sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model gives one answer in every runtime; what cannot be run is refused in one line that names it."""
+"""One model gives one answer in every runtime, and an artifact that cannot run is refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers may send to the server, over real sockets, and what they get."""
+"""Hostile requests to the server, over real sockets, and their answers."""
 
 import base64
 import contextlib

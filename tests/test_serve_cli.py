@@ -1,4 +1,4 @@
-"""`shiftvit serve` as a command: its faults before it listens, and its start."""
+"""`shiftvit serve` as a command: its start, and its errors before it listens."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""The server against its own OpenAPI description, with requests that schemathesis makes up."""
+"""The server against its own OpenAPI description, with requests that schemathesis generates."""
 
 import pytest
 import schemathesis

@@ -1,4 +1,4 @@
-"""What the tests share is made once, and what cannot be made is not tried again."""
+"""Things shared by the tests are made once, and not again after a failure."""
 
 from __future__ import annotations
 

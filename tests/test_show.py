@@ -1,4 +1,4 @@
-"""The figure of what training sees: that it shows just that, and is a picture without overlapping captions."""
+"""The figure of training pictures: it shows what training sees, and its captions do not overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said and drawn about the smallest runs: one epoch, one image, two classes, places with spaces."""
+"""Messages and figures of the smallest runs: one epoch, one image, two classes, paths with spaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `Predictor` takes: `__call__` and `stream` alike, each image when its turn comes and no earlier."""
+"""The inputs of `Predictor`: `__call__` and `stream` take the same, and read each image when its turn comes."""
 
 from __future__ import annotations
 

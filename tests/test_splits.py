@@ -1,4 +1,4 @@
-"""Splits of a user's images: a partition by class that depends on the seed alone, and the table that keeps it."""
+"""Splits of a user's images: a partition by class that depends on the seed alone, and the table that stores it."""
 
 from __future__ import annotations
 

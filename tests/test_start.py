@@ -1,4 +1,4 @@
-"""Beginning with a trained model: which weights are taken, which stay, and what does not fit."""
+"""Starting from a trained model: which weights are taken, which stay, and what does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stopped run ends as one left alone: whatever it trains on, however it steps, and at whatever moment it stops."""
+"""A stopped run ends like an uninterrupted one, for every kind of data and loop, and at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation in ImageNet's layout: folders named by synset, all of the model's classes or a few."""
+"""Evaluation on folders named by ImageNet's synsets: all of the model's classes, or a few."""
 
 from __future__ import annotations
 

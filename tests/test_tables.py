@@ -1,4 +1,4 @@
-"""Tables and archives as people have them: what is found in each, and the line for each fault; the order of classes."""
+"""Realistic tables and archives: the images that are found in each, the message for each fault, and the class order."""
 
 from __future__ import annotations
 

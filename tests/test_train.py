@@ -1,4 +1,4 @@
-"""Training on real images: the loss falls, the model can learn by heart, and what cannot be is told."""
+"""Training on real images: the loss falls, the model can overfit, and impossible settings are reported."""
 
 from __future__ import annotations
 

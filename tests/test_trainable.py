@@ -1,4 +1,4 @@
-"""What is frozen stays frozen through saving and loading, as in Keras' own models."""
+"""Frozen layers stay frozen through saving and loading, as in Keras' own models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of Parquet files in any order: unpacked once, read by many threads, whole or absent."""
+"""Images of Parquet files in any order: unpacked once, read by many threads, complete or absent."""
 
 from __future__ import annotations
 

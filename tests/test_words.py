@@ -1,4 +1,4 @@
-"""The vocabulary of splits, and that folders, tables, archives and Parquet files all understand it."""
+"""The vocabulary of splits, which folders, tables, archives and Parquet files share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A place that cannot be written is told before the work, not after it."""
+"""A place that cannot be written is reported before the work, not after it."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def check(
 ) -> None:
     """Find problems that would harm training.
 
-    Reports corrupt files, duplicates, leakage between splits and class imbalance. Missing splits are made as training
-    with the same recipe makes them. Exits with status 3 if it finds a problem.
+    Reports corrupt files, duplicates, leakage between splits and class imbalance. Makes missing splits as training with
+    the same recipe does. Exits with status 3 if it finds a problem.
     """
     from shiftvit.data.check.checks import check_data
     from shiftvit.data.find.copies import mark_copies

@@ -51,8 +51,8 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="grad-cam, occlusion, both, or cam: the class activation map, by the model's graph, without a "
-            "framework (default: both; cam where no framework is installed)."
+            help="grad-cam, occlusion, both, or cam, the class activation map, which needs no framework "
+            "(default: both, or cam if no framework is installed)."
         ),
     ] = None,
     class_name: Annotated[

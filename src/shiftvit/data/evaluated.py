@@ -177,7 +177,7 @@ def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
     """Returns how many images are files that a run was trained on, or copies of these."""
     root, learned = _find_root(own), {image for split, image, _ in rows if split == "train"}
     places = {os.path.abspath(root / image) for image in learned}  # noqa: PTH100 - `resolve` asks the disk for each
-    same: dict[tuple[Path, Path], bool] = {}
+    archive = data.path if data.path is not None and data.path.suffix.lower() == ".npz" else None
 
     def is_learned(path: str) -> bool:
         if os.path.abspath(path) in places:  # noqa: PTH100
@@ -185,11 +185,8 @@ def _count_learned(data: Dataset, rows: Sequence[Row], own: Path) -> int:
         image = make_relative(data.root, path)
         if image not in learned:
             return False
-        archive = data.path is not None and data.path.suffix.lower() == ".npz"
-        files = (data.path, own) if archive and data.path else (_find_file(data.root, image), _find_file(root, image))
-        if files not in same:
-            same[files] = all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)
-        return same[files]
+        files = (archive, own) if archive is not None else (_find_file(data.root, image), _find_file(root, image))
+        return all(file.is_file() for file in files) and filecmp.cmp(*files, shallow=False)  # which caches its answers
 
     return sum(map(is_learned, data.list_paths()))
 

@@ -49,21 +49,21 @@ def main(job_file: str) -> None:
         expected = arrays["probabilities"]
     graph = load_graph(job["artifact"], job["runtime"], job["threads"])
     if sized:
-        found = np.concatenate([graph.run(image[None]) for image in sized])
-        images = sized[_SHOWN_SIZE][None]
+        found, limit = np.concatenate([graph.run(image[None]) for image in sized]), MAX_DIFFERENCE_OF_SIZES
+        sample, answers = sized[_SHOWN_SIZE][None], found[_SHOWN_SIZE : _SHOWN_SIZE + 1]
     else:
         found = np.concatenate([graph.run(images[first : first + _BATCH]) for first in range(0, len(images), _BATCH)])
-    limit = MAX_DIFFERENCE_OF_SIZES if sized else MAX_DIFFERENCE
+        limit, sample, answers = MAX_DIFFERENCE, images, found
     report = compare(found, expected, labels, job["precision"], job.get("enough", MIN_IMAGES), limit)
     if graph.metadata != Metadata.parse(job["metadata"], "the job"):
         report["faults"].append("its metadata are not the model's")
-    report["faults"] += _check_sizes(graph, images, found[_SHOWN_SIZE:][:1] if sized else found, job["precision"])
+    report["faults"] += _check_sizes(graph, sample, answers, job["precision"])
     if job["precision"] == "int8":
         report["int8_products"], faults = _check_products(Path(job["artifact"]), job["format"])
         report["faults"] += faults
     report["runtime"] = graph.runtime
     if not report["faults"] and (seconds := job.get("seconds", _SECONDS)):
-        report["images_per_second"] = {str(size): _measure_rate(graph, images, size, seconds) for size in (1, _BATCH)}
+        report["images_per_second"] = {str(size): _measure_rate(graph, sample, size, seconds) for size in (1, _BATCH)}
     print(json.dumps(report))
 
 

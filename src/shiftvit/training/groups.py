@@ -36,13 +36,14 @@ def join_processes() -> Iterator[Processes]:
     group = JaxGroup(place) if place is None or backend == "jax" else TorchGroup(place)
     processes = Several(group)
     be_quiet(group.rank > 0)
-    done = False
     try:
         with _report_lost_connection(group.words):
             yield processes
-        done = True
-    finally:
-        processes.leave(done=done)
+            processes.wait_for_all()
+    except BaseException as error:
+        processes.leave(error)
+        raise
+    processes.leave()
 
 
 def _is_step_of_slurm() -> bool:
@@ -55,8 +56,8 @@ def _report_lost_connection(words: tuple[str, ...]) -> Iterator[None]:
     """Turns an error of torch or jax about a lost connection, known by one of `words`, into a ShiftViTError."""
     try:
         yield
-    except RuntimeError as error:
-        if not any(word in str(error) for word in words):
+    except (RuntimeError, ValueError) as error:  # jax raises a ValueError for some of them
+        if isinstance(error, ShiftViTError) or not any(word in str(error) for word in words):
             raise
         raise ShiftViTError(
             f"another process has ended ({take_first_line(error)}); to continue, start all processes again with "

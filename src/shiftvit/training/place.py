@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from dataclasses import dataclass
 
 from shiftvit.errors import ShiftViTError
@@ -52,6 +54,14 @@ def _read_number(name: str, least: int, default: int | None = None) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise ShiftViTError(f"{name}={text!r} must be a whole number of at least {least}; torchrun sets it")
     return int(text)
+
+
+def find_own_address(address: str) -> str | None:
+    """Returns the IPv4 address at which this machine is seen from another one; None if it cannot be found."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # sends nothing
+        return str(probe.getsockname()[0])
+    return None
 
 
 def take_first_line(error: BaseException) -> str:

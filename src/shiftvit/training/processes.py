@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import Elsewhere, ShiftViTError
+from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError
 
 T = TypeVar("T")
 # The purposes of a meeting; processes that meet for different purposes are out of step.
@@ -48,8 +48,8 @@ class Group(Protocol):
     def stop_watching(self) -> None:
         """Stops treating the end of another process as a fault."""
 
-    def leave(self) -> None:
-        """Closes the connection."""
+    def leave(self, *, agreed: bool) -> None:
+        """Closes the connection. `agreed`: all processes do so now, so jax may wait for them."""
 
 
 class Processes:
@@ -109,9 +109,6 @@ class Processes:
         """Returns the cost of the exchanges since the last call, for the log."""
         return {}
 
-    def leave(self, *, done: bool) -> None:
-        """Closes the connection. `done`: there was no fault, so wait for the others first."""
-
 
 ALONE = Processes()
 
@@ -126,6 +123,8 @@ class Several(Processes):
     def __init__(self, group: Group) -> None:
         self.group, self.rank, self.count = group, group.rank, group.count
         self._steps, self._bytes, self._seconds = 0, 0, 0.0
+        # The fault that this process told the others, so that all of them end.
+        self._told: ShiftViTError | None = None
 
     def meet(self, *values: float) -> NDArray[np.float64]:
         return self._meet(_STEP, *values)[:, : len(values)]
@@ -136,7 +135,7 @@ class Several(Processes):
             try:
                 result = work()
             except ShiftViTError as error:
-                fault = error
+                fault = self._told = error
             text = json.dumps({"result": result, "fault": None if fault is None else str(fault)})
         answer = json.loads(self._gather_text(text)[0])
         if fault is not None:
@@ -150,7 +149,7 @@ class Several(Processes):
         try:
             result = work()
         except ShiftViTError as error:
-            fault = error
+            fault = self._told = error
         faults = self._gather_text("" if fault is None else str(fault))
         failed = next((rank for rank, text in enumerate(faults) if text), None)
         if failed is None:
@@ -167,7 +166,8 @@ class Several(Processes):
         message = (
             f"{what}: process {other} has {values[other]} and process 0 has {values[0]}; give all processes the same"
         )
-        raise ShiftViTError(message) if self.rank == 0 else Elsewhere(message)
+        self._told = ShiftViTError(message)
+        raise self._told if self.rank == 0 else Elsewhere(message)
 
     def average(self, gradients: Sequence[Any]) -> Any:
         if self.group.compiled:
@@ -210,11 +210,16 @@ class Several(Processes):
         self._steps, self._bytes, self._seconds = 0, 0, 0.0
         return found
 
-    def leave(self, *, done: bool) -> None:
+    def wait_for_all(self) -> None:
+        """Waits until every process has finished, so that the end of one is no fault to another."""
         self.group.stop_watching()
-        if done:
-            self._meet(_STEP)
-        self.group.leave()
+        self._meet(_STEP)
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Closes the connection. `error`: the fault with which this process ends."""
+        self.group.stop_watching()
+        agreed = error is None or error is self._told or isinstance(error, Elsewhere | Interrupted)
+        self.group.leave(agreed=agreed)
 
     def _gather_text(self, text: str) -> list[str]:
         """Returns the texts of all processes."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, complain
-from shiftvit.training.place import JOIN, LOST, Place, take_first_line
+from shiftvit.training.place import JOIN, LOST, Place, find_own_address, take_first_line
 
 # Seconds between heartbeats.
 _BEAT = 2.0
@@ -83,7 +83,7 @@ class TorchGroup:
     def stop_watching(self) -> None:
         self._pulse.stop()
 
-    def leave(self) -> None:
+    def leave(self, *, agreed: bool) -> None:  # noqa: ARG002  (a closed connection ends the others)
         self._distributed.destroy_process_group()
 
 
@@ -149,12 +149,13 @@ def _find_interface(address: str) -> str | None:
         return None
     import fcntl
 
+    own = find_own_address(address)
+    if own is None:
+        return None
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))  # sends nothing
-        own = socket.inet_aton(probe.getsockname()[0])
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):
                 request = struct.pack("256s", name.encode()[:15])
-                if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24] == own:
+                if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24] == socket.inet_aton(own):
                     return name
     return None
