@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftvit import ShiftViTError, files
+from shiftvit import ShiftViTError, evaluate, files
 from shiftvit.cli.main import _run
 from shiftvit.cli.tables import print_json
 from shiftvit.figures.grid import Tile, draw_predictions
@@ -133,3 +133,11 @@ def test_a_figure_does_not_replace_an_image_of_the_data(command, kind, tmp_path,
     assert _run([*(part.format(data=data) for part in command), str(picture)]) == 2
     assert "is also read here, and would be overwritten; name another file" in capfd.readouterr().err
     assert picture.read_bytes() == before
+
+
+def test_an_evaluation_is_not_written_among_its_images(tmp_path):
+    """It would make the folder an evaluation, which is no data."""
+    data = plant(tmp_path / "pets", "cat/1.png", "dog/1.png")
+    with pytest.raises(ShiftViTError, match=r"holds the images, and would no longer be data; name another folder"):
+        evaluate("cifar10", str(data), out=f"{data}/")
+    assert sorted(entry.name for entry in data.iterdir()) == ["cat", "dog"]

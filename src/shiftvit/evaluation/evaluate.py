@@ -15,7 +15,7 @@ from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
-from shiftvit.errors import check_path
+from shiftvit.errors import ShiftViTError, check_path
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
@@ -81,6 +81,8 @@ def evaluate(
     if out is None and keep and run is not None:
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:
+        if found.data.path is not None and Path(out).resolve() == found.data.path.resolve():
+            raise ShiftViTError(f"{str(out)!r} holds the images, and would no longer be data; name another folder")
         files.check_folder(Path(out))
     images = read_images(loaded, found.data).splits[found.split]
     labels = images.labels
