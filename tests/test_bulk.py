@@ -160,14 +160,14 @@ def test_what_is_not_there_is_one_line(names, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize("make", [str, Path.as_uri])
 def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     folder = Folder(make(tmp_path / "new" / "out"))
-    assert folder.names() == []
+    assert folder.list_names() == []
     folder.make()
     folder.write("part-000000.jsonl", b"rows")
     assert folder.has("part-000000.jsonl")
     assert not folder.has("part-000001.jsonl")
     assert folder.read("part-000000.jsonl") == b"rows"
     (tmp_path / "new" / "out" / ".part-000001.jsonl.0.tmp").write_bytes(b"half")
-    assert folder.names() == ["part-000000.jsonl"]
+    assert folder.list_names() == ["part-000000.jsonl"]
     if is_uri(str(folder)):
         folder.sweep()
         assert len(list((tmp_path / "new" / "out").iterdir())) == 1

@@ -193,12 +193,29 @@ def test_a_wrong_model_leaves_an_earlier_output_alone(tmp_path):
     assert (tmp_path / "rows.csv").read_text() == "kept"
 
 
+def test_the_list_of_paths_is_not_overwritten(tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(SAMPLES[:2]))
+    with names.open() as given:
+        answer = subprocess.run(
+            [sys.executable, "-m", "shiftvit", "predict", "-", "--out", "names.txt"],
+            stdin=given,
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=120,
+        )
+    assert answer.returncode == 2
+    assert answer.stderr == b"shiftvit: 'names.txt' is also read here, and would be overwritten; name another file\n"
+    assert names.read_text() == "\n".join(SAMPLES[:2])
+
+
 def test_a_closed_pipe_is_a_quiet_end(tmp_path):
     (tmp_path / "names").write_text("\n".join(SAMPLES * 300))
-    command = f"{sys.executable} -m shiftvit predict - --format jsonl < names | head -1"
+    command = f"{{ {sys.executable} -m shiftvit predict - --format jsonl < names; echo $? > status; }} | head -1"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
     assert len(answer.stdout.splitlines()) == 1
     assert b"Traceback" not in answer.stderr
+    assert (tmp_path / "status").read_text() == "0\n"
 
 
 def test_ctrl_c_keeps_the_rows_and_says_how_far_it_came(tmp_path):

@@ -1,6 +1,8 @@
 """The class activation map without a framework is exact."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -120,3 +122,29 @@ def test_the_region_is_what_the_model_saw():
     # Warm on the diagonal, transparent far from it.
     assert picture[10, 10, 3] == 255
     assert picture[10, -10, 3] == 0
+
+
+@pytest.mark.parametrize(
+    "pixels", ["cat.png", None, PIXELS.astype(np.float32), PIXELS[0], PIXELS[:, :16], PIXELS[..., :1]]
+)
+def test_pixels_that_do_not_fit_are_named(explainer, pixels):
+    with pytest.raises(ShiftViTError, match=r"^pixels are .*; give preprocessed images, uint8 \(N, 32, 32, 3\)"):
+        explainer(pixels)
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 1, 2, 3, 10], [-1, 0, 0, 0, 0], 3, "cat", [0.5] * 5, ["cat"] * 5])
+def test_classes_that_the_model_does_not_have_are_named(explainer, classes):
+    with pytest.raises(ShiftViTError, match="must be a whole number from 0 to 9 for each of 5 images"):
+        explainer(PIXELS, classes)
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2"])
+def test_threads_out_of_range(threads):
+    with pytest.raises(ShiftViTError, match=r"threads=.* must be"):
+        Explainer.from_pretrained("cifar10", threads=threads)
+
+
+def test_an_explainer_can_be_pickled_and_copied(explainer):
+    expected = explainer(PIXELS)[1]
+    for copied in (pickle.loads(pickle.dumps(explainer)), copy.deepcopy(explainer)):
+        np.testing.assert_array_equal(copied(PIXELS)[1], expected)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shiftvit import ShiftViTError, files
+from shiftvit import ShiftViTError, evaluate, files
 from shiftvit.cli.main import _run
 from shiftvit.cli.tables import print_json
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix
 from shiftvit.figures.style import ENDINGS
+from trees import plant
 
 
 def test_the_ending_must_be_one_that_is_written(tmp_path):
@@ -110,3 +111,33 @@ def test_json_has_neither_nan_nor_other_letters_than_ascii(capsys):
     assert text.isascii()
     assert "NaN" not in text
     assert json.loads(text) == {"K\xe4se": [1, None, [None, "\udcff"]], "none": None}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["data", "check", "{data}", "--figure"],
+        ["data", "show", "{data}", "--out"],
+        ["find-rate", "--data", "{data}", "--figure"],
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_a_figure_does_not_replace_an_image_of_the_data(command, kind, tmp_path, capfd):
+    data = plant(tmp_path / "pets", *(f"{label}/{number}.png" for label in "ab" for number in range(4)))
+    if kind == "table":
+        lines = [f"pets/{label}/{number}.png,{label}" for label in "ab" for number in range(4)]
+        data = tmp_path / "t.csv"
+        data.write_text("\n".join(["path,label", *lines]))
+    picture = tmp_path / "pets" / "a" / "1.png"
+    before = picture.read_bytes()
+    assert _run([*(part.format(data=data) for part in command), str(picture)]) == 2
+    assert "is also read here, and would be overwritten; name another file" in capfd.readouterr().err
+    assert picture.read_bytes() == before
+
+
+def test_an_evaluation_is_not_written_among_its_images(tmp_path):
+    """It would make the folder an evaluation, which is no data."""
+    data = plant(tmp_path / "pets", "cat/1.png", "dog/1.png")
+    with pytest.raises(ShiftViTError, match=r"holds the images, and would no longer be data; name another folder"):
+        evaluate("cifar10", str(data), out=f"{data}/")
+    assert sorted(entry.name for entry in data.iterdir()) == ["cat", "dog"]

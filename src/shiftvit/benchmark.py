@@ -56,8 +56,8 @@ def benchmark(
         ShiftViTError: there is no such model, or a batch size or `repeats` is below 1.
     """
     for size in batch_sizes:
-        check_at_least("batch_size", size, 1)
-    check_at_least("repeats", repeats, 1)
+        check_at_least("batch_size", size, 1, optional=False)
+    check_at_least("repeats", repeats, 1, optional=False)
     if train:
         config, name, used, make_call = _prepare_training(model, precision)
     else:

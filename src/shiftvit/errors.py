@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import operator
+import os
 import re
 import shlex
 import sys
@@ -46,7 +47,7 @@ class Interrupted(Exception):
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Returns the end of an error message: the closest valid name, if one is close, then all, or of many the first."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return f"{hint}Valid: {', '.join(names[:_LISTED])}{more}."
@@ -62,14 +63,20 @@ def describe_error(error: BaseException) -> str:
     return to_one_line(str(error))[:200] or type(error).__name__
 
 
-def check_at_least(name: str, value: Any, least: int) -> None:
-    """Raises ShiftViTError unless a setting is None or a whole number of at least `least`."""
+def check_at_least(name: str, value: Any, least: int, *, optional: bool = True) -> None:
+    """Raises ShiftViTError unless a setting is a whole number of at least `least`, or None if that is allowed."""
     try:
-        whole = None if value is None else operator.index(value)
+        whole = None if value is None and optional else operator.index(value)
     except TypeError:
         raise ShiftViTError(f"{name}={value!r} must be a whole number of at least {least}") from None
     if whole is not None and whole < least:
         raise ShiftViTError(f"{name}={value} must be at least {least}")
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises ShiftViTError unless an argument is text or a path."""
+    if not isinstance(value, str) and not (isinstance(value, os.PathLike) and isinstance(os.fspath(value), str)):
+        raise ShiftViTError(f"{name} has the type {type(value).__name__}; give a str or a pathlib.Path")
 
 
 _QUIET = False

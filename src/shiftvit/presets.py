@@ -96,6 +96,6 @@ def find_preset(name: str) -> Preset:
     Raises:
         ShiftViTError: there is no preset of that name.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ShiftViTError(f"there is no preset {name!r}; {suggest(name, PRESETS)}")
     return PRESETS[name]

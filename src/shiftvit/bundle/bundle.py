@@ -262,7 +262,7 @@ def check_place(path: Path) -> set[str]:
     if container is None or not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
         raise ShiftViTError(f"{str(path)!r} exists and is not a bundle, so it is not replaced; choose another place")
     if isinstance(container, Archive):
-        if others := sorted({*container.names()} - _NAMES):
+        if others := sorted({*container.list_names()} - _NAMES):
             raise ShiftViTError(
                 f"{str(path)!r} exists and holds more than a bundle ({others[0]!r}), so it is not replaced; choose "
                 "another place"

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from shiftvit import files
-from shiftvit.cli.settings import Changes, RecipeName, load_recipe, read_overrides
+from shiftvit.cli.settings import Changes, RecipeName, check_figure, load_recipe, read_overrides
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, pluralize
@@ -40,18 +39,17 @@ def check(
 ) -> None:
     """Find problems that would harm training.
 
-    Reports corrupt files, duplicates, leakage between splits and class imbalance. Missing splits are made as training
-    with the same recipe makes them. Exits with status 3 if it finds a problem.
+    Reports corrupt files, duplicates, leakage between splits and class imbalance. Makes missing splits as training with
+    the same recipe does. Exits with status 3 if it finds a problem.
     """
     from shiftvit.data.check.checks import check_data
     from shiftvit.data.find.copies import mark_copies
     from shiftvit.data.find.find import find_data
     from shiftvit.data.find.splits import split_as
-    from shiftvit.figures.style import ENDINGS
     from shiftvit.recipes.recipe import Recipe
 
     if figure is not None:
-        files.check_file(figure, ENDINGS)
+        check_figure(figure, str(path))
     settings = Recipe.load(recipe or "photos", **read_overrides(changes)).data.model_copy(update={"limit": None})
     data, faults = find_data(path), []
     there = [*data.splits]
@@ -89,10 +87,8 @@ def show_training(
     ),
 ) -> None:
     """Draw some images as evaluation and as training see them."""
-    from shiftvit.figures.style import ENDINGS
-
     chosen = load_recipe(recipe, changes, data)
-    files.check_file(out, ENDINGS)
+    check_figure(out, chosen.data.name)
     prepare_backend()
     from shiftvit.data.show import draw_training_figure
 

@@ -51,8 +51,8 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="grad-cam, occlusion, both, or cam: the class activation map, by the model's graph, without a "
-            "framework (default: both; cam where no framework is installed)."
+            help="grad-cam, occlusion, both, or cam, the class activation map, which needs no framework "
+            "(default: both, or cam if no framework is installed)."
         ),
     ] = None,
     class_name: Annotated[
@@ -121,7 +121,7 @@ def _explain(
         answers, features = explainer.run(pixels)
     else:
         prepare_backend()
-        network, images = bundle.build(), preprocess.normalised(pixels)
+        network, images = bundle.build("float32"), preprocess.normalised(pixels)
         answers = predict_probabilities(network, images, temperature=bundle.temperature)
     check_finite(answers, f"the model {model!r}", names)
     predicted = answers.argmax(axis=1)

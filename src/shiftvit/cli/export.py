@@ -35,7 +35,10 @@ def export(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="PATH|NAME", help="Images or data set to compare on (default: those that the run kept)."),
+        typer.Option(
+            metavar="PATH|NAME",
+            help="Images or data set to compare on (default: sample images for f32, else the run's own).",
+        ),
     ] = None,
     images: Annotated[int, typer.Option(help="Largest number of images to compare on.")] = 10_000,
     any_size: Annotated[

@@ -26,9 +26,9 @@ MaxPixels = Annotated[int | None, typer.Option(help="Reject images with more pix
 Engine = Annotated[
     str,
     typer.Option(
-        help="local, or ray: for tens of thousands of files and more on a cluster of machines; Ray takes 11 s and "
-        "1.4 GB to start (docs/scaling.md). PATH and --out may then be URIs that pyarrow "
-        "knows (s3://, gs://, file://), PATH may be Parquet, --out is a folder, and a stopped run is continued."
+        help="local, or ray, for tens of thousands of files or more on a cluster; Ray takes 11 s and 1.4 GB to start "
+        "(docs/scaling.md). With ray, PATH and --out may be URIs (s3://, gs://, file://), PATH may be Parquet, "
+        "--out is a folder, and the same command continues a stopped run."
     ),
 ]
 Address = Annotated[

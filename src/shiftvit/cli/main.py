@@ -83,6 +83,10 @@ def _run(arguments: list[str]) -> int:
         return int(stop.exit_code)
     except BrokenPipeError:
         return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # for which the parser would exit with status 1
+            return 0
+        raise
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130, debug)
     except Interrupted as stop:

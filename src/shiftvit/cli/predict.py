@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def predict(
         grid = grid or Path("predictions.png")
     named = [source for source in sources if isinstance(source, str)]
     if place is not None:
-        _check_rows_file(place, named)
+        _check_rows_file(place, named, reads_list="-" in (paths or ()))
     if grid is not None:
         files.check_file(grid, GRID_ENDINGS, named)
     top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
@@ -196,16 +197,25 @@ def _choose_format(kind: str | None, out: Path | None) -> Format:
     return Format(kind)
 
 
-def _check_rows_file(out: Path, inputs: list[str]) -> None:
+def _check_rows_file(out: Path, inputs: list[str], reads_list: bool) -> None:
     from shiftvit import files
     from shiftvit.cli.rows import ENDINGS
     from shiftvit.data.decode.formats import find_kind
 
     files.check_file(out, tuple(ENDINGS), inputs)
     if out.is_file():
+        if reads_list and _is_standard_input(out):
+            raise ShiftViTError(f"{str(out)!r} is also read here, and would be overwritten; name another file")
         with contextlib.suppress(OSError), out.open("rb") as file:
             if find_kind(file.read(300)) is not None:
                 raise ShiftViTError(f"{str(out)!r} is a picture, and would be overwritten by text; name another file")
+
+
+def _is_standard_input(path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(sys.stdin.fileno()), path.stat())
+    except (AttributeError, OSError, ValueError):  # it is closed, or no file
+        return False
 
 
 def _find_truth(name: str, labels: tuple[str, ...]) -> str | None:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shiftvit import files
-from shiftvit.cli.settings import Changes, Data, RecipeName, load_recipe
+from shiftvit.cli.settings import Changes, Data, RecipeName, check_figure, load_recipe
 from shiftvit.cli.tables import Json, list_examples, print_json
 from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
@@ -42,11 +41,9 @@ def find_rate(
 
     Exits with status 1 if the loss did not fall.
     """
-    from shiftvit.figures.style import ENDINGS
-
     wanted = load_recipe(recipe, changes, data)
     if figure is not None:
-        files.check_file(figure, ENDINGS)
+        check_figure(figure, wanted.data.name)
     prepare_backend()
     from shiftvit.figures.run import draw_rate_search
     from shiftvit.training import rate_finder

@@ -38,7 +38,7 @@ def serve(
             help="Run folders, bundles, exports or model names; the first is the default (default: cifar10).",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine only with keys.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; other machines need API keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8000,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line; clients must send one.")

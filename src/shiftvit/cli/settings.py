@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,6 +52,19 @@ def choose_recipe(data: str | None) -> str:
     from shiftvit.data import named
 
     return "photos" if data is not None and named.is_path(data) else "quick"
+
+
+def check_figure(path: Path, data: str) -> None:
+    """Raises ShiftViTError if a figure of a data set cannot be written, or would replace one of its images."""
+    from shiftvit import files
+    from shiftvit.data import named
+    from shiftvit.figures.style import ENDINGS
+
+    files.check_file(path, ENDINGS)
+    if path.exists() and named.is_path(data):
+        from shiftvit.data.find.find import find_data
+
+        files.check_file(path, ENDINGS, find_data(data, training=False).list_paths())
 
 
 def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | None) -> Recipe:

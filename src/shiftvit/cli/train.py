@@ -82,14 +82,13 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="PATH|NAME", help="Images or data set to evaluate on (default: the run's own, also if they moved)."
+            metavar="PATH|NAME",
+            help="Images or data set to evaluate on, such as the run's images in a new place (default: the run's own).",
         ),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="train, validation, test or all (default: test; without it validation; else all)."
-        ),
+        typer.Option(metavar="NAME", help="train, validation, test or all (default: test, else validation, else all)."),
     ] = None,
     out: Annotated[
         Path | None,

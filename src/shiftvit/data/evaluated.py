@@ -67,7 +67,7 @@ def find_evaluated(name: str | None, split: str | None = None, run: Path | None 
     """
     wanted = None
     if split is not None:
-        wanted = ALL if split == ALL else name_splits({split}).get(split)
+        wanted = ALL if split == ALL else name_splits({split}).get(split) if isinstance(split, str) else None
         if wanted is None:
             raise ShiftViTError(f"there is no split {split!r}; use train, validation, test or all")
     found = _find_others(str(name), wanted) if run is None else _find_for_run(name, wanted, run)

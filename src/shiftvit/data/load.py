@@ -44,6 +44,12 @@ def load_data(
         ShiftViTError: the data have no known form, no size is set, a class has too few images for the splits, no
             training image of a class can be decoded, or there are no test images.
     """
+    for name, value, kind in (("recipe", recipe, Recipe), ("data", data, Dataset | None)):
+        if not isinstance(value, kind):
+            raise ShiftViTError(
+                f"{name} has the type {type(value).__name__}; give a {'Recipe' if name == 'recipe' else 'Dataset'}, "
+                "and name your own images in the recipe: Recipe.load('photos', **{'data.name': 'PATH'})"
+            )
     read = read or partial(read_dataset, boxes=recipe.augment.resized_crop > 0)
     data = named.look_up(recipe.data.name) if data is None else data
     own = data.path is not None

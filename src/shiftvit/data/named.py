@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def look_up(name: str, *, training: bool = True) -> Dataset:
         ShiftViTError: there is no such name or path, or the data at that path have no known form.
     """
     if not is_path(name):
-        if Path(name).exists():
+        if _exists(name):
             notice(f"using the data set {name}; for the folder or file of that name write --data ./{name}")
         return load(name)
     from shiftvit.data.find.find import find_data  # only here, because it imports Pillow
@@ -43,12 +43,16 @@ def load(name: str) -> Dataset:
 
 def is_path(name: str) -> bool:
     """Returns whether a name is a path that exists, and not the name of a data set."""
-    return not is_name(name) and Path(name).exists()
+    return not is_name(name) and _exists(name)
 
 
 def is_name(name: str) -> bool:
     """Returns whether there is a data set of that name."""
     return name in _LOADERS
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(name)  # noqa: PTH110  (a name may be too long, which a Path does not take)
 
 
 def check_name(name: str) -> None:

@@ -15,6 +15,7 @@ from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
+from shiftvit.errors import ShiftViTError, check_path
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
@@ -69,6 +70,8 @@ def evaluate(
         ShiftViTError: the bundle or data does not exist, the data have a class that the model does not have, or `out`
             is not writable.
     """
+    if out is not None:
+        check_path("out", out)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None if isinstance(bundle, Bundle) else find_run(bundle)
     if data is None and run is None:
@@ -78,10 +81,12 @@ def evaluate(
     if out is None and keep and run is not None:
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:
+        if found.data.path is not None and Path(out).resolve() == found.data.path.resolve():
+            raise ShiftViTError(f"{str(out)!r} holds the images, and would no longer be data; name another folder")
         files.check_folder(Path(out))
     images = read_images(loaded, found.data).splits[found.split]
     labels = images.labels
-    model = loaded.build()
+    model = loaded.build("float32")  # whatever the global policy is, as a prediction
     began = time.perf_counter()
     with Bar("evaluating", len(images)) as bar:
         logits = predict_logits(model, images.images, images.preprocess, on_batch=bar.advance)

@@ -20,7 +20,7 @@ from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
-from shiftvit.errors import ShiftViTError, check_at_least, notice, pluralize
+from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, pluralize
 from shiftvit.exports.any_size import remove_size
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, find_format
@@ -65,12 +65,14 @@ def export(
             fault; then the folder is not written.
     """
     find_format(format, precision)
-    check_at_least("images", images, 1)
+    check_at_least("images", images, 1, optional=False)
     if any_size and (format, precision) != ("onnx", "f32"):
         raise ShiftViTError(f"{format} in {precision} cannot take images of any size; choose onnx in f32")
     bundle = Bundle.load(model)
     metadata = make_metadata(bundle, precision)  # type: ignore[arg-type]
     name = f"{_name_model(model)}-{format}-{precision}" + "-any-size" * any_size
+    if out is not None:
+        check_path("out", out)
     folder = Path("exports") / name if out is None else Path(out)
     if folder.exists() and not _is_replaceable(folder):
         raise ShiftViTError(
@@ -113,6 +115,8 @@ def pack(
     Raises:
         ShiftViTError: as `export`; a checkpoint cannot be read or does not fit.
     """
+    check_path("model", model)
+    check_path("out", out)
     check_place(Path(out))
     if is_checkpoint(model):
         bundle = convert_checkpoint(model, preset, labels=labels, ema=ema)

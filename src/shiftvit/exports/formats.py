@@ -88,7 +88,7 @@ def find_format(name: str, precision: str) -> Format:
     Raises:
         ShiftViTError: there is no such format, it lacks that precision, or a package is not installed.
     """
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise ShiftViTError(f"there is no format {name!r}; {suggest(name, FORMATS)}")
     row = FORMATS[name]
     if precision not in row.precisions:

@@ -56,7 +56,7 @@ class Inputs:
                 self.storages.append(storage)
             self._add(self.storages.index(storage), paths)
             if storage.filesystem is None:
-                parents = {os.path.dirname(storage.place(path)) for path in paths}  # noqa: PTH120  (there may be millions)
+                parents = {os.path.dirname(storage.locate(path)) for path in paths}  # noqa: PTH120  (there may be millions)
                 self.roots.update(parent for parent in parents if Path(parent).is_dir())
         self.count = sum(map(count_images, self.entries))
 
@@ -112,7 +112,7 @@ def read_entries(entries: Sequence[Entry], storages: Sequence[Storage]) -> Itera
         if rows:
             yield from _read_rows(storage, path, *rows)
         else:
-            yield Named(storage.name(path), storage.content(path))
+            yield Named(storage.name(path), storage.get_content(path))
 
 
 def _read_rows(storage: Storage, path: str, group: int, first: int, count: int) -> Iterator[Named]:
@@ -143,7 +143,7 @@ def _make_opener(storage: Storage, path: str) -> Callable[[], Any]:
     from pyarrow import fs  # type: ignore[import-untyped]
 
     filesystem = storage.filesystem or fs.LocalFileSystem()
-    return partial(filesystem.open_input_file, storage.place(path))
+    return partial(filesystem.open_input_file, storage.locate(path))
 
 
 def _read_group_sizes(storage: Storage, path: str) -> list[int]:

@@ -115,7 +115,7 @@ def run_bulk(
     if begun is not None:
         manifest["block"] = begun["block"]
     blocks = list(inputs.split(manifest["block"]))
-    there = {*folder.names()}
+    there = {*folder.list_names()}
     files = {number: name_part(number, kind) for number in range(len(blocks))}
     todo = {number: blocks[number] for number, file in files.items() if file not in there}
     images = {number: sum(map(count_images, entries)) for number, entries in todo.items()}
@@ -173,7 +173,7 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
     Raises:
         ShiftViTError: the folder holds another run, or other files.
     """
-    there = folder.names()
+    there = folder.list_names()
     if not there:
         return None
     if MANIFEST not in there:

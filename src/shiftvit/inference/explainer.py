@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import GRAPH, read_checked, read_manifest, read_tensors
 from shiftvit.environment import count_cores
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.explain import class_activation_map
 
 
@@ -25,13 +26,15 @@ class Explainer:
         probabilities, heat = explainer(pixels)
 
     The head of a ShiftViT is a mean over all positions and a linear layer, so the class activation map (Zhou et al.,
-    CVPR 2016) is exact: its mean is the logit without the bias. Any number of threads may share an explainer.
+    CVPR 2016) is exact: its mean is the logit without the bias. Any number of threads may share an explainer. Like a
+    predictor, it can be pickled.
 
     Attributes:
         metadata: the model's labels, preprocessing and input size.
     """
 
     def __init__(self, container: Container, threads: int | None = None) -> None:
+        check_at_least("threads", threads, 1)
         manifest = read_manifest(container)
         origin = f"{GRAPH!r} in {str(container.where)!r}"
         if GRAPH not in manifest.files:
@@ -43,8 +46,12 @@ class Explainer:
                 f"{origin} has no output for the last feature map, because an older shiftvit wrote it; "
                 "write it again with `shiftvit pack --onnx`"
             )
+        self._model, self._threads = str(container.where.absolute()), threads
         self._entry = self._session.get_inputs()[0].name
         self._weights = np.asarray(read_tensors(container, manifest)["head/kernel"], np.float32)  # (K, C)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self).from_pretrained, self._model, threads=self._threads), ()
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "cifar10", *, threads: int | None = None) -> Self:
@@ -55,7 +62,8 @@ class Explainer:
             threads: processor threads; None: one per core.
 
         Raises:
-            ShiftViTError: the model does not exist, or has no graph that returns the last feature map.
+            ShiftViTError: the model does not exist, or has no graph that returns the last feature map; `threads` is
+                below 1.
         """
         return cls(find_bundle(model), threads)
 
@@ -67,15 +75,40 @@ class Explainer:
         Args:
             pixels: preprocessed, uint8 (N, H, W, 3).
             classes: the class to explain for each image, (N,); None: the predicted ones.
+
+        Raises:
+            ShiftViTError: the pixels or classes do not fit the model.
         """
         probabilities, maps = self.run(pixels)
         return probabilities, self.compute_heat(maps, probabilities.argmax(axis=1) if classes is None else classes)
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns probabilities (N, C) and the maps that `compute_heat` takes, (N, h, w, K)."""
+        """Returns probabilities (N, C) and the maps that `compute_heat` takes, (N, h, w, K).
+
+        Raises:
+            ShiftViTError: the pixels do not fit the model.
+        """
+        shape = self.metadata.input_shape
+        fits = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 4
+        if not fits or any(side not in (None, has) for side, has in zip(shape, pixels.shape[1:], strict=True)):
+            found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+            raise ShiftViTError(
+                f"pixels are {found}; give preprocessed images, uint8 (N, {', '.join(map(str, shape))}), as "
+                "`explainer.metadata.preprocess.pixels(images)` returns them"
+            )
         probabilities, maps = self._session.run([self._session.get_outputs()[0].name, MAP], {self._entry: pixels})
         return probabilities, maps
 
     def compute_heat(self, maps: NDArray[np.float32], classes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Returns the heat maps (N, h, w) of a class for each image."""
-        return class_activation_map(maps, self._weights.T[classes])
+        """Returns the heat maps (N, h, w) of a class for each image.
+
+        Raises:
+            ShiftViTError: there is not one class for each image, or no such class.
+        """
+        chosen, count = np.asarray(classes), len(self.metadata.labels)
+        fits = chosen.shape == (len(maps),) and (chosen.dtype.kind in "iu" or not chosen.size)
+        if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < count):
+            raise ShiftViTError(
+                f"classes={classes!r} must be a whole number from 0 to {count - 1} for each of {len(maps)} images"
+            )
+        return class_activation_map(maps, self._weights.T[chosen.astype(np.int64)])

@@ -147,7 +147,7 @@ class Predictor:
             ShiftViTError: `sources` holds no images, a setting is out of range or, while the results are read, the
                 model returns NaN.
         """
-        check_at_least("top_k", top_k, 1)
+        check_at_least("top_k", top_k, 1, optional=False)
         batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels, ahead)
         answers = run_batches(batches, self._graph.run, self._graph.model)
         return (

@@ -21,7 +21,7 @@ from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, count_cores
-from shiftvit.errors import ShiftViTError, check_at_least, describe_error, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, check_at_least, check_path, describe_error, suggest, suggest_install
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -90,7 +90,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     """
     check_at_least("threads", threads, 1)
     kind, source = identify(model)
-    if runtime != "auto" and runtime not in RUNTIMES:
+    if not isinstance(runtime, str) or runtime not in ("auto", *RUNTIMES):
         raise ShiftViTError(f"there is no runtime {runtime!r}; {suggest(runtime, [*RUNTIMES, 'auto'])}")
     able = [name for name, row in RUNTIMES.items() if kind in row.reads]
     if runtime == "auto":
@@ -158,6 +158,7 @@ def _is_installed(name: str) -> bool:
 
 def identify(model: str | Path) -> tuple[str, Any]:
     """Returns the kind of model at a path, and the path or the bundle's files."""
+    check_path("model", model)
     path = Path(model)
     if path.is_dir() and open_container(path, MANIFEST) is None:
         # An export: an artifact with its report beside it.

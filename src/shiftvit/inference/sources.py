@@ -75,9 +75,9 @@ def stream_pixels(
     Raises:
         ShiftViTError: `sources` holds no images, or a setting is out of range.
     """
-    settings = {"batch_size": batch_size, "threads": threads, "max_pixels": max_pixels}
-    for name, value in settings.items():
-        check_at_least(name, value, 1)
+    check_at_least("batch_size", batch_size, 1, optional=False)
+    check_at_least("max_pixels", max_pixels, 1, optional=False)
+    check_at_least("threads", threads, 1)
     check_at_least("ahead", ahead, 0)
     images, are_at_hand = split_images(sources)
     threads = threads or count_threads()

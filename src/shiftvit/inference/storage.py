@@ -46,13 +46,13 @@ class Storage:
         """Returns a file's name for the user."""
         return self.prefix + path
 
-    def place(self, path: str) -> str:
+    def locate(self, path: str) -> str:
         """Returns a file's path in the file system."""
         return os.path.join(self.root, path) if self.root else path  # noqa: PTH118  (it may be a URI's path)
 
-    def content(self, path: str) -> str | Callable[[], bytes]:
+    def get_content(self, path: str) -> str | Callable[[], bytes]:
         """Returns a path on this machine, or a function that reads the file."""
-        return self.place(path) if self.filesystem is None else partial(self.read, path, MAX_BYTES + 1)
+        return self.locate(path) if self.filesystem is None else partial(self.read, path, MAX_BYTES + 1)
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         """Returns the first `limit` bytes of a file, or all.
@@ -148,7 +148,7 @@ class Folder:
         with report_unreachable(self._name):
             self._filesystem.create_dir(self._path, recursive=True)
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """Returns the names of its files and folders, without unfinished files; [] if it does not exist.
 
         Raises:

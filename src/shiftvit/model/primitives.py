@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 TORCH = keras.config.backend() == "torch"
@@ -47,8 +46,8 @@ class Dropout(keras.layers.Dropout):
     """`keras.layers.Dropout`, with fewer random numbers on torch and a processor: 16 bits for each value.
 
     A draw of 64 bits serves four values. The rate is rounded to 1/65536, and the scale accordingly, so that the
-    expectation stays exact. Torch's generator, whose state a checkpoint keeps, draws a seed. NumPy's SFC64 draws the
-    bits, in a third of the time.
+    expectation stays exact. NumPy's SFC64 would draw the bits in a third of the time, but a run that an earlier version
+    stopped would then go on to other weights.
     """
 
     def call(self, inputs: Any, training: bool = False) -> Any:
@@ -56,9 +55,8 @@ class Dropout(keras.layers.Dropout):
         if not cheap or not self.rate:
             return super().call(inputs, training=training)
         limit = min(round(self.rate * _SIXTEEN), _SIXTEEN - 1)
-        seed = int(torch.randint(2**63 - 1, ()))
-        words = np.random.SFC64(seed).random_raw((inputs.numel() + 3) // 4)
-        bits = torch.from_numpy(words.view(np.int16))[: inputs.numel()].view(inputs.shape)  # -32768 to 32767
+        words = torch.empty((inputs.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: inputs.numel()].view(inputs.shape)  # -32768 to 32767, each as likely
         kept = bits.ge_(limit - _SIXTEEN // 2)  # 0 or 1
         scale = torch.tensor(_SIXTEEN / (_SIXTEEN - limit), dtype=inputs.dtype)
         if inputs.dtype.itemsize == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from shiftvit.errors import ShiftViTError, suggest
+from shiftvit.errors import ShiftViTError, check_path, suggest
 
 
 def list_names() -> list[str]:
@@ -34,6 +34,7 @@ def read_text(source: str | Path) -> tuple[str, str]:
     Raises:
         ShiftViTError: no such recipe, or a file that cannot be read as UTF-8 text.
     """
+    check_path("recipe", source)
     if str(source) in list_names():
         return (resources.files(__name__) / f"{source}.toml").read_text("utf-8"), f"recipe {source}"
     path = Path(source)

@@ -89,7 +89,8 @@ class Watch(keras.callbacks.Callback):
                 the run folder names the images of the batch.
         """
         losses, self.losses = self.losses, []
-        batch, loss = next(((batch, float(loss)) for batch, loss in losses if not math.isfinite(loss)), (math.inf, 0.0))
+        broken = [(batch, float(loss)) for batch, loss in losses if not math.isfinite(loss)]
+        batch, loss = broken[0] if broken else (math.inf, 0.0)
         due = time.monotonic() - self.saved_at > self.save_every
         signals, dues, batches, found = self.processes.meet(self.signal or 0, due, batch, loss).T
         self.stop = int(signals.max()) or None

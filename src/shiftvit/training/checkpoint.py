@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from shiftvit import files
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 
 GENERATOR = "generator/"
 LAST = "last.safetensors"
@@ -117,7 +117,9 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
         if path.name == BEST:
             resume = f"shiftvit train --resume {shlex.quote(str(path.parents[1]))} --set train.select=last"
             mend = f"keep the weights of the last epoch: {resume}"
-        raise ShiftViTError(f"cannot read the checkpoint {str(path)!r} ({error}); restore it, or {mend}") from error
+        raise ShiftViTError(
+            f"cannot read the checkpoint {str(path)!r} ({describe_error(error)}); restore it, or {mend}"
+        ) from error
     return progress
 
 

@@ -97,7 +97,7 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
             "strength": head.strength,
         }
         logits = {name: head.compute_logits(features) for name, features in reader.features.items()}
-        final = bundle.build()
+        final = bundle.build("float32")
         return recipe, keep_results(run, recipe, dataset, bundle=bundle, final=final, training=training, logits=logits)
 
 

@@ -57,7 +57,7 @@ def finish_run(
         processes.together(lambda: load_checkpoint(run / "checkpoints" / BEST, model))
     with use_averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
-    final = bundle.build()  # the model that users will load: float32, from the stored weights
+    final = bundle.build("float32")  # the model that users will load, from the stored weights
     measured = ["test"] if dataset.validation is None or dataset.test_is_validation else ["validation", "test"]
     logits = {
         name: predict_together(processes, final, split, recipe.train)

@@ -30,7 +30,7 @@ from shiftvit import environment, files
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, save_splits
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, check_path, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.processes import ALONE, Processes
 
@@ -84,6 +84,9 @@ def choose_run(
 def _choose(
     recipe: Recipe | str | Path | None, out: str | Path | None, resume: str | Path | None, overrides: dict[str, Any]
 ) -> tuple[Recipe, Path]:
+    for name, value in (("out", out), ("resume", resume)):
+        if value is not None:
+            check_path(name, value)
     if resume is not None:
         return _choose_resumed(Path(resume), recipe, out, overrides)
     if isinstance(recipe, Recipe) and overrides:

@@ -81,7 +81,7 @@ class Archive:
         except Exception as error:  # the decompressors' errors share no base class
             raise _explain_unreadable(self.where, name, str(error)) from error
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """Returns the names of all entries."""
         with zipfile.ZipFile(self.where) as archive:
             return archive.namelist()

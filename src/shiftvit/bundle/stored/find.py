@@ -13,7 +13,7 @@ import numpy as np
 from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.manifest import MANIFEST, read_manifest, read_tensors
 from shiftvit.bundle.stored.published import PUBLISHED
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, check_path, notice
 from shiftvit.presets import PRESETS
 
 # The trained models that come with the package, one folder each.
@@ -36,6 +36,7 @@ def find_bundle(path: str | Path) -> Container:
     Raises:
         ShiftViTError: there is none.
     """
+    check_path("model", path)
     given, path = str(path), Path(path)
     named = _find_named(given)
     if (here := _find_here(path)) is not None:
