@@ -68,11 +68,10 @@ TIMES = {"seconds", "images_per_second", "input_images_per_second", "reduced_byt
 
 @dataclass
 class Outcome:
-    """What processes that ended leave: their status and words, and what each recorded; the seconds it took."""
+    """What processes that ended leave: their status and words, and what each recorded."""
 
     status: list[int]
     said: list[str]
-    seconds: float
     run: Path
     seconds_after_fault: float | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -193,7 +192,6 @@ def train_in(
         **(environment or {}),
     }
     said = [place / f"said{rank}" for rank in range(count)]
-    began = time.monotonic()
     if prefix is None:
         job = {
             "settings": str(place / "settings.json"),
@@ -208,7 +206,7 @@ def train_in(
     words = [
         re.sub(r"(?m)^(WARNING: All log|[IWE]\d{4} |\[W\d{4} |\[Gloo\]).*\n", "", path.read_text()) for path in said
     ]
-    found = Outcome(status, words, time.monotonic() - began, run)
+    found = Outcome(status, words, run)
     if (place / "fault").is_file():
         found.seconds_after_fault = time.time() - (place / "fault").stat().st_mtime
     for rank in range(count):
