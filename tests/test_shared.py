@@ -47,7 +47,7 @@ def test_processes_wait_for_the_one_that_makes_it(tmp_path: Path) -> None:
         "def make(place):\n"
         "    time.sleep(0.2)\n"
         "    (place / 'maker').write_text(str(os.getpid()))\n"
-        "print((shared.once('it', make) / 'maker').read_text())\n"
+        "print((shared.make_once('it', make) / 'maker').read_text())\n"
     )
     command = [sys.executable, "-c", program]
     started = [
