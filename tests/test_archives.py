@@ -31,7 +31,9 @@ def test_a_batch_that_is_not_whole_records_is_named(tmp_path: Path, change: int)
     whole = write_records(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.uint8))
     members = {f"cifar-10-batches-bin/{name}.bin": whole for name in BATCHES}
     members["cifar-10-batches-bin/data_batch_3.bin"] = whole[:change] if change < 0 else whole + bytes(change)
-    with pytest.raises(ShiftViTError, match=rf"data_batch_3.bin' has {2 * 3073 + change} bytes; it must have a multiple of 3073;"):
+    with pytest.raises(
+        ShiftViTError, match=rf"data_batch_3.bin' has {2 * 3073 + change} bytes; it must have a multiple of 3073;"
+    ):
         read_authors(write_tar_gz(tmp_path / "a.tar.gz", members))
 
 

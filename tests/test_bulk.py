@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -36,6 +37,7 @@ from shiftvit.inference.storage import Folder, is_uri
 from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+SCALING = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text("utf-8")
 PIXELS = load_sample().test.images
 
 
@@ -358,7 +360,29 @@ def test_usage_statistics_are_the_users_choice(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def bucket():
+    """An S3 service on this machine with an empty bucket, which whatever starts later finds; None without moto."""
+    try:
+        import boto3
+        from moto.server import ThreadedMotoServer
+    except ImportError:
+        yield None
+        return
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # instead of a line for each request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "none"), ("REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # do not look for credentials in the network
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
+        yield "bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket):  # noqa: ARG001  (nodes inherit where it is)
     """Two nodes of two cores each, on this machine."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
     from ray.cluster_utils import Cluster
@@ -447,6 +471,33 @@ def test_parquet_and_uris(cluster, photos, shard, tmp_path):
     assert all(len(row["top"]) == 3 for row in rows if row["error"] is None)
     again = run_bulk(task, [photos.as_uri() + "/a", str(shard)], address="127.0.0.1:1", recount=True)
     assert (again.images, again.failures, again.before) == (0, 4, 182)
+
+
+@on_cluster
+def test_a_bucket_in_and_out(cluster, bucket, photos, tmp_path):
+    """With the command of docs/scaling.md."""
+    if bucket is None:
+        pytest.skip("moto is not installed: pip install 'moto[s3]' flask-cors")
+    from pyarrow import fs
+
+    fs.copy_files(str(photos), f"s3://{bucket}/photos")
+    (written,) = [line for line in SCALING.splitlines() if line.strip().startswith("shiftvit predict s3://")]
+    command = shlex.split(written.replace("--address auto", f"--address {cluster.address}"), comments=True)
+    process = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 0, process.stderr
+    (tmp_path / "out").mkdir()
+    fs.copy_files(f"s3://{bucket}/labels", str(tmp_path / "out"))
+    names = list_images([str(photos)], recursive=True)
+    expected = [
+        {**row, "path": row["path"].replace(str(photos), f"{bucket}/photos")} for row in predicted(tuple(names))
+    ]
+    for row in expected:
+        row.update(error=row["error"].replace(str(photos), f"{bucket}/photos")) if "error" in row else None
+    assert_same(rows_of(tmp_path / "out"), expected, "s3://")
+    again = run_bulk(
+        Task("predict", f"s3://{bucket}/labels"), [f"s3://{bucket}/photos"], recursive=True, address="127.0.0.1:1"
+    )
+    assert (again.images, again.before) == (0, 200)
 
 
 @on_cluster
