@@ -43,8 +43,8 @@ settings.load_profile("shiftvit")
 
 # The slowest files, the slowest first. If one of them started last, the other workers would be idle meanwhile.
 LONGEST = (
-    *("test_exports", "test_readme", "test_processes", "test_finetune", "test_stopped", "test_train", "test_gate"),
-    *("test_backends", "test_bulk"),
+    *("test_exports", "test_processes", "test_backends", "test_bulk", "test_pull_full", "test_stopped", "test_gate"),
+    *("test_readme", "test_demo", "test_train", "test_finetune", "test_lesson"),
 )
 
 
