@@ -28,6 +28,7 @@ from sample import load_sample
 from shiftvit import Embedder, Predictor, ShiftViTError
 from shiftvit.cli.main import app
 from shiftvit.data.find.listing import list_images
+from shiftvit.files import make_temporary_folder
 from shiftvit.inference import bulk, worker
 from shiftvit.inference.blocks import Inputs, read_entries
 from shiftvit.inference.bulk import run_bulk
@@ -173,6 +174,14 @@ def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     if is_uri(str(folder)):
         folder.sweep()
         assert len(list((tmp_path / "new" / "out").iterdir())) == 1
+    else:
+        with make_temporary_folder(tmp_path / "new" / "out", "part-000001.jsonl") as live:
+            left = tmp_path / "new" / "out" / ".part-000000.jsonl.0.tmp"
+            left.mkdir()
+            (left / ".lock").write_bytes(b"")
+            folder.sweep()
+            assert not left.exists()
+            assert live.exists()
 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ShiftViTError, match="is a file, but the output is a folder"):
@@ -557,6 +566,9 @@ def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
         assert "the same command continues" in said
     while actors() and time.monotonic() < end:  # they end with their driver, when they have written what they had
         time.sleep(0.1)
+    left = out / ".part-000000.jsonl.0.tmp"  # as after a kill between a rename and the end of writing
+    left.mkdir()
+    (left / ".lock").write_bytes(b"")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert 0 < len(before) < 63
     with pytest.raises(ShiftViTError, match="holds a run with top_k = 5, not 2"):

@@ -59,9 +59,7 @@ def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
     import tempfile
 
     name = name[:64]  # so that the temporary name is not too long
-    for left in folder.glob(f".{glob.escape(name)}.*.tmp"):
-        if _is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
+    delete_abandoned(folder, glob.escape(name))
     work = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
     try:
         with (work / _LOCK).open("a") as file:
@@ -73,6 +71,18 @@ def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
         except KeyboardInterrupt:
             shutil.rmtree(work, ignore_errors=True)
             raise
+
+
+def delete_abandoned(folder: Path, pattern: str = "*") -> None:
+    """Deletes the temporary folders of killed processes, if possible.
+
+    Args:
+        folder: where `make_temporary_folder` made them.
+        pattern: a glob pattern for the names of the files that were prepared in them.
+    """
+    for left in folder.glob(f".{pattern}.*.tmp"):
+        if _is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -114,6 +114,7 @@ def run_bulk(
     begun = _find_run(folder, manifest, block is not None)
     if begun is not None:
         manifest["block"] = begun["block"]
+        folder.sweep()
     blocks = list(inputs.split(manifest["block"]))
     there = {*folder.list_names()}
     files = {number: name_part(number, kind) for number in range(len(blocks))}
@@ -130,8 +131,6 @@ def run_bulk(
         if begun is None:
             folder.make()
             folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        else:
-            folder.sweep()
         cores = int(ray.cluster_resources().get("CPU", 1))
         summary.actors = min(workers or max(1, cores // task.threads), len(todo))
         for number, failures in _run_blocks(ray, task, model, todo, summary.actors):
@@ -140,6 +139,7 @@ def run_bulk(
             summary.seconds = time.perf_counter() - began
             if report is not None:
                 report(summary)
+    folder.sweep()  # a worker that was killed after a rename left its temporary folder
     return summary
 
 

@@ -202,7 +202,8 @@ class Folder:
     def sweep(self) -> None:
         """Deletes the unfinished files of killed processes, if possible."""
         if self._is_local:
-            return  # `files.write_file` does it
+            files.delete_abandoned(Path(self._path))
+            return
         from pyarrow import fs
 
         with suppress(OSError):
