@@ -1,7 +1,5 @@
 """`shiftvit data`: get a data set, look through your own, see what training sees."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

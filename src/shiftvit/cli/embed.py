@@ -1,7 +1,5 @@
 """`shiftvit embed`."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +87,7 @@ def embed(
         raise typer.Exit(3)
 
 
-def _yield_usable(results: Iterator[Embedding | Failure], bar: Bar, faults: list[str]) -> Iterator[Any]:
+def _yield_usable(results: "Iterator[Embedding | Failure]", bar: Bar, faults: list[str]) -> Iterator[Any]:
     """Yields the embeddings, and appends the faults of the other images to `faults`.
 
     Raises:

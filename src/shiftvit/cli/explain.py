@@ -1,7 +1,5 @@
 """`shiftvit explain`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +96,7 @@ def explain(
 
 
 def _explain(
-    bundle: Bundle,
+    bundle: "Bundle",
     model: str,
     names: list[str],
     methods: tuple[str, ...],
@@ -154,7 +152,7 @@ def _explain(
     return rows, pixels
 
 
-def _read_images(names: list[str], preprocess: Preprocess) -> tuple[list[str], Any]:
+def _read_images(names: list[str], preprocess: "Preprocess") -> tuple[list[str], Any]:
     """Returns the names of the readable images, and these images preprocessed, (N, h, w, 3). Reports the others."""
     import numpy as np
 

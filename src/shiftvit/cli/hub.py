@@ -1,7 +1,5 @@
 """`shiftvit push` and `shiftvit pull`: the Hugging Face Hub, and the authors' published weights."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,6 +1,8 @@
-"""The command line: thin commands over the Python API. A command imports heavy modules when it needs them."""
+"""The command line: thin commands over the Python API. A command imports heavy modules when it needs them.
 
-from __future__ import annotations
+Modules with commands have no `from __future__ import annotations`: typer would evaluate each annotation four times,
+which takes 15 ms at every start.
+"""
 
 import errno
 import io

@@ -1,7 +1,5 @@
 """`shiftvit predict`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -92,7 +90,6 @@ def predict(
     from shiftvit import files
     from shiftvit.cli.rows import DEFAULT_TOP_K
     from shiftvit.data.decode.images import MAX_PIXELS
-    from shiftvit.figures.grid import GRID_ENDINGS
     from shiftvit.inference.predict import Predictor
 
     if wants_ray(engine, address, workers, paths, out):
@@ -111,6 +108,8 @@ def predict(
     if place is not None:
         _check_rows_file(place, named, reads_list="-" in (paths or ()))
     if grid is not None:
+        from shiftvit.figures.grid import GRID_ENDINGS
+
         files.check_file(grid, GRID_ENDINGS, named)
     top_k = DEFAULT_TOP_K[form] if top_k is None else top_k
     limit = MAX_PIXELS if max_pixels is None else max_pixels
@@ -125,14 +124,14 @@ def predict(
 
 
 def _write(
-    results: Iterator[Prediction | Failure],
-    predictor: Predictor,
+    results: "Iterator[Prediction | Failure]",
+    predictor: "Predictor",
     sources: list[Any],
     stream: IO[str],
-    form: Format,
+    form: "Format",
     top_k: int,
     keep: int,
-) -> tuple[int, list[tuple[Any, Prediction]]]:
+) -> tuple[int, list[tuple[Any, "Prediction"]]]:
     """Writes rows as they arrive. Returns the number of failures and the images for the grid.
 
     Raises:
@@ -183,7 +182,7 @@ def _write(
     return failures, shown
 
 
-def _choose_format(kind: str | None, out: Path | None) -> Format:
+def _choose_format(kind: str | None, out: Path | None) -> "Format":
     """Returns the format that the option or the file's suffix names; if both do, they must agree."""
     from shiftvit.cli.rows import ENDINGS, Format
 
@@ -242,7 +241,7 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
         raise files.explain_unwritable(out, error) from error
 
 
-def _draw(path: Path, shown: list[tuple[Any, Prediction]], predictor: Predictor, max_pixels: int) -> None:
+def _draw(path: Path, shown: list[tuple[Any, "Prediction"]], predictor: "Predictor", max_pixels: int) -> None:
     from shiftvit.data.decode.images import decode
     from shiftvit.figures.grid import Tile, draw_predictions
 

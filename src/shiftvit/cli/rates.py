@@ -1,7 +1,5 @@
 """`shiftvit find-rate`."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`shiftvit serve`."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shlex

@@ -1,7 +1,5 @@
 """`shiftvit info`, `shiftvit recipes` and `shiftvit report`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

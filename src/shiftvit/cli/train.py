@@ -1,7 +1,5 @@
 """`shiftvit train` and `shiftvit evaluate`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated, Any
