@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,20 @@ def test_a_planted_fault_is_found(plant, tmp_path, capsys):
     if plant is faults.rewrite_metadata:
         assert report["max_difference"] <= 1e-5
         assert report["runtime"] == "onnxruntime"
+
+
+@pytest.mark.parametrize(("side", "largest"), [(32, 257), (64, 257), (224, 83), (384, 29), (2048, 3)])
+def test_large_images_are_tried_in_batches_that_memory_holds(side, largest):
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        return np.full((len(batch), 2), 0.5 if len(batch) < 3 else 0.6)
+
+    images = np.zeros((1, side, side, 3), np.uint8)
+    (fault,) = gate._check_sizes(SimpleNamespace(run=run), images, np.full((1, 2), 0.5), "f32")
+    assert sizes == [1, largest]
+    assert fault == f"in a batch of {largest} a probability differs by 1.0e-01 from that in a batch of 64"
 
 
 @pytest.mark.slow

@@ -151,7 +151,8 @@ class Block(torch.nn.Module):
         self.fc1 = Product(block.mlp.fc1, 1, affine)
         self.fc2 = Product(block.mlp.fc2)
         self.activation = block.mlp.activation
-        self.across = keras.activations.serialize(self.activation) in _ACROSS_CHANNELS
+        # Not `keras.activations.serialize`, which imports TensorFlow wherever it is installed.
+        self.across = getattr(self.activation, "__name__", None) in _ACROSS_CHANNELS
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shift = self.shift
