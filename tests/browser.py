@@ -1,4 +1,4 @@
-"""A real Chromium without a window, and a record of what a page does in it."""
+"""Drives a headless Chromium and records what a page does in it."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ BINARY = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.
 DRIVER = shutil.which("chromedriver")
 _FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # root needs it
+    "--no-sandbox",  # needed when running as root
     "--disable-dev-shm-usage",
     "--disable-gpu",
     "--disable-background-networking",
@@ -24,7 +24,7 @@ class Browser:
     """Chromium with one page.
 
     Attributes:
-        driver: selenium's.
+        driver: the Selenium driver.
     """
 
     def __init__(self):
@@ -41,7 +41,7 @@ class Browser:
         self.driver.set_script_timeout(10)
 
     def open(self, url, *, dark=False, size=(1280, 900), still=True):
-        """Opens an address in a fresh state; `still`: as for users who asked for less motion."""
+        """Opens a URL with an empty session storage; `still` emulates a user who prefers reduced motion."""
         self.shape(*size)
         features = {"prefers-color-scheme": "dark" if dark else "light"}
         features["prefers-reduced-motion"] = "reduce" if still else "no-preference"
@@ -62,11 +62,11 @@ class Browser:
         return self.driver.execute_cdp_cmd(command, arguments)
 
     def run(self, script, *arguments):
-        """Runs JavaScript in the page; returns what it returns."""
+        """Runs JavaScript in the page and returns its result."""
         return self.driver.execute_script(script, *arguments)
 
     def all(self, selector):
-        """Returns the visible elements that a CSS selector finds."""
+        """Returns the visible elements that match a CSS selector."""
         found = self.driver.find_elements("css selector", selector)
         return [element for element in found if element.is_displayed()]
 
@@ -74,7 +74,7 @@ class Browser:
         return [element.text for element in self.all(selector)]
 
     def wait(self, condition, seconds=10):
-        """Returns the first true value of a function."""
+        """Waits until a function returns a true value, and returns that value."""
         from selenium.common.exceptions import StaleElementReferenceException
 
         end = time.monotonic() + seconds
@@ -86,14 +86,14 @@ class Browser:
             time.sleep(0.02)
 
     def press(self, *keys):
-        """Presses keys, one after another, wherever the focus is."""
+        """Presses keys, one after another, in the element that has the focus."""
         from selenium.webdriver import ActionChains
 
         for key in keys:
             ActionChains(self.driver).send_keys(key).perform()
 
     def drop(self, *paths, place=(640, 600)):
-        """Drags files from the desktop and drops them; returns whether the page showed that it would take them."""
+        """Drags files from the desktop and drops them; returns whether the page showed that it accepts them."""
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         point = {"x": place[0], "y": place[1], "data": data}
         for kind in ("dragEnter", "dragOver"):
@@ -103,16 +103,16 @@ class Browser:
         return shown
 
     def console(self):
-        """Returns the errors and warnings in the console since the last call."""
+        """Returns the errors and warnings logged to the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
 
     def requests(self):
-        """Returns the addresses that the page asked since the last call."""
+        """Returns the URLs that the page has requested since the last call."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
     def accessible(self):
-        """Returns (role, name) of every node that assistive technology is shown."""
+        """Returns (role, name) of every node in the accessibility tree."""
         nodes = self.tell("Accessibility.getFullAXTree")["nodes"]
         return [
             (node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored")
@@ -121,7 +121,7 @@ class Browser:
 
 @contextlib.contextmanager
 def open_browser():
-    """Yields a browser; skips the tests where there is none."""
+    """Yields a browser; skips the test if Chromium or Selenium is not installed."""
     if BINARY is None or DRIVER is None:
         pytest.skip("Chromium and its driver are not installed; Debian: apt-get install chromium chromium-driver")
     pytest.importorskip("selenium")

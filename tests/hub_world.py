@@ -1,7 +1,7 @@
-"""A stand-in for the Hugging Face Hub: the answers that `huggingface_hub` asks for, over real HTTP.
+"""A fake Hugging Face Hub that answers the requests of `huggingface_hub` over real HTTP.
 
-The addresses and fields are those in the client's own code (`hf_api.py`, `_commit_api.py`, `lfs.py`,
-`file_download.py`). The client must understand the answers, which keeps this stand-in faithful.
+The URLs and fields are those in the client's own code (`hf_api.py`, `_commit_api.py`, `lfs.py`, `file_download.py`).
+The client must understand the answers, which keeps the fake faithful to the real Hub.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LARGE = (".safetensors", ".onnx")
 
 @dataclass
 class Repository:
-    """Commits, newest last, each from file name to content."""
+    """A repository. Each commit maps file names to contents; the newest commit is the last."""
 
     private: bool = False
     sdk: str | None = None  # of a Space
@@ -37,28 +37,28 @@ class Repository:
     messages: list[str] = field(default_factory=lambda: ["initial commit"])
     tags: dict[str, int] = field(default_factory=dict)
 
-    def commit(self, revision: str) -> int | None:
+    def find_commit(self, revision: str) -> int | None:
         """Returns the index of a commit by branch, tag or hash."""
-        named = {"main": len(self.commits) - 1, **self.tags}
-        named |= {make_sha(index): index for index in range(len(self.commits))}
-        return named.get(revision)
+        indices = {"main": len(self.commits) - 1, **self.tags}
+        indices |= {make_sha(index): index for index in range(len(self.commits))}
+        return indices.get(revision)
 
 
 @dataclass
 class Hub:
-    """The content of the server, and the faults that it must show."""
+    """The content of the server and the faults that it simulates."""
 
     url: str = ""
-    repositories: dict[str, Repository] = field(default_factory=dict)  # a Space's name begins with "spaces/"
+    repositories: dict[str, Repository] = field(default_factory=dict)  # names of Spaces begin with "spaces/"
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256
     requests: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)  # tokens that were sent to another host
-    listed: dict[str, int | None] = field(default_factory=dict)  # further files in the listing, with sizes
-    tampered: dict[str, bytes] = field(default_factory=dict)  # contents that are served instead of a file's own
-    failing: dict[str, int] = field(default_factory=dict)  # a part of an address -> the status of its answer
+    listed: dict[str, int | None] = field(default_factory=dict)  # extra files in the listing, with their sizes
+    tampered: dict[str, bytes] = field(default_factory=dict)  # contents served in place of the stored ones
+    failing: dict[str, int] = field(default_factory=dict)  # part of a path -> status of the answer
     meanwhile: dict[str, bytes] = field(default_factory=dict)  # files that another user pushes right after a listing
-    held: threading.Event = field(default_factory=threading.Event)  # while cleared, half of a large file is sent
-    half: threading.Event = field(default_factory=threading.Event)  # half of one is sent
+    held: threading.Event = field(default_factory=threading.Event)  # while cleared, only half of a large file is sent
+    half: threading.Event = field(default_factory=threading.Event)  # set once half of a large file has been sent
 
     def files(self, name: str) -> dict[str, bytes]:
         return self.repositories[name].commits[-1]
@@ -70,7 +70,7 @@ def make_sha(index: int) -> str:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise each answer waits 40 ms for an acknowledgement
     hub: Hub
 
     def log_message(self, *_: Any) -> None:
@@ -89,26 +89,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, body: bytes) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
-        for piece, status in self.hub.failing.items():
-            if piece in path:
-                return self.say(status, {"error": "as told"})
+        for part, status in self.hub.failing.items():
+            if part in path:
+                return self.send_answer(status, {"error": "simulated fault"})
         routes = {
-            r"POST /api/repos/create": self.create,
-            r"POST /api/validate-yaml": self.validate,
-            r"GET /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)(?:/revision/(.+))?": self.info,
-            r"POST /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/preupload/(.+)": self.preupload,
-            r"POST /((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
-            r"PUT /objects/(\w+)": self.store,
-            r"POST /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/commit/(.+)": self.commit,
-            r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self.resolve,
-            r"(?:GET|HEAD) /cdn/(\w+)": self.cdn,
+            r"POST /api/repos/create": self.create_repository,
+            r"POST /api/validate-yaml": self.validate_card,
+            r"GET /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)(?:/revision/(.+))?": self.send_info,
+            r"POST /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/preupload/(.+)": self.send_upload_modes,
+            r"POST /((?:spaces/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch": self.send_upload_urls,
+            r"PUT /objects/(\w+)": self.store_object,
+            r"POST /api/(?:models/)?((?:spaces/)?[^/]+/[^/]+)/commit/(.+)": self.add_commit,
+            r"(?:GET|HEAD) /([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self.send_file,
+            r"(?:GET|HEAD) /cdn/(\w+)": self.send_object,
         }
-        for pattern, act in routes.items():
+        for pattern, handle in routes.items():
             if found := re.fullmatch(pattern, f"{self.command} {path}"):
-                return act(body, *found.groups())
-        return self.say(404, {"error": "no such page"})
+                return handle(body, *found.groups())
+        return self.send_answer(404, {"error": "no such page"})
 
-    def say(self, status: int, content: Any = b"", **headers: str) -> None:
+    def send_answer(self, status: int, content: Any = b"", **headers: str) -> None:
         raw = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(raw)), **headers}.items():
@@ -118,58 +118,60 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(raw)
 
     @property
-    def known(self) -> bool:
+    def is_authorized(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
-    def allowed(self, name: str) -> bool:
-        """Returns whether the token may write to a repository; if not, answers with the error."""
+    def check_write_access(self, name: str) -> bool:
+        """Returns whether the token may write to a repository. If not, sends the error."""
         owner = name.removeprefix("spaces/").split("/")[0]
-        if not self.known:
-            self.say(401, {"error": "Invalid username or password."})
+        if not self.is_authorized:
+            self.send_answer(401, {"error": "Invalid username or password."})
         elif owner not in OWNERS:
-            self.say(403, {"error": "You don't have the rights"}, X_Error_Message="You don't have the rights")
-        return self.known and owner in OWNERS
+            self.send_answer(403, {"error": "You don't have the rights"}, X_Error_Message="You don't have the rights")
+        return self.is_authorized and owner in OWNERS
 
-    def visible(self, name: str) -> Repository | None:
-        """Returns a repository, or answers that there is none. To strangers, private ones look like missing ones."""
+    def find_repository(self, name: str) -> Repository | None:
+        """Returns a repository, or sends an error. Without the token, a private repository looks like a missing one."""
         found = self.hub.repositories.get(name)
-        if "Authorization" in self.headers and not self.known:
+        if "Authorization" in self.headers and not self.is_authorized:
             message = "Invalid credentials in Authorization header"
-            self.say(401, {"error": message}, X_Error_Message=message)
-        elif found is None or (found.private and not self.known):
-            self.say(404 if self.known else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+            self.send_answer(401, {"error": message}, X_Error_Message=message)
+        elif found is None or (found.private and not self.is_authorized):
+            self.send_answer(
+                404 if self.is_authorized else 401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound"
+            )
         else:
             return found
         return None
 
-    def create(self, body: bytes) -> None:
-        asked = json.loads(body)
-        name = f"{asked['organization']}/{asked['name']}"
-        if asked.get("type") == "space":
+    def create_repository(self, body: bytes) -> None:
+        request = json.loads(body)
+        name = f"{request['organization']}/{request['name']}"
+        if request.get("type") == "space":
             name = f"spaces/{name}"
-        if self.allowed(name):
-            there = name in self.hub.repositories
-            if not there:
-                self.hub.repositories[name] = Repository(asked.get("visibility") == "private", asked.get("sdk"))
-            self.say(409 if there else 200, {"url": f"{self.hub.url}/{name}", "name": name})
+        if self.check_write_access(name):
+            exists = name in self.hub.repositories
+            if not exists:
+                self.hub.repositories[name] = Repository(request.get("visibility") == "private", request.get("sdk"))
+            self.send_answer(409 if exists else 200, {"url": f"{self.hub.url}/{name}", "name": name})
 
-    def validate(self, body: bytes) -> None:
+    def validate_card(self, body: bytes) -> None:
         text = json.loads(body)["content"]
         found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
         try:
             tree = yaml.safe_load(found[1]) if found else None
         except yaml.YAMLError:
-            return self.say(400, {"errors": [{"message": "no YAML"}], "warnings": []})
+            return self.send_answer(400, {"errors": [{"message": "no YAML"}], "warnings": []})
         warnings = [] if isinstance(tree, dict) else [{"message": "empty or missing yaml metadata"}]
-        return self.say(200, {"errors": [], "warnings": warnings})
+        return self.send_answer(200, {"errors": [], "warnings": warnings})
 
-    def info(self, _: bytes, name: str, revision: str | None) -> None:
-        repository = self.visible(name)
+    def send_info(self, _: bytes, name: str, revision: str | None) -> None:
+        repository = self.find_repository(name)
         if repository is None:
             return None
-        index = repository.commit(revision or "main")
+        index = repository.find_commit(revision or "main")
         if index is None:
-            return self.say(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
+            return self.send_answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
         sizes = {path: len(content) for path, content in repository.commits[index].items()} | self.hub.listed
         siblings = [
             {"rfilename": path} | ({"size": size} if "blobs" in self.path else {}) for path, size in sizes.items()
@@ -178,32 +180,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
             repository.commits.append(repository.commits[-1] | self.hub.meanwhile)
         tree = {"id": name, "sha": make_sha(index), "private": repository.private, "siblings": siblings}
         tree |= {"sdk": repository.sdk} if repository.sdk else {}
-        return self.say(200, {**tree, "tags": [], "downloads": 0})
+        return self.send_answer(200, {**tree, "tags": [], "downloads": 0})
 
-    def preupload(self, body: bytes, name: str, _: str) -> None:
-        if self.allowed(name):
+    def send_upload_modes(self, body: bytes, name: str, _: str) -> None:
+        if self.check_write_access(name):
             paths = [file["path"] for file in json.loads(body)["files"]]
             modes = [
                 {"path": path, "uploadMode": "lfs" if path.endswith(LARGE) else "regular", "shouldIgnore": False}
                 for path in paths
             ]
-            self.say(200, {"files": modes})
+            self.send_answer(200, {"files": modes})
 
-    def batch(self, body: bytes, name: str) -> None:
-        if self.allowed(name):
+    def send_upload_urls(self, body: bytes, name: str) -> None:
+        if self.check_write_access(name):
             rows = [
                 file | {"actions": {"upload": {"href": f"{self.hub.url}/objects/{file['oid']}"}}}
                 for file in json.loads(body)["objects"]
             ]
-            self.say(200, {"transfer": "basic", "objects": rows})
+            self.send_answer(200, {"transfer": "basic", "objects": rows})
 
-    def store(self, body: bytes, oid: str) -> None:
+    def store_object(self, body: bytes, oid: str) -> None:
         assert hashlib.sha256(body).hexdigest() == oid
         self.hub.objects[oid] = body
-        self.say(200)
+        self.send_answer(200)
 
-    def commit(self, body: bytes, name: str, _: str) -> None:
-        if not self.allowed(name):
+    def add_commit(self, body: bytes, name: str, _: str) -> None:
+        if not self.check_write_access(name):
             return
         repository = self.hub.repositories[name]
         files = dict(repository.commits[-1])
@@ -220,31 +222,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     del files[value["path"]]
         repository.commits.append(files)
         oid = make_sha(len(repository.commits) - 1)
-        self.say(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
+        self.send_answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid})
 
-    def resolve(self, _: bytes, name: str, revision: str, path: str) -> None:
-        repository = self.visible(name)
+    def send_file(self, _: bytes, name: str, revision: str, path: str) -> None:
+        repository = self.find_repository(name)
         if repository is None:
             return None
-        index = repository.commit(revision)
+        index = repository.find_commit(revision)
         content = None if index is None else repository.commits[index].get(path)
         if content is None:
-            return self.say(404, X_Error_Code="EntryNotFound")
+            return self.send_answer(404, X_Error_Code="EntryNotFound")
         content = self.hub.tampered.get(path, content)
         oid = hashlib.sha256(content).hexdigest()
         headers = {"X_Repo_Commit": make_sha(index or 0), "ETag": f'"{oid}"'}
         if not path.endswith(LARGE):
-            return self.say(200, content, **headers)
+            return self.send_answer(200, content, **headers)
         self.hub.objects[oid] = content
         linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(content))}
-        elsewhere = self.hub.url.replace("127.0.0.1", "localhost")  # another host, as the Hub's large files have
-        return self.say(302, Location=f"{elsewhere}/cdn/{oid}", **headers, **linked)
+        other_host = self.hub.url.replace("127.0.0.1", "localhost")  # the Hub keeps large files on another host
+        return self.send_answer(302, Location=f"{other_host}/cdn/{oid}", **headers, **linked)
 
-    def cdn(self, _: bytes, oid: str) -> None:
-        self.hub.leaks += ["Authorization"] if "Authorization" in self.headers else []  # it is the Hub's alone
+    def send_object(self, _: bytes, oid: str) -> None:
+        self.hub.leaks += ["Authorization"] if "Authorization" in self.headers else []  # only the Hub may get the token
         content = self.hub.objects[oid]
         if self.command == "HEAD" or self.hub.held.is_set():
-            return self.say(200, content)
+            return self.send_answer(200, content)
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -258,7 +260,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """A hub on this machine."""
+    """Runs a fake Hub on this machine."""
     hub = Hub()
     hub.held.set()
     with listen(type("Bound", (Handler,), {"hub": hub})) as hub.url:

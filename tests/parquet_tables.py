@@ -1,4 +1,4 @@
-"""Writes Parquet files of real images as on the Hugging Face Hub."""
+"""Writes Parquet files of real images in the format of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sample import load_sample
 SAMPLE = load_sample()
 NAMES = SAMPLE.class_names
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-# The `Features` of the columns in `datasets`.
+# The columns' `Features` of the `datasets` library.
 CIFAR = {"img": {"_type": "Image"}, "label": {"names": [*NAMES], "_type": "ClassLabel"}}
 
 
@@ -31,7 +31,7 @@ LABELS = SAMPLE.train.labels[CHOSEN].tolist()
 
 
 def write_parquet(path, features=None, rows=10, **columns):
-    """Writes a table as the Hub does: images as structs, and the features of the columns as JSON in the metadata."""
+    """Writes a table with the columns' features as JSON in its metadata, and returns its path."""
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features is not None else None
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path, row_group_size=rows)

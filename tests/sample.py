@@ -14,7 +14,7 @@ from shiftvit import Recipe
 from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.data.find.dataset import Dataset, Split
 
-# Settings with which a tiny model is trained on small pictures: one epoch, of a second.
+# Settings that train a tiny model on small pictures for one epoch of about a second.
 SMALL: dict[str, Any] = {
     "train.epochs": 1,
     "train.batch_size": 16,
@@ -24,8 +24,7 @@ SMALL: dict[str, Any] = {
     "preprocess.resize": 24,
     "preprocess.crop": 20,
 }
-# A tiny recipe with everything that is random or has a state: dropout and drop path, moved and mixed images, averaged
-# weights.
+# A tiny recipe that uses everything random or stateful: dropout, drop path, shifted and mixed images, averaged weights.
 TINY: dict[str, dict[str, Any]] = {
     "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.1, "dropout": 0.1},
     "data": {"validation": 50},
@@ -42,7 +41,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def make_tiny_recipe(**changes: Any) -> Recipe:
-    """Returns `TINY` with other values, of the section "train" or of another one: `tiny(**{"model.dropout": 0})`."""
+    """Returns `TINY` with changes; a name without a section is one of "train": `make_tiny_recipe(epochs=1)`."""
     tree = copy.deepcopy(TINY)
     for name, value in changes.items():
         section, _, key = name.rpartition(".")
@@ -59,12 +58,12 @@ def load_sample() -> Dataset:
 
 
 def replace_splits(data: Dataset, **splits: Split) -> Dataset:
-    """Returns a data set with some of its splits replaced, or with more."""
+    """Returns a data set with some of its splits replaced or added."""
     return replace(data, splits={**data.splits, **splits})
 
 
 def write_tree(root: Path, per_class: int = 20) -> Path:
-    """Writes real pictures of different sizes and formats as a user has them: a folder a class."""
+    """Writes real pictures of different sizes and formats, one folder per class."""
     data = load_sample()
     for name in ("cat", "dog", "ship"):
         folder = root / name

@@ -32,13 +32,13 @@ def ask(port, method, path, body=None, headers=None, timeout=30):
         return answer.status, answer.headers, answer.read()
 
 
-class Running:
-    """A server in a thread of this process.
+class ThreadedServer:
+    """`shiftvit serve` in a thread of this process.
 
     Attributes:
-        port: where it listens.
+        port: the port that it listens on.
         model: the default model, whose graph tests may replace.
-        models: name to model, to which tests may add.
+        models: the models by name; tests may add some.
     """
 
     def __init__(self, limits=None, access=None, graph=None, log_format="text"):
@@ -76,7 +76,7 @@ class Running:
 
 @contextlib.contextmanager
 def run_server(**settings):
-    server = Running(**settings)
+    server = ThreadedServer(**settings)
     try:
         yield server
     finally:
@@ -85,7 +85,7 @@ def run_server(**settings):
 
 @contextlib.contextmanager
 def start_server(*arguments):
-    """Runs `shiftvit serve` as a process; yields it and its port."""
+    """Runs `shiftvit serve` as a process; yields the process and its port."""
     command = [sys.executable, "-m", "shiftvit", "serve", "--port", "0", "--threads", "1", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     try:

@@ -1,4 +1,4 @@
-"""Makes things once in a run of the tests, in the first of its processes that asks."""
+"""Makes files once per test run, in the first process that needs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-# The environment variable with a folder that exists as long as the run of the tests; set when the run begins.
+# The environment variable with the shared folder, which conftest.py makes and deletes.
 VARIABLE = "SHIFTVIT_TESTS_SHARED"
 
 
@@ -19,14 +19,14 @@ def find_folder() -> Path:
 
 
 def make_once(name: str, make: Callable[[Path], None]) -> Path:
-    """Returns a folder that `make` has filled. Calls it once in a run; if that fails, it fails for all.
+    """Returns a folder that `make` has filled. `make` is called once per test run; if it fails, every caller fails.
 
     Raises:
-        AssertionError: making it failed, here or in another process; the message has the first one's traceback.
+        AssertionError: `make` failed, here or in another process. The message has its traceback.
     """
-    place, failed = find_folder() / name, find_folder() / f"{name}.failed"
+    folder, failed = find_folder() / name, find_folder() / f"{name}.failed"
     with FileLock(find_folder() / f"{name}.lock"):
-        if not place.exists() and not failed.exists():
+        if not folder.exists() and not failed.exists():
             unfinished = find_folder() / f"{name}.unfinished"
             unfinished.mkdir()
             try:
@@ -35,6 +35,6 @@ def make_once(name: str, make: Callable[[Path], None]) -> Path:
                 failed.write_text(traceback.format_exc(), "utf-8")
                 shutil.rmtree(unfinished)
             else:
-                unfinished.rename(place)
+                unfinished.rename(folder)
     assert not failed.exists(), f"{name} could not be made:\n{failed.read_text('utf-8')}"
-    return place
+    return folder

@@ -1,4 +1,4 @@
-"""The readers of both CIFAR-10 archives: the arrays that they read, and the files that they refuse."""
+"""Readers of both CIFAR-10 archives: the arrays they return and the files they reject."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shiftvit.errors import ShiftViTError
 
 
 @pytest.mark.parametrize(("kind", "read"), [("authors", read_authors), ("package", read_npm)])
-def test_an_archive_is_read_to_the_arrays_that_were_written(tmp_path: Path, kind: str, read: Any) -> None:
+def test_readers_return_the_written_arrays(tmp_path: Path, kind: str, read: Any) -> None:
     world = World(tmp_path)
     found = read(getattr(world, kind))
     assert {*found} == {*world.arrays}
@@ -27,7 +27,7 @@ def test_an_archive_is_read_to_the_arrays_that_were_written(tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("change", [-1, 1, -3072])
-def test_a_batch_that_is_not_whole_records_is_named(tmp_path: Path, change: int) -> None:
+def test_partial_records_fail(tmp_path: Path, change: int) -> None:
     whole = write_records(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.uint8))
     members = {f"cifar-10-batches-bin/{name}.bin": whole for name in BATCHES}
     members["cifar-10-batches-bin/data_batch_3.bin"] = whole[:change] if change < 0 else whole + bytes(change)
@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_archives_are_faults_and_nothing_else(world: World, tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_archives_raise_only_shiftvit_errors(world: World, tmp_path: Path, data: st.DataObject) -> None:
     source = getattr(world, data.draw(st.sampled_from(["authors", "package"])))
     whole = bytearray(source.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -55,12 +55,12 @@ def test_damaged_archives_are_faults_and_nothing_else(world: World, tmp_path: Pa
         arrays = (read_authors if "binary" in path.name else read_npm)(path)
     except ShiftViTError as error:
         assert "\n" not in str(error)  # noqa: PT017
-    else:  # what is damaged without notice has another hash
+    else:  # undetected damage changes the hashes, which the cache checks
         assert {*arrays} == {"x_train", "y_train", "x_test", "y_test"}
 
 
 @pytest.mark.parametrize("read", [read_authors, read_npm])
-def test_faulty_archives_are_named(tmp_path: Path, read: Any) -> None:
+def test_errors_name_the_archive(tmp_path: Path, read: Any) -> None:
     with pytest.raises(ShiftViTError, match=r"has no '[\w/-]*data_batch_1"):
         read(write_tar_gz(tmp_path / "other.tar.gz", {"../../x": b"1"}))
     assert [path.name for path in tmp_path.iterdir()] == ["other.tar.gz"]
@@ -71,7 +71,7 @@ def test_faulty_archives_are_named(tmp_path: Path, read: Any) -> None:
             read(tmp_path / f"{name}.tar.gz")
 
 
-def test_faulty_pictures_and_labels_are_named(tmp_path: Path) -> None:
+def test_unreadable_png_fails(tmp_path: Path) -> None:
     names = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
     members = {f"package/{name}": b"\x89PNG no more" for name in names}
     lists = {f"package/{name}_lables.json": b"[0, 1]" for name in ("train", "test")}

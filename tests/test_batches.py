@@ -1,4 +1,4 @@
-"""The batches of an epoch: complete, reproducible, independent of the workers, and in the order that Keras sees."""
+"""The batches of an epoch: complete, reproducible, in order, and independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 
 GOLDEN = Path(__file__).parent / "golden" / "cifar10_sample.npz"
-PLAIN = Augment(random_crop=False, flip=False)
+NO_AUGMENTATION = Augment(random_crop=False, flip=False)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
         return data["x_train"], data["y_train"]
 
 
-def batches(images: np.ndarray, labels: np.ndarray, **changes: Any) -> EpochBatches:
+def make_batches(images: np.ndarray, labels: np.ndarray, **changes: Any) -> EpochBatches:
     settings = {
         "preprocess": Preprocess(),
         "augment": Augment(pad=4),
@@ -38,14 +38,14 @@ def batches(images: np.ndarray, labels: np.ndarray, **changes: Any) -> EpochBatc
     return EpochBatches(images, labels, **(settings | changes))
 
 
-def test_the_sample_is_balanced(sample: tuple[np.ndarray, np.ndarray]) -> None:
+def test_sample_is_balanced(sample: tuple[np.ndarray, np.ndarray]) -> None:
     assert sample[0].shape == (300, 32, 32, 3)
     assert np.bincount(sample[1]).tolist() == [30] * 10
 
 
-def test_an_epoch_holds_every_image_once_with_its_label(sample: tuple[np.ndarray, np.ndarray]) -> None:
+def test_epoch_has_each_image_once_with_its_label(sample: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = sample
-    epoch = batches(images, labels, augment=PLAIN, drop_remainder=False)
+    epoch = make_batches(images, labels, augment=NO_AUGMENTATION, drop_remainder=False)
     parts = [epoch[index] for index in range(len(epoch))]
     assert [len(part[1]) for part in parts] == [32] * 9 + [12]
     seen, seen_labels = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -56,10 +56,10 @@ def test_an_epoch_holds_every_image_once_with_its_label(sample: tuple[np.ndarray
     np.testing.assert_array_equal(seen_labels, labels[order])
 
 
-def test_images_are_cropped_and_flipped_then_normalised(sample: tuple[np.ndarray, np.ndarray]) -> None:
+def test_images_are_cropped_flipped_and_normalised(sample: tuple[np.ndarray, np.ndarray]) -> None:
     images, labels = sample
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
-    epoch = batches(images, labels, preprocess=Preprocess(mean=mean, std=std))
+    epoch = make_batches(images, labels, preprocess=Preprocess(mean=mean, std=std))
     draws, order = Augment(pad=4).draw(1, 2, 300, 32, 32), draw_order(1, 2, 300)
     for position, result in zip(order[64:96], epoch[2][0], strict=True):
         padded = np.pad(images[position], ((4, 4), (4, 4), (0, 0)))
@@ -74,7 +74,7 @@ def test_images_are_cropped_and_flipped_then_normalised(sample: tuple[np.ndarray
 def test_resized_images_are_cropped_at_random(sample: tuple[np.ndarray, np.ndarray], rounds: bool) -> None:
     images, labels = sample
     preprocess = Preprocess(resize=52, crop=48, round_pixels=rounds)
-    epoch = batches(images, labels, preprocess=preprocess, augment=Augment())
+    epoch = make_batches(images, labels, preprocess=preprocess, augment=Augment())
     draws, order = Augment().draw(1, 2, 300, 52, 52, (48, 48)), draw_order(1, 2, 300)
     assert set(draws.top) == set(draws.left) == set(range(5))
     for position, result in zip(order[:32], epoch[0][0], strict=True):
@@ -85,21 +85,21 @@ def test_resized_images_are_cropped_at_random(sample: tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("position", ["top_left", "center"])
-def test_without_augmentation_training_sees_what_inference_sees(
+def test_without_augmentation_batches_equal_inference_inputs(
     sample: tuple[np.ndarray, np.ndarray], position: str
 ) -> None:
     images, labels = sample
     preprocess = Preprocess(resize=52, crop=48, crop_position=position)
-    epoch = batches(images, labels, preprocess=preprocess, augment=PLAIN)
+    epoch = make_batches(images, labels, preprocess=preprocess, augment=NO_AUGMENTATION)
     np.testing.assert_array_equal(epoch[1][0], preprocess(images[draw_order(1, 2, 300)[32:64]]))
 
 
 @settings(max_examples=20)
 @given(order=st.permutations(range(9)), start=st.integers(0, 9))
-def test_a_batch_depends_on_its_number_alone(order: list[int], start: int) -> None:
+def test_batch_depends_only_on_its_number(order: list[int], start: int) -> None:
     with np.load(GOLDEN) as data:
         images, labels = data["x_train"], data["y_train"]
-    whole, rest = batches(images, labels), batches(images, labels, start=start)
+    whole, rest = make_batches(images, labels), make_batches(images, labels, start=start)
     assert len(rest) == 9 - start
     for index in order:
         if index < len(rest):
@@ -107,8 +107,8 @@ def test_a_batch_depends_on_its_number_alone(order: list[int], start: int) -> No
                 np.testing.assert_array_equal(a, b)
 
 
-def test_threads_make_the_same_batches(sample: tuple[np.ndarray, np.ndarray]) -> None:
-    epoch = batches(*sample)
+def test_threads_get_the_same_batches(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    epoch = make_batches(*sample)
     alone = [epoch[index][0] for index in range(len(epoch))]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda index: epoch[index][0], range(len(epoch))))
@@ -118,8 +118,8 @@ def test_threads_make_the_same_batches(sample: tuple[np.ndarray, np.ndarray]) ->
 # Keras on PyTorch hands tensors to NumPy in a way that NumPy 2 deprecates.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_keras_sees_these_batches_in_order(sample: tuple[np.ndarray, np.ndarray], workers: int) -> None:
-    epoch = batches(*sample, workers=workers, start=3)
+def test_predict_gets_batches_in_order(sample: tuple[np.ndarray, np.ndarray], workers: int) -> None:
+    epoch = make_batches(*sample, workers=workers, start=3)
     same = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Activation("linear")])
     expected = np.concatenate([epoch[index][0] for index in range(len(epoch))])
     np.testing.assert_array_equal(same.predict(epoch, verbose=0), expected)
@@ -127,8 +127,8 @@ def test_keras_sees_these_batches_in_order(sample: tuple[np.ndarray, np.ndarray]
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("start", [0, 3])
-def test_training_sees_each_batch_once_and_in_order(workers: int, start: int) -> None:
-    """From the very first call of `fit` on, which looks at a batch before it begins."""
+def test_fit_gets_each_batch_once_and_in_order(workers: int, start: int) -> None:
+    """`fit` looks at a batch before it begins; that must not shift the order, even in its first call."""
     images, numbers, seen = np.zeros((144, 8, 8, 3), np.uint8), np.arange(144), []
 
     class Spy(keras.Model):
@@ -144,27 +144,27 @@ def test_training_sees_each_batch_once_and_in_order(workers: int, start: int) ->
             return {"loss": 0.0}
 
     if keras.config.backend() != "torch":
-        pytest.skip("another backend traces its steps")
+        pytest.skip("other backends trace the step, so Python code in it does not run for each batch")
     model = Spy()
     model.compile(loss="sparse_categorical_crossentropy")
     for epoch in range(2):
-        shared = {"augment": PLAIN, "batch_size": 8, "epoch": epoch, "start": start, "classes": 144}
-        plain, several = (batches(images, numbers, **shared, workers=number) for number in (1, workers))
+        shared = {"augment": NO_AUGMENTATION, "batch_size": 8, "epoch": epoch, "start": start, "classes": 144}
+        plain, several = (make_batches(images, numbers, **shared, workers=number) for number in (1, workers))
         seen.clear()
         model.fit(several, initial_epoch=epoch, epochs=epoch + 1, verbose=0, shuffle=False)
         assert seen == [int(plain[index][1][0]) for index in range(18 - start)]
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"epoch": 3}])
-def test_another_seed_or_epoch_is_another_order(sample: tuple[np.ndarray, np.ndarray], change: dict[str, int]) -> None:
-    assert (batches(*sample)[0][0] != batches(*sample, **change)[0][0]).mean() > 0.5
+def test_seed_and_epoch_change_the_order(sample: tuple[np.ndarray, np.ndarray], change: dict[str, int]) -> None:
+    assert (make_batches(*sample)[0][0] != make_batches(*sample, **change)[0][0]).mean() > 0.5
     seeds = {"seed": 1, "epoch": 2} | change
     assert (draw_order(1, 2, 300) != draw_order(**seeds, count=300)).mean() > 0.9
 
 
-def test_the_order_does_not_depend_on_other_settings(sample: tuple[np.ndarray, np.ndarray]) -> None:
-    labels = batches(*sample)[0][1]
-    other = batches(*sample, batch_size=16, augment=PLAIN, preprocess=Preprocess(resize=20))
+def test_order_is_independent_of_other_settings(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    labels = make_batches(*sample)[0][1]
+    other = make_batches(*sample, batch_size=16, augment=NO_AUGMENTATION, preprocess=Preprocess(resize=20))
     np.testing.assert_array_equal(np.concatenate([other[0][1], other[1][1]]), labels)
 
 
@@ -172,11 +172,11 @@ def test_the_order_does_not_depend_on_other_settings(sample: tuple[np.ndarray, n
     ("count", "size", "drop", "expected"),
     [(64, 32, True, 2), (70, 32, True, 2), (70, 32, False, 3), (20, 32, True, 1), (20, 32, False, 1)],
 )
-def test_batches_per_epoch(
+def test_number_of_batches(
     sample: tuple[np.ndarray, np.ndarray], count: int, size: int, drop: bool, expected: int
 ) -> None:
     assert count_batches(count, size, drop) == expected
-    epoch = batches(sample[0][:count], sample[1][:count], batch_size=size, drop_remainder=drop)
+    epoch = make_batches(sample[0][:count], sample[1][:count], batch_size=size, drop_remainder=drop)
     assert len(epoch) == expected
     assert len(epoch[expected - 1][1]) == (size if drop and count > size else count - size * (expected - 1))
 
@@ -192,23 +192,23 @@ def test_batches_per_epoch(
         (300, 300, {"preprocess": Preprocess(crop=40)}, "crop=40"),
     ],
 )
-def test_faults_are_named(
+def test_invalid_arguments_fail(
     sample: tuple[np.ndarray, np.ndarray], count: int, labels: int, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ShiftViTError, match=message):
-        batches(sample[0][:count], sample[1][:labels], **changes)
+        make_batches(sample[0][:count], sample[1][:labels], **changes)
 
 
-def test_there_is_no_batch_beyond_the_last(sample: tuple[np.ndarray, np.ndarray]) -> None:
+def test_index_beyond_the_last_batch_fails(sample: tuple[np.ndarray, np.ndarray]) -> None:
     with pytest.raises(IndexError, match="batch 9"):
-        batches(*sample)[9]
+        make_batches(*sample)[9]
 
 
-def test_mixed_batches_have_shares_and_are_reproducible(sample: tuple[np.ndarray, np.ndarray]) -> None:
+def test_mixed_batches_have_soft_labels_and_are_reproducible(sample: tuple[np.ndarray, np.ndarray]) -> None:
     augment = Augment(pad=2, mixup=0.8, cutmix=1.0)
-    first, again = (batches(*sample, augment=augment, classes=12)[3] for _ in range(2))
+    first, again = (make_batches(*sample, augment=augment, classes=12)[3] for _ in range(2))
     assert first[1].shape == (32, 12)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    resumed = batches(*sample, augment=augment, classes=12, start=3)[0]
+    resumed = make_batches(*sample, augment=augment, classes=12, start=3)[0]
     np.testing.assert_array_equal(first[0], resumed[0])

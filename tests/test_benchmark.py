@@ -1,4 +1,4 @@
-"""The benchmark: its rates are consistent, and the comparison model is the same model."""
+"""The benchmark: its rates are consistent, and the models that it compares are equivalent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = {"image_shape": (24, 24, 3), "embed_dim": 24, "depths": (1, 2), "num_cla
         {**PRESETS["shiftvit_cifar"].arguments, **SMALL, "drop_path": 0.1},
     ],
 )
-def test_the_plain_model_is_the_same_model(arguments):
+def test_plain_model_has_the_same_outputs(arguments):
     config = ModelConfig(**arguments)
     ours, plain = ShiftViT(**config.get_arguments()), build_plain_model(config, "float32")
     generator = np.random.default_rng(0)
@@ -40,13 +40,13 @@ def test_the_plain_model_is_the_same_model(arguments):
     for mine, theirs in zip(ours.weights, plain.weights, strict=True):
         value = generator.normal(size=theirs.shape, scale=0.2).astype(np.float32)
         theirs.assign(value)
-        mine.assign(value.reshape(mine.shape))  # a convolution whose stride is its kernel is a matrix here
+        mine.assign(value.reshape(mine.shape))  # ours stores a convolution whose stride is its kernel size as a matrix
     images = generator.normal(size=(3, *config.image_shape)).astype(np.float32)
     np.testing.assert_allclose(to_numpy(ours(images)), to_numpy(plain(images)), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("recipe", "classes"), [("quick", 10), ("cifar10", 10), ("cifar10", 2)])
-def test_the_plain_networks_are_of_our_models_sizes(recipe, classes):
+def test_baseline_cnns_have_as_many_parameters_as_our_models(recipe, classes):
     assert set(CNNS) == {"quick", "cifar10"}
     preset = Recipe.load(recipe).model.preset
     ours = ShiftViT.from_preset(preset, num_classes=classes)
@@ -54,32 +54,32 @@ def test_the_plain_networks_are_of_our_models_sizes(recipe, classes):
 
 
 class Clock:
-    """A clock that runs only when a training step is taken."""
+    """A fake clock that advances only with training steps."""
 
     now = 0.0
 
     def __call__(self):
         return self.now
 
-    def step(self, seconds):
+    def advance(self, seconds):
         self.now += seconds
 
 
 @pytest.mark.parametrize(("step", "steps"), [(0.1, 20), (1.0, 2), (3.0, 7), (0.01, 500)])
-def test_the_epochs_end_within_the_budget_and_use_most_of_it(step, steps):
+def test_planned_epochs_use_most_of_the_budget(step, steps):
     clock = Clock()
     budget = Budget(120.0, clock)
-    ways = {"slow": lambda: clock.step(2 * step), "fast": lambda: clock.step(step)}
-    way, epochs = budget.plan(ways, steps)
-    assert way == "fast"
+    variants = {"slow": lambda: clock.advance(2 * step), "fast": lambda: clock.advance(step)}
+    chosen, epochs = budget.plan(variants, steps)
+    assert chosen == "fast"
     assert clock.now <= 0.05 * 120 + 10 * step
     for _ in range(epochs * steps):
-        clock.step(step)
+        clock.advance(step)
     assert 0.05 * 120 - 1e-6 <= budget.left() < 0.05 * 120 + steps * step + 1e-6
 
 
 @pytest.mark.parametrize(("model", "train"), [("cifar10", False), ("shiftvit_cifar_tiny", True)])
-def test_rates_and_shares_fit_together(model, train):
+def test_share_of_peak_matches_the_rate(model, train):
     found = benchmark(model, train=train, batch_sizes=[1, 3], repeats=2, seconds=0.05)
     assert found["mode"] == ("train" if train else "predict")
     assert [row["batch_size"] for row in found["rows"]] == [1, 3]
@@ -89,13 +89,13 @@ def test_rates_and_shares_fit_together(model, train):
         assert row["share_of_peak"] == pytest.approx(share, rel=0.02, abs=1e-4)
 
 
-def test_the_work_of_an_image_is_that_of_the_published_figures():
-    """Published for this model: 0.62 GFLOP an image to train."""
+def test_gflop_per_image_matches_the_published_value():
+    """The published value for training this model is 0.62 GFLOP per image."""
     found = benchmark("keras_example", train=True, batch_sizes=[1], repeats=1, seconds=0.01)
     assert found["gflop_per_image"] == pytest.approx(0.62, abs=0.03)
 
 
-def test_faults():
+def test_invalid_arguments_fail():
     with pytest.raises(ShiftViTError, match="batch_size=0 must be at least 1"):
         benchmark(batch_sizes=[0])
     with pytest.raises(ShiftViTError, match="repeats=0 must be at least 1"):
@@ -104,7 +104,7 @@ def test_faults():
         benchmark("shiftvit_cifar")
 
 
-def test_a_record_says_how_it_was_made_and_on_what(tmp_path, monkeypatch, capsys):
+def test_record_has_the_command_and_the_environment(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/steps.py", "keras_example", "--set", "a b=0"])
     monkeypatch.setattr("record._BACKEND", "jax")
     path = write_record("steps-x", {"n": 3}, folder=tmp_path / "results")

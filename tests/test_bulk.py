@@ -1,4 +1,4 @@
-"""The bulk engine: blocks of the input, one file for each, and the rows of `predict` on a cluster of two nodes."""
+"""The bulk engine: blocks of the input, an output file for each, and the rows of `predict` from two nodes."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ SCALING = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text("utf-8")
 PIXELS = load_sample().test.images
 
 
-def on_cluster(test):
-    """Ray warns of settings of its own, in the process that uses it."""
+def mark_cluster_test(test):
+    """Marks a slow test that uses Ray, whose warnings about its own settings are not errors."""
     return pytest.mark.slow(pytest.mark.filterwarnings("default")(test))
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """200 pictures in two folders, with a damaged, an empty and an oddly named one."""
+    """200 pictures in two folders; one is damaged, one empty and one oddly named."""
     root = tmp_path_factory.mktemp("bulk") / "photos"
     for number in range(200):
         path = root / ("a" if number < 120 else "b c") / f"{number:03}.png"
@@ -69,13 +69,13 @@ def shard(tmp_path_factory):
 
 
 @functools.cache
-def predicted(paths):
-    """What `shiftvit predict` says of files in one process."""
+def predict_in_one_process(paths):
+    """Returns the rows of `shiftvit predict` for files, from one process."""
     return [to_row(result) for result in Predictor.from_pretrained("cifar10").stream(list(paths), top_k=5)]
 
 
-def rows_of(out):
-    """The rows of a finished run, in the order of its files."""
+def read_rows(out):
+    """Returns the rows of a finished run, in the order of its files."""
     found = []
     for path in sorted(Path(out).glob("part-*")):
         if path.suffix == ".jsonl":
@@ -85,8 +85,8 @@ def rows_of(out):
     return found
 
 
-def assert_same(rows, expected, prefix=""):
-    """Equal but for the last digit: the sums of a batch depend on how many images are in it."""
+def assert_rows_equal(rows, expected, prefix=""):
+    """Compares rows. The last digit of a confidence may differ, as it depends on the size of the batch."""
     assert [row["path"] for row in rows] == [prefix + row["path"] for row in expected]
     for row, other in zip(rows, expected, strict=True):
         assert row.get("error") == (other["error"].replace(other["path"], row["path"]) if "error" in other else None)
@@ -97,31 +97,31 @@ def assert_same(rows, expected, prefix=""):
             assert [label for label, _ in top] == [label for label, _ in other["top"][: len(top)]]
 
 
-def names_of(inputs):
+def list_inputs(inputs):
     return [named.name for named in read_entries(inputs.entries, inputs.storages)]
 
 
-def test_the_input_is_listed_as_predict_lists_it(photos):
+def test_inputs_are_listed_like_those_of_predict(photos):
     expected = list_images([str(photos)], recursive=True)
     inputs = Inputs([str(photos)], recursive=True)
-    assert names_of(inputs) == expected
+    assert list_inputs(inputs) == expected
     assert inputs.count == 200
     assert inputs.roots == {str(photos / "a"), str(photos / "b c")}
     by_uri = Inputs([photos.as_uri()], recursive=True)
-    assert names_of(by_uri) == [f"file://{name}" for name in expected]
+    assert list_inputs(by_uri) == [f"file://{name}" for name in expected]
     assert by_uri.digest() != inputs.digest() == Inputs([str(photos)], recursive=True).digest()
-    assert names_of(Inputs([str(photos / "a" / "1*.png"), expected[0]])) == [
+    assert list_inputs(Inputs([str(photos / "a" / "1*.png"), expected[0]])) == [
         *list_images([str(photos / "a" / "1*.png")]),
         expected[0],
     ]
 
 
 @pytest.mark.parametrize("make", [str, Path.as_uri])
-def test_a_parquet_file_stands_for_its_images(shard, make):
+def test_parquet_file_expands_to_its_images(shard, make):
     inputs = Inputs([make(shard)])
-    assert names_of(inputs) == [f"{'file://' if '://' in make(shard) else ''}{shard}#{row}" for row in range(62)]
+    assert list_inputs(inputs) == [f"{'file://' if '://' in make(shard) else ''}{shard}#{row}" for row in range(62)]
     assert [entry[2:] for entry in inputs.entries] == [(0, 0, 20), (1, 20, 20), (2, 40, 20), (3, 60, 2)]
-    assert names_of(Inputs([make(shard.parent)])) == names_of(inputs)
+    assert list_inputs(Inputs([make(shard.parent)])) == list_inputs(inputs)
     results = list(Predictor.from_pretrained("cifar10").stream(read_entries(inputs.entries, inputs.storages)))
     alone = Predictor.from_pretrained("cifar10")(BLOBS)
     assert [result.label for result in results[:60]] == [result.label for result in alone]
@@ -129,7 +129,7 @@ def test_a_parquet_file_stands_for_its_images(shard, make):
     assert "image of a supported format" in results[61].error
 
 
-def test_blocks_depend_on_the_input_alone(photos, shard):
+def test_blocks_depend_only_on_the_input(photos, shard):
     inputs = Inputs([str(photos), str(shard)], recursive=True)
     blocks = list(inputs.split(16))
     assert [entry for block in blocks for entry in block] == inputs.entries
@@ -151,7 +151,7 @@ def test_blocks_depend_on_the_input_alone(photos, shard):
         (["empty.parquet"], "readable Parquet"),
     ],
 )
-def test_what_is_not_there_is_one_line(names, message, tmp_path, monkeypatch):
+def test_missing_and_empty_inputs_fail_in_one_line(names, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.parquet").write_bytes(b"")
@@ -161,7 +161,7 @@ def test_what_is_not_there_is_one_line(names, message, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [str, Path.as_uri])
-def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
+def test_output_files_are_written_atomically(tmp_path, make):
     folder = Folder(make(tmp_path / "new" / "out"))
     assert folder.list_names() == []
     folder.make()
@@ -191,8 +191,8 @@ def test_a_file_arrives_whole_or_not_at_all(tmp_path, make):
     assert not (tmp_path / "gone").exists()
 
 
-def test_rows_as_a_file(tmp_path):
-    """JSON lines are those of `shiftvit predict`; Parquet holds the same."""
+def test_row_formats(tmp_path):
+    """JSON lines equal those of `shiftvit predict`; Parquet has the same values."""
     good, bad = Predictor.from_pretrained("cifar10")([PIXELS[0]])[0], Failure("b\udcff.png", "'b\udcff.png' is empty")
     lines = encode([good, bad], "jsonl", None)
     first, second = map(json.loads, lines.splitlines())
@@ -220,7 +220,7 @@ def test_rows_as_a_file(tmp_path):
         assert count_errors(content, kind) == 1
 
 
-def claim(out, **changed):
+def claim_folder(out, **changed):
     described = {
         "command": "predict",
         "model": "m",
@@ -237,9 +237,9 @@ def claim(out, **changed):
     return found
 
 
-def test_a_folder_belongs_to_one_run(tmp_path):
-    assert claim(tmp_path / "out") is None
-    assert claim(tmp_path / "out", model="the same under another name")["block"] == 16
+def test_output_folder_belongs_to_one_run(tmp_path):
+    assert claim_folder(tmp_path / "out") is None
+    assert claim_folder(tmp_path / "out", model="the same under another name")["block"] == 16
     for changed, message in (
         ({"model_sha256": "c"}, "holds a run of another model"),
         ({"images": 5}, "holds a run of 4 images, but there are now 5"),
@@ -248,43 +248,43 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         ({"command": "embed"}, "holds a run with command = predict, not embed"),
     ):
         with pytest.raises(ShiftViTError, match=message):
-            claim(tmp_path / "out", **changed)
+            claim_folder(tmp_path / "out", **changed)
     (tmp_path / "out" / "run.json").write_text("{")
     with pytest.raises(ShiftViTError, match="cannot be read; choose a new folder"):
-        claim(tmp_path / "out")
+        claim_folder(tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ShiftViTError, match=r"'letter.txt' but no run"):
-        claim(tmp_path / "mine")
+        claim_folder(tmp_path / "mine")
 
 
-def test_a_node_must_be_as_the_others(tmp_path, photos):
+def test_unsuitable_nodes_report_a_fault(tmp_path, photos):
     task = Task("predict", str(tmp_path / "out"), kind="jsonl", roots=(str(photos),))
     batch = {"block": [0], "entries": [pack([])]}
 
-    def fault(task):
+    def find_fault(task):
         return Worker(task, None)(batch)["fault"][0]
 
-    assert "has no" in fault(task)
-    assert str(tmp_path / "out") in fault(task)
-    assert claim(tmp_path / "out") is None
-    assert "'/not/mounted'; name a folder that all nodes share" in fault(replace(task, roots=("/not/mounted",)))
-    assert "has shiftvit " in fault(replace(task, version="0.0.1"))
+    assert "has no" in find_fault(task)
+    assert str(tmp_path / "out") in find_fault(task)
+    assert claim_folder(tmp_path / "out") is None
+    assert "'/not/mounted'; name a folder that all nodes share" in find_fault(replace(task, roots=("/not/mounted",)))
+    assert "has shiftvit " in find_fault(replace(task, version="0.0.1"))
 
 
-def test_a_failing_file_system_is_no_fault_of_an_image(photos, tmp_path, monkeypatch):
-    """It is tried again, and ends the run if it goes on failing: the rows of good files must not become errors."""
+def test_storage_errors_do_not_become_image_errors(photos, tmp_path, monkeypatch):
+    """A failed read is repeated, and ends the run if it keeps failing: rows of good files must not become errors."""
     monkeypatch.setattr(worker, "_PAUSE", 0)
     inputs = Inputs([photos.as_uri() + "/a/000.png"])
-    assert claim(tmp_path / "out") is None
+    assert claim_folder(tmp_path / "out") is None
     task = Task("predict", str(tmp_path / "out"), kind="jsonl", storages=tuple(inputs.storages))
     actor = Worker(task, None)
     actor._model = Predictor.from_pretrained("cifar10")
-    times = []
+    calls = []
 
     def read(self, path, limit=None):
-        times.append(path)
-        if len(times) < failing:
+        calls.append(path)
+        if len(calls) < failing:
             raise OSError("AWS Error NETWORK_CONNECTION")
         return original(self, path, limit)
 
@@ -293,11 +293,11 @@ def test_a_failing_file_system_is_no_fault_of_an_image(photos, tmp_path, monkeyp
     failing = 10
     batch = {"block": [0], "entries": [pack(inputs.entries)]}
     assert actor(batch)["fault"] == ["AWS Error NETWORK_CONNECTION"]
-    assert len(times) == 3
-    assert rows_of(tmp_path / "out") == []
-    times, failing = [], 2
+    assert len(calls) == 3
+    assert read_rows(tmp_path / "out") == []
+    calls, failing = [], 2
     assert actor(batch) == {"block": [0], "failures": [0], "fault": [""]}
-    assert len(rows_of(tmp_path / "out")) == 1
+    assert len(read_rows(tmp_path / "out")) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_failing_file_system_is_no_fault_of_an_image(photos, tmp_path, monkeyp
         (["--engine", "ray", "--out", "o", "--address", "nonsense"], "no Ray cluster answers at 'nonsense'"),
     ],
 )
-def test_a_mistake_is_one_line(options, message, photos, tmp_path, monkeypatch):
+def test_usage_errors_are_one_line(options, message, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = CliRunner().invoke(app, ["predict", str(photos / "a" / "000.png"), *options])
     assert isinstance(answer.exception, ShiftViTError)
@@ -325,14 +325,14 @@ def test_a_mistake_is_one_line(options, message, photos, tmp_path, monkeypatch):
     assert "\n" not in str(answer.exception)
 
 
-def test_without_ray_it_says_what_to_install(photos, tmp_path, monkeypatch):
+def test_missing_ray_names_the_package_to_install(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ShiftViTError, match=r"the engine 'ray' is not installed; pip install 'ray\[data\]"):
         run_bulk(Task("predict", str(tmp_path / "out")), [str(photos)], recursive=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_cluster_that_cannot_be_used(photos, tmp_path, monkeypatch):
+def test_unusable_cluster_fails_in_one_line(photos, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
     for fault, message in (
         (
@@ -346,13 +346,13 @@ def test_a_cluster_that_cannot_be_used(photos, tmp_path, monkeypatch):
             raise fault
 
         monkeypatch.setattr(ray, "init", init)
-        with pytest.raises(ShiftViTError, match=message) as said:
+        with pytest.raises(ShiftViTError, match=message) as caught:
             run_bulk(Task("predict", str(tmp_path / "out")), [str(photos)], recursive=True, address="auto")
-        assert "\n" not in str(said.value)
+        assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
 
 
-def test_usage_statistics_are_the_users_choice(tmp_path, monkeypatch):
+def test_usage_statistics_follow_the_users_settings(tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
     name, settings = "RAY_USAGE_STATS_ENABLED", tmp_path / "config.json"
     monkeypatch.setenv("RAY_USAGE_STATS_CONFIG_PATH", str(settings))
@@ -370,7 +370,7 @@ def test_usage_statistics_are_the_users_choice(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An S3 service on this machine with an empty bucket, which whatever starts later finds; None without moto."""
+    """An empty bucket of a local S3 service, to which the environment points; None if moto is not installed."""
     try:
         import boto3
         from moto.server import ThreadedMotoServer
@@ -384,23 +384,23 @@ def bucket():
         patch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
         for name, value in (("ACCESS_KEY_ID", "me"), ("SECRET_ACCESS_KEY", "none"), ("REGION", "us-east-1")):
             patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # do not look for credentials in the network
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # do not search the network for credentials
         boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="bucket")
         yield "bucket"
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def cluster(bucket):  # noqa: ARG001  (nodes inherit where it is)
+def cluster(bucket):  # noqa: ARG001  (nodes inherit the environment that points to it)
     """Two nodes of two cores each, on this machine."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[data]'")
     from ray.cluster_utils import Cluster
 
-    place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the names of sockets are short
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # paths of sockets must be short
     node = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("TMPDIR", place)  # of Ray, too
+        patch.setenv("TMPDIR", folder)  # Ray uses it too
         cluster = Cluster()
         try:
             cluster.add_node(**node, include_dashboard=False)
@@ -409,16 +409,16 @@ def cluster(bucket):  # noqa: ARG001  (nodes inherit where it is)
             yield cluster
         finally:
             cluster.shutdown()
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def shiftvit(cluster, *arguments, cwd, **options):
+def start_command(cluster, *arguments, cwd, **options):
     command = [sys.executable, "-m", "shiftvit", *map(str, arguments), "--engine", "ray", "--address", cluster.address]
     return subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, text=True, **options)
 
 
-def actors():
-    """The processes of actors that hold a model, on this machine."""
+def list_actors():
+    """Returns the process ids of the actors on this machine."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -429,93 +429,94 @@ def actors():
     return found
 
 
-def when(condition, act, seconds=60):
-    """Calls `act` in a thread once `condition` holds, and returns a list with what it returned."""
-    acted = []
+def act_when(condition, act, seconds=60):
+    """Starts a thread that calls `act` once `condition` holds; returns a list for its result, and the thread."""
+    results = []
 
     def watch():
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if condition():
-                acted.append(act())
+                results.append(act())
                 return
             time.sleep(0.005)
 
     thread = threading.Thread(target=watch)
     thread.start()
-    return acted, thread
+    return results, thread
 
 
-@on_cluster
-def test_on_two_nodes_the_rows_are_predicts(cluster, photos, tmp_path, monkeypatch):
-    """With the command of the README."""
-    expected = predicted(tuple(list_images([str(photos)], recursive=True)))
-    (written,) = [line for line in README.splitlines() if "--engine ray" in line]
-    command = shlex.split(written.replace("--address auto", f"--address {cluster.address}"), comments=True)
+@mark_cluster_test
+def test_two_nodes_give_the_rows_of_predict(cluster, photos, tmp_path, monkeypatch):
+    """Runs the command of the README."""
+    expected = predict_in_one_process(tuple(list_images([str(photos)], recursive=True)))
+    (documented,) = [line for line in README.splitlines() if "--engine ray" in line]
+    command = shlex.split(documented.replace("--address auto", f"--address {cluster.address}"), comments=True)
     command[command.index("labels")] = str(tmp_path / "out")
     process = subprocess.Popen([sys.executable, "-m", *command], cwd=photos.parent, stderr=subprocess.PIPE, text=True)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    _, notices = process.communicate(timeout=120)
+    assert process.returncode == 0, notices
     short = [{**row, "path": str(Path(row["path"]).relative_to(photos.parent))} for row in expected]
     for row in short:
         row.update(error=row["error"].replace(str(photos), "photos")) if "error" in row else None
-    assert_same(rows_of(tmp_path / "out"), short)
-    assert "200 images in" in said
-    assert "2 could not be read" in said
-    assert "(4 actors)" in said
+    assert_rows_equal(read_rows(tmp_path / "out"), short)
+    assert "200 images in" in notices
+    assert "2 could not be read" in notices
+    assert "(4 actors)" in notices
     monkeypatch.chdir(photos.parent)
     command = ["predict", "photos", "-r", "--engine", "ray", "--address", "127.0.0.1:1", "--out", str(tmp_path / "out")]
-    assert CliRunner().invoke(app, command).exit_code == 0  # nothing is left to do, so that Ray is not even started
+    assert CliRunner().invoke(app, command).exit_code == 0  # nothing is left to do, so Ray is not started
     assert CliRunner().invoke(app, [*command, "--strict"]).exit_code == 3
 
 
-@on_cluster
-def test_parquet_and_uris(cluster, photos, shard, tmp_path):
+@mark_cluster_test
+def test_cluster_reads_parquet_and_uris(cluster, photos, shard, tmp_path):
     task = Task("predict", (tmp_path / "out").as_uri(), kind="parquet", top_k=3)
     done = run_bulk(task, [photos.as_uri() + "/a", str(shard)], address=cluster.address, workers=2)
     assert (done.images, done.failures, done.before, done.actors) == (182, 4, 0, 2)
-    rows = rows_of(tmp_path / "out")
-    assert_same(rows[:120], predicted(tuple(list_images([str(photos / "a")]))), "file://")
+    rows = read_rows(tmp_path / "out")
+    assert_rows_equal(rows[:120], predict_in_one_process(tuple(list_images([str(photos / "a")]))), "file://")
     assert [row["path"] for row in rows[120:]] == [f"{shard}#{number}" for number in range(62)]
     assert all(len(row["top"]) == 3 for row in rows if row["error"] is None)
     again = run_bulk(task, [photos.as_uri() + "/a", str(shard)], address="127.0.0.1:1", recount=True)
     assert (again.images, again.failures, again.before) == (0, 4, 182)
 
 
-@on_cluster
-def test_a_bucket_in_and_out(cluster, bucket, photos, tmp_path):
-    """With the command of docs/scaling.md."""
+@mark_cluster_test
+def test_cluster_reads_and_writes_a_bucket(cluster, bucket, photos, tmp_path):
+    """Runs the command of docs/scaling.md."""
     if bucket is None:
         pytest.skip("moto is not installed: pip install 'moto[s3]' flask-cors")
     from pyarrow import fs
 
     fs.copy_files(str(photos), f"s3://{bucket}/photos")
-    (written,) = [line for line in SCALING.splitlines() if line.strip().startswith("shiftvit predict s3://")]
-    command = shlex.split(written.replace("--address auto", f"--address {cluster.address}"), comments=True)
+    (documented,) = [line for line in SCALING.splitlines() if line.strip().startswith("shiftvit predict s3://")]
+    command = shlex.split(documented.replace("--address auto", f"--address {cluster.address}"), comments=True)
     process = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.returncode == 0, process.stderr
     (tmp_path / "out").mkdir()
     fs.copy_files(f"s3://{bucket}/labels", str(tmp_path / "out"))
     names = list_images([str(photos)], recursive=True)
     expected = [
-        {**row, "path": row["path"].replace(str(photos), f"{bucket}/photos")} for row in predicted(tuple(names))
+        {**row, "path": row["path"].replace(str(photos), f"{bucket}/photos")}
+        for row in predict_in_one_process(tuple(names))
     ]
     for row in expected:
         row.update(error=row["error"].replace(str(photos), f"{bucket}/photos")) if "error" in row else None
-    assert_same(rows_of(tmp_path / "out"), expected, "s3://")
+    assert_rows_equal(read_rows(tmp_path / "out"), expected, "s3://")
     again = run_bulk(
         Task("predict", f"s3://{bucket}/labels"), [f"s3://{bucket}/photos"], recursive=True, address="127.0.0.1:1"
     )
     assert (again.images, again.before) == (0, 200)
 
 
-@on_cluster
-def test_features(cluster, photos, tmp_path):
+@mark_cluster_test
+def test_cluster_computes_features(cluster, photos, tmp_path):
     task = Task("embed", str(tmp_path / "out"))
     done = run_bulk(task, [str(photos)], recursive=True, address=cluster.address, workers=2)
     assert done.features == 256
     names = list_images([str(photos)], recursive=True)
-    rows = rows_of(tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
     assert [row["path"] for row in rows] == names
     results = list(Embedder.from_pretrained("cifar10").stream(names))
     for row, result in zip(rows, results, strict=True):
@@ -525,7 +526,7 @@ def test_features(cluster, photos, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory):
+def many_photos(tmp_path_factory):
     """1,500 pictures, so that a run of small blocks lasts a few seconds."""
     root = tmp_path_factory.mktemp("many")
     for number in range(1500):
@@ -533,58 +534,58 @@ def many(tmp_path_factory):
     return root
 
 
-@on_cluster
-def test_an_actor_that_is_killed_loses_and_doubles_nothing(cluster, many, tmp_path):
+@mark_cluster_test
+def test_killed_actor_loses_and_repeats_no_rows(cluster, many_photos, tmp_path):
     out = tmp_path / "out"
 
     def kill():
-        victim = actors()[0]
+        victim = list_actors()[0]
         os.kill(victim, signal.SIGKILL)
         return len(list(out.glob("part-*")))
 
-    killed, thread = when(lambda: len(list(out.glob("part-*"))) >= 3, kill)
-    done = run_bulk(Task("predict", str(out)), [str(many)], address=cluster.address, workers=2, block=10)
+    killed, thread = act_when(lambda: len(list(out.glob("part-*"))) >= 3, kill)
+    done = run_bulk(Task("predict", str(out)), [str(many_photos)], address=cluster.address, workers=2, block=10)
     thread.join()
     assert 3 <= killed[0] < 150
     assert done.images == 1500
     assert sorted(path.name for path in out.iterdir()) == [name_part(n, "jsonl") for n in range(150)] + ["run.json"]
-    assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
+    assert_rows_equal(read_rows(out), predict_in_one_process(tuple(list_images([str(many_photos)]))))
 
 
-@on_cluster
+@mark_cluster_test
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_stopped_goes_on(cluster, many, tmp_path, number):
+def test_stopped_run_continues(cluster, many_photos, tmp_path, number):
     out = tmp_path / "out"
-    process = shiftvit(cluster, "predict", many, "--workers", "2", "--out", out, cwd=tmp_path)
+    process = start_command(cluster, "predict", many_photos, "--workers", "2", "--out", out, cwd=tmp_path)
     end = time.monotonic() + 90
     while not list(out.glob("part-*")) and time.monotonic() < end and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, notices = process.communicate(timeout=60)
     if number == signal.SIGINT:
-        assert process.returncode == 130, said
-        assert "the same command continues" in said
-    while actors() and time.monotonic() < end:  # they end with their driver, when they have written what they had
+        assert process.returncode == 130, notices
+        assert "the same command continues" in notices
+    while list_actors() and time.monotonic() < end:  # they finish writing and end after their driver
         time.sleep(0.1)
-    left = out / ".part-000000.jsonl.0.tmp"  # as after a kill between a rename and the end of writing
+    left = out / ".part-000000.jsonl.0.tmp"  # as left by a kill before the rename
     left.mkdir()
     (left / ".lock").write_bytes(b"")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert 0 < len(before) < 63
     with pytest.raises(ShiftViTError, match="holds a run with top_k = 5, not 2"):
-        run_bulk(Task("predict", str(out), top_k=2), [str(many)], address=cluster.address)
-    done = run_bulk(Task("predict", str(out)), [str(many)], address=cluster.address, workers=2)
+        run_bulk(Task("predict", str(out), top_k=2), [str(many_photos)], address=cluster.address)
+    done = run_bulk(Task("predict", str(out)), [str(many_photos)], address=cluster.address, workers=2)
     assert done.before > 0
     assert done.before + done.images == 1500
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}.items()
-    assert_same(rows_of(out), predicted(tuple(list_images([str(many)]))))
+    assert_rows_equal(read_rows(out), predict_in_one_process(tuple(list_images([str(many_photos)]))))
     assert not list(out.glob(".*"))
-    assert not list(Path(os.environ["TMPDIR"]).glob(".shiftvit*"))  # a model that was being loaded
+    assert not list(Path(os.environ["TMPDIR"]).glob(".shiftvit*"))  # no model left by a killed worker
 
 
-@on_cluster
-def test_a_node_without_this_shiftvit_ends_the_run(cluster, photos, tmp_path):
-    """In one line, and the run goes on once that is mended."""
+@mark_cluster_test
+def test_node_with_another_version_ends_the_run(cluster, photos, tmp_path):
+    """The error is one line, and the run continues once the node has the right version."""
     import ray
 
     other = tmp_path / "other" / "shiftvit"

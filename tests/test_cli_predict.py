@@ -26,7 +26,7 @@ SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
 
 
 def predict(*arguments, cwd, status=0, alone=False, **options):
-    """Runs the command; `alone` as a process of its own, which may have an environment of its own."""
+    """Runs `shiftvit predict`: in this process, or with `alone` in a new one, which may have another environment."""
     if alone:
         command = [sys.executable, "-m", "shiftvit", "predict", *map(str, arguments)]
         answer = subprocess.run(command, cwd=cwd, capture_output=True, timeout=120, **options)
@@ -38,7 +38,7 @@ def predict(*arguments, cwd, status=0, alone=False, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of good images and every kind of bad one that a folder lists."""
+    """A folder with good images and every kind of bad file that is listed from a folder."""
     data = load_sample()
     place = tmp_path / "pictures"
     place.mkdir()
@@ -57,7 +57,7 @@ BAD = ["empty.jpg", "gone.webp", "half.png", "pipe.png", "text.gif"]
 GOOD = ["good0.png", "good1.png", "good2.png"]
 
 
-def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
+def test_without_arguments_classifies_and_draws_the_samples(tmp_path):
     answer = predict(cwd=tmp_path, alone=True)
     lines = answer.stdout.decode().splitlines()
     assert len(lines) == 13
@@ -68,12 +68,12 @@ def test_without_arguments_it_classifies_the_samples_and_draws_them(tmp_path):
 
 
 def test_one_image_costs_little_more_than_the_imports(tmp_path):
-    """From start to end: a second at most where the libraries that it cannot do without take 0.2 s to import."""
+    """The whole process takes at most 1 s if the libraries that it needs take 0.2 s to import."""
     needed = measure_import("numpy", "PIL.Image", "onnxruntime", "pydantic")
     assert measure_child(lambda: predict(SAMPLES[0], cwd=tmp_path, alone=True)) < 5 * needed
 
 
-def test_a_bad_file_is_a_row_and_the_run_goes_on(folder, tmp_path):
+def test_bad_file_becomes_an_error_row(folder, tmp_path):
     rows = [json.loads(line) for line in predict("pictures", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()]
     assert [row["path"].removeprefix("pictures/") for row in rows] == sorted(BAD + GOOD)
     for row in rows:
@@ -87,13 +87,13 @@ def test_a_bad_file_is_a_row_and_the_run_goes_on(folder, tmp_path):
     predict("pictures", "--strict", cwd=tmp_path, status=3)
     predict(*[folder / name for name in GOOD], "--strict", cwd=tmp_path)
     everything = predict("pictures", "--all-files", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()
-    # Every regular file: neither the dead link nor the pipe.
+    # All regular files, but neither the broken link nor the pipe.
     found = {json.loads(line)["path"].removeprefix("pictures/") for line in everything}
     assert found == {*GOOD, "empty.jpg", "half.png", "text.gif", "notes.txt"}
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_formats_say_the_same(tmp_path):
+def test_formats_agree(tmp_path):
     lines = [json.loads(line) for line in predict("pictures", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()]
     assert json.loads(predict("pictures", "--format", "json", cwd=tmp_path).stdout) == lines
     out = tmp_path / "rows.csv"
@@ -110,7 +110,7 @@ def test_the_formats_say_the_same(tmp_path):
     assert sum("error: " in line for line in screen) == len(BAD)
 
 
-def test_standard_input_is_an_image_or_a_list_of_paths(folder, tmp_path):
+def test_stdin_is_an_image_or_a_list_of_paths(folder, tmp_path):
     content = (folder / "good0.png").read_bytes()
     (row,) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=content).stdout)
     assert row["path"] == "-"
@@ -122,7 +122,7 @@ def test_standard_input_is_an_image_or_a_list_of_paths(folder, tmp_path):
     assert b"standard input is empty" in predict("-", cwd=tmp_path, input=b"", status=2).stderr
 
 
-def test_names_that_no_encoding_knows_and_names_with_line_breaks(folder, tmp_path):
+def test_file_names_with_invalid_encodings_or_line_breaks(folder, tmp_path):
     odd = [os.fsencode(folder) + b"/\xff\xfe.png", os.fsencode(folder) + b"/two\nlines.png"]
     for name in odd:
         with open(name, "wb") as file:  # noqa: PTH123  (bytes are no pathlib path)
@@ -134,7 +134,7 @@ def test_names_that_no_encoding_knows_and_names_with_line_breaks(folder, tmp_pat
     assert len(predict("pictures", cwd=tmp_path).stdout.splitlines()) == 1 + len(lines)
 
 
-def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
+def test_grid_marks_right_and_wrong_predictions(tmp_path):
     data = load_sample()
     for index in range(20):
         place = tmp_path / "sorted" / ("cat" if index % 2 else data.class_names[data.test.labels[index]])
@@ -181,19 +181,19 @@ def test_the_grid_tells_right_from_wrong_where_folders_are_labels(tmp_path):
         (["--grid", "/dev/null"], "'/dev/null' has no known suffix"),
     ],
 )
-def test_faults_are_one_line(arguments, fault, tmp_path):
+def test_usage_errors_have_no_traceback(arguments, fault, tmp_path):
     lines = predict(*arguments, cwd=tmp_path, status=2).stderr.decode().splitlines()
     assert fault in lines[-1]
     assert not any("Traceback" in line for line in lines)
 
 
-def test_a_wrong_model_leaves_an_earlier_output_alone(tmp_path):
+def test_unknown_model_keeps_an_earlier_output(tmp_path):
     (tmp_path / "rows.csv").write_text("kept")
     predict("--model", "nowhere", "--out", "rows.csv", cwd=tmp_path, status=2)
     assert (tmp_path / "rows.csv").read_text() == "kept"
 
 
-def test_the_list_of_paths_is_not_overwritten(tmp_path):
+def test_list_on_stdin_is_not_overwritten(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(SAMPLES[:2]))
     with names.open() as given:
@@ -209,7 +209,7 @@ def test_the_list_of_paths_is_not_overwritten(tmp_path):
     assert names.read_text() == "\n".join(SAMPLES[:2])
 
 
-def test_a_closed_pipe_is_a_quiet_end(tmp_path):
+def test_closed_pipe_ends_quietly(tmp_path):
     (tmp_path / "names").write_text("\n".join(SAMPLES * 300))
     command = f"{{ {sys.executable} -m shiftvit predict - --format jsonl < names; echo $? > status; }} | head -1"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
@@ -218,7 +218,7 @@ def test_a_closed_pipe_is_a_quiet_end(tmp_path):
     assert (tmp_path / "status").read_text() == "0\n"
 
 
-def test_ctrl_c_keeps_the_rows_and_says_how_far_it_came(tmp_path):
+def test_ctrl_c_keeps_the_rows_and_reports_progress(tmp_path):
     out = tmp_path / "rows.json"
     names = "\n".join(SAMPLES * 5000).encode()
     command = [sys.executable, "-m", "shiftvit", "predict", "-", "--format", "json", "--out", str(out)]
@@ -229,18 +229,18 @@ def test_ctrl_c_keeps_the_rows_and_says_how_far_it_came(tmp_path):
     while time.monotonic() < deadline and not (out.exists() and out.stat().st_size > 20_000):
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    said = child.stderr.read().decode()
+    notices = child.stderr.read().decode()
     child.stderr.close()
     assert child.wait(30) == 130
-    assert "stopped after" in said
-    assert "of 60,000 images" in said
+    assert "stopped after" in notices
+    assert "of 60,000 images" in notices
     rows = json.loads(out.read_text("utf-8"))
     assert 0 < len(rows) < 60_000
 
 
 @pytest.mark.slow
-def test_the_samples_that_memory_does_not_grow_with(tmp_path):
-    """Ten times the files, and at most a few megabytes more."""
+def test_memory_does_not_grow_with_the_number_of_files(tmp_path):
+    """Ten times as many files take at most 20 MB more."""
     program = (
         "import resource, sys; from shiftvit.cli import main;"
         "status = main._run(sys.argv[1:]);"
@@ -267,7 +267,7 @@ def test_the_samples_that_memory_does_not_grow_with(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ending_of_the_file_says_the_format(tmp_path):
+def test_suffix_chooses_the_format(tmp_path):
     heads = {}
     for name in ("rows.csv", "rows.json", "rows.jsonl", "rows.txt", "rows", "ROWS.CSV"):
         predict(SAMPLES[0], "--out", name, cwd=tmp_path)
@@ -290,7 +290,7 @@ def test_the_ending_of_the_file_says_the_format(tmp_path):
             assert picture.format == kind
 
 
-def test_no_input_and_no_picture_is_overwritten(folder, tmp_path):
+def test_inputs_and_pictures_are_not_overwritten(folder, tmp_path):
     good = (folder / "good0.png").read_bytes()
     (folder / "suffixless").write_bytes(good)
     for arguments, message in (
@@ -303,8 +303,8 @@ def test_no_input_and_no_picture_is_overwritten(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_grid_obeys_the_limit_on_pixels(tmp_path):
-    """The default limit of `decode` is below it, so that one option has to do for both."""
+def test_grid_obeys_max_pixels(tmp_path):
+    """The picture has more pixels than the default limit; `--max-pixels` raises it for the grid too."""
     picture = Image.new("1", (8000, 8100))
     picture.save(tmp_path / "large.png")
     answer = predict("large.png", "--grid", "grid.png", "--format", "json", cwd=tmp_path)
@@ -315,7 +315,7 @@ def test_the_grid_obeys_the_limit_on_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16", "cp1252"])
-def test_json_is_json_in_every_encoding(encoding, tmp_path):
+def test_output_is_valid_in_every_encoding(encoding, tmp_path):
     names = ["K\xe4se.png", "\u732b.png", "\U0001f408.png", os.fsdecode(b"\xff.png"), 'quote".png']
     for name in names:
         shutil.copy(SAMPLES[0], tmp_path / name)
@@ -334,7 +334,7 @@ def test_json_is_json_in_every_encoding(encoding, tmp_path):
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["predict", SAMPLES[0]], ["info"], ["info", "--json"], ["--help"]])
-def test_a_full_disk_is_one_line(command, unbuffered, tmp_path):
+def test_full_disk_is_reported_without_traceback(command, unbuffered, tmp_path):
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         answer = subprocess.run(
@@ -354,8 +354,8 @@ def test_a_full_disk_is_one_line(command, unbuffered, tmp_path):
 
 
 @pytest.mark.slow
-def test_standard_input_is_told_apart_by_what_it_is(folder, tmp_path):
-    """Lists whose first letters are those of pictures, marks of encodings, and pictures that are text."""
+def test_stdin_kind_is_detected_from_its_content(folder, tmp_path):
+    """Lists that begin like pictures, lists with byte order marks, and pictures of several formats."""
     for name in ("BMW", "RIFF", "GIF89a", "II*", "P3 1"):
         (tmp_path / name).mkdir()
         shutil.copy(folder / "good0.png", tmp_path / name / "x.png")
@@ -394,14 +394,14 @@ def test_standard_input_is_told_apart_by_what_it_is(folder, tmp_path):
         b"pictures/nowhere.png\n",
         b"pictures/good0.png\0\0\0pictures/good0.png",
     ],
-    ids=["bytes", "zeros", "movie", "pdf", "svg", "gzip", "missing", "holes"],
+    ids=["bytes", "zeros", "movie", "pdf", "svg", "gzip", "missing", "empty paths"],
 )
-def test_rubbish_on_standard_input_is_one_line(content, tmp_path):
+def test_invalid_stdin_is_one_line(content, tmp_path):
     (line,) = predict("-", cwd=tmp_path, input=content, status=2).stderr.decode().splitlines()
     assert "standard input is neither an image of a supported format nor a list of files that exist" in line
 
 
-def test_no_standard_input_at_all(tmp_path):
+def test_empty_or_closed_stdin_fails(tmp_path):
     for given in (b"", b"\n\n", b" \r\n"):
         assert b"standard input is empty" in predict("-", cwd=tmp_path, input=given, status=2).stderr
     command = f"{sys.executable} -m shiftvit predict - <&-"
@@ -410,14 +410,14 @@ def test_no_standard_input_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
-def test_where_nobody_reads_the_notices_the_results_are_the_same(stream, tmp_path):
+def test_unwritable_stderr_does_not_affect_results(stream, tmp_path):
     command = f"{sys.executable} -m shiftvit predict {SAMPLES[0]} --format json {stream}"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, stdout=subprocess.PIPE, timeout=120)
     assert answer.returncode == 0
     assert len(json.loads(answer.stdout)) == 1
 
 
-def test_closed_standard_output_is_one_line(tmp_path):
+def test_closed_stdout_is_one_line(tmp_path):
     command = f"{sys.executable} -m shiftvit predict {SAMPLES[0]} >&-"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, timeout=120)
     assert answer.returncode == 2
