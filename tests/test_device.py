@@ -1,4 +1,4 @@
-"""The loop on the device against Keras' `fit` and the host's batches: the same images, weights and figures."""
+"""The device loop gives the same images, weights and metrics as Keras' `fit` with the host's batches."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BATCH = 10
         ({"mean": 100.0, "std": 50.0}, {"pad": 1, "cutmix": 1.0, "mixup": 0.8, "mix_probability": 0.7}),
     ],
 )
-def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
+def test_device_batches_equal_host_batches(preprocess: dict, augment: dict) -> None:
     rules = Preprocess(**preprocess), Augment(**augment)
     host = EpochBatches(
         *(PIXELS, LABELS), preprocess=rules[0], augment=rules[1], batch_size=BATCH, classes=5, seed=3, epoch=2
@@ -68,33 +68,33 @@ def test_batches_are_those_of_the_host(preprocess: dict, augment: dict) -> None:
         assert labels.dtype == expected_labels.dtype
 
 
-def recipe(**settings: Any) -> Recipe:
+def make_recipe(**settings: Any) -> Recipe:
     return make_tiny_recipe(**{"model.dropout": 0.0}, **settings)
 
 
-def weights(run: Path) -> dict[str, np.ndarray]:
+def load_weights(run: Path) -> dict[str, np.ndarray]:
     stored = load_file(run / "checkpoints" / "last.safetensors")
     return {name: value for name, value in stored.items() if not name.startswith("generator/")}
 
 
 @pytest.fixture(scope="module")
-def on_device(tmp_path_factory, sample):
-    return train(recipe(loop="device"), out=tmp_path_factory.mktemp("device") / "run", data=sample)
+def device_run(tmp_path_factory, sample):
+    return train(make_recipe(loop="device"), out=tmp_path_factory.mktemp("device") / "run", data=sample)
 
 
-def test_it_ends_as_fit_does(tmp_path, sample, on_device):
-    fitted = train(recipe(loop="fit"), out=tmp_path / "fit", data=sample)
-    assert on_device.recipe.train.loop == "device"
-    expected = weights(fitted.path)
-    for name, value in weights(on_device.path).items():
+def test_device_loop_matches_fit(tmp_path, sample, device_run):
+    fitted = train(make_recipe(loop="fit"), out=tmp_path / "fit", data=sample)
+    assert device_run.recipe.train.loop == "device"
+    expected = load_weights(fitted.path)
+    for name, value in load_weights(device_run.path).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
-    for mine, theirs in zip(read_log(on_device.path), read_log(fitted.path), strict=True):
+    for mine, theirs in zip(read_log(device_run.path), read_log(fitted.path), strict=True):
         for key in ("loss", "val_loss", "learning_rate", "top1", "val_top1"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-3), key
 
 
-class StandIn:
-    """What of `torch.cuda` capturing a graph needs, without a GPU: a replay takes the step."""
+class FakeCuda:
+    """Replaces what graph capture needs of `torch.cuda` on a machine without a GPU; a replay runs the step."""
 
     loop: Any = None
 
@@ -102,54 +102,58 @@ class StandIn:
         pass
 
     def replay(self) -> None:
-        StandIn.loop._step()
+        FakeCuda.loop._step()
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="CUDA graphs are torch's")
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only the torch loop captures CUDA graphs")
 @pytest.mark.parametrize(
     ("batch_size", "jit_compile"),
     [(250, False), (125, False), (50, False), (50, True)],  # one, two and five steps an epoch
 )
-def test_capturing_a_step_looks_beyond_no_epoch(tmp_path, sample, monkeypatch, batch_size, jit_compile):
-    """Neither a short epoch's end nor the last epoch's, where a stopped run may go on: read there, CUDA gives up."""
+def test_graph_capture_stays_within_the_epoch(tmp_path, sample, monkeypatch, batch_size, jit_compile):
+    """Reading past the end of an epoch fails on CUDA; short epochs and a resumed last epoch come close to that."""
     import torch
 
     for name in ("Stream", "CUDAGraph", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, StandIn)
+        monkeypatch.setattr(torch.cuda, name, FakeCuda)
     for name in ("stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
     for name in ("get_rng_state", "set_rng_state"):
         monkeypatch.setattr(torch.cuda, name, getattr(torch, name))
-    # What is recorded for the compiler is run as it is; compiling it takes minutes on a processor.
+    # Run the recorded function without compiling it, which takes minutes on a CPU.
     recordings = []
-    monkeypatch.setattr(torch, "compile", lambda recorded, **_: recordings.append(recorded) or recorded)
-    captured, made, begin = [], TorchLoop.__init__, Watch.on_train_batch_begin
+    monkeypatch.setattr(torch, "compile", lambda function, **_: recordings.append(function) or function)
+    captured, initialize, begin = [], TorchLoop.__init__, Watch.on_train_batch_begin
 
-    def capturing(self, *arguments):
-        made(self, *arguments)
-        self.capturing, StandIn.loop = True, self
+    def force_capturing(self, *arguments):
+        initialize(self, *arguments)
+        self.capturing, FakeCuda.loop = True, self
         captured.append(self)
 
-    def stopping(self, batch, logs=None):
+    def stop_in_second_epoch(self, batch, logs=None):
         if self.progress.epoch == 1 and len(captured) == 1:
             self.signal = 15
         begin(self, batch, logs)
 
-    monkeypatch.setattr(TorchLoop, "__init__", capturing)
-    monkeypatch.setattr(Watch, "on_train_batch_begin", stopping)
+    monkeypatch.setattr(TorchLoop, "__init__", force_capturing)
+    monkeypatch.setattr(Watch, "on_train_batch_begin", stop_in_second_epoch)
     with pytest.raises(Interrupted):
-        train(recipe(loop="device", batch_size=batch_size, jit_compile=jit_compile), out=tmp_path / "run", data=sample)
+        train(
+            make_recipe(loop="device", batch_size=batch_size, jit_compile=jit_compile),
+            out=tmp_path / "run",
+            data=sample,
+        )
     run = train(resume=tmp_path / "run", data=sample)
     assert [loop.graph is not None for loop in captured] == [True, True]
     assert len(recordings) == (2 if jit_compile else 0)
-    fitted = train(recipe(loop="fit", batch_size=batch_size), out=tmp_path / "fit", data=sample)
-    expected = weights(fitted.path)
-    for name, value in weights(run.path).items():
+    fitted = train(make_recipe(loop="fit", batch_size=batch_size), out=tmp_path / "fit", data=sample)
+    expected = load_weights(fitted.path)
+    for name, value in load_weights(run.path).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
-def test_auto_is_fit_on_a_processor(tmp_path, sample):
-    run = train(recipe(loop="auto", epochs=1), out=tmp_path / "run", data=sample)
+def test_auto_chooses_fit_on_a_cpu(tmp_path, sample):
+    run = train(make_recipe(loop="auto", epochs=1), out=tmp_path / "run", data=sample)
     assert run.recipe.train.loop == "fit"
 
 
@@ -164,17 +168,17 @@ def test_auto_is_fit_on_a_processor(tmp_path, sample):
         ({"repeats": 2}, "fit"),
     ],
 )
-def test_auto_is_fit_where_only_the_host_knows_the_augmentation(monkeypatch, sample, augment, loop):
+def test_auto_chooses_fit_for_host_only_augmentation(monkeypatch, sample, augment, loop):
     monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
-    wanted = recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
+    wanted = make_recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
     assert resolve(wanted, load_data(wanted, sample)).train.loop == loop
 
 
-def test_images_that_stay_in_their_files_are_left_to_the_host(tmp_path, monkeypatch):
+def test_images_that_stay_in_their_files_need_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.read.read_pictures", partial(read_pictures, budget=0))
     tree = write_tree(tmp_path / "pets", per_class=10)
     small = {"model": ModelConfig(embed_dim=24, depths=(1, 1)), "preprocess": Preprocess(resize=16, crop=16)}
-    wanted = recipe(loop="auto", epochs=1, batch_size=8).model_copy(
+    wanted = make_recipe(loop="auto", epochs=1, batch_size=8).model_copy(
         update={**small, "data": DataConfig(name=str(tree), validation=0.2, test=0.2)}
     )
     with pytest.raises(ShiftViTError, match=r'loop="device" needs all images in memory, but those of .*pets stay in'):
@@ -188,14 +192,14 @@ def test_images_that_stay_in_their_files_are_left_to_the_host(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("auto_batch", [True, False])
-def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, capfd, auto_batch):
-    """Smaller parts of a batch would not help."""
+def test_images_that_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, capfd, auto_batch):
+    """Splitting the batch would not help, because the device must hold all images."""
 
     def fail(value):
         raise RuntimeError(f"RESOURCE_EXHAUSTED: Out of memory allocating {value.nbytes} bytes.")
 
     monkeypatch.setattr("shiftvit.data.batches.device._to_device", fail)
-    wanted = recipe(loop="device", epochs=1, auto_batch=auto_batch)
+    wanted = make_recipe(loop="device", epochs=1, auto_batch=auto_batch)
     if auto_batch:
         run = train(wanted, out=tmp_path / "run", data=sample)
         assert run.recipe.train.accumulate == 1
@@ -207,18 +211,18 @@ def test_where_the_images_do_not_fit_on_the_device(tmp_path, sample, monkeypatch
             train(wanted, out=tmp_path / "run", data=sample)
 
 
-def test_batches_of_one_size_are_asked_for(tmp_path, sample):
+def test_batches_of_different_sizes_fail(tmp_path, sample):
     with pytest.raises(ShiftViTError, match=r"cannot be divided by train\.batch_size=48"):
-        train(recipe(loop="device", batch_size=48, drop_remainder=False), out=tmp_path / "run", data=sample)
+        train(make_recipe(loop="device", batch_size=48, drop_remainder=False), out=tmp_path / "run", data=sample)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("steps", "length"), [(192, 64), (195, 39), (1, 1), (31, 31), (200, 50), (0, 0)])
-def test_chunks_leave_little_over(steps: int, length: int) -> None:
+def test_choose_chunk_length(steps: int, length: int) -> None:
     assert choose_chunk_length(steps) == length
 
 
-def test_the_order_is_the_epochs() -> None:
+def test_device_order_equals_host_order() -> None:
     resident = ResidentImages(PIXELS, LABELS, Preprocess(), Augment(), 5)
     order = keras.ops.convert_to_numpy(resident.draw(1, 4)["order"])
     np.testing.assert_array_equal(order, draw_order(1, 4, 40))

@@ -19,8 +19,8 @@ from shiftvit.errors import ShiftViTError
 
 
 @pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """A server that behaves, with a megabyte of noise; pauses between attempts take no time."""
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A well-behaved server of a megabyte of noise; retries do not pause."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(downloads, "_PAUSE", 0.0)
     with file_server.serve_file(random.Random(0).randbytes(1_000_000)) as running:
@@ -28,128 +28,129 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 
 
 @pytest.mark.parametrize("sent", [0, 100])
-def test_a_silent_server_is_given_up(files: FileServer, tmp_path: Path, sent: int) -> None:
-    files.stop_after, files.etag = sent, None
-    files.hold.clear()
-    with pytest.raises(ShiftViTError, match=r"no response for 0\.2 s"):  # the server itself would hang for good
-        download(files.url, tmp_path / "file", limit=2**20, timeout=0.2)
+def test_silent_server_times_out(server: FileServer, tmp_path: Path, sent: int) -> None:
+    server.stop_after, server.etag = sent, None
+    server.hold.clear()
+    with pytest.raises(ShiftViTError, match=r"no response for 0\.2 s"):  # without a timeout the download would hang
+        download(server.url, tmp_path / "file", limit=2**20, timeout=0.2)
 
 
-def test_a_server_that_sends_on_is_stopped(files: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_above_the_limit_fail(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "_CHUNK", 1000)
     with pytest.raises(ShiftViTError, match="has 1000000 bytes, but at most 5000 are allowed"):
-        download(files.url, tmp_path / "file", limit=5000)
+        download(server.url, tmp_path / "file", limit=5000)
     assert not (tmp_path / "file").exists()
 
 
-def test_a_terminal_gets_a_bar(
-    files: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_terminal_shows_a_progress_bar(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    download(files.url, tmp_path / "file", limit=2**20)
+    download(server.url, tmp_path / "file", limit=2**20)
     printed = capsys.readouterr()
     assert "1.0/1.0 MB" in printed.err
     assert printed.out == ""
 
 
-def begin(files: FileServer, target: Path, size: int = 300_000) -> None:
-    """Leaves a part of the file, as a download that was given up does."""
-    files.stop_after, ranges, files.ranges = size, files.ranges, False
+def leave_partial_file(server: FileServer, target: Path, size: int = 300_000) -> None:
+    """Leaves a part of the file, as an aborted download does."""
+    server.stop_after, ranges, server.ranges = size, server.ranges, False
     with pytest.raises(ShiftViTError, match=f"after {size} of 1000000 bytes"):
-        download(files.url, target, limit=2**20)
-    files.stop_after, files.ranges = None, ranges
-    files.requests.clear()
+        download(server.url, target, limit=2**20)
+    server.stop_after, server.ranges = None, ranges
+    server.requests.clear()
     assert target.stat().st_size == size
 
 
-def same_in_the_end(files: FileServer, target: Path, *asked: str | None) -> None:
-    download(files.url, target, limit=2**20)
-    assert target.read_bytes() == files.content
+def assert_completes(server: FileServer, target: Path, *ranges: str | None) -> None:
+    """Downloads the file with requests for these ranges, and checks that nothing else is left beside it."""
+    download(server.url, target, limit=2**20)
+    assert target.read_bytes() == server.content
     assert [entry.name for entry in target.parent.iterdir()] == [target.name]
-    assert [part for _, part in files.requests] == list(asked)
+    assert [part for _, part in server.requests] == list(ranges)
 
 
 @pytest.mark.parametrize("validator", ["etag", "modified"])
-def test_a_part_is_continued(files: FileServer, tmp_path: Path, validator: str) -> None:
+def test_partial_file_is_continued(server: FileServer, tmp_path: Path, validator: str) -> None:
     if validator == "modified":
-        files.etag, files.modified = None, "Thu, 26 Nov 2026 04:00:00 GMT"
-    begin(files, tmp_path / "file")
-    same_in_the_end(files, tmp_path / "file", "bytes=299999-")
+        server.etag, server.modified = None, "Thu, 26 Nov 2026 04:00:00 GMT"
+    leave_partial_file(server, tmp_path / "file")
+    assert_completes(server, tmp_path / "file", "bytes=299999-")
 
 
-def test_a_whole_part_is_no_fault(files: FileServer, tmp_path: Path) -> None:
-    begin(files, tmp_path / "file")
-    (tmp_path / "file").write_bytes(files.content)  # killed before it was told that nothing is missing
-    same_in_the_end(files, tmp_path / "file", "bytes=999999-")
+def test_complete_partial_file_succeeds(server: FileServer, tmp_path: Path) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    (tmp_path / "file").write_bytes(server.content)  # killed before the server answered that nothing is missing
+    assert_completes(server, tmp_path / "file", "bytes=999999-")
 
 
-def test_a_server_without_parts_begins_anew(files: FileServer, tmp_path: Path) -> None:
-    files.ranges = False
-    begin(files, tmp_path / "file")
-    same_in_the_end(files, tmp_path / "file", "bytes=299999-")
+def test_server_without_ranges_starts_over(server: FileServer, tmp_path: Path) -> None:
+    server.ranges = False
+    leave_partial_file(server, tmp_path / "file")
+    assert_completes(server, tmp_path / "file", "bytes=299999-")
 
 
-def test_without_a_name_for_its_version_nothing_is_continued(files: FileServer, tmp_path: Path) -> None:
+def test_file_without_a_strong_validator_starts_over(server: FileServer, tmp_path: Path) -> None:
     for tag in (None, 'W/"weak"'):
-        files.etag = tag
-        begin(files, tmp_path / "file")
-        same_in_the_end(files, tmp_path / "file", None)
+        server.etag = tag
+        leave_partial_file(server, tmp_path / "file")
+        assert_completes(server, tmp_path / "file", None)
 
 
 @pytest.mark.parametrize("checks", [True, False])
-def test_another_file_is_not_appended(files: FileServer, tmp_path: Path, checks: bool) -> None:
-    begin(files, tmp_path / "file")
-    files.content, files.etag, files.checks = random.Random(1).randbytes(900_000), '"two"', checks
-    if not checks:  # a server that sends a part of any version
+def test_changed_file_is_not_appended(server: FileServer, tmp_path: Path, checks: bool) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    server.content, server.etag, server.checks = random.Random(1).randbytes(900_000), '"two"', checks
+    if not checks:  # the server sends ranges of any version
         with pytest.raises(ShiftViTError, match="the server's file has changed while it was downloaded; try again"):
-            download(files.url, tmp_path / "file", limit=2**20)
-        files.requests.clear()
-    same_in_the_end(files, tmp_path / "file", "bytes=299999-" if checks else None)
+            download(server.url, tmp_path / "file", limit=2**20)
+        server.requests.clear()
+    assert_completes(server, tmp_path / "file", "bytes=299999-" if checks else None)
 
 
-def test_a_part_longer_than_the_file_begins_anew(files: FileServer, tmp_path: Path) -> None:
-    begin(files, tmp_path / "file")
-    files.content = files.content[:1000]  # under the same name of its version
+def test_partial_file_longer_than_the_file_starts_over(server: FileServer, tmp_path: Path) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    server.content = server.content[:1000]  # with the same ETag
     with pytest.raises(ShiftViTError, match="the server responded 416"):
-        download(files.url, tmp_path / "file", limit=2**20)
-    files.requests.clear()
-    same_in_the_end(files, tmp_path / "file", None)
+        download(server.url, tmp_path / "file", limit=2**20)
+    server.requests.clear()
+    assert_completes(server, tmp_path / "file", None)
 
 
 @pytest.mark.parametrize("kept", ["", "[]", "{}", '{"url": 3, "validator": 4}', '{"url": "URL", "validator": "a\\nb"}'])
-def test_a_damaged_note_beside_a_part_is_not_trusted(files: FileServer, tmp_path: Path, kept: str) -> None:
-    begin(files, tmp_path / "file")
-    (tmp_path / "file.json").write_text(kept.replace("URL", files.url))
-    same_in_the_end(files, tmp_path / "file", None)
+def test_partial_file_with_damaged_metadata_starts_over(server: FileServer, tmp_path: Path, kept: str) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    (tmp_path / "file.json").write_text(kept.replace("URL", server.url))
+    assert_completes(server, tmp_path / "file", None)
 
 
-def test_a_part_of_another_address_is_not_continued(files: FileServer, tmp_path: Path) -> None:
-    begin(files, tmp_path / "file")
-    files.url += "/other"
-    same_in_the_end(files, tmp_path / "file", None)
+def test_partial_file_of_another_url_starts_over(server: FileServer, tmp_path: Path) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    server.url += "/other"
+    assert_completes(server, tmp_path / "file", None)
 
 
-def test_an_unstated_length_is_taken(files: FileServer, tmp_path: Path) -> None:
-    files.told = False
-    same_in_the_end(files, tmp_path / "file", None)
-    files.content = files.content * 3
+def test_content_length_may_be_missing(server: FileServer, tmp_path: Path) -> None:
+    server.told = False
+    assert_completes(server, tmp_path / "file", None)
+    server.content = server.content * 3
     with pytest.raises(ShiftViTError, match="sent more than 1048576 bytes"):
-        download(files.url, tmp_path / "file", limit=2**20)
+        download(server.url, tmp_path / "file", limit=2**20)
 
 
-def test_attempts_that_bring_nothing_end(files: FileServer, tmp_path: Path) -> None:
-    begin(files, tmp_path / "file")
-    files.stop_after = 0
+def test_attempts_without_progress_are_limited(server: FileServer, tmp_path: Path) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    server.stop_after = 0
     with pytest.raises(ShiftViTError, match=r"ended after 29999. of 1000000 bytes"):
-        download(files.url, tmp_path / "file", limit=2**20)
-    assert len(files.requests) == 3
+        download(server.url, tmp_path / "file", limit=2**20)
+    assert len(server.requests) == 3
 
 
-def test_a_compressed_answer_and_addresses_that_are_none(files: FileServer, tmp_path: Path) -> None:
-    files.encoding = "gzip"
+def test_content_encoding_and_invalid_urls_fail(server: FileServer, tmp_path: Path) -> None:
+    server.encoding = "gzip"
     with pytest.raises(ShiftViTError, match="sends the file with a content encoding"):
-        download(files.url, tmp_path / "file", limit=2**20)
+        download(server.url, tmp_path / "file", limit=2**20)
     for url in ("file:///etc/passwd", "ftp://127.0.0.1/x", "weights.pth", ""):
         with pytest.raises(
             ShiftViTError, match="is not the address of a server; it must begin with https:// or http://"
@@ -160,7 +161,7 @@ def test_a_compressed_answer_and_addresses_that_are_none(files: FileServer, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_from_https_to_http_is_not_followed() -> None:
+def test_redirect_from_https_to_http_fails() -> None:
     from urllib.request import Request
 
     handler = downloads.Redirects()
@@ -178,19 +179,19 @@ download(sys.argv[1], Path(sys.argv[2]), limit=2**20)
 """
 
 
-def test_a_killed_download_is_continued(files: FileServer, tmp_path: Path) -> None:
-    files.stop_after = 500_000
-    files.hold.clear()
-    child = subprocess.Popen([sys.executable, "-c", CHILD, files.url, str(tmp_path / "file")])
-    assert files.sent.wait(20)
+def test_killed_download_is_continued(server: FileServer, tmp_path: Path) -> None:
+    server.stop_after = 500_000
+    server.hold.clear()
+    child = subprocess.Popen([sys.executable, "-c", CHILD, server.url, str(tmp_path / "file")])
+    assert server.sent.wait(20)
     for _ in range(200):
         if (tmp_path / "file").is_file() and (tmp_path / "file").stat().st_size > 400_000:
             break
         time.sleep(0.05)
     child.kill()
     child.wait()
-    files.hold.set()
-    files.stop_after = None
-    files.requests.clear()
+    server.hold.set()
+    server.stop_after = None
+    server.requests.clear()
     size = (tmp_path / "file").stat().st_size
-    same_in_the_end(files, tmp_path / "file", f"bytes={size - 1}-")
+    assert_completes(server, tmp_path / "file", f"bytes={size - 1}-")

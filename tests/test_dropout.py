@@ -1,4 +1,4 @@
-"""Dropout with fast random numbers: its share, scale and gradient, and Keras' own dropout elsewhere."""
+"""Dropout with fast random numbers: its rate, scale, independence, seed and gradient."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from tensors import to_numpy
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5, 0.9])
-def test_the_share_that_is_dropped_and_the_mean(rate: float, dtype: str) -> None:
-    x = np.ones((101, 7, 11, 13), np.float32)  # a size that no four values fill evenly
+def test_rate_and_scale(rate: float, dtype: str) -> None:
+    x = np.ones((101, 7, 11, 13), np.float32)  # a size that four does not divide
     out = to_numpy(keras.ops.cast(Dropout(rate, dtype=dtype)(x, training=True), "float32"))
-    share = np.mean(out == 0)
-    assert abs(share - rate) < 5 * math.sqrt(rate * (1 - rate) / x.size)
+    dropped = np.mean(out == 0)
+    assert abs(dropped - rate) < 5 * math.sqrt(rate * (1 - rate) / x.size)
     kept = np.unique(out[out != 0])
     np.testing.assert_allclose(kept, 1 / (1 - rate), rtol=1e-4 if dtype == "float32" else 8e-3)
 
 
 def test_neighbours_are_independent() -> None:
-    """Four values share one draw of 64 bits, so what lies 1, 2, 3 and 4 places apart must not agree too often."""
+    """Four values share one 64-bit draw, so values up to four places apart could be correlated."""
     kept = to_numpy(Dropout(0.3)(np.ones((1, 400_000), np.float32), training=True))[0] != 0
     for distance in (1, 2, 3, 4, 5, 8):
         both = np.mean(kept[distance:] & kept[:-distance])
         assert abs(both - 0.49) < 0.005, distance
 
 
-def test_each_call_draws_anew_and_the_seed_decides() -> None:
+def test_calls_differ_and_repeat_with_the_seed() -> None:
     x = np.ones((64, 64), np.float32)
     keras.utils.set_random_seed(0)
     first = Dropout(0.5)
@@ -44,19 +44,19 @@ def test_each_call_draws_anew_and_the_seed_decides() -> None:
 
 
 @pytest.mark.parametrize(("rate", "training"), [(0.9, False), (0.0, True)])
-def test_it_is_else_the_identity(rate: float, training: bool) -> None:
+def test_identity_in_inference_or_at_rate_zero(rate: float, training: bool) -> None:
     x = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     np.testing.assert_array_equal(to_numpy(Dropout(rate)(x, training=training)), x)
 
 
-def test_a_rate_next_to_one_drops_nearly_all_and_stays_finite() -> None:
+def test_rate_close_to_one_stays_finite() -> None:
     out = to_numpy(Dropout(0.999999)(np.ones((1000, 100), np.float32), training=True))
     assert np.isfinite(out).all()
     assert np.mean(out == 0) > 0.999
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="elsewhere it is Keras' own")
-def test_the_gradient_passes_where_the_value_does() -> None:
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="other backends use Keras' own dropout")
+def test_gradient_is_zero_where_the_value_is_dropped() -> None:
     import torch
 
     x = torch.randn(50, 40, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The decoder's pixels against independent truth: arrays known by construction, closed forms, the EXIF table."""
+"""Decoded pixels against independent references: constructed arrays, closed forms and the EXIF table."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.errors import ShiftViTError
 
-EXACT = {"palette.png", "palette.bmp", "animated.gif"}  # of 256 colours, which the sample does not have
+PALETTED = {"palette.png", "palette.bmp", "animated.gif"}  # reduced to 256 colours; the sample has more
 LOSSY = {".heic", ".jpg", ".mpo", ".avif"}
 
 
-def pattern(*shape: int, most: int = 255) -> np.ndarray:
+def make_pattern(*shape: int, most: int = 255) -> np.ndarray:
     return np.random.default_rng(len(shape)).integers(0, most + 1, shape)
 
 
-def grey(values: np.ndarray) -> np.ndarray:
+def make_grey(values: np.ndarray) -> np.ndarray:
     return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", matrix.make_files())
-def test_every_format_of_a_real_picture(name: str) -> None:
+def test_every_format(name: str) -> None:
     pixels = decode(matrix.make_files()[name])
     assert pixels.dtype == np.uint8
     assert pixels.flags.writeable
@@ -42,7 +42,7 @@ def test_every_format_of_a_real_picture(name: str) -> None:
     difference = np.abs(pixels.astype(int) - matrix.load_picture())
     if Path(name).suffix in LOSSY or name in {"jpeg.tif", "lossy.webp"}:
         assert difference.mean() < 6
-    elif name in EXACT:
+    elif name in PALETTED:
         colours = Image.fromarray(matrix.load_picture()).quantize(256).convert("RGB")
         assert np.abs(pixels.astype(int) - np.asarray(colours)).mean() < 3
     else:
@@ -50,7 +50,7 @@ def test_every_format_of_a_real_picture(name: str) -> None:
     assert Path(name).suffix in IMAGE_SUFFIXES
 
 
-def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
+def test_format_is_detected_from_the_content(tmp_path: Path) -> None:
     path = tmp_path / "plain.JPEG"
     path.write_bytes(matrix.make_files()["plain.png"])
     for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
@@ -59,54 +59,54 @@ def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 @pytest.mark.parametrize("interlaced", [False, True])
-def test_png_grey_of_few_bits(depth: int, interlaced: bool) -> None:
+def test_png_grey_up_to_8_bits(depth: int, interlaced: bool) -> None:
     most = 2**depth - 1
-    samples = pattern(11, 13, 1, most=most)
+    samples = make_pattern(11, 13, 1, most=most)
     np.testing.assert_array_equal(
-        decode(matrix.make_png(samples, depth, 0, interlaced=interlaced)), grey(samples * (255 // most))
+        decode(matrix.make_png(samples, depth, 0, interlaced=interlaced)), make_grey(samples * (255 // most))
     )
     hidden = min(2, most)
     expected = np.where(samples == hidden, 255, samples * (255 // most))
     trns = matrix.make_chunk(b"tRNS", struct.pack(">H", hidden))
     np.testing.assert_array_equal(
-        decode(matrix.make_png(samples, depth, 0, before=trns, interlaced=interlaced)), grey(expected)
+        decode(matrix.make_png(samples, depth, 0, before=trns, interlaced=interlaced)), make_grey(expected)
     )
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-def test_16_bits_of_grey_are_scaled(interlaced: bool) -> None:
+def test_png_grey_of_16_bits_is_scaled(interlaced: bool) -> None:
     samples = np.arange(65536).reshape(256, 256, 1)
     expected = np.rint(samples / 257)
-    np.testing.assert_array_equal(decode(matrix.make_png(samples, 16, 0, interlaced=interlaced)), grey(expected))
+    np.testing.assert_array_equal(decode(matrix.make_png(samples, 16, 0, interlaced=interlaced)), make_grey(expected))
     trns = matrix.make_chunk(b"tRNS", struct.pack(">H", 300))
     expected[samples == 300] = 255
-    np.testing.assert_array_equal(decode(matrix.make_png(samples, 16, 0, before=trns)), grey(expected))
+    np.testing.assert_array_equal(decode(matrix.make_png(samples, 16, 0, before=trns)), make_grey(expected))
 
 
 @pytest.mark.parametrize(("order", "big"), [("<", False), ("<", True), (">", False)])
 def test_tiff_grey(order: str, big: bool) -> None:
     values = np.array([[0, 1, 128, 129, 40000, 65535]])
     data = values.astype(order + "u2").tobytes()
-    expected = grey(np.rint(values / 257))
+    expected = make_grey(np.rint(values / 257))
     form: dict[str, Any] = {"order": order, "big": big}
     np.testing.assert_array_equal(decode(matrix.make_grey_tiff(6, 1, 16, data, **form)), expected)
-    if order == "<":  # Pillow does not know the other form of the next two
+    if order == "<":  # Pillow cannot read the next two in the other byte order
         inverted = matrix.make_grey_tiff(6, 1, 16, data, t262=(3, [0]), **form)
         np.testing.assert_array_equal(decode(inverted), 255 - expected)
         twelve = matrix.make_grey_tiff(2, 1, 12, b"\xff\xf8\x00", **form)
-        np.testing.assert_array_equal(decode(twelve), grey(np.array([[255, 128]])))
+        np.testing.assert_array_equal(decode(twelve), make_grey(np.array([[255, 128]])))
     eight = matrix.make_grey_tiff(3, 1, 8, bytes([0, 7, 255]), **form)
-    np.testing.assert_array_equal(decode(eight), grey(np.array([[0, 7, 255]])))
+    np.testing.assert_array_equal(decode(eight), make_grey(np.array([[0, 7, 255]])))
     inverted = matrix.make_grey_tiff(3, 1, 8, bytes([0, 7, 255]), t262=(3, [0]), **form)
-    np.testing.assert_array_equal(decode(inverted), grey(np.array([[255, 248, 0]])))
+    np.testing.assert_array_equal(decode(inverted), make_grey(np.array([[255, 248, 0]])))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
 @pytest.mark.parametrize("alphas", [None, [0], [255, 0], [7, 130, 255]])
 def test_png_palettes(depth: int, alphas: list[int] | None) -> None:
     count = 2**depth
-    palette = pattern(count, 3)
-    samples = pattern(9, 10, 1, most=count - 1)
+    palette = make_pattern(count, 3)
+    samples = make_pattern(9, 10, 1, most=count - 1)
     before = matrix.make_chunk(b"PLTE", palette.astype(np.uint8).tobytes())
     alpha = np.full(count, 255)
     if alphas:
@@ -120,7 +120,7 @@ def test_png_palettes(depth: int, alphas: list[int] | None) -> None:
 @pytest.mark.parametrize("depth", [8, 16])
 def test_png_colour_and_alpha(depth: int) -> None:
     top = 2 ** (depth - 8)  # Pillow keeps the upper eight of sixteen bits of a colour
-    rgb = pattern(8, 9, 3, most=256 * top - 1)
+    rgb = make_pattern(8, 9, 3, most=256 * top - 1)
     np.testing.assert_array_equal(decode(matrix.make_png(rgb, depth, 2)), rgb // top)
     rgb[2:4, 3:5] = hidden = np.array([10, 20, 30]) * top
     expected = (rgb // top).astype(np.uint8)
@@ -128,13 +128,13 @@ def test_png_colour_and_alpha(depth: int) -> None:
     trns = matrix.make_chunk(b"tRNS", struct.pack(">3H", *hidden))
     np.testing.assert_array_equal(decode(matrix.make_png(rgb, depth, 2, before=trns)), expected)
     for colour, channels in ((4, 2), (6, 4)):
-        samples = pattern(8, 9, channels, most=256 * top - 1)
+        samples = make_pattern(8, 9, channels, most=256 * top - 1)
         eight = samples // top
         expected = matrix.lay_on_white(eight[..., :-1], eight[..., -1:]) * np.ones(3, np.uint8)
         np.testing.assert_array_equal(decode(matrix.make_png(samples, depth, colour)), expected)
 
 
-def test_alpha_is_laid_on_white_whatever_the_two_are() -> None:
+def test_alpha_is_blended_with_white() -> None:
     colour, alpha = np.mgrid[:256, :256]
     rgba = np.stack([colour, colour // 2, 255 - colour, alpha], axis=-1).astype(np.uint8)
     expected = matrix.lay_on_white(rgba[..., :3], rgba[..., 3:])
@@ -146,19 +146,19 @@ def test_alpha_is_laid_on_white_whatever_the_two_are() -> None:
 
 
 @pytest.mark.parametrize("size", [(311, 700), (3, 70_001), (70_001, 3)])
-def test_pictures_are_whole_though_converted_in_parts(size: tuple[int, int]) -> None:
-    rgba = pattern(*size, 4).astype(np.uint8)
+def test_large_pictures_are_converted_completely(size: tuple[int, int]) -> None:
+    rgba = make_pattern(*size, 4).astype(np.uint8)
     expected = matrix.lay_on_white(rgba[..., :3], rgba[..., 3:])
     np.testing.assert_array_equal(decode(matrix.encode(rgba, "PNG", compress_level=1)), expected)
     np.testing.assert_array_equal(decode(Image.fromarray(rgba[..., :3])), rgba[..., :3])
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
-def test_colours_that_are_multiplied_by_their_alpha(mode: str) -> None:
+def test_premultiplied_alpha(mode: str) -> None:
     alpha = np.arange(256, dtype=np.uint8)
     ink = (alpha.astype(int) * 100 // 255).astype(np.uint8)
     data = np.stack([*[ink] * (len(mode) - 1), alpha], axis=-1).tobytes()
-    expected = grey((ink.astype(int) + 255 - alpha)[None])
+    expected = make_grey((ink.astype(int) + 255 - alpha)[None])
     np.testing.assert_array_equal(decode(Image.frombytes(mode, (256, 1), data)), expected)
 
 
@@ -178,20 +178,20 @@ def test_gif_transparency_and_a_frame_beyond_the_canvas() -> None:
 
 def test_run_length_bmp() -> None:
     codes = bytes([4, 5, 0, 0, 0, 3, 1, 2, 3, 0, 1, 7, 0, 1])  # 4 times 5; end of line; 1, 2, 3; 7; end
-    palette = pattern(256, 4).astype(np.uint8)
+    palette = make_pattern(256, 4).astype(np.uint8)
     data = matrix.make_run_length_bmp(4, 2, palette, codes)
     colours = palette[:, 2::-1]
     np.testing.assert_array_equal(decode(data), colours[[[1, 2, 3, 7], [5, 5, 5, 5]]])
     assert decode(data, max_pixels=128).shape == (2, 4, 3)
     with pytest.raises(ShiftViTError, match=r"has 2 x 4 pixels \(8, times 16 for its format\)"):
         decode(data, max_pixels=127)
-    endless = matrix.make_run_length_bmp(4, 2, palette, b"\1\5" * 20_000_000)  # which lead nowhere
+    endless = matrix.make_run_length_bmp(4, 2, palette, b"\1\5" * 20_000_000)  # far more runs than pixels
     with limit_time(130), pytest.raises(ShiftViTError, match="is not a readable BMP"):
         decode(endless)
 
 
 def test_cmyk() -> None:
-    inks = pattern(3, 4, 4).astype(np.uint8)
+    inks = make_pattern(3, 4, 4).astype(np.uint8)
     expected = np.rint((255.0 - inks[..., :3]) * (255.0 - inks[..., 3:]) / 255)
     flat = np.tile(np.array([200, 60, 30, 40], np.uint8), (16, 16, 1))
     tinted = (255.0 - flat[..., :3]) * (255.0 - flat[..., 3:]) / 255
@@ -209,7 +209,7 @@ def test_cmyk() -> None:
 
 @pytest.mark.parametrize("orientation", matrix.SIDES)
 def test_orientation(orientation: int, tmp_path: Path) -> None:
-    upright = np.kron(pattern(3, 5, 3), np.ones((8, 8, 1))).astype(np.uint8)
+    upright = np.kron(make_pattern(3, 5, 3), np.ones((8, 8, 1))).astype(np.uint8)
     laid = matrix.turn_for_storage(upright, orientation)
     for order in "<>":
         block = matrix.make_exif(orientation, order)
@@ -236,20 +236,20 @@ def test_orientation(orientation: int, tmp_path: Path) -> None:
     ("at_least", "expected"),
     [(None, (100, 201)), ((101, 10), (100, 201)), ((50, 100), (50, 101)), ((12, 25), (13, 26)), ((1, 1), (13, 26))],
 )
-def test_a_jpeg_may_be_decoded_smaller(at_least: tuple[int, int] | None, expected: tuple[int, int]) -> None:
+def test_jpeg_is_decoded_smaller_with_at_least(at_least: tuple[int, int] | None, expected: tuple[int, int]) -> None:
     ramp = np.linspace(0, 255, 201) * np.ones((100, 1))
-    data = matrix.encode(grey(ramp), "JPEG", quality=95)
+    data = matrix.encode(make_grey(ramp), "JPEG", quality=95)
     pixels = decode(data, at_least=at_least)
     assert pixels.shape[:2] == expected
     assert np.abs(pixels[0] - np.linspace(0, 255, expected[1])[:, None]).max() < 16
-    png = matrix.encode(grey(ramp), "PNG")
+    png = matrix.encode(make_grey(ramp), "PNG")
     assert decode(png, at_least=at_least).shape == (100, 201, 3)
 
 
 @pytest.mark.parametrize(
     "mode", ["1", "L", "P", "PA", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I;16B"]
 )
-def test_every_mode_of_a_pil_image(mode: str) -> None:
+def test_every_mode_of_pil_images(mode: str) -> None:
     sixteen = mode.startswith("I;16")
     picture = Image.new(mode, (3, 2), 65535 if sixteen else 0) if sixteen else Image.new("RGB", (3, 2), "white")
     if not sixteen:
@@ -262,7 +262,7 @@ def test_every_mode_of_a_pil_image(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_an_agreed_white_are_refused(mode: str) -> None:
+def test_modes_without_a_defined_white_fail(mode: str) -> None:
     picture = Image.new(mode, (3, 2))
     for source in (picture, matrix.encode(picture, "TIFF")):
         with pytest.raises(ShiftViTError, match=r"holds .*(floats|integers).* save it with 8 or 16 bits"):
@@ -270,7 +270,7 @@ def test_pixels_without_an_agreed_white_are_refused(mode: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 100_000])
-def test_pillows_own_limit_plays_no_part(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillows_pixel_limit_is_ignored(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     picture = Image.new("RGB", (600, 600), "teal")
     for form in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "AVIF"):
@@ -280,13 +280,13 @@ def test_pillows_own_limit_plays_no_part(limit: int | None, monkeypatch: pytest.
     assert limit == Image.MAX_IMAGE_PIXELS
 
 
-def test_half_pictures_do_not_pass_where_pillow_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_truncated_images_of_pillow_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ShiftViTError, match="LOAD_TRUNCATED_IMAGES is true; set it to False"):
         decode(matrix.make_files()["baseline.jpg"])
 
 
-def test_many_threads_at_once() -> None:
+def test_concurrent_decoding() -> None:
     names = [*matrix.make_files()] * 8
     expected = {name: decode(data) for name, data in matrix.make_files().items()}
     with ThreadPoolExecutor(8) as pool:
@@ -294,7 +294,7 @@ def test_many_threads_at_once() -> None:
             np.testing.assert_array_equal(pixels, expected[name])
 
 
-def test_importing_loads_pillow_and_numpy_only() -> None:
+def test_import_loads_only_pillow_and_numpy() -> None:
     program = (
         "import sys, shiftvit.data.decode.images\n"
         "heavy = ('keras', 'torch', 'tensorflow', 'jax', 'pydantic', 'matplotlib')\n"

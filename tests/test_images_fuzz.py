@@ -1,4 +1,4 @@
-"""Hostile image files: each is decoded or refused in one line that names it, in bounded time and memory."""
+"""Hostile image files: each is decoded or rejected in one line that names it, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from shiftvit.errors import ShiftViTError
 NAMES = [*matrix.make_files()]
 
 
-def refused(source: Any, **options: Any) -> str:
-    """Returns the message, having checked its form."""
+def read_error(source: Any, **options: Any) -> str:
+    """Returns the message with which a source is rejected, and checks that it is one line."""
     with pytest.raises(ShiftViTError) as caught:
         decode(source, **options)
     message = str(caught.value)
-    assert message.isprintable()  # so one line
+    assert message.isprintable()  # which excludes line breaks
     return message
 
 
-def outcome(data: bytes) -> np.ndarray | None:
-    """Decodes what may be damaged; nothing but an array or a ShiftViTError may come of it, and soon."""
+def decode_or_reject(data: bytes) -> np.ndarray | None:
+    """Decodes data that may be damaged. Allows only an array or a ShiftViTError, in limited time."""
     pixels, message = None, "'the one' "
     with limit_time(150):
         try:
@@ -49,7 +49,7 @@ def outcome(data: bytes) -> np.ndarray | None:
     return pixels
 
 
-# --- Any bytes.
+# --- Damaged files.
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,7 +57,7 @@ def outcome(data: bytes) -> np.ndarray | None:
 @given(data=st.data())
 def test_damaged_files(name: str, data: st.DataObject) -> None:
     content = bytearray(matrix.make_files()[name])
-    # Most of what can go wrong is told by the first bytes; the rest is pixels.
+    # Most faults are in the first bytes; the rest is pixels.
     places = st.integers(0, len(content) - 1) | st.integers(0, min(200, len(content) - 1))
     place = data.draw(places)
     damage = data.draw(st.sampled_from(["cut", "flip", "replace", "append"]))
@@ -70,7 +70,7 @@ def test_damaged_files(name: str, data: st.DataObject) -> None:
         content[place : place + data.draw(st.integers(0, 40))] = data.draw(st.binary(max_size=40))
     else:
         content += data.draw(st.binary(min_size=1, max_size=200))
-    outcome(bytes(content))
+    decode_or_reject(bytes(content))
 
 
 @settings(max_examples=200)
@@ -78,23 +78,23 @@ def test_damaged_files(name: str, data: st.DataObject) -> None:
     start=st.sampled_from([content[:length] for content in matrix.make_files().values() for length in (4, 12, 30, 60)]),
     rest=st.binary(max_size=300),
 )
-def test_headers_only(start: bytes, rest: bytes) -> None:
-    outcome(start + rest)
+def test_random_data_after_a_header(start: bytes, rest: bytes) -> None:
+    decode_or_reject(start + rest)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_truncated_files(name: str) -> None:
-    """Wherever a file is cut, it is refused, or had all its pixels before; Pillow's `verify` passes half a JPEG."""
+    """A file cut anywhere is rejected unless it has all its pixels. Pillow's `verify` accepts half a JPEG."""
     content = matrix.make_files()[name]
     whole = decode(content)
     for length in range(1, len(content), max(1, len(content) // 60)):
-        pixels = outcome(content[:length])
+        pixels = decode_or_reject(content[:length])
         assert pixels is None or np.array_equal(pixels, whole)
-    if not name.startswith(("animated", "pair", "pages")):  # which may still have the first of their pictures
-        assert outcome(content[: len(content) // 2]) is None
+    if not name.startswith(("animated", "pair", "pages")):  # they may still have their first picture
+        assert decode_or_reject(content[: len(content) // 2]) is None
 
 
-# --- No image.
+# --- Files that are not images.
 
 
 @pytest.mark.parametrize(
@@ -145,53 +145,55 @@ def test_truncated_files(name: str) -> None:
         (b"\xff\xd8\xff\xc0\0\x11" + bytes(15) + b"\xff\xda\0\2" * 101, "is a JPEG of more than 100 scans"),
     ],
 )
-def test_what_is_no_picture_is_named(content: bytes, fault: str) -> None:
+def test_invalid_files_are_named(content: bytes, fault: str) -> None:
     with limit_time(150):
-        assert refused(content).startswith(f"<bytes> {fault}")
-        assert refused(content, name="a\nb").startswith(rf"'a\nb' {fault}")
+        assert read_error(content).startswith(f"<bytes> {fault}")
+        assert read_error(content, name="a\nb").startswith(rf"'a\nb' {fault}")
 
 
-def test_sources_of_other_types_are_named() -> None:
-    assert refused(5) == "<int> is a int; give a path, a file's bytes or a PIL image"
-    assert "<image> has 0 x 3 pixels, so it is empty" in refused(Image.new("RGB", (3, 0)))
+def test_invalid_sources_and_options_are_named() -> None:
+    assert read_error(5) == "<int> is a int; give a path, a file's bytes or a PIL image"
+    assert "<image> has 0 x 3 pixels, so it is empty" in read_error(Image.new("RGB", (3, 0)))
     assert decode(Image.new("L", (90, 70)), max_pixels=6300).shape == (70, 90, 3)
-    assert refused(Image.new("L", (90, 70)), max_pixels=6299).startswith("<image> has 70 x 90 pixels (6,300)")
-    assert "at_least=(0, 5) is not a size" in refused(b"", at_least=(0, 5))
+    assert read_error(Image.new("L", (90, 70)), max_pixels=6299).startswith("<image> has 70 x 90 pixels (6,300)")
+    assert "at_least=(0, 5) is not a size" in read_error(b"", at_least=(0, 5))
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     missing = tmp_path / "missing\nfile.jpg"
-    assert refused(missing) == f"{str(missing)!r} cannot be read: No such file or directory; give a readable image file"
-    assert f"{str(tmp_path)!r} is a directory" in refused(tmp_path)
-    assert "is not a path: embedded null" in refused("a\0b")
-    assert "File name too long" in refused("a" * 5000)
+    assert (
+        read_error(missing) == f"{str(missing)!r} cannot be read: No such file or directory; give a readable image file"
+    )
+    assert f"{str(tmp_path)!r} is a directory" in read_error(tmp_path)
+    assert "is not a path: embedded null" in read_error("a\0b")
+    assert "File name too long" in read_error("a" * 5000)
     empty = tmp_path / "empty.png"
     empty.touch()
-    assert f"{str(empty)!r} is empty: 0 bytes" in refused(str(empty))
+    assert f"{str(empty)!r} is empty: 0 bytes" in read_error(str(empty))
     good = tmp_path / "good.png"
     good.write_bytes(matrix.make_files()["plain.png"])
     assert decode(good).shape == (32, 32, 3)
 
-    def denied(*_: Any) -> int:
+    def deny(*_: Any) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "open", denied)  # who runs the tests may be allowed everything
-    assert "cannot be read: Permission denied" in refused(good)
+    monkeypatch.setattr(os, "open", deny)  # root may read any file
+    assert "cannot be read: Permission denied" in read_error(good)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="special files are POSIX's")
-def test_special_files_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has these special files")
+def test_special_files_do_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tmp_path / "pipe.jpg"
     os.mkfifo(pipe)
-    assert "is a named pipe" in refused(pipe)
-    assert "is a device" in refused("/dev/zero")
+    assert "is a named pipe" in read_error(pipe)
+    assert "is a device" in read_error("/dev/zero")
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(tmp_path)  # a socket's path must be short
         server.bind("socket.jpg")
-        assert "is a socket" in refused("socket.jpg")
-    # It was a file when looked at, and is a pipe when opened.
+        assert "is a socket" in read_error("socket.jpg")
+    # The path is a file at the check and a pipe when it is opened.
     monkeypatch.setattr(Path, "stat", lambda *_, **__: SimpleNamespace(st_mode=stat.S_IFREG))
-    assert "is a named pipe" in refused(pipe)
+    assert "is a named pipe" in read_error(pipe)
 
 
 def test_large_files_are_not_read(tmp_path: Path) -> None:
@@ -199,11 +201,11 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(5 * 2**30)
     with limit_time(30):
-        assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in refused(path)
-    assert "has 101 bytes, more than max_bytes=100" in refused(bytes(101), max_bytes=100)
+        assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in read_error(path)
+    assert "has 101 bytes, more than max_bytes=100" in read_error(bytes(101), max_bytes=100)
 
 
-# --- Metadata that is broken or made to cost must not lose the picture.
+# --- Broken or expensive metadata, which must not lose the picture.
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_broken_exif_does_not_lose_the_picture(block: bytes) -> None:
     described = Image.Exif()
     described[270] = "a picture" * 9
     avif = matrix.encode(matrix.load_picture(), "AVIF", exif=described)
-    start = avif.index(b"MM\0*")  # Pillow writes no broken block: it is put over a valid one
+    start = avif.index(b"MM\0*")  # Pillow writes no broken block, so a valid one is overwritten
     broken = avif[:start] + block.ljust(60, b"\xff")[:60] + avif[start + 60 :]
     np.testing.assert_array_equal(decode(broken), decode(avif))
 
@@ -249,7 +251,7 @@ def test_broken_metadata_does_not_lose_the_picture() -> None:
     np.testing.assert_array_equal(decode(tiff), matrix.load_picture())
 
 
-def test_metadata_bombs_cost_nothing() -> None:
+def test_metadata_bombs_are_not_expanded() -> None:
     zeros = matrix.deflate_zeros(2**28)
     chunks = [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")]
     for kind, start in chunks:
@@ -260,10 +262,10 @@ def test_metadata_bombs_cost_nothing() -> None:
         np.testing.assert_array_equal(pixels, matrix.load_picture())
 
 
-# --- Bombs.
+# --- Decompression bombs.
 
 
-WEIGH = """
+DECODE_SCRIPT = """
 import json, sys, time
 from pathlib import Path
 from shiftvit.data.decode.images import decode
@@ -280,13 +282,13 @@ for path in sys.argv[1:]:
 """
 
 
-def weighed(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
-    """Decodes each in a process of its own, with limits on memory and time; returns what came of it."""
+def decode_in_processes(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
+    """Decodes each file in its own process with limits on memory and time; returns the shape or error of each."""
     outcomes = {}
     for name, content in contents.items():
         path = folder / name
         path.write_bytes(content)
-        child = subprocess.run([sys.executable, "-c", WEIGH, path], capture_output=True, text=True, check=True)
+        child = subprocess.run([sys.executable, "-c", DECODE_SCRIPT, path], capture_output=True, text=True, check=True)
         _, outcomes[name], peak, seconds = json.loads(child.stdout)
         assert peak < 10**9, name
         assert seconds < 600 * measure_unit(), name
@@ -294,20 +296,22 @@ def weighed(folder: Path, contents: dict[str, bytes]) -> dict[str, str]:
     return outcomes
 
 
-linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is Linux's to tell")
+requires_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc"
+)
 
 
-@linux
-def test_bombs_are_refused_by_what_they_declare(tmp_path: Path) -> None:
-    outcomes = weighed(tmp_path, matrix.make_oversized(60_000, 60_000))
+@requires_proc
+def test_bombs_are_rejected_by_their_declared_size(tmp_path: Path) -> None:
+    outcomes = decode_in_processes(tmp_path, matrix.make_oversized(60_000, 60_000))
     assert "is not a readable AVIF" in outcomes.pop("avif")  # over the limit of libavif
-    for name, outcome in outcomes.items():
+    for name, result in outcomes.items():
         size = {"jpeg": "60000 x 60000", "webp": "16384 x 16384", "avif smaller": "16000 x 16000"}
-        assert f"{size.get(name, '60000 x 60000')} pixels" in outcome
-        assert "more than max_pixels=64,000,000" in outcome
+        assert f"{size.get(name, '60000 x 60000')} pixels" in result
+        assert "more than max_pixels=64,000,000" in result
 
 
-@linux
+@requires_proc
 @pytest.mark.slow
 def test_pictures_just_below_the_limit_take_less_than_1_gb(tmp_path: Path) -> None:
     """Two of the costliest: libjpeg holds the coefficients of all scans, libwebp three copies of the picture."""
@@ -317,4 +321,4 @@ def test_pictures_just_below_the_limit_take_less_than_1_gb(tmp_path: Path) -> No
         "alpha.webp": matrix.encode(glass, "WEBP", method=0),
     }
     expected = {"progressive.jpg": "(8000, 8000, 3)", "alpha.webp": "(5656, 5656, 3)"}
-    assert weighed(tmp_path, contents) == expected
+    assert decode_in_processes(tmp_path, contents) == expected
