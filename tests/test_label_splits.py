@@ -1,4 +1,4 @@
-"""The split of arrays in two: exact, complete, by class, and the same for the same seed."""
+"""Splits of arrays in two: exact, complete, stratified, and the same for the same seed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def split(
     """Returns the indices for training and for validation."""
     numbers = Split(labels, images=np.arange(len(labels)))
     data = Dataset({"train": numbers, "test": numbers}, tuple(map(str, range(10))), "arrays")
-    made = split_data(data, validation=validation, test=0.5, seed=seed, stratify=stratify)
-    assert made.test is numbers
-    for part in made.splits.values():
+    result = split_data(data, validation=validation, test=0.5, seed=seed, stratify=stratify)
+    assert result.test is numbers
+    for part in result.splits.values():
         np.testing.assert_array_equal(part.labels, labels[part.images])
-    return made.train.images, made.validation.images if made.validation else made.train.images[:0]
+    return result.train.images, result.validation.images if result.validation else result.train.images[:0]
 
 
 @pytest.mark.parametrize(
@@ -50,17 +50,17 @@ def split(
         (UNEVEN, 50, False, 0, "f2db5ea44bd11b83"),
     ],
 )
-def test_a_split_is_that_of_release_0_1_0(
+def test_splits_match_release_0_1_0(
     labels: np.ndarray, validation: float, stratify: bool, seed: int, digest: str
 ) -> None:
-    """So that a run goes on with the images that it began with; the digests are of that release."""
+    """A resumed run must get the images that it began with. The digests were recorded with that release."""
     indices = np.concatenate(split(labels, validation, stratify=stratify, seed=seed)).astype("<i8")
     assert hashlib.sha256(indices.tobytes()).hexdigest()[:16] == digest
 
 
 @settings(max_examples=40)
 @given(validation=st.integers(10, 290), seed=st.integers(0, 2**32 - 1), stratify=st.booleans())
-def test_a_split_is_exact_complete_and_repeatable(validation: int, seed: int, stratify: bool) -> None:
+def test_split_is_exact_complete_and_repeatable(validation: int, seed: int, stratify: bool) -> None:
     train, held_out = split(LABELS, validation, stratify=stratify, seed=seed)
     assert len(held_out) == validation
     assert (np.diff(train) > 0).all()
@@ -73,7 +73,7 @@ def test_a_split_is_exact_complete_and_repeatable(validation: int, seed: int, st
         assert counts.max() - counts.min() <= 1
 
 
-def test_shares_counts_and_none() -> None:
+def test_validation_is_a_fraction_a_count_or_zero() -> None:
     assert len(split(LABELS, 0.1)[1]) == 30
     assert len(split(LABELS, 30.0)[1]) == 30
     train, held_out = split(LABELS, 0)
@@ -87,12 +87,12 @@ def test_unequal_classes_keep_their_proportions() -> None:
     assert np.bincount(labels[split(labels, 50)[1]]).tolist() == [25, 15, 10]
 
 
-def test_a_small_fraction_takes_one_image_of_each_class() -> None:
+def test_small_fraction_takes_one_image_of_each_class() -> None:
     assert np.bincount(LABELS[split(LABELS, 0.001)[1]]).tolist() == [1] * 10
     assert len(split(LABELS, 0.01, stratify=False)[1]) == 3
 
 
-def test_another_seed_is_another_split() -> None:
+def test_seed_changes_the_split() -> None:
     assert (split(LABELS, 100, seed=0)[1] != split(LABELS, 100, seed=1)[1]).any()
 
 
@@ -114,13 +114,13 @@ def test_another_seed_is_another_split() -> None:
         (LABELS[:, None], 30, 0, r"\(300, 1\)"),
     ],
 )
-def test_impossible_splits_are_named(labels: np.ndarray, validation: float, seed: int, message: str) -> None:
+def test_impossible_splits_fail(labels: np.ndarray, validation: float, seed: int, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message) as caught:
         split(labels, validation, seed=seed)
     assert "\n" not in str(caught.value)
 
 
-def test_without_strata_small_parts_are_allowed() -> None:
+def test_small_splits_work_without_stratification() -> None:
     assert len(split(LABELS, 5, stratify=False)[1]) == 5
     with pytest.raises(ShiftViTError, match=r"and both it and the rest \(0\) need 1 image"):
         split(LABELS, 300, stratify=False)

@@ -1,4 +1,4 @@
-"""The animation of the shift: it draws the model's own arrays, and the committed file is up to date."""
+"""The animation of the shift: it draws the model's own arrays, and the committed files are up to date."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 import make_shift
 
-# Where each group goes, (down, right); the last stays.
-MOVES = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, 0))
-RESTS = [frame for frame, (_, progress, _) in enumerate(make_shift.timeline()) if progress == 1]
+# The direction of each group, (down, right); the last does not move.
+DIRECTIONS = ((0, -1), (0, 1), (-1, 0), (1, 0), (0, 0))
+REST_FRAMES = [frame for frame, (_, progress, _) in enumerate(make_shift.timeline()) if progress == 1]
 
 
 @pytest.fixture(scope="module")
@@ -25,49 +25,49 @@ def states(picture):
     return make_shift.follow(picture)
 
 
-def moved(maps):
-    """NumPy's shift of (H, W, 5), a channel of each group."""
+def shift_maps(maps):
+    """Returns maps of shape (H, W, 5), one channel per group, shifted with NumPy."""
     height, width, _ = maps.shape
     padded = np.pad(maps, ((1, 1), (1, 1), (0, 0)))
-    windows = [padded[1 - d : 1 - d + height, 1 - r : 1 - r + width, i] for i, (d, r) in enumerate(MOVES)]
+    windows = [padded[1 - d : 1 - d + height, 1 - r : 1 - r + width, i] for i, (d, r) in enumerate(DIRECTIONS)]
     return np.stack(windows, axis=-1)
 
 
-def cells(frame, group):
-    """The colours in the middle of each of a group's pixels in a frame, (16, 16, 3)."""
+def read_cells(frame, group):
+    """Returns the colour in the middle of each pixel of a group in a frame, (16, 16, 3)."""
     x, y = make_shift.origin(group)
     middle = (np.arange(16) * make_shift.CELL + make_shift.CELL // 2).astype(int)
     return np.asarray(frame.convert("RGB"))[np.ix_(y + middle, x + middle)]
 
 
-def assert_shown(frame, state, most):
+def assert_frame_shows(frame, state, most):
     expected = np.rint(255 * make_shift.colours(state))
     for group in range(5):
-        difference = np.abs(cells(frame, group) - expected[:, :, group])
+        difference = np.abs(read_cells(frame, group) - expected[:, :, group])
         assert difference[~state.marks[..., group]].max() <= most, group
-        assert cells(frame, group)[state.marks[..., group]].max() <= 0x28 + most  # ink
+        assert read_cells(frame, group)[state.marks[..., group]].max() <= 0x28 + most  # ink
 
 
-def test_what_is_drawn_after_a_shift_is_the_shift_of_what_was_drawn_before(states):
+def test_states_after_a_shift_are_shifted(states):
     for before, after in ((states[0], states[1]), (states[2], states[3])):
-        np.testing.assert_array_equal(after.maps, moved(before.maps))
-        np.testing.assert_array_equal(after.zeros, moved(np.ones_like(before.maps)) == 0)
-        np.testing.assert_array_equal(after.marks, moved(before.marks))
+        np.testing.assert_array_equal(after.maps, shift_maps(before.maps))
+        np.testing.assert_array_equal(after.zeros, shift_maps(np.ones_like(before.maps)) == 0)
+        np.testing.assert_array_equal(after.marks, shift_maps(before.marks))
         np.testing.assert_array_equal(after.span, before.span)  # the same value has the same colour
         assert after.zeros.sum((0, 1)).tolist() == [16, 16, 16, 16, 0]
 
 
-def test_after_two_blocks_a_pixel_is_known_at_a_distance_of_two(states):
+def test_each_block_spreads_a_pixel_by_one(states):
     rows, columns = np.mgrid[:16, :16]
     distance = np.abs(rows - make_shift.FOLLOWED[0]) + np.abs(columns - make_shift.FOLLOWED[1])
     for state, reach in zip(states, (0, 1, 1, 2, 2), strict=True):
         np.testing.assert_array_equal(state.marks.any(-1), distance <= reach)
-    for state, reach in ((states[2], 1), (states[4], 2)):  # an MLP brings it into all channels
+    for state, reach in ((states[2], 1), (states[4], 2)):  # an MLP spreads it to all channels
         assert (state.marks == (distance <= reach)[..., None]).all()
 
 
-def test_it_is_known_there_in_the_model_too(picture, states):
-    """A change of the four pixels behind one pixel of the map reaches those that the figure marks, and no others."""
+def test_model_spreads_a_change_to_the_marked_pixels(picture, states):
+    """Changing the four input pixels of one map pixel changes exactly the pixels that the figure marks."""
     import keras
 
     from shiftvit import Bundle
@@ -85,15 +85,15 @@ def test_it_is_known_there_in_the_model_too(picture, states):
 
 
 @pytest.mark.parametrize("theme", [make_shift.LIGHT, make_shift.DARK], ids=["light", "dark"])
-def test_a_frame_at_rest_shows_the_arrays(states, picture, theme):
+def test_rest_frames_show_the_states(states, picture, theme):
     for step in range(5):
-        assert_shown(make_shift.draw(states, picture, step, 1.0, theme), states[step], 1)
+        assert_frame_shows(make_shift.draw(states, picture, step, 1.0, theme), states[step], 1)
 
 
-def test_a_frame_on_the_way_lies_between(states, picture):
+def test_halfway_frame_is_shifted_by_half_a_pixel(states, picture):
     half = make_shift.draw(states, picture, 1, 0.5, make_shift.LIGHT)
     colours = make_shift.colours(states[0])
-    # A third of a pixel away from its middle, the left group shows the pixel itself on one side, its neighbour beyond.
+    # Left of its middle, a pixel of the first group shows its own colour; right of it, that of its neighbour.
     x, y = make_shift.origin(0)
     middle = np.arange(1, 8) * make_shift.CELL + make_shift.CELL // 2
     for aside, neighbour in ((-4, 0), (4, 1)):
@@ -106,23 +106,23 @@ def test_a_frame_on_the_way_lies_between(states, picture):
 
 
 @pytest.mark.parametrize("name", ["shift", "shift_dark"])
-def test_the_committed_figure(states, name):
+def test_committed_figures_are_current(states, name):
     path = make_shift.FIGURES / f"{name}.webp"
     assert path.stat().st_size < 1_000_000
     frames = make_shift.timeline()
     with Image.open(path) as film:
         assert (film.n_frames, film.info["loop"]) == (len(frames), 0)
         assert film.size == (make_shift.WIDTH, make_shift.HEIGHT)
-        for frame, state in zip(RESTS, states, strict=True):
+        for frame, state in zip(REST_FRAMES, states, strict=True):
             film.seek(frame)
             film.load()
             assert film.info["duration"] == frames[frame][2]
-            assert_shown(film, state, 24)  # as compressed
+            assert_frame_shows(film, state, 24)  # WebP is lossy
     still = Image.open(make_shift.FIGURES / f"{name}.png")
-    assert_shown(still, states[1], 1)
+    assert_frame_shows(still, states[1], 1)
 
 
-def test_the_readme_shows_it_and_a_still_one_to_those_who_want_no_motion():
+def test_readme_has_figures_for_each_theme_and_for_reduced_motion():
     text = (make_shift.FIGURES.parents[1] / "README.md").read_text("utf-8")
     for name in ("shift.webp", "shift_dark.webp", "shift.png", "shift_dark.png"):
         assert f'"docs/figures/{name}"' in text
@@ -131,7 +131,7 @@ def test_the_readme_shows_it_and_a_still_one_to_those_who_want_no_motion():
 
 
 @pytest.mark.slow
-def test_the_script_runs(states, tmp_path, monkeypatch):
+def test_script_writes_the_figures(states, tmp_path, monkeypatch):
     monkeypatch.setattr(make_shift, "FIGURES", tmp_path)
     monkeypatch.setattr(make_shift, "SLIDE", 2)
     monkeypatch.setattr(make_shift, "MIX", 2)
@@ -144,4 +144,4 @@ def test_the_script_runs(states, tmp_path, monkeypatch):
     ]
     with Image.open(tmp_path / "shift.webp") as film:
         assert film.n_frames == 9
-        assert_shown(film, states[0], 24)
+        assert_frame_shows(film, states[0], 24)

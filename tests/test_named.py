@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Loading data sets by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shiftvit.errors import ShiftViTError
 from trees import plant
 
 
-def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     with np.load(Path(__file__).parent / "golden" / "cifar10_sample.npz") as data:
         arrays = tuple(data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
     monkeypatch.setattr(named, "load_cifar10", lambda: arrays)
@@ -28,12 +28,12 @@ def test_load_gives_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     assert " ".join(data.class_names) == "airplane automobile bird cat deer dog frog horse ship truck"
 
 
-def test_an_unknown_name_gets_the_nearest() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ShiftViTError, match="'cifar_10'; did you mean 'cifar10'"):
         named.load("cifar_10")
 
 
-def test_a_folder_that_is_called_as_a_data_set_is_said(
+def test_notice_if_a_folder_has_the_name_of_a_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(plant(tmp_path, "cifar10/cat/1.png", "cifar10/dog/1.png"))
@@ -41,8 +41,8 @@ def test_a_folder_that_is_called_as_a_data_set_is_said(
         arrays = tuple(data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
     monkeypatch.setattr(named, "load_cifar10", lambda: arrays)
     assert named.look_up("cifar10").path is None
-    said = "shiftvit: using the data set cifar10; for the folder or file of that name write --data ./cifar10\n"
-    assert capsys.readouterr().err == said
+    notice = "shiftvit: using the data set cifar10; for the folder or file of that name write --data ./cifar10\n"
+    assert capsys.readouterr().err == notice
     for name in ("./cifar10", "cifar10/", str(tmp_path / "cifar10")):
         assert named.is_path(name)
         assert choose_recipe(name) == "photos"
@@ -51,7 +51,7 @@ def test_a_folder_that_is_called_as_a_data_set_is_said(
     assert choose_recipe("cifar10") == "quick"
 
 
-def test_importing_loads_nothing_heavy() -> None:
+def test_import_loads_nothing_heavy() -> None:
     modules = ["keras", "torch", "jax", "tensorflow", "PIL", "sklearn", "rich", "urllib.request"]
     code = (
         "import sys; import shiftvit.data.named, shiftvit.data.find.splits, shiftvit.preprocess; "

@@ -1,4 +1,4 @@
-"""Training pictures that stay in their files: their sizes, and the boxes that are cut from them."""
+"""Training pictures that are read from their files: their sizes, and the boxes that are cut from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 from shiftvit.recipes.recipe import Recipe
 
-RULE = Preprocess(resize=24, crop=20, crop_position="center", interpolation="bicubic")
+PREPROCESS = Preprocess(resize=24, crop=20, crop_position="center", interpolation="bicubic")
 
 
 @pytest.fixture
@@ -29,46 +29,46 @@ def paths(tmp_path: Path) -> list[str]:
     return [str(path) for path in sorted(write_tree(tmp_path / "pets").rglob("*.*"))]
 
 
-def test_files_that_cannot_be_used_are_named_and_the_others_measured(paths: list[str]) -> None:
+def test_read_pictures_reports_bad_files_and_measures_the_others(paths: list[str]) -> None:
     Path(paths[7]).write_bytes(b"no picture")
     turned = Image.new("RGB", (40, 10))
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
     turned.save(paths[8], format="JPEG", exif=exif)
-    told: list[int] = []
-    pictures, kept, faults = read_pictures(paths, RULE, whole=True, on_picture=lambda: told.append(1))
-    assert (len(pictures), pictures.shape, sum(told)) == (59, (59, 20, 20, 3), 60)
+    calls: list[int] = []
+    pictures, kept, faults = read_pictures(paths, PREPROCESS, whole=True, on_picture=lambda: calls.append(1))
+    assert (len(pictures), pictures.shape, sum(calls)) == (59, (59, 20, 20, 3), 60)
     assert set(range(60)) - set(kept.tolist()) == {7}
     assert len(faults) == 1
     assert paths[7] in faults[0]
     for place, index in enumerate(kept):
         assert pictures.find_size(place) == decode(paths[index]).shape[:2]
     assert pictures.find_size(7) == (40, 10)
-    # Indexed they are what evaluation sees.
-    np.testing.assert_array_equal(pictures[:5], Pictures(pictures.paths, RULE)[:5])
+    # Indexing returns what evaluation sees.
+    np.testing.assert_array_equal(pictures[:5], Pictures(pictures.paths, PREPROCESS)[:5])
     assert isinstance(pictures, Cuttable)
 
 
-def test_boxes_are_cut_from_the_whole_picture(paths: list[str]) -> None:
-    pictures, _, _ = read_pictures(paths, RULE, whole=True)
+def test_boxes_are_cut_from_the_full_picture(paths: list[str]) -> None:
+    pictures, _, _ = read_pictures(paths, PREPROCESS, whole=True)
     for index in range(0, 60, 7):
         box = draw_box(np.random.default_rng(index), *pictures.find_size(index), 0.08)
         np.testing.assert_array_equal(pictures.cut(index, box), cut(decode(paths[index]), box, (20, 20), "bicubic"))
 
 
-def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path, monkeypatch) -> None:
+def test_large_jpeg_is_decoded_smaller_before_it_is_cut(tmp_path: Path, monkeypatch) -> None:
     smooth = Image.fromarray(load_sample().train.images[0]).resize((901, 1403), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "a.jpg", quality=95)
-    pictures, _, _ = read_pictures([str(tmp_path / "a.jpg")], RULE, whole=True)
+    pictures, _, _ = read_pictures([str(tmp_path / "a.jpg")], PREPROCESS, whole=True)
     assert pictures.find_size(0) == (1403, 901)
     shapes = []
 
-    def watched(*arguments, **options):
+    def record_shape(*arguments, **options):
         pixels = decode(*arguments, **options)
         shapes.append(pixels.shape)
         return pixels
 
-    monkeypatch.setattr("shiftvit.data.batches.pictures.decode", watched)
+    monkeypatch.setattr("shiftvit.data.batches.pictures.decode", record_shape)
     for seed in range(20):
         box = draw_box(np.random.default_rng(seed), 1403, 901, 0.3)
         expected = cut(decode(tmp_path / "a.jpg"), box, (20, 20), "bicubic").astype(int)
@@ -77,8 +77,8 @@ def test_a_large_jpeg_is_decoded_smaller_and_cut_at_the_same_part(tmp_path: Path
     assert max(shapes)[0] <= 702
 
 
-def test_a_file_that_changed_is_told_or_cut_at_its_new_size(paths: list[str]) -> None:
-    pictures, _, _ = read_pictures(paths[:2], RULE, whole=True)
+def test_changed_file_is_cut_at_its_new_size_or_fails(paths: list[str]) -> None:
+    pictures, _, _ = read_pictures(paths[:2], PREPROCESS, whole=True)
     box = Box(0, 0, *pictures.find_size(0), pictures.find_size(0))
     with Image.open(paths[0]) as image:
         larger = image.resize((150, 130))
@@ -90,12 +90,13 @@ def test_a_file_that_changed_is_told_or_cut_at_its_new_size(paths: list[str]) ->
         pictures.cut(1, box)
 
 
-def test_a_folder_is_trained_on_from_its_files(paths: list[str]) -> None:
+def test_training_batches_are_cut_from_the_files(paths: list[str]) -> None:
     root = str(Path(paths[0]).parents[1])
     config = DataConfig(name=root, validation=0.1, test=0.1)
     boxes = Augment(resized_crop=0.2)
     own, whole = (
-        load_data(Recipe(name="r", data=config, preprocess=RULE, augment=augment)) for augment in (boxes, Augment())
+        load_data(Recipe(name="r", data=config, preprocess=PREPROCESS, augment=augment))
+        for augment in (boxes, Augment())
     )
     images, labels, rule = own.train.images, own.train.labels, own.train.preprocess
     assert isinstance(images, Originals)

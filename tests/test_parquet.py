@@ -1,4 +1,4 @@
-"""Parquet files as on the Hugging Face Hub: the images that are found, and the same results as from image files."""
+"""Parquet files of the Hugging Face Hub: finding their images, with the same results as from image files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cache(tmp_path_factory, monkeypatch):
     return folder / "parquet"
 
 
-def content(found):
+def read_contents(found):
     """Returns split -> [(class, pixels)], sorted."""
     return {
         split: sorted(
@@ -43,7 +43,7 @@ def content(found):
 
 
 @pytest.mark.parametrize("home", ["data", "plain_text", "."])
-def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, home):
+def test_hub_folder_equals_the_same_images_in_folders(tmp_path, home):
     root = plant(tmp_path / "hub", "README.md", ".gitattributes")
     write_cifar(root / home / "train-00000-of-00002.parquet", slice(0, 30))
     write_cifar(root / home / "train-00001-of-00002.parquet", slice(30, 45))
@@ -55,7 +55,7 @@ def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, ho
     found, tree = find_data(root), find_data(tmp_path / "tree")
     assert found.layout == "Parquet files (2 of train and 1 of test) with images in 'img' and labels in 'label'"
     assert found.class_names == tree.class_names == NAMES
-    assert content(found) == content(tree)
+    assert read_contents(found) == read_contents(tree)
     assert found.splits["train"].labels.tolist() == LABELS[:45]  # in the order of the rows
     assert found.splits["train"].labels.dtype == np.int64
     assert found.splits["train"].paths[31] == str(root / home / "train-00001-of-00002.parquet#1")
@@ -73,7 +73,7 @@ def test_a_folder_of_the_hub_is_what_the_same_images_in_folders_are(tmp_path, ho
         (["train1.parquet", "train2.parquet"], "train train"),
     ],
 )
-def test_names_of_files_and_folders_tell_the_splits(tmp_path, names, splits):
+def test_splits_are_inferred_from_file_and_folder_names(tmp_path, names, splits):
     for number, name in enumerate(names):
         write_cifar(tmp_path / name, slice(0, 20 + number))
     found = find_data(tmp_path)
@@ -86,7 +86,7 @@ def test_names_of_files_and_folders_tell_the_splits(tmp_path, names, splits):
     assert sum(map(len, found.splits.values())) == sum(rows for *_, rows in expected)
 
 
-def test_splits_of_no_known_name_are_left_out(tmp_path):
+def test_unknown_splits_are_left_out(tmp_path):
     for name in ("train", "extra", "train_extra"):
         write_cifar(tmp_path / "data" / f"{name}-00000-of-00001.parquet", slice(0, 20))
     found = find_data(tmp_path)
@@ -95,7 +95,7 @@ def test_splits_of_no_known_name_are_left_out(tmp_path):
     assert f"Parquet files of no known split: {left}" in found.notes
 
 
-def test_a_single_file_is_for_training_whatever_its_name(tmp_path, monkeypatch):
+def test_single_file_is_for_training(tmp_path, monkeypatch):
     write_cifar(tmp_path / "test-00000-of-00001.parquet")
     monkeypatch.chdir(tmp_path)
     found = find_data("test-00000-of-00001.parquet")
@@ -124,7 +124,7 @@ Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(P
             [1, 0, 1],
             "columns of labels that are not used, since 'fine_label' is the first: coarse_label",
         ),
-        (  # what the metadata say comes before what the columns are called
+        (  # metadata take precedence over the names of columns
             {"scan": {"_type": "Image"}, "kind": {"names": ["a", "b"], "_type": "ClassLabel"}},
             {
                 "image": make_structs([b"no"] * 3),
@@ -157,7 +157,7 @@ Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).convert("P").save(P
         ),
     ],
 )
-def test_columns(tmp_path, features, columns, classes, labels, remark):
+def test_image_and_label_columns(tmp_path, features, columns, classes, labels, remark):
     path = write_parquet(tmp_path / "a.parquet", features, **columns)
     if classes is None:
         assert remark in read_fault(path)
@@ -170,7 +170,7 @@ def test_columns(tmp_path, features, columns, classes, labels, remark):
         np.testing.assert_array_equal(decode(name), np.repeat(np.arange(64).reshape(8, 8, 1), 3, axis=2))
 
 
-def test_labels_that_are_kept_secret_are_left_out(tmp_path):
+def test_images_without_labels_are_left_out(tmp_path):
     write_cifar(tmp_path / "train-00000-of-00001.parquet", labels=[-1, None, *LABELS[2:]])
     write_cifar(tmp_path / "test-00000-of-00001.parquet", labels=[-1] * 60)
     write_parquet(tmp_path / "validation-00000-of-00001.parquet", img=make_structs(BLOBS[:2]))
@@ -185,18 +185,18 @@ def test_labels_that_are_kept_secret_are_left_out(tmp_path):
     assert found.splits["train"].labels.tolist() == LABELS[2:]
 
 
-def test_the_classes_are_those_of_the_metadata_also_those_without_images(tmp_path):
+def test_metadata_also_names_classes_without_images(tmp_path):
     write_cifar(tmp_path / "train.parquet", slice(0, 2))
     write_parquet(
         tmp_path / "test.parquet", img=make_structs(BLOBS[2:4]), label=LABELS[2:4]
-    )  # whose names the other file has
+    )  # the other file has its class names
     found = find_data(tmp_path)
     assert found.class_names == NAMES
     assert found.splits["test"].labels.tolist() == LABELS[2:4]
     assert found.notes[0].startswith("train has no images of ")
 
 
-TWO = {"image": make_structs([GREY] * 2), "label": [0, 1]}
+TWO_IMAGES = {"image": make_structs([GREY] * 2), "label": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -219,21 +219,27 @@ TWO = {"image": make_structs([GREY] * 2), "label": [0, 1]}
             "has no column of labels for training, only image (struct<",
         ),
         (
-            {"train.parquet": TWO | {"label": [[0], [1]]}},
+            {"train.parquet": TWO_IMAGES | {"label": [[0], [1]]}},
             "label (list<element: int64>); name the one that has them label, with whole numbers or names in it",
         ),
-        ({"train.parquet": TWO | {"label": [0.0, 0.5]}}, "has the label 0.5; labels are whole numbers or names"),
-        ({"train.parquet": TWO | {"label": [-1, None]}}, "has only null or -1 in 'label' of its training images; give"),
-        ({"test.parquet": TWO}, "has Parquet files of test and none of train; add them, or give a single file"),
-        ({"a/train.parquet": TWO, "b/train.parquet": TWO}, "holds several data sets of Parquet files; give one of '"),
-        ({"train.parquet": TWO, "test.parquet": TWO | {"label": [0, 2]}}, "the class '2' of test ("),
+        ({"train.parquet": TWO_IMAGES | {"label": [0.0, 0.5]}}, "has the label 0.5; labels are whole numbers or names"),
+        (
+            {"train.parquet": TWO_IMAGES | {"label": [-1, None]}},
+            "has only null or -1 in 'label' of its training images; give",
+        ),
+        ({"test.parquet": TWO_IMAGES}, "has Parquet files of test and none of train; add them, or give a single file"),
+        (
+            {"a/train.parquet": TWO_IMAGES, "b/train.parquet": TWO_IMAGES},
+            "holds several data sets of Parquet files; give one of '",
+        ),
+        ({"train.parquet": TWO_IMAGES, "test.parquet": TWO_IMAGES | {"label": [0, 2]}}, "the class '2' of test ("),
         (
             {"train.parquet": {"image": make_structs([]), "label": pa.array([], pa.int64())}},
             "has no images for training",
         ),
     ],
 )
-def test_a_line_for_each_fault(tmp_path, tables, message):
+def test_invalid_tables_fail_in_one_line(tmp_path, tables, message):
     for name, columns in tables.items():
         write_parquet(tmp_path / name, **columns)
     assert message in read_fault(tmp_path)
@@ -247,13 +253,13 @@ def test_a_line_for_each_fault(tmp_path, tables, message):
         (["a", "a"], [0, 1], "'{}' has two classes with the same name in 'label'"),
     ],
 )
-def test_a_line_for_wrong_classes(tmp_path, names, labels, message):
+def test_invalid_classes_fail_in_one_line(tmp_path, names, labels, message):
     features = {"label": {"names": names, "_type": "ClassLabel"}}
     path = write_parquet(tmp_path / "a.parquet", features, image=make_structs([GREY] * 2), label=labels)
     assert message.format(path) in read_fault(path)
 
 
-def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
+def test_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
     blobs = [*BLOBS]
     blobs[7], blobs[9] = BLOBS[7][:40], None
     path = write_parquet(
@@ -268,9 +274,9 @@ def test_a_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
     config = DataConfig(name=str(tmp_path), validation=10, test=0)
     last = TrainConfig(select="last")
     own = load_data(Recipe(name="r", data=config, preprocess=Preprocess(resize=32, crop=32), train=last))
-    said = capsys.readouterr().err
-    assert f"skipped: '{path}#7' is not a readable JPEG" in said
-    assert f"skipped: '{path}#9' has no image" in said
+    notices = capsys.readouterr().err
+    assert f"skipped: '{path}#7' is not a readable JPEG" in notices
+    assert f"skipped: '{path}#9' has no image" in notices
     assert own.test_is_validation
     assert own.test is own.validation
     assert len(own.train) + len(own.test) == 58
@@ -287,7 +293,7 @@ def test_evaluation_takes_the_test_split(tmp_path):
     assert {name: part.labels.tolist() for name, part in found.splits.items()} == {"test": LABELS[30:]}
 
 
-def test_duplicates_are_found_across_a_table_and_its_splits(tmp_path):
+def test_duplicates_across_splits_are_found(tmp_path):
     write_cifar(tmp_path / "train.parquet", slice(0, 30))
     write_cifar(tmp_path / "test.parquet", slice(28, 40))
     leaks = [leak["images"] for leak in check_data(find_data(tmp_path)).as_dict()["leaks"] if leak["kind"] == "exact"]
@@ -295,7 +301,7 @@ def test_duplicates_are_found_across_a_table_and_its_splits(tmp_path):
     assert shared == [{"train.parquet#28", "test.parquet#0"}, {"train.parquet#29", "test.parquet#1"}]
 
 
-def test_images_in_folders_come_before_tables_without_images(tmp_path):
+def test_image_folders_take_precedence_over_tables_without_images(tmp_path):
     plant(tmp_path, "a/1.png", "b/1.png")
     write_parquet(tmp_path / "metadata.parquet", file_name=["a/1.png", "b/1.png"], label=[0, 1])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
@@ -303,14 +309,14 @@ def test_images_in_folders_come_before_tables_without_images(tmp_path):
     assert (found.layout, found.notes) == ("one folder a class", ("files of type .parquet: 2",))
 
 
-def test_pictures_beside_the_tables_are_left_out(tmp_path):
+def test_pictures_beside_tables_are_left_out(tmp_path):
     write_cifar(plant(tmp_path, "assets/figure.png", "a/1.png") / "data" / "train.parquet")
     found = find_data(tmp_path)
     assert len(found.splits["train"]) == 60
     assert "images beside the Parquet files: 2" in found.notes
 
 
-def test_without_pyarrow(tmp_path, monkeypatch):
+def test_missing_pyarrow_is_reported(tmp_path, monkeypatch):
     path = write_cifar(tmp_path / "a.parquet")
     for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -320,7 +326,7 @@ def test_without_pyarrow(tmp_path, monkeypatch):
     assert find_data(tmp_path).layout == "one folder a class"
 
 
-def test_pyarrow_is_imported_only_where_it_is_needed(tmp_path):
+def test_pyarrow_is_imported_only_if_needed(tmp_path):
     plant(tmp_path, "a/1.png", "b/1.png")
     program = (
         "import sys, shiftvit.data.load\n"

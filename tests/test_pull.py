@@ -1,4 +1,4 @@
-"""Published weights: pulled from a server on this machine, they become a model with a name, or an error in one line."""
+"""Pulling published weights from a local server: they become a named model, or an error in one line."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ SMALL = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 2), "mlp_rat
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of its own, and a small model that is as good as published."""
+def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a small model that counts as published, below data and cache folders for each test."""
     monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setitem(PRESETS, NAME, Preset(SMALL, (61.5, "ImageNet-1K, 32x32"), "for tests"))
     monkeypatch.setitem(PUBLISHED, NAME, Published(NAME))
     monkeypatch.setattr(downloads, "_PAUSE", 0.0)
-    # Graphs are built and proven in processes of their own, which takes long; see the slow test.
+    # Building and checking a graph takes long; test_pull_full.py does it.
     monkeypatch.setattr(pulling, "add_graph", lambda bundle: Bundle(**{**vars(bundle), "graph": b"a graph"}))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -69,8 +69,8 @@ def server(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileSe
         yield state
 
 
-def refused(match: str, name: str = NAME, source: Path | None = None) -> str:
-    """Pulling fails in one line; what is there stays as it is, and no file is left to be taken later."""
+def assert_pull_fails(match: str, name: str = NAME, source: Path | None = None) -> str:
+    """Checks that a pull fails in one line and leaves no file behind; returns the message."""
     folder = files.find_data_folder("models")
     before = sorted(folder.rglob("*")) if folder.exists() else []
     with pytest.raises(ShiftViTError, match=match) as caught:
@@ -82,7 +82,7 @@ def refused(match: str, name: str = NAME, source: Path | None = None) -> str:
     return text
 
 
-def test_the_table_is_the_authors() -> None:
+def test_published_table_matches_the_authors() -> None:
     top1 = {
         "shiftvit_tiny_light": 79.4,
         "shiftvit_tiny_r2": 81.7,
@@ -96,7 +96,7 @@ def test_the_table_is_the_authors() -> None:
         assert row.license == "mit"
 
 
-def test_imagenet_has_a_thousand_names() -> None:
+def test_imagenet_class_names() -> None:
     names, synsets = read_imagenet_classes()
     assert len(names) == len(set(names)) == len(synsets) == 1000
     assert synsets == tuple(sorted(synsets))
@@ -113,10 +113,10 @@ def test_imagenet_has_a_thousand_names() -> None:
     assert (synsets[0], synsets[207], synsets[999]) == ("n01440764", "n02099601", "n15075141")
 
 
-def test_what_is_pulled_is_the_model_with_all_that_it_needs(
-    server: FileServer, checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+def test_pulled_model_is_complete(
+    server: FileServer, checkpoint: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert pull_published(NAME) == place
+    assert pull_published(NAME) == model_folder
     digest = files.hash_file(checkpoint)
     assert digest in capsys.readouterr().err
     bundle = Bundle.load(NAME)
@@ -128,18 +128,18 @@ def test_what_is_pulled_is_the_model_with_all_that_it_needs(
         "data": "ImageNet-1K, 32x32",
     }  # fmt: skip
     assert bundle.metrics == {}
-    card = (place / "README.md").read_text("utf-8")
+    card = (model_folder / "README.md").read_text("utf-8")
     assert "Published, not measured here: top-1 61.5" in card
     assert 'license: "mit"' in card
     assert digest in card
     assert not list(files.find_cache_folder("weights").iterdir())
-    assert [entry.name for entry in place.parent.iterdir() if entry.name != ".lock"] == [NAME]
-    # The values are the file's, in the places that the authors' names say.
+    assert [entry.name for entry in model_folder.parent.iterdir() if entry.name != ".lock"] == [NAME]
+    # The values are those of the file, under the names that belong to the authors' names.
     kernel = official.make_state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
     np.testing.assert_array_equal(bundle.weights["stage2_block2/mlp/fc2/kernel"], kernel.T)
 
 
-def test_preprocessing_is_that_of_the_authors_evaluation() -> None:
+def test_preprocessing_matches_the_authors_evaluation() -> None:
     expected = Preprocess(
         resize=256, crop=224, crop_position="center", interpolation="bicubic",
         mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375),
@@ -147,13 +147,13 @@ def test_preprocessing_is_that_of_the_authors_evaluation() -> None:
     assert published.find_evaluation(224) == expected
 
 
-def test_the_name_works_wherever_a_model_is_named(checkpoint: Path, place: Path) -> None:
+def test_published_name_works_wherever_a_model_is_named(checkpoint: Path, model_folder: Path) -> None:
     for use in (Bundle.load, lambda name: ShiftViT.from_preset(name, weights="imagenet")):
         with pytest.raises(ShiftViTError, match=f"'{NAME}' are not on this machine yet; run: shiftvit pull {NAME}$"):
             use(NAME)
     assert describe(NAME)["notes"]["weights"] == f"not on this machine; shiftvit pull {NAME}"
     pull_published(NAME, checkpoint)
-    assert describe(NAME)["notes"]["weights"] == f"in {place}"
+    assert describe(NAME)["notes"]["weights"] == f"in {model_folder}"
     bundle = Bundle.load(NAME)
     model = ShiftViT.from_preset(NAME, weights="imagenet")
     for variable in model.weights:
@@ -165,15 +165,15 @@ def test_the_name_works_wherever_a_model_is_named(checkpoint: Path, place: Path)
         ShiftViT.from_preset(NAME, weights="imagenet", depths=(1, 3))
     with pytest.raises(ShiftViTError, match="'shiftvit_base_r4' is an architecture without published weights"):
         ShiftViT.from_preset("shiftvit_base_r4", weights="imagenet")
-    Path(NAME).mkdir()  # of something else
+    Path(NAME).mkdir()  # an unrelated folder of that name
     recipe = apply_start(Recipe.load("finetune", **{"start.source": NAME}))
     assert recipe.start.source == NAME
     assert recipe.model.depths == (1, 2)
     assert recipe.preprocess.mean == published.MEAN
 
 
-def test_a_bundle_here_wins_and_a_notice_tells(
-    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str]
+def test_local_bundle_takes_precedence_with_a_notice(
+    checkpoint: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pull_published(NAME, checkpoint)
     Path(NAME).mkdir()
@@ -184,11 +184,11 @@ def test_a_bundle_here_wins_and_a_notice_tells(
     assert Bundle.load(f"./{NAME}").labels[0] == "0"
     assert capsys.readouterr().err == ""
     assert Bundle.load(NAME).labels[0] == "0"
-    assert f"the model of that name is '{place}'" in capsys.readouterr().err
-    assert Bundle.load(place).labels[0] == "tench"
+    assert f"the model of that name is '{model_folder}'" in capsys.readouterr().err
+    assert Bundle.load(model_folder).labels[0] == "tench"
 
 
-def test_an_export_here_wins_and_a_notice_tells(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_local_export_takes_precedence_with_a_notice(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pull_published(NAME, checkpoint)
     Path(NAME).mkdir()
     shutil.copy(PRETRAINED / "cifar10" / "model.onnx", Path(NAME, "model.onnx"))
@@ -200,42 +200,44 @@ def test_an_export_here_wins_and_a_notice_tells(checkpoint: Path, capsys: pytest
     assert capsys.readouterr().err.count("in the working folder; the model of that name is") == 1
 
 
-def test_a_second_pull_must_bring_the_same_file(
-    server: FileServer, checkpoint: Path, place: Path, tmp_path: Path
+def test_second_pull_requires_the_same_file(
+    server: FileServer, checkpoint: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     pull_published(NAME)
-    made = place.stat().st_mtime_ns
-    assert pull_published(NAME) == place
-    assert place.stat().st_mtime_ns == made
+    made = model_folder.stat().st_mtime_ns
+    assert pull_published(NAME) == model_folder
+    assert model_folder.stat().st_mtime_ns == made
     weights = official.make_state_dict(NAME, seed=1)
     torch.save(official.to_tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'
-    refused("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
-    refused("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
+    assert_pull_fails("this is not the shiftvit_pocket that was pulled on 20.*its SHA-256 is .*, not .*; to use it")
+    assert_pull_fails("this is not the shiftvit_pocket that was pulled on 20", source=tmp_path / "other.pth")
     assert Bundle.load(NAME).provenance.sha256 == files.hash_file(checkpoint)  # type: ignore[union-attr]
-    (place / "model.safetensors").write_bytes(b"damaged")
+    (model_folder / "model.safetensors").write_bytes(b"damaged")
     server.content = checkpoint.read_bytes()
     pull_published(NAME)
     assert Bundle.load(NAME).labels[0] == "tench"
 
 
-def test_a_pinned_hash_is_asked_for(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinned_hash_is_verified(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PUBLISHED, NAME, Published(NAME, sha256="0" * 64))
-    refused(f"this is not the published {NAME}: its SHA-256 is .*, not 0000", source=checkpoint)
+    assert_pull_fails(f"this is not the published {NAME}: its SHA-256 is .*, not 0000", source=checkpoint)
 
 
-def test_names_and_files_that_are_none(tmp_path: Path) -> None:
-    refused(
+def test_unknown_names_and_missing_files_fail(tmp_path: Path) -> None:
+    assert_pull_fails(
         "there are no published weights 'shiftvit_pokket'; did you mean 'shiftvit_pocket'.*Or give OWNER/NAME",
         "shiftvit_pokket",
     )
-    refused("there is no file .*absent.pth.*; give the path of shiftvit_pocket.pth", source=tmp_path / "absent.pth")
-    refused("there is no file", source=tmp_path)
+    assert_pull_fails(
+        "there is no file .*absent.pth.*; give the path of shiftvit_pocket.pth", source=tmp_path / "absent.pth"
+    )
+    assert_pull_fails("there is no file", source=tmp_path)
 
 
-def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_pull_fails_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(published.MIRROR, "http://127.0.0.1:9")
-    refused("cannot be downloaded: Connection refused; .* shiftvit pull shiftvit_pocket --from FILE")
+    assert_pull_fails("cannot be downloaded: Connection refused; .* shiftvit pull shiftvit_pocket --from FILE")
 
 
 @pytest.mark.parametrize(
@@ -248,54 +250,54 @@ def test_offline_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"content": b"no weights at all"}, "cannot read weights"),
     ],
 )
-def test_answers_that_are_no_weights(server: FileServer, change: dict[str, Any], match: str) -> None:
+def test_invalid_answers_fail_and_leave_nothing(server: FileServer, change: dict[str, Any], match: str) -> None:
     good = server.content
     for key, value in change.items():
         setattr(server, key, value)
-    refused(match)
+    assert_pull_fails(match)
     server.content, server.status = good, 200
-    pull_published(NAME)  # nothing of it was kept
+    pull_published(NAME)  # nothing of the bad answer was kept
     assert Bundle.load(NAME).labels[0] == "tench"
 
 
-def test_a_redirect_is_followed_and_a_worse_one_is_not(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_http_redirects_are_followed(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(published.MIRROR, f"{server.url}/moved")
     server.redirect = "file:///etc/hostname"
-    refused("the server responded 302 .*file:///etc/hostname.* is not allowed")
+    assert_pull_fails("the server responded 302 .*file:///etc/hostname.* is not allowed")
     server.redirect = f"{server.url}/there/x"
     pull_published(NAME)
     assert [path for path, _ in server.requests] == [f"/moved/{NAME}.pth"] * 2 + ["/there/x"]
 
 
-def test_what_breaks_off_is_continued(server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupted_download_continues(server: FileServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.stop_after = 100_000
     assert len(server.content) > 200_000
-    pull_published(NAME)  # by itself, as long as each attempt brings some bytes
+    pull_published(NAME)  # it continues as long as each attempt brings some bytes
     assert len(server.requests) > 2
     assert server.requests[1][1] == "bytes=99999-"
     assert capsys.readouterr().err.count("downloading http") == 1
     assert Bundle.load(NAME).labels[0] == "tench"
 
 
-def test_a_changed_bundle_says_so(checkpoint: Path, place: Path) -> None:
+def test_bundle_with_missing_synsets_fails(checkpoint: Path, model_folder: Path) -> None:
     pull_published(NAME, checkpoint)
-    manifest = json.loads((place / "bundle.json").read_text("utf-8"))
+    manifest = json.loads((model_folder / "bundle.json").read_text("utf-8"))
     manifest["synsets"] = manifest["synsets"][1:]
-    (place / "bundle.json").write_text(json.dumps(manifest), "utf-8")
+    (model_folder / "bundle.json").write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ShiftViTError, match="999 synsets do not identify 1000 labels"):
         Bundle.load(NAME)
 
 
-def test_the_card_says_how_to_get_it_again(checkpoint: Path, place: Path) -> None:
+def test_card_has_the_pull_command(checkpoint: Path, model_folder: Path) -> None:
     pull_published(NAME, checkpoint)
-    card = (place / "README.md").read_text("utf-8")
+    card = (model_folder / "README.md").read_text("utf-8")
     assert f"\nshiftvit pull {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in card
     assert f"\nshiftvit pull me/mine --out {NAME}\nshiftvit predict photo.jpg --model {NAME}\n" in address_card(
         card, "me/mine"
     )
 
 
-def test_it_is_measured_once_it_is_there(checkpoint: Path) -> None:
+def test_benchmark_needs_the_pulled_weights(checkpoint: Path) -> None:
     with pytest.raises(ShiftViTError, match=f"measure it with --train, or run first: shiftvit pull {NAME}$"):
         benchmark(NAME)
     pull_published(NAME, checkpoint)
@@ -303,14 +305,14 @@ def test_it_is_measured_once_it_is_there(checkpoint: Path) -> None:
     assert found["rows"][0]["images_per_second"] > 0
 
 
-def test_a_flipped_bit_is_found(checkpoint: Path, tmp_path: Path) -> None:
+def test_flipped_bit_is_detected(checkpoint: Path, tmp_path: Path) -> None:
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 4
     (tmp_path / "flipped.pth").write_bytes(content)
-    refused("flipped.pth' is damaged .*; download it again", source=tmp_path / "flipped.pth")
+    assert_pull_fails("flipped.pth' is damaged .*; download it again", source=tmp_path / "flipped.pth")
 
 
-def test_a_place_that_cannot_be_written(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_folders_fail_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "file"))
     with pytest.raises(ShiftViTError, match=r"cannot write .*Not a directory; free space, or set SHIFTVIT_DATA and"):
@@ -321,16 +323,18 @@ def test_a_place_that_cannot_be_written(checkpoint: Path, tmp_path: Path, monkey
         pull_published(NAME)
 
 
-def test_a_full_disk_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+def test_full_disk_fails_in_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_no_space(*_: Any) -> None:
         raise ShiftViTError("cannot write 'x': No space left on device; free space, or choose another place with --out")
 
-    monkeypatch.setattr(Bundle, "save", full)
-    refused("No space left on device; free space, or set SHIFTVIT_DATA to another folder", source=checkpoint)
+    monkeypatch.setattr(Bundle, "save", raise_no_space)
+    assert_pull_fails("No space left on device; free space, or set SHIFTVIT_DATA to another folder", source=checkpoint)
 
 
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Runs the command line and returns its status and what it printed on both streams."""
+def run_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> tuple[int, str, str]:
+    """Runs `shiftvit`; returns its status, standard output and standard error."""
     monkeypatch.setattr("sys.argv", ["shiftvit", *arguments])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
@@ -339,8 +343,8 @@ def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *a
     return int(stopped.value.code or 0), out, err
 
 
-def test_the_command(
-    checkpoint: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_commands(
+    checkpoint: Path, model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = {
         ("pull", NAME, "--revision", "v1"): "--revision is for repositories, OWNER/NAME",
@@ -359,17 +363,17 @@ def test_the_command(
         ("pack", NAME, "out"): f"run: shiftvit pull {NAME}",
     }
     for arguments, match in faults.items():
-        status, out, err = said(capsys, monkeypatch, *arguments)
+        status, out, err = run_command(capsys, monkeypatch, *arguments)
         assert (status, out) == (2, ""), arguments
         assert err.count("\n") == 1
         assert match is None or match in err
-    status, out, _ = said(capsys, monkeypatch, "pull", NAME, "--from", str(checkpoint))
+    status, out, _ = run_command(capsys, monkeypatch, "pull", NAME, "--from", str(checkpoint))
     assert status == 0
-    assert out == f"bundle: {place}\ntry it: shiftvit predict photo.jpg --model {NAME}\n"
-    status, out, _ = said(capsys, monkeypatch, "pack", NAME, "copy.zip")
+    assert out == f"bundle: {model_folder}\ntry it: shiftvit predict photo.jpg --model {NAME}\n"
+    status, out, _ = run_command(capsys, monkeypatch, "pack", NAME, "copy.zip")
     assert (status, out) == (0, "bundle: copy.zip\n")
     assert Bundle.load("copy.zip").provenance == Bundle.load(NAME).provenance
-    status, out, _ = said(capsys, monkeypatch, "info", NAME)
-    assert f"in {place}" in out
-    status, out, _ = said(capsys, monkeypatch, "info", "copy.zip")
+    status, out, _ = run_command(capsys, monkeypatch, "info", NAME)
+    assert f"in {model_folder}" in out
+    status, out, _ = run_command(capsys, monkeypatch, "info", "copy.zip")
     assert "license mit, SHA-256" in out

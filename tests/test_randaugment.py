@@ -1,4 +1,4 @@
-"""RandAugment: each operation against recorded results of timm and closed forms; what is drawn, and how often.
+"""RandAugment: each operation against recorded results of timm and closed forms, and the distribution of draws.
 
 tests/golden/rand_augment.npz holds the picture, and for each case (operation, magnitude, sign, resampling) what timm
 1.0.31 made of it with Pillow 13.0.0, and the argument that it gave the operation.
@@ -22,12 +22,12 @@ FILL = (9, 8, 7)
 BICUBIC = Image.Resampling.BICUBIC
 
 
-def applied(name: str, strength: float, pixels: np.ndarray = PIXELS) -> np.ndarray:
+def apply_operation(name: str, strength: float, pixels: np.ndarray = PIXELS) -> np.ndarray:
     operation = BY_NAME[name]
     return np.asarray(operation.function(Image.fromarray(pixels), operation.argument(strength), BICUBIC, FILL))
 
 
-def test_every_operation_does_what_timm_does() -> None:
+def test_operations_match_timm() -> None:
     with np.load(Path(__file__).parent / "golden" / "rand_augment.npz") as golden:
         assert {case.split()[0] for case in golden["cases"].tolist()} == set(BY_NAME)
         for case, result, argument in zip(
@@ -42,47 +42,47 @@ def test_every_operation_does_what_timm_does() -> None:
                 Image.Resampling[resampling.upper()],
                 tuple(golden["fill"].tolist()),
             )
-            # Later releases of Pillow may round otherwise; here no pixel differs.
+            # Other releases of Pillow may round differently; with the recorded one no pixel differs.
             assert abs(np.asarray(found).astype(int) - result).max() <= 1, case
 
 
-def test_there_are_fifteen() -> None:
+def test_there_are_fifteen_operations() -> None:
     assert len(OPERATIONS) == len(BY_NAME) == 15
 
 
 @pytest.mark.parametrize(
     "name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "Color", "Contrast", "Brightness", "Sharpness"]
 )
-def test_no_magnitude_is_no_change(name: str) -> None:
-    np.testing.assert_array_equal(applied(name, 0.0), PIXELS)
+def test_zero_magnitude_changes_nothing(name: str) -> None:
+    np.testing.assert_array_equal(apply_operation(name, 0.0), PIXELS)
 
 
-def test_levels_have_closed_forms() -> None:
+def test_operations_on_levels_match_closed_forms() -> None:
     levels = PIXELS.astype(int)
-    np.testing.assert_array_equal(applied("Invert", 0.5), 255 - levels)
+    np.testing.assert_array_equal(apply_operation("Invert", 0.5), 255 - levels)
     for strength in (0.0, 0.3, 0.9, 1.0):
         threshold = 256 - int(256 * strength)
         expected = np.where(levels < threshold, levels, 255 - levels)
-        np.testing.assert_array_equal(applied("Solarize", strength), expected)
+        np.testing.assert_array_equal(apply_operation("Solarize", strength), expected)
         kept = 2 ** (4 + int(4 * strength))
-        np.testing.assert_array_equal(applied("Posterize", strength), levels // kept * kept)
-    stretched = applied("AutoContrast", 0.5)
+        np.testing.assert_array_equal(apply_operation("Posterize", strength), levels // kept * kept)
+    stretched = apply_operation("AutoContrast", 0.5)
     assert (stretched.min(axis=(0, 1)) == 0).all()
     assert (stretched.max(axis=(0, 1)) >= 254).all()  # Pillow cuts the stretched levels to whole ones
 
 
 def test_equalised_levels_are_evenly_spread() -> None:
     ramp = np.repeat(np.sqrt(np.linspace(0, 255**2, 64 * 64)).astype(np.uint8).reshape(64, 64)[..., None], 3, axis=2)
-    found = np.sort(applied("Equalize", 0.5, ramp)[..., 0].ravel())
+    found = np.sort(apply_operation("Equalize", 0.5, ramp)[..., 0].ravel())
     assert abs(found - np.linspace(0, 255, found.size)).max() < 6
 
 
-def test_moves_by_whole_pixels_and_quarter_turns() -> None:
+def test_shifts_turns_and_shears() -> None:
     square = PIXELS[:20, :20]
-    moved = applied("TranslateX", 1.0, square)  # 0.45 * 20 = 9 pixels, to the left
+    moved = apply_operation("TranslateX", 1.0, square)  # 0.45 * 20 = 9 pixels, to the left
     np.testing.assert_array_equal(moved[:, :11], square[:, 9:])
     assert (moved[:, 11:] == FILL).all()
-    moved = applied("TranslateY", -1.0, square)
+    moved = apply_operation("TranslateY", -1.0, square)
     np.testing.assert_array_equal(moved[9:], square[:11])
     assert (moved[:9] == FILL).all()
     turned = BY_NAME["Rotate"].function(Image.fromarray(square), 90.0, BICUBIC, FILL)
@@ -90,11 +90,11 @@ def test_moves_by_whole_pixels_and_quarter_turns() -> None:
     # A shear moves the rows in proportion to their place: by 0.3 of a pixel a row to the left.
     tall = np.zeros((30, 30, 3), np.uint8)
     tall[:, 15] = 255
-    columns = applied("ShearX", 1.0, tall)[:, :, 0].argmax(axis=1)
+    columns = apply_operation("ShearX", 1.0, tall)[:, :, 0].argmax(axis=1)
     assert abs(columns - (15 - 0.3 * np.arange(30))).max() <= 1
 
 
-def test_what_is_drawn_has_its_law() -> None:
+def test_draws_follow_their_distributions() -> None:
     drawn = [RandAugment(7.0, 0.5, 4, FILL, BICUBIC).draw(np.random.default_rng(seed)) for seed in range(5000)]
     layers = np.bincount([len(item) for item in drawn], minlength=5) / 5000
     np.testing.assert_allclose(layers, np.array([1, 4, 6, 4, 1]) / 16, atol=0.025)
@@ -109,7 +109,7 @@ def test_what_is_drawn_has_its_law() -> None:
         assert (strengths.mean(), strengths.std()) == (pytest.approx(0.7, abs=0.005), pytest.approx(0.05, abs=0.005))
 
 
-def test_magnitudes_are_cut_to_their_scale() -> None:
+def test_magnitudes_are_clipped() -> None:
     for seed in range(300):
         for magnitude in (0.1, 9.9):
             for operation, strength in RandAugment(magnitude, 3.0, 3, FILL, BICUBIC).draw(np.random.default_rng(seed)):
@@ -117,7 +117,7 @@ def test_magnitudes_are_cut_to_their_scale() -> None:
                 assert strength >= 0 or operation.signed
 
 
-def test_chance_is_the_generators_alone() -> None:
+def test_result_depends_only_on_the_generator() -> None:
     augment = RandAugment(9.0, 0.5, 2, FILL, BICUBIC)
     image = Image.fromarray(PIXELS)
     results = [np.asarray(augment(image, np.random.default_rng(seed))) for seed in range(40)]
@@ -126,4 +126,4 @@ def test_chance_is_the_generators_alone() -> None:
         np.testing.assert_array_equal(np.asarray(augment(image, np.random.default_rng(seed))), result)
     np.testing.assert_array_equal(np.asarray(image), PIXELS)
     untouched = np.mean([np.array_equal(result, PIXELS) for result in results])
-    assert 0.05 < untouched < 0.5  # a quarter of all pictures stay as they are
+    assert 0.05 < untouched < 0.5  # on average a quarter of the pictures stay unchanged

@@ -1,4 +1,4 @@
-"""Resuming a run under other settings: only the settings that are named, and only if that is sound."""
+"""Resuming a run with changed settings: only the given ones change, and only if the state allows it."""
 
 from __future__ import annotations
 
@@ -30,46 +30,46 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted in its second epoch."""
     original, run = Watch.on_train_batch_begin, tmp_path_factory.mktemp("interrupted") / "run"
 
-    def interrupting(self, batch, logs=None):
+    def interrupt_second_epoch(self, batch, logs=None):
         if self.progress.epoch == 1 and batch == 2:
             self.signal = signal.SIGINT
         original(self, batch, logs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "on_train_batch_begin", interrupting)
+        patch.setattr(Watch, "on_train_batch_begin", interrupt_second_epoch)
         with pytest.raises(Interrupted):
             train("quick", out=run, data=load_sample(), **SMALL)
     return run
 
 
 @pytest.fixture
-def stopped(interrupted: Path, tmp_path: Path) -> Path:
-    """Its copy."""
-    return Path(shutil.copytree(interrupted, tmp_path / "run"))
+def stopped_run(interrupted_run: Path, tmp_path: Path) -> Path:
+    """A copy of the interrupted run."""
+    return Path(shutil.copytree(interrupted_run, tmp_path / "run"))
 
 
-def test_what_is_named_changes_and_is_written_down(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run = train(resume=stopped, data=load_sample(), **{"train.epochs": 4, "train.optimizer.learning_rate": 0.001})
-    assert [row["epoch"] for row in read_log(stopped)] == [1, 2, 3, 4]
+def test_given_settings_change_and_are_recorded(stopped_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = train(resume=stopped_run, data=load_sample(), **{"train.epochs": 4, "train.optimizer.learning_rate": 0.001})
+    assert [row["epoch"] for row in read_log(stopped_run)] == [1, 2, 3, 4]
     assert run.recipe.train.optimizer.learning_rate == 0.001
-    assert Recipe.load(stopped / "recipe.toml") == run.recipe
-    (row,) = map(json.loads, (stopped / "changes.jsonl").read_text().splitlines())
+    assert Recipe.load(stopped_run / "recipe.toml") == run.recipe
+    (row,) = map(json.loads, (stopped_run / "changes.jsonl").read_text().splitlines())
     assert row["changed"] == {"train.epochs": [2, 4], "train.optimizer.learning_rate": [0.012, 0.001]}
     assert "train.epochs changes from 2 to 4" in capfd.readouterr().err
-    page = write_report(stopped).read_text("utf-8")
+    page = write_report(stopped_run).read_text("utf-8")
     assert "Settings changed on resuming" in page
     assert "<th>train.optimizer.learning_rate</th>" in page
 
 
-def test_nothing_changes_by_itself(stopped: Path) -> None:
-    before = (stopped / "recipe.toml").read_bytes()
-    train(resume=stopped, data=load_sample(), **{"train.epochs": 2})
-    assert (stopped / "recipe.toml").read_bytes() == before
-    assert not (stopped / "changes.jsonl").exists()
+def test_equal_settings_change_nothing(stopped_run: Path) -> None:
+    before = (stopped_run / "recipe.toml").read_bytes()
+    train(resume=stopped_run, data=load_sample(), **{"train.epochs": 2})
+    assert (stopped_run / "recipe.toml").read_bytes() == before
+    assert not (stopped_run / "changes.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -84,71 +84,73 @@ def test_nothing_changes_by_itself(stopped: Path) -> None:
         ("train.epoch", 3, "epochs"),
     ],
 )
-def test_what_the_state_depends_on_stays(stopped: Path, key: str, value: object, message: str) -> None:
-    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+def test_settings_that_the_state_depends_on_cannot_change(
+    stopped_run: Path, key: str, value: object, message: str
+) -> None:
+    before = {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()}
     with pytest.raises(ShiftViTError, match=message) as caught:
-        train(resume=stopped, data=load_sample(), **{key: value})
+        train(resume=stopped_run, data=load_sample(), **{key: value})
     assert "\n" not in str(caught.value)
-    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture
-def trained(stopped: Path) -> Path:
-    """A run that has trained all its epochs, but whose results are not written yet."""
-    train(resume=stopped, data=load_sample())
-    (stopped / "metrics.json").unlink()
-    return stopped
+def trained_run(stopped_run: Path) -> Path:
+    """A run that has trained all its epochs, but has not written its results."""
+    train(resume=stopped_run, data=load_sample())
+    (stopped_run / "metrics.json").unlink()
+    return stopped_run
 
 
-def test_a_lost_best_checkpoint_is_reported_and_the_last_one_can_be_kept(trained: Path) -> None:
-    best = trained / "checkpoints" / "best.safetensors"
+def test_missing_best_checkpoint_fails_unless_the_last_is_selected(trained_run: Path) -> None:
+    best = trained_run / "checkpoints" / "best.safetensors"
     best.unlink()
     with pytest.raises(ShiftViTError, match=r"best.safetensors.*--set train.select=last"):
-        train(resume=trained, data=load_sample())
-    assert not (trained / "metrics.json").exists()
-    run = train(resume=trained, data=load_sample(), **{"train.select": "last"})
+        train(resume=trained_run, data=load_sample())
+    assert not (trained_run / "metrics.json").exists()
+    run = train(resume=trained_run, data=load_sample(), **{"train.select": "last"})
     assert run.recipe.train.select == "last"
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_a_lost_environment_is_described_anew(trained: Path, content: str | None) -> None:
-    path = trained / "environment.json"
+def test_missing_environment_is_written_again(trained_run: Path, content: str | None) -> None:
+    path = trained_run / "environment.json"
     before = json.loads(path.read_text("utf-8"))
     path.unlink() if content is None else path.write_text(content)
-    train(resume=trained, data=load_sample())
+    train(resume=trained_run, data=load_sample())
     assert json.loads(path.read_text("utf-8")).keys() == before.keys()
 
 
-def test_a_checkpoint_of_another_width_is_named_in_a_short_line(stopped: Path) -> None:
-    recipe = stopped / "recipe.toml"
+def test_checkpoint_of_another_width_fails_in_a_short_line(stopped_run: Path) -> None:
+    recipe = stopped_run / "recipe.toml"
     recipe.write_text(recipe.read_text("utf-8").replace("embed_dim = 12", "embed_dim = 24"), "utf-8")
     with pytest.raises(ShiftViTError, match=r"of another model or optimizer: its 'model/.*' has the shape") as caught:
-        train(resume=stopped, data=load_sample())
+        train(resume=stopped_run, data=load_sample())
     assert len(str(caught.value)) < 500
 
 
-def test_a_run_without_its_checkpoint_begins_anew(stopped: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(stopped / "checkpoints")
-    train(resume=stopped, data=load_sample(), **{"train.epochs": 1})
+def test_run_without_a_checkpoint_starts_over(stopped_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(stopped_run / "checkpoints")
+    train(resume=stopped_run, data=load_sample(), **{"train.epochs": 1})
     assert "has no checkpoint last.safetensors, so the run begins anew" in capfd.readouterr().err
-    assert len(read_log(stopped)) == 1
+    assert len(read_log(stopped_run)) == 1
 
 
-def test_changes_that_cannot_be_read_are_kept(stopped: Path) -> None:
-    (stopped / "changes.jsonl").write_bytes(b"\xff\n")
-    train(resume=stopped, data=load_sample(), **{"train.epochs": 3})
-    assert (stopped / "changes.jsonl").read_bytes().startswith(b'\xff\n{"date"')
+def test_unreadable_changes_are_kept(stopped_run: Path) -> None:
+    (stopped_run / "changes.jsonl").write_bytes(b"\xff\n")
+    train(resume=stopped_run, data=load_sample(), **{"train.epochs": 3})
+    assert (stopped_run / "changes.jsonl").read_bytes().startswith(b'\xff\n{"date"')
 
 
-def test_a_damaged_log_is_named(stopped: Path) -> None:
-    run = train(resume=stopped, data=load_sample())
-    (stopped / "log.jsonl").write_text("{\n")
+def test_damaged_log_is_named(stopped_run: Path) -> None:
+    run = train(resume=stopped_run, data=load_sample())
+    (stopped_run / "log.jsonl").write_text("{\n")
     with pytest.raises(ShiftViTError, match=r"log.jsonl' cannot be read"):
         _ = run.history
 
 
-@pytest.mark.skipif(keras.config.backend() != "torch", reason="only torch has generators of its own")
-def test_a_device_without_a_stored_generator_is_seeded(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only torch has generators with a state")
+def test_device_without_a_stored_generator_is_seeded(stopped_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from shiftvit.training import checkpoint
@@ -157,6 +159,6 @@ def test_a_device_without_a_stored_generator_is_seeded(stopped: Path, monkeypatc
     monkeypatch.setattr(checkpoint, "_read_generators", lambda: {**stored, "generator/elsewhere": stored})
     draws = []
     for _ in range(2):
-        checkpoint.set_generators(3, checkpoint.Progress(1, 2), stopped / "checkpoints" / "last.safetensors")
+        checkpoint.set_generators(3, checkpoint.Progress(1, 2), stopped_run / "checkpoints" / "last.safetensors")
         draws.append(torch.rand(3).tolist())
     assert draws[0] == draws[1]

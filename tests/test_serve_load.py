@@ -1,4 +1,4 @@
-"""The server under load and at its end: full queues, drains, kills, and the batches that it makes."""
+"""The server under load and during shutdown: batches, full queues, timeouts, disconnects and signals."""
 
 import asyncio
 import dataclasses
@@ -20,12 +20,12 @@ from shiftvit.serve.batching import Batcher, Full
 from shiftvit.serve.limits import Limits
 
 
-class Gate:
-    """A graph that answers when it is let; it notes the size of each batch."""
+class GatedGraph:
+    """A graph that answers only while it is open, and records the size of each batch."""
 
     def __init__(self):
         self.sizes, self.open, self.entered = [], threading.Event(), threading.Event()
-        self.open.set()  # for the server's first call, at its start
+        self.open.set()  # the server calls the graph once when it starts
         self.graph = dataclasses.replace(load_graph("cifar10", "onnxruntime", 1), run=self.run)
 
     def run(self, pixels):
@@ -40,27 +40,27 @@ class Gate:
         self.sizes.clear()
 
 
-def in_threads(count, work):
+def start_threads(count, work):
     threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
     for thread in threads:
         thread.start()
     return threads
 
 
-def wait_until(true):
+def wait_until(condition):
     deadline = time.monotonic() + 20
-    while not true():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def test_what_gathers_while_a_batch_runs_is_the_next_batch():
-    gate = Gate()
+def test_requests_that_wait_form_the_next_batch():
+    gate = GatedGraph()
     with run_server(graph=gate.graph, limits=Limits(max_batch=6)) as server:
         gate.close()
-        first = in_threads(1, lambda _: server.post("/v1/classify", make_picture()))
+        first = start_threads(1, lambda _: server.post("/v1/classify", make_picture()))
         assert gate.entered.wait(20)
-        others = in_threads(8, lambda _: server.post("/v1/classify", make_picture()))
+        others = start_threads(8, lambda _: server.post("/v1/classify", make_picture()))
         wait_until(lambda: server.model.batcher.pending == 9 and len(server.model.batcher._jobs) == 8)
         gate.open.set()
         for thread in first + others:
@@ -68,8 +68,8 @@ def test_what_gathers_while_a_batch_runs_is_the_next_batch():
     assert gate.sizes == [1, 6, 2]
 
 
-def test_a_full_queue_is_503_at_once_and_then_service_as_usual():
-    gate = Gate()
+def test_full_queue_is_503_and_recovers():
+    gate = GatedGraph()
     with run_server(graph=gate.graph, limits=Limits(queue=4)) as server:
         gate.close()
         answers = [None] * 4
@@ -77,7 +77,7 @@ def test_a_full_queue_is_503_at_once_and_then_service_as_usual():
         def fill(index):
             answers[index] = server.post("/v1/classify", make_picture())[0]
 
-        threads = in_threads(4, fill)
+        threads = start_threads(4, fill)
         wait_until(lambda: server.model.batcher.pending == 4)
         status, headers, content = server.ask("POST", "/v1/classify", make_picture())
         assert (status, headers["Retry-After"]) == (503, "1")
@@ -91,7 +91,7 @@ def test_a_full_queue_is_503_at_once_and_then_service_as_usual():
         assert server.post("/v1/classify", make_picture())[0] == 200
 
 
-def test_a_request_of_more_images_than_the_queue_holds_can_never_be_answered():
+def test_request_larger_than_the_queue_is_413():
     with run_server(limits=Limits(queue=4)) as server:
         tensor = {"name": "images", "datatype": "UINT8", "shape": [5, 32, 32, 3], "data": [0] * 5 * 3072}
         status, content = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]}))
@@ -99,8 +99,8 @@ def test_a_request_of_more_images_than_the_queue_holds_can_never_be_answered():
         assert "queue" in content["error"]
 
 
-def test_an_answer_that_takes_too_long_is_503_and_its_place_is_free_again():
-    gate = Gate()
+def test_timeout_is_503_and_frees_the_queue():
+    gate = GatedGraph()
     with run_server(graph=gate.graph, limits=Limits(timeout=0.3)) as server:
         gate.close()
         assert server.post("/v1/classify", make_picture())[0] == 503
@@ -109,8 +109,8 @@ def test_an_answer_that_takes_too_long_is_503_and_its_place_is_free_again():
         assert server.post("/v1/classify", make_picture())[0] == 200
 
 
-def leave(server, path, content):
-    """Sends a request whole; the returned function ends the connection before the answer."""
+def send_request(server, path, content):
+    """Sends a complete request; returns a function that closes the connection."""
     line = socket.create_connection(("127.0.0.1", server.port), timeout=20)
     line.sendall(
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
@@ -118,42 +118,42 @@ def leave(server, path, content):
     return line.close
 
 
-def images_of(server):
-    """The number of images that went through the model, as `/metrics` counts it."""
+def count_images(server):
+    """Returns the number of images that the model has computed, from `/metrics`."""
     text = server.ask("GET", "/metrics")[2].decode()
     return sum(float(value) for value in re.findall(r"^shiftvit_images_total\{.*\} (\S+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("size", [(40, 48), (300, 300)])  # the larger one is more than uvicorn reads at a time
-def test_what_a_client_asked_that_has_left_is_not_computed(size, caplog):
-    gate = Gate()
+def test_requests_of_disconnected_clients_are_not_computed(size, caplog):
+    gate = GatedGraph()
     with run_server(graph=gate.graph) as server, caplog.at_level(logging.INFO):
         gate.close()
-        first = in_threads(1, lambda _: server.post("/v1/classify", make_picture()))
+        first = start_threads(1, lambda _: server.post("/v1/classify", make_picture()))
         assert gate.entered.wait(20)
         batcher = server.model.batcher
-        leaves = []
-        for index in range(3):  # between those who stay
-            leaves.append(leave(server, "/v1/classify", make_picture(form="BMP", size=size)))
-            first += in_threads(1, lambda _: server.post("/v1/classify", make_picture()))
+        disconnects = []
+        for index in range(3):  # each between two that stay connected
+            disconnects.append(send_request(server, "/v1/classify", make_picture(form="BMP", size=size)))
+            first += start_threads(1, lambda _: server.post("/v1/classify", make_picture()))
             wait_until(lambda count=2 * index + 2: len(batcher._jobs) == count)
-        for go in leaves:
-            go()
+        for disconnect in disconnects:
+            disconnect()
         wait_until(lambda: len(batcher._jobs) == 3)
         assert batcher.pending == 4
         gate.open.set()
         for thread in first:
             thread.join()
         assert gate.sizes == [1, 3]
-        assert images_of(server) == 4
+        assert count_images(server) == 4
         wait_until(lambda: server.guard.active == 0)
         assert server.post("/v1/classify", make_picture())[0] == 200
     assert sum("499" in line for line in caplog.messages) == 3
     assert not [line for line in caplog.messages if "Exception" in line]
 
 
-def test_a_picture_whose_client_has_left_is_not_decoded():
-    """All decoding threads are busy with those before it."""
+def test_pictures_of_disconnected_clients_are_not_decoded():
+    """The picture waits for a decoding thread, as all are busy."""
     busy, began = threading.Event(), threading.Semaphore(0)
     decoded = []
 
@@ -166,12 +166,12 @@ def test_a_picture_whose_client_has_left_is_not_decoded():
     with run_server() as server:
         server.model._decode = decode
         kept, left = make_picture(1, (300, 300)), make_picture(2, (300, 300))
-        threads = in_threads(2, lambda _: server.post("/v1/classify", kept))
+        threads = start_threads(2, lambda _: server.post("/v1/classify", kept))
         assert began.acquire(timeout=20)
         assert began.acquire(timeout=20)
-        go = leave(server, "/v1/classify", left)
+        disconnect = send_request(server, "/v1/classify", left)
         wait_until(lambda: server.model.batcher.pending == 3)
-        go()
+        disconnect()
         wait_until(lambda: server.model.batcher.pending == 2)
         busy.set()
         for thread in threads:
@@ -180,9 +180,9 @@ def test_a_picture_whose_client_has_left_is_not_decoded():
     assert decoded == [kept, kept]
 
 
-def test_the_request_behind_one_that_is_computed_is_answered_too():
+def test_pipelined_request_is_answered():
     """A client may send its next request before it has the answer."""
-    gate = Gate()
+    gate = GatedGraph()
     with run_server(graph=gate.graph) as server:
         gate.close()
         content = make_picture()
@@ -201,7 +201,7 @@ def test_the_request_behind_one_that_is_computed_is_answered_too():
     assert gate.sizes == [1, 1]
 
 
-def test_too_many_connections_are_told_so():
+def test_too_many_connections_are_503():
     with run_server(limits=Limits(max_connections=3)) as server:
         lines = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         try:
@@ -216,7 +216,7 @@ def test_too_many_connections_are_told_so():
         assert server.ask("GET", "/v2/health/ready")[0] == 200
 
 
-def test_a_body_does_not_wait_for_the_heads_acknowledgement():
+def test_connections_disable_nagles_algorithm():
     with run_server() as server, socket.create_connection(("127.0.0.1", server.port)):
         connections = server._server.server_state.connections
         wait_until(lambda: connections)
@@ -225,8 +225,8 @@ def test_a_body_does_not_wait_for_the_heads_acknowledgement():
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
-def test_answers_belong_to_their_images_in_any_mix_of_requests():
-    """Each request's images carry a number, which its answers must carry too."""
+def test_batcher_returns_to_each_request_its_own_rows():
+    """The pixels of a request are its number, and so must be its rows."""
 
     def answer(pixels):
         return (pixels[:, 0, 0, :1].astype(np.float32),)
@@ -254,9 +254,9 @@ def test_answers_belong_to_their_images_in_any_mix_of_requests():
     assert batcher.pending == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.slow
-def test_sigterm_answers_what_waits_and_ends_with_0():
+def test_sigterm_answers_begun_requests_and_exits_with_0():
     with start_server() as (process, port):
         content = make_picture()
         head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
@@ -267,16 +267,16 @@ def test_sigterm_answers_what_waits_and_ends_with_0():
             wait_until(lambda: ask(port, "GET", "/v2/health/ready")[0] == 503)
             status, headers, _ = ask(port, "POST", "/v1/classify", content)
             assert (status, headers["Retry-After"]) == (503, "1")
-            slow.sendall(content[100:])  # the request that had begun is answered
+            slow.sendall(content[100:])  # a request that has begun is answered
             answer = slow.recv(65536)
             assert answer.startswith(b"HTTP/1.1 200")
         assert process.wait(20) == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_stop_does_not_wait_longer_than_the_limit(number, status):
+def test_shutdown_obeys_the_timeout(number, status):
     with start_server("--timeout", "1") as (process, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as stuck:
             stuck.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n")

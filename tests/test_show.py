@@ -31,11 +31,11 @@ FULL = {
 
 
 @pytest.fixture(autouse=True)
-def sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def load_sample_as_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
 
 
-def test_without_changes_it_is_what_evaluation_sees() -> None:
+def test_without_augmentation_draws_equal_evaluation() -> None:
     shown = draw_training(Recipe.load("quick", **OFF))
     assert shown.drawn.shape == (7, 6, 32, 32, 3)
     assert len(set(shown.labels.tolist())) == 6
@@ -44,7 +44,7 @@ def test_without_changes_it_is_what_evaluation_sees() -> None:
         np.testing.assert_array_equal(shares.argmax(axis=1), shown.labels)
 
 
-def test_rows_stay_with_their_picture() -> None:
+def test_draws_are_crops_of_their_picture() -> None:
     shown = draw_training(Recipe.load("quick", **{"augment.flip": False, "augment.pad": 2}))
     for draw in shown.drawn:
         for image, plain in zip(draw, shown.plain, strict=True):
@@ -53,7 +53,7 @@ def test_rows_stay_with_their_picture() -> None:
             assert any(np.array_equal(image, window) for window in windows)
 
 
-def test_mixed_pictures_have_their_shares() -> None:
+def test_mixed_pictures_have_label_shares() -> None:
     shown = draw_training(Recipe.load("quick", **FULL), count=4, draws=3)
     assert shown.shares.shape == (3, 4, 10)
     np.testing.assert_allclose(shown.shares.sum(axis=2), 1, atol=1e-6)
@@ -63,7 +63,7 @@ def test_mixed_pictures_have_their_shares() -> None:
             assert row[label] > 0 or (row > 0).sum() == 1
 
 
-def test_files_are_cut_from_the_whole(tmp_path: Path) -> None:
+def test_pictures_are_read_from_files(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "pets")
     (tree / "cat" / "broken.png").write_bytes(b"no picture")
     small = {"preprocess.resize": 24, "preprocess.crop": 20, "data.name": str(tree)}
@@ -76,7 +76,7 @@ def test_files_are_cut_from_the_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(draw, still.plain)
 
 
-def test_an_archive_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_pictures_are_read_from_an_archive(tmp_path: Path) -> None:
     data = load_sample()
     np.savez(tmp_path / "a.npz", images=data.train.images[:50], labels=data.train.labels[:50])
     settings = {"preprocess.resize": 20, "preprocess.crop": 16, "data.name": str(tmp_path / "a.npz")}
@@ -85,7 +85,7 @@ def test_an_archive_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, FULL])
-def test_the_figure_shows_what_is_drawn(tmp_path: Path, changes: dict[str, float], figures: list[Any]) -> None:
+def test_figure_shows_the_draws(tmp_path: Path, changes: dict[str, float], figures: list[Any]) -> None:
     recipe = Recipe.load("quick", **changes)
     assert draw_training_figure(recipe, tmp_path / "a.png") == 6
     with Image.open(tmp_path / "a.png") as image:
@@ -103,7 +103,7 @@ def test_the_figure_shows_what_is_drawn(tmp_path: Path, changes: dict[str, float
     assert any(captions) == bool(changes)
 
 
-def test_captions_stay_within_their_picture() -> None:
+def test_long_captions_are_shortened() -> None:
     assert _shorten("automobile", " 100%") == "automobile 100%"
     for name in ("W" * 30, "a" * 300, "$a$" * 20):
         text = _shorten(name, " 97%")
@@ -111,7 +111,7 @@ def test_captions_stay_within_their_picture() -> None:
         assert 8 < len(text) < 40
 
 
-def test_settings_in_words() -> None:
+def test_description_of_the_augmentation() -> None:
     assert Augment(flip=False).describe(crops=False) == "none"
     assert Augment(flip=False).describe(crops=True) == "random crop"
     assert Augment(pad=4, random_crop=False).describe(crops=True) == "horizontal flip"
@@ -129,7 +129,7 @@ def test_settings_in_words() -> None:
     )
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_command_writes_the_figure(tmp_path: Path) -> None:
     tree, out = write_tree(tmp_path / "pets"), tmp_path / "figure.png"
     arguments = ["data", "show", str(tree), "--set", "preprocess.resize=24", "--set", "preprocess.crop=20"]
     answer = CliRunner().invoke(app, [*arguments, "--set", "augment.resized_crop=0.3", "--out", str(out)])
@@ -139,7 +139,7 @@ def test_the_command(tmp_path: Path) -> None:
         assert image.format == "PNG"
 
 
-def test_faults_are_named(tmp_path: Path) -> None:
+def test_invalid_settings_fail(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "pets")
     with pytest.raises(ShiftViTError, match=r"pad=4 has no effect with resized_crop=0\.3"):
         draw_training(Recipe.load("quick", **{"augment.resized_crop": 0.3}))

@@ -1,4 +1,4 @@
-"""The house's rules: imports point down, importing costs no framework, nothing unsafe is used."""
+"""The rules of the house: imports point down, importing loads no framework, nothing unsafe is used."""
 
 from __future__ import annotations
 
@@ -55,17 +55,17 @@ MODULES = {
     for floor, (room, names) in enumerate(HOUSE)
     for place, name in enumerate(names.split())
 }
-FACES = {room: floor for floor, (room, _) in enumerate(HOUSE) if room}
+PACKAGES = {room: floor for floor, (room, _) in enumerate(HOUSE) if room}
 
 
-def modules():
+def list_modules():
     for path in sorted(SOURCE.rglob("*.py")):
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
         yield name.removesuffix("__init__").removesuffix("."), path
 
 
-def imports(path):
-    """Yields every import of ours in a file, those within functions too."""
+def find_imports(path):
+    """Yields every import of shiftvit in a file, including those within functions."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports by a relative name"
@@ -73,66 +73,66 @@ def imports(path):
                 inner = node.module.removeprefix("shiftvit").removeprefix(".")
                 for alias in node.names:
                     full = f"{inner}.{alias.name}".removeprefix(".")
-                    yield full if full in MODULES or full in FACES else inner
+                    yield full if full in MODULES or full in PACKAGES else inner
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "shiftvit":
                     yield alias.name.removeprefix("shiftvit").removeprefix(".")
 
 
-def points_down(name, target):
-    """Whether a module, or a room's `__init__`, may import another one."""
+def may_import(name, target):
+    """Returns whether a module, or a room's `__init__`, may import another one."""
     if name in MODULES and target in MODULES:
         return MODULES[target] > MODULES[name]
-    above, below = (FACES[each] if each in FACES else MODULES[each][0] for each in (name, target))
+    above, below = (PACKAGES[each] if each in PACKAGES else MODULES[each][0] for each in (name, target))
     return below >= above
 
 
-def test_every_module_has_its_place():
-    assert {name for name, _ in modules()} == {*MODULES, *FACES, ""}
+def test_every_module_has_a_place():
+    assert {name for name, _ in list_modules()} == {*MODULES, *PACKAGES, ""}
     assert len(ROOMS) == len(set(ROOMS))
 
 
 def test_imports_point_down():
-    for name, path in modules():
-        if name:  # the package's own `__init__` names the public names of every floor
-            up = [target for target in imports(path) if target and not points_down(name, target)]
-            assert not up, f"{name} imports {up}, which does not stand below it"
+    for name, path in list_modules():
+        if name:  # the package's own `__init__` imports from every floor
+            up = [target for target in find_imports(path) if target and not may_import(name, target)]
+            assert not up, f"{name} imports {up}, which is not below it"
 
 
-def test_what_points_down_and_what_does_not():
-    assert points_down("cli.main", "errors")
-    assert points_down("data.load", "data.find.splits")
-    assert points_down("training.fit", "training.loss")
-    assert points_down("recipes.recipe", "recipes")
-    assert not points_down("data.find.splits", "data.load")
-    assert not points_down("data.decode.images", "data.find.dataset")
-    assert not points_down("figures.style", "evaluation.metrics")
-    assert not points_down("model", "training.fit")
-    assert not points_down("training.loss", "training.fit")
-    assert not points_down("config", "recipes")
-    assert not points_down("errors", "errors")
+def test_may_import():
+    assert may_import("cli.main", "errors")
+    assert may_import("data.load", "data.find.splits")
+    assert may_import("training.fit", "training.loss")
+    assert may_import("recipes.recipe", "recipes")
+    assert not may_import("data.find.splits", "data.load")
+    assert not may_import("data.decode.images", "data.find.dataset")
+    assert not may_import("figures.style", "evaluation.metrics")
+    assert not may_import("model", "training.fit")
+    assert not may_import("training.loss", "training.fit")
+    assert not may_import("config", "recipes")
+    assert not may_import("errors", "errors")
 
 
-def test_the_plan_of_the_house_has_every_room_and_file():
-    """The table in docs/architecture.md, row by row."""
+def test_architecture_table_matches_the_house():
+    """Compares the table in docs/architecture.md with `HOUSE`, row by row."""
     text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text("utf-8")
     table = text.split("\n## The house\n")[1].split("\n## ")[0]
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")][1:]
     rooms = [room.strip().strip("`/").replace("/", ".") for room, _ in rows]
-    assert [room if room in FACES else "" for room in rooms] == [room for room, _ in HOUSE]
+    assert [room if room in PACKAGES else "" for room in rooms] == [room for room, _ in HOUSE]
     known = {name for _, names in HOUSE for name in names.split()}
-    for (room, told), (_, names) in zip(rows, HOUSE, strict=True):
-        assert {*re.findall(r"`(\w+)`", told)} & known == {*names.split()}, room
+    for (room, listed), (_, names) in zip(rows, HOUSE, strict=True):
+        assert {*re.findall(r"`(\w+)`", listed)} & known == {*names.split()}, room
 
 
-def test_no_file_outgrows_300_lines():
-    long = {name: lines for name, path in modules() if (lines := len(path.read_text("utf-8").splitlines())) > 300}
+def test_no_file_exceeds_300_lines():
+    long = {name: lines for name, path in list_modules() if (lines := len(path.read_text("utf-8").splitlines())) > 300}
     assert not long
 
 
-def test_nothing_that_can_run_code_from_a_file():
-    for name, path in modules():
+def test_no_pickle_and_no_eval():
+    for name, path in list_modules():
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
@@ -151,27 +151,27 @@ def test_nothing_that_can_run_code_from_a_file():
         "import shiftvit; shiftvit.Predictor.from_pretrained('cifar10')",
     ],
 )
-def test_importing_loads_no_framework(statement):
+def test_import_loads_no_framework(statement):
     heavy = ("keras", "torch", "jax", "tensorflow", "sklearn", "matplotlib", "jinja2")
     program = f"{statement}; import sys; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 
 
-def test_public_names_are_all_there():
+def test_public_names_exist():
     for name in shiftvit.__all__:
         assert getattr(shiftvit, name) is not None
-    assert shiftvit.bundle.Bundle is shiftvit.Bundle  # where it was when bundle/ was a file
+    assert shiftvit.bundle.Bundle is shiftvit.Bundle  # its import path from when bundle/ was a file
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = shiftvit.nothing
 
 
 @pytest.mark.slow
 def test_no_module_hides_a_public_function():
-    """Importing a submodule binds it in the package, over whatever had its name there."""
+    """Importing a submodule binds it in the package, over any attribute of that name."""
     program = (
         "import shiftvit; shiftvit.Run; shiftvit.WarmUpCosine; import shiftvit.training.fit, shiftvit.evaluation;"
         "assert callable(shiftvit.train) and callable(shiftvit.evaluate)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert not {name.split(".")[0] for name in [*MODULES, *FACES]} & {*shiftvit.__all__} - {"presets"}
+    assert not {name.split(".")[0] for name in [*MODULES, *PACKAGES]} & {*shiftvit.__all__} - {"presets"}

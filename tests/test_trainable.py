@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
 LABELS = np.arange(8) % 3
 
 
-def build():
+def build_model():
     return ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 2), norm="batch", drop_path=0.0)
 
 
@@ -38,16 +38,16 @@ def freeze_all_but_a_block(model):
         layer.trainable = layer.name == "stage1_block1"
 
 
-def freeze_the_whole(model):
+def freeze_everything(model):
     model.trainable = False
 
 
-WAYS = [freeze_backbone, freeze_a_block, freeze_norms, freeze_all_but_a_block, freeze_the_whole]
+FREEZE_FUNCTIONS = [freeze_backbone, freeze_a_block, freeze_norms, freeze_all_but_a_block, freeze_everything]
 
 
-@pytest.mark.parametrize("freeze", WAYS)
-def test_the_trainable_variables_are_the_same_after_loading(freeze, tmp_path):
-    model = build()
+@pytest.mark.parametrize("freeze", FREEZE_FUNCTIONS)
+def test_trainable_variables_survive_loading(freeze, tmp_path):
+    model = build_model()
     everything = len(model.trainable_variables)
     freeze(model)
     model.save(tmp_path / "model.keras")
@@ -57,13 +57,13 @@ def test_the_trainable_variables_are_the_same_after_loading(freeze, tmp_path):
         assert twin.get_config() == model.get_config()
 
 
-def test_a_model_with_nothing_frozen_has_the_configuration_of_earlier_versions():
-    assert "trainable_layers" not in build().get_config()
+def test_config_without_frozen_layers_is_unchanged():
+    assert "trainable_layers" not in build_model().get_config()
 
 
 @pytest.mark.parametrize("freeze", [freeze_backbone, freeze_norms])
-def test_a_loaded_model_trains_on_as_the_saved_one(freeze, tmp_path):
-    model = build()
+def test_loaded_model_trains_like_the_saved_one(freeze, tmp_path):
+    model = build_model()
     freeze(model)
     model.compile(keras.optimizers.AdamW(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(IMAGES, LABELS, batch_size=8, epochs=1, verbose=0)
@@ -78,22 +78,22 @@ def test_a_loaded_model_trains_on_as_the_saved_one(freeze, tmp_path):
     still = [v.path for v in twin.variables if np.array_equal(to_numpy(v), before[v.path])]
     learned = {variable.path for variable in twin.trainable_variables}
     assert learned.isdisjoint(still)
-    # The frozen norms' moving figures stay as they were, too.
+    # The moving statistics of frozen norms stay unchanged too.
     assert [path for path in still if "moving" in path]
 
 
-def test_the_layout_in_keras_json_is_of_no_account():
-    expected = build().get_config()
+def test_image_data_format_of_keras_is_ignored():
+    expected = build_model().get_config()
     keras.config.set_image_data_format("channels_first")
     try:
-        model = build()
+        model = build_model()
         assert model.get_config() == expected
         assert model.get_layer("head").kernel.shape == (48, 3)
         twin = ShiftViT.from_config(model.get_config())
         twin.set_weights(model.get_weights())
-        there = to_numpy(model(IMAGES))
+        output = to_numpy(model(IMAGES))
     finally:
         keras.config.set_image_data_format("channels_last")
-    here = build()
-    here.set_weights(model.get_weights())
-    np.testing.assert_allclose(to_numpy(here(IMAGES)), there, atol=1e-6)
+    plain = build_model()
+    plain.set_weights(model.get_weights())
+    np.testing.assert_allclose(to_numpy(plain(IMAGES)), output, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Images of Parquet files in any order: unpacked once, read by many threads, complete or absent."""
+"""Reading images of Parquet files in any order: unpacked once, by many threads, completely or not at all."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shiftvit.data.find.kept import restore_splits, save_splits
 from shiftvit.data.find.splits import split_data
 from trees import read_fault
 
-INTERRUPTED = """
+KILLED_SCRIPT = """
 import os, sys
 from shiftvit.data.decode import rows
 rows._get_images(rows._identify(sys.argv[1]), lambda _: os.kill(os.getpid(), 9))
@@ -43,7 +43,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_half_a_file_is_told_in_one_line(tmp_path, data):
+def test_truncated_file_fails_in_one_line(tmp_path, data):
     whole = write_cifar(tmp_path / "whole.parquet", slice(0, 20)).read_bytes()
     path = tmp_path / "half.parquet"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -55,10 +55,10 @@ def test_half_a_file_is_told_in_one_line(tmp_path, data):
     assert str(raised.value) == line
 
 
-def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
+def test_file_with_damaged_pages_fails_in_one_line(tmp_path, cache):
     path = write_cifar(tmp_path / "a.parquet")
     whole = bytearray(path.read_bytes())
-    whole[4:2000] = bytes(1996)  # pages, not the footer
+    whole[4:2000] = bytes(1996)  # the pages, not the footer
     path.write_bytes(whole)
     found = find_data(path)
     with pytest.raises(ShiftViTError, match=r"a.parquet' is not a readable Parquet file \(.*\); get the file again"):
@@ -75,7 +75,7 @@ def test_a_file_whose_images_are_damaged_is_told_in_one_line(tmp_path, cache):
     st.integers(1, 300),
     st.randoms(use_true_random=False),
 )
-def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs, rows, at_a_time, random):
+def test_rows_can_be_read_in_any_order(tmp_path, monkeypatch, blobs, rows, at_a_time, random):
     monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", at_a_time)
     folder = tmp_path / str(random.getrandbits(64))
     path = write_parquet(folder / "a.parquet", rows=rows, image=make_structs(blobs), label=[0] * len(blobs))
@@ -91,7 +91,7 @@ def test_every_row_is_what_was_written_in_any_order(tmp_path, monkeypatch, blobs
         read_bytes(f"{path}#{len(blobs)}")
 
 
-def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
+def test_images_are_read_in_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.decode.parquet._BATCH", 10_000)
     path = write_parquet(tmp_path / "a.parquet", rows=1000, image=make_structs([os.urandom(1000) for _ in range(100)]))
     with open_parquet(str(path)) as file:
@@ -101,13 +101,13 @@ def test_images_are_read_some_at_a_time(tmp_path, monkeypatch):
     assert max(sizes) <= 10_000
 
 
-def test_limits_hold_for_rows_too(tmp_path):
+def test_max_bytes_applies_to_rows(tmp_path):
     path = write_cifar(tmp_path / "a.parquet")
     with pytest.raises(ShiftViTError, match=r"#3' has 900 bytes, more than max_bytes=100; shrink"):
         decode(f"{path}#3", max_bytes=100)
 
 
-def test_many_threads_unpack_once(tmp_path, capsys):
+def test_concurrent_reads_unpack_once(tmp_path, capsys):
     path = write_cifar(tmp_path / "a.parquet")
     names = [f"{path}#{row}" for row in range(60)] * 4
     with ThreadPoolExecutor(8) as pool:
@@ -115,7 +115,7 @@ def test_many_threads_unpack_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("unpacking") == 1
 
 
-def test_a_file_of_such_a_name_is_a_file(tmp_path):
+def test_file_named_like_a_row_takes_precedence(tmp_path):
     path = write_cifar(tmp_path / "a.parquet")
     (tmp_path / "a.parquet#1").write_bytes(BLOBS[0])
     assert read_bytes(f"{path}#1") == BLOBS[0]
@@ -125,7 +125,7 @@ def test_a_file_of_such_a_name_is_a_file(tmp_path):
             read_bytes(tmp_path / name)
 
 
-def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
+def test_unpacked_images_are_reused(tmp_path, cache, capsys):
     path = write_cifar(tmp_path / "a.parquet")
     rows.unpack([f"{path}#1", f"{path}#2", str(path), "other.png"])
     assert capsys.readouterr().err == f"shiftvit: unpacking {path} (0.1 MB of images) into {cache}, once\n"
@@ -135,7 +135,7 @@ def test_what_is_unpacked_is_found_again(tmp_path, cache, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_replaced_file_is_unpacked_anew_and_the_old_images_deleted(tmp_path, cache):
+def test_replaced_file_is_unpacked_again_and_old_images_deleted(tmp_path, cache):
     path = write_cifar(tmp_path / "a.parquet")
     other = write_cifar(tmp_path / "b.parquet")
     assert read_bytes(f"{path}#0") == read_bytes(f"{other}#0") == BLOBS[0]
@@ -147,7 +147,7 @@ def test_a_replaced_file_is_unpacked_anew_and_the_old_images_deleted(tmp_path, c
     assert len({*cache.glob("*.arrow")}) == 2
 
 
-def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
+def test_unpacked_file_is_memory_mapped_arrow(tmp_path, cache):
     path = write_cifar(tmp_path / "a.parquet")
     assert read_bytes(f"{path}#0") == BLOBS[0]
     (unpacked,) = cache.glob("*.arrow")
@@ -159,7 +159,7 @@ def test_an_unpacked_file_is_plain_arrow_and_mapped(tmp_path, cache):
 
 
 @pytest.mark.parametrize("harm", ["emptied", "gone", "cut", "filled", "offsets", "column", "type", "older"])
-def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
+def test_damaged_cache_is_rebuilt(tmp_path, cache, harm):
     path = write_cifar(tmp_path / "a.parquet")
     assert read_bytes(f"{path}#0") == BLOBS[0]
     (unpacked,) = cache.glob("*.arrow")
@@ -170,7 +170,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
     rows._unpacked.clear()  # as in another process
     if harm == "gone":
         shutil.rmtree(cache)
-    elif harm == "older":  # what 0.1.0 left, of the same Parquet file
+    elif harm == "older":  # left by release 0.1.0 for the same Parquet file
         unpacked.rename(unpacked.with_suffix(".images")).write_bytes(b"SVIMAGE1" + bytes(1000))
     elif harm in {"column", "type"}:
         name, kind = ("picture", pa.large_binary()) if harm == "column" else ("image", pa.binary())
@@ -187,17 +187,19 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, harm):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills by signal")
-def test_a_process_killed_halfway_leaves_nothing_that_is_taken_for_whole(tmp_path, cache):
+def test_killed_process_leaves_no_partial_file(tmp_path, cache):
     path = write_cifar(tmp_path / "a.parquet")
-    killed = subprocess.run([sys.executable, "-c", INTERRUPTED, str(path)], capture_output=True, text=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_SCRIPT, str(path)], capture_output=True, text=True, check=False
+    )
     assert killed.returncode == -9, killed.stderr
     assert [file.suffix for file in cache.iterdir() if file.name != ".lock"] != []
     assert not [*cache.glob("[!.]*")]
     assert [read_bytes(f"{path}#{row}") for row in range(60)] == BLOBS
-    assert len([*cache.iterdir()]) == 2  # and the lock
+    assert len([*cache.iterdir()]) == 2  # the unpacked file and the lock
 
 
-def test_no_room_is_told_in_one_line(tmp_path, cache, monkeypatch):
+def test_full_disk_fails_in_one_line(tmp_path, cache, monkeypatch):
     path = write_cifar(tmp_path / "a.parquet")
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
@@ -206,16 +208,16 @@ def test_no_room_is_told_in_one_line(tmp_path, cache, monkeypatch):
         ):
             rows.unpack([f"{path}#0"])
 
-    def full(*_):
+    def raise_no_space(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "_write", full)
+        patch.setattr(rows, "_write", raise_no_space)
         with pytest.raises(
             ShiftViTError, match=r"cannot be unpacked into '.*': No space left on device; free space, or"
         ):
             rows.unpack([f"{path}#0"])
-    with pytest.raises(ShiftViTError, match="No space left on device"):  # not tried anew for each image
+    with pytest.raises(ShiftViTError, match="No space left on device"):  # not tried again for each image
         read_bytes(f"{path}#1")
     if sys.platform != "win32":
         import resource
@@ -228,14 +230,14 @@ def test_no_room_is_told_in_one_line(tmp_path, cache, monkeypatch):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert [file.name for file in cache.iterdir()] == [".lock"]
-    rows.unpack([f"{path}#0"])  # but when it is asked for
+    rows.unpack([f"{path}#0"])  # unpack() tries again
     assert read_bytes(f"{path}#1") == BLOBS[1]
     monkeypatch.setenv("SHIFTVIT_CACHE", str(path))
     with pytest.raises(ShiftViTError, match=r"cannot be unpacked into .*set SHIFTVIT_CACHE to a folder with room"):
         rows.unpack([f"{write_cifar(tmp_path / 'b.parquet')}#0"])
 
 
-def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
+def test_saved_splits_survive_a_moved_folder(tmp_path):
     root = tmp_path / "hub"
     for shard in range(2):
         write_cifar(root / "data" / f"train-{shard:05}-of-00002.parquet")
@@ -254,7 +256,7 @@ def test_splits_are_kept_and_loaded_and_may_move(tmp_path):
         restore_splits(find_data(tmp_path / "moved"), tmp_path / "splits.csv")
 
 
-def test_a_table_may_name_rows(tmp_path):
+def test_table_may_name_rows(tmp_path):
     write_cifar(tmp_path / "a.parquet")
     table = tmp_path / "t.csv"
     table.write_text("path,label\na.parquet#3,x\na.parquet#5,y\n")
