@@ -28,9 +28,9 @@ def test_readers_return_the_written_arrays(tmp_path: Path, kind: str, read: Any)
 
 @pytest.mark.parametrize("change", [-1, 1, -3072])
 def test_partial_records_fail(tmp_path: Path, change: int) -> None:
-    whole = write_records(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.uint8))
-    members = {f"cifar-10-batches-bin/{name}.bin": whole for name in BATCHES}
-    members["cifar-10-batches-bin/data_batch_3.bin"] = whole[:change] if change < 0 else whole + bytes(change)
+    content = write_records(np.zeros((2, 32, 32, 3), np.uint8), np.zeros(2, np.uint8))
+    members = {f"cifar-10-batches-bin/{name}.bin": content for name in BATCHES}
+    members["cifar-10-batches-bin/data_batch_3.bin"] = content[:change] if change < 0 else content + bytes(change)
     with pytest.raises(
         ShiftViTError, match=rf"data_batch_3.bin' has {2 * 3073 + change} bytes; it must have a multiple of 3073;"
     ):
@@ -46,11 +46,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @given(data=st.data())
 def test_damaged_archives_raise_only_shiftvit_errors(world: World, tmp_path: Path, data: st.DataObject) -> None:
     source = getattr(world, data.draw(st.sampled_from(["authors", "package"])))
-    whole = bytearray(source.read_bytes())
+    content = bytearray(source.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / source.name
-    path.write_bytes(whole[: data.draw(st.integers(len(whole) // 2, len(whole)))])
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
     try:
         arrays = (read_authors if "binary" in path.name else read_npm)(path)
     except ShiftViTError as error:

@@ -176,11 +176,11 @@ def test_output_files_are_written_atomically(tmp_path, make):
         assert len(list((tmp_path / "new" / "out").iterdir())) == 1
     else:
         with make_temporary_folder(tmp_path / "new" / "out", "part-000001.jsonl") as live:
-            left = tmp_path / "new" / "out" / ".part-000000.jsonl.0.tmp"
-            left.mkdir()
-            (left / ".lock").write_bytes(b"")
+            leftover = tmp_path / "new" / "out" / ".part-000000.jsonl.0.tmp"
+            leftover.mkdir()
+            (leftover / ".lock").write_bytes(b"")
             folder.sweep()
-            assert not left.exists()
+            assert not leftover.exists()
             assert live.exists()
 
     (tmp_path / "file").write_bytes(b"")
@@ -567,9 +567,9 @@ def test_stopped_run_continues(cluster, many_photos, tmp_path, number):
         assert "the same command continues" in notices
     while list_actors() and time.monotonic() < end:  # they finish writing and end after their driver
         time.sleep(0.1)
-    left = out / ".part-000000.jsonl.0.tmp"  # as left by a kill before the rename
-    left.mkdir()
-    (left / ".lock").write_bytes(b"")
+    leftover = out / ".part-000000.jsonl.0.tmp"  # as left by a kill before the rename
+    leftover.mkdir()
+    (leftover / ".lock").write_bytes(b"")
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert 0 < len(before) < 63
     with pytest.raises(ShiftViTError, match="holds a run with top_k = 5, not 2"):

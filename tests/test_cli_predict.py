@@ -125,7 +125,7 @@ def test_stdin_is_an_image_or_a_list_of_paths(folder, tmp_path):
 def test_file_names_with_invalid_encodings_or_line_breaks(folder, tmp_path):
     odd = [os.fsencode(folder) + b"/\xff\xfe.png", os.fsencode(folder) + b"/two\nlines.png"]
     for name in odd:
-        with open(name, "wb") as file:  # noqa: PTH123  (bytes are no pathlib path)
+        with open(name, "wb") as file:  # noqa: PTH123  (pathlib takes no bytes)
             file.write((folder / "good0.png").read_bytes())
     lines = predict("pictures", "--format", "jsonl", cwd=tmp_path).stdout.splitlines()
     paths = [json.loads(line)["path"] for line in lines]
@@ -149,7 +149,7 @@ def test_grid_marks_right_and_wrong_predictions(tmp_path):
     assert 0 < errors < 20
     for colour, count in ((RED, errors), (GREEN, 20 - errors)):
         drawn = (pixels == list(bytes.fromhex(colour[1:]))).all(axis=-1)
-        # A frame around an image of 192 pixels is three wide: above and below it has six whole rows.
+        # The frame of an image of 192 pixels is 3 pixels wide, so 3 rows above and 3 below are full.
         rows = np.lib.stride_tricks.sliding_window_view(drawn, 198, axis=1).all(axis=-1).sum()
         assert rows == 6 * count
 
@@ -196,10 +196,10 @@ def test_unknown_model_keeps_an_earlier_output(tmp_path):
 def test_list_on_stdin_is_not_overwritten(tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(SAMPLES[:2]))
-    with names.open() as given:
+    with names.open() as stdin:
         answer = subprocess.run(
             [sys.executable, "-m", "shiftvit", "predict", "-", "--out", "names.txt"],
-            stdin=given,
+            stdin=stdin,
             cwd=tmp_path,
             capture_output=True,
             timeout=120,
@@ -319,11 +319,11 @@ def test_output_is_valid_in_every_encoding(encoding, tmp_path):
     names = ["K\xe4se.png", "\u732b.png", "\U0001f408.png", os.fsdecode(b"\xff.png"), 'quote".png']
     for name in names:
         shutil.copy(SAMPLES[0], tmp_path / name)
-    given = os.fsencode("\0".join(names))
+    stdin = os.fsencode("\0".join(names))
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0", "LC_ALL": "C"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     for kind in ("json", "jsonl", "csv", "table"):
-        answer = predict("-", "--format", kind, cwd=tmp_path, alone=True, input=given, env=environment)
+        answer = predict("-", "--format", kind, cwd=tmp_path, alone=True, input=stdin, env=environment)
         text = answer.stdout.decode(encoding)
         if kind in ("json", "jsonl"):
             rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
@@ -359,13 +359,13 @@ def test_stdin_kind_is_detected_from_its_content(folder, tmp_path):
     for name in ("BMW", "RIFF", "GIF89a", "II*", "P3 1"):
         (tmp_path / name).mkdir()
         shutil.copy(folder / "good0.png", tmp_path / name / "x.png")
-        given = f"{name}/x.png\npictures/good1.png\n"
-        (first, second) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=given.encode()).stdout)
+        stdin = f"{name}/x.png\npictures/good1.png\n"
+        (first, second) = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=stdin.encode()).stdout)
         assert (first["path"], second["path"]) == (f"{name}/x.png", "pictures/good1.png")
         assert first["label"]
     for encoding in ("utf-8-sig", "utf-16"):
-        given = "pictures/good0.png\r\npictures/gone.png\r\n".encode(encoding)
-        rows = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=given).stdout)
+        stdin = "pictures/good0.png\r\npictures/gone.png\r\n".encode(encoding)
+        rows = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=stdin).stdout)
         assert [row["path"] for row in rows] == ["pictures/good0.png", "pictures/gone.png"]
         assert [*rows[0]][1:2] == ["label"]
         assert "No such file" in rows[1]["error"]
@@ -402,8 +402,8 @@ def test_invalid_stdin_is_one_line(content, tmp_path):
 
 
 def test_empty_or_closed_stdin_fails(tmp_path):
-    for given in (b"", b"\n\n", b" \r\n"):
-        assert b"standard input is empty" in predict("-", cwd=tmp_path, input=given, status=2).stderr
+    for stdin in (b"", b"\n\n", b" \r\n"):
+        assert b"standard input is empty" in predict("-", cwd=tmp_path, input=stdin, status=2).stderr
     command = f"{sys.executable} -m shiftvit predict - <&-"
     answer = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120)
     assert b"standard input is empty" in answer.stderr

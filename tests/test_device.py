@@ -108,7 +108,7 @@ class FakeCuda:
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="only the torch loop captures CUDA graphs")
 @pytest.mark.parametrize(
     ("batch_size", "jit_compile"),
-    [(250, False), (125, False), (50, False), (50, True)],  # one, two and five steps an epoch
+    [(250, False), (125, False), (50, False), (50, True)],  # one, two and five steps per epoch
 )
 def test_graph_capture_stays_within_the_epoch(tmp_path, sample, monkeypatch, batch_size, jit_compile):
     """Reading past the end of an epoch fails on CUDA; short epochs and a resumed last epoch come close to that."""
@@ -170,25 +170,25 @@ def test_auto_chooses_fit_on_a_cpu(tmp_path, sample):
 )
 def test_auto_chooses_fit_for_host_only_augmentation(monkeypatch, sample, augment, loop):
     monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
-    wanted = make_recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
-    assert resolve(wanted, load_data(wanted, sample)).train.loop == loop
+    recipe = make_recipe(loop="auto").model_copy(update={"augment": Augment(**augment)})
+    assert resolve(recipe, load_data(recipe, sample)).train.loop == loop
 
 
 def test_images_that_stay_in_their_files_need_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.read.read_pictures", partial(read_pictures, budget=0))
     tree = write_tree(tmp_path / "pets", per_class=10)
     small = {"model": ModelConfig(embed_dim=24, depths=(1, 1)), "preprocess": Preprocess(resize=16, crop=16)}
-    wanted = make_recipe(loop="auto", epochs=1, batch_size=8).model_copy(
+    recipe = make_recipe(loop="auto", epochs=1, batch_size=8).model_copy(
         update={**small, "data": DataConfig(name=str(tree), validation=0.2, test=0.2)}
     )
     with pytest.raises(ShiftViTError, match=r'loop="device" needs all images in memory, but those of .*pets stay in'):
         train(
-            wanted.model_copy(update={"train": wanted.train.model_copy(update={"loop": "device"})}),
+            recipe.model_copy(update={"train": recipe.train.model_copy(update={"loop": "device"})}),
             out=tmp_path / "run",
         )
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
-    assert train(wanted, out=tmp_path / "run").recipe.train.loop == "fit"
+    assert train(recipe, out=tmp_path / "run").recipe.train.loop == "fit"
 
 
 @pytest.mark.parametrize("auto_batch", [True, False])
@@ -199,16 +199,16 @@ def test_images_that_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, cap
         raise RuntimeError(f"RESOURCE_EXHAUSTED: Out of memory allocating {value.nbytes} bytes.")
 
     monkeypatch.setattr("shiftvit.data.batches.device._to_device", fail)
-    wanted = make_recipe(loop="device", epochs=1, auto_batch=auto_batch)
+    recipe = make_recipe(loop="device", epochs=1, auto_batch=auto_batch)
     if auto_batch:
-        run = train(wanted, out=tmp_path / "run", data=sample)
+        run = train(recipe, out=tmp_path / "run", data=sample)
         assert run.recipe.train.accumulate == 1
         assert "out of memory for 250 images on the device; continuing with train.loop=fit" in capfd.readouterr().err
     else:
         with pytest.raises(
             ShiftViTError, match="out of memory with 50 images of 32 x 32 pixels at once; continue in smal"
         ):
-            train(wanted, out=tmp_path / "run", data=sample)
+            train(recipe, out=tmp_path / "run", data=sample)
 
 
 def test_batches_of_different_sizes_fail(tmp_path, sample):

@@ -198,7 +198,7 @@ def test_copies_stay_in_one_split_and_leaks_are_reported(tree: Path) -> None:
     assert all(set(split.labels.tolist()) == {0, 1, 2} for split in data.splits.values())
     answer = CliRunner().invoke(app, ["data", "check", str(tree), "--json"])
     report = json.loads(answer.stdout)
-    assert answer.exit_code == 3  # for the picture of two classes
+    assert answer.exit_code == 3  # because of the picture that is in two classes
     assert (report["made"], report["leaks"], len(report["conflicts"])) == (["validation", "test"], [], 1)
     (tree / "dog" / "cat.jpg").unlink()
     assert CliRunner().invoke(app, ["data", "check", str(tree)]).exit_code == 0

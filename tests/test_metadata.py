@@ -82,7 +82,7 @@ def test_metadata_of_a_bundle():
     assert (found.labels, found.input_shape, found.precision) == (("a", "b"), (24, 32, 3), "bf16")
     assert found.preprocess == Preprocess(resize=(24, 32), mean=9.0)
     assert found.versions["numpy"]
-    # Without rules of its own, the metadata resize every image to the size that the model takes.
+    # If the bundle has no resizing, the metadata resize every image to the size that the model takes.
     assert make_metadata(make_bundle()).preprocess.output_shape(480, 640) == (24, 32)
 
 

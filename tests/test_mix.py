@@ -65,7 +65,7 @@ def test_label_shares_match_the_pixels(count, height, width, config):
     assert pixels.shape == (count, height, width, 3)
     assert shares.dtype == np.float32
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
-    # A pixel is its image's index, so an image's mean is the mean index under the shares.
+    # Each pixel is the index of its image, so the mean of a mixed image is the mean index under its shares.
     np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), shares @ np.arange(count), atol=1e-3)
 
 

@@ -94,16 +94,16 @@ def test_training_batches_are_cut_from_the_files(paths: list[str]) -> None:
     root = str(Path(paths[0]).parents[1])
     config = DataConfig(name=root, validation=0.1, test=0.1)
     boxes = Augment(resized_crop=0.2)
-    own, whole = (
+    with_boxes, without_boxes = (
         load_data(Recipe(name="r", data=config, preprocess=PREPROCESS, augment=augment))
         for augment in (boxes, Augment())
     )
-    images, labels, rule = own.train.images, own.train.labels, own.train.preprocess
+    images, labels, rule = with_boxes.train.images, with_boxes.train.labels, with_boxes.train.preprocess
     assert isinstance(images, Originals)
-    assert isinstance(whole.train.images, np.ndarray)
-    np.testing.assert_array_equal(labels, whole.train.labels)
+    assert isinstance(without_boxes.train.images, np.ndarray)
+    np.testing.assert_array_equal(labels, without_boxes.train.labels)
     for name in ("validation", "test"):
-        np.testing.assert_array_equal(own.splits[name].images, whole.splits[name].images)
+        np.testing.assert_array_equal(with_boxes.splits[name].images, without_boxes.splits[name].images)
     augment = Augment(resized_crop=0.2, rand_augment=5.0, erasing=0.3)
     settings = {"preprocess": rule, "augment": augment, "batch_size": 12, "seed": 4, "epoch": 1}
     first, again = (EpochBatches(images, labels, **settings) for _ in range(2))

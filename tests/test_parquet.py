@@ -91,8 +91,8 @@ def test_unknown_splits_are_left_out(tmp_path):
         write_cifar(tmp_path / "data" / f"{name}-00000-of-00001.parquet", slice(0, 20))
     found = find_data(tmp_path)
     assert len(found.splits["train"]) == 20
-    left = "data/extra-00000-of-00001.parquet and data/train_extra-00000-of-00001.parquet"
-    assert f"Parquet files of no known split: {left}" in found.notes
+    unknown = "data/extra-00000-of-00001.parquet and data/train_extra-00000-of-00001.parquet"
+    assert f"Parquet files of no known split: {unknown}" in found.notes
 
 
 def test_single_file_is_for_training(tmp_path, monkeypatch):
@@ -273,17 +273,17 @@ def test_corrupt_image_is_named_by_its_row_and_skipped(tmp_path, capsys):
     capsys.readouterr()
     config = DataConfig(name=str(tmp_path), validation=10, test=0)
     last = TrainConfig(select="last")
-    own = load_data(Recipe(name="r", data=config, preprocess=Preprocess(resize=32, crop=32), train=last))
+    data = load_data(Recipe(name="r", data=config, preprocess=Preprocess(resize=32, crop=32), train=last))
     notices = capsys.readouterr().err
     assert f"skipped: '{path}#7' is not a readable JPEG" in notices
     assert f"skipped: '{path}#9' has no image" in notices
-    assert own.test_is_validation
-    assert own.test is own.validation
-    assert len(own.train) + len(own.test) == 58
-    for place in range(0, len(own.train), 7):
-        row = int(own.train.paths[place].split("#")[1])
-        np.testing.assert_array_equal(own.train.images[place], decode(BLOBS[row]))
-        assert own.train.labels[place] == LABELS[row]
+    assert data.test_is_validation
+    assert data.test is data.validation
+    assert len(data.train) + len(data.test) == 58
+    for index in range(0, len(data.train), 7):
+        row = int(data.train.paths[index].split("#")[1])
+        np.testing.assert_array_equal(data.train.images[index], decode(BLOBS[row]))
+        assert data.train.labels[index] == LABELS[row]
 
 
 def test_evaluation_takes_the_test_split(tmp_path):

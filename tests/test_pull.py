@@ -134,7 +134,7 @@ def test_pulled_model_is_complete(
     assert digest in card
     assert not list(files.find_cache_folder("weights").iterdir())
     assert [entry.name for entry in model_folder.parent.iterdir() if entry.name != ".lock"] == [NAME]
-    # The values are those of the file, under the names that belong to the authors' names.
+    # The values come from the file; the authors' names are translated to ours.
     kernel = official.make_state_dict(NAME)["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0]
     np.testing.assert_array_equal(bundle.weights["stage2_block2/mlp/fc2/kernel"], kernel.T)
 
@@ -204,9 +204,9 @@ def test_second_pull_requires_the_same_file(
     server: FileServer, checkpoint: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     pull_published(NAME)
-    made = model_folder.stat().st_mtime_ns
+    modified = model_folder.stat().st_mtime_ns
     assert pull_published(NAME) == model_folder
-    assert model_folder.stat().st_mtime_ns == made
+    assert model_folder.stat().st_mtime_ns == modified
     weights = official.make_state_dict(NAME, seed=1)
     torch.save(official.to_tensors(weights), tmp_path / "other.pth")
     server.content, server.etag = (tmp_path / "other.pth").read_bytes(), '"two"'

@@ -68,7 +68,7 @@ def test_operations_on_levels_match_closed_forms() -> None:
         np.testing.assert_array_equal(apply_operation("Posterize", strength), levels // kept * kept)
     stretched = apply_operation("AutoContrast", 0.5)
     assert (stretched.min(axis=(0, 1)) == 0).all()
-    assert (stretched.max(axis=(0, 1)) >= 254).all()  # Pillow cuts the stretched levels to whole ones
+    assert (stretched.max(axis=(0, 1)) >= 254).all()  # Pillow truncates the stretched levels to integers
 
 
 def test_equalised_levels_are_evenly_spread() -> None:
@@ -87,7 +87,7 @@ def test_shifts_turns_and_shears() -> None:
     assert (moved[:9] == FILL).all()
     turned = BY_NAME["Rotate"].function(Image.fromarray(square), 90.0, BICUBIC, FILL)
     np.testing.assert_array_equal(np.asarray(turned), np.rot90(square))
-    # A shear moves the rows in proportion to their place: by 0.3 of a pixel a row to the left.
+    # A shear moves row i to the left by 0.3 * i pixels.
     tall = np.zeros((30, 30, 3), np.uint8)
     tall[:, 15] = 255
     columns = apply_operation("ShearX", 1.0, tall)[:, :, 0].argmax(axis=1)

@@ -111,11 +111,11 @@ def test_timeout_is_503_and_frees_the_queue():
 
 def send_request(server, path, content):
     """Sends a complete request; returns a function that closes the connection."""
-    line = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    line.sendall(
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    connection.sendall(
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
     )
-    return line.close
+    return connection.close
 
 
 def count_images(server):
@@ -190,28 +190,28 @@ def test_pipelined_request_is_answered():
             f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as line:
-            line.sendall(message)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+            connection.sendall(message)
             assert gate.entered.wait(20)
-            line.sendall(message)
+            connection.sendall(message)
             gate.open.set()
             received = b""
             while received.count(b"HTTP/1.1 200 OK") < 2:
-                received += line.recv(65536)
+                received += connection.recv(65536)
     assert gate.sizes == [1, 1]
 
 
 def test_too_many_connections_are_503():
     with run_server(limits=Limits(max_connections=3)) as server:
-        lines = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
         try:
             wait_until(lambda: len(server._server.server_state.connections) == 3)
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
-                answer = b"".join(iter(lambda: line.recv(4096), b""))
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as rejected:
+                answer = b"".join(iter(lambda: rejected.recv(4096), b""))
             assert answer.startswith(b"HTTP/1.1 503")
         finally:
-            for line in lines:
-                line.close()
+            for connection in connections:
+                connection.close()
         wait_until(lambda: not server._server.server_state.connections)
         assert server.ask("GET", "/v2/health/ready")[0] == 200
 

@@ -15,7 +15,7 @@ import shiftvit
 SOURCE = Path(shiftvit.__file__).parent
 
 # The rooms from the top floor down, and the files of each in the same order: an import points down, never up. A room is
-# a folder, "" the package's own. There is a line for each in docs/architecture.md.
+# a folder; "" is the folder of the package itself. docs/architecture.md has a row for each line.
 HOUSE = [
     ("", "__main__"),
     (
@@ -49,7 +49,7 @@ HOUSE = [
     ("", "preprocess threads environment backend presets config replacement download npm files console errors"),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
-# Each module -> its floor, counted downward, and its place on it; a room's own `__init__` has the floor alone.
+# Each module -> its floor, counted downward, and its place on it. `PACKAGES` has the floor of each room's `__init__`.
 MODULES = {
     f"{room}.{name}".removeprefix("."): (floor, place)
     for floor, (room, names) in enumerate(HOUSE)

@@ -186,7 +186,7 @@ def test_damaged_cache_is_rebuilt(tmp_path, cache, harm):
     assert unpacked.read_bytes() == whole
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by signal")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_killed_process_leaves_no_partial_file(tmp_path, cache):
     path = write_cifar(tmp_path / "a.parquet")
     killed = subprocess.run(
