@@ -138,7 +138,7 @@ PATCH = 4
 
 
 def draw_patch_images(count, seed):
-    """Returns noise, every other image with a bright square; labels, 1 for a square; and the corners of the squares."""
+    """Returns noise, with a bright square in every other image; labels, 1 for a square; and the squares' corners."""
     random = np.random.default_rng(seed)
     images = (0.5 * random.normal(size=(count, 16, 16, 3))).astype(np.float32)
     labels = np.arange(count) % 2
@@ -204,7 +204,7 @@ def test_grad_cam_and_occlusion_agree(maps_and_squares, stage):
 
 @pytest.mark.slow
 def test_grad_cam_with_a_final_norm_is_right_within_a_cell():
-    """The channels of the last map were shifted by a cell, which is 4 pixels, and the norm mixes them into one score."""
+    """The channels of the last map were shifted by a cell of 4 pixels, and the norm mixes them into one score."""
     images, _, corners = draw_patch_images(200, 10_000)
     maps = np.kron(grad_cam(train_model(), images[1::2], np.ones(100, int)), np.ones((1, 4, 4)))
     assert compute_hit_rate(maps, make_masks(corners[1::2], margin=4)) >= 0.95
