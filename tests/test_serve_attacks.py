@@ -177,7 +177,7 @@ def test_health_checks_and_the_page_need_no_key(locked_server):
 
 
 @pytest.mark.parametrize(
-    ("host", "inside"),
+    ("host", "loopback"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.8.8", True), ("0.0.0.0", False), ("::", False),
      ("192.0.2.1", False), ("myhost", False)],
 )  # fmt: skip

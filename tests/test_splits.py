@@ -319,7 +319,7 @@ def test_unsuitable_saved_splits_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "there"),
+    ("rows", "splits"),
     [("", "no split"), ("train,a/1.png,a\ntrain,b/1.png,b\n", "train"), ("test,a/1.png,a\n", "test")],
 )
 def test_run_whose_table_lost_rows_is_refused(tmp_path, rows, splits):
