@@ -60,6 +60,10 @@ def pytest_configure() -> None:
         os.environ["SHIFTVIT_DATA"] = str(
             shared.find_folder() / "data"
         )  # not where whoever runs them keeps pulled models
+        # The processes on jax compile the same functions, most of them small; each is compiled once in a run.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared.find_folder() / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 
 def pytest_unconfigure() -> None:
