@@ -59,6 +59,12 @@ def pytest_configure() -> None:
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
         # Not the folder where the user keeps pulled models.
         os.environ["SHIFTVIT_DATA"] = str(shared.find_folder() / "data")
+        # Processes on jax compile the same functions, most of them small. Each is compiled once in a run.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared.find_folder() / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        # Processes lock the cache only if its size is limited.
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 
 
 def pytest_unconfigure() -> None:
