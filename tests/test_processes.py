@@ -261,7 +261,7 @@ Train = Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def train_once(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Train:
-    """Returns a function that trains in `count` processes. It trains each combination of arguments only once."""
+    """Returns a function that trains in `count` processes, each combination of count, norm and backend once."""
     known: dict[Any, Outcome] = {}
 
     def run(count: int, norm: str = "layer", backend: str = "torch", **named: Any) -> Outcome:
