@@ -76,9 +76,9 @@ def test_device_loop_matches_fit(tmp_path, sample):
     }
     assert runs["auto"].recipe.train.loop == "device"
     assert_close_weights(runs["auto"].path, runs["fit"].path, 1e-4)
-    for mine, theirs in zip(read_log(runs["auto"].path), read_log(runs["fit"].path), strict=True):
+    for device, fitted in zip(read_log(runs["auto"].path), read_log(runs["fit"].path), strict=True):
         for key in ("loss", "val_loss", "learning_rate"):
-            assert mine[key] == pytest.approx(theirs[key], rel=1e-3), key
+            assert device[key] == pytest.approx(fitted[key], rel=1e-3), key
 
 
 @pytest.mark.parametrize("batch_size", [250, 125, 2])  # 1, 2 and 125 steps an epoch; one call computes several

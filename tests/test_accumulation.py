@@ -60,13 +60,13 @@ def load_state(run: Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(found: Path, expected: Path, rtol: float = 1e-3, atol: float = 2e-5) -> None:
-    wanted = load_state(expected)
-    mine = load_state(found)
-    assert mine.keys() == wanted.keys()
-    for name, value in mine.items():
+    expected_weights = load_state(expected)
+    weights = load_state(found)
+    assert weights.keys() == expected_weights.keys()
+    for name, value in weights.items():
         # The integers may differ: jax advances the seeds of dropout even if its rate is 0.
         if value.dtype.kind == "f":
-            np.testing.assert_allclose(value, wanted[name], rtol=rtol, atol=atol, err_msg=name)
+            np.testing.assert_allclose(value, expected_weights[name], rtol=rtol, atol=atol, err_msg=name)
     for row, other in zip(read_log(found), read_log(expected), strict=True):
         for key in ("loss", "val_loss", "learning_rate", "top1"):
             assert row[key] == pytest.approx(other[key], rel=1e-3), key
@@ -107,9 +107,9 @@ def test_parts_in_device_loop_match_fit(whole_run: Path, tmp_path: Path, sample:
 
 @pytest.mark.skipif(BACKEND != "torch", reason="only torch calls the model anew for each part")
 def test_parts_have_balanced_sizes(monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
-    wanted = make_recipe(accumulate=4, batch_size=50)
-    splits = load_data(wanted, sample)
-    model, steps = build(resolve(wanted, splits), splits)
+    recipe = make_recipe(accumulate=4, batch_size=50)
+    splits = load_data(recipe, sample)
+    model, steps = build(resolve(recipe, splits), splits)
     assert isinstance(model, PartwiseShiftViT)
     assert steps == 2
     sizes = []

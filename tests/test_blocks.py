@@ -63,12 +63,12 @@ def test_layer_is_restored_from_config(name: str) -> None:
     out = to_numpy(layer(X))
 
     config = layer.get_config()
-    twin = type(layer).from_config(json.loads(json.dumps(config)))
-    assert twin.get_config() == config
-    twin.build(X.shape)
-    assert [weight.shape for weight in twin.weights] == [weight.shape for weight in layer.weights]
-    twin.set_weights(layer.get_weights())
-    np.testing.assert_array_equal(to_numpy(twin(X)), out)
+    restored = type(layer).from_config(json.loads(json.dumps(config)))
+    assert restored.get_config() == config
+    restored.build(X.shape)
+    assert [weight.shape for weight in restored.weights] == [weight.shape for weight in layer.weights]
+    restored.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(to_numpy(restored(X)), out)
 
 
 @every_layer
@@ -302,17 +302,17 @@ def test_linear_forms_match_numpy_values_and_gradients_in_training(
     linear.build(shape)
     set_random_weights(linear)
     kernel, bias = (*linear.get_weights(), 0.0)[:2]
-    rows, wide = x.reshape(-1, 10).astype(np.float64), cotangent.reshape(-1, 7).astype(np.float64)
+    flat_input, flat_cotangent = x.reshape(-1, 10).astype(np.float64), cotangent.reshape(-1, 7).astype(np.float64)
 
     close = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(to_numpy(linear(x, training=True)), x.astype(np.float64) @ kernel + bias, **close)
     found = compute_input_gradient(lambda x: linear(x, training=True), x, cotangent)
     np.testing.assert_allclose(found, cotangent.astype(np.float64) @ kernel.T, **close)
     gradients = list(compute_weight_gradients(linear, x, cotangent).values())
-    np.testing.assert_allclose(gradients[0], rows.T @ wide, **close)
+    np.testing.assert_allclose(gradients[0], flat_input.T @ flat_cotangent, **close)
     assert len(gradients) == 1 + use_bias
     if use_bias:
-        np.testing.assert_allclose(gradients[1], wide.sum(0), **close)
+        np.testing.assert_allclose(gradients[1], flat_cotangent.sum(0), **close)
 
 
 @pytest.mark.skipif(not TORCH, reason="only torch has the convolution form")

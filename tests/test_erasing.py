@@ -25,18 +25,18 @@ def test_fraction_of_erased_images_is_the_probability(probability: float) -> Non
 
 def test_area_aspect_and_place_are_uniform() -> None:
     """In a square every box of up to three tenths of the area fits, so none of these is drawn again."""
-    found = [box for box in draw_boxes(20_000) if box is not None]
-    height, width = np.array([[part.stop - part.start for part in box] for box in found]).T
-    share = height * width / 300**2
-    fit = share < 0.29
+    boxes = [box for box in draw_boxes(20_000) if box is not None]
+    height, width = np.array([[part.stop - part.start for part in box] for box in boxes]).T
+    fraction = height * width / 300**2
+    small = fraction < 0.29
     levels = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
-    np.testing.assert_allclose(np.quantile(share[fit], levels), 0.02 + (0.29 - 0.02) * levels, atol=0.008)
-    assert share.max() < 1 / 3 + 0.01
-    aspect = np.log(height / width)[fit] / math.log(1 / 0.3)
+    np.testing.assert_allclose(np.quantile(fraction[small], levels), 0.02 + (0.29 - 0.02) * levels, atol=0.008)
+    assert fraction.max() < 1 / 3 + 0.01
+    aspect = np.log(height / width)[small] / math.log(1 / 0.3)
     np.testing.assert_allclose(np.quantile(aspect, levels), 2 * levels - 1, atol=0.05)
     for axis, extent in ((0, height), (1, width)):
-        place = np.array([box[axis].start for box in found]) / (300 - extent)
-        np.testing.assert_allclose(np.quantile(place[fit], levels), levels, atol=0.03)
+        place = np.array([box[axis].start for box in boxes]) / (300 - extent)
+        np.testing.assert_allclose(np.quantile(place[small], levels), levels, atol=0.03)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))

@@ -49,9 +49,9 @@ def test_images_keep_their_aspect_ratio(size, area, tmp_path):
 
 
 def test_long_labels_stay_within_their_tile(tmp_path):
-    wide = draw([make_tile(label="a label that goes on and on, and on, Ωβλ"), make_tile()], tmp_path / "x.png")
-    assert wide.shape == draw([make_tile(), make_tile()], tmp_path / "x.png").shape
-    gap = wide[-30:, 16 + 192 : 16 + 192 + 16]
+    pixels = draw([make_tile(label="a label that goes on and on, and on, Ωβλ"), make_tile()], tmp_path / "x.png")
+    assert pixels.shape == draw([make_tile(), make_tile()], tmp_path / "x.png").shape
+    gap = pixels[-30:, 16 + 192 : 16 + 192 + 16]
     assert (gap == 255).all()
 
 

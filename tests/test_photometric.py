@@ -39,7 +39,7 @@ def test_jitter_draws_its_factors_uniformly() -> None:
 
 def test_jitter_applies_its_three_changes_in_any_order() -> None:
     steps = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    seen = set()
+    orders = set()
     for seed in range(60):
         factors = np.random.default_rng(seed).uniform(0.5, 1.5, 3)
         result = np.asarray(jitter_colors(IMAGE, 0.5, np.random.default_rng(seed)))
@@ -48,8 +48,8 @@ def test_jitter_applies_its_three_changes_in_any_order() -> None:
             for which in order:
                 image = steps[which](image).enhance(float(factors[which]))
             if np.array_equal(np.asarray(image), result):
-                seen.add(order)
+                orders.add(order)
                 break
         else:
             pytest.fail(f"seed {seed} is no order of the three changes")
-    assert len(seen) == 6
+    assert len(orders) == 6

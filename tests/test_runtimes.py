@@ -38,15 +38,15 @@ def skip_without(runtime):
 
 
 def assert_same_answers(graph, runtime):
-    kept = load_answers()
+    answers = load_answers()
     assert graph.runtime == runtime
     assert graph.metadata.labels == Bundle.load("cifar10").labels
     for size in (64, 1, 9):
-        found = graph.run(kept.images[:size])
+        found = graph.run(answers.images[:size])
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, kept.probabilities[:size], atol=1e-4)
+        np.testing.assert_allclose(found, answers.probabilities[:size], atol=1e-4)
     # The memory layout makes no difference: a mirrored view, and its copy.
-    view = kept.images[:5, :, ::-1]
+    view = answers.images[:5, :, ::-1]
     np.testing.assert_array_equal(graph.run(view), graph.run(view.copy()))
 
 
@@ -58,14 +58,14 @@ def test_bundle_gives_the_same_answers_in_every_runtime(runtime):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
-@pytest.mark.parametrize("given", [make_export, find_artifact])
-def test_export_gives_the_same_answers_in_its_runtime(name, given):
-    assert_same_answers(load_graph(given(name), NATIVE[name]), NATIVE[name])
+@pytest.mark.parametrize("make", [make_export, find_artifact])
+def test_export_gives_the_same_answers_in_its_runtime(name, make):
+    assert_same_answers(load_graph(make(name), NATIVE[name]), NATIVE[name])
 
 
-def assert_threads_agree(given, runtime):
+def assert_threads_agree(model, runtime):
     skip_without(runtime)
-    assert answer_together(load_graph(given, runtime).run, load_sample().test.images[:16]) < 1e-5
+    assert answer_together(load_graph(model, runtime).run, load_sample().test.images[:16]) < 1e-5
 
 
 @pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
@@ -270,9 +270,9 @@ def test_executable_formats_need_an_explicit_runtime(name, content, runtime, tmp
         (tmp_path / name).mkdir()
     (tmp_path / name / content).write_bytes(b"whatever")
     message = f"loading a malicious one can execute code; if you trust it, name the runtime: {runtime}$"
-    for given in (tmp_path / name, tmp_path):
+    for model in (tmp_path / name, tmp_path):
         with pytest.raises(ShiftViTError, match=message):
-            load_graph(given)
+            load_graph(model)
 
 
 @pytest.mark.slow

@@ -46,17 +46,17 @@ def test_every_step_matches_closed_form(kind: type[Any], warmup: int, total: int
     warmup=st.integers(0, 10_000),
     fall=st.integers(0, 100_000),
     peak=st.floats(1e-5, 1.0),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     end=st.floats(0, 1),
     data=st.data(),
 )
 def test_any_step_matches_closed_form(
-    kind: type[Any], warmup: int, fall: int, peak: float, share: float, end: float, data: st.DataObject
+    kind: type[Any], warmup: int, fall: int, peak: float, fraction: float, end: float, data: st.DataObject
 ) -> None:
     total = warmup + fall
     step = data.draw(st.integers(0, total + 10))
-    found = to_numpy(kind(share * peak, peak, warmup, total, end * peak)(step))
-    expected = compute_rate(kind, share * peak, peak, warmup, total, step, end * peak)
+    found = to_numpy(kind(fraction * peak, peak, warmup, total, end * peak)(step))
+    expected = compute_rate(kind, fraction * peak, peak, warmup, total, step, end * peak)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * peak)
 
 
@@ -111,10 +111,10 @@ def test_falling_warm_up_is_refused(kind: type[Any]) -> None:
 def test_schedule_is_restored_after_serialisation(kind: type[Any]) -> None:
     schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10, lr_end=0.05)
     stored = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
-    twin = keras.optimizers.schedules.deserialize(stored)
-    assert type(twin) is kind
-    assert twin.get_config() == schedule.get_config()
-    assert twin.get_config() == {
+    restored = keras.optimizers.schedules.deserialize(stored)
+    assert type(restored) is kind
+    assert restored.get_config() == schedule.get_config()
+    assert restored.get_config() == {
         "lr_start": 0.1,
         "lr_max": 0.5,
         "warmup_steps": 4,

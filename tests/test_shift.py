@@ -176,6 +176,6 @@ def test_group_width(channels: int, num_div: int, shift_channels: int | None, ex
 
 def test_layer_is_restored_from_config() -> None:
     layer = Shift(6, 2, 3, "mask", name="moves", dtype="bfloat16")
-    twin = Shift.from_config(json.loads(json.dumps(layer.get_config())))
-    assert twin.get_config() == layer.get_config()
-    assert (twin.num_div, twin.shift_pixels, twin.shift_channels, twin.mode) == (6, 2, 3, "mask")
+    restored = Shift.from_config(json.loads(json.dumps(layer.get_config())))
+    assert restored.get_config() == layer.get_config()
+    assert (restored.num_div, restored.shift_pixels, restored.shift_channels, restored.mode) == (6, 2, 3, "mask")
