@@ -57,9 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
-        os.environ["SHIFTVIT_DATA"] = str(
-            shared.find_folder() / "data"
-        )  # not where whoever runs them keeps pulled models
+        # Not where whoever runs them keeps pulled models.
+        os.environ["SHIFTVIT_DATA"] = str(shared.find_folder() / "data")
+        # The processes on jax compile the same functions, most of them small; each is compiled once in a run.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared.find_folder() / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        # With a limit, the processes lock what they read and write.
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 
 
 def pytest_unconfigure() -> None:

@@ -9,18 +9,38 @@ Each line of standard input is a step and a job, such as `build /tmp/job.json`. 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import sys
 import traceback
+from typing import Any
+
+import numpy as np
 
 from shiftvit.exports import build, gate
 
 STEPS = {"build": build.main, "gate": gate.main}
 
 
+def share_references() -> None:
+    """Makes all exports of a model on the same images share the model's own answers, which take seconds."""
+    compute, known = build.compute_reference, {}
+
+    def find_or_compute(bundle: Any, metadata: Any, images: Any) -> Any:
+        arrays = [images, *bundle.weights.values()]
+        digests = [hashlib.sha256(np.ascontiguousarray(array)).digest() for array in arrays]
+        key = (bundle.config.model_dump_json(), metadata.preprocess, bundle.temperature, *digests)
+        if key not in known:
+            known[key] = compute(bundle, metadata, images)
+        return known[key]
+
+    build.compute_reference = find_or_compute
+
+
 def main() -> None:
+    share_references()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
