@@ -1,9 +1,9 @@
-"""Runs the steps of many exports in one process. `shiftvit.exports.build` and `.gate` run each in its own.
+"""Runs the steps of many exports in one process. `shiftvit export` starts a new process for each step.
 
     KERAS_BACKEND=tensorflow python tests/export_steps.py
 
-Each line of standard input is a step and a job, such as `build /tmp/job.json`. It answers with a line of JSON: `said`,
-the output of the step, or `fault`, the traceback. The output of libraries goes to standard error.
+Each line of standard input is a step and a job, such as `build /tmp/job.json`. The answer is a line of JSON: either
+`said`, the output of the step, or `fault`, the traceback. What libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def main() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         step, job = line.rstrip("\n").split(" ", 1)
-        said = io.StringIO()
+        output = io.StringIO()
         try:
-            with contextlib.redirect_stdout(said):
+            with contextlib.redirect_stdout(output):
                 STEPS[step](job)
-            answer = {"said": said.getvalue()}
+            answer = {"said": output.getvalue()}
         except Exception:
             answer = {"fault": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
