@@ -114,7 +114,7 @@ def test_fixed_crop_is_at_the_origin_or_the_centre() -> None:
     np.testing.assert_array_equal(corner, images[:, :6, :7])
 
 
-def test_no_images() -> None:
+def test_empty_batch() -> None:
     augment = Augment(pad=4)
     assert augment(draw_images(0, 8, 8, 3), augment.draw(0, 0, 0, 8, 8, (6, 6))).shape == (0, 6, 6, 3)
 

@@ -150,7 +150,7 @@ def test_preset_is_recognised_and_a_wrong_one_refused(capsys: pytest.CaptureFixt
     assert_refused(r"\[31mred: surplus", preset=PRESET)
 
 
-def test_labels_are_read_known_or_numbered(capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(to_tensors(make_weights()), "weights.pth")
     assert pack_and_check(Path("weights.pth"), make_weights()).labels == ("class 0", "class 1", "class 2")
     assert (

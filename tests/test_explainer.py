@@ -58,7 +58,7 @@ def test_mean_of_a_heat_map_is_the_logit_without_bias():
     assert heat.max() == 1
 
 
-def test_negative_evidence_is_zero():
+def test_map_without_positive_evidence_is_zero():
     heat = class_activation_map(np.ones((1, 2, 2, 3), np.float32), np.full((1, 3), -1, np.float32))
     np.testing.assert_array_equal(heat, 0)
 

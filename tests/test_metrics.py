@@ -34,7 +34,7 @@ def draw_calibrated(seed, count=200, classes=10, scale=2.0):
     return logits, (logits + noise).argmax(axis=1)
 
 
-def make_one_hot(labels, classes=10, scale=30.0):
+def make_one_hot_logits(labels, classes=10, scale=30.0):
     return np.float32(scale) * np.eye(classes, dtype=np.float32)[labels]
 
 
@@ -56,7 +56,7 @@ def test_class_rows_equal_the_report_of_scikit_learn(seed, count, classes):
 def test_class_rows_by_hand():
     """Of three cats two are found, and one dog is called a cat; nothing is called a bird."""
     labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1, 1])
-    cat, dog, bird = measure_classes(make_one_hot(predicted, 3), labels, ["cat", "dog", "bird"])
+    cat, dog, bird = measure_classes(make_one_hot_logits(predicted, 3), labels, ["cat", "dog", "bird"])
     assert cat == pytest.approx({"class": "cat", "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
     assert dog == pytest.approx({"class": "dog", "precision": 1 / 3, "recall": 1 / 2, "f1": 0.4, "support": 2})
     assert bird == {"class": "bird", "precision": 0, "recall": 0, "f1": 0, "support": 1}
@@ -83,15 +83,20 @@ def test_macro_metrics_are_means_over_classes_with_images(seed, count):
 def test_predicted_classes_without_images_do_not_count():
     """Of two cats one is found and one is taken for a bird; there are no birds."""
     labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
-    found = measure_macro(make_one_hot(predicted, 3), labels)
+    found = measure_macro(make_one_hot_logits(predicted, 3), labels)
     assert found == pytest.approx({"precision": 1, "recall": 3 / 4, "f1": 5 / 6, "balanced_accuracy": 3 / 4})
-    low, high = estimate_intervals(make_one_hot(predicted, 3), labels)["macro_f1"]
+    low, high = estimate_intervals(make_one_hot_logits(predicted, 3), labels)["macro_f1"]
     assert low <= 5 / 6 <= high == 1
 
 
 def test_absent_classes_do_not_lower_the_means():
     labels = np.array([0, 0, 1])
-    assert measure_macro(make_one_hot(labels), labels) == {"precision": 1, "recall": 1, "f1": 1, "balanced_accuracy": 1}
+    assert measure_macro(make_one_hot_logits(labels), labels) == {
+        "precision": 1,
+        "recall": 1,
+        "f1": 1,
+        "balanced_accuracy": 1,
+    }
 
 
 def test_calibration_by_hand():
@@ -169,8 +174,8 @@ def test_temperature_lowers_the_ece_of_an_overconfident_classifier():
 @pytest.mark.parametrize("scale", [0.5, 10.0, 1e4])
 def test_temperature_stops_at_its_bounds(scale):
     labels = np.arange(50) % 10
-    assert fit_temperature(make_one_hot(labels, scale=scale), labels) == pytest.approx(0.05)
-    assert fit_temperature(make_one_hot((labels + 1) % 10, scale=scale), labels) == pytest.approx(20)
+    assert fit_temperature(make_one_hot_logits(labels, scale=scale), labels) == pytest.approx(0.05)
+    assert fit_temperature(make_one_hot_logits((labels + 1) % 10, scale=scale), labels) == pytest.approx(20)
 
 
 def test_equal_logits_give_temperature_1():
@@ -182,7 +187,7 @@ def test_top1_interval_is_binomial(accuracy):
     count = 4000
     labels = np.arange(count) % 10
     predicted = np.where(np.arange(count) < accuracy * count, labels, (labels + 1) % 10)
-    low, high = estimate_intervals(make_one_hot(predicted), labels, repeats=2000)["top1"]
+    low, high = estimate_intervals(make_one_hot_logits(predicted), labels, repeats=2000)["top1"]
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count)
     assert low == pytest.approx(accuracy - half, abs=0.15 * half)
     assert high == pytest.approx(accuracy + half, abs=0.15 * half)
@@ -216,7 +221,7 @@ def test_macro_f1_interval_against_scikit_learn():
 
 def test_intervals_of_a_perfect_classifier_have_no_width():
     labels = (np.arange(30) % 10).astype(np.uint8)
-    found = estimate_intervals(make_one_hot(labels), labels, repeats=100)
+    found = estimate_intervals(make_one_hot_logits(labels), labels, repeats=100)
     assert found["top1"] == found["top5"] == found["macro_f1"] == (1, 1)
     assert found["loss"] == pytest.approx((0, 0), abs=1e-9)
 
