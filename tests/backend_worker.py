@@ -1,4 +1,4 @@
-"""Computes what the tests compare between backends, on one of them, in its own process.
+"""Computes on one backend, in its own process, the results that the tests compare between backends.
 
     KERAS_BACKEND=jax python tests/backend_worker.py FOLDER
 
@@ -31,8 +31,8 @@ from tensors import BACKEND, draw_normal, set_random_weights, to_numpy
 from threads import answer_together
 
 NORMS = ("group", "layer", "batch")
-X = draw_normal(2, 21, 16, 3)
-# Maps with odd sides, channels that num_div does not divide, and, with Muon, both update rules.
+IMAGES = draw_normal(2, 21, 16, 3)
+# Maps with odd sides, a number of channels that num_div does not divide, and both update rules of Muon.
 MODEL = {
     "image_shape": (21, 16, 3),
     "num_classes": 5,
@@ -53,8 +53,8 @@ RECIPE = {
 }
 
 
-def save(folder: Path) -> dict[str, Any]:
-    """Saves a model with each norm in both forms and returns the logits."""
+def save_models(folder: Path) -> dict[str, Any]:
+    """Saves a model with each norm as a bundle and as a Keras file, and returns the logits."""
     logits = {}
     for seed, norm in enumerate(NORMS):
         model = ShiftViT(**MODEL, norm=norm)
@@ -62,20 +62,20 @@ def save(folder: Path) -> dict[str, Any]:
         labels = tuple("abcde")
         Bundle.from_model(model, labels, Preprocess()).save(folder / f"{BACKEND}-{norm}")
         model.save(folder / f"{BACKEND}-{norm}.keras")
-        logits[norm] = to_numpy(model(X)).tolist()
+        logits[norm] = to_numpy(model(IMAGES)).tolist()
     return logits
 
 
-def load(folder: Path, writers: list[str]) -> dict[str, Any]:
-    """Returns the logits of each writer's models, from both forms."""
+def load_models(folder: Path, writers: list[str]) -> dict[str, Any]:
+    """Returns the logits of each writer's models, loaded from both formats."""
     logits = {}
     for writer in writers:
         for norm in NORMS:
-            kept = {
+            loaded = {
                 "bundle": Bundle.load(folder / f"{writer}-{norm}").build(),
                 "keras": keras.saving.load_model(folder / f"{writer}-{norm}.keras"),
             }
-            logits |= {f"{writer}/{form}/{norm}": to_numpy(model(X)).tolist() for form, model in kept.items()}
+            logits |= {f"{writer}/{form}/{norm}": to_numpy(model(IMAGES)).tolist() for form, model in loaded.items()}
     return logits
 
 
@@ -86,7 +86,7 @@ def train_model(folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    results: dict[str, Any] = {"logits": save(folder)}
+    results: dict[str, Any] = {"logits": save_models(folder)}
     names = ("official_gn1", "official_bn_relu")
     results["parity"] = {name: parity.compare_official(name) for name in names} | {
         "keras_example": parity.compare_example()
@@ -94,9 +94,9 @@ def main(folder: Path) -> None:
     results["training"] = train_model(folder)
     results["threads"] = answer_together(load_graph("cifar10", "keras").run, load_sample().test.images[:16])
     test_accumulation.test_no_part_is_empty()
-    np.savez(folder / f"{BACKEND}.npz", **test_explain.findings())
+    np.savez(folder / f"{BACKEND}.npz", **test_explain.compute_explanations())
     print("saved", flush=True)
-    results["loaded"] = load(folder, sys.stdin.readline().split())
+    results["loaded"] = load_models(folder, sys.stdin.readline().split())
     (folder / f"{BACKEND}.json").write_text(json.dumps(results), "utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Results of torch, jax and tensorflow: computed once in a run of the tests, in a process for each."""
+"""Results of torch, jax and tensorflow, computed once per test run, in one process each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKER = Path(__file__).with_name("backend_worker.py")
 
 
 def read_results(backend: str) -> dict[str, Any]:
-    """Returns the content of the worker's JSON, and as `explain` its arrays by name."""
+    """Returns the worker's JSON, with its arrays by name under `explain`."""
     if backend not in list_installed_backends():
         pytest.skip(f"{backend} is not installed")
     return _read(shared.make_once("backends", _run_workers), backend)
@@ -30,8 +30,8 @@ def read_results(backend: str) -> dict[str, Any]:
 def _read(folder: Path, backend: str) -> dict[str, Any]:
     path = folder / f"{backend}.json"
     if not path.is_file():
-        said = (folder / f"{backend}.log").read_text("utf-8", "replace")
-        pytest.fail(f"the worker on {backend} failed:\n{said[-3000:]}")
+        log = (folder / f"{backend}.log").read_text("utf-8", "replace")
+        pytest.fail(f"the worker on {backend} failed:\n{log[-3000:]}")
     with np.load(folder / f"{backend}.npz") as arrays:
         return {**json.loads(path.read_text("utf-8")), "explain": dict(arrays)}
 
@@ -39,17 +39,17 @@ def _read(folder: Path, backend: str) -> dict[str, Any]:
 def _run_workers(folder: Path) -> None:
     workers = {}
     for backend in list_installed_backends():
-        with (folder / f"{backend}.log").open("w") as log:
+        with (folder / f"{backend}.log").open("w") as stream:
             workers[backend] = subprocess.Popen(
                 [sys.executable, str(WORKER), str(folder)],
                 env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=stream,
                 text=True,
             )
     try:
-        # Each loads the files of the others, so all save first.
+        # Each worker loads the files of the others, so all save before any goes on.
         saved = [backend for backend, worker in workers.items() if "saved\n" in iter(worker.stdout.readline, "")]
         for backend in saved:
             workers[backend].stdin.write(" ".join(saved) + "\n")

@@ -1,4 +1,4 @@
-"""A tiny stand-in for CIFAR-10 and for its sources."""
+"""A tiny replacement for CIFAR-10 and for the places it is downloaded from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shiftvit.files import hash_file
 
 
 def write_records(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Writes a batch as the authors' page describes it: for each image its label, then red, green and blue rows."""
+    """Returns a batch in the authors' format: for each image its label, then its red, green and blue planes."""
     data = bytearray()
     for image, label in zip(images, labels, strict=True):
         data.append(label)
@@ -38,7 +38,7 @@ def write_tar_gz(path: Path, members: dict[str, bytes]) -> Path:
 
 
 class World:
-    """6 batches of 4 images, both archives with them, and an `npm` command."""
+    """6 batches of 4 images, the two archives that hold them, and an `npm` command."""
 
     def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(0)
@@ -73,7 +73,7 @@ class World:
         return {name: (a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for name, a in self.arrays.items()}
 
     def npm(self, script: str | None = None) -> None:
-        """Puts an `npm` on PATH that packs the package, or does what the script says."""
+        """Writes an `npm` into `bin`. It copies the package into the current folder, or runs the given script."""
         command = self.bin / "npm"
         command.write_text(f'#!/bin/sh\necho "$@" >> {self.calls}\n{script or f"cp {self.package} ."}\n')
         command.chmod(command.stat().st_mode | stat.S_IXUSR)
@@ -101,7 +101,7 @@ cache.prepare(Path(file))
 
 
 def start_child(world: World) -> subprocess.Popen[str]:
-    """Starts a process that prepares the cache and stops, holding its lock, before it has the third array."""
+    """Starts a process that prepares the cache. It pauses before the third array and holds the lock meanwhile."""
     arguments = json.dumps([world.hashes(), hash_file(world.package), str(world.package)])
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

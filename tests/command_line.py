@@ -1,4 +1,4 @@
-"""The command line within this process, which takes a tenth of what a new one does."""
+"""Runs the command line in this process, in a tenth of the time that a new process takes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def run(*arguments: Any, cwd: Path, input: bytes = b"") -> subprocess.CompletedP
     """Runs `shiftvit` as `subprocess.run` would, with standard streams that are files.
 
     Args:
-        arguments: of the command.
-        cwd: the folder that it runs in.
-        input: what it reads on standard input.
+        arguments: the words after `shiftvit`.
+        cwd: the current folder of the command.
+        input: the content of standard input.
     """
     command = ["shiftvit", *map(str, arguments)]
     with (
-        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as stdin,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
         pytest.MonkeyPatch.context() as patch,
     ):
-        given.write(input)
-        given.seek(0)
-        streams = {"stdin": (given, "strict"), "stdout": (out, "strict"), "stderr": (err, "backslashreplace")}
+        stdin.write(input)
+        stdin.seek(0)
+        streams = {"stdin": (stdin, "strict"), "stdout": (out, "strict"), "stderr": (err, "backslashreplace")}
         for name, (file, errors) in streams.items():
             patch.setattr(sys, name, io.TextIOWrapper(file, "utf-8", errors))
         patch.setattr(sys, "argv", command)
@@ -39,7 +39,7 @@ def run(*arguments: Any, cwd: Path, input: bytes = b"") -> subprocess.CompletedP
         with pytest.raises(SystemExit) as end:
             main.main()
         for stream in (sys.stdin, sys.stdout, sys.stderr):
-            stream.detach()  # which writes what is left
+            stream.detach()  # flushes
         written = []
         for file in (out, err):
             file.seek(0)

@@ -1,4 +1,4 @@
-"""Shared by all tests: chooses the backend before anything imports Keras, and limits the threads."""
+"""Set-up of all tests: chooses the backend before anything imports Keras, limits threads, and defines fixtures."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from PIL import Image
 
 import shared
 
-# Keras' own default is tensorflow, whatever is installed; a run for another backend sets the variable.
+# Keras defaults to TensorFlow even where it is not installed. Set KERAS_BACKEND to test another backend than torch.
 os.environ.setdefault("KERAS_BACKEND", "torch")
-# The processor is the same everywhere, and each worker would take a share of the only GPU; see `test_accelerator.py`.
+# Tests run on the CPU, which every machine has, and where workers do not share one GPU. See `test_accelerator.py`.
 if not os.environ.get("SHIFTVIT_TEST_ACCELERATOR"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# TensorFlow greets on stderr, where the tests look for messages of their own.
+# TensorFlow logs to stderr, where tests look for shiftvit's messages.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # As many workers as cores: more threads would only wait for each other. What the tests start inherits it.
+    # There are as many workers as cores, so more threads would only wait. Child processes inherit these settings.
     for name in ("OMP", "MKL", "OPENBLAS"):
         os.environ.setdefault(f"{name}_NUM_THREADS", "1")
     for name in ("INTRAOP", "INTEROP"):
         os.environ.setdefault(f"TF_NUM_{name}_THREADS", "1")
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
-# A shell ignores SIGINT in what it runs in the background, and children inherit that: tests that send it would wait.
+# A shell makes background jobs ignore SIGINT, and children inherit that. Tests that send SIGINT would wait forever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The time of an example depends on the machine. A failing example is printed so that it can be run again.
+# No deadline, because times depend on the machine. `print_blob` prints how to run a failing example again.
 settings.register_profile("shiftvit", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.load_profile("shiftvit")
 
-# The slowest files, the slowest first. If one of them started last, the other workers would be idle meanwhile.
+# The slowest test files, slowest first. If one of them started last, the other workers would be idle meanwhile.
 LONGEST = (
     *("test_exports", "test_processes", "test_backends", "test_bulk", "test_pull_full", "test_stopped", "test_gate"),
     *("test_readme", "test_demo", "test_train", "test_finetune", "test_lesson"),
@@ -55,11 +55,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # the one process, or the one that starts the workers after this
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the only process, or the one that starts the workers
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
-        os.environ["SHIFTVIT_DATA"] = str(
-            shared.find_folder() / "data"
-        )  # not where whoever runs them keeps pulled models
+        # Not the folder where the user keeps pulled models.
+        os.environ["SHIFTVIT_DATA"] = str(shared.find_folder() / "data")
+        # Processes on jax compile the same functions, most of them small. Each is compiled once in a run.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared.find_folder() / "jax")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        # Processes lock the cache only if its size is limited.
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
 
 
 def pytest_unconfigure() -> None:
@@ -69,7 +74,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="module")
 def sample() -> Any:
-    """The committed CIFAR-10 images, a data set."""
+    """The data set of the committed CIFAR-10 images."""
     from sample import load_sample
 
     return load_sample()
@@ -77,13 +82,13 @@ def sample() -> Any:
 
 @pytest.fixture(scope="module")
 def images(sample: Any) -> Any:
-    """Its test images."""
+    """The test images of the sample."""
     return sample.test.images
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Any:
-    """The bundled model as it answers by default."""
+    """A predictor of the bundled model with the default settings."""
     from shiftvit import Predictor
 
     return Predictor.from_pretrained("cifar10")
@@ -91,7 +96,7 @@ def predictor() -> Any:
 
 @pytest.fixture(scope="module")
 def plain_figures() -> Iterator[list[Any]]:
-    """Saves a white point instead of each figure, for tests of other things; returns the figures."""
+    """The figures that were saved, for tests of other things: each file holds one white pixel, which is fast."""
     from matplotlib.figure import Figure
 
     figures: list[Any] = []
@@ -107,15 +112,15 @@ def plain_figures() -> Iterator[list[Any]]:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures of matplotlib that are saved from here on."""
+    """The matplotlib figures that were saved. They are written as usual."""
     from matplotlib.figure import Figure
 
-    found: list[Any] = []
+    saved: list[Any] = []
     original = Figure.savefig
 
     def savefig(self: Figure, *arguments: Any, **named: Any) -> None:
-        found.append(self)
+        saved.append(self)
         original(self, *arguments, **named)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    return found
+    return saved

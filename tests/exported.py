@@ -1,4 +1,4 @@
-"""The exports of the packaged model, each made once for all tests, and the answers to compare them with."""
+"""Exports of the packaged model, each made once for all tests, and the answers to compare them with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shiftvit.exports import driver
 from shiftvit.exports.formats import FORMATS
 from tensors import BACKEND
 
-# The backend whose graphs this process can build: they are built on the processor.
+# The backend whose graphs this process can build. Graphs are built on the CPU only.
 BUILDS = BACKEND if find_device_name() == "cpu" else None
 
 COMBINATIONS = [(name, precision) for name, row in FORMATS.items() for precision in row.precisions]
@@ -53,15 +53,17 @@ def compute_probabilities(bundle: Bundle, images: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def load_answers() -> Answers:
-    """Returns the 2,000 images with the clearest answers among the sample, mirrored and moved by a pixel.
+    """Returns the 2,000 images that the model is surest about, of the sample and its mirrored and shifted copies.
 
-    The cost of a precision is measured on the real test images. These images show other faults, without differences
-    that only rounding makes.
+    Rounding alone hardly ever changes the predicted class of these, so a difference points to a fault. The cost of a
+    precision is measured on the real test images.
     """
 
     def make(place: Path) -> None:
-        found = _choose_answers()
-        np.savez(place / "arrays.npz", images=found.images, labels=found.labels, probabilities=found.probabilities)
+        answers = _choose_answers()
+        np.savez(
+            place / "arrays.npz", images=answers.images, labels=answers.labels, probabilities=answers.probabilities
+        )
 
     with np.load(shared.make_once("answers", make) / "arrays.npz") as arrays:
         return Answers(**arrays)
@@ -73,16 +75,16 @@ def _choose_answers() -> Answers:
     images = np.concatenate([images, images[:, :, ::-1]])
     images = np.concatenate([images, np.roll(images, 1, axis=1), np.roll(images, -1, axis=2)])
     labels = np.resize(np.concatenate([sample.train.labels, sample.test.labels]), len(images))
-    found = compute_probabilities(Bundle.load("cifar10"), images)
-    second, first = np.sort(found, axis=1)[:, -2:].T
-    surest = np.sort(np.argsort(second - first, kind="stable")[:2000])
-    return Answers(images[surest], labels[surest], found[surest])
+    probabilities = compute_probabilities(Bundle.load("cifar10"), images)
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
+    chosen = np.sort(np.argsort(second - first, kind="stable")[:2000])
+    return Answers(images[chosen], labels[chosen], probabilities[chosen])
 
 
 def make_export(name: str, precision: str = "f32") -> Path:
     """Returns the folder of an export of the packaged model, made by `driver.export`. Tests must not change it.
 
-    Each is made once in a run of the tests. One process for each backend builds them, and a third runs the gate.
+    Each is made once in a test run. One process for each backend builds them, and another one runs the gate.
     `test_gate.py` shows that `driver.export` itself starts two processes each time.
     """
     missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]

@@ -1,4 +1,4 @@
-"""A server of one file on this machine, which behaves like real servers or like broken ones."""
+"""A local server of one file. It can behave like real servers and like broken ones."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 
 @dataclass
 class FileServer:
-    """The file that is served at every address but /moved/..., the behaviour of the server, and its requests."""
+    """The file, how the server behaves, and the requests it received. Every address but /moved/... returns the file."""
 
     content: bytes = b""
     url: str = ""
     status: int = 200
     etag: str | None = '"one"'
     modified: str | None = None
-    ranges: bool = True  # serves parts
-    checks: bool = True  # heeds If-Range
-    told: bool = True  # states the length
+    ranges: bool = True  # answers requests for a range
+    checks: bool = True  # honours If-Range
+    told: bool = True  # sends Content-Length
     encoding: str | None = None
     kind: str = "application/octet-stream"
-    stop_after: int | None = None  # bytes of an answer, after which the connection ends
-    redirect: str | None = None  # for addresses that begin with /moved/
-    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, and the Range that was asked for
-    sent: threading.Event = field(default_factory=threading.Event)  # an answer ended early
-    hold: threading.Event = field(default_factory=threading.Event)  # cleared: it keeps the connection open then
+    stop_after: int | None = None  # closes the connection after this many bytes of the body
+    redirect: str | None = None  # where addresses that begin with /moved/ redirect to
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range header
+    sent: threading.Event = field(default_factory=threading.Event)  # set once an answer has stopped early
+    hold: threading.Event = field(default_factory=threading.Event)  # if cleared, the connection stays open after that
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -40,8 +40,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state = self.server_state
-        asked = self.headers.get("Range")
-        state.requests.append((self.path, asked))
+        requested_range = self.headers.get("Range")
+        state.requests.append((self.path, requested_range))
         if state.redirect is not None and self.path.startswith("/moved/"):
             self.send_response(302)
             self.send_header("Location", state.redirect)
@@ -49,10 +49,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         body, status = state.content, state.status
-        found = re.fullmatch(r"bytes=(\d+)-", asked or "")
+        match = re.fullmatch(r"bytes=(\d+)-", requested_range or "")
         current = state.etag or state.modified
-        if status == 200 and found and state.ranges and (not state.checks or self.headers.get("If-Range") == current):
-            start = int(found[1])
+        if status == 200 and match and state.ranges and (not state.checks or self.headers.get("If-Range") == current):
+            start = int(match[1])
             if start >= len(body):
                 status, body = 416, b""
             else:
@@ -81,7 +81,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def listen(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server on this machine that answers with a handler; yields its address."""
+    """Runs a local server with this handler; yields its address."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         httpd.daemon_threads = True
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
@@ -95,7 +95,7 @@ def listen(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterat
 
 @contextmanager
 def serve_file(content: bytes = b"") -> Iterator[FileServer]:
-    """A running server."""
+    """Runs the server; yields its state, which tests change and read."""
     state = FileServer(content)
     state.hold.set()
     with listen(type("Bound", (_Handler,), {"server_state": state})) as state.url:

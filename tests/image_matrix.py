@@ -1,4 +1,4 @@
-"""Image files for the tests of the decoder: real ones in every format, and others written byte by byte."""
+"""Image files for the tests of the decoder: a real picture in every format, and files written byte by byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from pillow_heif import register_heif_opener
 
-# The meaning of EXIF's orientation: the sides of the first row and the first column of the stored picture.
+# What EXIF's orientations mean: on which side of the upright picture the first stored row and column lie.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -37,7 +37,7 @@ def load_picture() -> np.ndarray:
 
 
 def encode(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
-    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()  # saving leaves traces
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image.copy()  # saving alters it
     stream = io.BytesIO()
     picture.save(stream, form, **options)
     return stream.getvalue()
@@ -45,7 +45,7 @@ def encode(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
 
 @cache
 def make_files() -> dict[str, bytes]:
-    """The sample in each format and form that Pillow writes."""
+    """Returns the picture in each format and variant that Pillow writes."""
     picture = Image.fromarray(load_picture())
 
     def sequence() -> dict[str, Any]:
@@ -93,14 +93,14 @@ def make_exif(orientation: int, order: str = "<") -> bytes:
 
 
 def turn_for_storage(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns the picture as a file of that orientation stores it, pixel by pixel from `SIDES`."""
+    """Returns the pixels that a file with this orientation stores, computed one by one from `SIDES`."""
     height, width = upright.shape[:2]
     first_row, first_column = SIDES[orientation]
     size = (height, width) if first_row in {"top", "bottom"} else (width, height)
     result = np.empty((*size, 3), np.uint8)
     for row in range(size[0]):
         for column in range(size[1]):
-            away = {first_row: row, first_column: column}  # from each of the two sides
+            away = {first_row: row, first_column: column}  # the distance from each of the two sides
             y = away["top"] if "top" in away else height - 1 - away["bottom"]
             x = away["left"] if "left" in away else width - 1 - away["right"]
             result[row, column] = upright[y, x]
@@ -120,7 +120,7 @@ def make_png(
     interlaced: bool = False,
     size: tuple[int, int] | None = None,
 ) -> bytes:
-    """Writes samples (height, width, channels), each below 2**depth, as a PNG; `before` are chunks before IDAT."""
+    """Returns a PNG of samples (height, width, channels), each below 2**depth; the chunks `before` precede IDAT."""
     height, width = size or samples.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     passes = [samples[y::dy, x::dx] for x, y, dx, dy in ADAM7] if interlaced else [samples]
@@ -137,9 +137,9 @@ def _pack(row: np.ndarray, depth: int) -> bytes:
 
 
 def make_tiff(tags: dict[int, Any], data: bytes = b"", *, order: str = "<", big: bool = False) -> bytes:
-    """Writes a TIFF of one directory; a value is an int, a list (LONG), bytes, or (type, list).
+    """Returns a TIFF with one directory. A value is an int, a list (LONG), bytes, or (type, list).
 
-    `data` lies at offset 8, or 16 in a BigTIFF.
+    `data` begins at offset 8, or at 16 in a BigTIFF.
     """
     word, count = ("Q", "Q") if big else ("I", "H")
     forms = {1: "B", 2: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}
@@ -160,7 +160,7 @@ def make_tiff(tags: dict[int, Any], data: bytes = b"", *, order: str = "<", big:
 
 
 def make_grey_tiff(width: int, height: int, bits: int, data: bytes, **tags: Any) -> bytes:
-    """Writes an uncompressed grey TIFF; `tags` are more tags, or others, by number: t262=0."""
+    """Returns an uncompressed grey TIFF. `tags` adds or replaces tags by number, such as t262=0."""
     order, big = tags.pop("order", "<"), tags.pop("big", False)
     known = {256: width, 257: height, 258: (3, [bits]), 259: (3, [1]), 262: (3, [1]), 273: 16 if big else 8}
     known |= {277: (3, [1]), 278: height, 279: len(data)}
@@ -173,7 +173,7 @@ def make_rgb_tiff(width: int, height: int, data: bytes, **tags: Any) -> bytes:
 
 
 def insert_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
-    """Puts a segment right after a JPEG's start."""
+    """Returns the JPEG with a segment right after its start marker."""
     return jpeg[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + jpeg[2:]
 
 
@@ -183,7 +183,7 @@ def deflate_zeros(count: int) -> bytes:
 
 
 def lay_on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Returns the closed form, on the 0..255 scale, rounded half up (there are no exact halves)."""
+    """Returns the colours blended with white by the formula, 0..255, rounded half up (exact halves do not occur)."""
     share = alpha.astype(np.float64) / 255
     return np.floor(colour * share + 255 * (1 - share) + 0.5).astype(np.uint8)
 
@@ -195,7 +195,7 @@ def make_run_length_bmp(width: int, height: int, palette: np.ndarray, codes: byt
 
 
 def make_oversized(height: int, width: int) -> dict[str, bytes]:
-    """Returns small files that declare height x width pixels, if possible with the data for them."""
+    """Returns small files that declare height x width pixels and, where the format allows it, contain the data."""
     jpeg = bytearray(make_files()["baseline.jpg"])
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">2H", min(height, 65500), min(width, 65500))
@@ -237,7 +237,7 @@ def make_oversized(height: int, width: int) -> dict[str, bytes]:
 def make_jpeg2000(
     size: tuple[int, int] = (32, 32), tile: tuple[int, int] = (32, 32), layers: int = 1, precinct: int = 0xFF
 ) -> bytes:
-    """Returns the head of a JPEG 2000 codestream, without a tile."""
+    """Returns the headers of a JPEG 2000 codestream, without tiles."""
     channels = b"\7\1\1" * 3
     sizes = struct.pack(">H8IH", 0, *size, 0, 0, *tile, 0, 0, 3) + channels
     coding = struct.pack(">BBHB5B", 1, 0, layers, 1, 0, 4, 4, 0, 1) + bytes([precinct])
@@ -249,7 +249,7 @@ def make_jpeg2000(
     )
 
 
-# The colours of red, green and blue of two spaces, in XYZ under D50, and those of sRGB.
+# The red, green and blue primaries of three colour spaces, in XYZ under D50.
 DISPLAY_P3 = ((0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407))
 ADOBE_RGB = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
 SRGB = ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410))
@@ -257,7 +257,7 @@ GAMMA = 563 / 256
 
 
 def make_icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> bytes:
-    """Returns an ICC profile (version 2.1) of a space with these colours and the gamma above."""
+    """Returns an ICC profile (version 2.1) with these primaries and the gamma above."""
 
     def xyz(values: tuple[float, ...]) -> bytes:
         return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
@@ -278,7 +278,7 @@ def make_icc(colours: tuple[tuple[float, ...], ...], space: bytes = b"RGB ") -> 
 
 
 def convert_to_srgb(pixels: np.ndarray, colours: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    """Returns these pixels in sRGB by its standard (IEC 61966-2-1), unrounded."""
+    """Returns the pixels in sRGB as its standard defines it (IEC 61966-2-1), not rounded."""
     linear = np.linalg.solve(np.array(SRGB).T, np.array(colours).T) @ ((pixels / 255.0) ** GAMMA)[..., None]
     linear = linear[..., 0].clip(0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)

@@ -1,8 +1,9 @@
-"""Ends a write before each of its steps, and prints the remains each time: `kill_steps.py WHAT HOW FOLDER`.
+"""Stops a write before each of its steps, and prints what is left: `kill_steps.py WHAT HOW FOLDER OTHERS`.
 
-WHAT is "folder" or "bundle", HOW "kill" or "interrupt". It is a program, because it forks. A step is an audit event of
-Python that changes files. It prints a line of JSON for each step: what readers find, and what is in the folder; then
-the same after the write was repeated.
+WHAT is "folder" or "bundle", HOW is "kill" or "interrupt". With "others" as OTHERS the folder also has files that the
+write does not own. A step is a Python audit event that changes files. The program prints one line of JSON for each
+step: what a reader gets and which files exist after the stop, and the same after the write was repeated. It is a
+program of its own because it forks.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ from shiftvit.config import ModelConfig
 from shiftvit.preprocess import Preprocess
 from shiftvit.replacement import find_current, write_folder
 
-CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlsym", "tempfile.mkdtemp"}
-OURS = ("a.txt", "b.txt", "deep", "old.txt")
+CHANGING_EVENTS = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.chmod",
+    "ctypes.dlsym",
+    "tempfile.mkdtemp",
+}
+OWNED_NAMES = ("a.txt", "b.txt", "deep", "old.txt")
 
 
 def read_files(folder: Path) -> dict[str, str]:
-    """Returns the content of each file."""
+    """Returns the last bytes of each file in hexadecimal, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes().hex()[-8:] for path in paths}
 
@@ -37,7 +47,7 @@ def write_text(place: Path, text: str) -> None:
         (new / "deep").mkdir()
         (new / "deep" / "c.txt").write_text(text)
 
-    write_folder(place, write, OURS)
+    write_folder(place, write, OWNED_NAMES)
 
 
 def read_text(place: Path) -> Any:
@@ -65,13 +75,13 @@ WRITES: dict[str, tuple[Callable[[Path, str], None], Callable[[Path], Any]]] = {
 
 
 def make_hook(step: int, how: str, folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
-    seen = 0
+    count = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event in CHANGES and not (event == "open" and str(folder) not in str(arguments[0])):
-            seen += 1
-            if seen == step:
+        nonlocal count
+        if event in CHANGING_EVENTS and not (event == "open" and str(folder) not in str(arguments[0])):
+            count += 1
+            if count == step:
                 if how == "kill":
                     os._exit(1)
                 raise KeyboardInterrupt
@@ -81,7 +91,7 @@ def make_hook(step: int, how: str, folder: Path) -> Callable[[str, tuple[Any, ..
 
 def main(what: str, how: str, folder: Path, others: bool) -> None:
     write, read = WRITES[what]
-    write(folder / "first", "old")  # imports what it needs
+    write(folder / "first", "old")  # imports everything before the forks
     step, status = 0, 1
     while status:
         step += 1

@@ -1,9 +1,9 @@
-"""Makes what `tests/test_finetune.py` needs: a model that never saw cats and dogs, and real images of these.
+"""Makes the files of `tests/test_finetune.py`: a model that never saw cats and dogs, and real images of these.
 
     SHIFTVIT_CACHE=... KERAS_BACKEND=torch python tests/make_finetune.py
 
-A small ShiftViT is trained on CIFAR-10's other eight classes and kept with float16 weights; 500 training and 400 test
-images of cats and dogs are stored as they are.
+A small ShiftViT is trained on the other eight classes of CIFAR-10 and saved with float16 weights. 500 training and 400
+test images of cats and dogs are stored unchanged.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset, Split
 
 GOLDEN = Path(__file__).parent / "golden"
-NEW = ("cat", "dog")
-TRAIN, TEST = 500, 400
-SMALL = {"model.embed_dim": 32, "train.epochs": 30, "data.validation": 2000}
+NEW_CLASSES = ("cat", "dog")
+TRAIN_COUNT, TEST_COUNT = 500, 400
+SETTINGS = {"model.embed_dim": 32, "train.epochs": 30, "data.validation": 2000}
 
 
 def take_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
-    """Returns the images of some classes."""
+    """Returns a data set with the images of these classes only."""
     old = [data.class_names.index(name) for name in names]
     splits = {}
     for name, split in data.splits.items():
@@ -35,18 +35,18 @@ def take_classes(data: Dataset, names: tuple[str, ...]) -> Dataset:
 
 def main() -> None:
     data = named.load("cifar10")
-    others = take_classes(data, tuple(name for name in data.class_names if name not in NEW))
+    others = take_classes(data, tuple(name for name in data.class_names if name not in NEW_CLASSES))
     with tempfile.TemporaryDirectory() as place:
-        run = train("quick", out=Path(place) / "run", data=others, **SMALL)
+        run = train("quick", out=Path(place) / "run", data=others, **SETTINGS)
         run.bundle.halved().save(GOLDEN / "eight_classes.zip")
-    few = take_classes(data, NEW)
-    chosen = np.random.default_rng(0).permutation(len(few.train.labels))[:TRAIN]
+    few = take_classes(data, NEW_CLASSES)
+    chosen = np.random.default_rng(0).permutation(len(few.train.labels))[:TRAIN_COUNT]
     np.savez_compressed(
         GOLDEN / "cats_dogs.npz",
         x_train=few.train.images[chosen],
         y_train=few.train.labels[chosen].astype(np.uint8),
-        x_test=few.test.images[:TEST],
-        y_test=few.test.labels[:TEST].astype(np.uint8),
+        x_test=few.test.images[:TEST_COUNT],
+        y_test=few.test.labels[:TEST_COUNT].astype(np.uint8),
     )
 
 

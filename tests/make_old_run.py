@@ -1,11 +1,11 @@
-"""Makes what `tests/test_old_run.py` needs: runs of shiftvit 0.1.0 that later versions must evaluate and go on with.
+"""Makes the archive for `tests/test_old_run.py`: runs of shiftvit 0.1.0 that later versions must evaluate and resume.
 
     KERAS_BACKEND=torch python tests/make_old_run.py
 
-A very small model is trained on drawn pictures, stopped in the second of its three epochs, and a copy of it is trained
-to the end. The archive has the pictures, both runs without their figures, and what is to come out: the evaluation,
-which pictures each step saw, and the logits of the finished model. It was made once, by the version in its
-name. Making it again with later code would prove nothing.
+A very small model is trained on drawn pictures and stopped in the second of its three epochs. A copy of that run is
+trained to the end. The archive holds the pictures, both runs without their figures, and the expected results: the
+evaluation, the pictures that each step saw, and the logits of the finished model. The version in its name made it.
+An archive made by later code would prove nothing.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ SETTINGS = {
     "train.precision": "float32",
     "train.loop": "fit",
     "train.ema": 0.8,
-    # The best of three epochs could be another one on a processor that rounds otherwise.
+    # On a processor that rounds differently, another of the three epochs could be the best.
     "train.select": "last",
 }
-STOP = (1, 2)  # epochs and steps that are done then
+STOP = (1, 2)  # stop before this step: epoch 1, step 2, both counted from 0
 
 Seen = dict[str, list[str]]
 
 
-def draw(folder: Path) -> None:
-    """Writes red bars, green checks and blue rings on noise as PNG files, a folder a class."""
+def draw_pictures(folder: Path) -> None:
+    """Writes red bars, green checks and blue rings on noise as PNG files, one folder per class."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for number in range(PICTURES):
@@ -76,17 +76,17 @@ def draw(folder: Path) -> None:
 
 @contextlib.contextmanager
 def watch(stop: tuple[int, int] | None = None) -> Iterator[Seen]:
-    """Yields what each step sees, "epoch/step" -> file names; stops training before the step `stop`."""
+    """Records the pictures of each step, "epoch/step" -> file names, and stops training before the step `stop`."""
     original, seen = Watch.on_train_batch_begin, {}
 
-    def watching(self: Any, batch: int, logs: Any = None) -> None:
+    def record_and_stop(self: Any, batch: int, logs: Any = None) -> None:
         place = self.progress.epoch, self.first_step + batch
         if place == stop:
             self.signal = signal.SIGINT
         original(self, batch, logs)
         seen["{}/{}".format(*place)] = [Path(name).name for name in self.images_of(place[1])]
 
-    Watch.on_train_batch_begin = watching
+    Watch.on_train_batch_begin = record_and_stop
     try:
         yield seen
     finally:
@@ -94,7 +94,7 @@ def watch(stop: tuple[int, int] | None = None) -> Iterator[Seen]:
 
 
 def compute_logits(run: Path, pictures: Path) -> np.ndarray:
-    """Returns the logits of a run's model for its test pictures, in the order of its table, float32 (N, 3)."""
+    """Returns the logits of a run's model for its test pictures, in the order of `splits.csv`, float32 (N, 3)."""
     bundle = Bundle.load(run)
     table = [line.split(",") for line in (run / "splits.csv").read_text("utf-8").splitlines()]
     images = np.stack([np.asarray(Image.open(pictures / path)) for split, path, _ in table if split == "test"])
@@ -104,7 +104,7 @@ def compute_logits(run: Path, pictures: Path) -> np.ndarray:
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
-        draw(Path("shapes"))
+        draw_pictures(Path("shapes"))
         stopped, finished = Path("runs/stopped"), Path("runs/finished")
         with watch(STOP) as before, contextlib.suppress(Interrupted):
             train("quick", out=stopped, **SETTINGS)
@@ -121,14 +121,14 @@ def main() -> None:
         for run in (stopped, finished):
             shutil.rmtree(run / "figures")
             (run / ".lock").unlink()
-            # A run records where its pictures lie on the machine; the test puts its own folder there.
+            # A recipe has the absolute path of its pictures. The test replaces this name by its own folder.
             text = (run / "recipe.toml").read_text("utf-8")
             (run / "recipe.toml").write_text(text.replace(str(Path("shapes").resolve()), "shapes"), "utf-8")
         shutil.rmtree(finished / "checkpoints")
         with zipfile.ZipFile(ARCHIVE, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             for path in sorted(path for path in Path().rglob("*") if path.is_file()):
                 assert place.encode() not in path.read_bytes(), path
-                # Without the date, so that the same content is the same archive.
+                # Without a date, so that equal content gives an equal archive.
                 archive.writestr(zipfile.ZipInfo(path.as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
 
 

@@ -1,4 +1,4 @@
-"""State dicts with the names and shapes of the authors' code and random values, and checkpoints of its training."""
+"""Random state dicts with the names and shapes of the authors' code, and checkpoints as its training saves them."""
 
 from __future__ import annotations
 

@@ -16,7 +16,10 @@ from typing import Any
 
 @functools.cache
 def measure_unit() -> float:
-    """Returns the processor seconds of a fixed piece of work, the least of five: about 0.05 s on a recent server."""
+    """Returns the processor seconds of a fixed piece of work, the minimum of five runs.
+
+    This is about 0.05 s on a recent server.
+    """
     block = bytes(range(256)) * 4000
 
     def work() -> None:
@@ -29,7 +32,7 @@ def measure_unit() -> float:
 
 @contextlib.contextmanager
 def limit_time(units: float) -> Iterator[None]:
-    """Fails if its body takes more processor time than this number of units, all threads together."""
+    """Fails if the body takes more processor time, over all threads, than this number of units."""
     limit = units * measure_unit()
     began = time.process_time()
     yield
@@ -38,13 +41,13 @@ def limit_time(units: float) -> Iterator[None]:
 
 
 def measure_child(run: Callable[[], Any], repeats: int = 3) -> float:
-    """Returns the processor seconds of the processes that `run` starts and waits for, the least of some repeats."""
+    """Returns the processor seconds of the processes that `run` starts and waits for, the minimum of all repeats."""
 
-    def spent() -> float:
+    def read_clock() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    return min(_measure(run, spent) for _ in range(repeats))
+    return min(_measure(run, read_clock) for _ in range(repeats))
 
 
 def measure_import(*modules: str) -> float:

@@ -56,7 +56,7 @@ def compare_example(shift_mode: str = "mask") -> dict[str, float]:
     shiftvit.convert.load_keras_example(model, GOLDEN / "keras_example.npz")
     preprocessed = shiftvit.Preprocess(resize=52, crop=48, round_pixels=False)(arrays["x"])
     # The example's `call` augments at inference too. The recorded logits belong to the crop that starts in row 2,
-    # column 0, and to the mirrored first image: of all 50 crops and mirrorings they are the only ones that fit.
+    # column 0, with the first image mirrored. No other of the 50 crops and mirrorings gives them.
     images = shiftvit.Preprocess(resize=52, round_pixels=False)(arrays["x"])[:, 2:50, :48]
     images[0] = images[0, :, ::-1]
     return {

@@ -1,8 +1,9 @@
-"""Runs exported graphs with nothing but their runtime, as a program without shiftvit does.
+"""Runs exported graphs with their runtime alone, as a program without shiftvit does.
 
     python -I tests/plain_runtimes.py FORMAT IMAGES.npy ANSWERS.npz ARTIFACT...
 
-The answers for artifact number i are `i/1` and `i/257`, for that many images, and further values of the format.
+For artifact number i it writes the answers to 1 and to 257 images as `i/1` and `i/257`, and further values that depend
+on the format.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def run_onnx(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     yield from session.get_modelmeta().custom_metadata_map.items()
-    (entry,), (result, _) = session.get_inputs(), session.get_outputs()  # the other is the map before the mean
+    (entry,), (result, _) = session.get_inputs(), session.get_outputs()  # the other is the feature map
     yield "signature", [entry.name, entry.type, str(entry.shape), result.name, result.type]
     for batch in batches:
         yield str(len(batch)), session.run(["probabilities"], {"images": batch})[0]
@@ -38,7 +39,7 @@ def run_openvino(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, An
     yield "labels", model.get_rt_info(["model_info", "labels"]).astype(str)
     entry, result = model.input("images"), model.output("probabilities")
     yield "signature", [str(entry.element_type), str(entry.partial_shape), str(result.element_type)]
-    # In float32, even if the processor prefers another precision.
+    # OpenVINO would otherwise use bfloat16 on processors that have it.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for batch in batches:
         yield str(len(batch)), compiled({"images": batch})["probabilities"]
@@ -89,7 +90,7 @@ def run_torch(path: str, batches: list[np.ndarray]) -> Iterator[tuple[str, Any]]
 
 def main(kind: str, images_file: str, answers_file: str, artifacts: list[str]) -> None:
     warnings.simplefilter("ignore")
-    sys.modules["shiftvit"] = None  # type: ignore[assignment]  # from here on, importing it is an error
+    sys.modules["shiftvit"] = None  # type: ignore[assignment]  # from here on, importing shiftvit fails
     images = np.load(images_file)
     answers = {}
     for index, path in enumerate(artifacts):

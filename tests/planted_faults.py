@@ -1,4 +1,4 @@
-"""Faults to plant into the graph of an exported model: each changes an `onnx.ModelProto` in place."""
+"""Faults for the graph of an exported model. Each function changes an `onnx.ModelProto` in place."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from shiftvit.bundle.metadata import KEY
 
 
 def sort_weights(graph):
-    """Returns the initializers, largest first."""
+    """Returns the initializers, the largest first."""
     return sorted(graph.initializer, key=lambda tensor: -np.prod(tensor.dims))
 
 
 def replace_input(graph, old, new, keep=()):
-    """Changes an input of all nodes except `keep`."""
+    """Renames an input of all nodes except those in `keep`."""
     for node in graph.node:
         if node.name not in keep:
             node.input[:] = [new if name == old else name for name in node.input]
 
 
-def insert(graph, node, place=0):
+def insert_node(graph, node, place=0):
     nodes = [*graph.node[:place], node, *graph.node[place:]]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -33,7 +33,7 @@ def add_constant(graph, name, value):
 
 
 def rewrite_metadata(model):
-    """Writes the same metadata with another layout, which is no fault."""
+    """Writes the same metadata with another layout. This is not a fault: the gate must accept it."""
     for entry in model.metadata_props:
         if entry.key == KEY:
             entry.value = json.dumps(dict(reversed(json.loads(entry.value).items())), indent=1)
@@ -55,20 +55,20 @@ def insert_nan(model):
 def swap_colours(model):
     add_constant(model.graph, "order", [2, 1, 0])
     replace_input(model.graph, "images", "turned")
-    insert(model.graph, onnx.helper.make_node("Gather", ["images", "order"], ["turned"], name="turn", axis=3))
+    insert_node(model.graph, onnx.helper.make_node("Gather", ["images", "order"], ["turned"], name="turn", axis=3))
 
 
 def undo_normalisation(model):
-    """Undoes the normalisation in the first layer."""
+    """Undoes the normalisation after the first cast, so that the model sees raw pixels."""
     graph, make = model.graph, onnx.helper.make_node
     metadata = next(json.loads(entry.value) for entry in model.metadata_props if entry.key == KEY)
     for name in ("mean", "std"):
         add_constant(graph, f"own_{name}", np.array(metadata["preprocess"][name], np.float32)[:, None, None])
-    turned = next(node for node in graph.node if "images" in node.input)
-    place, cast = next((at, node) for at, node in enumerate(graph.node) if turned.output[0] in node.input)
+    reader = next(node for node in graph.node if "images" in node.input)
+    place, cast = next((at, node) for at, node in enumerate(graph.node) if reader.output[0] in node.input)
     replace_input(graph, cast.output[0], "raw", keep=(cast.name,))
-    insert(graph, make("Add", ["spread", "own_mean"], ["raw"], name="move"), place + 1)
-    insert(graph, make("Mul", [cast.output[0], "own_std"], ["spread"], name="spread"), place + 1)
+    insert_node(graph, make("Add", ["spread", "own_mean"], ["raw"], name="move"), place + 1)
+    insert_node(graph, make("Mul", [cast.output[0], "own_std"], ["spread"], name="spread"), place + 1)
 
 
 def halve_in_large_batches(model):

@@ -1,10 +1,10 @@
-"""One process of a training, for tests/test_processes.py: `process_worker.py SETTINGS.json`.
+"""Runs one process of a training, for tests/test_processes.py: `process_worker.py SETTINGS.json`.
 
-It trains as `shiftvit train` does, and records for the tests every image that it computed, its last weights, and every
-file of the run that it opened for writing.
+It trains as `shiftvit train` does. For the tests it records the images of each batch, the final weights, and every file
+of the run that it changed.
 
 `process_worker.py serve` imports torch or jax once and then forks the processes of one training after the other. Each
-line of JSON on standard input is a training. It answers with a line of the statuses of its processes.
+line of JSON on standard input describes a training. The answer is a line with the exit statuses of its processes.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ def main(settings: dict[str, Any]) -> None:
 
     def record_batch(self: Any, number: int) -> Any:
         images, labels = prepare(self, number)
-        seen = [
+        hashes = [
             hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest()
             for image, label in zip(images, labels, strict=True)
         ]
-        record["images"][f"{self.epoch_number} {number}"] = seen
+        record["images"][f"{self.epoch_number} {number}"] = hashes
         return images, labels
 
     def cause_fault(self: Any, batch: int, logs: Any = None) -> None:
-        at = settings.get("at")
-        if at and at["rank"] == rank and [self.progress.epoch, self.first_step + batch] == at["step"]:
+        fault = settings.get("fault")
+        if fault and fault["rank"] == rank and [self.progress.epoch, self.first_step + batch] == fault["step"]:
             (Path(settings["record"]) / "fault").touch()
-            if at["what"] == "wait":  # until the test has changed the network
+            if fault["kind"] == "wait":  # until the test has changed the network
                 marker = Path(settings["record"]) / "waiting"
                 marker.touch()
                 while marker.exists():
                     time.sleep(0.05)
-            elif at["what"] == "memory":
-                settings["at"] = None
+            elif fault["kind"] == "memory":
+                settings["fault"] = None
                 raise MemoryError
-            elif at["what"] == "nan":
+            elif fault["kind"] == "nan":
                 self.losses.append((batch, float("nan")))
             else:
-                os.kill(os.getpid(), int(at["what"]))
+                os.kill(os.getpid(), fault["signal"])
         begin(self, batch, logs)
 
     def save_weights(run: Path, recipe: Any, dataset: Any, model: Any, *others: Any) -> Any:
@@ -81,11 +81,11 @@ def main(settings: dict[str, Any]) -> None:
 
     original = EpochBatches.__init__
 
-    def note_epoch(self: Any, *arguments: Any, **named: Any) -> None:
+    def record_epoch(self: Any, *arguments: Any, **named: Any) -> None:
         self.epoch_number = named["epoch"]
         original(self, *arguments, **named)
 
-    EpochBatches.__init__, EpochBatches._prepare = note_epoch, record_batch
+    EpochBatches.__init__, EpochBatches._prepare = record_epoch, record_batch
     Watch.on_train_batch_begin, fit.finish_run = cause_fault, save_weights
     sys.argv = ["shiftvit", "train", *settings["arguments"]]
     try:
@@ -94,8 +94,8 @@ def main(settings: dict[str, Any]) -> None:
         (Path(settings["record"]) / f"record{rank}.json").write_text(json.dumps(record))
 
 
-def let_all_keep_compiled() -> None:
-    """Lets every process of jax write to the cache of compiled programs; otherwise only process 0 does."""
+def let_all_write_to_cache() -> None:
+    """Lets every process of jax write compiled programs to the cache. By default only process 0 does."""
     from jax._src import compiler, distributed
 
     write, state = compiler._cache_write, distributed.global_state
@@ -110,23 +110,23 @@ def let_all_keep_compiled() -> None:
     compiler._cache_write = write_always
 
 
-def start(job: dict[str, Any], rank: int) -> int:
-    """Forks a process of a training and returns its number."""
+def fork_process(job: dict[str, Any], rank: int) -> int:
+    """Forks a process of a training and returns its process ID."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        said = os.open(job["said"][rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        output = os.open(job["outputs"][rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
         try:
             main(json.loads(Path(job["settings"]).read_text()))
         except SystemExit as stop:
             status = int(stop.code or 0)
         sys.stdout.flush()
-        atexit._run_exitfuncs()  # which a forked process would leave out
+        atexit._run_exitfuncs()  # os._exit would leave them out
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -139,22 +139,22 @@ def serve() -> None:
     import shiftvit.training.fit  # noqa: F401
 
     with contextlib.suppress(ImportError):
-        import tensorflow  # noqa: F401  (Keras looks into it where it is installed, which takes seconds)
+        import tensorflow  # noqa: F401  (Keras imports it if it is installed, which takes seconds)
 
     if os.environ["KERAS_BACKEND"] == "jax":
         with contextlib.suppress(ImportError, AttributeError):  # another version of jax
-            let_all_keep_compiled()
+            let_all_write_to_cache()
     for line in sys.stdin:
         job = json.loads(line)
-        left = {start(job, rank): rank for rank in range(len(job["said"]))}
-        status: list[int | None] = [None] * len(left)
-        end = time.monotonic() + job["within"]
-        while left:
-            for child in [*left]:
-                found, how = os.waitpid(child, os.WNOHANG)
+        running = {fork_process(job, rank): rank for rank in range(len(job["outputs"]))}
+        status: list[int | None] = [None] * len(running)
+        deadline = time.monotonic() + job["timeout"]
+        while running:
+            for child in [*running]:
+                found, wait_status = os.waitpid(child, os.WNOHANG)
                 if found:
-                    status[left.pop(child)] = os.waitstatus_to_exitcode(how)
-                elif time.monotonic() > end:
+                    status[running.pop(child)] = os.waitstatus_to_exitcode(wait_status)
+                elif time.monotonic() > deadline:
                     os.kill(child, signal.SIGKILL)
             time.sleep(0.02)
         print(json.dumps(status), flush=True)

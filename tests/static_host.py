@@ -1,4 +1,4 @@
-"""Hosts a folder, and writes the demo to host."""
+"""Serves a folder over HTTP, and writes the demo that the tests serve."""
 
 import contextlib
 import functools
@@ -14,12 +14,12 @@ from shiftvit.serve import demo
 
 @contextlib.contextmanager
 def host_folder(folder, place=""):
-    """Hosts a folder at a place, such as "/try", as `python -m http.server` does; yields its address.
+    """Serves a folder below a path, such as "/try", as `python -m http.server` does; yields its URL.
 
-    It does not know the media types that many hosts do not know.
+    Like many hosts it knows no media types for .mjs, .wasm, .onnx and .bin files.
     """
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
 
@@ -30,17 +30,17 @@ def host_folder(folder, place=""):
         def translate_path(self, path):
             return super().translate_path(path.removeprefix(place) if path.startswith(place) else "/nothing here")
 
-    with listen(functools.partial(Quiet, directory=folder)) as url:
+    with listen(functools.partial(Handler, directory=folder)) as url:
         yield f"{url}{place}"
 
 
 def make_demo_once(scratch):
-    """Returns the folder that `write_demo` wrote for the packaged model, once in a run; not to be changed.
+    """Returns the demo's folder for the packaged model, written once in a test run. Tests must not change it.
 
-    Skips the tests that ask for it where onnxruntime-web cannot be had. `scratch` is an empty folder.
+    Skips the test if onnxruntime-web cannot be downloaded. `scratch` is an empty folder.
     """
     try:
         demo._copy_runtime(scratch / "runtime", None)
     except ShiftViTError as error:
-        pytest.skip(f"onnxruntime-web cannot be had: {error}")
+        pytest.skip(f"onnxruntime-web cannot be downloaded: {error}")
     return shared.make_once("demo", lambda place: demo.write_demo("cifar10", place, space=True))

@@ -22,24 +22,24 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def set_random_weights(layer: Any, seed: int = 0) -> None:
-    """Gives every weight a random value, also zeros and ones; products with matrices keep the scale of their input."""
+    """Sets every weight to random values, also zeros and ones. Matrix products keep the scale of their input."""
     random = np.random.default_rng(seed)
     weights = []
     for weight in layer.get_weights():
         if weight.ndim > 1:
             weights.append(random.normal(size=weight.shape) / np.sqrt(np.prod(weight.shape[:-1])))
         else:
-            weights.append(random.uniform(0.5, 1.5, weight.shape))  # variances among them: above 0
+            weights.append(random.uniform(0.5, 1.5, weight.shape))  # above 0, because some are variances
     layer.set_weights(weights)
 
 
 def compute_input_gradient(function: Callable[[Any], Any], x: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
-    """The gradient of `sum(function(x) * cotangent)` with respect to x."""
-    return _compute_gradient(lambda t: _multiply(function(t), cotangent), x)
+    """Returns the gradient of `sum(function(x) * cotangent)` with respect to x."""
+    return _compute_gradient(lambda t: _sum_product(function(t), cotangent), x)
 
 
 def compute_weight_gradients(model: Any, x: np.ndarray, cotangent: np.ndarray) -> dict[str, np.ndarray]:
-    """The gradient of `sum(model(x) * cotangent)`, in training, for each trainable variable by path."""
+    """Returns the gradient of `sum(model(x) * cotangent)` in training mode, by the path of the trainable variable."""
     variables = model.trainable_variables
     if BACKEND == "jax":
         import jax
@@ -47,24 +47,24 @@ def compute_weight_gradients(model: Any, x: np.ndarray, cotangent: np.ndarray) -
         def loss(values: Any) -> Any:
             others = [variable.value for variable in model.non_trainable_variables]
             out, _ = model.stateless_call(values, others, x, training=True)
-            return _multiply(out, cotangent)
+            return _sum_product(out, cotangent)
 
         found = jax.grad(loss)([variable.value for variable in variables])
     elif BACKEND == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            total = _multiply(model(x, training=True), cotangent)
+            total = _sum_product(model(x, training=True), cotangent)
         found = tape.gradient(total, [variable.value for variable in variables])
     else:
         model.zero_grad()
-        _multiply(model(x, training=True), cotangent).backward()
+        _sum_product(model(x, training=True), cotangent).backward()
         found = [variable.value.grad for variable in variables]
     assert None not in [None if gradient is None else 0 for gradient in found], "a parameter has no gradient"
     return {variable.path: to_numpy(gradient) for variable, gradient in zip(variables, found, strict=True)}
 
 
-def _multiply(out: Any, cotangent: np.ndarray) -> Any:
+def _sum_product(out: Any, cotangent: np.ndarray) -> Any:
     return keras.ops.sum(out * keras.ops.convert_to_tensor(cotangent))
 
 

@@ -1,8 +1,8 @@
-"""On a GPU: the device loop against `fit`, stopped and resumed, compiled, on a folder of images, and out of memory.
+"""Training on a GPU: the device loop against `fit`, resuming, compiling, a folder of images, and lack of memory.
 
     SHIFTVIT_TEST_ACCELERATOR=1 KERAS_BACKEND=torch python -m pytest tests/test_accelerator.py
 
-All other tests run on the processor, on machines with a GPU too (`conftest.py`).
+All other tests run on the processor, even on a machine with a GPU (`conftest.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _full_float32():
-    """Without TF32, which rounds the factors of float32 products to 10 bits."""
+    """Turns off TF32, which rounds the factors of float32 products to 10 bits."""
     if BACKEND == "torch":
         import torch
 
@@ -53,76 +53,76 @@ def _full_float32():
             yield
 
 
-def weights(run: Path) -> dict[str, Any]:
+def load_weights(run: Path) -> dict[str, Any]:
     stored = load_file(run / "checkpoints" / "last.safetensors")
     return {name: value for name, value in stored.items() if name.startswith("model/")}
 
 
-def check_alike(one: Path, other: Path, atol: float) -> None:
-    expected = weights(other)
-    for name, value in weights(one).items():
+def assert_close_weights(one: Path, other: Path, atol: float) -> None:
+    expected = load_weights(other)
+    for name, value in load_weights(one).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=atol, err_msg=name)
 
 
-def recipe(**settings: Any) -> Any:
+def make_recipe(**settings: Any) -> Any:
     return make_tiny_recipe(**{"precision": "float32", **settings})
 
 
-def test_the_loop_ends_as_fit_does(tmp_path, sample):
-    still = {"model.dropout": 0.0, "model.drop_path": 0.0}
+def test_device_loop_matches_fit(tmp_path, sample):
+    no_dropout = {"model.dropout": 0.0, "model.drop_path": 0.0}
     runs = {
-        loop: train(recipe(**still, loop=loop, batch_size=50), out=tmp_path / loop, data=sample)
+        loop: train(make_recipe(**no_dropout, loop=loop, batch_size=50), out=tmp_path / loop, data=sample)
         for loop in ("auto", "fit")
     }
     assert runs["auto"].recipe.train.loop == "device"
-    check_alike(runs["auto"].path, runs["fit"].path, 1e-4)
-    for mine, theirs in zip(read_log(runs["auto"].path), read_log(runs["fit"].path), strict=True):
+    assert_close_weights(runs["auto"].path, runs["fit"].path, 1e-4)
+    for device, fitted in zip(read_log(runs["auto"].path), read_log(runs["fit"].path), strict=True):
         for key in ("loss", "val_loss", "learning_rate"):
-            assert mine[key] == pytest.approx(theirs[key], rel=1e-3), key
+            assert device[key] == pytest.approx(fitted[key], rel=1e-3), key
 
 
-@pytest.mark.parametrize("batch_size", [250, 125, 2])  # one, two and 125 steps an epoch: a few at a time are one call
-def test_a_stopped_run_ends_as_if_left_alone(tmp_path, sample, monkeypatch, batch_size):
-    """Dropout and drop path draw the same numbers, in the middle of an epoch too."""
-    settings = recipe(loop="device", batch_size=batch_size)
-    alone = train(settings, out=tmp_path / "alone", data=sample)
+@pytest.mark.parametrize("batch_size", [250, 125, 2])  # 1, 2 and 125 steps an epoch; one call computes several
+def test_resumed_run_matches_uninterrupted_run(tmp_path, sample, monkeypatch, batch_size):
+    """Dropout and drop path draw the same numbers again, also from the middle of an epoch."""
+    settings = make_recipe(loop="device", batch_size=batch_size)
+    uninterrupted = train(settings, out=tmp_path / "uninterrupted", data=sample)
     begin = Watch.on_train_batch_begin
 
-    def stopping(self, batch, logs=None):
+    def stop_midway(self, batch, logs=None):
         if self.progress.epoch == 1 and self.progress.step + batch >= 64 % max(250 // batch_size, 1):
             self.signal = 15
         begin(self, batch, logs)
 
-    monkeypatch.setattr(Watch, "on_train_batch_begin", stopping)
+    monkeypatch.setattr(Watch, "on_train_batch_begin", stop_midway)
     with pytest.raises(Interrupted):
         train(settings, out=tmp_path / "run", data=sample)
     monkeypatch.setattr(Watch, "on_train_batch_begin", begin)
     train(resume=tmp_path / "run", data=sample)
-    check_alike(tmp_path / "run", alone.path, 1e-5)
+    assert_close_weights(tmp_path / "run", uninterrupted.path, 1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="jax always compiles")
-def test_a_compiled_step_is_the_same_step(tmp_path, sample, capfd):
-    still = {"model.dropout": 0.0, "model.drop_path": 0.0, "loop": "device"}
-    plain = train(recipe(**still), out=tmp_path / "plain", data=sample)
-    compiled = train(recipe(**still, jit_compile=True), out=tmp_path / "compiled", data=sample)
+def test_compiled_step_matches_plain_step(tmp_path, sample, capfd):
+    no_dropout = {"model.dropout": 0.0, "model.drop_path": 0.0, "loop": "device"}
+    plain = train(make_recipe(**no_dropout), out=tmp_path / "plain", data=sample)
+    compiled = train(make_recipe(**no_dropout, jit_compile=True), out=tmp_path / "compiled", data=sample)
     assert "cannot be captured" not in capfd.readouterr().err
-    check_alike(compiled.path, plain.path, 1e-4)
+    assert_close_weights(compiled.path, plain.path, 1e-4)
 
 
-def test_a_folder_of_images(tmp_path):
+def test_training_on_image_folder(tmp_path):
     changes = {"batch_size": 16, "data.name": str(write_tree(tmp_path / "photos"))}
-    run = train(recipe(**changes, **{"preprocess.resize": 36, "preprocess.crop": 32}), out=tmp_path / "run")
+    run = train(make_recipe(**changes, **{"preprocess.resize": 36, "preprocess.crop": 32}), out=tmp_path / "run")
     assert run.recipe.train.loop == "device"
     assert np.isfinite(read_log(run.path)[-1]["loss"])
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="only torch can be held to a share of the memory from within")
-def test_out_of_memory_goes_on_in_smaller_parts(tmp_path, sample, capfd):
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch can limit its own memory to a fraction")
+def test_out_of_memory_continues_in_smaller_parts(tmp_path, sample, capfd):
     import torch
 
     free_memory()
-    settings = recipe(auto_batch=True, batch_size=250, loop="device", **{"model.embed_dim": 384})
+    settings = make_recipe(auto_batch=True, batch_size=250, loop="device", **{"model.embed_dim": 384})
     torch.cuda.reset_peak_memory_stats()
     train(settings, out=tmp_path / "free", data=sample)
     needed, whole = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory

@@ -1,4 +1,4 @@
-"""A batch computed in parts gives the same weights, averages and figures; and what happens when memory runs out."""
+"""A batch computed in parts gives the same weights and metrics, and training continues when memory runs out."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from shiftvit.training.setup import build, resolve
 BACKEND = keras.config.backend()
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
+# Without batch norm and drop path, the results do not depend on which images are computed together.
 ONE_BY_ONE = {"embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0}
 needs_device_loop = pytest.mark.skipif(BACKEND == "tensorflow", reason="the device loop is for jax and torch")
 
 
-def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
+def make_recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
     """Mixing, clipping, decay and a moving average are on: each must happen once a batch."""
     return Recipe.model_validate(
         {
@@ -42,7 +43,7 @@ def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
                 "loop": "fit",
                 "optimizer": {
                     "learning_rate": 2e-3,
-                    # Where a gradient is nothing but rounding, Adam makes a whole step of its sign.
+                    # With a small epsilon Adam takes a full step along a gradient that is only rounding error.
                     "epsilon": 1e-3,
                     "weight_decay": 0.1,
                     "clipnorm": 0.5,
@@ -53,68 +54,69 @@ def recipe(model: dict[str, Any] | None = None, **settings: Any) -> Recipe:
     )
 
 
-def state(run: Path) -> dict[str, np.ndarray]:
+def load_state(run: Path) -> dict[str, np.ndarray]:
     stored = load_file(run / "checkpoints" / "last.safetensors")
     return {name: value for name, value in stored.items() if not name.startswith("generator/")}
 
 
-def assert_same(found: Path, expected: Path, rtol: float = 1e-3, atol: float = 2e-5) -> None:
-    wanted = state(expected)
-    mine = state(found)
-    assert mine.keys() == wanted.keys()
-    for name, value in mine.items():
-        # jax draws the seeds of drop-out also where its rate is 0.
+def assert_same_run(found: Path, expected: Path, rtol: float = 1e-3, atol: float = 2e-5) -> None:
+    expected_weights = load_state(expected)
+    weights = load_state(found)
+    assert weights.keys() == expected_weights.keys()
+    for name, value in weights.items():
+        # The integers may differ: jax advances the seeds of dropout even if its rate is 0.
         if value.dtype.kind == "f":
-            np.testing.assert_allclose(value, wanted[name], rtol=rtol, atol=atol, err_msg=name)
+            np.testing.assert_allclose(value, expected_weights[name], rtol=rtol, atol=atol, err_msg=name)
     for row, other in zip(read_log(found), read_log(expected), strict=True):
         for key in ("loss", "val_loss", "learning_rate", "top1"):
             assert row[key] == pytest.approx(other[key], rel=1e-3), key
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, sample: Any) -> Path:
-    """Batches of 48, 48 and 10 images."""
-    return train(recipe(drop_remainder=False), out=tmp_path_factory.mktemp("whole") / "run", data=sample).path
+def whole_run(tmp_path_factory: pytest.TempPathFactory, sample: Any) -> Path:
+    """A run that computes its batches of 48, 48 and 10 images whole."""
+    return train(make_recipe(drop_remainder=False), out=tmp_path_factory.mktemp("whole") / "run", data=sample).path
 
 
-@pytest.mark.parametrize("parts", [5, 12])  # 48 do not divide by 5, 10 images have no 12 parts
-def test_parts_give_the_weights_of_the_whole(parts: int, whole: Path, tmp_path: Path, sample: Any) -> None:
-    run = train(recipe(drop_remainder=False, accumulate=parts), out=tmp_path / "run", data=sample)
+@pytest.mark.parametrize("parts", [5, 12])  # 48 is not divisible by 5, and the last batch has fewer than 12 images
+def test_parts_match_whole_batches(parts: int, whole_run: Path, tmp_path: Path, sample: Any) -> None:
+    run = train(make_recipe(drop_remainder=False, accumulate=parts), out=tmp_path / "run", data=sample)
     assert run.recipe.train.accumulate == parts
-    assert_same(run.path, whole)
-    stored = state(run.path)
-    assert int(stored["optimizer/0000"]) == 6  # updates: three batches, two epochs
+    assert_same_run(run.path, whole_run)
+    stored = load_state(run.path)
+    assert int(stored["optimizer/0000"]) == 6  # updates: three batches in two epochs
 
 
-def test_parts_with_muon(tmp_path: Path, sample: Any) -> None:
+def test_parts_match_whole_batches_with_muon(tmp_path: Path, sample: Any) -> None:
     rule = {"name": "muon", "learning_rate": 3e-3, "adam_learning_rate": 2e-3, "epsilon": 1e-3, "stage_decay": 0.5}
     runs = [
-        train(recipe(optimizer=rule, accumulate=parts), out=tmp_path / f"{parts}", data=sample).path for parts in (1, 3)
+        train(make_recipe(optimizer=rule, accumulate=parts), out=tmp_path / f"{parts}", data=sample).path
+        for parts in (1, 3)
     ]
-    assert_same(runs[1], runs[0], rtol=3e-3, atol=1e-4)
+    assert_same_run(runs[1], runs[0], rtol=3e-3, atol=1e-4)
 
 
 @needs_device_loop
-def test_parts_on_the_device(whole: Path, tmp_path: Path, sample: Any) -> None:
-    del whole
-    fitted = train(recipe(), out=tmp_path / "fit", data=sample)
-    run = train(recipe(accumulate=3, loop="device"), out=tmp_path / "run", data=sample)
+def test_parts_in_device_loop_match_fit(whole_run: Path, tmp_path: Path, sample: Any) -> None:
+    del whole_run
+    fitted = train(make_recipe(), out=tmp_path / "fit", data=sample)
+    run = train(make_recipe(accumulate=3, loop="device"), out=tmp_path / "run", data=sample)
     assert run.recipe.train.loop == "device"
-    assert_same(run.path, fitted.path)
+    assert_same_run(run.path, fitted.path)
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="only torch calls the model for each part anew")
-def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
-    wanted = recipe(accumulate=4, batch_size=50)
-    splits = load_data(wanted, sample)
-    model, steps = build(resolve(wanted, splits), splits)
+@pytest.mark.skipif(BACKEND != "torch", reason="only torch calls the model anew for each part")
+def test_parts_have_balanced_sizes(monkeypatch: pytest.MonkeyPatch, sample: Any) -> None:
+    recipe = make_recipe(accumulate=4, batch_size=50)
+    splits = load_data(recipe, sample)
+    model, steps = build(resolve(recipe, splits), splits)
     assert isinstance(model, PartwiseShiftViT)
     assert steps == 2
     sizes = []
     original = PartwiseShiftViT.call
 
     def call(self: Any, images: Any, *arguments: Any, **named: Any) -> Any:
-        if not getattr(images, "is_meta", False):  # there Keras only asks for shapes
+        if not getattr(images, "is_meta", False):  # with meta tensors Keras only asks for shapes
             sizes.append(len(images))
         return original(self, images, *arguments, **named)
 
@@ -124,7 +126,7 @@ def test_a_part_is_never_larger(monkeypatch: pytest.MonkeyPatch, sample: Any) ->
 
 
 def train_on_few(parts: int) -> list[np.ndarray]:
-    """Returns all variables after two batches of three images in `parts`, with batch norm and without chance."""
+    """Returns all variables after two batches of three images in `parts` parts, with batch norm and no randomness."""
     keras.utils.set_random_seed(0)
     model = PartwiseShiftViT(
         image_shape=(8, 8, 3), num_classes=2, embed_dim=24, depths=(1, 1), norm="batch", drop_path=0
@@ -138,7 +140,7 @@ def train_on_few(parts: int) -> list[np.ndarray]:
 
 
 def test_no_part_is_empty() -> None:
-    """A batch norm's figures of no images are no numbers. `test_backends` asks every backend."""
+    """The batch norm of an empty part would give NaN. `test_backends` runs this on every backend."""
     for few, many in zip(train_on_few(3), train_on_few(8), strict=True):
         assert np.isfinite(many).all()
         np.testing.assert_allclose(many, few, rtol=1e-5, atol=1e-6)
@@ -146,21 +148,21 @@ def test_no_part_is_empty() -> None:
 
 def test_more_parts_than_images_are_refused(tmp_path: Path, sample: Any) -> None:
     with pytest.raises(ShiftViTError, match=r"train\.accumulate=49 is more than train\.batch_size=48"):
-        train(recipe(accumulate=49), out=tmp_path / "run", data=sample)
+        train(make_recipe(accumulate=49), out=tmp_path / "run", data=sample)
     assert not (tmp_path / "run").exists()
 
 
 class OutOfMemoryError(RuntimeError):
-    """Called as torch's and, but for the words, as the others'."""
+    """Has the name of torch's error, by which it is recognised."""
 
 
 @pytest.fixture
-def little_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Memory for parts of so many images; beyond `from_step`, counted from the process' first."""
+def memory_limit(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Simulates memory for parts of at most `images` images after the first `from_step` steps of the test."""
     limit = {"images": 16, "from_step": 0, "steps": 0}
     fit = keras.Model.fit
 
-    def checked(self: Any, batches: Any, **arguments: Any) -> Any:
+    def fit_with_limit(self: Any, batches: Any, **arguments: Any) -> Any:
         parts = getattr(self, "parts", 1)
 
         def begin(batch: int, logs: Any = None) -> None:  # noqa: ARG001
@@ -168,25 +170,25 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             if limit["steps"] > limit["from_step"] and -(-48 // parts) > limit["images"]:
                 raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        watching = keras.callbacks.LambdaCallback(on_train_batch_begin=begin)
-        arguments["callbacks"] = [*arguments["callbacks"], watching]
+        callback = keras.callbacks.LambdaCallback(on_train_batch_begin=begin)
+        arguments["callbacks"] = [*arguments["callbacks"], callback]
         return fit(self, batches, **arguments)
 
-    monkeypatch.setattr(keras.Model, "fit", checked)
-    monkeypatch.setattr("shiftvit.model.network.ShiftViT.fit", checked)
+    monkeypatch.setattr(keras.Model, "fit", fit_with_limit)
+    monkeypatch.setattr("shiftvit.model.network.ShiftViT.fit", fit_with_limit)
     return limit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("from_step", [0, 3])  # at the beginning, and in the midst of the second epoch
-def test_where_memory_runs_out_it_goes_on_in_smaller_parts(
-    from_step: int, tmp_path: Path, sample: Any, little_memory: dict[str, Any], capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("from_step", [0, 3])  # from the start, and in the middle of the second epoch
+def test_out_of_memory_continues_in_smaller_parts(
+    from_step: int, tmp_path: Path, sample: Any, memory_limit: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    little_memory["from_step"] = 10**9
-    expected = train(recipe(), out=tmp_path / "whole", data=sample).path
-    little_memory.update(from_step=from_step, steps=0)
+    memory_limit["from_step"] = 10**9
+    expected = train(make_recipe(), out=tmp_path / "whole", data=sample).path
+    memory_limit.update(from_step=from_step, steps=0)
     capfd.readouterr()
-    run = train(recipe(auto_batch=True), out=tmp_path / "run", data=sample)
+    run = train(make_recipe(auto_batch=True), out=tmp_path / "run", data=sample)
     errors = capfd.readouterr().err
     assert (
         "out of memory with 48 images of 32 x 32 pixels at once; continuing with 24 at once, in 2 parts per batch"
@@ -199,16 +201,16 @@ def test_where_memory_runs_out_it_goes_on_in_smaller_parts(
     assert run.recipe.train.accumulate == 4
     assert "accumulate = 4\n" in (run.path / "recipe.toml").read_text("utf-8")  # so that it can be resumed
     assert Recipe.load(run.path / "recipe.toml") == run.recipe
-    assert_same(run.path, expected)
+    assert_same_run(run.path, expected)
     assert [row["epoch"] for row in read_log(run.path)] == [1, 2]
     changes = [json.loads(line)["changed"] for line in (run.path / "changes.jsonl").read_text("utf-8").splitlines()]
     assert changes == [{"train.accumulate": [1, 2]}, {"train.accumulate": [2, 4]}]
 
 
-def test_memory_that_is_never_enough_is_one_line(tmp_path: Path, sample: Any, little_memory: dict[str, Any]) -> None:
-    little_memory["images"] = 1
+def test_too_little_memory_for_any_part_is_one_line(tmp_path: Path, sample: Any, memory_limit: dict[str, Any]) -> None:
+    memory_limit["images"] = 1
     with pytest.raises(ShiftViTError) as caught:
-        train(recipe(auto_batch=True), out=tmp_path / "run", data=sample)
+        train(make_recipe(auto_batch=True), out=tmp_path / "run", data=sample)
     message = str(caught.value)
     assert message.startswith("out of memory with 6 images of 32 x 32 pixels at once, after 3 halvings; lower")
     assert "train.batch_size=48" in message
@@ -216,26 +218,28 @@ def test_memory_that_is_never_enough_is_one_line(tmp_path: Path, sample: Any, li
     assert "\n" not in message
 
 
-def test_where_memory_is_short_evaluation_takes_no_more_images_than_a_part(
+def test_out_of_memory_in_evaluation_makes_smaller_parts(
     tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = keras.Model.predict_on_batch
 
-    def checked(self: Any, images: Any) -> Any:
+    def predict_with_limit(self: Any, images: Any) -> Any:
         if len(images) > 16:
             raise OutOfMemoryError("CUDA out of memory")
         return predict(self, images)
 
-    monkeypatch.setattr("shiftvit.model.network.ShiftViT.predict_on_batch", checked)
-    run = train(recipe(auto_batch=True, epochs=1), out=tmp_path / "run", data=sample)
+    monkeypatch.setattr("shiftvit.model.network.ShiftViT.predict_on_batch", predict_with_limit)
+    run = train(make_recipe(auto_batch=True, epochs=1), out=tmp_path / "run", data=sample)
     assert run.recipe.train.accumulate == 4
     assert run.metrics["test"]["n"] == len(sample.test.images)
 
 
-def test_without_auto_batch_the_mend_is_told(tmp_path: Path, sample: Any, little_memory: dict[str, Any]) -> None:
-    del little_memory
+def test_out_of_memory_without_auto_batch_suggests_it(
+    tmp_path: Path, sample: Any, memory_limit: dict[str, Any]
+) -> None:
+    del memory_limit
     with pytest.raises(ShiftViTError, match=r"^out of memory with 48 images .* --resume RUN --auto-batch") as caught:
-        train(recipe(), out=tmp_path / "run", data=sample)
+        train(make_recipe(), out=tmp_path / "run", data=sample)
     assert caught.value.__cause__ is None
 
 
@@ -256,11 +260,11 @@ def test_without_auto_batch_the_mend_is_told(tmp_path: Path, sample: Any, little
         (KeyboardInterrupt(), False),
     ],
 )
-def test_which_errors_mean_memory(error: BaseException, expected: bool) -> None:
+def test_out_of_memory_errors_are_recognised(error: BaseException, expected: bool) -> None:
     assert memory.is_out_of_memory(error) is expected
 
 
-def test_a_real_allocation_that_cannot_be_is_known() -> None:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - each backend has its own
+def test_failed_allocation_is_recognised() -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - each backend has its own error
         keras.ops.convert_to_numpy(keras.ops.zeros((10**15,))[:1])
     assert memory.is_out_of_memory(caught.value)

@@ -16,7 +16,7 @@ from shiftvit.exports.driver import export
 from shiftvit.exports.gate import MAX_DIFFERENCE_OF_SIZES, compare
 from shiftvit.serve.limits import Limits
 
-# Preprocessing of each kind: of the shorter side, of both sides, with and without a crop, at both places.
+# Each kind of preprocessing: resizing the shorter side or both, with and without a crop, at both positions.
 RULES = [
     Preprocess(resize=32, crop=(32, 32), crop_position="center"),
     Preprocess(resize=40, crop=(32, 24), crop_position="center", interpolation="bicubic"),
@@ -26,8 +26,8 @@ RULES = [
 ]
 
 
-def resizing_graph(rule, folder):
-    """A session whose graph only resizes, crops and rounds."""
+def make_resizing_session(rule, folder):
+    """Returns a session whose graph only resizes, crops and rounds."""
     import onnxruntime
 
     height, width = rule.output_shape(64, 64)
@@ -47,27 +47,28 @@ def resizing_graph(rule, folder):
 
 
 @pytest.fixture(scope="module", params=RULES, ids=str)
-def pair(request, tmp_path_factory):
-    return request.param, resizing_graph(request.param, tmp_path_factory.mktemp("any"))
+def rule_and_session(request, tmp_path_factory):
+    return request.param, make_resizing_session(request.param, tmp_path_factory.mktemp("any"))
 
 
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 9))
-def test_it_resizes_as_pillow_does(pair, height, width, seed):
-    rule, session = pair
+def test_graph_resizes_like_pillow(rule_and_session, height, width, seed):
+    rule, session = rule_and_session
     images = np.random.default_rng(seed).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     found = session.run(None, {"images": images})[0]
     expected = rule.pixels(images)
     assert found.shape == expected.shape
     if rule.interpolation == "nearest":
         np.testing.assert_array_equal(found, expected)
-    # A pixel in the middle between two levels may be rounded to either.
+    # A value midway between two levels may be rounded to either.
     exact = np.clip(rule.cropped(rule.resized(images)), 0, 255)
     assert np.abs(found - exact).max() <= 0.5 + 1e-3
 
 
-def test_an_elongated_image_takes_no_more_memory(tmp_path):
-    session = resizing_graph(RULES[0], tmp_path)
+def test_graph_resizes_a_very_elongated_image(tmp_path):
+    """Resized before it is cropped, it would take gigabytes."""
+    session = make_resizing_session(RULES[0], tmp_path)
     assert session.run(None, {"images": np.full((1, 1, 200_000, 3), 7, np.uint8)})[0].max() == 7
 
 
@@ -78,7 +79,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_it_answers_as_the_predictor(folder, runtime):
+def test_graph_agrees_with_the_predictor(folder, runtime):
     usual = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
     graph = Predictor.from_pretrained(folder, runtime=runtime, threads=1)
     assert graph.metadata.input_shape == (None, None, 3)
@@ -90,7 +91,7 @@ def test_it_answers_as_the_predictor(folder, runtime):
 
 
 @pytest.mark.slow
-def test_the_server_takes_it(folder):
+def test_server_accepts_any_size(folder):
     from serving import make_picture, run_server
     from shiftvit.inference.runtimes import load_graph
 
@@ -115,12 +116,12 @@ def test_the_server_takes_it(folder):
 
 
 @pytest.mark.parametrize(("form", "precision"), [("openvino", "f32"), ("onnx", "int8"), ("litert", "f32")])
-def test_what_cannot_take_any_size_says_so(form, precision, tmp_path):
+def test_any_size_needs_onnx_in_f32(form, precision, tmp_path):
     with pytest.raises(ShiftViTError, match="cannot take images of any size; choose onnx in f32"):
         export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
 
 
-def test_the_gate_takes_roundings_but_no_other_class():
+def test_gate_accepts_rounding_but_no_other_class():
     expected = np.array([[0.7, 0.3], [0.5005, 0.4995]], np.float32)
     for change, faults in ((0.0015, 1), (0.0001, 0), (0.01, 2)):
         found = expected + np.array([-change, change], np.float32)

@@ -1,4 +1,4 @@
-"""An argument of a wrong type is one line that names it, wherever Python code gives it."""
+"""A wrong argument of a public function raises a one-line error that names it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sample import load_sample
 from shiftvit import Bundle, Embedder, Predictor, Recipe, ShiftViT, ShiftViTError
 from shiftvit.inference.explainer import Explainer
 
-WRONG = [None, 5, b"cifar10", ["cifar10"], object()]
+WRONG_TYPES = [None, 5, b"cifar10", ["cifar10"], object()]
 PIXELS = np.zeros((1, 32, 32, 3), np.uint8)
 
 
-@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("value", WRONG_TYPES, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize(
     "call",
     [
@@ -32,7 +32,7 @@ PIXELS = np.zeros((1, 32, 32, 3), np.uint8)
         Recipe.load,
     ],
 )
-def test_a_model_or_recipe_that_is_no_path(call: Callable[[Any], Any], value: object) -> None:
+def test_model_or_recipe_must_be_a_path(call: Callable[[Any], Any], value: object) -> None:
     with pytest.raises(ShiftViTError, match=rf"(model|recipe) has the type {type(value).__name__}; give a str"):
         call(value)
 
@@ -64,7 +64,9 @@ def test_a_model_or_recipe_that_is_no_path(call: Callable[[Any], Any], value: ob
         (lambda: shiftvit.train("quick", **{"data.name": "x" * 5000}), "there is no data set 'xxx"),
     ],
 )
-def test_other_arguments(call: Callable[[], Any], message: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_other_wrong_arguments_are_refused(
+    call: Callable[[], Any], message: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ShiftViTError, match=message) as caught:
         call()
@@ -73,13 +75,13 @@ def test_other_arguments(call: Callable[[], Any], message: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("data", ["pets", Path("pets"), PIXELS, (PIXELS, [0])], ids=["str", "Path", "array", "tuple"])
-def test_images_that_are_no_dataset(data: object, tmp_path: Path) -> None:
+def test_train_refuses_data_that_is_not_a_dataset(data: object, tmp_path: Path) -> None:
     with pytest.raises(ShiftViTError, match=r"data has the type .*; give a Dataset, .*'data.name': 'PATH'"):
         shiftvit.train("quick", out=tmp_path / "run", data=data)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_figures_of_an_evaluation_do_not_depend_on_the_global_policy(tmp_path: Path) -> None:
+def test_evaluation_ignores_the_global_dtype_policy(tmp_path: Path) -> None:
     test, names = load_sample().test, np.array(Bundle.load("cifar10").labels)
     path = tmp_path / "x.npz"
     np.savez(path, images=test.images[:20], labels=test.labels[:20], class_names=names)

@@ -1,4 +1,4 @@
-"""A whole evaluation: its figures against scikit-learn, the files that it writes, and the effect of the temperature."""
+"""A whole evaluation: metrics against scikit-learn, the files that it writes, and the effect of the temperature."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from shiftvit.evaluation.logits import predict_logits
 
 
 @pytest.fixture
-def stand_in(monkeypatch, sample):
+def sample_as_cifar10(monkeypatch, sample):
+    """Makes the sample the data set that "cifar10" names."""
     monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: sample})
 
 
@@ -31,27 +32,27 @@ def logits(sample):
     return predict_logits(bundle.build(), sample.test.images, bundle.preprocess)
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("sample_as_cifar10")
+def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5)
     found = evaluate(bundle, out=tmp_path / "evaluation")
-    truth, said = sample.test.labels, logits.argmax(axis=1)
+    truth, predicted = sample.test.labels, logits.argmax(axis=1)
     assert found["n"] == len(truth)
-    assert found["top1"] == pytest.approx(np.mean(said == truth))
-    assert found["macro"]["f1"] == pytest.approx(f1_score(truth, said, average="macro"))
+    assert found["top1"] == pytest.approx(np.mean(predicted == truth))
+    assert found["macro"]["f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert found["loss"] == pytest.approx(
         log_loss(truth, softmax(logits.astype(float), axis=1), labels=range(10)), rel=1e-4
     )
     low, high = found["intervals"]["top1"]
     assert low < found["top1"] < high
-    assert np.trace(found["confusion"]) == np.sum(said == truth)
+    assert np.trace(found["confusion"]) == np.sum(predicted == truth)
     assert [row["class"] for row in found["classes"]] == list(bundle.labels)
     assert sum(row["support"] for row in found["classes"]) == len(truth)
-    # Confidences have the temperature in them, and so do the worst mistakes.
+    # The temperature is applied to all confidences, also to those of the mistakes.
     confidences = softmax(logits / 0.5, axis=1).max(axis=1)
     mean = sum(row["count"] * (row["confidence"] or 0) for row in found["calibration"]["bins"]) / len(truth)
     assert mean == pytest.approx(confidences.mean(), rel=1e-4)
-    wrong = np.flatnonzero(said != truth)
+    wrong = np.flatnonzero(predicted != truth)
     assert found["mistakes"][0]["confidence"] == pytest.approx(confidences[wrong].max(), abs=1e-3)
     assert json.loads((tmp_path / "evaluation" / REPORT).read_text("utf-8"))["top1"] == found["top1"]
     for name in ("confusion_matrix", "reliability", "mistakes"):
@@ -59,13 +60,13 @@ def test_the_report_is_right_and_written(sample, logits, tmp_path: Path) -> None
             assert min(image.size) > 300
 
 
-def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in) -> None:  # noqa: ARG001
-    straight = evaluate("cifar10")
-    back = np.arange(10)[::-1]
-    turned = replace_splits(sample, test=dataclasses.replace(sample.test, labels=back[sample.test.labels]))
-    turned = dataclasses.replace(turned, class_names=sample.class_names[::-1])
-    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: turned})
-    assert evaluate("cifar10")["confusion"] == straight["confusion"]
+def test_order_of_the_classes_does_not_matter(sample, monkeypatch, sample_as_cifar10) -> None:  # noqa: ARG001
+    expected = evaluate("cifar10")
+    reverse = np.arange(10)[::-1]
+    permuted = replace_splits(sample, test=dataclasses.replace(sample.test, labels=reverse[sample.test.labels]))
+    permuted = dataclasses.replace(permuted, class_names=sample.class_names[::-1])
+    monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: permuted})
+    assert evaluate("cifar10")["confusion"] == expected["confusion"]
     other = dataclasses.replace(sample, class_names=("tree", *sample.class_names[1:]))
     monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: other})
     with pytest.raises(ShiftViTError, match=r"1 other \('tree'\)"):
@@ -73,8 +74,8 @@ def test_the_order_of_the_classes_is_of_no_account(sample, monkeypatch, stand_in
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("stand_in")
-def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path, figures) -> None:
+@pytest.mark.usefixtures("sample_as_cifar10")
+def test_each_corruption_and_severity_has_a_row(monkeypatch, tmp_path: Path, figures) -> None:
     monkeypatch.setattr(
         "shiftvit.evaluation.evaluate.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"}
     )
@@ -86,12 +87,12 @@ def test_corruptions_are_a_row_each(monkeypatch, tmp_path: Path, figures) -> Non
     ]
     assert all(row["n"] == 40 for row in found)
     noise = [row["top1"] for row in found if row["corruption"] == "gaussian_noise"]
-    assert found[0]["top1"] > noise[-1]  # the strongest noise harms
+    assert found[0]["top1"] > noise[-1]  # the strongest noise lowers the accuracy
     cells = next(figure.axes[0] for figure in figures if "corruption" in figure.axes[0].get_title()).images[0]
     np.testing.assert_allclose(cells.get_array()[0], noise)
 
 
-def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path) -> None:
+def test_predictions_apply_the_temperature(sample, logits, tmp_path: Path) -> None:
     bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5, graph=None)
     bundle.save(tmp_path / "cool")
     loaded = Bundle.load(tmp_path / "cool")
@@ -101,14 +102,14 @@ def test_predictions_have_the_temperature_in_them(sample, logits, tmp_path: Path
         np.testing.assert_allclose(answer.probabilities, row, atol=1e-4)
 
 
-def test_explanations_have_the_temperature_in_them(sample, logits) -> None:
+def test_explanations_apply_the_temperature(sample, logits) -> None:
     bundle = Bundle.load("cifar10")
     images = bundle.preprocess(sample.test.images[:4])
     answers = predict_probabilities(bundle.build(), images, temperature=0.5)
     np.testing.assert_allclose(answers, softmax(logits[:4] / 0.5, axis=1), atol=1e-4)
 
 
-def test_a_folder_that_cannot_be_written(stand_in, tmp_path: Path) -> None:  # noqa: ARG001
+def test_unwritable_output_folder_is_refused(sample_as_cifar10, tmp_path: Path) -> None:  # noqa: ARG001
     (tmp_path / "file").write_text("")
     with pytest.raises(ShiftViTError, match="file"):
         evaluate("cifar10", out=tmp_path / "file" / "evaluation")

@@ -1,4 +1,4 @@
-"""Augmentation: what may happen to an image, how often, and that chance is reproducible."""
+"""Augmentation: the possible changes of an image, their frequencies, and reproducibility."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from shiftvit.augment.augment import Augment, Draws
 from shiftvit.errors import ShiftViTError
 
 
-def pictures(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+def draw_images(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
 
 
-def one_by_one(images: np.ndarray, draws: Draws, pad: int, mode: str) -> np.ndarray:
-    """The definition, an image at a time."""
+def augment_one_by_one(images: np.ndarray, draws: Draws, pad: int, mode: str) -> np.ndarray:
+    """Augments one image at a time, by the definition."""
     height, width = draws.crop
     results = []
     for image, top, left, flip in zip(images, draws.top, draws.left, draws.flip, strict=True):
@@ -37,7 +37,7 @@ def one_by_one(images: np.ndarray, draws: Draws, pad: int, mode: str) -> np.ndar
     flip=st.booleans(),
     dtype=st.sampled_from([np.uint8, np.float32]),
 )
-def test_each_image_is_a_window_of_its_padded_self(
+def test_each_result_is_a_crop_of_the_padded_image(
     size: tuple[int, int],
     crop: tuple[int, int],
     pad: int,
@@ -46,19 +46,19 @@ def test_each_image_is_a_window_of_its_padded_self(
     flip: bool,
     dtype: type,
 ) -> None:
-    images = pictures(20, *size, 3, dtype=dtype)
-    kept = images.copy()
+    images = draw_images(20, *size, 3, dtype=dtype)
+    original = images.copy()
     augment = Augment(pad=pad, pad_mode=pad_mode, random_crop=random_crop, flip=flip)
     draws = augment.draw(3, 5, 20, *size, crop)
     result = augment(images, draws)
     assert result.dtype == dtype
     mode = {"zeros": "constant", "reflect": "reflect"}[pad_mode]
-    np.testing.assert_array_equal(result, one_by_one(images, draws, pad, mode))
-    np.testing.assert_array_equal(images, kept)
+    np.testing.assert_array_equal(result, augment_one_by_one(images, draws, pad, mode))
+    np.testing.assert_array_equal(images, original)
     assert draws.flip.any() == flip
 
 
-def test_crops_are_uniform_and_independent() -> None:
+def test_crops_and_flips_are_uniform_and_independent() -> None:
     draws = Augment(pad=4).draw(0, 0, 40_000, 32, 32)
     for offsets in (draws.top, draws.left):
         counts = np.bincount(offsets, minlength=9)
@@ -69,7 +69,7 @@ def test_crops_are_uniform_and_independent() -> None:
     assert abs(pairs - np.eye(4)).max() < 0.02
 
 
-def test_draws_depend_on_seed_and_epoch_alone() -> None:
+def test_draws_depend_only_on_seed_and_epoch() -> None:
     augment = Augment(pad=4)
     first, again = augment.draw(1, 2, 500, 32, 32), augment.draw(1, 2, 500, 32, 32)
     for name in ("top", "left", "flip"):
@@ -78,15 +78,15 @@ def test_draws_depend_on_seed_and_epoch_alone() -> None:
             assert (getattr(first, name) != getattr(other, name)).mean() > 0.3
 
 
-def test_a_switched_off_change_leaves_the_others() -> None:
+def test_disabling_one_change_keeps_the_draws_of_the_others() -> None:
     both = Augment(pad=4).draw(0, 0, 100, 32, 32)
     np.testing.assert_array_equal(both.top, Augment(pad=4, flip=False).draw(0, 0, 100, 32, 32).top)
     np.testing.assert_array_equal(both.flip, Augment(random_crop=False).draw(0, 0, 100, 32, 32).flip)
 
 
 @given(st.permutations(range(12)))
-def test_the_batch_does_not_matter(order: list[int]) -> None:
-    images = pictures(12, 8, 8, 3)
+def test_result_does_not_depend_on_the_batch(order: list[int]) -> None:
+    images = draw_images(12, 8, 8, 3)
     augment = Augment(pad=2)
     draws = augment.draw(0, 0, 12, 8, 8)
     whole = augment(images, draws)
@@ -96,7 +96,7 @@ def test_the_batch_does_not_matter(order: list[int]) -> None:
 
 
 def test_flipping_twice_changes_nothing() -> None:
-    images = pictures(6, 8, 8, 3)
+    images = draw_images(6, 8, 8, 3)
     zeros = np.zeros(6, np.int64)
     draws = Draws(zeros, zeros, np.array([True, False] * 3), (8, 8))
     once = Augment()(images, draws)
@@ -105,8 +105,8 @@ def test_flipping_twice_changes_nothing() -> None:
     np.testing.assert_array_equal(Augment()(once, draws), images)
 
 
-def test_without_random_crop_it_is_the_origin_or_the_centre() -> None:
-    images = pictures(4, 9, 12, 3)
+def test_fixed_crop_is_at_the_origin_or_the_centre() -> None:
+    images = draw_images(4, 9, 12, 3)
     augment = Augment(pad=2, random_crop=False, flip=False)
     centre = augment(images, augment.draw(0, 0, 4, 9, 12, (6, 7)))
     np.testing.assert_array_equal(centre, images[:, 1:7, 2:9])
@@ -114,19 +114,19 @@ def test_without_random_crop_it_is_the_origin_or_the_centre() -> None:
     np.testing.assert_array_equal(corner, images[:, :6, :7])
 
 
-def test_no_images_give_no_images() -> None:
+def test_empty_batch() -> None:
     augment = Augment(pad=4)
-    assert augment(pictures(0, 8, 8, 3), augment.draw(0, 0, 0, 8, 8, (6, 6))).shape == (0, 6, 6, 3)
+    assert augment(draw_images(0, 8, 8, 3), augment.draw(0, 0, 0, 8, 8, (6, 6))).shape == (0, 6, 6, 3)
 
 
-def test_faults_are_named() -> None:
+def test_impossible_crop_and_padding_are_refused() -> None:
     with pytest.raises(ShiftViTError, match=r"crop of 41 x 32 .* pad=4"):
         Augment(pad=4).draw(0, 0, 1, 32, 32, (41, 32))
     with pytest.raises(ShiftViTError, match=r"pad=8 .* at most 7"):
         Augment(pad=8, pad_mode="reflect").draw(0, 0, 1, 8, 9)
 
 
-def test_padding_has_no_effect_with_a_resized_crop() -> None:
+def test_padding_with_a_resized_crop_is_refused() -> None:
     with pytest.raises(ShiftViTError, match=r"pad=4 has no effect with resized_crop=0\.2"):
         Augment(pad=4, resized_crop=0.2).draw(0, 0, 1, 32, 32)
 
@@ -140,5 +140,5 @@ def test_padding_has_no_effect_with_a_resized_crop() -> None:
         ({"repeats": 3}, ("repeats",)),
     ],
 )
-def test_what_needs_the_host_is_named(settings: dict[str, float], names: tuple[str, ...]) -> None:
+def test_augmentations_that_need_the_host_are_listed(settings: dict[str, float], names: tuple[str, ...]) -> None:
     assert Augment(**settings).on_host_only == names

@@ -8,7 +8,7 @@ import pytest
 from backends import read_results
 from shiftvit.backend import BACKENDS
 
-# The first to ask starts the processes.
+# The first test that reads results starts the worker processes.
 pytestmark = pytest.mark.slow
 
 NORMS = ("group", "layer", "batch")
@@ -16,7 +16,7 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @every_backend
-def test_published_numbers_come_out(backend: str) -> None:
+def test_reference_logits_are_reproduced(backend: str) -> None:
     parity = read_results(backend)["parity"]
     assert parity.keys() == {"official_gn1", "official_bn_relu", "keras_example"}
     assert all(difference <= 2e-4 for found in parity.values() for difference in found.values()), parity
@@ -25,7 +25,7 @@ def test_published_numbers_come_out(backend: str) -> None:
 @pytest.mark.parametrize("form", ["bundle", "keras"])
 @pytest.mark.parametrize("writer", BACKENDS)
 @every_backend
-def test_saved_models_are_the_same_everywhere(backend: str, writer: str, form: str) -> None:
+def test_saved_models_give_the_same_logits_on_every_backend(backend: str, writer: str, form: str) -> None:
     loaded, written = read_results(backend)["loaded"], read_results(writer)["logits"]
     for norm in NORMS:
         logits = np.array(loaded[f"{writer}/{form}/{norm}"])
@@ -43,5 +43,5 @@ def test_training_lowers_the_loss(backend: str) -> None:
 
 
 @every_backend
-def test_threads_share_a_model(backend: str) -> None:
+def test_threads_can_share_a_model(backend: str) -> None:
     assert read_results(backend)["threads"] < 1e-5

@@ -1,4 +1,4 @@
-"""Every layer: its configuration restores it, its shapes hold, and its values match NumPy or Keras."""
+"""Every layer: its config restores it, its output has the computed shape, and its values match NumPy or Keras."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shiftvit.model.primitives import TORCH, GroupNorm, LayerNorm, Linear, make_
 from shiftvit.model.shift import Shift
 from tensors import compute_input_gradient, compute_weight_gradients, draw_normal, set_random_weights, to_numpy
 
-# Each layer with a value other than the default for each argument, so that one that gets lost is missed.
+# Each layer with other values than the defaults, so that the tests notice a lost argument.
 BLOCK = {
     "mlp_ratio": 1.5,
     "num_div": 5,
@@ -50,25 +50,25 @@ every_layer = pytest.mark.parametrize("name", LAYERS)
 X = draw_normal(2, 7, 5, 10)
 
 
-def made(name: str, **more: Any) -> Any:
+def make_layer(name: str, **more: Any) -> Any:
     kind, arguments = LAYERS[name]
     return kind(**arguments, name="one", **more)
 
 
 @every_layer
-def test_config_makes_the_same_layer(name: str) -> None:
-    layer = made(name)
+def test_layer_is_restored_from_config(name: str) -> None:
+    layer = make_layer(name)
     out = layer(X)
     set_random_weights(layer)
     out = to_numpy(layer(X))
 
     config = layer.get_config()
-    twin = type(layer).from_config(json.loads(json.dumps(config)))
-    assert twin.get_config() == config
-    twin.build(X.shape)
-    assert [weight.shape for weight in twin.weights] == [weight.shape for weight in layer.weights]
-    twin.set_weights(layer.get_weights())
-    np.testing.assert_array_equal(to_numpy(twin(X)), out)
+    restored = type(layer).from_config(json.loads(json.dumps(config)))
+    assert restored.get_config() == config
+    restored.build(X.shape)
+    assert [weight.shape for weight in restored.weights] == [weight.shape for weight in layer.weights]
+    restored.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(to_numpy(restored(X)), out)
 
 
 @every_layer
@@ -77,7 +77,7 @@ def test_config_holds_every_argument(name: str) -> None:
     parameters = inspect.signature(kind.__init__).parameters.values()
     expected = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
     if kind is Linear:
-        # Keras' own Dense leaves these out: always the first, the others where they are not used.
+        # Keras' Dense never stores the first of these, and the others only if they are used.
         expected -= {"activity_regularizer", "lora_rank", "lora_alpha"}
     config = kind(**arguments).get_config()
     assert expected <= config.keys()
@@ -88,8 +88,8 @@ def test_config_holds_every_argument(name: str) -> None:
 
 @every_layer
 @pytest.mark.parametrize("shape", [(2, 7, 5, 10), (1, 8, 4, 12), (3, 4, 9, 8)])
-def test_output_has_the_computed_shape(name: str, shape: tuple[int, ...]) -> None:
-    layer = made(name)
+def test_output_shape_matches_computed_shape(name: str, shape: tuple[int, ...]) -> None:
+    layer = make_layer(name)
     out = layer(draw_normal(*shape))
     assert layer.compute_output_shape(shape) == tuple(out.shape)
     open_shape = layer.compute_output_shape((None, None, None, shape[-1]))
@@ -98,23 +98,23 @@ def test_output_has_the_computed_shape(name: str, shape: tuple[int, ...]) -> Non
 
 @every_layer
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
-def test_narrow_floats_stay_narrow_and_close(name: str, policy: str) -> None:
-    layer, narrow = made(name), made(name, dtype=policy)
+def test_bfloat16_output_is_close_to_float32(name: str, policy: str) -> None:
+    layer, narrow = make_layer(name), make_layer(name, dtype=policy)
     layer(X), narrow(X)
     set_random_weights(layer)
     narrow.set_weights(layer.get_weights())
     out = narrow(X)
     assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
     expected = to_numpy(layer(X))
-    # bfloat16 has 8 bits; a value passes a few layers, and the batch norm's variance may be small.
+    # bfloat16 has 8 significant bits, several layers round, and the variance of the batch norm may be small.
     np.testing.assert_allclose(to_numpy(out), expected, atol=0.03 * np.abs(expected).max())
 
 
-def gelu(x: np.ndarray) -> np.ndarray:
+def compute_gelu(x: np.ndarray) -> np.ndarray:
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def by_hand(kind: str, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> np.ndarray:
+def normalise(kind: str, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> np.ndarray:
     x = x.astype(np.float64)
     axes = {"group": (1, 2, 3), "layer": -1}[kind]
     mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
@@ -123,29 +123,29 @@ def by_hand(kind: str, x: np.ndarray, gamma: Any, beta: Any, epsilon: float) -> 
 
 @pytest.mark.parametrize("kind", ["group", "layer"])
 @pytest.mark.parametrize("epsilon", [1e-5, 0.5])
-def test_norms_are_numpys(kind: str, epsilon: float) -> None:
+def test_norms_match_numpy(kind: str, epsilon: float) -> None:
     x = 5 + 3 * draw_normal(3, 6, 7, 10)
     norm = make_norm(kind, epsilon, dtype="float32", name="norm")
     norm.build(x.shape)
     set_random_weights(norm)
-    expected = by_hand(kind, x, *norm.get_weights(), epsilon)
+    expected = normalise(kind, x, *norm.get_weights(), epsilon)
     np.testing.assert_allclose(to_numpy(norm(x)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_layer_norm_without_scale_and_offset() -> None:
     norm = LayerNorm(epsilon=1e-5, center=False, scale=False)
-    np.testing.assert_allclose(to_numpy(norm(X)), by_hand("layer", X, 1, 0, 1e-5), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(norm(X)), normalise("layer", X, 1, 0, 1e-5), rtol=1e-5, atol=1e-5)
 
 
-def test_group_norm_is_keras_with_one_group() -> None:
-    ours, keras_own = GroupNorm(1e-3), keras.layers.GroupNormalization(groups=1, epsilon=1e-3)
-    ours.build(X.shape), keras_own.build(X.shape)
+def test_group_norm_matches_keras_with_one_group() -> None:
+    ours, theirs = GroupNorm(1e-3), keras.layers.GroupNormalization(groups=1, epsilon=1e-3)
+    ours.build(X.shape), theirs.build(X.shape)
     set_random_weights(ours)
-    keras_own.set_weights(ours.get_weights())
-    np.testing.assert_allclose(to_numpy(ours(X)), to_numpy(keras_own(X)), rtol=1e-5, atol=1e-5)
+    theirs.set_weights(ours.get_weights())
+    np.testing.assert_allclose(to_numpy(ours(X)), to_numpy(theirs(X)), rtol=1e-5, atol=1e-5)
 
 
-def test_batch_norm_keeps_nine_tenths_of_its_averages() -> None:
+def test_batch_norm_momentum_is_0_9() -> None:
     norm = make_norm("batch", 1e-5, dtype="float32", name="norm")
     x = 5 + 3 * draw_normal(4, 6, 7, 10)
     trained = to_numpy(norm(x, training=True))
@@ -157,29 +157,29 @@ def test_batch_norm_keeps_nine_tenths_of_its_averages() -> None:
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
-def test_block_is_the_papers(norm: str) -> None:
+def test_block_matches_paper(norm: str) -> None:
     block = ShiftBlock(mlp_ratio=1.5, num_div=5, norm=norm, drop_path=0.5)
     block.build(X.shape)
     set_random_weights(block)
     weights = {weight.path.split("/", 1)[1]: to_numpy(weight) for weight in block.weights}
     assert weights["mlp/fc1/kernel"].shape == (10, 15)
     x = to_numpy(Shift(5)(X)).astype(np.float64)
-    hidden = by_hand(norm, x, weights["norm/gamma"], weights["norm/beta"], 1e-5)
-    hidden = gelu(hidden @ weights["mlp/fc1/kernel"] + weights["mlp/fc1/bias"])
+    hidden = normalise(norm, x, weights["norm/gamma"], weights["norm/beta"], 1e-5)
+    hidden = compute_gelu(hidden @ weights["mlp/fc1/kernel"] + weights["mlp/fc1/bias"])
     expected = x + hidden @ weights["mlp/fc2/kernel"] + weights["mlp/fc2/bias"]
     np.testing.assert_allclose(to_numpy(block(X)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_mlp_drops_out_in_training_alone() -> None:
+def test_mlp_dropout_acts_only_in_training() -> None:
     mlp = MLP(dropout=0.5)
     at_inference = to_numpy(mlp(X))
     np.testing.assert_array_equal(to_numpy(mlp(X, training=False)), at_inference)
     trained = to_numpy(mlp(X, training=True))
-    assert 0.4 < np.mean(trained == 0) < 0.6  # the second dropout is the last thing that happens
+    assert 0.4 < np.mean(trained == 0) < 0.6  # the second dropout is the last operation
     assert not np.array_equal(to_numpy(mlp(X, training=True)), trained)
 
 
-def test_mlp_without_a_hidden_channel_is_refused() -> None:
+def test_mlp_without_hidden_channels_is_refused() -> None:
     with pytest.raises(ShiftViTError, match=r"mlp_ratio=0.05 leaves 10 channels"):
         MLP(0.05).build(X.shape)
 
@@ -197,7 +197,7 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean(rate: float, seed: int 
 
 
 @pytest.mark.parametrize("seed", [None, 1])
-def test_drop_path_draws_anew_at_each_call_and_alike_for_a_seed(seed: int | None) -> None:
+def test_drop_path_differs_between_calls_and_repeats_for_a_seed(seed: int | None) -> None:
     x = np.ones((64, 1, 1, 1), np.float32)
     keras.utils.set_random_seed(0)
     first = DropPath(0.5, seed)
@@ -211,17 +211,17 @@ def test_drop_path_draws_anew_at_each_call_and_alike_for_a_seed(seed: int | None
 
 
 @pytest.mark.parametrize(("rate", "training"), [(0.9, False), (0.0, True)])
-def test_drop_path_is_else_the_identity(rate: float, training: bool) -> None:
+def test_drop_path_is_identity_at_inference_and_at_rate_0(rate: float, training: bool) -> None:
     np.testing.assert_array_equal(to_numpy(DropPath(rate)(X, training=training)), X)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
-def test_drop_path_refuses_what_is_no_rate(rate: float) -> None:
+def test_drop_path_refuses_invalid_rates(rate: float) -> None:
     with pytest.raises(ShiftViTError, match=f"rate={rate}"):
         DropPath(rate)
 
 
-def test_fold_lays_squares_row_by_row() -> None:
+def test_fold_flattens_squares_row_by_row() -> None:
     x = np.arange(2 * 5 * 7 * 3).reshape(2, 5, 7, 3).astype(np.float32)
     out = to_numpy(fold(x, 2))
     assert out.shape == (2, 2, 3, 12)
@@ -232,7 +232,7 @@ def test_fold_lays_squares_row_by_row() -> None:
 
 
 @pytest.mark.parametrize("patch_size", [1, 2, 3, 4])
-def test_patch_embedding_is_a_convolution(patch_size: int) -> None:
+def test_patch_embedding_matches_convolution(patch_size: int) -> None:
     images = draw_normal(2, 13, 11, 3)
     embed = PatchEmbed(8, patch_size, norm=None)
     convolution = keras.layers.Conv2D(8, patch_size, strides=patch_size)
@@ -243,20 +243,20 @@ def test_patch_embedding_is_a_convolution(patch_size: int) -> None:
     np.testing.assert_allclose(to_numpy(embed(images)), to_numpy(convolution(images)), rtol=1e-5, atol=1e-5)
 
 
-def test_patch_embedding_normalises_last() -> None:
+def test_patch_embedding_normalises_its_output() -> None:
     embed, bare = PatchEmbed(8, 4, "layer"), PatchEmbed(8, 4, None)
     images = draw_normal(2, 8, 8, 3)
     embed(images), bare(images)
     set_random_weights(embed)
     weights = embed.get_weights()
     bare.set_weights(weights[:2])
-    expected = by_hand("layer", to_numpy(bare(images)), *weights[2:], 1e-5)
+    expected = normalise("layer", to_numpy(bare(images)), *weights[2:], 1e-5)
     np.testing.assert_allclose(to_numpy(embed(images)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 3), (2, 3)])
-def test_merging_is_a_norm_and_a_convolution(size: tuple[int, int], padding: str) -> None:
+def test_merging_matches_norm_and_convolution(size: tuple[int, int], padding: str) -> None:
     x = draw_normal(2, *size, 10)
     merging = PatchMerging("layer", padding)
     norm = keras.layers.LayerNormalization(epsilon=1e-5)
@@ -272,14 +272,14 @@ def test_merging_is_a_norm_and_a_convolution(size: tuple[int, int], padding: str
     np.testing.assert_allclose(to_numpy(merging(x)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_merging_refuses_another_padding() -> None:
+def test_merging_refuses_unknown_padding() -> None:
     with pytest.raises(ShiftViTError, match="padding='full'"):
         PatchMerging(padding="full")
 
 
 @pytest.mark.parametrize("shape", [(3, 10), (2, 5, 10), (2, 3, 4, 10)])
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_linear_is_a_matrix_product_on_the_last_axis(shape: tuple[int, ...], use_bias: bool) -> None:
+def test_linear_matches_matrix_product_on_last_axis(shape: tuple[int, ...], use_bias: bool) -> None:
     linear = Linear(7, activation="relu", use_bias=use_bias)
     x = draw_normal(*shape)
     linear.build(shape)
@@ -292,7 +292,7 @@ def test_linear_is_a_matrix_product_on_the_last_axis(shape: tuple[int, ...], use
 @pytest.mark.parametrize("shape", [(3, 10), (2, 5, 10), (2, 3, 4, 10), (2, 1, 1, 10), (1, 3, 1, 10)])
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("form", ["convolution", "matrix product"])
-def test_linear_has_the_same_values_and_gradients_in_training(
+def test_linear_forms_match_numpy_values_and_gradients_in_training(
     shape: tuple[int, ...], use_bias: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if TORCH:  # the others have one form
@@ -302,21 +302,21 @@ def test_linear_has_the_same_values_and_gradients_in_training(
     linear.build(shape)
     set_random_weights(linear)
     kernel, bias = (*linear.get_weights(), 0.0)[:2]
-    rows, wide = x.reshape(-1, 10).astype(np.float64), cotangent.reshape(-1, 7).astype(np.float64)
+    flat_input, flat_cotangent = x.reshape(-1, 10).astype(np.float64), cotangent.reshape(-1, 7).astype(np.float64)
 
     close = {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(to_numpy(linear(x, training=True)), x.astype(np.float64) @ kernel + bias, **close)
     found = compute_input_gradient(lambda x: linear(x, training=True), x, cotangent)
     np.testing.assert_allclose(found, cotangent.astype(np.float64) @ kernel.T, **close)
     gradients = list(compute_weight_gradients(linear, x, cotangent).values())
-    np.testing.assert_allclose(gradients[0], rows.T @ wide, **close)
+    np.testing.assert_allclose(gradients[0], flat_input.T @ flat_cotangent, **close)
     assert len(gradients) == 1 + use_bias
     if use_bias:
-        np.testing.assert_allclose(gradients[1], wide.sum(0), **close)
+        np.testing.assert_allclose(gradients[1], flat_cotangent.sum(0), **close)
 
 
-@pytest.mark.skipif(not TORCH, reason="torch has the form of its own")
-def test_the_convolution_takes_a_transposed_map_and_leaves_frozen_weights_without_gradient() -> None:
+@pytest.mark.skipif(not TORCH, reason="only torch has the convolution form")
+def test_convolution_form_accepts_transposed_input_and_frozen_weights() -> None:
     import torch
 
     from shiftvit.model import products

@@ -21,7 +21,9 @@ from shiftvit.preprocess import Preprocess
     least=st.floats(0.01, 1.0),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_a_box_lies_within_and_has_an_allowed_area_and_aspect(height: int, width: int, least: float, seed: int) -> None:
+def test_box_lies_inside_the_image_with_an_allowed_aspect_ratio(
+    height: int, width: int, least: float, seed: int
+) -> None:
     box = draw_box(np.random.default_rng(seed), height, width, least)
     assert box.of == (height, width)
     assert box.height >= 1
@@ -33,16 +35,16 @@ def test_a_box_lies_within_and_has_an_allowed_area_and_aspect(height: int, width
     assert (box.width - 0.5) / (box.height + 0.5) <= 4 / 3 or box.width == 1
 
 
-def test_area_aspect_and_place_are_uniform() -> None:
-    """In a square every box of three quarters of the area or less fits, so that none of these is drawn again."""
+def test_area_aspect_ratio_and_position_are_uniform() -> None:
+    """In a square, every box of up to three quarters of the area fits, so none of those is drawn again."""
     side, rng = 1000, np.random.default_rng(0)
     boxes = [draw_box(rng, side, side, 0.08) for _ in range(20_000)]
-    shares = np.array([box.height * box.width / side**2 for box in boxes])
-    fit = shares < 0.74
-    assert 0.07 < shares.min() < 0.09
-    assert shares.max() <= 1
+    areas = np.array([box.height * box.width / side**2 for box in boxes])
+    fit = areas < 0.74
+    assert 0.07 < areas.min() < 0.09
+    assert areas.max() <= 1
     levels = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
-    np.testing.assert_allclose(np.quantile(shares[fit], levels), 0.08 + (0.74 - 0.08) * levels, atol=0.012)
+    np.testing.assert_allclose(np.quantile(areas[fit], levels), 0.08 + (0.74 - 0.08) * levels, atol=0.012)
     aspects = np.log([box.width / box.height for box in boxes])[fit] / math.log(4 / 3)
     np.testing.assert_allclose(np.quantile(aspects, levels), 2 * levels - 1, atol=0.04)
     for place in (
@@ -50,19 +52,19 @@ def test_area_aspect_and_place_are_uniform() -> None:
         [box.left / (side - box.width + 1) for box in boxes],
     ):
         np.testing.assert_allclose(np.quantile(np.array(place)[fit], levels), levels, atol=0.025)
-    assert abs(np.corrcoef(shares[fit], aspects)[0, 1]) < 0.03
+    assert abs(np.corrcoef(areas[fit], aspects)[0, 1]) < 0.03
 
 
 @pytest.mark.parametrize(
     ("size", "expected"),
     [((10, 1000), (0, 493, 10, 13)), ((1000, 12), (492, 0, 16, 12)), ((1, 1), (0, 0, 1, 1))],
 )
-def test_where_none_fits_it_is_the_centre(size: tuple[int, int], expected: tuple[int, ...]) -> None:
+def test_falls_back_to_a_central_box_if_none_fits(size: tuple[int, int], expected: tuple[int, ...]) -> None:
     box = draw_box(np.random.default_rng(0), *size, 0.9)
     assert (box.top, box.left, box.height, box.width) == expected
 
 
-def test_later_draws_do_not_depend_on_the_tries() -> None:
+def test_number_of_tries_does_not_change_later_draws() -> None:
     first, second = np.random.default_rng(5), np.random.default_rng(5)
     draw_box(first, 100, 100, 0.1)
     draw_box(second, 5, 4000, 0.9)
@@ -72,30 +74,30 @@ def test_later_draws_do_not_depend_on_the_tries() -> None:
 PICTURE = load_sample().train.images[3]
 
 
-def test_the_whole_at_its_size_is_the_picture() -> None:
+def test_cutting_the_whole_picture_changes_nothing() -> None:
     np.testing.assert_array_equal(cut(PICTURE, Box(0, 0, 32, 32, (32, 32)), (32, 32), "bicubic"), PICTURE)
 
 
-def test_a_box_at_its_size_is_a_window() -> None:
+def test_cutting_without_resizing_is_a_slice() -> None:
     for interpolation in ("nearest", "bilinear", "bicubic"):
         window = cut(PICTURE, Box(3, 5, 20, 9, (32, 32)), (20, 9), interpolation)
         np.testing.assert_array_equal(window, PICTURE[3:23, 5:14])
 
 
-def test_enlarged_by_whole_numbers() -> None:
+def test_nearest_enlargement_repeats_pixels() -> None:
     large = cut(PICTURE, Box(4, 8, 10, 12, (32, 32)), (30, 24), "nearest")
     np.testing.assert_array_equal(large, PICTURE[4:14, 8:20].repeat(3, axis=0).repeat(2, axis=1))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(13, 9), (16, 16), (48, 57)])
-def test_it_resizes_as_evaluation_does(interpolation: str, size: tuple[int, int]) -> None:
+def test_cut_resizes_like_evaluation(interpolation: str, size: tuple[int, int]) -> None:
     expected = Preprocess(resize=size, interpolation=interpolation).pixels(PICTURE[None])[0]
     found = cut(PICTURE, Box(0, 0, 32, 32, (32, 32)), size, interpolation)
     assert abs(found.astype(int) - expected).max() <= 1
 
 
-def test_a_picture_that_was_decoded_smaller_is_cut_at_the_same_part() -> None:
+def test_picture_decoded_at_half_size_is_cut_at_the_same_part() -> None:
     rows, columns = np.mgrid[:120, :160]
     smooth = np.stack([rows * 2, columns, rows + columns // 2], axis=2).astype(np.uint8)
     half = smooth.reshape(60, 2, 80, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
@@ -105,17 +107,19 @@ def test_a_picture_that_was_decoded_smaller_is_cut_at_the_same_part() -> None:
 
 
 @settings(max_examples=300)
-@example((12, 13), 0, (1, 1))  # 13 pixels are 4 of 4 each, and a last one that is not whole
+@example((12, 13), 0, (1, 1))  # 13 pixels decode to 4 at a quarter, the last of them partial
 @given(
     st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
     st.integers(0, 10**6),
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
 )
-def test_what_is_decoded_has_twice_the_result_left(picture: tuple[int, int], seed: int, size: tuple[int, int]) -> None:
+def test_reduced_decoding_keeps_twice_the_size_of_the_result(
+    picture: tuple[int, int], seed: int, size: tuple[int, int]
+) -> None:
     box = draw_box(np.random.default_rng(seed), *picture, 0.08)
     least = find_decoded_size(box, size)
     room = min(whole // needed for whole, needed in zip(picture, least, strict=True))
-    step = max(step for step in (1, 2, 4, 8) if step <= max(room, 1))  # of a JPEG's decoder
+    step = max(step for step in (1, 2, 4, 8) if step <= max(room, 1))  # the reductions that a JPEG decoder offers
     height, width = (math.ceil(whole / step) for whole in picture)
     left, top, right, bottom = box.scale_to(height, width)
     assert 0 <= left < right <= width

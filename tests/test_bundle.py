@@ -1,4 +1,4 @@
-"""Bundles: damaged, foreign or newer ones are refused in one line, and loading executes nothing."""
+"""Bundles: damaged, foreign and newer ones fail with one line, and loading never runs code."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def folder(model, tmp_path):
     return Bundle.from_model(model, ("a", "b", "c"), preprocess, {"test": {"top1": 0.5}}).save(tmp_path / "bundle")
 
 
-def manifest(folder, **changes):
+def edit_manifest(folder, **changes):
     tree = json.loads((folder / MANIFEST).read_text()) | changes
     (folder / MANIFEST).write_text(json.dumps(tree))
 
 
-def test_what_is_loaded_is_what_was_saved(model, folder):
+def test_save_and_load_round_trip(model, folder):
     loaded = Bundle.load(folder)
     assert loaded.labels == ("a", "b", "c")
     assert loaded.preprocess.mean == (1.0, 2.0, 3.0)
@@ -43,21 +43,21 @@ def test_what_is_loaded_is_what_was_saved(model, folder):
     assert loaded.config == model.settings
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     np.testing.assert_array_equal(loaded.build().predict_on_batch(images), model.predict_on_batch(images))
-    loaded.save(folder)  # over itself
+    loaded.save(folder)  # overwrites the bundle it was loaded from
     assert Bundle.load(folder).labels == loaded.labels
     assert sorted(path.name for path in folder.iterdir()) == sorted([MANIFEST, WEIGHTS, CARD])
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
-def test_a_truncated_weights_file(folder, size):
+def test_truncated_weights_fail(folder, size):
     path = folder / WEIGHTS
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ShiftViTError, match="is damaged"):
         Bundle.load(folder)
 
 
-def test_a_flipped_bit(folder):
+def test_flipped_bit_in_the_weights_fails(folder):
     content = bytearray((folder / WEIGHTS).read_bytes())
     content[-5] ^= 1
     (folder / WEIGHTS).write_bytes(content)
@@ -65,11 +65,11 @@ def test_a_flipped_bit(folder):
         Bundle.load(folder)
 
 
-def test_manifests_that_are_none(folder):
-    manifest(folder, format=2)
+def test_invalid_manifests_fail(folder):
+    edit_manifest(folder, format=2)
     with pytest.raises(ShiftViTError, match="has format 2; this shiftvit reads up to 1; update"):
         Bundle.load(folder)
-    manifest(folder, format=1, surprise=1)
+    edit_manifest(folder, format=1, surprise=1)
     with pytest.raises(ShiftViTError, match="surprise"):
         Bundle.load(folder)
     (folder / MANIFEST).write_text("[1, 2]")
@@ -80,22 +80,22 @@ def test_manifests_that_are_none(folder):
         Bundle.load(folder)
 
 
-def test_weights_of_another_configuration(folder):
+def test_weights_of_another_configuration_fail(folder):
     tree = json.loads((folder / MANIFEST).read_text())
-    manifest(folder, model={**tree["model"], "embed_dim": 48})
+    edit_manifest(folder, model={**tree["model"], "embed_dim": 48})
     with pytest.raises(ShiftViTError, match="do not fit its own model configuration"):
         Bundle.load(folder).build()
 
 
-def test_files_outside_the_bundle_are_never_named(folder):
+def test_manifest_that_lists_other_files_fails(folder):
     known = json.loads((folder / MANIFEST).read_text())["files"]
     for files in ({"../../etc/passwd": "0" * 64}, known | {"../../etc/passwd": "0" * 64}, {}):
-        manifest(folder, files=files)
+        edit_manifest(folder, files=files)
         with pytest.raises(ShiftViTError, match="lists the files"):
             Bundle.load(folder)
 
 
-def test_places_without_a_bundle(tmp_path, folder, monkeypatch):
+def test_paths_without_a_bundle_fail(tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ShiftViTError, match=r"does not exist; .*cifar10$"):
         Bundle.load("bundle/pets")
@@ -119,16 +119,16 @@ def archive(folder, tmp_path):
     return Bundle.load(folder).save(tmp_path / "bundle.zip")
 
 
-def refused(path, message):
-    """Loading fails in one line that names the bundle."""
+def assert_load_fails(path, message):
+    """Asserts that loading fails with one line that names the bundle."""
     with pytest.raises(ShiftViTError, match=message) as caught:
         Bundle.load(path)
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
 
 
-def rezipped(archive, changes, method=zipfile.ZIP_STORED):
-    """Writes the archive anew with other contents: name to bytes, or None to leave the entry out."""
+def rewrite_archive(archive, changes, method=zipfile.ZIP_STORED):
+    """Rewrites the archive with changed contents: name -> bytes, or None to leave the entry out."""
     with zipfile.ZipFile(archive) as old:
         contents = {name: old.read(name) for name in old.namelist()} | changes
     with zipfile.ZipFile(archive, "w", method) as new:
@@ -137,8 +137,8 @@ def rezipped(archive, changes, method=zipfile.ZIP_STORED):
                 new.writestr(name, content)
 
 
-def assert_equal(found, expected):
-    """Two bundles are the same to the last bit."""
+def assert_equal_bundles(found, expected):
+    """Asserts that two bundles are equal to the last bit."""
     assert dataclasses.replace(found, weights={}) == dataclasses.replace(expected, weights={})
     assert found.weights.keys() == expected.weights.keys()
     for path, value in expected.weights.items():
@@ -146,34 +146,34 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(found.weights[path], value)
 
 
-def test_an_archive_is_the_folder_in_one_file(folder, archive):
+def test_archive_holds_the_files_of_the_folder(folder, archive):
     bundle = Bundle.load(folder)
-    assert_equal(Bundle.load(archive), bundle)
+    assert_equal_bundles(Bundle.load(archive), bundle)
     with zipfile.ZipFile(archive) as opened:
         assert opened.testzip() is None
         assert {name: opened.read(name) for name in opened.namelist()} == {
             path.name: path.read_bytes() for path in folder.iterdir()
         }
-    bundle.save(archive)  # over itself
+    bundle.save(archive)  # overwrites the bundle it was loaded from
     assert sorted(path.name for path in archive.parent.iterdir()) == [folder.name, archive.name]
-    # Equal bundles are equal files, whenever and from wherever they are written.
+    # Equal bundles give equal files, whenever and wherever they are written.
     other = archive.with_name("other.zip")
     assert Bundle.load(archive).save(other).read_bytes() == archive.read_bytes()
 
 
-def test_an_archive_that_another_tool_compressed(folder, archive):
-    rezipped(archive, {}, zipfile.ZIP_DEFLATED)
-    assert_equal(Bundle.load(archive), Bundle.load(folder))
+def test_compressed_archive_loads(folder, archive):
+    rewrite_archive(archive, {}, zipfile.ZIP_DEFLATED)
+    assert_equal_bundles(Bundle.load(archive), Bundle.load(folder))
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.95, 0.999])
-def test_a_truncated_archive(archive, share):
+@pytest.mark.parametrize("fraction", [0, 0.01, 0.5, 0.95, 0.999])
+def test_truncated_archive_fails(archive, fraction):
     content = archive.read_bytes()
-    archive.write_bytes(content[: int(share * len(content))])
-    refused(archive, "is not a bundle and contains none|cannot be read")
+    archive.write_bytes(content[: int(fraction * len(content))])
+    assert_load_fails(archive, "is not a bundle and contains none|cannot be read")
 
 
-def test_an_archive_whose_content_was_changed(archive):
+def test_changed_archive_fails(archive):
     original = archive.read_bytes()
     tree = json.loads(zipfile.ZipFile(io.BytesIO(original)).read(MANIFEST))
     changed = json.dumps(tree | {"format": 2}).encode()
@@ -186,21 +186,21 @@ def test_an_archive_whose_content_was_changed(archive):
         ({MANIFEST: None, f"bundle/{MANIFEST}": changed}, "is not a bundle and contains none"),
     ):
         archive.write_bytes(original)
-        rezipped(archive, changes)
-        refused(archive, message)
+        rewrite_archive(archive, changes)
+        assert_load_fails(archive, message)
 
 
-def test_entries_beyond_the_known_ones_are_passed_over(folder, archive, tmp_path):
-    rezipped(archive, {"../outside": b"!", "weights.pkl": b"cos\nsystem\n(S'touch outside'\ntR.", GRAPH: b"!"})
+def test_unknown_archive_entries_are_ignored(folder, archive, tmp_path):
+    rewrite_archive(archive, {"../outside": b"!", "weights.pkl": b"cos\nsystem\n(S'touch outside'\ntR.", GRAPH: b"!"})
     loaded = Bundle.load(archive)
-    assert_equal(loaded, Bundle.load(folder))
-    assert loaded.graph is None  # it is not listed, so it has no hash
+    assert_equal_bundles(loaded, Bundle.load(folder))
+    assert loaded.graph is None  # the manifest does not list it, so it has no hash
     assert not list(tmp_path.rglob("*outside*"))
 
 
-def test_a_bundle_that_says_it_is_huge(archive):
-    rezipped(archive, {WEIGHTS: bytes(2**26)}, zipfile.ZIP_DEFLATED)
-    refused(archive, "would unpack to 67,108,864 bytes")
+def test_archive_that_unpacks_to_a_huge_size_fails(archive):
+    rewrite_archive(archive, {WEIGHTS: bytes(2**26)}, zipfile.ZIP_DEFLATED)
+    assert_load_fails(archive, "would unpack to 67,108,864 bytes")
 
 
 class Trap:
@@ -213,23 +213,23 @@ class Trap:
         return os.mkdir, (self.place,)
 
 
-def test_weights_of_the_right_hash_that_are_none(archive, tmp_path):
+def test_invalid_weights_with_a_matching_hash_fail_without_running_code(archive, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         tree = json.loads(opened.read(MANIFEST))
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     array = io.BytesIO()
     np.save(array, np.array([Trap(tmp_path / "sprung")]), allow_pickle=True)
-    # The format begins with the length of its header: too short, absurd, and a header that is no JSON.
+    # A safetensors file begins with the length of its header. Missing, absurd, and a header that is not an object.
     for content in (b"", b"\xff" * 8, (2).to_bytes(8, "little") + b"[]", trap, array.getvalue()):
         text = json.dumps(tree | {"files": {WEIGHTS: hash_content(content)}})
-        rezipped(archive, {WEIGHTS: content, MANIFEST: text.encode()})
-        refused(archive, f"'{WEIGHTS}' in .* cannot be read")
+        rewrite_archive(archive, {WEIGHTS: content, MANIFEST: text.encode()})
+        assert_load_fails(archive, f"'{WEIGHTS}' in .* cannot be read")
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()
 
 
-def test_half_the_space_and_the_nearest_weights(model, folder, tmp_path):
+def test_halved_rounds_weights_to_float16(model, folder, tmp_path):
     set_random_weights(model)
     bundle = Bundle.from_model(model, ("a", "b", "c"), Preprocess())
     halved = dataclasses.replace(bundle, graph=b"of other weights").halved()
@@ -237,17 +237,17 @@ def test_half_the_space_and_the_nearest_weights(model, folder, tmp_path):
     loaded = Bundle.load(halved.save(tmp_path / "half.zip"))
     for path, value in bundle.weights.items():
         assert loaded.weights[path].dtype == np.float16
-        # Eleven bits: the nearest is at most half a unit in the last of them away.
+        # float16 has eleven significant bits; rounding errs by at most half a unit in the last.
         np.testing.assert_allclose(loaded.weights[path], value, rtol=2**-11, atol=2**-25)
     assert (tmp_path / "half.zip").stat().st_size < 0.6 * (folder / WEIGHTS).stat().st_size
     built = {variable.path: np.asarray(variable.numpy()) for variable in loaded.build().weights}
     for path, value in loaded.weights.items():
         assert built[path].dtype == np.float32
         np.testing.assert_array_equal(built[path], value.astype(np.float32))
-    assert_equal(loaded.halved(), loaded)
+    assert_equal_bundles(loaded.halved(), loaded)
 
 
-def test_weights_that_are_too_large_for_half(folder):
+def test_weights_beyond_float16_cannot_be_halved(folder):
     bundle = Bundle.load(folder)
     path = next(iter(bundle.weights))
     large = bundle.weights[path].copy()
@@ -259,20 +259,20 @@ def test_weights_that_are_too_large_for_half(folder):
 
 
 @pytest.mark.parametrize("name", ["with.zip", "with"])
-def test_a_graph_is_kept_and_checked(folder, name, tmp_path):
+def test_graph_is_saved_and_verified(folder, name, tmp_path):
     bundle = dataclasses.replace(Bundle.load(folder), graph=bytes(range(256)) * 9)
     path = bundle.save(tmp_path / "new" / name)
-    assert_equal(Bundle.load(path), bundle)
+    assert_equal_bundles(Bundle.load(path), bundle)
     if path.suffix:
-        rezipped(path, {GRAPH: bundle.graph[:-1]})
+        rewrite_archive(path, {GRAPH: bundle.graph[:-1]})
     else:
         assert sorted(entry.name for entry in path.iterdir()) == sorted([MANIFEST, WEIGHTS, GRAPH, CARD])
         (path / GRAPH).write_bytes(bundle.graph[:-1])
-    refused(path, f"'{GRAPH}' in .* is damaged: its SHA-256 differs from the recorded one; restore it")
+    assert_load_fails(path, f"'{GRAPH}' in .* is damaged: its SHA-256 differs from the recorded one; restore it")
 
 
 @pytest.mark.parametrize("name", ["with.zip", "with"])
-def test_a_card_goes_along_and_decides_nothing(folder, name, tmp_path):
+def test_card_is_saved_and_may_be_edited(folder, name, tmp_path):
     written = Bundle.load(folder)
     assert written.card.startswith("---\nlibrary_name:")
     assert CARD not in json.loads((folder / MANIFEST).read_text())["files"]
@@ -287,28 +287,28 @@ def test_a_card_goes_along_and_decides_nothing(folder, name, tmp_path):
         (None, None),
     ):
         if path.suffix:
-            rezipped(path, {CARD: content}, zipfile.ZIP_DEFLATED)
+            rewrite_archive(path, {CARD: content}, zipfile.ZIP_DEFLATED)
         elif content is None:
             (path / CARD).unlink()
         else:
             (path / CARD).write_bytes(content)
         loaded = Bundle.load(path)
         assert loaded.card == found
-        assert_equal(dataclasses.replace(loaded, card=bundle.card), bundle.halved())
-    # One that was lost is written anew, of what the bundle itself holds.
+        assert_equal_bundles(dataclasses.replace(loaded, card=bundle.card), bundle.halved())
+    # Saving a bundle without a card writes a new one from what the bundle holds.
     loaded.save(path)
     assert "| test | 50.00% |" in Bundle.load(path).card
 
 
-def test_a_card_that_cannot_be_read(folder, archive):
+def test_unreadable_card_is_ignored(folder, archive):
     (folder / CARD).unlink()
     (folder / CARD).mkdir()
     assert Bundle.load(folder).card is None
-    rezipped(archive, {CARD: bytes(2**26)}, zipfile.ZIP_DEFLATED)
+    rewrite_archive(archive, {CARD: bytes(2**26)}, zipfile.ZIP_DEFLATED)
     assert Bundle.load(archive).card is None
 
 
-def test_a_place_that_is_something_else_is_not_overwritten(folder, tmp_path):
+def test_save_does_not_overwrite_other_files(folder, tmp_path):
     bundle = Bundle.load(folder)
     for name, content in (("notes.zip", b"mine"), ("photos.zip", None)):
         path = tmp_path / name
@@ -323,7 +323,7 @@ def test_a_place_that_is_something_else_is_not_overwritten(folder, tmp_path):
         assert path.read_bytes() == before
 
 
-def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
+def test_packaged_models_load_by_name(folder, tmp_path, monkeypatch):
     assert "cifar10" in list_pretrained()
     bundle = Bundle.load("cifar10")
     assert len(bundle.labels) == bundle.config.num_classes == 10
@@ -332,17 +332,17 @@ def test_packaged_models_have_names(folder, tmp_path, monkeypatch):
     assert {MANIFEST, WEIGHTS, GRAPH} <= {path.name for path in (PRETRAINED / "cifar10").iterdir()}
     with pytest.raises(ShiftViTError, match=r"'cifar1' does not exist; give .* one of the names: .*cifar10"):
         Bundle.load("cifar1")
-    # The folder of samples is none, nor is what the name leads to from elsewhere.
+    # The folder of samples is not a model, and a name is not a path into the package.
     for name in ("samples", "cifar10/", "../pretrained/cifar10", ""):
         with pytest.raises(ShiftViTError, match=r"does not exist|contains none"):
             Bundle.load(name)
-    # What lies here comes first.
+    # A path that exists takes precedence.
     monkeypatch.chdir(tmp_path)
     Bundle.load(folder).save("cifar10")
     assert Bundle.load("cifar10").labels == ("a", "b", "c")
 
 
-NO_LABELS = {
+INVALID_LABELS = {
     "a dict": ({0: "a", 1: "b", 2: "c"}, "labels are of the type dict; give a list in the order of the logits"),
     "a set": ({"a", "b", "c"}, "labels are of the type set"),
     "one word": ("abc", "labels are of the type str"),
@@ -356,9 +356,9 @@ NO_LABELS = {
 }
 
 
-@pytest.mark.parametrize("kind", NO_LABELS)
-def test_labels_name_each_class_once(kind, model, folder, tmp_path):
-    labels, message = NO_LABELS[kind]
+@pytest.mark.parametrize("kind", INVALID_LABELS)
+def test_invalid_labels_fail(kind, model, folder, tmp_path):
+    labels, message = INVALID_LABELS[kind]
     with pytest.raises(ShiftViTError, match=message):
         Bundle.from_model(model, labels, Preprocess())
     bundle = dataclasses.replace(Bundle.load(folder), labels=labels)
@@ -366,18 +366,18 @@ def test_labels_name_each_class_once(kind, model, folder, tmp_path):
         bundle.save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
     if isinstance(labels, tuple) and isinstance(labels[0], str):
-        manifest(folder, labels=labels)
-        refused(folder, message)
+        edit_manifest(folder, labels=labels)
+        assert_load_fails(folder, message)
 
 
-def test_labels_of_any_sequence_are_kept_as_strings(model):
+def test_labels_of_any_iterable_become_strings(model):
     for labels in (["a", "b", "c"], iter("abc"), np.array(["a", "b", "c"])):
         kept = Bundle.from_model(model, labels, Preprocess()).labels
         assert kept == ("a", "b", "c")
         assert {type(label) for label in kept} == {str}
 
 
-def test_what_is_no_model_of_this_kind(model):
+def test_from_model_rejects_other_types(model):
     import keras
 
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -389,15 +389,15 @@ def test_what_is_no_model_of_this_kind(model):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32(1), {1, 2}])
-def test_metrics_that_are_no_json(value, model, tmp_path):
+def test_metrics_that_json_cannot_hold_fail(value, model, tmp_path):
     with pytest.raises(ShiftViTError, match="the metrics cannot be written as JSON: "):
         Bundle.from_model(model, ("a", "b", "c"), Preprocess(), {"top1": value}).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_weights_are_kept_whatever_their_order_in_memory(tmp_path):
+def test_weights_are_saved_whatever_their_memory_order(tmp_path):
     model = ShiftViT((16, 16, 3), num_classes=2, embed_dim=24, depths=(1,))
     bundle = Bundle.from_model(model, ("a", "b"), Preprocess())
-    kernel = np.arange(48, dtype=np.float32).reshape(2, 24).T  # its columns lie one after the other
+    kernel = np.arange(48, dtype=np.float32).reshape(2, 24).T  # in column-major order
     dataclasses.replace(bundle, weights={**bundle.weights, "head/kernel": kernel}).save(tmp_path / "model")
     np.testing.assert_array_equal(Bundle.load(tmp_path / "model").weights["head/kernel"], kernel)

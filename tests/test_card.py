@@ -1,4 +1,4 @@
-"""The model card: it has the facts of the bundle and the run, is valid YAML and Markdown, and contains no paths."""
+"""The model card: it states the facts of the bundle and the run, is valid YAML and Markdown, and contains no paths."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from shiftvit.evaluation.metrics import estimate_intervals, measure, measure_mac
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
-def bundle(labels: tuple[str, ...] = ("cat", "dog", "ship"), **changes: Any) -> Bundle:
+def make_bundle(labels: tuple[str, ...] = ("cat", "dog", "ship"), **changes: Any) -> Bundle:
     config = ModelConfig(image_shape=(16, 24, 3), num_classes=len(labels), embed_dim=24, depths=(1, 2), norm="layer")
     weights = {"head/kernel": np.zeros((48, len(labels)), np.float32), "norm/moving_mean": np.zeros(48, np.float32)}
     return Bundle(config, labels, Preprocess(resize=24, crop=(16, 24)), weights, **changes)
 
 
-def facts(data: str = "cifar10", **changes: Any) -> Facts:
+def make_facts(data: str = "cifar10", **changes: Any) -> Facts:
     resolved = {"start.source": "cifar10", "preprocess.resize": 36, "preprocess.crop": 32}
     return Facts(Recipe.load("finetune", **{"data.name": data, "train.seed": 7, **resolved}), **changes)
 
 
-def body(card: str) -> str:
+def get_body(card: str) -> str:
     return card.split("\n---\n", 1)[1]
 
 
-def cells(text: str) -> dict[str, list[list[str]]]:
-    """Returns the rows of each table by the heading above it, as a Markdown reader shows them."""
+def read_tables(text: str) -> dict[str, list[list[str]]]:
+    """Returns heading -> rows of the table below it, parsed from the rendered Markdown."""
     page, tables = MARKDOWN.render(text), {}
     for heading, section in re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2>|\Z)", page, re.DOTALL):
         rows = re.findall(r"<tr>(.*?)</tr>", section, re.DOTALL)
@@ -49,7 +49,7 @@ def cells(text: str) -> dict[str, list[list[str]]]:
     return tables
 
 
-def test_every_figure_is_that_of_the_run() -> None:
+def test_card_shows_the_figures_of_the_run() -> None:
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(500, 6)).astype(np.float32), random.integers(6, size=500)
     test, low_high = measure(logits, labels), estimate_intervals(logits, labels, repeats=50)
@@ -61,9 +61,9 @@ def test_every_figure_is_that_of_the_run() -> None:
         "val": {"top1": 1 / 3, "top5": 1.0, "loss": 0.5, "n": 1500},
         "test": test,
     }
-    run = facts(counts=counts, intervals=low_high, macro_f1=f1, environment={"processor": "A_CPU", "cores": 2})
-    card = write_card(bundle(names, metrics=metrics, temperature=1.25, versions={"keras": "3.15.1"}), run)
-    tables = cells(body(card))
+    run = make_facts(counts=counts, intervals=low_high, macro_f1=f1, environment={"processor": "A_CPU", "cores": 2})
+    card = write_card(make_bundle(names, metrics=metrics, temperature=1.25, versions={"keras": "3.15.1"}), run)
+    tables = read_tables(get_body(card))
 
     def percent(value: float, key: str) -> str:
         return f"{100 * value:.2f}% ({100 * low_high[key][0]:.2f}% to {100 * low_high[key][1]:.2f}%)"
@@ -94,18 +94,18 @@ def test_every_figure_is_that_of_the_run() -> None:
     assert "are not calibrated" not in card
 
 
-def front_matter(card: str) -> dict[str, Any]:
+def parse_front_matter(card: str) -> dict[str, Any]:
     head: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
     return head
 
 
 @pytest.mark.parametrize(("data", "license"), [("cifar10", "apache-2.0"), ("2026", None), ('a: "b" # ü', None)])
-def test_the_front_matter_is_that_of_the_hubs_own_library(data: str, license: str | None) -> None:
+def test_front_matter_matches_that_of_huggingface_hub(data: str, license: str | None) -> None:
     metrics = {"test": {"top1": 0.92491, "top5": 0.994, "loss": 0.30356, "n": 10000}}
-    recipe = facts().recipe
+    recipe = make_facts().recipe
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": data})})
     run = Facts(recipe, macro_f1=0.9, license=license)
-    card = write_card(bundle(tuple("abcdefghij"), metrics=metrics), run)
+    card = write_card(make_bundle(tuple("abcdefghij"), metrics=metrics), run)
     title, identifier = ("CIFAR-10", "uoft-cs/cifar10") if data == "cifar10" else (get_last_name(data), "imagefolder")
     figures = [
         ("accuracy", "Top-1 accuracy", 0.9249),
@@ -126,16 +126,16 @@ def test_the_front_matter_is_that_of_the_hubs_own_library(data: str, license: st
             for kind, name, value in figures
         ],
     )
-    assert front_matter(card) == expected.to_dict()
+    assert parse_front_matter(card) == expected.to_dict()
     assert ModelCard(card).data.to_dict() == expected.to_dict()
 
 
-def test_the_front_matter_has_what_is_known() -> None:
-    # Of five classes one of the first five is always right, and that is no figure.
+def test_front_matter_omits_what_is_unknown() -> None:
+    # With five classes or fewer, top-5 accuracy is always 1, so the card omits it.
     metrics = {"test": {"top1": 0.92491, "top5": 0.994, "loss": 0.30356, "n": 10000}}
-    few = ModelCard(write_card(bundle(metrics=metrics), facts("photos"))).data
+    few = ModelCard(write_card(make_bundle(metrics=metrics), make_facts("photos"))).data
     assert [row.metric_name for row in few.eval_results] == ["Top-1 accuracy", "Cross-entropy"]
-    alone = front_matter(write_card(bundle(metrics=metrics)))
+    alone = parse_front_matter(write_card(make_bundle(metrics=metrics)))
     assert alone == {
         "library_name": "shiftvit",
         "pipeline_tag": "image-classification",
@@ -143,18 +143,18 @@ def test_the_front_matter_has_what_is_known() -> None:
     }
 
 
-def test_a_bundle_alone_has_a_short_card() -> None:
-    card = write_card(bundle(metrics={"test": {"top1": 0.5, "n": 20}}))
+def test_card_of_a_bundle_without_a_run_is_short() -> None:
+    card = write_card(make_bundle(metrics={"test": {"top1": 0.5, "n": 20}}))
     assert "# ShiftViT, 3 classes\n" in card
     assert "It distinguishes 3 classes: cat, dog, ship." in card
-    assert cells(body(card))["Evaluation"] == [["images", "top-1"], ["20 test", "50.00%"]]
+    assert read_tables(get_body(card))["Evaluation"] == [["images", "top-1"], ["20 test", "50.00%"]]
     for absent in ("## Training", "n = 1", "model-index", "## Environment"):
         assert absent not in card
-    assert "Not measured.\n" in write_card(bundle())
+    assert "Not measured.\n" in write_card(make_bundle())
     assert ModelCard(card).data.eval_results is None
 
 
-def test_parameters_are_those_that_keras_trains() -> None:
+def test_parameter_count_is_that_of_keras() -> None:
     for norm in ("batch", "group"):
         model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 2), norm=norm)
         made = Bundle.from_model(model, ("a", "b", "c"), Preprocess())
@@ -162,12 +162,12 @@ def test_parameters_are_those_that_keras_trains() -> None:
         assert f"| Parameters | {count:,} |" in write_card(made)
 
 
-def test_a_folder_of_ones_own_is_named_by_its_last_name() -> None:
+def test_card_shows_only_the_last_part_of_a_path() -> None:
     for path in ("/home/ann/secret/pets", r"C:\Users\ann\secret\pets\\", "/home/ann/secret/pets/", "secret/./pets"):
         recipe = Recipe.load("photos", **{"data.name": json.dumps(path)[1:-1]})
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": path})})
         start = recipe.start.model_copy(update={"source": "/home/ann/secret/runs/mine/bundle"})
-        card = write_card(bundle(), Facts(recipe.model_copy(update={"start": start}), environment={"cores": 1}))
+        card = write_card(make_bundle(), Facts(recipe.model_copy(update={"start": start}), environment={"cores": 1}))
         assert "# ShiftViT for pets\n" in card
         assert "images like those of pets;" in card
         assert "| Initial weights | mine |" in card
@@ -175,16 +175,16 @@ def test_a_folder_of_ones_own_is_named_by_its_last_name() -> None:
     assert get_last_name("/") == get_last_name("..") == "images"
 
 
-def test_every_setting_is_there_to_train_again() -> None:
+def test_card_holds_every_setting_of_the_recipe() -> None:
     recipe = Recipe.load("cifar10_long")
-    text = re.search(r"```toml\n(.*?)```", write_card(bundle(), Facts(recipe)), re.DOTALL)
+    text = re.search(r"```toml\n(.*?)```", write_card(make_bundle(), Facts(recipe)), re.DOTALL)
     assert text is not None
     assert text[1] == dump_settings(recipe)
     assert Recipe.model_validate(tomllib.loads(text[1])) == recipe
 
 
-def test_the_commands_name_the_repository() -> None:
-    card = write_card(bundle())
+def test_commands_name_the_repository() -> None:
+    card = write_card(make_bundle())
     assert card.count("shiftvit pull OWNER/NAME --out model\n") == 1
     placed = address_card(card, "me/my.pets-2")
     assert placed == card.replace("OWNER/NAME", "me/my.pets-2")
@@ -195,8 +195,8 @@ def test_the_commands_name_the_repository() -> None:
     "metrics",
     [{"test": 5}, {"test": {"top1": "much"}}, {"test": {"top1": None, "n": 10**400}}, {"val": [1]}, {"test": {"n": 5}}],
 )
-def test_metrics_that_someone_else_wrote_do_not_stop_a_card(metrics: dict[str, Any]) -> None:
-    assert "%" not in body(write_card(bundle(metrics=metrics), facts()))
+def test_malformed_metrics_are_left_out(metrics: dict[str, Any]) -> None:
+    assert "%" not in get_body(write_card(make_bundle(metrics=metrics), make_facts()))
 
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
@@ -204,26 +204,26 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
 )
 
 
-def shown(text: str) -> str:
-    """One line, with a space for what cannot be printed: all that a card changes in a name."""
+def clean_name(text: str) -> str:
+    """Returns a name as a card shows it: on one line, with spaces for unprintable characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 @given(labels=st.lists(NAMES, min_size=2, max_size=5, unique=True), folder=NAMES)
-def test_any_name_is_shown_as_it_is_and_does_nothing(labels: list[str], folder: str) -> None:
+def test_names_are_shown_unchanged_and_escaped(labels: list[str], folder: str) -> None:
     recipe = Recipe.load("photos")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": f"/photos/{folder}"})})
     counts = {"train": list(range(len(labels)))}
     metrics = {"test": {"top1": 0.5}}
-    card = write_card(bundle(tuple(labels), metrics=metrics), Facts(recipe, counts))
-    rows = cells(body(card))["Training data"]
-    assert rows == [["class", "training"], *([shown(label), str(n)] for n, label in enumerate(labels))]
-    page = MARKDOWN.render(body(card))
+    card = write_card(make_bundle(tuple(labels), metrics=metrics), Facts(recipe, counts))
+    rows = read_tables(get_body(card))["Training data"]
+    assert rows == [["class", "training"], *([clean_name(label), str(n)] for n, label in enumerate(labels))]
+    page = MARKDOWN.render(get_body(card))
     assert {"pre", "h1", "h2", "p", "table"} <= set(re.findall(r"<(\w+)", page))
     assert set(re.findall(r"<(\w+)", page)) <= {
         *("h1", "h2", "p", "a", "code", "pre", "ul", "li"),
         *("table", "thead", "tbody", "tr", "th", "td"),
     }
     assert re.findall(r'href="(.*?)"', page) == ["https://arxiv.org/abs/2201.10801"]
-    head = front_matter(card)
-    assert head["model-index"][0]["results"][0]["dataset"]["name"] == shown(get_last_name(f"/photos/{folder}"))
+    head = parse_front_matter(card)
+    assert head["model-index"][0]["results"][0]["dataset"]["name"] == clean_name(get_last_name(f"/photos/{folder}"))

@@ -1,4 +1,4 @@
-"""The model in the form that becomes an ONNX graph: it equals the Keras model, and nothing is left to fold."""
+"""The channels-first network, which becomes an ONNX graph: it equals the Keras model, and its norms are folded."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ OPTIONS = {
     "layer-same": {"norm": "layer", "merge_padding": "same", "image_shape": (28, 21, 3), "patch_norm": False},
     "batch": {"norm": "batch", "activation": "relu"},
     "batch-same": {"norm": "batch", "merge_padding": "same", "image_shape": (28, 21, 3)},
-    "no norms": {"patch_norm": False, "final_norm": False},
+    "no patch and final norm": {"patch_norm": False, "final_norm": False},
     "mask": {"shift_mode": "mask"},
     "no shift": {"shift_channels": 0},
-    "far": {"shift_pixels": 3, "shift_channels": 5},
-    "farther": {"shift_pixels": 4},
-    "across channels": {"activation": "softmax"},
-    "other": {"activation": "silu", "embed_dim": 26, "mlp_ratio": 1.5, "patch_size": 2},
+    "shift 3 pixels": {"shift_pixels": 3, "shift_channels": 5},
+    "shift 4 pixels": {"shift_pixels": 4},
+    "softmax activation": {"activation": "softmax"},
+    "other sizes": {"activation": "silu", "embed_dim": 26, "mlp_ratio": 1.5, "patch_size": 2},
 }
 
 
 @pytest.fixture
-def double():
-    """Everything in float64, where what is exact in real arithmetic differs by next to nothing."""
+def float64():
+    """Makes float64 the default dtype, in which mathematically equal networks differ by almost nothing."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -52,8 +52,8 @@ def make_model(dtype=None, **options):
     return model
 
 
-@pytest.mark.usefixtures("double")
-def test_a_single_mean_and_deviation_are_for_all_channels():
+@pytest.mark.usefixtures("float64")
+def test_scalar_mean_and_std_apply_to_all_channels():
     model = make_model("float64")
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 24, 3), np.uint8))
     rules = Preprocess(mean=10.0, std=255.0), Preprocess(mean=(10.0,) * 3, std=(255.0,) * 3)
@@ -62,9 +62,9 @@ def test_a_single_mean_and_deviation_are_for_all_channels():
     assert torch.equal(one, three)
 
 
-@pytest.mark.usefixtures("double")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("option", OPTIONS)
-def test_it_is_the_keras_model_in_real_arithmetic(option):
+def test_network_equals_the_keras_model_in_float64(option):
     model = make_model("float64", **OPTIONS[option])
     images = np.random.default_rng(0).integers(0, 256, (3, *model.settings.image_shape), np.uint8)
     with torch.no_grad():
@@ -88,28 +88,28 @@ def count_operations(norm):
     images = torch.zeros((2, 32, 24, 3), dtype=torch.uint8)
     traced = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     nodes = [node for node in traced.graph.nodes if node.op == "call_function" and "aten" in str(node.target)]
-    # What is made of weights alone has a fixed first axis, and runtimes compute it once.
-    moving = [node for node in nodes if not isinstance(getattr(node.meta["val"], "shape", [0])[0], int)]
-    return collections.Counter(str(node.target).split(".")[1] for node in moving)
+    # Values that depend on weights alone have a fixed first axis, and runtimes compute them once.
+    dynamic = [node for node in nodes if not isinstance(getattr(node.meta["val"], "shape", [0])[0], int)]
+    return collections.Counter(str(node.target).split(".")[1] for node in dynamic)
 
 
 @pytest.mark.parametrize(
     ("norm", "multiplications", "permutes"),
-    # Only the norms of the patch embedding and of the last map have no linear layer behind them. A layer norm turns the
-    # channels to the back and to the front; two turns are those of the pixels and of the map.
+    # Only the norms of the patch embedding and of the last map have no linear layer after them. A layer norm moves the
+    # channels to the back and to the front again; the two other permutes are those of the pixels and of the last map.
     [("group", 2, 2), ("layer", 0, 2 + 2 * 7), ("batch", 2, 2)],
 )
-def test_no_operation_is_left_that_a_linear_layer_could_take_over(norm, multiplications, permutes):
+def test_norms_are_folded_into_linear_layers(norm, multiplications, permutes):
     counts = count_operations(norm)
     assert counts["mul"] == multiplications
-    assert counts["add"] == multiplications + 3  # and where a block adds its input
+    assert counts["add"] == multiplications + 3  # and one for each block, which adds its input
     assert counts["permute"] == permutes
     # Patch embedding, two reductions, the head; in each block the shift and two linear layers.
     assert counts["conv2d"] == 4 + 3 * 3
     assert not {"div", "sub", "linear", "matmul", "reshape", "view"} & counts.keys()
 
 
-def test_the_packaged_graph_has_this_form():
+def test_packaged_graph_is_folded():
     onnx = pytest.importorskip("onnx")
     bundle = Bundle.load("cifar10")
     counts = collections.Counter(node.op_type for node in onnx.load_from_string(bundle.graph).graph.node)

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code as bundles, in every layout in which they are saved; or errors in one line."""
+"""Checkpoints of the authors' code become bundles, whatever their layout, or are refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from tensors import to_numpy
 
 torch = pytest.importorskip("torch")
 
-NAME = "shiftvit_pocket"
-SMALL = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 2), "mlp_ratio": 2.0, "drop_path": 0.1}
+PRESET = "shiftvit_pocket"
+ARGUMENTS = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 2), "mlp_ratio": 2.0, "drop_path": 0.1}
 
 
 @pytest.fixture(autouse=True)
-def pocket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(PRESETS, NAME, Preset(SMALL, None, "for tests"))
+def small_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(PRESETS, PRESET, Preset(ARGUMENTS, None, "for tests"))
     monkeypatch.chdir(tmp_path)
 
 
-def weights(classes: int = 3, seed: int = 0) -> Weights:
-    return official.make_state_dict(NAME, classes, seed)
+def make_weights(classes: int = 3, seed: int = 0) -> Weights:
+    return official.make_state_dict(PRESET, classes, seed)
 
 
-def wrapped(state: dict[str, Any]) -> dict[str, Any]:
+def add_module_prefix(state: dict[str, Any]) -> dict[str, Any]:
     return {f"module.{name}": value for name, value in state.items()}
 
 
-def mixed(state: dict[str, Any]) -> defaultdict[str, Any]:
+def convert_to_defaultdict(state: dict[str, Any]) -> defaultdict[str, Any]:
     found: defaultdict[str, Any] = defaultdict(list)
     found.update(state)
     return found
 
 
-# What is saved, given the state dict as tensors.
+# Each makes the object that is saved from a state dict of tensors.
 LAYOUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "plain": lambda state: state,
     "ordered": lambda state: OrderedDict(state),
-    "default dict": mixed,
+    "default dict": convert_to_defaultdict,
     "parameters": lambda state: {name: torch.nn.Parameter(value) for name, value in state.items()},
     "model": lambda state: {"model": state},
     "state_dict": lambda state: {"state_dict": state, "epoch": 3, "arch": "shift_vit"},
-    "module.": wrapped,
-    "model with module.": lambda state: {"model": wrapped(state)},
+    "module.": add_module_prefix,
+    "model with module.": lambda state: {"model": add_module_prefix(state)},
     "training": lambda state: make_checkpoint({name: value.numpy() for name, value in state.items()}),
     "training with more": lambda state: {
         "model": state,
@@ -77,7 +77,7 @@ LAYOUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def check(path: Path, expected: Weights, **options: Any) -> Bundle:
+def pack_and_check(path: Path, expected: Weights, **options: Any) -> Bundle:
     bundle = Bundle.load(pack(path, "packed", **options))
     found = bundle.weights["stage2_block2/mlp/fc2/kernel"]
     np.testing.assert_array_equal(found, expected["layers.1.blocks.1.mlp.fc2.weight"][:, :, 0, 0].T)
@@ -89,36 +89,40 @@ def check(path: Path, expected: Weights, **options: Any) -> Bundle:
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, legacy: bool) -> None:
-    content = LAYOUTS[layout](to_tensors(weights()))
+    content = LAYOUTS[layout](to_tensors(make_weights()))
     torch.save(content, "weights.pth", _use_new_zipfile_serialization=not legacy)
-    bundle = check(Path("weights.pth"), weights(), preset=NAME)
+    bundle = pack_and_check(Path("weights.pth"), make_weights(), preset=PRESET)
     assert bundle.provenance is not None
     assert (bundle.provenance.address, bundle.provenance.license) == ("weights.pth", None)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["packed", "weights.pth"]
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-def test_narrow_numbers_are_widened(kind: str) -> None:
-    narrow = {name: value.to(getattr(torch, kind)) for name, value in to_tensors(weights()).items()}
+def test_half_precision_becomes_float32(kind: str) -> None:
+    narrow = {name: value.to(getattr(torch, kind)) for name, value in to_tensors(make_weights()).items()}
     torch.save({"model": narrow}, "weights.pth")
-    check(Path("weights.pth"), {name: value.float().numpy() for name, value in narrow.items()}, preset=NAME)
+    pack_and_check(Path("weights.pth"), {name: value.float().numpy() for name, value in narrow.items()}, preset=PRESET)
 
 
-def test_the_moving_average_is_taken_if_asked() -> None:
-    torch.save(make_checkpoint(weights(), ema=weights(seed=1)), "weights.pth")
-    check(Path("weights.pth"), weights(), preset=NAME)
-    check(Path("weights.pth"), weights(seed=1), preset=NAME, ema=True)
+def test_ema_option_takes_the_moving_average() -> None:
+    torch.save(make_checkpoint(make_weights(), ema=make_weights(seed=1)), "weights.pth")
+    pack_and_check(Path("weights.pth"), make_weights(), preset=PRESET)
+    pack_and_check(Path("weights.pth"), make_weights(seed=1), preset=PRESET, ema=True)
     torch.save(
-        {"state_dict": to_tensors(weights()), "state_dict_ema": wrapped(to_tensors(weights(seed=2)))}, "timm.pth"
+        {
+            "state_dict": to_tensors(make_weights()),
+            "state_dict_ema": add_module_prefix(to_tensors(make_weights(seed=2))),
+        },
+        "timm.pth",
     )
-    check(Path("timm.pth"), weights(seed=2), ema=True)
-    for content in (make_checkpoint(weights()), to_tensors(weights())):
+    pack_and_check(Path("timm.pth"), make_weights(seed=2), ema=True)
+    for content in (make_checkpoint(make_weights()), to_tensors(make_weights())):
         torch.save(content, "weights.pth")
-        refused("has no moving average of the weights .*; leave out --ema", ema=True)
+        assert_refused("has no moving average of the weights .*; leave out --ema", ema=True)
 
 
-def refused(match: str, path: str = "weights.pth", **options: Any) -> str:
-    """Nothing is written, and the reason is one line without a terminal's escapes or advice to run code."""
+def assert_refused(match: str, path: str = "weights.pth", **options: Any) -> str:
+    """Asserts that packing fails with one line, without escape sequences or advice to run code, and writes nothing."""
     before = sorted(Path().iterdir())
     with pytest.raises(ShiftViTError, match=match) as caught:
         pack(path, "refused", **options)
@@ -130,35 +134,39 @@ def refused(match: str, path: str = "weights.pth", **options: Any) -> str:
     return text
 
 
-def test_the_preset_is_recognised_and_a_wrong_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(to_tensors(weights()), "weights.pth")
-    check(Path("weights.pth"), weights())
-    assert f"weights.pth is a {NAME}" in capsys.readouterr().err
-    refused(f"do not fit this model, .* faults; they are those of {NAME}: ", preset="shiftvit_cifar_tiny")
-    refused("there is no preset 'shiftvit_poket'; did you mean 'shiftvit_pocket'", preset="shiftvit_poket")
-    other = to_tensors(weights())
+def test_preset_is_recognised_and_a_wrong_one_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(to_tensors(make_weights()), "weights.pth")
+    pack_and_check(Path("weights.pth"), make_weights())
+    assert f"weights.pth is a {PRESET}" in capsys.readouterr().err
+    assert_refused(f"do not fit this model, .* faults; they are those of {PRESET}: ", preset="shiftvit_cifar_tiny")
+    assert_refused("there is no preset 'shiftvit_poket'; did you mean 'shiftvit_pocket'", preset="shiftvit_poket")
+    other = to_tensors(make_weights())
     del other["layers.1.blocks.1.mlp.fc1.weight"]
     torch.save(other, "weights.pth")
-    refused("fits none of the paper's models; name its architecture with --preset")
-    refused("1 faults; build it with .*: layers.1.blocks.1.mlp.fc1.weight: missing", preset=NAME)
+    assert_refused("fits none of the paper's models; name its architecture with --preset")
+    assert_refused("1 faults; build it with .*: layers.1.blocks.1.mlp.fc1.weight: missing", preset=PRESET)
     torch.save({"\x1b[31mred\x07": torch.zeros(3)}, "weights.pth")
-    refused("fits none of the paper's models")
-    refused(r"\[31mred: surplus", preset=NAME)
+    assert_refused("fits none of the paper's models")
+    assert_refused(r"\[31mred: surplus", preset=PRESET)
 
 
-def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(to_tensors(weights()), "weights.pth")
-    assert check(Path("weights.pth"), weights()).labels == ("class 0", "class 1", "class 2")
+def test_labels_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(to_tensors(make_weights()), "weights.pth")
+    assert pack_and_check(Path("weights.pth"), make_weights()).labels == ("class 0", "class 1", "class 2")
     assert (
         "weights.pth has no names for its 3 classes, so they are numbered; to name them, use --labels FILE"
         in capsys.readouterr().err
     )
     Path("names.txt").write_bytes("\ufeffcat\r\n größter Hund \r\n\r\nship\r\n".encode())
-    assert check(Path("weights.pth"), weights(), labels="names.txt").labels == ("cat", "größter Hund", "ship")
-    torch.save(to_tensors(weights(1000)), "thousand.pth")
-    bundle = check(Path("thousand.pth"), weights(1000))
+    assert pack_and_check(Path("weights.pth"), make_weights(), labels="names.txt").labels == (
+        "cat",
+        "größter Hund",
+        "ship",
+    )
+    torch.save(to_tensors(make_weights(1000)), "thousand.pth")
+    bundle = pack_and_check(Path("thousand.pth"), make_weights(1000))
     assert (bundle.labels[1], bundle.synsets[1]) == ("goldfish", "n01443537")
-    torch.save(to_tensors(weights(0)), "headless.pth")
+    torch.save(to_tensors(make_weights(0)), "headless.pth")
     assert Bundle.load(pack("headless.pth", "headless")).labels == ()
 
 
@@ -172,11 +180,11 @@ def test_classes_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         (b"x" * 2**21, "is too large for class names"),
     ],
 )
-def test_labels_that_are_none(content: bytes, match: str) -> None:
-    torch.save(to_tensors(weights()), "weights.pth")
+def test_invalid_label_files_are_refused(content: bytes, match: str) -> None:
+    torch.save(to_tensors(make_weights()), "weights.pth")
     Path("names.txt").write_bytes(content)
-    refused(match, labels="names.txt")
-    refused("the labels 'absent.txt' cannot be read: No such file", labels="absent.txt")
+    assert_refused(match, labels="names.txt")
+    assert_refused("the labels 'absent.txt' cannot be read: No such file", labels="absent.txt")
 
 
 class Attack:
@@ -187,7 +195,7 @@ class Attack:
 
 
 class Settings:
-    """What only the code that saved it knows."""
+    """A class that only the code that saved it has."""
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -200,34 +208,36 @@ class Settings:
         (lambda: torch.nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, which is not plain data"),
     ],
 )
-def test_more_than_plain_data_is_refused_and_not_run(legacy: bool, content: Callable[[], Any], match: str) -> None:
-    torch.save(make_checkpoint(weights(), more=content()), "weights.pth", _use_new_zipfile_serialization=not legacy)
-    refused(match, preset=NAME)
+def test_objects_are_refused_and_not_run(legacy: bool, content: Callable[[], Any], match: str) -> None:
+    torch.save(
+        make_checkpoint(make_weights(), more=content()), "weights.pth", _use_new_zipfile_serialization=not legacy
+    )
+    assert_refused(match, preset=PRESET)
     assert not Path("mark").exists()
 
 
-def test_values_that_are_not_numbers() -> None:
+def test_non_finite_and_complex_weights_are_refused() -> None:
     for bad in (np.nan, np.inf, -np.inf):
-        broken = weights()
+        broken = make_weights()
         broken["layers.0.blocks.0.mlp.fc1.bias"][5] = bad
         torch.save(make_checkpoint(broken), "weights.pth")
-        refused(
+        assert_refused(
             "the weights are damaged, get them again: layers.0.blocks.0.mlp.fc1.bias: not all of its values are finite"
         )
-    huge = {name: value.double() for name, value in to_tensors(weights()).items()}
+    huge = {name: value.double() for name, value in to_tensors(make_weights()).items()}
     huge["head.bias"][0] = 1e300  # beyond float32
     torch.save(huge, "weights.pth")
-    refused("head.bias: not all of its values are finite")
+    assert_refused("head.bias: not all of its values are finite")
     # Each value is finite and their product is not.
-    torch.save({name: value * 1e30 for name, value in to_tensors(weights()).items()}, "weights.pth")
-    refused("returns values that are not finite")
-    torch.save(to_tensors(weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
-    refused("head.bias: complex64, not real numbers")
+    torch.save({name: value * 1e30 for name, value in to_tensors(make_weights()).items()}, "weights.pth")
+    assert_refused("returns values that are not finite")
+    torch.save(to_tensors(make_weights()) | {"head.bias": torch.zeros(3, dtype=torch.complex64)}, "weights.pth")
+    assert_refused("head.bias: complex64, not real numbers")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_files_that_are_no_checkpoints() -> None:
-    torch.save(to_tensors(weights()), "whole.pth")
+def test_files_that_are_not_checkpoints_are_refused() -> None:
+    torch.save(to_tensors(make_weights()), "whole.pth")
     whole = Path("whole.pth").read_bytes()
     contents = {
         whole[: len(whole) // 2]: "cannot read weights from 'weights.pth'.*is it complete",
@@ -239,45 +249,48 @@ def test_files_that_are_no_checkpoints() -> None:
     }
     for content, match in contents.items():
         Path("weights.pth").write_bytes(content)
-        refused(match)
+        assert_refused(match)
     for content in ([1, 2], {}, {"epoch": 3}, {"model": {}}, torch.zeros(3), {"model": {"head.weight": "text"}}):
         torch.save(content, "weights.pth")
-        refused("holds no state dict")
+        assert_refused("holds no state dict")
     torch.jit.script(torch.nn.Linear(2, 2)).save("weights.pth")
-    refused("'weights.pth' is a TorchScript program; save model.state_dict")
-    refused("there is no file 'absent.pth'", "absent.pth")
+    assert_refused("'weights.pth' is a TorchScript program; save model.state_dict")
+    assert_refused("there is no file 'absent.pth'", "absent.pth")
     with pytest.raises(ShiftViTError, match=r"is not a bundle; make one: shiftvit pack whole.pth DIR"):
         Predictor.from_pretrained("whole.pth")
-    refused("--preset is only for checkpoints of the authors' code, and 'cifar10' is not one", "cifar10", preset=NAME)
+    assert_refused(
+        "--preset is only for checkpoints of the authors' code, and 'cifar10' is not one", "cifar10", preset=PRESET
+    )
 
 
-def test_nothing_unpacks_to_many_times_its_size() -> None:
-    torch.save(to_tensors(weights()), "whole.pth")
+def test_decompression_bombs_are_refused() -> None:
+    torch.save(to_tensors(make_weights()), "whole.pth")
     with zipfile.ZipFile("whole.pth") as whole, zipfile.ZipFile("weights.pth", "w", zipfile.ZIP_DEFLATED) as packed:
         for entry in whole.infolist():
             packed.writestr(entry.filename, whole.read(entry))
         packed.writestr("whole/data/999", bytes(2**26))
-    refused("would unpack to .* bytes from .*, too many for a model")
-    # A view of one number, as large as it likes; nothing of it is in the file.
-    torch.save(to_tensors(weights()) | {"head.bias": torch.zeros(1).expand(2**40)}, "weights.pth")
-    refused("would unpack to .* bytes from .*, too many for a model")
+    assert_refused("would unpack to .* bytes from .*, too many for a model")
+    # An expanded view of one number: the shape is huge, and the file small.
+    torch.save(to_tensors(make_weights()) | {"head.bias": torch.zeros(1).expand(2**40)}, "weights.pth")
+    assert_refused("would unpack to .* bytes from .*, too many for a model")
 
 
-def test_the_command_line_says_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save(make_checkpoint(weights(), more=Settings()), "weights\x1b[31m.pth")
-    monkeypatch.setattr("sys.argv", ["shiftvit", "pack", "weights\x1b[31m.pth", "out", "--preset", NAME])
+def test_command_line_prints_a_one_line_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(make_checkpoint(make_weights(), more=Settings()), "weights\x1b[31m.pth")
+    monkeypatch.setattr("sys.argv", ["shiftvit", "pack", "weights\x1b[31m.pth", "out", "--preset", PRESET])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert "\x1b" not in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert "\x1b" not in output.err
     assert not Path("out").exists()
 
 
-def test_a_packed_checkpoint_answers_as_the_authors_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the official model's recorded logits."""
+def test_packed_checkpoint_reproduces_the_official_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     with np.load(GOLDEN / "official_gn1.npz") as archive:
         arrays = dict(archive)
     config = json.loads(str(arrays["config"]))
@@ -288,7 +301,7 @@ def test_a_packed_checkpoint_answers_as_the_authors_model(monkeypatch: pytest.Mo
         "mlp_ratio": config["mlp_ratio"],
         "num_div": config["n_div"],
     }
-    monkeypatch.setitem(PRESETS, NAME, Preset(arguments, None, "for tests"))
+    monkeypatch.setitem(PRESETS, PRESET, Preset(arguments, None, "for tests"))
     torch.save({"model": to_tensors({key[2:]: arrays[key] for key in arrays if key.startswith("w/")})}, "weights.pth")
     model = Bundle.load(pack("weights.pth", "packed")).build()
     np.testing.assert_allclose(to_numpy(model(arrays["x_nhwc"])), arrays["logits"], atol=2e-4)

@@ -1,4 +1,4 @@
-"""The command line in a process of its own, as users run it."""
+"""The command line: help, errors, options, and the choice of the backend."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from shiftvit.inference.runtimes import RUNTIMES
 ROOT = Path(__file__).parents[1]
 
 
-def shiftvit(*arguments, alone=False, **environment):
-    """Runs the command; `alone` as a process of its own, which may have an environment of its own."""
+def run_shiftvit(*arguments, alone=False, **environment):
+    """Runs the command; with `alone`, in a process of its own and with these environment variables."""
     if alone:
         command = [sys.executable, "-m", "shiftvit", *arguments]
         environment = {**os.environ, **environment}
@@ -42,7 +42,7 @@ def shiftvit(*arguments, alone=False, **environment):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run_folder(tmp_path_factory):
     settings = {
         "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0},
         "data": {"validation": 50},
@@ -51,32 +51,32 @@ def run(tmp_path_factory):
     return train(Recipe.model_validate(settings), out=tmp_path_factory.mktemp("cli") / "run", data=load_sample()).path
 
 
-def test_help_is_quick_and_shows_the_commands():
-    answer = shiftvit("--help", alone=True)
+def test_help_is_fast_and_lists_the_commands():
+    answer = run_shiftvit("--help", alone=True)
     assert answer.returncode == 0
     for command in ("predict", "train", "evaluate", "export", "pack", "benchmark", "info", "data", "recipes"):
         assert f"  {command} " in answer.stdout
-    assert measure_child(lambda: shiftvit("--help", alone=True)) < 2 * measure_import(
+    assert measure_child(lambda: run_shiftvit("--help", alone=True)) < 2 * measure_import(
         "typer", "rich.console", "rich.table"
     )
 
 
-def commands(group, prefix=()):
+def walk_commands(group, prefix=()):
     for name, command in group.commands.items():
         yield (*prefix, name), command
         if hasattr(command, "commands"):
-            yield from commands(command, (*prefix, name))
+            yield from walk_commands(command, (*prefix, name))
 
 
-def test_help_fits_80_columns_and_nothing_is_cut(monkeypatch):
+def test_help_fits_80_columns_without_truncation(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     whole = typer.main.get_command(app)
-    for name, command in [((), whole), *commands(whole)]:
+    for name, command in [((), whole), *walk_commands(whole)]:
         text = CliRunner().invoke(app, [*name, "--help"]).stdout
         assert max(map(len, text.splitlines())) <= 80, name
         assert "..." not in text.replace("[ARGS]...", "").replace("]...", ""), name
         for line in (command.epilog or "").splitlines()[2:]:
-            assert f"  {line}\n" in text, "an example has its own line"
+            assert f"  {line}\n" in text, "an example stands on its own line"
 
 
 def test_long_values_wrap_between_words(monkeypatch, capsys):
@@ -108,9 +108,9 @@ def test_long_values_wrap_between_words(monkeypatch, capsys):
         (["data", "cifar10", "--from", "nowhere.tar.gz"], "nowhere.tar.gz"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch):
+def test_mistakes_print_one_line_and_exit_with_status_2(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answer = shiftvit(*arguments)
+    answer = run_shiftvit(*arguments)
     assert answer.returncode == 2
     lines = answer.stderr.strip().splitlines()
     assert message in lines[-1]
@@ -119,46 +119,48 @@ def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path, monkey
 
 
 def test_debug_shows_the_traceback():
-    answer = shiftvit("--debug", "info", "nothing")
+    answer = run_shiftvit("--debug", "info", "nothing")
     assert answer.returncode == 2
     assert "Traceback" in answer.stderr
 
 
-def test_info_of_a_preset_and_of_a_run(run):
-    answer = shiftvit("info", "shiftvit_tiny_r2")
+def test_info_of_a_preset_and_of_a_run(run_folder):
+    answer = run_shiftvit("info", "shiftvit_tiny_r2")
     assert "28,566,664" in answer.stdout
     assert "4,581.6 M" in answer.stdout
-    found = json.loads(shiftvit("info", str(run), "--json").stdout)
+    found = json.loads(run_shiftvit("info", str(run_folder), "--json").stdout)
     assert [row["resolution"] for row in found["stages"]][:3] == ["8x8", "8x8", "4x4"]
     assert found["notes"]["test"].startswith("top-1 ")
-    printed = shiftvit("info", str(run)).stdout.splitlines()
-    assert printed[0] == f"Model in {run / 'bundle'}"
+    printed = run_shiftvit("info", str(run_folder)).stdout.splitlines()
+    assert printed[0] == f"Model in {run_folder / 'bundle'}"
     assert "preprocessing  (pixels - mean) / std with pixels from 0 to 255, mean 0, std 255" in printed
-    assert shiftvit("info").stdout.count("shiftvit_") == 12
+    assert run_shiftvit("info").stdout.count("shiftvit_") == 12
 
 
 @pytest.mark.slow
-def test_evaluate_prints_what_the_run_recorded(run, tmp_path):
-    """The data set is the sample, put where the cache would be looked for by a stand-in module."""
+def test_evaluate_prints_the_recorded_metrics(run_folder, tmp_path):
+    """The module `sitecustomize` makes the sample the data set "cifar10"."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )
     tests = str(Path(__file__).parent)
-    answer = shiftvit("evaluate", str(run), "--json", alone=True, PYTHONPATH=os.pathsep.join([str(tmp_path), tests]))
+    answer = run_shiftvit(
+        "evaluate", str(run_folder), "--json", alone=True, PYTHONPATH=os.pathsep.join([str(tmp_path), tests])
+    )
     assert answer.returncode == 0, answer.stderr
-    found, recorded = json.loads(answer.stdout), json.loads((run / "metrics.json").read_text())["test"]
+    found, recorded = json.loads(answer.stdout), json.loads((run_folder / "metrics.json").read_text())["test"]
     assert {key: found[key] for key in recorded} == recorded
 
 
 def test_recipes_and_version():
-    answer = shiftvit("recipes")
+    answer = run_shiftvit("recipes")
     assert "shiftvit train --recipe quick" in answer.stdout
-    assert shiftvit("--version").stdout.startswith("shiftvit 0.")
-    assert shiftvit("data").returncode == 2
+    assert run_shiftvit("--version").stdout.startswith("shiftvit 0.")
+    assert run_shiftvit("data").returncode == 2
 
 
-def test_a_missing_package_is_named_in_the_version_that_shiftvit_needs(monkeypatch):
-    """Whether shiftvit came from a checkout, a wheel or the index: the command does not look for shiftvit."""
+def test_missing_package_is_suggested_in_the_required_version(monkeypatch):
+    """The command names the package and not an extra of shiftvit, so it works however shiftvit was installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     needed = {
         *project["dependencies"],
@@ -173,16 +175,16 @@ def test_a_missing_package_is_named_in_the_version_that_shiftvit_needs(monkeypat
     assert suggest_install("pyarrow", "ai_edge_litert") == "pip install pyarrow ai_edge_litert"
 
 
-def test_nothing_tells_to_install_shiftvit_from_the_index():
-    """It is not there before the first release."""
+def test_no_text_installs_shiftvit_from_the_index():
+    """The index does not have shiftvit before its first release."""
     texts = [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "src").rglob("*.py"),
         *(ROOT / "src").rglob("*.md"),
     ]
-    told = [path for path in texts if re.search(r"pip install[^\n]*\bshiftvit\[", path.read_text("utf-8"))]
-    assert not told
+    found = [path for path in texts if re.search(r"pip install[^\n]*\bshiftvit\[", path.read_text("utf-8"))]
+    assert not found
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_nothing_tells_to_install_shiftvit_from_the_index():
         ({}, [], None, "none is installed; choose one: pip install 'torch>=2.8', or pip install 'jax>="),
     ],
 )
-def test_the_backend_that_is_chosen(environment, installed, configured, expected, monkeypatch, tmp_path):
+def test_choice_of_the_backend(environment, installed, configured, expected, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "keras")
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -219,7 +221,7 @@ def test_the_backend_that_is_chosen(environment, installed, configured, expected
             ensure_backend()
 
 
-def test_of_thousands_of_valid_names_a_message_lists_some() -> None:
+def test_suggestion_lists_only_some_of_many_names() -> None:
     text = suggest("class 12", [f"class {number:04}" for number in range(10_000)])
     assert text.startswith("did you mean 'class ")
     assert text.endswith("class 0039 and 9,960 more.")

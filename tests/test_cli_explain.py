@@ -1,4 +1,4 @@
-"""`shiftvit explain`: the figure, the JSON, the table, and faults in one line."""
+"""`shiftvit explain`: the figure, the JSON, the table, and errors in one line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import explain as command
 
 
-def run(*arguments):
+def run_command(*arguments):
     return CliRunner().invoke(command.app, [str(argument) for argument in arguments])
 
 
 SAMPLES = sorted((PRETRAINED / "samples").rglob("*.png"))
 
 
-def test_the_command_explains_images(tmp_path):
-    answer = run(*SAMPLES[:2], "--out", tmp_path / "x.png", "--json")
+def test_command_explains_images(tmp_path):
+    answer = run_command(*SAMPLES[:2], "--out", tmp_path / "x.png", "--json")
     assert answer.exit_code == 0, answer.output
     first, second = json.loads(answer.stdout)
     assert (first["label"], second["label"]) == (SAMPLES[0].parent.name, SAMPLES[1].parent.name)
@@ -38,9 +38,9 @@ def test_the_command_explains_images(tmp_path):
         assert picture.height > 2 * 192
 
 
-def test_the_command_explains_another_class_with_one_method(tmp_path):
+def test_command_explains_another_class_with_one_method(tmp_path):
     out = tmp_path / "x.png"
-    answer = run(SAMPLES[0], "--class", "truck", "--method", "grad-cam", "--stage", "P2", "--out", out)
+    answer = run_command(SAMPLES[0], "--class", "truck", "--method", "grad-cam", "--stage", "P2", "--out", out)
     assert answer.exit_code == 0, answer.output
     assert "truck" in answer.stdout
     assert "occlusion" not in answer.stdout
@@ -59,32 +59,32 @@ def test_the_command_explains_another_class_with_one_method(tmp_path):
         (["nowhere.png"], "'nowhere.png' does not exist"),
     ],
 )
-def test_the_commands_faults(arguments, message, tmp_path, monkeypatch):
+def test_wrong_options_are_refused(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    answer = run(*arguments)
+    answer = run_command(*arguments)
     assert isinstance(answer.exception, ShiftViTError)
     assert message in str(answer.exception)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_no_picture_is_named_and_the_others_are_explained(tmp_path, capfd):
+def test_broken_picture_is_reported_and_the_others_are_explained(tmp_path, capfd):
     (tmp_path / "broken.png").write_bytes(SAMPLES[0].read_bytes()[:200])
     names = [tmp_path / "broken.png", SAMPLES[0]]
-    answer = run(*names, "--method", "grad-cam", "--out", tmp_path / "x.png", "--json")
+    answer = run_command(*names, "--method", "grad-cam", "--out", tmp_path / "x.png", "--json")
     assert answer.exit_code == 0, answer.output
     assert [row["path"] for row in json.loads(answer.stdout)] == [str(SAMPLES[0])]
     assert "broken.png" in answer.stderr + capfd.readouterr().err
-    answer = run(names[0])
+    answer = run_command(names[0])
     assert isinstance(answer.exception, ShiftViTError)
     assert "broken.png" in str(answer.exception)
 
 
-def test_a_model_that_gives_nan_is_named_with_the_image(tmp_path):
+def test_nan_output_is_reported_with_the_model_and_the_image(tmp_path):
     bundle = Bundle.load("cifar10")
     for value in bundle.weights.values():
         value[...] = np.nan
     dataclasses.replace(bundle, graph=None).save(tmp_path / "bad")
-    answer = run(SAMPLES[0], "--model", tmp_path / "bad", "--out", tmp_path / "x.png")
+    answer = run_command(SAMPLES[0], "--model", tmp_path / "bad", "--out", tmp_path / "x.png")
     assert isinstance(answer.exception, ShiftViTError)
     assert f"the model '{tmp_path / 'bad'}' returns NaN or infinity for '{SAMPLES[0]}'" in str(answer.exception)
     assert not (tmp_path / "x.png").exists()

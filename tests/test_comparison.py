@@ -1,4 +1,4 @@
-"""The images on which an export is compared: those that the run held out, never those that calibrate it."""
+"""The images that an export is compared on: those that the run held out, never those that calibrate it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from shiftvit.training import runfolder
 from tensors import set_random_weights
 
 RULE = Preprocess(resize=20, crop=16, crop_position="center")
-LABELS = ("ship", "cat", "dog")  # in another order than the folders
+LABELS = ("ship", "cat", "dog")  # not in the order of the folders
 
 
-def bundle_of(labels: tuple[str, ...] = LABELS, rule: Preprocess = RULE) -> Bundle:
+def make_bundle(labels: tuple[str, ...] = LABELS, rule: Preprocess = RULE) -> Bundle:
     model = ShiftViT((16, 16, 3), num_classes=len(labels), embed_dim=24, depths=(1, 1))
     set_random_weights(model)
     return Bundle.from_model(model, labels, rule)
 
 
 def make_run(folder: Path, data: Path | str, bundle: Bundle, **settings: Any) -> Path:
-    """Writes what a run on these images would leave and exports need."""
+    """Writes the files of a run on these images that exports need."""
     recipe = Recipe.load("photos", **{"data.name": str(data), "data.validation": 0.2, "data.test": 0.2, **settings})
     found = named.look_up(str(data))
     folder.mkdir()
@@ -45,12 +45,12 @@ def make_run(folder: Path, data: Path | str, bundle: Bundle, **settings: Any) ->
     return folder
 
 
-def choose(model: Path, precision: str = "int8", data: str | None = None, count: int = 10_000) -> Any:
+def choose_for(model: Path, precision: str = "int8", data: str | None = None, count: int = 10_000) -> Any:
     bundle = Bundle.load(model)
     return choose_images(model, bundle, make_metadata(bundle, precision), data, count)  # type: ignore[arg-type]
 
 
-def rows(array: Any) -> list[bytes]:
+def list_bytes(array: Any) -> list[bytes]:
     return [image.tobytes() for image in array]
 
 
@@ -61,14 +61,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "run", tree, bundle_of())
+    return make_run(tmp_path_factory.mktemp("runs") / "run", tree, make_bundle())
 
 
-@pytest.mark.parametrize("named_so", [False, True])
-def test_of_a_run_its_kept_images_are_compared_and_its_training_images_calibrate(
-    run: Path, tree: Path, named_so: bool
-) -> None:
-    chosen = choose(run, data=str(tree) if named_so else None)
+@pytest.mark.parametrize("explicit", [False, True])
+def test_run_is_compared_on_held_out_and_calibrated_on_training_images(run: Path, tree: Path, explicit: bool) -> None:
+    chosen = choose_for(run, data=str(tree) if explicit else None)
     with (run / "splits.csv").open(newline="") as file:
         table = [*csv.DictReader(file)]
     expected = {
@@ -79,25 +77,25 @@ def test_of_a_run_its_kept_images_are_compared_and_its_training_images_calibrate
         }
         for split in ("train", "validation", "test")
     }
-    compared = dict(zip(rows(chosen.arrays["images"]), chosen.arrays["labels"].tolist(), strict=True))
+    compared = dict(zip(list_bytes(chosen.arrays["images"]), chosen.arrays["labels"].tolist(), strict=True))
     assert compared == expected["test"] | expected["validation"]
-    assert {*rows(chosen.arrays["calibration"])} == expected["train"].keys()
+    assert {*list_bytes(chosen.arrays["calibration"])} == expected["train"].keys()
     assert chosen.origin["split"] == "test and validation"
     assert chosen.enough == len(compared) == 12
-    assert choose(run, "bf16").arrays["calibration"].shape == (0, 16, 16, 3)
+    assert choose_for(run, "bf16").arrays["calibration"].shape == (0, 16, 16, 3)
 
 
-def test_no_more_images_are_taken_than_asked_for(run: Path) -> None:
-    chosen = choose(run, count=5)
+def test_takes_at_most_the_requested_number_of_images(run: Path) -> None:
+    chosen = choose_for(run, count=5)
     assert chosen.origin["split"] == "test"
     assert len(chosen.arrays["images"]) == 5
-    assert len({*chosen.arrays["labels"].tolist()}) > 1  # the files come class by class
-    assert chosen.enough == 6  # so that fewer than there are do not pass
+    assert len({*chosen.arrays["labels"].tolist()}) > 1  # the files are sorted by class
+    assert chosen.enough == 6  # there are more, so five are not enough to pass
 
 
 @pytest.mark.parametrize("form", ["folder", "archive", "splits"])
-def test_images_in_no_splits_are_divided(form: str, tree: Path, tmp_path: Path) -> None:
-    """For a bundle nobody knows what it was trained on, so that the gate's own number of images is asked for."""
+def test_images_without_splits_are_divided(form: str, tree: Path, tmp_path: Path) -> None:
+    """A bundle does not record its training images, so the gate requires its usual number of images."""
     data = tree
     if form != "folder":
         found = find_data(tree)
@@ -106,31 +104,31 @@ def test_images_in_no_splits_are_divided(form: str, tree: Path, tmp_path: Path) 
         arrays = {f"x_{part}": pixels, f"y_{part}": found.train.labels, "class_names": np.array(found.class_names)}
         data = tmp_path / "a.npz"
         np.savez(data, **arrays)
-    chosen = choose(bundle_of().save(tmp_path / "model"), data=str(data))
+    chosen = choose_for(make_bundle().save(tmp_path / "model"), data=str(data))
     assert chosen.enough == 2000
-    compared, calibrating = (rows(chosen.arrays[name]) for name in ("images", "calibration"))
+    compared, calibrating = (list_bytes(chosen.arrays[name]) for name in ("images", "calibration"))
     assert (len(compared), len(calibrating)) == (23, 7)
     assert not {*compared} & {*calibrating}
 
 
-def test_a_data_set_by_name_has_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_data_set_uses_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = load_sample()
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
-    model = bundle_of(sample.class_names, Preprocess(resize=16)).save(tmp_path / "model")
-    chosen = choose(model)
+    model = make_bundle(sample.class_names, Preprocess(resize=16)).save(tmp_path / "model")
+    chosen = choose_for(model)
     assert chosen.arrays["labels"].tolist() == sample.test.labels.tolist()
     assert (chosen.origin, chosen.enough) == ({"data": "cifar10", "split": "test"}, 2000)
     assert len(chosen.arrays["calibration"]) == min(512, len(sample.train))
 
 
-def test_classes_that_the_model_does_not_know_are_named(tree: Path, tmp_path: Path) -> None:
-    model = bundle_of(("ship", "cat", "horse")).save(tmp_path / "model")
+def test_unknown_classes_fail(tree: Path, tmp_path: Path) -> None:
+    model = make_bundle(("ship", "cat", "horse")).save(tmp_path / "model")
     with pytest.raises(ShiftViTError, match=r"the model has 3 classes .* has 10 images of 1 other \('dog'\)"):
-        choose(model, data=str(tree))
+        choose_for(model, data=str(tree))
 
 
 @pytest.mark.slow
-def test_a_run_on_few_images_is_exported_in_int8(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_with_few_images_exports_to_int8(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnx")
     folder = driver.export(run, "onnx", "int8", out=tmp_path / "out")
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))

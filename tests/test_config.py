@@ -32,7 +32,7 @@ from shiftvit import Recipe, ShiftViTError, recipes
         ({"model.depths": []}, r"model.depths = \[\]: .*at least 1 item"),
     ],
 )
-def test_a_wrong_setting_is_one_line_with_the_mend(overrides, message):
+def test_wrong_settings_raise_one_line_errors(overrides, message):
     with pytest.raises(ShiftViTError, match=message) as caught:
         Recipe.load("quick", **overrides)
     assert "\n" not in str(caught.value)
@@ -59,7 +59,7 @@ def test_values_from_the_command_line_are_read_as_toml():
 
 
 @pytest.mark.parametrize("name", recipes.list_names())
-def test_every_recipe_loads_and_its_head_says_what_to_expect(name):
+def test_every_recipe_loads_and_its_header_states_the_accuracy(name):
     assert Recipe.load(name).name == name
     head = recipes.read_head(name)
     assert f"shiftvit train --recipe {name}" in head
@@ -67,7 +67,7 @@ def test_every_recipe_loads_and_its_head_says_what_to_expect(name):
     assert "n = " in head or "not measured" in head
 
 
-def test_files_that_are_no_recipe(tmp_path):
+def test_missing_and_invalid_recipes_are_refused(tmp_path):
     with pytest.raises(ShiftViTError, match=r"no recipe 'quik'; did you mean 'quick'\?"):
         Recipe.load("quik")
     with pytest.raises(ShiftViTError, match=r"cannot read the recipe .*No such file"):
@@ -84,13 +84,13 @@ def test_files_that_are_no_recipe(tmp_path):
         Recipe.load(broken)
 
 
-def test_settings_cannot_be_changed_afterwards():
+def test_settings_are_immutable():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().train.epochs = 3
 
 
 @given(st.dictionaries(st.sampled_from(["train", "model", "data", "x"]), st.recursive(st.integers(), st.lists)))
-def test_anything_else_than_a_recipe_is_refused_with_our_error_or_loads(tree):
+def test_arbitrary_overrides_load_or_raise_a_one_line_error(tree):
     message = ""
     try:
         Recipe.load("quick", **tree)
@@ -99,7 +99,7 @@ def test_anything_else_than_a_recipe_is_refused_with_our_error_or_loads(tree):
     assert "\n" not in message
 
 
-def test_a_preset_by_name_sets_the_recipes_own_model_aside():
+def test_named_preset_replaces_the_recipes_own_model():
     recipe = Recipe.load("photos", **{"model.preset": "shiftvit_tiny_r2", "model.drop_path": 0.3})
     assert recipe.model.get_arguments() == {"drop_path": 0.3}
     assert recipe.model.preset == "shiftvit_tiny_r2"

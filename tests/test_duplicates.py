@@ -1,4 +1,4 @@
-"""The search for near-duplicates against brute force, and the fingerprints against their definition."""
+"""The search for near duplicates against brute force, and fingerprints against their definition."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from trees import SAMPLES
 PICTURES = {path.stem: decode(path) for path in sorted(SAMPLES.rglob("*.png"))}
 
 
-def reencoded(pixels, quality):
+def reencode(pixels, quality):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
     return decode(stream.getvalue())
 
 
-def brightened(pixels, factor):
+def adjust_brightness(pixels, factor):
     return np.asarray(ImageEnhance.Brightness(Image.fromarray(pixels)).enhance(factor))
 
 
-def enlarged(pixels):
+def enlarge(pixels):
     return np.asarray(Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC))
 
 
 CHANGES = {
-    "jpeg 90": lambda pixels: reencoded(pixels, 90),
-    "jpeg 75": lambda pixels: reencoded(pixels, 75),
-    "brighter": lambda pixels: brightened(pixels, 1.05),
-    "darker": lambda pixels: brightened(pixels, 0.95),
-    "larger": enlarged,
+    "jpeg 90": lambda pixels: reencode(pixels, 90),
+    "jpeg 75": lambda pixels: reencode(pixels, 75),
+    "brighter": lambda pixels: adjust_brightness(pixels, 1.05),
+    "darker": lambda pixels: adjust_brightness(pixels, 0.95),
+    "larger": enlarge,
 }
 
 
-def near(first, second):
+def are_near(first, second):
     marks = [fingerprint(pixels) for pixels in (first, second)]
-    return len(pairs_of(marks)) == 1
+    return len(find_pairs(marks)) == 1
 
 
-def pairs_of(marks):
+def find_pairs(marks):
     hashes = np.array([mark.hash for mark in marks], np.uint64)
     thumbs = np.frombuffer(b"".join(mark.thumb for mark in marks), np.uint8).reshape(len(marks), -1)
     pairs, complete = find_near_pairs(hashes, thumbs)
@@ -59,34 +59,34 @@ def pairs_of(marks):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", PICTURES)
 def test_changed_copies_are_near(name, change):
-    assert near(PICTURES[name], CHANGES[change](PICTURES[name]))
+    assert are_near(PICTURES[name], CHANGES[change](PICTURES[name]))
 
 
 def test_different_pictures_are_not_near():
-    assert pairs_of([fingerprint(pixels) for pixels in PICTURES.values()]) == []
+    assert find_pairs([fingerprint(pixels) for pixels in PICTURES.values()]) == []
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_mirrored_and_turned_pictures_are_not_near(name):
-    assert not near(PICTURES[name], PICTURES[name][:, ::-1])
-    assert not near(PICTURES[name], PICTURES[name][::-1])
+def test_flipped_pictures_are_not_near(name):
+    assert not are_near(PICTURES[name], PICTURES[name][:, ::-1])
+    assert not are_near(PICTURES[name], PICTURES[name][::-1])
 
 
-def test_flat_pictures_do_not_collide():
+def test_flat_pictures_are_not_near():
     rng = np.random.default_rng(0)
     flat = [np.full((32, 32, 3), colour, np.uint8) for colour in ((0, 0, 0), (0, 0, 9), (99, 99, 99), (100, 100, 100))]
     noisy = [np.clip(200 + rng.normal(0, 2, (32, 32, 3)), 0, 255).astype(np.uint8) for _ in range(20)]
-    assert pairs_of([fingerprint(pixels) for pixels in flat + noisy]) == []
+    assert find_pairs([fingerprint(pixels) for pixels in flat + noisy]) == []
 
 
-def test_the_difference_hash_is_as_published():
-    """A bit for each of 8 x 8 pixels that is darker than its right neighbour, from a picture of 9 x 8."""
+def test_difference_hash_follows_its_definition():
+    """From 9 x 8 pixels: each of 64 bits is set where a pixel is darker than its right neighbour."""
     grey = np.random.default_rng(1).integers(0, 256, (8, 9), np.uint8)
     bits = "".join("1" if grey[row, column] < grey[row, column + 1] else "0" for row, column in np.ndindex(8, 8))
     assert fingerprint(np.repeat(grey[..., None], 3, axis=2)).hash == int(bits, 2)
 
 
-def test_the_digest_is_of_pixels_and_size():
+def test_digest_depends_on_pixels_and_shape():
     pixels = next(iter(PICTURES.values()))
     marks = [pixels, pixels.copy(), pixels[:, ::-1], pixels[:, ::-1].copy(), pixels.reshape(16, 64, 3)]
     digests = [fingerprint(pixels).digest for pixels in marks]
@@ -97,8 +97,8 @@ def test_the_digest_is_of_pixels_and_size():
 
 @settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(2, 60), st.sampled_from([64, 20, 5]))
-def test_the_search_finds_what_brute_force_finds(seed, count, bits):
-    """Hashes that are near each other, many in the same bands."""
+def test_search_matches_brute_force(seed, count, bits):
+    """The hashes are near each other, and many agree in a band."""
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, 4, np.uint64)[rng.integers(0, 4, count)]
     for row in range(count):
@@ -115,7 +115,7 @@ def test_the_search_finds_what_brute_force_finds(seed, count, bits):
     assert [tuple(pair) for pair in pairs.tolist()] == expected
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_block_size_does_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**6, 300, np.uint64)
     thumbs = np.repeat(rng.integers(0, 256, (1, 256), np.uint8), 300, axis=0)
@@ -126,7 +126,7 @@ def test_blocks_change_nothing(monkeypatch):
     assert len(whole) > 10_000
 
 
-def test_the_search_gives_up_at_too_many_pairs(monkeypatch):
+def test_search_stops_at_too_many_pairs(monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 1000)
     thumbs = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 256), np.uint8), 100, axis=0)
     pairs, complete = find_near_pairs(np.zeros(100, np.uint64), thumbs)
@@ -135,7 +135,7 @@ def test_the_search_gives_up_at_too_many_pairs(monkeypatch):
 
 
 def test_thumbnails_are_compared_by_correlation():
-    """Against NumPy's, whatever the brightness and the contrast."""
+    """They agree with NumPy's correlation, whatever the brightness and contrast."""
     rng = np.random.default_rng(0)
     base = rng.integers(60, 190, (400, 256))
     mixed = np.linspace(0, 1, 400)[:, None] * (base - 125) + rng.normal(0, 15, (400, 256))
@@ -146,15 +146,15 @@ def test_thumbnails_are_compared_by_correlation():
 
 
 @pytest.mark.parametrize(("contrast", "same"), [(2, False), (4, True)])
-def test_flat_thumbnails_are_not_alike_even_to_themselves(contrast, same):
+def test_thumbnails_need_contrast_to_be_alike(contrast, same):
     thumbs = (100 + contrast * np.sign(np.arange(256) % 7 - 3)).astype(np.uint8)[None]
     assert are_alike(thumbs, thumbs).tolist() == [same]
 
 
-def test_groups_and_their_examples():
+def test_groups_and_their_example_pairs():
     pixels = list(PICTURES.values())
     a, b = pixels[:2]
-    close = reencoded(a, 90)
+    close = reencode(a, 90)
     marks = [fingerprint(image) for image in (a, b, a, close, b, a)]
     cat, dog, ox = range(3)
     members = [("train", 0), ("train", 1), ("train", 2), ("test", 0), ("train", 3), ("test", 1)]
@@ -163,17 +163,17 @@ def test_groups_and_their_examples():
     assert complete
     found = [(group.kind, [members.index(member) for member in group.members]) for group in groups]
     assert found == [("exact", [0, 2, 5]), ("exact", [1, 4]), ("near", [0, 2, 3, 5])]
-    assert groups[0].example == (members[2], members[5])  # of two splits
-    assert groups[2].example == (members[0], members[3])  # of two splits and two classes
+    assert groups[0].example == (members[2], members[5])  # from two splits
+    assert groups[2].example == (members[0], members[3])  # from two splits and two classes
     assert groups[2].splits == {"train", "test"}
     assert groups[2].labels == {cat, ox}
     assert find_groups([], [], []) == ((), True)
 
 
-def test_many_pictures_take_seconds():
+def test_search_among_many_pictures_is_fast():
     rng = np.random.default_rng(0)
     count = 20_000
-    # Bits as uneven as those of pictures, of which neighbours often agree.
+    # As with real pictures, some bits are set far more often than others.
     bits = np.packbits(rng.random((count, 64)) < np.linspace(0.1, 0.9, 64), axis=1)
     thumbs = rng.integers(0, 256, (count, 256), np.uint8)
     marks = [

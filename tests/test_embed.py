@@ -1,4 +1,4 @@
-"""`Embedder` and `shiftvit embed`: the input of the head, the same from the graph and from Keras."""
+"""`Embedder` and `shiftvit embed`: they return the input of the head, the same from the graph and from Keras."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def files(tmp_path: Path) -> list[str]:
     return paths
 
 
-def run(*arguments: str) -> str:
+def run_command(*arguments: str) -> str:
     answer = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert answer.exit_code == 0
     return answer.output
 
 
-def test_the_head_makes_the_predictors_answers_of_them(embedder: Embedder, files: list[str]) -> None:
+def test_head_turns_features_into_the_predictors_probabilities(embedder: Embedder, files: list[str]) -> None:
     bundle, found = Bundle.load("cifar10"), embedder(files)
     assert embedder.runtime == "onnxruntime"
     assert found.shape == (9, embedder.size)
@@ -54,7 +54,7 @@ def test_the_head_makes_the_predictors_answers_of_them(embedder: Embedder, files
 
 
 @pytest.mark.slow
-def test_keras_gives_what_the_graph_gives(embedder: Embedder, files: list[str]) -> None:
+def test_keras_matches_the_graph(embedder: Embedder, files: list[str]) -> None:
     by_keras = Embedder.from_pretrained("cifar10", runtime="keras")
     np.testing.assert_allclose(by_keras(files), embedder(files), atol=2e-4, rtol=1e-4)
     model = Bundle.load("cifar10").build("float32")
@@ -64,7 +64,7 @@ def test_keras_gives_what_the_graph_gives(embedder: Embedder, files: list[str]) 
     np.testing.assert_allclose(by_keras(files), expected, atol=1e-5)
 
 
-def test_batches_and_kinds_of_images_make_no_difference(embedder: Embedder, files: list[str]) -> None:
+def test_batch_size_and_kind_of_input_make_no_difference(embedder: Embedder, files: list[str]) -> None:
     arrays = [np.asarray(Image.open(path)) for path in files]
     expected = embedder(files)
     np.testing.assert_allclose(embedder(files, batch_size=2), expected, atol=1e-4)
@@ -73,13 +73,13 @@ def test_batches_and_kinds_of_images_make_no_difference(embedder: Embedder, file
     assert embedder([]).shape == (0, embedder.size)
 
 
-def test_it_can_be_pickled(embedder: Embedder, files: list[str]) -> None:
+def test_embedder_can_be_pickled(embedder: Embedder, files: list[str]) -> None:
     again = pickle.loads(pickle.dumps(embedder))
     assert again.runtime == embedder.runtime
     np.testing.assert_array_equal(again(files), embedder(files))
 
 
-def test_a_broken_file_fails_alone(embedder: Embedder, files: list[str]) -> None:
+def test_broken_file_does_not_affect_the_others(embedder: Embedder, files: list[str]) -> None:
     Path(files[3]).write_bytes(b"no picture")
     results = list(embedder.stream(files))
     assert [type(result) is Failure for result in results] == [place == 3 for place in range(9)]
@@ -89,14 +89,12 @@ def test_a_broken_file_fails_alone(embedder: Embedder, files: list[str]) -> None
 
 
 @pytest.mark.parametrize("ending", [".npz", ".parquet"])
-def test_the_command_writes_paths_and_features(
-    ending: str, embedder: Embedder, files: list[str], tmp_path: Path
-) -> None:
+def test_command_writes_paths_and_features(ending: str, embedder: Embedder, files: list[str], tmp_path: Path) -> None:
     Path(files[3]).write_bytes(b"no picture")
     out = tmp_path / f"features{ending}"
-    said = run("embed", str(tmp_path), "--out", str(out))
-    assert "skipped: " in said
-    assert "of 8 images" in said
+    output = run_command("embed", str(tmp_path), "--out", str(out))
+    assert "skipped: " in output
+    assert "of 8 images" in output
     kept = [path for path in files if path != files[3]]
     if ending == ".npz":
         with np.load(out, allow_pickle=False) as arrays:
@@ -112,14 +110,14 @@ def test_the_command_writes_paths_and_features(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_more_rows_than_a_group_of_parquet_has(
+def test_parquet_with_several_row_groups(
     embedder: Embedder, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shiftvit.inference.embed._ROWS", 4)
     from pyarrow import parquet
 
     out = tmp_path / "features.parquet"
-    run("embed", *files, "--out", str(out))
+    run_command("embed", *files, "--out", str(out))
     assert parquet.ParquetFile(out).num_row_groups == 3
     features = np.array(parquet.read_table(out)["features"].to_pylist(), np.float32)
     np.testing.assert_allclose(features, embedder(files), atol=1e-4)
@@ -133,20 +131,20 @@ def test_more_rows_than_a_group_of_parquet_has(
         (".", "is a folder; name a file in it"),
     ],
 )
-def test_where_it_cannot_write_it_says_so_before_it_works(out: str, fault: str, files: list[str]) -> None:
+def test_invalid_output_paths_fail(out: str, fault: str, files: list[str]) -> None:
     with pytest.raises(ShiftViTError, match=fault):
-        run("embed", *files, "--out", str(Path(files[0]).parent / out))
+        run_command("embed", *files, "--out", str(Path(files[0]).parent / out))
 
 
-def test_without_a_readable_image_nothing_is_written(tmp_path: Path) -> None:
+def test_nothing_is_written_without_a_readable_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     out = tmp_path / "features.npz"
     with pytest.raises(ShiftViTError, match="none of 1 image can be read"):
-        run("embed", str(tmp_path / "a.png"), "--out", str(out))
+        run_command("embed", str(tmp_path / "a.png"), "--out", str(out))
     assert not out.exists()
 
 
-def test_a_damaged_graph_or_one_of_another_kind_is_one_line(tmp_path: Path) -> None:
+def test_damaged_and_unsupported_graphs_fail_with_one_line(tmp_path: Path) -> None:
     content = (PRETRAINED / "cifar10" / GRAPH).read_bytes()
     for name, text in (("graph.onnx", content[:-1]), ("graph.tflite", content)):
         path = tmp_path / name

@@ -31,7 +31,7 @@ def test_metrics_equal_scikit_learn(seed, count, classes):
     assert np.trace(matrix) == round(found["top1"] * count)
 
 
-def test_equal_logits_are_no_free_hits():
+def test_tied_logits_are_not_counted_as_hits():
     logits = np.zeros((10, 10), np.float32)
     found = measure(logits, np.arange(10))
     assert (found["top1"], found["top5"]) == (0.1, 0.5)
@@ -43,11 +43,11 @@ def test_huge_logits_do_not_overflow():
     assert measure(logits, np.array([0]))["loss"] == 0.0
 
 
-def test_fewer_than_five_classes():
+def test_top5_of_fewer_than_five_classes_is_1():
     assert measure(np.zeros((2, 3), np.float32), np.array([0, 2]))["top5"] == 1.0
 
 
-def test_labels_that_do_not_fit():
+def test_unsuitable_labels_are_refused():
     with pytest.raises(ShiftViTError, match="0 images"):
         measure(np.zeros((0, 10), np.float32), np.zeros(0, int))
     with pytest.raises(ShiftViTError, match="do not fit"):
@@ -58,7 +58,7 @@ def test_labels_that_do_not_fit():
         measure(np.zeros((2, 3), np.float32), np.array([0, 1, 2]))
 
 
-def test_the_batch_size_does_not_change_a_prediction():
+def test_predictions_do_not_depend_on_the_batch_size():
     model = ShiftViT((16, 16, 3), num_classes=4, embed_dim=24, depths=(1, 1))
     images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
     whole = predict_logits(model, images, Preprocess(), batch_size=3)

@@ -1,4 +1,4 @@
-"""The images to evaluate on, in every form of data; none of them needs training images."""
+"""The images to evaluate on, in every form of data. None of the forms needs training images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.find import find_data
 from trees import PICTURE, make_arrays, plant, save_archive
 
-BLOB = PICTURE.read_bytes()
+PNG = PICTURE.read_bytes()
 
 
-def table(path: Path, *lines: str) -> Path:
+def write_table(path: Path, *lines: str) -> Path:
     plant(path.parent, "1.png", "2.png")
     path.write_text("\n".join(lines), "utf-8")
     return path
 
 
-def counts(path: Path) -> dict[str, dict[str, int]]:
+def count_images(path: Path) -> dict[str, dict[str, int]]:
+    """Returns split -> class -> number of images."""
     found = find_data(path, training=False)
     return {
         split: {name: int((part.labels == label).sum()) for label, name in enumerate(found.class_names)}
@@ -44,19 +45,19 @@ def counts(path: Path) -> dict[str, dict[str, int]]:
     ],
 )
 def test_folders(tmp_path: Path, names: tuple[str, ...], expected: Any) -> None:
-    assert counts(plant(tmp_path, *names)) == expected
+    assert count_images(plant(tmp_path, *names)) == expected
 
 
 def test_tables(tmp_path: Path) -> None:
     rows = ("path,label,split", "1.png,a,test", "2.png,b,test")
-    assert counts(table(tmp_path / "t.csv", *rows)) == {"test": {"a": 1, "b": 1}}
-    assert counts(table(tmp_path / "t.csv", "path,label", "1.png,a")) == {"train": {"a": 1}}
+    assert count_images(write_table(tmp_path / "t.csv", *rows)) == {"test": {"a": 1, "b": 1}}
+    assert count_images(write_table(tmp_path / "t.csv", "path,label", "1.png,a")) == {"train": {"a": 1}}
 
 
 def test_parquet(tmp_path: Path) -> None:
     for name in ("test-00000-of-00001.parquet", "rows.parquet"):
         shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        write_parquet(tmp_path / "data" / name, CIFAR, img=make_structs([BLOB] * 3), label=[3, 3, 5])
+        write_parquet(tmp_path / "data" / name, CIFAR, img=make_structs([PNG] * 3), label=[3, 3, 5])
         found = find_data(tmp_path / "data", training=False)
         ((split, part),) = found.splits.items()
         assert split == ("test" if name.startswith("test") else "train")
@@ -65,9 +66,9 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_archives(tmp_path: Path) -> None:
     x, y = make_arrays()
-    assert counts(save_archive(tmp_path / "a.npz", x_test=x, y_test=y)) == {"test": {"0": 3, "1": 3}}
-    # Without names the numbers are the names, and a data set need not have them all.
-    assert counts(save_archive(tmp_path / "b.npz", images=x, labels=y * 900)) == {"train": {"0": 3, "900": 3}}
+    assert count_images(save_archive(tmp_path / "a.npz", x_test=x, y_test=y)) == {"test": {"0": 3, "1": 3}}
+    # Without class names, the numbers are the names, and they may have gaps.
+    assert count_images(save_archive(tmp_path / "b.npz", images=x, labels=y * 900)) == {"train": {"0": 3, "900": 3}}
     found = find_data(
         save_archive(tmp_path / "c.npz", images=x, labels=y * 0, class_names=np.array(["b", "a"])), training=False
     )
@@ -76,7 +77,7 @@ def test_archives(tmp_path: Path) -> None:
         find_data(save_archive(tmp_path / "d.npz", x=x), training=False)
 
 
-def test_training_still_needs_its_images(tmp_path: Path) -> None:
+def test_training_fails_without_training_images(tmp_path: Path) -> None:
     for path in (plant(tmp_path, "test/a/1.png", "test/b/1.png"), save_archive(tmp_path / "a.npz", x_test=X, y_test=Y)):
         with pytest.raises(ShiftViTError, match=r"no train/|no images for training"):
             find_data(path)
@@ -85,23 +86,24 @@ def test_training_still_needs_its_images(tmp_path: Path) -> None:
 X, Y = make_arrays()
 
 
-def chosen(path: Path, split: str | None = None) -> tuple[str, list[str]]:
+def choose(path: Path, split: str | None = None) -> tuple[str, list[str]]:
+    """Returns the split that is evaluated and the names of its files."""
     found = find_evaluated(str(path), split)
     assert not found.own_test
     return found.split, sorted(Path(image).name for image in found.images.paths or [])
 
 
-def test_the_default_and_the_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_is_chosen_by_default_or_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = plant(tmp_path / "whole", "train/a/1.png", "train/b/2.png", "val/a/3.png", "test/b/4.png")
-    assert chosen(whole) == ("test", ["4.png"])
-    said = capsys.readouterr().err
-    assert "evaluating its 1 test image; --split all takes the 3 of train and validation as well" in said
-    assert chosen(whole, "val") == ("validation", ["3.png"])
-    assert chosen(whole, "train") == ("train", ["1.png", "2.png"])
-    assert chosen(whole, "all") == ("all", ["1.png", "2.png", "3.png", "4.png"])
-    assert chosen(plant(tmp_path / "two", "train/a/1.png", "val/b/2.png")) == ("validation", ["2.png"])
+    assert choose(whole) == ("test", ["4.png"])
+    output = capsys.readouterr().err
+    assert "evaluating its 1 test image; --split all takes the 3 of train and validation as well" in output
+    assert choose(whole, "val") == ("validation", ["3.png"])
+    assert choose(whole, "train") == ("train", ["1.png", "2.png"])
+    assert choose(whole, "all") == ("all", ["1.png", "2.png", "3.png", "4.png"])
+    assert choose(plant(tmp_path / "two", "train/a/1.png", "val/b/2.png")) == ("validation", ["2.png"])
     flat = plant(tmp_path / "flat", "a/1.png", "b/2.png")
-    assert chosen(flat) == chosen(flat, "all") == ("all", ["1.png", "2.png"])
+    assert choose(flat) == choose(flat, "all") == ("all", ["1.png", "2.png"])
     with pytest.raises(ShiftViTError, match="has no test images, its images are not split; use --split all"):
         find_evaluated(str(flat), "test")
     with pytest.raises(ShiftViTError, match="has no validation images, it has train and test; use --split all"):
@@ -110,7 +112,7 @@ def test_the_default_and_the_choice(tmp_path: Path, capsys: pytest.CaptureFixtur
         find_evaluated(str(flat), "tset")
 
 
-def test_all_arrays_of_an_archive(tmp_path: Path) -> None:
+def test_all_splits_of_an_archive(tmp_path: Path) -> None:
     x, y = make_arrays(10)
     found = find_evaluated(
         str(save_archive(tmp_path / "a.npz", x_train=x[:6], y_train=y[:6], x_test=x[6:], y_test=y[6:])), "all"
@@ -120,7 +122,7 @@ def test_all_arrays_of_an_archive(tmp_path: Path) -> None:
     assert found.images.path(7) == "x_test[1]"
 
 
-def test_a_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = load_sample()
     monkeypatch.setattr(named, "_LOADERS", {"cifar10": lambda: sample})
     assert len(find_evaluated("cifar10").images) == len(sample.test)

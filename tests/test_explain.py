@@ -19,15 +19,15 @@ SMALL = {"image_shape": (24, 16, 3), "num_classes": 4, "patch_size": 2, "embed_d
 IMAGES = draw_normal(3, 24, 16, 3)
 
 
-def small(seed=0, **arguments):
+def make_model(seed=0, **arguments):
     model = ShiftViT(**{**SMALL, **arguments})
     set_random_weights(model, seed)
     return model
 
 
-def findings():
-    """What the backends are to agree on; asked by `backend_worker.py`."""
-    model = small(depths=(1, 1))
+def compute_explanations():
+    """Computes the heat maps that the backends must agree on. `backend_worker.py` calls it too."""
+    model = make_model(depths=(1, 1))
     return {
         "predicted": grad_cam(model, IMAGES),
         "P1": grad_cam(model, IMAGES, [0, 1, 2], "P1"),
@@ -36,40 +36,44 @@ def findings():
 
 
 @pytest.fixture(scope="module")
-def here():
-    """What this process finds."""
-    return findings()
+def explanations():
+    """The heat maps of the backend of this process."""
+    return compute_explanations()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_backends_find_the_same(here, backend):
+def test_backends_compute_the_same_explanations(explanations, backend):
     for name, found in read_results(backend)["explain"].items():
         assert found.dtype == np.float32
-        assert np.ptp(here[name]) > 0.01, name
-        np.testing.assert_allclose(found, here[name], rtol=0, atol=1e-3, err_msg=name)
+        assert np.ptp(explanations[name]) > 0.01, name
+        np.testing.assert_allclose(found, explanations[name], rtol=0, atol=1e-3, err_msg=name)
 
 
-def test_shapes_and_range(here):
-    assert [here[name].shape for name in ("P1", "predicted", "occlusion")] == [(3, 12, 8), (3, 6, 4), (3, 24, 16)]
-    assert here["P1"].min() == 0
-    np.testing.assert_array_equal(here["P1"].max(axis=(1, 2)), 1)
+def test_shapes_and_range(explanations):
+    assert [explanations[name].shape for name in ("P1", "predicted", "occlusion")] == [
+        (3, 12, 8),
+        (3, 6, 4),
+        (3, 24, 16),
+    ]
+    assert explanations["P1"].min() == 0
+    np.testing.assert_array_equal(explanations["P1"].max(axis=(1, 2)), 1)
 
 
 @pytest.mark.parametrize(
     "arguments", [{}, {"final_norm": False}, {"norm": "group", "depths": (1, 1, 1)}, {"norm": "batch"}]
 )
-def test_the_two_halves_make_the_model(arguments):
-    model = small(**arguments)
+def test_body_and_tail_compose_to_the_model(arguments):
+    model = make_model(**arguments)
     for stage in (*model.backbone.pyramid_outputs, None):
         body, tail = split_model(model, stage)
         logits = to_numpy(tail(body(keras.ops.convert_to_tensor(IMAGES))))
         np.testing.assert_allclose(logits, to_numpy(model(IMAGES)), rtol=0, atol=1e-5)
 
 
-def test_without_a_last_norm_it_is_a_class_activation_map():
-    """There the logit is linear in the map, and Grad-CAM is CAM (Zhou et al., CVPR 2016): the map times the head."""
-    model = small(final_norm=False)
+def test_grad_cam_without_a_final_norm_equals_cam():
+    """The logit is linear in the map, so Grad-CAM equals CAM (Zhou et al., CVPR 2016): the map times the head."""
+    model = make_model(final_norm=False)
     body, _ = split_model(model)
     expected = np.maximum(body.predict_on_batch(IMAGES) @ model.get_layer("head").get_weights()[0][:, 2], 0)
     expected /= expected.max(axis=(1, 2), keepdims=True)
@@ -77,9 +81,9 @@ def test_without_a_last_norm_it_is_a_class_activation_map():
 
 
 @pytest.mark.parametrize("stage", ["P1", "P2"])
-def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
+def test_channel_importance_equals_finite_differences(stage):
     """Raising a channel everywhere changes the logit by the sum of its gradients: finite differences of the tail."""
-    model, step = small(), 1e-2
+    model, step = make_model(), 1e-2
     body, tail = split_model(model, stage)
     maps = body.predict_on_batch(IMAGES[:1])  # (1, h, w, K)
     shifts = step * np.eye(maps.shape[-1], dtype=np.float32)[:, None, None]  # (K, 1, 1, K)
@@ -88,8 +92,8 @@ def test_importance_is_the_slope_when_a_whole_channel_is_raised(stage):
     np.testing.assert_allclose(grad_cam(model, IMAGES[:1], [1], stage)[0], expected / expected.max(), atol=0.01)
 
 
-def test_occlusion_is_what_brute_force_finds():
-    model, patch, stride, fill = small(), 6, 4, 0.5
+def test_occlusion_equals_brute_force():
+    model, patch, stride, fill = make_model(), 6, 4, 0.5
     whole = softmax(to_numpy(model(IMAGES[:1])), axis=1)[0, 2]
     total, covers = np.zeros((24, 16)), np.zeros((24, 16))
     for top in (0, 4, 8, 12, 16, 18):
@@ -102,15 +106,15 @@ def test_occlusion_is_what_brute_force_finds():
     np.testing.assert_allclose(found[0], total / covers, rtol=0, atol=1e-5)
 
 
-def test_the_predicted_class_is_what_is_explained():
-    model = small()
+def test_predicted_class_is_explained_by_default():
+    model = make_model()
     predicted = predict_probabilities(model, IMAGES).argmax(axis=1)
     np.testing.assert_allclose(grad_cam(model, IMAGES), grad_cam(model, IMAGES, predicted), atol=1e-6)
     np.testing.assert_allclose(occlusion(model, IMAGES), occlusion(model, IMAGES, predicted), atol=1e-6)
 
 
-def test_no_images_and_more_than_a_batch(monkeypatch):
-    model = small()
+def test_no_images_and_several_batches(monkeypatch):
+    model = make_model()
     assert grad_cam(model, IMAGES[:0]).shape == (0, 6, 4)
     assert occlusion(model, IMAGES[:0]).shape == (0, 24, 16)
     assert predict_probabilities(model, IMAGES[:0]).shape == (0, 4)
@@ -120,8 +124,8 @@ def test_no_images_and_more_than_a_batch(monkeypatch):
     np.testing.assert_allclose(occlusion(model, IMAGES), whole[1], atol=1e-5)
 
 
-def test_explaining_leaves_the_model_as_it_was():
-    model = small()
+def test_explaining_does_not_change_the_model():
+    model = make_model()
     before = [weight.copy() for weight in model.get_weights()]
     nodes = [len(layer._inbound_nodes) for layer in model.backbone.layers]
     grad_cam(model, IMAGES, stage="P1")
@@ -133,8 +137,8 @@ def test_explaining_leaves_the_model_as_it_was():
 PATCH = 4
 
 
-def patch_images(count, seed):
-    """Noise, and in every other image a bright square, whose presence is the class; returns its corners too."""
+def draw_patch_images(count, seed):
+    """Returns noise, with a bright square in every other image; labels, 1 for a square; and the squares' corners."""
     random = np.random.default_rng(seed)
     images = (0.5 * random.normal(size=(count, 16, 16, 3))).astype(np.float32)
     labels = np.arange(count) % 2
@@ -144,92 +148,92 @@ def patch_images(count, seed):
     return images, labels, corners
 
 
-def trained(**arguments):
-    """A small ShiftViT that was trained to tell whether the square is there, wherever that is."""
+def train_model(**arguments):
+    """Returns a small ShiftViT that was trained to tell whether there is a square in an image."""
     keras.utils.set_random_seed(0)
     model = ShiftViT((16, 16, 3), num_classes=2, patch_size=2, embed_dim=24, depths=(1, 1), norm="layer", **arguments)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=keras.optimizers.Adam(3e-3), loss=loss)
     for step in range(100):
-        model.train_on_batch(*patch_images(64, step)[:2])
+        model.train_on_batch(*draw_patch_images(64, step)[:2])
     return model
 
 
 @pytest.fixture(scope="module")
-def located():
-    """Maps of 100 new images with a square, but those it misses, at the images' size; and the masks of the squares."""
-    model = trained(final_norm=False)
-    images, labels, corners = patch_images(200, 10_000)
-    said = predict_probabilities(model, images).argmax(axis=1)
-    assert (said == labels).mean() > 0.97
-    seen = (said == 1) & (labels == 1)
+def maps_and_squares():
+    """Heat maps, in image size, of the new squares that the model recognises, and the masks of these squares."""
+    model = train_model(final_norm=False)
+    images, labels, corners = draw_patch_images(200, 10_000)
+    predicted = predict_probabilities(model, images).argmax(axis=1)
+    assert (predicted == labels).mean() > 0.97
+    seen = (predicted == 1) & (labels == 1)
     squares, classes = images[seen], np.ones(seen.sum(), int)
     maps = {"occlusion": occlusion(model, squares, classes, patch=4, stride=2)}
     for stage, cell in (("P1", 2), ("P2", 4)):
         maps[stage] = np.kron(grad_cam(model, squares, classes, stage), np.ones((1, cell, cell)))
-    return maps, masks(corners[seen])
+    return maps, make_masks(corners[seen])
 
 
-def masks(corners, margin=0):
+def make_masks(corners, margin=0):
     found = np.zeros((len(corners), 16, 16), bool)
     for mask, (top, left) in zip(found, corners, strict=True):
         mask[max(0, top - margin) : top + PATCH + margin, max(0, left - margin) : left + PATCH + margin] = True
     return found
 
 
-def hits(maps, squares):
-    """The share of the images in which a pixel of the largest value lies on the square."""
+def compute_hit_rate(maps, squares):
+    """Returns the share of the images in which a pixel with the largest value lies on the square."""
     return np.mean([mask[heat == heat.max()].any() for heat, mask in zip(maps, squares, strict=True)])
 
 
 @pytest.mark.parametrize("method", ["occlusion", "P1", "P2"])
-def test_both_methods_find_the_planted_patch(located, method):
-    """In at least 95 % of the images; after half a turn, the same maps find it in less than 20 %."""
-    maps, squares = located
-    assert hits(maps[method], squares) >= 0.95
-    assert hits(maps[method][:, ::-1, ::-1], squares) < 0.2
+def test_both_methods_find_the_planted_square(maps_and_squares, method):
+    """They do in at least 95 % of the images, and in less than 20 % if the same maps are rotated by 180 degrees."""
+    maps, squares = maps_and_squares
+    assert compute_hit_rate(maps[method], squares) >= 0.95
+    assert compute_hit_rate(maps[method][:, ::-1, ::-1], squares) < 0.2
 
 
 @pytest.mark.parametrize("stage", ["P1", "P2"])
-def test_the_two_methods_agree(located, stage):
-    """Spearman's rank correlation over the pixels, image by image: 0 if they had nothing in common."""
-    maps, _ = located
+def test_grad_cam_and_occlusion_agree(maps_and_squares, stage):
+    """The measure is Spearman's rank correlation over the pixels of an image, which is 0 for unrelated maps."""
+    maps, _ = maps_and_squares
     ranks = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps[stage], maps["occlusion"], strict=True)]
     assert np.mean(ranks) > 0.5
 
 
 @pytest.mark.slow
-def test_behind_shifts_and_a_last_norm_it_is_the_patch_or_the_cell_beside_it():
-    """The last map's channels have been shifted by a cell, of 4 pixels; the norm mixes these into one score."""
-    images, _, corners = patch_images(200, 10_000)
-    maps = np.kron(grad_cam(trained(), images[1::2], np.ones(100, int)), np.ones((1, 4, 4)))
-    assert hits(maps, masks(corners[1::2], margin=4)) >= 0.95
+def test_grad_cam_with_a_final_norm_is_right_within_a_cell():
+    """The channels of the last map were shifted by a cell of 4 pixels, and the norm mixes them into one score."""
+    images, _, corners = draw_patch_images(200, 10_000)
+    maps = np.kron(grad_cam(train_model(), images[1::2], np.ones(100, int)), np.ones((1, 4, 4)))
+    assert compute_hit_rate(maps, make_masks(corners[1::2], margin=4)) >= 0.95
 
 
-def lightness(colour):
-    """CIE L* of an sRGB colour."""
+def compute_lightness(colour):
+    """Returns CIE L* of an sRGB colour."""
     share = np.asarray(colour) / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
 
 
-def test_colours_rise_evenly_in_lightness():
-    steps = np.diff([lightness(colour) for colour in COLOURS])
+def test_lightness_of_the_colours_rises_evenly():
+    steps = np.diff([compute_lightness(colour) for colour in COLOURS])
     assert steps.min() > 0.7 * steps.mean()
     assert steps.max() < 1.3 * steps.mean()
 
 
-def test_overlay():
+def test_overlay_shows_the_heat_map_and_the_image():
     image = np.full((20, 30, 3), 128, np.uint8)
     heat = np.array([[0.0, 0.0], [0.0, 5.0]])
     out = overlay(image, heat)
     assert (out.dtype, out.shape) == (np.uint8, image.shape)
-    values = np.array([lightness(out[place, place]) for place in range(20)])
+    values = np.array([compute_lightness(out[place, place]) for place in range(20)])
     assert (np.diff(values) >= -0.5).all()
     assert values[-1] > values[0] + 20
     np.testing.assert_array_equal(overlay(image, np.zeros((3, 3))), overlay(image, -np.ones((1, 1))))
-    # What the image shows is still to be seen.
+    # The image remains visible below the heat map.
     checks = (
         np.kron(np.indices((4, 4)).sum(axis=0) % 2 * 255, np.ones((5, 5)))[..., None].repeat(3, -1).astype(np.uint8)
     )
@@ -239,18 +243,21 @@ def test_overlay():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: grad_cam(small(), IMAGES, stage="P9"), "no stage 'P9'; did you mean 'P.'.*Valid: P1, P2"),
-        (lambda: grad_cam(small(num_classes=0), IMAGES), "no classes"),
-        (lambda: grad_cam(small(), IMAGES[:, :9]), r"float32 \(3, 9, 16, 3\); the model takes float32 \(N, 24, 16"),
-        (lambda: grad_cam(small(), IMAGES.astype(np.uint8)), "images are uint8"),
-        (lambda: occlusion(small(), [1]), "images are list"),
-        (lambda: occlusion(small(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
-        (lambda: occlusion(small(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
-        (lambda: occlusion(small(), IMAGES, patch=17), "patch=17 must be from 1 to 16"),
-        (lambda: occlusion(small(), IMAGES, patch=4, stride=5), "stride=5 must be from 1 to patch=4"),
+        (lambda: grad_cam(make_model(), IMAGES, stage="P9"), "no stage 'P9'; did you mean 'P.'.*Valid: P1, P2"),
+        (lambda: grad_cam(make_model(num_classes=0), IMAGES), "no classes"),
+        (
+            lambda: grad_cam(make_model(), IMAGES[:, :9]),
+            r"float32 \(3, 9, 16, 3\); the model takes float32 \(N, 24, 16",
+        ),
+        (lambda: grad_cam(make_model(), IMAGES.astype(np.uint8)), "images are uint8"),
+        (lambda: occlusion(make_model(), [1]), "images are list"),
+        (lambda: occlusion(make_model(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(make_model(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(make_model(), IMAGES, patch=17), "patch=17 must be from 1 to 16"),
+        (lambda: occlusion(make_model(), IMAGES, patch=4, stride=5), "stride=5 must be from 1 to patch=4"),
     ],
 )
-def test_faults_are_one_line(call, message):
+def test_wrong_arguments_raise_one_line_errors(call, message):
     with pytest.raises(ShiftViTError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

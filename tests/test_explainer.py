@@ -1,4 +1,4 @@
-"""The class activation map without a framework is exact."""
+"""Class activation maps that are computed without a framework are exact."""
 
 import copy
 import json
@@ -30,14 +30,14 @@ def explainer():
     return Explainer.from_pretrained("cifar10", threads=1)
 
 
-def test_the_maps_mean_through_the_head_gives_the_probabilities(bundle, explainer):
+def test_head_on_the_pooled_map_gives_the_probabilities(bundle, explainer):
     probabilities, maps = explainer.run(PIXELS)
     logits = maps.mean(axis=(1, 2)) @ bundle.weights["head/kernel"] + bundle.weights["head/bias"]
     powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / bundle.temperature)
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), probabilities, atol=1e-6)
 
 
-def test_the_map_is_that_of_the_keras_model(bundle, explainer):
+def test_map_equals_that_of_the_keras_model(bundle, explainer):
     import keras
 
     network = bundle.build("float32")
@@ -46,9 +46,9 @@ def test_the_map_is_that_of_the_keras_model(bundle, explainer):
     np.testing.assert_allclose(explainer.run(PIXELS)[1], expected, atol=2e-4)
 
 
-def test_a_heat_maps_mean_is_the_logit_without_its_bias():
+def test_mean_of_a_heat_map_is_the_logit_without_bias():
     rng = np.random.default_rng(1)
-    maps = rng.random((3, 4, 5, 7), np.float32)  # nothing is negative, so that nothing is cut off
+    maps = rng.random((3, 4, 5, 7), np.float32)  # no negative values, so nothing is clipped
     weights = rng.random((3, 7), np.float32)
     heat = class_activation_map(maps, weights)
     logits = np.einsum("nk,nk->n", maps.mean(axis=(1, 2)), weights)
@@ -58,19 +58,19 @@ def test_a_heat_maps_mean_is_the_logit_without_its_bias():
     assert heat.max() == 1
 
 
-def test_what_supports_nothing_is_zero():
+def test_map_without_positive_evidence_is_zero():
     heat = class_activation_map(np.ones((1, 2, 2, 3), np.float32), np.full((1, 3), -1, np.float32))
     np.testing.assert_array_equal(heat, 0)
 
 
-def test_it_explains_the_predicted_class_or_a_given_one(explainer):
+def test_predicted_or_given_class_is_explained(explainer):
     probabilities, heat = explainer(PIXELS)
     predicted = probabilities.argmax(axis=1)
     np.testing.assert_array_equal(heat, explainer(PIXELS, predicted)[1])
     assert np.abs(heat - explainer(PIXELS, (predicted + 1) % 10)[1]).max() > 0.1
 
 
-def test_a_bundle_without_a_graph_or_with_an_older_one_says_what_to_do(bundle, tmp_path):
+def test_bundle_without_a_suitable_graph_is_refused(bundle, tmp_path):
     import dataclasses
 
     import onnx
@@ -79,16 +79,16 @@ def test_a_bundle_without_a_graph_or_with_an_older_one_says_what_to_do(bundle, t
     with pytest.raises(ShiftViTError, match="pack --onnx"):
         Explainer.from_pretrained(bare)
     model = onnx.load_from_string(bundle.graph)
-    kept = [output for output in model.graph.output if output.name != MAP]
+    others = [output for output in model.graph.output if output.name != MAP]
     del model.graph.output[:]
-    model.graph.output.extend(kept)
+    model.graph.output.extend(others)
     old = dataclasses.replace(bundle, graph=model.SerializeToString()).save(tmp_path / "old")
     with pytest.raises(ShiftViTError, match="older shiftvit"):
         Explainer.from_pretrained(old)
 
 
 @pytest.mark.slow
-def test_the_command_explains_where_no_framework_is_installed(tmp_path):
+def test_command_works_without_a_framework(tmp_path):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     program = (
         "import importlib.util as found, sys\n"
@@ -107,7 +107,7 @@ def test_the_command_explains_where_no_framework_is_installed(tmp_path):
     assert np.asarray(Image.open(tmp_path / "explain.png")).std() > 0
 
 
-def test_the_region_is_what_the_model_saw():
+def test_region_is_what_the_model_saw():
     import base64
     import io
 
@@ -127,24 +127,24 @@ def test_the_region_is_what_the_model_saw():
 @pytest.mark.parametrize(
     "pixels", ["cat.png", None, PIXELS.astype(np.float32), PIXELS[0], PIXELS[:, :16], PIXELS[..., :1]]
 )
-def test_pixels_that_do_not_fit_are_named(explainer, pixels):
+def test_unsuitable_pixels_are_refused(explainer, pixels):
     with pytest.raises(ShiftViTError, match=r"^pixels are .*; give preprocessed images, uint8 \(N, 32, 32, 3\)"):
         explainer(pixels)
 
 
 @pytest.mark.parametrize("classes", [[0], [0, 1, 2, 3, 10], [-1, 0, 0, 0, 0], 3, "cat", [0.5] * 5, ["cat"] * 5])
-def test_classes_that_the_model_does_not_have_are_named(explainer, classes):
+def test_unknown_classes_are_refused(explainer, classes):
     with pytest.raises(ShiftViTError, match="must be a whole number from 0 to 9 for each of 5 images"):
         explainer(PIXELS, classes)
 
 
 @pytest.mark.parametrize("threads", [0, -1, "2"])
-def test_threads_out_of_range(threads):
+def test_threads_out_of_range_are_refused(threads):
     with pytest.raises(ShiftViTError, match=r"threads=.* must be"):
         Explainer.from_pretrained("cifar10", threads=threads)
 
 
-def test_an_explainer_can_be_pickled_and_copied(explainer):
+def test_explainer_can_be_pickled_and_copied(explainer):
     expected = explainer(PIXELS)[1]
     for copied in (pickle.loads(pickle.dumps(explainer)), copy.deepcopy(explainer)):
         np.testing.assert_array_equal(copied(PIXELS)[1], expected)

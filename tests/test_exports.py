@@ -1,4 +1,4 @@
-"""Every export gives the answers of the model, in a program that has only the runtime of the format."""
+"""Every export gives the answers of the model in a program that uses only the runtime of its format."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import load_graph
 from tensors import set_random_weights
 
-# Bytes for each weight, and some for the rest. In ONNX a bundle's float16 weights stay what they are.
-MOST_BYTES = {"f32": 4.6, "bf16": 2.6, "int8": 1.6}
+# With an allowance for everything else. In ONNX a bundle's float16 weights stay float16.
+MAX_BYTES_PER_WEIGHT = {"f32": 4.6, "bf16": 2.6, "int8": 1.6}
 
 every_export = pytest.mark.parametrize(("name", "precision"), COMBINATIONS)
 
 
 @functools.cache
-def said(name):
-    """What the plain program of a format finds in its exports, by precision."""
+def run_plain_program(name):
+    """Runs the plain program of a format on its exports; returns the arrays that it writes, by precision."""
     precisions = FORMATS[name].precisions
     artifacts = [str(find_artifact(name, precision)) for precision in precisions]
     place = make_export(name, precisions[0]).parent
@@ -39,14 +39,14 @@ def said(name):
     np.save(images, load_answers().images[: max(SIZES)])
     program = Path(__file__).with_name("plain_runtimes.py")
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    ran = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", program, name, images, results, *artifacts],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
+    assert process.returncode == 0, process.stderr
     with np.load(results) as arrays:
         found = dict(arrays)
     return {
@@ -57,34 +57,34 @@ def said(name):
 
 @pytest.mark.slow
 @every_export
-def test_probabilities_are_the_models_in_every_batch(name, precision):
-    found = said(name)[precision]
+def test_probabilities_match_the_model_at_every_batch_size(name, precision):
+    found = run_plain_program(name)[precision]
     layers = [f"layer/{size}" for size in SIZES] if name == "saved_model" else []
     for key in [*map(str, SIZES), *layers]:
-        shares = found[key]
-        expected = load_answers().probabilities[: len(shares)]
-        assert shares.shape == (int(key.split("/")[-1]), 10)
-        assert shares.dtype == np.float32
+        probabilities = found[key]
+        expected = load_answers().probabilities[: len(probabilities)]
+        assert probabilities.shape == (int(key.split("/")[-1]), 10)
+        assert probabilities.dtype == np.float32
         # LiteRT's int8 softmax has 256 steps.
-        np.testing.assert_allclose(shares.sum(axis=1), 1, atol=0.02 if precision == "int8" else 1e-5)
-        difference = np.abs(shares - expected)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=0.02 if precision == "int8" else 1e-5)
+        difference = np.abs(probabilities - expected)
         if precision == "f32":
             assert difference.max() <= 1e-4
         else:
             assert difference.max() <= 0.3
-            assert difference.mean() <= 0.02 or len(shares) == 1
-            assert (shares.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.98
+            assert difference.mean() <= 0.02 or len(probabilities) == 1
+            assert (probabilities.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.98
 
 
 @pytest.mark.slow
 @every_export
-def test_the_report_says_what_is_so(name, precision):
+def test_report_is_correct(name, precision):
     folder = make_export(name, precision)
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != driver.REPORT]
     assert report["bytes"] == sum(path.stat().st_size for path in files)
     weights = sum(value.size for value in Bundle.load("cifar10").weights.values())
-    assert report["bytes"] / weights < MOST_BYTES[precision]
+    assert report["bytes"] / weights < MAX_BYTES_PER_WEIGHT[precision]
     assert (report["format"], report["precision"]) == (name, precision)
     assert report["images_per_second"].keys() == {"1", "64"}
     assert min(report["images_per_second"].values()) > 0
@@ -102,14 +102,14 @@ def test_the_report_says_what_is_so(name, precision):
 
 @pytest.mark.slow
 @every_export
-def test_metadata_lie_where_the_format_has_them(name, precision):
-    found = said(name)[precision]
+def test_metadata_are_embedded_as_the_format_expects(name, precision):
+    found = run_plain_program(name)[precision]
     metadata = Metadata.parse(str(found["shiftvit"]), name)
     bundle = Bundle.load("cifar10")
     assert metadata.labels == bundle.labels == tuple(CLASS_NAMES)
     assert metadata.precision == precision
     assert metadata.input_shape == (32, 32, 3)
-    # What the data set's images need, and a photograph too.
+    # The preprocessing is that of the data set, and takes photographs too.
     assert (metadata.preprocess.mean, metadata.preprocess.std) == (bundle.preprocess.mean, bundle.preprocess.std)
     assert metadata.preprocess.output_shape(600, 800) == metadata.input_shape[:2]
     assert metadata.versions["keras"]
@@ -128,27 +128,27 @@ def test_metadata_lie_where_the_format_has_them(name, precision):
         ("litert", ["uint8", "[-1, 32, 32, 3]", "float32"]),
     ],
 )
-def test_graphs_take_any_number_of_whole_pixels(name, signature):
-    for precision, found in said(name).items():
+def test_graphs_take_uint8_batches_of_any_size(name, signature):
+    for precision, found in run_plain_program(name).items():
         assert found["signature"].tolist() == signature, precision
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", FORMATS["onnx"].precisions)
-def test_onnx_passes_the_checker_and_keeps_narrow_weights(precision):
+def test_onnx_passes_the_checker_and_stores_narrow_weights(precision):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(find_artifact("onnx", precision))
     onnx.checker.check_model(model, full_check=True)
     kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) >= 2048}
     kind = onnx.TensorProto
     assert {"f32": kind.FLOAT16, "bf16": kind.BFLOAT16, "int8": kind.UINT8}[precision] in kinds
-    # What the trace knew of the machine that it ran on.
+    # The graph says nothing of the machine that traced it.
     assert not [node for node in model.graph.node if node.doc_string or node.metadata_props]
     assert str(Path(build.__file__).parents[2]).encode() not in find_artifact("onnx", precision).read_bytes()
 
 
 @pytest.mark.slow
-def test_an_archive_behind_a_litert_model_is_one():
+def test_litert_model_is_also_a_zip_archive():
     with zipfile.ZipFile(find_artifact("litert")) as archive:
         assert archive.testzip() is None
         assert sorted(archive.namelist()) == ["labels.txt", "shiftvit.json"]
@@ -164,7 +164,7 @@ OPTIONS = {
 }
 
 
-def random_bundle(seed=0, **options):
+def make_random_bundle(seed=0, **options):
     arguments = {"image_shape": (16, 16, 3), "num_classes": 3, "embed_dim": 24, "depths": (1, 1), **options}
     preset = arguments.pop("preset", None)
     model = ShiftViT.from_preset(preset, **arguments) if preset else ShiftViT(**arguments)
@@ -175,12 +175,12 @@ def random_bundle(seed=0, **options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BUILDS != "torch", reason="the graph is traced with torch on the processor")
-@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter warns of its own parts
+@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter warns of its own code
 @pytest.mark.parametrize("option", [*OPTIONS, "keras_example"])
-def test_every_option_of_the_model_becomes_onnx(option, tmp_path):
+def test_onnx_supports_every_model_option(option, tmp_path):
     pytest.importorskip("onnxscript")
     example = {"preset": "keras_example", "image_shape": (48, 48, 3), "depths": (1, 1, 1, 1), "shift_channels": 2}
-    bundle = random_bundle(**OPTIONS.get(option, example))
+    bundle = make_random_bundle(**OPTIONS.get(option, example))
     metadata = make_metadata(bundle)
     images = np.random.default_rng(1).integers(0, 256, (7, *metadata.input_shape), np.uint8)
     expected = compute_probabilities(bundle, images)
@@ -191,7 +191,7 @@ def test_every_option_of_the_model_becomes_onnx(option, tmp_path):
         np.testing.assert_allclose(graph.run(images[:size]), expected[:size], atol=1e-4)
 
 
-TENSORFLOW = """
+TENSORFLOW_PROGRAM = """
 import sys, warnings
 from pathlib import Path
 import numpy as np
@@ -211,51 +211,53 @@ for folder in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.slow
-def test_every_option_of_the_model_becomes_a_graph_of_tensorflow(tmp_path):
+def test_tensorflow_graphs_support_every_model_option(tmp_path):
     pytest.importorskip("ai_edge_litert")
     pytest.importorskip("tensorflow")
     expected = {}
     for option, arguments in OPTIONS.items():
-        bundle = random_bundle(**arguments)
+        bundle = make_random_bundle(**arguments)
         bundle.save(tmp_path / option / "bundle")
         images = np.random.default_rng(1).integers(0, 256, (7, *bundle.config.image_shape), np.uint8)
         np.save(tmp_path / option / "images.npy", images)
-        shares = compute_probabilities(bundle, images)
-        expected[option] = np.concatenate([shares, shares[:1]])
+        probabilities = compute_probabilities(bundle, images)
+        expected[option] = np.concatenate([probabilities, probabilities[:1]])
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
-    ran = subprocess.run(
-        [sys.executable, "-c", TENSORFLOW, *(tmp_path / option for option in OPTIONS)],
+    process = subprocess.run(
+        [sys.executable, "-c", TENSORFLOW_PROGRAM, *(tmp_path / option for option in OPTIONS)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    for option, shares in expected.items():
+    assert process.returncode == 0, process.stderr[-3000:]
+    for option, probabilities in expected.items():
         for name in ("saved_model", "litert"):
-            np.testing.assert_allclose(np.load(tmp_path / option / f"{name}.npy"), shares, atol=1e-4, err_msg=option)
+            np.testing.assert_allclose(
+                np.load(tmp_path / option / f"{name}.npy"), probabilities, atol=1e-4, err_msg=option
+            )
 
 
 @pytest.mark.slow
-def test_packing_adds_a_graph_of_the_very_weights_that_are_packed(tmp_path):
+def test_packed_graph_has_the_packed_weights(tmp_path):
     pytest.importorskip("onnxscript")
-    random_bundle(embed_dim=36).save(tmp_path / "bundle")
+    make_random_bundle(embed_dim=36).save(tmp_path / "bundle")
     packed = Bundle.load(driver.pack(tmp_path / "bundle", tmp_path / "packed.zip", half=True, onnx=True))
     assert {value.dtype.name for value in packed.weights.values()} == {"float16"}
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     graph = load_graph(tmp_path / "packed.zip", "onnxruntime")
     np.testing.assert_allclose(graph.run(images), compute_probabilities(packed, images), atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "packed.zip"]
-    # The weights are told apart from those before the rounding.
+    # The weights before the rounding would give other answers.
     assert np.abs(graph.run(images) - compute_probabilities(Bundle.load(tmp_path / "bundle"), images)).max() > 1e-5
 
 
-def test_what_has_no_graph_is_refused(tmp_path):
+def test_export_without_fixed_size_or_classes_is_refused(tmp_path):
     for options, message in (
         ({"image_shape": (None, None, 3)}, "has no fixed size"),
         ({"num_classes": 0}, "has no classes"),
     ):
-        random_bundle(**options).save(tmp_path / "bundle")
+        make_random_bundle(**options).save(tmp_path / "bundle")
         with pytest.raises(ShiftViTError, match=message):
             driver.export(tmp_path / "bundle", "onnx", out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -28,8 +28,8 @@ def test_reliability_figure(tmp_path, figures):
         bars, gaps = panels[0].containers
         np.testing.assert_allclose([bar.get_x() for bar in bars], [row["lower"] for row in filled])
         np.testing.assert_allclose([bar.get_height() for bar in bars], [row["accuracy"] for row in filled])
-        feet = [min(row["accuracy"], row["confidence"]) for row in filled]
-        np.testing.assert_allclose([bar.get_y() for bar in gaps], feet)
+        bottoms = [min(row["accuracy"], row["confidence"]) for row in filled]
+        np.testing.assert_allclose([bar.get_y() for bar in gaps], bottoms)
         distances = [abs(row["accuracy"] - row["confidence"]) for row in filled]
         np.testing.assert_allclose([bar.get_height() for bar in gaps], distances, atol=1e-12)
         (note,) = panels[0].texts
@@ -54,7 +54,7 @@ def test_mistakes_figure(count, tmp_path):
 
 @pytest.mark.parametrize(("size", "area"), [((8, 8), 192 * 192), ((10, 20), 96 * 192), ((400, 100), 192 * 48)])
 @pytest.mark.parametrize("count", [3, 7])
-def test_explain_figure(count, size, area, tmp_path):
+def test_explanations_figure(count, size, area, tmp_path):
     image = np.full((*size, 3), (1, 2, 250), np.uint8)
     heats = {"Grad-CAM": np.ones((2, 2), np.float32), "occlusion": -np.ones(size, np.float32)}
     rows = [Explanation(image, "cat  90 %", heats, {"occlusion": "drop up to 3 %"})] * count

@@ -1,4 +1,4 @@
-"""The figures of a run show the data that they were given: lines, cells and words as matplotlib has them."""
+"""The figures of a run show the data that they were given: lines, cells and texts as matplotlib has them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from shiftvit.figures.run import draw_confusion_matrix, draw_corruptions, draw_l
 from shiftvit.figures.style import BLUE, GREEN, ORANGE
 
 
-def lines(axes):
-    """What is drawn as lines with a name: x and y by label."""
+def read_lines(axes):
+    """Returns the x and y values of the lines, by label."""
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
 
 
@@ -29,7 +29,7 @@ def test_learning_curves(epochs, validated, tmp_path, figures):
     history = [{"epoch": e, "loss": 2 / e, "top1": 1 - 1 / e, "learning_rate": 0.1} for e in range(1, epochs + 1)]
     if validated:
         history = [{**row, "val_loss": 3 / row["epoch"], "val_top1": 0.5} for row in history]
-    rates = np.linspace(1, 0, 20 * epochs)  # of a run that stops halfway
+    rates = np.linspace(1, 0, 20 * epochs)  # a run that stops halfway through its schedule
     draw_learning_curves(history, rates, tmp_path / "x.png", title="A recipe", steps=10)
     (figure,) = figures
     assert_picture(tmp_path / "x.png", figure)
@@ -37,12 +37,12 @@ def test_learning_curves(epochs, validated, tmp_path, figures):
     loss, top1, rate = figure.axes
     at = list(range(1, epochs + 1))
     expected = {"training": (at, [2 / e for e in at])}
-    shares = {"training": (at, [100 * (1 - 1 / e) for e in at])}
+    percentages = {"training": (at, [100 * (1 - 1 / e) for e in at])}
     if validated:
         expected["validation"] = at, [3 / e for e in at]
-        shares["validation"] = at, [50.0] * epochs
-    assert lines(loss) == expected
-    assert lines(top1) == shares
+        percentages["validation"] = at, [50.0] * epochs
+    assert read_lines(loss) == expected
+    assert read_lines(top1) == percentages
     assert [line.get_color() for line in loss.lines] == [BLUE, ORANGE][: 1 + validated]
     curve, end = rate.lines
     assert curve.get_color() == GREEN
@@ -56,7 +56,7 @@ def test_learning_curves(epochs, validated, tmp_path, figures):
     ]
 
 
-def test_a_confusion_matrix_of_thousands_of_classes_is_drawn_with_neighbours_joined(tmp_path, figures):
+def test_large_confusion_matrix_merges_neighbouring_classes(tmp_path, figures):
     classes = 2500
     rows = np.arange(classes)
     columns = np.where(rows < 2000, rows, 0)  # the last 500 classes are taken for the first one
@@ -89,20 +89,20 @@ def test_confusion_matrix(classes, tmp_path, figures):
     top1 = 100 * np.trace(matrix) / matrix.sum()
     assert axes.get_title() == f"Confusion on {matrix.sum():,} images (top-1 {top1:.2f}%)"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Predicted class", "True class")
-    words = {tuple(text.get_position()): text for text in axes.texts}
+    texts = {tuple(text.get_position()): text for text in axes.texts}
     if classes == 100:
-        assert not words
+        assert not texts
         return
     assert [label.get_text() for label in axes.get_xticklabels()] == list(names)
     assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
-    # A cell's column comes first; white on dark, black on light, nothing where there is nothing.
-    assert (words[0, 1].get_text(), words[0, 1].get_color()) == ("25", "black")
-    assert (words[1, 1].get_text(), words[1, 1].get_color()) == ("75", "white")
-    assert words.pop(((classes - 1) / 2, 0)).get_text() == "no images"
-    assert len(words) == np.count_nonzero(matrix)
+    # The column comes first. Texts are white on dark cells and black on light ones; empty cells have none.
+    assert (texts[0, 1].get_text(), texts[0, 1].get_color()) == ("25", "black")
+    assert (texts[1, 1].get_text(), texts[1, 1].get_color()) == ("75", "white")
+    assert texts.pop(((classes - 1) / 2, 0)).get_text() == "no images"
+    assert len(texts) == np.count_nonzero(matrix)
 
 
-def test_corruptions(tmp_path, figures):
+def test_corruptions_figure(tmp_path, figures):
     rows = [{"corruption": "none", "severity": 0, "top1": 0.875}]
     rows += [
         {"corruption": name, "severity": level, "top1": (place + level) / 10}
@@ -119,6 +119,6 @@ def test_corruptions(tmp_path, figures):
     assert {tuple(text.get_position()): text.get_text() for text in axes.texts}[4, 0] == "50%"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_missing_folder_is_reported(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
         draw_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "missing" / "x.png")

@@ -1,4 +1,4 @@
-"""Realistic folder trees: the images that are found in each, and the message for each fault."""
+"""Realistic folder trees: the images that shiftvit finds in each, and its message for each fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shiftvit.data.find.find import find_data
 from trees import SAMPLES, list_contents, plant, read_fault
 
 
-def test_one_folder_a_class(tmp_path):
+def test_one_folder_per_class(tmp_path):
     root = plant(
         tmp_path, "c10/x.png", "c2/b.JPG", "c2/a.png", "c2/deep/er/c.png", "c2/notes.txt", "c2/more.txt", "loose.png"
     )
@@ -35,7 +35,7 @@ def test_one_folder_a_class(tmp_path):
     )
 
 
-def test_the_packaged_samples():
+def test_packaged_samples_are_found():
     found = find_data(SAMPLES)
     assert found.class_names == tuple(sorted(path.name for path in SAMPLES.iterdir()))
     assert sorted(found.splits["train"].paths) == sorted(str(path) for path in SAMPLES.rglob("*.png"))
@@ -51,7 +51,7 @@ def test_paths_can_be_opened_from_the_current_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "Validation"])
-def test_folders_of_splits(tmp_path, name):
+def test_split_folders(tmp_path, name):
     plant(tmp_path, "Train/cat/1.png", "Train/dog/1.png", f"{name}/cat/2.png", "TEST/dog/3.png", "TEST/cat/3.png")
     plant(tmp_path, "extra/cat/1.png", "train.txt", "Train/loose.png")
     (tmp_path / "TEST" / "horse").mkdir()
@@ -83,7 +83,7 @@ def test_folders_of_splits(tmp_path, name):
         (["train/1.png", "test/1.png", "bus/1.png"], ("bus", "test", "train"), ["train"]),
     ],
 )
-def test_splits_and_classes_are_told_apart(tmp_path, names, classes, splits):
+def test_splits_and_classes_are_distinguished(tmp_path, names, classes, splits):
     found = find_data(plant(tmp_path, *names))
     assert found.class_names == classes
     assert list(found.splits) == splits
@@ -104,11 +104,11 @@ def test_splits_and_classes_are_told_apart(tmp_path, names, classes, splits):
         (["train/a/1.png", "train/b/1.png", "test/zebra/7.png"], "the class 'zebra' of test ("),
     ],
 )
-def test_a_line_for_each_fault_of_a_tree(tmp_path, names, message):
+def test_faulty_trees_are_refused(tmp_path, names, message):
     assert message in read_fault(plant(tmp_path, *names))
 
 
-def test_paths_that_are_nothing(tmp_path):
+def test_missing_and_unsupported_paths_are_refused(tmp_path):
     assert "nowhere' does not exist; check the path" in read_fault(tmp_path / "nowhere")
     assert "cannot be read" in read_fault(str(plant(tmp_path, "a.txt") / "a.txt" / "b"))
     assert "cannot be read" in read_fault("a\0b")
@@ -116,7 +116,7 @@ def test_paths_that_are_nothing(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read(tmp_path):
+def test_folder_without_read_permission_is_named(tmp_path):
     locked = plant(tmp_path, "a/1.png", "b/1.png") / "b"
     locked.chmod(0)
     try:
@@ -125,21 +125,21 @@ def test_a_folder_that_may_not_be_read(tmp_path):
         locked.chmod(0o755)
 
 
-def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     plant(tmp_path, "a/1.png", "b/1.png")
     scan = os.scandir
 
-    def guarded(path):
+    def scan_or_refuse(path):
         if Path(path).name == "b":
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", guarded)
+    monkeypatch.setattr(os, "scandir", scan_or_refuse)
     assert "the folder '" in read_fault(tmp_path)
     assert read_fault(tmp_path).endswith("b' cannot be read: Permission denied; check its permissions")
 
 
-def test_links(tmp_path):
+def test_links_to_files_and_folders(tmp_path):
     store = plant(tmp_path / "store", "cats/1.png", "dogs/1.png")
     root = plant(tmp_path / "data", "bird/1.png")
     (root / "cat").symlink_to(store / "cats")  # a class
@@ -159,7 +159,7 @@ def test_nothing_is_decoded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("old", ["cat", "cat/a.png"])
-def test_names_that_are_no_text_are_found_before_anything_is_decoded(tmp_path, old):
+def test_names_that_are_not_utf8_are_refused(tmp_path, old):
     plant(tmp_path, "dog/a.png", "cat/a.png")
     new = tmp_path / old
     new = new.rename(os.fsdecode(os.fsencode(new.with_suffix("")) + b"\xff.png"))
@@ -169,17 +169,17 @@ def test_names_that_are_no_text_are_found_before_anything_is_decoded(tmp_path, o
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\x1b[31m", "a\u2028b", "a\x85b"])
-def test_a_class_name_that_breaks_a_line_is_refused(tmp_path, name):
+def test_class_names_with_line_breaks_or_control_characters_are_refused(tmp_path, name):
     plant(tmp_path, "dog/a.png", f"{name}/a.png")
     assert f"the class name {name!r} of '" in read_fault(tmp_path)
 
 
-def test_names_that_only_look_unusual_are_kept(tmp_path):
+def test_unusual_class_names_are_kept(tmp_path):
     names = ["a b", "\U0001f469\u200d\U0001f680", "\u0634\u200c\u062f", "a\xa0b", "100%", "a,b;c"]
     assert {*find_data(plant(tmp_path, *(f"{name}/1.png" for name in names))).class_names} == {*names}
 
 
-def test_a_name_in_two_forms_of_unicode_is_one_class(tmp_path):
+def test_unicode_normal_forms_are_one_class(tmp_path):
     plant(tmp_path, "caf\u00e9/1.png", "cafe\u0301/2.png", "bar/3.png")
     found = find_data(tmp_path)
     assert found.class_names == ("bar", "caf\u00e9")
@@ -188,7 +188,7 @@ def test_a_name_in_two_forms_of_unicode_is_one_class(tmp_path):
     assert find_data(tmp_path / "s").splits["test"].labels.tolist() == [1]
 
 
-def test_splits_within_the_classes(tmp_path):
+def test_splits_within_class_folders(tmp_path):
     plant(tmp_path, "cat/Train/1.png", "cat/test/2.png", "dog/Train/1.png", "dog/test/2.png", "cat/loose.png")
     found = find_data(tmp_path)
     assert found.layout == "one folder a class, each with Train/ and test/"
@@ -199,7 +199,7 @@ def test_splits_within_the_classes(tmp_path):
     assert "images outside the class folders: 1" in found.notes
 
 
-def test_a_folder_around_the_classes_of_a_split(tmp_path):
+def test_extra_folder_around_the_classes_of_a_split(tmp_path):
     plant(tmp_path, *(f"training_set/training_set/{label}/1.png" for label in ("cats", "dogs")))
     plant(tmp_path, "test_set/images/cats/2.png", "test_set/images/dogs/2.png")
     (tmp_path / "test_set" / "images" / "cows").mkdir()
@@ -216,7 +216,7 @@ def test_a_folder_around_the_classes_of_a_split(tmp_path):
 @pytest.mark.parametrize(
     "tops", [("fold1", "fold2"), ("part A", "train"), ("2019", "2020"), ("train", "more", "extra")]
 )
-def test_top_folders_with_the_same_folders_in_them_are_asked_about(tmp_path, tops):
+def test_top_folders_with_equal_subfolders_are_refused(tmp_path, tops):
     message = read_fault(plant(tmp_path, *(f"{top}/{label}/1.png" for top in tops for label in ("cat", "dog"))))
     assert (
         "with the same folders in them (cat and dog); if these are the classes, rename the folders above them"
@@ -225,13 +225,13 @@ def test_top_folders_with_the_same_folders_in_them_are_asked_about(tmp_path, top
     assert "give a .csv of path and label" in message
 
 
-def test_classes_with_different_folders_in_them_are_classes(tmp_path):
+def test_classes_may_have_different_subfolders(tmp_path):
     plant(tmp_path, "cat/tabby/1.png", "cat/siamese/1.png", "dog/pug/1.png", "dog/husky/1.png", "cow/images/1.png")
     plant(tmp_path, "ox/images/1.png")
     assert find_data(tmp_path).class_names == ("cat", "cow", "dog", "ox")
 
 
-def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
+def test_outputs_of_shiftvit_and_system_folders_are_ignored(tmp_path):
     plant(tmp_path, "cat/1.png", "dog/1.png", "@eaDir/1.png", "cat/@eaDir/1.png/thumb.jpg", "$RECYCLE.BIN/1.png")
     plant(tmp_path, "runs/one/recipe.toml", "runs/one/environment.json", "runs/one/figures/curves.png")
     plant(tmp_path, "cat/packed/bundle.json", "cat/packed/model.safetensors", "cat/packed/a.png")
@@ -276,5 +276,5 @@ def test_what_shiftvit_and_systems_write_is_no_data(tmp_path):
         (["arc/set/a/1.png", "arc/set/b/x/1.png", "loose.png"], "did you mean '{}/arc/set'?"),
     ],
 )
-def test_a_message_shows_what_lies_there(tmp_path, names, message):
+def test_messages_show_what_the_folder_holds(tmp_path, names, message):
     assert message.format(tmp_path) in read_fault(plant(tmp_path, *names))

@@ -1,4 +1,4 @@
-"""The gate: it refuses exports with other answers, names the reason, and leaves nothing behind."""
+"""The parity gate: it rejects exports that answer differently, names the reason, and leaves no files behind."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ onnx = pytest.importorskip("onnx")
 faults = pytest.importorskip("planted_faults")
 
 
-def shares(count, wrong=0):
-    """Probabilities of two classes; the first is right but for `wrong` images."""
+def make_probabilities(count, wrong=0):
+    """Returns probabilities of two classes that favour the first, except for `wrong` images."""
     found = np.tile(np.float32([0.75, 0.25]), (count, 1))
     found[:wrong] = found[:wrong, ::-1]
     return found
 
 
-def test_float32_may_differ_by_a_ten_thousandth():
-    expected = shares(5)
+def test_float32_may_differ_by_at_most_1e_4():
+    expected = make_probabilities(5)
     for distance, faults in (
         (0.0, []),
         (9e-5, []),
@@ -63,9 +63,9 @@ def test_float32_may_differ_by_a_ten_thousandth():
         (2000, False, 0, 0, "0 labelled images cannot measure what {} costs; at least 2000 are needed"),
     ],
 )
-def test_a_narrow_precision_may_cost_half_a_point(count, labelled, wrong, wrong_before, fault, precision):
+def test_narrow_precisions_may_lose_half_a_point_of_top1(count, labelled, wrong, wrong_before, fault, precision):
     labels = np.zeros(count, np.int64) if labelled else None
-    report = gate.compare(shares(count, wrong), shares(count, wrong_before), labels, precision)
+    report = gate.compare(make_probabilities(count, wrong), make_probabilities(count, wrong_before), labels, precision)
     assert report["faults"] == ([] if fault is None else [fault.format(precision)])
     assert report["top1_agreement"] == 1 - (wrong + wrong_before) / count
     if labelled:
@@ -76,21 +76,21 @@ def test_a_narrow_precision_may_cost_half_a_point(count, labelled, wrong, wrong_
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("precision", ["f32", "int8"])
-def test_numbers_that_are_none_never_pass(value, precision):
-    good, bad, labels = shares(2000), shares(2000), np.zeros(2000, np.int64)
+def test_non_finite_probabilities_fail(value, precision):
+    good, bad, labels = make_probabilities(2000), make_probabilities(2000), np.zeros(2000, np.int64)
     bad[17, 1] = value
     assert gate.compare(bad, good, labels, precision)["faults"] == ["it returns numbers that are not finite"]
     (fault,) = gate.compare(good, bad, labels, precision)["faults"]
     assert fault == "the model itself returns numbers that are not finite"
 
 
-def test_another_shape_never_passes():
+def test_wrong_shapes_fail():
     for found in (np.ones((5, 3), np.float32), np.ones((4, 2), np.float32), np.ones(10, np.float32)):
-        (fault,) = gate.compare(found, shares(5), None, "f32")["faults"]
+        (fault,) = gate.compare(found, make_probabilities(5), None, "f32")["faults"]
         assert fault == f"it returns an array of shape {found.shape}, but the model (5, 2)"
 
 
-PLANTS = {
+EXPECTED_FAULTS = {
     faults.rewrite_metadata: [],
     faults.scale_weights: ["a probability differs by "],
     faults.insert_nan: ["it returns numbers that are not finite", "in a batch of 1 a", "in a batch of 257 a"],
@@ -101,16 +101,16 @@ PLANTS = {
 }
 
 
-def judged(plant, tmp_path, capsys, precision="f32", count=20):
-    """Plants a fault into the packaged model's graph and returns what the gate reports."""
+def run_gate(plant_fault, tmp_path, capsys, precision="f32", count=20):
+    """Plants a fault into the graph of the packaged model and returns the report of the gate."""
     bundle = Bundle.load("cifar10")
     model = onnx.load_from_string(bundle.graph)
     metadata = next(entry.value for entry in model.metadata_props if entry.key == KEY)
-    plant(model)
+    plant_fault(model)
     onnx.save(model, tmp_path / "model.onnx")
-    kept = load_answers()
-    np.savez(tmp_path / "images.npz", images=kept.images[:count], labels=kept.labels[:count])
-    np.savez(tmp_path / "reference.npz", probabilities=kept.probabilities[:count].astype(np.float32))
+    answers = load_answers()
+    np.savez(tmp_path / "images.npz", images=answers.images[:count], labels=answers.labels[:count])
+    np.savez(tmp_path / "reference.npz", probabilities=answers.probabilities[:count].astype(np.float32))
     job = {
         "artifact": str(tmp_path / "model.onnx"),
         "format": "onnx",
@@ -127,21 +127,21 @@ def judged(plant, tmp_path, capsys, precision="f32", count=20):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("plant", PLANTS)
-def test_a_planted_fault_is_found(plant, tmp_path, capsys):
-    report = judged(plant, tmp_path, capsys)
-    for fault, begin in zip(report["faults"], PLANTS[plant], strict=True):
+@pytest.mark.parametrize("plant_fault", EXPECTED_FAULTS)
+def test_planted_faults_are_found(plant_fault, tmp_path, capsys):
+    report = run_gate(plant_fault, tmp_path, capsys)
+    for fault, begin in zip(report["faults"], EXPECTED_FAULTS[plant_fault], strict=True):
         assert fault.startswith(begin)
-    # Only what passes is worth measuring.
-    assert report.get("images_per_second", {}).keys() == (set() if PLANTS[plant] else {"1", "64"})
+    # The speed is measured only if the export passes.
+    assert report.get("images_per_second", {}).keys() == (set() if EXPECTED_FAULTS[plant_fault] else {"1", "64"})
     assert min(report.get("images_per_second", {"none": 1}).values()) > 0
-    if plant is faults.rewrite_metadata:
+    if plant_fault is faults.rewrite_metadata:
         assert report["max_difference"] <= 1e-5
         assert report["runtime"] == "onnxruntime"
 
 
 @pytest.mark.parametrize(("side", "largest"), [(32, 257), (64, 257), (224, 83), (384, 29), (2048, 3)])
-def test_large_images_are_tried_in_batches_that_memory_holds(side, largest):
+def test_batches_of_large_images_are_limited_to_fit_memory(side, largest):
     sizes = []
 
     def run(batch):
@@ -155,8 +155,8 @@ def test_large_images_are_tried_in_batches_that_memory_holds(side, largest):
 
 
 @pytest.mark.slow
-def test_planted_faults_cost_points_in_a_narrow_precision(tmp_path, capsys):
-    report = judged(faults.undo_normalisation, tmp_path, capsys, "int8", 2000)
+def test_planted_fault_lowers_top1_in_int8(tmp_path, capsys):
+    report = run_gate(faults.undo_normalisation, tmp_path, capsys, "int8", 2000)
     assert report["faults"][0].startswith("top-1 falls by ")
     assert report["top1_change"] < -10
     assert report["top1_model"] == (load_answers().probabilities.argmax(axis=1) == load_answers().labels).mean()
@@ -170,8 +170,8 @@ def bundle(tmp_path_factory):
     return Bundle.from_model(model, ("a", "b", "c"), Preprocess(mean=120.0, std=60.0)).save(place)
 
 
-def export(*arguments, **environment):
-    """`shiftvit export` in a process of its own."""
+def run_export(*arguments, **environment):
+    """Runs `shiftvit export` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "shiftvit", "export", *map(str, arguments)],
         capture_output=True,
@@ -181,16 +181,16 @@ def export(*arguments, **environment):
     )
 
 
-def with_plant(tmp_path, program):
-    """Returns a PYTHONPATH under which every Python process runs a program first."""
+def write_sitecustomize(tmp_path, program):
+    """Returns a PYTHONPATH with which every Python process first runs a program."""
     (tmp_path / "plant").mkdir()
     (tmp_path / "plant" / "sitecustomize.py").write_text(program)
     return str(tmp_path / "plant")
 
 
-BUILD = "import sys\nif 'shiftvit.exports.build' in sys.orig_argv:\n    "
-OTHER_WEIGHTS = (
-    BUILD + "from shiftvit.bundle.bundle import Bundle\n"
+IF_BUILDING = "import sys\nif 'shiftvit.exports.build' in sys.orig_argv:\n    "
+NEGATE_WEIGHTS = (
+    IF_BUILDING + "from shiftvit.bundle.bundle import Bundle\n"
     "    from shiftvit.exports import onnx_graphs\n"
     "    finish = onnx_graphs.finish\n"
     "    def planted(source, path, metadata):\n"
@@ -203,38 +203,42 @@ OTHER_WEIGHTS = (
     "        finish(source, path, metadata)\n"
     "    onnx_graphs.finish = planted\n"
 )
-RAISES = (
-    BUILD + "from shiftvit.bundle.bundle import Bundle\n"
+RAISE_ERROR = (
+    IF_BUILDING + "from shiftvit.bundle.bundle import Bundle\n"
     "    def load(path):\n"
     "        raise RuntimeError('two\\nlines')\n"
     "    Bundle.load = load\n"
 )
-KILLED = BUILD + f"import os\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+KILL_PROCESS = IF_BUILDING + f"import os\n    os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        pytest.param(OTHER_WEIGHTS, "the export to onnx failed the parity gate and is not kept: a probability differs"),
         pytest.param(
-            RAISES, "the step 'build' of the export failed: RuntimeError: two (--debug shows its full output)"
+            NEGATE_WEIGHTS, "the export to onnx failed the parity gate and is not kept: a probability differs"
         ),
-        pytest.param(KILLED, "the step 'build' of the export failed: signal 9 ended it (--debug"),
+        pytest.param(
+            RAISE_ERROR, "the step 'build' of the export failed: RuntimeError: two (--debug shows its full output)"
+        ),
+        pytest.param(KILL_PROCESS, "the step 'build' of the export failed: signal 9 ended it (--debug"),
     ],
     ids=["other weights", "raises", "killed"],
 )
-def test_a_failed_export_is_one_line_and_leaves_what_was_there(program, message, bundle, tmp_path):
+def test_failed_export_prints_one_line_and_keeps_the_earlier_one(program, message, bundle, tmp_path):
     out = tmp_path / "out"
     for earlier in (False, True):
         if earlier:
-            if program is OTHER_WEIGHTS:  # which takes long, and goes the same way
+            if program is NEGATE_WEIGHTS:  # building takes long, and the outcome would be the same
                 break
             out.mkdir()
             (out / driver.REPORT).write_text("{}")
             (out / "model.onnx").write_bytes(b"earlier")
         path = tmp_path / "plant"
-        answer = export(bundle, "--out", out, PYTHONPATH=str(path) if path.exists() else with_plant(tmp_path, program))
+        answer = run_export(
+            bundle, "--out", out, PYTHONPATH=str(path) if path.exists() else write_sitecustomize(tmp_path, program)
+        )
         assert answer.returncode == 2, answer.stderr
         *notices, last = answer.stderr.strip().splitlines()
         assert last.startswith(f"shiftvit: {message}")
@@ -247,13 +251,13 @@ def test_a_failed_export_is_one_line_and_leaves_what_was_there(program, message,
 
 
 @pytest.mark.slow
-def test_an_export_replaces_an_earlier_one(bundle, tmp_path, monkeypatch):
+def test_export_replaces_an_earlier_one(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = Path("exports") / "small-onnx-f32"
     out.mkdir(parents=True)
     (out / driver.REPORT).write_text("{}")
     (out / "model.onnx").write_bytes(b"earlier")
-    answer = export(bundle, "--format", "onnx")
+    answer = run_export(bundle, "--format", "onnx")
     assert answer.returncode == 0, answer.stderr
     summary, place = answer.stdout.strip().splitlines()
     assert place == f"export: {out}"
@@ -266,7 +270,7 @@ def test_an_export_replaces_an_earlier_one(bundle, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["file", "folder", "an export and more"])
-def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
+def test_other_files_are_never_replaced(content, bundle, tmp_path):
     out = tmp_path / "out"
     if content == "file":
         out.write_text("mine")
@@ -294,14 +298,14 @@ def test_what_is_no_export_is_never_replaced(content, bundle, tmp_path):
         (("onnx", "int8"), "no known data set has the model's classes (a, b"),
     ],
 )
-def test_what_is_not_offered_is_named(arguments, message, bundle, tmp_path):
+def test_unsupported_formats_and_precisions_fail(arguments, message, bundle, tmp_path):
     with pytest.raises(ShiftViTError) as caught:
         driver.export(bundle, *arguments, out=tmp_path / "out")
     assert str(caught.value).startswith(message)
     assert not list(tmp_path.iterdir())
 
 
-def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
+def test_unsuitable_data_fail(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
     with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b and c\) and cifar10 has"):
         driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
@@ -311,7 +315,7 @@ def test_data_that_do_not_fit_are_named(bundle, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ones_own_images_are_compared_on(bundle, tmp_path):
+def test_own_images_are_compared_and_must_be_enough(bundle, tmp_path):
     images = np.zeros((30, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]))
     with pytest.raises(ShiftViTError, match="labelled images cannot measure what int8 costs; at least 2000 are needed"):
@@ -320,16 +324,20 @@ def test_ones_own_images_are_compared_on(bundle, tmp_path):
 
 @pytest.mark.parametrize(("wrong", "passes"), [(0, True), (1, True), (2, False)])
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_where_there_are_no_more_images_fewer_are_enough(precision, wrong, passes):
-    report = gate.compare(shares(150, wrong), shares(150), np.zeros(150, np.int64), precision, 150)
+def test_fewer_images_are_enough_if_there_are_no_more(precision, wrong, passes):
+    report = gate.compare(
+        make_probabilities(150, wrong), make_probabilities(150), np.zeros(150, np.int64), precision, 150
+    )
     assert report["faults"] == ([] if passes else [f"top-1 falls by 1.33 points; {precision} may cost at most 0.5"])
-    # 95 %: of images of which none moved, 3 in so many could (the rule of three).
+    # At 95 % confidence: if no image changed, up to 3 in that many still may (the rule of three).
     assert report["top1_change_error"] == pytest.approx(100 * max(1.96 * wrong**0.5, 3) / 150, abs=1e-3)
-    (fault,) = gate.compare(shares(149), shares(149), np.zeros(149, np.int64), precision, 150)["faults"]
+    (fault,) = gate.compare(make_probabilities(149), make_probabilities(149), np.zeros(149, np.int64), precision, 150)[
+        "faults"
+    ]
     assert fault == f"149 labelled images cannot measure what {precision} costs; at least 150 are needed"
 
 
-def test_a_missing_library_is_named(monkeypatch):
+def test_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in {"nncf", "openvino"} else object())
     with pytest.raises(ShiftViTError, match=r"needs openvino, nncf; pip install 'openvino>=2025.2' 'nncf>=2.17'"):
         find_format("openvino", "f32")

@@ -1,4 +1,4 @@
-"""Pushing and pulling, against a stand-in of the Hub over real HTTP: all files or none, and errors in one line."""
+"""Pushing and pulling, against a fake Hub over real HTTP: all files or none, and errors in one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shiftvit.cli.main import _run
 from shiftvit.config import ModelConfig
 from shiftvit.serve.demo import _RUNTIME_FILES, _rename_runtime_file, read_space_files
 
-# The client sends large files through an argument that its own network library has renamed.
+# huggingface_hub sends large files through an argument that its network library has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -33,17 +33,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 def bundle() -> Bundle:
     config = ModelConfig(image_shape=(16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
     values = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
-    weights = {"head/kernel": values, "head/bias": values[0]}  # whether they fit is asked when a model is built
+    weights = {"head/kernel": values, "head/bias": values[0]}  # checked only when a model is built
     return Bundle(config, ("cat", "dog", "ship"), Preprocess(std=64.0), weights, {"test": {"top1": 0.5, "n": 20}})
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that the client in this process takes for the Hub, and a folder to work in."""
+    """A fake Hub that huggingface_hub uses in this process. The current folder is an empty one."""
     with serve_hub() as running:
         for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
             monkeypatch.delenv(name)
-        # Read from the environment when the client is imported, which other tests may have done.
+        # huggingface_hub reads the environment when it is imported, which other tests may have done already.
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -60,19 +60,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         assert not running.leaks
 
 
-def one_line(caught: pytest.ExceptionInfo[ShiftViTError]) -> str:
+def assert_one_line(caught: pytest.ExceptionInfo[ShiftViTError]) -> str:
     text = str(caught.value)
     assert "\n" not in text
     assert TOKEN not in text
     return text
 
 
-def here() -> list[str]:
+def list_files() -> list[str]:
     return sorted(entry.name for entry in Path().iterdir())
 
 
 def assert_same(found: Bundle, expected: Bundle) -> None:
-    """The same model to the last bit; the card says besides where it lies."""
+    """Asserts that two models are equal to the last bit. Their cards differ, as a card names its repository."""
     plain = {"weights": {}, "card": None}
     assert dataclasses.replace(found, **plain) == dataclasses.replace(expected, **plain)
     assert found.weights.keys() == expected.weights.keys()
@@ -83,7 +83,7 @@ def assert_same(found: Bundle, expected: Bundle) -> None:
 
 @pytest.mark.parametrize("graph", [None, b"\x08\x01 a graph"])
 @pytest.mark.parametrize("out", [None, "deep/er/pets", "pets.zip"])
-def test_what_is_pulled_is_what_was_pushed(hub: Hub, bundle: Bundle, graph: bytes | None, out: str | None) -> None:
+def test_push_and_pull_round_trip(hub: Hub, bundle: Bundle, graph: bytes | None, out: str | None) -> None:
     sent = bundle.halved() if graph is None else dataclasses.replace(bundle, graph=graph)
     assert push(sent, "me/pets") == f"{hub.url}/me/pets"
     place = pull("me/pets", out=out)
@@ -98,16 +98,16 @@ def test_what_is_pulled_is_what_was_pushed(hub: Hub, bundle: Bundle, graph: byte
     assert not hub.repositories["me/pets"].private
 
 
-def refused(match: str, *arguments: object, **options: object) -> None:
-    """Pulling fails in one line and leaves nothing; pushing changes nothing."""
-    before = here()
+def assert_fails(match: str, *arguments: object, **options: object) -> None:
+    """Asserts that a pull, or a push if the first argument is a bundle, fails in one line and leaves no files."""
+    before = list_files()
     with pytest.raises(ShiftViTError, match=match) as caught:
         (pull if isinstance(arguments[0], str) else push)(*arguments, **options)  # type: ignore[arg-type]
-    one_line(caught)
-    assert here() == before
+    assert_one_line(caught)
+    assert list_files() == before
 
 
-def test_a_second_push_replaces_the_bundle_and_nothing_else(hub: Hub, bundle: Bundle) -> None:
+def test_second_push_replaces_only_the_bundle(hub: Hub, bundle: Bundle) -> None:
     push(dataclasses.replace(bundle, graph=b"graph"), "me/pets")
     hub.files("me/pets")["notes.txt"] = b"mine"
     push(dataclasses.replace(bundle, labels=("a", "b", "c")), "me/pets", message="New names")
@@ -117,11 +117,11 @@ def test_a_second_push_replaces_the_bundle_and_nothing_else(hub: Hub, bundle: Bu
     hub.repositories["me/pets"].tags["v1"] = 1
     for revision in ("v1", make_sha(1)):
         assert_same(Bundle.load(pull("me/pets", revision=revision)), dataclasses.replace(bundle, graph=b"graph"))
-    assert here() == ["pets"]
-    refused("'me/pets' has no revision 'v2'; give a branch, a tag or a commit", "me/pets", revision="v2")
+    assert list_files() == ["pets"]
+    assert_fails("'me/pets' has no revision 'v2'; give a branch, a tag or a commit", "me/pets", revision="v2")
 
 
-def test_a_push_in_the_midst_of_a_pull_does_not_mix(hub: Hub, bundle: Bundle) -> None:
+def test_push_during_a_pull_does_not_mix_versions(hub: Hub, bundle: Bundle) -> None:
     push(bundle, "me/pets")
     push(dataclasses.replace(bundle, labels=("a", "b", "c")), "me/newer")
     hub.meanwhile = hub.files("me/newer")
@@ -130,7 +130,7 @@ def test_a_push_in_the_midst_of_a_pull_does_not_mix(hub: Hub, bundle: Bundle) ->
     assert Bundle.load(pull("me/pets")).labels == ("a", "b", "c")
 
 
-def test_what_was_pulled_is_pushed_on_under_its_new_name(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
+def test_pulled_bundle_is_pushed_under_a_new_name(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
     push(bundle, "me/pets")
     push(pull("me/pets"), "us/pets")
     card = hub.files("us/pets")[CARD].decode()
@@ -139,67 +139,69 @@ def test_what_was_pulled_is_pushed_on_under_its_new_name(hub: Hub, bundle: Bundl
     assert_same(Bundle.load(pull("us/packed")), bundle)
     damaged = pull("me/pets", out="damaged")
     (damaged / WEIGHTS).write_bytes(b"damaged")
-    refused("is damaged: its SHA-256", damaged, "me/other")
+    assert_fails("is damaged: its SHA-256", damaged, "me/other")
     assert "me/other" not in hub.repositories
 
 
-def test_a_private_one_stays_private(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_repository_stays_private(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     push(bundle, "me/secret", private=True)
     assert hub.repositories["me/secret"].private
     assert_same(Bundle.load(pull("me/secret", out="mine")), bundle)
     monkeypatch.delenv("HF_TOKEN")
-    refused("has no repository 'me/secret'; check the name; if it is private: hf auth login", "me/secret")
+    assert_fails("has no repository 'me/secret'; check the name; if it is private: hf auth login", "me/secret")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.repositories["me/open"] = Repository()
-    refused("'me/open' exists and is public, so nothing is pushed", bundle, "me/open", private=True)
+    assert_fails("'me/open' exists and is public, so nothing is pushed", bundle, "me/open", private=True)
     assert len(hub.repositories["me/open"].commits) == 1
 
 
-def test_a_token_that_is_missing_wrong_or_too_weak(
+def test_missing_wrong_or_insufficient_token_fails(
     hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    refused("this token has no access to 'you/pets' at .*; log in with one that has: hf auth login", bundle, "you/pets")
+    assert_fails(
+        "this token has no access to 'you/pets' at .*; log in with one that has: hf auth login", bundle, "you/pets"
+    )
     hub.repositories["me/open"] = Repository()
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    refused("rejects the token; create a new one and log in: hf auth login", bundle, "me/pets")
-    refused("rejects the token", "me/open")
+    assert_fails("rejects the token; create a new one and log in: hf auth login", bundle, "me/pets")
+    assert_fails("rejects the token", "me/open")
     monkeypatch.delenv("HF_TOKEN")
-    refused("there is no token for http.*; log in: hf auth login", bundle, "me/pets")
+    assert_fails("there is no token for http.*; log in: hf auth login", bundle, "me/pets")
     assert "me/pets" not in hub.repositories
     (tmp_path / "home").mkdir()
-    Path(constants.HF_TOKEN_PATH).write_text(TOKEN)  # as `hf auth login` leaves it
+    Path(constants.HF_TOKEN_PATH).write_text(TOKEN)  # as `hf auth login` writes it
     push(bundle, "me/pets")
     Path(constants.HF_TOKEN_PATH).unlink()
-    assert_same(Bundle.load(pull("me/pets")), bundle)  # reading what is public needs none
+    assert_same(Bundle.load(pull("me/pets")), bundle)  # a public repository needs no token
 
 
-def flipped(content: bytes) -> bytes:
+def flip_bit(content: bytes) -> bytes:
     return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
 @pytest.mark.parametrize(
     ("name", "change", "match"),
     [
-        (WEIGHTS, flipped, f"'{WEIGHTS}' in 'me/pets' is damaged: its SHA-256"),
+        (WEIGHTS, flip_bit, f"'{WEIGHTS}' in 'me/pets' is damaged: its SHA-256"),
         (WEIGHTS, lambda content: content + b"more", f"'{WEIGHTS}' in 'me/pets' is damaged"),
-        (GRAPH, flipped, f"'{GRAPH}' in 'me/pets' is damaged"),
+        (GRAPH, flip_bit, f"'{GRAPH}' in 'me/pets' is damaged"),
         (MANIFEST, lambda content: content[:-9], f"'{MANIFEST}' in 'me/pets' cannot be read"),
         (MANIFEST, lambda content: content.replace(b'"format": 1', b'"format": 2'), "'me/pets' has format 2"),
         (MANIFEST, lambda content: content.replace(WEIGHTS.encode(), b"../../x"), "'me/pets' lists the files"),
     ],
 )
-def test_a_file_that_was_changed_on_the_way_is_refused(hub: Hub, bundle: Bundle, name, change, match) -> None:  # type: ignore[no-untyped-def]
+def test_file_changed_in_transit_fails(hub: Hub, bundle: Bundle, name, change, match) -> None:  # type: ignore[no-untyped-def]
     push(dataclasses.replace(bundle, graph=b"no graph of ours"), "me/pets")
     original = hub.files("me/pets")[name]
     hub.tampered[name] = change(original)
     assert hub.tampered[name] != original
-    refused(match, "me/pets")
-    earlier = bundle.save("pets")  # what lies there stays
-    refused(match, "me/pets")
+    assert_fails(match, "me/pets")
+    earlier = bundle.save("pets")  # an earlier pull stays as it is
+    assert_fails(match, "me/pets")
     assert_same(Bundle.load(earlier), bundle)
 
 
-def test_a_card_is_text_that_anyone_may_edit(hub: Hub, bundle: Bundle) -> None:
+def test_card_may_be_edited_or_missing(hub: Hub, bundle: Bundle) -> None:
     push(bundle, "me/pets")
     hub.files("me/pets")[CARD] = "# Mes animaux é\n".encode()
     assert Bundle.load(pull("me/pets")).card == "# Mes animaux é\n"
@@ -210,28 +212,28 @@ def test_a_card_is_text_that_anyone_may_edit(hub: Hub, bundle: Bundle) -> None:
     del hub.files("me/pets")[CARD]
     assert_same(Bundle.load(pull("me/pets")), bundle)
     broken = dataclasses.replace(bundle, card="---\ntags: [vision\n---\nText\n")
-    refused(r"\(status 400|cannot be used \(.*: Invalid metadata in README.md", broken, "me/broken")
+    assert_fails(r"\(status 400|cannot be used \(.*: Invalid metadata in README.md", broken, "me/broken")
 
 
 @pytest.mark.parametrize(
     "name", ["pets", "me/pets/more", "me/", "/pets", "me/..", "../pets", "me/pé", "https://x/y", ""]
 )
-def test_names_that_are_none(hub: Hub, bundle: Bundle, name: str) -> None:
+def test_invalid_names_fail_without_a_request(hub: Hub, bundle: Bundle, name: str) -> None:
     for arguments in ((name,), (bundle, name)):
-        refused("is not a repository; write OWNER/NAME in letters", *arguments)
+        assert_fails("is not a repository; write OWNER/NAME in letters", *arguments)
     assert not hub.requests
 
 
-def test_repositories_that_hold_no_bundle(hub: Hub) -> None:
-    refused("has no repository 'me/nothing'; check the name", "me/nothing")
+def test_repositories_without_a_bundle_fail(hub: Hub) -> None:
+    assert_fails("has no repository 'me/nothing'; check the name", "me/nothing")
     hub.repositories["me/other"] = Repository(commits=[{"config.json": b"{}", f"bundle/{MANIFEST}": b"{}"}])
-    refused(f"'me/other' is not a bundle: it has no {MANIFEST}; choose one that shiftvit pushed", "me/other")
+    assert_fails(f"'me/other' is not a bundle: it has no {MANIFEST}; choose one that shiftvit pushed", "me/other")
     hub.repositories["me/half"] = Repository(commits=[{MANIFEST: b"{}"}])
-    refused(f"'me/half' is not a bundle: it has no {WEIGHTS}", "me/half")
+    assert_fails(f"'me/half' is not a bundle: it has no {WEIGHTS}", "me/half")
     assert not [line for line in hub.requests if "/resolve/" in line]
 
 
-def test_only_the_files_of_a_bundle_are_asked_for(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
+def test_only_files_of_a_bundle_are_downloaded(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
     push(bundle, "me/pets")
     hub.listed = dict.fromkeys(["../outside", "/tmp/outside", f"../{WEIGHTS}", "weights.pkl", f"deep/{GRAPH}"], 9)
     assert_same(Bundle.load(pull("me/pets")), bundle)
@@ -254,22 +256,22 @@ def test_files_that_are_too_large_are_not_downloaded(
 ) -> None:
     push(bundle, "me/pets")
     hub.listed = {name: size}
-    refused(match, "me/pets")
+    assert_fails(match, "me/pets")
     assert not [line for line in hub.requests if "/resolve/" in line]
 
 
-def test_a_place_that_is_something_else_is_left_alone(hub: Hub, bundle: Bundle) -> None:
+def test_pull_does_not_replace_other_files(hub: Hub, bundle: Bundle) -> None:
     push(bundle, "me/pets")
     asked = len(hub.requests)
     Path("pets").mkdir()
     Path("pets/photo.jpg").write_bytes(b"mine")
-    refused("'pets' exists and is not a bundle, so it is not replaced", "me/pets")
-    refused(r"cannot write .*photo.jpg", "me/pets", out="pets/photo.jpg/pets")
+    assert_fails("'pets' exists and is not a bundle, so it is not replaced", "me/pets")
+    assert_fails(r"cannot write .*photo.jpg", "me/pets", out="pets/photo.jpg/pets")
     assert len(hub.requests) - asked <= 1
     assert Path("pets/photo.jpg").read_bytes() == b"mine"
 
 
-def test_a_link_in_a_bundle_is_not_pushed(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
+def test_link_in_a_bundle_is_not_pushed(hub: Hub, bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "private").write_text("my secret")
     folder = bundle.save("model")
     (folder / CARD).unlink()
@@ -280,7 +282,7 @@ def test_a_link_in_a_bundle_is_not_pushed(hub: Hub, bundle: Bundle, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_model_in_the_clients_own_cache_is_read_there(bundle: Bundle, tmp_path: Path) -> None:
+def test_bundle_loads_from_the_cache_of_huggingface_hub(bundle: Bundle, tmp_path: Path) -> None:
     push(bundle, "me/pets")
     names = (WEIGHTS, MANIFEST, CARD)
     places = [Path(hf_hub_download("me/pets", name, cache_dir=tmp_path / "cache")) for name in names]
@@ -288,43 +290,48 @@ def test_a_model_in_the_clients_own_cache_is_read_there(bundle: Bundle, tmp_path
     assert_same(Bundle.load(places[0].parent), bundle)
 
 
-def test_a_hub_that_cannot_be_reached(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_or_failing_hub(hub: Hub, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     push(bundle, "me/pets")
     for piece, status in (("/api/", 503), ("/api/", 429), ("/resolve/", 502)):
         hub.failing = {piece: status}
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's attempts
-        refused(rf"http.* is overloaded or failing \(status {status}\); try again later", "me/pets")
+        monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub sleeps between its attempts
+        assert_fails(rf"http.* is overloaded or failing \(status {status}\); try again later", "me/pets")
     hub.failing = {"/objects/": 400}
-    refused(r"rejects this for 'me/more' \(status 400", bundle, "me/more")
+    assert_fails(r"rejects this for 'me/more' \(status 400", bundle, "me/more")
     hub.failing = {"/objects/": 403}
-    refused("this token has no access to 'me/more'", bundle, "me/more")
+    assert_fails("this token has no access to 'me/more'", bundle, "me/more")
     assert len(hub.repositories["me/more"].commits) == 1
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for arguments in (("me/pets",), (bundle, "me/pets")):
-        refused(r"http://127.0.0.1:9 cannot be used \(ConnectError: .*refused\); check the network", *arguments)
+        assert_fails(r"http://127.0.0.1:9 cannot be used \(ConnectError: .*refused\); check the network", *arguments)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     close_session()
-    refused("HF_HUB_OFFLINE is set, so http.* is not contacted; unset it", "me/pets")
+    assert_fails("HF_HUB_OFFLINE is set, so http.* is not contacted; unset it", "me/pets")
 
 
-def test_without_the_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_huggingface_hub_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.chdir(tmp_path)
-    refused(r"push and pull need huggingface_hub; pip install 'huggingface-hub>=2.0'", "me/pets")
+    assert_fails(r"push and pull need huggingface_hub; pip install 'huggingface-hub>=2.0'", "me/pets")
 
 
-def shiftvit(hub: Hub, *arguments: str) -> subprocess.Popen[str]:
-    """Starts a command in a process that has the hub and the token from its environment alone."""
+def start_command(hub: Hub, *arguments: str) -> subprocess.Popen[str]:
+    """Starts `shiftvit` in a process that gets the Hub and the token from its environment alone."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     home = str(Path(constants.HF_HUB_CACHE).parent)
-    told = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "shiftvit", *arguments]
     return subprocess.Popen(
-        command, env=kept | told, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        env=kept | environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
-def test_the_commands(hub: Hub, bundle: Bundle) -> None:
+def test_push_and_pull_commands(hub: Hub, bundle: Bundle) -> None:
     bundle.save("mine")
     steps = [
         (("push", "mine", "me/pets", "--private", "--message", "First"), 0, f"pushed: {hub.url}/me/pets\n"),
@@ -332,7 +339,7 @@ def test_the_commands(hub: Hub, bundle: Bundle) -> None:
         (("pull", "me/nothing"), 2, ""),
     ]
     for arguments, status, printed in steps:
-        with shiftvit(hub, *arguments) as process:
+        with start_command(hub, *arguments) as process:
             out, err = process.communicate(timeout=60)
         assert (process.returncode, out) == (status, printed), err
         assert TOKEN not in err
@@ -340,29 +347,29 @@ def test_the_commands(hub: Hub, bundle: Bundle) -> None:
     assert hub.repositories["me/pets"].private
     assert hub.repositories["me/pets"].messages[-1] == "First"
     assert_same(Bundle.load("there"), bundle)
-    assert here() == ["mine", "there"]
+    assert list_files() == ["mine", "there"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_pull_that_is_stopped_or_killed_leaves_no_model(hub: Hub, bundle: Bundle, number: signal.Signals) -> None:
+def test_interrupted_or_killed_pull_leaves_no_model(hub: Hub, bundle: Bundle, number: signal.Signals) -> None:
     push(bundle, "me/pets")
     hub.held.clear()
-    with shiftvit(hub, "pull", "me/pets") as process:
+    with start_command(hub, "pull", "me/pets") as process:
         assert hub.half.wait(60)
-        (work,) = here()
+        (work,) = list_files()
         assert re.fullmatch(r"\.pets\..*\.tmp", work)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     hub.held.set()
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), err
-    assert here() == ([] if number == signal.SIGINT else [work])
+    assert list_files() == ([] if number == signal.SIGINT else [work])
     assert_same(Bundle.load(pull("me/pets")), bundle)
-    assert here() == ["pets"]
+    assert list_files() == ["pets"]
 
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
-    """A folder like one of `shiftvit demo --space`, with small files, and with what others put there."""
+    """A folder as `shiftvit demo --space` writes it, but with small files, and with two files of the user."""
     folder = tmp_path / "demo"
     names = ["index.html", "page/api.js", "page/main.js", "model/model.json", "model/model.onnx", "model/head.bin"]
     for name in [*names, "samples/list.json", *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)]:
@@ -375,22 +382,23 @@ def demo(tmp_path: Path) -> Path:
     return folder
 
 
-def contents_of(demo: Path) -> dict[str, bytes]:
+def read_files(demo: Path) -> dict[str, bytes]:
+    """Returns name -> content of the files of a demo, without those of the user."""
     places = (place for place in demo.rglob("*") if place.is_file() and not place.is_symlink())
     return {place.relative_to(demo).as_posix(): place.read_bytes() for place in places if place.name != "notes.txt"}
 
 
-def test_a_demo_becomes_a_static_space(hub: Hub, demo: Path) -> None:
+def test_demo_is_pushed_as_a_static_space(hub: Hub, demo: Path) -> None:
     assert push_space(read_space_files(demo), "me/pets") == f"{hub.url}/spaces/me/pets"
     space = hub.repositories["spaces/me/pets"]
     assert (space.sdk, space.private, space.messages[-1]) == ("static", False, "Upload a ShiftViT demo")
-    assert {name: content for name, content in space.commits[-1].items() if name != ".gitattributes"} == contents_of(
+    assert {name: content for name, content in space.commits[-1].items() if name != ".gitattributes"} == read_files(
         demo
     )
-    assert "me/pets" not in hub.repositories  # a model of that name is something else
+    assert "me/pets" not in hub.repositories  # a Space and a model may share a name
 
 
-def test_a_newer_demo_replaces_the_one_in_the_space_and_nothing_else(hub: Hub, demo: Path) -> None:
+def test_newer_demo_replaces_only_the_earlier_demo(hub: Hub, demo: Path) -> None:
     push_space(read_space_files(demo), "me/pets", private=True)
     assert hub.repositories["spaces/me/pets"].private
     hub.files("spaces/me/pets")["style.css"] = b"of the Hub"
@@ -398,48 +406,50 @@ def test_a_newer_demo_replaces_the_one_in_the_space_and_nothing_else(hub: Hub, d
     (demo / "model" / "model.onnx").write_bytes(b"newer")
     push_space(read_space_files(demo), "me/pets", private=True, message="Newer")
     kept = {".gitattributes": b"*.onnx filter=lfs\n", "style.css": b"of the Hub"}
-    assert hub.files("spaces/me/pets") == contents_of(demo) | kept
+    assert hub.files("spaces/me/pets") == read_files(demo) | kept
     assert hub.repositories["spaces/me/pets"].messages[-1] == "Newer"
 
 
-def test_what_stands_against_a_space(hub: Hub, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_an_unsuitable_space_fails(hub: Hub, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = read_space_files(demo)
 
-    def refused_space(match: str, name: str, **options: bool) -> None:
+    def assert_push_fails(match: str, name: str, **options: bool) -> None:
         before = {name: len(repository.commits) for name, repository in hub.repositories.items()}
         with pytest.raises(ShiftViTError, match=match) as caught:
             push_space(contents, name, **options)
-        one_line(caught)
+        assert_one_line(caught)
         assert {name: len(repository.commits) for name, repository in hub.repositories.items()} == before
 
     hub.repositories["spaces/me/app"] = Repository(sdk="gradio")
-    refused_space("'me/app' exists and is a Space with the SDK 'gradio', not 'static', so nothing is pushed", "me/app")
+    assert_push_fails(
+        "'me/app' exists and is a Space with the SDK 'gradio', not 'static', so nothing is pushed", "me/app"
+    )
     hub.repositories["spaces/me/open"] = Repository(sdk="static")
-    refused_space("'me/open' exists and is public, so nothing is pushed", "me/open", private=True)
-    refused_space("'pets' is not a repository; write OWNER/NAME", "pets")
-    refused_space("this token has no access to 'you/pets'", "you/pets")
+    assert_push_fails("'me/open' exists and is public, so nothing is pushed", "me/open", private=True)
+    assert_push_fails("'pets' is not a repository; write OWNER/NAME", "pets")
+    assert_push_fails("this token has no access to 'you/pets'", "you/pets")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    refused_space("rejects the token; create a new one", "me/pets")
+    assert_push_fails("rejects the token; create a new one", "me/pets")
     monkeypatch.delenv("HF_TOKEN")
-    refused_space("there is no token for http.*; log in: hf auth login", "me/pets")
+    assert_push_fails("there is no token for http.*; log in: hf auth login", "me/pets")
 
 
 @pytest.mark.parametrize("piece", ["/objects/", "/commit/"])
-def test_an_upload_that_broke_off_is_run_again(hub: Hub, demo: Path, piece: str) -> None:
+def test_failed_upload_can_be_repeated(hub: Hub, demo: Path, piece: str) -> None:
     push_space(read_space_files(demo), "me/pets")
     before = dict(hub.files("spaces/me/pets"))
     (demo / "model" / "model.onnx").write_bytes(b"newer")
     hub.failing = {piece: 400}
     with pytest.raises(ShiftViTError, match="rejects this for 'me/pets'") as caught:
         push_space(read_space_files(demo), "me/pets")
-    one_line(caught)
+    assert_one_line(caught)
     assert hub.files("spaces/me/pets") == before
     hub.failing = {}
     push_space(read_space_files(demo), "me/pets")
     assert hub.files("spaces/me/pets")["model/model.onnx"] == b"newer"
 
 
-def test_a_demo_that_is_not_whole_is_not_pushed(demo: Path) -> None:
+def test_incomplete_demo_is_not_pushed(demo: Path) -> None:
     (demo / "README.md").write_text("mine")
     with pytest.raises(
         ShiftViTError, match="has no line 'sdk: static', as a Space needs; write it again: shiftvit demo"
@@ -454,26 +464,26 @@ def test_a_demo_that_is_not_whole_is_not_pushed(demo: Path) -> None:
         read_space_files(demo)
 
 
-def test_the_command_for_a_space(
+def test_push_command_for_a_space(
     hub: Hub, demo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = []
+    written = []
 
     def write(model: str, out: Path, *, space: bool) -> Path:
-        made.append((model, space))
+        written.append((model, space))
         return Path(shutil.copytree(demo, out))
 
     monkeypatch.setattr("shiftvit.serve.demo.write_demo", write)
     assert _run(["push", str(demo), "me/pets", "--space", "--message", "First"]) == 0
     assert capsys.readouterr().out == f"pushed: {hub.url}/spaces/me/pets\n"
     assert hub.repositories["spaces/me/pets"].messages[-1] == "First"
-    assert not made  # it was made before
+    assert not written  # the demo existed
     assert _run(["push", "cifar10", "me/secret", "--space", "--private"]) == 0
-    assert made == [("cifar10", True)]
+    assert written == [("cifar10", True)]
     assert hub.repositories["spaces/me/secret"].private
     assert hub.files("spaces/me/secret")["page/api.js"] == (demo / "page" / "api.js").read_bytes()
     for name, token in (("secret", TOKEN), ("me/pets", None)):
         monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
         assert _run(["push", "cifar10", name, "--space"]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
-    assert len(made) == 1  # what cannot be pushed is not made
+    assert len(written) == 1  # a demo that cannot be pushed is not written

@@ -1,4 +1,4 @@
-"""The paper's recipe: its rates, its images, and all nine of its models on a small tree of real pictures."""
+"""The paper's recipe: its learning rates and settings, and all nine models on a small tree of real pictures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from shiftvit.presets import PRESETS
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.setup import resolve
 
-PAPER = [name for name in PRESETS if name.startswith(("shiftvit_tiny_", "shiftvit_small_", "shiftvit_base_"))]
+PAPER_PRESETS = [name for name in PRESETS if name.startswith(("shiftvit_tiny_", "shiftvit_small_", "shiftvit_base_"))]
 CLASSES = {"n02123045": 3, "n02099601": 5, "n03095699": 8}  # a cat, a dog and a ship of ImageNet, and CIFAR-10's number
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real pictures in ImageNet's layout and of its sizes: 12 for training and 4 for validation, in each class."""
+    """Real pictures in ImageNet's layout and sizes: 12 for training and 4 for validation in each class."""
     root = tmp_path_factory.mktemp("imagenet")
     data = load_sample()
     for name, label in CLASSES.items():
@@ -36,8 +36,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def small(preset: str, tree: Path) -> dict[str, object]:
-    """The preset's depths and ratio, in a width and a resolution that a test has the time for."""
+def make_small_settings(preset: str, tree: Path) -> dict[str, object]:
+    """Returns settings with the preset's depths and ratio, but a width and a resolution that are fast."""
     return {
         "model.preset": preset,
         "model.embed_dim": 32 if "base" in preset else 24,
@@ -50,7 +50,7 @@ def small(preset: str, tree: Path) -> dict[str, object]:
     }
 
 
-def test_the_rates_are_the_papers() -> None:
+def test_learning_rates_are_the_papers() -> None:
     recipe = Recipe.load("imagenet")
     steps = 1_281_167 // 1024
     rate = build_optimizer(recipe.train, 300 * steps)._learning_rate
@@ -61,7 +61,7 @@ def test_the_rates_are_the_papers() -> None:
     assert float(half(40 * steps)) == pytest.approx(5e-4, rel=1e-4)
 
 
-def test_the_settings_are_the_papers() -> None:
+def test_settings_are_the_papers() -> None:
     recipe = Recipe.load("imagenet")
     augment = recipe.augment
     assert (augment.rand_augment, augment.rand_augment_std, augment.rand_augment_layers) == (9, 0.5, 2)
@@ -70,14 +70,14 @@ def test_the_settings_are_the_papers() -> None:
     assert recipe.train.label_smoothing == 0.1
     assert recipe.train.ema == 0.99996
     assert recipe.preprocess.crop / recipe.preprocess.resize == 0.875
-    assert recipe.model.drop_path == 0.2  # the field's default; the preset's own is taken
+    assert recipe.model.drop_path == 0.2  # the field's default; the preset's own value is used
     assert "drop_path" not in recipe.model.model_fields_set
 
 
-@pytest.mark.parametrize("preset", PAPER)
-def test_the_recipe_makes_each_of_the_nine_models(preset: str, tree: Path) -> None:
-    """Their parameters, built, are those published: `test_network.py`."""
-    settings = {key: value for key, value in small(preset, tree).items() if key != "model.embed_dim"}
+@pytest.mark.parametrize("preset", PAPER_PRESETS)
+def test_recipe_makes_each_of_the_nine_models(preset: str, tree: Path) -> None:
+    """`test_network.py` compares their numbers of parameters with the published ones."""
+    settings = {key: value for key, value in make_small_settings(preset, tree).items() if key != "model.embed_dim"}
     recipe = Recipe.load("imagenet", **settings)
     model = resolve(recipe, load_data(recipe)).model
     official = ModelConfig(**PRESETS[preset].arguments, image_shape=(64, 64, 3), num_classes=3)
@@ -86,20 +86,20 @@ def test_the_recipe_makes_each_of_the_nine_models(preset: str, tree: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["shiftvit_tiny_light", "shiftvit_base_r4"])  # both widths and both ratios
-def test_they_train(preset: str, tree: Path, tmp_path: Path) -> None:
-    run = train("imagenet", out=tmp_path / "run", **small(preset, tree))
+def test_paper_models_train(preset: str, tree: Path, tmp_path: Path) -> None:
+    run = train("imagenet", out=tmp_path / "run", **make_small_settings(preset, tree))
     arguments = PRESETS[preset].arguments
     assert run.recipe.model.drop_path == arguments["drop_path"]
     assert run.recipe.model.depths == arguments["depths"]
     assert run.bundle.labels == tuple(sorted(CLASSES))
     assert run.metrics["train"]["images"] == 36
-    assert run.metrics["test"]["n"] == 12  # those in val/
+    assert run.metrics["test"]["n"] == 12  # the images in val/
     assert math.isfinite(run.metrics["test"]["loss"])
     assert run.bundle.preprocess.interpolation == "bicubic"
 
 
 @pytest.mark.slow
-def test_a_whole_one_trains_at_its_resolution(tree: Path, tmp_path: Path) -> None:
+def test_full_size_model_trains_at_its_resolution(tree: Path, tmp_path: Path) -> None:
     settings = {"model.preset": "shiftvit_tiny_light", "data.name": str(tree), "train.epochs": 1}
     run = train("imagenet", out=tmp_path / "run", **settings, **{"train.batch_size": 9})
     assert run.recipe.model.image_shape == (224, 224, 3)
@@ -107,7 +107,9 @@ def test_a_whole_one_trains_at_its_resolution(tree: Path, tmp_path: Path) -> Non
     assert run.metrics["test"]["n"] == 12
 
 
-def test_what_is_reported_chooses_nothing(tree: Path, tmp_path: Path) -> None:
+def test_reported_images_cannot_select_the_best_epoch(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(ShiftViTError, match=r"data\.test=0 reports the validation images") as caught:
-        train("imagenet", out=tmp_path / "run", **small(PAPER[0], tree), **{"train.select": "best"})
+        train(
+            "imagenet", out=tmp_path / "run", **make_small_settings(PAPER_PRESETS[0], tree), **{"train.select": "best"}
+        )
     assert "\n" not in str(caught.value)

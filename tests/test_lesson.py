@@ -56,43 +56,43 @@ def test_every_cell_runs(chapter, monkeypatch, tmp_path):
             if hasattr(value, "_repr_png_"):
                 png = value._repr_png_()
                 figures += 1
-                if folder := os.environ.get("SHIFTVIT_LESSON_FIGURES"):  # to look at them
+                if folder := os.environ.get("SHIFTVIT_LESSON_FIGURES"):  # for people to look at
                     (Path(folder) / f"{chapter.stem}-{figures}.png").write_bytes(png)
                 assert "alt" in cell.metadata["mystnb"]["image"], "a figure needs an alternative text"
         except BaseException as error:
             pytest.fail(f"{chapter.name}, cell {number}: {type(error).__name__}: {error}\n\n{cell.source}")
 
 
-def test_a_run_knows_its_history(tmp_path):
+def test_run_history_is_its_log(tmp_path):
     rows = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}]
     run = Run(tmp_path, Recipe(), {})
-    assert run.history == []  # a probe's
+    assert run.history == []  # without a log
     write_log(tmp_path, rows)
     assert run.history == rows
 
 
-def test_the_experiment_is_recomputed_from_its_runs():
+def test_experiment_statistics_match_their_runs():
     """The means, the intervals and the paired differences of chapter 4, from the accuracies alone."""
     record = json.loads(sorted((ROOT / "benchmarks" / "results").glob("shift_modes-*.json"))[-1].read_text("utf-8"))
     top1 = {mode: [run["test"]["top1"] for run in runs] for mode, runs in record["runs"].items()}
     assert set(top1) == {"shift", "mask", "none", "random"}
     for mode, values in top1.items():
         assert len(values) == record["n"] >= 3
-        check_interval(record["modes"][mode], values)
+        assert_interval(record["modes"][mode], values)
         if mode != "shift":
-            check_interval(record["minus_shift"][mode], np.subtract(values, top1["shift"]))
+            assert_interval(record["minus_shift"][mode], np.subtract(values, top1["shift"]))
 
 
-def check_interval(found, values):
+def assert_interval(found, values):
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     np.testing.assert_allclose((found["mean"], 2 * found["half_width"]), (np.mean(values), high - low))
 
 
-def test_random_directions_are_moves_to_neighbours():
-    """The experiment's layer moves as the shift does, but in the directions that it is given."""
+def test_random_shift_with_the_shifts_directions_matches_it():
+    """With the shift's own directions, the experiment's layer gives the same values as the shift."""
     x = draw_normal(2, 6, 5, 24)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "Shift", Shift)  # undone afterwards
+        patch.setattr(blocks, "Shift", Shift)  # so that the layer set below is undone at the end
         patch.setattr(shift_modes, "draw_directions", lambda _: list(SOURCES))
         shift_modes.move_at_random(0)
         np.testing.assert_array_equal(to_numpy(blocks.Shift()(x)), to_numpy(Shift()(x)))
@@ -101,6 +101,6 @@ def test_random_directions_are_moves_to_neighbours():
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
-def test_no_line_is_lost(chapter):
-    """What begins with a percent sign is a comment in MyST: half of a sentence, where a share was wrapped."""
+def test_no_line_starts_with_a_percent_sign(chapter):
+    """MyST takes such a line for a comment, so a sentence wrapped before a percent sign would lose its end."""
     assert not [line for line in chapter.read_text("utf-8").splitlines() if line.startswith("%")]

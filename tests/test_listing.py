@@ -50,11 +50,12 @@ def tree(tmp_path, monkeypatch):
     ],
 )
 @pytest.mark.usefixtures("tree")
-def test_what_is_found(names, options, found):
+def test_names_and_patterns_are_listed(names, options, found):
     assert list_images(names, **options) == found
 
 
-def test_a_link_to_nowhere_is_listed_so_that_it_gets_its_row(tree):
+def test_broken_link_is_listed(tree):
+    """A prediction then has a row for it."""
     (tree / "gone.png").symlink_to("nowhere")
     assert list_images(["gone.png"]) == ["gone.png"]
     assert "./gone.png" in list_images(["."])
@@ -75,12 +76,12 @@ def test_links_to_folders_are_not_followed(tree):
     ],
 )
 @pytest.mark.usefixtures("tree")
-def test_names_that_stand_for_nothing(name, fault):
+def test_names_without_images_are_refused(name, fault):
     with pytest.raises(ShiftViTError, match=fault):
         list_images(["b.png", name])
 
 
-def test_lists_of_paths(tmp_path, monkeypatch):
+def test_path_lists_are_split(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "K\xe4se.png", "tab\there.png", "two\nlines.png", os.fsdecode(b"\xff.png")):
         (tmp_path / name).touch()
@@ -110,7 +111,7 @@ def test_lists_of_paths(tmp_path, monkeypatch):
         b"\xff\xfe\0\xd8" * 9,
     ],
 )
-def test_what_is_no_list_of_paths(content, tmp_path, monkeypatch):
+def test_other_content_is_not_a_path_list(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").touch()
     assert split_list(content) is None

@@ -1,4 +1,4 @@
-"""Lack of memory is reported as such: no good picture is left out, and no good file is called damaged."""
+"""Lack of memory is reported as such: no good image is left out, and no good file is called damaged."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from shiftvit.data.read import read_dataset
 from shiftvit.inference import runtimes
 from shiftvit.model.convert import read_weights
 
-LIMITED = """
+LIMITED_PROGRAM = """
 import resource, sys
 from PIL import Image
 from shiftvit.data.decode.images import decode
 
 for place in sys.argv[1:]:
     Image.new("RGB", (2500, 2000), (9, 200, 3)).save(place, **({"speed": 10} if place.endswith("avif") else {}))
-    decode(place, max_pixels=2**30)  # what is allocated once, such as the decoders' threads
+    decode(place, max_pixels=2**30)  # makes the allocations that happen once, such as the decoders' threads
 status = open("/proc/self/status").read()
 size = 1024 * int(status.split("VmSize:")[1].split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**21, -1))
-kept = []
+blocks = []
 try:
     while True:
-        kept.append(bytearray(2**17))  # of the allocator's own
+        blocks.append(bytearray(2**17))  # uses up what the allocator holds in reserve
 except MemoryError:
     pass
 for place in sys.argv[1:]:
@@ -48,10 +48,10 @@ for place in sys.argv[1:]:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
-def test_every_decoder_that_runs_out_of_memory_says_so(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory through Linux interfaces")
+def test_decoders_report_lack_of_memory(tmp_path: Path) -> None:
     places = [str(tmp_path / f"a.{kind}") for kind in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif")]
-    done = subprocess.run([sys.executable, "-c", LIMITED, *places], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", LIMITED_PROGRAM, *places], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = [f"{place} decoding {place!r} takes more memory than there is" for place in places]
     assert done.stdout.splitlines() == expected
@@ -63,8 +63,8 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no memory for a JPEG."""
+def no_memory_for_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the decoding of a JPEG run out of memory."""
 
     def load(*_: Any) -> None:
         raise MemoryError
@@ -72,8 +72,8 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JpegImageFile, "load", load)
 
 
-@pytest.mark.usefixtures("full")
-def test_no_picture_is_left_out_for_a_lack_of_memory(tree: Path) -> None:
+@pytest.mark.usefixtures("no_memory_for_jpeg")
+def test_lack_of_memory_leaves_out_no_image(tree: Path) -> None:
     match = r"decoding '.*\.jpg' takes more memory than there is"
     picture = next(tree.rglob("*.jpg"))
     data = find_data(tree)
@@ -90,9 +90,9 @@ def test_no_picture_is_left_out_for_a_lack_of_memory(tree: Path) -> None:
         predictor(picture)
 
 
-@pytest.mark.usefixtures("full")
+@pytest.mark.usefixtures("no_memory_for_jpeg")
 @pytest.mark.parametrize("arguments", [["predict", "PLACE", "--recursive"], ["data", "check", "PLACE"]])
-def test_the_commands_say_so_in_one_line(
+def test_commands_report_lack_of_memory_in_one_line(
     arguments: list[str],
     tree: Path,
     tmp_path: Path,
@@ -106,32 +106,32 @@ def test_the_commands_say_so_in_one_line(
     assert last.endswith("takes more memory than there is; close other programs, or use a machine with more memory")
 
 
-def refuse(*_: Any, **__: Any) -> Any:
+def raise_memory_error(*_: Any, **__: Any) -> Any:
     raise MemoryError("no room")
 
 
-def test_no_file_is_called_damaged_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_not_reported_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.load("cifar10")
     write_container(tmp_path / "a.zip", bundle.files())
     archive = open_container(tmp_path / "a.zip", "bundle.json")
     assert archive is not None
     np.savez(tmp_path / "a.npz", x_train=np.zeros((2, 4, 4, 3), np.uint8), y_train=[0, 1])
     with monkeypatch.context() as patch:
-        patch.setattr("zipfile.ZipFile.read", refuse)
+        patch.setattr("zipfile.ZipFile.read", raise_memory_error)
         with pytest.raises(MemoryError):
             archive.read("bundle.json")
     with monkeypatch.context() as patch:
-        patch.setattr("numpy.load", refuse)
+        patch.setattr("numpy.load", raise_memory_error)
         for read in (read_weights, find_data):
             with pytest.raises(MemoryError):
                 read(tmp_path / "a.npz")
     row = runtimes.RUNTIMES["onnxruntime"]
-    monkeypatch.setitem(runtimes.RUNTIMES, "onnxruntime", row.__class__(row.module, row.reads, refuse))
+    monkeypatch.setitem(runtimes.RUNTIMES, "onnxruntime", row.__class__(row.module, row.reads, raise_memory_error))
     with pytest.raises(MemoryError):
         runtimes.load_graph("cifar10", "onnxruntime")
 
 
-def test_no_parquet_is_called_damaged_for_a_lack_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_not_reported_as_damaged_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow")
     import pyarrow as pa
     import pyarrow.parquet
@@ -147,7 +147,7 @@ def test_no_parquet_is_called_damaged_for_a_lack_of_memory(tmp_path: Path, monke
         find_data(path)
 
 
-def test_a_damaged_picture_is_still_a_fault(tree: Path) -> None:
+def test_damaged_image_is_still_reported_as_damaged(tree: Path) -> None:
     picture = next(tree.rglob("*.jpg"))
     picture.write_bytes(picture.read_bytes()[:200])
     with pytest.raises(ShiftViTError, match="is not a readable JPEG"):

@@ -26,21 +26,21 @@ from shiftvit.evaluation.metrics import (
 seeds = st.integers(0, 2**32 - 1)
 
 
-def drawn(seed, count=200, classes=10, scale=2.0):
-    """Logits, and labels that are distributed as these logits say: a calibrated classifier."""
+def draw_calibrated(seed, count=200, classes=10, scale=2.0):
+    """Returns logits, and labels drawn from their softmax: a calibrated classifier."""
     random = np.random.default_rng(seed)
     logits = (scale * random.normal(size=(count, classes))).astype(np.float32)
     noise = random.gumbel(size=(count, classes))
     return logits, (logits + noise).argmax(axis=1)
 
 
-def one_hot(labels, classes=10, scale=30.0):
+def make_one_hot_logits(labels, classes=10, scale=30.0):
     return np.float32(scale) * np.eye(classes, dtype=np.float32)[labels]
 
 
 @given(seeds, st.integers(1, 60), st.integers(2, 12))
-def test_class_rows_equal_a_report_of_scikit_learn(seed, count, classes):
-    logits, labels = drawn(seed, count, classes)
+def test_class_rows_equal_the_report_of_scikit_learn(seed, count, classes):
+    logits, labels = draw_calibrated(seed, count, classes)
     names = [f"class {index}" for index in range(classes)]
     rows = measure_classes(logits, labels, names)
     report = classification_report(
@@ -54,9 +54,9 @@ def test_class_rows_equal_a_report_of_scikit_learn(seed, count, classes):
 
 
 def test_class_rows_by_hand():
-    """Of three cats two are found, and one dog is called a cat; nothing is ever a bird."""
+    """Of three cats two are found, and one dog is called a cat; nothing is called a bird."""
     labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 0, 1, 1])
-    cat, dog, bird = measure_classes(one_hot(predicted, 3), labels, ["cat", "dog", "bird"])
+    cat, dog, bird = measure_classes(make_one_hot_logits(predicted, 3), labels, ["cat", "dog", "bird"])
     assert cat == pytest.approx({"class": "cat", "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
     assert dog == pytest.approx({"class": "dog", "precision": 1 / 3, "recall": 1 / 2, "f1": 0.4, "support": 2})
     assert bird == {"class": "bird", "precision": 0, "recall": 0, "f1": 0, "support": 1}
@@ -66,32 +66,37 @@ def test_class_rows_by_hand():
 @pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
 @given(seeds, st.integers(1, 40))
 def test_balanced_accuracy_equals_scikit_learn(seed, count):
-    logits, labels = drawn(seed, count, 5)
+    logits, labels = draw_calibrated(seed, count, 5)
     expected = balanced_accuracy_score(labels, logits.argmax(1))
     assert measure_macro(logits, labels)["balanced_accuracy"] == pytest.approx(expected)
 
 
 @given(seeds, st.integers(1, 40))
-def test_macro_figures_are_means_over_the_classes_that_have_images(seed, count):
-    logits, labels = drawn(seed, count, 5)
+def test_macro_metrics_are_means_over_classes_with_images(seed, count):
+    logits, labels = draw_calibrated(seed, count, 5)
     found = measure_macro(logits, labels)
     rows = [row for row in measure_classes(logits, labels, list("abcde")) if row["support"]]
     for key in ("precision", "recall", "f1"):
         assert found[key] == pytest.approx(np.mean([row[key] for row in rows]))
 
 
-def test_answers_without_images_do_not_count_as_classes():
+def test_predicted_classes_without_images_do_not_count():
     """Of two cats one is found and one is taken for a bird; there are no birds."""
     labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
-    found = measure_macro(one_hot(predicted, 3), labels)
+    found = measure_macro(make_one_hot_logits(predicted, 3), labels)
     assert found == pytest.approx({"precision": 1, "recall": 3 / 4, "f1": 5 / 6, "balanced_accuracy": 3 / 4})
-    low, high = estimate_intervals(one_hot(predicted, 3), labels)["macro_f1"]
+    low, high = estimate_intervals(make_one_hot_logits(predicted, 3), labels)["macro_f1"]
     assert low <= 5 / 6 <= high == 1
 
 
 def test_absent_classes_do_not_lower_the_means():
     labels = np.array([0, 0, 1])
-    assert measure_macro(one_hot(labels), labels) == {"precision": 1, "recall": 1, "f1": 1, "balanced_accuracy": 1}
+    assert measure_macro(make_one_hot_logits(labels), labels) == {
+        "precision": 1,
+        "recall": 1,
+        "f1": 1,
+        "balanced_accuracy": 1,
+    }
 
 
 def test_calibration_by_hand():
@@ -111,7 +116,7 @@ def test_calibration_by_hand():
 
 
 @pytest.mark.parametrize(("hits", "ece"), [(1.0, 0.0), (0.0, 1.0), (0.75, 0.25)])
-def test_a_classifier_that_is_always_sure(hits, ece):
+def test_calibration_of_a_classifier_that_is_always_certain(hits, ece):
     labels = np.zeros(100, int)
     predicted = np.where(np.arange(100) < 100 * hits, 0, 1)
     found = measure_calibration(np.eye(2)[predicted], labels)
@@ -121,7 +126,7 @@ def test_a_classifier_that_is_always_sure(hits, ece):
 
 @given(seeds, st.integers(1, 100), st.integers(1, 30))
 def test_ece_equals_its_definition(seed, count, bins):
-    logits, labels = drawn(seed, count, 4)
+    logits, labels = draw_calibrated(seed, count, 4)
     probabilities = softmax(logits, axis=1)
     found = measure_calibration(probabilities, labels, bins)
     confidence, hits = probabilities.max(1).astype(float), probabilities.argmax(1) == labels
@@ -134,22 +139,22 @@ def test_ece_equals_its_definition(seed, count, bins):
     assert sum(row["count"] for row in found["bins"]) == count
 
 
-def test_with_one_bin_ece_is_the_difference_of_the_means():
-    logits, labels = drawn(1, 5000)
+def test_ece_with_one_bin_is_the_difference_of_the_means():
+    logits, labels = draw_calibrated(1, 5000)
     probabilities = softmax(logits, axis=1)
     difference = abs((probabilities.argmax(1) == labels).mean() - probabilities.max(1).mean())
     assert measure_calibration(probabilities, labels, 1)["ece"] == pytest.approx(difference, abs=1e-6)
 
 
 @pytest.mark.parametrize("planted", [0.3, 1.0, 2.5, 7.0])
-def test_a_planted_temperature_is_found(planted):
-    logits, labels = drawn(3, 60_000)
+def test_planted_temperature_is_recovered(planted):
+    logits, labels = draw_calibrated(3, 60_000)
     assert fit_temperature(logits * planted, labels) == pytest.approx(planted, rel=0.02)
 
 
 @given(seeds, st.integers(1, 40), st.floats(0.01, 100))
 def test_temperature_never_raises_the_loss(seed, count, scale):
-    logits, labels = drawn(seed, count, 5, 1.0)
+    logits, labels = draw_calibrated(seed, count, 5, 1.0)
     logits = logits * np.float32(scale)
     temperature = fit_temperature(logits, labels)
     assert 0.0499 < temperature < 20.001
@@ -159,30 +164,30 @@ def test_temperature_never_raises_the_loss(seed, count, scale):
         assert after <= measure(logits.astype(float) / other, labels)["loss"] + 1e-9
 
 
-def test_temperature_lowers_the_calibration_error_of_a_classifier_that_is_too_sure():
-    logits, labels = drawn(5, 20_000)
+def test_temperature_lowers_the_ece_of_an_overconfident_classifier():
+    logits, labels = draw_calibrated(5, 20_000)
     sure = logits * 3
     assert measure_calibration(softmax(sure, axis=1), labels)["ece"] > 0.1
     assert measure_calibration(softmax(sure / fit_temperature(sure, labels), axis=1), labels)["ece"] < 0.02
 
 
 @pytest.mark.parametrize("scale", [0.5, 10.0, 1e4])
-def test_the_bounds_are_returned_where_the_loss_falls_all_the_way(scale):
+def test_temperature_stops_at_its_bounds(scale):
     labels = np.arange(50) % 10
-    assert fit_temperature(one_hot(labels, scale=scale), labels) == pytest.approx(0.05)
-    assert fit_temperature(one_hot((labels + 1) % 10, scale=scale), labels) == pytest.approx(20)
+    assert fit_temperature(make_one_hot_logits(labels, scale=scale), labels) == pytest.approx(0.05)
+    assert fit_temperature(make_one_hot_logits((labels + 1) % 10, scale=scale), labels) == pytest.approx(20)
 
 
-def test_equal_logits_have_the_temperature_one():
+def test_equal_logits_give_temperature_1():
     assert fit_temperature(np.full((5, 3), 7.0), np.array([0, 1, 2, 0, 1])) == 1.0
 
 
 @pytest.mark.parametrize("accuracy", [0.5, 0.9])
-def test_the_interval_of_top1_is_the_binomial_one(accuracy):
+def test_top1_interval_is_binomial(accuracy):
     count = 4000
     labels = np.arange(count) % 10
     predicted = np.where(np.arange(count) < accuracy * count, labels, (labels + 1) % 10)
-    low, high = estimate_intervals(one_hot(predicted), labels, repeats=2000)["top1"]
+    low, high = estimate_intervals(make_one_hot_logits(predicted), labels, repeats=2000)["top1"]
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count)
     assert low == pytest.approx(accuracy - half, abs=0.15 * half)
     assert high == pytest.approx(accuracy + half, abs=0.15 * half)
@@ -190,8 +195,8 @@ def test_the_interval_of_top1_is_the_binomial_one(accuracy):
 
 @given(seeds, st.integers(1, 200))
 @settings(max_examples=30)
-def test_intervals_hold_the_point_they_are_about(seed, count):
-    logits, labels = drawn(seed, count)
+def test_intervals_contain_the_point_estimate(seed, count):
+    logits, labels = draw_calibrated(seed, count)
     found = estimate_intervals(logits, labels, repeats=200, seed=seed)
     point = measure(logits, labels)
     for name in ("top1", "top5", "loss"):
@@ -200,9 +205,9 @@ def test_intervals_hold_the_point_they_are_about(seed, count):
     assert 0 <= found["macro_f1"][0] <= found["macro_f1"][1] <= 1
 
 
-def test_the_interval_of_macro_f1_against_scikit_learn():
-    """Another implementation, image by image, with another generator."""
-    logits, labels = drawn(7, 1500, 4)
+def test_macro_f1_interval_against_scikit_learn():
+    """The reference is an independent bootstrap with another random generator."""
+    logits, labels = draw_calibrated(7, 1500, 4)
     predicted, random = logits.argmax(1), np.random.RandomState(1)
     scores = []
     for _ in range(400):
@@ -214,27 +219,27 @@ def test_the_interval_of_macro_f1_against_scikit_learn():
     assert expected[0] < measure_macro(logits, labels)["f1"] < expected[1]
 
 
-def test_a_perfect_classifier_has_no_doubt():
+def test_intervals_of_a_perfect_classifier_have_no_width():
     labels = (np.arange(30) % 10).astype(np.uint8)
-    found = estimate_intervals(one_hot(labels), labels, repeats=100)
+    found = estimate_intervals(make_one_hot_logits(labels), labels, repeats=100)
     assert found["top1"] == found["top5"] == found["macro_f1"] == (1, 1)
     assert found["loss"] == pytest.approx((0, 0), abs=1e-9)
 
 
-def test_the_seed_decides():
-    logits, labels = drawn(0)
+def test_intervals_depend_on_the_seed():
+    logits, labels = draw_calibrated(0)
     assert estimate_intervals(logits, labels, seed=3) == estimate_intervals(logits, labels, seed=3)
     assert estimate_intervals(logits, labels, seed=3) != estimate_intervals(logits, labels, seed=4)
 
 
-def test_ten_thousand_images_take_a_few_seconds():
-    logits, labels = drawn(0, 10_000)
+def test_intervals_of_ten_thousand_images_are_fast():
+    logits, labels = draw_calibrated(0, 10_000)
     with limit_time(100):
         estimate_intervals(logits, labels)
 
 
-def test_the_surest_mistakes_come_first():
-    """Confidences that round to 1 are told apart; equal ones keep their order; what is right is left out."""
+def test_most_confident_mistakes_come_first():
+    """Confidences that round to 1 are still ordered, ties keep their order, and correct answers are left out."""
     margins = np.array([5.0, 80.0, 60.0, 1.0, 60.0, 99.0])
     logits = np.stack([margins, np.zeros(6), np.zeros(6)], axis=1).astype(np.float32)
     labels = np.array([1, 2, 1, 1, 2, 0])
@@ -246,7 +251,7 @@ def test_the_surest_mistakes_come_first():
 
 @given(seeds, st.integers(1, 60))
 def test_mistakes_are_wrong_and_sorted(seed, count):
-    logits, labels = drawn(seed, count, 4)
+    logits, labels = draw_calibrated(seed, count, 4)
     found = find_mistakes(logits, labels, 10)
     wrong = np.flatnonzero(logits.argmax(1) != labels)
     assert found.dtype == np.int64
@@ -273,14 +278,14 @@ def test_mistakes_are_wrong_and_sorted(seed, count):
         (lambda: estimate_intervals(np.zeros((2, 3)), np.array([-1, 0])), "do not fit"),
     ],
 )
-def test_faults_are_one_line(call, message):
+def test_wrong_arguments_raise_one_line_errors(call, message):
     with pytest.raises(ShiftViTError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
 
 
-def test_figures_do_not_depend_on_how_many_logits_are_computed_with_at_a_time(monkeypatch):
-    logits, labels = drawn(3, count=90, classes=7)
+def test_metrics_do_not_depend_on_the_chunk_size(monkeypatch):
+    logits, labels = draw_calibrated(3, count=90, classes=7)
     logits[4] = 0
 
     def compute():
@@ -297,8 +302,8 @@ def test_figures_do_not_depend_on_how_many_logits_are_computed_with_at_a_time(mo
     assert compute() == whole
 
 
-def test_the_confusion_of_tens_of_thousands_of_classes_takes_little_memory():
-    """As an array it would take 7 GB."""
+def test_confusion_matrix_of_many_classes_takes_little_memory():
+    """A dense matrix would take 7 GB."""
     classes = 30_000
     logits = np.zeros((4, classes), np.float32)
     logits[np.arange(4), [5, 5, 29_999, 7]] = 1

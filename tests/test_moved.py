@@ -1,4 +1,4 @@
-"""Runs whose images moved, changed or became fewer: what is evaluated, what resumes, and where the results are."""
+"""Runs whose images moved, changed or disappeared: evaluation, resuming, and the folders of the results."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ pytestmark = pytest.mark.usefixtures("plain_figures")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `pets`, 10 images a class, and `run`, which was trained on them."""
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pets`, 10 images per class, and with `run`, which was trained on them."""
     place = tmp_path_factory.mktemp("trained")
     train("photos", out=place / "run", **SMALL, **{"data.name": str(write_tree(place / "pets", 10))})
     return place
 
 
 @pytest.fixture
-def place(trained: Path, tmp_path: Path) -> Path:
-    """The same at a place of the test's own."""
-    shutil.copytree(trained, tmp_path / "place")
+def place(trained_folder: Path, tmp_path: Path) -> Path:
+    """A copy of that folder for one test."""
+    shutil.copytree(trained_folder, tmp_path / "place")
     recipe = tmp_path / "place" / "run" / "recipe.toml"
-    recipe.write_text(recipe.read_text("utf-8").replace(str(trained), str(tmp_path / "place")), "utf-8")
+    recipe.write_text(recipe.read_text("utf-8").replace(str(trained_folder), str(tmp_path / "place")), "utf-8")
     return tmp_path / "place"
 
 
-def table(place: Path, split: str) -> list[tuple[str, str]]:
+def read_split(place: Path, split: str) -> list[tuple[str, str]]:
     rows = csv.DictReader((place / "run" / "splits.csv").read_text("utf-8").splitlines())
     return [(row["path"], row["label"]) for row in rows if row["split"] == split]
 
 
-def unfinished(run: Path) -> Path:
+def make_unfinished(run: Path) -> Path:
     (run / "metrics.json").unlink()
     return run
 
 
-def names(found: Any, root: Path) -> set[str]:
+def list_names(found: Any, root: Path) -> set[str]:
     return {Path(path).relative_to(root).as_posix() for path in found.images.paths}
 
 
 @pytest.mark.parametrize("form", ["folders", "table", "archive"])
-def test_a_lone_split_is_prepared_as_for_a_prediction(place: Path, form: str) -> None:
-    """The three forms whose only split is called train, and must not be prepared as training's."""
+def test_single_split_is_preprocessed_as_for_prediction(place: Path, form: str) -> None:
+    """In these forms of data the only split is called train, but it must not be preprocessed as for training."""
     other = write_tree(place / "other", 6)
     if form == "table":
         lines = [f"{path.relative_to(place)},{path.parent.name}" for path in sorted(other.rglob("*.*"))]
@@ -68,7 +68,7 @@ def test_a_lone_split_is_prepared_as_for_a_prediction(place: Path, form: str) ->
         np.savez(other, images=sample.train.images[chosen], labels=labels[chosen], class_names=classes)
     found = evaluate(place / "run", str(other))
     assert (found["split"], found["n"], found["own_test"]) == ("all", 18, False)
-    if form == "folders":  # the same files as a test split
+    if form == "folders":  # compares with the same files as a test split
         other.rename(place / "test")
         (place / "as_test").mkdir()
         (place / "test").rename(place / "as_test" / "test")
@@ -79,32 +79,32 @@ def test_a_lone_split_is_prepared_as_for_a_prediction(place: Path, form: str) ->
         }
 
 
-def test_naming_the_run_s_own_data_takes_its_test_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_data_of_a_run_means_its_test_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, pets = place / "run", place / "pets"
     metrics = json.loads((run / "metrics.json").read_text())["test"]
-    held_back = {path for path, _ in table(place, "test")}
+    held_back = {path for path, _ in read_split(place, "test")}
     for data in (None, str(pets)):
         found = find_evaluated(data, None, run)
-        assert names(found, pets) == held_back
+        assert list_names(found, pets) == held_back
         assert (found.split, found.own_test, found.trained_on) == ("test", True, 0)
     assert "has the images of the run: its test images are evaluated" in capsys.readouterr().err
     assert evaluate(run, str(pets))["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
     assert evaluate(run / "bundle")["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
-    # Those it was trained on only where they are asked for, and it is said.
+    # The training images only on request, and with a notice.
     capsys.readouterr()
     whole = find_evaluated(None, "all", run)
-    assert (len(whole.images), whole.trained_on, whole.own_test) == (30, len(table(place, "train")), False)
+    assert (len(whole.images), whole.trained_on, whole.own_test) == (30, len(read_split(place, "train")), False)
     assert "the model was trained on 24 of these 30 images" in capsys.readouterr().err
     assert find_evaluated(None, "validation", run).split == "validation"
-    # A table of some of them is other data, which still says what is in it.
-    chosen = [table(place, "train")[0], *table(place, "test")]
+    # A table of some of them is other data, with a count of the training images in it.
+    chosen = [read_split(place, "train")[0], *read_split(place, "test")]
     lines = [f"pets/{path},{label}" for path, label in chosen]
     (place / "some.csv").write_text("\n".join(["path,label", *lines]), "utf-8")
     some = find_evaluated(str(place / "some.csv"), None, run)
     assert (some.split, some.own_test, len(some.images), some.trained_on) == ("all", False, 4, 1)
 
 
-def test_moved_data_are_told_by_their_files(place: Path) -> None:
+def test_moved_data_are_recognised_by_their_files(place: Path) -> None:
     run = place / "run"
     (place / "pets").rename(place / "animals")
     with pytest.raises(
@@ -113,26 +113,26 @@ def test_moved_data_are_told_by_their_files(place: Path) -> None:
         evaluate(run)
     found = find_evaluated(str(place / "animals"), None, run)
     assert found.own_test
-    assert names(found, place / "animals") == {path for path, _ in table(place, "test")}
+    assert list_names(found, place / "animals") == {path for path, _ in read_split(place, "test")}
     for path in sorted((place / "animals").rglob("*.*"))[:20]:
         path.unlink()
     few = find_evaluated(str(place / "animals"), None, run)  # less than half is left: other data
     assert (few.split, len(few.images)) == ("all", 10)
 
 
-def test_images_of_the_same_names_elsewhere_are_other_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_same_names_in_another_folder_are_other_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = shutil.copytree(place / "pets", place / "other")
     found = find_evaluated(str(other), None, place / "run")
     assert (found.split, len(found.images), found.own_test) == ("all", 30, False)
     assert found.trained_on == 24  # copies, byte by byte
     assert "the model was trained on 24 of these 30 images" in capsys.readouterr().err
-    with Image.open(other / table(place, "train")[0][0]) as image:
-        image.resize((90, 90)).save(other / table(place, "train")[0][0])
+    with Image.open(other / read_split(place, "train")[0][0]) as image:
+        image.resize((90, 90)).save(other / read_split(place, "train")[0][0])
     assert find_evaluated(str(other), None, place / "run").trained_on == 23
 
 
-def test_files_that_are_gone_are_named_and_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (first, label), *rest = table(place, "test")
+def test_missing_test_images_are_named_and_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (first, label), *rest = read_split(place, "test")
     (place / "pets" / first).unlink()
     found = evaluate(place / "run")
     assert (found["n"], found["without_images"]) == (2, [label])
@@ -143,7 +143,7 @@ def test_files_that_are_gone_are_named_and_left_out(place: Path, capsys: pytest.
         evaluate(place / "run")
 
 
-def test_a_class_that_is_new_renamed_or_foreign(place: Path) -> None:
+def test_new_renamed_and_foreign_classes(place: Path) -> None:
     run, pets = place / "run", place / "pets"
     before = evaluate(run)
     shutil.copytree(pets / "cat", pets / "ant")
@@ -159,7 +159,7 @@ def test_a_class_that_is_new_renamed_or_foreign(place: Path) -> None:
         evaluate(run, str(other))
 
 
-def test_a_part_of_the_classes(place: Path) -> None:
+def test_data_with_some_of_the_classes(place: Path) -> None:
     other = write_tree(place / "other", 4)
     shutil.rmtree(other / "dog")
     found = evaluate(place / "run", str(other))
@@ -171,7 +171,7 @@ def test_a_part_of_the_classes(place: Path) -> None:
     assert evaluate(place / "run", str(other))["n"] == 4
 
 
-def test_each_data_set_has_a_place_of_its_own(place: Path) -> None:
+def test_each_data_set_has_its_own_folder(place: Path) -> None:
     run = place / "run"
     own = evaluate(run, keep=True)
     assert own["folder"] == str(run / "evaluation")
@@ -183,14 +183,14 @@ def test_each_data_set_has_a_place_of_its_own(place: Path) -> None:
     assert evaluate(run, split="train", keep=True)["folder"] == str(run / "evaluation" / "pets-train")
     assert (run / "evaluation" / "evaluation.json").read_bytes() == kept
     assert [found["n"] for _, found in list_evaluations(run)] == [3, 6, 9, 24]
-    # A name that no folder can have, and one that is taken by a file.
+    # A name without a usable character, the name of a file of the evaluation, and a named data set.
     assert choose_place(run, "/a/\N{SNOWMAN}", "all", own_test=False).name == "images"
     assert choose_place(run, "/a/mistakes.png", "all", own_test=False).name == "mistakes.png-2"
     assert choose_place(run, "cifar10", "test", own_test=False).name == "cifar10-test"
 
 
-def test_a_run_goes_on_with_data_that_moved(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = unfinished(place / "run")
+def test_training_resumes_with_moved_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_unfinished(place / "run")
     before = (run / "splits.csv").read_bytes()
     (place / "pets").rename(place / "my animals")
     with pytest.raises(
@@ -208,16 +208,16 @@ def test_a_run_goes_on_with_data_that_moved(place: Path, capsys: pytest.CaptureF
     assert evaluate(run)["own_test"]
 
 
-def test_a_run_does_not_go_on_without_some_of_its_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, pets = unfinished(place / "run"), place / "pets"
+def test_training_does_not_resume_with_missing_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, pets = make_unfinished(place / "run"), place / "pets"
     shutil.copytree(pets / "cat", pets / "ant")
-    gone = table(place, "train")[0][0]
+    gone = read_split(place, "train")[0][0]
     content = (pets / gone).read_bytes()
     (pets / gone).unlink()
     with pytest.raises(ShiftViTError, match=rf"lacks 1 of the run's 30 images: '{gone}'; put them back"):
         train(resume=run)
     (pets / gone).write_bytes(content)
-    done = train(resume=run)  # what came later is left out
+    done = train(resume=run)  # leaves out the class that was added later
     assert "the run does not have 'ant', so images of these classes are left out" in capsys.readouterr().err
     assert done.bundle.labels == ("cat", "dog", "ship")
     assert done.metrics["test"]["n"] == 3

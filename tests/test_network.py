@@ -23,8 +23,8 @@ from shiftvit.model.network import ShiftViT, ShiftViTBackbone
 from shiftvit.presets import PRESETS
 from tensors import compute_weight_gradients, draw_normal, set_random_weights, to_numpy
 
-# Trainable parameters: those of the official registry's models, counted there, of the Keras example's, and our own.
-PARAMETERS = {
+# Numbers of trainable parameters: of the official registry's models, counted there; of the Keras example; of our own.
+PARAMETER_COUNTS = {
     "shiftvit_tiny_light": 19_608_328,
     "shiftvit_small_light": 33_796_360,
     "shiftvit_base_light": 59_708_776,
@@ -39,31 +39,31 @@ PARAMETERS = {
     "shiftvit_cifar_tiny": 777_866,
     "shiftvit_cifar_large": 10_325_258,
 }
-every_preset = pytest.mark.parametrize("name", PARAMETERS)
+every_preset = pytest.mark.parametrize("name", PARAMETER_COUNTS)
 SMALL: dict[str, Any] = {"image_shape": (16, 16, 3), "num_classes": 5, "embed_dim": 24, "depths": (1, 1)}
 KINDS = (ShiftViT, ShiftViTBackbone)
 
 
-def small(**arguments: Any) -> ShiftViT:
+def make_small_model(**arguments: Any) -> ShiftViT:
     model = ShiftViT(**{**SMALL, **arguments})
     set_random_weights(model)
     return model
 
 
-def defaults(kind: type[Any]) -> dict[str, Any]:
+def get_defaults(kind: type[Any]) -> dict[str, Any]:
     return {name: field.default for name, field in ModelConfig.model_fields.items() if name in kind._accepted}
 
 
 @pytest.fixture
-def no_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing 90 million numbers is all that takes time in building a large model."""
+def zero_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initialises with zeros: in building a large model, only drawing 90 million numbers takes time."""
     zeros = keras.initializers.Zeros()
     kind = keras.initializers.TruncatedNormal
     monkeypatch.setattr(kind, "__call__", lambda self, shape, dtype=None: zeros(shape, dtype))  # noqa: ARG005
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_arguments_are_the_fields_of_the_settings(kind: type[Any]) -> None:
+def test_arguments_are_the_fields_of_the_config(kind: type[Any]) -> None:
     signature = inspect.signature(kind).parameters
     found = {name: p.default for name, p in signature.items() if name not in ("dtype", "name")}
     left_out = {"preset"} if kind is ShiftViT else {"preset", "num_classes"}
@@ -72,19 +72,18 @@ def test_arguments_are_the_fields_of_the_settings(kind: type[Any]) -> None:
     assert list(signature) == [*found, "dtype", "name"]
 
 
-def test_every_default_is_the_constructors() -> None:
-    # Two stages less deep than the default, the rest left out.
+def test_omitted_arguments_have_their_defaults() -> None:
     model = ShiftViT((32, 32, 3), depths=(1, 1))
-    expected = {**defaults(ShiftViT), "image_shape": (32, 32, 3), "depths": (1, 1)}
+    expected = {**get_defaults(ShiftViT), "image_shape": (32, 32, 3), "depths": (1, 1)}
     assert {key: getattr(model.settings, key) for key in expected} == expected
     assert model.output_shape == (None, 1000)
 
 
-def test_the_presets_are_these() -> None:
-    assert PRESETS.keys() == PARAMETERS.keys()
+def test_every_preset_is_listed_here() -> None:
+    assert PRESETS.keys() == PARAMETER_COUNTS.keys()
 
 
-def test_drop_paths_are_the_official_ones() -> None:
+def test_drop_path_rates_are_the_official_ones() -> None:
     found = {name: preset.arguments.get("drop_path", 0.2) for name, preset in PRESETS.items()}
     assert found == {
         **{f"shiftvit_tiny_{kind}": 0.2 for kind in ("light", "r4", "r2")},
@@ -98,16 +97,16 @@ def test_drop_paths_are_the_official_ones() -> None:
 
 
 @every_preset
-def test_parameters_computed_from_the_settings(name: str) -> None:
+def test_parameter_count_computed_from_the_config(name: str) -> None:
     rows = list_stages(ModelConfig(**PRESETS[name].arguments))
-    assert sum(row["parameters"] for row in rows) == PARAMETERS[name]
+    assert sum(row["parameters"] for row in rows) == PARAMETER_COUNTS[name]
 
 
 @every_preset
-@pytest.mark.usefixtures("no_draws")
-def test_parameters_of_the_built_model(name: str) -> None:
+@pytest.mark.usefixtures("zero_weights")
+def test_parameter_count_of_the_built_model(name: str) -> None:
     model = ShiftViT.from_preset(name)
-    assert sum(int(np.prod(variable.shape)) for variable in model.trainable_variables) == PARAMETERS[name]
+    assert sum(int(np.prod(variable.shape)) for variable in model.trainable_variables) == PARAMETER_COUNTS[name]
     assert len(model.weights) == len(model.trainable_variables)
 
 
@@ -137,12 +136,12 @@ CHOICES = {
 
 
 @every_preset
-def test_every_override_reaches_the_preset(name: str) -> None:
-    own = {**defaults(ShiftViT), **PRESETS[name].arguments}
+def test_every_override_reaches_the_model(name: str) -> None:
+    own = {**get_defaults(ShiftViT), **PRESETS[name].arguments}
     others = {key: next(value for value in choice if value != own[key]) for key, choice in CHOICES.items()}
     overrides = {**OVERRIDES, **others}
     assert overrides.keys() == own.keys()
-    assert not [key for key, value in overrides.items() if value == own[key]], "an override that changes nothing"
+    assert not [key for key, value in overrides.items() if value == own[key]], "these overrides change nothing"
 
     model = ShiftViT.from_preset(name, **overrides)
     assert {key: getattr(model.settings, key) for key in overrides} == overrides
@@ -163,21 +162,21 @@ def test_every_override_reaches_the_preset(name: str) -> None:
 
 @every_preset
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_override_leaves_the_rest_of_the_preset(name: str, kind: type[Any]) -> None:
+def test_overrides_keep_the_rest_of_the_preset(name: str, kind: type[Any]) -> None:
     overrides = {"image_shape": (32, 32, 3), "depths": (1,), "drop_path": 0.3}
     model = kind.from_preset(name, **overrides)
-    expected = {**defaults(kind), **PRESETS[name].arguments, **overrides}
-    assert {key: getattr(model.settings, key) for key in defaults(kind)} == {
+    expected = {**get_defaults(kind), **PRESETS[name].arguments, **overrides}
+    assert {key: getattr(model.settings, key) for key in get_defaults(kind)} == {
         key: value for key, value in expected.items() if key in kind._accepted
     }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_config_makes_the_same_model(kind: type[Any]) -> None:
+def test_config_rebuilds_the_same_model(kind: type[Any]) -> None:
     overrides = {key: value for key, value in OVERRIDES.items() if key in kind._accepted}
     model = kind(**overrides, merge_padding="same", dtype="mixed_bfloat16", name="mine")
     config = model.get_config()
-    assert config.keys() == {*defaults(kind), "name", "trainable", "dtype"}
+    assert config.keys() == {*get_defaults(kind), "name", "trainable", "dtype"}
     twin = kind.from_config(json.loads(json.dumps(config)))
     assert twin.get_config() == config
     assert twin.name == "mine"
@@ -187,8 +186,8 @@ def test_config_makes_the_same_model(kind: type[Any]) -> None:
     np.testing.assert_array_equal(to_numpy(twin(x)), to_numpy(model(x)))
 
 
-def test_frozen_model_stays_frozen() -> None:
-    model = small()
+def test_config_keeps_the_model_frozen() -> None:
+    model = make_small_model()
     model.trainable = False
     assert ShiftViT.from_config(model.get_config()).trainable_variables == []
 
@@ -208,12 +207,12 @@ for path in sys.argv[2:]:
 
 
 @pytest.mark.slow
-def test_saved_model_gives_the_same_in_another_process(tmp_path: Path) -> None:
+def test_saved_model_gives_the_same_logits_in_another_process(tmp_path: Path) -> None:
     x = draw_normal(2, 16, 16, 3)
     np.save(tmp_path / "x.npy", x)
     outputs = {}
     for norm in ("group", "layer", "batch"):
-        model = small(norm=norm, merge_padding="same", dropout=0.1)
+        model = make_small_model(norm=norm, merge_padding="same", dropout=0.1)
         path = tmp_path / f"{norm}.keras"
         model.save(path)
         outputs[str(path)] = to_numpy(model(x))
@@ -247,13 +246,13 @@ def test_every_parameter_has_a_finite_gradient(family: str, policy: str) -> None
     assert len(gradients) == len(model.trainable_variables)
     for path, gradient in gradients.items():
         assert np.isfinite(gradient).all(), path
-        # A batch norm takes away whatever the bias before it adds.
+        # A batch norm cancels the bias before it.
         if not (family == "batch" and path == "patch_embed/projection/bias"):
             assert np.any(gradient != 0), path
 
 
 def test_mixed_precision_keeps_the_logits() -> None:
-    model, mixed = small(), small(dtype="mixed_bfloat16")
+    model, mixed = make_small_model(), make_small_model(dtype="mixed_bfloat16")
     assert {variable.dtype for variable in mixed.weights} == {"float32"}
     assert mixed.output.dtype == "float32"
     x = draw_normal(2, 16, 16, 3)
@@ -262,20 +261,20 @@ def test_mixed_precision_keeps_the_logits() -> None:
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_image_size_may_be_open(padding: str) -> None:
+def test_image_size_may_be_undefined(padding: str) -> None:
     arguments = {"depths": (1, 1, 1), "merge_padding": padding}
-    model = small(**arguments, image_shape=(None, None, 3))
+    model = make_small_model(**arguments, image_shape=(None, None, 3))
     assert model.input_shape == (None, None, None, 3)
     assert model.backbone.output_shape == (None, None, None, 96)
     for size in [(16, 16), (21, 37)]:
-        fixed = small(**arguments, image_shape=(*size, 3))
+        fixed = make_small_model(**arguments, image_shape=(*size, 3))
         x = draw_normal(2, *size, 3)
         np.testing.assert_allclose(model.predict(x, verbose=0), to_numpy(fixed(x)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer", "batch"])
-def test_images_of_a_batch_do_not_touch(norm: str) -> None:
-    model = small(norm=norm)
+def test_images_of_a_batch_are_independent(norm: str) -> None:
+    model = make_small_model(norm=norm)
     x = draw_normal(3, 16, 16, 3)
     together = to_numpy(model(x))
     for index in range(3):
@@ -285,15 +284,15 @@ def test_images_of_a_batch_do_not_touch(norm: str) -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 5])
 def test_any_number_of_stages(stages: int) -> None:
-    model = small(image_shape=(64, 64, 3), depths=(1,) * stages, embed_dim=12)
+    model = make_small_model(image_shape=(64, 64, 3), depths=(1,) * stages, embed_dim=12)
     side, channels = 16 // 2 ** (stages - 1), 12 * 2 ** (stages - 1)
     assert model.backbone.output_shape == (None, side, side, channels)
     assert sum(isinstance(layer, PatchMerging) for layer in model.backbone.layers) == stages - 1
     assert to_numpy(model(draw_normal(1, 64, 64, 3))).shape == (1, 5)
 
 
-def test_without_classes_the_pooled_features_come_out() -> None:
-    model = small(num_classes=0)
+def test_model_without_classes_returns_pooled_features() -> None:
+    model = make_small_model(num_classes=0)
     x = draw_normal(2, 16, 16, 3)
     assert model.output_shape == (None, 48)
     assert not any(variable.path.startswith("head") for variable in model.weights)
@@ -302,29 +301,29 @@ def test_without_classes_the_pooled_features_come_out() -> None:
 
 
 def test_head_is_linear_on_the_pooled_features() -> None:
-    model = small()
+    model = make_small_model()
     x = draw_normal(2, 16, 16, 3)
     pooled = to_numpy(model.backbone(x)).mean((1, 2))
     kernel, bias = (to_numpy(weight) for weight in model.get_layer("head").weights)
     np.testing.assert_allclose(to_numpy(model(x)), pooled @ kernel + bias, rtol=1e-4, atol=1e-4)
 
 
-def rates(**arguments: Any) -> list[float]:
+def list_drop_path_rates(**arguments: Any) -> list[float]:
     backbone = ShiftViTBackbone((64, 64, 3), embed_dim=12, **arguments)
     return [layer.settings["drop_path"] for layer in backbone.layers if isinstance(layer, ShiftBlock)]
 
 
 def test_drop_path_ramps_over_all_blocks() -> None:
-    found = rates(depths=(2, 1, 3), drop_path=0.4)
+    found = list_drop_path_rates(depths=(2, 1, 3), drop_path=0.4)
     np.testing.assert_allclose(found, [0.4 * block / 5 for block in range(6)])
 
 
-def test_drop_path_ramps_anew_in_each_stage() -> None:
-    found = rates(depths=(3, 1, 2), drop_path=0.4, drop_path_mode="per_stage")
+def test_drop_path_ramps_within_each_stage() -> None:
+    found = list_drop_path_rates(depths=(3, 1, 2), drop_path=0.4, drop_path_mode="per_stage")
     np.testing.assert_allclose(found, [0, 0.2, 0.4, 0, 0, 0.4])
 
 
-def test_blocks_drop_at_their_rate() -> None:
+def test_blocks_have_their_drop_rates() -> None:
     backbone = ShiftViTBackbone((16, 16, 3), embed_dim=12, depths=(2, 2), drop_path=0.3, dropout=0.2)
     blocks = [layer for layer in backbone.layers if isinstance(layer, ShiftBlock)]
     np.testing.assert_allclose([block.drop_path.rate for block in blocks], [0, 0.1, 0.2, 0.3])
@@ -340,12 +339,12 @@ def test_pyramid_levels_are_named_by_their_stride(patch_size: int, levels: str) 
     assert list(shapes.values()) == [(None, 16, 16, 12), (None, 8, 8, 24), (None, 4, 4, 48)]
 
 
-def test_pyramid_holds_the_running_models_features() -> None:
-    model = small(depths=(2, 1), norm="layer")
+def test_pyramid_outputs_are_the_features_of_the_stages() -> None:
+    model = make_small_model(depths=(2, 1), norm="layer")
     backbone, x = model.backbone, draw_normal(2, 16, 16, 3)
     features = keras.Model(backbone.input, backbone.pyramid_outputs)(x)
 
-    run: Any = x
+    features_so_far: Any = x
     expected = {}
     for name, level in [
         ("patch_embed", None),
@@ -354,9 +353,9 @@ def test_pyramid_holds_the_running_models_features() -> None:
         ("stage1_merge", None),
         ("stage2_block1", "P3"),
     ]:
-        run = backbone.get_layer(name)(run)
+        features_so_far = backbone.get_layer(name)(features_so_far)
         if level:
-            expected[level] = to_numpy(run)
+            expected[level] = to_numpy(features_so_far)
     assert features.keys() == expected.keys()
     for level, value in expected.items():
         np.testing.assert_allclose(to_numpy(features[level]), value, rtol=1e-5, atol=1e-5)
@@ -364,7 +363,7 @@ def test_pyramid_holds_the_running_models_features() -> None:
     np.testing.assert_allclose(to_numpy(backbone(x)), last, rtol=1e-5, atol=1e-5)
 
 
-def test_keras_detectors_take_the_backbone() -> None:
+def test_keras_detector_accepts_the_backbone() -> None:
     models = pytest.importorskip("keras_hub", exc_type=ImportError).models
     backbone = ShiftViTBackbone((None, None, 3), embed_dim=12, depths=(1, 1, 1, 1))
     retina = models.RetinaNetBackbone(
@@ -401,13 +400,13 @@ def test_keras_detectors_take_the_backbone() -> None:
         ({"num_classes": -1}, "ShiftViT: num_classes = -1"),
     ],
 )
-def test_impossible_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
         ShiftViT(**{**SMALL, **arguments})
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 4)])
-def test_the_least_size_that_is_named_works(size: tuple[int, int]) -> None:
+def test_minimum_size_of_the_message_works(size: tuple[int, int]) -> None:
     padding = "valid" if size == (8, 8) else "same"
     model = ShiftViT(**{**SMALL, "image_shape": (*size, 3), "merge_padding": padding})
     assert model.backbone.output_shape == (None, 1, 1, 48)
@@ -423,7 +422,7 @@ def test_unknown_argument_is_a_type_error(kind: type[Any], argument: str) -> Non
         kind.from_preset("shiftvit_tiny_light", **{argument: 1})
 
 
-def test_unknown_preset_names_the_nearest() -> None:
+def test_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(ShiftViTError, match="'shiftvit_tiny_lite'; did you mean 'shiftvit_tiny_light'"):
         ShiftViT.from_preset("shiftvit_tiny_lite")
     with pytest.raises(ShiftViTError, match="Valid: keras_example, "):

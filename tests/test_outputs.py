@@ -1,4 +1,4 @@
-"""Output files: the suffix decides on the format, inputs are never overwritten, and faults are reported first."""
+"""Output files: the suffix decides the format, inputs are never overwritten, and faults are reported first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shiftvit.figures.style import ENDINGS
 from trees import plant
 
 
-def test_the_ending_must_be_one_that_is_written(tmp_path):
+def test_suffix_must_be_supported(tmp_path):
     for name in ("x.png", "X.PNG"):
         files.check_file(tmp_path / name, (".png", ""))
     files.check_file(tmp_path / "x", (".png", ""))
@@ -30,7 +30,7 @@ def test_the_ending_must_be_one_that_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_unwritable_places_are_refused(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     for name, fault in (
@@ -42,7 +42,7 @@ def test_places_that_cannot_be_written(tmp_path):
             files.check_file(tmp_path / name, (".png",))
 
 
-def test_inputs_stay(tmp_path):
+def test_inputs_are_not_overwritten(tmp_path):
     (tmp_path / "x.png").touch()
     (tmp_path / "link.png").symlink_to("x.png")
     for name in ("x.png", "link.png"):
@@ -52,7 +52,7 @@ def test_inputs_stay(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "run.ZIP", "e.json", "x.tar", "x.tar.gz", "model.pt2", "x.png"])
-def test_a_folder_is_not_named_like_a_file(name, tmp_path):
+def test_new_folder_named_like_a_file_is_refused(name, tmp_path):
     with pytest.raises(ShiftViTError, match=r"is named like a file, but the output is a folder; leave out .*$"):
         files.check_folder_name(tmp_path / name)
     (tmp_path / name).mkdir()
@@ -61,11 +61,11 @@ def test_a_folder_is_not_named_like_a_file(name, tmp_path):
         files.check_folder_name(tmp_path / good)
 
 
-def test_figures_have_the_format_of_their_ending(tmp_path):
-    begins = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}
+def test_figures_have_the_format_of_their_suffix(tmp_path):
+    signatures = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}
     for ending in ENDINGS:
         draw_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / f"x{ending}")
-        assert (tmp_path / f"x{ending}").read_bytes().startswith(begins.get(ending, b"RIFF"))
+        assert (tmp_path / f"x{ending}").read_bytes().startswith(signatures.get(ending, b"RIFF"))
     with pytest.raises(ShiftViTError, match="has no known suffix"):
         draw_confusion_matrix(np.eye(2, dtype=int), ("a", "b"), tmp_path / "x.txt")
     with pytest.raises(ShiftViTError, match="has no known suffix"):
@@ -93,7 +93,7 @@ def test_figures_have_the_format_of_their_ending(tmp_path):
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_every_command_tells_it_before_it_works(arguments, fault, tmp_path, monkeypatch, capsys):
+def test_commands_refuse_outputs_before_any_work(arguments, fault, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32)).save("cat.png")
     before = (tmp_path / "cat.png").read_bytes()
@@ -105,7 +105,7 @@ def test_every_command_tells_it_before_it_works(arguments, fault, tmp_path, monk
     assert (tmp_path / "cat.png").read_bytes() == before
 
 
-def test_json_has_neither_nan_nor_other_letters_than_ascii(capsys):
+def test_json_is_ascii_without_nan(capsys):
     print_json({"K\xe4se": [1, float("nan"), (float("-inf"), "\udcff")], "none": None})
     text = capsys.readouterr().out
     assert text.isascii()
@@ -122,7 +122,7 @@ def test_json_has_neither_nan_nor_other_letters_than_ascii(capsys):
     ],
 )
 @pytest.mark.parametrize("kind", ["folder", "table"])
-def test_a_figure_does_not_replace_an_image_of_the_data(command, kind, tmp_path, capfd):
+def test_figure_does_not_overwrite_an_image_of_the_data(command, kind, tmp_path, capfd):
     data = plant(tmp_path / "pets", *(f"{label}/{number}.png" for label in "ab" for number in range(4)))
     if kind == "table":
         lines = [f"pets/{label}/{number}.png,{label}" for label in "ab" for number in range(4)]
@@ -135,8 +135,8 @@ def test_a_figure_does_not_replace_an_image_of_the_data(command, kind, tmp_path,
     assert picture.read_bytes() == before
 
 
-def test_an_evaluation_is_not_written_among_its_images(tmp_path):
-    """It would make the folder an evaluation, which is no data."""
+def test_evaluation_is_not_written_among_its_images(tmp_path):
+    """The folder would then count as an evaluation and no longer as data."""
     data = plant(tmp_path / "pets", "cat/1.png", "dog/1.png")
     with pytest.raises(ShiftViTError, match=r"holds the images, and would no longer be data; name another folder"):
         evaluate("cifar10", str(data), out=f"{data}/")

@@ -26,12 +26,12 @@ def tree(tmp_path: Path) -> Path:
     return write_tree(tmp_path / "pets")
 
 
-def files(tree: Path) -> list[str]:
+def list_files(tree: Path) -> list[str]:
     return [str(path) for path in sorted(tree.rglob("*.*"))]
 
 
-def test_pictures_are_what_prediction_prepares(tree: Path) -> None:
-    paths = files(tree)
+def test_training_prepares_pictures_like_prediction(tree: Path) -> None:
+    paths = list_files(tree)
     pictures = Pictures(paths, RULE)
     assert pictures.shape == (60, 20, 20, 3)
     for index in (0, 2, 58):  # PNG: decoded whole
@@ -42,7 +42,7 @@ def test_pictures_are_what_prediction_prepares(tree: Path) -> None:
     assert pictures[5:5].shape == (0, 20, 20, 3)
 
 
-def test_a_jpeg_decoded_smaller_differs_little(tmp_path: Path) -> None:
+def test_jpeg_decoded_at_a_reduced_size_differs_little(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     smooth = rng.integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(smooth).resize((512, 512), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
@@ -51,8 +51,8 @@ def test_a_jpeg_decoded_smaller_differs_little(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [2**20, 0])
-def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: int) -> None:
-    paths = files(tree)
+def test_unreadable_files_are_reported_and_left_out(tree: Path, budget: int) -> None:
+    paths = list_files(tree)
     Path(paths[7]).write_bytes(b"no picture")
     Path(paths[8]).write_bytes(Path(paths[8]).read_bytes()[:60])
     seen: list[int] = []
@@ -67,21 +67,21 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tree: Path, budget: in
 
 
 @pytest.mark.parametrize("rule", [Preprocess(), Preprocess(resize=24), Preprocess(crop=8)])
-def test_one_size_is_needed(rule: Preprocess) -> None:
+def test_preprocessing_must_give_one_size(rule: Preprocess) -> None:
     with pytest.raises(ShiftViTError, match=r"--set preprocess\.resize=(\d+) --set preprocess\.crop=\1$") as caught:
         find_size(rule)
     side = int(str(caught.value).rsplit("=", 1)[1])
     assert find_size(rule.model_copy(update={"resize": side, "crop": side})) == (side, side)
 
 
-def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:
+def test_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:
     (tree / "empty").mkdir()
     (tree / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     run = train("photos", out=tmp_path / "run", **SMALL, **{"data.name": str(tree)})
-    said = capsys.readouterr().err
-    assert "3 classes" in said
-    assert "broken.png" in said
-    assert "split off train: validation and test" in said
+    messages = capsys.readouterr().err
+    assert "3 classes" in messages
+    assert "broken.png" in messages
+    assert "split off train: validation and test" in messages
     rows = list(csv.DictReader((run.path / "splits.csv").read_text().splitlines()))
     assert len(rows) == 60
     assert {row["split"] for row in rows} == {"train", "validation", "test"}
@@ -91,7 +91,7 @@ def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path,
     again = evaluate(run.path)  # on the test images that the run held back
     assert (again["split"], again["n"]) == ("test", 6)
     assert again["loss"] == pytest.approx(run.metrics["test"]["loss"], rel=1e-4)
-    # And as a user's pictures go: from files, through the predictor.
+    # The predictor gives the same answers from files.
     held_back = [row for row in rows if row["split"] == "test" and row["path"].endswith(".png")]
     root = tree if not Path(held_back[0]["path"]).is_absolute() else Path("/")
     answers = Predictor.from_pretrained(run.path, runtime="keras")([str(root / row["path"]) for row in held_back])
@@ -102,29 +102,29 @@ def test_a_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path,
     assert [answer.label for answer in answers] == [bundle.labels[row.argmax()] for row in logits]
 
 
-def test_the_same_folder_splits_alike_and_streams_to_the_same_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
+def test_streaming_gives_the_same_splits_and_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
     settings = {**SMALL, "data.name": str(tree), "train.seed": 3}
-    held = train("photos", out=tmp_path / "held", **settings)
+    in_memory = train("photos", out=tmp_path / "held", **settings)
     monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
-    monkeypatch.setattr(read_pictures, "__kwdefaults__", {"whole": False, "budget": 0, "advance": None})
+    monkeypatch.setitem(read_pictures.__kwdefaults__, "budget", 0)
     streamed = train("photos", out=tmp_path / "streamed", **settings)
-    assert (held.path / "splits.csv").read_bytes() == (streamed.path / "splits.csv").read_bytes()
+    assert (in_memory.path / "splits.csv").read_bytes() == (streamed.path / "splits.csv").read_bytes()
     for path, value in streamed.bundle.weights.items():
-        np.testing.assert_array_equal(value, held.bundle.weights[path], err_msg=path)
+        np.testing.assert_array_equal(value, in_memory.bundle.weights[path], err_msg=path)
 
 
-def test_a_resumed_run_keeps_its_splits(tree: Path, tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_splits(tree: Path, tmp_path: Path) -> None:
     run = train("photos", out=tmp_path / "run", **SMALL, **{"data.name": str(tree)})
     before = (run.path / "splits.csv").read_bytes()
     (run.path / "metrics.json").unlink()
     image = Image.open(next((tree / "ship").glob("*.png")))
-    image.save(tree / "ship" / "new.png")  # came after the start, so it is in none of the splits
+    image.save(tree / "ship" / "new.png")  # added after the start, so it belongs to no split
     train(resume=run.path)
     assert (run.path / "splits.csv").read_bytes() == before
     assert json.loads((run.path / "metrics.json").read_text())["test"]["n"] == 6
 
 
-def test_an_archive_of_arrays_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_archive_of_arrays_is_used_at_its_size(tmp_path: Path) -> None:
     data = load_sample()
     chosen = np.concatenate([np.flatnonzero(data.train.labels == label)[:20] for label in range(3)])
     images, labels = data.train.images[chosen], data.train.labels[chosen]
@@ -136,7 +136,7 @@ def test_an_archive_of_arrays_is_taken_as_it_is(tmp_path: Path) -> None:
     assert run.bundle.labels == ("a", "b", "c")
 
 
-def test_a_wrong_path_is_told_in_one_line(tmp_path: Path) -> None:
+def test_wrong_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShiftViTError, match="no data set"):
         train(Recipe.load("photos", **{"data.name": "nowhere"}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""The page in a real browser: its answers to pictures, and nothing that it should not do."""
+"""The page of the server in a real browser: what it shows, and that it contacts no other host."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ CAT, SHIP = SAMPLES / "cat" / "test_00000.png", SAMPLES / "ship" / "test_00001.p
 slow = pytest.mark.slow
 
 
-def test_the_page_asks_no_other_host_and_makes_no_markup_of_text():
+def test_page_files_contact_no_other_host_and_insert_no_html():
     files = [path for path in PAGE.iterdir() if path.suffix in {".html", ".css", ".js", ".svg"}]
     assert len(files) == len([*PAGE.iterdir()]) > 5
     for path in files:
@@ -46,19 +46,19 @@ def chromium():
 
 @pytest.fixture
 def page(server, chromium):
-    """The page, freshly opened. What it asked of other hosts and what its console has in the end fails the test."""
+    """The page, freshly opened. The test fails if the page contacted another host or logged an error."""
     chromium.console(), chromium.requests()
     chromium.open(server.url)
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     yield chromium
     hosts = {url for url in chromium.requests() if not url.startswith((server.url, "blob:", "data:image/png"))}
     assert not hosts
-    # The browser itself notes each answer that is an error.
+    # The browser logs failed requests itself.
     assert not [line for line in chromium.console() if "Failed to load resource" not in line]
 
 
-def answers(page):
-    """Returns (file, class) of the cards, from the top."""
+def read_results(page):
+    """Returns the file and the class of each result, from the top."""
     cards = page.all(".result")
     found = [
         (card.find_element("css selector", ".file").text, card.find_elements("css selector", "h3 bdi"))
@@ -67,14 +67,14 @@ def answers(page):
     return [(name, label[0].text if label else None) for name, label in found]
 
 
-def choose(page, *paths):
+def choose_files(page, *paths):
     page.driver.find_element("id", "files").send_keys("\n".join(map(str, paths)))
 
 
 @slow
-def test_pictures_that_are_dropped_are_answered(page, server):
+def test_dropped_pictures_are_classified(page, server):
     assert page.drop(CAT, SHIP)
-    page.wait(lambda: answers(page) == [(CAT.name, "cat"), (SHIP.name, "ship")])
+    page.wait(lambda: read_results(page) == [(CAT.name, "cat"), (SHIP.name, "ship")])
     _, expected = server.post("/v1/classify?top_k=5", CAT.read_bytes())
     bars = page.all(".result:first-child .bar")
     assert [bar.text.split("\n") for bar in bars] == [[row["label"], f"{100 * row['score']:.1f}%"] for row in expected]
@@ -86,7 +86,7 @@ def test_pictures_that_are_dropped_are_answered(page, server):
     assert "test_00000.png: cat, " in page.run("return document.getElementById('said').textContent")
     assert not page.all(".over")
     page.drop(CAT)  # a second time, onto the results
-    page.wait(lambda: len(answers(page)) == 3)
+    page.wait(lambda: len(read_results(page)) == 3)
     page.all(".remove")[0].click()
     assert page.texts("#count") == ["2 pictures"]
     page.all("#clear")[0].click()
@@ -95,13 +95,13 @@ def test_pictures_that_are_dropped_are_answered(page, server):
 
 
 @slow
-def test_the_heat_map_covers_what_the_model_sees_of_the_picture(page, server, monkeypatch):
+def test_heat_map_covers_the_region_that_the_model_sees(page, server, monkeypatch):
     crop = server.model.explain
 
-    async def explain(*arguments):  # as of a model that crops: the left half, but for a quarter above and below
+    async def explain(*arguments):  # as for a model that crops: the left half without a quarter above and below
         return {**await crop(*arguments), "region": [0, 0.25, 0.5, 0.5]}
 
-    choose(page, CAT)
+    choose_files(page, CAT)
     page.wait(lambda: page.all(".open"))[0].click()
     heat = page.wait(lambda: page.all(".heat"))[0]
     whole = page.all(".photo")[0].rect
@@ -125,10 +125,10 @@ def test_the_heat_map_covers_what_the_model_sees_of_the_picture(page, server, mo
 
 
 @slow
-def test_the_keyboard_is_enough(page):
+def test_page_works_with_the_keyboard_alone(page):
     from selenium.webdriver.common.keys import Keys
 
-    def focused():
+    def describe_focus():
         return page.run(
             "const a = document.activeElement; return a.id || a.getAttribute('aria-label') || a.textContent.trim()"
         )
@@ -136,26 +136,26 @@ def test_the_keyboard_is_enough(page):
     def tab_to(name, most=40):
         for _ in range(most):
             page.press(Keys.TAB)
-            if focused() == name:
+            if describe_focus() == name:
                 return
         raise AssertionError(f"Tab does not come to {name!r}")
 
     page.wait(lambda: page.all("#samples"))
     page.press(Keys.TAB)
-    assert focused() == "Skip to the results"
+    assert describe_focus() == "Skip to the results"
     tab_to("card")
     page.press(Keys.ENTER)
     page.wait(lambda: "ShiftViT for CIFAR-10" in page.texts("dialog h3"))
-    assert focused() == "Close"
+    assert describe_focus() == "Close"
     page.press(Keys.ESCAPE)
     page.wait(lambda: not page.all("dialog"))
-    assert focused() == "card"  # where it was
+    assert describe_focus() == "card"  # the focus returns
     tab_to("files")
     outline = page.run("return getComputedStyle(document.querySelector('label[for=files]')).outlineStyle")
-    assert outline == "solid"  # the focus is seen
+    assert outline == "solid"  # the focus is visible
     tab_to("paste")
     page.press(Keys.TAB, Keys.ENTER)  # the first sample
-    page.wait(lambda: answers(page) == [("sample: airplane", "airplane")])
+    page.wait(lambda: read_results(page) == [("sample: airplane", "airplane")])
     tab_to("Remove sample: airplane")
     tab_to("Heat map")
     page.press(Keys.SPACE)
@@ -168,7 +168,7 @@ def test_the_keyboard_is_enough(page):
 
 
 @slow
-def test_what_is_no_picture_is_told_beside_its_file_alone(page, tmp_path):
+def test_unusable_files_show_their_own_faults(page, tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     (tmp_path / "empty.png").touch()
     with (tmp_path / "huge.png").open("wb") as file:
@@ -176,33 +176,34 @@ def test_what_is_no_picture_is_told_beside_its_file_alone(page, tmp_path):
     (tmp_path / "folder").mkdir()
     page.requests()
     page.drop(*[tmp_path / name for name in ("notes.png", "empty.png", "huge.png", "folder")], CAT)
-    page.wait(lambda: len(page.texts(".result .wrong")) == 4 and answers(page)[-1] == (CAT.name, "cat"))
+    page.wait(lambda: len(page.texts(".result .wrong")) == 4 and read_results(page)[-1] == (CAT.name, "cat"))
     notes, empty, huge, folder = page.texts(".result .wrong")
     assert "not an image of a supported format" in notes
     assert empty == "The file is empty."
     assert huge == "The file has 20 MB; the server takes at most 20 MB. Choose a smaller picture."
     assert "may be a folder" in folder
-    assert len([url for url in page.requests() if "classify" in url]) == 2  # notes and cat: the others were not sent
+    # The page sends only notes.png and the cat.
+    assert len([url for url in page.requests() if "classify" in url]) == 2
 
 
 @slow
-def test_pictures_are_upright_and_those_without_a_preview_are_classified(page, tmp_path):
+def test_rotated_pictures_and_pictures_without_preview(page, tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.open(CAT).resize((90, 60)).save(tmp_path / "turned.jpg", exif=turned)
     Image.open(CAT).save(tmp_path / "scan.tiff")
-    choose(page, tmp_path / "turned.jpg", tmp_path / "scan.tiff")
-    page.wait(lambda: all(label for _, label in answers(page)))
+    choose_files(page, tmp_path / "turned.jpg", tmp_path / "scan.tiff")
+    page.wait(lambda: all(label for _, label in read_results(page)))
     (photo,) = page.all(".photo")
     assert (photo.get_property("naturalWidth"), photo.get_property("naturalHeight")) == (60, 90)
     assert photo.rect["width"] / photo.rect["height"] == pytest.approx(2 / 3, abs=0.02)
     assert page.texts(".blank") == ["No preview"]
     assert "This browser cannot show the format of the picture." in page.texts(".legend")
-    assert len(page.all(".open")) == 1  # there is nothing to lay a heat map over
+    assert len(page.all(".open")) == 1  # without a preview there is no heat map
 
 
 @slow
-def test_pasting_and_the_camera(page, server):
+def test_pasted_and_camera_pictures_are_classified(page, server):
     page.tell(
         "Browser.grantPermissions", origin=server.url, permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
     )
@@ -215,20 +216,20 @@ def test_pasting_and_the_camera(page, server):
     assert copied == "copied"
     key = {"key": "v", "code": "KeyV", "windowsVirtualKeyCode": 86, "modifiers": 2}
     page.tell("Input.dispatchKeyEvent", type="keyDown", commands=["paste"], **key)
-    page.wait(lambda: [label for _, label in answers(page)] == ["ship"])
+    page.wait(lambda: [label for _, label in read_results(page)] == ["ship"])
     page.all("#paste")[0].click()
-    page.wait(lambda: answers(page)[0] == ("pasted picture", "ship"))
+    page.wait(lambda: read_results(page)[0] == ("pasted picture", "ship"))
     page.driver.execute_async_script("navigator.clipboard.writeText('a word').then(...Array(2).fill(arguments[0]))")
     page.all("#paste")[0].click()
     page.wait(lambda: "There is no picture on the clipboard." in page.texts("#trouble p")[0])
     page.all("#camera")[0].click()
     page.wait(lambda: page.all("dialog .main:enabled"))[0].click()
-    page.wait(lambda: answers(page)[0][0].startswith("camera ") and answers(page)[0][1])
+    page.wait(lambda: read_results(page)[0][0].startswith("camera ") and read_results(page)[0][1])
     assert not page.all("dialog, #trouble")
 
 
 @slow
-def test_each_answer_lands_with_its_own_picture(page):
+def test_late_answer_is_shown_at_its_own_picture(page):
     # The first answer is held back until the second one is there.
     page.run(
         "const real = window.fetch; let asked = 0;"
@@ -239,17 +240,17 @@ def test_each_answer_lands_with_its_own_picture(page):
     page.drop(CAT)
     page.wait(lambda: page.run("return !!window.release"))
     page.drop(SHIP)
-    page.wait(lambda: answers(page) == [(SHIP.name, "ship"), (CAT.name, None)])
+    page.wait(lambda: read_results(page) == [(SHIP.name, "ship"), (CAT.name, None)])
     assert page.texts(".waiting") == ["Looking"]
     page.run("window.release()")
-    page.wait(lambda: answers(page) == [(SHIP.name, "ship"), (CAT.name, "cat")])
+    page.wait(lambda: read_results(page) == [(SHIP.name, "ship"), (CAT.name, "cat")])
 
 
 @slow
-def test_a_server_that_is_full_or_gone_is_told_and_can_be_asked_again(page, server):
+def test_failed_requests_are_reported_and_can_be_retried(page, server):
     server.guard.stopping = True
     try:
-        choose(page, CAT)
+        choose_files(page, CAT)
         page.wait(lambda: "stopping" in page.texts(".result .wrong")[0])
     finally:
         server.guard.stopping = False
@@ -258,11 +259,11 @@ def test_a_server_that_is_full_or_gone_is_told_and_can_be_asked_again(page, serv
     page.wait(lambda: "does not answer" in page.texts(".result .wrong")[0])
     page.tell("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
     page.all(".result .quiet")[0].click()
-    page.wait(lambda: answers(page) == [(CAT.name, "cat")])
+    page.wait(lambda: read_results(page) == [(CAT.name, "cat")])
 
 
 @slow
-def test_a_server_with_keys_asks_for_one(chromium):
+def test_page_asks_for_an_api_key(chromium):
     with run_server(access=Access(keys=("the-key-of-the-test",))) as server:
         chromium.open(server.url)
         for key in ("wrong", "the-key-of-the-test"):
@@ -271,8 +272,8 @@ def test_a_server_with_keys_asks_for_one(chromium):
             if key == "wrong":
                 chromium.wait(lambda: chromium.texts(".wrong") == ["The server did not accept that key."])
         chromium.wait(lambda: chromium.all("#samples"))
-        choose(chromium, CAT)
-        chromium.wait(lambda: answers(chromium) == [(CAT.name, "cat")])
+        choose_files(chromium, CAT)
+        chromium.wait(lambda: read_results(chromium) == [(CAT.name, "cat")])
         assert chromium.run("return [sessionStorage.length, localStorage.length]") == [1, 0]
         chromium.driver.refresh()
         chromium.wait(lambda: chromium.all("#samples"))
@@ -281,7 +282,7 @@ def test_a_server_with_keys_asks_for_one(chromium):
 
 
 @slow
-def test_many_pictures_ask_for_a_key_once_and_are_bounded(page, server, monkeypatch, tmp_path):
+def test_number_of_files_is_limited_and_key_is_asked_once(page, server, monkeypatch, tmp_path):
     names = [tmp_path / f"{index}.png" for index in range(101)]
     for name in names:
         name.touch()
@@ -290,7 +291,7 @@ def test_many_pictures_ask_for_a_key_once_and_are_bounded(page, server, monkeypa
     assert page.texts("#trouble p")[0].startswith("The page took the first 100 of 101 files.")
     page.all("#clear")[0].click()
     monkeypatch.setattr(server.guard._access, "keys", ("a-key-that-came-later",))
-    choose(page, *[CAT] * 9)
+    choose_files(page, *[CAT] * 9)
     page.wait(lambda: page.all("dialog .quiet"))[0].click()
     page.wait(
         lambda: [text.startswith("The API key is missing") for text in page.texts(".result .wrong")] == [True] * 9
@@ -299,7 +300,7 @@ def test_many_pictures_ask_for_a_key_once_and_are_bounded(page, server, monkeypa
     page.run("return new Promise((done) => setTimeout(done, 1100))")
     page.all(".result .answer .quiet")[0].click()
     page.wait(lambda: page.all("#key"))[0].send_keys("a-key-that-came-later\n")
-    page.wait(lambda: answers(page)[0] == (CAT.name, "cat"))
+    page.wait(lambda: read_results(page)[0] == (CAT.name, "cat"))
 
 
 @slow
@@ -313,16 +314,16 @@ def test_labels_and_names_with_markup_stay_text(chromium, tmp_path):
     with run_server(graph=graph) as server:
         chromium.open(server.url, size=(360, 740))
         chromium.wait(lambda: chromium.all("#name"))
-        choose(chromium, name)
-        chromium.wait(lambda: answers(chromium) == [(name.name, evil)])
+        choose_files(chromium, name)
+        chromium.wait(lambda: read_results(chromium) == [(name.name, evil)])
         assert "</script><b>" in chromium.texts("#classes")[0]
         assert not chromium.run("return document.querySelectorAll('img[src=x], #results b, bdi *').length")
         assert chromium.run("return document.documentElement.scrollWidth") <= 360
     assert not chromium.console()
 
 
-# The least contrast of text with what is behind it, and the text that has it (WCAG 2.2, 1.4.3).
-CONTRAST = """
+# Returns the lowest contrast of a text with its background, and that text's element (WCAG 2.2, 1.4.3).
+CONTRAST_PROGRAM = """
 const channels = (color) => color.match(/[\\d.]+/g).map(Number);
 const light = (color) => channels(color).slice(0, 3)
   .map((value) => value / 255).map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
@@ -347,16 +348,16 @@ return least;
 
 @slow
 @pytest.mark.parametrize(("dark", "size"), [(False, (1280, 900)), (True, (360, 740))])
-def test_every_text_is_readable_and_everything_has_a_name(page, server, tmp_path, dark, size):
+def test_contrast_and_accessible_names(page, server, tmp_path, dark, size):
     (tmp_path / f"{'long-name-' * 20}.png").write_text("no picture")
     page.open(server.url, dark=dark, size=size)
     page.wait(lambda: page.all("#samples"))
-    choose(page, CAT, *tmp_path.iterdir())
+    choose_files(page, CAT, *tmp_path.iterdir())
     page.wait(lambda: page.all(".result .wrong") and page.all(".open"))[0].click()
     page.wait(lambda: page.all(".heat"))
     background = page.run("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background))) < 200) == dark
-    least, text = page.run(CONTRAST)
+    least, text = page.run(CONTRAST_PROGRAM)
     assert least >= 4.5, text
     assert page.run("return document.documentElement.scrollWidth") <= size[0]
     roles = page.accessible()
@@ -379,7 +380,7 @@ def test_every_text_is_readable_and_everything_has_a_name(page, server, tmp_path
     assert ("image", CAT.name) in roles or ("img", CAT.name) in roles
     page.all("#card")[0].click()
     page.wait(lambda: page.all("dialog table"))
-    assert page.run(CONTRAST)[0] >= 4.5
+    assert page.run(CONTRAST_PROGRAM)[0] >= 4.5
     assert page.run("return document.documentElement.scrollWidth") <= size[0]
     if size[0] < 500:
         small = [
@@ -391,26 +392,26 @@ def test_every_text_is_readable_and_everything_has_a_name(page, server, tmp_path
 
 
 @slow
-def test_several_models_can_be_chosen_from(page, server, monkeypatch):
+def test_models_can_be_chosen(page, server, monkeypatch):
     monkeypatch.setitem(server.models, "<i>two", server.model)
-    monkeypatch.setattr(server.model, "name", "<i>two")  # which is what both then say
+    monkeypatch.setattr(server.model, "name", "<i>two")  # both entries then have this name
     page.open(server.url)
     page.wait(lambda: page.all("#models"))
     assert page.texts("#models option") == ["<i>two"] * 2
     page.run("const m = document.getElementById('models'); m.selectedIndex = 1; m.dispatchEvent(new Event('change'))")
     page.requests()
-    choose(page, CAT)
-    page.wait(lambda: answers(page) == [(CAT.name, "cat")])
+    choose_files(page, CAT)
+    page.wait(lambda: read_results(page) == [(CAT.name, "cat")])
     assert page.texts(".by") == ["by <i>two"]
     assert f"{server.url}/v1/models/%3Ci%3Etwo/classify?top_k=5" in page.requests()
 
 
 @slow
-def test_nothing_moves_for_those_who_asked_for_less_motion(page, server):
+def test_reduced_motion_turns_animations_off(page, server):
     moving = "return document.getAnimations().some(({effect}) => effect.getComputedTiming().duration > 2)"
     for still in (False, True):
         page.open(server.url, still=still)
         page.wait(lambda: page.all("#samples"))
-        choose(page, CAT)
+        choose_files(page, CAT)
         page.wait(lambda: page.all(".bar"))
         assert page.run(moving) != still

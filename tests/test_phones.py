@@ -1,4 +1,4 @@
-"""Photographs from phones: HEIC, live photos, and libraries that print messages of their own."""
+"""Photographs from phones: HEIC files, live photos, and decoders that print messages of their own."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from shiftvit.data.find.listing import is_companion, list_images
 from shiftvit.errors import suggest_install
 
 
-def test_without_pillow_heif_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pillow_heif_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     found = builtins.__import__
 
-    def without(name: str, *rest: Any, **more: Any) -> Any:
+    def import_without_heif(name: str, *rest: Any, **more: Any) -> Any:
         if name == "pillow_heif":
             raise ImportError(name)
         return found(name, *rest, **more)
 
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_heif)
     with pytest.raises(ShiftViTError) as caught:
         decode(matrix.make_files()["plain.heic"], name="IMG_1.HEIC")
     hint = f"{suggest_install('pillow-heif')}, which is the extra [heic]"
@@ -41,8 +41,8 @@ def test_without_pillow_heif_the_message_names_the_extra(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_heic_says_itself_how_to_turn(orientation: int) -> None:
-    """Its EXIF block stays as the camera wrote it, and is no second turn."""
+def test_heic_orientation_is_applied_once(orientation: int) -> None:
+    """The container has the orientation too; that of the EXIF block must not turn the picture again."""
     picture = matrix.Image.fromarray(matrix.load_picture()[:20])
     found = decode(matrix.encode(picture, "HEIF", quality=95, chroma=444, exif=matrix.make_exif(orientation)))
     expected = matrix.load_picture()[:20] if orientation == 1 else np.rot90(matrix.load_picture()[:20], -1)
@@ -50,7 +50,7 @@ def test_heic_says_itself_how_to_turn(orientation: int) -> None:
     assert np.abs(found.astype(int) - expected).mean() < 6
 
 
-def test_ppm_of_16_bits_and_bitmaps() -> None:
+def test_netpbm_depths() -> None:
     values = np.arange(0, 65536, 256, dtype=">u2").reshape(16, 16)
     found = decode(b"P5\n16 16\n65535\n" + values.tobytes())
     np.testing.assert_array_equal(found[..., 0], np.rint(values / 257))
@@ -60,8 +60,8 @@ def test_ppm_of_16_bits_and_bitmaps() -> None:
 
 
 @pytest.fixture
-def phone(tmp_path: Path) -> Path:
-    """Two classes of live photos as a phone exports them, with notes on edits, and a video that is no live photo."""
+def live_photos(tmp_path: Path) -> Path:
+    """Two classes of live photos as a phone exports them, each with its video, and one with notes on edits."""
     for number, name in enumerate(("IMG_1.HEIC", "IMG_2.JPG", "IMG_3.jpg")):
         form = "plain.heic" if name.endswith("HEIC") else "baseline.jpg"
         for label in ("cat", "dog"):
@@ -72,29 +72,29 @@ def phone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_videos_of_live_photos_are_left_out_without_a_word(phone: Path) -> None:
-    assert find_data(phone).notes == ()
-    assert [Path(path).suffix.lower() for path in list_images([str(phone / "cat")], all_files=True)] == [
+def test_videos_of_live_photos_are_silently_left_out(live_photos: Path) -> None:
+    assert find_data(live_photos).notes == ()
+    assert [Path(path).suffix.lower() for path in list_images([str(live_photos / "cat")], all_files=True)] == [
         ".heic",
         ".jpg",
         ".jpg",
     ]
-    assert not check_data(find_data(phone)).as_dict().get("corrupt")
-    names = sorted(map(str, (phone / "cat").iterdir()))  # as a shell does with photos/*
+    assert not check_data(find_data(live_photos)).as_dict().get("corrupt")
+    names = sorted(map(str, (live_photos / "cat").iterdir()))  # as a shell expands photos/*
     answer = CliRunner().invoke(app, ["predict", *names, "--format", "csv"], catch_exceptions=False)
     rows = answer.stdout.splitlines()
     assert len(rows) == 4
     assert "could not be read" not in answer.stderr
-    (phone / "cat" / "holiday.mov").write_bytes(b"video")
+    (live_photos / "cat" / "holiday.mov").write_bytes(b"video")
     assert not is_companion("holiday.mov", {"holiday.mov", "IMG_1.HEIC"})
-    assert find_data(phone).notes == ("files of type .mov: 1",)
-    alone = CliRunner().invoke(app, ["predict", str(phone / "cat" / "IMG_1.MOV"), "--strict"])
+    assert find_data(live_photos).notes == ("files of type .mov: 1",)
+    alone = CliRunner().invoke(app, ["predict", str(live_photos / "cat" / "IMG_1.MOV"), "--strict"])
     assert alone.exit_code != 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere Pillow hides libtiff")
-def test_libraries_do_not_talk_past_us(tmp_path: Path) -> None:
-    """libtiff would print more than a hundred lines here."""
+@pytest.mark.skipif(os.name != "posix", reason="on other systems Pillow hides libtiff")
+def test_decoders_print_nothing_of_their_own(tmp_path: Path) -> None:
+    """libtiff alone prints many lines for these files."""
     for label in ("cat", "dog"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "good.png").write_bytes(matrix.make_files()["plain.png"])
@@ -105,14 +105,14 @@ def test_libraries_do_not_talk_past_us(tmp_path: Path) -> None:
                 broken[place : place + 40] = b"\xa5" * 40
                 (tmp_path / label / f"{number}-{name}").write_bytes(bytes(broken))
     program = "import sys; from shiftvit.cli.main import main; sys.argv[0] = 'shiftvit'; main()"
-    loud = (
+    unsilenced = (
         "import sys; from shiftvit.data.decode import images, readers; readers._silence_libtiff = lambda: None\n"
         "for path in sys.argv[1:]:\n"
         "    try: images.decode(path)\n"
         "    except Exception: pass\n"
     )
     tiffs = sorted(map(str, tmp_path.rglob("*.tif")))
-    answer = subprocess.run([sys.executable, "-c", loud, *tiffs], capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, "-c", unsilenced, *tiffs], capture_output=True, text=True, check=True)
     assert answer.stderr.count("\n") > 3
     for command in (["predict", "-r", str(tmp_path), "--format", "csv"], ["data", "check", str(tmp_path)]):
         answer = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Changes of colour against their closed forms."""
+"""Colour augmentations against their formulas."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ PIXELS = load_sample().train.images[11]
 IMAGE = Image.fromarray(PIXELS)
 
 
-def applied(name: str, value: float) -> np.ndarray:
+def apply(name: str, value: float) -> np.ndarray:
     return np.asarray(getattr(photometric, name)(IMAGE, value)).astype(float)
 
 
-def test_tables_of_levels() -> None:
+def test_solarize_add_and_posterize_match_their_formulas() -> None:
     levels = PIXELS.astype(int)
     for amount in (0, 33, 110, 200):
         expected = np.where(levels < 128, np.minimum(levels + amount, 255), levels)
-        np.testing.assert_array_equal(applied("solarize_add", amount), expected)
+        np.testing.assert_array_equal(apply("solarize_add", amount), expected)
     for bits in range(9):
         step = 2 ** (8 - bits)
-        np.testing.assert_array_equal(applied("posterize", bits), levels // step * step)
+        np.testing.assert_array_equal(apply("posterize", bits), levels // step * step)
 
 
 def test_jitter_draws_its_factors_uniformly() -> None:
-    """Of a flat grey picture contrast and saturation change nothing: what is left is the brightness' factor."""
+    """Contrast and saturation do not change a flat grey picture, so its level shows the brightness factor."""
     flat = Image.new("RGB", (4, 4), (100, 100, 100))
     values = [np.asarray(jitter_colors(flat, 0.4, np.random.default_rng(seed)))[0, 0, 0] for seed in range(4000)]
     np.testing.assert_allclose(np.quantile(values, [0.02, 0.25, 0.5, 0.75, 0.98]), [61.6, 80, 100, 120, 138.4], atol=2)
 
 
-def test_jitter_is_its_three_changes_in_some_order() -> None:
+def test_jitter_applies_its_three_changes_in_any_order() -> None:
     steps = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    seen = set()
+    orders = set()
     for seed in range(60):
         factors = np.random.default_rng(seed).uniform(0.5, 1.5, 3)
         result = np.asarray(jitter_colors(IMAGE, 0.5, np.random.default_rng(seed)))
@@ -48,8 +48,8 @@ def test_jitter_is_its_three_changes_in_some_order() -> None:
             for which in order:
                 image = steps[which](image).enhance(float(factors[which]))
             if np.array_equal(np.asarray(image), result):
-                seen.add(order)
+                orders.add(order)
                 break
         else:
             pytest.fail(f"seed {seed} is no order of the three changes")
-    assert len(seen) == 6
+    assert len(orders) == 6

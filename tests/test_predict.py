@@ -1,4 +1,4 @@
-"""`Predictor`: the answers of `evaluate`, for every source, runtime and batch; failures keep their place."""
+"""`Predictor`: the same results as `evaluate` for every source, runtime and batch size; failures keep their place."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def files(images, tmp_path):
     return paths
 
 
-def shares(predictions):
+def stack(predictions):
+    """Returns the probabilities of all predictions, (N, C)."""
     return np.stack([prediction.probabilities for prediction in predictions])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "keras"])
-def test_accuracy_is_that_of_evaluate_to_the_last_image(runtime, images):
+def test_every_runtime_predicts_the_same_as_evaluate(runtime, images):
     labels = load_sample().test.labels
     bundle = Bundle.load("cifar10")
     logits = predict_logits(bundle.build(), images, bundle.preprocess)
@@ -52,20 +53,20 @@ def test_accuracy_is_that_of_evaluate_to_the_last_image(runtime, images):
     np.testing.assert_array_equal(predicted, logits.argmax(axis=1))
     assert (predicted == labels).mean() == measure(logits, labels)["top1"]
     assert bundle.temperature != 1
-    np.testing.assert_allclose(shares(found), softmax(logits / bundle.temperature, axis=1), atol=1e-4)
+    np.testing.assert_allclose(stack(found), softmax(logits / bundle.temperature, axis=1), atol=1e-4)
 
 
-def test_a_model_that_resizes_gives_what_evaluate_gives(tmp_path):
+def test_model_that_resizes_predicts_the_same_as_evaluate(tmp_path):
     preprocess = Preprocess(resize=20, crop=16, crop_position="center", mean=120.0, std=60.0)
     model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
     bundle = Bundle.from_model(model, ("a", "b", "c"), preprocess)
     bundle.save(tmp_path / "bundle")
     pictures = np.random.default_rng(0).integers(0, 256, (9, 33, 47, 3), np.uint8)
     found = Predictor.from_pretrained(tmp_path / "bundle")(pictures)
-    np.testing.assert_allclose(shares(found), softmax(predict_logits(model, pictures, preprocess), axis=1), atol=1e-6)
+    np.testing.assert_allclose(stack(found), softmax(predict_logits(model, pictures, preprocess), axis=1), atol=1e-6)
 
 
-def test_what_a_prediction_says(predictor, images):
+def test_attributes_of_a_prediction(predictor, images):
     (prediction,) = predictor(images[0], top_k=4)
     assert prediction.path == "image 1"
     assert prediction.probabilities.shape == (10,)
@@ -77,7 +78,7 @@ def test_what_a_prediction_says(predictor, images):
     assert len(predictor(images[0], top_k=99)[0].top) == 10
 
 
-def test_every_kind_of_source_gives_the_same(predictor, files, images):
+def test_every_kind_of_source_gives_the_same_result(predictor, files, images):
     content = files[0].read_bytes()
     with Image.open(io.BytesIO(content)) as opened:
         opaque = np.dstack([images[0], np.full((32, 32), 255, np.uint8)])
@@ -85,28 +86,28 @@ def test_every_kind_of_source_gives_the_same(predictor, files, images):
     assert [prediction.path for prediction in found] == [str(files[0])] * 2 + [f"image {n}" for n in range(3, 7)]
     assert len({prediction.probabilities.tobytes() for prediction in found}) == 1
     for single in (str(files[0]), content, images[0]):
-        np.testing.assert_allclose(shares(predictor(single)), shares(found[:1]), atol=1e-6)
+        np.testing.assert_allclose(stack(predictor(single)), stack(found[:1]), atol=1e-6)
     grey = images[0][..., 0]
-    np.testing.assert_array_equal(shares(predictor(grey)), shares(predictor(np.dstack([grey] * 3))))
+    np.testing.assert_array_equal(stack(predictor(grey)), stack(predictor(np.dstack([grey] * 3))))
     assert predictor([]) == []
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (7, 2), (64, 4)])
-def test_order_and_answers_do_not_depend_on_batches_and_threads(predictor, files, images, batch_size, threads):
+def test_order_and_results_do_not_depend_on_batch_size_and_threads(predictor, files, images, batch_size, threads):
     found = list(predictor.stream(files, batch_size=batch_size, threads=threads))
     assert [prediction.path for prediction in found] == [str(path) for path in files]
-    np.testing.assert_allclose(shares(found), shares(predictor(images[:40])), atol=1e-5)
+    np.testing.assert_allclose(stack(found), stack(predictor(images[:40])), atol=1e-5)
 
 
-def test_photographs_of_any_size_are_fitted(predictor, images):
-    """As Pillow does it: the shorter side to 32 pixels, antialiased, then the centre."""
+def test_photographs_of_any_size_are_resized_and_cropped(predictor, images):
+    """The shorter side becomes 32 pixels, antialiased as Pillow does it, and the centre is cropped."""
     tiles = np.concatenate(images[:12].reshape(3, 4, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(3, 32, 128, 3))
     theirs = np.asarray(Image.fromarray(tiles).resize((42, 32), Image.Resampling.BILINEAR))[:, 5:37]
     np.testing.assert_allclose(predictor.metadata.preprocess.pixels(tiles[None])[0], theirs, atol=1)
-    np.testing.assert_allclose(shares(predictor(tiles)), shares(predictor(theirs)), atol=0.05)
+    np.testing.assert_allclose(stack(predictor(tiles)), stack(predictor(theirs)), atol=0.05)
 
 
-def test_bad_images_are_failures_in_their_place(predictor, files, tmp_path):
+def test_bad_images_become_failures_at_their_position(predictor, files, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     sources = [files[0], tmp_path / "text.jpg", np.zeros((2, 2), np.float32), b"", tmp_path / "gone.png", 7, files[1]]
     found = list(predictor.stream(sources, batch_size=2))
@@ -118,12 +119,12 @@ def test_bad_images_are_failures_in_their_place(predictor, files, tmp_path):
         predictor(sources)
 
 
-def test_a_stream_of_nothing_but_failures_flows(predictor):
+def test_stream_of_failures_only_is_lazy(predictor):
     found = list(itertools.islice(predictor.stream(itertools.repeat(b"x"), batch_size=2), 1000))
     assert all(isinstance(result, Failure) for result in found)
 
 
-def test_sources_are_taken_as_they_are_needed(predictor, images):
+def test_sources_are_read_as_needed(predictor, images):
     taken = 0
 
     def endless():
@@ -141,27 +142,27 @@ def test_sources_are_taken_as_they_are_needed(predictor, images):
 
 
 @pytest.mark.parametrize("setting", [{"top_k": 0}, {"batch_size": 0}, {"threads": 0}])
-def test_settings_out_of_range(predictor, setting):
+def test_settings_out_of_range_fail(predictor, setting):
     (name,) = setting
     with pytest.raises(ShiftViTError, match=f"{name}=0 must be at least 1"):
         predictor.stream([], **setting)
 
 
-def test_threads_share_a_predictor(predictor, images):
-    assert answer_together(lambda part: shares(predictor(part)), images[:16]) < 1e-5
+def test_threads_can_share_a_predictor(predictor, images):
+    assert answer_together(lambda part: stack(predictor(part)), images[:16]) < 1e-5
 
 
 @pytest.mark.slow
-def test_a_worker_process_gets_a_predictor(predictor, files):
-    """Pickled twice: once for the function, and its answers on the way back."""
+def test_predictor_can_be_sent_to_a_worker_process(predictor, files):
+    """The predictor is pickled on the way there, the predictions on the way back."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         (found,) = pool.map(predictor, [files[:5]])
     assert [prediction.path for prediction in found] == [str(path) for path in files[:5]]
-    np.testing.assert_allclose(shares(found), shares(predictor(files[:5])), atol=1e-6)
+    np.testing.assert_allclose(stack(found), stack(predictor(files[:5])), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [Predictor, Embedder])
-def test_nan_is_no_answer(kind, tmp_path):
+def test_nan_in_the_probabilities_fails(kind, tmp_path):
     model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
     bundle = Bundle.from_model(model, ("a", "b", "c"), Preprocess())
     bundle.save(tmp_path / "good")
@@ -177,8 +178,8 @@ def test_nan_is_no_answer(kind, tmp_path):
             ask(pictures)
 
 
-def test_a_large_photograph_is_decoded_as_for_evaluation(tmp_path: Path) -> None:
-    """A quarter of its size is enough, which is several times faster; evaluation and prediction see the same pixels."""
+def test_large_photograph_is_decoded_like_for_evaluation(tmp_path: Path) -> None:
+    """Both decode it at a quarter of its size, which is several times faster, and see the same pixels."""
     coarse = np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)
     photo = Image.fromarray(coarse).resize((1600, 1280), Image.Resampling.BICUBIC)
     photo.save(tmp_path / "photo.jpg", quality=90)
@@ -192,8 +193,8 @@ def test_a_large_photograph_is_decoded_as_for_evaluation(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("sizes", [{}, {"resize": 20, "crop": 16, "round_pixels": False}])
-def test_a_bundle_s_own_model_gives_the_predictor_s_numbers(tmp_path, sizes):
-    """With a temperature, images of another size than the model's, and settings that leave them unrounded."""
+def test_model_of_a_bundle_matches_the_predictor(tmp_path, sizes):
+    """With a temperature, images of another size than the model takes, and pixels that are not rounded."""
     model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 1))
     bundle = Bundle.from_model(model, ("a", "b", "c"), Preprocess(mean=120.0, std=60.0, **sizes))
     bundle = dataclasses.replace(bundle, temperature=0.25)
@@ -206,7 +207,7 @@ def test_a_bundle_s_own_model_gives_the_predictor_s_numbers(tmp_path, sizes):
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
-def test_nan_is_no_figure_of_an_evaluation(tmp_path):
+def test_nan_fails_an_evaluation(tmp_path):
     bundle = Bundle.from_model(
         ShiftViT((16, 16, 3), num_classes=2, embed_dim=24, depths=(1, 1)), ("a", "b"), Preprocess()
     )

@@ -1,4 +1,4 @@
-"""Preprocessing against independent truth: the Keras example's own output, resampling by its definition, slices."""
+"""Preprocessing against the output of the Keras example, against resampling by its definition, and against slices."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ GOLDEN = Path(__file__).parent / "golden"
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic"]
 
 
-def pictures(*shape: int, seed: int = 0) -> np.ndarray:
+def draw_pictures(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def kernel(distance: np.ndarray, interpolation: str) -> np.ndarray:
-    """The triangle, or the cubic of Keys (1981) with a = -1/2."""
+def evaluate_kernel(distance: np.ndarray, interpolation: str) -> np.ndarray:
+    """Returns the weights: the triangle, or the cubic of Keys (1981) with a = -1/2."""
     if interpolation == "bilinear":
         return np.maximum(1 - distance, 0)
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
@@ -29,23 +29,26 @@ def kernel(distance: np.ndarray, interpolation: str) -> np.ndarray:
     return np.where(distance < 1, near, np.where(distance < 2, far, 0))
 
 
-def line(old: int, new: int, interpolation: str) -> np.ndarray:
-    """The (new, old) matrix of a line's resampling: pixels lie at their centres, shrinking widens the kernel."""
+def make_matrix(old: int, new: int, interpolation: str) -> np.ndarray:
+    """Returns the (new, old) matrix that resamples a line. Pixels lie at their centres; shrinking widens the kernel."""
     scale = old / new
     centres, places = (np.arange(new) + 0.5) * scale, np.arange(old) + 0.5
     if interpolation == "nearest":
         return (np.floor(centres)[:, None] == np.arange(old)).astype(float)
-    weights = kernel(np.abs(places - centres[:, None]) / max(scale, 1), interpolation)
+    weights = evaluate_kernel(np.abs(places - centres[:, None]) / max(scale, 1), interpolation)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def by_definition(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    rows, columns = line(image.shape[0], height, interpolation), line(image.shape[1], width, interpolation)
+def resize_by_definition(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    rows, columns = (
+        make_matrix(image.shape[0], height, interpolation),
+        make_matrix(image.shape[1], width, interpolation),
+    )
     return np.einsum("ai,ijc,bj->abc", rows, image.astype(float), columns)
 
 
-def test_default_is_division_by_255() -> None:
-    images = pictures(5, 32, 32, 3)
+def test_default_divides_by_255() -> None:
+    images = draw_pictures(5, 32, 32, 3)
     result = Preprocess()(images)
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, images.astype(np.float32) / np.float32(255))
@@ -58,18 +61,18 @@ def test_reproduces_the_keras_example() -> None:
     assert np.abs(result - expected).max() < 1e-5
 
 
-# Odd sizes, from which no new pixel's centre falls on the border of two old ones: a tie for "nearest".
+# With these odd sizes no new centre falls on the border of two old pixels, which would be a tie for "nearest".
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize(
     ("size", "target"),
     [((33, 33), (52, 52)), ((37, 53), (19, 23)), ((17, 41), (40, 13)), ((1, 9), (5, 2)), ((63, 47), (7, 47))],
 )
-def test_resizing_is_by_its_definition(interpolation: str, size: tuple[int, int], target: tuple[int, int]) -> None:
-    images = pictures(2, *size, 3)
+def test_resizing_matches_its_definition(interpolation: str, size: tuple[int, int], target: tuple[int, int]) -> None:
+    images = draw_pictures(2, *size, 3)
     result = Preprocess(resize=target, interpolation=interpolation).resized(images)
     assert result.shape == (2, *target, 3)
     assert result.dtype == np.float32
-    expected = np.stack([by_definition(image, *target, interpolation) for image in images])
+    expected = np.stack([resize_by_definition(image, *target, interpolation) for image in images])
     assert np.abs(result - expected).max() < 1e-3
 
 
@@ -79,11 +82,11 @@ def test_resizing_is_by_its_definition(interpolation: str, size: tuple[int, int]
     interpolation=st.sampled_from(["bilinear", "bicubic"]),
     seed=st.integers(0, 1000),
 )
-def test_any_resizing_is_by_its_definition(sizes: list[int], interpolation: str, seed: int) -> None:
+def test_resizing_between_any_sizes_matches_its_definition(sizes: list[int], interpolation: str, seed: int) -> None:
     height, width, new_height, new_width = sizes
-    image = pictures(height, width, 3, seed=seed)
+    image = draw_pictures(height, width, 3, seed=seed)
     result = Preprocess(resize=(new_height, new_width), interpolation=interpolation).resized(image[None])[0]
-    assert np.abs(result - by_definition(image, new_height, new_width, interpolation)).max() < 1e-3
+    assert np.abs(result - resize_by_definition(image, new_height, new_width, interpolation)).max() < 1e-3
 
 
 @given(old=st.integers(1, 50), new=st.integers(1, 50))
@@ -97,7 +100,7 @@ def test_nearest_takes_the_pixel_under_the_centre(old: int, new: int) -> None:
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @given(height=st.integers(1, 30), width=st.integers(1, 30), value=st.integers(0, 255))
-def test_a_plain_image_stays_plain(interpolation: str, height: int, width: int, value: int) -> None:
+def test_plain_image_stays_plain(interpolation: str, height: int, width: int, value: int) -> None:
     image = np.full((1, 13, 8, 3), value, np.uint8)
     result = Preprocess(resize=(height, width), interpolation=interpolation).resized(image)
     np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-4)
@@ -113,12 +116,12 @@ def test_a_plain_image_stays_plain(interpolation: str, height: int, width: int, 
         ((20, 10), (375, 500), (20, 10)),
     ],
 )
-def test_a_bare_number_is_the_shorter_side(
+def test_single_number_is_the_shorter_side(
     resize: int | tuple[int, int] | None, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     preprocess = Preprocess(resize=resize)
     assert preprocess.resized_shape(*size) == preprocess.output_shape(*size) == expected
-    assert preprocess(pictures(1, *size, 3)).shape == (1, *expected, 3)
+    assert preprocess(draw_pictures(1, *size, 3)).shape == (1, *expected, 3)
 
 
 @given(
@@ -128,8 +131,8 @@ def test_a_bare_number_is_the_shorter_side(
     crop_width=st.integers(1, 12),
     position=st.sampled_from(["top_left", "center"]),
 )
-def test_a_crop_is_a_slice(height: int, width: int, crop_height: int, crop_width: int, position: str) -> None:
-    images = pictures(2, height, width, 3)
+def test_crop_is_a_slice(height: int, width: int, crop_height: int, crop_width: int, position: str) -> None:
+    images = draw_pictures(2, height, width, 3)
     preprocess = Preprocess(crop=(crop_height, crop_width), crop_position=position, std=1.0)
     if crop_height > height or crop_width > width:
         with pytest.raises(ShiftViTError, match="larger than the image"):
@@ -144,7 +147,7 @@ def test_a_crop_is_a_slice(height: int, width: int, crop_height: int, crop_width
 
 
 def test_mean_and_std_are_per_channel() -> None:
-    images = pictures(3, 8, 10, 3)
+    images = draw_pictures(3, 8, 10, 3)
     mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
     expected = (images.astype(np.float64) - mean) / std
     np.testing.assert_allclose(Preprocess(mean=mean, std=std)(images), expected, atol=1e-5)
@@ -152,8 +155,8 @@ def test_mean_and_std_are_per_channel() -> None:
 
 
 @pytest.mark.parametrize("preprocess", [Preprocess(), Preprocess(resize=40, crop=33), Preprocess(crop=5)])
-def test_an_image_does_not_depend_on_its_batch(preprocess: Preprocess) -> None:
-    images = pictures(70, 32, 32, 3)
+def test_result_does_not_depend_on_the_batch(preprocess: Preprocess) -> None:
+    images = draw_pictures(70, 32, 32, 3)
     kept = images.copy()
     whole = preprocess(images)
     np.testing.assert_array_equal(whole[[5]], preprocess(images[[5]]))
@@ -161,8 +164,8 @@ def test_an_image_does_not_depend_on_its_batch(preprocess: Preprocess) -> None:
     assert whole.flags.c_contiguous
 
 
-def test_steps_are_the_whole() -> None:
-    images = pictures(4, 20, 30, 3)
+def test_steps_compose_to_the_whole() -> None:
+    images = draw_pictures(4, 20, 30, 3)
     preprocess = Preprocess(resize=24, crop=(20, 31), mean=(1.0, 2.0, 3.0), std=50.0)
     resized = preprocess.cropped(preprocess.resized(images))
     np.testing.assert_array_equal(preprocess(images), preprocess.normalised(preprocess.pixels(images)))
@@ -172,8 +175,8 @@ def test_steps_are_the_whole() -> None:
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_images_that_have_the_size_are_not_resized(interpolation: str) -> None:
-    images = pictures(4, 20, 30, 3)
+def test_images_of_the_right_size_are_not_resized(interpolation: str) -> None:
+    images = draw_pictures(4, 20, 30, 3)
     preprocess = Preprocess(resize=20, crop=(20, 24), interpolation=interpolation)
     found = preprocess.pixels(images)
     assert np.shares_memory(found, images)
@@ -181,42 +184,42 @@ def test_images_that_have_the_size_are_not_resized(interpolation: str) -> None:
     np.testing.assert_array_equal(preprocess(images), preprocess.normalised(images[:, :, :24]))
 
 
-def test_pixels_are_whole_and_stay_in_range() -> None:
+def test_pixels_are_integers_and_stay_in_range() -> None:
     edges = np.zeros((1, 8, 8, 3), np.uint8)
     edges[:, :, 4:] = 255
     found = Preprocess(resize=23, interpolation="bicubic").pixels(edges)
     assert found.dtype == np.uint8
     assert found[0, 0, 0, 0] == 0
-    assert found[0, 0, -1, 0] == 255  # the overshoot beside the edge is clipped, not wrapped
+    assert found[0, 0, -1, 0] == 255  # the overshoot at the edge is clipped and does not wrap
     assert (np.diff(found[0, 0, :, 0].astype(int)) >= -6).all()
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (100, 40), (17, 300), (1, 1)])
-def test_fitted_takes_any_image_and_leaves_fitting_ones_alone(shape: tuple[int, int]) -> None:
+def test_fitted_accepts_any_size_and_keeps_images_that_fit(shape: tuple[int, int]) -> None:
     fitted = Preprocess(mean=3.0).fitted(32, 32)
     assert fitted.mean == 3.0
-    assert fitted.pixels(pictures(1, *shape, 3)).shape == (1, 32, 32, 3)
-    own = pictures(1, 32, 32, 3)
+    assert fitted.pixels(draw_pictures(1, *shape, 3)).shape == (1, 32, 32, 3)
+    own = draw_pictures(1, 32, 32, 3)
     np.testing.assert_array_equal(fitted.pixels(own), own)
     assert fitted.fitted(32, 32) == fitted
 
 
 @pytest.mark.parametrize("own", [(24, 24), (24, 20), (20, 24), (90, 20)])
 @pytest.mark.parametrize("resize", [None, 16, 40])
-def test_a_model_of_images_of_one_size_takes_images_of_any(own: tuple[int, int], resize: int | None) -> None:
-    """As an archive of arrays has them, without a crop."""
+def test_model_trained_on_one_size_accepts_any_size(own: tuple[int, int], resize: int | None) -> None:
+    """Models of an archive of arrays are trained without a crop."""
     trained = Preprocess(resize=resize, mean=3.0)
     size = trained.output_shape(*own)
     fitted = trained.fitted(*size)
     assert fitted.fitted(*size) == fitted
     for shape in (own, (32, 32), (100, 40), (17, 300), (1, 1)):
-        images = pictures(1, *shape, 3)
+        images = draw_pictures(1, *shape, 3)
         assert fitted.pixels(images).shape == (1, *size, 3)
-    images = pictures(2, *own, 3)
+    images = draw_pictures(2, *own, 3)
     np.testing.assert_array_equal(fitted(images), trained(images))
 
 
-def test_what_covers_a_crop_of_unequal_sides_keeps_its_proportions() -> None:
+def test_resize_covers_a_rectangular_crop_and_keeps_proportions() -> None:
     rule = Preprocess(resize=20, crop=(24, 20), crop_position="center")
     assert rule.resized_shape(48, 40) == (24, 20)
     assert rule.resized_shape(100, 100) == (24, 24)
@@ -226,7 +229,7 @@ def test_what_covers_a_crop_of_unequal_sides_keeps_its_proportions() -> None:
         Preprocess(resize=16, crop=(24, 20)).output_shape(48, 40)
 
 
-def test_fitted_keeps_what_fits_and_refuses_what_does_not() -> None:
+def test_fitted_keeps_a_fitting_rule_and_rejects_others() -> None:
     example = Preprocess(resize=52, crop=48)
     assert example.fitted(48, 48) is example
     for other in (Preprocess(resize=52), Preprocess(crop=40), Preprocess(resize=(48, 40))):
@@ -234,19 +237,19 @@ def test_fitted_keeps_what_fits_and_refuses_what_does_not() -> None:
             other.fitted(48, 48)
 
 
-def test_an_absurdly_elongated_image_is_refused_before_memory_is_spent() -> None:
+def test_extremely_elongated_images_fail() -> None:
     with pytest.raises(ShiftViTError, match="too elongated"):
         Preprocess(resize=224).resized_shape(1, 10_000_000)
 
 
-def test_normalising_leaves_its_input_alone() -> None:
-    images = pictures(2, 4, 4, 3).astype(np.float32)
+def test_normalising_does_not_change_its_input() -> None:
+    images = draw_pictures(2, 4, 4, 3).astype(np.float32)
     kept = images.copy()
     Preprocess(mean=3.0).normalised(images)
     np.testing.assert_array_equal(images, kept)
 
 
-def test_no_images_give_no_images() -> None:
+def test_empty_batch_gives_an_empty_batch() -> None:
     empty = np.zeros((0, 32, 32, 3), np.uint8)
     assert Preprocess()(empty).shape == (0, 32, 32, 3)
     assert Preprocess(resize=52, crop=48)(empty).shape == (0, 48, 48, 3)
@@ -264,7 +267,7 @@ def test_no_images_give_no_images() -> None:
         (np.zeros((1, 4, 8, 3), np.uint8), "crop=5"),
     ],
 )
-def test_faulty_images_are_named(images: np.ndarray, message: str) -> None:
+def test_invalid_images_fail(images: np.ndarray, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message) as caught:
         Preprocess(crop=5)(images)
     assert "\n" not in str(caught.value)

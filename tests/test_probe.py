@@ -1,4 +1,4 @@
-"""A linear head on features: scikit-learn's answers, an ordinary run, and features that are computed once."""
+"""A linear head on features: it matches scikit-learn, leaves an ordinary run, and computes features only once."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def run_probe(out: Path, pets: Path, **changes: Any) -> Any:
     return train("probe", out=out, **{"data.name": str(pets), "data.validation": 0.2, **changes})
 
 
-def random_features(classes: int, count: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Features of very different means and spreads, one of them constant, that tell something about the class."""
-    chance = np.random.default_rng(seed)
+def make_random_features(classes: int, count: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features of very different means and spreads, one of them constant, that depend on the class."""
+    generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
-    features = chance.normal(size=(count, 20)) + np.random.default_rng(9).normal(size=(classes, 20))[labels]
+    features = generator.normal(size=(count, 20)) + np.random.default_rng(9).normal(size=(classes, 20))[labels]
     features = features * 10.0 ** np.linspace(-2, 2, 20) + np.linspace(-5, 5, 20)
     features[:, 7] = 3.0
     return features.astype(np.float32), labels
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
-def test_the_head_is_scikit_learns(classes: int) -> None:
-    features, labels = random_features(classes)
+def test_head_matches_scikit_learn(classes: int) -> None:
+    features, labels = make_random_features(classes)
     found = fit_head(features, labels, ProbeConfig(strengths=(0.1,)), None)
     mean, spread = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     spread[7] = 1
@@ -81,9 +81,9 @@ def test_the_head_is_scikit_learns(classes: int) -> None:
     )
 
 
-def test_the_strength_is_chosen_on_validation_images() -> None:
-    features, labels = random_features(3, 60)
-    other, truth = random_features(3, 300, seed=1)
+def test_strength_is_chosen_on_validation_images() -> None:
+    features, labels = make_random_features(3, 60)
+    other, truth = make_random_features(3, 300, seed=1)
     strengths = (1e-5, 1e-3, 1e-1, 1e3)
     found = fit_head(features, labels, ProbeConfig(strengths=strengths), (other, truth))
     assert [row["strength"] for row in found.rows] == sorted(strengths)
@@ -95,13 +95,15 @@ def test_the_strength_is_chosen_on_validation_images() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_as_any_other(tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_probe_leaves_an_ordinary_run(
+    tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (pets / "cat" / "broken.jpg").write_bytes(b"no picture")
     run = run_probe(tmp_path / "run", pets, **{"start.source": str(source)})
-    said = capfd.readouterr().err
-    assert "broken.jpg" in said
-    assert "features of 60 images: " in said
-    assert "images/s" in said
+    errors = capfd.readouterr().err
+    assert "broken.jpg" in errors
+    assert "features of 60 images: " in errors
+    assert "images/s" in errors
     assert run.recipe.preprocess.crop == 20
     assert Recipe.load(run.path / "recipe.toml") == run.recipe
     bundle = run.bundle
@@ -132,17 +134,17 @@ def test_a_run_as_any_other(tmp_path: Path, pets: Path, source: Path, capfd: pyt
 
 
 @pytest.mark.slow
-def test_its_logits_are_the_heads_of_its_features(tmp_path: Path, pets: Path) -> None:
-    """From the packaged model, whose features come from its graph."""
+def test_logits_of_the_run_match_its_head_on_features(tmp_path: Path, pets: Path) -> None:
+    """The features of the packaged model come from its graph."""
     heads: list[Any] = []
     fit = probe.fit_head
 
-    def watched(*arguments: Any) -> Any:
+    def record_head(*arguments: Any) -> Any:
         heads.append((arguments[0], fit(*arguments)))
         return heads[-1][1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "fit_head", watched)
+        patch.setattr(probe, "fit_head", record_head)
         run = run_probe(tmp_path / "run", pets, **{"start.source": "cifar10"})
     ((features, head),) = heads
     assert features.shape[1] == 256
@@ -150,31 +152,33 @@ def test_its_logits_are_the_heads_of_its_features(tmp_path: Path, pets: Path) ->
     paths = [str(pets / row.split(",")[1]) for row in rows if row.startswith("train,")]
     model, rule = run.bundle.build("float32"), run.recipe.preprocess
     images = np.stack([rule.pixels(np.asarray(Image.open(path).convert("RGB"))[None])[0] for path in paths])
-    left = rule.model_copy(update={"resize": None, "crop": None})
-    np.testing.assert_allclose(predict_logits(model, images, left), head.compute_logits(features), atol=1e-4, rtol=1e-4)
+    uncropped = rule.model_copy(update={"resize": None, "crop": None})
+    np.testing.assert_allclose(
+        predict_logits(model, images, uncropped), head.compute_logits(features), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.slow
-def test_a_second_run_computes_nothing(
+def test_second_run_takes_features_from_the_cache(
     tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_probe(tmp_path / "first", pets, **{"start.source": str(source)})
     again = tmp_path / "moved"
-    pets.rename(again)  # it is the content that counts
+    pets.rename(again)  # the cache goes by content
     capfd.readouterr()
 
-    def no(*_: Any) -> Any:
+    def fail(*_: Any) -> Any:
         raise AssertionError("decoded or computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_files, "decode", no)
-        patch.setattr(probe, "load_keras_features", no)
+        patch.setattr(feature_files, "decode", fail)
+        patch.setattr(probe, "load_keras_features", fail)
         second = run_probe(tmp_path / "second", again, **{"start.source": str(source)})
     assert "60 from the cache" in capfd.readouterr().err
     assert {**second.metrics, "train": None} == {**first.metrics, "train": None}
     for path, value in second.bundle.weights.items():
         np.testing.assert_array_equal(value, first.bundle.weights[path])
-    # Another picture, another size and another model are computed.
+    # The features of another picture, size or model are computed.
     Image.new("RGB", (50, 50), (9, 8, 7)).save(again / "cat" / "new.png")
     run_probe(tmp_path / "third", again, **{"start.source": str(source)})
     assert "61 images (60 from the cache)" in capfd.readouterr().err
@@ -187,12 +191,12 @@ def test_a_second_run_computes_nothing(
     assert "kept" not in capfd.readouterr().err
 
 
-def test_an_interrupted_one_goes_on(
+def test_interrupted_probe_resumes(
     tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute, count = feature_files.FeatureReader._compute, 0
 
-    def stopping(self: Any, waiting: Any, rows: Any) -> None:
+    def stop_in_second_batch(self: Any, waiting: Any, rows: Any) -> None:
         nonlocal count
         compute(self, waiting, rows)
         count += 1
@@ -201,17 +205,17 @@ def test_an_interrupted_one_goes_on(
 
     monkeypatch.setattr(feature_files, "choose_batch_size", lambda *_: 7)
     with monkeypatch.context() as patch:
-        patch.setattr(feature_files.FeatureReader, "_compute", stopping)
+        patch.setattr(feature_files.FeatureReader, "_compute", stop_in_second_batch)
         with pytest.raises(KeyboardInterrupt):
             run_probe(tmp_path / "run", pets, **{"start.source": str(source)})
     assert not (tmp_path / "run").exists()
     assert "the features of 14 images are cached" in capfd.readouterr().err
 
-    def stopped(*_: Any) -> Any:
+    def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "fit_head", stopped)
+        patch.setattr(probe, "fit_head", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_probe(tmp_path / "run", pets, **{"start.source": str(source)})
     assert "14 from the cache" in capfd.readouterr().err
@@ -221,7 +225,7 @@ def test_an_interrupted_one_goes_on(
     assert {**resumed.metrics, "train": None} == {**whole.metrics, "train": None}
 
 
-def test_the_store_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feature_store_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store("model")
     digests = [bytes([number]) * 32 for number in range(5)]
     store.add(digests[:3], np.ones((3, 4), np.float32))
@@ -247,9 +251,9 @@ def test_the_store_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert blocked.get(digests[0]) is not None
 
 
-def test_arrays_and_the_authors_weights(tmp_path: Path) -> None:
-    chance = np.random.default_rng(0)
-    images = chance.integers(0, 256, (60, 32, 32, 3), np.uint8)
+def test_probe_on_arrays_with_official_weights(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 32, 32, 3), np.uint8)
     images[::2, :, :, 0] //= 4
     np.savez(tmp_path / "own.npz", images=images, labels=np.arange(60) % 2)
     golden = Path(__file__).parent / "golden" / "official_gn1.npz"
@@ -275,12 +279,12 @@ def test_arrays_and_the_authors_weights(tmp_path: Path) -> None:
         ({"probe.strenghts": "[1.0]"}, "did you mean 'strengths'"),
     ],
 )
-def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str) -> None:
+def test_unsuitable_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ShiftViTError, match=message) as caught:
         Recipe.load("probe", **changes)
     assert "\n" not in str(caught.value)
 
 
-def test_it_has_no_rate_to_find() -> None:
+def test_finding_a_rate_is_refused() -> None:
     with pytest.raises(ShiftViTError, match="has no learning rate"):
         find_rate(Recipe.load("probe"))

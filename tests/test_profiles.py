@@ -1,4 +1,4 @@
-"""Embedded colour profiles: ignored by default, else converted by the standard of sRGB, on every path."""
+"""Embedded colour profiles: ignored by default, otherwise converted to sRGB, in every code path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("space", [matrix.DISPLAY_P3, matrix.ADOBE_RGB])
-def test_colours_become_those_of_srgb(form: str, space: tuple[tuple[float, ...], ...]) -> None:
+def test_profiles_are_converted_to_srgb(form: str, space: tuple[tuple[float, ...], ...]) -> None:
     content = matrix.encode(matrix.load_picture(), form, icc_profile=matrix.make_icc(space), **FORMS[form])
     stored = decode(content)
     np.testing.assert_array_equal(decode(matrix.encode(matrix.load_picture(), form, **FORMS[form])), stored)
@@ -40,14 +40,14 @@ def test_colours_become_those_of_srgb(form: str, space: tuple[tuple[float, ...],
 
 
 @pytest.mark.parametrize("big", [False, True])
-def test_a_tiff_of_either_kind(big: bool) -> None:
+def test_tiff_and_bigtiff(big: bool) -> None:
     content = matrix.encode(matrix.load_picture(), "TIFF", icc_profile=matrix.make_icc(matrix.ADOBE_RGB), big_tiff=big)
     assert (
         np.abs(decode(content, srgb=True) - matrix.convert_to_srgb(matrix.load_picture(), matrix.ADOBE_RGB)).max() < 2
     )
 
 
-def test_a_profile_in_several_segments() -> None:
+def test_jpeg_profile_in_several_segments() -> None:
     profile = matrix.make_icc(matrix.DISPLAY_P3) + bytes(100_000)
     content = matrix.encode(matrix.load_picture(), "JPEG", icc_profile=profile, quality=100, subsampling=0)
     assert read_profile("JPEG", content, None) == profile
@@ -65,25 +65,25 @@ def test_a_profile_in_several_segments() -> None:
         b"\xff" * 5000,
     ],
 )
-def test_what_cannot_or_need_not_be_converted_stays(profile: bytes) -> None:
+def test_unusable_and_srgb_profiles_change_nothing(profile: bytes) -> None:
     for form in ("JPEG", "PNG", "TIFF", "WEBP"):
         content = matrix.encode(matrix.load_picture(), form, icc_profile=profile, **FORMS[form])
         np.testing.assert_array_equal(decode(content, srgb=True), decode(content))
 
 
-def test_broken_files_are_no_worse_with_it() -> None:
-    chance = np.random.default_rng(0)
+def test_reading_profiles_of_damaged_files_raises_nothing() -> None:
+    rng = np.random.default_rng(0)
     for form in ("JPEG", "PNG", "TIFF"):
         whole = matrix.encode(
             matrix.load_picture(), form, icc_profile=matrix.make_icc(matrix.DISPLAY_P3), **FORMS[form]
         )
         for _ in range(100):
             content = bytearray(whole)
-            content[chance.integers(len(whole))] = chance.integers(256)
+            content[rng.integers(len(whole))] = rng.integers(256)
             read_profile(form, bytes(content), None)
 
 
-def test_a_pil_image() -> None:
+def test_pil_image() -> None:
     image = Image.fromarray(matrix.load_picture())
     image.info["icc_profile"] = matrix.make_icc(matrix.DISPLAY_P3)
     expected = matrix.convert_to_srgb(matrix.load_picture(), matrix.DISPLAY_P3)
@@ -91,7 +91,7 @@ def test_a_pil_image() -> None:
     np.testing.assert_array_equal(np.asarray(image), matrix.load_picture())
 
 
-def test_every_path_sees_the_same_colours(tmp_path: Path) -> None:
+def test_all_code_paths_see_the_same_colours(tmp_path: Path) -> None:
     model = ShiftViT((32, 32, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
     path = tmp_path / "p3.png"
     path.write_bytes(matrix.encode(matrix.load_picture(), "PNG", icc_profile=matrix.make_icc(matrix.DISPLAY_P3)))
@@ -108,7 +108,8 @@ def test_every_path_sees_the_same_colours(tmp_path: Path) -> None:
     np.testing.assert_allclose(by_path.probabilities, by_pixels.probabilities, atol=1e-6)
 
 
-def test_files_that_older_versions_read_stay_the_same(tmp_path: Path) -> None:
+def test_srgb_is_written_only_if_it_is_set(tmp_path: Path) -> None:
+    """Older versions do not know the setting, and must still read files that do not use it."""
     model = ShiftViT((32, 32, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
     for srgb in (False, True):
         place = tmp_path / str(srgb)

@@ -1,4 +1,4 @@
-"""The search for a learning rate: its analysis on curves with known answers, and a whole search on real images."""
+"""The search for a learning rate: suggestions on curves with known answers, and a whole search on real images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from shiftvit.training.rate_finder import RateSearch, find_rate, smooth, suggest
 RATES = np.geomspace(1e-6, 10, 100)
 
 
-def landscape(steepest: float, width: float = 1.0, depth: float = 1.0, worst: float = 3.0) -> np.ndarray:
-    """A loss that falls as a sigmoid of log(rate), most steeply at `steepest`, and rises from 100 times that on."""
+def make_losses(steepest: float, width: float = 1.0, depth: float = 1.0, worst: float = 3.0) -> np.ndarray:
+    """Returns losses that fall as a sigmoid of log(rate), most steeply at `steepest`, and rise above 100 times that."""
     x = np.log(RATES / steepest) / width
     return 2.3 - depth / (1 + np.exp(-x)) + np.maximum(0, np.log(RATES / (100 * steepest))) * worst
 
@@ -37,20 +37,18 @@ def landscape(steepest: float, width: float = 1.0, depth: float = 1.0, worst: fl
     depth=st.floats(0.3, 2.0),
     seed=st.integers(0, 100),
 )
-def test_the_suggestion_is_where_the_loss_falls_most_steeply(
-    steepest: float, width: float, depth: float, seed: int
-) -> None:
+def test_suggestion_is_at_the_steepest_fall(steepest: float, width: float, depth: float, seed: int) -> None:
     noise = np.random.default_rng(seed).normal(0, 1e-4, len(RATES))
-    losses = landscape(steepest, width, depth) + noise
+    losses = make_losses(steepest, width, depth) + noise
     found = suggest(RATES, losses)
     assert found is not None
-    assert steepest / 1.6 < found < steepest * 1.6  # steps of 1.18 times
+    assert steepest / 1.6 < found < steepest * 1.6  # each rate is 1.18 times the one before
     assert found < RATES[np.argmin(losses)]
 
 
 @given(scale=st.floats(0.1, 10), offset=st.floats(0, 5))
-def test_the_suggestion_does_not_depend_on_the_losses_unit(scale: float, offset: float) -> None:
-    losses = landscape(1e-3, depth=2.0)
+def test_suggestion_does_not_depend_on_scale_and_offset(scale: float, offset: float) -> None:
+    losses = make_losses(1e-3, depth=2.0)
     lowest = losses.min()
     assert suggest(RATES, scale * (losses - lowest) + offset) == suggest(RATES, losses - lowest)
 
@@ -60,15 +58,15 @@ def test_the_suggestion_does_not_depend_on_the_losses_unit(scale: float, offset:
     [
         np.full(100, 2.3),
         2.3 + np.log(RATES / 1e-6),
-        2.3 - 0.01 * np.linspace(0, 1, 100),  # less than chance would make
-        landscape(1e-3)[:5],
+        2.3 - 0.01 * np.linspace(0, 1, 100),  # less than chance causes
+        make_losses(1e-3)[:5],
     ],
 )
-def test_where_nothing_falls_nothing_is_suggested(losses: np.ndarray) -> None:
+def test_no_suggestion_without_a_fall(losses: np.ndarray) -> None:
     assert suggest(RATES[: len(losses)], losses) is None
 
 
-def test_smoothing_is_the_running_mean() -> None:
+def test_smoothing_is_the_bias_corrected_running_mean() -> None:
     losses = np.random.default_rng(0).normal(size=30)
     mean, expected = 0.0, []
     for step, loss in enumerate(losses, 1):
@@ -78,7 +76,7 @@ def test_smoothing_is_the_running_mean() -> None:
     np.testing.assert_allclose(smooth(np.full(20, 2.5)), 2.5)
 
 
-def small(**changes: Any) -> Recipe:
+def make_recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "small",
@@ -91,30 +89,30 @@ def small(**changes: Any) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def found() -> RateSearch:
+def search() -> RateSearch:
     rule = {"name": "muon", "learning_rate": 0.02, "adam_learning_rate": 0.01}
-    return find_rate(small(optimizer=rule), load_sample(), low=1e-5, high=30.0, steps=40)
+    return find_rate(make_recipe(optimizer=rule), load_sample(), low=1e-5, high=30.0, steps=40)
 
 
-def test_it_finds_a_rate_on_real_images(found: RateSearch) -> None:
-    assert found.suggestion is not None
-    assert 1e-4 < found.suggestion < found.rates[np.argmin(found.smoothed)] <= 30
-    np.testing.assert_allclose(found.rates, np.geomspace(1e-5, 30, 40)[: len(found.rates)])
-    np.testing.assert_allclose(found.smoothed, smooth(found.losses))
-    assert found.losses[0] == pytest.approx(np.log(10), abs=0.4)  # of a model that knows nothing
-    assert len(found.rates) == len(found.losses) < 40  # it diverged
-    assert found.settings == {
-        "train.optimizer.learning_rate": found.suggestion,
-        "train.optimizer.adam_learning_rate": pytest.approx(found.suggestion / 2, rel=0.05),
+def test_search_finds_a_rate_on_real_images(search: RateSearch) -> None:
+    assert search.suggestion is not None
+    assert 1e-4 < search.suggestion < search.rates[np.argmin(search.smoothed)] <= 30
+    np.testing.assert_allclose(search.rates, np.geomspace(1e-5, 30, 40)[: len(search.rates)])
+    np.testing.assert_allclose(search.smoothed, smooth(search.losses))
+    assert search.losses[0] == pytest.approx(np.log(10), abs=0.4)  # an untrained model
+    assert len(search.rates) == len(search.losses) < 40  # it diverged
+    assert search.settings == {
+        "train.optimizer.learning_rate": search.suggestion,
+        "train.optimizer.adam_learning_rate": pytest.approx(search.suggestion / 2, rel=0.05),
     }
 
 
 @pytest.mark.slow
-def test_rates_are_the_recipes_and_go_with_its_batch_size() -> None:
-    """With the rates for batches of 100, 50 images get half, so the search has to go twice as far."""
+def test_rates_scale_with_the_batch_size() -> None:
+    """Rates for batches of 100 are halved for batches of 50, so twice the rates give the same losses."""
     searches = [
         find_rate(
-            small(optimizer={"base_batch_size": base, "learning_rate": 1e-3}),
+            make_recipe(optimizer={"base_batch_size": base, "learning_rate": 1e-3}),
             load_sample(),
             low=low,
             high=1e3 * low,
@@ -135,22 +133,22 @@ def test_rates_are_the_recipes_and_go_with_its_batch_size() -> None:
         ({"low": 1.0, "high": 0.1}, "low=1.0 and high=0.1 are not a range"),
     ],
 )
-def test_what_cannot_be_is_told(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
-        find_rate(small(), load_sample(), **changes)
+        find_rate(make_recipe(), load_sample(), **changes)
 
 
-def test_the_figure(found: RateSearch, tmp_path: Path, figures: list[Any]) -> None:
-    for number, suggestion in enumerate((found.suggestion, None)):
+def test_figure_shows_the_search(search: RateSearch, tmp_path: Path, figures: list[Any]) -> None:
+    for number, suggestion in enumerate((search.suggestion, None)):
         path = tmp_path / f"{number}.png"
-        draw_rate_search(found.rates, found.losses, found.smoothed, suggestion, 0.02, path, title="Learning rates")
+        draw_rate_search(search.rates, search.losses, search.smoothed, suggestion, 0.02, path, title="Learning rates")
         with Image.open(path) as image:
             assert image.width > image.height > 300
             assert image.format == "PNG"
         (axes,) = figures[-1].axes
         lines = {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in axes.lines}
-        for label, losses in (("each batch", found.losses), ("smoothed", found.smoothed)):
-            np.testing.assert_array_equal(lines[label], [found.rates, losses])
+        for label, losses in (("each batch", search.losses), ("smoothed", search.smoothed)):
+            np.testing.assert_array_equal(lines[label], [search.rates, losses])
         assert list(lines["the recipe's rate, 0.02"][0]) == [0.02, 0.02]
         marked = {label: list(places[0]) for label, places in lines.items() if label.startswith("suggestion")}
         assert marked == ({} if suggestion is None else {f"suggestion, {suggestion:g}": [suggestion] * 2})
@@ -159,35 +157,35 @@ def test_the_figure(found: RateSearch, tmp_path: Path, figures: list[Any]) -> No
 
 def run_command(monkeypatch: pytest.MonkeyPatch, search: RateSearch, *arguments: str) -> Result:
     app = typer.Typer()
-    app.callback()(lambda: None)  # or the only command would be the program
+    app.callback()(lambda: None)  # otherwise typer makes the only command the program itself
     app.add_typer(rates.app)
     monkeypatch.setattr(rate_finder, "find_rate", lambda *_, **__: search)
     return CliRunner().invoke(app, ["find-rate", *arguments])
 
 
-def test_the_command_prints_the_settings_to_use(
-    monkeypatch: pytest.MonkeyPatch, found: RateSearch, tmp_path: Path
+def test_command_prints_the_settings_to_use(
+    monkeypatch: pytest.MonkeyPatch, search: RateSearch, tmp_path: Path
 ) -> None:
     figure = tmp_path / "rates.png"
-    answer = run_command(monkeypatch, found, "--figure", str(figure))
+    answer = run_command(monkeypatch, search, "--figure", str(figure))
     assert answer.exit_code == 0
     words = answer.stdout.split()
     assert words[::2] == ["--set", "--set"]
-    assert {key: float(value) for key, value in (word.split("=") for word in words[1::2])} == found.settings
+    assert {key: float(value) for key, value in (word.split("=") for word in words[1::2])} == search.settings
     with Image.open(figure) as image:
         assert image.format == "PNG"
 
 
-def test_the_command_in_json(monkeypatch: pytest.MonkeyPatch, found: RateSearch) -> None:
-    answer = run_command(monkeypatch, found, "--json")
+def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, search: RateSearch) -> None:
+    answer = run_command(monkeypatch, search, "--json")
     assert answer.exit_code == 0
     printed = json.loads(answer.stdout)
-    assert printed["settings"] == found.settings
-    assert printed["rates"] == pytest.approx(found.rates.tolist())
+    assert printed["settings"] == search.settings
+    assert printed["rates"] == pytest.approx(search.rates.tolist())
     assert printed.keys() == {*RateSearch.__dataclass_fields__, "settings"}
 
 
-def test_no_fall_is_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_suggestion_prints_one_line_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = np.full(20, 2.3)
     search = RateSearch(RATES[:20], flat, flat, None, 0.02)
     assert search.settings == {}
@@ -199,7 +197,7 @@ def test_no_fall_is_one_line_and_status_1(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("noise", [0.03, 0.1])
-def test_the_noise_of_batches_does_not_suggest_the_first_rates(noise: float) -> None:
+def test_batch_noise_rarely_leads_to_a_low_suggestion(noise: float) -> None:
     """The steepest fall is at 1e-3; the bias-corrected mean of the first few batches falls and rises by chance."""
     rates = np.geomspace(1e-6, 10, 100)
     clean = 2.3 - 1.2 / (1 + np.exp(-2 * np.log(rates / 1e-3))) + np.maximum(0, np.log(rates / 0.3)) * 2

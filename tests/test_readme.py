@@ -1,4 +1,4 @@
-"""The README's commands and code run as they stand, and its figures are those of the committed results."""
+"""The README's commands and code run as written, and its figures match the committed results."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ import processors
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 
-# What makes a command of the README small enough for a test.
-TINY = ["--set", "model.depths=[1, 1]", "--set", "model.embed_dim=24"]
-SMALL = ["--epochs", "1", "--set", "data.validation=50", "--set", "train.batch_size=50", *TINY]
+# Arguments that make a training command of the README small enough for a test.
+TINY_MODEL = ["--set", "model.depths=[1, 1]", "--set", "model.embed_dim=24"]
+SMALL_TRAINING = ["--epochs", "1", "--set", "data.validation=50", "--set", "train.batch_size=50", *TINY_MODEL]
 
-# And of one on a user's own images, of which the test has few.
-OWN = ["--epochs", "1", "--set", "train.batch_size=16"]
+# The same for a training on the user's own images, of which the test has few.
+SMALL_OWN_DATA = ["--epochs", "1", "--set", "train.batch_size=16"]
 
-# These go through a process of their own, as a user's do; the others through its entry point in this one.
-PROCESSES = (["predict"], ["info", "runs/mine"])
+# These commands run in a process of their own; the others run through the entry point in this process.
+IN_A_PROCESS = (["predict"], ["info", "runs/mine"])
 
-# What each command says on standard output; what it is to write stands in its arguments.
-SAYS = {
+# A part of what each command prints on standard output. The files it must write are in its arguments.
+EXPECTED_OUTPUT = {
     "predict": "label",
     "pull": "bundle: ",
     "embed": "256 features of 1 image",
@@ -63,19 +63,20 @@ SAYS = {
 }
 
 
-def blocks(kind):
+def find_code_blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def commands():
+def list_commands():
     lines = [line.strip() for line in README.splitlines() if line.startswith("    shiftvit ")]
-    # A server does not end by itself, and a cluster must be there; test_serve_cli.py and test_bulk.py have them.
+    # A server does not end by itself, and Ray needs a cluster; test_serve_cli.py and test_bulk.py test these.
     split = [shlex.split(line, comments=True) for line in lines if not re.search("shiftvit serve|--engine ray", line)]
-    return [command for place, command in enumerate(split) if command not in split[:place]]  # some stand there twice
+    # Some commands appear twice.
+    return [command for place, command in enumerate(split) if command not in split[:place]]
 
 
 def write_faulty_tree(root):
-    """Writes a user's images with all that can be wrong: a damaged file, a copy across splits, a rare class."""
+    """Writes images of a user with typical faults: a damaged file, a copy across splits, a rare class."""
     write_tree(root / "train")
     for number, path in enumerate(sorted((root / "train" / "ship").iterdir())):
         if number > 3:
@@ -92,16 +93,16 @@ def write_faulty_tree(root):
 
 @pytest.fixture
 def sample(monkeypatch):
-    """The committed sample, and also what is got where CIFAR-10 is asked for."""
+    """The committed sample, which also replaces CIFAR-10."""
     found = load_sample()
     monkeypatch.setitem(named._LOADERS, "cifar10", lambda: found)
     return found
 
 
-def ran(arguments, monkeypatch, capfd):
-    """Runs the command line and returns its status, standard output and standard error."""
+def run_command(arguments, monkeypatch, capfd):
+    """Runs a command and returns its exit status, standard output and standard error."""
     capfd.readouterr()
-    if arguments in PROCESSES:
+    if arguments in IN_A_PROCESS:
         answer = subprocess.run([sys.executable, "-m", "shiftvit", *arguments], capture_output=True, text=True)
         return answer.returncode, answer.stdout, answer.stderr
     monkeypatch.setattr(sys, "argv", ["shiftvit", *arguments])
@@ -110,10 +111,10 @@ def ran(arguments, monkeypatch, capfd):
     return end.value.code, *capfd.readouterr()
 
 
-def made_small(name, arguments):
-    """What is added to a command so that it takes little."""
+def shrink_arguments(name, arguments):
+    """Returns arguments to add to a command so that it takes little time."""
     if name == "find-rate":
-        return [*OWN[2:], *TINY, "--steps", "40"]
+        return [*SMALL_OWN_DATA[2:], *TINY_MODEL, "--steps", "40"]
     if "--resume" in arguments or name not in {"train", "benchmark"}:
         return []
     if name == "benchmark":
@@ -121,12 +122,13 @@ def made_small(name, arguments):
     if "probe" in arguments:
         return []
     if "--data" in arguments:
-        return OWN if "finetune" in arguments else [*OWN, *TINY]  # which begins with a whole model
-    return SMALL[2:] if "--epochs" in arguments else SMALL
+        # Fine-tuning starts from a model whose size is given.
+        return SMALL_OWN_DATA if "finetune" in arguments else [*SMALL_OWN_DATA, *TINY_MODEL]
+    return SMALL_TRAINING[2:] if "--epochs" in arguments else SMALL_TRAINING
 
 
 def serve_weights(monkeypatch, folder):
-    """Puts a small model with random values in the place of the authors' ImageNet model."""
+    """Replaces the authors' ImageNet model by a small one with random weights."""
     small = {"image_shape": (32, 32, 3), "embed_dim": 24, "depths": (1, 1, 1, 1), "mlp_ratio": 2.0}
     monkeypatch.setitem(PRESETS, "shiftvit_tiny_r2", Preset(small, (81.7, "ImageNet-1K, 224x224"), "for tests"))
     monkeypatch.setenv("SHIFTVIT_DATA", str(folder / "data"))
@@ -136,7 +138,7 @@ def serve_weights(monkeypatch, folder):
 
 
 @pytest.mark.slow
-def test_every_command_runs(sample, tmp_path, monkeypatch, capfd, plain_figures):
+def test_commands_run(sample, tmp_path, monkeypatch, capfd, plain_figures):
     del plain_figures
     monkeypatch.chdir(tmp_path)
     Image.fromarray(sample.test.images[0]).save("cat.jpg")
@@ -145,48 +147,49 @@ def test_every_command_runs(sample, tmp_path, monkeypatch, capfd, plain_figures)
     write_faulty_tree(Path("pets"))
     serve_weights(monkeypatch, tmp_path)
     seen = set()
-    # First what the others use: the pulled model, then the runs.
-    for _, *arguments in sorted(commands(), key=lambda command: (command[1] != "pull", command[1] != "train")):
+    # Others need the pulled model and the runs, so these commands come first.
+    for _, *arguments in sorted(list_commands(), key=lambda command: (command[1] != "pull", command[1] != "train")):
         name = arguments[0]
         seen.add(name)
         arguments = [argument.replace("pets/cat", "pets/train/cat") for argument in arguments]
         if arguments[:2] == ["data", "cifar10"]:
-            continue  # the download has its own tests
+            continue  # other files test the download
         if "--resume" in arguments:
-            # Stands for a run that was killed before its first checkpoint.
+            # Now it looks like a run that was killed before its first checkpoint.
             (Path(arguments[-1]) / "metrics.json").unlink()
             for state in (Path(arguments[-1]) / "checkpoints").iterdir():
                 state.unlink()
-        arguments += made_small(name, arguments)
-        status, said, errors = ran(arguments, monkeypatch, capfd)
-        # The planted faults: a warning for who checks, and no obstacle for who trains.
+        arguments += shrink_arguments(name, arguments)
+        status, output, errors = run_command(arguments, monkeypatch, capfd)
+        # The faulty images: `data check` warns of them, and training goes on without them.
         faulty = arguments[:3] == ["data", "check", "pets/"]
         assert status == (3 if faulty else 0), (arguments, errors)
         for option, place in itertools.pairwise(arguments):
             if option in {"--out", "--figure", "--grid"}:
                 assert Path(place).exists(), arguments
-                said += Path(place).read_text() if place.endswith(".csv") else ""
-        assert SAYS[name] in said, (arguments, said)
+                output += Path(place).read_text() if place.endswith(".csv") else ""
+        assert EXPECTED_OUTPUT[name] in output, (arguments, output)
         if "cat.jpg" in arguments and "shiftvit_tiny_r2" not in arguments:
-            assert "cat" in said.split()
+            assert "cat" in output.split()
         if faulty:
             for word in ("broken.jpg", "copy.png", "imbalance"):
-                assert word in said, said
+                assert word in output, output
         if "runs/pets" in arguments and name == "train":
             assert "broken.jpg" in errors
-    assert seen == SAYS.keys()
+    assert seen == EXPECTED_OUTPUT.keys()
 
 
 @pytest.mark.slow
-def test_the_python_code_runs(sample, tmp_path, monkeypatch):
+def test_python_code_runs(sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     serve_weights(monkeypatch, tmp_path)
     pull.pull_published("shiftvit_tiny_r2")
-    (code,) = blocks("python")
+    (code,) = find_code_blocks("python")
     small = '"train.epochs": 3'
     assert small in code
     code = code.replace(small, '"train.epochs": 1, "data.validation": 50, "train.batch_size": 50')
-    code = "\n".join(line for line in code.splitlines() if ".pth" not in line)  # the authors' file, not ours to ship
+    # Lines with a .pth file need the authors' weights, which are not in this repository.
+    code = "\n".join(line for line in code.splitlines() if ".pth" not in line)
     names = {"images": sample.test.images[:4]}
     exec(compile(code, "README.md", "exec"), names)
     assert names["probabilities"].shape == (4, 10)
@@ -194,19 +197,19 @@ def test_the_python_code_runs(sample, tmp_path, monkeypatch):
 
 
 def read_result(kind, text):
-    """Returns the name and the content of the only result of a kind that a text names."""
+    """Returns the name and the content of the one result of this kind that a text names."""
     (name,) = set(re.findall(rf"benchmarks/results/({kind}-[\w.-]+\.json)", text))
     return name, json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
 
 
-def test_every_figure_stands_in_a_committed_result():
+def test_figures_match_committed_results():
     rows = [line for line in README.splitlines() if line.startswith("| ") and ".json" in line]
     assert rows
     for row in rows:
         _, result = read_result(r"\w+", row)
         assert f"n = {result['n']}" in row, row
         assert f"`{result['command']}`" in row, row
-        if "training" in result:  # a trained model, measured as it is
+        if "training" in result:  # measured on one trained model
             assert f"{100 * result['test_top1']:.2f} %" in row, row
             assert f"{result['training']['train']['seconds']:.0f} s" in row, row
             continue
@@ -219,7 +222,7 @@ def test_every_figure_stands_in_a_committed_result():
         assert re.split(r" 64-Core| \d+GB", used)[0] in README
 
 
-def test_the_packaged_model_is_what_its_result_says():
+def test_packaged_model_matches_its_result():
     name, result = read_result("pretrained", README)
     folder = PRETRAINED / "cifar10"
     assert result["bytes"] == {path.name: path.stat().st_size for path in folder.iterdir()}
@@ -232,7 +235,7 @@ def test_the_packaged_model_is_what_its_result_says():
     assert name in head
 
 
-def test_what_finetuning_gives_is_the_committed_result():
+def test_finetuning_figures_match_the_committed_result():
     head = recipes.read_head("finetune")
     _, result = read_result("finetune", head)
     for way in ("fine-tuned", "from scratch, four times the epochs"):
@@ -241,7 +244,7 @@ def test_what_finetuning_gives_is_the_committed_result():
     assert f"n = {result['n']}" in head
 
 
-def test_what_a_large_folder_takes_is_the_committed_result():
+def test_figures_of_a_large_folder_match_the_committed_result():
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
     _, result = read_result("streaming", text)
     assert result["files"] == 100_000
@@ -253,7 +256,7 @@ def test_what_a_large_folder_takes_is_the_committed_result():
         assert f"{result['epoch'][key]:,.0f} images/s" in text
 
 
-def test_the_table_of_exports_is_the_committed_result():
+def test_export_table_matches_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
     _, result = read_result("exports", text)
     assert exports.make_table(result) in text
@@ -262,7 +265,7 @@ def test_the_table_of_exports_is_the_committed_result():
     ]
 
 
-def test_the_table_of_processors_is_the_committed_result():
+def test_processor_table_matches_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
     name, result = read_result("processors", text)
     assert processors.make_table(result, name) in text
@@ -272,7 +275,7 @@ def test_the_table_of_processors_is_the_committed_result():
             assert min(row["top1_here"], row["top1_emulated"]) >= result["top1_model"] - 0.005
 
 
-def test_the_price_of_safe_int8_is_the_committed_one():
+def test_int8_rates_match_the_committed_result():
     text = (ROOT / "docs" / "export.md").read_text("utf-8")
     name, result = read_result("rates", text)
     table = text.split(name)[1].split("\n## ")[0]
@@ -283,7 +286,7 @@ def test_the_price_of_safe_int8_is_the_committed_one():
         assert any(line.endswith(f"| {rates} |") for line in rows), row
 
 
-def test_the_agreement_with_the_published_models_is_the_committed_one():
+def test_parity_figures_match_the_committed_result():
     backends = read_result("parity", README)[1]["backends"]
     assert [run["backend"] for run in backends] == ["torch", "jax", "tensorflow"]
     for reference in ("official_gn1", "official_bn_relu", "keras_example"):
@@ -291,23 +294,23 @@ def test_the_agreement_with_the_published_models_is_the_committed_one():
         assert " / ".join(figures) in README, reference
 
 
-def test_the_tables_of_performance_are_the_committed_results():
+def test_performance_tables_match_the_committed_results():
     text = document.DOCUMENT.read_text("utf-8")
     assert document.update(text) == text
 
 
-def test_nothing_in_a_document_waits_to_be_filled_in():
+def test_documents_have_no_placeholders():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
         assert "@@" not in page.read_text("utf-8"), page.name
 
 
-def test_links_to_our_own_files_are_whole():
+def test_links_to_own_files_exist():
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
 
 
-def test_the_version_is_the_same_everywhere():
+def test_version_is_the_same_everywhere():
     version = shiftvit.__version__
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text("utf-8")
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text("utf-8")

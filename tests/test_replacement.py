@@ -23,11 +23,11 @@ from shiftvit.replacement import find_current, write_folder
 NAMES = ("a.txt", "b.txt", "old.txt")
 
 
-def write(folder: Path, text: str, names: tuple[str, ...] = NAMES[:2], **options: Any) -> None:
+def write_files(folder: Path, text: str, names: tuple[str, ...] = NAMES[:2], **options: Any) -> None:
     write_folder(folder, lambda new: [(new / name).write_text(text) for name in names], NAMES, **options)
 
 
-def contents(folder: Path) -> dict[str, str]:
+def read_contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -36,14 +36,14 @@ def contents(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("others", ["alone", "others"])
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 @pytest.mark.parametrize("what", ["folder", "bundle"])
-def test_ended_at_any_step_the_old_or_the_new_is_complete(what: str, how: str, others: str, tmp_path: Path) -> None:
+def test_interruption_leaves_the_old_or_the_new_content(what: str, how: str, others: str, tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_steps.py")
     command = [sys.executable, str(script), what, how, str(tmp_path), others]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) > 20
-    kept = {"place/.git/config", "place/notes.txt"} if others == "others" else set()
+    foreign = {"place/.git/config", "place/notes.txt"} if others == "others" else set()
     old, new = rows[0]["files"], rows[-1]["files"]
     assert [row["read"] for row in rows[:1] + rows[-1:]] == [["old"], ["new"]]
     assert (
@@ -53,72 +53,72 @@ def test_ended_at_any_step_the_old_or_the_new_is_complete(what: str, how: str, o
             if what == "folder"
             else {f"place/{name}" for name in (WEIGHTS, MANIFEST, CARD)}
         )
-        | kept
+        | foreign
     )
     for row in rows:
         found = row["files"]
         assert row["read"] in (["old"], ["new"]), row
-        assert {name: found[name] for name in kept} == {name: old[name] for name in kept}
-        if how == "interrupt":  # nothing else is left, in the step before the end at most
+        assert {name: found[name] for name in foreign} == {name: old[name] for name in foreign}
+        if how == "interrupt":  # nothing else is left, except perhaps in the last step but one
             assert found in (old, new) or row is rows[-2], row
-        if others == "alone" and sys.platform == "linux":  # no program sees a mixture
+        if others == "alone" and sys.platform == "linux":  # no program sees a mixture of both
             shown = {name: value for name, value in found.items() if name in {*old, *new}}
             assert shown in (old, new), row
-        # What was begun is finished by the next, and what killed processes left is deleted.
+        # The next write finishes what was begun, and deletes what killed processes left.
         assert (row["anew"], row["then"]) == (["new"], new)
 
 
-def test_other_files_stay_and_links_to_folders_too(tmp_path: Path) -> None:
+def test_other_files_and_links_to_folders_stay(tmp_path: Path) -> None:
     real = tmp_path / "disk"
     (real / ".git").mkdir(parents=True)
     (real / ".git" / "HEAD").write_text("mine")
     (tmp_path / "link").symlink_to(real)
     for text, names in (("first", NAMES), ("second", NAMES[:2])):
-        write(tmp_path / "link", text, names)
-        assert contents(real) == {".git/HEAD": "mine", **dict.fromkeys(names, text)}
+        write_files(tmp_path / "link", text, names)
+        assert read_contents(real) == {".git/HEAD": "mine", **dict.fromkeys(names, text)}
     assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "kept"])
-def test_a_foreign_file_of_the_same_name_is_not_replaced(kind: str, tmp_path: Path) -> None:
-    write(tmp_path / "place", "first", NAMES)
+def test_foreign_file_of_the_same_name_is_not_replaced(kind: str, tmp_path: Path) -> None:
+    write_files(tmp_path / "place", "first", NAMES)
     if kind == "folder":
         (tmp_path / "place" / "b.txt").unlink()
         (tmp_path / "place" / "b.txt").mkdir()
-    before = contents(tmp_path)
+    before = read_contents(tmp_path)
     names = ("a.txt", "c.txt") if kind == "file" else NAMES[:2]
     if kind == "file":
         (tmp_path / "place" / "c.txt").write_text("mine")
-        before = contents(tmp_path)
+        before = read_contents(tmp_path)
     with pytest.raises(ShiftViTError, match=r"[bc].txt' exists and is not shiftvit's, so it is not replaced; move it"):
-        write(tmp_path / "place", "second", names, keep=("b.txt",) if kind == "kept" else ())
-    assert contents(tmp_path) == before
+        write_files(tmp_path / "place", "second", names, keep=("b.txt",) if kind == "kept" else ())
+    assert read_contents(tmp_path) == before
 
 
-def test_a_folder_that_is_worked_in_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a shell that stands there would be left in one that was deleted."""
-    write(tmp_path / "place", "first")
+def test_working_directory_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a shell with this working directory would be left in a deleted one."""
+    write_files(tmp_path / "place", "first")
     inode = (tmp_path / "place").stat().st_ino
     monkeypatch.chdir(tmp_path / "place")
-    write(Path(), "second")
+    write_files(Path(), "second")
     assert (tmp_path / "place").stat().st_ino == inode
-    assert contents(tmp_path / "place") == dict.fromkeys(NAMES[:2], "second")
+    assert read_contents(tmp_path / "place") == dict.fromkeys(NAMES[:2], "second")
 
 
-def test_links_do_not_lead_a_reader_away(tmp_path: Path) -> None:
+def test_links_do_not_redirect_reading_or_writing(tmp_path: Path) -> None:
     (tmp_path / "private" / "new").mkdir(parents=True)
     (tmp_path / "private" / "new" / "a.txt").write_text("private")
-    write(tmp_path / "place", "first")
+    write_files(tmp_path / "place", "first")
     (tmp_path / "place" / ".shiftvit-arriving").symlink_to(tmp_path / "private")
     assert find_current(tmp_path / "place" / "a.txt").read_text() == "first"
-    write(tmp_path / "place", "second")
+    write_files(tmp_path / "place", "second")
     assert (tmp_path / "private" / "new" / "a.txt").read_text() == "private"
     assert (tmp_path / "place" / "a.txt").read_text() == "second"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="has no such files")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_a_device_is_never_replaced_by_a_file(kind: str, tmp_path: Path) -> None:
+def test_device_is_never_replaced(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "place"
     if kind == "pipe":
         os.mkfifo(place)
@@ -130,7 +130,7 @@ def test_a_device_is_never_replaced_by_a_file(kind: str, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+def test_only_temporary_files_of_dead_processes_are_deleted(tmp_path: Path) -> None:
     program = (
         "import os, sys, time\nfrom pathlib import Path\nfrom shiftvit.files import write_file\n"
         "def write(path):\n    path.write_text('x')\n    print(flush=True)\n    sys.stdin.read()\n"
@@ -146,21 +146,19 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_has_is_not(
         process.kill()
         process.wait()
     write_file(place, lambda temporary: temporary.write_text("z"))
-    assert contents(tmp_path) == {"a[b].txt": "z"}
+    assert read_contents(tmp_path) == {"a[b].txt": "z"}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="stands in for it")
+@pytest.mark.skipif(os.name == "nt", reason="simulates Windows with the locks of other systems")
 @pytest.mark.parametrize("system", ["this", "win32"])
-def test_a_lock_keeps_others_out_until_it_is_closed(
-    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_excludes_others_until_it_is_closed(system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
     import fcntl
     import threading
     import types
 
     def locking(number: int, mode: int, count: int) -> None:
-        """As Windows' own: of a lock that another holds it says EACCES."""
+        """Locks as on Windows: raises EACCES if another holds the lock."""
         assert (mode, count, os.lseek(number, 0, os.SEEK_CUR)) == (2, 1, 0)
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,7 +177,7 @@ def test_a_lock_keeps_others_out_until_it_is_closed(
 
 
 @pytest.fixture
-def cloned(tmp_path: Path) -> Path:
+def cloned_bundle(tmp_path: Path) -> Path:
     """A bundle in a clone of its repository, with notes beside it."""
     folder = Bundle.load("cifar10").save(tmp_path / "clone")
     (folder / ".git").mkdir()
@@ -188,38 +186,38 @@ def cloned(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_bundle_in_a_clone_is_replaced_in_its_place(cloned: Path) -> None:
-    driver.pack("cifar10", cloned, half=True)
-    assert Bundle.load(cloned).graph is None
-    assert {path.name for path in cloned.iterdir()} == {".git", "notes.txt", WEIGHTS, MANIFEST, CARD}
-    assert (cloned / "notes.txt").read_text() == "mine"
-    assert (cloned / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
-    # A graph that the bundle does not list is not the bundle's.
-    (cloned / GRAPH).write_bytes(b"mine")
-    driver.pack("cifar10", cloned, half=True)
-    assert (cloned / GRAPH).read_bytes() == b"mine"
+def test_bundle_in_a_clone_is_replaced_in_place(cloned_bundle: Path) -> None:
+    driver.pack("cifar10", cloned_bundle, half=True)
+    assert Bundle.load(cloned_bundle).graph is None
+    assert {path.name for path in cloned_bundle.iterdir()} == {".git", "notes.txt", WEIGHTS, MANIFEST, CARD}
+    assert (cloned_bundle / "notes.txt").read_text() == "mine"
+    assert (cloned_bundle / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
+    # A graph that the manifest does not list does not belong to the bundle.
+    (cloned_bundle / GRAPH).write_bytes(b"mine")
+    driver.pack("cifar10", cloned_bundle, half=True)
+    assert (cloned_bundle / GRAPH).read_bytes() == b"mine"
     with pytest.raises(ShiftViTError, match=r"model.onnx' exists and is not shiftvit's"):
-        driver.pack("cifar10", cloned)
-    assert Bundle.load(cloned).weights["head/kernel"].dtype == "float16"
+        driver.pack("cifar10", cloned_bundle)
+    assert Bundle.load(cloned_bundle).weights["head/kernel"].dtype == "float16"
 
 
 @pytest.mark.parametrize("text", ['{"name": "webpack", "files": []}', "[]", "{}", "3"])
-def test_a_bundle_json_of_another_program_is_left_alone(text: str, tmp_path: Path) -> None:
+def test_bundle_json_of_another_program_is_not_replaced(text: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ShiftViTError, match="exists and is not a bundle, so it is not replaced"):
         driver.pack("cifar10", tmp_path)
-    assert contents(tmp_path) == {MANIFEST: text}
+    assert read_contents(tmp_path) == {MANIFEST: text}
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"format": 1'])
-def test_a_damaged_bundle_is_replaced(damage: str, tmp_path: Path) -> None:
+def test_damaged_bundle_is_replaced(damage: str, tmp_path: Path) -> None:
     folder = Bundle.load("cifar10").save(tmp_path / "model")
     (folder / MANIFEST).write_text(damage)
     driver.pack("cifar10", folder)
     assert Bundle.load(folder).graph
 
 
-def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
+def test_archive_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     import zipfile
 
     archive = driver.pack("cifar10", tmp_path / "a.zip")
@@ -231,7 +229,7 @@ def test_an_archive_that_holds_more_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain_figures")
-def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_replaces_only_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_sample()
     small = {"test": data.test.take(range(20))}
     monkeypatch.setitem(named._LOADERS, "cifar10", lambda: replace(data, splits=small))
@@ -245,7 +243,7 @@ def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch:
     names = {"evaluation.json", "confusion_matrix.png", "reliability.png", "mistakes.png", "deep"}
     assert {path.name for path in out.iterdir()} == names
     assert (out / "mistakes.png").read_bytes() == before
-    (out / "evaluation.json").unlink()  # so that nothing tells whose figures these are
+    (out / "evaluation.json").unlink()  # without it, nothing shows that shiftvit made the figures
     with pytest.raises(ShiftViTError, match=r"png' exists and is not shiftvit's, so it is not replaced"):
         evaluate("cifar10", out=out)
 
@@ -265,7 +263,7 @@ def test_an_evaluation_replaces_its_own_files_alone(tmp_path: Path, monkeypatch:
         (["report.json", "deep/model.onnx"], False),
     ],
 )
-def test_an_export_is_told_from_other_files(names: list[str], replaced: bool, tmp_path: Path) -> None:
+def test_only_exports_are_replaceable(names: list[str], replaced: bool, tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"precision": "f32"}')
@@ -273,7 +271,7 @@ def test_an_export_is_told_from_other_files(names: list[str], replaced: bool, tm
 
 
 @pytest.mark.parametrize(("report", "replaced"), [("{}", True), ("{", True), ('{"tests": 3}', False), ("[]", False)])
-def test_a_report_of_another_program_is_no_exports(report: str, replaced: bool, tmp_path: Path) -> None:
+def test_report_of_another_program_is_not_replaceable(report: str, replaced: bool, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(report)
     (tmp_path / "model.onnx").write_bytes(b"")
     assert driver._is_replaceable(tmp_path) is replaced

@@ -1,4 +1,4 @@
-"""The report: one self-contained page with the run's own figures, whose values cannot break its HTML."""
+"""The report: one self-contained page with the figures of the run, whose texts cannot become HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.report import write_report
 
-VOID = {"meta", "img"}
+VOID_TAGS = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -30,7 +30,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs) -> None:
         self.tags.add(tag)
-        if tag not in VOID:
+        if tag not in VOID_TAGS:
             self.open.append(tag)
         values = dict(attrs)
         self.attributes |= values.keys()
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> Path:
     return run
 
 
-def evaluated(run: Path) -> None:
+def write_evaluation(run: Path) -> None:
     (run / "evaluation").mkdir(exist_ok=True)
     Image.new("RGB", (8, 8), "blue").save(run / "evaluation" / "reliability.png")
     row = {"class": "<b>cat & dog</b>", "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234}
@@ -74,7 +74,7 @@ def evaluated(run: Path) -> None:
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
 
 
-def test_it_needs_nothing_else_and_has_the_figures(run: Path) -> None:
+def test_report_is_self_contained_and_has_the_figures(run: Path) -> None:
     page = Page(write_report(run).read_text("utf-8"))
     assert not page.links
     figures = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.images}
@@ -84,14 +84,14 @@ def test_it_needs_nothing_else_and_has_the_figures(run: Path) -> None:
     assert "script" not in page.tags
 
 
-def test_an_evaluation_is_in_it(run: Path, tmp_path: Path) -> None:
-    evaluated(run)
+def test_report_includes_the_evaluation(run: Path, tmp_path: Path) -> None:
+    write_evaluation(run)
     path = write_report(run, tmp_path / "page.html")
     assert path == tmp_path / "page.html"
     page = Page(path.read_text("utf-8"))
     for text in ("85.00% to 90.00%", "33.3%", "2.10%", "<b>cat & dog</b>", "1,234"):
         assert text in page.text, text
-    assert len(page.images) == 3  # learning curves, reliability, predictions; what was not drawn is left out
+    assert len(page.images) == 3  # learning curves, reliability, predictions
 
 
 HOSTILE = (
@@ -105,7 +105,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_of_a_run_becomes_markup(run: Path, text: str) -> None:
-    evaluated(run)
+    write_evaluation(run)
     plain = Page(write_report(run).read_text("utf-8"))
     run = run.rename(run.with_name(text.replace("/", "\u2215")))
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())
@@ -124,13 +124,13 @@ def test_no_text_of_a_run_becomes_markup(run: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["metrics.json", "recipe.toml"])
-def test_no_finished_run(run: Path, missing: str) -> None:
+def test_unfinished_run_is_refused(run: Path, missing: str) -> None:
     (run / missing).unlink()
     with pytest.raises(ShiftViTError, match=f"{missing}' cannot be read .* finished run"):
         write_report(run)
 
 
-def test_a_damaged_run(run: Path) -> None:
+def test_damaged_metrics_are_refused(run: Path) -> None:
     (run / "metrics.json").write_text("{")
     with pytest.raises(ShiftViTError, match="is not valid JSON"):
         write_report(run)
@@ -150,7 +150,7 @@ def test_a_damaged_run(run: Path) -> None:
         ("evaluation/evaluation.json", '{"n": 4, "own_test": true}'),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(run: Path, name: str, content: str) -> None:
+def test_damaged_file_is_named_in_one_line(run: Path, name: str, content: str) -> None:
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).write_text(content, "utf-8", "surrogateescape")
     with pytest.raises(ShiftViTError, match=Path(name).stem if "evaluation" not in name else "evaluation") as caught:
@@ -159,12 +159,12 @@ def test_a_damaged_file_is_named_in_one_line(run: Path, name: str, content: str)
     assert not (run / "report.html").exists()
 
 
-def test_a_recipe_that_was_edited_to_nonsense_is_shown(run: Path) -> None:
+def test_invalid_recipe_is_shown(run: Path) -> None:
     (run / "recipe.toml").write_text("model = 3\ndata = []\n")
     assert "model = 3" in Page(write_report(run).read_text("utf-8")).text
 
 
-def other(run: Path, folder: str, **changes: object) -> None:
+def write_other_evaluation(run: Path, folder: str, **changes: object) -> None:
     found = {
         "data": "/photos/zoo",
         "split": "all",
@@ -187,8 +187,8 @@ def other(run: Path, folder: str, **changes: object) -> None:
     Image.new("RGB", (8, 8), "green").save(run / "evaluation" / folder / "reliability.png")
 
 
-def test_other_data_stand_beside_the_run_s_own_and_are_not_mixed_with_them(run: Path) -> None:
-    other(run, "zoo")
+def test_evaluations_of_other_data_are_listed_separately(run: Path) -> None:
+    write_other_evaluation(run, "zoo")
     alone = Page(write_report(run).read_text("utf-8")).text
     before, after = alone.split("Other data sets")
     assert "87.50%" in before
@@ -197,21 +197,21 @@ def test_other_data_stand_beside_the_run_s_own_and_are_not_mixed_with_them(run: 
     for text in ("the run's own", "87.50%", "/photos/zoo: all images", "12.50% (6.25% to 25.00%)", "11.10%", "22.20%"):
         assert text in after, text
     assert "There are none of yak: macro figures are means over the other classes" in after
-    evaluated(run)
-    other(run, "zoo-2", data="/elsewhere/zoo", trained_on=5)
+    write_evaluation(run)
+    write_other_evaluation(run, "zoo-2", data="/elsewhere/zoo", trained_on=5)
     page = Page(write_report(run).read_text("utf-8"))
     before, after = page.text.split("Other data sets")
     assert "85.00% to 90.00%" in before
     assert after.count("87.50% (85.00% to 90.00%)") == 1
     assert "The model was trained on 5 of them." in after
-    assert len(page.images) == 5  # learning curves, predictions and a reliability each
+    assert len(page.images) == 5  # learning curves, predictions, and three reliability diagrams
 
 
-def test_what_an_older_version_found_on_other_data_is_not_the_run_s_own(run: Path) -> None:
-    """It kept the last evaluation in the same place, whatever it was of."""
+def test_old_evaluation_of_other_data_is_listed_separately(run: Path) -> None:
+    """Older versions kept the last evaluation in the same place, whatever data it was of."""
     (run / "recipe.toml").write_text('[data]\nname = "/photos/pets"\n')
     (run / "evaluation").mkdir()
-    other(run, ".")
+    write_other_evaluation(run, ".")
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())
     del found["own_test"], found["without_images"]
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
@@ -229,7 +229,7 @@ def test_top_5_of_few_classes_is_not_shown(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["recipe.toml", "figures/learning_curves.png"])
-def test_a_link_in_someone_elses_run_does_not_come_into_the_page(run: Path, tmp_path: Path, name: str) -> None:
+def test_links_in_a_run_are_refused(run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "private").write_text("secret")
     (run / name).unlink()
     (run / name).symlink_to(tmp_path / "private")

@@ -1,4 +1,4 @@
-"""One model gives one answer in every runtime, and an artifact that cannot run is refused in one line."""
+"""A model gives the same answers in every runtime, and an artifact that cannot run is refused in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.inference.runtimes import RUNTIMES, load_graph
 from threads import answer_together
 
-# The libraries' own, on loading what they wrote themselves.
+# Libraries warn when they load their own files.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 NATIVE = {
@@ -32,54 +32,54 @@ NATIVE = {
 }
 
 
-def need(runtime):
+def skip_without(runtime):
     if importlib.util.find_spec(RUNTIMES[runtime].module) is None:
         pytest.skip(f"{runtime} is not installed")
 
 
-def check(graph, runtime):
-    kept = load_answers()
+def assert_same_answers(graph, runtime):
+    answers = load_answers()
     assert graph.runtime == runtime
     assert graph.metadata.labels == Bundle.load("cifar10").labels
     for size in (64, 1, 9):
-        found = graph.run(kept.images[:size])
+        found = graph.run(answers.images[:size])
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, kept.probabilities[:size], atol=1e-4)
-    # Not laid out as they were read: a mirrored view, and its copy.
-    view = kept.images[:5, :, ::-1]
+        np.testing.assert_allclose(found, answers.probabilities[:size], atol=1e-4)
+    # The memory layout makes no difference: a mirrored view, and its copy.
+    view = answers.images[:5, :, ::-1]
     np.testing.assert_array_equal(graph.run(view), graph.run(view.copy()))
 
 
 @pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
-def test_a_bundle_answers_alike_in_every_runtime(runtime):
-    need(runtime)
-    check(load_graph("cifar10", runtime, threads=1), runtime)
+def test_bundle_gives_the_same_answers_in_every_runtime(runtime):
+    skip_without(runtime)
+    assert_same_answers(load_graph("cifar10", runtime, threads=1), runtime)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
-@pytest.mark.parametrize("given", [make_export, find_artifact])
-def test_an_export_answers_alike_in_its_own_runtime(name, given):
-    check(load_graph(given(name), NATIVE[name]), NATIVE[name])
+@pytest.mark.parametrize("make", [make_export, find_artifact])
+def test_export_gives_the_same_answers_in_its_runtime(name, make):
+    assert_same_answers(load_graph(make(name), NATIVE[name]), NATIVE[name])
 
 
-def check_threads(given, runtime):
-    need(runtime)
-    assert answer_together(load_graph(given, runtime).run, load_sample().test.images[:16]) < 1e-5
+def assert_threads_agree(model, runtime):
+    skip_without(runtime)
+    assert answer_together(load_graph(model, runtime).run, load_sample().test.images[:16]) < 1e-5
 
 
 @pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
-def test_threads_share_a_bundles_model(runtime):
-    check_threads("cifar10", runtime)
+def test_threads_share_the_model_of_a_bundle(runtime):
+    assert_threads_agree("cifar10", runtime)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_threads_share_an_export(name):
-    check_threads(make_export(name), NATIVE[name])
+    assert_threads_agree(make_export(name), NATIVE[name])
 
 
-def test_threads_load_at_once(plain):
+def test_threads_load_at_the_same_time(plain):
     with ThreadPoolExecutor(8) as pool:
         graphs = list(pool.map(lambda _: load_graph(plain), range(8)))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
@@ -88,14 +88,14 @@ def test_threads_load_at_once(plain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
-def test_a_pickled_export_is_loaded_again_by_its_own_runtime(name):
+def test_pickled_export_keeps_its_runtime(name):
     graph = load_graph(make_export(name), NATIVE[name], threads=1)
     content = pickle.dumps(graph)
     assert len(content) < 1000
-    check(pickle.loads(content), NATIVE[name])
+    assert_same_answers(pickle.loads(content), NATIVE[name])
 
 
-def test_a_pickle_keeps_where_the_model_was_and_the_options(plain, monkeypatch):
+def test_pickled_graph_keeps_its_path_and_options(plain, monkeypatch):
     monkeypatch.chdir(plain.parent)
     content = pickle.dumps(load_graph("plain", threads=1))
     monkeypatch.chdir("/")
@@ -108,9 +108,9 @@ def test_a_pickle_keeps_where_the_model_was_and_the_options(plain, monkeypatch):
 
 
 @pytest.mark.slow
-def test_onnx_answers_alike_in_openvino():
-    need("openvino")
-    check(load_graph(find_artifact("onnx"), "openvino"), "openvino")
+def test_onnx_gives_the_same_answers_in_openvino():
+    skip_without("openvino")
+    assert_same_answers(load_graph(find_artifact("onnx"), "openvino"), "openvino")
 
 
 @pytest.fixture
@@ -120,15 +120,15 @@ def plain(tmp_path):
     return Bundle.from_model(model, ("a", "b", "c"), Preprocess()).save(tmp_path / "plain")
 
 
-def without(monkeypatch, *modules):
+def hide_modules(monkeypatch, *modules):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in modules else found(name))
 
 
-def test_auto_takes_the_first_that_is_installed(plain, monkeypatch):
+def test_auto_chooses_the_first_installed_runtime(plain, monkeypatch):
     assert load_graph(plain).runtime == "keras"
     assert load_graph("cifar10").runtime == "onnxruntime"
-    without(monkeypatch, "onnxruntime", "openvino")
+    hide_modules(monkeypatch, "onnxruntime", "openvino")
     assert load_graph("cifar10").runtime == "keras"
 
 
@@ -139,13 +139,13 @@ def test_auto_takes_the_first_that_is_installed(plain, monkeypatch):
         ("openvino", "openvino", "openvino"),
     ],
 )
-def test_a_runtime_that_is_not_installed(missing, runtime, package, monkeypatch):
-    without(monkeypatch, missing)
+def test_missing_runtime_is_refused(missing, runtime, package, monkeypatch):
+    hide_modules(monkeypatch, missing)
     with pytest.raises(ShiftViTError, match=f"{runtime}' is not installed; pip install '{package}>="):
         load_graph("cifar10", runtime)
 
 
-def test_a_runtime_that_reads_something_else(plain, tmp_path):
+def test_unsuitable_runtime_is_refused(plain, tmp_path):
     with pytest.raises(ShiftViTError, match="there is no runtime 'onxruntime'; did you mean 'onnxruntime'"):
         load_graph("cifar10", "onxruntime")
     with pytest.raises(
@@ -168,7 +168,7 @@ def test_a_runtime_that_reads_something_else(plain, tmp_path):
         load_graph(tmp_path / "empty")
 
 
-def test_a_bundles_graph_is_checked_before_it_is_loaded(tmp_path):
+def test_damaged_graph_of_a_bundle_is_refused(tmp_path):
     bundle = dataclasses.replace(Bundle.load("cifar10"), graph=b"no graph")
     with pytest.raises(ShiftViTError, match=r"bundle.zip' cannot be loaded \("):
         load_graph(bundle.save(tmp_path / "bundle.zip"), "onnxruntime")
@@ -177,13 +177,13 @@ def test_a_bundles_graph_is_checked_before_it_is_loaded(tmp_path):
     content[len(content) // 2] ^= 1
     (folder / GRAPH).write_bytes(content)
     for runtime in ("onnxruntime", "openvino"):
-        need(runtime)
+        skip_without(runtime)
         with pytest.raises(ShiftViTError, match=f"'{GRAPH}' in .* is damaged: its SHA-256 differs"):
             load_graph(folder, runtime)
 
 
-def refused(path, capfd, runtime="auto"):
-    """Loading fails in one line that names the folder, and nothing is printed where the predictions go."""
+def catch_refusal(path, capfd, runtime="auto"):
+    """Returns the message of a failed load: one line that names the path, with nothing on standard output."""
     with pytest.raises(ShiftViTError) as caught:
         load_graph(path, runtime)
     assert "\n" not in str(caught.value)
@@ -192,13 +192,13 @@ def refused(path, capfd, runtime="auto"):
     return str(caught.value)
 
 
-DATA = "saved_model/variables/variables.data-00000-of-00001"
+VARIABLES = "saved_model/variables/variables.data-00000-of-00001"
 FILES = [
     ("onnx", "model.onnx"),
     ("openvino", "model.xml"),
     ("openvino", "model.bin"),
     ("saved_model", "saved_model/saved_model.pb"),
-    ("saved_model", DATA),
+    ("saved_model", VARIABLES),
     ("saved_model", "saved_model/variables/variables.index"),
     ("saved_model", "saved_model/assets.extra/shiftvit.json"),
     ("litert", "model.tflite"),
@@ -208,7 +208,7 @@ FILES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "file"), FILES, ids=[file for _, file in FILES])
-def test_damaged_files(name, file, tmp_path, capfd):
+def test_damaged_export_is_refused(name, file, tmp_path, capfd):
     folder = tmp_path / "export"
     shutil.copytree(make_export(name), folder)
     good = (folder / file).read_bytes()
@@ -217,17 +217,17 @@ def test_damaged_files(name, file, tmp_path, capfd):
             (folder / file).unlink()
         else:
             (folder / file).write_bytes(content)
-        refused(folder, capfd, NATIVE[name])
+        catch_refusal(folder, capfd, NATIVE[name])
     (folder / file).write_bytes(good)
     assert load_graph(folder, NATIVE[name]).runtime == NATIVE[name]
 
 
-def test_a_name_that_is_no_text(tmp_path, capfd):
-    """ONNX Runtime would tell of its second try on standard output."""
+def test_input_name_that_is_not_utf8_is_refused(tmp_path, capfd):
+    """ONNX Runtime itself would report its second attempt on standard output."""
     content = Bundle.load("cifar10").graph
     assert b"images" in content
     (tmp_path / "model.onnx").write_bytes(content.replace(b"images", b"imag\xff\xff", 1))
-    refused(tmp_path / "model.onnx", capfd)
+    catch_refusal(tmp_path / "model.onnx", capfd)
 
 
 @pytest.mark.slow
@@ -242,15 +242,15 @@ def test_a_name_that_is_no_text(tmp_path, capfd):
         ("saved_model", "saved_model/assets.extra/shiftvit.json", 10),
     ],
 )
-def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
-    """A graph has no hash, so some damage stays unseen; what is seen is never another error."""
+def test_flipped_bytes_load_or_fail_in_one_line(name, file, rounds, tmp_path):
+    """A graph has no hash, so some damage goes unnoticed. Noticed damage is always a `ShiftViTError`."""
     folder = tmp_path / "export"
     shutil.copytree(make_export(name), folder)
     good, draw, failures = (folder / file).read_bytes(), random.Random(name + file), []
     for _ in range(rounds):
         content = bytearray(good)
         for _ in range(draw.choice([1, 3, 10])):
-            # The structure lies at the ends, the weights between them.
+            # The structure is at both ends, the weights between them.
             place = draw.choice([draw.randrange(len(good)), *(sign * draw.randrange(1, 400) for sign in (1, -1))])
             content[place] = draw.randrange(256)
         (folder / file).write_bytes(content)
@@ -265,18 +265,18 @@ def test_flipped_bytes_run_or_are_one_line(name, file, rounds, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "runtime"), [("model.pt2", "", "torch"), ("saved_model", "saved_model.pb", "tensorflow")]
 )
-def test_programs_are_loaded_only_where_their_runtime_is_named(name, content, runtime, tmp_path):
+def test_executable_formats_need_an_explicit_runtime(name, content, runtime, tmp_path):
     if content:
         (tmp_path / name).mkdir()
     (tmp_path / name / content).write_bytes(b"whatever")
     message = f"loading a malicious one can execute code; if you trust it, name the runtime: {runtime}$"
-    for given in (tmp_path / name, tmp_path):
+    for model in (tmp_path / name, tmp_path):
         with pytest.raises(ShiftViTError, match=message):
-            load_graph(given)
+            load_graph(model)
 
 
 @pytest.mark.slow
-def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
+def test_graphs_without_metadata_are_refused(tmp_path, capfd):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(find_artifact("onnx"))
     del model.metadata_props[:]
@@ -288,16 +288,16 @@ def test_graphs_that_say_nothing_of_themselves(tmp_path, capfd):
     (tmp_path / "foreign.xml").write_text(text.replace("<shiftvit", "<other").replace("</shiftvit", "</other"))
     shutil.copy(find_artifact("openvino").with_suffix(".bin"), tmp_path / "foreign.bin")
     for suffix in ("onnx", "tflite", "xml"):
-        line = refused(tmp_path / f"foreign.{suffix}", capfd)
+        line = catch_refusal(tmp_path / f"foreign.{suffix}", capfd)
         assert "has no shiftvit metadata, so its labels and preprocessing are unknown" in line
 
 
 @pytest.mark.slow
-def test_a_graph_with_another_number_of_labels(tmp_path, capfd):
+def test_graph_with_wrong_number_of_labels_is_refused(tmp_path, capfd):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(find_artifact("onnx"))
     for entry in model.metadata_props:
         entry.value = entry.value.replace('"airplane",', "")
     onnx.save(model, tmp_path / "nine.onnx")
-    line = refused(tmp_path / "nine.onnx", capfd)
+    line = catch_refusal(tmp_path / "nine.onnx", capfd)
     assert "returns the shape (10,) for one image but has 9 labels" in line

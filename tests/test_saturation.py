@@ -1,4 +1,4 @@
-"""int8 exports are exact on every processor: by arithmetic, and on an emulated one without VNNI."""
+"""int8 exports are exact on every processor: shown by arithmetic, and on an emulated one without VNNI."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from shiftvit.exports.formats import FORMATS
 from shiftvit.exports.saturation import Product, find_saturation, read_products
 from shiftvit.inference.runtimes import load_graph
 
-INT8 = [name for name, row in FORMATS.items() if "int8" in row.precisions]
+INT8_FORMATS = [name for name, row in FORMATS.items() if "int8" in row.precisions]
 
 
-def pair_sum(activations, weights):
-    """What VPMADDUBSW adds: two products in 16 bits, cut off at their limits."""
+def add_pair(activations, weights):
+    """Returns the result of VPMADDUBSW: the sum of two products, saturated to 16 bits."""
     return np.clip((activations.astype(np.int64) * weights).sum(), -(2**15), 2**15 - 1)
 
 
 @given(st.lists(st.integers(-128, 127), min_size=1, max_size=6))
-def test_what_is_accepted_is_exact_for_every_pair_of_neighbours(row):
+def test_accepted_weights_are_exact_for_every_pair(row):
     weights = np.array([row], np.int8)
     fault = find_saturation([Product("mine", weights, wide=False)])
     worst = [
@@ -38,7 +38,7 @@ def test_what_is_accepted_is_exact_for_every_pair_of_neighbours(row):
         for pair in [(first, second) for second in row[i + 1 :]] or [(first, 0)]
         for activations in (np.array([255, 255]), np.array([255, 0]), np.array([0, 255]))
     ]
-    exact = all(pair_sum(values, pair) == (values * pair).sum() for values, pair in worst)
+    exact = all(add_pair(values, pair) == (values * pair).sum() for values, pair in worst)
     assert (fault is None) == exact
     assert fault is None or fault.startswith("the product 'mine' can saturate on processors without VNNI")
 
@@ -49,7 +49,7 @@ def test_weights_of_seven_bits_and_kernels_with_one_weight_are_exact():
     assert find_saturation([Product("a", seven_bits, False), Product("b", one_weight, False)]) is None
     too_large = Product("c", np.array([[1, 2], [64, 65]], np.int8), False)
     assert "two of its weights add up to 129" in find_saturation([Product("a", seven_bits, False), too_large])
-    # Unlike signs take from each other.
+    # Weights of opposite signs cancel each other.
     assert find_saturation([Product("d", np.array([[127, -127]], np.int8), False)]) is None
 
 
@@ -59,7 +59,7 @@ def test_wide_sums_fit_into_32_bits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", INT8)
+@pytest.mark.parametrize("name", INT8_FORMATS)
 def test_every_int8_export_is_exact_on_every_processor(name):
     products = read_products(find_artifact(name, "int8"), name)
     # Each linear layer is a product; OpenVINO quantizes the shifts' convolutions as well.
@@ -102,7 +102,7 @@ def quantize_signed(target):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_signed_weights_in_full_range_are_refused_by_the_gate(tmp_path, capsys):
+def test_gate_refuses_signed_weights_in_full_range(tmp_path, capsys):
     onnx = pytest.importorskip("onnx")
     target = tmp_path / "model.onnx"
     quantize_signed(target)
@@ -110,9 +110,9 @@ def test_signed_weights_in_full_range_are_refused_by_the_gate(tmp_path, capsys):
     metadata = load_graph(make_export("onnx", "int8")).metadata
     onnx.helper.set_model_props(model, {KEY: metadata.dump()})
     onnx.save(model, target)
-    kept = load_answers()
-    np.savez(tmp_path / "images.npz", images=kept.images, labels=kept.labels)
-    np.savez(tmp_path / "reference.npz", probabilities=kept.probabilities.astype(np.float32))
+    answers = load_answers()
+    np.savez(tmp_path / "images.npz", images=answers.images, labels=answers.labels)
+    np.savez(tmp_path / "reference.npz", probabilities=answers.probabilities.astype(np.float32))
     job = {
         **{"artifact": str(target), "format": "onnx", "precision": "int8", "runtime": "onnxruntime", "threads": 1},
         **{"images": str(tmp_path / "images.npz"), "reference": str(tmp_path / "reference.npz")},
@@ -128,7 +128,7 @@ def test_signed_weights_in_full_range_are_refused_by_the_gate(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_an_openvino_graph_without_the_overflow_fix_is_refused(tmp_path):
+def test_openvino_graph_without_the_overflow_fix_is_refused(tmp_path):
     nncf, openvino = pytest.importorskip("nncf"), pytest.importorskip("openvino")
     model = openvino.Core().read_model(find_artifact("openvino"))
     images = load_answers().images[:4]
@@ -143,15 +143,15 @@ def test_an_openvino_graph_without_the_overflow_fix_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_float_artifact_has_no_products():
-    for name in INT8:
+def test_float_artifact_has_no_products():
+    for name in INT8_FORMATS:
         with pytest.raises(ShiftViTError, match="has no quantized products"):
             read_products(find_artifact(name), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_an_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch):
+def test_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch):
     folder = shutil.copytree(make_export(name, "int8"), tmp_path / "old")
     for path in folder.iterdir():  # as version 0.1.0 wrote its metadata
         content = path.read_bytes()
@@ -174,14 +174,14 @@ def test_an_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch)
     assert load_graph(folder).metadata.saturates is None
 
 
-def test_metadata_of_earlier_versions_are_read():
+def test_metadata_of_earlier_versions_is_read():
     metadata = Metadata.model_validate_json(
         '{"format": 1, "labels": ["a", "b"], "preprocess": {}, "input_shape": [8, 8, 3], "precision": "int8"}'
     )
     assert metadata.saturates is None
 
 
-ANSWER = """
+PREDICT_SCRIPT = """
 import sys
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -191,14 +191,14 @@ np.save(sys.argv[3], session.run(None, {"images": np.load(sys.argv[2])})[0])
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="no qemu-x86_64 (Debian's package qemu-user)")
-def test_an_emulated_processor_without_vnni_answers_alike(tmp_path):
+def test_emulated_processor_without_vnni_gives_the_same_answers(tmp_path):
     np.save(tmp_path / "images.npy", load_answers().images[:40])
     found = []
     for emulator in ([], ["qemu-x86_64", "-cpu", "Haswell"]):
         out = tmp_path / f"{len(emulator)}.npy"
-        arguments = ["-I", "-c", ANSWER, find_artifact("onnx", "int8"), tmp_path / "images.npy", out]
+        arguments = ["-I", "-c", PREDICT_SCRIPT, find_artifact("onnx", "int8"), tmp_path / "images.npy", out]
         subprocess.run([*emulator, sys.executable, *map(str, arguments)], check=True, capture_output=True, timeout=300)
         found.append(np.load(out))
-    # A rounding may fall the other way where another kernel computes the norms.
+    # Another kernel computes the norms, so some values may round the other way.
     assert (found[0].argmax(axis=1) == found[1].argmax(axis=1)).mean() >= 0.95
     np.testing.assert_allclose(found[0], found[1], atol=0.1)

@@ -20,7 +20,7 @@ from tensors import to_numpy
 every_schedule = pytest.mark.parametrize("kind", SCHEDULES.values())
 
 
-def closed_form(
+def compute_rate(
     kind: type[Any], start: float, peak: float, warmup: int, total: int, step: float, end: float = 0.0
 ) -> float:
     if step > total:
@@ -33,10 +33,10 @@ def closed_form(
 
 @every_schedule
 @pytest.mark.parametrize(("warmup", "total"), [(0, 1), (0, 20), (1, 20), (7, 20), (19, 20), (20, 20), (1, 1), (0, 0)])
-def test_every_step_is_the_closed_form(kind: type[Any], warmup: int, total: int) -> None:
+def test_every_step_matches_closed_form(kind: type[Any], warmup: int, total: int) -> None:
     schedule = kind(lr_start=2e-5, lr_max=3e-3, warmup_steps=warmup, total_steps=total)
     found = [to_numpy(schedule(step)) for step in range(total + 5)]
-    expected = [closed_form(kind, 2e-5, 3e-3, warmup, total, step) for step in range(total + 5)]
+    expected = [compute_rate(kind, 2e-5, 3e-3, warmup, total, step) for step in range(total + 5)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=3e-9)
 
 
@@ -46,17 +46,17 @@ def test_every_step_is_the_closed_form(kind: type[Any], warmup: int, total: int)
     warmup=st.integers(0, 10_000),
     fall=st.integers(0, 100_000),
     peak=st.floats(1e-5, 1.0),
-    share=st.floats(0, 1),
+    fraction=st.floats(0, 1),
     end=st.floats(0, 1),
     data=st.data(),
 )
-def test_any_step_is_the_closed_form(
-    kind: type[Any], warmup: int, fall: int, peak: float, share: float, end: float, data: st.DataObject
+def test_any_step_matches_closed_form(
+    kind: type[Any], warmup: int, fall: int, peak: float, fraction: float, end: float, data: st.DataObject
 ) -> None:
     total = warmup + fall
     step = data.draw(st.integers(0, total + 10))
-    found = to_numpy(kind(share * peak, peak, warmup, total, end * peak)(step))
-    expected = closed_form(kind, share * peak, peak, warmup, total, step, end * peak)
+    found = to_numpy(kind(fraction * peak, peak, warmup, total, end * peak)(step))
+    expected = compute_rate(kind, fraction * peak, peak, warmup, total, step, end * peak)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6 * peak)
 
 
@@ -69,7 +69,7 @@ def test_landmarks(kind: type[Any]) -> None:
 
 
 @every_schedule
-def test_landmarks_of_a_fall_that_ends_above_0(kind: type[Any]) -> None:
+def test_landmarks_with_an_end_above_0(kind: type[Any]) -> None:
     schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10, lr_end=0.1)
     landmarks = {0: 0.1, 2: 0.3, 4: 0.5, 7: 0.3, 10: 0.1, 11: 0.1, 10_000: 0.1}
     for step, rate in landmarks.items():
@@ -78,7 +78,7 @@ def test_landmarks_of_a_fall_that_ends_above_0(kind: type[Any]) -> None:
 
 @every_schedule
 @pytest.mark.parametrize("end", [-0.1, 0.6])
-def test_an_end_beyond_the_peak_or_below_0_is_refused(kind: type[Any], end: float) -> None:
+def test_end_above_the_peak_or_below_0_is_refused(kind: type[Any], end: float) -> None:
     with pytest.raises(ShiftViTError, match=rf"lr_end={end} must be from 0 to lr_max=0.5"):
         kind(0.1, 0.5, 4, 10, end)
 
@@ -86,7 +86,7 @@ def test_an_end_beyond_the_peak_or_below_0_is_refused(kind: type[Any], end: floa
 @every_schedule
 def test_step_may_be_a_number_or_a_tensor_of_any_type(kind: type[Any]) -> None:
     schedule = kind(0.1, 0.5, 4, 10)
-    expected = closed_form(kind, 0.1, 0.5, 4, 10, 6)
+    expected = compute_rate(kind, 0.1, 0.5, 4, 10, 6)
     variable = keras.Variable(6, dtype="int32", trainable=False)
     for step in (6, 6.0, np.int64(6), keras.ops.convert_to_tensor(6, dtype="int32"), variable):
         rate = schedule(step)
@@ -95,26 +95,26 @@ def test_step_may_be_a_number_or_a_tensor_of_any_type(kind: type[Any]) -> None:
 
 
 @every_schedule
-def test_more_warm_up_than_steps_is_refused(kind: type[Any]) -> None:
+def test_warm_up_longer_than_total_is_refused(kind: type[Any]) -> None:
     with pytest.raises(ShiftViTError, match="total_steps=9 must be at least warmup_steps=10"):
         kind(0.0, 1.0, 10, 9)
 
 
 @every_schedule
-def test_a_warm_up_that_falls_is_refused(kind: type[Any]) -> None:
+def test_falling_warm_up_is_refused(kind: type[Any]) -> None:
     with pytest.raises(ShiftViTError, match=r"lr_start=0.2 must be at most lr_max=0.1"):
         kind(0.2, 0.1, 1, 10)
     kind(0.2, 0.1, 0, 10)  # without a warm-up the start is not used
 
 
 @every_schedule
-def test_serialisation_makes_the_same_schedule(kind: type[Any]) -> None:
+def test_schedule_is_restored_after_serialisation(kind: type[Any]) -> None:
     schedule = kind(lr_start=0.1, lr_max=0.5, warmup_steps=4, total_steps=10, lr_end=0.05)
     stored = json.loads(json.dumps(keras.optimizers.schedules.serialize(schedule)))
-    twin = keras.optimizers.schedules.deserialize(stored)
-    assert type(twin) is kind
-    assert twin.get_config() == schedule.get_config()
-    assert twin.get_config() == {
+    restored = keras.optimizers.schedules.deserialize(stored)
+    assert type(restored) is kind
+    assert restored.get_config() == schedule.get_config()
+    assert restored.get_config() == {
         "lr_start": 0.1,
         "lr_max": 0.5,
         "warmup_steps": 4,
@@ -123,6 +123,6 @@ def test_serialisation_makes_the_same_schedule(kind: type[Any]) -> None:
     }
 
 
-def test_the_public_name() -> None:
+def test_public_names() -> None:
     assert shiftvit.WarmUpCosine is WarmUpCosine is SCHEDULES["cosine"]
     assert SCHEDULES["linear"] is WarmUpLinear

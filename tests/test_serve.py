@@ -25,7 +25,7 @@ def predictor():
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WebP", "BMP"])
-def test_a_lone_picture_is_answered_as_by_the_predictor_to_the_bit(server, predictor, form):
+def test_single_picture_gets_exactly_the_predictors_answer(server, predictor, form):
     content = make_picture(3, form=form)
     (expected,) = predictor([content], top_k=10)
     status, found = server.post("/v1/classify?top_k=10", content)
@@ -33,7 +33,7 @@ def test_a_lone_picture_is_answered_as_by_the_predictor_to_the_bit(server, predi
     assert [(row["label"], row["score"]) for row in found] == list(expected.top)
 
 
-def test_parameters_that_are_left_out_have_their_defaults(server):
+def test_omitted_parameters_have_their_defaults(server):
     content = make_picture(4)
     assert server.post("/v1/classify", content) == server.post("/v1/classify?top_k=5", content)
     assert server.post("/v1/classify", content) == server.post("/v1/models/cifar10/classify", content)
@@ -44,7 +44,7 @@ def test_parameters_that_are_left_out_have_their_defaults(server):
         assert (status, "top_k" in message["error"]) == (422, True)
 
 
-def test_pictures_of_many_clients_are_answered_as_by_the_predictor(server, predictor):
+def test_concurrent_clients_get_the_predictors_answers(server, predictor):
     pictures = [make_picture(seed) for seed in range(24)]
     answers = [None] * len(pictures)
     start = threading.Barrier(len(pictures))
@@ -64,7 +64,7 @@ def test_pictures_of_many_clients_are_answered_as_by_the_predictor(server, predi
         np.testing.assert_allclose([scores[name] for name, _ in expected.top], [p for _, p in expected.top], atol=1e-6)
 
 
-def test_hugging_faces_json_and_its_own_client(server, predictor):
+def test_hugging_face_json_and_client(server, predictor):
     from huggingface_hub import InferenceClient
 
     content = make_picture(5)
@@ -79,7 +79,7 @@ def test_hugging_faces_json_and_its_own_client(server, predictor):
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_tritons_own_client(server, binary):
+def test_triton_client(server, binary):
     from tritonclient import http
 
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -97,7 +97,7 @@ def test_tritons_own_client(server, binary):
     client.close()
 
 
-def test_the_page_and_what_it_shows(server):
+def test_page_model_card_and_samples(server):
     status, headers, content = server.ask("GET", "/")
     assert status == 200
     assert headers["Content-Type"].startswith("text/html")
@@ -118,10 +118,10 @@ def test_the_page_and_what_it_shows(server):
     assert len(samples) >= 10
 
 
-def test_figures_for_prometheus(server):
+def test_prometheus_metrics(server):
     from prometheus_client.parser import text_string_to_metric_families
 
-    def figures():
+    def read_metrics():
         text = server.ask("GET", "/metrics")[2].decode()
         return {
             (sample.name, *sorted(sample.labels.values())): sample.value
@@ -129,25 +129,25 @@ def test_figures_for_prometheus(server):
             for sample in family.samples
         }
 
-    before = figures()
+    before = read_metrics()
     for _ in range(3):
         assert server.post("/v1/classify", make_picture())[0] == 200
     assert server.post("/v1/classify", b"no image")[0] == 415
-    after = figures()
+    after = read_metrics()
 
-    def more(*key):
+    def count_increase(*key):
         return after[key] - before.get(key, 0)
 
-    assert more("shiftvit_requests_total", "/v1/classify", "200", "POST") == 3
-    assert more("shiftvit_requests_total", "/v1/classify", "415", "POST") == 1
-    assert more("shiftvit_images_total", "cifar10") == 3
-    assert more("shiftvit_batch_images_sum", "cifar10") == 3
-    assert more("shiftvit_request_seconds_count", "/v1/classify") == 4
+    assert count_increase("shiftvit_requests_total", "/v1/classify", "200", "POST") == 3
+    assert count_increase("shiftvit_requests_total", "/v1/classify", "415", "POST") == 1
+    assert count_increase("shiftvit_images_total", "cifar10") == 3
+    assert count_increase("shiftvit_batch_images_sum", "cifar10") == 3
+    assert count_increase("shiftvit_request_seconds_count", "/v1/classify") == 4
     assert after["shiftvit_queue_images", "cifar10"] == 0
 
 
 @pytest.mark.parametrize("route", ["classify", "explain"])
-def test_a_large_jpeg_is_decoded_in_the_same_way_by_every_route(server, predictor, route):
+def test_every_route_decodes_a_large_jpeg_alike(server, predictor, route):
     content = make_picture(8, (480, 640), "JPEG")
     (expected,) = predictor([content], top_k=10)
     status, found = server.post(f"/v1/{route}?top_k=10", content)

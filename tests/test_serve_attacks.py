@@ -30,13 +30,13 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def locked():
+def locked_server():
     with run_server(access=Access(keys=("a-first-key-of-16", KEY), origins=("https://ours.example",))) as found:
         yield found
 
 
-def raw(server, content, pause=0.0, patience=10):
-    """Sends bytes as they are, piece by piece if given a list; returns all that comes back."""
+def send_raw(server, content, pause=0.0, patience=10):
+    """Sends bytes unchanged, piece by piece if given a list, and returns everything that comes back."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=patience) as line:
         with contextlib.suppress(ConnectionError):
             for piece in content if isinstance(content, list) else [content]:
@@ -49,8 +49,8 @@ def raw(server, content, pause=0.0, patience=10):
         return received
 
 
-def error_of(content):
-    """The message of an answer in JSON, which is one line and names no path of the server."""
+def read_error(content):
+    """Returns the message of a JSON error. Asserts that it is one line and names no path of the server."""
     message = json.loads(content)["error"]
     assert "\n" not in message
     assert "Traceback" not in message
@@ -59,7 +59,7 @@ def error_of(content):
     return message
 
 
-# Hosts and origins.
+# Hosts and origins
 
 
 @pytest.mark.parametrize(
@@ -78,33 +78,33 @@ def error_of(content):
         ("", False),
     ],
 )
-def test_only_hosts_that_cannot_be_rebound(server, host, allowed):
+def test_hosts_that_dns_can_rebind_are_refused(server, host, allowed):
     status, _, content = server.ask("GET", "/v1/models", headers={"Host": host.format(port=server.port)})
     assert status == (200 if allowed else 400)
-    assert allowed or "Host" in error_of(content)
+    assert allowed or "Host" in read_error(content)
 
 
 def test_two_host_headers_are_refused(server):
-    answer = raw(
+    answer = send_raw(
         server, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
     )
     assert answer.startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:1", "file://"])
-def test_pages_of_other_origins_may_not_post(server, origin):
+def test_other_origins_may_not_post(server, origin):
     status, headers, content = server.ask("POST", "/v1/classify", make_picture(), {"Origin": origin})
     assert status == 403
-    assert "origin" in error_of(content)
+    assert "origin" in read_error(content)
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_the_page_itself_may_post(server):
+def test_own_page_may_post(server):
     status, _, _ = server.ask("POST", "/v1/classify", make_picture(), {"Origin": server.url})
     assert status == 200
 
 
-def test_no_cross_origin_headers_unless_asked_for(server):
+def test_no_cross_origin_headers_by_default(server):
     status, headers, _ = server.ask(
         "OPTIONS", "/v1/classify", headers={"Origin": "https://x.example", "Access-Control-Request-Method": "POST"}
     )
@@ -112,29 +112,31 @@ def test_no_cross_origin_headers_unless_asked_for(server):
     assert not [name for name in headers if name.lower().startswith("access-control")]
 
 
-def test_an_allowed_origin_may_post_after_asking(locked):
-    asks = {"Origin": "https://ours.example", "Access-Control-Request-Method": "POST"}
-    status, headers, _ = locked.ask("OPTIONS", "/v1/classify", headers=asks)
+def test_allowed_origin_may_post_after_a_preflight_request(locked_server):
+    preflight = {"Origin": "https://ours.example", "Access-Control-Request-Method": "POST"}
+    status, headers, _ = locked_server.ask("OPTIONS", "/v1/classify", headers=preflight)
     assert status == 204
     assert headers["Access-Control-Allow-Origin"] == "https://ours.example"
     assert "POST" in headers["Access-Control-Allow-Methods"]
     assert "Authorization" in headers["Access-Control-Allow-Headers"]
     sent = {"Origin": "https://ours.example", "Authorization": f"Bearer {KEY}"}
-    status, headers, _ = locked.ask("POST", "/v1/classify", make_picture(), sent)
+    status, headers, _ = locked_server.ask("POST", "/v1/classify", make_picture(), sent)
     assert (status, headers["Access-Control-Allow-Origin"]) == (200, "https://ours.example")
     assert "Origin" in headers["Vary"]
-    status, headers, _ = locked.ask("POST", "/v1/classify", make_picture(), sent | {"Origin": "https://evil.example"})
+    status, headers, _ = locked_server.ask(
+        "POST", "/v1/classify", make_picture(), sent | {"Origin": "https://evil.example"}
+    )
     assert status == 403
     assert "Access-Control-Allow-Origin" not in headers
 
 
 @pytest.mark.parametrize("origin", ["ours.example", "ftp://a.example", "https://a.example/path", "https://", "null"])
-def test_what_is_no_origin_is_refused(origin):
+def test_invalid_origins_are_refused(origin):
     with pytest.raises(ValueError, match=origin.replace("?", ".")):
         parse_origins([origin])
 
 
-# Keys.
+# Keys
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_what_is_no_origin_is_refused(origin):
         ({"X-API-Key": "a-first-key-of-16"}, 200),
     ],
 )
-def test_keys(locked, headers, status):
+def test_every_route_needs_a_valid_key(locked_server, headers, status):
     for method, path, body in (
         ("POST", "/v1/classify", make_picture()),
         ("POST", "/", make_picture()),
@@ -162,58 +164,58 @@ def test_keys(locked, headers, status):
         ("GET", "/metrics", None),
         ("GET", "/openapi.json", None),
     ):
-        found, answered, content = locked.ask(method, path, body, headers)
+        found, answered, content = locked_server.ask(method, path, body, headers)
         assert found == status, path
         if status == 401:
             assert answered["WWW-Authenticate"] == "Bearer"
-            assert KEY not in error_of(content)
+            assert KEY not in read_error(content)
 
 
-def test_probes_and_the_page_need_no_key(locked):
+def test_health_checks_and_the_page_need_no_key(locked_server):
     for path in ("/", "/v2/health/live", "/v2/health/ready"):
-        assert locked.ask("GET", path)[0] == 200
+        assert locked_server.ask("GET", path)[0] == 200
 
 
 @pytest.mark.parametrize(
-    ("host", "inside"),
+    ("host", "loopback"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.8.8.8", True), ("0.0.0.0", False), ("::", False),
      ("192.0.2.1", False), ("myhost", False)],
 )  # fmt: skip
-def test_which_addresses_are_this_machine_only(host, inside):
-    assert is_loopback(host) is inside
+def test_loopback_addresses_are_recognised(host, loopback):
+    assert is_loopback(host) is loopback
 
 
-# Bodies.
+# Bodies
 
 
-def test_a_body_is_counted_as_it_comes_whatever_it_declares(server):
+def test_body_is_limited_whatever_size_it_declares(server):
     chunk = b"10000\r\n" + bytes(2**16) + b"\r\n"
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
-    answer = raw(server, [head, *[chunk] * 20, b"0\r\n\r\n"])
+    answer = send_raw(server, [head, *[chunk] * 20, b"0\r\n\r\n"])
     assert b" 413 " in answer.split(b"\r\n")[0]
     status, content = server.post("/v1/classify", bytes(2**20 + 1))
     assert (status, list(content)) == (413, ["error"])
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "999999999999999999999999", "0x10", "5, 6", "+5"])
-def test_lengths_that_lie(server, length):
-    answer = raw(
+def test_invalid_content_lengths_are_refused(server, length):
+    answer = send_raw(
         server, f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\nabcde".encode()
     )
     assert answer.split(b" ")[1] in (b"400", b"413")
-    error_of(answer.partition(b"\r\n\r\n")[2])
+    read_error(answer.partition(b"\r\n\r\n")[2])
 
 
-def test_both_a_length_and_chunks_are_not_two_requests(server):
-    smuggled = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+def test_request_smuggling_is_refused(server):
+    second = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
-    answer = raw(server, head + b"0\r\n\r\n" + smuggled)
+    answer = send_raw(server, head + b"0\r\n\r\n" + second)
     assert answer.startswith(b"HTTP/1.1 400")
     assert b"shiftvit_requests" not in answer
 
 
-def bomb(side):
-    """A PNG of side * side black pixels, which is small as a file."""
+def make_bomb(side):
+    """Returns a PNG of side x side black pixels, which is a small file."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -223,14 +225,14 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def test_a_decompression_bomb_meets_the_servers_own_limit(server):
-    status, content = server.post("/v1/classify", bomb(8000))
+def test_decompression_bomb_is_refused(server):
+    status, content = server.post("/v1/classify", make_bomb(8000))
     assert status == 413
     assert "max_pixels=10,000" in content["error"]
 
 
 @pytest.mark.parametrize("body", [b"/etc/passwd", b"http://localhost/cat.png", b"file:///etc/passwd", b"../secret.png"])
-def test_a_path_or_an_address_is_never_opened(server, body):
+def test_paths_and_addresses_are_never_opened(server, body):
     status, content = server.post("/v1/classify", body)
     assert status == 415
     assert "passwd" not in content["error"]
@@ -263,20 +265,20 @@ def test_a_path_or_an_address_is_never_opened(server, body):
         "\ufeff{}",
     ],
 )
-def test_hostile_json_is_one_line_of_error(server, body):
+def test_hostile_json_gets_a_one_line_error(server, body):
     status, _, content = server.ask("POST", "/v1/classify", body.encode(), {"Content-Type": "application/json"})
     assert status in (400, 415, 422)
-    error_of(content)
+    read_error(content)
     assert server.ask("GET", "/v2/health/ready")[0] == 200
 
 
-def test_bytes_that_are_not_utf8_are_no_json(server):
+def test_json_that_is_not_utf8_is_refused(server):
     status, _, content = server.ask("POST", "/v1/classify", b'{"a": "\xff"}', {"Content-Type": "application/json"})
     assert status == 400
-    error_of(content)
+    read_error(content)
 
 
-IMAGES = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
+INPUT = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
 
 
 @pytest.mark.parametrize(
@@ -285,64 +287,64 @@ IMAGES = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
         {},
         {"inputs": []},
         {"inputs": [1]},
-        {"inputs": [IMAGES, IMAGES]},
-        {"inputs": [IMAGES]},
-        {"inputs": [IMAGES | {"data": []}]},
-        {"inputs": [IMAGES | {"data": [0] * 3071}]},
-        {"inputs": [IMAGES | {"data": [256] * 3072}]},
-        {"inputs": [IMAGES | {"data": [-1] * 3072}]},
-        {"inputs": [IMAGES | {"data": [0.5] * 3072}]},
-        {"inputs": [IMAGES | {"data": ["0"] * 3072}]},
-        {"inputs": [IMAGES | {"data": [True] * 3072}]},
-        {"inputs": [IMAGES | {"data": [[0] * 3072]}]},
-        {"inputs": [IMAGES | {"data": [[0], 1]}]},
-        {"inputs": [IMAGES | {"shape": [0, 32, 32, 3], "data": []}]},
-        {"inputs": [IMAGES | {"shape": [10**18, 32, 32, 3], "data": [0]}]},
-        {"inputs": [IMAGES | {"shape": [True, 32, 32, 3], "data": [0] * 3072}]},
-        {"inputs": [IMAGES | {"shape": "1", "data": [0]}]},
-        {"inputs": [IMAGES | {"name": "pixels", "data": [0] * 3072}]},
-        {"inputs": [IMAGES | {"datatype": "BYTES", "data": ["/etc/passwd"]}]},
-        {"inputs": [IMAGES | {"parameters": {"binary_data_size": 3072}}]},
-        {"inputs": [IMAGES | {"parameters": {"shared_memory_region": "x"}}]},
-        {"inputs": [IMAGES | {"data": [0] * 3072}], "outputs": [{"name": "weights"}]},
-        {"inputs": [IMAGES | {"data": [0] * 3072}], "outputs": {}},
+        {"inputs": [INPUT, INPUT]},
+        {"inputs": [INPUT]},
+        {"inputs": [INPUT | {"data": []}]},
+        {"inputs": [INPUT | {"data": [0] * 3071}]},
+        {"inputs": [INPUT | {"data": [256] * 3072}]},
+        {"inputs": [INPUT | {"data": [-1] * 3072}]},
+        {"inputs": [INPUT | {"data": [0.5] * 3072}]},
+        {"inputs": [INPUT | {"data": ["0"] * 3072}]},
+        {"inputs": [INPUT | {"data": [True] * 3072}]},
+        {"inputs": [INPUT | {"data": [[0] * 3072]}]},
+        {"inputs": [INPUT | {"data": [[0], 1]}]},
+        {"inputs": [INPUT | {"shape": [0, 32, 32, 3], "data": []}]},
+        {"inputs": [INPUT | {"shape": [10**18, 32, 32, 3], "data": [0]}]},
+        {"inputs": [INPUT | {"shape": [True, 32, 32, 3], "data": [0] * 3072}]},
+        {"inputs": [INPUT | {"shape": "1", "data": [0]}]},
+        {"inputs": [INPUT | {"name": "pixels", "data": [0] * 3072}]},
+        {"inputs": [INPUT | {"datatype": "BYTES", "data": ["/etc/passwd"]}]},
+        {"inputs": [INPUT | {"parameters": {"binary_data_size": 3072}}]},
+        {"inputs": [INPUT | {"parameters": {"shared_memory_region": "x"}}]},
+        {"inputs": [INPUT | {"data": [0] * 3072}], "outputs": [{"name": "weights"}]},
+        {"inputs": [INPUT | {"data": [0] * 3072}], "outputs": {}},
     ],
 )
-def test_hostile_tensors_are_one_line_of_error(server, tree):
+def test_hostile_tensors_are_refused(server, tree):
     status, content = server.post("/v2/models/cifar10/infer", json.dumps(tree))
     assert status in (413, 422)
     assert list(content) == ["error"]
 
 
 @pytest.mark.parametrize("length", ["-1", "0", "9999999", "x", "1e2", ""])
-def test_binary_headers_that_lie(server, length):
-    body = json.dumps({"inputs": [IMAGES | {"parameters": {"binary_data_size": 3072}}]}).encode() + bytes(3072)
+def test_invalid_lengths_of_the_binary_header_are_refused(server, length):
+    body = json.dumps({"inputs": [INPUT | {"parameters": {"binary_data_size": 3072}}]}).encode() + bytes(3072)
     status, content = server.post("/v2/models/cifar10/infer", body, {"Inference-Header-Content-Length": length})
     assert status == 400
     assert "Inference-Header-Content-Length".lower() in content["error"].lower()
 
 
-# The head of a request, and slow clients.
+# Request heads and slow clients
 
 
-def test_a_head_is_bounded(server):
+def test_size_of_a_request_head_is_limited(server):
     for head in (b"X: " + b"a" * 20_000, b"\r\n".join(b"X%d: y" % number for number in range(3000))):
-        answer = raw(
+        answer = send_raw(
             server, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + head + b"\r\n\r\n"
         )
         assert answer.startswith(b"HTTP/1.1 400")
-        error_of(answer.partition(b"\r\n\r\n")[2])
+        read_error(answer.partition(b"\r\n\r\n")[2])
 
 
 @pytest.mark.parametrize("line", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00", b"\x00" * 99])
-def test_what_is_no_http_is_an_error_in_json(server, line):
-    answer = raw(server, line + b"\r\n\r\n")
+def test_bytes_that_are_not_http_get_a_json_error(server, line):
+    answer = send_raw(server, line + b"\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400")
-    error_of(answer.partition(b"\r\n\r\n")[2])
+    read_error(answer.partition(b"\r\n\r\n")[2])
 
 
-def test_slow_clients_are_closed_at_the_deadlines(server):
-    """Silent from the start; a head that trickles; a body that trickles; each within its own limit."""
+def test_slow_clients_are_disconnected(server):
+    """A client is silent, sends its head slowly, or sends its body slowly. Each case has its own deadline."""
     sent = {
         "silent": [],
         "head": [b"GET / HTTP/1.1\r\n", *[b"X: y\r\n"] * 40],
@@ -352,7 +354,7 @@ def test_slow_clients_are_closed_at_the_deadlines(server):
 
     def send(name):
         began = time.monotonic()
-        answer = raw(server, sent[name], pause=0.1)
+        answer = send_raw(server, sent[name], pause=0.1)
         found[name] = time.monotonic() - began, answer
 
     threads = [threading.Thread(target=send, args=(name,)) for name in sent]
@@ -362,12 +364,12 @@ def test_slow_clients_are_closed_at_the_deadlines(server):
         thread.join()
     assert found["silent"][1] == b""
     assert found["body"][1].startswith(b"HTTP/1.1 408")
-    error_of(found["body"][1].partition(b"\r\n\r\n")[2])
+    read_error(found["body"][1].partition(b"\r\n\r\n")[2])
     assert found["head"][1][:12] in (b"", b"HTTP/1.1 408")  # the answer is lost if the client still writes
     assert server.ask("GET", "/v2/health/ready")[0] == 200
 
 
-def test_static_files_by_range_stay_within_the_file_and_the_folder(server):
+def test_static_files_stay_within_their_ranges_and_folder(server):
     sample = json.loads(server.ask("GET", "/v1/samples")[2])[0]
     whole = server.ask("GET", sample)[2]
     status, _, part = server.ask("GET", sample, headers={"Range": "bytes=2-5"})
@@ -390,19 +392,19 @@ def test_security_headers_on_every_answer(server):
     assert server.ask("GET", "/docs")[0] == 404
 
 
-# Models.
+# Models
 
 
-def graph_of(answer, labels=None):
+def make_graph(answer, labels=None):
     graph = load_graph("cifar10", "onnxruntime", 1)
     if labels:
         graph = dataclasses.replace(graph, metadata=graph.metadata.model_copy(update={"labels": labels}))
     return dataclasses.replace(graph, run=answer or graph.run)
 
 
-def test_labels_with_markup_or_control_characters_arrive_as_data():
+def test_labels_with_markup_or_control_characters_are_escaped():
     labels = ("<script>alert(1)</script>", "\x1b[31mred", "a\r\nSet-Cookie: x", "\u2028", "日本", *"fghij")
-    with run_server(graph=graph_of(None, labels)) as server:
+    with run_server(graph=make_graph(None, labels)) as server:
         status, headers, content = server.ask("POST", "/v1/classify?top_k=10", make_picture())
         assert status == 200
         assert content.isascii()
@@ -411,14 +413,14 @@ def test_labels_with_markup_or_control_characters_arrive_as_data():
         assert "Set-Cookie" not in headers
 
 
-def test_a_model_that_gives_no_number_is_no_answer():
-    with run_server(graph=graph_of(lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))) as server:
+def test_nan_output_is_a_server_error():
+    with run_server(graph=make_graph(lambda pixels: np.full((len(pixels), 10), np.nan, np.float32))) as server:
         status, content = server.post("/v1/classify", make_picture())
         assert status == 500
         assert "returned NaN or infinity" in content["error"]
 
 
-def test_a_model_that_fails_fails_its_requests_only():
+def test_failing_model_fails_only_its_own_request():
     calls = iter([None, RuntimeError("/srv/secret/model.onnx broke")])
 
     def answer(pixels):
@@ -427,14 +429,14 @@ def test_a_model_that_fails_fails_its_requests_only():
             raise fault
         return np.full((len(pixels), 10), 0.1, np.float32)
 
-    with run_server(graph=graph_of(answer)) as server:
+    with run_server(graph=make_graph(answer)) as server:
         status, _, content = server.ask("POST", "/v1/classify", make_picture())
         assert status == 500
-        assert "secret" not in error_of(content)
+        assert "secret" not in read_error(content)
         assert server.post("/v1/classify", make_picture())[0] == 200
 
 
-def test_a_bad_picture_fails_only_its_own_request(server):
+def test_bad_picture_fails_only_its_own_request(server):
     answers = {}
 
     def ask(index):
@@ -449,7 +451,7 @@ def test_a_bad_picture_fails_only_its_own_request(server):
 
 
 @pytest.mark.parametrize("name", ["max_batch", "queue", "max_bytes", "timeout"])
-def test_limits_are_positive(name):
+def test_limits_must_be_positive(name):
     with pytest.raises(ShiftViTError, match=f"{name}=0 must be more than 0"):
         Limits(**{name: 0})
 
@@ -457,12 +459,12 @@ def test_limits_are_positive(name):
 @pytest.mark.parametrize(
     ("side", "chosen", "batch"), [(32, None, 64), (64, None, 64), (224, None, 5), (4096, None, 1), (224, 32, 32)]
 )
-def test_batches_of_large_images_are_small_unless_asked(side, chosen, batch):
+def test_batches_of_large_images_are_small_by_default(side, chosen, batch):
     assert Limits(max_batch=chosen).choose_batch_size(side, side) == batch
 
 
-def test_json_of_16_mb_does_not_hold_up_others():
-    body = json.dumps({"inputs": [IMAGES | {"data": [200] * 3_400_000}]}).encode()
+def test_large_json_does_not_block_other_requests():
+    body = json.dumps({"inputs": [INPUT | {"data": [200] * 3_400_000}]}).encode()
     assert len(body) > 16 * 2**20
     with run_server() as server:
         found = []
@@ -473,11 +475,11 @@ def test_json_of_16_mb_does_not_hold_up_others():
             assert server.ask("GET", "/v2/health/ready", timeout=5)[0] == 200
             answered += 1
         assert found == [422]
-        # A clock would depend on the machine; while one body was parsed, many others were answered.
+        # A time limit would depend on the machine, so count the requests that were answered while the body was parsed.
         assert answered >= 20
 
 
-def test_base64_of_a_picture_equals_the_picture(server):
+def test_base64_gets_the_same_answer_as_the_bytes(server):
     content = make_picture(8)
     text = base64.b64encode(content).decode()
     assert server.post(

@@ -1,4 +1,4 @@
-"""`shiftvit serve` as a command: its start, and its errors before it listens."""
+"""The command `shiftvit serve`: its start, and errors before it listens."""
 
 import asyncio
 import io
@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef0123456789abcdef"
 
 
-def fault(capsys, *arguments):
-    """Runs a command that must fail with one line, and returns that."""
+def get_error(capsys, *arguments):
+    """Runs `shiftvit serve`, which must fail with one line, and returns that line."""
     assert _run(["serve", *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -49,16 +49,18 @@ def fault(capsys, *arguments):
         (["--runtime", "nothing"], "there is no runtime"),
     ],
 )
-def test_faults_are_one_line(capsys, arguments, message):
+def test_invalid_arguments_fail_with_one_line(capsys, arguments, message):
     assert (
-        message in fault(capsys, "--port", "0", *arguments) if "--port" not in arguments else fault(capsys, *arguments)
+        message in get_error(capsys, "--port", "0", *arguments)
+        if "--port" not in arguments
+        else get_error(capsys, *arguments)
     )
 
 
-def test_a_port_in_use_is_named(capsys):
+def test_port_in_use_is_named(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert f"port {port}" in fault(capsys, "--port", port)
+        assert f"port {port}" in get_error(capsys, "--port", port)
 
 
 @pytest.mark.parametrize(
@@ -72,14 +74,14 @@ def test_a_port_in_use_is_named(capsys):
         (b"\xff\xfe\n", "UTF-8"),
     ],
 )
-def test_keys_that_cannot_be_used(capsys, tmp_path, content, message):
+def test_unusable_api_keys_fail(capsys, tmp_path, content, message):
     keys = tmp_path / "keys.txt"
     keys.write_bytes(content)
-    assert message in fault(capsys, "--api-key-file", str(keys))
+    assert message in get_error(capsys, "--api-key-file", str(keys))
 
 
-def test_the_documents_commands_are_understood():
-    """Parsed as the command line parses them; the options exist and take these values."""
+def test_documented_commands_parse():
+    """The options exist and take the documented values."""
     command = typer.main.get_command(app).commands["serve"]
     texts = [(ROOT / name).read_text("utf-8") for name in ("README.md", "docs/serving.md")]
     lines = re.findall(r"^(?:    |ExecStart=\S*/)shiftvit serve(.*)$", "\n".join(texts), flags=re.MULTILINE)
@@ -90,30 +92,30 @@ def test_the_documents_commands_are_understood():
 
 
 @pytest.mark.slow
-def test_it_serves_several_models_and_takes_keys(tmp_path):
+def test_serves_several_models_and_checks_keys(tmp_path):
     keys = tmp_path / "keys.txt"
     keys.write_text(f"# ours\n{KEY}\n")
     keys.chmod(0o600)
     arguments = ["cifar10", "other=cifar10", "--host", "127.0.0.1", "--api-key-file", str(keys), "--log-format", "json"]
     with start_server(*arguments) as (process, port):
         assert ask(port, "POST", "/v1/classify", make_picture())[0] == 401
-        sent = {"Authorization": f"Bearer {KEY}"}
-        names = [model["name"] for model in json.loads(ask(port, "GET", "/v1/models", headers=sent)[2])]
+        headers = {"Authorization": f"Bearer {KEY}"}
+        names = [model["name"] for model in json.loads(ask(port, "GET", "/v1/models", headers=headers)[2])]
         assert names == ["cifar10", "other"]
         for name in names:
-            status, _, content = ask(port, "POST", f"/v1/models/{name}/classify", make_picture(), sent)
+            status, _, content = ask(port, "POST", f"/v1/models/{name}/classify", make_picture(), headers)
             assert status == 200
             assert len(json.loads(content)) == 5
         entries = [json.loads(process.stderr.readline()) for _ in range(4)]
         assert [entry["status"] for entry in entries] == [401, 200, 200, 200]
         assert KEY not in json.dumps(entries)
-        # What a client writes into its address cannot forge a line of the log.
-        ask(port, "GET", "/nothing%0a%1b%5b31m", headers=sent)
+        # A client cannot forge a line of the log through its address.
+        ask(port, "GET", "/nothing%0a%1b%5b31m", headers=headers)
         entry = json.loads(process.stderr.readline())
         assert (entry["status"], entry["path"]) == (404, "/nothing%0a%1b%5b31m")
 
 
-def test_the_lines_of_one_go_of_the_event_loop_are_one_write(monkeypatch):
+def test_log_lines_of_one_loop_iteration_are_one_write(monkeypatch):
     written = []
 
     class Stream(io.StringIO):
@@ -134,17 +136,18 @@ def test_the_lines_of_one_go_of_the_event_loop_are_one_write(monkeypatch):
         await asyncio.sleep(0)
         assert written == ["100 %s\nb\n"]
         log("c")
-        handler.flush()  # as at the end of the process
+        handler.flush()  # as when the process ends
         assert written[-1] == "c\n"
         log("d", "e")
 
     asyncio.run(serve())
-    log("f")  # without a loop
+    log("f")  # without an event loop
     assert "".join(written) == "100 %s\nb\nc\nd\ne\nf\n"
 
 
 @pytest.mark.slow
-def test_a_name_that_strangers_dns_may_hold_needs_leave():
+def test_other_host_names_must_be_allowed():
+    """A web page can point a host name of its own at this server (DNS rebinding)."""
     with start_server("--allow-host", "photos.example") as (_, port):
         assert ask(port, "GET", "/v1/models", headers={"Host": "photos.example"})[0] == 200
         assert ask(port, "GET", "/v1/models", headers={"Host": "other.example"})[0] == 400
@@ -153,7 +156,7 @@ def test_a_name_that_strangers_dns_may_hold_needs_leave():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
-def test_keys_that_others_can_read_are_pointed_out(tmp_path, capsys):
+def test_key_file_readable_by_others_is_reported(tmp_path, capsys):
     keys = tmp_path / "keys.txt"
     keys.write_text(KEY)
     keys.chmod(0o644)

@@ -1,4 +1,4 @@
-"""Things shared by the tests are made once, and not again after a failure."""
+"""What tests share is made once, and not tried again after a failure."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from conftest import LONGEST
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _use_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(shared.VARIABLE, str(tmp_path))
 
 
-def test_it_is_made_once() -> None:
+def test_folder_is_made_once() -> None:
     def make(place: Path) -> None:
         made.append(place)
         (place / "file").write_text("content")
@@ -27,7 +27,7 @@ def test_it_is_made_once() -> None:
     assert len(made) == 1
 
 
-def test_what_fails_fails_once_with_its_reason() -> None:
+def test_failure_is_not_repeated_and_keeps_its_reason() -> None:
     def make(place: Path) -> None:
         made.append(place)
         (place / "half").write_text("")
@@ -41,7 +41,7 @@ def test_what_fails_fails_once_with_its_reason() -> None:
     assert not (shared.find_folder() / "it").exists()
 
 
-def test_processes_wait_for_the_one_that_makes_it(tmp_path: Path) -> None:
+def test_processes_wait_for_the_one_that_makes_the_folder(tmp_path: Path) -> None:
     program = (
         "import os, shared, time\n"
         "def make(place):\n"
@@ -50,12 +50,12 @@ def test_processes_wait_for_the_one_that_makes_it(tmp_path: Path) -> None:
         "print((shared.make_once('it', make) / 'maker').read_text())\n"
     )
     command = [sys.executable, "-c", program]
-    started = [
+    processes = [
         subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    said = {process.communicate()[0].strip() for process in started}
-    assert said == {(tmp_path / "it" / "maker").read_text()}
+    output = {process.communicate()[0].strip() for process in processes}
+    assert output == {(tmp_path / "it" / "maker").read_text()}
 
 
-def test_the_files_that_begin_are_there() -> None:
+def test_files_that_start_first_exist() -> None:
     assert [name for name in LONGEST if not Path(__file__).with_name(f"{name}.py").is_file()] == []

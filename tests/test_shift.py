@@ -1,4 +1,4 @@
-"""The shift against its plain definition in NumPy: forward, backward, any size, any type."""
+"""The shift against a plain NumPy implementation: forward, backward, any size, any type."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ from tensors import BACKEND, compute_input_gradient, draw_normal, to_numpy
 LEFT, RIGHT, UP, DOWN = range(4)
 
 
-def moved(x: np.ndarray, s: int, way: int) -> np.ndarray:
-    """`x` (B, H, W, C) moved by s pixels; what is vacated is 0."""
+def move(x: np.ndarray, s: int, direction: int) -> np.ndarray:
+    """Returns `x` (B, H, W, C) moved by s pixels, with zeros in the vacated places."""
     out = np.zeros_like(x)
-    if way == LEFT:
+    if direction == LEFT:
         out[:, :, :-s] = x[:, :, s:]
-    elif way == RIGHT:
+    elif direction == RIGHT:
         out[:, :, s:] = x[:, :, :-s]
-    elif way == UP:
+    elif direction == UP:
         out[:, :-s] = x[:, s:]
     else:
         out[:, s:] = x[:, :-s]
     return out
 
 
-def shifted(x: np.ndarray, group: int, s: int, ways: tuple[int, ...] = (LEFT, RIGHT, UP, DOWN)) -> np.ndarray:
+def shift_in_numpy(
+    x: np.ndarray, group: int, s: int, directions: tuple[int, ...] = (LEFT, RIGHT, UP, DOWN)
+) -> np.ndarray:
     out = x.copy()
-    for index, way in enumerate(ways):
+    for index, direction in enumerate(directions):
         channels = slice(index * group, (index + 1) * group)
-        out[..., channels] = moved(x[..., channels], s, way)
+        out[..., channels] = move(x[..., channels], s, direction)
     return out
 
 
-def masked(x: np.ndarray, group: int, s: int) -> np.ndarray:
-    """`x` with zeros where a shift would leave an image of ones vacant."""
-    return np.where(shifted(np.ones_like(x), group, s) == 1, x, 0)
+def mask_in_numpy(x: np.ndarray, group: int, s: int) -> np.ndarray:
+    """Returns `x` with zeros in the places that a shift vacates."""
+    return np.where(shift_in_numpy(np.ones_like(x), group, s) == 1, x, 0)
 
 
-# Sides of 1, sides smaller than the shift, odd ones; channels that num_div divides and does not divide.
+# With sides of 1, sides below the shift, and odd sides.
 SIZES = [(1, 1), (1, 6), (5, 1), (2, 3), (5, 5), (7, 4), (8, 11)]
 
 
 @pytest.mark.parametrize("mode", ["shift", "mask"])
 @pytest.mark.parametrize("pixels", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("size", SIZES)
-def test_is_its_definition(size: tuple[int, int], pixels: int, mode: str) -> None:
-    define = shifted if mode == "shift" else masked
+def test_matches_numpy(size: tuple[int, int], pixels: int, mode: str) -> None:
+    define = shift_in_numpy if mode == "shift" else mask_in_numpy
     for channels, num_div in [(12, 12), (13, 12), (23, 5), (9, 4)]:
         x = draw_normal(2, *size, channels)
         out = to_numpy(Shift(num_div, pixels, mode=mode)(x))
@@ -68,7 +70,7 @@ def test_is_its_definition(size: tuple[int, int], pixels: int, mode: str) -> Non
     mode=st.sampled_from(["shift", "mask"]),
     data=st.data(),
 )
-def test_any_setting_is_its_definition(
+def test_any_setting_matches_numpy(
     size: tuple[int, int, int], channels: int, pixels: int, mode: str, data: st.DataObject
 ) -> None:
     num_div = data.draw(st.integers(4, channels))
@@ -76,17 +78,17 @@ def test_any_setting_is_its_definition(
     x = draw_normal(*size, channels)
     out = to_numpy(Shift(num_div, pixels, width, mode)(x))
     group = channels // num_div if width is None else width
-    np.testing.assert_array_equal(out, (shifted if mode == "shift" else masked)(x, group, pixels))
+    np.testing.assert_array_equal(out, (shift_in_numpy if mode == "shift" else mask_in_numpy)(x, group, pixels))
 
 
 @pytest.mark.parametrize("mode", ["shift", "mask"])
 @pytest.mark.parametrize("pixels", [1, 4])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_float_types_pass_unchanged(dtype: str, pixels: int, mode: str) -> None:
+def test_float_types_are_kept(dtype: str, pixels: int, mode: str) -> None:
     x = keras.ops.cast(draw_normal(2, 5, 6, 13), dtype)
     out = Shift(6, pixels, mode=mode, dtype=dtype)(x)
     assert keras.backend.standardize_dtype(out.dtype) == dtype
-    define = shifted if mode == "shift" else masked
+    define = shift_in_numpy if mode == "shift" else mask_in_numpy
     np.testing.assert_array_equal(to_numpy(out), define(to_numpy(x), 2, pixels))
 
 
@@ -97,7 +99,7 @@ def test_height_and_width_may_be_unknown(mode: str) -> None:
     assert model.output_shape == (None, None, None, 8)
     for size in [(3, 7), (6, 1)]:
         x = draw_normal(2, *size, 8)
-        expected = (shifted if mode == "shift" else masked)(x, 2, 2)
+        expected = (shift_in_numpy if mode == "shift" else mask_in_numpy)(x, 2, 2)
         np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
 
 
@@ -106,13 +108,13 @@ def test_height_and_width_may_be_unknown(mode: str) -> None:
 def test_gradient_is_the_opposite_shift(size: tuple[int, int], pixels: int) -> None:
     x, cotangent = draw_normal(2, *size, 13), draw_normal(2, *size, 13, seed=1)
     found = compute_input_gradient(Shift(6, pixels), x, cotangent)
-    np.testing.assert_array_equal(found, shifted(cotangent, 2, pixels, (RIGHT, LEFT, DOWN, UP)))
+    np.testing.assert_array_equal(found, shift_in_numpy(cotangent, 2, pixels, (RIGHT, LEFT, DOWN, UP)))
 
 
 def test_gradient_of_the_mask_is_the_mask() -> None:
     x, cotangent = draw_normal(2, 5, 4, 13), draw_normal(2, 5, 4, 13, seed=1)
     found = compute_input_gradient(Shift(6, 2, mode="mask"), x, cotangent)
-    np.testing.assert_array_equal(found, masked(cotangent, 2, 2))
+    np.testing.assert_array_equal(found, mask_in_numpy(cotangent, 2, 2))
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="the convolution is torch's form")
@@ -132,7 +134,7 @@ def test_no_channels_to_shift_is_the_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "message"),
     [
         ({"shift_pixels": 0}, "shift_pixels=0"),
         ({"shift_pixels": -2}, "shift_pixels=-2"),
@@ -141,20 +143,20 @@ def test_no_channels_to_shift_is_the_identity() -> None:
         ({"mode": "roll"}, "mode='roll'"),
     ],
 )
-def test_impossible_settings_are_refused_at_construction(arguments: dict[str, object], named: str) -> None:
-    with pytest.raises(ShiftViTError, match=named):
+def test_impossible_settings_are_refused_at_construction(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ShiftViTError, match=message):
         Shift(**arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "channels", "named"),
+    ("arguments", "channels", "message"),
     [
         ({"num_div": 12}, 11, "num_div=12.* 11;"),
         ({"shift_channels": 3}, 11, "shift_channels=3 needs 12 .* 11;"),
     ],
 )
-def test_too_few_channels_are_refused_when_built(arguments: dict[str, int], channels: int, named: str) -> None:
-    with pytest.raises(ShiftViTError, match=named):
+def test_too_few_channels_are_refused_when_built(arguments: dict[str, int], channels: int, message: str) -> None:
+    with pytest.raises(ShiftViTError, match=message):
         Shift(**arguments).build((None, 4, 4, channels))
 
 
@@ -172,8 +174,8 @@ def test_group_width(channels: int, num_div: int, shift_channels: int | None, ex
     assert compute_group_width(channels, num_div, shift_channels) == expected
 
 
-def test_config_makes_the_same_layer() -> None:
+def test_layer_is_restored_from_config() -> None:
     layer = Shift(6, 2, 3, "mask", name="moves", dtype="bfloat16")
-    twin = Shift.from_config(json.loads(json.dumps(layer.get_config())))
-    assert twin.get_config() == layer.get_config()
-    assert (twin.num_div, twin.shift_pixels, twin.shift_channels, twin.mode) == (6, 2, 3, "mask")
+    restored = Shift.from_config(json.loads(json.dumps(layer.get_config())))
+    assert restored.get_config() == layer.get_config()
+    assert (restored.num_div, restored.shift_pixels, restored.shift_channels, restored.mode) == (6, 2, 3, "mask")

@@ -1,4 +1,4 @@
-"""The inputs of `Predictor`: `__call__` and `stream` take the same, and read each image when its turn comes."""
+"""The inputs of `Predictor`: `__call__` and `stream` accept the same, and read each image when it is needed."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ def file(images, tmp_path):
     return path
 
 
-def shares(results):
+def stack(results):
+    """Returns the probabilities of all results, (N, C), none of which may be a failure."""
     assert not [result.error for result in results if isinstance(result, Failure)]
     return np.stack([result.probabilities for result in results])
 
 
-def both(predictor, given):
-    """What `__call__` gives and what `stream` gives; `given` makes the argument anew for each."""
+def predict_both_ways(predictor, given):
+    """Returns the results of `__call__` and of `stream`; `given` makes a new argument for each."""
     return predictor(given()), list(predictor.stream(given()))
 
 
-def written(content):
-    """A buffer as a program leaves it that has just written an image into it."""
+def write_buffer(content):
+    """Returns a buffer whose position is at the end, as after writing an image into it."""
     buffer = io.BytesIO()
     buffer.write(content)
     return buffer
 
 
-def spooled(content):
+def spool(content):
     file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  (as web frameworks hand over uploads)
     file.write(content)
     return file
@@ -60,7 +61,7 @@ class Pipe(io.RawIOBase):
 
 
 class Frame:
-    """An own class of path."""
+    """A path class of the user."""
 
     def __init__(self, path):
         self._path = path
@@ -69,7 +70,7 @@ class Frame:
         return self._path
 
 
-ONE = {
+SINGLE_IMAGES = {
     "path": lambda path: path,
     "str": str,
     "PathLike of bytes": lambda path: Frame(str(path).encode()),
@@ -77,11 +78,11 @@ ONE = {
     "bytearray": lambda path: bytearray(path.read_bytes()),
     "memoryview": lambda path: memoryview(path.read_bytes()),
     "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
-    "BytesIO just written": lambda path: written(path.read_bytes()),
+    "BytesIO just written": lambda path: write_buffer(path.read_bytes()),
     "open file": lambda path: path.open("rb"),
     "unbuffered file": lambda path: path.open("rb", buffering=0),
     "pipe": lambda path: Pipe(path.read_bytes()),
-    "spooled file": lambda path: spooled(path.read_bytes()),
+    "spooled file": lambda path: spool(path.read_bytes()),
     "PIL image": Image.open,
     "PIL image in palette": lambda path: Image.open(path).convert("RGBA"),
     "array": lambda path: np.asarray(Image.open(path)),
@@ -92,27 +93,31 @@ ONE = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the files are closed where they are no longer used
-@pytest.mark.parametrize("kind", ONE)
-def test_one_image_of_any_kind(kind, predictor, images, file):
-    expected = shares(predictor([images[0]]))
-    for given in (lambda: ONE[kind](file), lambda: [ONE[kind](file)], lambda: iter([ONE[kind](file)])):
-        for results in both(predictor, given):
-            np.testing.assert_allclose(shares(results), expected, atol=1e-6)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the test leaves the files open
+@pytest.mark.parametrize("kind", SINGLE_IMAGES)
+def test_single_image_of_any_kind(kind, predictor, images, file):
+    expected = stack(predictor([images[0]]))
+    for given in (
+        lambda: SINGLE_IMAGES[kind](file),
+        lambda: [SINGLE_IMAGES[kind](file)],
+        lambda: iter([SINGLE_IMAGES[kind](file)]),
+    ):
+        for results in predict_both_ways(predictor, given):
+            np.testing.assert_allclose(stack(results), expected, atol=1e-6)
             named = kind in ("path", "str", "PathLike of bytes")
             assert [result.path for result in results] == [str(file) if named else "image 1"]
 
 
-def test_an_open_file_may_be_given_again(predictor, images, file):
+def test_open_file_can_be_used_twice(predictor, images, file):
     buffer = io.BytesIO(file.read_bytes())
-    np.testing.assert_allclose(shares(predictor([buffer, buffer])), shares(predictor(images[[0, 0]])), atol=1e-6)
+    np.testing.assert_allclose(stack(predictor([buffer, buffer])), stack(predictor(images[[0, 0]])), atol=1e-6)
     with zipfile.ZipFile(file.with_suffix(".zip"), "w") as archive:
         archive.write(file, "cat.png")
     with zipfile.ZipFile(file.with_suffix(".zip")) as archive, archive.open("cat.png") as entry:
         assert len(predictor(entry)) == 1
 
 
-MANY = {
+MANY_IMAGES = {
     "batch": lambda images: images[:5],
     "list of a batch": lambda images: [images[:2], images[2], images[3:5]],
     "list": lambda images: list(images[:5]),
@@ -122,26 +127,26 @@ MANY = {
 }
 
 
-@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("kind", MANY_IMAGES)
 def test_many_images_of_any_kind(kind, predictor, images):
-    for results in both(predictor, lambda: MANY[kind](images)):
+    for results in predict_both_ways(predictor, lambda: MANY_IMAGES[kind](images)):
         assert [result.path for result in results] == [f"image {number}" for number in range(1, 6)]
-        np.testing.assert_allclose(shares(results), shares(predictor(images[:5])), atol=1e-6)
+        np.testing.assert_allclose(stack(results), stack(predictor(images[:5])), atol=1e-6)
 
 
 @pytest.mark.parametrize("empty", [[], (), iter(()), np.zeros((0, 32, 32, 3), np.uint8)])
 def test_no_images(empty, predictor):
-    assert both(predictor, lambda: empty) == ([], [])
+    assert predict_both_ways(predictor, lambda: empty) == ([], [])
 
 
 def test_arrays_are_rgb(predictor, images):
     blue_first = images[..., ::-1]
-    assert np.abs(shares(predictor(blue_first)) - shares(predictor(images))).max() > 0.1
-    np.testing.assert_array_equal(shares(predictor(blue_first[..., ::-1])), shares(predictor(images)))
+    assert np.abs(stack(predictor(blue_first)) - stack(predictor(images))).max() > 0.1
+    np.testing.assert_array_equal(stack(predictor(blue_first[..., ::-1])), stack(predictor(images)))
 
 
 class Tensor:
-    """As those of torch: it has dimensions, and iterating gives its rows."""
+    """Like a tensor of torch: it has dimensions, and iterating yields its rows."""
 
     ndim = 3
 
@@ -150,7 +155,7 @@ class Tensor:
 
 
 @pytest.mark.parametrize("given", [None, 7, 1.5, {"cat.png": 1}, object(), Tensor(), Image, np.uint8(7), print])
-def test_what_holds_no_images(given, predictor):
+def test_other_objects_fail(given, predictor):
     for ask in (predictor, predictor.stream):
         with pytest.raises(ShiftViTError) as caught:
             ask(given)
@@ -160,13 +165,13 @@ def test_what_holds_no_images(given, predictor):
         assert "\n" not in message
 
 
-WRONG = {
+INVALID_IMAGES = {
     "None": (lambda _: None, "image 1 has the type NoneType; give a path"),
     "number": (lambda _: 7, "image 1 has the type int; give a path"),
     "list": (lambda path: [path], "image 1 has the type list; give a path"),
     "text file": (lambda path: path.open(), "image 1 is text, not an image"),
     "StringIO": (lambda _: io.StringIO("cat.png"), "image 1 is text, not an image"),
-    "closed file": (lambda _: closed(), "image 1 cannot be read: I/O operation on closed file; give an open"),
+    "closed file": (lambda _: make_closed_file(), "image 1 cannot be read: I/O operation on closed file; give an open"),
     "write-only": (lambda path: path.with_name("new").open("wb"), "image 1 cannot be read: "),
     "floats": (
         lambda _: np.zeros((4, 4, 3), np.float32),
@@ -180,16 +185,16 @@ WRONG = {
 }
 
 
-def closed():
+def make_closed_file():
     file = io.BytesIO(b"x")
     file.close()
     return file
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.parametrize("kind", WRONG)
-def test_what_is_no_image_is_named_and_the_others_go_on(kind, predictor, images, file):
-    make, message = WRONG[kind]
+@pytest.mark.parametrize("kind", INVALID_IMAGES)
+def test_invalid_images_do_not_affect_the_others(kind, predictor, images, file):
+    make, message = INVALID_IMAGES[kind]
     with pytest.raises(ShiftViTError, match=message):
         predictor([make(file), images[0]])
     first, second = predictor.stream([make(file), images[0]])
@@ -198,7 +203,7 @@ def test_what_is_no_image_is_named_and_the_others_go_on(kind, predictor, images,
     assert not isinstance(second, Failure)
 
 
-def test_a_file_without_end_is_not_read_to_its_end(predictor, monkeypatch):
+def test_endless_file_is_read_up_to_a_limit(predictor, monkeypatch):
     monkeypatch.setattr("shiftvit.inference.sources.MAX_BYTES", 1000)
     with open("/dev/zero", "rb") as file:  # noqa: PTH123
         (result,) = predictor.stream(file)
@@ -210,37 +215,37 @@ def test_frames_of_an_animation(predictor, images, tmp_path):
     frames[0].save(tmp_path / "frames.webp", save_all=True, append_images=frames[1:], lossless=True)
     with Image.open(tmp_path / "frames.webp") as animation:
         found = list(predictor.stream(ImageSequence.Iterator(animation), threads=4))
-    np.testing.assert_allclose(shares(found), shares(predictor(images[:40])), atol=1e-5)
+    np.testing.assert_allclose(stack(found), stack(predictor(images[:40])), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.array, bytearray, io.BytesIO, memoryview])
-def test_a_buffer_that_is_reused(kind, predictor, images):
+def test_reused_buffer_is_copied_in_time(kind, predictor, images):
     contents = []
     for image in images[:40]:
         file = io.BytesIO()
         Image.fromarray(image).save(file, "BMP")
         contents.append(file.getvalue())
     array, buffer = images[0].copy(), bytearray(contents[0])
-    own = {np.array: array, bytearray: buffer, memoryview: memoryview(buffer), io.BytesIO: io.BytesIO()}[kind]
+    reused = {np.array: array, bytearray: buffer, memoryview: memoryview(buffer), io.BytesIO: io.BytesIO()}[kind]
 
     def camera():
         for image, content in zip(images[:40], contents, strict=True):
             array[...], buffer[:] = image, content
             if kind is io.BytesIO:
-                own.seek(0)
-                own.write(content)
-            yield own
+                reused.seek(0)
+                reused.write(content)
+            yield reused
         array[...], buffer[:] = 0, bytes(len(buffer))
 
-    np.testing.assert_allclose(shares(predictor(camera())), shares(predictor(images[:40])), atol=1e-5)
+    np.testing.assert_allclose(stack(predictor(camera())), stack(predictor(images[:40])), atol=1e-5)
 
 
-def test_a_lazily_opened_picture_used_often(predictor, images, tmp_path):
+def test_lazily_opened_image_can_be_used_many_times(predictor, images, tmp_path):
     Image.fromarray(images[0]).resize((600, 600)).save(tmp_path / "large.png")
     for _ in range(5):
         with Image.open(tmp_path / "large.png") as picture:
             found = list(predictor.stream([picture] * 12, threads=4, batch_size=4))
-        assert len({row.tobytes() for row in shares(found)}) <= 2
+        assert len({row.tobytes() for row in stack(found)}) <= 2
         with Image.open(tmp_path / "large.png") as picture:
             threads = [threading.Thread(target=lambda: found.extend(predictor([picture]))) for _ in range(4)]  # noqa: B023
             for thread in threads:
@@ -248,12 +253,12 @@ def test_a_lazily_opened_picture_used_often(predictor, images, tmp_path):
             for thread in threads:
                 thread.join()
         assert len(found) == 16
-        np.testing.assert_allclose(shares(found), shares(found[:1]).repeat(16, axis=0), atol=1e-5)
+        np.testing.assert_allclose(stack(found), stack(found[:1]).repeat(16, axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_source_may_wait_for_its_answers(batch_size, predictor, images):
-    """Where more than a batch were taken, this would wait until its patience ends."""
+def test_source_may_wait_for_the_results_of_a_batch(batch_size, predictor, images):
+    """If more than a batch were read in advance, the source would wait until its timeout."""
     answers = queue.Queue()
 
     def source():
@@ -266,11 +271,11 @@ def test_a_source_may_wait_for_its_answers(batch_size, predictor, images):
     for result in predictor.stream(source(), batch_size=batch_size):
         found.append(result)
         answers.put(result)
-    np.testing.assert_allclose(shares(found), shares(predictor(images[:9])), atol=1e-5)
+    np.testing.assert_allclose(stack(found), stack(predictor(images[:9])), atol=1e-5)
 
 
 @pytest.mark.parametrize(("batch_size", "ahead"), [(1, None), (1, 0), (4, None), (4, 3), (5, 40)])
-def test_no_more_is_taken_than_asked(batch_size, ahead, predictor, images):
+def test_source_is_read_at_most_as_far_ahead_as_requested(batch_size, ahead, predictor, images):
     taken, most = 0, 0
 
     def source():
@@ -285,7 +290,7 @@ def test_no_more_is_taken_than_asked(batch_size, ahead, predictor, images):
     assert most == batch_size + (ahead or 0)
 
 
-def test_of_a_list_the_next_batch_is_taken_while_the_model_runs(predictor, images):
+def test_next_batches_of_a_list_are_read_ahead(predictor, images):
     taken = []
 
     class Listed(list):

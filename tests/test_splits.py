@@ -1,4 +1,4 @@
-"""Splits of a user's images: a partition by class that depends on the seed alone, and the table that stores it."""
+"""Splits of a user's images: stratified partitions that depend only on the seed, and the table that stores them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from shiftvit.data.find.splits import split_data
 from trees import PICTURE, make_arrays, plant, save_archive
 
 
-def plain(counts, order=None):
-    """A data set of so many files a class, which need not exist."""
+def make_dataset(counts, order=None):
+    """Returns a data set with these numbers of files of each class. The files do not exist."""
     rows = [(f"{label}/{number:04}.png", label) for label, count in enumerate(counts) for number in range(count)]
     rows = [rows[place] for place in order] if order is not None else rows
     labels = np.array([label for _, label in rows], np.int64)
@@ -30,11 +30,11 @@ def plain(counts, order=None):
     return Dataset({"train": Split(labels, [path for path, _ in rows])}, names, "data", Path("data"))
 
 
-def mark(data, copies):
+def mark_copies(data, copies):
     return replace_splits(data, train=replace(data.train, copies=copies))
 
 
-def as_sets(found):
+def convert_to_sets(found):
     return {split: {*zip(part.paths, part.labels.tolist(), strict=True)} for split, part in found.splits.items()}
 
 
@@ -45,8 +45,8 @@ def as_sets(found):
     st.sampled_from([0.1, 0.3, 9.0]),
     st.integers(0, 2**32 - 1),
 )
-def test_splits_are_a_partition_by_class(counts, validation, test, seed):
-    found = plain(counts)
+def test_splits_are_a_stratified_partition(counts, validation, test, seed):
+    found = make_dataset(counts)
     total = sum(counts)
     sizes = [share if share >= 1 else max(round(share * total), len(counts)) for share in (validation, test) if share]
     if min(*sizes, total - sum(sizes), total) < len(counts):
@@ -55,12 +55,12 @@ def test_splits_are_a_partition_by_class(counts, validation, test, seed):
         return
     try:
         split = split_data(found, validation=validation, test=test, seed=seed)
-    except ShiftViTError:  # the first split may be larger, as it has 1 of each class, and leave too few
+    except ShiftViTError:  # the first split has 1 of each class, so it may leave too few images
         assert total - sum(sizes) < 2 * len(counts)
         return
-    parts = as_sets(split)
+    parts = convert_to_sets(split)
     assert list(parts) == ["train", *(["validation"] if validation else []), "test"]
-    assert set.union(*parts.values()) == as_sets(found)["train"]
+    assert set.union(*parts.values()) == convert_to_sets(found)["train"]
     assert sum(map(len, parts.values())) == total
     for name, share in (("validation", validation), ("test", test)):
         if share:
@@ -72,31 +72,31 @@ def test_splits_are_a_partition_by_class(counts, validation, test, seed):
     assert {*split.splits["train"].labels} == {*range(len(counts))}
     # Neither another call nor another order of the files changes anything; another seed does.
     order = np.random.default_rng(seed).permutation(total)
-    again = split_data(plain(counts, order), validation=validation, test=test, seed=seed)
+    again = split_data(make_dataset(counts, order), validation=validation, test=test, seed=seed)
     for name in parts:
         assert again.splits[name].paths == split.splits[name].paths
 
 
-def test_large_splits_keep_the_shares_of_the_classes():
-    split = split_data(plain([1000, 200]), validation=0.1, test=0.2, seed=3)
+def test_large_splits_keep_the_class_proportions():
+    split = split_data(make_dataset([1000, 200]), validation=0.1, test=0.2, seed=3)
     assert [np.bincount(part.labels).tolist() for part in split.splits.values()] == [[700, 140], [100, 20], [200, 40]]
-    other = split_data(plain([1000, 200]), validation=0.1, test=0.2, seed=4)
-    assert as_sets(split) != as_sets(other)
+    other = split_data(make_dataset([1000, 200]), validation=0.1, test=0.2, seed=4)
+    assert convert_to_sets(split) != convert_to_sets(other)
 
 
-def test_a_rare_class_is_in_every_split():
-    split = split_data(plain([500, 500, 3]), validation=0.05, test=0.05, seed=0)
+def test_rare_class_is_in_every_split():
+    split = split_data(make_dataset([500, 500, 3]), validation=0.05, test=0.05, seed=0)
     assert [np.bincount(part.labels)[2] for part in split.splits.values()] == [1, 1, 1]
 
 
-def test_splits_that_are_there_stay():
-    found = plain([20, 20])
+def test_existing_splits_are_kept():
+    found = make_dataset([20, 20])
     test = Split(np.array([0, 1]), ["t/1.png", "t/2.png"])
     found = replace_splits(found, test=test)
     split = split_data(found, validation=0.2, test=0.5, seed=0)
     assert split.splits["test"] is test
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 32, "validation": 8, "test": 2}
-    assert as_sets(split_data(found, validation=0, test=0, seed=0)) == as_sets(found)
+    assert convert_to_sets(split_data(found, validation=0, test=0, seed=0)) == convert_to_sets(found)
 
 
 def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
@@ -137,28 +137,28 @@ def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
         ([9, 9], (float("nan"), 0), "validation=nan is not a share"),
     ],
 )
-def test_a_line_for_each_split_that_cannot_be(counts, shares, message):
+def test_impossible_splits_are_refused(counts, shares, message):
     with pytest.raises(ShiftViTError) as raised:
-        split_data(plain(counts), validation=shares[0], test=shares[1], seed=0)
+        split_data(make_dataset(counts), validation=shares[0], test=shares[1], seed=0)
     assert message in str(raised.value)
 
 
-def test_small_data_has_the_splits_that_it_can_have():
-    """A tenth of 96 images is fewer than 12 classes, but 12 images are."""
-    split = split_data(plain([8] * 12), validation=0.1, test=0.1, seed=0)
+def test_small_data_is_split_with_one_image_of_each_class():
+    """A tenth of 96 images does not cover 12 classes, so a split has one image of each class."""
+    split = split_data(make_dataset([8] * 12), validation=0.1, test=0.1, seed=0)
     assert {name: np.bincount(part.labels).tolist() for name, part in split.splits.items()} == {
         "train": [6] * 12,
         "validation": [1] * 12,
         "test": [1] * 12,
     }
-    split = split_data(plain([3] * 12), validation=0.1, test=0.1, seed=0)
+    split = split_data(make_dataset([3] * 12), validation=0.1, test=0.1, seed=0)
     assert [np.bincount(part.labels).tolist() for part in split.splits.values()] == [[1] * 12] * 3
 
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=6), st.integers(1, 60), st.integers(0, 99))
-def test_a_limit_keeps_the_proportions_of_the_classes(counts, limit, seed):
-    found, total = plain(counts), sum(counts)
+def test_limit_keeps_the_class_proportions(counts, limit, seed):
+    found, total = make_dataset(counts), sum(counts)
     if limit < min(len(counts), total):
         with pytest.raises(ShiftViTError, match=f"data.limit={limit} is less than the {len(counts)} classes"):
             split_data(found, validation=0, test=0, seed=seed, limit=limit)
@@ -172,8 +172,8 @@ def test_a_limit_keeps_the_proportions_of_the_classes(counts, limit, seed):
     assert split_data(found, validation=0, test=0, seed=seed, limit=limit).train.paths == part.paths
 
 
-def test_stratify_and_limit_mean_the_same_for_all_data():
-    files = plain([40, 10])
+def test_stratify_and_limit_act_alike_on_files_and_arrays():
+    files = make_dataset([40, 10])
     numbers = Split(files.train.labels, images=np.arange(50))
     arrays = Dataset({"train": numbers}, files.class_names, "arrays")
     for stratify in (True, False):
@@ -185,34 +185,34 @@ def test_stratify_and_limit_mean_the_same_for_all_data():
 
 
 def test_copies_stay_in_one_split():
-    found = plain([30, 30])
+    found = make_dataset([30, 30])
     copies = np.arange(60) // 3  # each picture three times
-    split = split_data(mark(found, copies), validation=0.2, test=4, seed=0)
+    split = split_data(mark_copies(found, copies), validation=0.2, test=4, seed=0)
     number = dict(zip(found.train.paths, copies.tolist(), strict=True))
     parts = {name: {number[path] for path in part.paths} for name, part in split.splits.items()}
     assert {name: len(part) for name, part in split.splits.items()} == {"train": 36, "validation": 12, "test": 12}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 20
     assert all(set(part.labels.tolist()) == {0, 1} for part in split.splits.values())
-    none = split_data(mark(found, np.arange(60)[::-1]), validation=0.2, test=4, seed=0)
-    assert as_sets(none) == as_sets(split_data(found, validation=0.2, test=4, seed=0))
+    none = split_data(mark_copies(found, np.arange(60)[::-1]), validation=0.2, test=4, seed=0)
+    assert convert_to_sets(none) == convert_to_sets(split_data(found, validation=0.2, test=4, seed=0))
 
 
-def test_copies_with_several_labels_stay_for_training():
-    found = plain([10, 10])
+def test_copies_with_several_labels_stay_in_training():
+    found = make_dataset([10, 10])
     copies = np.arange(20)
     copies[[0, 10]] = 99
     for seed in range(20):
-        train = split_data(mark(found, copies), validation=0.3, test=0.3, seed=seed).train
+        train = split_data(mark_copies(found, copies), validation=0.3, test=0.3, seed=seed).train
         assert {"0/0000.png", "1/0000.png"} <= {*train.paths}
 
 
-def test_copies_do_not_fill_a_small_class():
+def test_copies_of_a_picture_count_once():
     copies = np.array([0, 1, 2, 3, 4, 4, 4, 5])
     with pytest.raises(ShiftViTError, match="'class 1' has 2 images, copies counted once, too few for 3 splits"):
-        split_data(mark(plain([4, 4]), copies), validation=0.2, test=0.2, seed=0)
+        split_data(mark_copies(make_dataset([4, 4]), copies), validation=0.2, test=0.2, seed=0)
 
 
-def table_digest(data, path):
+def compute_table_digest(data, path):
     save_splits(data, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
@@ -228,28 +228,28 @@ def table_digest(data, path):
         (0, 0, 0, "a5a2e12c03272fb0"),
     ],
 )
-def test_a_tree_is_split_as_in_release_0_1_0(tmp_path, validation, test, seed, digest):
-    """So that a recipe trained again uses the same images for the same purpose; the digests are of that release."""
+def test_tree_is_split_as_in_release_0_1_0(tmp_path, validation, test, seed, digest):
+    """A recipe that is trained again then uses the same splits. The digests were made with that release."""
     counts = {"cat": 31, "dog": 12, "ox 2": 5, "ox 10": 3}
     names = (f"{label}/{number}.png" for label, count in counts.items() for number in range(count))
     found = find_data(plant(tmp_path / "data", *names))
     split = split_data(found, validation=validation, test=test, seed=seed)
-    assert table_digest(split, tmp_path / "s.csv") == digest
+    assert compute_table_digest(split, tmp_path / "s.csv") == digest
 
 
 def test_trees_with_splits_and_archives_are_split_as_in_release_0_1_0(tmp_path):
     names = (f"train/{label}/{number}.png" for label in "ab" for number in range(20))
     root = plant(tmp_path / "data", *names, "val/a/1.png", "val/b/1.png")
     split = split_data(find_data(root), validation=0.5, test=0.2, seed=3)
-    assert table_digest(split, tmp_path / "s.csv") == "f5ec28fe15e01847"
+    assert compute_table_digest(split, tmp_path / "s.csv") == "f5ec28fe15e01847"
     x, y = make_arrays(40, 3)
     archive = find_data(save_archive(tmp_path / "d.npz", images=x, labels=y))
     split = split_data(archive, validation=0.25, test=10, seed=4)
-    assert table_digest(split, tmp_path / "s.csv") == "42bee8b6ae383330"
+    assert compute_table_digest(split, tmp_path / "s.csv") == "42bee8b6ae383330"
 
 
 @pytest.mark.parametrize("kind", ["tree", "table", "archive"])
-def test_saved_splits_come_back_as_they_were(tmp_path, kind):
+def test_saved_splits_are_restored_unchanged(tmp_path, kind):
     names = [
         f"{label}/{number} ,'\"ü\n.png" for label in ("cat, the", "dog", "class 10", "class 9") for number in range(9)
     ]
@@ -287,15 +287,15 @@ def test_saved_splits_come_back_as_they_were(tmp_path, kind):
         assert all(Path(name).is_file() for part in moved.splits.values() for name in part.paths)
 
 
-def test_saved_splits_number_the_classes_as_the_data_does(tmp_path):
-    """Even where a run could not use any image of a class."""
+def test_saved_splits_number_classes_like_the_data(tmp_path):
+    """They do even if the run could not use any image of a class."""
     found = find_data(plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "abc" for number in range(3))))
     part = found.splits["train"]
     save_splits(replace_splits(found, train=part.take(np.flatnonzero(part.labels != 0))), tmp_path / "s.csv")
     assert restore_splits(found, tmp_path / "s.csv").train.labels.tolist() == [1, 1, 1, 2, 2, 2]
 
 
-def test_faults_of_saved_splits(tmp_path):
+def test_unsuitable_saved_splits_are_refused(tmp_path):
     root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
     save_splits(find_data(root), tmp_path / "s.csv")
     (root / "b" / "2.png").unlink()
@@ -319,20 +319,20 @@ def test_faults_of_saved_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "there"),
+    ("rows", "splits"),
     [("", "no split"), ("train,a/1.png,a\ntrain,b/1.png,b\n", "train"), ("test,a/1.png,a\n", "test")],
 )
-def test_a_run_whose_table_lost_its_rows_does_not_continue(tmp_path, rows, there):
+def test_run_whose_table_lost_rows_is_refused(tmp_path, rows, splits):
     root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
     run = tmp_path / "run"
     run.mkdir()
     (run / "splits.csv").write_text(f"split,path,label\n{rows}")
     recipe = Recipe.load("photos", **{"data.name": str(root)})
-    with pytest.raises(ShiftViTError, match=f"has images of {there} alone.*; restore it"):
+    with pytest.raises(ShiftViTError, match=f"has images of {splits} alone.*; restore it"):
         load_data(recipe, run=run)
 
 
-def test_validation_from_the_end_is_that_of_keras(tmp_path):
+def test_validation_from_the_end_equals_that_of_keras(tmp_path):
     """As `keras.Model.fit(validation_split=...)` documents it: the last samples, before any shuffling."""
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (50, 4, 4, 3), np.uint8), rng.integers(0, 3, 50)
@@ -347,6 +347,6 @@ def test_validation_from_the_end_is_that_of_keras(tmp_path):
     assert len(both.train) == 31
 
 
-def test_files_have_no_end():
+def test_validation_from_the_end_needs_arrays():
     with pytest.raises(ShiftViTError, match=r"validation_from='end' is for arrays.*=random"):
-        split_data(plain([9, 9]), validation=4, test=0, seed=0, validation_from="end")
+        split_data(make_dataset([9, 9]), validation=4, test=0, seed=0, validation_from="end")

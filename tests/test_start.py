@@ -1,4 +1,4 @@
-"""Starting from a trained model: which weights are taken, which stay, and what does not fit."""
+"""Starting from a trained model: which weights are copied and frozen, and which settings are refused."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ pytestmark = pytest.mark.usefixtures("plain_figures")
 SMALL = {"train.epochs": 1, "train.batch_size": 16, "train.precision": "float32"}
 
 
-def built(**changes):
+def build_run(**changes):
     recipe = apply_start(Recipe.load("finetune", **{"data.name": "cifar10", "data.validation": 50, **SMALL, **changes}))
     splits = load_data(recipe, load_sample())
     recipe = resolve(recipe, splits)
     return recipe, *build(recipe, splits)
 
 
-def test_the_same_classes_take_every_weight() -> None:
+def test_all_weights_are_copied_for_the_same_classes() -> None:
     bundle = Bundle.load("cifar10")
-    recipe, model, _ = built(**{"preprocess.resize": "none", "preprocess.crop": "none"})
+    recipe, model, _ = build_run(**{"preprocess.resize": "none", "preprocess.crop": "none"})
     assert recipe.preprocess.mean == bundle.preprocess.mean
     for variable in model.weights:
         np.testing.assert_array_equal(variable.numpy(), bundle.weights[variable.path].astype(np.float32))
 
 
 @pytest.mark.parametrize(("freeze", "frozen"), [(0, set()), (1, {"patch_embed", "stage1"}), (3, {"all but the head"})])
-def test_what_is_frozen_stays_and_all_else_learns(tmp_path: Path, freeze: int, frozen: set[str]) -> None:
+def test_only_frozen_weights_stay_unchanged(tmp_path: Path, freeze: int, frozen: set[str]) -> None:
     tree = write_tree(tmp_path / "pets")
     run = train("finetune", out=tmp_path / "run", **SMALL, **{"data.name": str(tree), "start.freeze": freeze})
     before, after = Bundle.load("cifar10").weights, run.bundle.weights
@@ -56,21 +56,21 @@ def test_what_is_frozen_stays_and_all_else_learns(tmp_path: Path, freeze: int, f
         assert same == stays, path
 
 
-def test_the_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     original = Bundle.load
 
-    def counting(path: str | Path) -> Bundle:
+    def count_and_read(path: str | Path) -> Bundle:
         loaded.append(str(path))
         return original(path)
 
-    monkeypatch.setattr(Bundle, "load", counting)
+    monkeypatch.setattr(Bundle, "load", count_and_read)
     train("finetune", out=tmp_path / "run", **SMALL, **{"data.name": str(write_tree(tmp_path / "pets"))})
     assert loaded == ["cifar10"]
 
 
 @pytest.mark.slow
-def test_another_resolution_is_another_setting(tmp_path: Path) -> None:
+def test_resolution_can_be_set(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "pets")
     sizes = {"preprocess.resize": 48, "preprocess.crop": 48}
     run = train("finetune", out=tmp_path / "run", **SMALL, **sizes, **{"data.name": str(tree)})
@@ -78,7 +78,7 @@ def test_another_resolution_is_another_setting(tmp_path: Path) -> None:
     assert run.recipe.model.depths == Bundle.load("cifar10").config.depths
 
 
-def keep(path: Path, rule: Preprocess, side: int | None = 224) -> str:
+def save_source(path: Path, rule: Preprocess, side: int | None = 224) -> str:
     model = ShiftViT((side, side, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
     Bundle.from_model(model, ("a", "b"), rule).save(path)
     return str(path)
@@ -96,16 +96,16 @@ def keep(path: Path, rule: Preprocess, side: int | None = 224) -> str:
         ({"preprocess.resize": "none", "preprocess.crop": "none"}, None, None),
     ],
 )
-def test_finetune_takes_the_resolution_of_its_source(
+def test_finetune_uses_the_resolution_of_its_source(
     changes: dict[str, Any], resize: Any, crop: Any, tmp_path: Path
 ) -> None:
-    source = keep(tmp_path / "source", find_evaluation(224))
+    source = save_source(tmp_path / "source", find_evaluation(224))
     found = apply_start(Recipe.load("finetune", **{"start.source": source, **changes}))
     rule = found.preprocess
     assert (rule.resize, rule.crop) == (resize, crop)
     assert (rule.crop_position, rule.interpolation) == ("center", "bicubic")
     assert (rule.mean, rule.std) == (MEAN, STD)
-    assert apply_start(found) == found  # as it is when a run goes on
+    assert apply_start(found) == found  # as when a run is resumed
     plain = Recipe.load("finetune", **{"start.source": source, "start.resolution": "recipe"})
     assert apply_start(plain).preprocess.resize is None
 
@@ -120,30 +120,32 @@ def test_finetune_takes_the_resolution_of_its_source(
         (Preprocess(), None, None, None),
     ],
 )
-def test_a_source_of_one_size(rule: Preprocess, side: int | None, resize: Any, crop: Any, tmp_path: Path) -> None:
-    source = keep(tmp_path / "source", rule, side)
+def test_resolution_follows_the_rule_and_size_of_the_source(
+    rule: Preprocess, side: int | None, resize: Any, crop: Any, tmp_path: Path
+) -> None:
+    source = save_source(tmp_path / "source", rule, side)
     found = apply_start(Recipe.load("finetune", **{"start.source": source})).preprocess
     assert (found.resize, found.crop) == (resize, crop)
 
 
-def test_the_authors_weights_bring_their_resolution(tmp_path: Path) -> None:
+def test_official_weights_bring_their_resolution(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     path.write_bytes(b"")
     recipe = Recipe.load("finetune", **{"start.source": str(path), "model.preset": "shiftvit_tiny_r2"})
     assert apply_start(recipe).preprocess == find_evaluation(224)
 
 
-def test_auto_is_the_best_model_that_is_pulled(
+def test_default_source_is_the_best_pulled_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path))
     assert apply_start(Recipe.load("finetune")).start.source == "cifar10"
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1
-    assert "shiftvit pull shiftvit_tiny_r2" in said
-    assert "81.7 %" in said
+    messages = capfd.readouterr().err
+    assert messages.count("\n") == 1
+    assert "shiftvit pull shiftvit_tiny_r2" in messages
+    assert "81.7 %" in messages
     for name in ("shiftvit_tiny_light", "shiftvit_small_r2", "shiftvit_tiny_r2"):
-        keep(PUBLISHED[name].place, find_evaluation(224))
+        save_source(PUBLISHED[name].place, find_evaluation(224))
     found = apply_start(Recipe.load("finetune"))
     assert found.start.source == "shiftvit_small_r2"
     assert found.preprocess.crop == 224
@@ -160,13 +162,13 @@ def test_auto_is_the_best_model_that_is_pulled(
         ({"start.source": "none", "start.freeze": 1}, "start.source is not set"),
     ],
 )
-def test_what_does_not_fit_is_told(changes: dict, message: str) -> None:
+def test_unsuitable_settings_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
         apply_start(Recipe.load("finetune", **changes))
 
 
-def official_settings() -> dict[str, Any]:
-    """The architecture of the authors' weights in the golden file."""
+def read_official_settings() -> dict[str, Any]:
+    """Returns the settings for the official weights in the golden file."""
     with np.load(GOLDEN) as reference:
         stored = json.loads(str(reference["config"]))
     fields = {"embed_dim": "embed_dim", "depths": "depths", "mlp_ratio": "mlp_ratio", "num_div": "n_div"}
@@ -176,43 +178,43 @@ def official_settings() -> dict[str, Any]:
     }
 
 
-def official_recipe(**changes: Any) -> Recipe:
+def make_official_recipe(**changes: Any) -> Recipe:
     sizes = {"preprocess.resize": 64, "preprocess.crop": 64}
-    settings = {**SMALL, **sizes, **official_settings(), "model.drop_path": 0.0, **changes}
+    settings = {**SMALL, **sizes, **read_official_settings(), "model.drop_path": 0.0, **changes}
     return Recipe.load("finetune", **{"start.freeze": 0, **settings})
 
 
-def official_model(**changes: Any) -> Any:
-    recipe = apply_start(official_recipe(**{"data.name": "cifar10", "data.validation": 50, **changes}))
+def build_official_model(**changes: Any) -> Any:
+    recipe = apply_start(make_official_recipe(**{"data.name": "cifar10", "data.validation": 50, **changes}))
     splits = load_data(recipe, load_sample())
     return build(resolve(recipe, splits), splits)[0]
 
 
-def official_tensors() -> dict[str, np.ndarray]:
-    """What the authors' weights are in a model of their own, by our names."""
-    names = {key.removeprefix("model."): value for key, value in official_settings().items() if "model." in key}
+def load_official_weights() -> dict[str, np.ndarray]:
+    """Returns the official weights, named as in our model."""
+    names = {key.removeprefix("model."): value for key, value in read_official_settings().items() if "model." in key}
     model = ShiftViT((64, 64, 3), num_classes=10, **names)
     convert.load_official(model, GOLDEN)
     return {variable.path: np.array(variable.numpy()) for variable in model.weights}
 
 
-def test_the_authors_weights_get_a_new_head(
+def test_official_weights_get_a_new_head(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
 
-    def counting(source: Any) -> Any:
+    def count_and_read(source: Any) -> Any:
         read.append(source)
         return convert.read_weights(source)
 
-    monkeypatch.setattr(start, "read_weights", counting)
+    monkeypatch.setattr(start, "read_weights", count_and_read)
     tree = write_tree(tmp_path / "pets")
     rates = {"train.optimizer.learning_rate": 1e-12, "train.optimizer.weight_decay": 0.0}  # so that nothing learns
     rates |= {"train.optimizer.name": "adamw", "train.ema": "none"}
-    changes = {**SMALL, **official_settings(), **rates, "data.name": str(tree), "model.drop_path": 0.0}
+    changes = {**SMALL, **read_official_settings(), **rates, "data.name": str(tree), "model.drop_path": 0.0}
     run = train("finetune", out=tmp_path / "run", **changes, **{"preprocess.resize": 64, "preprocess.crop": 64})
     assert f"starting from {GOLDEN.absolute()} with a new head" in capfd.readouterr().err
-    expected = official_tensors()
+    expected = load_official_weights()
     for path, value in run.bundle.weights.items():
         if not path.startswith("head/"):
             np.testing.assert_allclose(value, expected[path], atol=1e-6, err_msg=path)
@@ -224,16 +226,16 @@ def test_the_authors_weights_get_a_new_head(
     assert train(resume=run.path).recipe == run.recipe
 
 
-def test_the_authors_head_is_taken_for_as_many_classes(capfd: pytest.CaptureFixture[str]) -> None:
-    model = official_model()
-    expected = official_tensors()
+def test_official_head_is_kept_for_the_same_number_of_classes(capfd: pytest.CaptureFixture[str]) -> None:
+    model = build_official_model()
+    expected = load_official_weights()
     for variable in model.weights:
         np.testing.assert_array_equal(variable.numpy(), expected[variable.path])
     assert "with its head; its 10 classes must be yours, in the same order" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_the_authors_weights_come_in_several_forms(ending: str, tmp_path: Path) -> None:
+def test_official_weights_are_read_in_every_format(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"shiftvit.{ending}"
     with np.load(GOLDEN) as arrays:
         tensors = {name.removeprefix("w/"): arrays[name] for name in arrays.files if name.startswith("w/")}
@@ -242,19 +244,19 @@ def test_the_authors_weights_come_in_several_forms(ending: str, tmp_path: Path) 
         torch.save({"model": {name: torch.from_numpy(value) for name, value in tensors.items()}}, path)
     else:
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
-    expected = official_tensors()
-    for variable in official_model(**{"start.source": str(path)}).weights:
+    expected = load_official_weights()
+    for variable in build_official_model(**{"start.source": str(path)}).weights:
         np.testing.assert_array_equal(variable.numpy(), expected[variable.path])
 
 
-def test_the_authors_weights_can_be_frozen() -> None:
-    paths = [variable.path for variable in official_model(**{"start.freeze": 2}).trainable_variables]
-    learning = {path.split("/")[0].split("_block")[0] for path in paths}
-    assert learning == {"stage2_merge", "stage3", "stage3_merge", "stage4", "norm", "head"}
+def test_official_weights_can_be_frozen() -> None:
+    paths = [variable.path for variable in build_official_model(**{"start.freeze": 2}).trainable_variables]
+    trainable = {path.split("/")[0].split("_block")[0] for path in paths}
+    assert trainable == {"stage2_merge", "stage3", "stage3_merge", "stage4", "norm", "head"}
 
 
-def test_a_recipes_own_scale_goes_before_imagenets() -> None:
-    recipe = apply_start(official_recipe(**{"preprocess.mean": 100.0}))
+def test_mean_of_the_recipe_overrides_that_of_imagenet() -> None:
+    recipe = apply_start(make_official_recipe(**{"preprocess.mean": 100.0}))
     assert recipe.preprocess.mean == 100.0
     assert recipe.preprocess.std == (58.395, 57.12, 57.375)
 
@@ -267,9 +269,9 @@ def test_a_recipes_own_scale_goes_before_imagenets() -> None:
         ({"model.embed_dim": 48, "model.num_div": 12}, "the weights do not fit this model"),
     ],
 )
-def test_what_does_not_fit_the_authors_weights_is_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_official_weights_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
-        official_model(**changes)
+        build_official_model(**changes)
 
 
 def test_weights_without_an_architecture_are_refused() -> None:
@@ -279,7 +281,7 @@ def test_weights_without_an_architecture_are_refused() -> None:
     assert recipe.model.preset == "shiftvit_tiny_r2"
 
 
-def test_a_source_holds_from_every_folder_and_its_scale_is_said(
+def test_source_becomes_an_absolute_path_and_sets_the_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     Bundle.load("cifar10").save(tmp_path / "mine")
@@ -292,7 +294,7 @@ def test_a_source_holds_from_every_folder_and_its_scale_is_said(
 
 
 @pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
-def test_a_run_goes_on_without_the_model_that_it_began_with(tmp_path: Path, kind: str) -> None:
+def test_run_resumes_without_its_source(tmp_path: Path, kind: str) -> None:
     tree = write_tree(tmp_path / "pets", 10)
     if kind == "bundle":
         source, settings = tmp_path / "source", {"preprocess.resize": 16, "preprocess.crop": 16, "start.freeze": 1}
@@ -301,20 +303,20 @@ def test_a_run_goes_on_without_the_model_that_it_began_with(tmp_path: Path, kind
     else:
         source = tmp_path / "source.npz"
         shutil.copy(GOLDEN, source)
-        settings = {**official_settings(), "preprocess.resize": 64, "preprocess.crop": 64, "start.freeze": 1}
+        settings = {**read_official_settings(), "preprocess.resize": 64, "preprocess.crop": 64, "start.freeze": 1}
     settings = {**SMALL, **settings, "data.name": str(tree), "start.source": str(source), "train.select": "last"}
-    begun = train("finetune", out=tmp_path / "begun", **settings).path
-    (begun / "metrics.json").unlink()
-    other = shutil.copytree(begun, tmp_path / "other")
+    stopped = train("finetune", out=tmp_path / "begun", **settings).path
+    (stopped / "metrics.json").unlink()
+    other = shutil.copytree(stopped, tmp_path / "other")
     with_source = train(resume=other, **{"train.epochs": 2}).bundle.weights
     source.rename(tmp_path / "gone")
-    first = Bundle.load(begun).weights
-    after = train(resume=begun, **{"train.epochs": 2}).bundle.weights
+    first = Bundle.load(stopped).weights
+    after = train(resume=stopped, **{"train.epochs": 2}).bundle.weights
     for path, value in after.items():
         np.testing.assert_array_equal(value, with_source[path])
         assert np.array_equal(value, first[path]) == path.startswith(("patch_embed", "stage1_block")), path
-    # Before the first checkpoint there is nothing else to begin with.
-    shutil.rmtree(begun / "checkpoints")
-    (begun / "metrics.json").unlink()
+    # Without a checkpoint, the run needs its source.
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "metrics.json").unlink()
     with pytest.raises(ShiftViTError, match="does not exist"):
-        train(resume=begun)
+        train(resume=stopped)

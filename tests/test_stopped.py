@@ -1,4 +1,4 @@
-"""A stopped run ends like an uninterrupted one, for every kind of data and loop, and at any moment."""
+"""A stopped and resumed run ends like an uninterrupted one, for each kind of data and loop, and at any moment."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ WORKER = Path(__file__).with_name("train_worker.py")
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a run trains.
+class Scenario:
+    """A way to train, and the moments at which to stop it.
 
     Attributes:
-        start: trains in a folder that is to be made, with changes to the settings.
-        resume: goes on in it.
-        stops: epoch and step, counted from 0, before which it is stopped.
-        atol: how far its weights may be from those of the run left alone.
+        start: trains in a new folder.
+        resume: resumes the run in a folder.
+        stops: epochs and steps, counted from 0, before which tests stop the run.
+        atol: tolerance of the weights in comparison with an uninterrupted run.
     """
 
     start: Callable[..., Any]
@@ -50,46 +50,50 @@ class Way:
     atol: float = 0.0
 
 
-def on_sample(**changes: Any) -> dict[str, Callable[..., Any]]:
+def use_sample(**changes: Any) -> dict[str, Callable[..., Any]]:
+    """Returns `start` and `resume` of a scenario that trains on the sample."""
     return {
         "start": lambda out: train(make_tiny_recipe(**changes), out=out, data=load_sample()),
         "resume": lambda run: train(resume=run, data=load_sample()),
     }
 
 
-def on_pictures(name: str, **changes: Any) -> dict[str, Callable[..., Any]]:
-    """Beside the run's folder lie the pictures and, for who begins with it, a trained model."""
+def use_pictures(name: str, **changes: Any) -> dict[str, Callable[..., Any]]:
+    """Returns `start` and `resume` of a scenario whose pictures and source model are beside the run folder."""
     small = {"train.epochs": 2, "train.batch_size": 16, "train.precision": "float32"}
     sizes = {"preprocess.resize": 24, "preprocess.crop": 20}
 
     def start(out: Path) -> Any:
-        own = {**small, "data.name": str(out.parent / "pets"), **given(out, changes)}
+        own = {**small, "data.name": str(out.parent / "pets"), **fill_source(out, changes)}
         return train(name, out=out, **sizes, **own)
 
     return {"start": start, "resume": lambda run: train(resume=run)}
 
 
-def given(out: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def fill_source(out: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Replaces the value "SOURCE" by the path of the trained model beside the run folder."""
     return {key: str(out.parent / "source") if value == "SOURCE" else value for key, value in changes.items()}
 
 
-WAYS = {
-    "fit": Way(**on_sample(), stops=((0, 0), (0, 3), (1, 0), (1, 4))),
-    "workers": Way(**on_sample(**{"data.workers": 3})),
-    "parts": Way(**on_sample(**{"train.accumulate": 3, "model.norm": "batch"})),
-    # jax compiles another number of steps at once anew.
-    "device": Way(**on_sample(**{"train.loop": "device", "model.dropout": 0.0}), atol=1e-6),
-    "own pictures": Way(**on_pictures("photos", **{"model.depths": (1, 1), "model.embed_dim": 24}), stops=((1, 1),)),
-    "the head first": Way(
-        **on_pictures("finetune", **{"start.source": "SOURCE", "train.freeze_epochs": 1, "train.epochs": 3}),
+SCENARIOS = {
+    "fit": Scenario(**use_sample(), stops=((0, 0), (0, 3), (1, 0), (1, 4))),
+    "workers": Scenario(**use_sample(**{"data.workers": 3})),
+    "accumulation": Scenario(**use_sample(**{"train.accumulate": 3, "model.norm": "batch"})),
+    # jax compiles each number of steps separately, so rounding may differ.
+    "device": Scenario(**use_sample(**{"train.loop": "device", "model.dropout": 0.0}), atol=1e-6),
+    "own pictures": Scenario(
+        **use_pictures("photos", **{"model.depths": (1, 1), "model.embed_dim": 24}), stops=((1, 1),)
+    ),
+    "head first": Scenario(
+        **use_pictures("finetune", **{"start.source": "SOURCE", "train.freeze_epochs": 1, "train.epochs": 3}),
         stops=((0, 1), (1, 0), (1, 1)),
     ),
-    "a trained model": Way(**on_pictures("finetune", **{"start.source": "SOURCE", "start.freeze": 1}), stops=((1, 1),)),
+    "frozen": Scenario(**use_pictures("finetune", **{"start.source": "SOURCE", "start.freeze": 1}), stops=((1, 1),)),
 }
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stopped")
     write_tree(root / "pets")
     model = ShiftViT((20, 20, 3), num_classes=4, patch_size=2, embed_dim=24, depths=(1, 1), norm="layer")
@@ -99,33 +103,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are not held but read when they are needed, and an epoch on the device has a middle to stop in."""
+def _streamed_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams pictures from files, and divides an epoch on the device, so that runs can be stopped within it."""
     monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
-    monkeypatch.setattr(read_pictures, "__kwdefaults__", {"budget": 0, "told": None})
+    monkeypatch.setitem(read_pictures.__kwdefaults__, "budget", 0)
     monkeypatch.setattr("shiftvit.training.device._LONGEST", 2)
 
 
 @pytest.fixture(scope="module")
-def alone(place: Path) -> Callable[[str], Path]:
-    """Returns the run of a way that was left alone."""
+def uninterrupted(folder: Path) -> Callable[[str], Path]:
+    """A function that trains a scenario without interruption, once, and returns the run folder."""
 
-    def run(way: str) -> Path:
-        out = place / f"{way} alone"
+    def run(scenario: str) -> Path:
+        out = folder / f"{scenario} uninterrupted"
         if not out.exists():
-            WAYS[way].start(out)
+            SCENARIOS[scenario].start(out)
         return out
 
     return run
 
 
-def state(run: Path) -> dict[str, np.ndarray]:
-    """All that goes on: weights, averages, the optimizer's, and where the draws are."""
+def load_state(run: Path) -> dict[str, np.ndarray]:
+    """Returns the training state: weights, their averages, the optimizer, and the random generators."""
     return load_file(run / "checkpoints" / "last.safetensors")
 
 
-def assert_ends_alike(found: Path, expected: Path, atol: float = 0.0) -> None:
-    mine, wanted = state(found), state(expected)
+def assert_same_end(found: Path, expected: Path, atol: float = 0.0) -> None:
+    mine, wanted = load_state(found), load_state(expected)
     assert mine.keys() == wanted.keys()
     for name, value in mine.items():
         if atol and name.startswith("generator/"):  # the loop on the device draws without them
@@ -147,63 +151,67 @@ CASES = [
             name == "device" and keras.config.backend() == "tensorflow", reason="the device loop is for jax and torch"
         ),
     )
-    for name, way in WAYS.items()
-    for stop in way.stops
+    for name, scenario in SCENARIOS.items()
+    for stop in scenario.stops
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "stop"), CASES)
-def test_it_ends_as_one_left_alone(
-    name: str, stop: tuple[int, int], alone: Callable[[str], Path], place: Path, monkeypatch: pytest.MonkeyPatch
+def test_resumed_run_ends_like_an_uninterrupted_one(
+    name: str,
+    stop: tuple[int, int],
+    uninterrupted: Callable[[str], Path],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    way, out = WAYS[name], place / f"{name} {stop}"
-    expected = alone(name)
+    scenario, out = SCENARIOS[name], folder / f"{name} {stop}"
+    expected = uninterrupted(name)
     begin, reached = Watch.on_train_batch_begin, []
 
-    def stopping(self: Watch, batch: int, logs: Any = None) -> None:
+    def interrupt(self: Watch, batch: int, logs: Any = None) -> None:
         if (self.progress.epoch, batch) == stop:
             reached.append(stop)
             self.signal = signal.SIGINT
         begin(self, batch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "on_train_batch_begin", stopping)
+        patch.setattr(Watch, "on_train_batch_begin", interrupt)
         with pytest.raises(Interrupted, match="--resume") as caught:
-            way.start(out)
+            scenario.start(out)
     assert caught.value.status == 130
     assert reached == [stop]
     assert not (out / "metrics.json").exists()
-    way.resume(out)
-    assert_ends_alike(out, expected, way.atol)
+    scenario.resume(out)
+    assert_same_end(out, expected, scenario.atol)
     if (expected / "splits.csv").exists():
         assert (out / "splits.csv").read_bytes() == (expected / "splits.csv").read_bytes()
 
 
 @pytest.mark.slow
-def test_the_number_of_workers_changes_nothing(alone: Callable[[str], Path]) -> None:
-    assert_ends_alike(alone("workers"), alone("fit"))
+def test_result_does_not_depend_on_the_number_of_workers(uninterrupted: Callable[[str], Path]) -> None:
+    assert_same_end(uninterrupted("workers"), uninterrupted("fit"))
 
 
 @pytest.mark.slow
-def test_the_head_learns_alone_for_its_epochs_and_no_longer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, moved = Bundle.load(place / "source").weights, []
+def test_head_trains_alone_for_its_epochs_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, moved = Bundle.load(folder / "source").weights, []
     finish = fit.finish_epoch
 
-    def looking(run: Path, model: Any, progress: Any, row: Any, *others: Any) -> None:
+    def record_and_finish(run: Path, model: Any, progress: Any, row: Any, *others: Any) -> None:
         moved.append({v.path: bool((v.numpy() != source[v.path]).any()) for v in model.backbone.weights})
         finish(run, model, progress, row, *others)
 
-    monkeypatch.setattr(fit, "finish_epoch", looking)
-    WAYS["the head first"].start(place / "the head first, watched")
+    monkeypatch.setattr(fit, "finish_epoch", record_and_finish)
+    SCENARIOS["head first"].start(folder / "head first, watched")
     assert [any(epoch.values()) for epoch in moved] == [False, True, True]
     assert all(moved[2].values())
 
 
 @pytest.mark.slow
-def test_what_is_frozen_is_the_sources_to_the_end(alone: Callable[[str], Path], place: Path) -> None:
-    """So that ending alike is not ending where it began."""
-    source, found = Bundle.load(place / "source").weights, Bundle.load(alone("a trained model") / "bundle").weights
+def test_frozen_weights_stay_those_of_the_source(uninterrupted: Callable[[str], Path], folder: Path) -> None:
+    """The other weights change: otherwise a comparison of final weights would prove nothing."""
+    source, found = Bundle.load(folder / "source").weights, Bundle.load(uninterrupted("frozen") / "bundle").weights
     same = {path for path, value in found.items() if not path.startswith("head/") and (value == source[path]).all()}
     assert {path for path in same if path.startswith(("patch_embed", "stage1"))}
     assert not {path for path in same if path.startswith("stage2_block")}
@@ -213,7 +221,7 @@ KILLS = 4
 
 
 def kill_at_random(command: list[str], saved: Path, chance: np.random.Generator) -> bool:
-    """Starts a process, kills it a while after it has saved for the first time, and returns whether it was killed."""
+    """Starts a process, kills it shortly after its first save, and returns whether it was killed."""
     before = saved.stat().st_mtime_ns if saved.exists() else 0
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -227,34 +235,36 @@ def kill_at_random(command: list[str], saved: Path, chance: np.random.Generator)
 
 
 @pytest.mark.slow
-def test_a_run_killed_four_times_ends_as_one_left_alone(tmp_path: Path) -> None:
-    """It saves after every step, so about half of its time goes into saves, and many a kill falls into one."""
+def test_run_killed_four_times_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    """It saves after every step, which takes about half of the time, so many kills interrupt a save."""
     recipe = make_tiny_recipe(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-6})
-    alone, run, config = tmp_path / "alone", tmp_path / "killed", tmp_path / "recipe.json"
+    uninterrupted, run, config = tmp_path / "uninterrupted", tmp_path / "killed", tmp_path / "recipe.json"
     config.write_text(recipe.model_dump_json(exclude_unset=True))
-    # In processes of their own, all of them: this one's threads may be others, and sums are rounded by threads.
-    subprocess.run([sys.executable, str(WORKER), str(config), str(alone)], stderr=subprocess.DEVNULL, check=True)
+    # All runs are child processes. This process may have another number of threads, which changes rounding.
+    subprocess.run(
+        [sys.executable, str(WORKER), str(config), str(uninterrupted)], stderr=subprocess.DEVNULL, check=True
+    )
     seed = int.from_bytes(os.urandom(4), "little")
-    print(f"the moments' seed: {seed}")
+    print(f"seed of the kill times: {seed}")
     chance = np.random.default_rng(seed)
     saved = run / "checkpoints" / "last.safetensors"
     kills = 0
     start = [sys.executable, str(WORKER), str(config), str(run)]
-    again = [sys.executable, str(WORKER), "--resume", str(run)]
+    resume = [sys.executable, str(WORKER), "--resume", str(run)]
     while kills < KILLS and not (run / "metrics.json").exists():
-        kills += kill_at_random(again if run.exists() else start, saved, chance)
-        load_file(saved)  # whatever the moment, what lies there is whole
+        kills += kill_at_random(resume if run.exists() else start, saved, chance)
+        load_file(saved)  # the checkpoint is complete, whenever the kill came
     assert kills == KILLS
     if not (run / "metrics.json").exists():
-        subprocess.run(again, stderr=subprocess.DEVNULL, check=True)
-    assert_ends_alike(run, alone)
+        subprocess.run(resume, stderr=subprocess.DEVNULL, check=True)
+    assert_same_end(run, uninterrupted)
     assert not list((run / "checkpoints").glob(".*"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_says_how_to_go_on_and_exits(number: int, status: int, tmp_path: Path) -> None:
-    """The command line itself, on the committed sample in place of CIFAR-10."""
+def test_signal_saves_the_run_and_prints_how_to_resume(number: int, status: int, tmp_path: Path) -> None:
+    """Runs the command line, with the committed sample in place of CIFAR-10."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
     )

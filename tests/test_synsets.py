@@ -1,4 +1,4 @@
-"""Evaluation on folders named by ImageNet's synsets: all of the model's classes, or a few."""
+"""Evaluation on folders named by ImageNet synsets, for all classes of the model or a few."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("plain_figures")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of ImageNet's 1,000 classes, and pictures of three of them under synsets, under names, and under both."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the 1,000 ImageNet classes, and pictures of three in folders named by synset, by name, or by both."""
     root = tmp_path_factory.mktemp("synsets")
     names, synsets = read_imagenet_classes()
     model = ShiftViT((16, 16, 3), num_classes=1000, patch_size=4, embed_dim=24, depths=(1,))
@@ -35,33 +35,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tree(root / kind / "val", per_class=8)
         for number, (name, synset) in enumerate(SYNSETS.items()):
             label = names[synsets.index(synset)]
-            called = {"synsets": synset, "names": label, "mixed": synset if number else label}[kind]
-            (root / kind / "val" / name).rename(root / kind / "val" / called)
+            folder_name = {"synsets": synset, "names": label, "mixed": synset if number else label}[kind]
+            (root / kind / "val" / name).rename(root / kind / "val" / folder_name)
     return root
 
 
-def test_synsets_are_the_classes_that_they_identify(place: Path) -> None:
-    found, by_name, mixed = (evaluate(place / "model", str(place / kind)) for kind in ("synsets", "names", "mixed"))
+def test_synset_folders_match_named_folders(folder: Path) -> None:
+    found, by_name, mixed = (evaluate(folder / "model", str(folder / kind)) for kind in ("synsets", "names", "mixed"))
     names, synsets = read_imagenet_classes()
     assert len(found["without_images"]) == 997
     assert {row["class"] for row in found["classes"] if row["support"] == 8} == {
         names[synsets.index(synset)] for synset in SYNSETS.values()
     }
-    for other in (by_name, mixed):  # whose images come in another order
+    for other in (by_name, mixed):  # their images come in another order
         for key in ("top1", "top5", "n", "split"):
             assert found[key] == other[key]
         assert found["loss"] == pytest.approx(other["loss"])
         assert found["among_others"] == pytest.approx(other["among_others"])
 
 
-def test_figures_over_all_classes_and_over_those_that_are_there(place: Path) -> None:
+def test_metrics_over_all_classes_and_over_present_classes(folder: Path) -> None:
     from shiftvit.data.find.find import find_data
 
-    bundle = Bundle.load(place / "model")
-    images = read_images(bundle, find_data(place / "synsets", training=False)).splits["validation"]
+    bundle = Bundle.load(folder / "model")
+    images = read_images(bundle, find_data(folder / "synsets", training=False)).splits["validation"]
     logits = predict_logits(bundle.build(), images.images, images.preprocess)
     present = np.unique(images.labels)
-    found = evaluate(place / "model", str(place / "synsets"))
+    found = evaluate(folder / "model", str(folder / "synsets"))
     assert found["top1"] == (logits.argmax(axis=1) == images.labels).mean()
     inner = found["among_others"]
     assert inner["classes"] == 3
@@ -69,15 +69,15 @@ def test_figures_over_all_classes_and_over_those_that_are_there(place: Path) -> 
     assert inner["top1"] == (present[logits[:, present].argmax(axis=1)] == images.labels).mean()
     assert inner["top1"] >= found["top1"]
     assert inner["top5"] == 1
-    said = CliRunner().invoke(app, ["evaluate", str(place / "model"), "--data", str(place / "synsets")]).output
-    assert "no images of 997 classes" in said
-    assert "with answers among these 3 classes only: loss" in said
+    output = CliRunner().invoke(app, ["evaluate", str(folder / "model"), "--data", str(folder / "synsets")]).output
+    assert "no images of 997 classes" in output
+    assert "with answers among these 3 classes only: loss" in output
 
 
-def test_unknown_synsets_and_models_without_any_are_told(place: Path, tmp_path: Path) -> None:
+def test_unknown_synsets_and_models_without_synsets_fail(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShiftViTError, match="24 images of 3 others"):
-        evaluate(place / "without", str(place / "synsets"))
+        evaluate(folder / "without", str(folder / "synsets"))
     write_tree(tmp_path / "val", per_class=3)
     (tmp_path / "val" / "cat").rename(tmp_path / "val" / "n00000001")
     with pytest.raises(ShiftViTError, match="'n00000001'"):
-        evaluate(place / "model", str(tmp_path))
+        evaluate(folder / "model", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Realistic tables and archives: the images that are found in each, the message for each fault, and the class order."""
+"""Realistic tables and archives: the images found in each, the message for each fault, and the order of classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_tables(tmp_path, name, text):
     assert found.layout == f"{name[-3:].upper()} of path and label"
 
 
-def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
+def test_table_with_splits_numeric_labels_and_absolute_paths(tmp_path):
     plant(tmp_path, *(f"{number}.png" for number in range(5)))
     lines = ["path,label,split", "0.png,10,Train", "1.png,9,train", f"{tmp_path / '2.png'},9,TEST", "3.png,10,valid"]
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -69,7 +69,7 @@ def test_a_table_with_splits_numbers_and_absolute_paths(tmp_path):
         (b"path,label", "has no images for training"),
     ],
 )
-def test_a_line_for_each_fault_of_a_table(tmp_path, text, message):
+def test_faulty_tables_fail_with_one_line(tmp_path, text, message):
     plant(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_bytes(text)
     assert message in read_fault(tmp_path / "t.csv")
@@ -88,14 +88,14 @@ def test_a_line_for_each_fault_of_a_table(tmp_path, text, message):
         "image,label\n0.png,a\n1.png,b\n2.png,c\n3.png,d\n".encode("utf-16"),
     ],
 )
-def test_tables_as_other_programs_write_them(tmp_path, text):
+def test_tables_written_by_other_programs(tmp_path, text):
     plant(tmp_path, *(f"{number}.png" for number in range(4)))
     (tmp_path / "t.csv").write_bytes(text)
     found = find_data(tmp_path / "t.csv")
     assert list_contents(found) == {"train": [(f"{number}.png", "abcd"[number]) for number in range(4)]}
 
 
-def test_paths_as_other_systems_write_them(tmp_path):
+def test_paths_written_by_other_systems(tmp_path):
     plant(tmp_path, "cat/caf\u00e9 1.JPG", "dog/1.png", "cat/2.jpg", "2/x.png")
     rows = ["cat\\Cafe\u0301 1.jpg,cat", "DOG\\1.PNG,dog", "cat/2,cat"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]), "utf-8")
@@ -106,24 +106,24 @@ def test_paths_as_other_systems_write_them(tmp_path):
     ]
 
 
-def test_of_several_files_that_read_alike_none_is_taken(tmp_path):
+def test_ambiguous_file_names_match_no_file(tmp_path):
     plant(tmp_path, "1.png", "1.jpg", "2.png", "3.png")
     (tmp_path / "t.csv").write_text("id,label\n1,a\n2,a\n3,b")
     found = find_data(tmp_path / "t.csv")
     assert found.notes == (f"files that do not exist: 1, such as {str(tmp_path / '1')!r}",)
 
 
-def test_images_that_lie_in_one_folder_beside_the_table(tmp_path):
+def test_paths_may_be_relative_to_a_folder_beside_the_table(tmp_path):
     plant(tmp_path, *(f"{folder}/{number}.png" for folder in ("train", "test") for number in range(4)))
     (tmp_path / "train.csv").write_text("id,breed_is,label\n0,x,a\n1,x,b\n2,x,a\n3,x,b")
     found = find_data(tmp_path / "train.csv")
     assert [path for path, _ in list_contents(found)["train"]] == [f"train/{number}.png" for number in range(4)]
     assert found.notes == ("paths are relative to train/",)
-    (tmp_path / "train.csv").rename(tmp_path / "labels.csv")  # which of the folders is meant?
+    (tmp_path / "train.csv").rename(tmp_path / "labels.csv")  # now it is unclear which folder is meant
     assert "names 4 of 4 files that do not exist" in read_fault(tmp_path / "labels.csv")
 
 
-def test_files_that_are_missing_are_counted_and_named(tmp_path):
+def test_missing_files_are_counted_and_named(tmp_path):
     plant(tmp_path, *(f"{number}.png" for number in range(6)))
     lines = [f"{number}.png,{'ab'[number % 2]}" for number in range(10)]
     (tmp_path / "t.csv").write_text("\n".join(["file,label", *lines]))
@@ -137,7 +137,7 @@ def test_files_that_are_missing_are_counted_and_named(tmp_path):
     )
 
 
-def test_an_image_that_is_listed_twice_is_one(tmp_path):
+def test_repeated_rows_are_merged_unless_they_disagree(tmp_path):
     plant(tmp_path, "a.png", "b.png")
     table = tmp_path / "t.csv"
     table.write_text("path,label\na.png,x\n./a.png,x\nb.png,y\nsub/../b.png,y\na.png,x")
@@ -166,13 +166,13 @@ def test_an_image_that_is_listed_twice_is_one(tmp_path):
         ("path;size, cm\na.png;1\nb.png;2", "(read with semicolons between cells) has the columns path, size, cm;"),
     ],
 )
-def test_messages_say_how_a_table_was_read(tmp_path, text, message):
+def test_messages_say_how_the_table_was_read(tmp_path, text, message):
     plant(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_text(text)
     assert message.format(tmp_path / "t.csv") in read_fault(tmp_path / "t.csv")
 
 
-def test_archives_of_splits(tmp_path):
+def test_archive_with_splits(tmp_path):
     x, y = make_arrays()
     found = find_data(
         save_archive(
@@ -191,11 +191,11 @@ def test_archives_of_splits(tmp_path):
     assert test.paths == ["x_test[0]", "x_test[1]"]
 
 
-def test_archives_of_images_labels_and_names(tmp_path):
+def test_archive_with_images_labels_and_class_names(tmp_path):
     x, y = make_arrays()
     names = np.array(["zebra", "ant", "cow"])
     found = find_data(save_archive(tmp_path / "d.npz", images=x[..., 0], labels=y, class_names=names))
-    assert found.class_names == ("zebra", "ant", "cow")  # the archive's numbers, so its order
+    assert found.class_names == ("zebra", "ant", "cow")  # the archive numbers the classes, so its order is kept
     assert found.notes == ("train has no images of cow",)
     np.testing.assert_array_equal(found.splits["train"].images, np.repeat(x[..., :1], 3, axis=3))
 
@@ -229,11 +229,11 @@ X, Y = make_arrays()
         ({"images": X, "labels": np.array([None] * 6)}, "Object arrays cannot be loaded"),
     ],
 )
-def test_a_line_for_each_fault_of_an_archive(tmp_path, content, message):
+def test_faulty_archives_fail_with_one_line(tmp_path, content, message):
     assert message in read_fault(save_archive(tmp_path / "d.npz", **content))
 
 
-def test_files_that_are_no_archive(tmp_path):
+def test_files_that_are_not_archives_fail(tmp_path):
     path = tmp_path / "d.npz"
     for data in (b"", b"PK\3\4", b"text", b"\x80\x04N."):
         path.write_bytes(data)
@@ -248,18 +248,18 @@ def test_files_that_are_no_archive(tmp_path):
 
 
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=1))
-def test_whole_numbers_sort_by_value(numbers):
+def test_integers_sort_by_value(numbers):
     assert [int(text) for text in sorted(map(str, numbers), key=make_natural_key)] == sorted(numbers)
 
 
 @given(st.lists(st.text(), min_size=1))
-def test_natural_order_is_total_and_does_not_depend_on_the_order_before(texts):
+def test_natural_order_is_total_and_independent_of_the_input_order(texts):
     backwards = texts[::-1]
     assert sorted(texts, key=make_natural_key) == sorted(backwards, key=make_natural_key)
     assert len({make_natural_key(text) for text in texts}) == len(set(texts))
 
 
-def test_natural_order_and_lists_read_well():
+def test_examples_of_natural_order_and_joined_words():
     texts = ["img10", "Img2", "img1", "a", "x" + "9" * 5000, "3"]
     assert sorted(texts, key=make_natural_key)[:5] == ["3", "a", "img1", "Img2", "img10"]
     assert [join_words(list(words)) for words in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]

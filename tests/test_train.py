@@ -46,57 +46,57 @@ TINY = {
 }
 
 
-def recipe(**train_settings) -> Recipe:
+def make_recipe(**train_settings) -> Recipe:
     tree = json.loads(json.dumps(TINY))
     tree["train"].update(train_settings)
     return Recipe.model_validate(tree)
 
 
 def build_tiny(sample, **train_settings):
-    wanted = recipe(**train_settings)
+    wanted = make_recipe(**train_settings)
     splits = load_data(wanted, sample)
     return build(resolve(wanted, splits), splits)
 
 
-def final_weights(run: Path) -> dict[str, np.ndarray]:
+def load_final_state(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "checkpoints" / "last.safetensors")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, sample):
-    return train(recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
+def finished_run(tmp_path_factory, sample):
+    return train(make_recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
 
 
-def test_the_loss_falls(finished):
-    rows = read_log(finished.path)
+def test_loss_falls(finished_run):
+    rows = read_log(finished_run.path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["loss"] < rows[0]["loss"] < 2.6
     assert {"loss", "top1", "val_loss", "val_top1", "learning_rate", "images_per_second"} <= rows[0].keys()
 
 
-def test_the_run_folder_is_complete(finished, sample):
-    run = finished.path
+def test_run_folder_is_complete(finished_run, sample):
+    run = finished_run.path
     for name in ("recipe.toml", "environment.json", "log.jsonl", "metrics.json", "model.keras", "bundle/bundle.json"):
         assert (run / name).is_file(), name
     for name in ("learning_curves", "confusion_matrix", "predictions"):
         with Image.open(run / "figures" / f"{name}.png") as picture:
             picture.verify()
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics == finished.metrics
+    assert metrics == finished_run.metrics
     assert metrics["test"].keys() == {"loss", "top1", "top5", "n"}
     assert metrics["test"]["n"] == len(sample.test.images)
     assert metrics["val"]["n"] == 50
     assert metrics["train"]["epochs"] == 3
     environment = json.loads((run / "environment.json").read_text())
     assert environment["versions"]["keras"] == keras.__version__
-    assert Recipe.load(run / "recipe.toml") == finished.recipe
-    assert finished.recipe.model.image_shape == (32, 32, 3)
+    assert Recipe.load(run / "recipe.toml") == finished_run.recipe
+    assert finished_run.recipe.model.image_shape == (32, 32, 3)
     assert not list(run.rglob("*.tmp*"))
 
 
-def test_the_figures_show_the_run(tmp_path, sample, plain_figures):
+def test_figures_show_the_run(tmp_path, sample, plain_figures):
     before = len(plain_figures)
-    run = train(recipe(epochs=2), out=tmp_path / "run", data=sample)
+    run = train(make_recipe(epochs=2), out=tmp_path / "run", data=sample)
     curves, confusion = plain_figures[before:]
     rows = read_log(run.path)
     for axes, name, factor in zip(curves.axes, ("loss", "top1"), (1, 100), strict=False):
@@ -112,35 +112,37 @@ def test_the_figures_show_the_run(tmp_path, sample, plain_figures):
     assert {tuple(pixel) for pixel in sample.test.images[0].reshape(-1, 3).tolist()} <= shown
 
 
-def test_the_stored_models_agree_with_the_recorded_metrics(finished, sample, monkeypatch):
+def test_saved_models_agree_with_the_recorded_metrics(finished_run, sample, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", lambda: sample)
-    found = evaluate(finished.path)
-    assert {key: found[key] for key in finished.metrics["test"]} == finished.metrics["test"]
-    images = finished.bundle.preprocess(sample.test.images[:8])
-    ours = finished.bundle.build().predict_on_batch(images)
-    np.testing.assert_allclose(ours, keras.models.load_model(finished.path / "model.keras").predict_on_batch(images))
+    found = evaluate(finished_run.path)
+    assert {key: found[key] for key in finished_run.metrics["test"]} == finished_run.metrics["test"]
+    images = finished_run.bundle.preprocess(sample.test.images[:8])
+    ours = finished_run.bundle.build().predict_on_batch(images)
+    np.testing.assert_allclose(
+        ours, keras.models.load_model(finished_run.path / "model.keras").predict_on_batch(images)
+    )
 
 
-def test_the_same_seed_gives_the_same_run(finished, tmp_path, sample):
-    again = train(recipe(), out=tmp_path / "again", data=sample)
-    first, second = final_weights(finished.path), final_weights(again.path)
+def test_same_seed_gives_the_same_run(finished_run, tmp_path, sample):
+    again = train(make_recipe(), out=tmp_path / "again", data=sample)
+    first, second = load_final_state(finished_run.path), load_final_state(again.path)
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
-    assert {**again.metrics, "train": None} == {**finished.metrics, "train": None}
-    other = train(recipe(seed=1, epochs=1), out=tmp_path / "other", data=sample)
-    assert read_log(other.path)[0]["loss"] != read_log(finished.path)[0]["loss"]
+    assert {**again.metrics, "train": None} == {**finished_run.metrics, "train": None}
+    other = train(make_recipe(seed=1, epochs=1), out=tmp_path / "other", data=sample)
+    assert read_log(other.path)[0]["loss"] != read_log(finished_run.path)[0]["loss"]
 
 
-def test_a_long_epoch_is_saved_in_its_middle(tmp_path, sample, monkeypatch):
+def test_long_epoch_is_saved_after_its_steps(tmp_path, sample, monkeypatch):
     saved = []
     monkeypatch.setattr(
         "shiftvit.training.callbacks.save_checkpoint", lambda *arguments: saved.append(arguments[-1].step)
     )
-    train(recipe(epochs=1, checkpoint_minutes=1e-9), out=tmp_path / "run", data=sample)
+    train(make_recipe(epochs=1, checkpoint_minutes=1e-9), out=tmp_path / "run", data=sample)
     assert saved == [0, 1, 2, 3, 4]
 
 
-def test_the_best_epoch_is_kept_not_the_last(tmp_path, sample, monkeypatch):
+def test_best_or_last_epoch_is_selected(tmp_path, sample, monkeypatch):
     scores = iter([0.3, 0.9, 0.5])
     weights = []
 
@@ -149,25 +151,25 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path, sample, monkeypatch):
         return {"val_loss": 1.0, "val_top1": next(scores), "val_top5": 1.0}
 
     monkeypatch.setattr("shiftvit.training.fit.validate", validate)
-    best = train(recipe(ema=None), out=tmp_path / "best", data=sample)
+    best = train(make_recipe(ema=None), out=tmp_path / "best", data=sample)
     assert best.metrics["train"]["best_epoch"] == 2
     np.testing.assert_array_equal(best.bundle.weights["head/kernel"], weights[1])
     scores = iter([0.3, 0.9, 0.5])
-    last = train(recipe(ema=None, select="last"), out=tmp_path / "last", data=sample)
+    last = train(make_recipe(ema=None, select="last"), out=tmp_path / "last", data=sample)
     np.testing.assert_array_equal(last.bundle.weights["head/kernel"], weights[-1])
 
 
-def test_the_kept_weights_are_the_averaged_ones(finished):
-    state = final_weights(finished.path)
+def test_bundle_has_the_averaged_weights(finished_run):
+    state = load_final_state(finished_run.path)
     trained = state["model/0000"]  # the patch embedding's kernel
-    kept = finished.bundle.weights["patch_embed/projection/kernel"]
+    kept = finished_run.bundle.weights["patch_embed/projection/kernel"]
     assert kept.shape == trained.shape
     assert np.abs(kept - trained).max() > 0
     averages = [value for name, value in state.items() if name.startswith("optimizer/") and value.shape == kept.shape]
     assert any(np.array_equal(kept, value) for value in averages)
 
 
-def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
+def test_impossible_settings_leave_no_folder(tmp_path, sample):
     for overrides, message in [
         ({"model.preset": "nope"}, "there is no preset 'nope'"),
         ({"model.num_classes": 100}, r"model.num_classes=100 does not fit the data, which needs 10"),
@@ -181,12 +183,12 @@ def test_what_cannot_work_leaves_no_folder(tmp_path, sample):
         assert not (tmp_path / "run").exists()
     nothing = replace_splits(sample, test=sample.test.take([]))
     with pytest.raises(ShiftViTError, match="has no test images"):
-        train(recipe(), out=tmp_path / "run", data=nothing)
+        train(make_recipe(), out=tmp_path / "run", data=nothing)
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
-    data = load_data(recipe(), sample)
-    wanted = resolve(recipe(), data)
+def test_two_processes_cannot_train_in_one_folder(tmp_path, sample):
+    data = load_data(make_recipe(), sample)
+    wanted = resolve(make_recipe(), data)
     with (
         open_run(tmp_path / "run", wanted, data),
         pytest.raises(ShiftViTError, match="another process trains in"),
@@ -195,7 +197,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, sample):
         pass
 
 
-def test_a_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
+def test_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
     model, _ = build_tiny(sample)
     save_checkpoint(tmp_path / "state", model, Progress())
     monkeypatch.setattr("shiftvit.training.checkpoint.keras.config.backend", lambda: "abacus")
@@ -203,9 +205,9 @@ def test_a_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
         load_checkpoint(tmp_path / "state", model)
 
 
-def test_64_images_are_learned_by_heart(tmp_path, sample):
+def test_model_overfits_64_images(tmp_path, sample):
     chosen = np.arange(0, 4 * 64, 4)
-    # Eight times in an epoch, so that there are fewer epochs, which are evaluated and saved.
+    # Each image comes eight times in an epoch, since each epoch costs an evaluation and a save.
     splits = {"train": sample.train.take(np.tile(chosen, 8)), "test": sample.train.take(chosen)}
     few = Dataset(splits, sample.class_names, "few")
     settings = {
@@ -219,15 +221,15 @@ def test_64_images_are_learned_by_heart(tmp_path, sample):
     assert run.metrics["test"]["top1"] == 1.0
 
 
-def test_muon_and_the_averaged_weights_train(tmp_path, sample):
+def test_muon_with_averaged_weights_lowers_the_loss(tmp_path, sample):
     optimizer = {"name": "muon", "learning_rate": 0.01, "adam_learning_rate": 3e-3}
-    run = train(recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
+    run = train(make_recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
     rows = read_log(run.path)
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 @pytest.mark.parametrize(("settings", "last"), [({}, 20), ({"whole_steps": False}, 16)])
-def test_an_epochs_smaller_batch_may_count_as_a_fraction_of_a_step(settings, last, sample):
+def test_smaller_last_batch_may_count_as_a_fraction_of_a_step(settings, last, sample):
     """The Keras example counts `int(images / batch_size * epochs)` steps, and `fit` takes whole ones in each epoch."""
     few = replace(sample, splits={**sample.splits, "train": sample.train.take(np.arange(130))})
     model, steps = build_tiny(few, epochs=10, drop_remainder=False, schedule=settings)  # 80 images remain
@@ -237,7 +239,7 @@ def test_an_epochs_smaller_batch_may_count_as_a_fraction_of_a_step(settings, las
     assert schedule.warmup_steps == int(0.15 * last)
 
 
-# Large models are stood in for by ones with few and narrow blocks; all other settings are the recipes' own.
+# Large models are replaced by ones with few and narrow blocks. All other settings are those of the recipes.
 NARROW = {"model.embed_dim": 24, "model.depths": [1, 1]}
 SMALLER = {
     **dict.fromkeys(("accurate", "cifar10", "cifar10_long", "photos", "quick_gpu"), NARROW),
@@ -251,10 +253,10 @@ SMALLER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({*recipes.list_names()} - {"imagenet"}))  # which has a file of its own
+@pytest.mark.parametrize("name", sorted({*recipes.list_names()} - {"imagenet"}))  # imagenet has a test file of its own
 def test_every_recipe_trains(name, tmp_path, sample):
     small = {"data.validation": 50, "data.limit": 100, "train.batch_size": 50, "train.epochs": 1}
-    if name == "probe":  # which only fits a head
+    if name == "probe":  # it only fits a head
         small = {key: value for key, value in small.items() if not key.startswith("train.")}
     run = train(name, out=tmp_path / "run", data=sample, **small, **SMALLER.get(name, {}))
     assert run.metrics["test"]["n"] == len(sample.test.images)
@@ -278,7 +280,7 @@ def test_every_recipe_trains(name, tmp_path, sample):
 
 
 @pytest.mark.parametrize("name", sorted({*recipes.list_names()} - {"imagenet", "finetune", "photos", "probe"}))
-def test_every_recipe_makes_the_model_that_it_names(name, sample):
+def test_every_recipe_builds_its_preset(name, sample):
     recipe = Recipe.load(name, **{"data.validation": 50})
     found = resolve(recipe, load_data(recipe, sample)).model
     parameters = sum(row["parameters"] for row in list_stages(found))
@@ -288,7 +290,7 @@ def test_every_recipe_makes_the_model_that_it_names(name, sample):
 
 def test_tensorboard_gets_every_epoch(tmp_path, sample):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(recipe(epochs=2), out=tmp_path / "run", data=sample, tensorboard=True)
+    train(make_recipe(epochs=2), out=tmp_path / "run", data=sample, tensorboard=True)
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     tag = "val_top1"
     assert tag in str(events.Tags())
@@ -298,7 +300,7 @@ def test_tensorboard_gets_every_epoch(tmp_path, sample):
 def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
     # A rate of practically zero: no epoch is better than the first.
     run = train(
-        recipe(epochs=9, early_stopping=2, ema=None, optimizer={"learning_rate": 1e-12}),
+        make_recipe(epochs=9, early_stopping=2, ema=None, optimizer={"learning_rate": 1e-12}),
         out=tmp_path / "run",
         data=sample,
     )
@@ -306,10 +308,10 @@ def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
     assert run.metrics["train"]["best_epoch"] == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, sample):
+def test_non_finite_loss_stops_the_run(tmp_path, sample):
     optimizer = {"learning_rate": 1e30, "weight_decay": 0.0}
     with pytest.raises(ShiftViTError, match=r"not finite|the loss is (nan|inf)") as caught:
-        train(recipe(optimizer=optimizer, schedule={"warmup": 0}), out=tmp_path / "run", data=sample)
+        train(make_recipe(optimizer=optimizer, schedule={"warmup": 0}), out=tmp_path / "run", data=sample)
     assert "epoch 1" in str(caught.value)
     assert "lower train.optimizer.learning_rate" in str(caught.value)
     assert "last good state" not in str(caught.value)  # there is none
@@ -317,29 +319,29 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, sample):
 
 
 @pytest.mark.slow
-def test_a_batch_whose_loss_is_not_finite_is_named(tmp_path, sample, monkeypatch):
-    original, seen, epochs = EpochBatches.__getitem__, {}, []
+def test_batch_with_a_non_finite_loss_is_reported(tmp_path, sample, monkeypatch):
+    original, expected, epochs = EpochBatches.__getitem__, {}, []
 
-    def poisoned(self, index):
+    def return_nan(self, index):
         images, labels = original(self, index)
         epochs.append(index)
         if index == 2 and epochs.count(2) == 2:
-            seen["names"] = [f"training image {number}" for number in self.find_indices(index)]
+            expected["names"] = [f"training image {number}" for number in self.find_indices(index)]
             images = images * np.nan
         return images, labels
 
-    monkeypatch.setattr(EpochBatches, "__getitem__", poisoned)
+    monkeypatch.setattr(EpochBatches, "__getitem__", return_nan)
     with pytest.raises(ShiftViTError, match=r"the loss is nan after a batch with training image \d+") as caught:
-        train(recipe(), out=tmp_path / "run", data=sample)
+        train(make_recipe(), out=tmp_path / "run", data=sample)
     assert "epoch 2, step 3;" in str(caught.value)
     assert "last good state" in str(caught.value)
-    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
-    assert told == {"epoch": 2, "step": 3, "loss": "nan", "images": seen["names"]}
+    report = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert report == {"epoch": 2, "step": 3, "loss": "nan", "images": expected["names"]}
     monkeypatch.setattr(EpochBatches, "__getitem__", original)
     assert train(resume=tmp_path / "run", data=sample).metrics["train"]["epochs"] == 3
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path, sample):
+def test_non_finite_weights_are_never_saved(tmp_path, sample):
     model, _ = build_tiny(sample)
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, model, Progress(epoch=1))
@@ -349,19 +351,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, sample):
     assert load_checkpoint(path, model).epoch == 1
 
 
-def test_a_run_folder_in_use_is_not_touched(finished, tmp_path, sample):
+def test_existing_run_folder_is_not_changed(finished_run, tmp_path, sample):
     with pytest.raises(ShiftViTError, match="is not an empty folder"):
-        train(recipe(), out=finished.path, data=sample)
+        train(make_recipe(), out=finished_run.path, data=sample)
     with pytest.raises(ShiftViTError, match="is complete"):
-        train(resume=finished.path, data=sample)
+        train(resume=finished_run.path, data=sample)
     with pytest.raises(ShiftViTError, match="not a run folder"):
         train(resume=tmp_path, data=sample)
     for changes in ({"out": tmp_path / "x"}, {"recipe": "cifar10"}):
         with pytest.raises(ShiftViTError, match="keeps its folder and recipe"):
-            train(resume=finished.path, **changes)
+            train(resume=finished_run.path, **changes)
 
 
-def test_a_damaged_or_foreign_checkpoint_is_one_clear_error(tmp_path, sample):
+def test_damaged_or_foreign_checkpoint_is_refused(tmp_path, sample):
     model, _ = build_tiny(sample)
     path = tmp_path / "state.safetensors"
     save_checkpoint(path, model, Progress(epoch=2, history=[{"epoch": 1}]))
@@ -376,12 +378,12 @@ def test_a_damaged_or_foreign_checkpoint_is_one_clear_error(tmp_path, sample):
         load_checkpoint(tmp_path / "missing", model)
 
 
-def test_a_full_disk_keeps_the_last_state(tmp_path, sample):
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, sample):
     model, _ = build_tiny(sample)
     path = tmp_path / "state.safetensors"
     save_checkpoint(path, model, Progress(epoch=1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the write fails, as on a full disk
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so the write fails as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(ShiftViTError, match=r"cannot write .*File too large"):
@@ -393,6 +395,6 @@ def test_a_full_disk_keeps_the_last_state(tmp_path, sample):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_labels_must_name_every_class(finished):
+def test_labels_must_name_every_class(finished_run):
     with pytest.raises(ShiftViTError, match="3 labels do not name 10 classes"):
-        Bundle.from_model(finished.bundle.build(), ("a", "b", "c"), finished.bundle.preprocess)
+        Bundle.from_model(finished_run.bundle.build(), ("a", "b", "c"), finished_run.bundle.preprocess)

@@ -1,4 +1,4 @@
-"""The vocabulary of splits, which folders, tables, archives and Parquet files share."""
+"""The names of splits, which folders, tables, archives and Parquet files share."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from trees import make_arrays, plant, save_archive
 TRAIN = ["train", "Training", "TRN", "train_set", "train-images", "images_train", "01_train", "trainset", "TrainData"]
 VALIDATION = ["val", "Valid", "VALIDATION", "dev", "val2017", "validation set", "02-val", "devset"]
 TEST = ["test", "Testing", "tst", "test1", "TestImages", "03 test", "test.data", "test_files"]
-EITHER = ["eval", "holdout", "hold-out", "Evaluation_set", "held_out"]
+AMBIGUOUS = ["eval", "holdout", "hold-out", "Evaluation_set", "held_out"]
 
 
-def test_every_usual_name_of_a_split_is_known():
+def test_usual_split_names_are_recognised():
     for split, names in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         assert name_splits(names) == dict.fromkeys(names, split)
         assert all(map(is_split, names))
 
 
-def test_eval_means_the_split_that_is_not_there():
-    for name in EITHER:
+def test_eval_means_the_missing_split():
+    for name in AMBIGUOUS:
         assert name_splits(["train", name]) == {"train": "train", name: "test"}
         assert name_splits(["train", "dev", name])[name] == "test"
         assert name_splits(["train", "test", name])[name] == "validation"
 
 
-def test_other_names_are_no_splits():
+def test_other_names_are_not_splits():
     others = ["", "cat", "1", "data", "images", "train station", "bus_train", "trainer", "contest", "valley", "devil"]
     assert name_splits(others) == {}
 
 
-def test_hostile_names_take_no_time():
+def test_hostile_names_are_checked_quickly():
     began = time.perf_counter()
     assert not is_split("images" * 40 + "s" + "imagesdata" * 40 + "!")
     assert time.perf_counter() - began < 1
 
 
-def test_litter_and_normal_forms():
+def test_system_names_and_unicode_normal_forms():
     assert all(
         map(is_litter, [".git", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found", "System Volume Information"])
     )
@@ -52,13 +52,13 @@ def test_litter_and_normal_forms():
 
 PAIRS = [
     *(("train", "validation", name) for name in VALIDATION),
-    *(("train", "test", name) for name in TEST + EITHER),
+    *(("train", "test", name) for name in TEST + AMBIGUOUS),
     *((name, "test", "test") for name in TRAIN),
 ]
 
 
 @pytest.mark.parametrize(("train", "split", "name"), PAIRS)
-def test_all_forms_of_data_know_the_names(tmp_path, train, split, name):
+def test_all_forms_of_data_recognise_split_names(tmp_path, train, split, name):
     names = {train: range(4), name: range(4, 6)}
     folder = plant(tmp_path / "f", *(f"{top}/{'ab'[n % 2]}/{n}.png" for top, numbers in names.items() for n in numbers))
     rows = [f"{top},{n}.png,{'ab'[n % 2]}" for top, numbers in names.items() for n in numbers]
@@ -81,7 +81,7 @@ def test_all_forms_of_data_know_the_names(tmp_path, train, split, name):
             assert [len(part) for part in found.splits.values()] == [4, 2], path
 
 
-def test_columns_that_are_the_split_by_what_they_hold(tmp_path):
+def test_split_columns_are_recognised_by_content(tmp_path):
     plant(tmp_path, *(f"{n}.png" for n in range(4)))
     rows = ["0.png,a,Training", "1.png,b,Training", "2.png,a,PublicTest", "3.png,b,PrivateTest"]
     (tmp_path / "t.csv").write_text("\n".join(["file,label,Usage", *rows]))
@@ -91,7 +91,7 @@ def test_columns_that_are_the_split_by_what_they_hold(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["{}_x", "X_{}", "{}X", "{}_images", "images-{}", "x{}"])
-def test_arrays_by_usual_names(tmp_path, form):
+def test_arrays_are_found_by_usual_names(tmp_path, form):
     x, y = make_arrays()
     labels = form.replace("images", "labels").replace("x", "y").replace("X", "Y")
     content = {}

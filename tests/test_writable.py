@@ -1,4 +1,4 @@
-"""A place that cannot be written is reported before the work, not after it."""
+"""An output path that cannot be written is reported before the work and not after it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from shiftvit.exports import driver
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lists the pictures that were read, and the exports that were begun."""
-    seen: list[str] = []
+def started_work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The pictures that were read, and "export" for each export that was started."""
+    started: list[str] = []
     original = images._read
 
-    def reading(path: Path, max_bytes: int) -> bytes:
-        seen.append(str(path))
+    def record_and_read(path: Path, max_bytes: int) -> bytes:
+        started.append(str(path))
         return original(path, max_bytes)
 
-    monkeypatch.setattr(images, "_read", reading)
-    monkeypatch.setattr(driver, "_build_and_verify", lambda *_: seen.append("export"))
-    return seen
+    monkeypatch.setattr(images, "_read", record_and_read)
+    monkeypatch.setattr(driver, "_build_and_verify", lambda *_: started.append("export"))
+    return started
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "pack cifar10",
     ],
 )
-def test_it_is_told_before_any_image_is_read(command: str, tmp_path: Path, reads: list[str]) -> None:
+def test_unwritable_output_is_reported_before_any_work(command: str, tmp_path: Path, started_work: list[str]) -> None:
     write_tree(tmp_path / "pets", 4)
     (tmp_path / "file").write_text("")
     endings = {
@@ -57,15 +57,15 @@ def test_it_is_told_before_any_image_is_read(command: str, tmp_path: Path, reads
         "predict": ".csv",
     }
     ending = next((ending for word, ending in endings.items() if word in command.split()), "")
-    place = tmp_path / "file" / f"x{ending}"
-    answer = CliRunner().invoke(app, [*command.format(pets=tmp_path / "pets").split(), str(place)])
+    path = tmp_path / "file" / f"x{ending}"
+    answer = CliRunner().invoke(app, [*command.format(pets=tmp_path / "pets").split(), str(path)])
     assert isinstance(answer.exception, ShiftViTError)
     assert f"cannot write '{tmp_path / 'file'}" in str(answer.exception)
-    assert not reads
+    assert not started_work
     assert {path.name for path in tmp_path.iterdir()} == {"pets", "file"}
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_folder_is_refused_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(ShiftViTError, match="it is a folder; name a file in it"):
         files.check_file(tmp_path, (".png",))
     for path in (tmp_path / "new", tmp_path / "new" / "deeper"):

@@ -18,7 +18,7 @@ def main(first: str, second: str) -> None:
     else:
         train(Recipe.model_validate_json(Path(first).read_text()), out=second, data=load_sample())
     if keras.config.backend() != "tensorflow":
-        assert "tensorflow" not in sys.modules, "it takes seconds to import, and is not needed"
+        assert "tensorflow" not in sys.modules, "TensorFlow takes seconds to import, and is not needed"
 
 
 if __name__ == "__main__":

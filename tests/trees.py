@@ -1,4 +1,4 @@
-"""Makes trees, tables and archives of real pictures, and reads what shiftvit finds in them."""
+"""Makes folders and archives of pictures, and reads what shiftvit finds in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PICTURE = SAMPLES / "cat" / "test_00000.png"
 
 
 def plant(root, *names):
-    """Puts a real picture into each place, or a text if the suffix is not of a picture."""
+    """Puts a real picture at each path, or a text file where the suffix is not that of a picture."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def plant(root, *names):
 
 
 def list_contents(found):
-    """Returns split -> [(path below the data, class)]."""
+    """Returns split -> [(path relative to the data, class)]."""
     root = found.path if found.path.is_dir() else found.path.parent
     return {
         split: [
@@ -41,6 +41,7 @@ def list_contents(found):
 
 
 def read_fault(path):
+    """Returns the message of the error that reading the data must raise, which is one line."""
     with pytest.raises(ShiftViTError) as raised:
         find_data(path)
     message = str(raised.value)
@@ -49,6 +50,7 @@ def read_fault(path):
 
 
 def make_arrays(count=6, classes=2):
+    """Returns images (count, 5, 4, 3) and their labels."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (count, 5, 4, 3), np.uint8), np.arange(count) % classes
 
