@@ -21,7 +21,7 @@ from shiftvit.preprocess import Preprocess
     least=st.floats(0.01, 1.0),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_box_lies_inside_the_image_with_an_allowed_aspect_ratio(
+def test_box_lies_inside_the_image_with_an_allowed_area_and_aspect_ratio(
     height: int, width: int, least: float, seed: int
 ) -> None:
     box = draw_box(np.random.default_rng(seed), height, width, least)
@@ -30,7 +30,9 @@ def test_box_lies_inside_the_image_with_an_allowed_aspect_ratio(
     assert box.width >= 1
     assert 0 <= box.top <= height - box.height
     assert 0 <= box.left <= width - box.width
-    # Sides are rounded to whole pixels, by half a pixel at most.
+    # Sides are rounded to whole pixels, by half a pixel at most. If no box of the least area fits, it is the largest.
+    largest = min(height, width * 4 / 3) * min(width, height * 4 / 3)
+    assert (box.height + 0.5) * (box.width + 0.5) >= min(least * height * width, largest)
     assert (box.width + 0.5) / max(box.height - 0.5, 0.5) >= 3 / 4 or box.height == 1
     assert (box.width - 0.5) / (box.height + 0.5) <= 4 / 3 or box.width == 1
 

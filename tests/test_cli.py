@@ -98,7 +98,7 @@ def test_long_values_wrap_between_words(monkeypatch, capsys):
         (["train", "--set", "train.epoch=3"], "unknown setting 'train.epoch'; did you mean 'epochs'?"),
         (["train", "--set", "train.epochs"], "has no value; write --set KEY=VALUE"),
         (["train", "--epochs", "-1"], "train.epochs = -1"),
-        (["train", "--epochs", "many"], "'--epochs'"),
+        (["train", "--epochs", "many"], "invalid value 'many' for '--epochs': Input should be a valid integer"),
         (["train", "--data", "cifer10", "--out", "unused"], "there is no data set 'cifer10'; did you mean 'cifar10'?"),
         (["train", "--resume", "nowhere", "--recipe", "quick"], "--recipe cannot be given"),
         (["train", "--resume", "nowhere"], "'nowhere' is not a run folder"),

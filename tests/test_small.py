@@ -102,6 +102,7 @@ def test_confusion_matrix_with_an_empty_class_and_a_tex_like_name(tmp_path: Path
     ]
 
 
+@pytest.mark.usefixtures("plain_figures")
 def test_commands_in_hints_can_be_pasted(tmp_path: Path) -> None:
     run = tmp_path / "my run"
     settings = {**SETTINGS, "data.test": 3, "data.validation": 3, "data.name": str(write_tree(tmp_path / "my pets", 3))}

@@ -135,6 +135,10 @@ def _explain_usage(error: Any) -> str:
     if word is not None and command is not None and message.startswith("No such option"):
         options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
         return f"there is no option {word!r}; {suggest(word, options)}"
+    # A value of the wrong type or out of range: the parser leaves it out of its message.
+    if (cause := error.__cause__) is not None and hasattr(cause, "errors"):
+        value = cause.errors(include_url=False)[0]["input"]
+        return message.replace("Invalid value for", f"invalid value {str(value)!r} for", 1)
     return message
 
 

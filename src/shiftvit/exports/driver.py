@@ -24,7 +24,7 @@ from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, p
 from shiftvit.exports.any_size import remove_size
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, find_format
-from shiftvit.exports.gate import MIN_IMAGES
+from shiftvit.exports.gate import MIN_IMAGES, find_shortage
 from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
 
@@ -80,6 +80,8 @@ def export(
         )
     check_folder(folder)
     chosen = choose_images(model, bundle, metadata, data, images)
+    if shortage := find_shortage(chosen.arrays.get("labels"), precision, chosen.enough):
+        raise ShiftViTError(f"{shortage}; name a larger data set with --data, or allow more with --images")
     if any_size:
         chosen = vary_sizes(chosen, metadata.preprocess)
 

@@ -104,8 +104,9 @@ def compare(
         "max_difference": difference,
         "top1_agreement": float((predicted == own).mean()),
     }
-    faults = []
+    faults, lost = [], 0
     if labels is not None:
+        lost = int((own == labels).sum() - (predicted == labels).sum())
         top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
         change = 100 * (top1 - top1_model)
         # Only images that exactly one of the two gets right count. If there are none, the rule of three allows for 3.
@@ -118,14 +119,19 @@ def compare(
             faults.append(f"a probability differs by {difference:.1e}; in float32 at most {limit:.0e} is allowed")
         if limit > MAX_DIFFERENCE and not (predicted == own).all():
             faults.append(f"{pluralize(int((predicted != own).sum()), 'image')} of another size get another class")
-    elif labels is None or len(labels) < enough:
-        have = 0 if labels is None else len(labels)
-        faults.append(
-            f"{pluralize(have, 'labelled image')} cannot measure what {precision} costs; at least {enough} are needed"
-        )
-    elif 100 * int((own == labels).sum() - (predicted == labels).sum()) > max(MAX_LOSS * len(labels), 100):
+    elif shortage := find_shortage(labels, precision, enough):
+        faults.append(shortage)
+    elif 100 * lost > max(MAX_LOSS * len(found), 100):
         faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost at most {MAX_LOSS}")
     return report | {"faults": faults}
+
+
+def find_shortage(labels: NDArray[Any] | None, precision: str, enough: int) -> str | None:
+    """Returns a fault if there are fewer labelled images than a narrow precision needs."""
+    have = 0 if labels is None else len(labels)
+    if precision == "f32" or have >= enough:
+        return None
+    return f"{pluralize(have, 'labelled image')} cannot measure what {precision} costs; at least {enough} are needed"
 
 
 def _check_products(artifact: Path, format: str) -> tuple[int, list[str]]:
