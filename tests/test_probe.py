@@ -183,12 +183,12 @@ def test_second_run_takes_features_from_the_cache(
     run_probe(tmp_path / "third", again, **{"start.source": str(source)})
     assert "61 images (60 from the cache)" in capfd.readouterr().err
     run_probe(tmp_path / "fourth", again, **{"start.source": str(source), "preprocess.crop": 16})
-    assert "kept" not in capfd.readouterr().err
+    assert "from the cache" not in capfd.readouterr().err
     bundle = Bundle.load(source)
     bundle.weights["stage1_block1/mlp/fc1/kernel"][0, 0] += 1
     bundle.save(source)
     run_probe(tmp_path / "fifth", again, **{"start.source": str(source)})
-    assert "kept" not in capfd.readouterr().err
+    assert "from the cache" not in capfd.readouterr().err
 
 
 def test_interrupted_probe_resumes(
