@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exported import run_step
 from shiftvit import Predictor, Preprocess, ShiftViTError
 from shiftvit.bundle.metadata import KEY, Metadata
 from shiftvit.data.decode.images import decode
+from shiftvit.exports import driver
 from shiftvit.exports.any_size import accept_any_size, make_images, remove_size
-from shiftvit.exports.driver import export
 from shiftvit.exports.gate import MAX_DIFFERENCE_OF_SIZES, compare
 from shiftvit.serve.limits import Limits
 
@@ -74,7 +75,9 @@ def test_graph_resizes_a_very_elongated_image(tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return export("cifar10", "onnx", any_size=True, out=tmp_path_factory.mktemp("any") / "graph")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "_run_step", run_step)  # in processes that other tests have started
+        return driver.export("cifar10", "onnx", any_size=True, out=tmp_path_factory.mktemp("any") / "graph")
 
 
 @pytest.mark.slow
@@ -118,7 +121,7 @@ def test_server_accepts_any_size(folder):
 @pytest.mark.parametrize(("form", "precision"), [("openvino", "f32"), ("onnx", "int8"), ("litert", "f32")])
 def test_any_size_needs_onnx_in_f32(form, precision, tmp_path):
     with pytest.raises(ShiftViTError, match="cannot take images of any size; choose onnx in f32"):
-        export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
+        driver.export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
 
 
 def test_gate_accepts_rounding_but_no_other_class():

@@ -23,6 +23,7 @@ from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
 from shiftvit.cli.main import app
 from shiftvit.cli.tables import show_pairs
+from shiftvit.data import named
 from shiftvit.errors import ShiftViTError, suggest, suggest_install
 from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import RUNTIMES
@@ -138,15 +139,9 @@ def test_info_of_a_preset_and_of_a_run(run_folder):
 
 
 @pytest.mark.slow
-def test_evaluate_prints_the_recorded_metrics(run_folder, tmp_path):
-    """The module `sitecustomize` makes the sample the data set "cifar10"."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
-    )
-    tests = str(Path(__file__).parent)
-    answer = run_shiftvit(
-        "evaluate", str(run_folder), "--json", alone=True, PYTHONPATH=os.pathsep.join([str(tmp_path), tests])
-    )
+def test_evaluate_prints_the_recorded_metrics(run_folder, monkeypatch):
+    monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
+    answer = run_shiftvit("evaluate", str(run_folder), "--json")
     assert answer.returncode == 0, answer.stderr
     found, recorded = json.loads(answer.stdout), json.loads((run_folder / "metrics.json").read_text())["test"]
     assert {key: found[key] for key in recorded} == recorded

@@ -33,14 +33,12 @@ def test_fine_tuning_beats_training_from_scratch(tmp_path: Path) -> None:
     assert not {"cat", "dog"} & set(source.labels)
     sizes = {"preprocess.resize": "none", "preprocess.crop": "none", "start.source": str(SOURCE)}
     tuned = train("finetune", out=tmp_path / "tuned", **SETTINGS, **sizes)
-    # The same architecture, with the learning rates that were chosen for training from scratch.
-    scratch = train("quick", out=tmp_path / "scratch", **SETTINGS, **{"model.embed_dim": source.config.embed_dim})
-    longer = {**SETTINGS, "train.epochs": 15, "model.embed_dim": source.config.embed_dim}
-    more = train("quick", out=tmp_path / "longer", **longer)
-    top1 = {name: run.metrics["test"]["top1"] for name, run in [("tuned", tuned), ("scratch", scratch), ("more", more)]}
+    # The same architecture from scratch, with three times the epochs and the learning rates that were chosen for it.
+    settings = {**SETTINGS, "train.epochs": 15, "model.embed_dim": source.config.embed_dim}
+    scratch = train("quick", out=tmp_path / "scratch", **settings)
+    top1 = {name: run.metrics["test"]["top1"] for name, run in [("tuned", tuned), ("scratch", scratch)]}
     assert tuned.metrics["test"]["n"] == 400
     assert tuned.bundle.config.model_dump(exclude={"drop_path"}) == scratch.bundle.config.model_dump(
         exclude={"drop_path"}
     )
     assert top1["tuned"] > top1["scratch"] + 0.05, top1
-    assert top1["tuned"] > top1["more"] + 0.05, top1  # from scratch with three times the epochs
