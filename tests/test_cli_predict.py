@@ -314,6 +314,23 @@ def test_grid_obeys_max_pixels(tmp_path):
     assert (tmp_path / "grid.png").exists()
 
 
+# Predicts the names on standard input once for each format, with a form feed between the outputs.
+PREDICT_IN_FORMATS = """
+import io, sys
+from shiftvit.cli.main import main
+names = sys.stdin.buffer.read()
+for number, kind in enumerate(sys.argv[1:]):
+    if number:
+        print("\\f")
+    sys.stdin = io.TextIOWrapper(io.BytesIO(names))
+    sys.argv = ["shiftvit", "predict", "-", "--format", kind]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code
+"""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16", "cp1252"])
 def test_output_is_valid_in_every_encoding(encoding, tmp_path):
     names = ["K\xe4se.png", "\u732b.png", "\U0001f408.png", os.fsdecode(b"\xff.png"), 'quote".png']
@@ -322,9 +339,11 @@ def test_output_is_valid_in_every_encoding(encoding, tmp_path):
     stdin = os.fsencode("\0".join(names))
     environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0", "LC_ALL": "C"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    for kind in ("json", "jsonl", "csv", "table"):
-        answer = predict("-", "--format", kind, cwd=tmp_path, alone=True, input=stdin, env=environment)
-        text = answer.stdout.decode(encoding)
+    kinds = ("json", "jsonl", "csv", "table")
+    command = [sys.executable, "-c", PREDICT_IN_FORMATS, *kinds]
+    answer = subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, timeout=120, env=environment)
+    texts = answer.stdout.decode(encoding).split("\f\n")
+    for kind, text in zip(kinds, texts, strict=True):
         if kind in ("json", "jsonl"):
             rows = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
             assert [row["path"] for row in rows] == names

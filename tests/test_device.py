@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,20 @@ def device_run(tmp_path_factory, sample):
     return train(make_recipe(loop="device"), out=tmp_path_factory.mktemp("device") / "run", data=sample)
 
 
-def test_device_loop_matches_fit(tmp_path, sample, device_run):
-    fitted = train(make_recipe(loop="fit"), out=tmp_path / "fit", data=sample)
+@pytest.fixture(scope="module")
+def train_with_fit(tmp_path_factory, sample):
+    """Trains a run with Keras' loop, once for each batch size."""
+
+    @functools.cache
+    def train_once(batch_size):
+        out = tmp_path_factory.mktemp("fit") / "run"
+        return train(make_recipe(loop="fit", batch_size=batch_size), out=out, data=sample)
+
+    return train_once
+
+
+def test_device_loop_matches_fit(device_run, train_with_fit):
+    fitted = train_with_fit(50)
     assert device_run.recipe.train.loop == "device"
     expected = load_weights(fitted.path)
     for name, value in load_weights(device_run.path).items():
@@ -110,9 +123,11 @@ class FakeCuda:
     ("batch_size", "jit_compile"),
     [(250, False), (125, False), (50, False), (50, True)],  # one, two and five steps per epoch
 )
-def test_graph_capture_stays_within_the_epoch(tmp_path, sample, monkeypatch, batch_size, jit_compile):
+def test_graph_capture_stays_within_the_epoch(tmp_path, sample, train_with_fit, monkeypatch, batch_size, jit_compile):
     """Reading past the end of an epoch fails on CUDA; short epochs and a resumed last epoch come close to that."""
     import torch
+
+    fitted = train_with_fit(batch_size)
 
     for name in ("Stream", "CUDAGraph", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, FakeCuda)
@@ -146,7 +161,6 @@ def test_graph_capture_stays_within_the_epoch(tmp_path, sample, monkeypatch, bat
     run = train(resume=tmp_path / "run", data=sample)
     assert [loop.graph is not None for loop in captured] == [True, True]
     assert len(recordings) == (2 if jit_compile else 0)
-    fitted = train(make_recipe(loop="fit", batch_size=batch_size), out=tmp_path / "fit", data=sample)
     expected = load_weights(fitted.path)
     for name, value in load_weights(run.path).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)

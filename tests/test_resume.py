@@ -94,12 +94,18 @@ def test_settings_that_the_state_depends_on_cannot_change(
     assert {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()} == before
 
 
+@pytest.fixture(scope="module")
+def finished_run(interrupted_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = Path(shutil.copytree(interrupted_run, tmp_path_factory.mktemp("finished") / "run"))
+    return train(resume=run, data=load_sample()).path
+
+
 @pytest.fixture
-def trained_run(stopped_run: Path) -> Path:
+def trained_run(finished_run: Path, tmp_path: Path) -> Path:
     """A run that has trained all its epochs, but has not written its results."""
-    train(resume=stopped_run, data=load_sample())
-    (stopped_run / "metrics.json").unlink()
-    return stopped_run
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    return run
 
 
 def test_missing_best_checkpoint_fails_unless_the_last_is_selected(trained_run: Path) -> None:
@@ -142,9 +148,9 @@ def test_unreadable_changes_are_kept(stopped_run: Path) -> None:
     assert (stopped_run / "changes.jsonl").read_bytes().startswith(b'\xff\n{"date"')
 
 
-def test_damaged_log_is_named(stopped_run: Path) -> None:
-    run = train(resume=stopped_run, data=load_sample())
-    (stopped_run / "log.jsonl").write_text("{\n")
+def test_damaged_log_is_named(trained_run: Path) -> None:
+    run = train(resume=trained_run, data=load_sample())
+    (trained_run / "log.jsonl").write_text("{\n")
     with pytest.raises(ShiftViTError, match=r"log.jsonl' cannot be read"):
         _ = run.history
 
