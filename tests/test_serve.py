@@ -169,7 +169,11 @@ def test_explanations(server, predictor):
     status, asked = server.post(f"/v1/models/cifar10/explain?label={other}", content)
     assert (status, asked["label"]) == (200, other)
     assert asked["heatmap"] != found["heatmap"]
-    assert found["region"] == [0, 0, 1, 1]
+    rule, (width, height) = predictor.metadata.preprocess, Image.open(io.BytesIO(content)).size
+    resized, seen = rule.resized_shape(height, width), rule.output_shape(height, width)
+    top, left = rule.crop_origin(*resized)
+    region = [left / resized[1], top / resized[0], seen[1] / resized[1], seen[0] / resized[0]]
+    assert found["region"] == pytest.approx(region)
     with Image.open(io.BytesIO(base64.b64decode(found["heatmap"]))) as layer:
         warmth = np.asarray(layer)[..., 3] / 255
     pixels = predictor.metadata.preprocess.pixels(np.asarray(Image.open(io.BytesIO(content)))[None])
