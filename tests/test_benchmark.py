@@ -89,8 +89,9 @@ def test_share_of_peak_matches_the_rate(model, train):
         assert row["share_of_peak"] == pytest.approx(share, rel=0.02, abs=1e-4)
 
 
-def test_gflop_per_image_matches_the_published_value():
+def test_gflop_per_image_matches_the_published_value(monkeypatch):
     """The published value for training this model is 0.62 GFLOP per image."""
+    monkeypatch.setattr("shiftvit.benchmark.measure_peak_gflops", lambda _: 100.0)  # takes seconds, and is not needed
     found = benchmark("keras_example", train=True, batch_sizes=[1], repeats=1, seconds=0.01)
     assert found["gflop_per_image"] == pytest.approx(0.62, abs=0.03)
 
