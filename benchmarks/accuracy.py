@@ -52,7 +52,10 @@ def main() -> None:
             wall = None if started else round(time.perf_counter() - began, 2)
             metrics = json.loads((out / "metrics.json").read_text("utf-8"))
             environment = json.loads((out / "environment.json").read_text("utf-8"))
-            runs.append({"seed": seed, "process_seconds": wall, **metrics})
+            rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+            rates = [row["images_per_second"] for row in rows]
+            spread = {"minimum": min(rates), "median": statistics.median(rates), "maximum": max(rates)}
+            runs.append({"seed": seed, "process_seconds": wall, "images_per_second_of_epochs": spread, **metrics})
     environment.pop("command", None)
     top1 = [run["test"]["top1"] for run in runs]
     seconds = [run["train"]["seconds"] for run in runs]
