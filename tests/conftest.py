@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +56,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+def pytest_collection_finish() -> None:
+    # A collection, which each training begins with, otherwise visits a million objects of the imported frameworks.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_configure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the only process, or the one that starts the workers
         os.environ[shared.VARIABLE] = tempfile.mkdtemp(prefix="shiftvit-tests-")
@@ -70,6 +78,18 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(shared.find_folder(), ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hidden_tensorflow() -> Iterator[None]:
+    """Keeps Keras from importing TensorFlow to set a seed and to save a layer, which takes seconds."""
+    if "keras" not in sys.modules:  # of the test files that were collected, none needs it
+        yield
+        return
+    from shiftvit.backend import hide_tensorflow
+
+    with hide_tensorflow():
+        yield
 
 
 @pytest.fixture(scope="module")

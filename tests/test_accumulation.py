@@ -84,7 +84,8 @@ def default_run(tmp_path_factory: pytest.TempPathFactory, sample: Any) -> Path:
     return train(make_recipe(), out=tmp_path_factory.mktemp("default") / "run", data=sample).path
 
 
-@pytest.mark.parametrize("parts", [5, 12])  # 48 is not divisible by 5, and the last batch has fewer than 12 images
+# 48 is not divisible by 5, and the last batch has fewer than 12 images.
+@pytest.mark.parametrize("parts", [5, pytest.param(12, marks=pytest.mark.slow)])
 def test_parts_match_whole_batches(parts: int, whole_run: Path, tmp_path: Path, sample: Any) -> None:
     run = train(make_recipe(drop_remainder=False, accumulate=parts), out=tmp_path / "run", data=sample)
     assert run.recipe.train.accumulate == parts
@@ -93,6 +94,7 @@ def test_parts_match_whole_batches(parts: int, whole_run: Path, tmp_path: Path, 
     assert int(stored["optimizer/0000"]) == 6  # updates: three batches in two epochs
 
 
+@pytest.mark.slow
 def test_parts_match_whole_batches_with_muon(tmp_path: Path, sample: Any) -> None:
     rule = {"name": "muon", "learning_rate": 3e-3, "adam_learning_rate": 2e-3, "epsilon": 1e-3, "stage_decay": 0.5}
     runs = [
@@ -213,6 +215,7 @@ def test_out_of_memory_continues_in_smaller_parts(
     assert changes == [{"train.accumulate": [1, 2]}, {"train.accumulate": [2, 4]}]
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_any_part_is_one_line(tmp_path: Path, sample: Any, memory_limit: dict[str, Any]) -> None:
     memory_limit["images"] = 1
     with pytest.raises(ShiftViTError) as caught:
@@ -224,6 +227,7 @@ def test_too_little_memory_for_any_part_is_one_line(tmp_path: Path, sample: Any,
     assert "\n" not in message
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_evaluation_makes_smaller_parts(
     tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,9 @@ def test_planned_epochs_use_most_of_the_budget(step, steps):
     assert 0.05 * 120 - 1e-6 <= budget.left() < 0.05 * 120 + steps * step + 1e-6
 
 
-@pytest.mark.parametrize(("model", "train"), [("cifar10", False), ("shiftvit_cifar_tiny", True)])
+@pytest.mark.parametrize(
+    ("model", "train"), [("cifar10", False), pytest.param("shiftvit_cifar_tiny", True, marks=pytest.mark.slow)]
+)
 def test_share_of_peak_matches_the_rate(model, train):
     found = benchmark(model, train=train, batch_sizes=[1, 3], repeats=2, seconds=0.05)
     assert found["mode"] == ("train" if train else "predict")
@@ -89,6 +91,7 @@ def test_share_of_peak_matches_the_rate(model, train):
         assert row["share_of_peak"] == pytest.approx(share, rel=0.02, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_gflop_per_image_matches_the_published_value(monkeypatch):
     """The published value for training this model is 0.62 GFLOP per image."""
     monkeypatch.setattr("shiftvit.benchmark.measure_peak_gflops", lambda _: 100.0)  # takes seconds, and is not needed

@@ -118,6 +118,7 @@ class FakeCuda:
         FakeCuda.loop._step()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="only the torch loop captures CUDA graphs")
 @pytest.mark.parametrize(
     ("batch_size", "jit_compile"),
@@ -205,7 +206,7 @@ def test_images_that_stay_in_their_files_need_the_host(tmp_path, monkeypatch):
     assert train(recipe, out=tmp_path / "run").recipe.train.loop == "fit"
 
 
-@pytest.mark.parametrize("auto_batch", [True, False])
+@pytest.mark.parametrize("auto_batch", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_images_that_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, capfd, auto_batch):
     """Splitting the batch would not help, because the device must hold all images."""
 

@@ -186,6 +186,7 @@ def compute_hit_rate(maps, squares):
     return np.mean([mask[heat == heat.max()].any() for heat, mask in zip(maps, squares, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["occlusion", "P1", "P2"])
 def test_both_methods_find_the_planted_square(maps_and_squares, method):
     """They do in at least 95 % of the images, and in less than 20 % if the same maps are rotated by 180 degrees."""
@@ -194,6 +195,7 @@ def test_both_methods_find_the_planted_square(maps_and_squares, method):
     assert compute_hit_rate(maps[method][:, ::-1, ::-1], squares) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["P1", "P2"])
 def test_grad_cam_and_occlusion_agree(maps_and_squares, stage):
     """The measure is Spearman's rank correlation over the pixels of an image, which is 0 for unrelated maps."""

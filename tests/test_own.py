@@ -105,7 +105,6 @@ def test_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, c
 def test_streaming_gives_the_same_splits_and_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
     settings = {**SMALL, "data.name": str(tree), "train.seed": 3}
     in_memory = train("photos", out=tmp_path / "held", **settings)
-    monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
     monkeypatch.setitem(read_pictures.__kwdefaults__, "budget", 0)
     streamed = train("photos", out=tmp_path / "streamed", **settings)
     assert (in_memory.path / "splits.csv").read_bytes() == (streamed.path / "splits.csv").read_bytes()

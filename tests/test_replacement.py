@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sample import load_sample
-from shiftvit import Bundle, ShiftViTError, evaluate
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.data import named
 from shiftvit.exports import driver
@@ -233,19 +233,21 @@ def test_evaluation_replaces_only_its_own_files(tmp_path: Path, monkeypatch: pyt
     data = load_sample()
     small = {"test": data.test.take(range(20))}
     monkeypatch.setitem(named._LOADERS, "cifar10", lambda: replace(data, splits=small))
+    model = ShiftViT((32, 32, 3), num_classes=10, patch_size=4, embed_dim=24, depths=(1,))
+    bundle = Bundle.from_model(model, data.class_names, Preprocess())
     out = tmp_path / "out"
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "notes.txt").write_text("mine")
-    evaluate("cifar10", out=out)
+    evaluate(bundle, out=out)
     (out / "corruptions.png").write_bytes(b"of an earlier one")
     before = (out / "mistakes.png").read_bytes()
-    evaluate("cifar10", out=out)
+    evaluate(bundle, out=out)
     names = {"evaluation.json", "confusion_matrix.png", "reliability.png", "mistakes.png", "deep"}
     assert {path.name for path in out.iterdir()} == names
     assert (out / "mistakes.png").read_bytes() == before
     (out / "evaluation.json").unlink()  # without it, nothing shows that shiftvit made the figures
     with pytest.raises(ShiftViTError, match=r"png' exists and is not shiftvit's, so it is not replaced"):
-        evaluate("cifar10", out=out)
+        evaluate(bundle, out=out)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from exported import SINGLE, find_artifact, load_answers, make_export
+from exported import SINGLE, compute_probabilities, find_artifact, make_export
 from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.manifest import GRAPH
@@ -37,30 +37,34 @@ def skip_without(runtime):
         pytest.skip(f"{runtime} is not installed")
 
 
-def assert_same_answers(graph, runtime):
-    answers = load_answers()
+@pytest.fixture(scope="module")
+def probabilities(images):
+    return compute_probabilities(Bundle.load("cifar10"), images[:64])
+
+
+def assert_same_answers(graph, runtime, images, probabilities):
     assert graph.runtime == runtime
     assert graph.metadata.labels == Bundle.load("cifar10").labels
     for size in (64, 1, 9):
-        found = graph.run(answers.images[:size])
+        found = graph.run(images[:size])
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, answers.probabilities[:size], atol=1e-4)
+        np.testing.assert_allclose(found, probabilities[:size], atol=1e-4)
     # The memory layout makes no difference: a mirrored view, and its copy.
-    view = answers.images[:5, :, ::-1]
+    view = images[:5, :, ::-1]
     np.testing.assert_array_equal(graph.run(view), graph.run(view.copy()))
 
 
 @pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
-def test_bundle_gives_the_same_answers_in_every_runtime(runtime):
+def test_bundle_gives_the_same_answers_in_every_runtime(runtime, images, probabilities):
     skip_without(runtime)
-    assert_same_answers(load_graph("cifar10", runtime, threads=1), runtime)
+    assert_same_answers(load_graph("cifar10", runtime, threads=1), runtime, images, probabilities)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 @pytest.mark.parametrize("make", [make_export, find_artifact])
-def test_export_gives_the_same_answers_in_its_runtime(name, make):
-    assert_same_answers(load_graph(make(name), NATIVE[name]), NATIVE[name])
+def test_export_gives_the_same_answers_in_its_runtime(name, make, images, probabilities):
+    assert_same_answers(load_graph(make(name), NATIVE[name]), NATIVE[name], images, probabilities)
 
 
 def assert_threads_agree(model, runtime):
@@ -68,7 +72,7 @@ def assert_threads_agree(model, runtime):
     assert answer_together(load_graph(model, runtime).run, load_sample().test.images[:16]) < 1e-5
 
 
-@pytest.mark.parametrize("runtime", ["keras", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", [pytest.param("keras", marks=pytest.mark.slow), "onnxruntime", "openvino"])
 def test_threads_share_the_model_of_a_bundle(runtime):
     assert_threads_agree("cifar10", runtime)
 
@@ -88,11 +92,11 @@ def test_threads_load_at_the_same_time(plain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
-def test_pickled_export_keeps_its_runtime(name):
+def test_pickled_export_keeps_its_runtime(name, images, probabilities):
     graph = load_graph(make_export(name), NATIVE[name], threads=1)
     content = pickle.dumps(graph)
     assert len(content) < 1000
-    assert_same_answers(pickle.loads(content), NATIVE[name])
+    assert_same_answers(pickle.loads(content), NATIVE[name], images, probabilities)
 
 
 def test_pickled_graph_keeps_its_path_and_options(plain, monkeypatch):

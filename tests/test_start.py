@@ -42,9 +42,10 @@ def test_all_weights_are_copied_for_the_same_classes() -> None:
 
 @pytest.mark.parametrize(("freeze", "frozen"), [(0, set()), (1, {"patch_embed", "stage1"}), (3, {"all but the head"})])
 def test_only_frozen_weights_stay_unchanged(tmp_path: Path, freeze: int, frozen: set[str]) -> None:
-    tree = write_tree(tmp_path / "pets")
-    run = train("finetune", out=tmp_path / "run", **SMALL, **{"data.name": str(tree), "start.freeze": freeze})
-    before, after = Bundle.load("cifar10").weights, run.bundle.weights
+    tree, source = write_tree(tmp_path / "pets"), save_source(tmp_path / "source", Preprocess(), 32, (1, 1, 1))
+    settings = {**SMALL, "data.name": str(tree), "start.source": source, "start.freeze": freeze}
+    run = train("finetune", out=tmp_path / "run", **settings)
+    before, after = Bundle.load(source).weights, run.bundle.weights
     assert run.bundle.labels == ("cat", "dog", "ship")
     assert after["head/kernel"].shape == (before["head/kernel"].shape[0], 3)
     for path, value in after.items():
@@ -65,8 +66,10 @@ def test_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return original(path)
 
     monkeypatch.setattr(Bundle, "load", count_and_read)
-    train("finetune", out=tmp_path / "run", **SMALL, **{"data.name": str(write_tree(tmp_path / "pets"))})
-    assert loaded == ["cifar10"]
+    source = save_source(tmp_path / "source", Preprocess(), 32)
+    settings = {**SMALL, "data.name": str(write_tree(tmp_path / "pets")), "start.source": source, "start.freeze": 0}
+    train("finetune", out=tmp_path / "run", **settings)
+    assert loaded == [source]
 
 
 @pytest.mark.slow
@@ -78,8 +81,8 @@ def test_resolution_can_be_set(tmp_path: Path) -> None:
     assert run.recipe.model.depths == Bundle.load("cifar10").config.depths
 
 
-def save_source(path: Path, rule: Preprocess, side: int | None = 224) -> str:
-    model = ShiftViT((side, side, 3), num_classes=2, patch_size=4, embed_dim=24, depths=(1,))
+def save_source(path: Path, rule: Preprocess, side: int | None = 224, depths: tuple[int, ...] = (1,)) -> str:
+    model = ShiftViT((side, side, 3), num_classes=2, patch_size=4, embed_dim=24, depths=depths)
     Bundle.from_model(model, ("a", "b"), rule).save(path)
     return str(path)
 
@@ -198,6 +201,7 @@ def load_official_weights() -> dict[str, np.ndarray]:
     return {variable.path: np.array(variable.numpy()) for variable in model.weights}
 
 
+@pytest.mark.slow
 def test_official_weights_get_a_new_head(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _streamed_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams pictures from files, and divides an epoch on the device, so that runs can be stopped within it."""
-    monkeypatch.setattr("shiftvit.data.batches.pictures.BUDGET", 0)
     monkeypatch.setitem(read_pictures.__kwdefaults__, "budget", 0)
     monkeypatch.setattr("shiftvit.training.device._LONGEST", 2)
 

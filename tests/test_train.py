@@ -205,6 +205,7 @@ def test_run_of_another_backend_is_not_resumed(tmp_path, sample, monkeypatch):
         load_checkpoint(tmp_path / "state", model)
 
 
+@pytest.mark.slow
 def test_model_overfits_64_images(tmp_path, sample):
     chosen = np.arange(0, 4 * 64, 4)
     # Each image comes eight times in an epoch, since each epoch costs an evaluation and a save.
@@ -288,6 +289,7 @@ def test_every_recipe_builds_its_preset(name, sample):
     assert parameters == sum(row["parameters"] for row in list_stages(ModelConfig(**PRESETS[preset].arguments)))
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_epoch(tmp_path, sample):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(make_recipe(epochs=2), out=tmp_path / "run", data=sample, tensorboard=True)
