@@ -1,5 +1,5 @@
 # make demo   train, evaluate and keep a ShiftViT on real CIFAR-10
-# make check   lint, types and the tests that take less than three seconds each: two to four minutes, for daily use
+# make check   lint, types and the tests that take about a second or less each: two minutes, for daily use
 # make test   lint, types and all tests: what gates a change
 # WORKERS=1 runs the tests in so many processes; by default two.
 # make bench   the short measurements of speed, into benchmarks/results and docs/performance.md

@@ -67,6 +67,7 @@ def test_without_arguments_classifies_and_draws_the_samples(tmp_path):
         assert picture.format == "PNG"
 
 
+@pytest.mark.slow
 def test_one_image_costs_little_more_than_the_imports(tmp_path):
     """The whole process takes at most 1 s if the libraries that it needs take 0.2 s to import."""
     needed = measure_import("numpy", "PIL.Image", "onnxruntime", "pydantic")

@@ -89,6 +89,7 @@ def test_settings_are_immutable():
         Recipe().train.epochs = 3
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["train", "model", "data", "x"]), st.recursive(st.integers(), st.lists)))
 def test_arbitrary_overrides_load_or_raise_a_one_line_error(tree):
     message = ""

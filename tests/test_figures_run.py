@@ -56,6 +56,7 @@ def test_learning_curves(epochs, validated, tmp_path, figures):
     ]
 
 
+@pytest.mark.slow
 def test_large_confusion_matrix_merges_neighbouring_classes(tmp_path, figures):
     classes = 2500
     rows = np.arange(classes)

@@ -331,6 +331,7 @@ def start_command(hub: Hub, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_push_and_pull_commands(hub: Hub, bundle: Bundle) -> None:
     bundle.save("mine")
     steps = [

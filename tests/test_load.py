@@ -81,6 +81,7 @@ def test_load_reads_each_file_once(tree: Path, read_counts: Counter[str], boxes:
     assert set(read_counts.values()) == {3}
 
 
+@pytest.mark.slow
 def test_each_command_searches_the_folder_once(tree: Path, tmp_path: Path, searched_folders: list[Path]) -> None:
     run = train(make_recipe(tree), out=tmp_path / "run")
     assert searched_folders == [tree]

@@ -48,6 +48,7 @@ for place in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory through Linux interfaces")
 def test_decoders_report_lack_of_memory(tmp_path: Path) -> None:
     places = [str(tmp_path / f"a.{kind}") for kind in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif")]

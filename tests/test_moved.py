@@ -171,6 +171,7 @@ def test_data_with_some_of_the_classes(place: Path) -> None:
     assert evaluate(place / "run", str(other))["n"] == 4
 
 
+@pytest.mark.slow
 def test_each_data_set_has_its_own_folder(place: Path) -> None:
     run = place / "run"
     own = evaluate(run, keep=True)

@@ -102,6 +102,7 @@ def test_parameter_count_computed_from_the_config(name: str) -> None:
     assert sum(row["parameters"] for row in rows) == PARAMETER_COUNTS[name]
 
 
+@pytest.mark.slow
 @every_preset
 @pytest.mark.usefixtures("zero_weights")
 def test_parameter_count_of_the_built_model(name: str) -> None:

@@ -102,6 +102,7 @@ def test_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, c
     assert [answer.label for answer in answers] == [bundle.labels[row.argmax()] for row in logits]
 
 
+@pytest.mark.slow
 def test_streaming_gives_the_same_splits_and_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
     settings = {**SMALL, "data.name": str(tree), "train.seed": 3}
     in_memory = train("photos", out=tmp_path / "held", **settings)

@@ -92,6 +92,7 @@ def test_videos_of_live_photos_are_silently_left_out(live_photos: Path) -> None:
     assert alone.exit_code != 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="on other systems Pillow hides libtiff")
 def test_decoders_print_nothing_of_their_own(tmp_path: Path) -> None:
     """libtiff alone prints many lines for these files."""

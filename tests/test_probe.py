@@ -191,6 +191,7 @@ def test_second_run_takes_features_from_the_cache(
     assert "from the cache" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_interrupted_probe_resumes(
     tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +252,7 @@ def test_feature_store_survives_damage(tmp_path: Path, monkeypatch: pytest.Monke
     assert blocked.get(digests[0]) is not None
 
 
+@pytest.mark.slow
 def test_probe_on_arrays_with_official_weights(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (60, 32, 32, 3), np.uint8)

@@ -343,6 +343,7 @@ def test_bytes_that_are_not_http_get_a_json_error(server, line):
     read_error(answer.partition(b"\r\n\r\n")[2])
 
 
+@pytest.mark.slow
 def test_slow_clients_are_disconnected(server):
     """A client is silent, sends its head slowly, or sends its body slowly. Each case has its own deadline."""
     sent = {
@@ -463,6 +464,7 @@ def test_batches_of_large_images_are_small_by_default(side, chosen, batch):
     assert Limits(max_batch=chosen).choose_batch_size(side, side) == batch
 
 
+@pytest.mark.slow
 def test_large_json_does_not_block_other_requests():
     body = json.dumps({"inputs": [INPUT | {"data": [200] * 3_400_000}]}).encode()
     assert len(body) > 16 * 2**20

@@ -69,6 +69,7 @@ def test_messages_use_the_singular(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert SINGULAR_MISTAKE.findall("has 1 images and 1 test images") == ["1 images", "1 test images"]
 
 
+@pytest.mark.slow
 def test_axes_of_counts_have_integer_ticks(tmp_path: Path, figures: list) -> None:
     row = {"loss": 1.0, "top1": 0.5, "val_loss": 1.0, "val_top1": 0.5, "learning_rate": 0.1}
     for epochs in (1, 2, 3, 200):
@@ -102,6 +103,7 @@ def test_confusion_matrix_with_an_empty_class_and_a_tex_like_name(tmp_path: Path
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_figures")
 def test_commands_in_hints_can_be_pasted(tmp_path: Path) -> None:
     run = tmp_path / "my run"

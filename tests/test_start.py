@@ -297,6 +297,7 @@ def test_source_becomes_an_absolute_path_and_sets_the_scale(
     assert apply_start(Recipe.load("finetune")).start.source == "cifar10"  # a name stays a name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bundle", "checkpoint"])
 def test_run_resumes_without_its_source(tmp_path: Path, kind: str) -> None:
     tree = write_tree(tmp_path / "pets", 10)

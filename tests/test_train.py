@@ -94,6 +94,7 @@ def test_run_folder_is_complete(finished_run, sample):
     assert not list(run.rglob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_figures_show_the_run(tmp_path, sample, plain_figures):
     before = len(plain_figures)
     run = train(make_recipe(epochs=2), out=tmp_path / "run", data=sample)
@@ -142,6 +143,7 @@ def test_long_epoch_is_saved_after_its_steps(tmp_path, sample, monkeypatch):
     assert saved == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_best_or_last_epoch_is_selected(tmp_path, sample, monkeypatch):
     scores = iter([0.3, 0.9, 0.5])
     weights = []
