@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 
+from attack import Attack
+from bundles import assert_equal_bundles
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, list_pretrained
@@ -137,15 +138,6 @@ def rewrite_archive(archive, changes, method=zipfile.ZIP_STORED):
                 new.writestr(name, content)
 
 
-def assert_equal_bundles(found, expected):
-    """Asserts that two bundles are equal to the last bit."""
-    assert dataclasses.replace(found, weights={}) == dataclasses.replace(expected, weights={})
-    assert found.weights.keys() == expected.weights.keys()
-    for path, value in expected.weights.items():
-        assert found.weights[path].dtype == value.dtype
-        np.testing.assert_array_equal(found.weights[path], value)
-
-
 def test_archive_holds_the_files_of_the_folder(folder, archive):
     bundle = Bundle.load(folder)
     assert_equal_bundles(Bundle.load(archive), bundle)
@@ -203,22 +195,12 @@ def test_archive_that_unpacks_to_a_huge_size_fails(archive):
     assert_load_fails(archive, "would unpack to 67,108,864 bytes")
 
 
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, place):
-        self.place = str(place)
-
-    def __reduce__(self):
-        return os.mkdir, (self.place,)
-
-
 def test_invalid_weights_with_a_matching_hash_fail_without_running_code(archive, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         tree = json.loads(opened.read(MANIFEST))
-    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+    trap = pickle.dumps(Attack(tmp_path / "sprung"))
     array = io.BytesIO()
-    np.save(array, np.array([Trap(tmp_path / "sprung")]), allow_pickle=True)
+    np.save(array, np.array([Attack(tmp_path / "sprung")]), allow_pickle=True)
     # A safetensors file begins with the length of its header. Missing, absurd, and a header that is not an object.
     for content in (b"", b"\xff" * 8, (2).to_bytes(8, "little") + b"[]", trap, array.getvalue()):
         text = json.dumps(tree | {"files": {WEIGHTS: hash_content(content)}})

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import official
+from attack import Attack
 from official import Weights, make_checkpoint, to_tensors
 from parity import GOLDEN
 from shiftvit import Bundle, Predictor, ShiftViTError
@@ -187,13 +188,6 @@ def test_invalid_label_files_are_refused(content: bytes, match: str) -> None:
     assert_refused("the labels 'absent.txt' cannot be read: No such file", labels="absent.txt")
 
 
-class Attack:
-    """Writes a file when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return Path.write_text, (Path("mark"), "executed")
-
-
 class Settings:
     """A class that only the code that saved it has."""
 
@@ -202,7 +196,7 @@ class Settings:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (lambda: Attack(), "could run code; save model.state_dict"),
+        (lambda: Attack(Path("mark")), "could run code; save model.state_dict"),
         (lambda: Settings(), "it holds test_checkpoints.Settings, which is not plain data"),
         (lambda: breakpoint, "it holds breakpoint, which is not plain data"),
         (lambda: torch.nn.Linear(2, 2), "it holds torch.nn.modules.linear.Linear, which is not plain data"),

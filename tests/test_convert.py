@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import parity
+from attack import Attack
 from parity import GOLDEN
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.convert import load_keras_example, load_official
@@ -169,16 +170,6 @@ def test_weights_of_another_configuration_are_refused(model: ShiftViT) -> None:
     _, weights = load_golden("official_bn_relu")
     with pytest.raises(ShiftViTError, match=r"do not fit this model.*running_mean: surplus"):
         load_official(model, weights)
-
-
-class Attack:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return Path.write_text, (self.target, "executed")
 
 
 @pytest.mark.parametrize("zipped", [False, True])

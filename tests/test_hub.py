@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import close_session
 
+from bundles import assert_equal_bundles
 from hub_world import TOKEN, Hub, Repository, make_sha, serve_hub
 from shiftvit import Bundle, Preprocess, ShiftViTError
 from shiftvit.bundle.hub import pull, push, push_space
@@ -73,12 +74,7 @@ def list_files() -> list[str]:
 
 def assert_same(found: Bundle, expected: Bundle) -> None:
     """Asserts that two models are equal to the last bit. Their cards differ, as a card names its repository."""
-    plain = {"weights": {}, "card": None}
-    assert dataclasses.replace(found, **plain) == dataclasses.replace(expected, **plain)
-    assert found.weights.keys() == expected.weights.keys()
-    for path, value in expected.weights.items():
-        assert found.weights[path].dtype == value.dtype
-        np.testing.assert_array_equal(found.weights[path], value)
+    assert_equal_bundles(*(dataclasses.replace(bundle, card=None) for bundle in (found, expected)))
 
 
 @pytest.mark.parametrize("graph", [None, b"\x08\x01 a graph"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
+from pace import limit_time
 from parquet_tables import write_cifar
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.words import is_litter, is_split, name_splits, normalise_name
@@ -37,9 +36,8 @@ def test_other_names_are_not_splits():
 
 
 def test_hostile_names_are_checked_quickly():
-    began = time.perf_counter()
-    assert not is_split("images" * 40 + "s" + "imagesdata" * 40 + "!")
-    assert time.perf_counter() - began < 1
+    with limit_time(20):  # a pattern that backtracks would take far longer
+        assert not is_split("images" * 40 + "s" + "imagesdata" * 40 + "!")
 
 
 def test_system_names_and_unicode_normal_forms():
