@@ -21,6 +21,7 @@ import test_accumulation
 import test_explain
 from logs import read_log
 from sample import load_sample
+from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.model.network import ShiftViT
@@ -101,4 +102,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with hide_tensorflow():  # from the other backends
+        main(Path(sys.argv[1]))
