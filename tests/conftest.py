@@ -46,7 +46,7 @@ settings.load_profile("shiftvit")
 # The slowest test files, slowest first. If one of them started last, the other workers would be idle meanwhile.
 LONGEST = (
     *("test_exports", "test_processes", "test_backends", "test_bulk", "test_pull_full", "test_stopped", "test_gate"),
-    *("test_readme", "test_demo", "test_train", "test_finetune", "test_lesson"),
+    *("test_readme", "test_demo", "test_scaling", "test_docs", "test_imagenet", "test_lesson"),
 )
 
 

@@ -112,9 +112,9 @@ def test_pickled_graph_keeps_its_path_and_options(plain, monkeypatch):
 
 
 @pytest.mark.slow
-def test_onnx_gives_the_same_answers_in_openvino():
+def test_onnx_gives_the_same_answers_in_openvino(images, probabilities):
     skip_without("openvino")
-    assert_same_answers(load_graph(find_artifact("onnx"), "openvino"), "openvino")
+    assert_same_answers(load_graph(find_artifact("onnx"), "openvino"), "openvino", images, probabilities)
 
 
 @pytest.fixture
