@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # A collection, which each training begins with, otherwise visits a million objects of the imported frameworks.
+    # Each training begins with a garbage collection, which would otherwise visit all objects of the frameworks.
     gc.collect()
     gc.freeze()
 
