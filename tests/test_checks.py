@@ -241,6 +241,7 @@ def test_no_progress_is_printed_without_a_terminal(clean_data, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 80])
 def test_figure_is_drawn_without_warnings(tmp_path, classes):
     for number in range(classes):

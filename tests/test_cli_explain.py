@@ -22,6 +22,7 @@ def run_command(*arguments):
 SAMPLES = sorted((PRETRAINED / "samples").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_command_explains_images(tmp_path):
     answer = run_command(*SAMPLES[:2], "--out", tmp_path / "x.png", "--json")
     assert answer.exit_code == 0, answer.output

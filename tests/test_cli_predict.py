@@ -352,6 +352,7 @@ def test_output_is_valid_in_every_encoding(encoding, tmp_path):
             assert len(text.splitlines()) == 1 + len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["predict", SAMPLES[0]], ["info"], ["info", "--json"], ["--help"]])
 def test_full_disk_is_reported_without_traceback(command, unbuffered, tmp_path):

@@ -113,6 +113,7 @@ def test_predicted_class_is_explained_by_default():
     np.testing.assert_allclose(occlusion(model, IMAGES), occlusion(model, IMAGES, predicted), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_images_and_several_batches(monkeypatch):
     model = make_model()
     assert grad_cam(model, IMAGES[:0]).shape == (0, 6, 4)

@@ -12,6 +12,7 @@ from shiftvit.evaluation.metrics import measure_calibration
 from shiftvit.figures.evaluation import Explanation, draw_explanations, draw_mistakes, draw_reliability
 
 
+@pytest.mark.slow
 def test_reliability_figure(tmp_path, figures):
     random = np.random.default_rng(0)
     logits, labels = random.normal(size=(2000, 10)).astype(np.float32), random.integers(10, size=2000)

@@ -61,6 +61,7 @@ def test_new_folder_named_like_a_file_is_refused(name, tmp_path):
         files.check_folder_name(tmp_path / good)
 
 
+@pytest.mark.slow
 def test_figures_have_the_format_of_their_suffix(tmp_path):
     signatures = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}
     for ending in ENDINGS:

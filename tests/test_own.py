@@ -113,6 +113,7 @@ def test_streaming_gives_the_same_splits_and_weights(tree: Path, tmp_path: Path,
         np.testing.assert_array_equal(value, in_memory.bundle.weights[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_splits(tree: Path, tmp_path: Path) -> None:
     run = train("photos", out=tmp_path / "run", **SMALL, **{"data.name": str(tree)})
     before = (run.path / "splits.csv").read_bytes()

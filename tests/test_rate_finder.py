@@ -94,6 +94,7 @@ def search() -> RateSearch:
     return find_rate(make_recipe(optimizer=rule), load_sample(), low=1e-5, high=30.0, steps=40)
 
 
+@pytest.mark.slow
 def test_search_finds_a_rate_on_real_images(search: RateSearch) -> None:
     assert search.suggestion is not None
     assert 1e-4 < search.suggestion < search.rates[np.argmin(search.smoothed)] <= 30
@@ -138,6 +139,7 @@ def test_invalid_arguments_are_refused(changes: dict[str, Any], message: str) ->
         find_rate(make_recipe(), load_sample(), **changes)
 
 
+@pytest.mark.slow
 def test_figure_shows_the_search(search: RateSearch, tmp_path: Path, figures: list[Any]) -> None:
     for number, suggestion in enumerate((search.suggestion, None)):
         path = tmp_path / f"{number}.png"
@@ -163,6 +165,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, search: RateSearch, *arguments:
     return CliRunner().invoke(app, ["find-rate", *arguments])
 
 
+@pytest.mark.slow
 def test_command_prints_the_settings_to_use(
     monkeypatch: pytest.MonkeyPatch, search: RateSearch, tmp_path: Path
 ) -> None:
@@ -176,6 +179,7 @@ def test_command_prints_the_settings_to_use(
         assert image.format == "PNG"
 
 
+@pytest.mark.slow
 def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, search: RateSearch) -> None:
     answer = run_command(monkeypatch, search, "--json")
     assert answer.exit_code == 0

@@ -84,6 +84,7 @@ def test_pictures_are_read_from_an_archive(tmp_path: Path) -> None:
     assert shown.plain.shape[1:] == (16, 16, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, FULL])
 def test_figure_shows_the_draws(tmp_path: Path, changes: dict[str, float], figures: list[Any]) -> None:
     recipe = Recipe.load("quick", **changes)
