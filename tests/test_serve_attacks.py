@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -298,6 +299,14 @@ INPUT = {"name": "images", "datatype": "UINT8", "shape": [1, 32, 32, 3]}
         {"inputs": [INPUT | {"data": [True] * 3072}]},
         {"inputs": [INPUT | {"data": [[0] * 3072]}]},
         {"inputs": [INPUT | {"data": [[0], 1]}]},
+        {"inputs": [INPUT | {"data": [0] * 3071 + [True]}]},
+        {"inputs": [INPUT | {"data": {"0": 0}}]},
+        {"inputs": [INPUT | {"data": "0" * 3072}]},
+        {"inputs": [INPUT | {"data": [2**63 - 1] * 3072}]},
+        {"inputs": [INPUT | {"data": [[[[0, 0, 0]] * 32] * 31 + [[[0, 0, 0]] * 31]]}]},
+        {"inputs": [INPUT | {"data": [[[[0, 0, 0]] * 32] * 31 + ["0" * 32]]}]},
+        {"inputs": [INPUT | {"data": [[[[0, 0, 0]] * 32] * 31 + [[[0, 0, 0]] * 31 + [[0, 0, 0.0]]]]}]},
+        {"inputs": [INPUT | {"data": [[[[0, 0, True]] * 32] * 32]}]},
         {"inputs": [INPUT | {"shape": [0, 32, 32, 3], "data": []}]},
         {"inputs": [INPUT | {"shape": [10**18, 32, 32, 3], "data": [0]}]},
         {"inputs": [INPUT | {"shape": [True, 32, 32, 3], "data": [0] * 3072}]},
@@ -316,7 +325,35 @@ def test_hostile_tensors_are_refused(server, tree):
     assert list(content) == ["error"]
 
 
-@pytest.mark.parametrize("length", ["-1", "0", "9999999", "x", "1e2", ""])
+@pytest.mark.parametrize("nested", [False, True])
+def test_texts_as_pixels_take_no_memory(server, nested):
+    """In an array, each text of the list would take as much as the longest: 123 MB here."""
+    data = ["a" * 10_000] + [""] * 3071
+    if nested:
+        data = np.array(data, object).reshape(1, 32, 32, 3).tolist()
+    tracemalloc.start()
+    try:
+        status, content = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [INPUT | {"data": data}]}))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert status == 422
+    assert "whole numbers from 0 to 255" in content["error"]
+    assert most < 10 * 2**20
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_lists_of_numbers_become_their_pixels(server, nested):
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    data = pixels.tolist() if nested else pixels.ravel().tolist()
+    status, content = server.post(
+        "/v2/models/cifar10/infer", json.dumps({"inputs": [INPUT | {"shape": [2, 32, 32, 3], "data": data}]})
+    )
+    assert status == 200
+    assert content["outputs"][0]["data"] == server.model.graph.run(pixels).ravel().tolist()
+
+
+@pytest.mark.parametrize("length", ["-1", "0", "9999999", "x", "1e2", "", "9" * 5000, "0" * 5000 + "123"])
 def test_invalid_lengths_of_the_binary_header_are_refused(server, length):
     body = json.dumps({"inputs": [INPUT | {"parameters": {"binary_data_size": 3072}}]}).encode() + bytes(3072)
     status, content = server.post("/v2/models/cifar10/infer", body, {"Inference-Header-Content-Length": length})
