@@ -11,6 +11,7 @@ import shiftvit.serve
 from browser import open_browser
 from serving import run_server
 from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.exports.any_size import remove_size
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve.guard import Access
 
@@ -122,6 +123,27 @@ def test_heat_map_covers_the_region_that_the_model_sees(page, server, monkeypatc
     page.all(".open")[0].click()
     page.wait(lambda: not page.all(".heat"))
     assert not page.all(".strength")
+
+
+@slow
+def test_heat_map_that_was_switched_off_does_not_appear(page):
+    page.run(
+        "const real = HTMLImageElement.prototype.decode;"
+        "HTMLImageElement.prototype.decode = async function () {"
+        "  await real.call(this);"
+        "  if (this.className === 'heat') await new Promise((go) => (window.release = go)); }"
+    )
+    choose_files(page, CAT)
+    page.wait(lambda: page.all(".open"))[0].click()
+    page.wait(lambda: page.run("return !!window.release"))
+    page.all(".open")[0].click()
+    page.run("window.release(); window.release = null; return new Promise((done) => setTimeout(done))")
+    assert not page.all(".heat")
+    assert "support" not in " ".join(page.texts(".legend"))
+    page.all(".open")[0].click()
+    page.wait(lambda: page.run("return !!window.release"))
+    page.run("window.release()")
+    page.wait(lambda: page.all(".heat") and page.texts(".legend") == ["The coloured parts support cat."])
 
 
 @slow
@@ -247,6 +269,22 @@ def test_late_answer_is_shown_at_its_own_picture(page):
 
 
 @slow
+def test_answer_for_a_removed_picture_is_not_announced(page):
+    page.run(
+        "const real = Response.prototype.json;"
+        "Response.prototype.json = async function () {"
+        "  const found = await real.call(this);"
+        "  if (this.url.includes('classify')) await new Promise((go) => (window.release = go));"
+        "  return found; }"
+    )
+    choose_files(page, CAT)
+    page.wait(lambda: page.run("return !!window.release"))
+    page.all(".remove")[0].click()
+    page.run("window.release(); return new Promise((done) => setTimeout(done))")
+    assert "cat, " not in page.run("return document.getElementById('said').textContent")
+
+
+@slow
 def test_failed_requests_are_reported_and_can_be_retried(page, server):
     server.guard.stopping = True
     try:
@@ -278,6 +316,22 @@ def test_page_asks_for_an_api_key(chromium):
         chromium.driver.refresh()
         chromium.wait(lambda: chromium.all("#samples"))
         assert not chromium.all("dialog")
+    chromium.console()
+
+
+@slow
+def test_texts_that_no_header_carries_are_no_keys(chromium):
+    with run_server(access=Access(keys=("the-key-of-the-test",))) as server:
+        chromium.open(server.url)
+        field = chromium.wait(lambda: chromium.all("#key"))[0]
+        for text in ("the-key-of-the-test\u200b", "\u201cthe-key-of-the-test\u201d"):
+            field.send_keys(text + "\n")  # it replaces the text before it, which is selected
+            chromium.wait(lambda: "another character" in chromium.texts(".wrong")[0])
+            assert field.get_property("value") == text
+        chromium.run("sessionStorage.setItem('shiftvit-api-key', 'the-key-of-the-test\u200b')")
+        chromium.driver.refresh()
+        chromium.wait(lambda: chromium.all("#key"))[0].send_keys("the-key-of-the-test\n")
+        chromium.wait(lambda: chromium.all("#samples"))
     chromium.console()
 
 
@@ -389,6 +443,15 @@ def test_contrast_and_accessible_names(page, server, tmp_path, dark, size):
             if min(button.rect["width"], button.rect["height"]) < 24  # WCAG 2.2, 2.5.8
         ]
         assert not small
+
+
+@slow
+def test_model_for_images_of_any_size(chromium):
+    graph = load_graph("cifar10", "onnxruntime", 1)
+    with run_server(graph=dataclasses.replace(graph, metadata=remove_size(graph.metadata))) as server:
+        chromium.open(server.url)
+        chromium.wait(lambda: chromium.texts("#facts") == ["10 classes · any size · f32 · onnxruntime"])
+    chromium.console()
 
 
 @slow

@@ -60,6 +60,15 @@ def test_port_in_use_is_named(capsys):
         assert f"port {port}" in get_error(capsys, "--port", port)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64, "\udcff"])  # the last is what Python makes of the byte 255
+def test_host_that_is_no_name_is_named(capsys, tmp_path, host):
+    keys = tmp_path / "keys.txt"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    message = get_error(capsys, "--port", "0", "--host", host, "--api-key-file", str(keys))
+    assert f"--host {host!r} is no host name" in message
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

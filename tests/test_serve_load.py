@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -13,8 +14,10 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving import ask, make_picture, run_server, start_server
+from shiftvit.exports.any_size import remove_size
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve.batching import Batcher, Full
 from shiftvit.serve.limits import Limits
@@ -232,7 +235,7 @@ def test_batcher_returns_to_each_request_its_own_rows():
         return (pixels[:, 0, 0, :1].astype(np.float32),)
 
     sizes = []
-    batcher = Batcher(answer, 8, 1000, sizes.append)
+    batcher = Batcher(answer, 8, 1000, 2**20, sizes.append)
 
     async def request(number, count):
         with batcher.admit(count):
@@ -252,6 +255,70 @@ def test_batcher_returns_to_each_request_its_own_rows():
     assert sum(sizes) == total
     assert max(sizes) <= 8
     assert batcher.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("height", "counts", "batches"),
+    [
+        (1024, [1, 1, 2, 5, 3], [1, 3, 4, 4]),  # 2**20 pixels each: 4 are as many as a batch may have
+        (1025, [1, 1, 2, 5, 3], [1, 3, 3, 2, 3]),
+        (4097, [1, 1, 1], [1, 1, 1]),  # one alone is more than that
+    ],
+)
+def test_batches_are_limited_by_their_pixels(height, counts, batches):
+    entered, opened, found = threading.Event(), threading.Event(), []
+
+    def answer(pixels):
+        entered.set()
+        assert opened.wait(30)
+        found.append(len(pixels))
+        return (np.zeros((len(pixels), 1), np.float32),)
+
+    batcher = Batcher(answer, 64, 256, 2**30, lambda _: None)
+
+    async def request(count):
+        (rows,) = await batcher.run(np.zeros((count, height, 1024, 3), np.uint8))
+        assert rows.shape == (count, 1)
+
+    async def everyone():
+        first, *others = counts
+        requests = [asyncio.create_task(request(first))]
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        requests += [asyncio.create_task(request(count)) for count in others]
+        await asyncio.sleep(0)  # they are in the queue
+        opened.set()
+        await asyncio.gather(*requests)
+
+    asyncio.run(everyone())
+    batcher.stop()
+    assert found == batches
+
+
+def test_waiting_pixels_are_limited(monkeypatch):
+    monkeypatch.setattr(Limits, "max_buffered", 600_000)
+    gate = GatedGraph()
+    graph = dataclasses.replace(gate.graph, metadata=remove_size(gate.graph.metadata))
+
+    def make_white(side):  # a small file
+        stream = io.BytesIO()
+        Image.new("RGB", (side, side), "white").save(stream, "PNG")
+        return stream.getvalue()
+
+    with run_server(graph=graph) as server:
+        gate.close()
+        answers = []
+        threads = start_threads(2, lambda _: answers.append(server.post("/v1/classify", make_white(300))[0]))
+        assert gate.entered.wait(20)
+        wait_until(lambda: len(server.model.batcher._jobs) == 1)
+        for content in (make_white(300), make_white(700)):
+            status, headers, _ = server.ask("POST", "/v1/classify", content)
+            assert (status, headers["Retry-After"]) == (503, "1")
+        gate.open.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200, 200]
+        assert server.post("/v1/classify", make_white(700))[0] == 200  # alone
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.bundle.metadata import fit_batch
+
 Pixels = NDArray[np.uint8]
 # Maps uint8 (N, H, W, 3) to the graph's outputs, each float32 (N, ...).
 Run = Callable[[Pixels], tuple[NDArray[np.float32], ...]]
 
 
 class Full(Exception):
-    """The queue has no room for the images of a request."""
+    """The queue has no room for the images of a request, or for their pixels."""
 
 
 @dataclass(eq=False)
@@ -35,17 +37,19 @@ class Batcher:
 
     Args:
         run: the session; called only in that thread.
-        max_batch: the most images in a batch.
+        max_batch: the most images in a batch; of large ones at most as many as `fit_batch` returns.
         capacity: the most images that may wait for a result.
+        max_bytes: the most bytes of their pixels, unless a single request has more.
         observe: called with the size of each batch, in the session's thread.
     """
 
-    def __init__(self, run: Run, max_batch: int, capacity: int, observe: Callable[[int], None]) -> None:
-        self._run, self._max_batch, self._capacity, self._observe = run, max_batch, capacity, observe
+    def __init__(self, run: Run, max_batch: int, capacity: int, max_bytes: int, observe: Callable[[int], None]) -> None:
+        self._run, self._max_batch, self._observe = run, max_batch, observe
+        self._capacity, self._max_bytes = capacity, max_bytes
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._stopped = False
-        self._pending = 0
+        self._pending = self._bytes = 0
         self._thread = threading.Thread(target=self._work, name="session", daemon=True)
         self._thread.start()
 
@@ -73,11 +77,15 @@ class Batcher:
         """Returns the session's outputs for uint8 (N, H, W, 3), whose N images were admitted.
 
         Raises:
+            Full: too many bytes wait. Images that were admitted may be of any size.
             Exception: an exception of the session.
         """
+        if self._bytes and self._bytes + pixels.nbytes > self._max_bytes:
+            raise Full
         loop = asyncio.get_running_loop()
-        parts = [pixels[first : first + self._max_batch] for first in range(0, len(pixels), self._max_batch)]
-        jobs = [_Job(part, loop.create_future(), loop) for part in parts]
+        most = self._count_fitting(pixels)
+        jobs = [_Job(pixels[first : first + most], loop.create_future(), loop) for first in range(0, len(pixels), most)]
+        self._bytes += pixels.nbytes
         with self._changed:
             self._jobs.extend(jobs)
             self._changed.notify()
@@ -87,6 +95,8 @@ class Batcher:
             with self._changed:
                 self._jobs = deque(job for job in self._jobs if job not in jobs)
             raise
+        finally:
+            self._bytes -= pixels.nbytes
         return answers[0] if len(answers) == 1 else tuple(map(np.concatenate, zip(*answers, strict=True)))
 
     def stop(self) -> None:
@@ -116,16 +126,20 @@ class Batcher:
             if self._stopped:
                 return []
             taken = [self._jobs.popleft()]
-            size = len(taken[0].pixels)
+            size, most = len(taken[0].pixels), self._count_fitting(taken[0].pixels)
             shape = taken[0].pixels.shape[1:]
             while (
                 self._jobs
-                and size + len(self._jobs[0].pixels) <= self._max_batch
+                and size + len(self._jobs[0].pixels) <= most
                 and self._jobs[0].pixels.shape[1:] == shape  # a graph may take images of any size
             ):
                 taken.append(self._jobs.popleft())
                 size += len(taken[-1].pixels)
         return taken
+
+    def _count_fitting(self, pixels: Pixels) -> int:
+        """Returns how many images of this size a batch may have."""
+        return min(self._max_batch, fit_batch(*pixels.shape[1:3]))
 
     @staticmethod
     def _answer(jobs: list[_Job], answers: list[tuple[NDArray[np.float32], ...]] | Exception) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,7 +72,7 @@ class Access:
         """Returns whether the page that sends a request may use the server; only browsers send an origin."""
         if origin is None or origin in self.origins or "*" in self.origins:
             return True
-        parts = urlsplit(origin)
+        parts = _split(origin)
         return parts.scheme in {scheme, "https"} and parts.netloc.lower() == host.lower()
 
 
@@ -210,6 +210,14 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
+def _split(origin: str) -> SplitResult:
+    """Returns the parts of a web origin, all empty if it is malformed."""
+    try:
+        return urlsplit(origin)
+    except ValueError:
+        return urlsplit("")
+
+
 def parse_origins(origins: Iterable[str]) -> tuple[str, ...]:
     """Returns web origins as browsers write them.
 
@@ -218,7 +226,7 @@ def parse_origins(origins: Iterable[str]) -> tuple[str, ...]:
     """
     found = []
     for origin in origins:
-        parts = urlsplit(origin)
+        parts = _split(origin)
         if origin != "*" and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}):
             raise ValueError(origin)
         found.append(origin if origin == "*" else f"{parts.scheme}://{parts.netloc.lower()}")

@@ -50,5 +50,8 @@ class Limits:
 
     @property
     def max_buffered(self) -> int:
-        """The most bytes of all bodies in memory; requests beyond it are refused with status 503."""
+        """The most bytes of all bodies in memory, and of the pixels that wait for each model.
+
+        Requests beyond it are refused with status 503.
+        """
         return max(8 * self.max_bytes, 256 * 2**20)

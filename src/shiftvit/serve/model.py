@@ -48,7 +48,11 @@ class ServedModel:
         self.labels, self.capacity = graph.metadata.labels, limits.queue
         height, width, _ = graph.metadata.example_shape
         self.batcher = Batcher(
-            self._run, limits.choose_batch_size(height, width), limits.queue, partial(measures.count_batch, name)
+            self._run,
+            limits.choose_batch_size(height, width),
+            limits.queue,
+            limits.max_buffered,
+            partial(measures.count_batch, name),
         )
         measures.watch_queue(name, lambda: self.batcher.pending)
         self._explaining = asyncio.Lock()
@@ -123,6 +127,7 @@ class ServedModel:
         """Returns probabilities (N, C) for uint8 (N, H, W, 3), whose N images were admitted.
 
         Raises:
+            Full: too many pixels wait.
             Refused: the model returned NaN or infinity, or no result within the limit.
         """
         try:

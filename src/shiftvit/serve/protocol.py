@@ -6,6 +6,7 @@ Source: https://github.com/kserve/open-inference-protocol, and Triton's extensio
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 from typing import Any
@@ -125,10 +126,13 @@ def _describe(model: ServedModel) -> dict[str, Any]:
 
 
 async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
-    declared = request.headers.get(_HEADER)
-    length = len(body) if declared is None else int(declared) if declared.isdecimal() else -1
+    declared = request.headers.get(_HEADER, str(len(body)))
+    # 18 digits are enough for any body, and Python refuses to convert thousands.
+    length = int(declared) if declared.isdecimal() and len(declared) <= 18 else -1
     if not 0 < length <= len(body):
-        raise Refused(400, f"the header {_HEADER}: {declared!r} must be the length of the JSON, 1 to {len(body)} bytes")
+        raise Refused(
+            400, f"the header {_HEADER}: {declared[:40]!r} must be the length of the JSON, 1 to {len(body)} bytes"
+        )
     tree = await parse_json(body[:length])
     pixels = await asyncio.to_thread(_read_pixels, tree, body[length:], model)
     binary = _wants_binary(tree)
@@ -183,21 +187,26 @@ def _read_shape(shape: Any) -> list[int]:
 def _convert_lists(data: Any, shape: list[int]) -> Pixels:
     count = math.prod(shape)
     problem = Refused(422, f"data must be {count} whole numbers from 0 to 255, flat or nested like the shape")
-    if not isinstance(data, list) or not data:
+    nested = isinstance(data, list) and len(data) == shape[0] and isinstance(data[0], list)
+    if not isinstance(data, list) or not (nested or len(data) == count):
         raise problem
-    nested = isinstance(data[0], list)
     # In pieces, since converting a list holds the interpreter.
-    parts = data if nested else [data[first : first + _PIECE] for first in range(0, len(data), _PIECE)]
-    try:
-        values: NDArray[Any] = (
-            np.stack(list(map(np.asarray, parts))) if nested else np.concatenate(list(map(np.asarray, parts)))
-        )
-    except (ValueError, OverflowError) as error:  # ragged
-        raise problem from error
-    is_whole = values.dtype.kind == "i" and list(values.shape) == (shape if nested else [count])
-    if not is_whole or values.min() < 0 or values.max() > 255:
-        raise problem
-    return values.astype(np.uint8).reshape(shape)
+    step = 1 if nested else _PIECE
+    content = bytearray()
+    for first in range(0, len(data), step):
+        piece = data[first : first + step]
+        for side in shape[1:] if nested else ():
+            if set(map(type, piece)) != {list} or set(map(len, piece)) != {side}:
+                raise problem
+            piece = list(itertools.chain.from_iterable(piece))
+        # Before any conversion: a list of texts could become an array of gigabytes. To Python, True is a number.
+        if set(map(type, piece)) != {int}:
+            raise problem
+        try:
+            content += bytes(piece)
+        except ValueError as error:
+            raise problem from error
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _wants_binary(tree: dict[str, Any]) -> bool:

@@ -86,6 +86,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
+    except UnicodeError as error:  # from the encoding of the name
+        raise ShiftViTError(
+            f"--host {host!r} is no host name: a part of it is empty, too long or no text; choose another one"
+        ) from error
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ShiftViTError(

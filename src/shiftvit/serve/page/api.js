@@ -27,7 +27,7 @@ let asking = null;
 let declined = -Infinity; // when the user gave no key
 let key = stored();
 
-/** Sets the function that asks the user for an API key. It gets whether a key was refused, and promises a key or null. */
+/** Sets the function that asks the user for an API key. It gets whether a key was refused, and `isKey`; it promises a key or null. */
 export const onKeyNeeded = (ask) => void (askForKey = ask);
 
 /** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain, max_bytes}]. */
@@ -123,14 +123,20 @@ async function renewKey(refused) {
   return true;
 }
 
-const ask = (refused) => askForKey(refused !== null).finally(() => (asking = null));
+const ask = (refused) => askForKey(refused !== null, isKey).finally(() => (asking = null));
 
 function stored() {
   try {
-    return sessionStorage.getItem(KEY);
+    const text = sessionStorage.getItem(KEY);
+    return text !== null && isKey(text) ? text : null;
   } catch {
     return null;
   }
+}
+
+/** Returns whether a header may carry a text as a key: the browser sends no request with other characters. */
+function isKey(text) {
+  return /^[\x21-\x7e]+$/.test(text);
 }
 
 /** Returns the server's error as a sentence. */

@@ -14,24 +14,32 @@ export function openDialog(name, kind, ...children) {
   return dialog;
 }
 
-/** Asks for the API key; promises it, or null. */
-export function askForKey(refused) {
+/** Asks for the API key, a text that `isKey` accepts; promises it, or null. */
+export function askForKey(refused, isKey) {
   return new Promise((resolve) => {
     let key = null;
     const field = make("input", { type: "password", id: "key", autocomplete: "off", spellcheck: "false", required: true });
+    const wrong = make("p", { class: "wrong", role: "alert", hidden: !refused }, "The server did not accept that key.");
     const form = make(
       "form",
       { novalidate: true },
       make("p", {}, "This server answers only with a key. It stays in this tab and is forgotten when the tab closes."),
       make("label", { for: "key" }, "API key"),
       field,
-      refused ? make("p", { class: "wrong", role: "alert" }, "The server did not accept that key.") : null,
+      wrong,
       make("button", { class: "button main" }, "Use this key"),
     );
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      key = field.value.trim() || null;
-      if (key !== null) dialog.close();
+      const text = field.value.trim();
+      if (text === "") return;
+      if (isKey(text)) {
+        key = text;
+        return dialog.close();
+      }
+      wrong.textContent = "A key has only ASCII letters, digits and signs. That text has another character; copy the key again.";
+      wrong.hidden = false;
+      field.select();
     });
     const dialog = openDialog("A key is needed", "narrow", form);
     dialog.addEventListener("close", () => resolve(key));

@@ -27,11 +27,13 @@ export class Picture {
     return true;
   }
 
-  /** Lays a heat map over the part of the picture that the model sees. */
-  async lay({ heatmap, region: [left, top, width, height] }) {
+  /** Lays a heat map over the part of the picture that the model sees, unless the signal is aborted meanwhile. */
+  async lay({ heatmap, region: [left, top, width, height] }, signal) {
     const part = { left, top, width, height };
+    signal.throwIfAborted();
     this.heat.src = heatmap;
     await this.heat.decode();
+    signal.throwIfAborted();
     for (const [side, share] of Object.entries(part)) this.heat.style.setProperty(side, `${100 * share}%`);
     this.heat.hidden = false;
     this.whole = width * height > 0.99;

@@ -48,7 +48,8 @@ function use(chosen) {
   model = chosen;
   const [height, width] = model.input_shape;
   find("#name").replaceChildren(foreign(model.name));
-  const facts = [count(model.labels.length, "class", "classes"), `${width} × ${height} px`, model.precision, model.runtime];
+  const size = width === null || height === null ? "any size" : `${width} × ${height} px`;
+  const facts = [count(model.labels.length, "class", "classes"), size, model.precision, model.runtime];
   find("#facts").textContent = facts.join(" · ");
   find("#model").hidden = false;
   const known = model.labels.slice(0, 12).flatMap((label) => [", ", foreign(label)]).slice(1);

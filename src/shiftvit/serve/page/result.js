@@ -34,6 +34,7 @@ export class Result {
     try {
       this.shown ??= await this.picture.show();
       const { classes, milliseconds } = await inTurn(() => this.ask(), this.gone.signal);
+      this.gone.signal.throwIfAborted();
       this.tell(classes, milliseconds);
     } catch (error) {
       if (this.gone.signal.aborted) return;
@@ -135,7 +136,7 @@ export class Result {
         async () => api.explain(this.model, await this.read(), label, signal),
         AbortSignal.any([signal, this.gone.signal]),
       );
-      await this.picture.lay(found);
+      await this.picture.lay(found, signal);
       const rest = this.picture.whole ? "" : " The model does not see what is darkened.";
       this.legend.replaceChildren("The coloured parts support ", foreign(label), `.${rest}`);
       say(`Heat map for ${label} shown over ${this.file.name}`);
