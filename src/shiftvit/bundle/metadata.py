@@ -17,6 +17,8 @@ FILE = "shiftvit.json"
 MAP = "map"
 # The side in pixels for a graph's first run, if its input size is not fixed.
 _ANY = 32
+# The most pixels of a batch: 83 images of 224 x 224. They take 1.6 GB in the smallest of the paper's models.
+BATCH_PIXELS = 2**22
 
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -66,6 +68,11 @@ class Metadata(Settings):
         """The shape of an image that the graph takes."""
         height, width, channels = self.input_shape
         return height or _ANY, width or _ANY, channels
+
+
+def fit_batch(height: int, width: int) -> int:
+    """Returns how many images of this size a batch may have so that its memory is bounded; one always may."""
+    return max(1, BATCH_PIXELS // (height * width))
 
 
 def make_metadata(bundle: Any, precision: Precision = "f32") -> Metadata:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import Metadata
+from shiftvit.bundle.metadata import Metadata, fit_batch
 from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.inference.runtimes import Graph, load_graph
@@ -34,9 +34,8 @@ _SHOWN_SIZE = 19
 # Points of top-1 that a narrower precision may lose, and the images needed to measure that.
 MAX_LOSS, MIN_IMAGES = 0.5, 2000
 _BATCH = 64
-# The largest batch that is tried, and the most pixels in it: 83 images of 224 x 224. They take 1.6 GB in the smallest
-# of the paper's models.
-_LARGEST_BATCH, _PIXELS = 257, 2**22
+# The largest batch that is tried, if `fit_batch` allows it.
+_LARGEST_BATCH = 257
 _REPEATS, _SECONDS = 5, 0.3
 
 
@@ -149,8 +148,7 @@ def _check_sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.floa
     faults = []
     # In low precision, another batch size can change a rounding, so the limit is wide.
     limit = MAX_DIFFERENCE if precision == "f32" else 0.1
-    height, width = images.shape[1:3]
-    for size in (1, min(_LARGEST_BATCH, max(_PIXELS // (height * width), 2) | 1)):
+    for size in (1, min(_LARGEST_BATCH, max(fit_batch(*images.shape[1:3]), 2) | 1)):
         batch = np.resize(images, (size, *images.shape[1:]))
         difference = np.abs(graph.run(batch) - np.resize(found, (size, found.shape[1]))).max()
         if not difference <= limit:
