@@ -19,7 +19,8 @@ from shiftvit.data.decode.rows import NO_IMAGE
 from shiftvit.data.find.listing import is_companion, list_images
 from shiftvit.data.find.words import is_litter
 from shiftvit.errors import ShiftViTError, list_some
-from shiftvit.inference.sources import BATCH_SIZE, Named
+from shiftvit.inference.batches import BATCH_SIZE
+from shiftvit.inference.sources import Named
 from shiftvit.inference.storage import Storage, is_uri, open_storage, report_unreachable
 
 # A file: (storage, path). A row group of a Parquet file: (storage, path, group, first row, number of rows).
@@ -208,7 +209,7 @@ def _find_shards(folder: str, recursive: bool) -> list[str]:
 
 
 def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files: bool) -> list[str]:
-    from pyarrow import fs
+    from pyarrow import fs  # type: ignore[import-untyped]
 
     info = storage.filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:

@@ -19,11 +19,11 @@ from shiftvit import __version__, files
 from shiftvit.bundle.stored import manifest as stored
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError
+from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.blocks import TRIES, read_entries
 from shiftvit.inference.embed import Embedder
 from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import identify
-from shiftvit.inference.sources import BATCH_SIZE
 from shiftvit.inference.storage import Folder, Storage
 
 # The file in a run's folder that describes the run.
