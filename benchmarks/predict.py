@@ -27,8 +27,8 @@ from PIL import Image
 from record import write_record
 from shiftvit.data import named
 from shiftvit.environment import count_cores
+from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.runtimes import load_graph
-from shiftvit.inference.sources import BATCH_SIZE
 
 
 def make_photographs(count: int, width: int, height: int) -> Iterator[Image.Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -34,8 +35,17 @@ from shiftvit.inference.blocks import Inputs, read_entries
 from shiftvit.inference.bulk import run_bulk
 from shiftvit.inference.embed import Embedding
 from shiftvit.inference.predict import Failure, to_row
-from shiftvit.inference.storage import Folder, is_uri
-from shiftvit.inference.worker import Task, Worker, count_errors, encode, name_part, pack
+from shiftvit.inference.storage import Folder, Storage, is_uri
+from shiftvit.inference.worker import (
+    Task,
+    Worker,
+    count_actors,
+    count_digits,
+    count_errors,
+    encode,
+    name_part,
+    pack,
+)
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 SCALING = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text("utf-8")
@@ -141,6 +151,41 @@ def test_blocks_depend_only_on_the_input(photos, shard):
     assert inputs.choose_block_size() == 192
 
 
+def test_row_groups_without_rows_give_no_block(tmp_path):
+    """The second file has a group without rows, the third one no group at all."""
+    table = pa.table({"image": pa.array([{"bytes": blob, "path": None} for blob in BLOBS[:3]], IMAGE)})
+    for name, parts in (("a", [table, table[:0]]), ("b", [table[:0], table[:2], table[:0]]), ("c", [])):
+        with pq.ParquetWriter(tmp_path / f"{name}.parquet", table.schema) as file:
+            for part in parts:
+                file.write_table(part)
+    inputs = Inputs([str(tmp_path)])
+    assert [pq.ParquetFile(tmp_path / f"{name}.parquet").num_row_groups for name in "abc"] == [2, 3, 0]
+    assert [[Path(entry[1]).name, *entry[2:]] for entry in inputs.entries] == [
+        ["a.parquet", 0, 0, 3],
+        ["b.parquet", 1, 0, 2],
+    ]
+    assert len(list(inputs.split(3))) == 2
+    (tmp_path / "a.parquet").unlink()
+    pq.write_table(table[:0], tmp_path / "b.parquet")
+    with pytest.raises(ShiftViTError, match=r"there are no images in '.*b.parquet' and '.*c.parquet'; name image"):
+        Inputs([str(tmp_path / "b.parquet"), str(tmp_path / "c.parquet")])
+
+
+def test_images_are_identified_by_their_place(photos, shard, tmp_path, monkeypatch):
+    """The same names in another folder are other images; another spelling of a path is not."""
+    for day in ("monday", "tuesday"):
+        shutil.copytree(photos / "a", tmp_path / day / "frames")
+        shutil.copy(shard, tmp_path / day / "frames.parquet")
+    (tmp_path / "today").symlink_to("monday")
+    for name in ("frames", "frames.parquet"):
+        digests = {}
+        for day in ("monday", "tuesday", "today"):
+            monkeypatch.chdir(tmp_path / day)
+            assert len({Inputs([spelled]).digest() for spelled in (name, f"./{name}", str(Path.cwd() / name))}) == 1
+            digests[day] = Inputs([name]).digest()
+        assert digests["monday"] == digests["today"] != digests["tuesday"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -189,6 +234,41 @@ def test_output_files_are_written_atomically(tmp_path, make):
     with pytest.raises(ShiftViTError, match=r"cannot write|cannot be reached"):
         Folder(make(tmp_path / "gone")).write("part-000000.jsonl", b"rows")
     assert not (tmp_path / "gone").exists()
+
+
+def test_upload_is_repeated_if_another_start_swept_it(tmp_path):
+    folder = Folder((tmp_path / "out").as_uri())
+    folder.make()
+
+    class Swept:
+        """A file system in which another process sweeps the folder before the first rename."""
+
+        def __init__(self, filesystem):
+            self._filesystem, self.swept = filesystem, False
+
+        def __getattr__(self, name):
+            return getattr(self._filesystem, name)
+
+        def move(self, old, new):
+            if not self.swept:
+                self.swept = True
+                Folder(str(folder)).sweep()
+                assert not Path(old).exists()
+            self._filesystem.move(old, new)
+
+    folder._filesystem = Swept(folder._filesystem)
+    folder.write("part-000000.jsonl", b"rows")
+    assert folder._filesystem.swept
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir()] == [("part-000000.jsonl", b"rows")]
+
+
+@pytest.mark.parametrize(("blocks", "digits"), [(1, 6), (1_000_000, 6), (1_000_001, 7), (10_000_001, 8)])
+def test_names_of_parts_sort_in_the_order_of_the_input(blocks, digits):
+    assert count_digits(blocks) == digits
+    numbers = [0, 9, 10, 99_999, 100_000, 100_001, 999_999, 1_000_000, 9_999_999, 10_000_000]
+    names = [name_part(number, "jsonl", digits) for number in numbers if number < blocks]
+    assert names == sorted(names)
+    assert name_part(7, "jsonl") == "part-000007.jsonl"
 
 
 def test_row_formats(tmp_path):
@@ -298,6 +378,154 @@ def test_storage_errors_do_not_become_image_errors(photos, tmp_path, monkeypatch
     calls, failing = [], 2
     assert actor(batch) == {"block": [0], "failures": [0], "fault": [""]}
     assert len(read_rows(tmp_path / "out")) == 1
+
+
+class Line:
+    """A connection that may be cut: a file that pyarrow reads through Python."""
+
+    def __init__(self, cut, file):
+        self._cut, self._file, self.closed = cut, file, False
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def read(self, count=-1):
+        self._cut()
+        return self._file.read(count)
+
+    def close(self):
+        self.closed = True
+        self._file.close()
+
+
+@pytest.mark.parametrize("make", [str, Path.as_uri])
+def test_parquet_that_cannot_be_reached_does_not_become_image_errors(shard, make, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_PAUSE", 0)
+    inputs = Inputs([make(shard)])
+    assert claim_folder(tmp_path / "out") is None
+    actor = Worker(Task("predict", str(tmp_path / "out"), kind="jsonl", storages=tuple(inputs.storages)), None)
+    actor._model = Predictor.from_pretrained("cifar10")
+    opened, reads, failing = [], [], range(6, 10**6)
+
+    def open_line(self, path):
+        opened.append(path)
+        return pa.PythonFile(Line(cut, Path(self.locate(path)).open("rb")), "r")
+
+    def cut():
+        reads.append(len(opened))
+        if len(reads) in failing:
+            raise OSError("AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(Storage, "open", open_line)
+    batch = {"block": [0], "entries": [pack(inputs.entries)]}
+    assert actor(batch)["fault"] == ["AWS Error NETWORK_CONNECTION"]
+    assert read_rows(tmp_path / "out") == []
+    reads, failing = [], range(6, 7)  # one read fails, in the first group
+    assert actor(batch) == {"block": [0], "failures": [2], "fault": [""]}
+    rows = read_rows(tmp_path / "out")
+    assert [row["path"] for row in rows] == [f"{inputs.storages[0].name(str(shard))}#{row}" for row in range(62)]
+    expected = Predictor.from_pretrained("cifar10")(BLOBS)
+    assert [row.get("label") for row in rows] == [*(result.label for result in expected), None, None]
+
+
+def test_damaged_and_shorter_parquet_gives_failures(shard, tmp_path):
+    path = Path(shutil.copy(shard, tmp_path))
+    inputs = Inputs([str(path)])
+    start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(200))
+    expected = Predictor.from_pretrained("cifar10")(BLOBS)
+    results = list(Predictor.from_pretrained("cifar10").stream(read_entries(inputs.entries, inputs.storages)))
+    assert [result.path for result in results] == [f"{path}#{row}" for row in range(62)]
+    for row, (result, good) in enumerate(zip(results, expected, strict=False)):
+        if 20 <= row < 40:
+            assert "is not a readable Parquet file" in result.error
+        else:
+            assert result.label == good.label
+    pq.write_table(pq.read_table(shard)[:25], path, row_group_size=20)
+    results = list(Predictor.from_pretrained("cifar10").stream(read_entries(inputs.entries[:3], inputs.storages)))
+    assert [result.path for result in results] == [f"{path}#{row}" for row in range(60)]
+    assert [row for row, result in enumerate(results) if isinstance(result, Failure)] == [*range(25, 60)]
+    assert "has fewer rows than before; start again in a new folder" in results[25].error
+
+
+@pytest.mark.parametrize("make", [str, Path.as_uri])
+@pytest.mark.parametrize("harm", ["gone", "empty", "broken"])
+def test_unmounted_folder_does_not_become_image_errors(harm, make, photos, shard, tmp_path, monkeypatch):
+    """The error of the folder ends the run; a single missing file is a failure."""
+    monkeypatch.setattr(worker, "_PAUSE", 0)
+    folder = Path(shutil.copytree(photos / "b c", tmp_path / "disk"))
+    shutil.copy(shard, folder)
+    names = [make(folder / "120.png"), make(folder / "121.png"), make(folder / shard.name)]
+    inputs = Inputs(names)
+    assert claim_folder(tmp_path / "out") is None
+    actor = Worker(Task("predict", str(tmp_path / "out"), kind="jsonl", storages=tuple(inputs.storages)), None)
+    actor._model = Predictor.from_pretrained("cifar10")
+    if harm == "broken":
+
+        def fail(path, *_, **__):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        monkeypatch.setattr(os, "open", fail)
+        monkeypatch.setattr(Storage, "open", lambda _, path: fail(path))
+    else:
+        folder.rename(tmp_path / "elsewhere")
+    if harm == "empty":
+        folder.mkdir()
+    entries = [[entry] for entry in inputs.entries[:3]]
+    for number, block in enumerate(entries):
+        (fault,) = actor({"block": [number], "entries": [pack(block)]})["fault"]
+        assert (
+            "Input/output error" if harm == "broken" else f"the folder {str(folder)!r} is missing or empty"
+        ) in fault
+    assert read_rows(tmp_path / "out") == []
+    monkeypatch.undo()
+    if harm != "broken":
+        shutil.rmtree(folder, ignore_errors=True)
+        (tmp_path / "elsewhere").rename(folder)
+    (folder / "121.png").unlink()
+    assert [actor({"block": [n], "entries": [pack(block)]})["failures"] for n, block in enumerate(entries)] == [
+        [0],
+        [1],
+        [0],
+    ]
+    assert "No such file or directory; give a readable image file" in read_rows(tmp_path / "out")[1]["error"]
+
+
+def test_local_files_in_blocks_give_the_rows_of_predict(photos):
+    inputs = Inputs([str(photos)], recursive=True)
+    results = Predictor.from_pretrained("cifar10").stream(read_entries(inputs.entries, inputs.storages))
+    expected = predict_in_one_process(tuple(list_images([str(photos)], recursive=True)))
+    assert_rows_equal([to_row(result) for result in results], expected)
+
+
+def make_nodes(*cores):
+    """Returns what `ray.nodes` returns of nodes with these cores; the last one has died."""
+    resources = [{"memory": 1e9} | ({"CPU": float(count)} if count else {}) for count in cores]
+    return [{"Alive": at < len(cores) - 1, "Resources": found} for at, found in enumerate(resources)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "actors"),
+    [
+        ((2, 2, 2, 2, 0), 1, 8),
+        ((2, 2, 2, 2, 64), 2, 4),
+        ((3, 3, 0), 2, 2),  # six cores, but only two threads fit on each node
+        ((0, 8, 0), 3, 2),
+        ((0, 64), 4, 1),  # a head without cores, whose cluster may grow
+    ],
+)
+def test_as_many_actors_as_fit_on_the_nodes(cores, threads, actors):
+    assert count_actors(make_nodes(*cores), threads) == actors
+
+
+@pytest.mark.parametrize(("cores", "threads"), [((2, 64), 8), ((2, 2, 2, 2, 0), 4), ((0, 2, 0), 3)])
+def test_more_threads_than_any_node_has_fail_in_one_line(cores, threads):
+    line = f"threads={threads} needs a node with as many cores, but the largest has 2; use fewer threads"
+    with pytest.raises(ShiftViTError) as fault:
+        count_actors(make_nodes(*cores), threads)
+    assert str(fault.value) == line
 
 
 @pytest.mark.parametrize(
@@ -467,6 +695,15 @@ def test_two_nodes_give_the_rows_of_predict(cluster, photos, tmp_path, monkeypat
     command = ["predict", "photos", "-r", "--engine", "ray", "--address", "127.0.0.1:1", "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(app, command).exit_code == 0  # nothing is left to do, so Ray is not started
     assert CliRunner().invoke(app, [*command, "--strict"]).exit_code == 3
+
+
+@mark_cluster_test
+def test_more_threads_than_a_node_has_do_not_wait(cluster, photos, tmp_path):
+    """The cluster has four cores, but each node two."""
+    task = Task("predict", str(tmp_path / "out"), threads=3)
+    with pytest.raises(ShiftViTError, match="threads=3 needs a node with as many cores, but the largest has 2"):
+        run_bulk(task, [str(photos / "a")], address=cluster.address)
+    assert not (tmp_path / "out").exists()
 
 
 @mark_cluster_test

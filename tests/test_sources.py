@@ -6,14 +6,18 @@ import io
 import queue
 import tempfile
 import threading
+import time
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from shiftvit import ShiftViTError
-from shiftvit.inference.sources import Failure
+from shiftvit import Preprocess, ShiftViTError
+from shiftvit.bundle.metadata import Metadata
+from shiftvit.inference import batches as decoding
+from shiftvit.inference.batches import stream_pixels
+from shiftvit.inference.sources import Failure, Named
 
 
 @pytest.fixture
@@ -301,3 +305,91 @@ def test_next_batches_of_a_list_are_read_ahead(predictor, images):
 
     next(predictor.stream(Listed(images[:60]), batch_size=4, threads=1))
     assert len(taken) == 4 + 2 * 4
+
+
+def watch_batches(sizes, metadata, **options):
+    """Streams pictures of these sizes; returns the size of each image in each batch, and the most undelivered pixels.
+
+    A picture counts as undelivered from its decoding to the batch after the one that has it.
+    """
+    lock, held, most, batches = threading.Lock(), 0, 0, []
+    original = decoding.decode
+
+    def decode(*arguments, **named):
+        nonlocal held, most
+        pixels = original(*arguments, **named)
+        with lock:
+            held += pixels.size // 3
+            most = max(most, held)
+        return pixels
+
+    def encode(size):
+        file = io.BytesIO()
+        Image.new("RGB", size[::-1]).save(file, "BMP")
+        return file.getvalue()
+
+    contents = {size: encode(size) for size in {*sizes} - {None}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "BATCH_PIXELS", 1000)
+        patch.setattr(decoding, "decode", decode)
+        files = [contents.get(size, b"no image") for size in sizes]
+        for batch in stream_pixels(files, metadata, **options):
+            with lock:
+                held -= sum(item[1].size // 3 for item in batch if not isinstance(item, Failure))
+            batches.append([None if isinstance(item, Failure) else item[1].shape[:2] for item in batch])
+            time.sleep(0.001)  # lets the threads decode ahead
+    return batches, most
+
+
+def make_metadata(*input_shape):
+    return Metadata(labels=("a",), preprocess=Preprocess(), input_shape=input_shape)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_batches_for_any_size_are_cut_by_pixels(threads):
+    """Each has at most 1,000 pixels or one image, and at most these and one image a thread are decoded ahead."""
+    sizes = [(10, 10)] * 25 + [(40, 50)] * 30 + [None, (20, 20), None, (30, 20), (1, 1)] + [(40, 50), (1, 1)] * 5
+    batches, most = watch_batches(sizes, make_metadata(None, None, 3), batch_size=16, threads=threads)
+    assert [size for batch in batches for size in batch] == sizes
+    assert [len(batch) for batch in batches] == [10, 10, 5, *[1] * 30, 4, *[1] * 11]
+    assert most <= 2 * (1000 + 2000) + threads * 2000
+
+
+def test_batches_for_one_size_are_cut_by_their_number_alone():
+    sizes = [(40, 50), None] * 20
+    batches, _ = watch_batches(sizes, make_metadata(40, 50, 3), batch_size=16, threads=2)
+    assert [len(batch) for batch in batches] == [31, 9]
+    assert [size for batch in batches for size in batch] == sizes
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_arrays_for_any_size_are_copied_no_further_than_a_batch_needs(at_hand, monkeypatch):
+    monkeypatch.setattr(decoding, "BATCH_PIXELS", 1000)
+    taken = 0
+
+    class Arrays(list):
+        def __iter__(self):
+            nonlocal taken
+            for array in super().__iter__():
+                taken += 1
+                yield array
+
+    arrays = Arrays([np.full((20, 20, 3), value, np.uint8) for value in range(30)])
+    found = []
+    for batch in stream_pixels(arrays if at_hand else iter(arrays), make_metadata(None, None, 3)):
+        assert len(batch) == 2
+        found += [int(pixels[0, 0, 0]) for _, pixels in batch]
+        assert taken <= len(found) + 1 + 3  # one that did not fit, and more than 1,000 pixels
+    assert found == [*range(30)]
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+def test_error_of_the_storage_ends_the_stream_for_any_size(kind, monkeypatch):
+    monkeypatch.setattr(decoding, "BATCH_PIXELS", 1)
+
+    def fail():
+        raise OSError("the network is down")
+
+    named = kind([Named("a.png", lambda: b"no image"), Named("b.png", fail), Named("c.png", fail)])
+    with pytest.raises(OSError, match="the network is down"):
+        list(stream_pixels(named, make_metadata(None, None, 3), threads=2))

@@ -26,7 +26,7 @@ HOUSE = [
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
     ("exports", "pull driver comparison gate saturation build any_size channels_first onnx_graphs formats"),
-    ("inference", "bulk worker embed explainer predict blocks storage sources runtimes"),
+    ("inference", "bulk worker embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",
         "rate_finder fit probe features epoch results runfolder device memory setup parts start callbacks checkpoint "

@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shiftvit.data.decode.parquet import find_columns, open_parquet, read_groups
+from shiftvit.data.decode.parquet import Columns, find_columns, open_parquet, read_groups
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import NO_IMAGE
 from shiftvit.data.find.listing import is_companion, list_images
 from shiftvit.data.find.words import is_litter
-from shiftvit.errors import ShiftViTError
-from shiftvit.inference.sources import BATCH_SIZE, Named
+from shiftvit.errors import ShiftViTError, list_some
+from shiftvit.inference.batches import BATCH_SIZE
+from shiftvit.inference.sources import Named
 from shiftvit.inference.storage import Storage, is_uri, open_storage, report_unreachable
 
 # A file: (storage, path). A row group of a Parquet file: (storage, path, group, first row, number of rows).
 Entry = tuple[int, str] | tuple[int, str, int, int, int]
 # The fewest and the most images in a block, and the number of blocks to aim for, so that several actors have work.
 _LEAST, _MOST, _WANTED = 16, 1024, 64
+TRIES = 3  # attempts to read a block or a row group if the file system fails
 _READERS = 16  # threads that read the footers of Parquet files
 
 
@@ -45,7 +49,7 @@ class Inputs:
             recursive, all_files: as in `list_images`. From a folder without image files, Parquet files are read.
 
         Raises:
-            ShiftViTError: a name matches nothing, or cannot be reached.
+            ShiftViTError: a name matches nothing or cannot be reached, or no name has an image.
         """
         self.storages: list[Storage] = []
         self.entries: list[Entry] = []
@@ -59,6 +63,9 @@ class Inputs:
                 parents = {os.path.dirname(storage.locate(path)) for path in paths}  # noqa: PTH120  (there may be millions)
                 self.roots.update(parent for parent in parents if Path(parent).is_dir())
         self.count = sum(map(count_images, self.entries))
+        if not self.count:
+            where = list_some(map(repr, names)) or "an empty list"
+            raise ShiftViTError(f"there are no images in {where}; name image files, or Parquet files with rows")
 
     def _add(self, at: int, paths: list[str]) -> None:
         storage = self.storages[at]
@@ -71,14 +78,15 @@ class Inputs:
                 continue
             first = 0
             for group, rows in enumerate(sizes[path]):
-                self.entries.append((at, path, group, first, rows))
+                if rows:
+                    self.entries.append((at, path, group, first, rows))
                 first += rows
 
     def digest(self) -> str:
-        """Returns a SHA-256 of the images' names and their order, in hexadecimal."""
+        """Returns a SHA-256 of the images' places and their order, in hexadecimal."""
         found = hashlib.sha256()
-        for at, *entry in self.entries:
-            found.update(json.dumps([self.storages[at].prefix, *entry]).encode() + b"\n")
+        for at, path, *rows in self.entries:
+            found.update(json.dumps([self.storages[at].identify(path), *rows]).encode() + b"\n")
         return found.hexdigest()
 
     def choose_block_size(self) -> int:
@@ -116,17 +124,24 @@ def read_entries(entries: Sequence[Entry], storages: Sequence[Storage]) -> Itera
 
 
 def _read_rows(storage: Storage, path: str, group: int, first: int, count: int) -> Iterator[Named]:
-    row = first
-    try:
-        with open_parquet(storage.name(path), _make_opener(storage, path)) as file:
-            for images in read_groups(file, find_columns(storage.name(path), file), [group]):
-                for image in images:
-                    name = f"{storage.name(path)}#{row}"
+    row, file_name = first, storage.name(path)
+    fault = f"{file_name!r} has fewer rows than before; start again in a new folder"
+    for _ in range(TRIES):
+        try:
+            with _open_shard(storage, path) as (file, columns):
+                images = chain.from_iterable(read_groups(file, columns, [group]))
+                for image in islice(images, row - first, count):
+                    name = f"{file_name}#{row}"
                     yield Named(name, partial(_check_image, name, image.as_buffer()))
                     row += 1
-    except ShiftViTError as error:  # the remaining rows get this error
-        for left in range(row, first + count):
-            yield Named(f"{storage.name(path)}#{left}", partial(_fail, str(error)))
+            break
+        except ShiftViTError as error:
+            fault = str(error)
+            # pyarrow reports a damaged file like one that it could not read once.
+            if not isinstance(error.__cause__, OSError):
+                break
+    for left in range(row, first + count):
+        yield Named(f"{file_name}#{left}", partial(_fail, fault))
 
 
 def _check_image(name: str, buffer: Any) -> bytes:
@@ -139,17 +154,27 @@ def _fail(message: str) -> NoReturn:
     raise ShiftViTError(message)
 
 
-def _make_opener(storage: Storage, path: str) -> Callable[[], Any]:
-    from pyarrow import fs  # type: ignore[import-untyped]
+@contextmanager
+def _open_shard(storage: Storage, path: str) -> Iterator[tuple[Any, Columns]]:
+    """Opens a Parquet file of images.
 
-    filesystem = storage.filesystem or fs.LocalFileSystem()
-    return partial(filesystem.open_input_file, storage.locate(path))
+    Raises:
+        ShiftViTError: it is damaged, or has no images.
+        OSError: the file system or the network failed.
+    """
+    name = storage.name(path)
+    try:
+        with open_parquet(name, partial(storage.open, path)) as file:
+            yield file, find_columns(name, file)
+    except ShiftViTError as error:
+        if isinstance(error.__cause__, OSError):
+            storage.check(path, error.__cause__)
+        raise
 
 
 def _read_group_sizes(storage: Storage, path: str) -> list[int]:
     """Returns the number of rows in each row group of a Parquet file of images."""
-    with open_parquet(storage.name(path), _make_opener(storage, path)) as file:
-        find_columns(storage.name(path), file)
+    with report_unreachable(storage.name(path)), _open_shard(storage, path) as (file, _):
         return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
 
@@ -184,7 +209,7 @@ def _find_shards(folder: str, recursive: bool) -> list[str]:
 
 
 def _list_uri(name: str, storage: Storage, path: str, recursive: bool, all_files: bool) -> list[str]:
-    from pyarrow import fs
+    from pyarrow import fs  # type: ignore[import-untyped]
 
     info = storage.filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:

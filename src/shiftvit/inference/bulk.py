@@ -24,9 +24,12 @@ from shiftvit.inference.storage import Folder
 from shiftvit.inference.worker import (
     FORMATS,
     MANIFEST,
+    SPARE_CORES,
     ModelFiles,
     Task,
     Worker,
+    count_actors,
+    count_digits,
     count_errors,
     name_part,
     pack,
@@ -85,8 +88,8 @@ def run_bulk(
         report: called after each block with the progress.
 
     Raises:
-        ShiftViTError: Ray is missing, there is no cluster at the address, the model or the input does not exist, the
-            folder holds another run or is not writable, or a node fails.
+        ShiftViTError: Ray is missing, there is no cluster at the address, the model or the input does not exist, no
+            node has as many cores as `threads`, the folder holds another run or is not writable, or a node fails.
     """
     for name in ("top_k", "threads", "batch_size", "max_pixels"):
         check_at_least(name, getattr(task, name), 1)
@@ -116,8 +119,9 @@ def run_bulk(
         manifest["block"] = begun["block"]
         folder.sweep()
     blocks = list(inputs.split(manifest["block"]))
+    task = replace(task, digits=count_digits(len(blocks)))
     there = {*folder.list_names()}
-    files = {number: name_part(number, kind) for number in range(len(blocks))}
+    files = {number: name_part(number, kind, task.digits) for number in range(len(blocks))}
     todo = {number: blocks[number] for number, file in files.items() if file not in there}
     images = {number: sum(map(count_images, entries)) for number, entries in todo.items()}
     summary = Summary(total=sum(images.values()), features=model.features)
@@ -128,11 +132,11 @@ def run_bulk(
         return summary
     began = time.perf_counter()
     with _connect(ray, address, _STORE + 2 * sum(map(len, model.files.values()))):
+        most = count_actors(ray.nodes(), task.threads)
         if begun is None:
             folder.make()
             folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        summary.actors = min(workers or max(1, cores // task.threads), len(todo))
+        summary.actors = min(workers or most, len(todo))
         for number, failures in _run_blocks(ray, task, model, todo, summary.actors):
             summary.images += images[number]
             summary.failures += failures
@@ -214,8 +218,7 @@ def _run_blocks(
         Worker,
         fn_constructor_args=(task, ray.put(model.files)),
         batch_size=1,
-        # A little less than its threads, because with an actor on each core the tasks that feed them need some too.
-        num_cpus=task.threads - 0.1,
+        num_cpus=task.threads - SPARE_CORES,
         compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
     )
     left = {*todo}

@@ -23,8 +23,9 @@ from shiftvit.data.decode.parquet import import_pyarrow
 from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
+from shiftvit.inference.batches import BATCH_SIZE, run_batches, stream_pixels
 from shiftvit.inference.runtimes import identify, name_model, read_onnx, take_turns
-from shiftvit.inference.sources import BATCH_SIZE, Failure, Source, run_batches, stream_pixels
+from shiftvit.inference.sources import Failure, Source
 
 # Rows in a group of a Parquet file.
 _ROWS = 4096
@@ -138,8 +139,7 @@ class Embedder:
         ahead: int | None = None,
     ) -> Iterator[Embedding | Failure]:
         """Yields a result for each image, in order, in bounded memory; arguments and errors as `Predictor.stream`."""
-        rule = self.metadata.preprocess
-        batches = stream_pixels(sources, rule, batch_size, threads, max_pixels, ahead)
+        batches = stream_pixels(sources, self.metadata, batch_size, threads, max_pixels, ahead)
         answers = run_batches(batches, self._run, self._model)
         return (answer if isinstance(answer, Failure) else Embedding(*answer) for answer in answers)
 

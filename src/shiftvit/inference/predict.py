@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError, check_at_least
+from shiftvit.inference.batches import BATCH_SIZE, run_batches, stream_pixels
 from shiftvit.inference.runtimes import Graph, load_graph
-from shiftvit.inference.sources import BATCH_SIZE, Source, run_batches, stream_pixels
 from shiftvit.inference.sources import Failure as Failure  # users import it from here
+from shiftvit.inference.sources import Source
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Predictor:
         Args:
             sources: as in `__call__`.
             top_k: how many classes `Prediction.top` has.
-            batch_size: images per batch.
+            batch_size: images per batch; for a model that takes any size, fewer if together they had over 2^22 pixels.
             threads: decoding threads; None: one per core, at most 8.
             max_pixels: images with more pixels are rejected before decoding.
             ahead: number of images to fetch and decode while the model runs; None: enough to keep all threads busy for
@@ -148,7 +149,7 @@ class Predictor:
                 model returns NaN.
         """
         check_at_least("top_k", top_k, 1, optional=False)
-        batches = stream_pixels(sources, self.metadata.preprocess, batch_size, threads, max_pixels, ahead)
+        batches = stream_pixels(sources, self.metadata, batch_size, threads, max_pixels, ahead)
         answers = run_batches(batches, self._graph.run, self._graph.model)
         return (
             answer if isinstance(answer, Failure) else self._make_prediction(*answer, top_k=top_k) for answer in answers

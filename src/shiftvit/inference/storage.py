@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from shiftvit import files
-from shiftvit.data.decode.images import MAX_BYTES
+from shiftvit.data.decode.images import MAX_BYTES, read_bytes
 from shiftvit.errors import ShiftViTError, describe_error
 
 # At least two letters, because one letter is a drive on Windows.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # Errors of one file; others are errors of the network or the file system.
-_FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+_FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_PIECE = 2**20  # bytes that are read at a time to find out whether a file can be read
+
+
+@lru_cache(maxsize=1024)
+def _resolve(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _is_gone(folder: str) -> bool:
+    """Returns whether a folder, which had files, is missing or empty, as after its disk was unmounted."""
+    try:
+        return not any(Path(folder).iterdir())
+    except OSError as error:
+        return error.errno not in {errno.EACCES, errno.EPERM}
 
 
 def is_uri(name: str) -> bool:
@@ -50,9 +65,62 @@ class Storage:
         """Returns a file's path in the file system."""
         return os.path.join(self.root, path) if self.root else path  # noqa: PTH118  (it may be a URI's path)
 
-    def get_content(self, path: str) -> str | Callable[[], bytes]:
-        """Returns a path on this machine, or a function that reads the file."""
-        return self.locate(path) if self.filesystem is None else partial(self.read, path, MAX_BYTES + 1)
+    def identify(self, path: str) -> str:
+        """Returns a text that is equal for the same file, however a path on this machine is spelled."""
+        if self.filesystem is not None:
+            return self.prefix + path
+        folder, name = os.path.split(self.locate(path))
+        return os.path.join(_resolve(folder), name)  # noqa: PTH118  (there may be millions)
+
+    def get_content(self, path: str) -> Callable[[], bytes]:
+        """Returns a function that reads an image file, and raises as `read`."""
+        if self.filesystem is None:
+            return partial(self._read_local, path)
+        return partial(self.read, path, MAX_BYTES + 1)
+
+    def open(self, path: str) -> Any:
+        """Opens a file and returns it as a file of pyarrow's.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        from pyarrow import fs  # type: ignore[import-untyped]
+
+        return (self.filesystem or fs.LocalFileSystem()).open_input_file(self.locate(path))
+
+    def _read_local(self, path: str) -> bytes:
+        try:
+            return read_bytes(self.locate(path), name=self.name(path))
+        except ShiftViTError as error:
+            if isinstance(error.__cause__, OSError):
+                self.check(path, error.__cause__)
+            raise
+
+    def check(self, path: str, error: OSError) -> None:
+        """Finds out why a file cannot be read, and returns if that is a fault of the file.
+
+        Args:
+            path: the file.
+            error: the exception.
+
+        Raises:
+            OSError: it is a fault of the file system or the network.
+        """
+        if error.errno is None:  # of a service on the network, or of pyarrow, whose files are damaged
+            try:
+                with self.open(path) as file:
+                    while file.read(_PIECE):
+                        pass
+            except OSError as another:
+                error = another
+            else:
+                return
+        if error.errno not in _FILE_ERRORS:
+            raise error
+        if error.errno == errno.ENOENT and getattr(self.filesystem, "type_name", "local") == "local":
+            folder = os.path.dirname(self.locate(path))  # noqa: PTH120  (it may be a URI's path)
+            if _is_gone(folder):
+                raise OSError(f"the folder {folder!r} is missing or empty on the node {platform.node()!r}")
 
     def read(self, path: str, limit: int | None = None) -> bytes:
         """Returns the first `limit` bytes of a file, or all.
@@ -62,11 +130,12 @@ class Storage:
             OSError: the file system fails.
         """
         try:
-            with self.filesystem.open_input_file(path) as file:
+            with self.open(path) as file:
                 return bytes(file.read(limit))
         except OSError as error:
-            if error.errno not in _FILE_ERRORS:
+            if error.errno is None:
                 raise
+            self.check(path, error)
             reason = os.strerror(error.errno or 0)
             raise ShiftViTError(f"{self.name(path)!r} cannot be read: {reason}; give a readable image file") from error
 
@@ -77,7 +146,7 @@ def open_storage(uri: str) -> tuple[Storage, str]:
     Raises:
         ShiftViTError: pyarrow knows no such file system, or cannot open it.
     """
-    from pyarrow import fs  # type: ignore[import-untyped]
+    from pyarrow import fs
 
     with report_unreachable(uri):
         filesystem, path = fs.FileSystem.from_uri(uri)
@@ -188,19 +257,25 @@ class Folder:
         if self._is_local:
             files.write_file(Path(self._path, name), lambda temporary: temporary.write_bytes(content))
             return
-        filesystem, new = self._filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
         with report_unreachable(f"{self._name}/{name}"):
             try:
-                with filesystem.open_output_stream(new) as stream:
-                    stream.write(content)
-                filesystem.move(new, f"{self._path}/{name}")
-            except BaseException:
-                with suppress(OSError):
-                    filesystem.delete_file(new)
-                raise
+                self._upload(name, content)
+            except OSError:  # a second start of the same run may have swept the unfinished file away
+                self._upload(name, content)
+
+    def _upload(self, name: str, content: bytes) -> None:
+        filesystem, new = self._filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with filesystem.open_output_stream(new) as stream:
+                stream.write(content)
+            filesystem.move(new, f"{self._path}/{name}")
+        except BaseException:
+            with suppress(OSError):
+                filesystem.delete_file(new)
+            raise
 
     def sweep(self) -> None:
-        """Deletes the unfinished files of killed processes, if possible."""
+        """Deletes the unfinished files of killed processes, if possible; by URI also those of other live starts."""
         if self._is_local:
             files.delete_abandoned(Path(self._path))
             return

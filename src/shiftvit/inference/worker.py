@@ -19,11 +19,11 @@ from shiftvit import __version__, files
 from shiftvit.bundle.stored import manifest as stored
 from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError
-from shiftvit.inference.blocks import read_entries
+from shiftvit.inference.batches import BATCH_SIZE
+from shiftvit.inference.blocks import TRIES, read_entries
 from shiftvit.inference.embed import Embedder
 from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import identify
-from shiftvit.inference.sources import BATCH_SIZE
 from shiftvit.inference.storage import Folder, Storage
 
 # The file in a run's folder that describes the run.
@@ -31,8 +31,9 @@ MANIFEST = "run.json"
 # The formats of each command's rows, the default first.
 FORMATS = {"predict": ("jsonl", "parquet"), "embed": ("parquet",)}
 _LOADERS: dict[str, type[Predictor] | type[Embedder]] = {"predict": Predictor, "embed": Embedder}
-_TRIES = 3  # attempts to read a block if the file system fails
-_PAUSE = 2.0  # seconds between them
+# An actor reserves so much less than its threads, because with one on each core the tasks that feed them need some too.
+SPARE_CORES = 0.1
+_PAUSE = 2.0  # seconds between two attempts to read a block
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Task:
         kind: one of the command's `FORMATS`; None: the first.
         top_k: number of classes in a row.
         threads: processor threads of an actor.
+        digits: number of digits in the name of a block's file.
         batch_size, max_pixels: as for `Predictor.stream`.
         features: number of features of an image, for `embed`.
         storages: where the images are.
@@ -60,6 +62,7 @@ class Task:
     kind: str | None = None
     top_k: int = 5
     threads: int = 1
+    digits: int = 6
     batch_size: int = BATCH_SIZE
     max_pixels: int = MAX_PIXELS
     features: int | None = None
@@ -141,15 +144,15 @@ class Worker:
         """Writes the rows of a block, and returns how many of its images failed."""
         task, out = self._task, Folder(self._task.out)
         self._check(out)
-        name = name_part(number, task.kind)
+        name = name_part(number, task.kind, task.digits)
         if out.has(name):  # an actor wrote it, but died before it could report it
             return count_errors(out.read(name), task.kind)
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             try:
                 content, failures = self._compute_rows(json.loads(zlib.decompress(entries)))
                 break
             except OSError:
-                if attempt == _TRIES - 1:
+                if attempt == TRIES - 1:
                     raise
                 time.sleep(_PAUSE)
         out.write(name, content)
@@ -194,14 +197,35 @@ class Worker:
             raise ShiftViTError(f"{node} has no {missing[0]!r}; name a folder that all nodes share, or a URI")
 
 
+def count_actors(nodes: Sequence[dict[str, Any]], threads: int) -> int:
+    """Returns how many actors fit on the nodes that `ray.nodes` returned; at least 1.
+
+    Raises:
+        ShiftViTError: no node has enough cores for one. Ray would wait for such a node without an end.
+    """
+    cores = [node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]]
+    largest = max(cores, default=0)
+    # A cluster that grows with its work may begin with a head that has no cores.
+    if 0 < largest < threads - SPARE_CORES:
+        raise ShiftViTError(
+            f"threads={threads} needs a node with as many cores, but the largest has {largest:g}; use fewer threads"
+        )
+    return max(1, sum(int(count // threads) for count in cores))
+
+
 def pack(entries: Sequence[Any]) -> bytes:
     """Returns the entries of a block, compressed; their paths have much in common."""
     return zlib.compress(json.dumps(entries).encode())
 
 
-def name_part(number: int, kind: str | None) -> str:
+def count_digits(blocks: int) -> int:
+    """Returns how many digits the names of the files of this many blocks have; at least 6."""
+    return max(Task.digits, len(str(blocks - 1)))
+
+
+def name_part(number: int, kind: str | None, digits: int = Task.digits) -> str:
     """Returns the name of a block's file. The files, sorted by name, have the rows in the order of the input."""
-    return f"part-{number:06}.{kind}"
+    return f"part-{number:0{digits}}.{kind}"
 
 
 def encode(results: Sequence[Any], kind: str | None, features: int | None) -> bytes:

@@ -102,8 +102,10 @@ def decode(
         raise MemoryError(f"decoding {label} takes more memory than there is") from error
 
 
-def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES, *, name: str | None = None) -> bytes:
     """Returns the bytes of an image, which is a file, or a row of a Parquet file: `FILE.parquet#7`.
+
+    `name` is its name in messages; None: the path.
 
     Raises:
         ShiftViTError: the image cannot be read, or has more than `max_bytes`.
@@ -111,7 +113,7 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
     try:
         return _read(Path(path), max_bytes)
     except Fault as fault:
-        raise ShiftViTError(f"{os.fspath(path)!r} {fault}") from fault.__cause__
+        raise ShiftViTError(f"{name or os.fspath(path)!r} {fault}") from fault.__cause__
 
 
 def _read(path: Path, max_bytes: int) -> bytes:
