@@ -121,7 +121,8 @@ class _Rule(keras.optimizers.Optimizer):
         """Returns the rate at this step of the variables with a share of the optimizer's rate."""
         part, waits = share
         if waits:
-            rate = rate * ops.cast(self.iterations >= self.head_steps, "float32")
+            # Not Keras' comparison: it makes a tensor of the Python number, which a CUDA graph cannot capture.
+            rate = rate * ops.cast(self.iterations.value >= self.head_steps, "float32")
         return rate if part == 1 else rate * part
 
     def _group_by_decay(self, variables: Any) -> dict[tuple[float, tuple[float, bool]], list[Any]]:
