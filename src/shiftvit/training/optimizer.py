@@ -129,10 +129,8 @@ class _Rule(keras.optimizers.Optimizer):
         """Returns the variables by how much they decay, times their rate, and by their share of the rate."""
         groups: dict[tuple[float, tuple[float, bool]], list[Any]] = {}
         for variable in variables:
-            if self._use_weight_decay(variable):
-                amount = self._find_weight_decay(variable)
-                if amount:
-                    groups.setdefault((amount, self._get_share(variable)), []).append(variable)
+            if self._use_weight_decay(variable) and (amount := self._find_weight_decay(variable)):
+                groups.setdefault((amount, self._get_share(variable)), []).append(variable)
         return groups
 
     def _find_weight_decay(self, variable: Any) -> float | None:  # noqa: ARG002  (Muon has two)
