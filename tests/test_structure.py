@@ -48,7 +48,7 @@ HOUSE = [
     ("templates", ""),
     (
         "",
-        "preprocess threads environment backend presets config replacement download npm files zips console "
+        "preprocess threads environment backend presets stages config replacement download npm files zips console "
         "errors",
     ),
 ]

@@ -25,9 +25,11 @@ from shiftvit.bundle.stored.manifest import (
     FORMAT,
     GRAPH,
     MANIFEST,
+    MISFIT,
     WEIGHTS,
     Provenance,
     check_labels,
+    check_size,
     read_checked,
     read_manifest,
     read_tensors,
@@ -233,13 +235,14 @@ class Bundle:
         """
         from shiftvit.model.network import ShiftViT
 
+        check_size(self.config, self.weights)
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
         variables = {variable.path: variable for variable in model.weights}
         fits = variables.keys() == self.weights.keys() and all(
             tuple(variable.shape) == self.weights[path].shape for path, variable in variables.items()
         )
         if not fits:
-            raise ShiftViTError("the bundle's weights do not fit its own model configuration; restore the bundle")
+            raise ShiftViTError(MISFIT)
         for path, variable in variables.items():
             variable.assign(np.asarray(self.weights[path], np.float32))
         return model
