@@ -14,7 +14,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 # Bytes that are unpacked at once.
-STEP = 2**20
+_STEP = 2**20
 # The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
 _MAX_RATIO = 20
 _FLOOR = 2**24
@@ -34,7 +34,7 @@ def check_method(entry: zipfile.ZipInfo) -> None:
 def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """Returns the content of an entry. Errors are those of `zipfile`."""
     with _open(archive, entry) as steps:
-        return b"".join(iter(lambda: steps.read(STEP), b""))
+        return b"".join(iter(steps.read, b""))
 
 
 def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
@@ -59,5 +59,5 @@ class _Steps:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
-    def read(self, size: int) -> bytes:
-        return self._file.read(min(size, STEP))
+    def read(self, size: int = _STEP) -> bytes:
+        return self._file.read(min(size, _STEP))
