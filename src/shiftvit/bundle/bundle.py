@@ -233,9 +233,9 @@ class Bundle:
         Raises:
             ShiftViTError: the weights do not fit the configuration.
         """
+        check_size(self.config, self.weights)
         from shiftvit.model.network import ShiftViT
 
-        check_size(self.config, self.weights)
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
         variables = {variable.path: variable for variable in model.weights}
         fits = variables.keys() == self.weights.keys() and all(
