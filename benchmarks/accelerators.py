@@ -26,11 +26,11 @@ import numpy as np
 
 from record import write_record
 from shiftvit.benchmark import measure_peak_gflops
-from shiftvit.bundle.describe import list_stages
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.environment import find_device_name
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.stages import list_stages
 from shiftvit.training.device import make_loop
 from shiftvit.training.fit import build_model
 from shiftvit.training.setup import resolve

@@ -38,7 +38,7 @@ from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.config import TrainConfig
 from shiftvit.environment import computes_bfloat16, keep_freed_memory
-from shiftvit.bundle.describe import list_stages
+from shiftvit.stages import list_stages
 keep_freed_memory()
 side, depth, batch = map(int, sys.argv[1:])
 model = ShiftViT((side, side, 3), num_classes=10, patch_size=4, embed_dim=48, depths=(depth,) * 3,

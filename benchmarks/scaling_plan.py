@@ -16,9 +16,9 @@ from typing import Any
 
 from document import find_newest
 from record import write_record
-from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
 from shiftvit.presets import PRESETS
+from shiftvit.stages import list_stages
 
 PROCESSES = 8
 EFFICIENCY = 0.9

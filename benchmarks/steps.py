@@ -20,11 +20,11 @@ import numpy as np
 from plain_keras import build_plain_model
 from record import write_record
 from shiftvit.benchmark import measure_peak_gflops
-from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig, TrainConfig, validate
 from shiftvit.environment import computes_bfloat16
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
+from shiftvit.stages import list_stages
 from shiftvit.training.loss import SmoothedCrossentropy
 from shiftvit.training.optimizer import build_optimizer
 

@@ -45,7 +45,7 @@ def make_tiny_recipe(**changes: Any) -> Recipe:
     tree = copy.deepcopy(TINY)
     for name, value in changes.items():
         section, _, key = name.rpartition(".")
-        tree[section or "train"][key] = value
+        tree.setdefault(section or "train", {})[key] = value
     return Recipe.model_validate(tree)
 
 

@@ -68,12 +68,16 @@ def make_recipe(**settings: Any) -> Any:
     return make_tiny_recipe(**{"precision": "float32", **settings})
 
 
-def test_device_loop_matches_fit(tmp_path, sample):
-    no_dropout = {"model.dropout": 0.0, "model.drop_path": 0.0}
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_device_loop_matches_fit(tmp_path, sample, capfd, frozen):
+    settings = {"model.dropout": 0.0, "model.drop_path": 0.0, "batch_size": 50}
+    if frozen:
+        source = train(make_recipe(**settings), out=tmp_path / "source", data=sample)
+        settings |= {"start.source": str(source.path), "freeze_epochs": frozen, "epochs": 3}
     runs = {
-        loop: train(make_recipe(**no_dropout, loop=loop, batch_size=50), out=tmp_path / loop, data=sample)
-        for loop in ("auto", "fit")
+        loop: train(make_recipe(**settings, loop=loop), out=tmp_path / loop, data=sample) for loop in ("auto", "fit")
     }
+    assert "cannot be captured" not in capfd.readouterr().err
     assert runs["auto"].recipe.train.loop == "device"
     assert_close_weights(runs["auto"].path, runs["fit"].path, 1e-4)
     for device, fitted in zip(read_log(runs["auto"].path), read_log(runs["fit"].path), strict=True):

@@ -24,6 +24,9 @@ RULES = [
     Preprocess(resize=36, crop=32, crop_position="top_left", interpolation="nearest"),
     Preprocess(resize=(20, 31), interpolation="bicubic"),
     Preprocess(resize=(40, 48), crop=(31, 33), crop_position="center"),
+    # Enlarged further until a crop of unequal sides is covered.
+    Preprocess().fitted(24, 20),
+    Preprocess(resize=22, crop=(20, 31), interpolation="nearest"),
 ]
 
 

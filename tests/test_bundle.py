@@ -13,10 +13,11 @@ import pytest
 
 from attack import Attack
 from bundles import assert_equal_bundles
-from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
+from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.training.start import apply_start
 from tensors import set_random_weights
 
 
@@ -86,6 +87,29 @@ def test_weights_of_another_configuration_fail(folder):
     edit_manifest(folder, model={**tree["model"], "embed_dim": 48})
     with pytest.raises(ShiftViTError, match="do not fit its own model configuration"):
         Bundle.load(folder).build()
+
+
+@pytest.mark.parametrize(
+    "change", [{"depths": [2**31 - 1]}, {"embed_dim": 10**9}, {"mlp_ratio": 1e9}, {"depths": [1] * 16}], ids=str
+)
+def test_configuration_larger_than_the_weights_fails(folder, change):
+    """Before the model is built, which could take any amount of memory."""
+    tree = json.loads((folder / MANIFEST).read_text())
+    edit_manifest(folder, model={**tree["model"], "image_shape": [None, None, 3], **change})
+    with pytest.raises(ShiftViTError, match="do not fit its own model configuration"):
+        Bundle.load(folder).build()
+    with pytest.raises(ShiftViTError, match="do not fit its own model configuration"):
+        apply_start(Recipe.load("finetune", **{"start.source": str(folder)}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"depths": [1] * 17}, {"embed_dim": 10**400}, {"mlp_ratio": 1e308}, {"patch_size": 10**400}], ids=str
+)
+def test_configuration_out_of_range_fails(folder, change):
+    tree = json.loads((folder / MANIFEST).read_text())
+    edit_manifest(folder, model={**tree["model"], **change})
+    with pytest.raises(ShiftViTError, match=f"is not a valid bundle: model.{next(iter(change))}: "):
+        Bundle.load(folder)
 
 
 def test_manifest_that_lists_other_files_fails(folder):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import parity
-from attack import Attack
+from attack import LIE, Attack, bounded_memory, write_liar
 from parity import GOLDEN
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.convert import load_keras_example, load_official
 from shiftvit.model.network import ShiftViT, ShiftViTBackbone
+from shiftvit.model.tensors import read_weights
 from tensors import draw_normal, set_random_weights, to_numpy
 
 Weights = dict[str, np.ndarray]
@@ -193,6 +196,15 @@ def test_pickled_objects_in_an_npz_are_refused_and_not_run(tmp_path: Path, model
     with pytest.raises(ShiftViTError, match=r"cannot read weights from .*weights\.npz"):
         load_official(model, tmp_path / "weights.npz")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_npz_that_lies_about_its_size_is_refused(tmp_path: Path, method: int) -> None:
+    """Its header is stated to have as many bytes as the entry, and the entry to have 100."""
+    header = b"\x93NUMPY\x02\x00" + struct.pack("<I", LIE)
+    write_liar(tmp_path / "weights.npz", method, "head.npy", header)
+    with bounded_memory(), pytest.raises(ShiftViTError, match=r"cannot read weights from .*weights\.npz"):
+        read_weights(tmp_path / "weights.npz")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"model": 3}, {"epoch": 3}])

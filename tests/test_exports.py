@@ -253,6 +253,16 @@ def test_packed_graph_has_the_packed_weights(tmp_path, monkeypatch):
     assert np.abs(graph.run(images) - compute_probabilities(Bundle.load(tmp_path / "bundle"), images)).max() > 1e-5
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell script in place of Python")
+def test_output_of_a_step_may_be_any_bytes(tmp_path, monkeypatch):
+    """Python writes UTF-8 in every locale; a library may write anything."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nprintf '%s \\303\\244 \\377' $PYTHONUTF8\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert driver._run_step("build", tmp_path / "job.json", "torch") == "1 ä \ufffd"
+
+
 def test_export_without_fixed_size_or_classes_is_refused(tmp_path):
     for options, message in (
         ({"image_shape": (None, None, 3)}, "has no fixed size"),

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from shiftvit import presets
-from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.blocks import PatchMerging, ShiftBlock
 from shiftvit.model.network import ShiftViT, ShiftViTBackbone
 from shiftvit.presets import PRESETS
+from shiftvit.stages import list_stages
 from tensors import compute_weight_gradients, draw_normal, set_random_weights, to_numpy
 
 # Numbers of trainable parameters: of the official registry's models, counted there; of the Keras example; of our own.

@@ -82,6 +82,31 @@ def test_only_the_head_learns_during_its_first_steps(model: ShiftViT, name: str,
         assert moves == [path.startswith("head/")] * 2 + [True], path
 
 
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only torch captures a step as a CUDA graph")
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_step_makes_no_tensor_of_a_python_number(model: ShiftViT, name: str) -> None:
+    """On a GPU that is a copy from the host, which a CUDA graph cannot capture."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    made: list[Any] = []
+
+    class Recorder(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.from_numpy):
+                made.extend(value for value in args[:1] if not isinstance(value, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    settings = make_config(name=name, weight_decay=0.1, stage_decay=0.5, clipnorm=1.0, ema=0.9)
+    optimizer = build_optimizer(settings, total_steps=100, head_steps=2)
+    optimizer.build(model.trainable_variables)
+    gradients = [torch.from_numpy(draw_gradients(model)[v.path]) for v in model.trainable_variables]
+    with torch.no_grad(), Recorder():
+        torch.as_tensor(5)
+        optimizer.step(gradients, model.trainable_variables, torch.ones(()))
+    assert made == [5]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_loss_matches_keras_on_one_hot_targets(smoothing: float) -> None:
     logits, labels = 4 * draw_normal(8, 5), np.arange(8) % 5

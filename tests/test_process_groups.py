@@ -19,6 +19,7 @@ from shiftvit.training import groups
 from shiftvit.training.place import find_place
 from shiftvit.training.processes import Processes, Several
 from shiftvit.training.setup import check_alone, resolve
+from shiftvit.training.torch_group import TorchGroup
 
 
 class ThreadGroup:
@@ -29,15 +30,18 @@ class ThreadGroup:
     def __init__(self, rank: int, count: int, slots: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.count, self.slots, self.barrier = rank, count, slots, barrier
 
-    def gather(self, values: Any) -> Any:
+    def gather(self, values: Any, into: Any) -> None:
         self.slots[self.rank] = values
         self.barrier.wait(20)
-        found = np.stack(self.slots)
+        into[:] = np.stack(self.slots)
         self.barrier.wait(20)
-        return found
 
-    def average(self, gradients: Sequence[Any]) -> list[Any]:
-        return [self.gather(gradient).mean(axis=0) for gradient in gradients]
+    def average(self, gradients: Sequence[Any], meet: Callable[[], Any]) -> list[Any]:
+        found = [np.empty((self.count, *gradient.shape)) for gradient in gradients]
+        meet()
+        for gradient, rows in zip(gradients, found, strict=True):
+            self.gather(gradient, rows)
+        return [rows.mean(axis=0) for rows in found]
 
     def local(self, model: Any) -> Any:
         return model
@@ -49,14 +53,36 @@ class ThreadGroup:
         pass
 
 
-def run_together(count: int, work: Callable[[Several], Any]) -> list[Any]:
+class TorchThreads(ThreadGroup):
+    """Averages as `TorchGroup` does; in process 1, memory runs out the first time."""
+
+    average = TorchGroup.average
+
+    def __init__(self, *place: Any) -> None:
+        super().__init__(*place)
+        self._torch = self._distributed = self
+        self.fails = self.rank == 1
+
+    def cat(self, tensors: Any) -> Any:
+        if self.fails:
+            self.fails = False
+            raise MemoryError
+        return pytest.importorskip("torch").cat(tensors)
+
+    def all_reduce(self, flat: Any) -> None:
+        rows = np.empty((self.count, len(flat)))
+        self.gather(flat.numpy(), rows)
+        flat.numpy()[:] = rows.sum(axis=0)
+
+
+def run_together(count: int, work: Callable[[Several], Any], group: type[ThreadGroup] = ThreadGroup) -> list[Any]:
     """Calls `work` in threads that take the place of processes; returns what each returned or raised."""
     barrier, slots = threading.Barrier(count), [None] * count
     results: list[Any] = [None] * count
 
     def run(rank: int) -> None:
         try:
-            results[rank] = work(Several(ThreadGroup(rank, count, slots, barrier)))
+            results[rank] = work(Several(group(rank, count, slots, barrier)))
         except Exception as error:
             results[rank] = error
 
@@ -121,6 +147,33 @@ def test_out_of_memory_elsewhere_is_raised_once() -> None:
         return processes.average([np.full(2, float(processes.rank))])[0].tolist()
 
     assert run_together(2, work) == [[0.5, 0.5]] * 2
+
+
+def test_out_of_memory_within_an_average_is_raised_in_all() -> None:
+    """A process that fails after the last meeting would leave the others waiting in the exchange."""
+    torch = pytest.importorskip("torch")
+
+    def work(processes: Several) -> Any:
+        gradients = [torch.full((2,), float(processes.rank)), torch.ones(1, 1)]
+        try:
+            return processes.average(gradients)
+        except MemoryError as error:
+            processes.report_memory_fault(error)
+        return [mean.tolist() for mean in processes.average(gradients)]
+
+    assert run_together(2, work, TorchThreads) == [[[0.5, 0.5], [[1.0]]]] * 2
+
+
+def test_out_of_memory_within_a_gather_is_raised_in_all() -> None:
+    def work(processes: Several) -> Any:
+        try:
+            # Process 1 has no memory for as many columns.
+            return processes.gather(np.broadcast_to(np.uint8(1), (1, 2**55 if processes.rank == 1 else 1)))
+        except MemoryError as error:
+            processes.report_memory_fault(error)
+        return processes.gather(np.full((1, 1), processes.rank)).tolist()
+
+    assert run_together(2, work) == [[[0], [1]]] * 2
 
 
 def test_differing_processes_are_reported() -> None:

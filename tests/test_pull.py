@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import official
+from attack import bounded_memory, write_liar
 from file_server import FileServer, serve_file
 from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError, files
 from shiftvit import download as downloads
@@ -311,6 +313,9 @@ def test_flipped_bit_is_detected(checkpoint: Path, tmp_path: Path) -> None:
     content[len(content) // 2] ^= 4
     (tmp_path / "flipped.pth").write_bytes(content)
     assert_pull_fails("flipped.pth' is damaged .*; download it again", source=tmp_path / "flipped.pth")
+    write_liar(tmp_path / "liar.pth", zipfile.ZIP_LZMA, "data")
+    with bounded_memory():
+        assert_pull_fails("liar.pth' is damaged .*; download it again", source=tmp_path / "liar.pth")
 
 
 def test_unwritable_folders_fail_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

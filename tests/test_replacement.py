@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from sample import load_sample
-from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate
+from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate, files
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.data import named
 from shiftvit.exports import driver
@@ -114,6 +115,35 @@ def test_links_do_not_redirect_reading_or_writing(tmp_path: Path) -> None:
     write_files(tmp_path / "place", "second")
     assert (tmp_path / "private" / "new" / "a.txt").read_text() == "private"
     assert (tmp_path / "place" / "a.txt").read_text() == "second"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no open file")
+@pytest.mark.parametrize("sweeper", ["done", "at work"])
+def test_temporary_folder_that_is_swept_before_it_is_locked_is_made_anew(
+    sweeper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process finds the folder between its making and its locking, and takes it for abandoned."""
+    found: list[Path] = []
+
+    def sweep_then_lock(file: IO[str], wait: bool) -> bool | None:
+        if found:
+            return lock(file, wait)
+        found.append(Path(file.name).parent)
+        if sweeper == "done":
+            files.delete_abandoned(tmp_path)
+            return lock(file, wait)
+        with Path(file.name).open("r+") as other:
+            assert lock(other, wait=False)
+            return lock(file, wait)
+
+    monkeypatch.setattr(files, "lock", sweep_then_lock)
+    with files.make_temporary_folder(tmp_path, "a") as work:
+        if sweeper == "at work":
+            shutil.rmtree(found[0], ignore_errors=True)
+        (work / "a").write_text("content")
+        files.delete_abandoned(tmp_path)
+        assert (work / "a").read_text() == "content"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import pytest
 
 from logs import read_log
 from sample import load_sample
-from shiftvit import Recipe, ShiftViTError, train
+from shiftvit import Recipe, ShiftViTError, environment, files, train
+from shiftvit.data.find.find import find_data
 from shiftvit.errors import Interrupted
 from shiftvit.evaluation.report import write_report
 from shiftvit.training.callbacks import Watch
+from shiftvit.training.runfolder import choose_run, open_run
+from trees import make_arrays, save_archive
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
@@ -168,3 +175,70 @@ def test_device_without_a_stored_generator_is_seeded(stopped_run: Path, monkeypa
         checkpoint.set_generators(3, checkpoint.Progress(1, 2), stopped_run / "checkpoints" / "last.safetensors")
         draws.append(torch.rand(3).tolist())
     assert draws[0] == draws[1]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing runs after it."""
+
+
+def kill_at(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Ends the next work on files before its step with this number."""
+    steps, killed = itertools.count(), []
+
+    def count(owner: Any, name: str) -> None:
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def step(*args: Any, **options: Any) -> Any:
+            if killed and name == "rmtree":
+                return None
+            if next(steps) == number:
+                killed.append(number)
+                raise Killed
+            return original(*args, **options)
+
+        patch.setattr(owner, name, step)
+
+    for name in ("mkdir", "open", "replace", "write_text", "write_bytes"):
+        count(Path, name)
+    count(tempfile, "mkdtemp")
+    count(shutil, "rmtree")
+    count(files, "sync_folder")
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_run_that_is_killed_while_it_begins_can_be_started_or_resumed(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "describe_environment", dict)
+    images, labels = make_arrays()
+    name = str(save_archive(tmp_path / "d.npz", x_train=images, y_train=labels, x_val=images, y_val=labels))
+    dataset, recipe = load_sample(), Recipe.load("quick")
+    if own:
+        dataset, recipe = find_data(Path(name)), Recipe.load("quick", **{"data.name": name})
+    outcomes = []
+    for number in itertools.count():
+        run = tmp_path / f"run{number}"
+        with monkeypatch.context() as patch:
+            kill_at(patch, number)
+            try:
+                with open_run(run, recipe, dataset):
+                    outcomes.append("begun")
+            except Killed:
+                outcomes.append("resumed" if (run / "recipe.toml").is_file() else "started")
+        if outcomes[-1] == "started":
+            assert choose_run(recipe, run, None, {}) == (recipe, run)
+        else:
+            with pytest.raises(ShiftViTError, match="not an empty folder; choose another with --out, or continue"):
+                choose_run(recipe, run, None, {})
+            assert choose_run(None, None, run, {}) == (recipe, run)
+        with open_run(run, recipe, dataset):
+            made = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+        assert made - {"splits.csv"} == {"checkpoints", "figures", "environment.json", "recipe.toml"}
+        assert ("splits.csv" in made) == own
+        if outcomes[-1] == "begun":
+            break
+    assert min(outcomes.count("started"), outcomes.count("resumed")) > 5
+    (run / "notes.txt").write_text("mine")
+    (run / "recipe.toml").unlink()
+    with pytest.raises(ShiftViTError, match="not an empty folder"):
+        choose_run(recipe, run, None, {})

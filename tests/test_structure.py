@@ -46,7 +46,11 @@ HOUSE = [
     ("augment", "changes erasing randaugment photometric boxes mix augment"),
     ("figures", "evaluation grid run style"),
     ("templates", ""),
-    ("", "preprocess threads environment backend presets config replacement download npm files console errors"),
+    (
+        "",
+        "preprocess threads environment backend presets stages config replacement download npm files zips console "
+        "errors",
+    ),
 ]
 ROOMS = [room for room, _ in HOUSE if room]
 # Each module -> its floor, counted downward, and its place on it. `PACKAGES` has the floor of each room's `__init__`.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attack import bounded_memory, write_liar
 from shiftvit.data.find.dataset import make_natural_key
 from shiftvit.data.find.find import find_data
 from shiftvit.errors import join_words
@@ -245,6 +248,20 @@ def test_files_that_are_not_archives_fail(tmp_path):
     with path.open("wb") as stream:
         np.save(stream, X)
     assert "holds a single array" in read_fault(path)
+
+
+def test_archive_that_lies_about_its_size_fails(tmp_path):
+    write_liar(tmp_path / "d.npz", zipfile.ZIP_LZMA, "images.npy")
+    with bounded_memory():
+        fault = read_fault(tmp_path / "d.npz")
+    assert "has no images for training" in fault  # nothing is unpacked without labels
+    save_archive(tmp_path / "w.npz", images=X, labels=Y)
+    with zipfile.ZipFile(tmp_path / "w.npz") as whole, zipfile.ZipFile(tmp_path / "d.npz", "a") as archive:
+        archive.writestr("labels.npy", whole.read("labels.npy"))
+    with bounded_memory():
+        fault = read_fault(tmp_path / "d.npz")
+    assert "the array 'images' of '" in fault
+    assert "another method than deflate" in fault
 
 
 @given(st.lists(st.integers(-(10**6), 10**6), min_size=1))

@@ -17,13 +17,13 @@ from safetensors.numpy import load_file
 from logs import read_log
 from sample import replace_splits
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, recipes, train
-from shiftvit.bundle.describe import list_stages
 from shiftvit.config import ModelConfig
 from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.presets import PRESETS
+from shiftvit.stages import list_stages
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from shiftvit.training.runfolder import open_run
 from shiftvit.training.setup import build, resolve

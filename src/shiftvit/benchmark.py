@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.describe import list_stages
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
 from shiftvit.environment import computes_bfloat16, describe_environment, find_device_name
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.presets import PRESETS
+from shiftvit.stages import list_stages
 
 # Rows and columns of the matrices that measure the peak: large enough that overhead does not count.
 _SIDE = 2048

@@ -33,11 +33,13 @@ class ModelConfig(Settings):
     image_shape: tuple[Positive | None, Positive | None, Positive] = Field(
         (224, 224, 3), description="height, width (pixels; None: any) and channels of the input"
     )
-    num_classes: int = Field(1000, ge=0, description="length of the logits; 0: no head")
-    patch_size: int = Field(4, ge=1, description="pixels on a side of an embedded patch")
-    embed_dim: int = Field(96, ge=1, description="channels of the first stage; each later stage doubles them")
-    depths: tuple[Positive, ...] = Field((6, 8, 18, 6), min_length=1, description="blocks in each stage")
-    mlp_ratio: float = Field(2.0, gt=0, description="hidden channels of an MLP, as a multiple of its input channels")
+    num_classes: int = Field(1000, ge=0, lt=2**31, description="length of the logits; 0: no head")
+    patch_size: Positive = Field(4, description="pixels on a side of an embedded patch")
+    embed_dim: Positive = Field(96, description="channels of the first stage; each later stage doubles them")
+    depths: tuple[Positive, ...] = Field((6, 8, 18, 6), min_length=1, max_length=16, description="blocks in each stage")
+    mlp_ratio: float = Field(
+        2.0, gt=0, lt=2**31, description="hidden channels of an MLP, as a multiple of its input channels"
+    )
     num_div: int = Field(12, ge=4, description="divisions of the channels; four of them move")
     shift_pixels: int = Field(1, ge=1, description="shift in pixels of the feature map")
     shift_channels: int | None = Field(
@@ -161,7 +163,8 @@ class TrainConfig(Settings):
         "auto", description="auto: bfloat16 if the processor computes in it and the backend is not jax, else float32"
     )
     loop: Literal["auto", "fit", "device"] = Field(
-        "auto", description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU, where possible"
+        "auto",
+        description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU, where possible",
     )
     jit_compile: bool = Field(
         False, description="device loop on torch: fuse the step's kernels with torch.compile; jax always compiles"

@@ -60,17 +60,20 @@ def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
 
     name = name[:64]  # so that the temporary name is not too long
     delete_abandoned(folder, glob.escape(name))
-    work = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
-    try:
-        with (work / _LOCK).open("a") as file:
-            lock(file, wait=False)
-            yield work
-    finally:
+    while True:
+        work = Path(tempfile.mkdtemp(".tmp", f".{name}.", folder))
         try:
-            shutil.rmtree(work, ignore_errors=True)
-        except KeyboardInterrupt:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+            with (work / _LOCK).open("a") as file:
+                if lock(file, wait=False) is False or not (work / _LOCK).exists():
+                    continue  # another process took it for abandoned before it was locked, and deletes it
+                yield work
+                return
+        finally:
+            try:
+                shutil.rmtree(work, ignore_errors=True)
+            except KeyboardInterrupt:
+                shutil.rmtree(work, ignore_errors=True)
+                raise
 
 
 def delete_abandoned(folder: Path, pattern: str = "*") -> None:
@@ -81,17 +84,14 @@ def delete_abandoned(folder: Path, pattern: str = "*") -> None:
         pattern: a glob pattern for the names of the files that were prepared in them.
     """
     for left in folder.glob(f".{pattern}.*.tmp"):
-        if _is_abandoned(left):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Returns whether the process that made a temporary folder has ended, which released its lock."""
-    try:
-        with (folder / _LOCK).open("r+") as file:
-            return lock(file, wait=False) is True
-    except OSError:
-        return False
+        with contextlib.suppress(OSError):
+            with (left / _LOCK).open("r+") as file:
+                if lock(file, wait=False) is not True:  # the process that made it still runs
+                    continue
+                shutil.rmtree(left, ignore_errors=True)  # while it is locked, as its process may be about to lock it
+            if left.exists():  # Windows does not delete an open file
+                (left / _LOCK).unlink()
+                left.rmdir()
 
 
 def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:

@@ -25,9 +25,11 @@ from shiftvit.bundle.stored.manifest import (
     FORMAT,
     GRAPH,
     MANIFEST,
+    MISFIT,
     WEIGHTS,
     Provenance,
     check_labels,
+    check_size,
     read_checked,
     read_manifest,
     read_tensors,
@@ -231,6 +233,7 @@ class Bundle:
         Raises:
             ShiftViTError: the weights do not fit the configuration.
         """
+        check_size(self.config, self.weights)
         from shiftvit.model.network import ShiftViT
 
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
@@ -239,7 +242,7 @@ class Bundle:
             tuple(variable.shape) == self.weights[path].shape for path, variable in variables.items()
         )
         if not fits:
-            raise ShiftViTError("the bundle's weights do not fit its own model configuration; restore the bundle")
+            raise ShiftViTError(MISFIT)
         for path, variable in variables.items():
             variable.assign(np.asarray(self.weights[path], np.float32))
         return model

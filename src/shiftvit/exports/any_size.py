@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import KEY, Metadata
-from shiftvit.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess, make_pair
 
 # The heights and widths of images for the gate: to enlarge, to shrink, odd, elongated, and the size of the model.
 _SIZES = (
@@ -101,15 +101,22 @@ def make_images(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 def _write_front(rule: Preprocess, ir_version: int) -> str:
     """Returns the graph from images of any size to the model's input, in ONNX's text format."""
     assert rule.crop is not None or isinstance(rule.resize, tuple)  # `fitted` ensures it
+    height, width = crop = make_pair(rule.crop or rule.resize or 1)
     if isinstance(rule.resize, tuple):
         target = f"target = Constant<value_ints=[{rule.resize[0]}, {rule.resize[1]}]>()"
     else:  # the shorter side; fractions of a pixel are cut off
         target = f"""side = ReduceMin<keepdims=1>(shape)
   shorter = Constant<value_ints=[{rule.resize}]>()
   scaled = Mul(shape, shorter)
-  target = Div(scaled, side)"""
-    crop = rule.crop if isinstance(rule.crop, tuple) else (rule.crop, rule.crop)
-    height, width = rule.resize if rule.crop is None and isinstance(rule.resize, tuple) else crop
+  proportional = Div(scaled, side)
+  longer = Constant<value_int={crop.index(max(crop))}>()
+  least = Constant<value_int={max(crop)}>()
+  reached = Gather(proportional, longer)
+  is_short = Less(reached, least)
+  own = Gather(shape, longer)
+  enlarged = Mul(shape, least)
+  covering = Div(enlarged, own)
+  target = Where(is_short, covering, proportional)"""  # `covering` has the longer side of the crop
     start = "Div(margin, two)" if rule.crop_position == "center" else "Sub(margin, margin)"
     return f"""<ir_version: {ir_version}, opset_import: ["" : {_OPSET}, "shiftvit" : 1]>
 front (uint8[batch, height, width, 3] images) => (uint8[batch, {height}, {width}, 3] pixels) {{

@@ -205,10 +205,17 @@ def _run_step(step: str, job: Path, backend: str) -> str:
     """Runs `shiftvit.exports.STEP` in a fresh process and returns its output; reports an error there in one line."""
     child = subprocess.run(
         [sys.executable, "-m", f"shiftvit.exports.{step}", str(job)],
-        # Graphs are built and verified on the processor, even if there is a GPU.
-        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+        env={
+            **os.environ,
+            "KERAS_BACKEND": backend,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            # Graphs are built and verified on the processor, even if there is a GPU.
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "PYTHONUTF8": "1",
+        },
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # libraries may write anything
         check=False,
     )
     if child.returncode:

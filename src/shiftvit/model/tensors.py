@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.bundle.stored.container import is_bomb
 from shiftvit.errors import ShiftViTError, suggest_install, to_one_line
+from shiftvit.zips import is_bomb, read_array
 
 Array = np.ndarray[Any, Any]
 
@@ -46,10 +46,10 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
     try:
         _check_size(path)
         if path.suffix == ".npz":
-            # Opened here, because NumPy does not close a damaged file.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                names = [name for name in archive.files if name.startswith("w/")] or archive.files
-                return {name.removeprefix("w/"): archive[name] for name in names}
+            with zipfile.ZipFile(path) as archive:
+                entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+                names = [name for name in entries if name.startswith("w/")] or entries
+                return {name.removeprefix("w/"): read_array(archive, entries[name]) for name in names}
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,13 +74,12 @@ class JaxGroup:
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
         self._predict: dict[int, Any] = {}
 
-    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        values = np.ascontiguousarray(values)
+    def gather(self, values: NDArray[Any], into: NDArray[Any]) -> None:
         # As bytes, because jax would round 64-bit values to 32 bits.
         found = np.asarray(self._gather(values.reshape(-1).view(np.uint8)))
-        return np.frombuffer(found.tobytes(), values.dtype).reshape(self.count, *values.shape)
+        into[:] = np.frombuffer(found.tobytes(), values.dtype).reshape(into.shape)
 
-    def average(self, gradients: Sequence[Any]) -> list[Any]:
+    def average(self, gradients: Sequence[Any], meet: Callable[[], Any]) -> list[Any]:  # noqa: ARG002  (the step does)
         return list(gradients)
 
     def local(self, model: Any) -> Any:

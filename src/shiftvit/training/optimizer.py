@@ -121,17 +121,16 @@ class _Rule(keras.optimizers.Optimizer):
         """Returns the rate at this step of the variables with a share of the optimizer's rate."""
         part, waits = share
         if waits:
-            rate = rate * ops.cast(self.iterations >= self.head_steps, "float32")
+            # Not Keras' comparison: it makes a tensor of the Python number, which a CUDA graph cannot capture.
+            rate = rate * ops.cast(self.iterations.value >= self.head_steps, "float32")
         return rate if part == 1 else rate * part
 
     def _group_by_decay(self, variables: Any) -> dict[tuple[float, tuple[float, bool]], list[Any]]:
         """Returns the variables by how much they decay, times their rate, and by their share of the rate."""
         groups: dict[tuple[float, tuple[float, bool]], list[Any]] = {}
         for variable in variables:
-            if self._use_weight_decay(variable):
-                amount = self._find_weight_decay(variable)
-                if amount:
-                    groups.setdefault((amount, self._get_share(variable)), []).append(variable)
+            if self._use_weight_decay(variable) and (amount := self._find_weight_decay(variable)):
+                groups.setdefault((amount, self._get_share(variable)), []).append(variable)
         return groups
 
     def _find_weight_decay(self, variable: Any) -> float | None:  # noqa: ARG002  (Muon has two)

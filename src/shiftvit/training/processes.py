@@ -5,7 +5,8 @@ the weights stay equal. Process 0 decides, prints and writes; the others follow.
 for which all of this does nothing.
 
 The processes stay in step: before any exchange they meet and share what the exchange is for and whether their memory
-ran out. So a fault in one process ends or repeats the step in all of them, and none waits for ever.
+ran out. So a fault in one process ends or repeats the step in all of them, and none waits for ever. The memory for an
+exchange is allocated before its last meeting, as a process that fails after it would leave the others waiting.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class Group(Protocol):
     # Whether gradients are averaged within a compiled step, which cannot be interrupted.
     compiled: bool
 
-    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Returns the arrays of all processes, of equal shape and dtype, stacked along a new first axis."""
+    def gather(self, values: NDArray[Any], into: NDArray[Any]) -> None:
+        """Writes the arrays of all processes, of equal shape and dtype, into an array (count, *shape)."""
 
-    def average(self, gradients: Sequence[Any]) -> list[Any]:
-        """Returns the gradients averaged over all processes."""
+    def average(self, gradients: Sequence[Any], meet: Callable[[], Any]) -> list[Any]:
+        """Returns the gradients averaged over all processes. Calls `meet` when the memory for it is allocated."""
 
     def local(self, model: Any) -> Any:
         """Returns an object that predicts with a model's weights in this process alone."""
@@ -174,19 +175,14 @@ class Several(Processes):
             return gradients
         gradients = list(gradients)
         began = time.perf_counter()
-        self._meet(_REDUCE)
-        means = self.group.average(gradients)
+        means = self.group.average(gradients, lambda: self._meet(_REDUCE))
         self._seconds += time.perf_counter() - began
         self._bytes += sum(gradient.nbytes for gradient in gradients)
         self._steps += 1
         return means
 
     def gather(self, rows: NDArray[Any]) -> NDArray[Any]:
-        counts = self._meet(_ROWS, len(rows))[:, 0].astype(int)
-        padded = np.zeros((max(counts), *rows.shape[1:]), rows.dtype)
-        padded[: len(rows)] = rows
-        found = self.group.gather(padded)
-        return np.concatenate([part[:count] for part, count in zip(found, counts, strict=True)])
+        return np.concatenate(self._gather(_ROWS, rows))
 
     def local(self, model: Any) -> Any:
         return self.group.local(model)
@@ -223,12 +219,18 @@ class Several(Processes):
 
     def _gather_text(self, text: str) -> list[str]:
         """Returns the texts of all processes."""
-        coded = np.frombuffer(text.encode(), np.uint8)
-        sizes = self._meet(_TEXT, len(coded))[:, 0].astype(int)
-        padded = np.zeros((max(sizes) // _BLOCK + 1) * _BLOCK, np.uint8)
-        padded[: len(coded)] = coded
-        rows = self.group.gather(padded)
-        return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+        rows = self._gather(_TEXT, np.frombuffer(text.encode(), np.uint8), _BLOCK)
+        return [row.tobytes().decode() for row in rows]
+
+    def _gather(self, purpose: int, rows: NDArray[Any], multiple: int = 1) -> list[NDArray[Any]]:
+        """Returns the rows of each process, which are padded to a larger multiple of a number."""
+        counts = self._meet(purpose, len(rows))[:, 0].astype(int)
+        padded = np.zeros(((max(counts) // multiple + 1) * multiple, *rows.shape[1:]), rows.dtype)
+        padded[: len(rows)] = rows
+        found = np.empty((self.count, *padded.shape), rows.dtype)
+        self._meet(purpose)
+        self.group.gather(padded, found)
+        return [part[:count] for part, count in zip(found, counts, strict=True)]
 
     def _meet(self, purpose: int, *values: float) -> NDArray[np.float64]:
         """Returns the values of every process, once all of them meet for the same purpose.
@@ -247,4 +249,6 @@ class Several(Processes):
     def _exchange(self, fault: float, purpose: int, *values: float) -> NDArray[np.float64]:
         row = np.zeros(2 + _VALUES, np.float64)
         row[: 2 + len(values)] = fault, purpose, *values
-        return self.group.gather(row)
+        rows = np.empty((self.count, len(row)), np.float64)
+        self.group.gather(row, rows)
+        return rows

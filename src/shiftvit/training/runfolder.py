@@ -100,7 +100,7 @@ def _choose(
         stamp = datetime.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         return recipe, _find_unused(Path("runs") / f"{recipe.name}-{stamp}")
     run = Path(out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and not _can_begin_in(run):
         raise ShiftViTError(
             f"{str(run)!r} exists and is not an empty folder; choose another with --out, or continue that run with "
             f"--resume {shlex.quote(str(run))}"
@@ -127,14 +127,16 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
                 f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
-        _keep_environment(run)
-        if not (run / RECIPE).is_file():
-            if dataset.path is not None:
-                save_splits(dataset, run / SPLITS_TABLE)
-            _write_recipe(run, recipe)
-        else:
+        if (run / RECIPE).is_file():
             change_recipe(run, recipe)
             _notice_lost_checkpoint(run, recipe)
+        else:
+            _write_recipe(run, recipe)  # the first file: with it, a run that is stopped can be resumed
+        _keep_environment(run)
+        # A run that has begun may have lost its table, and then nobody knows its splits.
+        table = run / SPLITS_TABLE
+        if dataset.path is not None and not table.is_file() and not _find_checkpoint(run).is_file():
+            save_splits(dataset, table)
         yield
 
 
@@ -146,11 +148,16 @@ def _keep_environment(run: Path) -> None:
     files.write_json(run / ENVIRONMENT, environment.describe_environment())
 
 
-def _notice_lost_checkpoint(run: Path, recipe: Recipe) -> None:
+def _find_checkpoint(run: Path) -> Path:
     from shiftvit.training.checkpoint import LAST
 
-    if recipe.probe is None and not (run / "checkpoints" / LAST).is_file():
-        notice(f"{str(run)!r} has no checkpoint {LAST}, so the run begins anew")
+    return run / "checkpoints" / LAST
+
+
+def _notice_lost_checkpoint(run: Path, recipe: Recipe) -> None:
+    last = _find_checkpoint(run)
+    if recipe.probe is None and not last.is_file():
+        notice(f"{str(run)!r} has no checkpoint {last.name}, so the run begins anew")
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
@@ -268,6 +275,16 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _write_recipe(run: Path, recipe: Recipe) -> None:
     text = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
     files.write_file(run / RECIPE, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def _can_begin_in(folder: Path) -> bool:
+    """Returns whether a folder is empty, or has only what `open_run` makes before the recipe."""
+    return folder.is_dir() and all(
+        path.name == ".lock"
+        or (path.name in ("checkpoints", "figures") and path.is_dir() and not any(path.iterdir()))
+        or path.match(f".{RECIPE}.*.tmp")  # of a process that was killed while it wrote the recipe
+        for path in folder.iterdir()
+    )
 
 
 def _find_unused(path: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import find_bundle, is_checkpoint, is_name
-from shiftvit.bundle.stored.manifest import read_manifest
+from shiftvit.bundle.stored.manifest import check_size, read_manifest, read_tensors
 from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, find_evaluation
 from shiftvit.config import ModelConfig, StartConfig
 from shiftvit.data.find.words import normalise_name
@@ -29,7 +29,7 @@ _FREE = {"image_shape", "num_classes", "dropout", "drop_path", "preset"}
 
 
 def apply_start(recipe: Recipe) -> Recipe:
-    """Returns the recipe with the model and preprocessing of `start.source`, if that is set. Reads no weights.
+    """Returns the recipe with the model and preprocessing of `start.source`, if that is set.
 
     Mean and std are those of the source; if `start.resolution` is "source", so is the resolution. A checkpoint of the
     authors does not name its architecture, so the recipe must. Its mean and std are ImageNet's, unless the recipe sets
@@ -53,7 +53,9 @@ def apply_start(recipe: Recipe) -> Recipe:
         recipe = recipe.model_copy(update={"start": recipe.start.model_copy(update={"source": source})})
     if is_checkpoint(source):
         return _apply_checkpoint(recipe)
-    trained = read_manifest(find_bundle(source))
+    container = find_bundle(source)
+    trained = read_manifest(container)
+    check_size(trained.model, read_tensors(container, trained))
     own = recipe.model.get_arguments()
     for key, value in own.items():
         if key not in _FREE and value != getattr(trained.model, key):

@@ -10,10 +10,9 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, complain
@@ -64,14 +63,12 @@ class TorchGroup:
                 f"{JOIN} s ({take_first_line(error)}); are all started, and is the port open?"
             ) from error
 
-    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        tensor = self._torch.from_numpy(np.ascontiguousarray(values))
-        found = [self._torch.empty_like(tensor) for _ in range(self.count)]
-        self._distributed.all_gather(found, tensor)
-        return np.stack([each.numpy() for each in found])
+    def gather(self, values: NDArray[Any], into: NDArray[Any]) -> None:
+        self._distributed.all_gather(list(self._torch.from_numpy(into)), self._torch.from_numpy(values))
 
-    def average(self, gradients: Sequence[Any]) -> list[Any]:
+    def average(self, gradients: Sequence[Any], meet: Callable[[], Any]) -> list[Any]:
         flat = self._torch.cat([gradient.reshape(-1) for gradient in gradients])
+        meet()
         self._distributed.all_reduce(flat)
         flat /= self.count
         parts = flat.split([gradient.numel() for gradient in gradients])

@@ -12,10 +12,8 @@ from typing import Protocol
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
 from shiftvit.replacement import find_current, write_folder
+from shiftvit.zips import is_bomb, read_entry
 
-# The largest ratio of unpacked to packed size, beyond a minimum size. Weights hardly compress; zip bombs do.
-_MAX_RATIO = 20
-_FLOOR = 2**24
 # Zip archives cannot hold an earlier date; a fixed one makes equal bundles equal archives.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -68,12 +66,13 @@ class Archive:
                 kind = stat.S_IFMT(entry.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG):
                     raise _explain_unreadable(self.where, name, "it is not a regular file")
-                if is_bomb(entry.file_size, entry.compress_size):
+                packed = min(entry.compress_size, self.where.stat().st_size)  # the archive may lie
+                if is_bomb(entry.file_size, packed):
                     raise ShiftViTError(
                         f"{name!r} in {str(self.where)!r} would unpack to {entry.file_size:,} bytes from "
-                        f"{entry.compress_size:,}, too many for a model; get the bundle again"
+                        f"{packed:,}, too many for a model; get the bundle again"
                     )
-                return archive.read(entry)
+                return read_entry(archive, entry)
         except KeyError:
             raise _explain_unreadable(self.where, name, "it is not in the archive") from None
         except (ShiftViTError, MemoryError):
@@ -131,11 +130,6 @@ def write_container(
             (folder / name).write_bytes(content)
 
     write_folder(path, write, {*contents, *gone}, keep)
-
-
-def is_bomb(size: int, packed: int) -> bool:
-    """Returns whether `packed` bytes unpack to more than those of a model could."""
-    return size > max(_FLOOR, _MAX_RATIO * packed)
 
 
 def hash_content(content: bytes) -> str:

@@ -12,8 +12,10 @@ from shiftvit.bundle.stored.container import Container, hash_content
 from shiftvit.config import ModelConfig, Settings, describe_fault
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
+from shiftvit.stages import list_stages
 
 FORMAT = 1
+MISFIT = "the bundle's weights do not fit its own model configuration; restore the bundle"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 MANIFEST = "bundle.json"
@@ -38,6 +40,13 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
     if len(names) != count:
         raise ShiftViTError(f"{len(names)} labels do not name {count} classes; give one for each")
     return tuple(map(str, names))  # NumPy's strings become ordinary ones
+
+
+def check_size(config: ModelConfig, weights: Mapping[str, Any]) -> None:
+    """Raises ShiftViTError if a model has more weights than there are: building it could take any amount of memory."""
+    needed = sum(row["parameters"] for row in list_stages(config))
+    if sum(config.depths) > len(weights) or needed > sum(value.size for value in weights.values()):
+        raise ShiftViTError(MISFIT)
 
 
 class Provenance(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from shiftvit.data.find.dataset import SPLITS, Dataset, Split
 from shiftvit.data.find.words import name_splits, normalise_name
 from shiftvit.errors import ShiftViTError, describe_error, pluralize
+from shiftvit.zips import read_array
 
 # Words in the name of an array that say what it holds. The rest may name a split: `x_train`, `val_images`, `Yvalid`.
 _IMAGES = "x|images?|imgs?|data|pixels|inputs?"
@@ -96,17 +98,17 @@ def _read_arrays(path: Path) -> tuple[dict[str, tuple[str, str]], dict[str, NDAr
     name = ""
     try:
         with path.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            if stream.read(6) == b"\x93NUMPY":
                 raise ShiftViTError(f"{str(path)!r} holds a single array; save images and labels with numpy.savez")
-            names = [name for name in archive.files if name != _CLASS_NAMES]
-            pairs = _pair_arrays(names)
+            archive = zipfile.ZipFile(stream)
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+            pairs = _pair_arrays([name for name in entries if name != _CLASS_NAMES])
             wanted = {_CLASS_NAMES, *(name for pair in pairs.values() for name in pair)}
             arrays = {}
-            for name in archive.files:
+            for name, entry in entries.items():
                 if name in wanted:
-                    arrays[name] = archive[name]
-            return pairs, arrays, [name for name in archive.files if name not in wanted]
+                    arrays[name] = read_array(archive, entry)
+            return pairs, arrays, [name for name in entries if name not in wanted]
     except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # damaged archives raise exceptions of nearly any type
