@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.data.batches.pictures import Pictures
-from shiftvit.data.decode.images import decode, read_bytes
+from shiftvit.data.batches.pictures import Pictures, read_picture
+from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, notice, pluralize, report_skipped
@@ -222,6 +222,6 @@ def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple
         digest = hashlib.sha256(content).digest()
         if store.get(digest) is not None:
             return digest, None
-        return digest, rule.pixels(decode(content, name=path, **rule.decoding)[None])[0]
+        return digest, read_picture(content, rule, name=path)
     except ShiftViTError as error:
         return b"", str(error)
