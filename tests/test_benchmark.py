@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from shiftvit import Recipe, ShiftViT, ShiftViTError
 from shiftvit.benchmark import benchmark, measure_peak_gflops
+from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.bundle.stored.manifest import GRAPH
+from shiftvit.cli.main import app
 from shiftvit.config import ModelConfig
 from shiftvit.presets import PRESETS
 from tensors import to_numpy
@@ -99,7 +104,28 @@ def test_gflop_per_image_matches_the_published_value(monkeypatch):
     assert found["gflop_per_image"] == pytest.approx(0.62, abs=0.03)
 
 
+def test_export_has_rates_without_a_share(tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("the peak is of no use without the cost of an image")
+
+    monkeypatch.setattr("shiftvit.benchmark.measure_peak_gflops", fail)
+    shutil.copyfile(PRETRAINED / "cifar10" / GRAPH, tmp_path / "model.onnx")
+    for model in (tmp_path, tmp_path / "model.onnx"):
+        found = benchmark(str(model), batch_sizes=[2], repeats=1, seconds=0.01)
+        assert (found["precision"], found["peak_gflops"], found["gflop_per_image"]) == ("float32", None, None)
+        (row,) = found["rows"]
+        assert row["images_per_second"] > 0
+        assert row["share_of_peak"] is None
+    monkeypatch.setattr("shiftvit.benchmark.benchmark", lambda *_, **__: found)
+    answer = CliRunner().invoke(app, ["benchmark", str(tmp_path)])
+    assert answer.exit_code == 0, answer.output
+    assert "an export does not say what an image costs" in answer.output
+    assert "share" not in answer.output
+
+
 def test_invalid_arguments_fail():
+    with pytest.raises(ShiftViTError, match=r"there is no precision 'bf16'; .*Valid: auto, float32, mixed_bfloat16"):
+        benchmark("shiftvit_cifar", train=True, precision="bf16")
     with pytest.raises(ShiftViTError, match="batch_size=0 must be at least 1"):
         benchmark(batch_sizes=[0])
     with pytest.raises(ShiftViTError, match="repeats=0 must be at least 1"):

@@ -15,7 +15,7 @@ from attack import Attack
 from bundles import assert_equal_bundles
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import hash_content
-from shiftvit.bundle.stored.find import PRETRAINED, list_pretrained
+from shiftvit.bundle.stored.find import PRETRAINED, choose_name, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.training.start import apply_start
 from tensors import set_random_weights
@@ -407,3 +407,24 @@ def test_weights_are_saved_whatever_their_memory_order(tmp_path):
     kernel = np.arange(48, dtype=np.float32).reshape(2, 24).T  # in column-major order
     dataclasses.replace(bundle, weights={**bundle.weights, "head/kernel": kernel}).save(tmp_path / "model")
     np.testing.assert_array_equal(Bundle.load(tmp_path / "model").weights["head/kernel"], kernel)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("cifar10", "cifar10"),
+        ("runs/3", "3"),
+        ("runs/cats/bundle", "cats"),
+        ("runs/cats.v2/bundle/", "cats.v2"),
+        ("models/cats.zip", "cats"),
+        ("bundle", "pets"),
+        (".", "pets"),
+        ("deep/..", "pets"),
+        ("/", "model"),
+        ("/bundle", "model"),
+    ],
+)
+def test_short_name_of_a_model(path, name, tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path / "pets")
+    assert choose_name(path) == name

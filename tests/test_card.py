@@ -6,6 +6,7 @@ import html
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
 from shiftvit.bundle.card import Facts, address_card, dump_settings, get_last_name, write_card
+from shiftvit.bundle.describe import describe
 from shiftvit.config import ModelConfig
 from shiftvit.evaluation.metrics import estimate_intervals, measure, measure_macro
 
@@ -152,6 +154,24 @@ def test_card_of_a_bundle_without_a_run_is_short() -> None:
         assert absent not in card
     assert "Not measured.\n" in write_card(make_bundle())
     assert ModelCard(card).data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("metrics", "notes"),
+    [
+        ({"test": {"top1": 0.5, "n": 20}}, {"test": "top-1 50.00% (20 images)"}),
+        ({"val": {"loss": 0.25}, "test": {"n": 20}}, {"validation": "loss 0.2500"}),
+        ({"val": [0.5], "test": {"top1": "high", "loss": 0.3}}, {"test": "loss 0.3000"}),
+        ({"test": {"top1": 1.0, "top5": 1.0, "loss": 0.0, "n": 1}}, {"test": "top-1 100.00%, loss 0.0000 (1 image)"}),
+        ({}, {}),
+    ],
+)
+def test_info_shows_the_known_figures(metrics: dict[str, Any], notes: dict[str, str], tmp_path: Path) -> None:
+    make_bundle(metrics=metrics).save(tmp_path / "b")
+    found = describe(str(tmp_path / "b"))["notes"]
+    assert {key: found[key] for key in ("validation", "test") if key in found} == notes
+    make_bundle(tuple("abcdef"), metrics={"test": {"top5": 0.75}}).save(tmp_path / "b")
+    assert describe(str(tmp_path / "b"))["notes"]["test"] == "top-5 75.00%"
 
 
 def test_parameter_count_is_that_of_keras() -> None:

@@ -80,6 +80,17 @@ def test_broken_picture_is_reported_and_the_others_are_explained(tmp_path, capfd
     assert "broken.png" in str(answer.exception)
 
 
+def test_elongated_picture_is_reported_by_its_name(tmp_path, capfd):
+    Image.new("L", (70_000, 1)).save(tmp_path / "long.png")
+    arguments = ["--method", "cam", "--out", tmp_path / "x.png", "--json"]
+    answer = run_command(tmp_path / "long.png", SAMPLES[0], *arguments)
+    assert [row["path"] for row in json.loads(answer.stdout)] == [str(SAMPLES[0])]
+    reason = f"{tmp_path / 'long.png'}: an image of 1 x 70000 pixels is too elongated"
+    assert f"skipped: {reason}" in answer.stderr + capfd.readouterr().err
+    answer = run_command(tmp_path / "long.png", *arguments)
+    assert str(answer.exception).startswith(reason)
+
+
 def test_nan_output_is_reported_with_the_model_and_the_image(tmp_path):
     bundle = Bundle.load("cifar10")
     for value in bundle.weights.values():

@@ -123,6 +123,24 @@ def test_stdin_is_an_image_or_a_list_of_paths(folder, tmp_path):
     assert b"standard input is empty" in predict("-", cwd=tmp_path, input=b"", status=2).stderr
 
 
+def test_standard_input_has_its_name_wherever_it_stands(folder, tmp_path):
+    half = (folder / "half.png").read_bytes()
+    long = io.BytesIO()
+    Image.new("L", (70_000, 1)).save(long, "png")
+    rules = {half: "standard input is not a readable PNG", long.getvalue(): "standard input: an image of 1 x 70000"}
+    for content, reason in rules.items():
+        answer = predict("pictures/good0.png", "-", "--format", "jsonl", cwd=tmp_path, input=content)
+        first, second = map(json.loads, answer.stdout.splitlines())
+        assert (first["path"], second["path"]) == ("pictures/good0.png", "-")
+        assert second["error"].startswith(reason)
+        arguments = ["embed", "pictures/good0.png", "-", "--out", "x.npz"]
+        answer = command_line.run(*arguments, cwd=tmp_path, input=content)
+        assert f"skipped: {reason}" in answer.stderr.decode()
+    command_line.run(*arguments, cwd=tmp_path, input=(folder / "good1.png").read_bytes())
+    with np.load(tmp_path / "x.npz") as table:
+        assert table["paths"].tolist() == ["pictures/good0.png", "-"]
+
+
 def test_file_names_with_invalid_encodings_or_line_breaks(folder, tmp_path):
     odd = [os.fsencode(folder) + b"/\xff\xfe.png", os.fsencode(folder) + b"/two\nlines.png"]
     for name in odd:

@@ -195,6 +195,17 @@ def test_demo_is_replaced_and_has_a_card_for_spaces(folder, tmp_path, monkeypatc
     assert not (folder / "README.md").exists()  # the card is for Spaces, which this call does not ask for
 
 
+def test_demo_of_a_run_has_the_name_of_the_run(tmp_path, monkeypatch):
+    shutil.copytree(PRETRAINED / "cifar10", tmp_path / "pets" / "bundle")
+    monkeypatch.chdir(tmp_path / "pets")
+    # Neither the graph nor the runtime has the name.
+    monkeypatch.setattr(demo, "export", lambda *_, **__: PRETRAINED / "cifar10")
+    monkeypatch.setattr(demo, "_copy_runtime", lambda place, _: place.mkdir())
+    for model in ("bundle", "."):
+        about = json.loads((write_demo(model, tmp_path / "out") / "model" / "model.json").read_text())
+        assert about["name"] == "pets"
+
+
 def test_folder_that_is_not_a_demo_is_not_changed(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ShiftViTError, match="is not a demo"):

@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from sample import SMALL, load_sample, write_tree
 from shiftvit import Bundle, Predictor, Recipe, ShiftViTError, evaluate, train
+from shiftvit.cli.main import app
 from shiftvit.data.batches.pictures import Pictures, find_size, read_picture, read_pictures
+from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
+from shiftvit.data.find.find import find_data
+from shiftvit.data.read import read_dataset
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.preprocess import Preprocess
+from shiftvit.training.features import FeatureReader
 
 RULE = Preprocess(resize=24, crop=20, crop_position="center")
 pytestmark = pytest.mark.usefixtures("plain_figures")
@@ -48,6 +54,28 @@ def test_jpeg_decoded_at_a_reduced_size_differs_little(tmp_path: Path) -> None:
     Image.fromarray(smooth).resize((512, 512), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
     whole = RULE.pixels(decode(tmp_path / "a.jpg")[None])[0].astype(int)
     assert np.abs(read_picture(str(tmp_path / "a.jpg"), RULE) - whole).mean() < 1
+
+
+def test_elongated_picture_is_named_wherever_pictures_are_read(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
+    place = tree / "cat" / "long.png"
+    Image.new("L", (70_000, 1)).save(place)
+    data = find_data(tree)
+    ((_, fault),) = check_data(data, rule=RULE).corrupt
+    assert fault.startswith(f"{str(place)!r}: an image of 1 x 70000 pixels is too elongated")
+    assert check_data(data).corrupt == ()
+    extract = FeatureReader(lambda _: ("key", lambda: lambda pixels: pixels.mean(axis=(1, 2), dtype=np.float32)))
+    for read in (read_dataset, extract):
+        assert len(read(data, RULE).train) == 60
+        assert f"skipped: {fault}" in capfd.readouterr().err
+    with pytest.raises(ShiftViTError) as caught:
+        Pictures([str(place)], RULE)[:]
+    assert str(caught.value) == fault
+    answer = CliRunner().invoke(app, ["data", "check", str(tree)])
+    assert answer.exit_code == 3
+    assert f"corrupt: 1 of 61 images, such as {str(place)!r}: " in answer.output
 
 
 @pytest.mark.parametrize("budget", [2**20, 0])

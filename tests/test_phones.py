@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import image_matrix as matrix
 from shiftvit import ShiftViTError
+from shiftvit.cli.inputs import find_sources
 from shiftvit.cli.main import app
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode.images import decode
@@ -90,6 +91,19 @@ def test_videos_of_live_photos_are_silently_left_out(live_photos: Path) -> None:
     assert find_data(live_photos).notes == ("files of type .mov: 1",)
     alone = CliRunner().invoke(app, ["predict", str(live_photos / "cat" / "IMG_1.MOV"), "--strict"])
     assert alone.exit_code != 0
+
+
+def test_all_commands_leave_out_the_same_files(live_photos: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from shiftvit.inference.blocks import Inputs
+
+    names = sorted(map(str, (live_photos / "cat").iterdir()))  # as a shell expands photos/*
+    pictures = [name for name in names if name.lower().endswith(("heic", "jpg"))]
+    assert len(pictures) == 3 < len(names)
+    assert list_images(names) == find_sources(names, False, False) == pictures  # those of `explain` and of `predict`
+    assert [entry[1] for entry in Inputs(names).entries] == pictures
+    assert Inputs([Path(name).as_uri() for name in names]).count == 3
+    assert Inputs(names[:1]).count == 1  # without its picture it is not left out silently
 
 
 @pytest.mark.slow

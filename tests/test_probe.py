@@ -18,7 +18,7 @@ from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.report import write_report
 from shiftvit.training import features as feature_files
 from shiftvit.training import probe
-from shiftvit.training.features import Store
+from shiftvit.training.features import FeatureReader, Store
 from shiftvit.training.probe import fit_head
 from shiftvit.training.rate_finder import find_rate
 from tensors import set_random_weights
@@ -250,6 +250,29 @@ def test_feature_store_survives_damage(tmp_path: Path, monkeypatch: pytest.Monke
     blocked.add(digests[:1], np.ones((1, 4), np.float32))
     blocked.save()
     assert blocked.get(digests[0]) is not None
+
+
+def test_damaged_store_that_cannot_be_changed_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    store = Store("model")
+    store.add([bytes(32)], np.ones((1, 4), np.float32))
+    store.save()
+    (part,) = store.folder.iterdir()
+    part.write_bytes(part.read_bytes()[:-3])
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert Store("model").get(bytes(32)) is None
+
+
+@pytest.mark.slow
+def test_validation_images_that_replace_test_images_count_once(
+    tmp_path: Path, pets: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FeatureReader, "seconds", property(lambda _: 2.0, lambda *_: None), raising=False)
+    changes = {"start.source": str(source), "data.test": 0, "probe.strengths": "[1.0]"}
+    run = run_probe(tmp_path / "run", pets, **changes)
+    assert run.metrics["train"]["images_per_second"] == 60 / 2
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import zipfile
@@ -331,10 +332,16 @@ def test_unwritable_folders_fail_in_one_line(checkpoint: Path, tmp_path: Path, m
 
 def test_full_disk_fails_in_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_no_space(*_: Any) -> None:
-        raise ShiftViTError("cannot write 'x': No space left on device; free space, or choose another place with --out")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Bundle, "save", raise_no_space)
+    monkeypatch.setattr(Path, "write_bytes", raise_no_space)
     assert_pull_fails("No space left on device; free space, or set SHIFTVIT_DATA to another folder", source=checkpoint)
+
+
+def test_folder_of_someone_else_is_not_replaced(checkpoint: Path, model_folder: Path) -> None:
+    model_folder.mkdir(parents=True)
+    (model_folder / "notes.txt").write_text("mine")
+    assert_pull_fails("is not a bundle, so it is not replaced; set SHIFTVIT_DATA to another", source=checkpoint)
 
 
 def run_command(

@@ -19,7 +19,7 @@ import pytest
 from serving import make_picture, run_server
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.runtimes import load_graph
-from shiftvit.serve.guard import Access, is_loopback, parse_origins
+from shiftvit.serve.guard import Access, is_loopback, parse_hosts, parse_origins
 from shiftvit.serve.limits import Limits
 
 KEY = "0123456789abcdef0123"
@@ -144,6 +144,38 @@ def test_allowed_origin_may_post_after_a_preflight_request(locked_server):
 def test_invalid_origins_are_refused(origin):
     with pytest.raises(ValueError, match=f"^{re.escape(origin)}$"):
         parse_origins([origin])
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://u@a.example", "https://a.example?x", "https://a.example:65536", "https://["]
+)
+def test_origins_that_browsers_never_send_are_refused(origin):
+    with pytest.raises(ValueError, match=re.escape(origin)):
+        parse_origins([origin])
+
+
+def test_origins_are_written_as_browsers_do():
+    """The expected values are those of `new URL(text).origin` (WHATWG URL, section 4.7)."""
+    given = {
+        "HTTPS://Example.ORG:443/": "https://example.org",
+        "http://example.org:80": "http://example.org",
+        "http://example.org:443": "http://example.org:443",
+        "https://example.org:0080": "https://example.org:80",
+        "https://example.org:": "https://example.org",
+        "https://[2001:DB8::1]:443": "https://[2001:db8::1]",
+        "*": "*",
+    }
+    assert parse_origins(given) == tuple(given.values())
+    access = Access(origins=parse_origins(["https://example.org:443"]))
+    assert access.allows_origin("https://example.org", "server.example", "http")
+    assert not access.allows_origin("http://example.org", "server.example", "http")
+
+
+def test_allowed_hosts_may_have_a_port():
+    access = Access(hosts=parse_hosts(["Photos.Example.org:8443", "b.example.", "::1"]))
+    assert access.allows_host("photos.example.org")
+    assert access.allows_host("b.example:80")
+    assert not access.allows_host("example.org")
 
 
 # Keys

@@ -38,6 +38,7 @@ def get_error(capsys, *arguments):
         (["--host", "192.0.2.1"], "--api-key-file"),
         (["--log-format", "xml"], "Valid: json, text"),
         (["--allow-origin", "example.org"], "is not a web origin"),
+        (["--allow-host", "https://example.org"], "is not the name of a host"),
         (["--api-key-file", "nothing.txt"], "nothing.txt"),
         (["nothing"], "does not exist"),
         (["cifar10", "cifar10"], "would both be called 'cifar10'"),

@@ -53,6 +53,23 @@ def test_table_with_splits_numeric_labels_and_absolute_paths(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("head", "rows", "unused"),
+    [
+        ("phase,path,label,Subset", ["test,{},train", "train,{},test"], "phase"),
+        ("path,label,phase,set,subset", ["{},test,train,7", "{},train,test,8"], "phase"),  # subset holds no splits
+        ("subset,path,label,split", ["test,{},train", "train,{},test"], "subset"),
+    ],
+)
+def test_of_several_columns_of_splits_the_first_known_name_counts(tmp_path, head, rows, unused):
+    plant(tmp_path, *(f"{number}.png" for number in range(4)))
+    lines = [rows[number // 2].format(f"{number}.png,{'ab'[number % 2]}") for number in range(4)]
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines]))
+    found = find_data(tmp_path / "t.csv")
+    assert list_contents(found) == {"train": [("0.png", "a"), ("1.png", "b")], "test": [("2.png", "a"), ("3.png", "b")]}
+    assert found.notes == (f"columns that are not used: {unused}",)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"", "is empty; give a line of path and label"),

@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
-from shiftvit.config import ModelConfig
+from shiftvit.config import ModelConfig, TrainConfig
 from shiftvit.environment import computes_bfloat16, describe_environment, find_device_name
-from shiftvit.errors import ShiftViTError, check_at_least
+from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
 
@@ -24,6 +25,7 @@ _ACCELERATED_SIDE = 8192
 _WARM_UP = 2
 # A backward pass has two matrix products for each one of the forward pass.
 _TRAINING_FACTOR = 3
+_PRECISIONS = get_args(TrainConfig.model_fields["precision"].annotation)
 
 
 def benchmark(
@@ -50,23 +52,30 @@ def benchmark(
     Returns:
         `{"model", "mode", "runtime", "precision", "peak_gflops", "gflop_per_image", "rows", "environment"}`; a row has
         `batch_size`, `images_per_second` (median), `minimum`, `maximum` and `share_of_peak`. The peak is that of square
-        matrix products on the Keras backend, in the precision of training or float32.
+        matrix products on the Keras backend, in the precision of training or float32. An export does not say what an
+        image costs, so its `peak_gflops`, `gflop_per_image` and `share_of_peak` are None.
 
     Raises:
-        ShiftViTError: there is no such model, or a batch size or `repeats` is below 1.
+        ShiftViTError: there is no such model or precision, the model takes images of any size, or a batch size or
+            `repeats` is below 1.
     """
+    if precision not in _PRECISIONS:
+        raise ShiftViTError(f"there is no precision {precision!r}; {suggest(precision, _PRECISIONS)}")
     for size in batch_sizes:
         check_at_least("batch_size", size, 1, optional=False)
     check_at_least("repeats", repeats, 1, optional=False)
     if train:
-        config, name, used, make_call = _prepare_training(model, precision)
+        config, shape, name, used, make_call = _prepare_training(model, precision)
     else:
-        config, name, used, make_call = _prepare_prediction(model, runtime)
-    if None in config.image_shape:
+        config, shape, name, used, make_call = _prepare_prediction(model, runtime)
+    if None in shape:
         raise ShiftViTError(f"{model!r} takes images of any size, so its cost is unknown; choose one with a fixed size")
-    peak = measure_peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
-    products = [row["multiply_adds"] for row in list_stages(config)]
-    gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
+    peak: float | None = None
+    gflop: float | None = None
+    if config is not None:
+        peak = measure_peak_gflops("bfloat16" if used == "mixed_bfloat16" else "float32")
+        products = [row["multiply_adds"] for row in list_stages(config)]
+        gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
     rows = []
     for size in batch_sizes:
         rates = _measure_rates(make_call(size), size, repeats, seconds)
@@ -77,7 +86,7 @@ def benchmark(
                 "images_per_second": round(median, 1),
                 "minimum": round(min(rates), 1),
                 "maximum": round(max(rates), 1),
-                "share_of_peak": round(median * gflop / peak, 4),
+                "share_of_peak": None if peak is None or gflop is None else round(median * gflop / peak, 4),
             }
         )
     return {
@@ -86,8 +95,8 @@ def benchmark(
         "runtime": name,
         "precision": used,
         "repeats": repeats,
-        "peak_gflops": round(peak, 1),
-        "gflop_per_image": round(gflop, 4),
+        "peak_gflops": None if peak is None else round(peak, 1),
+        "gflop_per_image": None if gflop is None else round(gflop, 4),
         "rows": rows,
         "environment": describe_environment(),
     }
@@ -107,13 +116,13 @@ def measure_peak_gflops(dtype: str, repeats: int = 5) -> float:
     return statistics.median(rates) * 2 * side**3 / 1e9
 
 
-# Given a batch size, returns what is measured.
-MakeCall = Callable[[int], Callable[[], Any]]
+# A model's configuration, or None for an export; the shape of an image; the runtime; the precision; and a function that
+# for a batch size returns what is measured.
+Prepared = tuple[ModelConfig | None, tuple[int | None, ...], str, str, Callable[[int], Callable[[], Any]]]
 
 
-def _prepare_prediction(model: str, runtime: str) -> tuple[ModelConfig, str, str, MakeCall]:
-    """Returns the model's configuration, the runtime, the precision, and the function that makes calls to measure."""
-    from shiftvit.inference.runtimes import load_graph
+def _prepare_prediction(model: str, runtime: str) -> Prepared:
+    from shiftvit.inference.runtimes import identify, load_graph
 
     if model in PRESETS and not is_model(model):
         there = f", or run first: shiftvit pull {model}" if model in PUBLISHED else ""
@@ -121,20 +130,19 @@ def _prepare_prediction(model: str, runtime: str) -> tuple[ModelConfig, str, str
             f"{model!r} is a preset, which has no weights to predict with; measure it with --train{there}"
         )
     graph = load_graph(model, runtime)
-    config = Bundle.load(model).config
+    place, precision = identify(model)[1], graph.metadata.precision
+    config = None if isinstance(place, Path) else Bundle.load(place.where).config
 
     def make_call(size: int) -> Callable[[], Any]:
         pixels = np.random.default_rng(0).integers(0, 256, (size, *graph.metadata.example_shape), np.uint8)
         return lambda: graph.run(pixels)
 
-    return config, graph.runtime, "float32", make_call
+    return config, graph.metadata.input_shape, graph.runtime, "float32" if precision == "f32" else precision, make_call
 
 
-def _prepare_training(model: str, precision: str) -> tuple[ModelConfig, str, str, MakeCall]:
-    """Returns the same as `_prepare_prediction`; the runtime is the Keras backend."""
+def _prepare_training(model: str, precision: str) -> Prepared:
     import keras
 
-    from shiftvit.config import TrainConfig
     from shiftvit.model.network import ShiftViT
     from shiftvit.training.loss import SmoothedCrossentropy
     from shiftvit.training.optimizer import build_optimizer
@@ -151,7 +159,7 @@ def _prepare_training(model: str, precision: str) -> tuple[ModelConfig, str, str
         labels = generator.integers(0, config.num_classes, size)
         return lambda: net.train_on_batch(images, labels)  # returns the loss, so it waits for the step
 
-    return config, str(keras.config.backend()), used, make_call
+    return config, config.image_shape, str(keras.config.backend()), used, make_call
 
 
 def _measure_rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:

@@ -172,6 +172,14 @@ def describe_origin(provenance: Provenance) -> str:
     return f"{provenance.address}, taken on {provenance.date}{terms}, SHA-256 {provenance.sha256}"
 
 
+def describe_figures(metrics: Mapping[str, Any], split: str, classes: int) -> str:
+    """Returns the known figures of a split, "train", "val" or "test", in words; empty if there are none."""
+    found = _read_figures(metrics, split)
+    shown = [key for key in _FIGURES if key in found and (key != "top5" or shows_top5(classes))]
+    words = ", ".join(f"{_FIGURES[key]} {_format_figure(key, found[key], None)}" for key in shown)
+    return words + (f" ({pluralize(int(found['n']), 'image')})" if words and "n" in found else "")
+
+
 def _describe_published(provenance: Provenance) -> str | None:
     if provenance.top1 is None:
         return None

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.bundle.bundle import Bundle
-from shiftvit.bundle.card import describe_origin, describe_preprocessing, shows_top5
+from shiftvit.bundle.card import describe_figures, describe_origin, describe_preprocessing
 from shiftvit.bundle.stored.find import find_bundle, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
-from shiftvit.errors import ShiftViTError, list_some, pluralize, suggest
+from shiftvit.errors import ShiftViTError, list_some, suggest
 from shiftvit.presets import PRESETS
 from shiftvit.stages import Rows, list_stages
 
@@ -38,7 +38,6 @@ def describe(name: str) -> dict[str, Any]:
         valid = [*PRESETS, *list_pretrained()]
         raise ShiftViTError(f"{name!r} is neither a name nor a path; {suggest(name, valid)} Or give a run folder.")
     bundle = Bundle.load(name)
-    count = len(bundle.labels)
     notes = {
         "classes": list_some(bundle.labels, 12),
         "preprocessing": describe_preprocessing(bundle.preprocess),
@@ -46,12 +45,8 @@ def describe(name: str) -> dict[str, Any]:
     if bundle.provenance is not None:
         notes["weights"] = describe_origin(bundle.provenance)
     for split, title in (("val", "validation"), ("test", "test")):
-        if split in bundle.metrics:
-            found = bundle.metrics[split]
-            top5 = f"top-5 {found['top5']:.2%}, " if shows_top5(count) else ""
-            notes[title] = (
-                f"top-1 {found['top1']:.2%}, {top5}loss {found['loss']:.4f} ({pluralize(found['n'], 'image')})"
-            )
+        if figures := describe_figures(bundle.metrics, split, len(bundle.labels)):
+            notes[title] = figures
     return _describe(f"Model in {find_bundle(name).where}", bundle.config, notes)
 
 

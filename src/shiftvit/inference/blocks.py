@@ -62,6 +62,9 @@ class Inputs:
             if storage.filesystem is None:
                 parents = {os.path.dirname(storage.locate(path)) for path in paths}  # noqa: PTH120  (there may be millions)
                 self.roots.update(parent for parent in parents if Path(parent).is_dir())
+        # A pattern that the shell expands gives the companions of pictures as names of their own.
+        others = [{entry[1] for entry in self.entries if entry[0] == at} for at in range(len(self.storages))]
+        self.entries = [entry for entry in self.entries if not is_companion(entry[1], others[entry[0]])]
         self.count = sum(map(count_images, self.entries))
         if not self.count:
             where = list_some(map(repr, names)) or "an empty list"
@@ -196,8 +199,7 @@ def _list(name: str, recursive: bool, all_files: bool) -> tuple[Storage, list[st
         if not shards:
             raise
         return local, shards
-    files = {*found}
-    return local, [path for path in found if not is_companion(path, files)]
+    return local, found
 
 
 def _find_shards(folder: str, recursive: bool) -> list[str]:

@@ -14,7 +14,7 @@ from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import make_metadata
 from shiftvit.bundle.stored.container import hash_content
-from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.bundle.stored.find import PRETRAINED, choose_name
 from shiftvit.errors import ShiftViTError
 from shiftvit.exports.driver import export
 from shiftvit.exports.formats import FORMATS
@@ -87,7 +87,7 @@ def write_demo(model: str | Path, out: str | Path, *, space: bool = False, runti
             shutil.copyfile(exported / FORMATS["onnx"].artifact, place / "model" / "model.onnx")
         (place / "model" / "head.bin").write_bytes(bundle.weights["head/kernel"].astype("<f4").tobytes())
         about: dict[str, Any] = {
-            "name": Path(model).name,
+            "name": choose_name(model),
             "labels": list(bundle.labels),
             "input_shape": list(metadata.input_shape),
             "precision": "f32",

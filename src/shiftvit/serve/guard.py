@@ -34,6 +34,8 @@ _SECURITY = {
     b"cross-origin-resource-policy": b"same-origin",
     b"cross-origin-opener-policy": b"same-origin",
 }
+# The default port of each scheme of a web origin, which browsers leave out.
+_PORTS = {"http": 80, "https": 443}
 _CORS_METHODS = "GET, POST"
 _CORS_HEADERS = "Authorization, Content-Type, Inference-Header-Content-Length, X-API-Key"
 
@@ -219,15 +221,36 @@ def _split(origin: str) -> SplitResult:
 
 
 def parse_origins(origins: Iterable[str]) -> tuple[str, ...]:
-    """Returns web origins as browsers write them.
+    """Returns web origins as browsers write them: in small letters, and without the default port of their scheme.
 
     Raises:
-        ValueError: one of them is not an origin.
+        ValueError: one of them is not an origin; its text is the message.
+    """
+    return tuple(origin if origin == "*" else _parse_origin(origin) for origin in origins)
+
+
+def _parse_origin(origin: str) -> str:
+    try:
+        parts = urlsplit(origin)
+        name, port = _parse_host_name(parts.netloc), parts.port
+    except ValueError:
+        raise ValueError(origin) from None
+    if name is None or parts.scheme not in _PORTS or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError(origin)
+    host = f"[{parts.hostname}]" if ":" in name else parts.hostname
+    return f"{parts.scheme}://{host}" + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
+
+
+def parse_hosts(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of hosts as `Access.hosts` has them: in small letters, and without a port.
+
+    Raises:
+        ValueError: one of them is not the name of a host; its text is the message.
     """
     found = []
-    for origin in origins:
-        parts = _split(origin)
-        if origin != "*" and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}):
-            raise ValueError(origin)
-        found.append(origin if origin == "*" else f"{parts.scheme}://{parts.netloc.lower()}")
+    for name in names:
+        host = name if _is_address(name) else _parse_host_name(name)
+        if host is None:
+            raise ValueError(name)
+        found.append(host)
     return tuple(found)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.console import Bar
-from shiftvit.data.batches.pictures import Pictures
-from shiftvit.data.decode.images import decode, read_bytes
+from shiftvit.data.batches.pictures import Pictures, read_picture
+from shiftvit.data.decode.images import read_bytes
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, notice, pluralize, report_skipped
@@ -78,7 +78,7 @@ class Store:
 
 
 def _read_part(path: Path) -> dict[bytes, Floats]:
-    """Returns the features in a file of the store, or none if it is damaged; then it is deleted."""
+    """Returns the features in a file of the store, or none if it is damaged; then it is deleted if possible."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -92,7 +92,8 @@ def _read_part(path: Path) -> dict[bytes, Floats]:
     except (SafetensorError, KeyError, ValueError):
         whole = False
     if not whole:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the store may be shared, and read-only
+            path.unlink()
         return {}
     return {digest.tobytes(): row for digest, row in zip(digests, rows, strict=True)}
 
@@ -106,7 +107,8 @@ class FeatureReader:
 
     Attributes:
         features: for each split, float32 (N, D), in the order of its pictures.
-        computed: the number of pictures that were not in the store.
+        count: the number of pictures that were read, counted again if all are read again.
+        computed: how many of them were not in the store.
         seconds: the total time of reading.
     """
 
@@ -116,7 +118,7 @@ class FeatureReader:
         self._load: Callable[[], Extract] | None = None
         self._extract: Extract | None = None
         self.features: dict[str, Floats] = {}
-        self.computed, self.seconds = 0, 0.0
+        self.count, self.computed, self.seconds = 0, 0, 0.0
 
     def __call__(self, data: Dataset, rule: Preprocess) -> Dataset:
         """Returns the same splits with `images`, as `read_dataset` does, without pictures that cannot be decoded."""
@@ -132,11 +134,12 @@ class FeatureReader:
                     raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
                 faults += broken
         report_skipped(faults, "; `shiftvit data check` lists them all")
-        seconds, new = time.perf_counter() - began, self.computed - before
+        seconds, new, read = time.perf_counter() - began, self.computed - before, total - len(faults)
         self.seconds += seconds
-        cached = f" ({total - len(faults) - new:,} from the cache)" if new < total - len(faults) else ""
+        self.count += read
+        cached = f" ({read - new:,} from the cache)" if new < read else ""
         rate = f"{total / seconds:,.0f} images/s"
-        notice(f"features of {pluralize(total - len(faults), 'image')}{cached}: {seconds:.1f} s, {rate}")
+        notice(f"features of {pluralize(read, 'image')}{cached}: {seconds:.1f} s, {rate}")
         return replace(data, splits=splits)
 
     @contextlib.contextmanager
@@ -222,6 +225,6 @@ def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple
         digest = hashlib.sha256(content).digest()
         if store.get(digest) is not None:
             return digest, None
-        return digest, rule.pixels(decode(content, name=path, **rule.decoding)[None])[0]
+        return digest, read_picture(content, rule, name=path)
     except ShiftViTError as error:
         return b"", str(error)

@@ -87,10 +87,9 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
         runfolder.write_log(run, head.rows)
         notice(f"evaluating on {len(dataset.test):,} test images")
         bundle = _add_head(recipe, dataset, head)
-        count = sum(len(split) for split in dataset.splits.values())
         training = {
             "seconds": round(seconds, 2),
-            "images_per_second": round(count / max(reader.seconds, 1e-9), 1),
+            "images_per_second": round(reader.count / max(reader.seconds, 1e-9), 1),
             "epochs": 1,
             "images": len(dataset.train),
             "best_epoch": None,

@@ -80,8 +80,8 @@ def find_rate(
 
     The search ends early if the smoothed loss reaches 4 times its minimum or is not finite. With Muon, the rate of the
     variables that AdamW updates grows in proportion. The search uses the recipe's initial weights, data, augmentation
-    and batches, so it takes as long as `steps` training steps. The trained model is discarded, and no validation or
-    test image is read.
+    and batches, so it takes as long as `steps` training steps. The trained model is discarded. Validation and test
+    images are read, as for a run, but not used.
 
     Args:
         recipe: as for `train`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from functools import cache
@@ -88,6 +89,17 @@ def _notice_once(given: str, place: str) -> None:
 def is_name(given: str) -> bool:
     """Returns whether `find_bundle` finds a model by this name, not by a path."""
     return _find_named(given) is not None and _find_here(Path(given)) is None
+
+
+def choose_name(path: str | Path) -> str:
+    """Returns a short name for the model at a path: that of its folder or file; of a run's folder `bundle`, the run's.
+
+    Args:
+        path: a path, or the name of a model.
+    """
+    place = Path(os.path.abspath(path))  # noqa: PTH100  (the name of a link, not of what it leads to)
+    name = place.parent.name if place.name == "bundle" else place.name.removesuffix(".zip")
+    return name or "model"
 
 
 def is_checkpoint(path: str | Path) -> bool:

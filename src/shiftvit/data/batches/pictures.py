@@ -86,13 +86,23 @@ class Originals(Pictures):
         return cut(pixels, box, size, self.rule.interpolation)
 
 
-def read_picture(path: str, rule: Preprocess) -> NDArray[np.uint8]:
+def read_picture(source: str | bytes, rule: Preprocess, *, name: str | None = None) -> NDArray[np.uint8]:
     """Returns one picture, uint8 (h, w, 3), as `rule` makes it.
 
+    Args:
+        source: a path, or a file's bytes.
+        rule: resizes and crops the picture and rounds it; its mean and std are not used.
+        name: the name of bytes in messages.
+
     Raises:
-        ShiftViTError: the file cannot be decoded, or the picture is smaller than the crop.
+        ShiftViTError: the file cannot be decoded, or the picture is too elongated, or smaller than the crop. The
+            message names the file.
     """
-    pixels: NDArray[np.uint8] = rule.pixels(decode(path, **rule.decoding)[None])[0]
+    image = decode(source, name=name, **rule.decoding)
+    try:
+        pixels: NDArray[np.uint8] = rule.pixels(image[None])[0]
+    except ShiftViTError as error:
+        raise ShiftViTError(f"{name or source!r}: {error}") from error
     return pixels
 
 
@@ -136,7 +146,6 @@ def read_pictures(
     Raises:
         ShiftViTError: the rule gives different sizes to different pictures.
     """
-    decoding = {**rule.decoding, "at_least": None} if whole else rule.decoding
     shape = (len(paths), *find_size(rule), 3)
     sizes = np.zeros((len(paths), 2), np.int64)
     in_memory = np.empty(shape, np.uint8) if not whole and int(np.prod(shape)) <= budget else None
@@ -144,10 +153,10 @@ def read_pictures(
     def read(index: int) -> str | None:
         """Decodes a file, and returns what is wrong with it, if anything."""
         try:
-            image = decode(paths[index], **decoding)
-            sizes[index] = image.shape[:2]
-            if not whole:
-                pixels = rule.pixels(image[None])[0]
+            if whole:
+                sizes[index] = decode(paths[index], srgb=rule.srgb).shape[:2]
+            else:
+                pixels = read_picture(paths[index], rule)
                 if in_memory is not None:
                     in_memory[index] = pixels
         except ShiftViTError as error:

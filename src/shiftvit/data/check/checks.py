@@ -19,6 +19,7 @@ from shiftvit.data.decode.readers import open_reader
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.errors import ShiftViTError
+from shiftvit.preprocess import Preprocess
 from shiftvit.threads import map_in_threads
 
 __all__ = ["Report", "check_data"]
@@ -33,7 +34,9 @@ class _Look(NamedTuple):
     mode: str
 
 
-def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str] = ()) -> Report:
+def check_data(
+    data: Dataset, *, rule: Preprocess | None = None, made: Sequence[str] = (), faults: Sequence[str] = ()
+) -> Report:
     """Decodes every image, and looks for problems that would harm training.
 
     Memory holds an image for each thread, and about 1 kB for each image that was decoded. A terminal shows the
@@ -41,6 +44,7 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
 
     Args:
         data: the result of `find_data` or `split_data`.
+        rule: resizes and crops the pictures; one that is too elongated or too small for it counts as corrupt.
         made: the splits that `split_data` took from the training images.
         faults: other problems of the data, a line each.
 
@@ -51,7 +55,7 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
     unpack(data.list_paths())
     corrupt, good, looks = [], [], []
     with Bar("checking images", len(members)) as bar:
-        for member, look in zip(members, map_in_threads(partial(_look, data), members), strict=True):
+        for member, look in zip(members, map_in_threads(partial(_look, data, rule), members), strict=True):
             if isinstance(look, str):
                 corrupt.append((member, look))
             else:
@@ -77,7 +81,7 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
     )
 
 
-def _look(data: Dataset, member: Member) -> _Look | str:
+def _look(data: Dataset, rule: Preprocess | None, member: Member) -> _Look | str:
     """Decodes an image and returns the findings, or the fault."""
     name, index = member
     split = data.splits[name]
@@ -90,6 +94,11 @@ def _look(data: Dataset, member: Member) -> _Look | str:
             pixels = decode(content, name=path)
         except ShiftViTError as error:
             return str(error)
+        try:
+            if rule is not None:
+                rule.output_shape(*pixels.shape[:2])
+        except ShiftViTError as error:
+            return f"{path!r}: {error}"
         form, mode = _read_header(content)
     return _Look(fingerprint(pixels), (pixels.shape[0], pixels.shape[1]), form, mode)
 

@@ -32,7 +32,7 @@ class Report:
 
     Attributes:
         data: the data set.
-        corrupt: the images that cannot be decoded, with their faults. All other figures are of the other images.
+        corrupt: the images that cannot be used, with their faults. All other figures are of the other images.
         groups: images that are the same, or nearly.
         counts: the number of images of each class, int64 (C,), by split.
         sizes: (height, width) of each image upright, int64 (N, 2).

@@ -24,12 +24,14 @@ _ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
 def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
     """Returns the files that `names` match, name by name; those of a folder are sorted.
 
+    Companions of pictures among them are left out: a pattern that the shell expands also matches those.
+
     Args:
         names: files; rows of Parquet files, `FILE.parquet#7`; folders, which stand for the files in them that have the
             suffix of an image, except hidden ones and folders of the system; patterns with `*`, `?`, `[...]` and
             `**`. A name that exists is never a pattern.
         recursive: include subfolders, but do not follow links to folders.
-        all_files: include every regular file of a folder, whatever its suffix, except companions of pictures.
+        all_files: include every regular file of a folder, whatever its suffix.
 
     Raises:
         ShiftViTError: a name matches nothing.
@@ -40,7 +42,8 @@ def list_images(names: Iterable[str], *, recursive: bool = False, all_files: boo
         if not part:
             raise ShiftViTError(f"{name!r} {_explain_nothing(name, recursive, all_files)}")
         found += part
-    return found
+    others = {*found}
+    return [path for path in found if not is_companion(path, others)]
 
 
 def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -101,19 +104,13 @@ def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
 
 
 def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:
-    entries = list_folder(folder)
-    names = {entry.name for entry in entries}
-    for entry in entries:
+    for entry in list_folder(folder):
         if is_litter(entry.name) and not (all_files and entry.is_file()):
             continue
         if entry.is_dir(follow_symlinks=False):
             if recursive:
                 yield from _walk(entry.path, recursive, all_files)
-        elif (
-            entry.is_file() and not is_companion(entry.name, names)
-            if all_files
-            else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
-        ):
+        elif entry.is_file() if all_files else Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
             yield entry.path
 
 

@@ -29,7 +29,7 @@ _COLUMNS = {
     "label": tuple(re.sub(r"[^a-z]", "", name) for name in LABEL_NAMES),
     "split": ("split",),
 }
-# A column of one of these names holds splits if every value in it is one.
+# A column of one of these names holds splits if every value in it is one; of several, the first one here is used.
 _MAYBE_SPLIT = ("subset", "partition", "set", "usage", "phase")
 _NEEDED = "path|file|filename|image and label|class|category|target"
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -174,11 +174,11 @@ def _find_columns(form: str, lines: list[_Line]) -> tuple[dict[str, int], list[s
     for column, places in known.items():
         if head[places[0]].casefold() in twice:
             raise ShiftViTError(f"{form} has two columns {head[places[0]]!r}; rename the one that is not {column}")
-    for name in _MAYBE_SPLIT if "split" not in known else ():
-        at = next((place for place, cell in enumerate(head) if cell.casefold() == name), None)
-        values = {cells[at].strip() for _, cells in lines[1:] if at is not None and at < len(cells)}
-        if at is not None and values and values == name_splits(values).keys():
-            known["split"] = [at]
+    for name in _MAYBE_SPLIT:
+        for at in (place for place, cell in enumerate(head) if cell.casefold() == name):
+            values = {cells[at].strip() for _, cells in lines[1:] if at < len(cells)}
+            if values and values == name_splits(values).keys():
+                known.setdefault("split", []).append(at)
     return {column: places[0] for column, places in known.items()}, [
         head[place] for places in known.values() for place in places[1:]
     ]
