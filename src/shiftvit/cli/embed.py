@@ -66,8 +66,9 @@ def embed(
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:
-        count = write_table(place, _yield_usable(results, bar, faults), embedder.size)
+        write_table(place, _yield_usable(results, bar, faults), embedder.size)
     seconds = time.perf_counter() - began
+    count = len(sources) - len(faults)
     report_skipped(faults)
     rate = f"{count / seconds:,.0f} images/s ({embedder.runtime})"
     print(f"{out}: {embedder.size} features of {pluralize(count, 'image')} in {seconds:.2f} s, {rate}")
@@ -83,14 +84,13 @@ def _yield_usable(results: "Iterator[Embedding | Failure]", bar: Bar, faults: li
     """
     from shiftvit.inference.predict import Failure
 
-    began, count = time.perf_counter(), 0
+    began, number = time.perf_counter(), 0
     for number, result in enumerate(results, start=1):
         if isinstance(result, Failure):
             faults.append(result.error)
         else:
-            count += 1
             yield result
         if number % 10 == 0:
             bar.update(number, f"{number / (time.perf_counter() - began):,.0f} images/s")
-    if not count:
-        raise ShiftViTError(f"none of {pluralize(len(faults), 'image')} can be read; {faults[0]}")
+    if len(faults) == number:
+        raise ShiftViTError(f"none of {pluralize(number, 'image')} can be read; {faults[0]}")
