@@ -17,6 +17,7 @@ from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
+from shiftvit.training.start import put_weights
 from tensors import set_random_weights
 
 
@@ -84,8 +85,11 @@ def test_invalid_manifests_fail(folder):
 def test_weights_of_another_configuration_fail(folder):
     tree = json.loads((folder / MANIFEST).read_text())
     edit_manifest(folder, model={**tree["model"], "embed_dim": 48})
-    with pytest.raises(ShiftViTError, match="do not fit its own model configuration"):
+    with pytest.raises(ShiftViTError, match="do not fit its own model configuration, beginning with 'head/kernel'"):
         Bundle.load(folder).build()
+    twin = ShiftViT((16, 16, 3), num_classes=3, embed_dim=48, depths=(1, 1), norm="batch")
+    with pytest.raises(ShiftViTError, match="do not fit its own model configuration, beginning with 'head/kernel'"):
+        put_weights(twin, str(folder), ("a", "b", "c"))
 
 
 def test_manifest_that_lists_other_files_fails(folder):

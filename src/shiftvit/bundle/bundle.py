@@ -231,17 +231,11 @@ class Bundle:
         Raises:
             ShiftViTError: the weights do not fit the configuration.
         """
-        from shiftvit.model.network import ShiftViT
+        from shiftvit.model.network import ShiftViT, assign_weights
 
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
-        variables = {variable.path: variable for variable in model.weights}
-        fits = variables.keys() == self.weights.keys() and all(
-            tuple(variable.shape) == self.weights[path].shape for path, variable in variables.items()
-        )
-        if not fits:
-            raise ShiftViTError("the bundle's weights do not fit its own model configuration; restore the bundle")
-        for path, variable in variables.items():
-            variable.assign(np.asarray(self.weights[path], np.float32))
+        fault = "the bundle's weights do not fit its own model configuration"
+        assign_weights(model, self.weights, fault, "restore the bundle")
         return model
 
 
