@@ -40,8 +40,8 @@ def check_data(data: Dataset, *, made: Sequence[str] = (), faults: Sequence[str]
     progress.
 
     Args:
-        data: the result of `find_data` or `split_data`.
-        made: the splits that `split_data` took from the training images.
+        data: the result of `find_data` or `split_as`.
+        made: the splits that `split_as` took from the training images.
         faults: other problems of the data, a line each.
 
     Raises:
