@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from shiftvit import Recipe
+from shiftvit.config import DataConfig
 from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.data.find.dataset import Dataset, Split
+from shiftvit.data.find.splits import split_as
 
 # Settings that train a tiny model on small pictures for one epoch of about a second.
 SMALL: dict[str, Any] = {
@@ -55,6 +57,11 @@ def load_sample() -> Dataset:
             name: Split(arrays[f"y_{name}"].astype(np.int64), images=arrays[f"x_{name}"]) for name in ("train", "test")
         }
     return Dataset(splits, tuple(CLASS_NAMES), "cifar10")
+
+
+def split_data(data: Dataset, *, seed: int, **settings: Any) -> Dataset:
+    """Returns the data set split by settings of `DataConfig`, which are not validated."""
+    return split_as(DataConfig.model_construct(split_seed=seed, **settings), data)
 
 
 def replace_splits(data: Dataset, **splits: Split) -> Dataset:

@@ -17,7 +17,7 @@ from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, choose_name, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
-from shiftvit.training.start import apply_start
+from shiftvit.training.start import apply_start, put_weights
 from tensors import set_random_weights
 
 
@@ -87,6 +87,9 @@ def test_weights_of_another_configuration_fail(folder):
     edit_manifest(folder, model={**tree["model"], "embed_dim": 48})
     with pytest.raises(ShiftViTError, match="do not fit its own model configuration"):
         Bundle.load(folder).build()
+    twin = ShiftViT((16, 16, 3), num_classes=3, embed_dim=48, depths=(1, 1), norm="batch")
+    with pytest.raises(ShiftViTError, match="do not fit its own model configuration, beginning with 'head/kernel'"):
+        put_weights(twin, str(folder), ("a", "b", "c"))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sample import split_data
 from shiftvit.data.find.dataset import Dataset, Split
-from shiftvit.data.find.splits import split_data
 from shiftvit.errors import ShiftViTError
 
 LABELS = np.repeat(np.arange(10), 30)

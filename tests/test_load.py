@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sample import SMALL, write_tree
+from sample import SMALL, split_data, write_tree
 from shiftvit import Recipe, ShiftViTError, evaluate, train
 from shiftvit.cli.main import app
 from shiftvit.data.check.checks import check_data
@@ -22,7 +22,6 @@ from shiftvit.data.decode import images
 from shiftvit.data.find import find
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import save_splits
-from shiftvit.data.find.splits import split_data
 from shiftvit.data.load import load_data
 from shiftvit.training import runfolder
 

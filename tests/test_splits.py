@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sample import replace_splits
+from sample import replace_splits, split_data
 from shiftvit import Recipe, ShiftViTError, load_data
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import restore_splits, save_splits
-from shiftvit.data.find.splits import split_data
 from trees import PICTURE, make_arrays, plant, save_archive
 
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from parquet_tables import BLOBS, CIFAR, LABELS, make_structs, write_cifar, write_parquet
+from sample import split_data
 from shiftvit import ShiftViTError
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import rows
@@ -24,7 +25,6 @@ from shiftvit.data.decode.images import decode, read_bytes
 from shiftvit.data.decode.parquet import find_columns, open_parquet, read_images
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import restore_splits, save_splits
-from shiftvit.data.find.splits import split_data
 from trees import read_fault
 
 KILLED_SCRIPT = """

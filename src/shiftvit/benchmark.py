@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +13,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig, TrainConfig
-from shiftvit.environment import computes_bfloat16, describe_environment, find_device_name
+from shiftvit.environment import computes_bfloat16, describe_environment, find_device_name, measure_rates
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
@@ -22,7 +21,6 @@ from shiftvit.stages import list_stages
 # Rows and columns of the matrices that measure the peak: large enough that overhead does not count.
 _SIDE = 2048
 _ACCELERATED_SIDE = 8192
-_WARM_UP = 2
 # A backward pass has two matrix products for each one of the forward pass.
 _TRAINING_FACTOR = 3
 _PRECISIONS = get_args(TrainConfig.model_fields["precision"].annotation)
@@ -78,7 +76,7 @@ def benchmark(
         gflop = 2 * sum(products) * (_TRAINING_FACTOR if train else 1) / 1e9
     rows = []
     for size in batch_sizes:
-        rates = _measure_rates(make_call(size), size, repeats, seconds)
+        rates = measure_rates(make_call(size), size, repeats, seconds)
         median = statistics.median(rates)
         rows.append(
             {
@@ -112,7 +110,7 @@ def measure_peak_gflops(dtype: str, repeats: int = 5) -> float:
     def multiply() -> None:
         np.asarray(ops.convert_to_numpy(ops.cast(ops.matmul(a, b)[0, :1], "float32")))  # waits for the result
 
-    rates = _measure_rates(multiply, 1, repeats, 0.3)
+    rates = measure_rates(multiply, 1, repeats, 0.3)
     return statistics.median(rates) * 2 * side**3 / 1e9
 
 
@@ -160,17 +158,3 @@ def _prepare_training(model: str, precision: str) -> Prepared:
         return lambda: net.train_on_batch(images, labels)  # returns the loss, so it waits for the step
 
     return config, config.image_shape, str(keras.config.backend()), used, make_call
-
-
-def _measure_rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:
-    """Returns items per second for each repeat."""
-    for _ in range(_WARM_UP):
-        call()
-    rates = []
-    for _ in range(repeats):
-        began, done = time.perf_counter(), 0
-        while (spent := time.perf_counter() - began) < seconds:
-            call()
-            done += items
-        rates.append(done / spent)
-    return rates

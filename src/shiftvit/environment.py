@@ -1,4 +1,4 @@
-"""Describes the machine and the software of a run, and says what the processor is fast at."""
+"""Describes the machine and the software of a run, says what the processor is fast at, and measures rates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -139,6 +141,24 @@ def keep_freed_memory() -> bool:
         return False
     # Both as in malloc.h: M_MMAP_THRESHOLD is -3, M_TRIM_THRESHOLD is -1.
     return bool(adjust(-3, 2**30) and adjust(-1, 2**31 - 1))
+
+
+def measure_rates(call: Callable[[], Any], items: int, repeats: int, seconds: float) -> list[float]:
+    """Measures `call`, which processes `items` items and waits for the result, after two calls to warm up.
+
+    Returns:
+        items per second, for each of the repeats; a repeat lasts at least `seconds`.
+    """
+    for _ in range(2):
+        call()
+    rates = []
+    for _ in range(repeats):
+        began, done = time.perf_counter(), 0
+        while (spent := time.perf_counter() - began) < seconds:
+            call()
+            done += items
+        rates.append(done / spent)
+    return rates
 
 
 @lru_cache(maxsize=1)

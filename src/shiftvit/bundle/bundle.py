@@ -234,17 +234,10 @@ class Bundle:
             ShiftViTError: the weights do not fit the configuration.
         """
         check_size(self.config, self.weights)
-        from shiftvit.model.network import ShiftViT
+        from shiftvit.model.network import ShiftViT, assign_weights
 
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
-        variables = {variable.path: variable for variable in model.weights}
-        fits = variables.keys() == self.weights.keys() and all(
-            tuple(variable.shape) == self.weights[path].shape for path, variable in variables.items()
-        )
-        if not fits:
-            raise ShiftViTError(MISFIT)
-        for path, variable in variables.items():
-            variable.assign(np.asarray(self.weights[path], np.float32))
+        assign_weights(model, self.weights, MISFIT, "restore the bundle")
         return model
 
 

@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.cli import inputs
 from shiftvit.cli.bulk import run_on_ray, wants_ray
-from shiftvit.cli.inputs import (
-    Address,
-    AllFiles,
-    BatchSize,
-    Engine,
-    MaxPixels,
-    Paths,
-    Recursive,
-    Strict,
-    Threads,
-    Workers,
-    find_sources,
-    name_stdin,
-)
 from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, pluralize, report_skipped
@@ -43,20 +30,20 @@ app = typer.Typer()
 )
 def embed(
     out: Annotated[str, typer.Option(metavar="FILE|DIR", help="File to write: .npz or .parquet.")],
-    paths: Paths = None,
+    paths: inputs.Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, ONNX export or model name.")] = "cifar10",
     runtime: Annotated[
         str, typer.Option(help="onnxruntime, keras; auto: onnxruntime if the model has a graph.")
     ] = "auto",
-    recursive: Recursive = False,
-    threads: Threads = None,
-    batch_size: BatchSize = 64,
-    all_files: AllFiles = False,
-    strict: Strict = False,
-    max_pixels: MaxPixels = None,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
+    recursive: inputs.Recursive = False,
+    threads: inputs.Threads = None,
+    batch_size: inputs.BatchSize = 64,
+    all_files: inputs.AllFiles = False,
+    strict: inputs.Strict = False,
+    max_pixels: inputs.MaxPixels = None,
+    engine: inputs.Engine = "local",
+    address: inputs.Address = None,
+    workers: inputs.Workers = None,
 ) -> None:
     """Turn images into features for search and clustering.
 
@@ -72,15 +59,17 @@ def embed(
         return
     place = Path(out)
     check_table(place)
-    sources = find_sources(paths, recursive, all_files)
+    sources = inputs.find_sources(paths, recursive, all_files)
     embedder = Embedder.from_pretrained(model, runtime=runtime, threads=threads)
     limit = MAX_PIXELS if max_pixels is None else max_pixels
-    results = name_stdin(sources, embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=limit))
+    found = embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=limit)
+    results = inputs.name_stdin(sources, found)
     faults: list[str] = []
     began = time.perf_counter()
     with Bar("embed", len(sources)) as bar:
-        count = write_table(place, _yield_usable(results, bar, faults), embedder.size)
+        write_table(place, _yield_usable(results, bar, faults), embedder.size)
     seconds = time.perf_counter() - began
+    count = len(sources) - len(faults)
     report_skipped(faults)
     rate = f"{count / seconds:,.0f} images/s ({embedder.runtime})"
     print(f"{out}: {embedder.size} features of {pluralize(count, 'image')} in {seconds:.2f} s, {rate}")
@@ -96,14 +85,13 @@ def _yield_usable(results: "Iterator[Embedding | Failure]", bar: Bar, faults: li
     """
     from shiftvit.inference.predict import Failure
 
-    began, count = time.perf_counter(), 0
+    began, number = time.perf_counter(), 0
     for number, result in enumerate(results, start=1):
         if isinstance(result, Failure):
             faults.append(result.error)
         else:
-            count += 1
             yield result
         if number % 10 == 0:
             bar.update(number, f"{number / (time.perf_counter() - began):,.0f} images/s")
-    if not count:
-        raise ShiftViTError(f"none of {pluralize(len(faults), 'image')} can be read; {faults[0]}")
+    if len(faults) == number:
+        raise ShiftViTError(f"none of {pluralize(number, 'image')} can be read; {faults[0]}")

@@ -10,21 +10,8 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.cli import inputs
 from shiftvit.cli.bulk import check_ray_options, run_on_ray, wants_ray
-from shiftvit.cli.inputs import (
-    Address,
-    AllFiles,
-    BatchSize,
-    Engine,
-    MaxPixels,
-    Paths,
-    Recursive,
-    Strict,
-    Threads,
-    Workers,
-    find_sources,
-    name_stdin,
-)
 from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
@@ -53,7 +40,7 @@ app = typer.Typer()
     )
 )
 def predict(
-    paths: Paths = None,
+    paths: inputs.Paths = None,
     model: Annotated[str, typer.Option(help="Run folder, bundle, export or model name.")] = "cifar10",
     runtime: Annotated[
         str,
@@ -76,15 +63,15 @@ def predict(
             metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (.png, .jpg or .webp)."
         ),
     ] = None,
-    recursive: Recursive = False,
-    threads: Threads = None,
-    batch_size: BatchSize = 64,
-    all_files: AllFiles = False,
-    strict: Strict = False,
-    max_pixels: MaxPixels = None,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
+    recursive: inputs.Recursive = False,
+    threads: inputs.Threads = None,
+    batch_size: inputs.BatchSize = 64,
+    all_files: inputs.AllFiles = False,
+    strict: inputs.Strict = False,
+    max_pixels: inputs.MaxPixels = None,
+    engine: inputs.Engine = "local",
+    address: inputs.Address = None,
+    workers: inputs.Workers = None,
 ) -> None:
     """Classify images."""
     from shiftvit import files
@@ -101,7 +88,7 @@ def predict(
         return
     place = None if out is None else Path(out)
     form = _choose_format(kind, place)
-    sources = find_sources(paths, recursive, all_files)
+    sources = inputs.find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
     named = [source for source in sources if isinstance(source, str)]
@@ -152,7 +139,7 @@ def _write(
         Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
-            for name, source, result in zip(names, sources, name_stdin(sources, results), strict=True):
+            for name, source, result in zip(names, sources, inputs.name_stdin(sources, results), strict=True):
                 writer.write(result)
                 done += 1
                 if done % 100 == 0:
@@ -192,12 +179,12 @@ def _choose_format(kind: str | None, out: Path | None) -> "Format":
     return Format(kind)
 
 
-def _check_rows_file(out: Path, inputs: list[str], reads_list: bool) -> None:
+def _check_rows_file(out: Path, named: list[str], reads_list: bool) -> None:
     from shiftvit import files
     from shiftvit.cli.rows import ENDINGS
     from shiftvit.data.decode.formats import find_kind
 
-    files.check_file(out, tuple(ENDINGS), inputs)
+    files.check_file(out, tuple(ENDINGS), named)
     if out.is_file():
         if reads_list and _is_standard_input(out):
             raise ShiftViTError(f"{str(out)!r} is also read here, and would be overwritten; name another file")

@@ -245,38 +245,27 @@ def _make_gradient(tail: Callable[[Any], Any]) -> Callable[[Floats, Floats], Flo
     def score(maps: Any, weights: Any) -> Any:
         return keras.ops.sum(tail(maps) * weights)
 
-    backends = {"torch": _derive_on_torch, "jax": _derive_on_jax, "tensorflow": _derive_on_tensorflow}
-    return backends[keras.config.backend()](score)
+    if keras.config.backend() == "jax":
+        import jax
 
-
-def _derive_on_torch(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
-    import keras
-    import torch
+        compiled = jax.jit(jax.grad(score))
+        return lambda maps, weights: np.asarray(compiled(maps, weights))
 
     def gradient(maps: Floats, weights: Floats) -> Floats:
-        tensor = keras.ops.convert_to_tensor(maps).requires_grad_(True)
-        with torch.enable_grad():
-            (found,) = torch.autograd.grad(score(tensor, keras.ops.convert_to_tensor(weights)), tensor)
+        tensor = keras.ops.convert_to_tensor(maps)
+        if keras.config.backend() == "torch":
+            import torch
+
+            tensor.requires_grad_(True)
+            with torch.enable_grad():
+                (found,) = torch.autograd.grad(score(tensor, keras.ops.convert_to_tensor(weights)), tensor)
+        else:
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                tape.watch(tensor)
+                total = score(tensor, weights)
+            found = tape.gradient(total, tensor)
         return np.asarray(keras.ops.convert_to_numpy(found))
-
-    return gradient
-
-
-def _derive_on_jax(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
-    import jax
-
-    compiled = jax.jit(jax.grad(score))
-    return lambda maps, weights: np.asarray(compiled(maps, weights))
-
-
-def _derive_on_tensorflow(score: Callable[[Any, Any], Any]) -> Callable[[Floats, Floats], Floats]:
-    import tensorflow as tf
-
-    def gradient(maps: Floats, weights: Floats) -> Floats:
-        tensor = tf.convert_to_tensor(maps)
-        with tf.GradientTape() as tape:
-            tape.watch(tensor)
-            total = score(tensor, weights)
-        return np.asarray(tape.gradient(total, tensor))
 
     return gradient

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import Metadata, fit_batch
+from shiftvit.environment import measure_rates
 from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.inference.runtimes import Graph, load_graph
@@ -159,17 +159,9 @@ def _check_sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.floa
 
 
 def _measure_rate(graph: Graph, images: NDArray[np.uint8], size: int, least: float) -> float:
-    """Returns images/s in batches of `size`: the median of 5 repeats of at least `least` seconds, after a warm-up."""
+    """Returns images/s in batches of `size`: the median of 5 repeats of at least `least` seconds."""
     batch = np.resize(images, (size, *images.shape[1:]))
-    graph.run(batch)
-    rates = []
-    for _ in range(_REPEATS):
-        began, count = time.perf_counter(), 0
-        while (seconds := time.perf_counter() - began) < least:
-            graph.run(batch)
-            count += size
-        rates.append(count / seconds)
-    return round(float(np.median(rates)), 1)
+    return round(float(np.median(measure_rates(lambda: graph.run(batch), size, _REPEATS, least))), 1)
 
 
 if __name__ == "__main__":

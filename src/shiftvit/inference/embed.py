@@ -151,24 +151,15 @@ def check_table(path: Path) -> None:
         import_pyarrow(str(path))
 
 
-def write_table(path: Path, rows: Iterable[Embedding], size: int) -> int:
+def write_table(path: Path, rows: Iterator[Embedding], size: int) -> None:
     """Writes paths and features to an .npz (`paths` and `features`) or a Parquet file (`path` and `features`).
 
-    The file is written atomically, in bounded memory except for the paths. Returns the number of rows.
+    The file is written atomically, in bounded memory except for the paths.
 
     Raises:
         ShiftViTError: the disk is full or the folder is not writable.
     """
-    count = 0
-
-    def count_rows() -> Iterator[Embedding]:
-        nonlocal count
-        for row in rows:
-            count += 1
-            yield row
-
-    files.write_file(path, lambda temporary: _WRITERS[path.suffix.lower()](temporary, count_rows(), size))
-    return count
+    files.write_file(path, lambda temporary: _WRITERS[path.suffix.lower()](temporary, rows, size))
 
 
 def _write_npz(path: Path, rows: Iterator[Embedding], size: int) -> None:

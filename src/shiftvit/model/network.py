@@ -48,7 +48,10 @@ class _Configured(keras.Model):
         tensors = None if weights is None else read_published(name)
         model = cls(**{**arguments, **overrides})
         if tensors is not None:
-            _assign_published(model, tensors, name)
+            shapes = {variable.path: tuple(variable.shape) for variable in model.weights}
+            head = shapes.get("head/kernel") == tensors["head/kernel"].shape
+            fault = f"the weights of {name} do not fit these arguments"
+            assign_weights(model, tensors, fault, "do not change the architecture", head=head)
         return model
 
     def get_config(self) -> dict[str, Any]:
@@ -73,25 +76,22 @@ class _Configured(keras.Model):
         return model
 
 
-def _assign_published(model: Any, tensors: dict[str, np.ndarray[Any, Any]], name: str) -> None:
-    """Assigns published weights to a model, all or none; without the head if its number of classes differs."""
-    variables = {variable.path: variable for variable in model.weights}
+def assign_weights(
+    model: Any, weights: dict[str, np.ndarray[Any, Any]], fault: str, mend: str, *, head: bool = True
+) -> None:
+    """Assigns weights to a model by their paths, all or none; with `head=False` all but those of the head.
+
+    Raises:
+        ShiftViTError: a weight is missing, surplus or of another shape; the message is `fault`, its path and `mend`.
+    """
+    taken = {path: value for path, value in weights.items() if head or not path.startswith("head/")}
+    variables = {variable.path: variable for variable in model.weights if head or not variable.path.startswith("head/")}
     shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
-    if shapes.get("head/kernel") != tensors["head/kernel"].shape:
-        variables = {path: variable for path, variable in variables.items() if not path.startswith("head/")}
-        tensors = {path: value for path, value in tensors.items() if not path.startswith("head/")}
-    unfit = [
-        path
-        for path in tensors.keys() | variables.keys()
-        if path not in variables or path not in tensors or shapes[path] != tensors[path].shape
-    ]
+    unfit = shapes.items() ^ {path: value.shape for path, value in taken.items()}.items()
     if unfit:
-        raise ShiftViTError(
-            f"the weights of {name} do not fit these arguments, beginning with {min(unfit)!r}; do not change the "
-            "architecture"
-        )
+        raise ShiftViTError(f"{fault}, beginning with {min(unfit)[0]!r}; {mend}")
     for path, variable in variables.items():
-        variable.assign(tensors[path].astype(np.float32))
+        variable.assign(np.asarray(taken[path], np.float32))
 
 
 def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -51,6 +51,9 @@ class DeviceLoop:
             len(dataset.class_names),
         )
         self.rates = ops.convert_to_tensor(compute_learning_rates(model, steps * settings.epochs))
+        # Of the steps since `begin`: the sums of their losses and top-1, and their number.
+        self.sums = ops.zeros(2, "float32")
+        self.done = 0
 
     def begin(self, epoch: int) -> None:
         """Draws the order and augmentation of an epoch."""
@@ -62,7 +65,8 @@ class DeviceLoop:
 
     def read_figures(self) -> dict[str, float]:
         """Returns the mean loss and top-1 of the steps since `begin`."""
-        raise NotImplementedError
+        loss, top1 = (ops.convert_to_numpy(self.sums) / max(self.done, 1)).tolist()
+        return {"loss": loss, "top1": top1}
 
 
 def choose_chunk_length(steps: int) -> int:
@@ -134,10 +138,6 @@ class JaxLoop(DeviceLoop):
                 variable.assign(value)
         self.done += count
 
-    def read_figures(self) -> dict[str, float]:
-        loss, top1 = np.asarray(self.sums) / max(self.done, 1)
-        return {"loss": float(loss), "top1": float(top1)}
-
     def _make_steps(self, state: Any, constants: Tensors, drawn: Tensors, first: Any, count: int) -> Any:
         import jax
 
@@ -169,13 +169,11 @@ class TorchLoop(DeviceLoop):
         device = self.variables[0].value.device
         self.drawn = {name: value.clone() for name, value in self.images.draw(self.seed, 0).items()}
         self.number = torch.zeros((), dtype=torch.int64, device=device)
-        self.sums = torch.zeros(2, device=device)
         self.places = torch.arange(self.batch_size, device=device)
         self.capturing = device.type == "cuda"
         self.jit_compile = recipe.train.jit_compile
         self.gradients: Any = functools.partial(compute_torch_gradients, model, parts=self.parts)
         self.graph: Any = None
-        self.done = 0
 
     def begin(self, epoch: int) -> None:
         for name, value in self.images.draw(self.seed, epoch).items():
@@ -193,10 +191,6 @@ class TorchLoop(DeviceLoop):
             else:
                 self.graph.replay()
         self.done += count
-
-    def read_figures(self) -> dict[str, float]:
-        loss, top1 = (self.sums / max(self.done, 1)).tolist()
-        return {"loss": loss, "top1": top1}
 
     def _cut_batch(self) -> tuple[Any, Any]:
         places = self.number * self.batch_size + self.places

@@ -15,7 +15,7 @@ from shiftvit.config import ModelConfig, StartConfig
 from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.convert import load_official
-from shiftvit.model.network import find_stage
+from shiftvit.model.network import assign_weights, find_stage
 from shiftvit.model.tensors import read_weights
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
@@ -162,9 +162,8 @@ def freeze_stages(model: Any, count: int) -> None:
 def _take_bundle(model: Any, source: str, labels: tuple[str, ...]) -> str:
     bundle = Bundle.load(source)
     new_head = (*map(normalise_name, bundle.labels),) != (*map(normalise_name, labels),)
-    for variable in model.weights:
-        if not (new_head and variable.path.startswith("head/")):
-            variable.assign(np.asarray(bundle.weights[variable.path], np.float32))
+    fault = f"the weights of {source!r} do not fit its own model configuration"
+    assign_weights(model, bundle.weights, fault, "restore the bundle", head=not new_head)
     return "a new head" if new_head else "its head"
 
 

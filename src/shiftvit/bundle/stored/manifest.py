@@ -15,7 +15,7 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.stages import list_stages
 
 FORMAT = 1
-MISFIT = "the bundle's weights do not fit its own model configuration; restore the bundle"
+MISFIT = "the bundle's weights do not fit its own model configuration"
 WEIGHTS = "model.safetensors"
 GRAPH = "model.onnx"
 MANIFEST = "bundle.json"
@@ -46,7 +46,7 @@ def check_size(config: ModelConfig, weights: Mapping[str, Any]) -> None:
     """Raises ShiftViTError if a model has more weights than there are: building it could take any amount of memory."""
     needed = sum(row["parameters"] for row in list_stages(config))
     if sum(config.depths) > len(weights) or needed > sum(value.size for value in weights.values()):
-        raise ShiftViTError(MISFIT)
+        raise ShiftViTError(f"{MISFIT}; restore the bundle")
 
 
 class Provenance(Settings):

@@ -43,9 +43,9 @@ def check_data(
     progress.
 
     Args:
-        data: the result of `find_data` or `split_data`.
+        data: the result of `find_data` or `split_as`.
         rule: resizes and crops the pictures; one that is too elongated or too small for it counts as corrupt.
-        made: the splits that `split_data` took from the training images.
+        made: the splits that `split_as` took from the training images.
         faults: other problems of the data, a line each.
 
     Raises:

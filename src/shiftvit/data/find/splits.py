@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,54 +15,24 @@ from shiftvit.errors import ShiftViTError, list_some, pluralize
 
 
 def split_as(config: DataConfig, data: Dataset) -> Dataset:
-    """Returns the data set with the splits that it lacks, as the settings say.
-
-    Raises:
-        ShiftViTError: as for `split_data`.
-    """
-    return split_data(
-        data,
-        validation=config.validation,
-        test=config.test,
-        seed=config.split_seed,
-        stratify=config.stratify,
-        limit=config.limit,
-        validation_from=config.validation_from,
-    )
-
-
-def split_data(
-    data: Dataset,
-    *,
-    validation: float,
-    test: float,
-    seed: int,
-    stratify: bool = True,
-    limit: int | None = None,
-    validation_from: Literal["random", "end"] = "random",
-) -> Dataset:
     """Takes the splits that a data set lacks from its training images: at random, the same for the same seed.
 
     Splits that it has stay as they are. Files are sorted first, so that the order in which they were found does not
     matter. Marked copies stay together. Copies with different labels stay in the training split.
 
     Args:
+        config: the shares of the splits, the limit, and how both are drawn. A share below 1 is rounded to whole images,
+            with `stratify` to at least one of each class. Copies count once.
         data: has training images.
-        validation, test: how many of the N training images go there: a count (1 or more), a fraction (below 1, rounded
-            to whole images, and with `stratify` at least one of each class) or 0. Copies count once.
-        seed: 0..2**32-1.
-        stratify: each class has about the same share of every split and of the limit, and at least one image in it.
-        limit: the largest number of training images that stay, drawn at random; None: all.
-        validation_from: "end": the last images become the validation split, in the order of the data, whatever their
-            classes.
 
     Raises:
         ShiftViTError: the labels have another shape; a share, the limit or the seed is out of range; a class has too
             few images; or validation images should come from the end of files, which have no order.
     """
-    wanted = {"test": test, "validation": validation}
+    seed = config.split_seed
+    wanted = {"test": config.test, "validation": config.validation}
     shares = {name: share for name, share in wanted.items() if share != 0 and name not in data.splits}
-    at_end = validation_from == "end" and "validation" in shares
+    at_end = config.validation_from == "end" and "validation" in shares
     train = data.train
     order = np.arange(len(train))
     if train.paths is not None and train.images is None:
@@ -75,7 +44,7 @@ def split_data(
         order = np.array(sorted(range(len(train)), key=lambda place: (paths[place], train.labels[place])), np.int64)
     if train.labels.ndim != 1:
         raise ShiftViTError(f"labels have the shape {train.labels.shape}; give one number for each image, (N,)")
-    labels, names = train.labels[order], data.class_names if stratify else None
+    labels, names = train.labels[order], data.class_names if config.stratify else None
     # The splits are drawn among different images, and take the copies of these with them.
     pictures = _number_pictures(labels, np.arange(len(labels)) if train.copies is None else train.copies[order])
     _, first = np.unique(pictures[pictures >= 0], return_index=True)
@@ -93,8 +62,8 @@ def split_data(
     for drawn in places.values():
         rest[drawn] = False
     places["train"] = np.flatnonzero(rest)
-    if limit is not None and limit < len(places["train"]):
-        places["train"] = places["train"][_draw_some(labels[places["train"]], limit, seed, names)]
+    if config.limit is not None and config.limit < len(places["train"]):
+        places["train"] = places["train"][_draw_some(labels[places["train"]], config.limit, seed, names)]
     splits = {**data.splits, **{name: train.take(order[at]) for name, at in places.items()}}
     return replace(data, splits={name: splits[name] for name in SPLITS if name in splits})
 
