@@ -13,7 +13,7 @@ from shiftvit.errors import ShiftViTError, notice, report_skipped, suggest
 
 if TYPE_CHECKING:
     from shiftvit.bundle.bundle import Bundle
-    from shiftvit.preprocess import Preprocess
+    from shiftvit.bundle.metadata import Metadata
 
 METHODS = {
     "grad-cam": ("grad_cam",),
@@ -112,14 +112,14 @@ def _explain(
     from shiftvit.evaluation.metrics import check_finite
     from shiftvit.inference.explainer import Explainer
 
-    preprocess = make_metadata(bundle).preprocess
-    names, pixels = _read_images(names, preprocess)
+    metadata = make_metadata(bundle)
+    names, pixels = _read_images(names, metadata)
     if methods == ("cam",):
         explainer = Explainer.from_pretrained(model)
         answers, features = explainer.run(pixels)
     else:
         prepare_backend()
-        network, images = bundle.build("float32"), preprocess.normalised(pixels)
+        network, images = bundle.build("float32"), metadata.preprocess.normalised(pixels)
         answers = predict_probabilities(network, images, temperature=bundle.temperature)
     check_finite(answers, f"the model {model!r}", names)
     predicted = answers.argmax(axis=1)
@@ -152,13 +152,14 @@ def _explain(
     return rows, pixels
 
 
-def _read_images(names: list[str], preprocess: "Preprocess") -> tuple[list[str], Any]:
+def _read_images(names: list[str], metadata: "Metadata") -> tuple[list[str], Any]:
     """Returns the names of the readable images, and these images preprocessed, (N, h, w, 3). Reports the others."""
     import numpy as np
 
-    from shiftvit.inference.sources import Failure, stream_pixels
+    from shiftvit.inference.batches import stream_pixels
+    from shiftvit.inference.sources import Failure
 
-    items = [item for batch in stream_pixels(names, preprocess) for item in batch]
+    items = [item for batch in stream_pixels(names, metadata) for item in batch]
     faults = [item.error for item in items if isinstance(item, Failure)]
     readable = [item for item in items if not isinstance(item, Failure)]
     if not readable:
