@@ -171,7 +171,7 @@ def test_second_run_takes_features_from_the_cache(
         raise AssertionError("decoded or computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_files, "decode", fail)
+        patch.setattr(feature_files, "read_picture", fail)
         patch.setattr(probe, "load_keras_features", fail)
         second = run_probe(tmp_path / "second", again, **{"start.source": str(source)})
     assert "60 from the cache" in capfd.readouterr().err

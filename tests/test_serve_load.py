@@ -308,8 +308,13 @@ def test_waiting_pixels_are_limited(monkeypatch):
     with run_server(graph=graph) as server:
         gate.close()
         answers = []
-        threads = start_threads(2, lambda _: answers.append(server.post("/v1/classify", make_white(300))[0]))
-        assert gate.entered.wait(20)
+
+        def classify(_):
+            answers.append(server.post("/v1/classify", make_white(300))[0])
+
+        threads = start_threads(1, classify)
+        assert gate.entered.wait(20)  # so that the other picture is not in the same batch
+        threads += start_threads(1, classify)
         wait_until(lambda: len(server.model.batcher._jobs) == 1)
         for content in (make_white(300), make_white(700)):
             status, headers, _ = server.ask("POST", "/v1/classify", content)
