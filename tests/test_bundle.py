@@ -17,7 +17,7 @@ from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, choose_name, list_pretrained
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
-from shiftvit.training.start import apply_start, put_weights
+from shiftvit.training.finetune import apply_start, put_weights
 from tensors import set_random_weights
 
 

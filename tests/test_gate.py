@@ -192,8 +192,8 @@ def write_sitecustomize(tmp_path, program):
 
 IF_BUILDING = "import sys\nif 'shiftvit.exports.build' in sys.orig_argv:\n    "
 NEGATE_WEIGHTS = (
-    IF_BUILDING + "from shiftvit.exports import onnx_graphs\n"
-    "    finish = onnx_graphs.finish\n"
+    IF_BUILDING + "from shiftvit.exports import quantization\n"
+    "    finish = quantization.finish\n"
     "    def planted(source, path, metadata):\n"
     "        import onnx\n"
     "        model = onnx.load(source)\n"
@@ -202,7 +202,7 @@ NEGATE_WEIGHTS = (
     "        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))\n"
     "        onnx.save(model, source)\n"
     "        finish(source, path, metadata)\n"
-    "    onnx_graphs.finish = planted\n"
+    "    quantization.finish = planted\n"
 )
 RAISE_ERROR = (
     IF_BUILDING + "from shiftvit.bundle.bundle import Bundle\n"

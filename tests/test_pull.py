@@ -29,7 +29,7 @@ from shiftvit.exports import pull as pulling
 from shiftvit.exports.pull import pull_published
 from shiftvit.presets import PRESETS, Preset
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.start import apply_start
+from shiftvit.training.finetune import apply_start
 from tensors import to_numpy
 
 torch = pytest.importorskip("torch")

@@ -15,9 +15,9 @@ from sample import load_sample, write_tree
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT, ShiftViTError, convert, train
 from shiftvit.bundle.stored.published import MEAN, PUBLISHED, STD, find_evaluation
 from shiftvit.data.load import load_data
-from shiftvit.training import start
+from shiftvit.training import finetune
+from shiftvit.training.finetune import apply_start
 from shiftvit.training.setup import build, resolve
-from shiftvit.training.start import apply_start
 
 GOLDEN = Path(__file__).parent / "golden" / "official_gn1.npz"
 pytestmark = pytest.mark.usefixtures("plain_figures")
@@ -211,7 +211,7 @@ def test_official_weights_get_a_new_head(
         read.append(source)
         return convert.read_weights(source)
 
-    monkeypatch.setattr(start, "read_weights", count_and_read)
+    monkeypatch.setattr(finetune, "read_weights", count_and_read)
     tree = write_tree(tmp_path / "pets")
     rates = {"train.optimizer.learning_rate": 1e-12, "train.optimizer.weight_decay": 0.0}  # so that nothing learns
     rates |= {"train.optimizer.name": "adamw", "train.ema": "none"}

@@ -25,12 +25,12 @@ HOUSE = [
     ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
-    ("exports", "pull driver comparison gate saturation build any_size channels_first onnx_graphs formats"),
+    ("exports", "pull driver images gate saturation build any_size channels_first quantization formats"),
     ("inference", "bulk worker embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",
-        "rate_finder fit probe features epoch results runfolder device memory setup parts start callbacks checkpoint "
-        "optimizer torch_steps loss schedule groups torch_group jax_group place processes",
+        "rate_finder fit probe features epoch results runfolder device memory setup parts finetune callbacks "
+        "checkpoint optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),

@@ -25,9 +25,9 @@ from shiftvit.data.load import load_data
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from shiftvit.training.finetune import apply_start
 from shiftvit.training.runfolder import open_run
 from shiftvit.training.setup import build, resolve
-from shiftvit.training.start import apply_start
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, make_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
-from shiftvit.exports import onnx_graphs
+from shiftvit.exports import quantization
 from shiftvit.exports.any_size import accept_any_size
 
 Pixels = NDArray[np.uint8]
@@ -124,11 +124,11 @@ def _build_onnx(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: P
         if metadata.precision == "int8":
             # ONNX Runtime has integer kernels that are exact everywhere for matrix products (see `saturation`).
             _write_onnx(_wrap_keras(bundle, metadata, "float32"), bundle, metadata, plain, with_map=True)
-            onnx_graphs.quantize(plain, calibration)
+            quantization.quantize(plain, calibration)
         else:  # `finish` stores its weights in 16 bits if asked
             network = channels_first.Network(bundle.build("float32"), metadata.preprocess)
             _write_onnx(network, bundle, metadata, plain, with_map=True)
-        onnx_graphs.finish(plain, path, metadata)
+        quantization.finish(plain, path, metadata)
 
 
 def _build_openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:

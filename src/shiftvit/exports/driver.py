@@ -22,9 +22,9 @@ from shiftvit.bundle.official import convert_checkpoint
 from shiftvit.bundle.stored.find import choose_name, find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, pluralize
 from shiftvit.exports.any_size import remove_size
-from shiftvit.exports.comparison import Images, choose_images, vary_sizes
 from shiftvit.exports.formats import FORMATS, find_format
 from shiftvit.exports.gate import MIN_IMAGES, find_shortage
+from shiftvit.exports.images import Images, choose_images, vary_sizes
 from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
 

@@ -21,13 +21,13 @@ from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
 from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint
 from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
+from shiftvit.training.finetune import apply_start
 from shiftvit.training.groups import join_processes
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.probe import run_probe
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.results import finish_run
 from shiftvit.training.setup import build, check_alone, check_same_images, resolve
-from shiftvit.training.start import apply_start
 
 
 @dataclass(frozen=True)

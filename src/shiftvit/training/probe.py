@@ -29,9 +29,9 @@ from shiftvit.model.network import ShiftViT
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.features import FeatureReader
+from shiftvit.training.finetune import put_weights, take_weights
 from shiftvit.training.results import keep_results
 from shiftvit.training.setup import resolve
-from shiftvit.training.start import put_weights, take_weights
 
 Floats = NDArray[np.float32]
 # A lower limit of the scale, relative to the median spread, so that nearly constant features are not blown up.

@@ -16,10 +16,10 @@ from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.errors import ShiftViTError
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.finetune import apply_start
 from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.optimizer import compute_batch_scale
 from shiftvit.training.setup import build, make_batches, resolve
-from shiftvit.training.start import apply_start
 
 Floats = NDArray[np.float64]
 

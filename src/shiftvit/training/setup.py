@@ -17,11 +17,11 @@ from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.finetune import freeze_stages, take_weights
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
 from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.parts import PartwiseShiftViT
 from shiftvit.training.processes import ALONE, Processes
-from shiftvit.training.start import freeze_stages, take_weights
 
 
 def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> Recipe:

@@ -19,7 +19,7 @@ from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import save_splits
 from shiftvit.data.find.splits import split_as
 from shiftvit.exports import driver
-from shiftvit.exports.comparison import choose_images
+from shiftvit.exports.images import choose_images
 from shiftvit.training import runfolder
 from tensors import set_random_weights
 
