@@ -126,7 +126,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
             raise ShiftViTError(
                 f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
-        files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
+        files.delete_abandoned(run / "checkpoints", alone=True)
         if (run / RECIPE).is_file():
             change_recipe(run, recipe)
             _notice_lost_checkpoint(run, recipe)

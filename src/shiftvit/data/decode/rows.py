@@ -178,7 +178,7 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
     path, place = key[0], _find_place(key)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(files.take_turn(place.parent, "unpacking", ".*.tmp*"))
+            stack.enter_context(files.take_turn(place.parent, "unpacking"))
         except OSError as error:
             raise _explain_no_room(place.parent, error) from error
         images = _open_unpacked(key)
