@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from numpy.typing import NDArray
 from starlette.responses import Response
 
-from shiftvit.serve.answers import Json, Refused, describe_errors, refuse_full
-from shiftvit.serve.batching import Full, Pixels
+from shiftvit.serve.answers import Json, Refused, describe_errors
+from shiftvit.serve.batching import Pixels, Rows
 from shiftvit.serve.bodies import Bodies, parse_json
 from shiftvit.serve.model import ServedModel, find_model
 
@@ -136,11 +135,8 @@ async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
     tree = await parse_json(body[:length])
     pixels = await asyncio.to_thread(_read_pixels, tree, body[length:], model)
     binary = _wants_binary(tree)
-    try:
-        with model.batcher.admit(len(pixels)):
-            rows = await model.infer(pixels)
-    except Full as error:
-        raise refuse_full() from error
+    with model.batcher.admit(len(pixels)):
+        rows = await model.infer(pixels)
     return _answer(model, tree.get("id"), rows, binary)
 
 
@@ -231,7 +227,7 @@ def _read_parameters(tree: dict[str, Any]) -> dict[str, Any]:
     return parameters if isinstance(parameters, dict) else {}
 
 
-def _answer(model: ServedModel, request_id: Any, rows: NDArray[np.float32], binary: bool) -> Response:
+def _answer(model: ServedModel, request_id: Any, rows: Rows, binary: bool) -> Response:
     output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(rows.shape)}
     tree: dict[str, Any] = {"model_name": model.name, "model_version": "1", "outputs": [output]}
     if isinstance(request_id, str):
