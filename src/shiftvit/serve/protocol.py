@@ -24,37 +24,25 @@ from shiftvit.serve.model import ServedModel, find_model
 _PIECE = 2**16
 _HEADER = "inference-header-content-length"
 _POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "inputs": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 1,
-                            "items": {
-                                "type": "object",
-                                "required": ["name", "shape", "datatype", "data"],
-                                "properties": {
-                                    "name": {"const": "images"},
-                                    "datatype": {"const": "UINT8"},
-                                    "shape": {"type": "array", "items": {"type": "integer"}},
-                                    "data": {"type": "array"},
-                                },
-                            },
-                        },
-                    },
-                }
-            }
-        },
-    }
+_IMAGES = {
+    "type": "object",
+    "required": ["name", "shape", "datatype", "data"],
+    "properties": {
+        "name": {"const": "images"},
+        "datatype": {"const": "UINT8"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "data": {"type": "array"},
+    },
 }
+_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _IMAGES},
+    },
+}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST}}}}
 
 
 def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is_ready: Any) -> APIRouter:
@@ -152,9 +140,10 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
     tensor = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Refused(422, "the input must have the name images and the datatype UINT8")
-    shape, sides = _read_shape(tensor.get("shape")), model.graph.metadata.input_shape
-    if len(shape) != 4 or not all(shape) or not _fits(shape[1:], sides):
-        wanted = ["any" if side is None else side for side in sides]
+    shape, sides = tensor.get("shape"), (None, *model.graph.metadata.input_shape)
+    fits = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    if not fits or any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):
+        wanted = ["any" if side is None else side for side in sides[1:]]
         raise Refused(422, f"the shape of images must be [N, {', '.join(map(str, wanted))}] with N at least 1")
     most = model.capacity
     if shape[0] > most:
@@ -168,16 +157,6 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
             f"binary_data_size={size!r} must be {math.prod(shape)}, the bytes after the JSON; there are {len(rest)}",
         )
     return np.frombuffer(rest, np.uint8).reshape(shape)
-
-
-def _fits(shape: list[int], sides: tuple[int | None, ...]) -> bool:
-    return all(side in (None, given) for side, given in zip(sides, shape, strict=True))
-
-
-def _read_shape(shape: Any) -> list[int]:
-    """Returns the shape if it has four sides, else [0], which fits no model."""
-    valid = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side >= 0 for side in shape)
-    return shape if valid else [0]
 
 
 def _convert_lists(data: Any, shape: list[int]) -> Pixels:
