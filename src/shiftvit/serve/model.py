@@ -202,14 +202,12 @@ def load_models(
     }
 
 
-def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
-    """Returns a model by name; None: the default.
+def find_model(models: dict[str, ServedModel], name: str) -> ServedModel:
+    """Returns a model by name.
 
     Raises:
         Refused: there is no model of that name.
     """
-    if name is None:
-        return next(iter(models.values()))
     if name not in models:
         raise Refused(404, f"there is no model {name!r}; {suggest(name, models)}")
     return models[name]
