@@ -127,15 +127,17 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
                 f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_abandoned(run / "checkpoints", alone=True)
+        last = _find_checkpoint(run)
         if (run / RECIPE).is_file():
             change_recipe(run, recipe)
-            _notice_lost_checkpoint(run, recipe)
+            if recipe.probe is None and not last.is_file():
+                notice(f"{str(run)!r} has no checkpoint {last.name}, so the run begins anew")
         else:
             _write_recipe(run, recipe)  # the first file: with it, a run that is stopped can be resumed
         _keep_environment(run)
         # A run that has begun may have lost its table, and then nobody knows its splits.
         table = run / SPLITS_TABLE
-        if dataset.path is not None and not table.is_file() and not _find_checkpoint(run).is_file():
+        if dataset.path is not None and not table.is_file() and not last.is_file():
             save_splits(dataset, table)
         yield
 
@@ -152,12 +154,6 @@ def _find_checkpoint(run: Path) -> Path:
     from shiftvit.training.checkpoint import LAST
 
     return run / "checkpoints" / LAST
-
-
-def _notice_lost_checkpoint(run: Path, recipe: Recipe) -> None:
-    last = _find_checkpoint(run)
-    if recipe.probe is None and not last.is_file():
-        notice(f"{str(run)!r} has no checkpoint {last.name}, so the run begins anew")
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
@@ -254,10 +250,8 @@ def _count_begun_epochs(run: Path) -> int:
     """Returns how many epochs a run has begun; 0 if its checkpoint is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
-    from shiftvit.training.checkpoint import LAST
-
     try:
-        with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
+        with safe_open(_find_checkpoint(run), framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
         return int(progress["epoch"] + (progress["step"] > 0))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # `load_checkpoint` reports it
