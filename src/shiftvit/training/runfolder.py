@@ -27,6 +27,7 @@ from typing import Any
 import tomli_w
 
 from shiftvit import environment, files
+from shiftvit.config import flatten
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, save_splits
@@ -173,7 +174,7 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
 
 def compare_recipes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ, by dotted key: the old and the new value."""
-    old, new = (dict(_flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    old, new = (dict(flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
     return {key: (old.get(key), value) for key, value in new.items() if value != old.get(key)}
 
 
@@ -256,14 +257,6 @@ def _count_begun_epochs(run: Path) -> int:
         return int(progress["epoch"] + (progress["step"] > 0))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # `load_checkpoint` reports it
         return 0
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _write_recipe(run: Path, recipe: Recipe) -> None:
