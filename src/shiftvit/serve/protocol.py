@@ -46,14 +46,7 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 
 
 def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is_ready: Any) -> APIRouter:
-    """Returns the routes under `/v2`.
-
-    Args:
-        models: name to model.
-        bodies: reads the bodies.
-        version: the package's.
-        is_ready: returns whether the server takes requests.
-    """
+    """Returns the routes under `/v2`; `is_ready` returns whether the server takes requests."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
     @router.get("", responses=describe_errors(401))
