@@ -177,11 +177,7 @@ class Worker:
         return self._model
 
     def _check(self, out: Folder) -> None:
-        """Checks once that this node has the same shiftvit and the same files as the one that started the run.
-
-        Raises:
-            ShiftViTError: another version of shiftvit is installed, or the files are missing.
-        """
+        """Checks once that this node has the same shiftvit and the same files as the one that started the run."""
         if self._model is not None:
             return
         task, node = self._task, f"the node {platform.node()!r}"

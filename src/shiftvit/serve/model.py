@@ -148,11 +148,7 @@ class ServedModel:
             return None
 
     def _read(self, content: bytes) -> Pixels:
-        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it.
-
-        Raises:
-            Refused: it cannot be decoded, or exceeds a limit.
-        """
+        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it."""
         if find_kind(content) is None:
             raise Refused(415, "the body is not an image of a supported format; send one of " + ", ".join(FORMATS))
         try:

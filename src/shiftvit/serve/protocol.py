@@ -122,11 +122,7 @@ async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
 
 
 def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
-    """Returns the images of a request, (N, H, W, 3).
-
-    Raises:
-        Refused: they do not fit the model's description.
-    """
+    """Returns the images of a request, (N, H, W, 3)."""
     inputs = tree.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refused(422, "inputs must be a list of one tensor, called images")
@@ -178,11 +174,7 @@ def _convert_lists(data: Any, shape: list[int]) -> Pixels:
 
 
 def _wants_binary(tree: dict[str, Any]) -> bool:
-    """Returns whether a request asks for binary data in the answer.
-
-    Raises:
-        Refused: it asks for another output than the one that there is.
-    """
+    """Returns whether a request asks for binary data in the answer."""
     outputs = [] if tree.get("outputs") is None else tree["outputs"]
     everywhere = _read_parameters(tree).get("binary_data_output") is True
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
