@@ -80,7 +80,6 @@ class MLP(keras.layers.Layer):
         rate, policy = self.dropout, self.dtype_policy
         self.drop1 = Dropout(rate, dtype=policy, name="drop1") if rate else None
         self.drop2 = Dropout(rate, dtype=policy, name="drop2") if rate else None
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.fc1(x)  # (B, H, W, C) -> (B, H, W, hidden)
@@ -145,7 +144,6 @@ class ShiftBlock(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.shift, self.norm, self.mlp, self.drop_path):
             layer.build(input_shape)
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.shift(x)
@@ -186,7 +184,6 @@ class PatchEmbed(keras.layers.Layer):
         if self.norm_kind is not None:
             self.norm = make_norm(self.norm_kind, self.epsilon, dtype=policy, name="norm")
             self.norm.build((None, None, None, self.embed_dim))
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.projection(fold(x, self.patch_size))
@@ -231,7 +228,6 @@ class PatchMerging(keras.layers.Layer):
             2 * channels, use_bias=False, kernel_initializer=INITIALIZER, dtype=policy, name="reduction"
         )
         self.reduction.build((None, None, None, 4 * channels))
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.norm(x, **_pass_training(self.norm, training))

@@ -94,7 +94,6 @@ class GroupNorm(keras.layers.Layer):
         channels = (input_shape[-1],)
         self.gamma = self.add_weight(shape=channels, initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta")
-        self.built = True
 
     def call(self, inputs: Any) -> Any:
         if TORCH:

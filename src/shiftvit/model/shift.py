@@ -85,7 +85,6 @@ class Shift(keras.layers.Layer):
         if len(input_shape) != 4 or input_shape[-1] is None:
             raise ShiftViTError(f"the input's shape {tuple(input_shape)} must be (B, H, W, C) with C known; reshape it")
         self.group = compute_group_width(input_shape[-1], self.num_div, self.shift_channels)
-        self.built = True
 
     def call(self, x: Any) -> Any:
         if self.group == 0:
