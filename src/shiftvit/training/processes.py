@@ -34,6 +34,8 @@ class Group:
 
     rank: int
     count: int
+    # An error about a lost connection has one of these words.
+    words: tuple[str, ...]
     # Whether gradients are averaged within a compiled step, which cannot be interrupted.
     compiled = False
 
