@@ -60,7 +60,7 @@ class ThreadedServer:
         self._server.should_exit = True
         self._thread.join(20)
         assert not self._thread.is_alive()
-        self.model.close()
+        self.model.batcher.stop()
         self._decoders.shutdown()
         self._listener.close()
 

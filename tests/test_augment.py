@@ -92,7 +92,7 @@ def test_result_does_not_depend_on_the_batch(order: list[int]) -> None:
     whole = augment(images, draws)
     indices = np.array(order[:5])
     np.testing.assert_array_equal(augment(images[indices], draws[indices]), whole[indices])
-    assert len(draws[indices]) == 5
+    assert len(draws[indices].top) == 5
 
 
 def test_flipping_twice_changes_nothing() -> None:

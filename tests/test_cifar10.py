@@ -232,7 +232,7 @@ def test_interrupt_leaves_no_partial_array(world: World, monkeypatch: pytest.Mon
 def test_killed_process_leaves_no_partial_array(world: World) -> None:
     with start_child(world) as child:
         child.send_signal(signal.SIGKILL)
-    assert any(name.startswith("tmp-") for name in world.cached())
+    assert any(name.startswith(".cifar10.") for name in world.cached())
     assert "x_test.npy" not in world.cached()
     world.npm()
     assert_loaded(cache.load_cifar10(), world)
@@ -241,9 +241,9 @@ def test_killed_process_leaves_no_partial_array(world: World) -> None:
 
 def test_leftovers_are_deleted_unless_a_process_holds_the_lock(world: World) -> None:
     cache.prepare(world.package)
-    leftover = world.cache / "tmp-old"
+    leftover = world.cache / ".cifar10.old.tmp"
     leftover.mkdir()
-    with (world.cache / ".lock").open("a") as lock:
+    with (leftover / ".lock").open("a") as lock:
         assert files.lock(lock, wait=False)
         assert_loaded(cache.load_cifar10(), world)
         assert leftover.exists()

@@ -17,15 +17,13 @@ from shiftvit.errors import Elsewhere
 from shiftvit.preprocess import Preprocess
 from shiftvit.training import groups
 from shiftvit.training.place import find_place
-from shiftvit.training.processes import Processes, Several
+from shiftvit.training.processes import Group, Processes, Several
 from shiftvit.training.setup import check_alone, resolve
 from shiftvit.training.torch_group import TorchGroup
 
 
-class ThreadGroup:
+class ThreadGroup(Group):
     """A process group whose processes are threads."""
-
-    compiled = False
 
     def __init__(self, rank: int, count: int, slots: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.count, self.slots, self.barrier = rank, count, slots, barrier
@@ -42,12 +40,6 @@ class ThreadGroup:
         for gradient, rows in zip(gradients, found, strict=True):
             self.gather(gradient, rows)
         return [rows.mean(axis=0) for rows in found]
-
-    def local(self, model: Any) -> Any:
-        return model
-
-    def stop_watching(self) -> None:
-        pass
 
     def leave(self, *, agreed: bool) -> None:
         pass

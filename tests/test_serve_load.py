@@ -19,7 +19,8 @@ from PIL import Image
 from serving import ask, make_picture, run_server, start_server
 from shiftvit.exports.any_size import remove_size
 from shiftvit.inference.runtimes import load_graph
-from shiftvit.serve.batching import Batcher, Full
+from shiftvit.serve.answers import Refused
+from shiftvit.serve.batching import Batcher
 from shiftvit.serve.limits import Limits
 
 
@@ -232,21 +233,21 @@ def test_batcher_returns_to_each_request_its_own_rows():
     """The pixels of a request are its number, and so must be its rows."""
 
     def answer(pixels):
-        return (pixels[:, 0, 0, :1].astype(np.float32),)
+        return pixels[:, 0, 0, :1].astype(np.float32)
 
     sizes = []
     batcher = Batcher(answer, 8, 1000, 2**20, sizes.append)
 
     async def request(number, count):
         with batcher.admit(count):
-            (rows,) = await batcher.run(np.full((count, 1, 1, 3), number, np.uint8))
+            rows = await batcher.run(np.full((count, 1, 1, 3), number, np.uint8))
         assert rows.shape == (count, 1)
         assert (rows == number).all()
 
     async def everyone():
         counts = np.random.default_rng(0).integers(1, 30, 60)
         await asyncio.gather(*(request(number, int(count)) for number, count in enumerate(counts)))
-        with pytest.raises(Full), batcher.admit(1001):
+        with pytest.raises(Refused, match="overloaded"), batcher.admit(1001):
             pass
         return int(counts.sum())
 
@@ -272,12 +273,12 @@ def test_batches_are_limited_by_their_pixels(height, counts, batches):
         entered.set()
         assert opened.wait(30)
         found.append(len(pixels))
-        return (np.zeros((len(pixels), 1), np.float32),)
+        return np.zeros((len(pixels), 1), np.float32)
 
     batcher = Batcher(answer, 64, 256, 2**30, lambda _: None)
 
     async def request(count):
-        (rows,) = await batcher.run(np.zeros((count, height, 1024, 3), np.uint8))
+        rows = await batcher.run(np.zeros((count, height, 1024, 3), np.uint8))
         assert rows.shape == (count, 1)
 
     async def everyone():

@@ -5,6 +5,7 @@ The classes are frozen and reject unknown keys, so a misspelt setting is an erro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -233,6 +234,15 @@ def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:
         return cls.model_validate(values)
     except ValidationError as error:
         raise ShiftViTError(f"{origin}: {_explain(cls, error)}") from error
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of nested settings with their dotted keys, such as `train.epochs`."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def describe_fault(error: ValidationError) -> str:

@@ -65,16 +65,8 @@ class Bar:
             print_error(text)
 
     def __enter__(self) -> Self:
-        if self._wanted and not is_quiet() and sys.stderr is not None and sys.stderr.isatty():
-            self._start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
-
-    def _start(self) -> None:
+        if not self._wanted or is_quiet() or sys.stderr is None or not sys.stderr.isatty():
+            return self
         from rich import progress
         from rich.console import Console
 
@@ -94,3 +86,9 @@ class Bar:
         self._task = self._live.add_task(self._what, total=self._total or None, state="")
         self._live.start()
         self.update(self._done)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None

@@ -96,8 +96,9 @@ def _attempt(url: str, target: Path, limit: int, timeout: float, quiet: bool) ->
         if not quiet:
             notice(f"{'continuing' if start else 'downloading'} {url}{f' ({size / 1e6:.0f} MB)' if size else ''}")
         with target.open("r+b" if start else "wb") as file, Bar("downloading", size, done=start, size=True) as bar:
-            if not start:
-                _remember(target, url, response)
+            if not start:  # what a later attempt needs to continue
+                record = {"url": url, "validator": _get_validator(response)}
+                _get_record(target).write_text(json.dumps(record), "utf-8")
             received = start
             file.seek(start)
             file.truncate()
@@ -155,11 +156,6 @@ def _get_validator(response: Any) -> str:
 
 def _get_record(target: Path) -> Path:
     return target.with_name(f"{target.name}.json")
-
-
-def _remember(target: Path, url: str, response: Any) -> None:
-    """Records what a later attempt needs to continue; `target` is empty at this point."""
-    _get_record(target).write_text(json.dumps({"url": url, "validator": _get_validator(response)}), "utf-8")
 
 
 def _read_validator(target: Path, url: str) -> str | None:

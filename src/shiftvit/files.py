@@ -76,14 +76,18 @@ def make_temporary_folder(folder: Path, name: str) -> Iterator[Path]:
                 raise
 
 
-def delete_abandoned(folder: Path, pattern: str = "*") -> None:
+def delete_abandoned(folder: Path, pattern: str = "*", *, alone: bool = False) -> None:
     """Deletes the temporary folders of killed processes, if possible.
 
     Args:
         folder: where `make_temporary_folder` made them.
         pattern: a glob pattern for the names of the files that were prepared in them.
+        alone: no other process makes any there now, so even those without a lock are abandoned.
     """
     for left in folder.glob(f".{pattern}.*.tmp"):
+        if alone:
+            shutil.rmtree(left, ignore_errors=True)
+            continue
         with contextlib.suppress(OSError):
             with (left / _LOCK).open("r+") as file:
                 if lock(file, wait=False) is not True:  # the process that made it still runs
@@ -209,13 +213,12 @@ def lock(file: IO[str], wait: bool) -> bool | None:
 
 
 @contextlib.contextmanager
-def take_turn(folder: Path, work: str, leftovers: str) -> Iterator[None]:
-    """Creates `folder` and lets one process at a time work in it.
+def take_turn(folder: Path, work: str) -> Iterator[None]:
+    """Creates `folder` and lets one process at a time work in it, after what killed ones left is deleted.
 
     Args:
         folder: where the work is done; its file `.lock` is the lock.
         work: the work of the other process, for the notice that this one waits.
-        leftovers: a pattern of files that only killed processes leave in `folder`; they are deleted first.
 
     Raises:
         OSError: the folder cannot be created or written.
@@ -227,18 +230,8 @@ def take_turn(folder: Path, work: str, leftovers: str) -> Iterator[None]:
             notice(f"another process is {work}; waiting for it")
             alone = lock(file, wait=True)
         if alone:
-            delete_all(folder, leftovers)
+            delete_abandoned(folder, alone=True)
         yield
-
-
-def delete_all(folder: Path, pattern: str) -> None:
-    """Deletes the files and folders in `folder` that match, if possible."""
-    for path in folder.glob(pattern):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
 
 
 def find_cache_folder(name: str) -> Path:

@@ -7,8 +7,6 @@ archive states. Here only deflate is unpacked, in small steps, so memory is boun
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import IO, Any
 
 from numpy.typing import NDArray
@@ -33,24 +31,19 @@ def check_method(entry: zipfile.ZipInfo) -> None:
 
 def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """Returns the content of an entry. Errors are those of `zipfile`."""
-    with _open(archive, entry) as steps:
-        return b"".join(iter(steps.read, b""))
+    check_method(entry)
+    with archive.open(entry) as file:
+        return b"".join(iter(_Steps(file).read, b""))
 
 
 def read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
     """Returns the array that an entry of an `.npz` holds. Errors are those of `zipfile` and NumPy."""
     import numpy as np  # only here, because it would slow down `--help`
 
-    with _open(archive, entry) as steps:
-        array: NDArray[Any] = np.lib.format.read_array(steps, allow_pickle=False)
-        return array
-
-
-@contextmanager
-def _open(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[_Steps]:
     check_method(entry)
     with archive.open(entry) as file:
-        yield _Steps(file)
+        array: NDArray[Any] = np.lib.format.read_array(_Steps(file), allow_pickle=False)
+        return array
 
 
 class _Steps:

@@ -32,9 +32,6 @@ class Draws:
     flip: NDArray[np.bool_]
     crop: tuple[int, int]
 
-    def __len__(self) -> int:
-        return len(self.top)
-
     def __getitem__(self, index: slice | NDArray[np.integer[Any]]) -> Draws:
         """Returns the draws of some of the images."""
         return Draws(self.top[index], self.left[index], self.flip[index], self.crop)

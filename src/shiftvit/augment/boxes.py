@@ -9,11 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 # The least and the greatest width over height of a box, and the number of tries before the box is put at the centre.
 ASPECT = 3 / 4, 4 / 3
 TRIES = 10
@@ -75,14 +70,15 @@ def cut(pixels: NDArray[np.uint8], box: Box, size: tuple[int, int], interpolatio
         pixels: uint8 (H, W, 3); smaller than `box.of` if the picture was decoded at a smaller size.
         box: in pixels of the whole picture.
         size: (height, width) of the result, in pixels.
-        interpolation: a key of `RESAMPLING`.
+        interpolation: "nearest", "bilinear" or "bicubic".
 
     Returns:
         uint8 (*size, 3).
     """
     picture = Image.fromarray(pixels)
     region = box.scale_to(*pixels.shape[:2])
-    return np.asarray(picture.resize((size[1], size[0]), RESAMPLING[interpolation], region))
+    resample = Image.Resampling[interpolation.upper()]
+    return np.asarray(picture.resize((size[1], size[0]), resample, region))
 
 
 def find_decoded_size(box: Box, size: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,7 @@ def push(
     card = address_card(write_card(bundle) if bundle.card is None else bundle.card, repository)
     contents = dataclasses.replace(bundle, card=card).files()
     # Other tools would find a leftover graph, whose weights differ.
-    return _upload(
-        repository, "model", contents, is_ours=_LARGEST.keys().__contains__, private=private, message=message
-    )
+    return _upload(repository, "model", contents, ours=_LARGEST.keys(), private=private, message=message)
 
 
 def push_space(
@@ -74,12 +72,8 @@ def push_space(
         ShiftViTError: as `push`; or the Space exists and is not static.
     """
     check_target(repository)
-    tops = {name.partition("/")[0] for name in contents}
-
-    def is_ours(name: str) -> bool:
-        return name.partition("/")[0] in tops
-
-    return _upload(repository, "space", contents, is_ours=is_ours, private=private, message=message)
+    ours = {name.partition("/")[0] for name in contents}
+    return _upload(repository, "space", contents, ours=ours, private=private, message=message)
 
 
 def check_target(repository: str) -> None:
@@ -101,11 +95,11 @@ def _upload(
     kind: str,
     contents: Mapping[str, bytes],
     *,
-    is_ours: Callable[[str], bool],
+    ours: Collection[str],
     private: bool,
     message: str,
 ) -> str:
-    """Uploads files in one commit, which also deletes other files for which `is_ours` is true; returns the address."""
+    """Uploads files in one commit, which also deletes other files with a top name in `ours`; returns the address."""
     library = _import_library()
     api = library.HfApi()
     with _shorten_errors(repository, api.endpoint):
@@ -129,7 +123,7 @@ def _upload(
             )
         added = [library.CommitOperationAdd(name, content) for name, content in contents.items()]
         found = {file.rfilename for file in there.siblings or []}
-        stale = sorted(name for name in found - contents.keys() if is_ours(name))
+        stale = sorted(name for name in found - contents.keys() if name.partition("/")[0] in ours)
         deleted = [library.CommitOperationDelete(name) for name in stale]
         api.create_commit(repository, [*added, *deleted], repo_type=kind, commit_message=message)
     return str(address)

@@ -33,13 +33,6 @@ def wants_ray(engine: str, address: str | None, workers: int | None, paths: list
     return False
 
 
-def check_ray_options(**options: Any) -> None:
-    """Raises ShiftViTError if an option was given that does not work with Ray."""
-    for name, value in options.items():
-        if value is not None:
-            raise ShiftViTError(f"--{name} does not work with --engine ray; leave out one of the two")
-
-
 def run_on_ray(
     command: str,
     paths: list[str] | None,

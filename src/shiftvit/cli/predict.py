@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from shiftvit.cli import inputs
-from shiftvit.cli.bulk import check_ray_options, run_on_ray, wants_ray
+from shiftvit.cli.bulk import run_on_ray, wants_ray
 from shiftvit.cli.tables import list_examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
@@ -80,7 +80,8 @@ def predict(
     from shiftvit.inference.predict import Predictor
 
     if wants_ray(engine, address, workers, paths, out):
-        check_ray_options(grid=grid)
+        if grid is not None:
+            raise ShiftViTError("--grid does not work with --engine ray; leave out one of the two")
         options = {"model": model, "runtime": runtime, "threads": threads, "batch_size": batch_size}
         options |= {"kind": kind, "top_k": top_k, "max_pixels": max_pixels}
         listing = {"recursive": recursive, "all_files": all_files, "address": address, "workers": workers}

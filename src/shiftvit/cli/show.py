@@ -21,10 +21,7 @@ def info(
     """Show a model's stages, their size and their cost."""
     from shiftvit.bundle import describe
 
-    if name is None:
-        found: Any = describe.list_presets()
-    else:
-        found = describe.describe(name)
+    found: Any = describe.list_presets() if name is None else describe.describe(name)
     if as_json:
         print_json(found)
     elif name is None:

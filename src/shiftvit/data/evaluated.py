@@ -208,11 +208,7 @@ def _choose_default(splits: Collection[str]) -> str:
 
 
 def _choose(data: Dataset, wanted: str | None) -> Dataset:
-    """Returns the data set with only the wanted split, or with all of its images as one.
-
-    Raises:
-        ShiftViTError: there is no such split.
-    """
+    """Returns the data set with only the wanted split, or with all of its images as one."""
     part = wanted or _choose_default(data.splits)
     others = [split for split in data.splits if split != part]
     if part == _EACH:

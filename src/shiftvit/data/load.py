@@ -93,12 +93,7 @@ def load_data(
 
 
 def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
-    """Makes the splits that are missing and reads all images, as `load_data` describes.
-
-    Raises:
-        ShiftViTError: the images cannot be split, no training image of a class can be decoded, or there are no images
-            to report.
-    """
+    """Makes the splits that are missing and reads all images, as `load_data` describes."""
     config = recipe.data
     data = mark_copies(config, data)
     usable = data

@@ -45,9 +45,6 @@ def _find_indices(loaded: Bundle, data: Dataset) -> NDArray[np.int64]:
     """Returns the model's index of each class of the data, or -1 for a class without images that it does not have.
 
     It finds a class by its name, or by its synset, as in the names of ImageNet's folders.
-
-    Raises:
-        ShiftViTError: images have classes that the model does not have.
     """
     labels, names = tuple(map(normalise_name, loaded.labels)), data.class_names
     known = {synset: index for index, synset in enumerate(loaded.synsets)} | {

@@ -249,7 +249,6 @@ def find_mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     rest = np.empty(len(wrong))
     for rows in _cut(logits):
-        rows = slice(rows.start, min(rows.stop, len(wrong)))
         exact = np.sort(logits[wrong[rows]].astype(np.float64), axis=1)
         # The odds of the other classes against the predicted one, which also order confidences that round to 1.
         rest[rows] = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)

@@ -13,6 +13,7 @@ from jinja2 import TemplateError
 
 from shiftvit import files
 from shiftvit.bundle.card import shows_top5
+from shiftvit.config import flatten
 from shiftvit.errors import ShiftViTError
 from shiftvit.evaluation.places import FOLDER, list_evaluations
 from shiftvit.replacement import find_current
@@ -65,6 +66,8 @@ def _make_page(run: Path) -> str:
             others.append({**known, "name": name, "figures": _read_figures(folder, _EVALUATION)})
     # Training draws a confusion matrix too, but that of an evaluation fits its table of classes.
     place = run / (FOLDER if evaluation else "figures")
+    environment = dict(flatten(_read_json(run / "environment.json")))
+    words = {key: " ".join(map(str, value)) for key, value in environment.items() if isinstance(value, list)}
     return render(
         "report.html",
         name=run.resolve().name,
@@ -73,7 +76,7 @@ def _make_page(run: Path) -> str:
         others=others,
         top5=shows_top5(settings.get("model", {}).get("num_classes", 1000)),
         recipe=recipe,
-        environment=_flatten(_read_json(run / "environment.json")),
+        environment=environment | words,
         changes=_read_changes(run / "changes.jsonl"),
         figures=_read_figures(run / "figures", _TRAINING) | _read_figures(place, _EVALUATION),
     )
@@ -104,17 +107,6 @@ def _read_figures(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Returns the figures that exist, encoded in base64."""
     paths = {name: find_current(folder / f"{name}.png") for name in names}
     return {name: base64.b64encode(_read_bytes(path)).decode("ascii") for name, path in paths.items() if path.exists()}
-
-
-def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
-    """Returns nested values under dotted keys such as versions.numpy."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{inner}": deeper for inner, deeper in _flatten(value).items()}
-        else:
-            found[key] = " ".join(map(str, value)) if isinstance(value, list) else value
-    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

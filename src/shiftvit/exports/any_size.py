@@ -27,7 +27,19 @@ _OPSET = 20
 _NUMBERS = {
     "zero": 0.0, "half": 0.5, "one": 1.0, "one_and_a_half": 1.5, "two": 2.0, "two_and_a_half": 2.5, "four": 4.0
 }  # fmt: skip
-_CUBIC = """
+_FILTERS = {
+    "nearest": """
+  chosen = Floor(centres)
+  own = Floor(places)
+  same = Equal(own, chosen)
+  weights = Cast<to=11>(same)
+""",
+    "bilinear": """
+  rest = Sub(one, x)
+  weights = Max(rest, zero)
+""",
+    # Keys' cubic convolution with a = -0.5: 1.5 x^3 - 2.5 x^2 + 1 up to 1, -0.5 x^3 + 2.5 x^2 - 4 x + 2 up to 2
+    "bicubic": """
   x2 = Mul(x, x)
   n1 = Mul(x, one_and_a_half)
   n2 = Sub(n1, two_and_a_half)
@@ -43,19 +55,7 @@ _CUBIC = """
   is_far = Less(x, two)
   outer = Where(is_far, far, zero)
   weights = Where(is_near, near, outer)
-"""  # Keys' cubic convolution with a = -0.5: 1.5 x^3 - 2.5 x^2 + 1 up to 1, -0.5 x^3 + 2.5 x^2 - 4 x + 2 up to 2
-_FILTERS = {
-    "nearest": """
-  chosen = Floor(centres)
-  own = Floor(places)
-  same = Equal(own, chosen)
-  weights = Cast<to=11>(same)
 """,
-    "bilinear": """
-  rest = Sub(one, x)
-  weights = Max(rest, zero)
-""",
-    "bicubic": _CUBIC,
 }
 
 

@@ -39,7 +39,7 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
     row = PUBLISHED[name]
     find_format("onnx", "f32")  # reports missing packages before the download
     try:
-        with files.take_turn(row.place.parent, f"pulling to {str(row.place.parent)!r}", ".*.tmp"):
+        with files.take_turn(row.place.parent, f"pulling to {str(row.place.parent)!r}"):
             if source is not None:
                 return _save(row, Path(source))
             target = files.find_cache_folder("weights") / f"{name}.pth"

@@ -173,9 +173,6 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
         folder: the folder of the results.
         manifest: the manifest of the run to start or continue.
         sized: whether the user chose the block size; otherwise a continued run keeps its own.
-
-    Raises:
-        ShiftViTError: the folder holds another run, or other files.
     """
     there = folder.list_names()
     if not there:
@@ -203,11 +200,7 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
 def _run_blocks(
     ray: Any, task: Task, model: ModelFiles, todo: dict[int, list[Entry]], actors: int
 ) -> Iterator[tuple[int, int]]:
-    """Yields the number of each block once it is written, and how many of its images failed.
-
-    Raises:
-        ShiftViTError: a node failed.
-    """
+    """Yields the number of each block once it is written, and how many of its images failed."""
     from ray import data
 
     context = data.DataContext.get_current()
@@ -259,11 +252,7 @@ def import_ray() -> Any:
 
 @contextmanager
 def _connect(ray: Any, address: str | None, store: int) -> Iterator[None]:
-    """Connects to a cluster, or starts one, and disconnects at the end.
-
-    Raises:
-        ShiftViTError: there is no cluster at the address, or it runs another version of Python or Ray.
-    """
+    """Connects to a cluster, or starts one, and disconnects at the end."""
     if ray.is_initialized():  # by the calling program
         yield
         return

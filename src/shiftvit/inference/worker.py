@@ -128,17 +128,14 @@ class Worker:
         self._model: Predictor | Embedder | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Processes the blocks of a batch. A fault that ends the run is returned in one line."""
-        answer: dict[str, list[Any]] = {"block": [], "failures": [], "fault": []}
-        for number, entries in zip(batch["block"], batch["entries"], strict=True):
-            failures, fault = 0, ""
-            try:
-                failures = self._process(int(number), entries)
-            except (ShiftViTError, OSError, ImportError, MemoryError) as error:
-                fault = " ".join(str(error).split()) or type(error).__name__
-            for name, value in (("block", int(number)), ("failures", failures), ("fault", fault)):
-                answer[name].append(value)
-        return answer
+        """Processes the block of a batch, which has one. A fault that ends the run is returned in one line."""
+        (number,), (entries,) = batch["block"], batch["entries"]
+        failures, fault = 0, ""
+        try:
+            failures = self._process(int(number), entries)
+        except (ShiftViTError, OSError, ImportError, MemoryError) as error:
+            fault = " ".join(str(error).split()) or type(error).__name__
+        return {"block": [int(number)], "failures": [failures], "fault": [fault]}
 
     def _process(self, number: int, entries: bytes) -> int:
         """Writes the rows of a block, and returns how many of its images failed."""
@@ -180,11 +177,7 @@ class Worker:
         return self._model
 
     def _check(self, out: Folder) -> None:
-        """Checks once that this node has the same shiftvit and the same files as the one that started the run.
-
-        Raises:
-            ShiftViTError: another version of shiftvit is installed, or the files are missing.
-        """
+        """Checks once that this node has the same shiftvit and the same files as the one that started the run."""
         if self._model is not None:
             return
         task, node = self._task, f"the node {platform.node()!r}"

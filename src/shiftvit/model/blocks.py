@@ -9,7 +9,7 @@ from keras import ops
 
 from shiftvit.errors import ShiftViTError
 from shiftvit.model.primitives import TORCH, Dropout, Linear, make_norm
-from shiftvit.model.shift import Shift
+from shiftvit.model.shift import ShapeKeeper, Shift
 
 if TORCH:
     import torch
@@ -19,7 +19,7 @@ INITIALIZER = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class DropPath(keras.layers.Layer):
+class DropPath(ShapeKeeper):
     """Stochastic depth (Huang et al., 2016).
 
     In training, it zeroes the branch of each image with probability `rate`, and divides it by `1 - rate` otherwise. At
@@ -46,15 +46,12 @@ class DropPath(keras.layers.Layer):
         kept = ops.cast(drawn >= self.rate, "float32") / (1.0 - self.rate)
         return x * ops.cast(kept, x.dtype)
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class MLP(keras.layers.Layer):
+class MLP(ShapeKeeper):
     """Two linear layers with an activation between them, and dropout after each.
 
     Input and output: `(B, H, W, C)`; `int(C * mlp_ratio)` hidden channels.
@@ -80,7 +77,6 @@ class MLP(keras.layers.Layer):
         rate, policy = self.dropout, self.dtype_policy
         self.drop1 = Dropout(rate, dtype=policy, name="drop1") if rate else None
         self.drop2 = Dropout(rate, dtype=policy, name="drop2") if rate else None
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.fc1(x)  # (B, H, W, C) -> (B, H, W, hidden)
@@ -88,9 +84,6 @@ class MLP(keras.layers.Layer):
             x = self.drop1(x, training=training)
         x = self.fc2(x)  # (B, H, W, hidden) -> (B, H, W, C)
         return x if self.drop2 is None else self.drop2(x, training=training)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -102,7 +95,7 @@ class MLP(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class ShiftBlock(keras.layers.Layer):
+class ShiftBlock(ShapeKeeper):
     """`x = shift(x)`, then `x = x + drop_path(mlp(norm(x)))` (the paper's figure 2b).
 
     Input and output: `(B, H, W, C)`.
@@ -145,15 +138,11 @@ class ShiftBlock(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         for layer in (self.shift, self.norm, self.mlp, self.drop_path):
             layer.build(input_shape)
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.shift(x)
         branch = self.mlp(self.norm(x, **_pass_training(self.norm, training)), training=training)
         return x + self.drop_path(branch, training=training)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.settings}
@@ -186,7 +175,6 @@ class PatchEmbed(keras.layers.Layer):
         if self.norm_kind is not None:
             self.norm = make_norm(self.norm_kind, self.epsilon, dtype=policy, name="norm")
             self.norm.build((None, None, None, self.embed_dim))
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.projection(fold(x, self.patch_size))
@@ -231,7 +219,6 @@ class PatchMerging(keras.layers.Layer):
             2 * channels, use_bias=False, kernel_initializer=INITIALIZER, dtype=policy, name="reduction"
         )
         self.reduction.build((None, None, None, 4 * channels))
-        self.built = True
 
     def call(self, x: Any, training: bool = False) -> Any:
         x = self.norm(x, **_pass_training(self.norm, training))

@@ -11,6 +11,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from shiftvit.model.shift import ShapeKeeper
+
 TORCH = keras.config.backend() == "torch"
 if TORCH:
     import torch
@@ -80,7 +82,7 @@ class LayerNorm(keras.layers.LayerNormalization):
 
 
 @keras.saving.register_keras_serializable(package="shiftvit")
-class GroupNorm(keras.layers.Layer):
+class GroupNorm(ShapeKeeper):
     """Group normalisation with a single group: over H, W and C together, as the paper's model has it.
 
     Input and output: `(B, H, W, C)`; a scale and an offset for each channel.
@@ -94,7 +96,6 @@ class GroupNorm(keras.layers.Layer):
         channels = (input_shape[-1],)
         self.gamma = self.add_weight(shape=channels, initializer="ones", name="gamma")
         self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta")
-        self.built = True
 
     def call(self, inputs: Any) -> Any:
         if TORCH:
@@ -104,9 +105,6 @@ class GroupNorm(keras.layers.Layer):
         mean, variance = ops.moments(x, axes=(1, 2, 3), keepdims=True)
         normed = ops.cast((x - mean) * ops.rsqrt(variance + self.epsilon), inputs.dtype)
         return normed * ops.cast(self.gamma, inputs.dtype) + ops.cast(self.beta, inputs.dtype)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "epsilon": self.epsilon}

@@ -42,8 +42,15 @@ def compute_group_width(channels: int, num_div: int, shift_channels: int | None)
     return shift_channels
 
 
+class ShapeKeeper(keras.layers.Layer):
+    """A layer whose output has the shape of its input."""
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
 @keras.saving.register_keras_serializable(package="shiftvit")
-class Shift(keras.layers.Layer):
+class Shift(ShapeKeeper):
     """Moves the first four groups of channels left, right, up and down by `shift_pixels`; the others stay.
 
     Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift.
@@ -85,7 +92,6 @@ class Shift(keras.layers.Layer):
         if len(input_shape) != 4 or input_shape[-1] is None:
             raise ShiftViTError(f"the input's shape {tuple(input_shape)} must be (B, H, W, C) with C known; reshape it")
         self.group = compute_group_width(input_shape[-1], self.num_div, self.shift_channels)
-        self.built = True
 
     def call(self, x: Any) -> Any:
         if self.group == 0:
@@ -96,9 +102,6 @@ class Shift(keras.layers.Layer):
         if keras.config.backend() == "torch" and x.device.type != "cuda" and self.shift_pixels <= WIDEST_KERNEL:
             return _shift_by_convolution(x, self.group, self.shift_pixels)
         return _shift_by_slices(x, self.group, self.shift_pixels)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
 
     def get_config(self) -> dict[str, Any]:
         return {

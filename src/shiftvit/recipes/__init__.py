@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 
 from shiftvit.errors import ShiftViTError, check_path, suggest
@@ -17,12 +18,8 @@ def list_names() -> list[str]:
 
 def read_head(name: str) -> str:
     """Returns the head comment of a shipped recipe."""
-    lines = []
-    for line in read_text(name)[0].splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("#").strip())
-    return "\n".join(lines)
+    head = takewhile(lambda line: line.startswith("#"), read_text(name)[0].splitlines())
+    return "\n".join(line.lstrip("#").strip() for line in head)
 
 
 def read_text(source: str | Path) -> tuple[str, str]:

@@ -13,21 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import fit_batch
+from shiftvit.serve.answers import refuse_full
 
 Pixels = NDArray[np.uint8]
-# Maps uint8 (N, H, W, 3) to the graph's outputs, each float32 (N, ...).
-Run = Callable[[Pixels], tuple[NDArray[np.float32], ...]]
-
-
-class Full(Exception):
-    """The queue has no room for the images of a request, or for their pixels."""
+Rows = NDArray[np.float32]
+Run = Callable[[Pixels], Rows]
 
 
 @dataclass(eq=False)
 class _Job:
     pixels: Pixels
-    answer: asyncio.Future[tuple[NDArray[np.float32], ...]]
-    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[Rows]
 
 
 class Batcher:
@@ -36,7 +32,7 @@ class Batcher:
     A single image runs at once. While a batch runs, more images arrive, so batches grow with the load.
 
     Args:
-        run: the session; called only in that thread.
+        run: the session, from uint8 (N, H, W, 3) to a row for each image; called only in that thread.
         max_batch: the most images in a batch; of large ones at most as many as `fit_batch` returns.
         capacity: the most images that may wait for a result.
         max_bytes: the most bytes of their pixels, unless a single request has more.
@@ -63,28 +59,27 @@ class Batcher:
         """Reserves places in the queue for the images of a request. Call it in the event loop's thread.
 
         Raises:
-            Full: the queue has too few free places.
+            Refused: the queue has too few free places.
         """
         if self._pending + images > self._capacity:
-            raise Full
+            raise refuse_full()
         self._pending += images
         try:
             yield
         finally:
             self._pending -= images
 
-    async def run(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
-        """Returns the session's outputs for uint8 (N, H, W, 3), whose N images were admitted.
+    async def run(self, pixels: Pixels) -> Rows:
+        """Returns the session's rows for uint8 (N, H, W, 3), whose N images were admitted.
 
         Raises:
-            Full: too many bytes wait. Images that were admitted may be of any size.
+            Refused: too many bytes wait. Images that were admitted may be of any size.
             Exception: an exception of the session.
         """
         if self._bytes and self._bytes + pixels.nbytes > self._max_bytes:
-            raise Full
-        loop = asyncio.get_running_loop()
-        most = self._count_fitting(pixels)
-        jobs = [_Job(pixels[first : first + most], loop.create_future(), loop) for first in range(0, len(pixels), most)]
+            raise refuse_full()
+        loop, most = asyncio.get_running_loop(), self._count_fitting(pixels)
+        jobs = [_Job(pixels[first : first + most], loop.create_future()) for first in range(0, len(pixels), most)]
         self._bytes += pixels.nbytes
         with self._changed:
             self._jobs.extend(jobs)
@@ -97,7 +92,7 @@ class Batcher:
             raise
         finally:
             self._bytes -= pixels.nbytes
-        return answers[0] if len(answers) == 1 else tuple(map(np.concatenate, zip(*answers, strict=True)))
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
     def stop(self) -> None:
         """Ends the thread after the current batch."""
@@ -111,9 +106,8 @@ class Batcher:
             sizes = [len(job.pixels) for job in jobs]
             self._observe(sum(sizes))
             try:
-                outputs = self._run(np.concatenate([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels)
-                cuts = np.cumsum(sizes)[:-1]
-                answers = list(zip(*(np.split(output, cuts) for output in outputs), strict=True))
+                rows = self._run(np.concatenate([job.pixels for job in jobs]) if len(jobs) > 1 else jobs[0].pixels)
+                answers = np.split(rows, np.cumsum(sizes)[:-1])
             except Exception as error:
                 self._answer(jobs, error)
             else:
@@ -142,7 +136,7 @@ class Batcher:
         return min(self._max_batch, fit_batch(*pixels.shape[1:3]))
 
     @staticmethod
-    def _answer(jobs: list[_Job], answers: list[tuple[NDArray[np.float32], ...]] | Exception) -> None:
+    def _answer(jobs: list[_Job], answers: list[Rows] | Exception) -> None:
         def deliver() -> None:
             for index, job in enumerate(jobs):
                 if job.answer.done():
@@ -153,6 +147,6 @@ class Batcher:
                     job.answer.set_result(answers[index])
 
         try:
-            jobs[0].loop.call_soon_threadsafe(deliver)
+            jobs[0].answer.get_loop().call_soon_threadsafe(deliver)
         except RuntimeError:  # the loop has been closed: the server ended at its deadline
             return

@@ -78,39 +78,34 @@ class _Route(APIRoute):
 def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
     """Returns the routes that classify, and the one at `/` where Hugging Face's inference endpoints listen."""
     router = APIRouter(tags=["classify"], route_class=_Route)
+    first = next(iter(models))
 
-    async def answer_classes(request: Request, name: str | None, top_k: int) -> Response:
+    @router.post("/v1/models/{name}/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
+    async def classify_with(request: Request, name: str, top_k: TopK = _TOP_K) -> Response:
+        """Classifies a picture with a model of this server."""
         model = find_model(models, name)
         async with bodies.read(request) as body:
             content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.classify(content, top_k))
 
-    async def answer_explanation(request: Request, name: str | None, top_k: int, label: str | None) -> Response:
+    @router.post("/", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY, include_in_schema=False)
+    @router.post("/v1/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
+    async def classify(request: Request, top_k: TopK = _TOP_K) -> Response:
+        """Classifies a picture with the first model."""
+        return await classify_with(request, first, top_k)
+
+    @router.post("/v1/models/{name}/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
+    async def explain_with(request: Request, name: str, top_k: TopK = _TOP_K, label: Label = None) -> Response:
+        """Classifies a picture with a model of this server, and shows where the prediction comes from."""
         model = find_model(models, name)
         async with bodies.read(request) as body:
             content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.explain(content, top_k, label))
 
-    @router.post("/", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY, include_in_schema=False)
-    @router.post("/v1/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
-    async def classify(request: Request, top_k: TopK = _TOP_K) -> Response:
-        """Classifies a picture with the first model."""
-        return await answer_classes(request, None, top_k)
-
-    @router.post("/v1/models/{name}/classify", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY)
-    async def classify_with(request: Request, name: str, top_k: TopK = _TOP_K) -> Response:
-        """Classifies a picture with a model of this server."""
-        return await answer_classes(request, name, top_k)
-
     @router.post("/v1/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
     async def explain(request: Request, top_k: TopK = _TOP_K, label: Label = None) -> Response:
         """Classifies a picture with the first model, and shows where the prediction comes from."""
-        return await answer_explanation(request, None, top_k, label)
-
-    @router.post("/v1/models/{name}/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
-    async def explain_with(request: Request, name: str, top_k: TopK = _TOP_K, label: Label = None) -> Response:
-        """Classifies a picture with a model of this server, and shows where the prediction comes from."""
-        return await answer_explanation(request, name, top_k, label)
+        return await explain_with(request, first, top_k, label)
 
     return router
 

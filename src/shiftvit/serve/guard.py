@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shiftvit.serve.answers import Refused, refuse_full
@@ -24,8 +25,8 @@ log = logging.getLogger("shiftvit.serve")
 
 # The most bytes of a request's headers.
 MAX_HEAD = 16 * 2**10
-# Probes need no key. Nor does the page, which asks the user for it.
-_OPEN = ("/v2/health/",)
+# What needs a key even to be read, and the probes, which need none. Nor does the page, which asks the user for it.
+_KEYED, _OPEN = ("/v1/", "/v2", "/metrics", "/openapi.json"), "/v2/health/"
 _SECURITY = {
     b"content-security-policy": b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
     b"form-action 'none'; frame-ancestors 'none'",
@@ -36,8 +37,12 @@ _SECURITY = {
 }
 # The default port of each scheme of a web origin, which browsers leave out.
 _PORTS = {"http": 80, "https": 443}
-_CORS_METHODS = "GET, POST"
-_CORS_HEADERS = "Authorization, Content-Type, Inference-Header-Content-Length, X-API-Key"
+# The answer to a browser's preflight request; `_share` adds the allowed origin.
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Inference-Header-Content-Length, X-API-Key",
+    "Access-Control-Max-Age": "600",
+}
 
 
 @dataclass
@@ -74,7 +79,10 @@ class Access:
         """Returns whether the page that sends a request may use the server; only browsers send an origin."""
         if origin is None or origin in self.origins or "*" in self.origins:
             return True
-        parts = _split(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # it is malformed
+            return False
         return parts.scheme in {scheme, "https"} and parts.netloc.lower() == host.lower()
 
 
@@ -101,6 +109,7 @@ class Guard:
         # If a header is repeated, the first one counts.
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         origin = headers.get("origin")
+        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -113,18 +122,18 @@ class Guard:
 
         self.active += 1
         try:
-            refusal = self._find_refusal(scope, headers)
+            refusal = self._find_refusal(scope, headers, preflight)
             if refusal is not None:
                 await refusal.make_response()(scope, receive, send_guarded)
-            elif scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                await _answer_preflight(scope, receive, send_guarded)
+            elif preflight:
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send_guarded)
             else:
                 await self._app(scope, receive, send_guarded)
         finally:
             self.active -= 1
             self._report(scope, status, time.perf_counter() - began)
 
-    def _find_refusal(self, scope: Scope, headers: Mapping[str, str]) -> Refused | None:
+    def _find_refusal(self, scope: Scope, headers: Mapping[str, str], preflight: bool) -> Refused | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
             return Refused(400, f"the head of the request has more than {MAX_HEAD:,} bytes", {"Connection": "close"})
         if "content-length" in headers and "transfer-encoding" in headers:  # two readers could disagree on its end
@@ -135,8 +144,8 @@ class Guard:
         asks = scope["method"] not in {"GET", "HEAD"}
         if asks and not self._access.allows_origin(headers.get("origin"), host, scope["scheme"]):
             return Refused(403, "pages of other origins may not use this server; start it with --allow-origin")
-        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
-        if (asks or _needs_key(scope["path"])) and not preflight and not self._access.allows_key(headers):
+        keyed = asks or (scope["path"].startswith(_KEYED) and not scope["path"].startswith(_OPEN))
+        if keyed and not preflight and not self._access.allows_key(headers):
             return Refused(
                 401,
                 "the API key is missing or wrong; send it as Authorization: Bearer KEY",
@@ -176,18 +185,6 @@ class Guard:
             log.info("%s %s %s %d %.1f ms", client, method, json.dumps(path), status, seconds * 1000)
 
 
-async def _answer_preflight(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a browser's preflight request; `_share` adds the allowed origin."""
-    from starlette.responses import Response
-
-    allowed = {"Access-Control-Allow-Methods": _CORS_METHODS, "Access-Control-Allow-Headers": _CORS_HEADERS}
-    await Response(status_code=204, headers={**allowed, "Access-Control-Max-Age": "600"})(scope, receive, send)
-
-
-def _needs_key(path: str) -> bool:
-    return path.startswith(("/v1/", "/v2", "/metrics", "/openapi.json")) and not path.startswith(_OPEN)
-
-
 def _parse_host_name(host: str) -> str | None:
     """Returns the name in a Host header, without its port; None if it is malformed."""
     try:
@@ -210,14 +207,6 @@ def _is_address(name: str) -> bool:
 def is_loopback(host: str) -> bool:
     """Returns whether only this machine reaches a server that listens at `host`."""
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _split(origin: str) -> SplitResult:
-    """Returns the parts of a web origin, all empty if it is malformed."""
-    try:
-        return urlsplit(origin)
-    except ValueError:
-        return urlsplit("")
 
 
 def parse_origins(origins: Iterable[str]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
@@ -19,7 +18,7 @@ from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.inference.explainer import Explainer
 from shiftvit.inference.runtimes import Graph, load_graph
 from shiftvit.serve.answers import Refused, refuse_full
-from shiftvit.serve.batching import Batcher, Full, Pixels
+from shiftvit.serve.batching import Batcher, Pixels, Rows
 from shiftvit.serve.heat import lay_out
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
@@ -48,7 +47,7 @@ class ServedModel:
         self.labels, self.capacity = graph.metadata.labels, limits.queue
         height, width, _ = graph.metadata.example_shape
         self.batcher = Batcher(
-            self._run,
+            graph.run,
             limits.choose_batch_size(height, width),
             limits.queue,
             limits.max_buffered,
@@ -61,26 +60,20 @@ class ServedModel:
         # A warm-up, because the first call of a session allocates its memory.
         graph.run(np.zeros((1, *graph.metadata.example_shape), np.uint8))
 
-    def _run(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
-        return (self.graph.run(pixels),)
-
     async def classify(self, content: bytes, top_k: int) -> list[dict[str, Any]]:
         """Returns the most probable classes of an encoded picture, as Hugging Face's image classification does.
 
         Raises:
             Refused: the picture cannot be decoded, or the queue is full.
         """
-        try:
-            with self.batcher.admit(1):
-                pixels = self._decode_small(content)
-                if pixels is None:
-                    pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, content)
-                row = (await self.infer(pixels))[0]
-        except Full as error:
-            raise refuse_full() from error
+        with self.batcher.admit(1):
+            pixels = self._decode_small(content)
+            if pixels is None:
+                pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, content)
+            row = (await self.infer(pixels))[0]
         return self._rank_classes(row, top_k)
 
-    def _rank_classes(self, row: NDArray[np.float32], top_k: int) -> list[dict[str, Any]]:
+    def _rank_classes(self, row: Rows, top_k: int) -> list[dict[str, Any]]:
         # A stable sort: between equal probabilities the first class wins, as in `Predictor`.
         order = np.argsort(-row, kind="stable")[:top_k]
         return [{"label": self.labels[index], "score": float(row[index])} for index in order]
@@ -96,12 +89,9 @@ class ServedModel:
             raise Refused(404, f"the model {self.name!r} cannot explain: {self._no_explainer}")
         if label is not None and label not in self.labels:
             raise Refused(422, f"the model has no class {label[:80]!r}; /v1/models lists them")
-        try:
-            with self.batcher.admit(1):
-                run = partial(self._explain, explainer, content, top_k, label)
-                return await asyncio.get_running_loop().run_in_executor(self._decoders, run)
-        except Full as error:
-            raise refuse_full() from error
+        with self.batcher.admit(1):
+            run = partial(self._explain, explainer, content, top_k, label)
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, run)
 
     def _explain(self, explainer: Explainer, content: bytes, top_k: int, label: str | None) -> dict[str, Any]:
         image = self._read(content)
@@ -123,22 +113,21 @@ class ServedModel:
                     self._no_explainer = "it needs a bundle with a graph that `shiftvit pack --onnx` wrote"
         return self._explainer
 
-    async def infer(self, pixels: Pixels) -> NDArray[np.float32]:
+    async def infer(self, pixels: Pixels) -> Rows:
         """Returns probabilities (N, C) for uint8 (N, H, W, 3), whose N images were admitted.
 
         Raises:
-            Full: too many pixels wait.
-            Refused: the model returned NaN or infinity, or no result within the limit.
+            Refused: too many pixels wait, or the model returned NaN or infinity, or no result within the limit.
         """
         try:
             async with asyncio.timeout(self._limits.timeout):
-                (rows,) = await self.batcher.run(pixels)
+                rows = await self.batcher.run(pixels)
         except TimeoutError as error:
             raise refuse_full() from error
         self._check(rows)
         return rows
 
-    def _check(self, rows: NDArray[np.float32]) -> None:
+    def _check(self, rows: Rows) -> None:
         if not np.isfinite(rows).all():
             raise Refused(500, f"the model {self.name!r} returned NaN or infinity for this image")
 
@@ -159,11 +148,7 @@ class ServedModel:
             return None
 
     def _read(self, content: bytes) -> Pixels:
-        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it.
-
-        Raises:
-            Refused: it cannot be decoded, or exceeds a limit.
-        """
+        """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it."""
         if find_kind(content) is None:
             raise Refused(415, "the body is not an image of a supported format; send one of " + ", ".join(FORMATS))
         try:
@@ -176,10 +161,6 @@ class ServedModel:
             )
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
-
-    def close(self) -> None:
-        """Ends the session's thread."""
-        self.batcher.stop()
 
 
 def load_models(
@@ -217,14 +198,12 @@ def load_models(
     }
 
 
-def find_model(models: dict[str, ServedModel], name: str | None) -> ServedModel:
-    """Returns a model by name; None: the default.
+def find_model(models: dict[str, ServedModel], name: str) -> ServedModel:
+    """Returns a model by name.
 
     Raises:
         Refused: there is no model of that name.
     """
-    if name is None:
-        return next(iter(models.values()))
     if name not in models:
         raise Refused(404, f"there is no model {name!r}; {suggest(name, models)}")
     return models[name]

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from numpy.typing import NDArray
 from starlette.responses import Response
 
-from shiftvit.serve.answers import Json, Refused, describe_errors, refuse_full
-from shiftvit.serve.batching import Full, Pixels
+from shiftvit.serve.answers import Json, Refused, describe_errors
+from shiftvit.serve.batching import Pixels, Rows
 from shiftvit.serve.bodies import Bodies, parse_json
 from shiftvit.serve.model import ServedModel, find_model
 
@@ -25,48 +24,29 @@ from shiftvit.serve.model import ServedModel, find_model
 _PIECE = 2**16
 _HEADER = "inference-header-content-length"
 _POSTED = describe_errors(400, 401, 403, 404, 408, 413, 415, 422, 503)
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "inputs": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 1,
-                            "items": {
-                                "type": "object",
-                                "required": ["name", "shape", "datatype", "data"],
-                                "properties": {
-                                    "name": {"const": "images"},
-                                    "datatype": {"const": "UINT8"},
-                                    "shape": {"type": "array", "items": {"type": "integer"}},
-                                    "data": {"type": "array"},
-                                },
-                            },
-                        },
-                    },
-                }
-            }
-        },
-    }
+_IMAGES = {
+    "type": "object",
+    "required": ["name", "shape", "datatype", "data"],
+    "properties": {
+        "name": {"const": "images"},
+        "datatype": {"const": "UINT8"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "data": {"type": "array"},
+    },
 }
+_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _IMAGES},
+    },
+}
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _REQUEST}}}}
 
 
 def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is_ready: Any) -> APIRouter:
-    """Returns the routes under `/v2`.
-
-    Args:
-        models: name to model.
-        bodies: reads the bodies.
-        version: the package's.
-        is_ready: returns whether the server takes requests.
-    """
+    """Returns the routes under `/v2`; `is_ready` returns whether the server takes requests."""
     router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
     @router.get("", responses=describe_errors(401))
@@ -136,29 +116,23 @@ async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
     tree = await parse_json(body[:length])
     pixels = await asyncio.to_thread(_read_pixels, tree, body[length:], model)
     binary = _wants_binary(tree)
-    try:
-        with model.batcher.admit(len(pixels)):
-            rows = await model.infer(pixels)
-    except Full as error:
-        raise refuse_full() from error
+    with model.batcher.admit(len(pixels)):
+        rows = await model.infer(pixels)
     return _answer(model, tree.get("id"), rows, binary)
 
 
 def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixels:
-    """Returns the images of a request, (N, H, W, 3).
-
-    Raises:
-        Refused: they do not fit the model's description.
-    """
+    """Returns the images of a request, (N, H, W, 3)."""
     inputs = tree.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refused(422, "inputs must be a list of one tensor, called images")
     tensor = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Refused(422, "the input must have the name images and the datatype UINT8")
-    shape, sides = _read_shape(tensor.get("shape")), model.graph.metadata.input_shape
-    if len(shape) != 4 or not all(shape) or not _fits(shape[1:], sides):
-        wanted = ["any" if side is None else side for side in sides]
+    shape, sides = tensor.get("shape"), (None, *model.graph.metadata.input_shape)
+    fits = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
+    if not fits or any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):
+        wanted = ["any" if side is None else side for side in sides[1:]]
         raise Refused(422, f"the shape of images must be [N, {', '.join(map(str, wanted))}] with N at least 1")
     most = model.capacity
     if shape[0] > most:
@@ -172,16 +146,6 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
             f"binary_data_size={size!r} must be {math.prod(shape)}, the bytes after the JSON; there are {len(rest)}",
         )
     return np.frombuffer(rest, np.uint8).reshape(shape)
-
-
-def _fits(shape: list[int], sides: tuple[int | None, ...]) -> bool:
-    return all(side in (None, given) for side, given in zip(sides, shape, strict=True))
-
-
-def _read_shape(shape: Any) -> list[int]:
-    """Returns the shape if it has four sides, else [0], which fits no model."""
-    valid = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side >= 0 for side in shape)
-    return shape if valid else [0]
 
 
 def _convert_lists(data: Any, shape: list[int]) -> Pixels:
@@ -210,11 +174,7 @@ def _convert_lists(data: Any, shape: list[int]) -> Pixels:
 
 
 def _wants_binary(tree: dict[str, Any]) -> bool:
-    """Returns whether a request asks for binary data in the answer.
-
-    Raises:
-        Refused: it asks for another output than the one that there is.
-    """
+    """Returns whether a request asks for binary data in the answer."""
     outputs = [] if tree.get("outputs") is None else tree["outputs"]
     everywhere = _read_parameters(tree).get("binary_data_output") is True
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
@@ -231,7 +191,7 @@ def _read_parameters(tree: dict[str, Any]) -> dict[str, Any]:
     return parameters if isinstance(parameters, dict) else {}
 
 
-def _answer(model: ServedModel, request_id: Any, rows: NDArray[np.float32], binary: bool) -> Response:
+def _answer(model: ServedModel, request_id: Any, rows: Rows, binary: bool) -> Response:
     output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(rows.shape)}
     tree: dict[str, Any] = {"model_name": model.name, "model_version": "1", "outputs": [output]}
     if isinstance(request_id, str):

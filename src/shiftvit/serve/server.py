@@ -74,7 +74,7 @@ def serve(
             return 130 if server.signal == signal.SIGINT else 0
         finally:
             for model in loaded.values():
-                model.close()
+                model.batcher.stop()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,12 +128,20 @@ class FeatureReader:
         unpack(data.list_paths())
         splits: dict[str, Split] = {}
         faults: list[str] = []
-        with Bar("features", total) as bar, self._save_at_end():
-            for name, split in data.splits.items():
-                splits[name], self.features[name], broken = self._read(split, rule, bar, began)
-                if not len(splits[name]):
-                    raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
-                faults += broken
+        with Bar("features", total) as bar:
+            try:
+                for name, split in data.splits.items():
+                    splits[name], self.features[name], broken = self._read(split, rule, bar, began)
+                    if not len(splits[name]):
+                        raise ShiftViTError(f"none of the {len(split):,} {name} images can be decoded; {broken[0]}")
+                    faults += broken
+            except KeyboardInterrupt:
+                count = pluralize(self.computed, "image")
+                notice(f"the features of {count} are cached; the same command continues with them")
+                raise
+            finally:
+                if self._store is not None:
+                    self._store.save()
         report_skipped(faults, "; `shiftvit data check` lists them all")
         seconds, new, read = time.perf_counter() - began, self.computed - before, total - len(faults)
         self.seconds += seconds
@@ -141,20 +150,6 @@ class FeatureReader:
         rate = f"{total / seconds:,.0f} images/s"
         notice(f"features of {pluralize(read, 'image')}{cached}: {seconds:.1f} s, {rate}")
         return replace(data, splits=splits)
-
-    @contextlib.contextmanager
-    def _save_at_end(self) -> Iterator[None]:
-        """Saves the computed features even if reading is interrupted, and then prints a notice."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            notice(
-                f"the features of {pluralize(self.computed, 'image')} are cached; the same command continues with them"
-            )
-            raise
-        finally:
-            if self._store is not None:
-                self._store.save()
 
     def _read(self, split: Split, rule: Preprocess, bar: Bar, began: float) -> tuple[Split, Floats, list[str]]:
         paths = split.paths or []
@@ -169,7 +164,8 @@ class FeatureReader:
         rows: list[Floats | None] = [None] * len(split)
         faults: list[str] = []
         waiting: list[tuple[int, bytes, Pixels]] = []
-        for number, digest, found in _prepare_images(split, rule, self._store):
+        prepare = partial(_prepare, split, rule, self._store)
+        for number, (digest, found) in enumerate(map_in_threads(prepare, range(len(split)))):
             if isinstance(found, str):
                 faults.append(found)
             elif found is None:
@@ -206,15 +202,8 @@ class FeatureReader:
         waiting.clear()
 
 
-def _prepare_images(split: Split, rule: Preprocess, store: Store) -> Iterator[tuple[int, bytes, Pixels | str | None]]:
-    """Yields for each image its number, its digest, and its pixels, its fault or None if its features are cached.
-
-    In order and in bounded memory. Images are read and decoded in threads.
-    """
-    return map_in_threads(lambda number: (number, *_prepare(split, number, rule, store)), range(len(split)))
-
-
-def _prepare(split: Split, number: int, rule: Preprocess, store: Store) -> tuple[bytes, Pixels | str | None]:
+def _prepare(split: Split, rule: Preprocess, store: Store, number: int) -> tuple[bytes, Pixels | str | None]:
+    """Returns an image's digest, and its pixels, its fault or None if its features are cached."""
     if split.images is not None:
         image = np.ascontiguousarray(split.images[number])
         digest = hashlib.sha256(str(image.shape).encode() + image.tobytes()).digest()

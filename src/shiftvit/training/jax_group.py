@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, complain
 from shiftvit.training.place import JOIN, LOST, Place, find_own_address, take_first_line
+from shiftvit.training.processes import Group
 
 _NOT_JOINED = f"the processes did not find each other within {JOIN} s; are all started, and is the port open?"
 _LOST = (
@@ -28,7 +29,7 @@ _LOST = (
 _GRACE = 10
 
 
-class JaxGroup:
+class JaxGroup(Group):
     """Processes under `jax.distributed`. Each holds its slice of a batch, which jax treats as one array.
 
     The compiled step averages the gradients. Its wait for another process cannot be interrupted; jax watches the others
@@ -79,18 +80,12 @@ class JaxGroup:
         found = np.asarray(self._gather(values.reshape(-1).view(np.uint8)))
         into[:] = np.frombuffer(found.tobytes(), values.dtype).reshape(into.shape)
 
-    def average(self, gradients: Sequence[Any], meet: Callable[[], Any]) -> list[Any]:  # noqa: ARG002  (the step does)
-        return list(gradients)
-
     def local(self, model: Any) -> Any:
         if id(model) not in self._predict:
             self._predict[id(model)] = self._jax.jit(
                 lambda trainable, fixed, images: model.stateless_call(trainable, fixed, images, training=False)[0]
             )
         return _LocalModel(model, self._predict[id(model)], self._jax.device_put)
-
-    def stop_watching(self) -> None:
-        pass
 
     def leave(self, *, agreed: bool) -> None:
         if agreed:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import is_checkpoint
 from shiftvit.config import ProbeConfig
@@ -162,8 +163,7 @@ def _open_model(recipe: Recipe, size: tuple[int, int]) -> tuple[str, Callable[[]
     source = str(recipe.start.source)
     rule, shape = recipe.preprocess, (*size, 3)
     if is_checkpoint(source):
-        with Path(source).open("rb") as file:
-            key = hashlib.file_digest(file, "sha256").hexdigest()
+        key = files.hash_file(Path(source))
         graph = None
     else:
         bundle = Bundle.load(source)

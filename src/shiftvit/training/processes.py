@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,28 +29,34 @@ _VALUES = 4
 _BLOCK = 1024
 
 
-class Group(Protocol):
+class Group:
     """The connection of the processes, by `torch.distributed` or `jax.distributed`."""
 
     rank: int
     count: int
+    # An error about a lost connection has one of these words.
+    words: tuple[str, ...]
     # Whether gradients are averaged within a compiled step, which cannot be interrupted.
-    compiled: bool
+    compiled = False
 
     def gather(self, values: NDArray[Any], into: NDArray[Any]) -> None:
         """Writes the arrays of all processes, of equal shape and dtype, into an array (count, *shape)."""
+        raise NotImplementedError
 
     def average(self, gradients: Sequence[Any], meet: Callable[[], Any]) -> list[Any]:
         """Returns the gradients averaged over all processes. Calls `meet` when the memory for it is allocated."""
+        raise NotImplementedError
 
     def local(self, model: Any) -> Any:
         """Returns an object that predicts with a model's weights in this process alone."""
+        return model
 
     def stop_watching(self) -> None:
         """Stops treating the end of another process as a fault."""
 
     def leave(self, *, agreed: bool) -> None:
         """Closes the connection. `agreed`: all processes do so now, so jax may wait for them."""
+        raise NotImplementedError
 
 
 class Processes:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -171,8 +170,9 @@ def _record_losses(
     model.optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(
         float(rates[0]) * scale, decay_steps=len(rates) - 1, decay_rate=float(rates[-1] / rates[0])
     )
+    batches = itertools.chain.from_iterable(make_batches(recipe, dataset, epoch) for epoch in itertools.count())
     losses: list[float] = []
-    for images, labels in itertools.islice(_iterate_batches(recipe, dataset), len(rates)):
+    for images, labels in itertools.islice(batches, len(rates)):
         model.reset_metrics()
         loss = float(model.train_on_batch(images, labels, return_dict=True)["loss"])
         if not np.isfinite(loss):
@@ -184,12 +184,6 @@ def _record_losses(
         if smoothed[-1] > _DIVERGED * smoothed.min():
             break
     return np.array(losses)
-
-
-def _iterate_batches(recipe: Recipe, dataset: Dataset) -> Iterator[tuple[Any, Any]]:
-    for epoch in itertools.count():
-        batches = make_batches(recipe, dataset, epoch)
-        yield from (batches[index] for index in range(len(batches)))
 
 
 def _round(rate: float) -> float:

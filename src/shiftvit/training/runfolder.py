@@ -27,6 +27,7 @@ from typing import Any
 import tomli_w
 
 from shiftvit import environment, files
+from shiftvit.config import flatten
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.kept import SPLITS_TABLE, save_splits
@@ -126,16 +127,18 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
             raise ShiftViTError(
                 f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
             )
-        files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
+        files.delete_abandoned(run / "checkpoints", alone=True)
+        last = _find_checkpoint(run)
         if (run / RECIPE).is_file():
             change_recipe(run, recipe)
-            _notice_lost_checkpoint(run, recipe)
+            if recipe.probe is None and not last.is_file():
+                notice(f"{str(run)!r} has no checkpoint {last.name}, so the run begins anew")
         else:
             _write_recipe(run, recipe)  # the first file: with it, a run that is stopped can be resumed
         _keep_environment(run)
         # A run that has begun may have lost its table, and then nobody knows its splits.
         table = run / SPLITS_TABLE
-        if dataset.path is not None and not table.is_file() and not _find_checkpoint(run).is_file():
+        if dataset.path is not None and not table.is_file() and not last.is_file():
             save_splits(dataset, table)
         yield
 
@@ -152,12 +155,6 @@ def _find_checkpoint(run: Path) -> Path:
     from shiftvit.training.checkpoint import LAST
 
     return run / "checkpoints" / LAST
-
-
-def _notice_lost_checkpoint(run: Path, recipe: Recipe) -> None:
-    last = _find_checkpoint(run)
-    if recipe.probe is None and not last.is_file():
-        notice(f"{str(run)!r} has no checkpoint {last.name}, so the run begins anew")
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
@@ -177,7 +174,7 @@ def change_recipe(run: Path, recipe: Recipe) -> None:
 
 def compare_recipes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
     """Returns the settings that differ, by dotted key: the old and the new value."""
-    old, new = (dict(_flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
+    old, new = (dict(flatten(recipe.model_dump(mode="json"))) for recipe in (before, after))
     return {key: (old.get(key), value) for key, value in new.items() if value != old.get(key)}
 
 
@@ -254,22 +251,12 @@ def _count_begun_epochs(run: Path) -> int:
     """Returns how many epochs a run has begun; 0 if its checkpoint is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
-    from shiftvit.training.checkpoint import LAST
-
     try:
-        with safe_open(run / "checkpoints" / LAST, framework="numpy") as file:
+        with safe_open(_find_checkpoint(run), framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
         return int(progress["epoch"] + (progress["step"] > 0))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # `load_checkpoint` reports it
         return 0
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _write_recipe(run: Path, recipe: Recipe) -> None:

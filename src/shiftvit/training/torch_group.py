@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError, complain
 from shiftvit.training.place import JOIN, LOST, Place, find_own_address, take_first_line
+from shiftvit.training.processes import Group
 
 # Seconds between heartbeats.
 _BEAT = 2.0
@@ -25,10 +26,9 @@ _PATIENCE = datetime.timedelta(days=7)
 _SIOCGIFADDR = 0x8915  # of linux/sockios.h: an interface's address
 
 
-class TorchGroup:
+class TorchGroup(Group):
     """Processes under `torch.distributed`: gloo on processors, NCCL on CUDA."""
 
-    compiled = False
     words = ("gloo", "Gloo", "NCCL", "Connection", "c10d")
 
     def __init__(self, place: Place) -> None:
@@ -73,9 +73,6 @@ class TorchGroup:
         flat /= self.count
         parts = flat.split([gradient.numel() for gradient in gradients])
         return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
-
-    def local(self, model: Any) -> Any:
-        return model
 
     def stop_watching(self) -> None:
         self._pulse.stop()

@@ -7,7 +7,6 @@ import stat
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError
@@ -18,25 +17,23 @@ from shiftvit.zips import is_bomb, read_entry
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-class Container(Protocol):
+class Container:
     """Named files that belong together; `where` is their path, for messages."""
 
-    where: Path
+    def __init__(self, where: Path) -> None:
+        self.where = where
 
     def read(self, name: str) -> bytes:
         """Returns a file's content; raises ShiftViTError if it is missing or cannot be read."""
-        ...
+        raise NotImplementedError
 
 
-class Folder:
+class Folder(Container):
     """A container that is a folder.
 
     Links in it are not followed, because a link in a malicious bundle could lead to a private file. The exception is
     the cache of the Hugging Face Hub, with its links from `snapshots/COMMIT/` to `blobs/`.
     """
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
 
     def read(self, name: str) -> bytes:
         try:
@@ -53,11 +50,8 @@ class Folder:
         return blobs / target.name if target == Path("..", "..", "blobs", target.name) else path
 
 
-class Archive:
+class Archive(Container):
     """A container that is a zip archive with its files at the top level."""
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
 
     def read(self, name: str) -> bytes:
         try:

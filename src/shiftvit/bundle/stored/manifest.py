@@ -132,10 +132,9 @@ def read_tensors(container: Container, manifest: Manifest) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    content = read_checked(container, manifest, WEIGHTS)
     try:
-        return load(read_checked(container, manifest, WEIGHTS))
-    except ShiftViTError:
-        raise
+        return load(content)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ShiftViTError(
             f"{WEIGHTS!r} in {str(container.where)!r} cannot be read ({error}); restore the bundle"

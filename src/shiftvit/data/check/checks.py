@@ -22,8 +22,6 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess
 from shiftvit.threads import map_in_threads
 
-__all__ = ["Report", "check_data"]
-
 
 class _Look(NamedTuple):
     """The findings about an image that can be decoded."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,6 @@ _PICKLES = "cifar-10-python.tar.gz"
 _PICKLES_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 _SELF_HELP = f"get {_BINARY} some other way and run `shiftvit data cifar10 --from FILE`"
 
-_LEFTOVERS = "tmp-*"
 _ARCHIVE_LIMIT = 2**28  # bytes
 _HEADER_LIMIT = 4096  # bytes; the header of an .npy file with so few dimensions has 128
 
@@ -77,14 +76,6 @@ def prepare(source: Path | None = None) -> Path:
     return folder
 
 
-def _get(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
-    arrays = None if source else _read_cache(folder)
-    if arrays is None:
-        return _obtain(source, folder, must_cache)
-    _sweep(folder)
-    return arrays
-
-
 def _read_cache(folder: Path, quiet: bool = False) -> Arrays | None:
     """Reads and verifies the cache. None: it is missing or damaged. Prints a notice of damage unless `quiet`."""
     if not any((folder / f"{name}.npy").exists() for name in ARRAYS):
@@ -116,8 +107,11 @@ def _verify(name: str, array: NDArray[np.uint8]) -> None:
         raise ShiftViTError(f"the SHA-256 of {name} is {found}; CIFAR-10's is {digest}")
 
 
-def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
-    """Reads or downloads the data and writes it into the cache."""
+def _get(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
+    """Reads the data from the cache, or reads or downloads it and writes it into the cache."""
+    if not source and (arrays := _read_cache(folder)):
+        files.delete_abandoned(folder)
+        return arrays
     room = sum(int(np.prod(shape)) for shape, _ in ARRAYS.values()) / 1e6
     mend = f"set SHIFTVIT_CACHE to a folder that can be written, with {room:.0f} MB of free space"
 
@@ -129,8 +123,8 @@ def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
     with ExitStack() as stack:
         work = None
         try:
-            stack.enter_context(files.take_turn(folder, "getting CIFAR-10", _LEFTOVERS))
-            work = Path(stack.enter_context(_temporary_folder(folder)))
+            stack.enter_context(files.take_turn(folder, "getting CIFAR-10"))
+            work = stack.enter_context(files.make_temporary_folder(folder, "cifar10"))
         except OSError as error:
             report(f"the cache {str(folder)!r} cannot be written", error)
         if work and not source:
@@ -140,7 +134,8 @@ def _obtain(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
         if source:
             arrays = _read(source, repr(str(source)))
         else:
-            arrays = _fetch(work or Path(stack.enter_context(_temporary_folder(None))))
+            elsewhere = files.make_temporary_folder(Path(gettempdir()), "cifar10")
+            arrays = _fetch(work or stack.enter_context(elsewhere))
         if work:
             try:
                 _store(arrays, folder, work)
@@ -201,16 +196,3 @@ def _store(arrays: Arrays, folder: Path, work: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         (work / name).replace(folder / f"{name}.npy")
-
-
-def _temporary_folder(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="tmp-", dir=parent, ignore_cleanup_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Deletes files that a killed process left, unless a running process may own them."""
-    if next(folder.glob(_LEFTOVERS), None) is None:
-        return
-    with suppress(OSError), (folder / ".lock").open("a") as lock:  # the cache may be read-only
-        if files.lock(lock, wait=False):
-            files.delete_all(folder, _LEFTOVERS)

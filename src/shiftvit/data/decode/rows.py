@@ -108,14 +108,10 @@ def unpack(names: Iterable[str]) -> None:
         return
     rows, sizes = zip(*map(_count_rows, new), strict=True)
     what = f"{new[0][0]}" if len(new) == 1 else f"{len(new):,} Parquet files"
-    notice(f"unpacking {what} ({_format_size(sum(sizes))} of images) into {_find_folder()}, once")
+    notice(f"unpacking {what} ({_format_size(sum(sizes))} of images) into {files.find_cache_folder('parquet')}, once")
     with Bar("unpacking", sum(rows)) as bar:
         for key in new:
             _get_images(key, bar.advance)
-
-
-def _find_folder() -> Path:
-    return files.find_cache_folder("parquet")
 
 
 def _identify(path: str) -> _Key:
@@ -171,14 +167,14 @@ def _find_place(key: _Key) -> Path:
         tail = stream.read()
     place = hashlib.sha256(os.fsencode(Path(path).resolve())).hexdigest()[:16]
     content = hashlib.sha256(f"{size} {time} ".encode() + tail).hexdigest()[:24]
-    return _find_folder() / f"{place}-{content}.arrow"
+    return files.find_cache_folder("parquet") / f"{place}-{content}.arrow"
 
 
 def _unpack(key: _Key, report: Report | None) -> _Images:
     path, place = key[0], _find_place(key)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(files.take_turn(place.parent, "unpacking", ".*.tmp*"))
+            stack.enter_context(files.take_turn(place.parent, "unpacking"))
         except OSError as error:
             raise _explain_no_room(place.parent, error) from error
         images = _open_unpacked(key)

@@ -118,9 +118,6 @@ def _read_lines(path: Path) -> tuple[list[_Line], str]:
 
     The separator is preferably one that makes the first line a header, or one that gives all lines the same number of
     cells. If Excel wrote a first line such as `sep=;`, that decides.
-
-    Raises:
-        ShiftViTError: the file cannot be read, is in another encoding, or has an open quote.
     """
     try:
         content = path.read_bytes()
@@ -185,11 +182,7 @@ def _find_columns(form: str, lines: list[_Line]) -> tuple[dict[str, int], list[s
 
 
 def _read_row(form: str, number: int, cells: list[str], where: dict[str, int], width: int) -> Row:
-    """Returns the split, the path and the label as they are in the table.
-
-    Raises:
-        ShiftViTError: the row has too many cells, or one of the three is blank.
-    """
+    """Returns the split, the path and the label as they are in the table."""
     if any(cell.strip() for cell in cells[width:]):
         raise ShiftViTError(
             f"line {number} of {form} has {len(cells)} cells and the first line {width}: "
