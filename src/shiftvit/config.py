@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from shiftvit.errors import ShiftViTError, suggest
+from shiftvit.errors import ShiftViTError, pluralize, suggest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -243,7 +243,8 @@ def describe_fault(error: ValidationError) -> str:
 
 def _explain(root: type[BaseModel], error: ValidationError) -> str:
     """Returns the first validation error as one line, with the closest valid key if one is unknown."""
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    fault = faults[0]
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         section = root
@@ -254,9 +255,16 @@ def _explain(root: type[BaseModel], error: ValidationError) -> str:
             assert issubclass(annotation, BaseModel)
             section = annotation
         return f"unknown setting {'.'.join(path)!r}; {suggest(path[-1], section.model_fields)}"
-    keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return message
-    more = error.error_count() - 1
-    return f"{'.'.join(keys)} = {fault['input']!r}: {message}" + (f" (and {more} more faults)" if more else "")
+    more = len({*map(_name_setting, faults)}) - 1  # a value has a fault for each type that it could have
+    return f"{_name_setting(fault)} = {fault['input']!r}: {message}" + (
+        f" (and {pluralize(more, 'more fault')})" if more else ""
+    )
+
+
+def _name_setting(fault: Any) -> str:
+    """Returns the dotted key of a fault, without the types and places that pydantic adds to it."""
+    parts = map(str, fault["loc"])
+    return ".".join(part for part in parts if part.isidentifier() and part not in {"int", "float", "tuple"})
