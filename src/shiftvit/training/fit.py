@@ -171,6 +171,8 @@ def train_model(
     if processes.first((run / "checkpoints" / LAST).is_file):
         progress = processes.together(lambda: load_checkpoint(run / "checkpoints" / LAST, model))
         notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
+        # If the disk was full, it may lack the last row.
+        processes.first(lambda: runfolder.write_log(run, progress.history))
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
     with watch.catch_signals():
@@ -184,6 +186,8 @@ def train_model(
                     board.write(row)
                 watch.agree()
                 watch.stop_if_asked()
+        # Several processes would wait for the one that stops.
+        watch.is_finishing = processes.count == 1
         notice(f"evaluating on {pluralize(len(dataset.test), 'test image')}")
         return finish_run(run, recipe, dataset, model, steps, progress, processes)
 

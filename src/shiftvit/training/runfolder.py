@@ -242,7 +242,8 @@ def _choose_resumed(
             f"use at least {begun}"
         )
     for key, (old, new) in compare_recipes(stored, resumed).items():
-        if key.startswith(_FIXED) and key not in free:
+        # A rate of 0 cannot change to another or back: only with dropout or drop path has the state seeds for it.
+        if key.startswith(_FIXED) and not (key in free and bool(old) == bool(new)):
             raise ShiftViTError(
                 f"{key} is {old} in the run {str(run)!r} and cannot change to {new} mid-run; leave it out, "
                 "or start a new run"
