@@ -231,9 +231,7 @@ def _choose_resumed(
             )
         named.check_name(name)
         if named.is_path(name):  # the images may have moved; reading them checks that they are the same
-            resumed = resumed.model_copy(
-                update={"data": resumed.data.model_copy(update={"name": str(Path(name).resolve())})}
-            )
+            resumed = resumed.model_copy(update={"data": resumed.data.model_copy(update={"name": named.locate(name)})})
             free = free | {"data.name"}
     begun = _count_begun_epochs(run)
     if resumed.train.epochs < begun:

@@ -11,6 +11,7 @@ import numpy as np
 
 from shiftvit import environment
 from shiftvit.config import ModelConfig
+from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, count_batches
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, notice, pluralize
@@ -59,9 +60,8 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
     preprocess, data = recipe.preprocess, recipe.data
     if dataset.path is not None:
-        # Training keeps the images as bytes. An absolute path works from any folder.
-        preprocess = preprocess.model_copy(update={"round_pixels": True})
-        data = data.model_copy(update={"name": str(dataset.path.resolve())})
+        preprocess = preprocess.model_copy(update={"round_pixels": True})  # training keeps the images as bytes
+        data = data.model_copy(update={"name": named.locate(dataset.path)})
     resolved = recipe.model_copy(
         update={
             "preprocess": preprocess,
