@@ -80,7 +80,8 @@ class DataConfig(Settings):
     test: float = Field(
         0.1,
         ge=0,
-        description="share of your own images to hold out for testing if they have no test split; 0: none",
+        description="images of your own to hold out for testing if they have no test split: a count (1 or more), a "
+        "fraction (below 1) or 0",
     )
     stratify: bool = Field(
         True,
@@ -138,7 +139,7 @@ class ScheduleConfig(Settings):
     shape: Literal["cosine", "linear"] = Field("cosine", description="form of the decay after the warm-up")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
-    end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
+    end: float = Field(0.0, ge=0, le=1, description="rate after the last step as a share of the peak")
     whole_steps: bool = Field(
         True,
         description="false: an epoch's last, smaller batch counts as a fraction of a step, so that the schedule ends "
@@ -160,7 +161,9 @@ class TrainConfig(Settings):
     drop_remainder: bool = Field(True, description="skip an epoch's last, smaller batch")
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="auto: bfloat16 if the processor computes in it and the backend is not jax, else float32"
+        "auto",
+        description="auto: bfloat16 if the accelerator computes in it, or the processor with torch or tensorflow; else "
+        "float32",
     )
     loop: Literal["auto", "fit", "device"] = Field(
         "auto",
