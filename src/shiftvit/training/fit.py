@@ -27,7 +27,7 @@ from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.probe import run_probe
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.results import finish_run
-from shiftvit.training.setup import build, check_alone, check_same_images, resolve
+from shiftvit.training.setup import build, check_alone, check_same_images, check_same_start, resolve
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def train_in(
     # Prepare before the folder is created, so that a run that cannot start leaves none behind.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
     check_same_images(dataset, processes)
+    if not processes.first((run / "checkpoints" / LAST).is_file):
+        check_same_start(recipe, model, processes)
     with contextlib.ExitStack() as opened:
         processes.first(lambda: opened.enter_context(runfolder.open_run(run, recipe, dataset)))
         halvings = 0

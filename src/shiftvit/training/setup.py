@@ -132,6 +132,19 @@ def check_same_images(dataset: Dataset, processes: Processes) -> None:
     processes.check_same("the processes read different images (SHA-256 of their names and labels)", digest.hexdigest())
 
 
+def check_same_start(recipe: Recipe, model: Any, processes: Processes) -> None:
+    """Raises ShiftViTError if the processes took different weights from `start.source`, which may be a local file."""
+    if processes.count == 1 or recipe.start.source is None:
+        return
+    digest = hashlib.sha256()
+    for weight in model.backbone.weights:  # not the head, which may be new
+        digest.update(np.ascontiguousarray(weight.numpy()))
+    processes.check_same(
+        f"the processes read different weights from start.source={recipe.start.source!r} (their SHA-256)",
+        digest.hexdigest(),
+    )
+
+
 def _find_size(split: Split) -> tuple[int, int]:
     """Returns the (height, width) of a split's images after preprocessing."""
     return split.preprocess.output_shape(*split.images.shape[1:3])
