@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftvit import Recipe, ShiftViTError, recipes
+from shiftvit.cli.settings import read_overrides
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,56 @@ def test_values_from_the_command_line_are_read_as_toml():
     assert recipe.train.ema == 0.99
     assert recipe.augment.flip is False
     assert recipe.preprocess.resize is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("2026", "2026-11-27", "true", "none", "'x'", '"x"', "C:\\pets", "K\xe4se"),
+        *("\U0001f408 pets", "a\nb\tc", "\u2028", "\x01", "\x7f"),
+    ],
+)
+def test_path_of_the_data_stays_as_it_is(path: str) -> None:
+    assert Recipe.load("photos", **read_overrides(None, path)).data.name == path
+
+
+@pytest.mark.parametrize("name", ["2026", "2026-11-27", "1e3", "true", "inf", "[1]", "runs/2026"])
+def test_text_does_not_become_another_value(name: str) -> None:
+    for key in ("start.source", "data.name"):
+        recipe = Recipe.load("finetune", **read_overrides([f"{key}={name}"]))
+        section, _, field = key.partition(".")
+        assert getattr(getattr(recipe, section), field) == name
+    assert Recipe.load("finetune", **{"start.source": '"2026"'}).start.source == "2026"
+    assert Recipe.load("quick", name="2026").name == "2026"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my recipe (2).toml", "my-recipe--2-"), (".hidden.toml", "-hidden"), ("K\xe4se-1.0.toml", "K\xe4se-1.0")],
+)
+def test_recipe_file_may_have_any_name(file: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("[train]\nepochs = 3\n")
+    assert Recipe.load(tmp_path / file).name == name
+
+
+def test_recipe_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbfname = 'mine'\r\n[train]\r\nepochs = 3\r\n")
+    assert Recipe.load(tmp_path / "mine.toml").train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "more"),
+    [
+        ({"preprocess.resize": "abc"}, ""),  # neither a number nor a pair
+        ({"preprocess.mean": "abc"}, ""),
+        ({"preprocess.resize": "abc", "train.epochs": 0}, " (and 1 more fault)"),
+        ({"preprocess.resize": "abc", "train.epochs": 0, "train.seed": -1}, " (and 2 more faults)"),
+    ],
+)
+def test_faults_are_counted_by_their_settings(overrides: dict[str, Any], more: str) -> None:
+    with pytest.raises(ShiftViTError) as caught:
+        Recipe.load("quick", **overrides)
+    assert str(caught.value).partition(" (and")[1:] == ((" (and", more.removeprefix(" (and")) if more else ("", ""))
 
 
 @pytest.mark.parametrize("name", recipes.list_names())

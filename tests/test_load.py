@@ -20,8 +20,9 @@ from shiftvit.cli.main import app
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.decode import images
 from shiftvit.data.find import find
+from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
-from shiftvit.data.find.kept import save_splits
+from shiftvit.data.find.kept import read_splits, save_splits
 from shiftvit.data.load import load_data
 from shiftvit.training import runfolder
 
@@ -115,6 +116,15 @@ def test_load_keeps_the_first_split_if_all_images_are_good(tree: Path, tmp_path:
     split = split_data(find_data(tree), validation=settings.validation, test=settings.test, seed=settings.split_seed)
     save_splits(split, tmp_path / "split.csv")
     assert (tmp_path / "loaded.csv").read_bytes() == (tmp_path / "split.csv").read_bytes()
+
+
+def test_table_of_splits_keeps_line_breaks_in_names(tmp_path: Path) -> None:
+    """A list with the line ends of Windows makes folders whose names end in a carriage return."""
+    names = ["cat\r/1.png", "dog/2\r\n.png", 'dog/"3",\n.png']
+    split = Split(np.array([0, 1, 1]), [str(tmp_path / name) for name in names])
+    save_splits(Dataset({"train": split}, ("cat", "dog"), "pets", tmp_path), tmp_path / "splits.csv")
+    assert [row[1] for row in read_splits(tmp_path / "splits.csv")] == names
+    assert (tmp_path / "splits.csv").read_bytes().startswith(b'split,path,label\ntrain,"cat\r/1.png",cat\n')
 
 
 def test_load_replaces_the_only_image_of_a_class_in_a_split(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 
 from sample import SMALL, load_sample, write_tree
-from shiftvit import ShiftViTError, evaluate, train
+from shiftvit import Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.evaluated import find_evaluated
+from shiftvit.data.load import load_data
 from shiftvit.evaluation.places import choose_place, list_evaluations
+from shiftvit.training.setup import resolve
+from trees import make_arrays
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
@@ -207,6 +210,24 @@ def test_training_resumes_with_moved_data(place: Path, capsys: pytest.CaptureFix
     assert (run / "splits.csv").read_bytes() == before
     assert "data.name changes from" in capsys.readouterr().err
     assert evaluate(run)["own_test"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv"])
+def test_link_to_a_file_stays_the_data_of_the_run(suffix: str, tmp_path: Path) -> None:
+    """As in the cache of the Hugging Face Hub, where the files with names are links to files without a suffix."""
+    blob, link = tmp_path / "blob", write_tree(tmp_path / "pets", 6) / f"own{suffix}"
+    if suffix == ".npz":
+        pixels, labels = make_arrays(12)
+        with blob.open("wb") as file:
+            np.savez(file, images=pixels, labels=labels)
+    else:
+        names = [path.relative_to(link.parent) for path in sorted(link.parent.rglob("*.*"))]
+        blob.write_text("\n".join(["path,label", *(f"{name},{name.parent}" for name in names)]), "utf-8")
+    link.symlink_to(Path("..", "blob"))
+    recipe = Recipe.load("photos", **SMALL, **{"data.name": str(link)})
+    kept = resolve(recipe, load_data(recipe)).data.name
+    assert kept == str(link)
+    assert load_data(recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": kept})})).list_paths()
 
 
 def test_training_does_not_resume_with_missing_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

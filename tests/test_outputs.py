@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -12,10 +13,12 @@ from PIL import Image
 
 from shiftvit import ShiftViTError, evaluate, files
 from shiftvit.cli.main import _run
+from shiftvit.cli.rows import Format, Writer
 from shiftvit.cli.tables import print_json
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix
 from shiftvit.figures.style import ENDINGS
+from shiftvit.inference.predict import Failure
 from trees import plant
 
 
@@ -142,3 +145,10 @@ def test_evaluation_is_not_written_among_its_images(tmp_path):
     with pytest.raises(ShiftViTError, match=r"holds the images, and would no longer be data; name another folder"):
         evaluate("cifar10", str(data), out=f"{data}/")
     assert sorted(entry.name for entry in data.iterdir()) == ["cat", "dog"]
+
+
+def test_csv_quotes_a_carriage_return() -> None:
+    stream = io.StringIO(newline="")
+    with Writer(stream, Format.csv, 1, (10, 10), lambda _: None) as writer:
+        writer.write(Failure("a\rb.png", "is empty"))
+    assert stream.getvalue() == 'path,label,confidence,error\n"a\rb.png",,,is empty\n'

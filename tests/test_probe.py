@@ -276,6 +276,16 @@ def test_validation_images_that_replace_test_images_count_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("step", "missing"), [(2, "class '1'"), (3, "classes '1' and '2'")])
+def test_class_without_training_images_is_named(step: int, missing: str, tmp_path: Path, source: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 24, 24, 3), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(40) % 2 * step)
+    with pytest.raises(ShiftViTError, match=f"a probe cannot learn the {missing} without training images; add some"):
+        run_probe(tmp_path / "run", tmp_path / "own.npz", **{"start.source": str(source)})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_probe_on_arrays_with_official_weights(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (60, 32, 32, 3), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.training import groups
 from shiftvit.training.place import find_place
 from shiftvit.training.processes import Group, Processes, Several
-from shiftvit.training.setup import check_alone, resolve
+from shiftvit.training.setup import check_alone, check_same_start, resolve
 from shiftvit.training.torch_group import TorchGroup
 
 
@@ -173,6 +174,26 @@ def test_differing_processes_are_reported() -> None:
     assert "process 1 has <1> and process 0 has <0>" in str(found[0])
     assert isinstance(found[1], Elsewhere)
     assert run_together(2, lambda processes: processes.check_same("the images", "x")) == [None, None]
+
+
+@pytest.mark.parametrize("source", [None, "cifar10"])
+def test_processes_must_start_from_the_same_weights(source: str | None) -> None:
+    recipe = Recipe.load("quick", **{"start.source": source})
+
+    def check(weights: Sequence[float]) -> list[Any]:
+        def work(processes: Several) -> None:
+            weight = SimpleNamespace(numpy=lambda: np.array(weights[processes.rank]))
+            check_same_start(recipe, SimpleNamespace(backbone=SimpleNamespace(weights=[weight])), processes)
+
+        return run_together(2, work)
+
+    assert check([0.5, 0.5]) == [None, None]
+    first, other = check([0.5, 0.25])
+    if source is None:  # random weights follow from the seed
+        assert (first, other) == (None, None)
+    else:
+        assert "different weights from start.source='cifar10' (their SHA-256): process 1 has" in str(first)
+        assert isinstance(other, Elsewhere)
 
 
 def test_processes_out_of_step_raise_instead_of_waiting() -> None:

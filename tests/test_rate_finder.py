@@ -132,11 +132,21 @@ def test_rates_scale_with_the_batch_size() -> None:
         ({"steps": 9}, "steps=9 is too few"),
         ({"low": 0.0}, "low=0.0 and high=10.0 are not a range"),
         ({"low": 1.0, "high": 0.1}, "low=1.0 and high=0.1 are not a range"),
+        ({"high": float("inf")}, "high=inf are not a range of rates; use finite ones"),
     ],
 )
 def test_invalid_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ShiftViTError, match=message):
         find_rate(make_recipe(), load_sample(), **changes)
+
+
+def test_lack_of_memory_suggests_a_setting_and_no_run_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(rate_finder, "_record_losses", fail)
+    with pytest.raises(ShiftViTError, match=r"^out of memory with 50 images .* --set train.auto_batch=true, or"):
+        find_rate(make_recipe(), load_sample())
 
 
 @pytest.mark.slow

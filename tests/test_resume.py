@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from shiftvit import Recipe, ShiftViTError, environment, files, train
 from shiftvit.data.find.find import find_data
 from shiftvit.errors import Interrupted
 from shiftvit.evaluation.report import write_report
+from shiftvit.training import fit
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.runfolder import choose_run, open_run
 from trees import make_arrays, save_archive
@@ -87,6 +90,8 @@ def test_equal_settings_change_nothing(stopped_run: Path) -> None:
         ("data.split_seed", 1, "data.split_seed is 0"),
         ("preprocess.mean", 0.0, "preprocess.mean is"),
         ("train.optimizer.name", "adamw", "train.optimizer.name is muon"),
+        ("model.dropout", 0.1, "model.dropout is 0.0 in the run '.*' and cannot change to 0.1 mid-run"),
+        ("model.drop_path", 0.1, "model.drop_path is 0.0 in the run"),
         ("train.epochs", 1, "train.epochs=1 is less than the 2 epochs that the run"),
         ("train.epoch", 3, "epochs"),
     ],
@@ -99,6 +104,16 @@ def test_settings_that_the_state_depends_on_cannot_change(
         train(resume=stopped_run, data=load_sample(), **{key: value})
     assert "\n" not in str(caught.value)
     assert {path: path.read_bytes() for path in stopped_run.rglob("*") if path.is_file()} == before
+
+
+def test_rates_of_dropout_can_change_but_not_from_or_to_0(tmp_path: Path) -> None:
+    recipe = Recipe.load("quick", **{"model.dropout": 0.1, "model.drop_path": 0.2})
+    with open_run(tmp_path / "run", recipe, load_sample()):
+        pass
+    resumed, _ = choose_run(None, None, tmp_path / "run", {"model.dropout": 0.3, "model.drop_path": 0.4})
+    assert (resumed.model.dropout, resumed.model.drop_path) == (0.3, 0.4)
+    with pytest.raises(ShiftViTError, match=r"model.drop_path is 0.2 in the run '.*' and cannot change to 0.0"):
+        choose_run(None, None, tmp_path / "run", {"model.drop_path": 0})
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +138,31 @@ def test_missing_best_checkpoint_fails_unless_the_last_is_selected(trained_run: 
     assert not (trained_run / "metrics.json").exists()
     run = train(resume=trained_run, data=load_sample(), **{"train.select": "last"})
     assert run.recipe.train.select == "last"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_a_run_at_once_when_nothing_is_left_to_train(
+    number: int, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "finish_run", lambda *_: signal.getsignal(number)(number, None))
+    with pytest.raises(Interrupted, match="--resume") as caught:
+        train(resume=trained_run, data=load_sample())
+    assert caught.value.status == 128 + number
+
+
+def test_row_that_a_full_disk_kept_out_of_the_log_is_added(trained_run: Path) -> None:
+    log = trained_run / "log.jsonl"
+    rows = log.read_text("utf-8").splitlines(keepends=True)
+    log.write_text(rows[0], "utf-8")
+    train(resume=trained_run, data=load_sample())
+    assert log.read_text("utf-8") == "".join(rows)
+
+
+def test_command_that_is_not_utf_8_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/shiftvit", "train", "--out", os.fsdecode(b"run\xff")])
+    files.write_json(tmp_path / "environment.json", environment.describe_environment())
+    written = json.loads((tmp_path / "environment.json").read_text("utf-8"))
+    assert written["command"] == ["shiftvit", "train", "--out", "run\\xff"]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])

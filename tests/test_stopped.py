@@ -26,6 +26,7 @@ from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.errors import Interrupted
 from shiftvit.training import fit
 from shiftvit.training.callbacks import Watch
+from shiftvit.training.checkpoint import Progress
 from tensors import set_random_weights
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
@@ -258,6 +259,19 @@ def test_run_killed_four_times_ends_like_an_uninterrupted_one(tmp_path: Path) ->
         subprocess.run(resume, stderr=subprocess.DEVNULL, check=True)
     assert_same_end(run, uninterrupted)
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_signal_is_noted_if_nobody_reads_standard_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `shiftvit train 2>&1 | tee log`, where the signal may end `tee` first."""
+
+    def write(*_: object) -> None:
+        raise BrokenPipeError
+
+    watch = Watch(tmp_path, Progress(), seed=0, save_every=60)
+    with watch.catch_signals(), monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    assert watch.signal == signal.SIGTERM
 
 
 @pytest.mark.slow

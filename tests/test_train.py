@@ -350,9 +350,18 @@ def test_non_finite_weights_are_never_saved(tmp_path, sample):
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, model, Progress(epoch=1))
     model.trainable_variables[0].assign(np.full(model.trainable_variables[0].shape, np.nan))
-    with pytest.raises(ShiftViTError, match=r"a weight is not finite in epoch 3.*the last good state is in"):
+    with pytest.raises(ShiftViTError, match=r"a weight is not finite at the end of epoch 2; .*the last good state"):
         save_checkpoint(path, model, Progress(epoch=2))
     assert load_checkpoint(path, model).epoch == 1
+
+
+def test_non_finite_validation_names_the_epoch_that_ended(tmp_path, sample, monkeypatch):
+    monkeypatch.setattr(
+        "shiftvit.training.epoch.predict_together",
+        lambda _processes, _model, split, _settings: np.full((len(split), 10), np.nan, np.float32),
+    )
+    with pytest.raises(ShiftViTError, match=r"^the validation loss is not finite at the end of epoch 1; lower"):
+        train(make_recipe(epochs=1), out=tmp_path / "run", data=sample)
 
 
 def test_existing_run_folder_is_not_changed(finished_run, tmp_path, sample):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from shiftvit.errors import ShiftViTError, suggest
+from shiftvit.errors import ShiftViTError, pluralize, suggest
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
@@ -81,7 +81,8 @@ class DataConfig(Settings):
     test: float = Field(
         0.1,
         ge=0,
-        description="share of your own images to hold out for testing if they have no test split; 0: none",
+        description="images of your own to hold out for testing if they have no test split: a count (1 or more), a "
+        "fraction (below 1) or 0",
     )
     stratify: bool = Field(
         True,
@@ -139,7 +140,7 @@ class ScheduleConfig(Settings):
     shape: Literal["cosine", "linear"] = Field("cosine", description="form of the decay after the warm-up")
     warmup: float = Field(0.15, ge=0, lt=1, description="share of all steps that warm up linearly")
     start: float = Field(0.01, ge=0, le=1, description="rate at step 0 as a share of the peak")
-    end: float = Field(0.0, ge=0, le=1, description="rate at the last step as a share of the peak")
+    end: float = Field(0.0, ge=0, le=1, description="rate after the last step as a share of the peak")
     whole_steps: bool = Field(
         True,
         description="false: an epoch's last, smaller batch counts as a fraction of a step, so that the schedule ends "
@@ -161,7 +162,9 @@ class TrainConfig(Settings):
     drop_remainder: bool = Field(True, description="skip an epoch's last, smaller batch")
     seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="auto: bfloat16 if the processor computes in it and the backend is not jax, else float32"
+        "auto",
+        description="auto: bfloat16 if the accelerator computes in it, or the processor with torch or tensorflow; else "
+        "float32",
     )
     loop: Literal["auto", "fit", "device"] = Field(
         "auto",
@@ -253,7 +256,8 @@ def describe_fault(error: ValidationError) -> str:
 
 def _explain(root: type[BaseModel], error: ValidationError) -> str:
     """Returns the first validation error as one line, with the closest valid key if one is unknown."""
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    fault = faults[0]
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         section = root
@@ -264,9 +268,16 @@ def _explain(root: type[BaseModel], error: ValidationError) -> str:
             assert issubclass(annotation, BaseModel)
             section = annotation
         return f"unknown setting {'.'.join(path)!r}; {suggest(path[-1], section.model_fields)}"
-    keys = [part for part in path if part.isidentifier() and part not in {"constrained-int", "int", "float", "tuple"}]
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return message
-    more = error.error_count() - 1
-    return f"{'.'.join(keys)} = {fault['input']!r}: {message}" + (f" (and {more} more faults)" if more else "")
+    more = len({*map(_name_setting, faults)}) - 1  # a value has a fault for each type that it could have
+    return f"{_name_setting(fault)} = {fault['input']!r}: {message}" + (
+        f" (and {pluralize(more, 'more fault')})" if more else ""
+    )
+
+
+def _name_setting(fault: Any) -> str:
+    """Returns the dotted key of a fault, without the types and places that pydantic adds to it."""
+    parts = map(str, fault["loc"])
+    return ".".join(part for part in parts if part.isidentifier() and part not in {"int", "float", "tuple"})

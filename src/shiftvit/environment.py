@@ -38,7 +38,10 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
         "git_commit": _find_commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # A path may be any bytes, and JSON is UTF-8.
+        "command": [
+            os.fsencode(word).decode("utf-8", "backslashreplace") for word in (Path(sys.argv[0]).name, *sys.argv[1:])
+        ],
     }
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 from shiftvit.errors import ShiftViTError, notice
@@ -146,6 +147,17 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically; errors as for `write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def make_csv_writer(stream: IO[str]) -> Any:
+    """Returns a `csv.writer` whose lines end in a line feed, and which also quotes carriage returns.
+
+    Before 3.13, Python quotes only the characters that end its lines, and cannot read others back.
+    """
+    import csv
+
+    lines: Any = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
+    return csv.writer(lines, lineterminator="\r\n")
 
 
 def read_unlinked(path: Path) -> bytes:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
+from shiftvit import files
 from shiftvit.inference.predict import Failure, Result, to_row
 
 
@@ -47,7 +47,7 @@ class Writer:
         self._stream, self._kind, self._top_k, self._widths, self._find_truth = stream, kind, top_k, widths, find_truth
         # Encodings other than UTF-8 may lack characters, so JSON escapes all but ASCII for them.
         self._ascii = codecs.lookup(getattr(stream, "encoding", None) or "ascii").name != "utf-8"
-        self._csv = csv.writer(stream, lineterminator="\n")
+        self._csv = files.make_csv_writer(stream)
         self._count = 0
 
     def __enter__(self) -> Writer:

@@ -43,7 +43,8 @@ def read_overrides(items: Sequence[str] | None, data: str | None = None) -> dict
             raise ShiftViTError(f"--set {item!r} has no value; write --set KEY=VALUE, as in --set train.epochs=3")
         overrides[key.strip()] = value.strip()
     if data is not None:
-        overrides["data.name"] = json.dumps(data)  # quoted: a folder named 2026 must not become a number
+        # Quoted: a folder named 2026 must not become a number. TOML has no surrogate pairs, and DEL only escaped.
+        overrides["data.name"] = json.dumps(data, ensure_ascii=False).replace("\x7f", "\\u007f")
     return overrides
 
 

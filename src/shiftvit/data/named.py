@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -44,6 +45,15 @@ def load(name: str) -> Dataset:
 def is_path(name: str) -> bool:
     """Returns whether a name is a path that exists, and not the name of a data set."""
     return not is_name(name) and _exists(name)
+
+
+def locate(path: str | Path) -> str:
+    """Returns the absolute path of a user's images, which works from any folder.
+
+    A link to a file stays: what it leads to may have no suffix, and the images that a table names are beside the link.
+    """
+    path = Path(path)
+    return str(path.resolve() if path.is_dir() else path.parent.resolve() / path.name)
 
 
 def is_name(name: str) -> bool:

@@ -77,7 +77,7 @@ def evaluate(
     if data is None and run is None:
         data = named.find_by_classes(loaded.labels)
     found = find_evaluated(data, split, run)
-    name = found.data.name if found.data.path is None else str(found.data.path.resolve())
+    name = found.data.name if found.data.path is None else named.locate(found.data.path)
     if out is None and keep and run is not None:
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:

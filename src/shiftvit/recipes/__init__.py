@@ -37,7 +37,7 @@ def read_text(source: str | Path) -> tuple[str, str]:
     path = Path(source)
     if path.suffix == ".toml":
         try:
-            return path.read_text("utf-8"), str(path)
+            return path.read_text("utf-8-sig"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable one") from error

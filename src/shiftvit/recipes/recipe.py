@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -90,7 +91,7 @@ class Recipe(Settings):
         Args:
             source: the name of a shipped recipe (see `shiftvit.recipes.list_names`) or the path of a `.toml` file.
             overrides: dotted keys to values, such as `**{"train.epochs": 3}`; a string that is a TOML value is read
-                as one.
+                as one, except that text such as `start.source` never becomes a number or a date.
 
         Raises:
             ShiftViTError: no such recipe or file, no valid TOML, or a wrong key or value: one line that names it
@@ -101,7 +102,7 @@ class Recipe(Settings):
             tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ShiftViTError(f"{origin} is not valid TOML: {error}") from error
-        tree.setdefault("name", Path(source).stem)
+        tree.setdefault("name", re.sub(r"[^\w.-]|^\.", "-", Path(source).stem))
         if overrides.get("model.preset") is not None:
             tree["model"] = {}  # another architecture than the recipe's
         for key, value in overrides.items():
@@ -119,8 +120,20 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             )
     if isinstance(value, str):
         try:
-            value = tomllib.loads(f"value = {value}")["value"]
+            read = tomllib.loads(f"value = {value}")["value"]
+            value = read if isinstance(read, str) or not _is_text(key) else value
         except tomllib.TOMLDecodeError:
             if value in ("none", "None", "null"):  # TOML has no null; the default None is what is meant
                 value = None
     tree[last] = value
+
+
+def _is_text(key: str) -> bool:
+    """Returns whether any text is valid for a setting, such as the name of a folder."""
+    kinds: tuple[Any, ...] = (Recipe,)
+    for part in key.split("."):
+        field = getattr(kinds[0], "model_fields", {}).get(part)
+        if field is None:
+            return False
+        kinds = get_args(field.annotation) or (field.annotation,)
+    return str in kinds

@@ -50,6 +50,7 @@ class Watch(keras.callbacks.Callback):
         self.saved_at = self.counted_at = time.monotonic()
         self.signal: int | None = None  # the signal that this process received
         self.stop: int | None = None  # the signal on which all processes agreed to stop
+        self.is_finishing = False  # whether training is over and its state saved, so that a signal may stop at once
         self.losses: list[tuple[int, Any]] = []  # (step, loss) since the last call of `agree`
         # Returns the names of the images in a batch, given its number from 0; None: they are unknown.
         self.images_of: Callable[[int], list[str]] | None = None
@@ -117,22 +118,32 @@ class Watch(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def catch_signals(self) -> Iterator[None]:
-        """Turns SIGINT and SIGTERM into a stop after the current step; a second SIGINT stops at once."""
+        """Turns SIGINT and SIGTERM into a stop after the current step; a second SIGINT stops at once.
+
+        Raises:
+            Interrupted: a signal came when the state was saved and nothing was left to train.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # Python delivers signals only to the main thread
             return
 
         def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            if self.signal is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
+            at_once = self.is_finishing or (self.signal is not None and number == signal.SIGINT)
             self.signal = number
+            if at_once:
+                raise KeyboardInterrupt
             if self.processes.rank == 0:  # torchrun sends the signal to all processes
-                # Not `print`: the handler may run within one.
-                os.write(2, b"\nshiftvit: stopping after this step; press Ctrl-C again to stop at once\n")
+                # Not `print`: the handler may run within one. If `tee` reads the pipe, Ctrl-C has ended it as well.
+                with contextlib.suppress(OSError):
+                    os.write(2, b"\nshiftvit: stopping after this step; press Ctrl-C again to stop at once\n")
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except KeyboardInterrupt:
+            if self.is_finishing and self.signal is not None:
+                raise Interrupted(self.signal, self.run) from None
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

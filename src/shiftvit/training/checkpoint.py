@@ -66,14 +66,14 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
 
 def make_divergence_error(what: str, progress: Progress, folder: Path) -> ShiftViTError:
     """Returns the error for a run that diverged; it names the state that can be resumed, if there is one."""
+    when = f"in epoch {progress.epoch + 1}, step {progress.step}"
+    if progress.epoch and not progress.step:  # `progress` is already at the beginning of the next epoch
+        when = f"at the end of epoch {progress.epoch}"
     kept = ""
     if (folder / LAST).exists():
         resume = f"shiftvit train --resume {shlex.quote(str(folder.parent))} --set KEY=VALUE"
         kept = f"; the last good state is in {folder}: {resume}"
-    return ShiftViTError(
-        f"{what} in epoch {progress.epoch + 1}, step {progress.step}; lower train.optimizer.learning_rate or set "
-        f"train.precision=float32{kept}"
-    )
+    return ShiftViTError(f"{what} {when}; lower train.optimizer.learning_rate or set train.precision=float32{kept}")
 
 
 def load_checkpoint(path: Path, model: Any) -> Progress:

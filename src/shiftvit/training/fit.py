@@ -27,7 +27,7 @@ from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.probe import run_probe
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.results import finish_run
-from shiftvit.training.setup import build, check_alone, check_same_images, resolve
+from shiftvit.training.setup import build, check_alone, check_same_images, check_same_start, resolve
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def train_in(
     # Prepare before the folder is created, so that a run that cannot start leaves none behind.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
     check_same_images(dataset, processes)
+    if not processes.first((run / "checkpoints" / LAST).is_file):
+        check_same_start(recipe, model, processes)
     with contextlib.ExitStack() as opened:
         processes.first(lambda: opened.enter_context(runfolder.open_run(run, recipe, dataset)))
         halvings = 0
@@ -171,6 +173,8 @@ def train_model(
     if processes.first((run / "checkpoints" / LAST).is_file):
         progress = processes.together(lambda: load_checkpoint(run / "checkpoints" / LAST, model))
         notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
+        # If the disk was full, it may lack the last row.
+        processes.first(lambda: runfolder.write_log(run, progress.history))
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
     with watch.catch_signals():
@@ -184,6 +188,8 @@ def train_model(
                     board.write(row)
                 watch.agree()
                 watch.stop_if_asked()
+        # Several processes would wait for the one that stops.
+        watch.is_finishing = processes.count == 1
         notice(f"evaluating on {pluralize(len(dataset.test), 'test image')}")
         return finish_run(run, recipe, dataset, model, steps, progress, processes)
 

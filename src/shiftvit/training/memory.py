@@ -30,12 +30,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
+def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --resume RUN --auto-batch") -> Recipe:
     """Returns the recipe with `train.accumulate` doubled, so that a part has half the images, and prints a notice.
 
     Args:
         recipe: the resolved recipe with which memory ran out.
         halvings: how many times its parts were halved before.
+        how: what allows it, for the message.
 
     Raises:
         ShiftViTError: the recipe does not allow it (`train.auto_batch`), the parts were already halved 3 times, or a
@@ -47,8 +48,8 @@ def halve_parts(recipe: Recipe, halvings: int) -> Recipe:
     fault = f"out of memory with {pluralize(at_once, 'image')} of {height} x {width} pixels at once"
     if not settings.auto_batch:
         raise ShiftViTError(
-            f"{fault}; continue in smaller parts with shiftvit train --resume RUN --auto-batch, or start again with a "
-            "smaller train.batch_size or preprocess.resize"
+            f"{fault}; continue in smaller parts with {how}, or start again with a smaller train.batch_size or "
+            "preprocess.resize"
         )
     if halvings == _MOST_HALVINGS or at_once == 1:
         raise ShiftViTError(

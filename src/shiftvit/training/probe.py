@@ -23,7 +23,7 @@ from shiftvit.console import Bar
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.environment import count_cores
-from shiftvit.errors import notice
+from shiftvit.errors import ShiftViTError, list_some, notice
 from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.evaluation.metrics import measure
 from shiftvit.model.network import ShiftViT
@@ -75,6 +75,14 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
     """
     reader = FeatureReader(functools.partial(_open_model, recipe))
     dataset = load_data(recipe, data, run, read=reader)
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+    missing = [repr(name) for name, count in zip(dataset.class_names, counts, strict=True) if not count]
+    if missing:
+        which = "class" if len(missing) == 1 else "classes"
+        raise ShiftViTError(
+            f"a probe cannot learn the {which} {list_some(missing)} without training images; add some, or remove the "
+            f"{which}"
+        )
     if dataset.test_is_validation:
         reader.features["test"] = reader.features["validation"]
     recipe = resolve(recipe, dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -95,8 +96,8 @@ def find_rate(
     Raises:
         ShiftViTError: settings that `train` rejects too, or an invalid range or number of steps.
     """
-    if not 0 < low < high:
-        raise ShiftViTError(f"low={low} and high={high} are not a range of rates; use 0 < low < high")
+    if not 0 < low < high < math.inf:
+        raise ShiftViTError(f"low={low} and high={high} are not a range of rates; use finite ones, 0 < low < high")
     if steps < _FEWEST:
         raise ShiftViTError(f"steps={steps} is too few to see the loss fall; use at least {_FEWEST}")
     if recipe.probe is not None:
@@ -117,7 +118,7 @@ def find_rate(
             if not is_out_of_memory(error):
                 raise
         # Not in the handler, because its traceback holds the tensors of the failed step.
-        recipe = halve_parts(recipe, halvings)
+        recipe = halve_parts(recipe, halvings, how="--set train.auto_batch=true")
         halvings += 1
         free_memory()
     smoothed = smooth(losses)

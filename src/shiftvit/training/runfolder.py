@@ -228,9 +228,7 @@ def _choose_resumed(
             )
         named.check_name(name)
         if named.is_path(name):  # the images may have moved; reading them checks that they are the same
-            resumed = resumed.model_copy(
-                update={"data": resumed.data.model_copy(update={"name": str(Path(name).resolve())})}
-            )
+            resumed = resumed.model_copy(update={"data": resumed.data.model_copy(update={"name": named.locate(name)})})
             free = free | {"data.name"}
     begun = _count_begun_epochs(run)
     if resumed.train.epochs < begun:
@@ -239,7 +237,8 @@ def _choose_resumed(
             f"use at least {begun}"
         )
     for key, (old, new) in compare_recipes(stored, resumed).items():
-        if key.startswith(_FIXED) and key not in free:
+        # A rate of 0 cannot change to another or back: only with dropout or drop path has the state seeds for it.
+        if key.startswith(_FIXED) and not (key in free and bool(old) == bool(new)):
             raise ShiftViTError(
                 f"{key} is {old} in the run {str(run)!r} and cannot change to {new} mid-run; leave it out, "
                 "or start a new run"

@@ -11,6 +11,7 @@ import numpy as np
 
 from shiftvit import environment
 from shiftvit.config import ModelConfig
+from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches, count_batches
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, notice, pluralize
@@ -59,9 +60,8 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
     preprocess, data = recipe.preprocess, recipe.data
     if dataset.path is not None:
-        # Training keeps the images as bytes. An absolute path works from any folder.
-        preprocess = preprocess.model_copy(update={"round_pixels": True})
-        data = data.model_copy(update={"name": str(dataset.path.resolve())})
+        preprocess = preprocess.model_copy(update={"round_pixels": True})  # training keeps the images as bytes
+        data = data.model_copy(update={"name": named.locate(dataset.path)})
     resolved = recipe.model_copy(
         update={
             "preprocess": preprocess,
@@ -130,6 +130,19 @@ def check_same_images(dataset: Dataset, processes: Processes) -> None:
         names = [Path(path).name for path in split.paths or []]
         digest.update(f"{name} {split.images.shape} {names}".encode() + np.ascontiguousarray(split.labels).tobytes())
     processes.check_same("the processes read different images (SHA-256 of their names and labels)", digest.hexdigest())
+
+
+def check_same_start(recipe: Recipe, model: Any, processes: Processes) -> None:
+    """Raises ShiftViTError if the processes took different weights from `start.source`, which may be a local file."""
+    if processes.count == 1 or recipe.start.source is None:
+        return
+    digest = hashlib.sha256()
+    for weight in model.backbone.weights:  # not the head, which may be new
+        digest.update(np.ascontiguousarray(weight.numpy()))
+    processes.check_same(
+        f"the processes read different weights from start.source={recipe.start.source!r} (their SHA-256)",
+        digest.hexdigest(),
+    )
 
 
 def _find_size(split: Split) -> tuple[int, int]:
