@@ -38,10 +38,8 @@ _REPLACED = {
     "This page needs JavaScript. Without it: curl --data-binary @cat.jpg ADDRESS/v1/classify": (
         "This page needs JavaScript."
     ),
-    # Shown after some seconds, unless the page has started.
-    '<div class="trouble" id="trouble" role="alert" hidden><p></p><button type="button" class="quiet">': (
-        '<div class="trouble late" id="trouble" role="alert"><p>The page has not started. It needs a current browser, '
-        'all of its files, and a web server: python -m http.server</p><button type="button" class="quiet" hidden>'
+    "Reload it, or use a current browser.": (
+        "It needs a current browser, all of its files, and a web server: python -m http.server"
     ),
 }
 _HEAD = '<meta charset="utf-8">'
