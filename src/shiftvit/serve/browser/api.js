@@ -4,7 +4,7 @@
 
 const ROOT = new URL("..", import.meta.url);
 const MOST_PIXELS = 36_000_000;
-const STRIP = 512; // rows that are read at a time; Safari on a phone has no canvas for a whole photograph
+const STRIP = 512; // rows that are read at a time: a canvas of more than 16,777,216 pixels stays empty in Safari on iOS
 // From no support to the most, as in the figures of `shiftvit explain`.
 const COLOURS = [[20, 12, 56], [98, 21, 108], [176, 45, 92], [232, 93, 50], [250, 165, 40], [250, 235, 150]];
 const SIDE = 224; // pixels of a heat map's longer side
