@@ -123,7 +123,9 @@ def read_space_files(folder: Path) -> dict[str, bytes]:
     try:
         contents = {place.relative_to(folder).as_posix(): place.read_bytes() for place in inside}
     except OSError as error:
-        raise ShiftViTError(f"cannot read {error.filename!r}: {error.strerror}; allow it, or {mend}") from error
+        raise ShiftViTError(
+            f"cannot read {error.filename!r}: {error.strerror}; check its permissions, or {mend}"
+        ) from error
     needed = ("index.html", "page/api.js", "model/model.json", "model/model.onnx", "samples/list.json", "README.md")
     for name in (*needed, *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)):
         if name not in contents:
