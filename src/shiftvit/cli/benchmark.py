@@ -49,7 +49,7 @@ def benchmark(
     ]
     show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}")
     if found["peak_gflops"] is None:
-        print(f"the arithmetic of an export is not known, so no share of the peak; {found['environment']['processor']}")
+        print(f"no share of the peak: an export's operations are not counted; {found['environment']['processor']}")
         return
     print(
         f"this machine's peak: {found['peak_gflops']:,.0f} GFLOP/s in matrix products; "
