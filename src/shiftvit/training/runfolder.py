@@ -124,7 +124,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
     with lock:
         if files.lock(lock, wait=False) is False:
             raise ShiftViTError(
-                f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
+                f"another process is training in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_all(run / "checkpoints", ".*.tmp*")  # left by a process that was killed while saving
         if (run / RECIPE).is_file():
