@@ -38,7 +38,7 @@ def export(
             help="Images or data set to compare on (default: sample images for f32, else the run's own).",
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Largest number of images to compare on.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Maximum number of images to compare on.")] = 10_000,
     any_size: Annotated[
         bool, typer.Option("--any-size", help="Make a graph that resizes images of any size itself (ONNX in f32).")
     ] = False,

@@ -37,7 +37,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; one that other machines reach needs API keys.")
+        str, typer.Option(help="Address to listen on; if other machines can reach it, --api-key-file is needed.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8000,
     api_key_file: Annotated[
@@ -56,17 +56,19 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).", min=1)] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(help="Most images in a batch (default: 64 small ones, 5 of 224 pixels).", min=1),
+        typer.Option(help="Maximum images per batch (default: 64 small ones, 5 of 224 pixels).", min=1),
     ] = None,
-    queue: Annotated[int, typer.Option(help="Most images that wait; more get status 503.", min=1)] = 256,
+    queue: Annotated[int, typer.Option(help="Maximum number of waiting images; more get status 503.", min=1)] = 256,
     max_bytes: Annotated[int, typer.Option(help="Largest request body, in bytes.", min=1)] = 20 * 2**20,
     max_pixels: Annotated[int, typer.Option(help="Largest picture, in pixels (height * width).", min=1)] = 36_000_000,
     timeout: Annotated[
         float, typer.Option(help="Seconds for a body to arrive, for an answer, and for the shutdown.", min=0.1)
     ] = 30.0,
     header_timeout: Annotated[float, typer.Option(help="Seconds for a request's headers to arrive.", min=0.1)] = 10.0,
-    max_connections: Annotated[int, typer.Option(help="Most open connections; more get status 503.", min=1)] = 512,
-    log_format: Annotated[str, typer.Option(help="Format of the log, a line per request: text or json.")] = "text",
+    max_connections: Annotated[
+        int, typer.Option(help="Maximum number of connections; more get status 503.", min=1)
+    ] = 512,
+    log_format: Annotated[str, typer.Option(help="Format of the log, one line per request: text or json.")] = "text",
 ) -> None:
     """Serve models over HTTP, with a page to try them."""
     if log_format not in _LOGS:
