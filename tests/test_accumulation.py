@@ -221,7 +221,7 @@ def test_too_little_memory_for_any_part_is_one_line(tmp_path: Path, sample: Any,
     with pytest.raises(ShiftViTError) as caught:
         train(make_recipe(auto_batch=True), out=tmp_path / "run", data=sample)
     message = str(caught.value)
-    assert message.startswith("out of memory with 6 images of 32 x 32 pixels at once, after 3 halvings; lower")
+    assert message.startswith("out of memory with 6 images of 32 x 32 pixels at once, even after 3 halvings; lower")
     assert "train.batch_size=48" in message
     assert "preprocess.resize" in message
     assert "\n" not in message

@@ -119,7 +119,7 @@ def test_export_has_rates_without_a_share(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.benchmark.benchmark", lambda *_, **__: found)
     answer = CliRunner().invoke(app, ["benchmark", str(tmp_path)])
     assert answer.exit_code == 0, answer.output
-    assert "an export does not say what an image costs" in answer.output
+    assert "an export's operations are not counted" in answer.output
     assert "share" not in answer.output
 
 

@@ -180,7 +180,7 @@ def test_mlp_dropout_acts_only_in_training() -> None:
 
 
 def test_mlp_without_hidden_channels_is_refused() -> None:
-    with pytest.raises(ShiftViTError, match=r"mlp_ratio=0.05 leaves 10 channels"):
+    with pytest.raises(ShiftViTError, match=r"mlp_ratio=0.05 of 10 channels is less than one hidden channel"):
         MLP(0.05).build(X.shape)
 
 

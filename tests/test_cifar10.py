@@ -98,7 +98,7 @@ def test_wrong_or_damaged_files_fail(world: World, tmp_path: Path, monkeypatch: 
     damaged = tmp_path / "damaged.tar.gz"
     damaged.write_bytes(world.authors.read_bytes()[:-1] + b"!")
     for path, message in [
-        (damaged, "damaged.tar.gz' is neither cifar-10-binary.tar.gz .* its SHA-256 is"),
+        (damaged, "damaged.tar.gz' is neither cifar-10-binary.tar.gz.*: its SHA-256 is"),
         (tmp_path / "none", "none' cannot be read: No such file"),
         (tmp_path, "cannot be read: Is a directory"),
     ]:

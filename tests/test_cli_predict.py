@@ -387,7 +387,7 @@ def test_full_disk_is_reported_without_traceback(command, unbuffered, tmp_path):
     assert answer.returncode == 2
     lines = answer.stderr.decode().splitlines()
     assert lines[-1] == (
-        "shiftvit: standard output cannot be written: No space left on device; free space, or send it elsewhere"
+        "shiftvit: standard output cannot be written: No space left on device; free space, or redirect it elsewhere"
     )
     assert not [line for line in lines if "bug" in line or "Traceback" in line or "Exception" in line]
 

@@ -48,6 +48,7 @@ def address(folder):
     turned[0x0112] = 6
     Image.open(folder / "photo1.jpg").save(folder / "photo3.jpg", exif=turned)
     coarse[0].resize((70, 50)).convert("L").save(folder / "photo4.png")
+    coarse[1].resize((60, 1100), Image.Resampling.BICUBIC).save(folder / "photo5.png")  # read in three strips
     with host_folder(folder, HOST_PATH) as address:
         yield address
 
@@ -93,6 +94,10 @@ def test_page_shows_the_answer_and_the_heat_map(address, folder, chromium):
     assert re.fullmatch(r"[\d,]+ ms", chromium.texts(".result .time")[0])
     chromium.driver.find_element("xpath", "//button[contains(., 'Heat map')]").click()
     chromium.wait(lambda: chromium.driver.execute_script("return document.querySelector('.heat').naturalWidth > 0"))
+    assert "1 picture added" in chromium.run("return document.getElementById('said').textContent")
+    # Once the page has started, its complaints appear at once.
+    chromium.run("document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: new DataTransfer()}))")
+    assert chromium.run("return getComputedStyle(document.getElementById('trouble')).visibility") == "visible"
     assert not chromium.console()
 
 
@@ -104,6 +109,18 @@ def test_page_reports_a_broken_picture(address, folder, chromium):
         "cannot read the file"
         in chromium.driver.execute_async_script(CLASSIFY_SCRIPT, f"{address}/broken.png")["error"]
     )
+
+
+@pytest.mark.slow
+def test_picture_with_too_many_pixels_is_refused_and_freed(address, chromium):
+    chromium.open(address)
+    chromium.run(
+        "window.closed = 0;"
+        "window.createImageBitmap = async () => ({width: 9000, height: 9000, close: () => window.closed++})"
+    )
+    found = chromium.driver.execute_async_script(CLASSIFY_SCRIPT, f"{address}/photo4.png")
+    assert "has 9000 × 9000 pixels, which is too many" in found["error"]
+    assert chromium.run("return window.closed") == 1
 
 
 @contextlib.contextmanager
@@ -121,7 +138,7 @@ def disable_simd(chromium):
 def test_page_reports_a_browser_without_simd(address, chromium):
     with disable_simd(chromium):
         chromium.open(address)
-        chromium.wait(lambda: "has no WebAssembly with SIMD" in " ".join(chromium.texts("#trouble")))
+        chromium.wait(lambda: "needs WebAssembly with SIMD" in " ".join(chromium.texts("#trouble")))
     chromium.open(address)
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     assert not chromium.all("#trouble")

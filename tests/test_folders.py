@@ -19,7 +19,7 @@ def test_one_folder_per_class(tmp_path):
     )
     plant(root, ".DS_Store", ".git/x.png", "__MACOSX/c2/x.png", "c2/Makefile", "none/x.json")
     found = find_data(str(root))
-    assert found.layout == "one folder a class"
+    assert found.layout == "one folder per class"
     assert found.class_names == ("c2", "c10")
     assert list_contents(found) == {
         "train": [("c10/x.png", "c10"), ("c2/a.png", "c2"), ("c2/b.JPG", "c2"), ("c2/deep/er/c.png", "c2")]
@@ -56,7 +56,7 @@ def test_split_folders(tmp_path, name):
     plant(tmp_path, "extra/cat/1.png", "train.txt", "Train/loose.png")
     (tmp_path / "TEST" / "horse").mkdir()
     found = find_data(tmp_path)
-    assert found.layout == f"Train/, {name}/ and TEST/ with one folder a class"
+    assert found.layout == f"Train/, {name}/ and TEST/ with one folder per class"
     assert list_contents(found) == {
         "train": [("Train/cat/1.png", "cat"), ("Train/dog/1.png", "dog")],
         "validation": [(f"{name}/cat/2.png", "cat")],
@@ -191,7 +191,7 @@ def test_unicode_normal_forms_are_one_class(tmp_path):
 def test_splits_within_class_folders(tmp_path):
     plant(tmp_path, "cat/Train/1.png", "cat/test/2.png", "dog/Train/1.png", "dog/test/2.png", "cat/loose.png")
     found = find_data(tmp_path)
-    assert found.layout == "one folder a class, each with Train/ and test/"
+    assert found.layout == "one folder per class, each with Train/ and test/"
     assert list_contents(found) == {
         "train": [("cat/Train/1.png", "cat"), ("dog/Train/1.png", "dog")],
         "test": [("cat/test/2.png", "cat"), ("dog/test/2.png", "dog")],

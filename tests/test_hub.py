@@ -293,7 +293,7 @@ def test_unreachable_or_failing_hub(hub: Hub, bundle: Bundle, monkeypatch: pytes
         monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub sleeps between its attempts
         assert_fails(rf"http.* is overloaded or failing \(status {status}\); try again later", "me/pets")
     hub.failing = {"/objects/": 400}
-    assert_fails(r"rejects this for 'me/more' \(status 400", bundle, "me/more")
+    assert_fails(r"rejects the request for 'me/more' \(status 400", bundle, "me/more")
     hub.failing = {"/objects/": 403}
     assert_fails("this token has no access to 'me/more'", bundle, "me/more")
     assert len(hub.repositories["me/more"].commits) == 1
@@ -437,7 +437,7 @@ def test_failed_upload_can_be_repeated(hub: Hub, demo: Path, piece: str) -> None
     before = dict(hub.files("spaces/me/pets"))
     (demo / "model" / "model.onnx").write_bytes(b"newer")
     hub.failing = {piece: 400}
-    with pytest.raises(ShiftViTError, match="rejects this for 'me/pets'") as caught:
+    with pytest.raises(ShiftViTError, match="rejects the request for 'me/pets'") as caught:
         push_space(read_space_files(demo), "me/pets")
     assert_one_line(caught)
     assert hub.files("spaces/me/pets") == before

@@ -216,7 +216,7 @@ def test_copies_stay_in_one_split_and_leaks_are_reported(tree: Path) -> None:
         Image.open(path).save(path.with_name(f"copy of {path.name}.bmp"))
     answer = CliRunner().invoke(app, ["data", "check", str(tree)])
     assert answer.exit_code == 3
-    assert "test images are in train too, the same or nearly" in answer.output
+    assert "test images are in train too, exactly or nearly" in answer.output
 
 
 def test_check_uses_the_splits_of_the_recipe(tree: Path) -> None:

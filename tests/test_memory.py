@@ -54,7 +54,7 @@ def test_decoders_report_lack_of_memory(tmp_path: Path) -> None:
     places = [str(tmp_path / f"a.{kind}") for kind in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif")]
     done = subprocess.run([sys.executable, "-c", LIMITED_PROGRAM, *places], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    expected = [f"{place} decoding {place!r} takes more memory than there is" for place in places]
+    expected = [f"{place} there is not enough memory to decode {place!r}" for place in places]
     assert done.stdout.splitlines() == expected
 
 
@@ -75,7 +75,7 @@ def no_memory_for_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_memory_for_jpeg")
 def test_lack_of_memory_leaves_out_no_image(tree: Path) -> None:
-    match = r"decoding '.*\.jpg' takes more memory than there is"
+    match = r"there is not enough memory to decode '.*\.jpg'"
     picture = next(tree.rglob("*.jpg"))
     data = find_data(tree)
     with pytest.raises(MemoryError, match=match):
@@ -103,8 +103,8 @@ def test_commands_report_lack_of_memory_in_one_line(
     monkeypatch.chdir(tmp_path)
     assert main._run([str(tree) if word == "PLACE" else word for word in arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("shiftvit: decoding '")
-    assert last.endswith("takes more memory than there is; close other programs, or use a machine with more memory")
+    assert last.startswith("shiftvit: there is not enough memory to decode '")
+    assert last.endswith("'; close other programs, or use a machine with more memory")
 
 
 def raise_memory_error(*_: Any, **__: Any) -> Any:

@@ -142,7 +142,7 @@ def test_figure_does_not_overwrite_an_image_of_the_data(command, kind, tmp_path,
 def test_evaluation_is_not_written_among_its_images(tmp_path):
     """The folder would then count as an evaluation and no longer as data."""
     data = plant(tmp_path / "pets", "cat/1.png", "dog/1.png")
-    with pytest.raises(ShiftViTError, match=r"holds the images, and would no longer be data; name another folder"):
+    with pytest.raises(ShiftViTError, match=r"holds the images, not evaluations; name another folder"):
         evaluate("cifar10", str(data), out=f"{data}/")
     assert sorted(entry.name for entry in data.iterdir()) == ["cat", "dog"]
 

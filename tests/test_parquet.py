@@ -204,15 +204,15 @@ TWO_IMAGES = {"image": make_structs([GREY] * 2), "label": [0, 1]}
     [
         (
             {"train.parquet": {"text": ["a", "b"], "label": [0, 1]}},
-            "has no column with the bytes of images, only text (string), label (int64); name that",
+            "has no column with the bytes of images, only text (string), label (int64); store th",
         ),
         (
             {"train.parquet": {"a": pa.array([GREY]), "b": pa.array([GREY])}},
-            "bytes in the columns a, b; name the one with im",
+            "bytes in the columns a, b; rename the one with images to 'image'",
         ),
         (
             {"train.parquet": {"image": ["a.png", "b.png"], "label": [0, 1]}},
-            "only image (string), label (int64); name that column image (shiftvit reads no paths, base64 or arrays",
+            "only image (string), label (int64); store them in a column named image (shiftvit reads no paths, base64",
         ),
         (
             {"train.parquet": {"image": make_structs([GREY])}},
@@ -220,7 +220,7 @@ TWO_IMAGES = {"image": make_structs([GREY] * 2), "label": [0, 1]}
         ),
         (
             {"train.parquet": TWO_IMAGES | {"label": [[0], [1]]}},
-            "label (list<element: int64>); name the one that has them label, with whole numbers or names in it",
+            "label (list<element: int64>); rename the column of labels to 'label'; it must hold whole numbers or names",
         ),
         ({"train.parquet": TWO_IMAGES | {"label": [0.0, 0.5]}}, "has the label 0.5; labels are whole numbers or names"),
         (
@@ -306,7 +306,7 @@ def test_image_folders_take_precedence_over_tables_without_images(tmp_path):
     write_parquet(tmp_path / "metadata.parquet", file_name=["a/1.png", "b/1.png"], label=[0, 1])
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     found = find_data(tmp_path)
-    assert (found.layout, found.notes) == ("one folder a class", ("files of type .parquet: 2",))
+    assert (found.layout, found.notes) == ("one folder per class", ("files of type .parquet: 2",))
 
 
 def test_pictures_beside_tables_are_left_out(tmp_path):
@@ -323,7 +323,7 @@ def test_missing_pyarrow_is_reported(tmp_path, monkeypatch):
     line = f"{str(path)!r} is Parquet, and pyarrow is not installed; pip install 'pyarrow>=18.0'"
     assert read_fault(path) == read_fault(tmp_path) == line
     plant(tmp_path, "a/1.png", "b/1.png")
-    assert find_data(tmp_path).layout == "one folder a class"
+    assert find_data(tmp_path).layout == "one folder per class"
 
 
 def test_pyarrow_is_imported_only_if_needed(tmp_path):

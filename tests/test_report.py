@@ -196,7 +196,7 @@ def test_evaluations_of_other_data_are_listed_separately(run: Path) -> None:
     assert "lynx" not in before
     for text in ("the run's own", "87.50%", "/photos/zoo: all images", "12.50% (6.25% to 25.00%)", "11.10%", "22.20%"):
         assert text in after, text
-    assert "There are none of yak: macro figures are means over the other classes" in after
+    assert "There are no images of yak: macro figures are means over the other classes" in after
     write_evaluation(run)
     write_other_evaluation(run, "zoo-2", data="/elsewhere/zoo", trained_on=5)
     page = Page(write_report(run).read_text("utf-8"))

@@ -38,11 +38,11 @@ def get_error(capsys, *arguments):
         (["--host", "192.0.2.1"], "--api-key-file"),
         (["--log-format", "xml"], "Valid: json, text"),
         (["--allow-origin", "example.org"], "is not a web origin"),
-        (["--allow-host", "https://example.org"], "is not the name of a host"),
+        (["--allow-host", "https://example.org"], "is not a host name"),
         (["--api-key-file", "nothing.txt"], "nothing.txt"),
         (["nothing"], "does not exist"),
         (["cifar10", "cifar10"], "would both be called 'cifar10'"),
-        (["a/b=cifar10"], "cannot be part of an address"),
+        (["a/b=cifar10"], "cannot be part of a URL"),
         (["--port", "70000"], "70000"),
         (["--queue", "0"], "queue"),
         (["--timeout", "0"], "timeout"),
@@ -67,7 +67,7 @@ def test_host_that_is_no_name_is_named(capsys, tmp_path, host):
     keys.write_text(KEY)
     keys.chmod(0o600)
     message = get_error(capsys, "--port", "0", "--host", host, "--api-key-file", str(keys))
-    assert f"--host {host!r} is no host name" in message
+    assert f"--host {host!r} is not a host name" in message
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, sample):
     wanted = resolve(make_recipe(), data)
     with (
         open_run(tmp_path / "run", wanted, data),
-        pytest.raises(ShiftViTError, match="another process trains in"),
+        pytest.raises(ShiftViTError, match="another process is training in"),
         open_run(tmp_path / "run", wanted, data),
     ):
         pass

@@ -34,29 +34,31 @@ class ModelConfig(Settings):
     image_shape: tuple[Positive | None, Positive | None, Positive] = Field(
         (224, 224, 3), description="height, width (pixels; None: any) and channels of the input"
     )
-    num_classes: int = Field(1000, ge=0, lt=2**31, description="length of the logits; 0: no head")
-    patch_size: Positive = Field(4, description="pixels on a side of an embedded patch")
+    num_classes: int = Field(1000, ge=0, lt=2**31, description="number of classes; 0: no head")
+    patch_size: Positive = Field(4, description="side of a patch in pixels")
     embed_dim: Positive = Field(96, description="channels of the first stage; each later stage doubles them")
     depths: tuple[Positive, ...] = Field((6, 8, 18, 6), min_length=1, max_length=16, description="blocks in each stage")
     mlp_ratio: float = Field(
         2.0, gt=0, lt=2**31, description="hidden channels of an MLP, as a multiple of its input channels"
     )
-    num_div: int = Field(12, ge=4, description="divisions of the channels; four of them move")
-    shift_pixels: int = Field(1, ge=1, description="shift in pixels of the feature map")
+    num_div: int = Field(12, ge=4, description="number of groups of channels; four of them move")
+    shift_pixels: int = Field(1, ge=1, description="how far they move, in pixels of the feature map")
     shift_channels: int | None = Field(
         None, ge=0, description="channels moved in each direction; None: channels // num_div"
     )
     shift_mode: Literal["shift", "mask"] = Field(
-        "shift", description="mask: nothing moves; the line that a shift would vacate is zeroed"
+        "shift", description="mask: nothing moves; the line that a shift would leave empty is set to zero"
     )
     norm: Literal["group", "layer", "batch"] = Field("group", description="group: one group over H, W and C")
-    activation: str = Field("gelu", description="a Keras activation by name; gelu is the exact one")
+    activation: str = Field("gelu", description="name of a Keras activation; gelu is the exact form")
     patch_norm: bool = Field(True, description="normalise after the patch embedding")
     final_norm: bool = Field(True, description="normalise before the global average")
     merge_padding: Literal["valid", "same"] = Field("valid", description="odd maps: valid drops a line, same pads")
-    dropout: Rate = Field(0.0, description="dropout in the MLPs")
-    drop_path: Rate = Field(0.2, description="stochastic depth at the last block")
-    drop_path_mode: Literal["global", "per_stage"] = Field("global", description="where the ramp of rates restarts")
+    dropout: Rate = Field(0.0, description="dropout rate in the MLPs")
+    drop_path: Rate = Field(0.2, description="rate of stochastic depth at the last block; it rises linearly from 0")
+    drop_path_mode: Literal["global", "per_stage"] = Field(
+        "global", description="global: the rate rises over all blocks; per_stage: it starts again at 0 in each stage"
+    )
     epsilon: float = Field(1e-5, gt=0, description="added to the variance in every norm")
 
     def get_arguments(self) -> dict[str, Any]:
@@ -75,8 +77,8 @@ class DataConfig(Settings):
     )
     validation_from: Literal["random", "end"] = Field(
         "random",
-        description="training images to hold out: drawn at random, or the last ones in the order of the data, whatever "
-        "their classes, as Keras' `validation_split` does",
+        description="random: drawn at random; end: the last training images in the order of the data, whatever their "
+        "classes, as with Keras' `validation_split`",
     )
     test: float = Field(
         0.1,
@@ -87,14 +89,14 @@ class DataConfig(Settings):
     stratify: bool = Field(
         True,
         description="for any data: new splits and `limit` keep the proportions of the classes and at least one image "
-        "of each; false: chance alone decides",
+        "of each; false: images are drawn without regard to their classes",
     )
-    split_seed: int = Field(0, ge=0, description="seed of the split, separate from the training's")
+    split_seed: int = Field(0, ge=0, description="seed of the split, separate from that of training")
     workers: int = Field(1, ge=1, description="threads that prepare batches; their number does not change the batches")
     limit: Positive | None = Field(
         None,
-        description="for any data: train on only this many images, drawn with `split_seed` after the splits are made; "
-        "for trials",
+        description="for any data: for a quick trial, train on only this many images, drawn with `split_seed` after "
+        "the splits are made",
     )
 
     @model_validator(mode="after")
@@ -113,7 +115,7 @@ class OptimizerConfig(Settings):
     name: Literal["adamw", "muon"] = Field("adamw", description="muon: for matrices, and AdamW for everything else")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate; with Muon, that of the matrices")
     weight_decay: float = Field(
-        1e-4, ge=0, description="decoupled, times the learning rate; with Muon: of the matrices"
+        1e-4, ge=0, description="decoupled weight decay, times the learning rate; with Muon, that of the matrices"
     )
     decay_vectors: bool = Field(True, description="also decay biases and norm scales")
     beta_1: Rate = Field(0.9, description="AdamW: decay of the running mean of the gradients")
@@ -123,10 +125,10 @@ class OptimizerConfig(Settings):
     momentum: Rate = Field(0.95, description="Muon: momentum")
     newton_schulz_steps: int = Field(5, ge=1, le=10, description="Muon: steps of the orthogonalisation")
     base_batch_size: Positive | None = Field(
-        None, description="batch size that the rates are for; they scale with the batch size; None: no scaling"
+        None, description="batch size that the rates are for; another one scales them in proportion; None: no scaling"
     )
     stage_decay: float = Field(
-        1.0, gt=0, le=1, description="each stage's rate as a share of the next one's, for fine-tuning; 1: equal rates"
+        1.0, gt=0, le=1, description="for fine-tuning: rate of a stage, as a share of the next stage's; 1: equal rates"
     )
     adam_learning_rate: float = Field(3e-3, gt=0, description="with Muon: peak rate of everything else")
     adam_weight_decay: float = Field(
@@ -152,23 +154,23 @@ class TrainConfig(Settings):
     """How the model is fitted."""
 
     epochs: Positive = Field(10, description="passes over the training images")
-    batch_size: Positive = Field(256, description="images a step")
+    batch_size: Positive = Field(256, description="images per step")
     accumulate: Positive = Field(
         1, description="parts in which a batch is computed, to save memory; batch norm uses the statistics of each part"
     )
     auto_batch: bool = Field(
         False, description="if memory runs out, double `accumulate` and continue, at most three times"
     )
-    drop_remainder: bool = Field(True, description="skip an epoch's last, smaller batch")
-    seed: int = Field(0, ge=0, lt=2**31, description="initial weights, data order, augmentation, dropout")
+    drop_remainder: bool = Field(True, description="skip the last batch of an epoch if it is smaller")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, data order, augmentation and dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto",
-        description="auto: bfloat16 if the accelerator computes in it, or the processor with torch or tensorflow; else "
+        description="auto: bfloat16 if the accelerator supports it, or the processor with torch or tensorflow; else "
         "float32",
     )
     loop: Literal["auto", "fit", "device"] = Field(
         "auto",
-        description="fit: a batch at a time; device: images on the accelerator; auto: device on a GPU, where possible",
+        description="fit: Keras' fit; device: all images on the accelerator; auto: device on a GPU, where possible",
     )
     jit_compile: bool = Field(
         False, description="device loop on torch: fuse the step's kernels with torch.compile; jax always compiles"
@@ -181,7 +183,7 @@ class TrainConfig(Settings):
         "none", description="balanced: classes count equally in the loss, whatever their number of images"
     )
     ema: Rate | None = Field(
-        None, description="momentum of the weights' moving average, which replaces them in the result"
+        None, description="momentum of a moving average of the weights, which becomes the trained model"
     )
     early_stopping: Positive | None = Field(
         None, description="stop after this many epochs without a better validation top-1"
@@ -221,10 +223,10 @@ class ProbeConfig(Settings):
     strengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         min_length=1,
-        description="values of scikit-learn's C to try: smaller ones hold the weights closer to 0; the best on the "
+        description="values of scikit-learn's C to try (smaller values regularise more); the best one on the "
         "validation images is kept",
     )
-    iterations: Positive = Field(1000, description="most steps of L-BFGS for each strength")
+    iterations: Positive = Field(1000, description="maximum number of L-BFGS steps for each strength")
 
 
 def validate(cls: type[S], values: dict[str, Any], origin: str) -> S:

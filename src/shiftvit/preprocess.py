@@ -38,13 +38,13 @@ class Preprocess(Settings):
     With the default settings that is `x / 255`. The result for an image does not depend on its batch.
     """
 
-    resize: Size | None = Field(None, description="pixels: the shorter side, or (height, width); None: no resizing")
-    crop: Size | None = Field(None, description="pixels: crop after resizing; None: none")
+    resize: Size | None = Field(None, description="the shorter side, or (height, width), in pixels; None: no resizing")
+    crop: Size | None = Field(None, description="size of the crop after resizing, in pixels; None: no crop")
     crop_position: Literal["top_left", "center"] = Field(
         "top_left", description="position of that crop; the Keras example takes the top left corner"
     )
-    mean: PerChannel = Field(0.0, description="subtracted, on the 0..255 scale")
-    std: PerChannel = Field(255.0, description="divided by, on the 0..255 scale")
+    mean: PerChannel = Field(0.0, description="value to subtract, on the 0..255 scale")
+    std: PerChannel = Field(255.0, description="value to divide by, on the 0..255 scale")
     interpolation: Literal["nearest", "bilinear", "bicubic"] = Field("bilinear", description="how to resize")
     round_pixels: bool = Field(True, description="round resized pixels to whole values, as exported graphs take them")
     srgb: bool = Field(

@@ -51,7 +51,7 @@ class Augment(Settings):
     pad_mode: Literal["zeros", "reflect"] = Field("zeros", description="value of the added pixels")
     random_crop: bool = Field(True, description="crop at a random position in training")
     resized_crop: float = Field(
-        0.0, ge=0, le=1, description="random resized crop: the least share of the area that is cut out; 0: off"
+        0.0, ge=0, le=1, description="random resized crop: smallest share of the image's area that it keeps; 0: off"
     )
     flip: bool = Field(True, description="mirror left to right with probability 1/2")
     rand_augment: float = Field(0.0, ge=0, le=10, description="RandAugment's magnitude; 0: off")
@@ -60,7 +60,9 @@ class Augment(Settings):
     color_jitter: float = Field(
         0.0, ge=0, lt=1, description="brightness, contrast and saturation change by up to this share; 0: off"
     )
-    erasing: float = Field(0.0, ge=0, le=1, description="random erasing: share of the images with a box of noise")
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="random erasing: share of the images in which noise covers a box"
+    )
     repeats: Positive = Field(1, description="copies of each image in a batch; an epoch sees 1 / repeats of the images")
     mixup: float = Field(0.0, ge=0, description="MixUp's alpha; 0: off")
     cutmix: float = Field(0.0, ge=0, description="CutMix' alpha; 0: off")
@@ -129,7 +131,7 @@ class Augment(Settings):
         crop = crop or (height, width)
         if self.pad_mode == "reflect" and self.pad >= min(height, width):
             raise ShiftViTError(
-                f"pad={self.pad} reflects more than images of {height} x {width} pixels hold; "
+                f"pad={self.pad} is too wide to reflect images of {height} x {width} pixels; "
                 f"use at most {min(height, width) - 1}, or pad_mode='zeros'"
             )
         margins = height + 2 * self.pad - crop[0], width + 2 * self.pad - crop[1]

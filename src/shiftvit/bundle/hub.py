@@ -249,7 +249,7 @@ def _explain_refusal(error: Any, repository: str, endpoint: str, revision: str |
     if status == 429 or status >= 500:
         return f"{endpoint} is overloaded or failing (status {status}); try again later"
     reason = _take_first_line(error.server_message or error)
-    return f"{endpoint} rejects this for {repository!r} (status {status}: {reason})"
+    return f"{endpoint} rejects the request for {repository!r} (status {status}: {reason})"
 
 
 def _take_first_line(error: object) -> str:

@@ -29,12 +29,14 @@ class Metadata(Settings):
     format: Literal[1] = Field(1, description="version of this metadata")
     labels: tuple[str, ...] = Field(min_length=1, description="class names, in the order of the probabilities")
     preprocess: Preprocess = Field(
-        description="from an image to the input: resize and crop come before the graph, mean and std are part of it"
+        description="how to prepare an image: resize and crop come before the graph, mean and std are part of it"
     )
     input_shape: tuple[int | None, int | None, int] = Field(
         description="height, width, channels (RGB) of the uint8 input; null: any"
     )
-    precision: Precision = Field("f32", description="of the weights and, where the runtime can, the products")
+    precision: Precision = Field(
+        "f32", description="of the weights and, where the runtime supports it, of the products"
+    )
     saturates: bool | None = Field(
         None,
         description="int8: whether sums of products can saturate on processors without VNNI; null: not examined",

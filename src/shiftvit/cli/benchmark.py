@@ -22,7 +22,7 @@ def benchmark(
     ] = "cifar10",
     train: Annotated[bool, typer.Option("--train/--predict", help="Measure training steps or prediction.")] = False,
     batch_size: Annotated[list[int] | None, typer.Option(help="Images per step; repeatable.")] = None,
-    repeats: Annotated[int, typer.Option(help="Measurements; their median is reported.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Number of measurements; the median is reported.")] = 5,
     runtime: Annotated[str, typer.Option(help="Prediction runtime; auto: the fastest one installed.")] = "auto",
     precision: Annotated[str, typer.Option(help="Training precision: auto, float32 or mixed_bfloat16.")] = "auto",
     as_json: Json = False,
@@ -49,7 +49,7 @@ def benchmark(
     ]
     show(rows, f"{found['model']}: {found['mode']}, {found['runtime']}, {found['precision']}")
     if found["peak_gflops"] is None:
-        print(f"an export does not say what an image costs; {found['environment']['processor']}")
+        print(f"no share of the peak: an export's operations are not counted; {found['environment']['processor']}")
         return
     print(
         f"this machine's peak: {found['peak_gflops']:,.0f} GFLOP/s in matrix products; "

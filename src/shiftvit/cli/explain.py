@@ -83,7 +83,7 @@ def explain(
     files.check_file(out, ENDINGS, inputs=names)
     bundle = Bundle.load(model)
     if class_name is not None and class_name not in bundle.labels:
-        raise ShiftViTError(f"the model knows no class {class_name!r}; {suggest(class_name, bundle.labels)}")
+        raise ShiftViTError(f"the model has no class {class_name!r}; {suggest(class_name, bundle.labels)}")
     rows, pixels = _explain(bundle, model, names, METHODS[method], class_name, stage, patch)
     _draw(rows[:_SHOWN], pixels, out)
     if as_json:

@@ -38,9 +38,9 @@ def export(
             help="Images or data set to compare on (default: sample images for f32, else the run's own).",
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Largest number of images to compare on.")] = 10_000,
+    images: Annotated[int, typer.Option(help="Maximum number of images to compare on.")] = 10_000,
     any_size: Annotated[
-        bool, typer.Option("--any-size", help="The graph takes images of any size and preprocesses them (ONNX, f32).")
+        bool, typer.Option("--any-size", help="Make a graph that resizes images of any size itself (ONNX in f32).")
     ] = False,
 ) -> None:
     """Export a model to another format.
@@ -76,7 +76,7 @@ def pack(
         str | None, typer.Option(help="Architecture of a checkpoint (default: the one that its tensors fit).")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Class names of a checkpoint, one on each line.")
+        Path | None, typer.Option(metavar="FILE", help="Class names of a checkpoint, one per line.")
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="Take a checkpoint's moving average of the weights.")] = False,
 ) -> None:

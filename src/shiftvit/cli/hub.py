@@ -72,8 +72,8 @@ def pull(
 ) -> None:
     """Download a model and verify it.
 
-    NAME is one of the authors' ImageNet models. It is kept in the user's data folder, and from then on its name works
-    wherever a model is named. OWNER/NAME is a repository on the Hugging Face Hub.
+    NAME is one of the authors' ImageNet models. It is kept in the user's data folder, and its name then works wherever
+    a command takes a model. OWNER/NAME is a repository on the Hugging Face Hub.
     """
     if "/" not in source:
         prepare_backend()

@@ -21,7 +21,7 @@ Paths = Annotated[
     ),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads (default: one per core; on Ray 1 per actor).")]
+Threads = Annotated[int | None, typer.Option(help="Processor threads (default: one per core; with Ray 1 per actor).")]
 BatchSize = Annotated[int, typer.Option(help="Images per batch.")]
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Include every file in folders, not only images.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")]
@@ -29,21 +29,22 @@ MaxPixels = Annotated[int | None, typer.Option(help="Reject images with more pix
 Engine = Annotated[
     str,
     typer.Option(
-        help="local, or ray, for tens of thousands of files or more on a cluster; Ray takes 11 s and 1.4 GB to start "
-        "(docs/scaling.md). With ray, PATH and --out may be URIs (s3://, gs://, file://), PATH may be Parquet, "
-        "--out is a folder, and the same command continues a stopped run."
+        help="Where to run: local, or ray, a cluster for tens of thousands of files or more; Ray takes 11 s and 1.4 GB "
+        "to start (docs/scaling.md). With ray, PATH and --out may be URIs (s3://, gs://, file://), PATH may be "
+        "Parquet, --out is a folder, and the same command continues a stopped run."
     ),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
-        help="With --engine ray: the cluster, HOST:PORT, or auto on one of its nodes (default: RAY_ADDRESS, or one "
-        "that is started on this machine).",
+        help="With --engine ray: the address of the cluster, HOST:PORT; on one of its nodes, auto is enough "
+        "(default: RAY_ADDRESS, else a new cluster on this machine).",
     ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="With --engine ray: actors, each with a model (default: one per core).")
+    int | None,
+    typer.Option(help="With --engine ray: number of actors, each with its own model (default: one per core)."),
 ]
 
 

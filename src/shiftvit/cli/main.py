@@ -71,7 +71,7 @@ def _flush() -> str | None:
 
 
 def _explain_unwritten(error: OSError) -> str:
-    return f"standard output cannot be written: {error.strerror}; free space, or send it elsewhere"
+    return f"standard output cannot be written: {error.strerror}; free space, or redirect it elsewhere"
 
 
 def _run(arguments: list[str]) -> int:

@@ -46,11 +46,13 @@ def predict(
         str,
         typer.Option(help="onnxruntime, openvino, litert, tensorflow, torch, keras; auto: the fastest installed."),
     ] = "auto",
-    top_k: Annotated[int | None, typer.Option(help="Classes per image (default: 3; JSON 5, CSV 1).")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Classes per image (default: 3; in JSON 5, in CSV 1).")] = None,
     kind: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="FORMAT", help=f"Output format: {_FORMATS} (default: by the ending of --out, or table)."
+            "--format",
+            metavar="FORMAT",
+            help=f"Output format: {_FORMATS} (default: by the suffix of --out, else table).",
         ),
     ] = None,
     out: Annotated[

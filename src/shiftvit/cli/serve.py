@@ -36,33 +36,39 @@ def serve(
             help="Run folders, bundles, exports or model names; the first is the default (default: cifar10).",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; other machines need API keys.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; if other machines can reach it, --api-key-file is needed.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8000,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line; clients must send one.")
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Web origin whose pages may use the server; repeatable; *: any."),
+        typer.Option(metavar="ORIGIN", help="Web origin whose pages may use the server, or * for any; repeatable."),
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Host name by which clients call it; repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Host name that clients use for this server; repeatable.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="As for predict; auto: the fastest installed.")] = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="Runtime, as for `shiftvit predict`; auto: the fastest installed.")
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).", min=1)] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(help="Images that the model takes at a time (default: 64 small ones, 5 of 224 pixels).", min=1),
+        typer.Option(help="Maximum images per batch (default: 64 small ones, 5 of 224 pixels).", min=1),
     ] = None,
-    queue: Annotated[int, typer.Option(help="Images that may wait; more are answered with 503.", min=1)] = 256,
-    max_bytes: Annotated[int, typer.Option(help="Largest body of a request.", min=1)] = 20 * 2**20,
-    max_pixels: Annotated[int, typer.Option(help="Largest picture, height * width.", min=1)] = 36_000_000,
+    queue: Annotated[int, typer.Option(help="Maximum number of waiting images; more get status 503.", min=1)] = 256,
+    max_bytes: Annotated[int, typer.Option(help="Largest request body, in bytes.", min=1)] = 20 * 2**20,
+    max_pixels: Annotated[int, typer.Option(help="Largest picture, in pixels (height * width).", min=1)] = 36_000_000,
     timeout: Annotated[
-        float, typer.Option(help="Seconds for a body, for an answer, and for the queue to empty at the end.", min=0.1)
+        float, typer.Option(help="Seconds for a body to arrive, for an answer, and for the shutdown.", min=0.1)
     ] = 30.0,
-    header_timeout: Annotated[float, typer.Option(help="Seconds for the head of a request.", min=0.1)] = 10.0,
-    max_connections: Annotated[int, typer.Option(help="Open connections; more are answered with 503.", min=1)] = 512,
-    log_format: Annotated[str, typer.Option(help="A line for each request: text or json.")] = "text",
+    header_timeout: Annotated[float, typer.Option(help="Seconds for a request's headers to arrive.", min=0.1)] = 10.0,
+    max_connections: Annotated[
+        int, typer.Option(help="Maximum number of connections; more get status 503.", min=1)
+    ] = 512,
+    log_format: Annotated[str, typer.Option(help="Format of the log, one line per request: text or json.")] = "text",
 ) -> None:
     """Serve models over HTTP, with a page to try them."""
     if log_format not in _LOGS:
@@ -77,7 +83,7 @@ def serve(
     keys = _read_keys(api_key_file) if api_key_file else ()
     if not keys and not is_loopback(host):
         raise ShiftViTError(
-            f"--host {host} can be reached by other machines, and there are no keys; name a file of keys: "
+            f"--host {host} can be reached by other machines, and there are no keys; give a file of API keys: "
             "--api-key-file keys.txt"
         )
     try:
@@ -89,7 +95,7 @@ def serve(
     try:
         hosts = parse_hosts(allow_host or ())
     except ValueError as error:
-        raise ShiftViTError(f"--allow-host {error} is not the name of a host; write it as in example.org") from error
+        raise ShiftViTError(f"--allow-host {error} is not a host name; write it as in example.org") from error
     from shiftvit.serve import server  # only now, so that mistakes in the options are reported at once
 
     log_requests()

@@ -82,7 +82,7 @@ def evaluate(
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:
         if found.data.path is not None and Path(out).resolve() == found.data.path.resolve():
-            raise ShiftViTError(f"{str(out)!r} holds the images, and would no longer be data; name another folder")
+            raise ShiftViTError(f"{str(out)!r} holds the images, not evaluations; name another folder")
         files.check_folder(Path(out))
     images = read_images(loaded, found.data).splits[found.split]
     labels = images.labels

@@ -68,7 +68,9 @@ class MLP(ShapeKeeper):
         assert channels is not None
         hidden = int(channels * self.mlp_ratio)
         if hidden < 1:
-            raise ShiftViTError(f"mlp_ratio={self.mlp_ratio} leaves {channels} channels no hidden one; raise it")
+            raise ShiftViTError(
+                f"mlp_ratio={self.mlp_ratio} of {channels} channels is less than one hidden channel; raise it"
+            )
         shared = {"dtype": self.dtype_policy, "kernel_initializer": INITIALIZER}
         self.fc1 = Linear(hidden, activation=self.activation, name="fc1", **shared)
         self.fc2 = Linear(channels, name="fc2", **shared)

@@ -56,7 +56,7 @@ class Shift(ShapeKeeper):
     Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift.
 
     Args:
-        num_div: number of divisions of the channels, each of `C // num_div`; the first four move.
+        num_div: number of groups of channels, each of `C // num_div`; the first four move.
         shift_pixels: the distance in pixels of the map; a map that is not larger moves out entirely.
         shift_channels: the width of a group, instead of `C // num_div`.
         mode: "shift", or "mask": nothing moves, but the lines that a shift would vacate are zeroed. The published Keras

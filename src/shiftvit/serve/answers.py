@@ -53,7 +53,7 @@ _REASONS = {
     404: "there is no such model",
     408: "the body did not arrive in time",
     413: "the body or the picture is too large",
-    415: "the body is not an image of a supported format, or a form",
+    415: "the body is a multipart form, or not an image of a supported format",
     422: "a value is not valid, or the image cannot be decoded",
     503: "the server is overloaded or stopping",
 }

@@ -94,7 +94,7 @@ def _parse(content: bytes) -> dict[str, Any]:
         for event, value in ijson.basic_parse(io.BytesIO(content), use_float=True):
             if event in _CONTAINERS:
                 if len(stack) > _DEEPEST:
-                    raise Refused(400, f"the JSON nests more than {_DEEPEST} levels deep; send a flatter one")
+                    raise Refused(400, f"the JSON nests more than {_DEEPEST} levels deep; nest it less")
                 fresh: Any = _CONTAINERS[event]()
                 _add(stack[-1], keys, fresh)
                 stack.append(fresh)

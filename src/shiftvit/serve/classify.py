@@ -116,11 +116,11 @@ async def read_inputs(request: Request, body: bytes, top_k: int) -> tuple[bytes,
     Any content type except JSON and multipart forms is read as a picture, because `curl --data-binary` declares a form.
 
     Raises:
-        Refused: the body is a form of several parts, or its JSON is not as described.
+        Refused: the body is a multipart form, or its JSON is not as described.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        raise Refused(415, "a form of several parts is not read; send the image itself: curl --data-binary @cat.jpg")
+        raise Refused(415, "multipart forms are not supported; send the image itself: curl --data-binary @cat.jpg")
     if kind != "application/json":
         return body, top_k
     tree = await parse_json(body)
@@ -133,4 +133,4 @@ async def read_inputs(request: Request, body: bytes, top_k: int) -> tuple[bytes,
     try:
         return base64.b64decode(inputs, validate=True), top_k
     except (binascii.Error, ValueError) as error:
-        raise Refused(422, "inputs must be the bytes of an image in base64; addresses are never fetched") from error
+        raise Refused(422, "inputs must be the bytes of an image in base64; URLs are never fetched") from error

@@ -38,10 +38,8 @@ _REPLACED = {
     "This page needs JavaScript. Without it: curl --data-binary @cat.jpg ADDRESS/v1/classify": (
         "This page needs JavaScript."
     ),
-    # Shown after some seconds, unless the page has started.
-    '<div class="trouble" id="trouble" role="alert" hidden><p></p><button type="button" class="quiet">': (
-        '<div class="trouble late" id="trouble" role="alert"><p>The page has not started. It needs a current browser, '
-        'all of its files, and a web server: python -m http.server</p><button type="button" class="quiet" hidden>'
+    "Reload it, or use a current browser.": (
+        "It needs a current browser, all of its files, and a web server: python -m http.server"
     ),
 }
 _HEAD = '<meta charset="utf-8">'
@@ -125,7 +123,9 @@ def read_space_files(folder: Path) -> dict[str, bytes]:
     try:
         contents = {place.relative_to(folder).as_posix(): place.read_bytes() for place in inside}
     except OSError as error:
-        raise ShiftViTError(f"cannot read {error.filename!r}: {error.strerror}; allow it, or {mend}") from error
+        raise ShiftViTError(
+            f"cannot read {error.filename!r}: {error.strerror}; check its permissions, or {mend}"
+        ) from error
     needed = ("index.html", "page/api.js", "model/model.json", "model/model.onnx", "samples/list.json", "README.md")
     for name in (*needed, *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)):
         if name not in contents:

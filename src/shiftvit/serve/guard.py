@@ -135,15 +135,15 @@ class Guard:
 
     def _find_refusal(self, scope: Scope, headers: Mapping[str, str], preflight: bool) -> Refused | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
-            return Refused(400, f"the head of the request has more than {MAX_HEAD:,} bytes", {"Connection": "close"})
+            return Refused(400, f"the request's headers have more than {MAX_HEAD:,} bytes", {"Connection": "close"})
         if "content-length" in headers and "transfer-encoding" in headers:  # two readers could disagree on its end
             return Refused(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
         host = headers.get("host", "")
         if [name for name, _ in scope["headers"]].count(b"host") != 1 or not self._access.allows_host(host):
-            return Refused(400, "the Host header names no host of this server; start it with --allow-host NAME")
+            return Refused(400, "the name in the Host header is not allowed; start the server with --allow-host NAME")
         asks = scope["method"] not in {"GET", "HEAD"}
         if asks and not self._access.allows_origin(headers.get("origin"), host, scope["scheme"]):
-            return Refused(403, "pages of other origins may not use this server; start it with --allow-origin")
+            return Refused(403, "pages of other origins may not use this server; start it with --allow-origin ORIGIN")
         keyed = asks or (scope["path"].startswith(_KEYED) and not scope["path"].startswith(_OPEN))
         if keyed and not preflight and not self._access.allows_key(headers):
             return Refused(
@@ -152,7 +152,7 @@ class Guard:
                 {"WWW-Authenticate": "Bearer"},
             )
         if asks and self.stopping:
-            return Refused(503, "the server is stopping; ask another one", {"Retry-After": "1", "Connection": "close"})
+            return Refused(503, "the server is stopping; try again", {"Retry-After": "1", "Connection": "close"})
         if asks and self.active > self._limits.max_connections:
             return refuse_full()
         return None

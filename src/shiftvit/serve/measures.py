@@ -20,7 +20,7 @@ class Measures:
         )
         self._seconds = Histogram(
             "shiftvit_request_seconds",
-            "Seconds from the head of a request to the end of its answer.",
+            "Seconds from the headers of a request to the end of its answer.",
             ["route"],
             buckets=_SECONDS,
             registry=self.registry,

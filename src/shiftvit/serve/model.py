@@ -187,10 +187,10 @@ def load_models(
         name = name or (path.stem if path.is_file() else path.name)
         if name in places:
             raise ShiftViTError(
-                f"{places[name]!r} and {place!r} would both be called {name!r}; name one of them: OTHER={place}"
+                f"{places[name]!r} and {place!r} would both be called {name!r}; give one another name: OTHER={place}"
             )
         if not name.isprintable() or "/" in name:
-            raise ShiftViTError(f"{name!r} cannot be part of an address; name the model: NAME={place}")
+            raise ShiftViTError(f"{name!r} cannot be part of a URL; give the model another name: NAME={place}")
         places[name] = place
     return {
         name: ServedModel(name, load_graph(place, runtime, threads), limits, decoders, measures)

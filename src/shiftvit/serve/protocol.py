@@ -63,7 +63,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is
     async def ready() -> Response:
         """Answers 200 if requests are taken."""
         if not is_ready():
-            raise Refused(503, "the server is stopping; ask another one", {"Retry-After": "1"})
+            raise Refused(503, "the server is stopping; try again", {"Retry-After": "1"})
         return Json({"ready": True})
 
     for end in ("", "/versions/{version}"):

@@ -88,7 +88,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=1024)
     except UnicodeError as error:  # from the encoding of the name
         raise ShiftViTError(
-            f"--host {host!r} is no host name: a part of it is empty, too long or no text; choose another one"
+            f"--host {host!r} is not a host name: a part of it is empty, too long or not text; choose another one"
         ) from error
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -240,7 +240,7 @@ def _make_protocol(limits: Limits) -> type[H11Protocol]:
                 self._stuck = None
 
         def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-            self._refuse(400, f"the request is not valid HTTP/1.1, or its head has more than {MAX_HEAD:,} bytes")
+            self._refuse(400, f"the request is not valid HTTP/1.1, or its headers have more than {MAX_HEAD:,} bytes")
 
         def _is_busy(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete
@@ -254,7 +254,7 @@ def _make_protocol(limits: Limits) -> type[H11Protocol]:
             if self._is_busy():
                 return
             if self.conn.trailing_data[0]:
-                self._refuse(408, f"the request's head did not arrive within {limits.header_timeout:g} seconds")
+                self._refuse(408, f"the request's headers did not arrive within {limits.header_timeout:g} seconds")
             if self.transport.get_write_buffer_size():  # the client does not read
                 self.transport.abort()
             else:

@@ -53,7 +53,7 @@ def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --r
         )
     if halvings == _MOST_HALVINGS or at_once == 1:
         raise ShiftViTError(
-            f"{fault}, after {halvings} halvings; lower train.batch_size={settings.batch_size}, the resolution "
+            f"{fault}, even after {halvings} halvings; lower train.batch_size={settings.batch_size}, the resolution "
             "(preprocess.resize and crop) or the model's size"
         )
     parts = min(2 * settings.accumulate, settings.batch_size)

@@ -125,7 +125,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
     with lock:
         if files.lock(lock, wait=False) is False:
             raise ShiftViTError(
-                f"another process trains in {str(run)!r}; wait for it, or choose another folder with --out"
+                f"another process is training in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_abandoned(run / "checkpoints", alone=True)
         last = _find_checkpoint(run)

@@ -52,13 +52,13 @@ def check_size(config: ModelConfig, weights: Mapping[str, Any]) -> None:
 class Provenance(Settings):
     """The source of weights that were not trained here."""
 
-    name: str | None = Field(None, description="of published weights, as `shiftvit pull` takes it")
-    address: str = Field(description="the URL, or for a local file its name")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the file, in hexadecimal")
-    date: str = Field(description="of the conversion, as YYYY-MM-DD")
+    name: str | None = Field(None, description="name of published weights, as for `shiftvit pull`")
+    address: str = Field(description="URL of the file, or the name of a local file")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file, in hexadecimal")
+    date: str = Field(description="date of the conversion, as YYYY-MM-DD")
     license: str | None = Field(None, description="identifier of the weights' license")
     top1: float | None = Field(None, description="published top-1 in percent; not measured here")
-    data: str | None = Field(None, description="what that was measured on")
+    data: str | None = Field(None, description="data on which `top1` was measured")
 
 
 class Manifest(Settings):
@@ -67,10 +67,10 @@ class Manifest(Settings):
     format: Literal[1] = Field(description="version of the format; newer ones are refused")
     model: ModelConfig = Field(description="the constructor arguments of `shiftvit.ShiftViT`")
     labels: tuple[str, ...] = Field(description="class names, in the order of the logits")
-    preprocess: Preprocess = Field(description="from an image to the model's input")
+    preprocess: Preprocess = Field(description="how to turn an image into the model's input")
     metrics: dict[str, Any] = Field(description="the measured figures, as in a run's `metrics.json`")
-    versions: dict[str, str] = Field(description="library name to the version that wrote the bundle")
-    files: dict[str, str] = Field(description="name of each other file to its SHA-256, in hexadecimal")
+    versions: dict[str, str] = Field(description="version of each library that wrote the bundle")
+    files: dict[str, str] = Field(description="SHA-256 of each other file, in hexadecimal")
     temperature: float = Field(1.0, gt=0, description="divides the logits before the softmax")
     synsets: tuple[str, ...] = Field((), description="WordNet identifiers of the labels, in their order")
     provenance: Provenance | None = None

@@ -89,7 +89,7 @@ class Report:
                 lines.append(
                     f"leakage: {count:,} of {pluralize(int(self.counts[second].sum()), f'{second} image')} "
                     f"{'is' if count == 1 else 'are'} in {first} too, "
-                    f"the same or nearly, such as {there!r} and {here!r}"
+                    f"exactly or nearly, such as {there!r} and {here!r}"
                 )
         for kind, words in (("exact", "the same picture"), ("near", "nearly the same picture")):
             clashes = [group for group in self.conflicts if group.kind == kind]
@@ -97,7 +97,7 @@ class Report:
                 a, *others = clashes[0].members
                 b = next(member for member in others if self._find_label(member) != self._find_label(a))
                 lines.append(
-                    f"labels: {len(clashes):,} x {words} under several labels, such as {self._find_path(a)!r} "
+                    f"labels: {len(clashes):,} x {words} with different labels, such as {self._find_path(a)!r} "
                     f"({self._find_label(a)!r}) and {self._find_path(b)!r} ({self._find_label(b)!r})"
                 )
         names, counts = self.data.class_names, self.counts["train"]
@@ -180,7 +180,7 @@ class Report:
         rows = {"layout": plain["layout"], "classes": f"{len(self.data.class_names):,}"}
         for split, part in plain["splits"].items():
             counts = self.counts[split]
-            rows[split] = f"{pluralize(part['images'], 'image')}, {describe_range(counts)} a class" + (
+            rows[split] = f"{pluralize(part['images'], 'image')}, {describe_range(counts)} per class" + (
                 f", imbalance {part['imbalance']:g} to 1" if part["imbalance"] else ""
             )
             rows[split] += " (as training makes it)" if split in self.made else ""

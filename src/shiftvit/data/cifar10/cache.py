@@ -179,7 +179,7 @@ def _read(path: Path, what: str) -> Arrays:
             )
         if digest not in ARCHIVES:
             known = " nor ".join(f"{name} (SHA-256 {known})" for known, (name, _) in ARCHIVES.items())
-            raise ShiftViTError(f"{what} is neither {known}, its SHA-256 is {digest}; get the file again")
+            raise ShiftViTError(f"{what} is neither {known}: its SHA-256 is {digest}; get the file again")
         arrays = ARCHIVES[digest][1](path)
     except OSError as error:
         raise ShiftViTError(f"{what} cannot be read: {error.strerror}; give {_BINARY} as a readable file") from error

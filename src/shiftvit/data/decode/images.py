@@ -99,7 +99,7 @@ def decode(
     except Fault as fault:
         raise ShiftViTError(f"{label} {fault}") from fault.__cause__
     except MemoryError as error:
-        raise MemoryError(f"decoding {label} takes more memory than there is") from error
+        raise MemoryError(f"there is not enough memory to decode {label}") from error
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES, *, name: str | None = None) -> bytes:
@@ -271,7 +271,7 @@ def _convert_tile(tile: Image.Image, tags: Any) -> NDArray[np.integer[Any]]:
         return eight[..., None]
     if tile.mode in {"I", "F"}:
         what = "floats" if tile.mode == "F" else "signed or 32-bit integers"
-        raise Fault(f"holds {what}, and none of their values is agreed to be white; save it with 8 or 16 bits")
+        raise Fault(f"holds {what}, which have no standard value for white; save it with 8 or 16 bits")
     if tile.mode in {"La", "RGBa"}:  # the colours are already multiplied by alpha
         mixed = np.asarray(tile).astype(np.uint16)
         laid: NDArray[np.uint16] = np.minimum(mixed[..., :-1] + (255 - mixed[..., -1:]), 255)

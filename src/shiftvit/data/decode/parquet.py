@@ -111,12 +111,12 @@ def find_columns(path: str, file: Any) -> Columns:
     images = images or _find_names(binary, IMAGE_NAMES) or structs or binary
     if not images:
         raise ShiftViTError(
-            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; name that column image "
-            "(shiftvit reads no paths, base64 or arrays: save files in class folders, or a .csv of paths)"
+            f"{path!r} has no column with the bytes of images, only {describe_columns(file)}; store them in a column "
+            "named image (shiftvit reads no paths, base64 or arrays: save files in class folders, or a .csv of paths)"
         )
     if not structs and len(images) > 1 and images[0].casefold() not in IMAGE_NAMES:
         raise ShiftViTError(
-            f"{path!r} has bytes in the columns {', '.join(images)[:200]}; name the one with images image"
+            f"{path!r} has bytes in the columns {', '.join(images)[:200]}; rename the one with images to 'image'"
         )
     plain = [field.name for field in schema if _is_label(field.type)]
     labels = [name for name in plain if kinds[name] == "ClassLabel"] or _find_names(plain, LABEL_NAMES)

@@ -42,7 +42,7 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
         lacks, example = ("images for training", "x_train and y_train") if training else ("images", "images and labels")
         has = [*unused, *(name for pair in pairs.values() for name in pair)]
         found = f"; it has {', '.join(has)[:200]}" if has else ""
-        raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
+        raise ShiftViTError(f"{str(path)!r} has no {lacks}; call its arrays {example}{found}")
     names = arrays.get(_CLASS_NAMES)
     if names is not None:
         class_names = tuple(normalise_name(str(name)) for name in names.flat)
@@ -130,7 +130,7 @@ def _make_split(path: Path, images: str, labels: str, pixels: NDArray[Any], numb
             f"one for each of {images}"
         )
     if 0 in pixels.shape:
-        raise ShiftViTError(f"{is_images}; it must be more than nothing")
+        raise ShiftViTError(f"{is_images}; it must not be empty")
     if numbers.min() < 0 or int(numbers.max()) >= 2**31:
         out = numbers.min() if numbers.min() < 0 else numbers.max()
         raise ShiftViTError(f"{labels} of {str(path)!r} has the label {out}; number the classes 0, 1, 2 ...")

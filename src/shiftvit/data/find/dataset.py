@@ -134,7 +134,7 @@ class Dataset:
         """Prints a notice with the number of images in each split and class."""
         for name, split in self.splits.items():
             counts = np.bincount(split.labels, minlength=len(self.class_names))
-            notice(f"{name}: {pluralize(len(split), 'image')}, {describe_range(counts)} a class")
+            notice(f"{name}: {pluralize(len(split), 'image')}, {describe_range(counts)} per class")
 
 
 @dataclass(frozen=True, eq=False)

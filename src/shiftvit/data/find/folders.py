@@ -77,7 +77,7 @@ def read_class_folders(
     depths = {top: 1 + int(on_top) + (top in wrapped) for top in {parts[0] for parts in folders}}
     empty = ["/".join(parts) for parts in folders if len(parts) == depths[parts[0]] and parts not in used]
     notes = [f"folders without images: {', '.join(empty)}"] if empty else []
-    layout, splits = "one folder a class", join_words([f"{name}/" for name in ordered])
+    layout, splits = "one folder per class", join_words([f"{name}/" for name in ordered])
     if split_level is not None:
         layout = f"{splits} with {layout}" if on_top else f"{layout}, each with {splits}"
     return Listing(layout, rows, notes)

@@ -42,8 +42,8 @@ def read_shards(path: Path, tables: Sequence[Parts], *, training: bool = True) -
         first = find_columns(name, file)
         if training and first.label is None:
             raise ShiftViTError(
-                f"{name!r} has no column of labels for training, only {describe_columns(file)}; name the one that has "
-                "them label, with whole numbers or names in it"
+                f"{name!r} has no column of labels for training, only {describe_columns(file)}; rename the column of "
+                "labels to 'label'; it must hold whole numbers or names"
             )
     notes += first.remarks
     rows: list[Row] = []

@@ -71,7 +71,7 @@ def read_table(path: Path) -> Listing:
         form = f"{str(path)!r} ({way} and no header)"
     else:
         raise ShiftViTError(
-            f"{str(path)!r} ({way}) has the columns {', '.join(head)[:200]}; name two of them {_NEEDED}"
+            f"{str(path)!r} ({way}) has the columns {', '.join(head)[:200]}; rename two of them to {_NEEDED}"
         )
     rows = [_read_row(form, number, cells, where, len(head)) for number, cells in lines]
     splits = name_splits({split for split, _, _ in rows})
@@ -165,7 +165,7 @@ def _find_columns(form: str, lines: list[_Line]) -> tuple[dict[str, int], list[s
     known = _name_columns(head)
     if not {"path", "label"} <= known.keys():
         if known and len(head) == 2:
-            raise ShiftViTError(f"{form} has the columns {', '.join(head)[:200]}; name two of them {_NEEDED}")
+            raise ShiftViTError(f"{form} has the columns {', '.join(head)[:200]}; rename two of them to {_NEEDED}")
         return {}, []
     twice = [name for name, count in Counter(map(str.casefold, head)).items() if count > 1 and name]
     for column, places in known.items():

@@ -4,6 +4,7 @@
 
 const ROOT = new URL("..", import.meta.url);
 const MOST_PIXELS = 36_000_000;
+const STRIP = 512; // rows that are read at a time: a canvas of more than 16,777,216 pixels stays empty in Safari on iOS
 // From no support to the most, as in the figures of `shiftvit explain`.
 const COLOURS = [[20, 12, 56], [98, 21, 108], [176, 45, 92], [232, 93, 50], [250, 165, 40], [250, 235, 150]];
 const SIDE = 224; // pixels of a heat map's longer side
@@ -27,11 +28,11 @@ export const onKeyNeeded = () => {};
 /** Returns the model: [{name, labels, input_shape, precision, runtime, explain, ...}]. */
 export async function listModels() {
   if (typeof WebAssembly !== "object" || !WebAssembly.validate(new Uint8Array(SIMD))) {
-    throw new Failure("This browser has no WebAssembly with SIMD, which the model needs. A newer one has.");
+    throw new Failure("The model needs WebAssembly with SIMD, which this browser lacks. Use a newer browser.");
   }
   const about = await parse("model/model.json");
   const [graph, program, head] = await Promise.all(
-    ["model/model.onnx", "runtime/ort-wasm-simd-threaded.wasm", "model/head.bin"].map(async (path) => (await load(path)).arrayBuffer()),
+    ["model/model.onnx", "runtime/ort-wasm-simd-threaded.wasm", "model/head.bin"].map((path) => load(path, "arrayBuffer")),
   );
   if (head.byteLength !== 4 * about.features * about.labels.length) throw damaged("model/head.bin");
   about.head = new Float32Array(head); // (K, C)
@@ -65,30 +66,31 @@ export async function explain(model, picture, label, signal) {
 }
 
 /** Returns the model card in Markdown. */
-export const readCard = async () => (await load("model/card.md")).text();
+export const readCard = () => load("model/card.md", "text");
 
 /** Returns the addresses of sample pictures. */
 export const listSamples = async () => (await parse("samples/list.json")).map((path) => new URL(path, ROOT).href);
 
 /** Returns the picture at an address of `listSamples`. */
-export const readSample = async (address) => (await load(address)).blob();
+export const readSample = (address) => load(address, "blob");
 
 /** There is no server to ask from a terminal. */
 export const command = () => "";
 
-async function load(path) {
+/** Returns a file as `kind`: "text", "blob" or "arrayBuffer". */
+async function load(path, kind) {
   let answer;
   try {
     answer = await fetch(new URL(path, ROOT));
+    if (answer.ok) return await answer[kind]();
   } catch {
     throw new Failure(`${path} cannot be loaded. Is there a connection to ${ROOT.host}?`);
   }
-  if (!answer.ok) throw new Failure(`${path} is missing (status ${answer.status}).`);
-  return answer;
+  throw new Failure(`${path} is missing (status ${answer.status}).`);
 }
 
 async function parse(path) {
-  const text = await (await load(path)).text();
+  const text = await load(path, "text");
   try {
     return JSON.parse(text);
   } catch {
@@ -96,7 +98,7 @@ async function parse(path) {
   }
 }
 
-const damaged = (path) => new Failure(`${path} is damaged. Put the demo's files there again.`);
+const damaged = (path) => new Failure(`${path} is damaged. Upload the files of the demo again.`);
 
 /** Runs the model on a picture. */
 async function answer(picture, outputs, signal) {
@@ -105,7 +107,7 @@ async function answer(picture, outputs, signal) {
   const images = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
   const found = await session.run({ images }, outputs);
   const scores = found.probabilities.data;
-  if (!scores.every(Number.isFinite)) throw new Failure("The model gives no number for this picture.");
+  if (!scores.every(Number.isFinite)) throw new Failure("The model returned NaN or infinity for this picture.");
   return { scores, maps: found.map, width, height };
 }
 
@@ -118,21 +120,37 @@ async function decode(picture) {
     throw new Failure("This browser cannot read the file. It reads JPEG, PNG, WebP, GIF, BMP and AVIF.");
   }
   const { width, height } = bitmap;
-  if (width * height > MOST_PIXELS) throw new Failure(`The picture has ${width} × ${height} pixels; send a smaller one.`);
-  const canvas = new OffscreenCanvas(width, height);
+  try {
+    if (width * height > MOST_PIXELS) {
+      throw new Failure(`The picture has ${width} × ${height} pixels, which is too many; choose a smaller one.`);
+    }
+    return { pixels: read(bitmap), width, height };
+  } finally {
+    bitmap.close();
+  }
+}
+
+/** Returns the pixels of a bitmap on white. */
+function read(bitmap) {
+  const { width, height } = bitmap;
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = Math.min(STRIP, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.fillStyle = "#fff";
-  context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, 0, 0);
-  bitmap.close();
-  const { data } = context.getImageData(0, 0, width, height);
   const pixels = new Uint8Array(width * height * 3);
-  for (let from = 0, to = 0; to < pixels.length; from += 4) {
-    pixels[to++] = data[from];
-    pixels[to++] = data[from + 1];
-    pixels[to++] = data[from + 2];
+  let to = 0;
+  for (let top = 0; top < height; top += STRIP) {
+    context.fillRect(0, 0, width, STRIP);
+    context.drawImage(bitmap, 0, -top);
+    const { data } = context.getImageData(0, 0, width, Math.min(STRIP, height - top));
+    for (let from = 0; from < data.length; from += 4) {
+      pixels[to++] = data[from];
+      pixels[to++] = data[from + 1];
+      pixels[to++] = data[from + 2];
+    }
   }
-  return { pixels, width, height };
+  return pixels;
 }
 
 /** Returns the class activation map (Zhou et al., CVPR 2016, equation 2), rows of numbers from 0 to 1. */

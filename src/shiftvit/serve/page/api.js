@@ -31,27 +31,25 @@ let key = stored();
 export const onKeyNeeded = (ask) => void (askForKey = ask);
 
 /** Returns the models, the default one first: [{name, labels, input_shape, precision, runtime, explain, max_bytes}]. */
-export const listModels = async () => (await request("v1/models")).json();
+export const listModels = () => request("v1/models", "json");
 
 /** Returns the most probable classes of an encoded picture: [{label, score}]. */
-export async function classify(model, picture, signal) {
-  return (await request(`${at(model)}/classify?top_k=5`, { picture, signal })).json();
-}
+export const classify = (model, picture, signal) => request(`${at(model)}/classify?top_k=5`, "json", { picture, signal });
 
 /** Returns the heat map of a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
 export async function explain(model, picture, label, signal) {
   const path = `${at(model)}/explain?top_k=5&label=${encodeURIComponent(label)}`;
-  const found = await (await request(path, { picture, signal })).json();
+  const found = await request(path, "json", { picture, signal });
   return { ...found, heatmap: `data:image/png;base64,${found.heatmap}` };
 }
 
 /** Returns the model card in Markdown. */
-export const readCard = async (model) => (await request(`${at(model)}/card`)).text();
+export const readCard = (model) => request(`${at(model)}/card`, "text");
 
 /** Returns the addresses of sample pictures. */
 export async function listSamples() {
   try {
-    const paths = await (await request("v1/samples")).json();
+    const paths = await request("v1/samples", "json");
     return paths.map((path) => new URL(path.replace(/^\//, ""), ROOT).href);
   } catch (error) {
     if (error.status === 404) return [];
@@ -60,48 +58,63 @@ export async function listSamples() {
 }
 
 /** Returns the picture at an address of `listSamples`. */
-export const readSample = async (address) => (await request(address)).blob();
+export const readSample = (address) => request(address, "blob");
 
 /** Returns the command that classifies a picture in a terminal. */
 export const command = (model) => `curl --data-binary @cat.jpg ${new URL(`${at(model)}/classify`, ROOT).href}`;
 
 const at = (model) => `v1/models/${encodeURIComponent(model.name)}`;
 
-/** Returns the server's answer. Tries again if the server is full, and asks the user for a key if it needs one. */
-async function request(path, { picture = null, signal = null } = {}) {
+/**
+ * Returns the body of the server's answer as `kind`: "json", "text" or "blob".
+ * Tries again if the server is full, and asks the user for a key if it needs one.
+ */
+async function request(path, kind, { picture = null, signal = null } = {}) {
   for (let attempt = 1; ; attempt++) {
     const used = key;
-    const answer = await send(path, picture, signal);
-    if (answer.ok) return answer;
+    const { answer, body } = await send(path, kind, picture, signal);
+    if (answer.ok) return body;
     if (answer.status === 401 && (await renewKey(used))) {
       attempt = 0;
     } else if (answer.status === 503 && attempt < ATTEMPTS) {
       await pause(Math.min(Number(answer.headers.get("Retry-After")) || 1, 5) * 1000, signal);
     } else {
-      throw new Failure(await reason(answer), answer.status);
+      throw new Failure(body, answer.status);
     }
   }
 }
 
-async function send(path, picture, signal) {
-  const deadline = AbortSignal.timeout(PATIENCE);
+/** Returns an answer and its body, or the reason for its error. A connection can also break while the body arrives. */
+async function send(path, kind, picture, signal) {
+  signal?.throwIfAborted();
+  const stop = new AbortController(); // browsers before 2024 have no AbortSignal.any
+  const abort = () => stop.abort();
+  const timer = setTimeout(abort, PATIENCE);
+  signal?.addEventListener("abort", abort);
   const headers = key === null ? {} : { Authorization: `Bearer ${key}` };
   if (picture !== null) headers["Content-Type"] = "application/octet-stream";
   try {
-    return await fetch(new URL(path, ROOT), {
+    const answer = await fetch(new URL(path, ROOT), {
       method: picture === null ? "GET" : "POST",
       body: picture,
       headers,
-      signal: signal === null ? deadline : AbortSignal.any([signal, deadline]),
+      signal: stop.signal,
     });
+    return { answer, body: await (answer.ok ? answer[kind]() : reason(answer)) };
   } catch (error) {
     signal?.throwIfAborted();
-    if (error.name === "TimeoutError") throw new Failure(`No answer after ${PATIENCE / 1000} seconds.`);
+    if (stop.signal.aborted) throw new Failure(`No answer after ${PATIENCE / 1000} seconds.`);
+    if (error instanceof SyntaxError) {
+      throw new Failure(`The answer from ${ROOT.host} is not JSON. Did a proxy or a login page send it? Reload this page.`);
+    }
     throw new Failure(
       navigator.onLine || ["localhost", "127.0.0.1", "[::1]"].includes(ROOT.hostname)
         ? `The server at ${ROOT.host} does not answer. Is it still running?`
         : "There is no connection to the network.",
     );
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", abort);
   }
 }
 
@@ -148,7 +161,7 @@ async function reason(answer) {
   } catch {
     // Something between here and the server answered, in another form.
   }
-  if (answer.status === 503) text += ` (asked ${count(ATTEMPTS, "time")})`;
+  if (answer.status === 503) text += ` (tried ${count(ATTEMPTS, "time")})`;
   text = text[0].toUpperCase() + text.slice(1);
   return /[.!?)]$/.test(text) ? text : `${text}.`;
 }

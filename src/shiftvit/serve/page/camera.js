@@ -4,7 +4,7 @@ import { make } from "./dom.js";
 import { openDialog } from "./dialog.js";
 
 const REASONS = {
-  NotAllowedError: "The browser does not allow this page to use the camera. Allow it beside the address, then try again.",
+  NotAllowedError: "The browser does not allow this page to use the camera. Allow it in the address bar, then try again.",
   NotFoundError: "There is no camera on this device.",
   NotReadableError: "Another program is using the camera.",
 };
@@ -15,14 +15,14 @@ export async function takePicture() {
     throw new Error(
       isSecureContext
         ? "This browser cannot use a camera."
-        : "Browsers give the camera only to pages at https:// or on this machine (localhost).",
+        : "The camera works only on pages at https:// or on this machine (localhost).",
     );
   }
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    throw new Error(REASONS[error.name] ?? "The camera does not start.");
+    throw new Error(REASONS[error.name] ?? "The camera did not start.");
   }
   try {
     return await shoot(stream);
@@ -32,7 +32,7 @@ export async function takePicture() {
 }
 
 function shoot(stream) {
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     const video = make("video", { autoplay: true, playsinline: true, "aria-label": "What the camera sees" });
     video.muted = true;
     video.srcObject = stream;
@@ -44,8 +44,7 @@ function shoot(stream) {
     });
     for (const track of stream.getTracks()) track.addEventListener("ended", () => dialog.close()); // unplugged
     release.addEventListener("click", async () => {
-      const picture = await photograph(video);
-      resolve(picture);
+      await photograph(video).then(resolve, reject);
       dialog.close();
     });
     dialog.addEventListener("close", () => resolve(null));
@@ -53,8 +52,9 @@ function shoot(stream) {
 }
 
 async function photograph(video) {
-  const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+  const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d").drawImage(video, 0, 0);
-  const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+  if (blob === null) throw new Error("The camera gave no picture. Try again.");
   return new File([blob], `camera ${new Date().toLocaleTimeString("en-GB")}`, { type: blob.type });
 }

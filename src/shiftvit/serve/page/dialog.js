@@ -5,9 +5,12 @@ import { make } from "./dom.js";
 /** Returns an open dialog, which is removed when it closes. `name` is its heading. */
 export function openDialog(name, kind, ...children) {
   const close = make("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close");
-  const head = make("header", {}, make("h2", { id: "dialog-name" }, name), close);
-  const dialog = make("dialog", { class: kind, "aria-labelledby": "dialog-name" }, head, ...children);
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+  const head = make("header", {}, make("h2", {}, name), close);
+  const dialog = make("dialog", { class: kind, "aria-label": name }, head, ...children);
+  // A press and a click beside it close it. A press inside that ends beside it selects text.
+  let beside = false;
+  dialog.addEventListener("pointerdown", (event) => (beside = event.target === dialog));
+  dialog.addEventListener("click", (event) => beside && event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();
@@ -23,7 +26,7 @@ export function askForKey(refused, isKey) {
     const form = make(
       "form",
       { novalidate: true },
-      make("p", {}, "This server answers only with a key. It stays in this tab and is forgotten when the tab closes."),
+      make("p", {}, "This server needs an API key. The key stays in this tab until you close it."),
       make("label", { for: "key" }, "API key"),
       field,
       wrong,
@@ -32,16 +35,18 @@ export function askForKey(refused, isKey) {
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const text = field.value.trim();
-      if (text === "") return;
       if (isKey(text)) {
         key = text;
         return dialog.close();
       }
-      wrong.textContent = "A key has only ASCII letters, digits and signs. That text has another character; copy the key again.";
+      wrong.textContent =
+        text === ""
+          ? "Enter the key first."
+          : "A key has only ASCII letters, digits and punctuation. This text has another character; copy the key again.";
       wrong.hidden = false;
       field.select();
     });
-    const dialog = openDialog("A key is needed", "narrow", form);
+    const dialog = openDialog("API key", "narrow", form);
     dialog.addEventListener("close", () => resolve(key));
     field.focus();
   });

@@ -3,6 +3,7 @@
 import { count } from "./dom.js";
 
 const MOST = 100;
+const NO_PICTURE = "There is no picture on the clipboard. Copy the picture itself, not a link to it.";
 
 /** Calls `take` with pictures, or `complain` with a sentence if there are none. */
 export function watchIntake({ stage, input, paste, take, complain }) {
@@ -22,12 +23,12 @@ export function watchIntake({ stage, input, paste, take, complain }) {
   document.addEventListener("paste", (event) => {
     if (event.target.closest?.("input:not([type=file]), textarea")) return;
     event.preventDefault();
-    accept(event.clipboardData.files, "There is no picture on the clipboard. Copy a picture itself, not its address.");
+    accept(event.clipboardData.files, NO_PICTURE);
   });
   paste.hidden = !navigator.clipboard?.read;
   paste.addEventListener("click", async () => {
     try {
-      accept(await readClipboard(), "There is no picture on the clipboard. Copy a picture itself, not its address.");
+      accept(await readClipboard(), NO_PICTURE);
     } catch {
       complain("The browser does not let this button read the clipboard. Press Ctrl+V or ⌘V instead.");
     }
@@ -48,7 +49,7 @@ function watchDrops(stage, accept) {
   addEventListener("drop", (event) => {
     event.preventDefault();
     over(0);
-    accept(event.dataTransfer.files, "That was no picture file. Drop the picture itself, not its address.");
+    accept(event.dataTransfer.files, "That is not a picture file. Drop the picture itself, not a link to it.");
   });
 }
 

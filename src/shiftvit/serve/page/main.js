@@ -19,8 +19,8 @@ const waiting = []; // pictures that came before the models were known
 api.onKeyNeeded(askForKey);
 drawField(find("#field"));
 watchIntake({ stage: find("#stage"), input: find("#files"), paste: find("#paste"), take, complain });
-find("#camera").addEventListener("click", shoot);
-find("#card").addEventListener("click", showCard);
+find("#camera").addEventListener("click", once(shoot));
+find("#card").addEventListener("click", once(showCard));
 find("#clear").addEventListener("click", clear);
 find("#models").addEventListener("change", (event) => use(models[event.target.selectedIndex]));
 find("#trouble button").addEventListener("click", start);
@@ -29,6 +29,7 @@ start();
 /** Asks the server for its models, then classifies the pictures that came before. */
 function start() {
   find("#trouble").hidden = true;
+  find("#trouble").classList.remove("late"); // the page has started
   starting ??= introduce()
     .catch((error) => complain(error.message, true))
     .finally(() => (starting = null));
@@ -54,7 +55,7 @@ function use(chosen) {
   find("#model").hidden = false;
   const known = model.labels.slice(0, 12).flatMap((label) => [", ", foreign(label)]).slice(1);
   const more = model.labels.length > 12 ? ` and ${whole(model.labels.length - 12)} more` : "";
-  find("#classes").replaceChildren(make("b", {}, "It knows "), ...known, `${more}. It gives every picture one of these.`);
+  find("#classes").replaceChildren(make("b", {}, "The model knows "), ...known, `${more}. Every picture gets one of these labels.`);
   find("#curl code").textContent = api.command(model);
   find("#curl").hidden = find("#curl code").textContent === "";
 }
@@ -71,20 +72,24 @@ function take(files) {
   for (const result of fresh) results.add(result);
   find("#results ul").prepend(...fresh.map(({ element }) => element));
   recount();
-  say(`${count(files.length, "picture")} sent`);
+  say(`${count(files.length, "picture")} added`);
   for (const result of fresh) result.run();
   find("#results").scrollIntoView({ block: "nearest" });
 }
 
-async function shoot({ currentTarget: button }) {
-  button.disabled = true;
+/** Returns a listener that ignores events while its task runs. A disabled button would lose the focus. */
+function once(task) {
+  let running = null;
+  return () => (running ??= task().finally(() => (running = null)));
+}
+
+async function shoot() {
   try {
     const picture = await takePicture();
     if (picture !== null) take([picture]);
   } catch (error) {
     complain(error.message);
   }
-  button.disabled = false;
 }
 
 function forget(result) {
@@ -139,4 +144,5 @@ function complain(message, again = false) {
   find("#trouble p").textContent = message;
   find("#trouble button").hidden = !again;
   find("#trouble").hidden = false;
+  find("#trouble").scrollIntoView({ block: "nearest" });
 }

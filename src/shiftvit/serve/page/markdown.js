@@ -57,7 +57,9 @@ function list(lines) {
 }
 
 function table(lines) {
-  const cells = (line) => line.replace(/^\||\|\s*$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim());
+  // A bar after a backslash is text. Safari before 16.4 has no lookbehind, so the other bars become line breaks.
+  const split = (line) => line.trim().replace(/\\.|\|/g, (found) => (found === "|" ? "\n" : found));
+  const cells = (line) => split(line).replace(/^\n|\n$/g, "").split("\n").map((cell) => cell.trim());
   const row = (line, tag, extra) => make("tr", {}, ...cells(line).map((cell) => make(tag, extra, ...inline(cell))));
   const ruled = lines.length > 1 && /^[|\s:-]+$/.test(lines[1]);
   const head = ruled ? make("thead", {}, row(lines[0], "th", { scope: "col" })) : null;

@@ -1,6 +1,6 @@
 // Runs tasks a few at a time.
 
-/** Returns a function that queues a task; at most `most` run at a time, and a signal removes a task from the queue. */
+/** Returns a function that queues a task, or puts it `first`; at most `most` run at a time. An aborted one does not run. */
 export function limit(most) {
   let active = 0;
   const waiting = [];
@@ -15,9 +15,9 @@ export function limit(most) {
       task().then(resolve, reject).finally(() => (active--, next()));
     }
   };
-  return (task, signal) =>
+  return (task, signal, first = false) =>
     new Promise((resolve, reject) => {
-      waiting.push({ task, signal, resolve, reject });
+      waiting[first ? "unshift" : "push"]({ task, signal, resolve, reject });
       next();
     });
 }

@@ -23,13 +23,14 @@ export class Result {
     const by = withModel ? make("p", { class: "by" }, "by ", foreign(model.name)) : null;
     this.time = make("p", { class: "time" });
     const head = make("header", {}, name, by, this.time, remove);
-    const article = make("article", { "aria-labelledby": this.id }, head, this.answer, this.picture.element);
-    this.element = make("li", { class: "result" }, article);
+    this.article = make("article", { "aria-labelledby": this.id, tabindex: "-1" }, head, this.answer, this.picture.element);
+    this.element = make("li", { class: "result" }, this.article);
   }
 
   /** Shows the answer, or the reason why there is none. */
   async run() {
     this.answer.setAttribute("aria-busy", "true");
+    if (this.answer.contains(document.activeElement)) this.article.focus(); // its button goes away
     this.answer.replaceChildren(make("p", { class: "waiting" }, pulse(), "Looking"));
     try {
       this.shown ??= await this.picture.show();
@@ -56,7 +57,7 @@ export class Result {
     const most = this.model.max_bytes;
     if (this.file.size > most) {
       throw new api.Failure(
-        `The file has ${megabytes(this.file.size)}; the server takes at most ${megabytes(most)}. Choose a smaller picture.`,
+        `The file is larger than the ${megabytes(most)} that the server takes. Choose a smaller picture.`,
         413,
       );
     }
@@ -64,7 +65,7 @@ export class Result {
     try {
       bytes = await this.file.arrayBuffer();
     } catch {
-      throw new api.Failure("The file cannot be read. It may be a folder, or it has changed since; choose it again.", 415);
+      throw new api.Failure("The file cannot be read. It may be a folder, or it has changed since you chose it; choose it again.", 415);
     }
     if (bytes.byteLength === 0) throw new api.Failure("The file is empty.", 415);
     return new Blob([bytes]);
@@ -76,7 +77,7 @@ export class Result {
     const heading = make("h3", {}, foreign(best.label), " ", make("span", {}, percent(best.score)));
     this.time.textContent = `${whole(Math.max(1, Math.round(milliseconds)))} ms`;
     const foot = make("footer", {}, ...(this.explains ? this.heatControls(best.label) : []));
-    this.legend = make("p", { class: "legend" }, this.shown ? "" : "This browser cannot show the format of the picture.");
+    this.legend = make("p", { class: "legend" }, this.shown ? "" : "This browser cannot show pictures of this format.");
     const bars = make("ol", { class: "bars" }, ...this.bars.map(({ row }) => row));
     this.answer.replaceChildren(heading, bars, this.legend, foot);
     if (this.shown) this.picture.element.append(this.enlarge());
@@ -93,7 +94,7 @@ export class Result {
     ];
     if (!this.explains) return { label, row: make("li", {}, make("div", { class: "bar" }, ...parts)) };
     const button = make("button", { type: "button", class: "bar", "aria-pressed": "false" }, ...parts);
-    button.title = `Show why ${label}`;
+    button.title = `Show what supports ${label}`;
     button.addEventListener("click", () => this.toggle(label));
     return { label, button, row: make("li", {}, button) };
   }
@@ -132,12 +133,10 @@ export class Result {
     const { signal } = this.looking;
     this.picture.frame.classList.add("busy");
     try {
-      const found = await inTurn(
-        async () => api.explain(this.model, await this.read(), label, signal),
-        AbortSignal.any([signal, this.gone.signal]),
-      );
+      // The user waits for it, so it goes before pictures that are still in the queue.
+      const found = await inTurn(async () => api.explain(this.model, await this.read(), label, signal), signal, true);
       await this.picture.lay(found, signal);
-      const rest = this.picture.whole ? "" : " The model does not see what is darkened.";
+      const rest = this.picture.whole ? "" : " The model does not see the darkened parts.";
       this.legend.replaceChildren("The coloured parts support ", foreign(label), `.${rest}`);
       say(`Heat map for ${label} shown over ${this.file.name}`);
     } catch (error) {
@@ -181,7 +180,7 @@ export class Result {
 
 function unexpected(error) {
   console.error(error);
-  return new api.Failure("The page failed at this picture; the browser's console has the reason.");
+  return new api.Failure("This page failed on the picture. The browser's console has the details.");
 }
 
 /** Returns the mark, whose parts move while the page waits. */
