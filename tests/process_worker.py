@@ -138,9 +138,6 @@ def serve() -> None:
     import shiftvit.cli.main
     import shiftvit.training.fit  # noqa: F401
 
-    with contextlib.suppress(ImportError):
-        import tensorflow  # noqa: F401  (Keras imports it if it is installed, which takes seconds)
-
     if os.environ["KERAS_BACKEND"] == "jax":
         with contextlib.suppress(ImportError, AttributeError):  # another version of jax
             let_all_write_to_cache()
