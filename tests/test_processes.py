@@ -241,11 +241,7 @@ def test_pulled_cable_ends_both_machines(
     machines: tuple[str, str], pictures: Path, train_once: Train, tmp_path: Path, backend: str
 ) -> None:
     run, (second, cable) = tmp_path / "run", machines
-    names = [second[:-1] + "a", second]
     ended = []
-
-    def enter(rank: int) -> list[str]:
-        return ["ip", "netns", "exec", names[rank]]
 
     def set_link(state: str) -> None:
         subprocess.run(["ip", "-n", second, "link", "set", cable, state], check=True)
@@ -259,7 +255,8 @@ def test_pulled_cable_ends_both_machines(
         (place / "waiting").unlink()
         ended.append(time.monotonic())
 
-    there: dict[str, Any] = {"prefix": enter, "environment": {"MASTER_ADDR": "10.213.7.1"}, "backend": backend}
+    networks = (second[:-1] + "a", second)
+    there: dict[str, Any] = {"networks": networks, "environment": {"MASTER_ADDR": "10.213.7.1"}, "backend": backend}
     fault = {"rank": 1, "step": [1, 1], "kind": "wait"}
     found = train_in(2, run, make_arguments(pictures, run), fault=fault, during=unplug, timeout=150, **there)
     assert time.monotonic() - ended[0] < 30
