@@ -102,9 +102,11 @@ def _write_export(name: str, precision: str, place: Path) -> None:
 
 
 def run_step(step: str, job: Path, backend: str) -> str:
-    """Runs a step in a process that may have run others."""
-    if step == "gate":  # measures the speed as usual, but briefly
-        job.write_text(json.dumps(json.loads(job.read_text("utf-8")) | {"seconds": 0.01}), "utf-8")
+    """Runs a step in a process that may have run others, and whose current folder may be another."""
+    settings = json.loads(job.read_text("utf-8"))
+    settings |= {name: str(Path(settings[name]).absolute()) for name in ("bundle", "artifact")}
+    settings["seconds"] = min(settings.get("seconds", 0.01), 0.01)  # measures the speed as usual, but briefly
+    job.write_text(json.dumps(settings), "utf-8")
     process = _start_process(*(("gate", "torch") if step == "gate" else (step, backend)))
     assert process.stdin is not None
     assert process.stdout is not None
