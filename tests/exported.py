@@ -81,15 +81,20 @@ def _choose_answers() -> Answers:
     return Answers(images[chosen], labels[chosen], probabilities[chosen])
 
 
+def skip_if_missing(name: str) -> None:
+    """Skips the test if a package that a format needs is not installed."""
+    missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
+    if missing:
+        pytest.skip(f"{missing[0]} is not installed")
+
+
 def make_export(name: str, precision: str = "f32") -> Path:
     """Returns the folder of an export of the packaged model, made by `driver.export`. Tests must not change it.
 
     Each is made once in a test run. One process for each backend builds them, and another one runs the gate.
     `test_gate.py` shows that `driver.export` itself starts two processes each time.
     """
-    missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
-    if missing:
-        pytest.skip(f"{missing[0]} is not installed")
+    skip_if_missing(name)
     return shared.make_once(f"{name}-{precision}", functools.partial(_write_export, name, precision)) / "export"
 
 
