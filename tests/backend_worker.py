@@ -15,6 +15,8 @@ from typing import Any
 
 import keras
 import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
 
 import parity
 import test_accumulation
@@ -82,6 +84,7 @@ def load_models(folder: Path, writers: list[str]) -> dict[str, Any]:
 
 def train_model(folder: Path) -> dict[str, Any]:
     """Trains for a few steps on real images."""
+    Figure.savefig = lambda _, path, **__: Image.new("RGB", (1, 1)).save(path, "PNG")  # as fast as possible
     run = train(Recipe.model_validate(RECIPE), out=folder / f"{BACKEND}-run", data=load_sample())
     return {"losses": [row["loss"] for row in read_log(run.path)], "test": run.metrics["test"]["loss"]}
 
