@@ -32,6 +32,7 @@ def logits(sample):
     return predict_logits(bundle.build(), sample.test.images, bundle.preprocess)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sample_as_cifar10")
 def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5)
@@ -60,6 +61,7 @@ def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
             assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_order_of_the_classes_does_not_matter(sample, monkeypatch, sample_as_cifar10) -> None:  # noqa: ARG001
     expected = evaluate("cifar10")
     reverse = np.arange(10)[::-1]

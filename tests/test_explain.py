@@ -92,6 +92,7 @@ def test_channel_importance_equals_finite_differences(stage):
     np.testing.assert_allclose(grad_cam(model, IMAGES[:1], [1], stage)[0], expected / expected.max(), atol=0.01)
 
 
+@pytest.mark.slow
 def test_occlusion_equals_brute_force():
     model, patch, stride, fill = make_model(), 6, 4, 0.5
     whole = softmax(to_numpy(model(IMAGES[:1])), axis=1)[0, 2]
@@ -106,6 +107,7 @@ def test_occlusion_equals_brute_force():
     np.testing.assert_allclose(found[0], total / covers, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predicted_class_is_explained_by_default():
     model = make_model()
     predicted = predict_probabilities(model, IMAGES).argmax(axis=1)

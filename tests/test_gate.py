@@ -131,6 +131,7 @@ def run_gate(plant_fault, tmp_path, capsys, precision="f32", count=20):
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant_fault", EXPECTED_FAULTS)
 def test_planted_faults_are_found(plant_fault, tmp_path, capsys):
     report = run_gate(plant_fault, tmp_path, capsys)

@@ -91,6 +91,7 @@ def test_each_command_searches_the_folder_once(tree: Path, tmp_path: Path, searc
     assert searched_folders == [tree] * 2
 
 
+@pytest.mark.slow
 def test_command_chooses_its_run_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     original = runfolder.choose_run

@@ -84,6 +84,7 @@ def test_model_spreads_a_change_to_the_marked_pixels(picture, states):
         np.testing.assert_array_equal((plain != other).any(-1), state.marks.any(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", [make_shift.LIGHT, make_shift.DARK], ids=["light", "dark"])
 def test_rest_frames_show_the_states(states, picture, theme):
     for step in range(5):

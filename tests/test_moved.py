@@ -190,6 +190,7 @@ def test_each_data_set_has_its_own_folder(place: Path) -> None:
     assert choose_place(run, "cifar10", "test", own_test=False).name == "cifar10-test"
 
 
+@pytest.mark.slow
 def test_training_resumes_with_moved_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_unfinished(place / "run")
     before = (run / "splits.csv").read_bytes()
@@ -209,6 +210,7 @@ def test_training_resumes_with_moved_data(place: Path, capsys: pytest.CaptureFix
     assert evaluate(run)["own_test"]
 
 
+@pytest.mark.slow
 def test_training_does_not_resume_with_missing_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, pets = make_unfinished(place / "run"), place / "pets"
     shutil.copytree(pets / "cat", pets / "ant")

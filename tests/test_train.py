@@ -124,6 +124,7 @@ def test_saved_models_agree_with_the_recorded_metrics(finished_run, sample, monk
     )
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_run(finished_run, tmp_path, sample):
     again = train(make_recipe(), out=tmp_path / "again", data=sample)
     first, second = load_final_state(finished_run.path), load_final_state(again.path)
@@ -134,6 +135,7 @@ def test_same_seed_gives_the_same_run(finished_run, tmp_path, sample):
     assert read_log(other.path)[0]["loss"] != read_log(finished_run.path)[0]["loss"]
 
 
+@pytest.mark.slow
 def test_long_epoch_is_saved_after_its_steps(tmp_path, sample, monkeypatch):
     saved = []
     monkeypatch.setattr(
@@ -224,6 +226,7 @@ def test_model_overfits_64_images(tmp_path, sample):
     assert run.metrics["test"]["top1"] == 1.0
 
 
+@pytest.mark.slow
 def test_muon_with_averaged_weights_lowers_the_loss(tmp_path, sample):
     optimizer = {"name": "muon", "learning_rate": 0.01, "adam_learning_rate": 3e-3}
     run = train(make_recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
@@ -301,6 +304,7 @@ def test_tensorboard_gets_every_epoch(tmp_path, sample):
     assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
     # A rate of practically zero: no epoch is better than the first.
     run = train(
