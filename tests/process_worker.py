@@ -36,6 +36,7 @@ def main(settings: dict[str, Any]) -> None:
         if writes and f"{arguments[0]}/".startswith(f"{run}/"):
             record["written"].append(Path(str(arguments[0])).name)
 
+    (Path(settings["record"]) / f"pid{rank}").write_text(str(os.getpid()))
     sys.addaudithook(record_write)
     from matplotlib.figure import Figure
     from PIL import Image
@@ -92,6 +93,7 @@ def main(settings: dict[str, Any]) -> None:
     try:
         command()
     finally:
+        record["tensorflow"] = "tensorflow" in sys.modules
         (Path(settings["record"]) / f"record{rank}.json").write_text(json.dumps(record))
 
 

@@ -27,10 +27,9 @@ from shiftvit.errors import Interrupted
 from shiftvit.training import fit
 from shiftvit.training.callbacks import Watch
 from tensors import set_random_weights
+from train_processes import fork_servers, make_arguments, train_in, write_pictures
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
-
-WORKER = Path(__file__).with_name("train_worker.py")
 
 
 @dataclass(frozen=True)
@@ -220,43 +219,48 @@ def test_frozen_weights_stay_those_of_the_source(uninterrupted: Callable[[str], 
 KILLS = 2
 
 
-def kill_at_random(command: list[str], saved: Path, chance: np.random.Generator) -> bool:
-    """Starts a process, kills it shortly after its first save, and returns whether it was killed."""
+def make_killer(saved: Path, chance: np.random.Generator) -> Callable[[Path], None]:
+    """Returns a function that kills the process whose records are in a folder, shortly after its next save."""
     before = saved.stat().st_mtime_ns if saved.exists() else 0
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if saved.exists() and saved.stat().st_mtime_ns != before:
-            time.sleep(float(chance.uniform(0, 0.1)))
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    return process.wait() == -signal.SIGKILL
+
+    def kill(records: Path) -> None:
+        deadline = time.monotonic() + 120
+        while not saved.exists() or saved.stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(float(chance.uniform(0, 0.1)))
+        os.kill(int((records / "pid0").read_text()), signal.SIGKILL)
+
+    return kill
 
 
 @pytest.mark.slow
 def test_run_killed_twice_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     """It saves after every step, which takes about half of the time, so half of the kills interrupt a save."""
-    recipe = make_tiny_recipe(**{"train.epochs": 8, "train.checkpoint_minutes": 1e-6})
-    uninterrupted, run, config = tmp_path / "uninterrupted", tmp_path / "killed", tmp_path / "recipe.json"
-    config.write_text(recipe.model_dump_json(exclude_unset=True))
-    # All runs are child processes. This process may have another number of threads, which changes rounding.
-    subprocess.run(
-        [sys.executable, str(WORKER), str(config), str(uninterrupted)], stderr=subprocess.DEVNULL, check=True
-    )
+    pictures = write_pictures(tmp_path / "pictures")
+    uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "killed"
+    saved = run / "checkpoints" / "last.safetensors"
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed of the kill times: {seed}")
     chance = np.random.default_rng(seed)
-    saved = run / "checkpoints" / "last.safetensors"
-    kills = 0
-    start = [sys.executable, str(WORKER), str(config), str(run)]
-    resume = [sys.executable, str(WORKER), "--resume", str(run)]
-    while kills < KILLS and not (run / "metrics.json").exists():
-        kills += kill_at_random(resume if run.exists() else start, saved, chance)
-        load_file(saved)  # the checkpoint is complete, whenever the kill came
-    assert kills == KILLS
-    if not (run / "metrics.json").exists():
-        subprocess.run(resume, stderr=subprocess.DEVNULL, check=True)
+
+    def start(folder: Path) -> list[str]:
+        often = {"train__epochs": 16, "train__checkpoint_minutes": "0.000001"}
+        return make_arguments(pictures, folder, **often, model__dropout=0.1, model__drop_path=0.1)
+
+    # All runs are child processes. This process may have another number of threads, which changes rounding.
+    try:
+        found = train_in(1, uninterrupted, start(uninterrupted))
+        assert found.status == [0], found.outputs
+        for number in range(KILLS):
+            arguments = ["--resume", str(run)] if number else start(run)
+            killed = train_in(1, run, arguments, during=make_killer(saved, chance))
+            assert killed.status == [-signal.SIGKILL], killed.outputs
+            load_file(saved)  # the checkpoint is complete, whenever the kill came
+        found = train_in(1, run, ["--resume", str(run)])
+        assert found.status == [0], found.outputs
+    finally:
+        fork_servers["torch"].stop()
     assert_same_end(run, uninterrupted)
     assert not list((run / "checkpoints").glob(".*"))
 
