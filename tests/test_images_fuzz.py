@@ -52,6 +52,7 @@ def decode_or_reject(data: bytes) -> np.ndarray | None:
 # --- Damaged files.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=70)
 @given(data=st.data())
