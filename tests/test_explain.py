@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 from scipy.special import softmax
-from scipy.stats import spearmanr
 
 from backends import read_results
 from shiftvit import ShiftViT, ShiftViTError
@@ -202,6 +201,8 @@ def test_both_methods_find_the_planted_square(maps_and_squares, method):
 @pytest.mark.parametrize("stage", ["P1", "P2"])
 def test_grad_cam_and_occlusion_agree(maps_and_squares, stage):
     """The measure is Spearman's rank correlation over the pixels of an image, which is 0 for unrelated maps."""
+    from scipy.stats import spearmanr  # takes a second, and the workers of `backends.py` import this file
+
     maps, _ = maps_and_squares
     ranks = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps[stage], maps["occlusion"], strict=True)]
     assert np.mean(ranks) > 0.5
