@@ -168,8 +168,10 @@ OPTIONS = {
     "layer-patch_4-two_classes": {"norm": "layer", "patch_size": 4, "image_shape": (32, 24, 3), "num_classes": 2},
     "batch-relu-no_norms": {"norm": "batch", "activation": "relu", "patch_norm": False, "final_norm": False},
     "odd-same-mask": {"image_shape": (21, 19, 3), "patch_size": 2, "merge_padding": "same", "shift_mode": "mask"},
-    "odd-valid-shift_2": {"image_shape": (23, 17, 3), "patch_size": 2, "depths": (1, 1, 1), "shift_pixels": 2},
-    "remainder": {"embed_dim": 26, "mlp_ratio": 1.5, "shift_channels": 3},
+    "odd-valid-shift_2-remainder": {
+        **{"image_shape": (23, 17, 3), "patch_size": 2, "depths": (1, 1, 1), "shift_pixels": 2},
+        **{"embed_dim": 26, "mlp_ratio": 1.5, "shift_channels": 3},
+    },
 }
 
 

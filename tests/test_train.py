@@ -63,8 +63,15 @@ def load_final_state(run: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory, sample):
-    return train(make_recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
+def finished_run_and_figures(tmp_path_factory, sample, plain_figures):
+    before = len(plain_figures)
+    run = train(make_recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
+    return run, plain_figures[before:]
+
+
+@pytest.fixture(scope="module")
+def finished_run(finished_run_and_figures):
+    return finished_run_and_figures[0]
 
 
 def test_loss_falls(finished_run):
@@ -94,15 +101,12 @@ def test_run_folder_is_complete(finished_run, sample):
     assert not list(run.rglob("*.tmp*"))
 
 
-@pytest.mark.slow
-def test_figures_show_the_run(tmp_path, sample, plain_figures):
-    before = len(plain_figures)
-    run = train(make_recipe(epochs=2), out=tmp_path / "run", data=sample)
-    curves, confusion = plain_figures[before:]
+def test_figures_show_the_run(finished_run_and_figures, sample):
+    run, (curves, confusion) = finished_run_and_figures
     rows = read_log(run.path)
     for axes, name, factor in zip(curves.axes, ("loss", "top1"), (1, 100), strict=False):
         for line, key in zip(axes.lines, (name, f"val_{name}"), strict=True):
-            assert list(line.get_xdata()) == [1, 2]
+            assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [factor * row[key] for row in rows]
     shares = confusion.axes[0].images[0].get_array()
     counts = np.bincount(sample.test.labels)
