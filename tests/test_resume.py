@@ -127,6 +127,7 @@ def test_missing_best_checkpoint_fails_unless_the_last_is_selected(trained_run: 
     assert run.recipe.train.select == "last"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_missing_environment_is_written_again(trained_run: Path, content: str | None) -> None:
     path = trained_run / "environment.json"
