@@ -45,8 +45,10 @@ settings.load_profile("shiftvit")
 
 # The slowest test files, slowest first. If one of them started last, the other workers would be idle meanwhile.
 LONGEST = (
-    *("test_exports", "test_processes", "test_backends", "test_bulk", "test_pull_full", "test_stopped", "test_gate"),
-    *("test_readme", "test_demo", "test_scaling", "test_docs", "test_imagenet", "test_lesson"),
+    *("test_exports", "test_processes", "test_backends", "test_bulk", "test_demo", "test_stopped", "test_pull_full"),
+    *("test_accumulation", "test_train", "test_docs", "test_explain", "test_lesson", "test_gate", "test_readme"),
+    *("test_scaling", "test_finetune", "test_page", "test_imagenet", "test_cli_predict", "test_device", "test_start"),
+    "test_network",
 )
 
 
@@ -90,6 +92,16 @@ def _hidden_tensorflow() -> Iterator[None]:
 
     with hide_tensorflow():
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_imports() -> Iterator[None]:
+    """Keeps garbage collections from visiting what a test file imported, such as another framework."""
+    before = len(sys.modules)
+    yield
+    if len(sys.modules) > before + 100:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,17 @@
-"""Runs one process of a training, for tests/test_processes.py: `process_worker.py SETTINGS.json`.
+"""Runs the processes of trainings, for tests/test_processes.py.
 
-It trains as `shiftvit train` does. For the tests it records the images of each batch, the final weights, and every file
-of the run that it changed.
+It imports torch or jax once and then forks the processes of one training after the other. Each line of JSON on standard
+input describes a training. The answer is a line with the exit statuses of its processes.
 
-`process_worker.py serve` imports torch or jax once and then forks the processes of one training after the other. Each
-line of JSON on standard input describes a training. The answer is a line with the exit statuses of its processes.
+A process trains as `shiftvit train` does. For the tests it records the images of each batch, the final weights, and
+every file of the run that it changed.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ def main(settings: dict[str, Any]) -> None:
         if writes and f"{arguments[0]}/".startswith(f"{run}/"):
             record["written"].append(Path(str(arguments[0])).name)
 
+    (Path(settings["record"]) / f"pid{rank}").write_text(str(os.getpid()))
     sys.addaudithook(record_write)
     from matplotlib.figure import Figure
     from PIL import Image
@@ -91,6 +93,7 @@ def main(settings: dict[str, Any]) -> None:
     try:
         command()
     finally:
+        record["tensorflow"] = "tensorflow" in sys.modules
         (Path(settings["record"]) / f"record{rank}.json").write_text(json.dumps(record))
 
 
@@ -110,6 +113,13 @@ def let_all_write_to_cache() -> None:
     compiler._cache_write = write_always
 
 
+def enter_network(name: str) -> None:
+    """Moves this thread, and those that it starts, into a network namespace, as `ip netns exec` does."""
+    with Path("/run/netns", name).open() as file:
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), f"cannot enter the network {name}")
+
+
 def fork_process(job: dict[str, Any], rank: int) -> int:
     """Forks a process of a training and returns its process ID."""
     child = os.fork()
@@ -120,6 +130,8 @@ def fork_process(job: dict[str, Any], rank: int) -> int:
         output = os.open(job["outputs"][rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        if job["networks"]:
+            enter_network(job["networks"][rank])
         os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
         try:
             main(json.loads(Path(job["settings"]).read_text()))
@@ -137,9 +149,6 @@ def fork_process(job: dict[str, Any], rank: int) -> int:
 def serve() -> None:
     import shiftvit.cli.main
     import shiftvit.training.fit  # noqa: F401
-
-    with contextlib.suppress(ImportError):
-        import tensorflow  # noqa: F401  (Keras imports it if it is installed, which takes seconds)
 
     if os.environ["KERAS_BACKEND"] == "jax":
         with contextlib.suppress(ImportError, AttributeError):  # another version of jax
@@ -161,7 +170,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve()
-        sys.exit()
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    serve()

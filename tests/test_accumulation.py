@@ -85,7 +85,8 @@ def default_run(tmp_path_factory: pytest.TempPathFactory, sample: Any) -> Path:
 
 
 # 48 is not divisible by 5, and the last batch has fewer than 12 images.
-@pytest.mark.parametrize("parts", [5, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [5, 12])
 def test_parts_match_whole_batches(parts: int, whole_run: Path, tmp_path: Path, sample: Any) -> None:
     run = train(make_recipe(drop_remainder=False, accumulate=parts), out=tmp_path / "run", data=sample)
     assert run.recipe.train.accumulate == parts
@@ -104,6 +105,7 @@ def test_parts_match_whole_batches_with_muon(tmp_path: Path, sample: Any) -> Non
     assert_same_run(runs[1], runs[0], rtol=3e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_device_loop
 def test_parts_in_device_loop_match_fit(default_run: Path, tmp_path: Path, sample: Any) -> None:
     run = train(make_recipe(accumulate=3, loop="device"), out=tmp_path / "run", data=sample)

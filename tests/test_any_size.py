@@ -55,6 +55,7 @@ def rule_and_session(request, tmp_path_factory):
     return request.param, make_resizing_session(request.param, tmp_path_factory.mktemp("any"))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 9))
 def test_graph_resizes_like_pillow(rule_and_session, height, width, seed):

@@ -81,6 +81,7 @@ def test_train_refuses_data_that_is_not_a_dataset(data: object, tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_ignores_the_global_dtype_policy(tmp_path: Path) -> None:
     test, names = load_sample().test, np.array(Bundle.load("cifar10").labels)
     path = tmp_path / "x.npz"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score, log_loss
@@ -32,6 +33,7 @@ def logits(sample):
     return predict_logits(bundle.build(), sample.test.images, bundle.preprocess)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sample_as_cifar10")
 def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     bundle = dataclasses.replace(Bundle.load("cifar10"), temperature=0.5)
@@ -60,6 +62,7 @@ def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
             assert min(image.size) > 300
 
 
+@pytest.mark.slow
 def test_order_of_the_classes_does_not_matter(sample, monkeypatch, sample_as_cifar10) -> None:  # noqa: ARG001
     expected = evaluate("cifar10")
     reverse = np.arange(10)[::-1]
@@ -75,7 +78,14 @@ def test_order_of_the_classes_does_not_matter(sample, monkeypatch, sample_as_cif
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("sample_as_cifar10")
-def test_each_corruption_and_severity_has_a_row(monkeypatch, tmp_path: Path, figures) -> None:
+def test_each_corruption_and_severity_has_a_row(monkeypatch, tmp_path: Path) -> None:
+    figures = []
+
+    def savefig(self: Figure, path: Path, **_: object) -> None:  # `test_figures_run.py` draws the figure
+        figures.append(self)
+        Image.new("RGB", (1, 1)).save(path, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     monkeypatch.setattr(
         "shiftvit.evaluation.evaluate.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"}
     )

@@ -51,6 +51,7 @@ def test_plain_model_has_the_same_outputs(arguments):
     np.testing.assert_allclose(to_numpy(ours(images)), to_numpy(plain(images)), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "classes"), [("quick", 10), ("cifar10", 10), ("cifar10", 2)])
 def test_baseline_cnns_have_as_many_parameters_as_our_models(recipe, classes):
     assert set(CNNS) == {"quick", "cifar10"}
@@ -84,6 +85,7 @@ def test_planned_epochs_use_most_of_the_budget(step, steps):
     assert 0.05 * 120 - 1e-6 <= budget.left() < 0.05 * 120 + steps * step + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "train"), [("cifar10", False), ("shiftvit_cifar_tiny", True)])
 def test_share_of_peak_matches_the_rate(model, train, monkeypatch):
     monkeypatch.setattr("shiftvit.benchmark.measure_peak_gflops", partial(measure_peak_gflops, repeats=1))

@@ -229,6 +229,7 @@ def clean_name(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+@pytest.mark.slow
 @given(labels=st.lists(NAMES, min_size=2, max_size=5, unique=True), folder=NAMES)
 def test_names_are_shown_unchanged_and_escaped(labels: list[str], folder: str) -> None:
     recipe = Recipe.load("photos")

@@ -93,6 +93,7 @@ def count_operations(norm):
     return collections.Counter(str(node.target).split(".")[1] for node in dynamic)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "multiplications", "permutes"),
     # Only the norms of the patch embedding and of the last map have no linear layer after them. A layer norm moves the

@@ -87,6 +87,7 @@ def pack_and_check(path: Path, expected: Weights, **options: Any) -> Bundle:
     return bundle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_model(tmp_path: Path, layout: str, legacy: bool) -> None:

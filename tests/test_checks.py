@@ -255,6 +255,7 @@ def test_figure_is_drawn_without_warnings(tmp_path, classes):
         run_checks(tmp_path).draw(tmp_path / "missing" / "x.png")
 
 
+@pytest.mark.slow
 def test_special_characters_in_names(tmp_path):
     names = ["$a^$", "\u732b", "{two: lines}", "[bold]"]
     for number, name in enumerate(names):

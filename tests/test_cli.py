@@ -43,7 +43,7 @@ def run_shiftvit(*arguments, alone=False, **environment):
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
+def run_folder(tmp_path_factory, plain_figures):  # noqa: ARG001
     settings = {
         "model": {"patch_size": 4, "embed_dim": 24, "depths": [1, 1], "norm": "layer", "drop_path": 0.0},
         "data": {"validation": 50},

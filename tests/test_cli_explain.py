@@ -68,6 +68,7 @@ def test_wrong_options_are_refused(arguments, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_broken_picture_is_reported_and_the_others_are_explained(tmp_path, capfd):
     (tmp_path / "broken.png").write_bytes(SAMPLES[0].read_bytes()[:200])
     names = [tmp_path / "broken.png", SAMPLES[0]]

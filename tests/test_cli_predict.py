@@ -228,6 +228,7 @@ def test_list_on_stdin_is_not_overwritten(tmp_path):
     assert names.read_text() == "\n".join(SAMPLES[:2])
 
 
+@pytest.mark.slow
 def test_closed_pipe_ends_quietly(tmp_path):
     (tmp_path / "names").write_text("\n".join(SAMPLES * 300))
     command = f"{{ {sys.executable} -m shiftvit predict - --format jsonl < names; echo $? > status; }} | head -1"
@@ -237,6 +238,7 @@ def test_closed_pipe_ends_quietly(tmp_path):
     assert (tmp_path / "status").read_text() == "0\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_rows_and_reports_progress(tmp_path):
     out = tmp_path / "rows.json"
     names = "\n".join(SAMPLES * 5000).encode()
@@ -350,6 +352,7 @@ for number, kind in enumerate(sys.argv[1:]):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16", "cp1252"])
 def test_output_is_valid_in_every_encoding(encoding, tmp_path):
     names = ["K\xe4se.png", "\u732b.png", "\U0001f408.png", os.fsdecode(b"\xff.png"), 'quote".png']
@@ -448,6 +451,7 @@ def test_empty_or_closed_stdin_fails(tmp_path):
     assert b"standard input is empty" in answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
 def test_unwritable_stderr_does_not_affect_results(stream, tmp_path):
     command = f"{sys.executable} -m shiftvit predict {SAMPLES[0]} --format json {stream}"

@@ -105,6 +105,7 @@ def test_random_numbers_differ_between_images_and_are_reproducible(name, real_im
 # Severity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [32, 112])
 def test_distance_grows_with_severity(name, size, real_images):

@@ -95,6 +95,7 @@ def train_with_fit(tmp_path_factory, sample):
     return train_once
 
 
+@pytest.mark.slow
 def test_device_loop_matches_fit(device_run, train_with_fit):
     fitted = train_with_fit(50)
     assert device_run.recipe.train.loop == "device"
@@ -167,6 +168,7 @@ def test_graph_capture_stays_within_the_epoch(tmp_path, sample, train_with_fit, 
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_auto_chooses_fit_on_a_cpu(tmp_path, sample):
     run = train(make_recipe(loop="auto", epochs=1), out=tmp_path / "run", data=sample)
     assert run.recipe.train.loop == "fit"
@@ -189,6 +191,7 @@ def test_auto_chooses_fit_for_host_only_augmentation(monkeypatch, sample, augmen
     assert resolve(recipe, load_data(recipe, sample)).train.loop == loop
 
 
+@pytest.mark.slow
 def test_images_that_stay_in_their_files_need_the_host(tmp_path, monkeypatch):
     monkeypatch.setattr("shiftvit.data.read.read_pictures", partial(read_pictures, budget=0))
     tree = write_tree(tmp_path / "pets", per_class=10)

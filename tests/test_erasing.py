@@ -23,6 +23,7 @@ def test_fraction_of_erased_images_is_the_probability(probability: float) -> Non
     assert erased == pytest.approx(probability, abs=0.015 if 0 < probability < 1 else 0.001)
 
 
+@pytest.mark.slow
 def test_area_aspect_and_place_are_uniform() -> None:
     """In a square every box of up to three tenths of the area fits, so none of these is drawn again."""
     boxes = [box for box in draw_boxes(20_000) if box is not None]

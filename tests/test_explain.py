@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 from scipy.special import softmax
-from scipy.stats import spearmanr
 
 from backends import read_results
 from shiftvit import ShiftViT, ShiftViTError
@@ -92,6 +91,7 @@ def test_channel_importance_equals_finite_differences(stage):
     np.testing.assert_allclose(grad_cam(model, IMAGES[:1], [1], stage)[0], expected / expected.max(), atol=0.01)
 
 
+@pytest.mark.slow
 def test_occlusion_equals_brute_force():
     model, patch, stride, fill = make_model(), 6, 4, 0.5
     whole = softmax(to_numpy(model(IMAGES[:1])), axis=1)[0, 2]
@@ -106,6 +106,7 @@ def test_occlusion_equals_brute_force():
     np.testing.assert_allclose(found[0], total / covers, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predicted_class_is_explained_by_default():
     model = make_model()
     predicted = predict_probabilities(model, IMAGES).argmax(axis=1)
@@ -200,6 +201,8 @@ def test_both_methods_find_the_planted_square(maps_and_squares, method):
 @pytest.mark.parametrize("stage", ["P1", "P2"])
 def test_grad_cam_and_occlusion_agree(maps_and_squares, stage):
     """The measure is Spearman's rank correlation over the pixels of an image, which is 0 for unrelated maps."""
+    from scipy.stats import spearmanr  # takes a second, and the workers of `backends.py` import this file
+
     maps, _ = maps_and_squares
     ranks = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(maps[stage], maps["occlusion"], strict=True)]
     assert np.mean(ranks) > 0.5

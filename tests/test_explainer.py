@@ -37,6 +37,7 @@ def test_head_on_the_pooled_map_gives_the_probabilities(bundle, explainer):
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_map_equals_that_of_the_keras_model(bundle, explainer):
     import keras
 

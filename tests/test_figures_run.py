@@ -23,6 +23,7 @@ def assert_picture(path, figure):
         assert picture.size == tuple((figure.get_size_inches() * 130).astype(int))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 30])
 @pytest.mark.parametrize("validated", [True, False])
 def test_learning_curves(epochs, validated, tmp_path, figures):
@@ -72,6 +73,7 @@ def test_large_confusion_matrix_merges_neighbouring_classes(tmp_path, figures):
     assert axes.get_xlim() == (-0.5, 2499.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_confusion_matrix(classes, tmp_path, figures):
     matrix = np.random.default_rng(0).integers(0, 9, (classes, classes))

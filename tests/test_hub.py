@@ -347,6 +347,7 @@ def test_push_and_pull_commands(hub: Hub, bundle: Bundle) -> None:
     assert list_files() == ["mine", "there"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_or_killed_pull_leaves_no_model(hub: Hub, bundle: Bundle, number: signal.Signals) -> None:
     push(bundle, "me/pets")

@@ -85,25 +85,28 @@ def test_recipe_makes_each_of_the_nine_models(preset: str, tree: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_figures")
 @pytest.mark.parametrize("preset", ["shiftvit_tiny_light", "shiftvit_base_r4"])  # both widths and both ratios
 def test_paper_models_train(preset: str, tree: Path, tmp_path: Path) -> None:
-    run = train("imagenet", out=tmp_path / "run", **make_small_settings(preset, tree))
+    run = train("imagenet", out=tmp_path / "run", **make_small_settings(preset, tree), **{"data.limit": 24})
     arguments = PRESETS[preset].arguments
     assert run.recipe.model.drop_path == arguments["drop_path"]
     assert run.recipe.model.depths == arguments["depths"]
     assert run.bundle.labels == tuple(sorted(CLASSES))
-    assert run.metrics["train"]["images"] == 36
+    assert run.metrics["train"]["images"] == 24  # two steps
     assert run.metrics["test"]["n"] == 12  # the images in val/
     assert math.isfinite(run.metrics["test"]["loss"])
     assert run.bundle.preprocess.interpolation == "bicubic"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_figures")
 def test_full_size_model_trains_at_its_resolution(tree: Path, tmp_path: Path) -> None:
-    settings = {"model.preset": "shiftvit_tiny_light", "data.name": str(tree), "train.epochs": 1}
-    run = train("imagenet", out=tmp_path / "run", **settings, **{"train.batch_size": 9})
+    settings = {"model.preset": "shiftvit_tiny_light", "data.name": str(tree), "data.limit": 18}  # two steps
+    run = train("imagenet", out=tmp_path / "run", **settings, **{"train.epochs": 1, "train.batch_size": 9})
     assert run.recipe.model.image_shape == (224, 224, 3)
     assert sum(value.size for value in run.bundle.weights.values()) == 19_608_328 - (1000 - 3) * 769
+    assert run.metrics["train"]["images"] == 18
     assert run.metrics["test"]["n"] == 12
 
 

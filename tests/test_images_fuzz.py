@@ -52,6 +52,7 @@ def decode_or_reject(data: bytes) -> np.ndarray | None:
 # --- Damaged files.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=70)
 @given(data=st.data())
@@ -251,6 +252,7 @@ def test_broken_metadata_does_not_lose_the_picture() -> None:
     np.testing.assert_array_equal(decode(tiff), matrix.load_picture())
 
 
+@pytest.mark.slow
 def test_metadata_bombs_are_not_expanded() -> None:
     zeros = matrix.deflate_zeros(2**28)
     chunks = [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0")]

@@ -12,6 +12,8 @@ from pathlib import Path
 import jupytext
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from scipy import stats
 
 from sample import load_sample
@@ -45,6 +47,16 @@ def test_every_cell_runs(chapter, monkeypatch, tmp_path):
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    savefig = Figure.savefig
+
+    def draw_shown(self, target, **named):
+        """Draws a figure that a cell shows. Those in the run folders of its trainings get one pixel."""
+        if isinstance(target, Path):
+            Image.new("RGB", (1, 1)).save(target, "PNG")
+        else:
+            savefig(self, target, **named)
+
+    monkeypatch.setattr(Figure, "savefig", draw_shown)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     names = {"__name__": "__main__"}
     figures = 0

@@ -82,6 +82,7 @@ def test_load_reads_each_file_once(tree: Path, read_counts: Counter[str], boxes:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_figures")
 def test_each_command_searches_the_folder_once(tree: Path, tmp_path: Path, searched_folders: list[Path]) -> None:
     run = train(make_recipe(tree), out=tmp_path / "run")
     assert searched_folders == [tree]
@@ -92,6 +93,8 @@ def test_each_command_searches_the_folder_once(tree: Path, tmp_path: Path, searc
     assert searched_folders == [tree] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("plain_figures")
 def test_command_chooses_its_run_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     original = runfolder.choose_run

@@ -84,6 +84,7 @@ def test_model_spreads_a_change_to_the_marked_pixels(picture, states):
         np.testing.assert_array_equal((plain != other).any(-1), state.marks.any(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", [make_shift.LIGHT, make_shift.DARK], ids=["light", "dark"])
 def test_rest_frames_show_the_states(states, picture, theme):
     for step in range(5):
@@ -135,6 +136,8 @@ def test_script_writes_the_figures(states, tmp_path, monkeypatch):
     monkeypatch.setattr(make_shift, "FIGURES", tmp_path)
     monkeypatch.setattr(make_shift, "SLIDE", 2)
     monkeypatch.setattr(make_shift, "MIX", 2)
+    save = Image.Image.save  # the smallest files take many seconds
+    monkeypatch.setattr(Image.Image, "save", lambda *given, **named: save(*given, **named | {"method": 0}))
     make_shift.main()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "shift.png",

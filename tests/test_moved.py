@@ -193,6 +193,7 @@ def test_each_data_set_has_its_own_folder(place: Path) -> None:
     assert choose_place(run, "cifar10", "test", own_test=False).name == "cifar10-test"
 
 
+@pytest.mark.slow
 def test_training_resumes_with_moved_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_unfinished(place / "run")
     before = (run / "splits.csv").read_bytes()
@@ -230,6 +231,7 @@ def test_link_to_a_file_stays_the_data_of_the_run(suffix: str, tmp_path: Path) -
     assert load_data(recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": kept})})).list_paths()
 
 
+@pytest.mark.slow
 def test_training_does_not_resume_with_missing_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, pets = make_unfinished(place / "run"), place / "pets"
     shutil.copytree(pets / "cat", pets / "ant")

@@ -58,6 +58,7 @@ def test_logits_of_a_finished_run_are_unchanged(unpacked: Path) -> None:
     np.testing.assert_allclose(stored.predict_on_batch(images), built.predict_on_batch(images), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_figures")
 def test_resumed_run_ends_with_the_same_model(unpacked: Path) -> None:
     run, finished, wanted = unpacked / "runs" / "stopped", unpacked / "runs" / "finished", load_expected(unpacked)
@@ -77,6 +78,7 @@ def test_resumed_run_ends_with_the_same_model(unpacked: Path) -> None:
     np.testing.assert_allclose(compute_logits(run, unpacked / "shapes"), wanted["logits"], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_figures")
 def test_new_run_of_the_same_recipe_sees_the_same_pictures(unpacked: Path, tmp_path: Path) -> None:
     """The recipe, trained from the beginning, has the same splits and the same pictures in every step."""

@@ -179,6 +179,7 @@ def test_steps_of_adamw_match_keras(model: ShiftViT) -> None:
     compare_steps(model, twin, ours, keras_own, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, 0.7])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_steps_of_muon_match_keras(model: ShiftViT, nesterov: bool, ema: float | None) -> None:

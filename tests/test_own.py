@@ -102,6 +102,7 @@ def test_preprocessing_must_give_one_size(rule: Preprocess) -> None:
     assert find_size(rule.model_copy(update={"resize": side, "crop": side})) == (side, side)
 
 
+@pytest.mark.slow
 def test_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, capsys) -> None:
     (tree / "empty").mkdir()
     (tree / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -153,6 +154,7 @@ def test_resumed_run_keeps_its_splits(tree: Path, tmp_path: Path) -> None:
     assert json.loads((run.path / "metrics.json").read_text())["test"]["n"] == 6
 
 
+@pytest.mark.slow
 def test_archive_of_arrays_is_used_at_its_size(tmp_path: Path) -> None:
     data = load_sample()
     chosen = np.concatenate([np.flatnonzero(data.train.labels == label)[:20] for label in range(3)])
@@ -177,6 +179,7 @@ def test_evaluating_on_other_classes_is_refused(tree: Path) -> None:
         evaluate("cifar10", str(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resize", [None, 12])
 def test_arrays_without_a_crop_train_and_predict(tmp_path, resize):
     data, run = tmp_path / "a.npz", tmp_path / "run"

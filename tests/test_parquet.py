@@ -326,6 +326,7 @@ def test_missing_pyarrow_is_reported(tmp_path, monkeypatch):
     assert find_data(tmp_path).layout == "one folder per class"
 
 
+@pytest.mark.slow
 def test_pyarrow_is_imported_only_if_needed(tmp_path):
     plant(tmp_path, "a/1.png", "b/1.png")
     program = (

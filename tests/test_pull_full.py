@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import command_line
 import official
+from exported import run_step
 from file_server import serve_file
 from shiftvit.bundle.stored.published import MIRROR, read_imagenet_classes
+from shiftvit.exports import driver
 
 MODEL = "shiftvit_tiny_light"
 
@@ -30,34 +32,42 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_pull_predict_explain_and_export(tmp_path: Path) -> None:
+def test_pull_predict_explain_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     weights = official.make_state_dict(MODEL)
     torch.save(official.make_checkpoint(weights), tmp_path / "served.pth")
-    environment = {**os.environ, "SHIFTVIT_DATA": str(tmp_path / "data"), "SHIFTVIT_CACHE": str(tmp_path / "cache")}
+    monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(driver, "_run_step", run_step)  # in processes that other tests have started
 
-    def run_command(*arguments: str, base: bool = False, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", BASE_INSTALL] if base else [sys.executable, "-m", "shiftvit"]
-        result = subprocess.run(
-            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+    def run_command(*arguments: str) -> str:
+        """Runs a command that needs a framework, which this process has imported, and returns its output."""
+        result = command_line.run(*arguments, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.decode()
+
+    def predict(*arguments: str, status: int = 0) -> str:
+        """Runs `predict` in the base install and returns what it said."""
+        command = [sys.executable, "-c", BASE_INSTALL, "predict", *arguments]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == status, result.stderr
-        return result
+        return result.stderr
 
-    output = run_command("predict", "--model", MODEL, base=True, status=2).stderr
+    output = predict("--model", MODEL, status=2)
     assert output == f"shiftvit: the weights of {MODEL!r} are not on this machine yet; run: shiftvit pull {MODEL}\n"
     with serve_file((tmp_path / "served.pth").read_bytes()) as server:
-        environment |= {MIRROR: server.url, "no_proxy": "127.0.0.1"}
+        monkeypatch.setenv(MIRROR, server.url)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
         server.stop_after = 30_000_000  # so the download must resume
-        output = run_command("pull", MODEL).stdout
+        output = run_command("pull", MODEL)
         assert len(server.requests) == 3
     folder = tmp_path / "data" / "models" / MODEL
     assert output.startswith(f"bundle: {folder}\n")
     assert not (tmp_path / "served.pth.json").exists()
-    environment[MIRROR] = "http://127.0.0.1:9"  # from here on there is no network
+    monkeypatch.setenv(MIRROR, "http://127.0.0.1:9")  # from here on there is no network
 
-    run_command("predict", "--model", MODEL, "--format", "csv", "--out", "rows.csv", base=True)
+    predict("--model", MODEL, "--format", "csv", "--out", "rows.csv")
     with (tmp_path / "rows.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 12
@@ -69,6 +79,6 @@ def test_pull_predict_explain_and_export(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "deployed" / "report.json").read_text("utf-8"))
     assert report["max_difference"] < 1e-4
     for model, out in (("deployed", "a.json"), (MODEL, "b.json")):
-        run_command("predict", *samples, "--model", model, "--format", "json", "--out", out, base=True)
+        predict(*samples, "--model", model, "--format", "json", "--out", out)
     answers = [json.loads((tmp_path / name).read_text("utf-8")) for name in ("a.json", "b.json")]
     np.testing.assert_allclose(*([row["confidence"] for row in rows] for rows in answers), atol=1e-4)

@@ -17,12 +17,13 @@ from PIL import Image
 
 import official
 import shiftvit
+from exported import run_step
 from sample import load_sample, write_tree
 from shiftvit import Bundle, recipes
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import main
 from shiftvit.data import named
-from shiftvit.exports import pull
+from shiftvit.exports import driver, pull
 from shiftvit.exports.formats import FORMATS
 from shiftvit.presets import PRESETS, Preset
 
@@ -99,6 +100,12 @@ def sample(monkeypatch):
     return found
 
 
+@pytest.fixture
+def shared_steps(monkeypatch):
+    """Runs the steps of exports in processes that other exports use too; each would import the frameworks."""
+    monkeypatch.setattr(driver, "_run_step", run_step)
+
+
 def run_command(arguments, monkeypatch, capfd):
     """Runs a command and returns its exit status, standard output and standard error."""
     capfd.readouterr()
@@ -138,6 +145,7 @@ def serve_weights(monkeypatch, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_steps")
 def test_commands_run(sample, tmp_path, monkeypatch, capfd, plain_figures):
     del plain_figures
     monkeypatch.chdir(tmp_path)
@@ -180,6 +188,7 @@ def test_commands_run(sample, tmp_path, monkeypatch, capfd, plain_figures):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_steps")
 def test_python_code_runs(sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     serve_weights(monkeypatch, tmp_path)

@@ -258,6 +258,7 @@ def test_archive_with_other_files_is_not_replaced(tmp_path: Path) -> None:
         driver.pack("cifar10", archive)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_figures")
 def test_evaluation_replaces_only_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_sample()

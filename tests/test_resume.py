@@ -62,6 +62,7 @@ def stopped_run(interrupted_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(interrupted_run, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_given_settings_change_and_are_recorded(stopped_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = train(resume=stopped_run, data=load_sample(), **{"train.epochs": 4, "train.optimizer.learning_rate": 0.001})
     assert [row["epoch"] for row in read_log(stopped_run)] == [1, 2, 3, 4]
@@ -130,6 +131,7 @@ def trained_run(finished_run: Path, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_missing_best_checkpoint_fails_unless_the_last_is_selected(trained_run: Path) -> None:
     best = trained_run / "checkpoints" / "best.safetensors"
     best.unlink()
@@ -165,6 +167,7 @@ def test_command_that_is_not_utf_8_is_recorded(tmp_path: Path, monkeypatch: pyte
     assert written["command"] == ["shiftvit", "train", "--out", "run\\xff"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_missing_environment_is_written_again(trained_run: Path, content: str | None) -> None:
     path = trained_run / "environment.json"
@@ -182,6 +185,7 @@ def test_checkpoint_of_another_width_fails_in_a_short_line(stopped_run: Path) ->
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 def test_run_without_a_checkpoint_starts_over(stopped_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(stopped_run / "checkpoints")
     train(resume=stopped_run, data=load_sample(), **{"train.epochs": 1})
@@ -189,6 +193,7 @@ def test_run_without_a_checkpoint_starts_over(stopped_run: Path, capfd: pytest.C
     assert len(read_log(stopped_run)) == 1
 
 
+@pytest.mark.slow
 def test_unreadable_changes_are_kept(stopped_run: Path) -> None:
     (stopped_run / "changes.jsonl").write_bytes(b"\xff\n")
     train(resume=stopped_run, data=load_sample(), **{"train.epochs": 3})

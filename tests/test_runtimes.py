@@ -83,6 +83,7 @@ def test_threads_share_an_export(name):
     assert_threads_agree(make_export(name), NATIVE[name])
 
 
+@pytest.mark.slow
 def test_threads_load_at_the_same_time(plain):
     with ThreadPoolExecutor(8) as pool:
         graphs = list(pool.map(lambda _: load_graph(plain), range(8)))

@@ -130,6 +130,7 @@ def test_description_of_the_augmentation() -> None:
     )
 
 
+@pytest.mark.slow
 def test_command_writes_the_figure(tmp_path: Path) -> None:
     tree, out = write_tree(tmp_path / "pets"), tmp_path / "figure.png"
     arguments = ["data", "show", str(tree), "--set", "preprocess.resize=24", "--set", "preprocess.crop=20"]

@@ -40,6 +40,7 @@ def test_all_weights_are_copied_for_the_same_classes() -> None:
         np.testing.assert_array_equal(variable.numpy(), bundle.weights[variable.path].astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("freeze", "frozen"), [(0, set()), (1, {"patch_embed", "stage1"}), (3, {"all but the head"})])
 def test_only_frozen_weights_stay_unchanged(tmp_path: Path, freeze: int, frozen: set[str]) -> None:
     tree, source = write_tree(tmp_path / "pets"), save_source(tmp_path / "source", Preprocess(), 32, (1, 1, 1))
@@ -57,6 +58,7 @@ def test_only_frozen_weights_stay_unchanged(tmp_path: Path, freeze: int, frozen:
         assert same == stays, path
 
 
+@pytest.mark.slow
 def test_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     original = Bundle.load

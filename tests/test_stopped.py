@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tomli_w
 from safetensors.numpy import load_file
 
 from logs import read_log
@@ -28,10 +25,9 @@ from shiftvit.training import fit
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import Progress
 from tensors import set_random_weights
+from train_processes import fork_servers, make_arguments, train_in, write_pictures
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
-
-WORKER = Path(__file__).with_name("train_worker.py")
 
 
 @dataclass(frozen=True)
@@ -217,46 +213,55 @@ def test_frozen_weights_stay_those_of_the_source(uninterrupted: Callable[[str], 
     assert not {path for path in same if path.startswith("stage2_block")}
 
 
-KILLS = 4
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Pictures for trainings in processes of their own, which are forked by one that has imported torch."""
+    yield write_pictures(tmp_path_factory.mktemp("forked") / "pictures")
+    fork_servers["torch"].stop()
 
 
-def kill_at_random(command: list[str], saved: Path, chance: np.random.Generator) -> bool:
-    """Starts a process, kills it shortly after its first save, and returns whether it was killed."""
+# The first kill interrupts a new run, the second one a resumed run; further kills would interrupt more of these.
+KILLS = 2
+
+
+def make_killer(saved: Path, chance: np.random.Generator) -> Callable[[Path], None]:
+    """Returns a function that kills the process whose records are in a folder, shortly after its next save."""
     before = saved.stat().st_mtime_ns if saved.exists() else 0
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if saved.exists() and saved.stat().st_mtime_ns != before:
-            time.sleep(float(chance.uniform(0, 0.1)))
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    return process.wait() == -signal.SIGKILL
+
+    def kill(records: Path) -> None:
+        deadline = time.monotonic() + 120
+        while not saved.exists() or saved.stat().st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(float(chance.uniform(0, 0.1)))
+        os.kill(int((records / "pid0").read_text()), signal.SIGKILL)
+
+    return kill
 
 
 @pytest.mark.slow
-def test_run_killed_four_times_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    """It saves after every step, which takes about half of the time, so many kills interrupt a save."""
-    recipe = make_tiny_recipe(**{"train.epochs": 12, "train.checkpoint_minutes": 1e-6})
-    uninterrupted, run, config = tmp_path / "uninterrupted", tmp_path / "killed", tmp_path / "recipe.json"
-    config.write_text(recipe.model_dump_json(exclude_unset=True))
-    # All runs are child processes. This process may have another number of threads, which changes rounding.
-    subprocess.run(
-        [sys.executable, str(WORKER), str(config), str(uninterrupted)], stderr=subprocess.DEVNULL, check=True
-    )
+def test_run_killed_twice_ends_like_an_uninterrupted_one(pictures: Path, tmp_path: Path) -> None:
+    """It saves after every step, which takes about half of the time, so half of the kills interrupt a save."""
+    uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "killed"
+    saved = run / "checkpoints" / "last.safetensors"
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed of the kill times: {seed}")
     chance = np.random.default_rng(seed)
-    saved = run / "checkpoints" / "last.safetensors"
-    kills = 0
-    start = [sys.executable, str(WORKER), str(config), str(run)]
-    resume = [sys.executable, str(WORKER), "--resume", str(run)]
-    while kills < KILLS and not (run / "metrics.json").exists():
-        kills += kill_at_random(resume if run.exists() else start, saved, chance)
+
+    def start(folder: Path) -> list[str]:
+        often = {"train__epochs": 16, "train__checkpoint_minutes": "0.000001"}
+        return make_arguments(pictures, folder, **often, model__dropout=0.1, model__drop_path=0.1)
+
+    # All runs are child processes. This process may have another number of threads, which changes rounding.
+    found = train_in(1, uninterrupted, start(uninterrupted))
+    assert found.status == [0], found.outputs
+    for number in range(KILLS):
+        arguments = ["--resume", str(run)] if number else start(run)
+        killed = train_in(1, run, arguments, during=make_killer(saved, chance))
+        assert killed.status == [-signal.SIGKILL], killed.outputs
         load_file(saved)  # the checkpoint is complete, whenever the kill came
-    assert kills == KILLS
-    if not (run / "metrics.json").exists():
-        subprocess.run(resume, stderr=subprocess.DEVNULL, check=True)
+    found = train_in(1, run, ["--resume", str(run)])
+    assert found.status == [0], found.outputs
     assert_same_end(run, uninterrupted)
     assert not list((run / "checkpoints").glob(".*"))
 
@@ -276,32 +281,22 @@ def test_signal_is_noted_if_nobody_reads_standard_error(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_saves_the_run_and_prints_how_to_resume(number: int, status: int, tmp_path: Path) -> None:
-    """Runs the command line, with the committed sample in place of CIFAR-10."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sample\nfrom shiftvit.data import named\nnamed._LOADERS = {'cifar10': sample.load_sample}\n"
-    )
-    recipe = make_tiny_recipe(**{"train.epochs": 5000})
-    (tmp_path / "long.toml").write_text(tomli_w.dumps(recipe.model_dump(exclude_unset=True)))
+def test_signal_saves_the_run_and_prints_how_to_resume(
+    pictures: Path, number: int, status: int, tmp_path: Path
+) -> None:
+    """Runs the command line."""
     run = tmp_path / "my run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shiftvit", "train", "--recipe", str(tmp_path / "long.toml"), "--out", str(run)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                [str(tmp_path), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-            ),
-        },
-    )
-    log = run / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert errors.splitlines()[-1].endswith(f"shiftvit train --resume '{run}'")
-    assert "Traceback" not in errors
+
+    def send_signal(records: Path) -> None:
+        deadline = time.monotonic() + 120
+        while not (run / "log.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(int((records / "pid0").read_text()), number)
+
+    found = train_in(1, run, make_arguments(pictures, run, train__epochs=5000), during=send_signal)
+    (output,) = found.outputs
+    assert found.status == [status], output
+    assert output.splitlines()[-1].endswith(f"shiftvit train --resume '{run}'")
+    assert "Traceback" not in output
     assert (run / "checkpoints" / "last.safetensors").is_file()

@@ -63,8 +63,15 @@ def load_final_state(run: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory, sample):
-    return train(make_recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
+def finished_run_and_figures(tmp_path_factory, sample, plain_figures):
+    before = len(plain_figures)
+    run = train(make_recipe(), out=tmp_path_factory.mktemp("run") / "run", data=sample)
+    return run, plain_figures[before:]
+
+
+@pytest.fixture(scope="module")
+def finished_run(finished_run_and_figures):
+    return finished_run_and_figures[0]
 
 
 def test_loss_falls(finished_run):
@@ -94,15 +101,12 @@ def test_run_folder_is_complete(finished_run, sample):
     assert not list(run.rglob("*.tmp*"))
 
 
-@pytest.mark.slow
-def test_figures_show_the_run(tmp_path, sample, plain_figures):
-    before = len(plain_figures)
-    run = train(make_recipe(epochs=2), out=tmp_path / "run", data=sample)
-    curves, confusion = plain_figures[before:]
+def test_figures_show_the_run(finished_run_and_figures, sample):
+    run, (curves, confusion) = finished_run_and_figures
     rows = read_log(run.path)
     for axes, name, factor in zip(curves.axes, ("loss", "top1"), (1, 100), strict=False):
         for line, key in zip(axes.lines, (name, f"val_{name}"), strict=True):
-            assert list(line.get_xdata()) == [1, 2]
+            assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [factor * row[key] for row in rows]
     shares = confusion.axes[0].images[0].get_array()
     counts = np.bincount(sample.test.labels)
@@ -124,6 +128,7 @@ def test_saved_models_agree_with_the_recorded_metrics(finished_run, sample, monk
     )
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_run(finished_run, tmp_path, sample):
     again = train(make_recipe(), out=tmp_path / "again", data=sample)
     first, second = load_final_state(finished_run.path), load_final_state(again.path)
@@ -134,6 +139,7 @@ def test_same_seed_gives_the_same_run(finished_run, tmp_path, sample):
     assert read_log(other.path)[0]["loss"] != read_log(finished_run.path)[0]["loss"]
 
 
+@pytest.mark.slow
 def test_long_epoch_is_saved_after_its_steps(tmp_path, sample, monkeypatch):
     saved = []
     monkeypatch.setattr(
@@ -224,6 +230,7 @@ def test_model_overfits_64_images(tmp_path, sample):
     assert run.metrics["test"]["top1"] == 1.0
 
 
+@pytest.mark.slow
 def test_muon_with_averaged_weights_lowers_the_loss(tmp_path, sample):
     optimizer = {"name": "muon", "learning_rate": 0.01, "adam_learning_rate": 3e-3}
     run = train(make_recipe(optimizer=optimizer, label_smoothing=0.1), out=tmp_path / "run", data=sample)
@@ -301,6 +308,7 @@ def test_tensorboard_gets_every_epoch(tmp_path, sample):
     assert [event.step for event in events.Tensors(tag)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
     # A rate of practically zero: no epoch is better than the first.
     run = train(

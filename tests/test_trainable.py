@@ -61,6 +61,7 @@ def test_config_without_frozen_layers_is_unchanged():
     assert "trainable_layers" not in build_model().get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [freeze_backbone, freeze_norms])
 def test_loaded_model_trains_like_the_saved_one(freeze, tmp_path):
     model = build_model()

@@ -68,6 +68,7 @@ def test_file_with_damaged_pages_fails_in_one_line(tmp_path, cache):
     assert [file.name for file in cache.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.none() | st.binary(max_size=200), min_size=1, max_size=40),

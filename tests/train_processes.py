@@ -91,9 +91,10 @@ class ForkServer:
     def __init__(self, backend: str) -> None:
         self.backend = backend
 
-    def run(self, job: dict[str, Any]) -> list[int]:
+    def run(self, job: dict[str, Any], during: Callable[[Path], None]) -> list[int]:
+        """Starts the processes of a job, calls `during` with their folder, and returns their statuses at the end."""
         if self.process is None:
-            command = [sys.executable, str(WORKER), "serve"]
+            command = [sys.executable, str(WORKER)]
             environment = {**os.environ, "KERAS_BACKEND": self.backend, "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -102,7 +103,10 @@ class ForkServer:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        status: list[int] = json.loads(self.process.stdout.readline())
+        try:
+            during(Path(job["settings"]).parent)
+        finally:  # otherwise the next job would get this answer
+            status: list[int] = json.loads(self.process.stdout.readline())
         return status
 
     def stop(self) -> None:
@@ -114,34 +118,6 @@ class ForkServer:
 fork_servers = {backend: ForkServer(backend) for backend in ("torch", "jax")}
 
 
-def run_new_processes(
-    count: int,
-    settings: Path,
-    files: Sequence[Path],
-    shared: dict[str, str],
-    timeout: float,
-    prefix: Callable[[int], list[str]],
-    during: Callable[[Path], None],
-) -> list[int]:
-    """Starts new processes, ends them after a time limit, and returns their statuses."""
-    began, started = time.monotonic(), []
-    try:
-        for rank in range(count):
-            with files[rank].open("w") as out:
-                own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                command = [*prefix(rank), sys.executable, str(WORKER), str(settings)]
-                started.append(subprocess.Popen(command, env={**os.environ, **shared, **own}, stdout=out, stderr=out))
-        during(settings.parent)
-        for process in started:
-            process.wait(max(1.0, began + timeout - time.monotonic()))
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    return [process.returncode for process in started]
-
-
 def train_in(
     count: int,
     run: Path,
@@ -150,14 +126,15 @@ def train_in(
     fault: dict[str, Any] | None = None,
     backend: str = "torch",
     timeout: float = 120,
-    prefix: Callable[[int], list[str]] | None = None,
+    networks: Sequence[str] = (),
     during: Callable[[Path], None] = lambda _: None,
     environment: dict[str, str] | None = None,
 ) -> Outcome:
     """Trains in `count` processes of this machine and ends them after a time limit.
 
     `fault` names the rank, the epoch and step, and the kind of a fault that the process causes itself: "signal" (with
-    the number as "signal"), "nan", "memory", or "wait" for the test.
+    the number as "signal"), "nan", "memory", or "wait" for the test. `networks` names the network namespace of each
+    process, and `during` is called with the folder of the records while they run.
     """
     place = run.parent / f"{run.name}-record-{time.monotonic_ns()}"
     place.mkdir(parents=True)
@@ -172,16 +149,14 @@ def train_in(
         **(environment or {}),
     }
     files = [place / f"output{rank}" for rank in range(count)]
-    if prefix is None:
-        job = {
-            "settings": str(place / "settings.json"),
-            "outputs": [*map(str, files)],
-            "environment": shared,
-            "timeout": timeout,
-        }
-        status = fork_servers[backend].run(job)
-    else:
-        status = run_new_processes(count, place / "settings.json", files, shared, timeout, prefix, during)
+    job = {
+        "settings": str(place / "settings.json"),
+        "outputs": [*map(str, files)],
+        "environment": shared,
+        "timeout": timeout,
+        "networks": [*networks],
+    }
+    status = fork_servers[backend].run(job, during)
     # Leaves out the greetings of libraries.
     outputs = [
         re.sub(r"(?m)^(WARNING: All log|[IWE]\d{4} |\[W\d{4} |\[Gloo\]).*\n", "", path.read_text()) for path in files

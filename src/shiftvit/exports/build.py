@@ -161,7 +161,7 @@ def _build_openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, pat
         openvino.save_model(model, path, compress_to_fp16=metadata.precision == "bf16")
 
 
-def _build_saved_model(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:  # noqa: ARG001
+def _write_saved_model(bundle: Bundle, metadata: Metadata, path: Path) -> None:
     import tensorflow as tf
 
     model = bundle.build(_choose_policy(metadata))
@@ -176,6 +176,10 @@ def _build_saved_model(bundle: Bundle, metadata: Metadata, calibration: Pixels, 
     signature = [tf.TensorSpec((None, *metadata.input_shape), tf.uint8, name="images")]
     served = tf.function(serve, input_signature=signature).get_concrete_function()
     tf.saved_model.save(module, str(path), signatures={"serving_default": served})
+
+
+def _build_saved_model(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:  # noqa: ARG001
+    _write_saved_model(bundle, metadata, path)
     # TensorFlow's folder for extra files.
     (path / "assets.extra").mkdir()
     (path / "assets.extra" / FILE).write_text(metadata.dump(), "utf-8")
@@ -186,7 +190,7 @@ def _build_litert(bundle: Bundle, metadata: Metadata, calibration: Pixels, path:
 
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "saved_model"
-        _build_saved_model(bundle, metadata, calibration, saved)
+        _write_saved_model(bundle, metadata, saved)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
         if metadata.precision == "int8":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
