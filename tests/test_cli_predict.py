@@ -20,7 +20,9 @@ import command_line
 from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.cli.rows import Format, Writer
 from shiftvit.figures.style import GREEN, RED
+from shiftvit.inference.predict import Prediction
 
 SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
 
@@ -151,6 +153,26 @@ def test_file_names_with_invalid_encodings_or_line_breaks(folder, tmp_path):
     assert sum("\n" in path for path in paths) == 1
     assert len(lines) == len(BAD + GOOD) + 2
     assert len(predict("pictures", cwd=tmp_path).stdout.splitlines()) == 1 + len(lines)
+
+
+def test_csv_quotes_every_line_break(folder, tmp_path):
+    names = ["two\nlines.png", "carriage\rreturn.png", 'a "quote", and a comma.png']
+    for name in names:
+        shutil.copy(folder / "good0.png", tmp_path / name)
+    text = predict(*names, "--format", "csv", cwd=tmp_path).stdout.decode()
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert [row[0] for row in rows] == names
+    assert {len(row) for row in rows} == {4}
+
+
+def test_class_names_cannot_control_the_terminal():
+    names = "c\x1b[31mat", "d\nog"
+    result = Prediction("a.png", names[0], 0.5, tuple(zip(names, (0.5, 0.25), strict=True)), np.zeros(2, np.float32))
+    stream = io.StringIO()
+    with Writer(stream, Format.table, 2, (5, 12), lambda _: names[1]) as writer:
+        writer.write(result)
+    _, row = stream.getvalue().splitlines()
+    assert row.split() == ["a.png", r"c\x1b[31mat", "50.0%", r"d\nog", "25.0%", "(is", r"d\nog)"]
 
 
 def test_grid_marks_right_and_wrong_predictions(tmp_path):

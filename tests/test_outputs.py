@@ -12,7 +12,7 @@ from PIL import Image
 
 from shiftvit import ShiftViTError, evaluate, files
 from shiftvit.cli.main import _run
-from shiftvit.cli.tables import print_json
+from shiftvit.cli.tables import print_json, show, show_pairs
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix
 from shiftvit.figures.style import ENDINGS
@@ -104,6 +104,18 @@ def test_commands_refuse_outputs_before_any_work(arguments, fault, tmp_path, mon
     assert "--out" not in line
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
     assert (tmp_path / "cat.png").read_bytes() == before
+
+
+def test_names_in_tables_are_text(capsys):
+    """rich would read them as markup: `[copy]` would vanish, `[/old]` would be an error, `:cat:` would be a picture."""
+    names = ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", "a\nb\x1b[31mc"]
+    show([{"image": name, "class": "x"} for name in names], "[red] :dog: \x1b[2J")
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == r"[red] :dog: \x1b[2J"
+    shown = [line.strip().rsplit(maxsplit=1)[0] for line in lines if line.strip().endswith(" x")]
+    assert shown == ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", r"a\nb\x1b[31mc"]
+    show_pairs({"classes": "a\x1b[31mb"})
+    assert capsys.readouterr().out == "classes  a\\x1b[31mb\n"
 
 
 def test_json_is_ascii_without_nan(capsys):

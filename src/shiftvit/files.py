@@ -144,6 +144,20 @@ def write_json(path: Path, content: Any) -> None:
     write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
+def make_csv_writer(stream: IO[str]) -> Any:
+    """Returns a `csv.writer` that ends rows with a line feed and quotes all line breaks.
+
+    Before Python 3.13, `csv` quotes only those that it ends rows with, so a carriage return in a name would end a row.
+    """
+    import csv  # only here, because few commands need it
+
+    class Lines:
+        def write(self, row: str) -> None:
+            stream.write(row.removesuffix("\r\n") + "\n")
+
+    return csv.writer(Lines())
+
+
 def read_unlinked(path: Path) -> bytes:
     """Returns the content of a regular file. Refuses a link, and does not wait for a pipe.
 

@@ -12,7 +12,7 @@ import typer
 
 from shiftvit.cli import inputs
 from shiftvit.cli.bulk import check_ray_options, run_on_ray, wants_ray
-from shiftvit.cli.tables import list_examples
+from shiftvit.cli.tables import escape_unprintable, list_examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
 
@@ -128,7 +128,7 @@ def _write(
     from shiftvit.inference.predict import Failure
 
     names = ["-" if isinstance(source, bytes) else source for source in sources]
-    widths = min(max(map(len, names)), 48), max(map(len, predictor.labels))
+    widths = min(max(map(len, names)), 48), max(len(escape_unprintable(label)) for label in predictor.labels)
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()

@@ -23,9 +23,9 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """Prints a table under its title."""
     from rich.console import Console
 
-    # Without a terminal, rich would cut lines at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    # Without a terminal, rich would cut lines at 80 columns. Names are text: `[copy]` is no markup, `:cat:` no emoji.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, emoji=False, highlight=False)
+    console.print(escape_unprintable(title), style="bold", soft_wrap=True)
     console.print(_make_table(rows))
 
 
@@ -47,8 +47,15 @@ def show_pairs(pairs: dict[str, str]) -> None:
     margin = max(map(len, pairs), default=0) + 2
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     for name, value in pairs.items():
-        lines = textwrap.wrap(value, max(20, width - margin), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(
+            escape_unprintable(value), max(20, width - margin), break_long_words=False, break_on_hyphens=False
+        )
         print(f"{name:{margin}}" + f"\n{'':{margin}}".join(lines))
+
+
+def escape_unprintable(text: str) -> str:
+    """Returns text with unprintable characters escaped, so that it stays on one line and controls no terminal."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def list_examples(*commands: str) -> str:
@@ -74,4 +81,4 @@ def _format_cell(key: str, value: Any) -> str:
         return "" if key == "top1" else "?"
     if key == "multiply_adds":
         return f"{value / 1e6:,.1f} M"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else escape_unprintable(str(value))

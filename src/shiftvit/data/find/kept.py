@@ -28,7 +28,7 @@ def save_splits(data: Dataset, path: Path) -> None:
         ShiftViTError: a file's name is not valid UTF-8, or the table cannot be written.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = files.make_csv_writer(text)
     writer.writerow(_COLUMNS)
     for name, split in data.splits.items():
         if name == "test" and data.test_is_validation:
