@@ -54,6 +54,8 @@ def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     assert mean == pytest.approx(confidences.mean(), rel=1e-4)
     wrong = np.flatnonzero(predicted != truth)
     assert found["mistakes"][0]["confidence"] == pytest.approx(confidences[wrong].max(), abs=1e-3)
+    listed = [row["confidence"] for row in found["mistakes"]]
+    assert listed == sorted(listed, reverse=True)
     assert json.loads((tmp_path / "evaluation" / REPORT).read_text("utf-8"))["top1"] == found["top1"]
     for name in ("confusion_matrix", "reliability", "mistakes"):
         with Image.open(tmp_path / "evaluation" / f"{name}.png") as image:

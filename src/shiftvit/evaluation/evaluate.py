@@ -109,7 +109,7 @@ def evaluate(
         "confusion": _list_confusion(count_confusion(logits, labels)),
         "temperature": loaded.temperature,
         "calibration": metrics.measure_calibration(probabilities, labels),
-        "mistakes": _list_mistakes(logits, probabilities, images, loaded.labels),
+        "mistakes": _list_mistakes(logits, probabilities, images, loaded),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(logits) / seconds, 1),
     }
@@ -142,16 +142,16 @@ def _list_mistakes(
     logits: NDArray[np.float32],
     probabilities: NDArray[np.float32],
     split: Split,
-    names: tuple[str, ...],
+    loaded: Bundle,
 ) -> list[dict[str, Any]]:
     return [
         {
             "image": split.path(index) or int(index),
-            "label": names[int(split.labels[index])],
-            "predicted": names[int(logits[index].argmax())],
+            "label": loaded.labels[int(split.labels[index])],
+            "predicted": loaded.labels[int(logits[index].argmax())],
             "confidence": round(float(probabilities[index].max()), 4),
         }
-        for index in metrics.find_mistakes(logits, split.labels, _MISTAKES)
+        for index in metrics.find_mistakes(logits, split.labels, _MISTAKES, loaded.temperature)
     ]
 
 
@@ -193,7 +193,7 @@ def _write(
         plain = metrics.measure_calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
         draw_reliability(plain, folder / "reliability.png", fitted)
-        worst = metrics.find_mistakes(logits, split.labels, _MISTAKES)
+        worst = metrics.find_mistakes(logits, split.labels, _MISTAKES, loaded.temperature)
         predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
         draw_mistakes(*shown, folder / "mistakes.png")
