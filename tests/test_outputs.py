@@ -118,6 +118,14 @@ def test_names_in_tables_are_text(capsys):
     assert capsys.readouterr().out == "classes  a\\x1b[31mb\n"
 
 
+def test_json_files_hold_any_path(tmp_path):
+    """A path may hold bytes that are not UTF-8, as Python's lone surrogates."""
+    files.write_json(tmp_path / "x.json", {"path": "b\udcff.png", "name": "K\xe4se"})
+    text = (tmp_path / "x.json").read_text("utf-8")
+    assert json.loads(text) == {"path": "b\udcff.png", "name": "K\xe4se"}
+    assert "K\xe4se" in text
+
+
 def test_json_is_ascii_without_nan(capsys):
     print_json({"K\xe4se": [1, float("nan"), (float("-inf"), "\udcff")], "none": None})
     text = capsys.readouterr().out

@@ -141,7 +141,8 @@ def _try_folder(folder: Path, wanted: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically; errors as for `write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    # A path may hold bytes that are not UTF-8; they become `\udcff` and so on, which is how JSON escapes them.
+    write_file(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
 
 
 def make_csv_writer(stream: IO[str]) -> Any:
