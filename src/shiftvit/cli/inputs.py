@@ -62,6 +62,13 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
     return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
 
 
+def list_files(sources: Iterable[Any]) -> list[str]:
+    """Returns the files that hold the images, each once; a row of a Parquet file is in that file."""
+    from shiftvit.data.decode.rows import find_row
+
+    return [*dict.fromkeys((find_row(source) or (source,))[0] for source in sources if isinstance(source, str))]
+
+
 def name_stdin(sources: Sequence[Any], results: Iterable[Any]) -> Iterator[Any]:
     """Yields results, `Failure` or others with a `path`, with the path "-" for an image on standard input.
 

@@ -91,7 +91,7 @@ def predict(
     sources = inputs.find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
-    named = [source for source in sources if isinstance(source, str)]
+    named = inputs.list_files(sources)
     if place is not None:
         _check_rows_file(place, named, reads_list="-" in (paths or ()))
     if grid is not None:
