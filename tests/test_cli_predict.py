@@ -20,6 +20,7 @@ import command_line
 from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.cli.predict import _find_truth, _index_classes
 from shiftvit.cli.rows import Format, Writer
 from shiftvit.figures.style import GREEN, RED
 from shiftvit.inference.predict import Prediction
@@ -341,6 +342,22 @@ def test_inputs_and_pictures_are_not_overwritten(folder, tmp_path):
     ):
         assert message in predict(*arguments, cwd=tmp_path, status=2).stderr
     assert (folder / "good0.png").read_bytes() == (folder / "suffixless").read_bytes() == good
+
+
+def test_grid_holds_small_copies_of_large_pictures(tmp_path, monkeypatch):
+    """Sixty photographs at their full size would take gigabytes."""
+    Image.new("RGB", (1600, 400), "red").save(tmp_path / "large.png")
+    drawn = []
+    monkeypatch.setattr("shiftvit.figures.grid.draw_predictions", lambda tiles, *_: drawn.extend(tiles))
+    predict("large.png", SAMPLES[0], "--grid", "grid.png", cwd=tmp_path)
+    assert [tile.image.shape for tile in drawn] == [(48, 192, 3), (192, 192, 3)]
+
+
+def test_folder_names_its_class_in_every_form_of_unicode():
+    classes = _index_classes(("\u00c4pfel", "e\u0301clair"))  # composed, decomposed
+    names = ["fruit/A\u0308pfel/1.jpg", "\u00e9clair/1.jpg", "e\u0301clair/1.jpg", "1.jpg", "pfel/1.jpg"]
+    found = [_find_truth(name, classes) for name in names]
+    assert found == ["\u00c4pfel", "e\u0301clair", "e\u0301clair", None, None]
 
 
 @pytest.mark.slow

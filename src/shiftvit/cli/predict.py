@@ -129,13 +129,14 @@ def _write(
 
     names = ["-" if isinstance(source, bytes) else source for source in sources]
     widths = min(max(map(len, names)), 48), max(len(escape_unprintable(label)) for label in predictor.labels)
+    classes = _index_classes(predictor.labels)
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()
     # On a terminal, the rows themselves show the progress.
     show_bar = len(names) >= _MANY and (stream is not sys.stdout or not sys.stdout.isatty())
     with (
-        Writer(stream, form, top_k, widths, lambda name: _find_truth(name, predictor.labels)) as writer,
+        Writer(stream, form, top_k, widths, lambda name: _find_truth(name, classes)) as writer,
         Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
@@ -147,7 +148,7 @@ def _write(
                 if isinstance(result, Failure):
                     failures += 1
                     continue
-                truth = _find_truth(name, predictor.labels)
+                truth = _find_truth(name, classes)
                 known += truth is not None
                 hits += truth == result.label
                 if len(shown) < keep:
@@ -200,10 +201,18 @@ def _is_standard_input(path: Path) -> bool:
         return False
 
 
-def _find_truth(name: str, labels: tuple[str, ...]) -> str | None:
-    """Returns the name of the file's folder if it is a class."""
-    folder = Path(name).parent.name
-    return folder if folder in labels else None
+def _index_classes(labels: tuple[str, ...]) -> dict[str, str]:
+    """Returns the labels by the form in which names are compared."""
+    from shiftvit.data.find.words import normalise_name
+
+    return {normalise_name(label): label for label in labels}
+
+
+def _find_truth(name: str, classes: dict[str, str]) -> str | None:
+    """Returns the class that the file's folder is named after; `classes` is from `_index_classes`."""
+    from shiftvit.data.find.words import normalise_name
+
+    return classes.get(normalise_name(Path(name).parent.name))
 
 
 @contextlib.contextmanager
@@ -225,17 +234,21 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
 
 
 def _draw(path: Path, shown: list[tuple[Any, "Prediction"]], predictor: "Predictor", max_pixels: int) -> None:
+    import numpy as np
+
     from shiftvit.data.decode.images import decode
-    from shiftvit.figures.grid import Tile, draw_predictions
+    from shiftvit.figures.grid import Tile, draw_predictions, scale_image
 
     tiles = []
+    classes = _index_classes(predictor.labels)
     for source, result in shown:
         try:
             image = decode(source, max_pixels=max_pixels)
         except ShiftViTError as error:  # it was readable before
             notice(f"left out of the grid: {error}")
             continue
-        tiles.append(Tile(image, result.label, result.confidence, _find_truth(result.path, predictor.labels)))
+        small = np.asarray(scale_image(image))  # at once: all the photographs could take gigabytes
+        tiles.append(Tile(small, result.label, result.confidence, _find_truth(result.path, classes)))
     if not tiles:
         return
     known = [tile for tile in tiles if tile.right is not None]
