@@ -256,6 +256,8 @@ def test_overlay_shows_the_heat_map_and_the_image():
         (lambda: occlusion(make_model(), [1]), "images are list"),
         (lambda: occlusion(make_model(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(make_model(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(make_model(), IMAGES, [0.5, 1.0, 2.0]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: grad_cam(make_model(), IMAGES, ["a", "b", "c"]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(make_model(), IMAGES, patch=17), "patch=17 must be from 1 to 16"),
         (lambda: occlusion(make_model(), IMAGES, patch=4, stride=5), "stride=5 must be from 1 to patch=4"),
     ],

@@ -217,7 +217,8 @@ def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64
     if classes is None:
         return None
     chosen = np.asarray(classes)
-    if chosen.shape != images.shape[:1] or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
+    fits = chosen.shape == images.shape[:1] and (chosen.dtype.kind in "iu" or not chosen.size)
+    if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
         raise ShiftViTError(
             f"classes={np.array2string(chosen, threshold=8)} must be {len(images)} whole numbers, 0 to {number - 1}: "
             "one for each image"
