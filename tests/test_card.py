@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -18,7 +19,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
-from shiftvit.bundle.card import Facts, address_card, dump_settings, get_last_name, write_card
+from shiftvit.bundle.card import (
+    Facts,
+    address_card,
+    describe_preprocessing,
+    dump_settings,
+    get_last_name,
+    write_card,
+)
 from shiftvit.bundle.describe import describe
 from shiftvit.config import ModelConfig
 from shiftvit.evaluation.metrics import estimate_intervals, measure, measure_macro
@@ -172,6 +180,22 @@ def test_info_shows_the_known_figures(metrics: dict[str, Any], notes: dict[str, 
     assert {key: found[key] for key in ("validation", "test") if key in found} == notes
     make_bundle(tuple("abcdef"), metrics={"test": {"top5": 0.75}}).save(tmp_path / "b")
     assert describe(str(tmp_path / "b"))["notes"]["test"] == "top-5 75.00%"
+
+
+def test_card_says_how_the_splits_and_the_pixels_were_made() -> None:
+    drawn = "plits that the data set does not define were drawn by class, with seed 0.\n"
+    last = "Validation images that the data set does not define are its last training images.\nOther s"
+    for settings, expected in (
+        ({"data.validation_from": "end"}, last + drawn),
+        ({"data.validation": 0}, "images.\nS" + drawn),  # then the test images are drawn
+        ({}, "images.\nS" + drawn),
+    ):
+        run = Facts(Recipe.load("cifar10", **settings), {"train": [1, 1, 1]})
+        assert expected in write_card(make_bundle(), run)
+    bundle = make_bundle()
+    card = write_card(dataclasses.replace(bundle, preprocess=bundle.preprocess.model_copy(update={"srgb": True})))
+    steps = dict(read_tables(get_body(card))["Model"])["Preprocessing"]
+    assert steps == "colours to sRGB where a file embeds a profile; " + describe_preprocessing(bundle.preprocess)
 
 
 def test_parameter_count_is_that_of_keras() -> None:
