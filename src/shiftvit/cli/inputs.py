@@ -1,4 +1,4 @@
-"""The options that `predict` and `embed` share, and the search for the images that they name."""
+"""The options that `predict`, `embed` and `explain` share, and the search for the images that they name."""
 
 from __future__ import annotations
 
