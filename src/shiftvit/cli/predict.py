@@ -60,7 +60,9 @@ def predict(
     grid: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (.png, .jpg or .webp)."
+            metavar="FILE",
+            help=f"Also draw the first {_SHOWN} images with their labels: .png, .jpg or .webp "
+            "(default without PATH: predictions.png).",
         ),
     ] = None,
     recursive: inputs.Recursive = False,
