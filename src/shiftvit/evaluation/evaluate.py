@@ -23,7 +23,7 @@ from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
-from shiftvit.replacement import find_current, write_folder
+from shiftvit.replacement import check_free, find_current, write_folder
 
 # The number of test images to corrupt, 85 times each. Sampling moves an accuracy by about one point.
 _CORRUPTED = 1000
@@ -84,6 +84,8 @@ def evaluate(
         if found.data.path is not None and Path(out).resolve() == found.data.path.resolve():
             raise ShiftViTError(f"{str(out)!r} holds the images, and would no longer be data; name another folder")
         files.check_folder(Path(out))
+        if not find_current(Path(out, REPORT)).is_file():
+            check_free(Path(out), _FILES if corruptions else _FILES[:-1])
     images = read_images(loaded, found.data).splits[found.split]
     labels = images.labels
     model = loaded.build("float32")  # whatever the global policy is, as a prediction
