@@ -125,6 +125,21 @@ def test_no_images_and_several_batches(monkeypatch):
     np.testing.assert_allclose(occlusion(model, IMAGES), whole[1], atol=1e-5)
 
 
+def test_batches_are_bounded_by_their_pixels(monkeypatch):
+    """Occlusion runs a single image of 512 x 512 pixels 50 times; all at once, that would take several gigabytes."""
+    model, sizes, run = make_model(), [], keras.Model.predict_on_batch
+    monkeypatch.setattr(
+        keras.Model, "predict_on_batch", lambda self, batch: sizes.append(len(batch)) or run(self, batch)
+    )
+    whole = grad_cam(model, IMAGES, [0, 1, 2]), occlusion(model, IMAGES, [0, 1, 2])
+    assert max(sizes) > 2
+    sizes.clear()
+    monkeypatch.setattr("shiftvit.bundle.metadata.BATCH_PIXELS", 2 * 24 * 16)
+    np.testing.assert_allclose(grad_cam(model, IMAGES, [0, 1, 2]), whole[0], atol=1e-4)
+    np.testing.assert_allclose(occlusion(model, IMAGES, [0, 1, 2]), whole[1], atol=1e-5)
+    assert set(sizes) == {2}
+
+
 def test_explaining_does_not_change_the_model():
     model = make_model()
     before = [weight.copy() for weight in model.get_weights()]

@@ -70,6 +70,23 @@ def test_predicted_or_given_class_is_explained(explainer):
     assert np.abs(heat - explainer(PIXELS, (predicted + 1) % 10)[1]).max() > 0.1
 
 
+def test_memory_does_not_grow_with_the_number_of_images(explainer, monkeypatch):
+    class Session:
+        def __init__(self, session):
+            self.get_outputs, self.session, self.sizes = session.get_outputs, session, []
+
+        def run(self, names, given):
+            self.sizes += map(len, given.values())
+            return self.session.run(names, given)
+
+    whole = explainer.run(PIXELS)
+    monkeypatch.setattr(explainer, "_session", session := Session(explainer._session))
+    monkeypatch.setattr("shiftvit.bundle.metadata.BATCH_PIXELS", 2 * 32 * 32)
+    for found, expected in zip(explainer.run(PIXELS), whole, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert session.sizes == [2, 2, 1]
+
+
 def test_bundle_without_a_suitable_graph_is_refused(bundle, tmp_path):
     import dataclasses
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import KEY, MAP, Metadata
+from shiftvit.bundle.metadata import KEY, MAP, Metadata, fit_batch
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
@@ -85,6 +85,8 @@ class Explainer:
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Returns probabilities (N, C) and the maps that `compute_heat` takes, (N, h, w, K).
 
+        Large numbers of images are run in batches, so that memory is bounded except for the results.
+
         Raises:
             ShiftViTError: the pixels do not fit the model.
         """
@@ -96,7 +98,12 @@ class Explainer:
                 f"pixels are {found}; give preprocessed images, uint8 (N, {', '.join(map(str, shape))}), as "
                 "`explainer.metadata.preprocess.pixels(images)` returns them"
             )
-        probabilities, maps = self._session.run([self._session.get_outputs()[0].name, MAP], {self._entry: pixels})
+        wanted, size = [self._session.get_outputs()[0].name, MAP], fit_batch(*pixels.shape[1:3])
+        parts = [
+            self._session.run(wanted, {self._entry: pixels[first : first + size]})
+            for first in range(0, max(1, len(pixels)), size)
+        ]
+        probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
         return probabilities, maps
 
     def compute_heat(self, maps: NDArray[np.float32], classes: NDArray[np.int64]) -> NDArray[np.float32]:
