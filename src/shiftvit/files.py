@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 from shiftvit.errors import ShiftViTError, notice
@@ -146,17 +147,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def make_csv_writer(stream: IO[str]) -> Any:
-    """Returns a `csv.writer` that ends rows with a line feed and quotes all line breaks.
+    """Returns a `csv.writer` whose lines end in a line feed, and which also quotes carriage returns.
 
-    Before Python 3.13, `csv` quotes only those that it ends rows with, so a carriage return in a name would end a row.
+    Before 3.13, Python quotes only the characters that end its lines, and cannot read others back.
     """
-    import csv  # only here, because few commands need it
+    import csv
 
-    class Lines:
-        def write(self, row: str) -> None:
-            stream.write(row.removesuffix("\r\n") + "\n")
-
-    return csv.writer(Lines())
+    lines: Any = SimpleNamespace(write=lambda line: stream.write(line.removesuffix("\r\n") + "\n"))
+    return csv.writer(lines, lineterminator="\r\n")
 
 
 def read_unlinked(path: Path) -> bytes:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
+from shiftvit import files
 from shiftvit.cli.tables import escape_unprintable
-from shiftvit.files import make_csv_writer
 from shiftvit.inference.predict import Failure, Result, to_row
 
 
@@ -48,7 +48,7 @@ class Writer:
         self._stream, self._kind, self._top_k, self._widths, self._find_truth = stream, kind, top_k, widths, find_truth
         # Encodings other than UTF-8 may lack characters, so JSON escapes all but ASCII for them.
         self._ascii = codecs.lookup(getattr(stream, "encoding", None) or "ascii").name != "utf-8"
-        self._csv = make_csv_writer(stream)
+        self._csv = files.make_csv_writer(stream)
         self._count = 0
 
     def __enter__(self) -> Writer:
