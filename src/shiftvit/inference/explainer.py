@@ -103,7 +103,7 @@ class Explainer:
             self._session.run(wanted, {self._entry: pixels[first : first + size]})
             for first in range(0, max(1, len(pixels)), size)
         ]
-        probabilities, maps = map(np.concatenate, zip(*parts, strict=True))
+        probabilities, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
         return probabilities, maps
 
     def compute_heat(self, maps: NDArray[np.float32], classes: NDArray[np.int64]) -> NDArray[np.float32]:
