@@ -182,6 +182,15 @@ def test_info_shows_the_known_figures(metrics: dict[str, Any], notes: dict[str, 
     assert describe(str(tmp_path / "b"))["notes"]["test"] == "top-5 75.00%"
 
 
+def test_info_describes_the_model_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other command uses it as well, not the preset of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert describe("keras_example")["title"] == "Preset keras_example"
+    make_bundle().save("keras_example")
+    assert describe("keras_example")["title"] == "Model in keras_example"
+    assert describe("keras_example")["notes"]["classes"] == "cat, dog and ship"
+
+
 def test_card_says_how_the_splits_and_the_pixels_were_made() -> None:
     drawn = "plits that the data set does not define were drawn by class, with seed 0.\n"
     last = "Validation images that the data set does not define are its last training images.\nOther s"
