@@ -102,6 +102,11 @@ def test_bundle_without_a_suitable_graph_is_refused(bundle, tmp_path):
     old = dataclasses.replace(bundle, graph=model.SerializeToString()).save(tmp_path / "old")
     with pytest.raises(ShiftViTError, match="older shiftvit"):
         Explainer.from_pretrained(old)
+    for head in ({}, {"head/kernel": np.zeros((256, 3), np.float32)}):
+        weights = {name: value for name, value in bundle.weights.items() if name != "head/kernel"} | head
+        odd = dataclasses.replace(bundle, weights=weights).save(tmp_path / "odd")
+        with pytest.raises(ShiftViTError, match="do not fit its own model configuration; restore the bundle"):
+            Explainer.from_pretrained(odd)
 
 
 @pytest.mark.slow

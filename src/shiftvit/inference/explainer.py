@@ -13,7 +13,7 @@ from shiftvit.bundle.metadata import KEY, MAP, Metadata, fit_batch
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
-from shiftvit.bundle.stored.manifest import GRAPH, read_checked, read_manifest, read_tensors
+from shiftvit.bundle.stored.manifest import GRAPH, MISFIT, read_checked, read_manifest, read_tensors
 from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.explain import class_activation_map
@@ -48,7 +48,10 @@ class Explainer:
             )
         self._model, self._threads = str(container.where.absolute()), threads
         self._entry = self._session.get_inputs()[0].name
-        self._weights = np.asarray(read_tensors(container, manifest)["head/kernel"], np.float32)  # (K, C)
+        weights = np.asarray(read_tensors(container, manifest).get("head/kernel", ()), np.float32)  # (K, C)
+        if weights.ndim != 2 or weights.shape[1] != len(self.metadata.labels):
+            raise ShiftViTError(f"{str(container.where)!r}: {MISFIT}; restore the bundle")
+        self._weights = weights
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self).from_pretrained, self._model, threads=self._threads), ()
