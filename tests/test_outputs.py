@@ -42,6 +42,18 @@ def test_unwritable_places_are_refused(tmp_path):
             files.check_file(tmp_path / name, (".png",))
 
 
+def test_file_is_replaced_only_where_its_folder_is_writable(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "x.npz").touch()
+    files.check_file(tmp_path / "x.npz", (".npz",))
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    files.check_file(tmp_path / "x.npz", (".npz",), in_place=True)
+    with pytest.raises(ShiftViTError, match=r"cannot write '.*x\.npz': Permission denied"):
+        files.check_file(tmp_path / "x.npz", (".npz",))
+
+
 def test_inputs_are_not_overwritten(tmp_path):
     (tmp_path / "x.png").touch()
     (tmp_path / "link.png").symlink_to("x.png")

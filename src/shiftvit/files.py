@@ -95,13 +95,16 @@ def delete_abandoned(folder: Path, pattern: str = "*") -> None:
                 left.rmdir()
 
 
-def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+def check_file(
+    path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = (), *, in_place: bool = False
+) -> None:
     """Raises ShiftViTError if a file cannot be written at `path`. Call it before long work.
 
     Args:
         path: the file.
         endings: the allowed suffixes, such as ".png".
         inputs: files that the program reads, which it must not overwrite.
+        in_place: an existing file is written to, not replaced, so that its folder need not be writable.
     """
     if path.is_dir():
         raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
@@ -111,7 +114,8 @@ def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.Pat
     if path.exists():
         if any(os.path.exists(name) and path.samefile(name) for name in inputs):  # noqa: PTH110  (a name may be too long)
             raise ShiftViTError(f"{str(path)!r} is also read here, and would be overwritten; name another file")
-        return
+        if in_place or not path.is_file():
+            return
     _try_folder(path.parent, path)
 
 

@@ -187,7 +187,7 @@ def _check_rows_file(out: Path, named: list[str], reads_list: bool) -> None:
     from shiftvit.cli.rows import ENDINGS
     from shiftvit.data.decode.formats import find_kind
 
-    files.check_file(out, tuple(ENDINGS), named)
+    files.check_file(out, tuple(ENDINGS), named, in_place=True)
     if out.is_file():
         if reads_list and _is_standard_input(out):
             raise ShiftViTError(f"{str(out)!r} is also read here, and would be overwritten; name another file")
