@@ -120,12 +120,13 @@ def test_commands_refuse_outputs_before_any_work(arguments, fault, tmp_path, mon
 
 def test_names_in_tables_are_text(capsys):
     """rich would read them as markup: `[copy]` would vanish, `[/old]` would be an error, `:cat:` would be a picture."""
-    names = ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", "a\nb\x1b[31mc"]
+    joined = "\u0645\u06cc\u200c\u0628\u06cc\u0646\u3000x"  # a Persian word with its joiner, and a wide space
+    names = ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", joined, "a\nb\x1b[31mc"]
     show([{"image": name, "class": "x"} for name in names], "[red] :dog: \x1b[2J")
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == r"[red] :dog: \x1b[2J"
     shown = [line.strip().rsplit(maxsplit=1)[0] for line in lines if line.strip().endswith(" x")]
-    assert shown == ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", r"a\nb\x1b[31mc"]
+    assert shown == ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", joined, r"a\nb\x1b[31mc"]
     show_pairs({"classes": "a\x1b[31mb"})
     assert capsys.readouterr().out == "classes  a\\x1b[31mb\n"
 

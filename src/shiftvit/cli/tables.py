@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 # The width of output that does not go to a terminal, in columns.
 _WIDE = 10_000
+# Without width, they join or part letters.
+_JOINERS = "\u200c\u200d"
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
@@ -54,8 +56,16 @@ def show_pairs(pairs: dict[str, str]) -> None:
 
 
 def escape_unprintable(text: str) -> str:
-    """Returns text with unprintable characters escaped, so that it stays on one line and controls no terminal."""
-    return text if text.isprintable() else repr(text)[1:-1]
+    """Returns text with control characters and the like escaped, so that it stays on one line and controls no terminal.
+
+    Spaces of all kinds stay, and the joiners that Persian and Indic words need.
+    """
+    if text.isprintable():
+        return text
+    import unicodedata  # only here, because few texts need it
+
+    shown = (letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs" for letter in text)
+    return "".join(letter if kept else repr(letter)[1:-1] for letter, kept in zip(text, shown, strict=True))
 
 
 def list_examples(*commands: str) -> str:
