@@ -258,8 +258,9 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
 
 
 def clean_name(text: str) -> str:
-    """Returns a name as a card shows it: on one line, with spaces for unprintable characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    """Returns a name as a card shows it: on one line, with spaces for unprintable characters except joiners."""
+    shown = (letter if letter.isprintable() or letter in "\u200c\u200d" else " " for letter in text)
+    return " ".join("".join(shown).split())
 
 
 @given(labels=st.lists(NAMES, min_size=2, max_size=5, unique=True), folder=NAMES)
@@ -280,3 +281,9 @@ def test_names_are_shown_unchanged_and_escaped(labels: list[str], folder: str) -
     assert re.findall(r'href="(.*?)"', page) == ["https://arxiv.org/abs/2201.10801"]
     head = parse_front_matter(card)
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == clean_name(get_last_name(f"/photos/{folder}"))
+
+
+def test_joiners_in_class_names_stay() -> None:
+    """Persian words and many emoji are written with them."""
+    names = "\u0645\u06cc\u200c\u0628\u06cc\u0646", "\U0001f469\u200d\U0001f4bb"
+    assert f"It distinguishes 2 classes: {names[0]}, {names[1]}." in write_card(make_bundle(names))

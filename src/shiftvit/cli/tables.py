@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.errors import JOINERS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 # The width of output that does not go to a terminal, in columns.
 _WIDE = 10_000
-# Without width, they join or part letters.
-_JOINERS = "\u200c\u200d"
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
@@ -64,7 +64,7 @@ def escape_unprintable(text: str) -> str:
         return text
     import unicodedata  # only here, because few texts need it
 
-    shown = (letter.isprintable() or letter in _JOINERS or unicodedata.category(letter) == "Zs" for letter in text)
+    shown = (letter.isprintable() or letter in JOINERS or unicodedata.category(letter) == "Zs" for letter in text)
     return "".join(letter if kept else repr(letter)[1:-1] for letter, kept in zip(text, shown, strict=True))
 
 
