@@ -49,7 +49,8 @@ def evaluate(
             the images that the run was trained on, even if they were moved, the run's splits are used. None: the data
             of the run or, without a run folder, the data set with the model's classes.
         split: "train", "validation", "test" or "all". None: the test images, or the validation images if there are
-            none, or else all. All splits are prepared as for a prediction.
+            none, or else all. All splits are prepared as for a prediction, except that for a model with
+            `round_pixels=False` the pixels of arrays are not rounded.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
         keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
             not the run's own test images.

@@ -29,7 +29,7 @@ def draw_reliability(before: dict[str, Any], path: Path, after: dict[str, Any] |
     """Draws accuracy against confidence, above a histogram of the confidence.
 
     Args:
-        before: the result of `metrics.calibration`.
+        before: the result of `metrics.measure_calibration`.
         path: the PNG to write.
         after: the same after temperature scaling, drawn beside it.
 
