@@ -56,6 +56,8 @@ def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     assert mean == pytest.approx(confidences.mean(), rel=1e-4)
     wrong = np.flatnonzero(predicted != truth)
     assert found["mistakes"][0]["confidence"] == pytest.approx(confidences[wrong].max(), abs=1e-3)
+    listed = [row["confidence"] for row in found["mistakes"]]
+    assert listed == sorted(listed, reverse=True)
     assert json.loads((tmp_path / "evaluation" / REPORT).read_text("utf-8"))["top1"] == found["top1"]
     for name in ("confusion_matrix", "reliability", "mistakes"):
         with Image.open(tmp_path / "evaluation" / f"{name}.png") as image:
@@ -123,3 +125,10 @@ def test_unwritable_output_folder_is_refused(sample_as_cifar10, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(ShiftViTError, match=r"cannot write '.*file/evaluation': Not a directory"):
         evaluate("cifar10", out=tmp_path / "file" / "evaluation")
+
+
+def test_foreign_files_in_the_output_folder_are_reported_first(sample_as_cifar10, tmp_path, monkeypatch) -> None:  # noqa: ARG001
+    (tmp_path / "mistakes.png").write_bytes(b"mine")
+    monkeypatch.setattr("shiftvit.evaluation.evaluate.read_images", lambda *_: pytest.fail("the images were read"))
+    with pytest.raises(ShiftViTError, match=r"mistakes\.png' exists and is not shiftvit's, so it is not replaced"):
+        evaluate("cifar10", out=tmp_path)

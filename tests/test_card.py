@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -18,7 +19,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from shiftvit import Bundle, Preprocess, Recipe, ShiftViT
-from shiftvit.bundle.card import Facts, address_card, dump_settings, get_last_name, write_card
+from shiftvit.bundle.card import (
+    Facts,
+    address_card,
+    describe_preprocessing,
+    dump_settings,
+    get_last_name,
+    write_card,
+)
 from shiftvit.bundle.describe import describe
 from shiftvit.config import ModelConfig
 from shiftvit.evaluation.metrics import estimate_intervals, measure, measure_macro
@@ -174,6 +182,31 @@ def test_info_shows_the_known_figures(metrics: dict[str, Any], notes: dict[str, 
     assert describe(str(tmp_path / "b"))["notes"]["test"] == "top-5 75.00%"
 
 
+def test_info_describes_the_model_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other command uses it as well, not the preset of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert describe("keras_example")["title"] == "Preset keras_example"
+    make_bundle().save("keras_example")
+    assert describe("keras_example")["title"] == "Model in keras_example"
+    assert describe("keras_example")["notes"]["classes"] == "cat, dog and ship"
+
+
+def test_card_says_how_the_splits_and_the_pixels_were_made() -> None:
+    drawn = "plits that the data set does not define were drawn by class, with seed 0.\n"
+    last = "Validation images that the data set does not define are its last training images.\nOther s"
+    for settings, expected in (
+        ({"data.validation_from": "end"}, last + drawn),
+        ({"data.validation": 0}, "images.\nS" + drawn),  # then the test images are drawn
+        ({}, "images.\nS" + drawn),
+    ):
+        run = Facts(Recipe.load("cifar10", **settings), {"train": [1, 1, 1]})
+        assert expected in write_card(make_bundle(), run)
+    bundle = make_bundle()
+    card = write_card(dataclasses.replace(bundle, preprocess=bundle.preprocess.model_copy(update={"srgb": True})))
+    steps = dict(read_tables(get_body(card))["Model"])["Preprocessing"]
+    assert steps == "colours to sRGB where a file embeds a profile; " + describe_preprocessing(bundle.preprocess)
+
+
 def test_parameter_count_is_that_of_keras() -> None:
     for norm in ("batch", "group"):
         model = ShiftViT((16, 16, 3), num_classes=3, embed_dim=24, depths=(1, 2), norm=norm)
@@ -225,8 +258,9 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
 
 
 def clean_name(text: str) -> str:
-    """Returns a name as a card shows it: on one line, with spaces for unprintable characters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    """Returns a name as a card shows it: on one line, with spaces for unprintable characters except joiners."""
+    shown = (letter if letter.isprintable() or letter in "\u200c\u200d" else " " for letter in text)
+    return " ".join("".join(shown).split())
 
 
 @pytest.mark.slow
@@ -248,3 +282,9 @@ def test_names_are_shown_unchanged_and_escaped(labels: list[str], folder: str) -
     assert re.findall(r'href="(.*?)"', page) == ["https://arxiv.org/abs/2201.10801"]
     head = parse_front_matter(card)
     assert head["model-index"][0]["results"][0]["dataset"]["name"] == clean_name(get_last_name(f"/photos/{folder}"))
+
+
+def test_joiners_in_class_names_stay() -> None:
+    """Persian words and many emoji are written with them."""
+    names = "\u0645\u06cc\u200c\u0628\u06cc\u0646", "\U0001f469\u200d\U0001f4bb"
+    assert f"It distinguishes 2 classes: {names[0]}, {names[1]}." in write_card(make_bundle(names))

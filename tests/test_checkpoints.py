@@ -19,6 +19,7 @@ from attack import Attack
 from official import Weights, make_checkpoint, to_tensors
 from parity import GOLDEN
 from shiftvit import Bundle, Predictor, ShiftViTError
+from shiftvit.bundle.official import _read_labels
 from shiftvit.cli.main import main
 from shiftvit.exports.driver import pack
 from shiftvit.presets import PRESETS, Preset
@@ -187,6 +188,13 @@ def test_invalid_label_files_are_refused(content: bytes, match: str) -> None:
     Path("names.txt").write_bytes(content)
     assert_refused(match, labels="names.txt")
     assert_refused("the labels 'absent.txt' cannot be read: No such file", labels="absent.txt")
+
+
+def test_class_names_of_every_script_are_read() -> None:
+    """Joiners and other spaces are not printable in Python's sense."""
+    names = "\u0645\u06cc\u200c\u0628\u06cc\u0646", "\U0001f469\u200d\U0001f4bb", "guinea\xa0pig"
+    Path("names.txt").write_text("\n".join(names), "utf-8")
+    assert _read_labels(Path("names.txt"), 3) == names
 
 
 class Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def test_wrong_options_are_refused(arguments, message, tmp_path, monkeypatch):
     assert isinstance(answer.exception, ShiftViTError)
     assert message in str(answer.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_options_that_a_message_names_exist(tmp_path):
+    shutil.copytree(SAMPLES[0].parent, tmp_path / "pets" / "inner")
+    arguments = [tmp_path / "pets", "--method", "cam", "--out", tmp_path / "x.png", "--json"]
+    answer = run_command(*arguments)
+    assert str(answer.exception).endswith(
+        "use --recursive to search its subfolders or use --all-files to read every file"
+    )
+    rows = json.loads(run_command(*arguments, "--recursive", "--all-files").stdout)
+    assert {row["path"] for row in rows} == {str(path) for path in (tmp_path / "pets" / "inner").iterdir()}
 
 
 @pytest.mark.slow

@@ -20,7 +20,10 @@ import command_line
 from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit.bundle.stored.find import PRETRAINED
+from shiftvit.cli.predict import _find_truth, _index_classes
+from shiftvit.cli.rows import Format, Writer
 from shiftvit.figures.style import GREEN, RED
+from shiftvit.inference.predict import Prediction
 
 SAMPLES = sorted(str(path) for path in (PRETRAINED / "samples").rglob("*.png"))
 
@@ -151,6 +154,26 @@ def test_file_names_with_invalid_encodings_or_line_breaks(folder, tmp_path):
     assert sum("\n" in path for path in paths) == 1
     assert len(lines) == len(BAD + GOOD) + 2
     assert len(predict("pictures", cwd=tmp_path).stdout.splitlines()) == 1 + len(lines)
+
+
+def test_csv_quotes_every_line_break(folder, tmp_path):
+    names = ["two\nlines.png", "carriage\rreturn.png", 'a "quote", and a comma.png']
+    for name in names:
+        shutil.copy(folder / "good0.png", tmp_path / name)
+    text = predict(*names, "--format", "csv", cwd=tmp_path).stdout.decode()
+    _, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert [row[0] for row in rows] == names
+    assert {len(row) for row in rows} == {4}
+
+
+def test_class_names_cannot_control_the_terminal():
+    names = "c\x1b[31mat", "d\nog"
+    result = Prediction("a.png", names[0], 0.5, tuple(zip(names, (0.5, 0.25), strict=True)), np.zeros(2, np.float32))
+    stream = io.StringIO()
+    with Writer(stream, Format.table, 2, (5, 12), lambda _: names[1]) as writer:
+        writer.write(result)
+    _, row = stream.getvalue().splitlines()
+    assert row.split() == ["a.png", r"c\x1b[31mat", "50.0%", r"d\nog", "25.0%", "(is", r"d\nog)"]
 
 
 def test_grid_marks_right_and_wrong_predictions(tmp_path):
@@ -321,6 +344,22 @@ def test_inputs_and_pictures_are_not_overwritten(folder, tmp_path):
     ):
         assert message in predict(*arguments, cwd=tmp_path, status=2).stderr
     assert (folder / "good0.png").read_bytes() == (folder / "suffixless").read_bytes() == good
+
+
+def test_grid_holds_small_copies_of_large_pictures(tmp_path, monkeypatch):
+    """Sixty photographs at their full size would take gigabytes."""
+    Image.new("RGB", (1600, 400), "red").save(tmp_path / "large.png")
+    drawn = []
+    monkeypatch.setattr("shiftvit.figures.grid.draw_predictions", lambda tiles, *_: drawn.extend(tiles))
+    predict("large.png", SAMPLES[0], "--grid", "grid.png", cwd=tmp_path)
+    assert [tile.image.shape for tile in drawn] == [(48, 192, 3), (192, 192, 3)]
+
+
+def test_folder_names_its_class_in_every_form_of_unicode():
+    classes = _index_classes(("\u00c4pfel", "e\u0301clair"))  # composed, decomposed
+    names = ["fruit/A\u0308pfel/1.jpg", "\u00e9clair/1.jpg", "e\u0301clair/1.jpg", "1.jpg", "pfel/1.jpg"]
+    found = [_find_truth(name, classes) for name in names]
+    assert found == ["\u00c4pfel", "e\u0301clair", "e\u0301clair", None, None]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.special import softmax
 from typer.testing import CliRunner
 
+from parquet_tables import write_cifar
 from sample import load_sample
 from shiftvit import Bundle, Embedder, Predictor, ShiftViTError
 from shiftvit.bundle.stored.find import PRETRAINED
@@ -134,6 +135,15 @@ def test_parquet_with_several_row_groups(
 def test_invalid_output_paths_fail(out: str, fault: str, files: list[str]) -> None:
     with pytest.raises(ShiftViTError, match=fault):
         run_command("embed", *files, "--out", str(Path(files[0]).parent / out))
+
+
+def test_output_does_not_overwrite_a_file_that_is_read(files: list[str], tmp_path: Path) -> None:
+    table = write_cifar(tmp_path / "pets.parquet", slice(2))
+    before = table.read_bytes()
+    for path in (f"{table}#1", str(table)):
+        with pytest.raises(ShiftViTError, match=r"pets\.parquet' is also read here, and would be overwritten"):
+            run_command("embed", path, files[0], "--out", str(table))
+    assert table.read_bytes() == before
 
 
 def test_nothing_is_written_without_a_readable_image(tmp_path: Path) -> None:

@@ -126,6 +126,21 @@ def test_no_images_and_several_batches(monkeypatch):
     np.testing.assert_allclose(occlusion(model, IMAGES), whole[1], atol=1e-5)
 
 
+def test_batches_are_bounded_by_their_pixels(monkeypatch):
+    """Occlusion runs a single image of 512 x 512 pixels 50 times; all at once, that would take several gigabytes."""
+    model, sizes, run = make_model(), [], keras.Model.predict_on_batch
+    monkeypatch.setattr(
+        keras.Model, "predict_on_batch", lambda self, batch: sizes.append(len(batch)) or run(self, batch)
+    )
+    whole = grad_cam(model, IMAGES, [0, 1, 2]), occlusion(model, IMAGES, [0, 1, 2])
+    assert max(sizes) > 2
+    sizes.clear()
+    monkeypatch.setattr("shiftvit.bundle.metadata.BATCH_PIXELS", 2 * 24 * 16)
+    np.testing.assert_allclose(grad_cam(model, IMAGES, [0, 1, 2]), whole[0], atol=1e-4)
+    np.testing.assert_allclose(occlusion(model, IMAGES, [0, 1, 2]), whole[1], atol=1e-5)
+    assert set(sizes) == {2}
+
+
 def test_explaining_does_not_change_the_model():
     model = make_model()
     before = [weight.copy() for weight in model.get_weights()]
@@ -259,6 +274,8 @@ def test_overlay_shows_the_heat_map_and_the_image():
         (lambda: occlusion(make_model(), [1]), "images are list"),
         (lambda: occlusion(make_model(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(make_model(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(make_model(), IMAGES, [0.5, 1.0, 2.0]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: grad_cam(make_model(), IMAGES, ["a", "b", "c"]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(make_model(), IMAGES, patch=17), "patch=17 must be from 1 to 16"),
         (lambda: occlusion(make_model(), IMAGES, patch=4, stride=5), "stride=5 must be from 1 to patch=4"),
     ],

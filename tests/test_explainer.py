@@ -71,6 +71,23 @@ def test_predicted_or_given_class_is_explained(explainer):
     assert np.abs(heat - explainer(PIXELS, (predicted + 1) % 10)[1]).max() > 0.1
 
 
+def test_memory_does_not_grow_with_the_number_of_images(explainer, monkeypatch):
+    class Session:
+        def __init__(self, session):
+            self.get_outputs, self.session, self.sizes = session.get_outputs, session, []
+
+        def run(self, names, given):
+            self.sizes += map(len, given.values())
+            return self.session.run(names, given)
+
+    whole = explainer.run(PIXELS)
+    monkeypatch.setattr(explainer, "_session", session := Session(explainer._session))
+    monkeypatch.setattr("shiftvit.bundle.metadata.BATCH_PIXELS", 2 * 32 * 32)
+    for found, expected in zip(explainer.run(PIXELS), whole, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert session.sizes == [2, 2, 1]
+
+
 def test_bundle_without_a_suitable_graph_is_refused(bundle, tmp_path):
     import dataclasses
 
@@ -86,6 +103,11 @@ def test_bundle_without_a_suitable_graph_is_refused(bundle, tmp_path):
     old = dataclasses.replace(bundle, graph=model.SerializeToString()).save(tmp_path / "old")
     with pytest.raises(ShiftViTError, match="older shiftvit"):
         Explainer.from_pretrained(old)
+    for head in ({}, {"head/kernel": np.zeros((256, 3), np.float32)}):
+        weights = {name: value for name, value in bundle.weights.items() if name != "head/kernel"} | head
+        odd = dataclasses.replace(bundle, weights=weights).save(tmp_path / "odd")
+        with pytest.raises(ShiftViTError, match="do not fit its own model configuration; restore the bundle"):
+            Explainer.from_pretrained(odd)
 
 
 @pytest.mark.slow

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +14,7 @@ from scipy.special import softmax
 from shiftvit import ShiftViTError
 from shiftvit.evaluation.metrics import measure_calibration
 from shiftvit.figures.evaluation import Explanation, draw_explanations, draw_mistakes, draw_reliability
+from shiftvit.figures.style import ENDINGS
 
 
 @pytest.mark.slow
@@ -65,3 +70,22 @@ def test_explanations_figure(count, size, area, tmp_path):
     assert (pixels == (1, 2, 250)).all(axis=-1).sum() == count * area
     with pytest.raises(ShiftViTError, match="cannot write"):
         draw_explanations(rows, tmp_path / "missing" / "x.png", "A title")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_explanations_have_the_format_of_their_suffix(ending, tmp_path):
+    path = tmp_path / f"x{ending}"
+    draw_explanations([Explanation(np.zeros((8, 8, 3), np.uint8), "cat", {}, {})], path, "A title")
+    content = path.read_bytes()
+    if ending == ".pdf":
+        assert content.startswith(b"%PDF")
+        return
+    if ending == ".svg":
+        (image,) = ElementTree.fromstring(content)
+        assert image.tag == "{http://www.w3.org/2000/svg}image"
+        content = base64.b64decode(
+            image.attrib["{http://www.w3.org/1999/xlink}href"].removeprefix("data:image/png;base64,")
+        )
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.format == {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(ending, "PNG")
+        assert picture.height > 192

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from shiftvit import ShiftViTError
-from shiftvit.figures.grid import Tile, draw_predictions
+from shiftvit.figures.grid import Tile, draw_predictions, scale_image
 from shiftvit.figures.style import GREEN, RED
 
 
@@ -46,6 +46,14 @@ def test_right_and_wrong_are_marked_only_if_the_truth_is_known(tmp_path):
 def test_images_keep_their_aspect_ratio(size, area, tmp_path):
     pixels = draw([make_tile(size=size)], tmp_path / "x.png")
     assert (pixels == (1, 2, 250)).all(axis=-1).sum() == area
+
+
+@pytest.mark.parametrize("size", [(8, 8), (10, 20), (400, 100)])
+def test_image_of_the_final_size_is_drawn_unchanged(size, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    small = np.asarray(scale_image(image))
+    found, expected = (draw([Tile(pixels, "cat", 0.5)], tmp_path / "x.png") for pixels in (small, image))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_long_labels_stay_within_their_tile(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 
 import pytest
@@ -59,6 +60,29 @@ def test_broken_link_is_listed(tree):
     (tree / "gone.png").symlink_to("nowhere")
     assert list_images(["gone.png"]) == ["gone.png"]
     assert "./gone.png" in list_images(["."])
+
+
+PATTERNS = ("**/*.gif", "**/[de].*", "sub/**", "**", "**/deep/*", "[sn]*/**/*.t*", "**/**/*.png", "./**/*.JPG", "**/")
+
+
+@pytest.mark.parametrize(
+    "pattern", [*PATTERNS, "{here}/**/*.png", "{here}/s*/**", "../{name}/**/d.gif", "c[[]1]*/**/x.png"]
+)
+def test_patterns_match_as_for_glob(pattern, tree):
+    (tree / "c[1]" / "deep").mkdir(parents=True)
+    (tree / "c[1]" / "deep" / "x.png").touch()
+    (tree / "none" / "linked").symlink_to(tree / "sub")
+    pattern = pattern.format(here=tree, name=tree.name)
+    expected = sorted({path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)})  # noqa: PTH112, PTH207
+    found = list_images([pattern]) if expected else []
+    assert found == expected
+
+
+def test_links_do_not_lead_a_pattern_in_circles(tree):
+    """`glob` would not end: each of the links leads to both."""
+    for name in ("up", "again"):
+        (tree / "sub" / name).symlink_to(tree)
+    assert list_images(["**/*.gif"]) == ["sub/d.gif"]
 
 
 def test_links_to_folders_are_not_followed(tree):

@@ -249,6 +249,16 @@ def test_most_confident_mistakes_come_first():
     assert find_mistakes(logits, labels, 0).tolist() == []
 
 
+def test_mistakes_are_sorted_by_the_confidence_at_the_temperature():
+    """One close rival costs more confidence than four distant ones at temperature 1, and less at temperature 4."""
+    logits = -np.array([[0, 1, 50, 50, 50], [0, 2.4, 2.4, 2.4, 2.4]], np.float32)
+    for temperature in (1.0, 4.0):
+        confidence = softmax(logits / temperature, axis=1).max(axis=1)
+        expected = np.argsort(-confidence).tolist()
+        assert find_mistakes(logits, np.array([1, 1]), temperature=temperature).tolist() == expected
+    assert expected == [0, 1]
+
+
 @given(seeds, st.integers(1, 60))
 def test_mistakes_are_wrong_and_sorted(seed, count):
     logits, labels = draw_calibrated(seed, count, 4)

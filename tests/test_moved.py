@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from sample import SMALL, load_sample, write_tree
-from shiftvit import Recipe, ShiftViTError, evaluate, train
+from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, train
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.load import load_data
-from shiftvit.evaluation.places import choose_place, list_evaluations
+from shiftvit.evaluation.places import choose_place, find_run, list_evaluations
 from shiftvit.training.setup import resolve
 from trees import make_arrays
 
@@ -191,6 +191,18 @@ def test_each_data_set_has_its_own_folder(place: Path) -> None:
     assert choose_place(run, "/a/\N{SNOWMAN}", "all", own_test=False).name == "images"
     assert choose_place(run, "/a/mistakes.png", "all", own_test=False).name == "mistakes.png-2"
     assert choose_place(run, "cifar10", "test", own_test=False).name == "cifar10-test"
+
+
+def test_name_of_a_model_does_not_mean_an_unfinished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the model would be evaluated on the images of that run, and the result would be kept in its folder."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "cifar10"
+    run.mkdir()
+    (run / "recipe.toml").write_text("")
+    assert find_run("cifar10") is None
+    assert find_run(run) == run
+    Bundle.load("cifar10").save(run / "bundle")
+    assert find_run("cifar10") == Path("cifar10")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from PIL import Image
 from shiftvit import ShiftViTError, evaluate, files
 from shiftvit.cli.main import _run
 from shiftvit.cli.rows import Format, Writer
-from shiftvit.cli.tables import print_json
+from shiftvit.cli.tables import print_json, show, show_pairs
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix
 from shiftvit.figures.style import ENDINGS
@@ -43,6 +43,18 @@ def test_unwritable_places_are_refused(tmp_path):
     ):
         with pytest.raises(ShiftViTError, match=re.escape(f"cannot write '{tmp_path / name}': {fault}")):
             files.check_file(tmp_path / name, (".png",))
+
+
+def test_file_is_replaced_only_where_its_folder_is_writable(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "x.npz").touch()
+    files.check_file(tmp_path / "x.npz", (".npz",))
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    files.check_file(tmp_path / "x.npz", (".npz",), in_place=True)
+    with pytest.raises(ShiftViTError, match=r"cannot write '.*x\.npz': Permission denied"):
+        files.check_file(tmp_path / "x.npz", (".npz",))
 
 
 def test_inputs_are_not_overwritten(tmp_path):
@@ -107,6 +119,27 @@ def test_commands_refuse_outputs_before_any_work(arguments, fault, tmp_path, mon
     assert "--out" not in line
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
     assert (tmp_path / "cat.png").read_bytes() == before
+
+
+def test_names_in_tables_are_text(capsys):
+    """rich would read them as markup: `[copy]` would vanish, `[/old]` would be an error, `:cat:` would be a picture."""
+    joined = "\u0645\u06cc\u200c\u0628\u06cc\u0646\u3000x"  # a Persian word with its joiner, and a wide space
+    names = ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", joined, "a\nb\x1b[31mc"]
+    show([{"image": name, "class": "x"} for name in names], "[red] :dog: \x1b[2J")
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == r"[red] :dog: \x1b[2J"
+    shown = [line.strip().rsplit(maxsplit=1)[0] for line in lines if line.strip().endswith(" x")]
+    assert shown == ["[copy] of [b]cat[/b]", "cat [/old]", ":cat:", joined, r"a\nb\x1b[31mc"]
+    show_pairs({"classes": "a\x1b[31mb"})
+    assert capsys.readouterr().out == "classes  a\\x1b[31mb\n"
+
+
+def test_json_files_hold_any_path(tmp_path):
+    """A path may hold bytes that are not UTF-8, as Python's lone surrogates."""
+    files.write_json(tmp_path / "x.json", {"path": "b\udcff.png", "name": "K\xe4se"})
+    text = (tmp_path / "x.json").read_text("utf-8")
+    assert json.loads(text) == {"path": "b\udcff.png", "name": "K\xe4se"}
+    assert "K\xe4se" in text
 
 
 def test_json_is_ascii_without_nan(capsys):

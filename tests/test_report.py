@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -157,6 +158,11 @@ def test_damaged_file_is_named_in_one_line(run: Path, name: str, content: str) -
         write_report(run)
     assert "\n" not in str(caught.value)
     assert not (run / "report.html").exists()
+
+
+def test_name_of_a_run_may_be_no_utf8(run: Path) -> None:
+    odd = run.rename(os.fsdecode(os.fsencode(run) + b"\xff"))
+    assert "run?" in Page(write_report(odd).read_text("utf-8")).text
 
 
 def test_invalid_recipe_is_shown(run: Path) -> None:

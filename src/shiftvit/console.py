@@ -78,7 +78,7 @@ class Bar:
             *columns,
             progress.TimeRemainingColumn(compact=True),
             progress.TextColumn("left"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, emoji=False),
             transient=True,
             redirect_stdout=False,
             expand=True,

@@ -15,6 +15,8 @@ from typing import Any
 
 # The most valid names that a message lists; a model may have thousands of classes.
 _LISTED = 40
+# Characters without width that Persian and Indic words and emoji need. Python does not count them as printable.
+JOINERS = "\u200c\u200d"
 
 
 class ShiftViTError(ValueError):
@@ -54,7 +56,7 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 
 def to_one_line(text: str) -> str:
-    """Returns text on one line, with runs of white space and unprintable characters replaced by a space."""
+    """Returns text on one line, with runs of white space and unprintable characters, except joiners, as a space."""
     return " ".join(_replace_unprintable(text).split())
 
 
@@ -159,4 +161,4 @@ def pluralize(number: int, noun: str, plural: str | None = None) -> str:
 
 def _replace_unprintable(text: str) -> str:
     """Replaces unprintable characters by spaces, because those in a file's name could control the terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() or letter in JOINERS else " " for letter in text)

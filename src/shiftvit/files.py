@@ -99,13 +99,16 @@ def delete_abandoned(folder: Path, pattern: str = "*", *, alone: bool = False) -
                 left.rmdir()
 
 
-def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+def check_file(
+    path: Path, endings: Sequence[str], inputs: Iterable[str | os.PathLike[str]] = (), *, in_place: bool = False
+) -> None:
     """Raises ShiftViTError if a file cannot be written at `path`. Call it before long work.
 
     Args:
         path: the file.
         endings: the allowed suffixes, such as ".png".
         inputs: files that the program reads, which it must not overwrite.
+        in_place: an existing file is written to, not replaced, so that its folder need not be writable.
     """
     if path.is_dir():
         raise ShiftViTError(f"cannot write {str(path)!r}: it is a folder; name a file in it")
@@ -115,7 +118,8 @@ def check_file(path: Path, endings: Sequence[str], inputs: Iterable[str | os.Pat
     if path.exists():
         if any(os.path.exists(name) and path.samefile(name) for name in inputs):  # noqa: PTH110  (a name may be too long)
             raise ShiftViTError(f"{str(path)!r} is also read here, and would be overwritten; name another file")
-        return
+        if in_place or not path.is_file():
+            return
     _try_folder(path.parent, path)
 
 
@@ -146,7 +150,8 @@ def _try_folder(folder: Path, wanted: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON atomically; errors as for `write_file`."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+    # A path may hold bytes that are not UTF-8; they become `\udcff` and so on, which is how JSON escapes them.
+    write_file(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
 
 
 def make_csv_writer(stream: IO[str]) -> Any:

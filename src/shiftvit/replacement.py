@@ -63,6 +63,13 @@ def write_folder(path: Path, write: Callable[[Path], Any], ours: Collection[str]
         raise explain_unwritable(path, error) from error
 
 
+def check_free(path: Path, names: Collection[str]) -> None:
+    """Raises ShiftViTError if a folder has files of these names, which are someone else's. Call it before long work."""
+    for name in sorted(names):
+        if os.path.lexists(path / name):
+            raise _refuse(path / name)
+
+
 def find_current(path: Path) -> Path:
     """Returns where the current content of a file at `path` is, even if `write_folder` was stopped halfway."""
     arriving = path.parent / _ARRIVING
@@ -79,10 +86,7 @@ def _replace(path: Path, work: Path, ours: Collection[str], replaced: set[str], 
     there = {entry.name: entry.is_dir() and not entry.is_symlink() for entry in path.iterdir() if entry != work}
     for name in sorted(coming.keys() & there.keys()):
         if name not in replaced or coming[name] != there[name]:
-            raise ShiftViTError(
-                f"{str(shown / name)!r} exists and is not shiftvit's, so it is not replaced; move it away, or choose "
-                "another place"
-            )
+            raise _refuse(shown / name)
     if there.keys() <= replaced and _exchange(new, path):
         return
     (arriving / "old").write_text(json.dumps(sorted((there.keys() & replaced) - coming.keys())), "utf-8")
@@ -95,6 +99,12 @@ def _replace(path: Path, work: Path, ours: Collection[str], replaced: set[str], 
     except KeyboardInterrupt:
         _finish(path, ours)
         raise
+
+
+def _refuse(path: Path) -> ShiftViTError:
+    return ShiftViTError(
+        f"{str(path)!r} exists and is not shiftvit's, so it is not replaced; move it away, or choose another place"
+    )
 
 
 def _finish(path: Path, ours: Collection[str]) -> None:

@@ -155,7 +155,7 @@ def format_size(sides: Sequence[int | None]) -> str:
 
 def describe_preprocessing(rule: Preprocess) -> str:
     """Returns the steps from an image to the model's input."""
-    steps = []
+    steps = ["colours to sRGB where a file embeds a profile"] if rule.srgb else []
     if rule.resize is not None:
         target = f"shorter side {rule.resize} px" if isinstance(rule.resize, int) else format_size(rule.resize)
         steps.append(f"resize ({target}, {rule.interpolation})")

@@ -7,7 +7,7 @@ from typing import Any
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import describe_figures, describe_origin, describe_preprocessing
-from shiftvit.bundle.stored.find import find_bundle, is_name, list_pretrained
+from shiftvit.bundle.stored.find import find_bundle, is_model, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, list_some, suggest
@@ -16,7 +16,7 @@ from shiftvit.stages import Rows, list_stages
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Describes a preset, a run folder or a bundle.
+    """Describes a preset, a run folder or a bundle; as everywhere, a model in the working folder wins over a name.
 
     Returns:
         `{"title", "stages": rows of `list_stages` and a total, "notes": texts by name}`.
@@ -24,7 +24,7 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         ShiftViTError: `name` is neither a preset nor a model.
     """
-    if name in PRESETS:
+    if name in PRESETS and (is_name(name) or not is_model(name)):
         preset = PRESETS[name]
         notes = {"description": preset.description}
         if preset.published is not None:

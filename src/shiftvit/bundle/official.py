@@ -13,6 +13,7 @@ from shiftvit import files
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.manifest import Provenance, check_labels
 from shiftvit.bundle.stored.published import Published, find_evaluation, read_imagenet_classes
+from shiftvit.data.find.words import has_controls
 from shiftvit.errors import ShiftViTError, notice
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
@@ -110,7 +111,7 @@ def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
         raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
     names = [line.strip() for line in lines if line.strip()]
     for name in names:
-        if not name.isprintable():
+        if has_controls(name):
             raise ShiftViTError(f"{str(path)!r} has the class name {name!r}, which cannot be printed; rename it")
     try:
         return check_labels(names, classes)

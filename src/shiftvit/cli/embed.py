@@ -60,6 +60,7 @@ def embed(
     place = Path(out)
     check_table(place)
     sources = inputs.find_sources(paths, recursive, all_files)
+    check_table(place, inputs.list_files(sources))
     embedder = Embedder.from_pretrained(model, runtime=runtime, threads=threads)
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     found = embedder.stream(sources, batch_size=batch_size, threads=threads, max_pixels=limit)

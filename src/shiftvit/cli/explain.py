@@ -7,6 +7,7 @@ import typer
 
 from shiftvit import files
 from shiftvit.backend import list_installed_backends
+from shiftvit.cli import inputs
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, notice, report_skipped, suggest
@@ -63,6 +64,8 @@ def explain(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write: .png, .pdf, .svg, .jpg or .webp.")] = Path(
         "explain.png"
     ),
+    recursive: inputs.Recursive = False,
+    all_files: inputs.AllFiles = False,
     as_json: Json = False,
 ) -> None:
     """Show which parts of an image a prediction depends on."""
@@ -79,7 +82,7 @@ def explain(
         if value is not None and method not in (needed, "both"):
             raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave it out, or change the method")
     # Report mistakes at once, before a framework is loaded.
-    names = list_images(paths or [str(PRETRAINED / "samples")], recursive=not paths)
+    names = list_images(paths or [str(PRETRAINED / "samples")], recursive=recursive or not paths, all_files=all_files)
     files.check_file(out, ENDINGS, inputs=names)
     bundle = Bundle.load(model)
     if class_name is not None and class_name not in bundle.labels:

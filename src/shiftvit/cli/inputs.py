@@ -1,4 +1,4 @@
-"""The options that `predict` and `embed` share, and the search for the images that they name."""
+"""The options that `predict`, `embed` and `explain` share, and the search for the images that they name."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ def find_sources(paths: list[str] | None, recursive: bool, all_files: bool) -> l
     # A pattern that the shell expands also matches the videos and notes of live photos.
     files = {source for source in sources if isinstance(source, str)}
     return [source for source in sources if isinstance(source, bytes) or not is_companion(source, files)]
+
+
+def list_files(sources: Iterable[Any]) -> list[str]:
+    """Returns the files that hold the images, each once; a row of a Parquet file is in that file."""
+    from shiftvit.data.decode.rows import find_row
+
+    return [*dict.fromkeys((find_row(source) or (source,))[0] for source in sources if isinstance(source, str))]
 
 
 def name_stdin(sources: Sequence[Any], results: Iterable[Any]) -> Iterator[Any]:

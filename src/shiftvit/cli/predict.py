@@ -12,7 +12,7 @@ import typer
 
 from shiftvit.cli import inputs
 from shiftvit.cli.bulk import run_on_ray, wants_ray
-from shiftvit.cli.tables import list_examples
+from shiftvit.cli.tables import escape_unprintable, list_examples
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
 
@@ -62,7 +62,9 @@ def predict(
     grid: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help=f"Also draw the first {_SHOWN} images with their labels (.png, .jpg or .webp)."
+            metavar="FILE",
+            help=f"Also draw the first {_SHOWN} images with their labels: .png, .jpg or .webp "
+            "(default without PATH: predictions.png).",
         ),
     ] = None,
     recursive: inputs.Recursive = False,
@@ -94,7 +96,7 @@ def predict(
     sources = inputs.find_sources(paths, recursive, all_files)
     if not paths:
         grid = grid or Path("predictions.png")
-    named = [source for source in sources if isinstance(source, str)]
+    named = inputs.list_files(sources)
     if place is not None:
         _check_rows_file(place, named, reads_list="-" in (paths or ()))
     if grid is not None:
@@ -131,14 +133,15 @@ def _write(
     from shiftvit.inference.predict import Failure
 
     names = ["-" if isinstance(source, bytes) else source for source in sources]
-    widths = min(max(map(len, names)), 48), max(map(len, predictor.labels))
+    widths = min(max(map(len, names)), 48), max(len(escape_unprintable(label)) for label in predictor.labels)
+    classes = _index_classes(predictor.labels)
     failures = done = hits = known = 0
     shown: list[tuple[Any, Prediction]] = []
     began = time.perf_counter()
     # On a terminal, the rows themselves show the progress.
     show_bar = len(names) >= _MANY and (stream is not sys.stdout or not sys.stdout.isatty())
     with (
-        Writer(stream, form, top_k, widths, lambda name: _find_truth(name, predictor.labels)) as writer,
+        Writer(stream, form, top_k, widths, lambda name: _find_truth(name, classes)) as writer,
         Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
@@ -150,7 +153,7 @@ def _write(
                 if isinstance(result, Failure):
                     failures += 1
                     continue
-                truth = _find_truth(name, predictor.labels)
+                truth = _find_truth(name, classes)
                 known += truth is not None
                 hits += truth == result.label
                 if len(shown) < keep:
@@ -187,7 +190,7 @@ def _check_rows_file(out: Path, named: list[str], reads_list: bool) -> None:
     from shiftvit.cli.rows import ENDINGS
     from shiftvit.data.decode.formats import find_kind
 
-    files.check_file(out, tuple(ENDINGS), named)
+    files.check_file(out, tuple(ENDINGS), named, in_place=True)
     if out.is_file():
         if reads_list and _is_standard_input(out):
             raise ShiftViTError(f"{str(out)!r} is also read here, and would be overwritten; name another file")
@@ -203,10 +206,18 @@ def _is_standard_input(path: Path) -> bool:
         return False
 
 
-def _find_truth(name: str, labels: tuple[str, ...]) -> str | None:
-    """Returns the name of the file's folder if it is a class."""
-    folder = Path(name).parent.name
-    return folder if folder in labels else None
+def _index_classes(labels: tuple[str, ...]) -> dict[str, str]:
+    """Returns the labels by the form in which names are compared."""
+    from shiftvit.data.find.words import normalise_name
+
+    return {normalise_name(label): label for label in labels}
+
+
+def _find_truth(name: str, classes: dict[str, str]) -> str | None:
+    """Returns the class that the file's folder is named after; `classes` is from `_index_classes`."""
+    from shiftvit.data.find.words import normalise_name
+
+    return classes.get(normalise_name(Path(name).parent.name))
 
 
 @contextlib.contextmanager
@@ -228,17 +239,21 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
 
 
 def _draw(path: Path, shown: list[tuple[Any, "Prediction"]], predictor: "Predictor", max_pixels: int) -> None:
+    import numpy as np
+
     from shiftvit.data.decode.images import decode
-    from shiftvit.figures.grid import Tile, draw_predictions
+    from shiftvit.figures.grid import Tile, draw_predictions, scale_image
 
     tiles = []
+    classes = _index_classes(predictor.labels)
     for source, result in shown:
         try:
             image = decode(source, max_pixels=max_pixels)
         except ShiftViTError as error:  # it was readable before
             notice(f"left out of the grid: {error}")
             continue
-        tiles.append(Tile(image, result.label, result.confidence, _find_truth(result.path, predictor.labels)))
+        small = np.asarray(scale_image(image))  # at once: all the photographs could take gigabytes
+        tiles.append(Tile(small, result.label, result.confidence, _find_truth(result.path, classes)))
     if not tiles:
         return
     known = [tile for tile in tiles if tile.right is not None]

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import IO, Any
 
 from shiftvit import files
+from shiftvit.cli.tables import escape_unprintable
 from shiftvit.inference.predict import Failure, Result, to_row
 
 
@@ -84,16 +85,17 @@ class Writer:
 
     def _make_table_row(self, result: Result) -> str:
         if isinstance(result, Failure):
-            return f"{self._shorten_path(result.path):{self._widths[0]}}  error: {_escape_unprintable(result.error)}"
-        others = ", ".join(f"{label} {share:.1%}" for label, share in result.top[1:])
+            return f"{self._shorten_path(result.path):{self._widths[0]}}  error: {escape_unprintable(result.error)}"
+        label, *others = [escape_unprintable(label) for label, _ in result.top]
+        rest = ", ".join(f"{other} {share:.1%}" for other, (_, share) in zip(others, result.top[1:], strict=True))
         truth = self._find_truth(result.path)
         if truth is not None and truth != result.label:
-            others += f"   (is {truth})"
-        return self._align_columns(self._shorten_path(result.path), result.label, f"{result.confidence:.1%}", others)
+            rest += f"   (is {escape_unprintable(truth)})"
+        return self._align_columns(self._shorten_path(result.path), label, f"{result.confidence:.1%}", rest)
 
     def _shorten_path(self, path: str) -> str:
         """Returns a path that fits its column; a long one is cut at the beginning."""
-        text = _escape_unprintable(path)
+        text = escape_unprintable(path)
         return text if len(text) <= self._widths[0] else "…" + text[1 - self._widths[0] :]
 
     def _align_columns(self, path: str, label: str, confidence: str, others: str) -> str:
@@ -101,8 +103,3 @@ class Writer:
 
     def _write_line(self, text: str) -> None:
         self._stream.write(text.rstrip() + "\n")
-
-
-def _escape_unprintable(text: str) -> str:
-    """Returns text with unprintable characters escaped, so that it stays on one line."""
-    return text if text.isprintable() else repr(text)[1:-1]

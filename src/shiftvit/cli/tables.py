@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shiftvit.errors import JOINERS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -23,9 +25,9 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
     """Prints a table under its title."""
     from rich.console import Console
 
-    # Without a terminal, rich would cut lines at 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    # Without a terminal, rich would cut lines at 80 columns. Names are text: `[copy]` is no markup, `:cat:` no emoji.
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, emoji=False, highlight=False)
+    console.print(escape_unprintable(title), style="bold", soft_wrap=True)
     console.print(_make_table(rows))
 
 
@@ -47,8 +49,23 @@ def show_pairs(pairs: dict[str, str]) -> None:
     margin = max(map(len, pairs), default=0) + 2
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     for name, value in pairs.items():
-        lines = textwrap.wrap(value, max(20, width - margin), break_long_words=False, break_on_hyphens=False)
+        lines = textwrap.wrap(
+            escape_unprintable(value), max(20, width - margin), break_long_words=False, break_on_hyphens=False
+        )
         print(f"{name:{margin}}" + f"\n{'':{margin}}".join(lines))
+
+
+def escape_unprintable(text: str) -> str:
+    """Returns text with control characters and the like escaped, so that it stays on one line and controls no terminal.
+
+    Spaces of all kinds stay, and the joiners that Persian and Indic words need.
+    """
+    if text.isprintable():
+        return text
+    import unicodedata  # only here, because few texts need it
+
+    shown = (letter.isprintable() or letter in JOINERS or unicodedata.category(letter) == "Zs" for letter in text)
+    return "".join(letter if kept else repr(letter)[1:-1] for letter, kept in zip(text, shown, strict=True))
 
 
 def list_examples(*commands: str) -> str:
@@ -74,4 +91,4 @@ def _format_cell(key: str, value: Any) -> str:
         return "" if key == "top1" else "?"
     if key == "multiply_adds":
         return f"{value / 1e6:,.1f} M"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else escape_unprintable(str(value))

@@ -23,7 +23,7 @@ from shiftvit.evaluation.logits import predict_logits
 from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
-from shiftvit.replacement import find_current, write_folder
+from shiftvit.replacement import check_free, find_current, write_folder
 
 # The number of test images to corrupt, 85 times each. Sampling moves an accuracy by about one point.
 _CORRUPTED = 1000
@@ -49,7 +49,8 @@ def evaluate(
             the images that the run was trained on, even if they were moved, the run's splits are used. None: the data
             of the run or, without a run folder, the data set with the model's classes.
         split: "train", "validation", "test" or "all". None: the test images, or the validation images if there are
-            none, or else all. All splits are prepared as for a prediction.
+            none, or else all. All splits are prepared as for a prediction, except that for a model with
+            `round_pixels=False` the pixels of arrays are not rounded.
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
         keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
             not the run's own test images.
@@ -84,6 +85,8 @@ def evaluate(
         if found.data.path is not None and Path(out).resolve() == found.data.path.resolve():
             raise ShiftViTError(f"{str(out)!r} holds the images, not evaluations; name another folder")
         files.check_folder(Path(out))
+        if not find_current(Path(out, REPORT)).is_file():
+            check_free(Path(out), _FILES if corruptions else _FILES[:-1])
     images = read_images(loaded, found.data).splits[found.split]
     labels = images.labels
     model = loaded.build("float32")  # whatever the global policy is, as a prediction
@@ -109,7 +112,7 @@ def evaluate(
         "confusion": _list_confusion(count_confusion(logits, labels)),
         "temperature": loaded.temperature,
         "calibration": metrics.measure_calibration(probabilities, labels),
-        "mistakes": _list_mistakes(logits, probabilities, images, loaded.labels),
+        "mistakes": _list_mistakes(logits, probabilities, images, loaded),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(logits) / seconds, 1),
     }
@@ -142,16 +145,16 @@ def _list_mistakes(
     logits: NDArray[np.float32],
     probabilities: NDArray[np.float32],
     split: Split,
-    names: tuple[str, ...],
+    loaded: Bundle,
 ) -> list[dict[str, Any]]:
     return [
         {
             "image": split.path(index) or int(index),
-            "label": names[int(split.labels[index])],
-            "predicted": names[int(logits[index].argmax())],
+            "label": loaded.labels[int(split.labels[index])],
+            "predicted": loaded.labels[int(logits[index].argmax())],
             "confidence": round(float(probabilities[index].max()), 4),
         }
-        for index in metrics.find_mistakes(logits, split.labels, _MISTAKES)
+        for index in metrics.find_mistakes(logits, split.labels, _MISTAKES, loaded.temperature)
     ]
 
 
@@ -193,7 +196,7 @@ def _write(
         plain = metrics.measure_calibration(softmax(logits, axis=1), split.labels)
         fitted = report["calibration"] if loaded.temperature != 1.0 else None
         draw_reliability(plain, folder / "reliability.png", fitted)
-        worst = metrics.find_mistakes(logits, split.labels, _MISTAKES)
+        worst = metrics.find_mistakes(logits, split.labels, _MISTAKES, loaded.temperature)
         predicted, confidence = logits[worst].argmax(axis=1), probabilities[worst].max(axis=1)
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
         draw_mistakes(*shown, folder / "mistakes.png")

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftvit.bundle.metadata import fit_batch
 from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.evaluation.metrics import check_finite
 
 Floats = NDArray[np.float32]
 Classes = Sequence[int] | NDArray[np.integer[Any]]
 
+# The most images in a batch; fewer if they are large.
 BATCH_SIZE = 128
 
 
@@ -50,7 +52,8 @@ def grad_cam(model: Any, images: Floats, classes: Classes | None = None, stage: 
     weights = np.eye(model.output_shape[-1], dtype=np.float32)[chosen]  # (N, C)
     gradient = _make_gradient(tail)
     found = []
-    for batch, wanted in zip(_cut_batches(images, len(images)), _cut_batches(weights, len(images)), strict=True):
+    size = _choose_size(images, len(images))
+    for batch, wanted in zip(_cut_batches(images, size), _cut_batches(weights, size), strict=True):
         maps = np.asarray(body.predict_on_batch(batch), np.float32)  # (B, h, w, K)
         importance = gradient(maps, wanted).mean(axis=(1, 2), keepdims=True)  # equation 1: (B, 1, 1, K)
         found.append(np.maximum((maps * importance).sum(axis=-1), 0))  # equation 2: (B, h, w)
@@ -124,8 +127,9 @@ def occlusion(
                 yield copy
 
     # One stream, so that all batches have the same size and jax and tensorflow compile once.
+    runs = count * (1 + len(corners))
     outputs = predict_probabilities(
-        model, itertools.chain(images, cover()), count * (1 + len(corners)), temperature=temperature
+        model, itertools.chain(images, cover()), runs, size=_choose_size(images, runs), temperature=temperature
     )
     check_finite(outputs)
     if chosen is None:
@@ -177,21 +181,28 @@ def split_model(model: Any, stage: str | None = None) -> tuple[Any, Callable[[An
 
 
 def predict_probabilities(
-    model: Any, images: Iterable[Floats], count: int | None = None, *, temperature: float = 1.0
+    model: Any,
+    images: Iterable[Floats],
+    count: int | None = None,
+    *,
+    size: int | None = None,
+    temperature: float = 1.0,
 ) -> Floats:
     """Returns the classes' probabilities, float32 `(N, C)`, for preprocessed images `(N, H, W, 3)`.
 
     Args:
         model: a `ShiftViT` with a head.
-        images: an array, or an iterable of float32 (H, W, 3).
+        images: an array or, with `count` and `size`, an iterable of float32 (H, W, 3).
         count: number of images; None: `len(images)`.
+        size: images in a batch; None: as many as bounded memory allows.
         temperature: the bundle's; divides the logits.
     """
     from scipy.special import softmax
 
     count = len(images) if count is None else count  # type: ignore[arg-type]
     logits = [np.zeros((0, model.output_shape[-1]), np.float32)]
-    logits += [np.asarray(model.predict_on_batch(batch), np.float32) for batch in _cut_batches(images, count)]
+    size = _choose_size(images, count) if size is None else size  # type: ignore[arg-type]
+    logits += [np.asarray(model.predict_on_batch(batch), np.float32) for batch in _cut_batches(images, size)]
     result: Floats = softmax(np.concatenate(logits)[:count] / np.float32(temperature), axis=1)
     return result
 
@@ -217,7 +228,8 @@ def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64
     if classes is None:
         return None
     chosen = np.asarray(classes)
-    if chosen.shape != images.shape[:1] or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
+    fits = chosen.shape == images.shape[:1] and (chosen.dtype.kind in "iu" or not chosen.size)
+    if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
         raise ShiftViTError(
             f"classes={np.array2string(chosen, threshold=8)} must be {len(images)} whole numbers, 0 to {number - 1}: "
             "one for each image"
@@ -225,9 +237,13 @@ def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64
     return chosen.astype(np.int64)
 
 
-def _cut_batches(rows: Iterable[Floats], count: int) -> Iterator[Floats]:
+def _choose_size(images: Floats, count: int) -> int:
+    """Returns how many of `count` images of this size a batch has, so that its memory is bounded."""
+    return min(BATCH_SIZE, fit_batch(*images.shape[1:3]), count)
+
+
+def _cut_batches(rows: Iterable[Floats], size: int) -> Iterator[Floats]:
     """Stacks rows into batches. The last one is padded with zeros, because another size would be compiled again."""
-    size = min(BATCH_SIZE, count)
     remaining = iter(rows)
     while batch := list(itertools.islice(remaining, size)):
         yield np.stack(batch + [np.zeros_like(batch[0])] * (size - len(batch)))

@@ -237,10 +237,13 @@ def estimate_intervals(
     return {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
 
 
-def find_mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -> NDArray[np.int64]:
+def find_mistakes(
+    logits: NDArray[Any], labels: NDArray[Any], count: int = 25, temperature: float = 1.0
+) -> NDArray[np.int64]:
     """Returns the indices of up to `count` wrong predictions, the most confident first.
 
-    Equally confident ones keep their order.
+    Equally confident ones keep their order. The confidences are softmax(logits / temperature); with more than two
+    classes, their order depends on the temperature.
 
     Raises:
         ShiftViTError: there are no images, or the labels do not fit.
@@ -251,7 +254,7 @@ def find_mistakes(logits: NDArray[Any], labels: NDArray[Any], count: int = 25) -
     for rows in _cut(logits):
         exact = np.sort(logits[wrong[rows]].astype(np.float64), axis=1)
         # The odds of the other classes against the predicted one, which also order confidences that round to 1.
-        rest[rows] = np.exp(exact[:, :-1] - exact[:, -1:]).sum(axis=1)
+        rest[rows] = np.exp((exact[:, :-1] - exact[:, -1:]) / temperature).sum(axis=1)
     return wrong[np.argsort(rest, kind="stable")[:count]].astype(np.int64)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit import files
+from shiftvit.bundle.stored.find import is_name
 from shiftvit.errors import ShiftViTError
 from shiftvit.replacement import find_current
 
@@ -17,7 +18,12 @@ REPORT = "evaluation.json"
 
 
 def find_run(model: str | Path) -> Path | None:
-    """Returns the run folder of a model that is a run folder, or the bundle in one; else None."""
+    """Returns the run folder of a model that is a run folder, or the bundle in one; else None.
+
+    The folder of an unfinished run may have the name of a model; it has none itself, so the name means that model.
+    """
+    if is_name(str(model)):
+        return None
     path = Path(model)
     places = [path, path.parent] if path.name == "bundle" else [path]
     return next((place for place in places if (place / "recipe.toml").is_file()), None)

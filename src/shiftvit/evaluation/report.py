@@ -48,7 +48,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             "evaluation; restore it, or evaluate again"
         ) from error
     path = Path(out) if out is not None else run / "report.html"
-    files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8"))
+    # The name of a folder may not be UTF-8.
+    files.write_file(path, lambda temporary: temporary.write_text(page, "utf-8", "replace"))
     return path
 
 

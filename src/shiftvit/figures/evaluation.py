@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from shiftvit import files
 from shiftvit.figures.grid import GAP, INK, LINE, SIDE, TITLE, Tile, draw_predictions, load_font, scale_image
-from shiftvit.figures.style import BLUE, GREY, ORANGE, make_figure, save_figure, set_whole_ticks
+from shiftvit.figures.style import BLUE, GREY, ORANGE, make_figure, save_figure, save_picture, set_whole_ticks
 
 # The most mistakes in a figure; more would be hard to read.
 _SHOWN = 25
@@ -30,7 +29,7 @@ def draw_reliability(before: dict[str, Any], path: Path, after: dict[str, Any] |
     """Draws accuracy against confidence, above a histogram of the confidence.
 
     Args:
-        before: the result of `metrics.calibration`.
+        before: the result of `metrics.measure_calibration`.
         path: the PNG to write.
         after: the same after temperature scaling, drawn beside it.
 
@@ -103,11 +102,11 @@ def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> No
 
     Args:
         rows: at least one, all with the same methods.
-        path: the PNG to write.
+        path: the file to write; its suffix, one of `style.ENDINGS`, decides the format.
         title: the figure's heading.
 
     Raises:
-        ShiftViTError: the file cannot be written.
+        ShiftViTError: the file cannot be written, or has another suffix.
     """
     heads = ["image", *rows[0].heats]
     halves = 1 + (len(rows) > _TALL)
@@ -133,7 +132,7 @@ def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> No
                 draw.text((left, top - LINE), heads[column], INK, load_font(_TEXT, bold=True))
             picture.paste(Image.fromarray(pixels), (left, upper))
             draw.text((left, upper + large.shape[0] + 3), text, INK, load_font(_TEXT))
-    files.write_file(path, lambda temporary: picture.save(temporary, "PNG"))
+    save_picture(picture, path)
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:

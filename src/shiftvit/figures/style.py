@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,6 +16,7 @@ from shiftvit import files
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 # Colour-blind safe (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -64,6 +66,31 @@ def save_figure(figure: Figure, path: Path) -> None:
     files.check_file(path, ENDINGS)
     with silence_missing_glyphs():
         files.write_file(path, lambda temporary: figure.savefig(temporary, dpi=130))
+
+
+def save_picture(picture: Image, path: Path) -> None:
+    """Writes a picture in the format of the file's suffix, one of `ENDINGS`. An SVG holds it as a PNG.
+
+    Raises:
+        ShiftViTError: the file cannot be written, or has another suffix.
+    """
+    files.check_file(path, ENDINGS)
+    files.write_file(path, lambda temporary: _write_picture(picture, temporary))
+
+
+def _write_picture(picture: Image, path: Path) -> None:
+    if path.suffix.lower() != ".svg":
+        picture.save(path)
+        return
+    png = BytesIO()
+    picture.save(png, "PNG")
+    size = f'width="{picture.width}" height="{picture.height}"'
+    content = f"data:image/png;base64,{b64encode(png.getvalue()).decode('ascii')}"
+    path.write_text(
+        '<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink" {size}><image {size} xlink:href="{content}"/></svg>\n',
+        "utf-8",
+    )
 
 
 @contextmanager

@@ -209,8 +209,9 @@ def _prepare(chunk: _Chunk, rule: Preprocess, max_pixels: int) -> list[Prepared]
 
 
 def _make_failure(name: str, error: ShiftViTError) -> Failure:
-    text = str(error)
-    return Failure(name, text if name in text else f"{name}: {text}")
+    text, quoted = str(error), repr(name)
+    shown = name if name.isprintable() else quoted  # a line break in it must not break the message
+    return Failure(name, text if name in text or quoted in text else f"{shown}: {text}")
 
 
 def _count_pixels(item: Prepared) -> int:

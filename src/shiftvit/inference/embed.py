@@ -144,9 +144,12 @@ class Embedder:
         return (answer if isinstance(answer, Failure) else Embedding(*answer) for answer in answers)
 
 
-def check_table(path: Path) -> None:
-    """Raises ShiftViTError unless `write_table` can write to `path`: the suffix, the folder and the needed packages."""
-    files.check_file(path, tuple(_WRITERS))
+def check_table(path: Path, inputs: Iterable[str] = ()) -> None:
+    """Raises ShiftViTError unless `write_table` can write to `path`: the suffix, the folder and the needed packages.
+
+    Nor may it overwrite one of `inputs`, the files that are read.
+    """
+    files.check_file(path, tuple(_WRITERS), inputs)
     if path.suffix.lower() == ".parquet":
         import_pyarrow(str(path))
 

@@ -9,11 +9,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import KEY, MAP, Metadata
+from shiftvit.bundle.metadata import KEY, MAP, Metadata, fit_batch
 from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
-from shiftvit.bundle.stored.manifest import GRAPH, read_checked, read_manifest, read_tensors
+from shiftvit.bundle.stored.manifest import GRAPH, MISFIT, read_checked, read_manifest, read_tensors
 from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.explain import class_activation_map
@@ -48,7 +48,10 @@ class Explainer:
             )
         self._model, self._threads = str(container.where.absolute()), threads
         self._entry = self._session.get_inputs()[0].name
-        self._weights = np.asarray(read_tensors(container, manifest)["head/kernel"], np.float32)  # (K, C)
+        weights = np.asarray(read_tensors(container, manifest).get("head/kernel", ()), np.float32)  # (K, C)
+        if weights.ndim != 2 or weights.shape[1] != len(self.metadata.labels):
+            raise ShiftViTError(f"{str(container.where)!r}: {MISFIT}; restore the bundle")
+        self._weights = weights
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self).from_pretrained, self._model, threads=self._threads), ()
@@ -85,6 +88,8 @@ class Explainer:
     def run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Returns probabilities (N, C) and the maps that `compute_heat` takes, (N, h, w, K).
 
+        Large numbers of images are run in batches, so that memory is bounded except for the results.
+
         Raises:
             ShiftViTError: the pixels do not fit the model.
         """
@@ -96,7 +101,12 @@ class Explainer:
                 f"pixels are {found}; give preprocessed images, uint8 (N, {', '.join(map(str, shape))}), as "
                 "`explainer.metadata.preprocess.pixels(images)` returns them"
             )
-        probabilities, maps = self._session.run([self._session.get_outputs()[0].name, MAP], {self._entry: pixels})
+        wanted, size = [self._session.get_outputs()[0].name, MAP], fit_batch(*pixels.shape[1:3])
+        parts = [
+            self._session.run(wanted, {self._entry: pixels[first : first + size]})
+            for first in range(0, max(1, len(pixels)), size)
+        ]
+        probabilities, maps = (np.concatenate(part) for part in zip(*parts, strict=True))
         return probabilities, maps
 
     def compute_heat(self, maps: NDArray[np.float32], classes: NDArray[np.int64]) -> NDArray[np.float32]:

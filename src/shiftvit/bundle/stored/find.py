@@ -32,7 +32,8 @@ def list_pretrained() -> list[str]:
 def find_bundle(path: str | Path) -> Container:
     """Returns the files of the bundle at `path`, in its subfolder `bundle`, or of the model of that name.
 
-    A bundle or run folder in the working folder wins over a model of the same name; then a notice is printed.
+    A bundle, or a run folder with one, in the working folder wins over a model of the same name; then a notice is
+    printed.
 
     Raises:
         ShiftViTError: there is none.

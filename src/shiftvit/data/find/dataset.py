@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.data.find.words import normalise_name
+from shiftvit.data.find.words import has_controls, normalise_name
 from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
 from shiftvit.preprocess import Preprocess
 
@@ -203,7 +202,7 @@ def check_names(data: Dataset) -> None:
     for name in names:
         if not is_text(name):
             raise ShiftViTError(f"the class name {os.fsencode(name)!r} of {data.name!r} is not valid UTF-8; rename it")
-        if not name.strip() or any(unicodedata.category(letter) in {"Cc", "Zl", "Zp"} for letter in name):
+        if not name.strip() or has_controls(name):
             what = "has line breaks or control characters" if name.strip() else "is blank"
             raise ShiftViTError(f"the class name {name!r} of {data.name!r} {what}; rename the class")
     if len({*map(normalise_name, names)}) < len(names):

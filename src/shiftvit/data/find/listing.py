@@ -19,6 +19,9 @@ _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
 _PICTURES = {ending for low in IMAGE_SUFFIXES for ending in (low, low.upper())}
 # Characters that are unusual in paths: control characters, and bytes that are not UTF-8 (escaped).
 _ODD = re.compile("[\0-\x08\x0a-\x1f\x7f\udc80-\udcff]")
+# `**` as a whole part of a pattern.
+_SEPARATOR = f"[{re.escape(os.sep + (os.altsep or ''))}]"
+_RECURSIVE = re.compile(rf"(?:\A|(?<={_SEPARATOR}))\*\*(?:{_SEPARATOR}|\Z)")
 
 
 def list_images(names: Iterable[str], *, recursive: bool = False, all_files: bool = False) -> list[str]:
@@ -99,8 +102,38 @@ def _expand(name: str, recursive: bool, all_files: bool) -> Iterator[str]:
     elif os.path.lexists(name) or find_row(name):
         yield name
     elif glob.has_magic(name):
+        yield from (match for match in sorted({*_match(name)}) if not Path(match).is_dir())
+
+
+def _match(pattern: str) -> Iterator[str]:
+    """Yields what `glob.glob` with `recursive=True` finds, except by links that lead back to a folder on the way.
+
+    By these, `glob` finds an image again some 40 times, and with two of them it does not end.
+    """
+    stars = _RECURSIVE.search(pattern)
+    if stars is None:
         # Not with pathlib, which cannot glob from an absolute path or from above this folder.
-        yield from (match for match in sorted(glob.glob(name, recursive=True)) if not Path(match).is_dir())  # noqa: PTH207
+        yield from glob.glob(pattern)  # noqa: PTH207
+        return
+    head, tail = pattern[: stars.start()], "*" if stars[0] == "**" else pattern[stars.end() :]
+    for top in glob.glob(head) if head else [""]:  # noqa: PTH207
+        for folder in _descend(top):
+            yield from _match(glob.escape(folder) + tail)
+
+
+def _descend(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Yields a folder, "" or with a separator at its end, and those in it that are not hidden, but none in itself."""
+    try:
+        status = Path(folder).stat()
+        with os.scandir(folder or os.curdir) as scan:
+            inner = [entry.name for entry in scan if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError:  # as for a pattern without a match
+        return
+    here = status.st_dev, status.st_ino
+    if here not in above:
+        yield folder
+        for name in inner:
+            yield from _descend(f"{folder}{name}{os.sep}", above | {here})
 
 
 def _walk(folder: str, recursive: bool, all_files: bool) -> Iterator[str]:

@@ -59,6 +59,11 @@ def normalise_name(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
+def has_controls(text: str) -> bool:
+    """Returns whether text has line breaks or control characters."""
+    return any(unicodedata.category(letter) in {"Cc", "Zl", "Zp"} for letter in text)
+
+
 def is_litter(name: str) -> bool:
     """Returns whether a file or folder of this name is hidden, or is a folder that a system made for itself."""
     return name.startswith(".") or name.casefold() in _LITTER
