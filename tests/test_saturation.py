@@ -117,7 +117,6 @@ def test_gate_refuses_signed_weights_in_full_range(tmp_path, capsys):
         **{"artifact": str(target), "format": "onnx", "precision": "int8", "runtime": "onnxruntime", "threads": 1},
         **{"images": str(tmp_path / "images.npz"), "reference": str(tmp_path / "reference.npz")},
         "metadata": metadata.dump(),
-        "enough": len(answers.labels),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     gate.main(str(tmp_path / "job.json"))
