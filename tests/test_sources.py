@@ -399,7 +399,7 @@ def test_reason_names_a_file_once_and_is_one_line(tmp_path):
     long, broken = (str(tmp_path / f"two\nlines {name}.png") for name in ("long", "broken"))
     Image.new("L", (70_000, 1)).save(long)
     (tmp_path / broken).write_bytes(b"no picture")
-    metadata = Metadata(labels=("a",), preprocess=Preprocess(resize=16, crop=16), input_shape=(16, 16, 3))
+    metadata = Metadata(labels=("a",), preprocess=Preprocess(resize=32, crop=32), input_shape=(32, 32, 3))
     (results,) = stream_pixels([long, broken], metadata)
     assert [result.path for result in results] == [long, broken]
     assert results[0].error.startswith(f"{long!r}: an image of 1 x 70000 pixels is too elongated")
