@@ -129,7 +129,8 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
     tensor = inputs[0]
     if tensor.get("name") != "images" or tensor.get("datatype") != "UINT8":
         raise Refused(422, "the input must have the name images and the datatype UINT8")
-    shape, sides = tensor.get("shape"), (None, *model.graph.metadata.input_shape)
+    shape: Any = tensor.get("shape")
+    sides = (None, *model.graph.metadata.input_shape)
     fits = isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
     if not fits or any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):
         wanted = ["any" if side is None else side for side in sides[1:]]

@@ -138,7 +138,7 @@ def check_same_start(recipe: Recipe, model: Any, processes: Processes) -> None:
         return
     digest = hashlib.sha256()
     for weight in model.backbone.weights:  # not the head, which may be new
-        digest.update(np.ascontiguousarray(weight.numpy()))
+        digest.update(np.ascontiguousarray(weight.numpy()).data)
     processes.check_same(
         f"the processes read different weights from start.source={recipe.start.source!r} (their SHA-256)",
         digest.hexdigest(),
