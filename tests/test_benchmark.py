@@ -122,7 +122,7 @@ def test_export_has_rates_without_a_share(tmp_path, monkeypatch):
     answer = CliRunner().invoke(app, ["benchmark", str(tmp_path)])
     assert answer.exit_code == 0, answer.output
     assert "an export's operations are not counted" in answer.output
-    assert "share" not in answer.output
+    assert "share of peak" not in answer.output
 
 
 def test_invalid_arguments_fail():

@@ -115,12 +115,12 @@ def test_page_reports_a_broken_picture(address, folder, chromium):
 def test_picture_with_too_many_pixels_is_refused_and_freed(address, chromium):
     chromium.open(address)
     chromium.run(
-        "window.closed = 0;"
-        "window.createImageBitmap = async () => ({width: 9000, height: 9000, close: () => window.closed++})"
+        "window.freed = 0;"
+        "window.createImageBitmap = async () => ({width: 9000, height: 9000, close: () => window.freed++})"
     )
     found = chromium.driver.execute_async_script(CLASSIFY_SCRIPT, f"{address}/photo4.png")
     assert "has 9000 × 9000 pixels, which is too many" in found["error"]
-    assert chromium.run("return window.closed") == 1
+    assert chromium.run("return window.freed") == 1
 
 
 @contextlib.contextmanager

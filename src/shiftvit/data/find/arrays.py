@@ -42,7 +42,7 @@ def read_archive(path: Path, *, training: bool = True) -> Dataset:
         lacks, example = ("images for training", "x_train and y_train") if training else ("images", "images and labels")
         has = [*unused, *(name for pair in pairs.values() for name in pair)]
         found = f"; it has {', '.join(has)[:200]}" if has else ""
-        raise ShiftViTError(f"{str(path)!r} has no {lacks}; call its arrays {example}{found}")
+        raise ShiftViTError(f"{str(path)!r} has no {lacks}; name its arrays {example}{found}")
     names = arrays.get(_CLASS_NAMES)
     if names is not None:
         class_names = tuple(normalise_name(str(name)) for name in names.flat)
