@@ -73,7 +73,7 @@ def test_archives(tmp_path: Path) -> None:
         save_archive(tmp_path / "c.npz", images=x, labels=y * 0, class_names=np.array(["b", "a"])), training=False
     )
     assert found.class_names == ("b", "a")
-    with pytest.raises(ShiftViTError, match="has no images; call its arrays images and labels"):
+    with pytest.raises(ShiftViTError, match="has no images; name its arrays images and labels"):
         find_data(save_archive(tmp_path / "d.npz", x=x), training=False)
 
 
