@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -13,12 +12,10 @@ from PIL import Image
 
 from shiftvit import ShiftViTError, evaluate, files
 from shiftvit.cli.main import _run
-from shiftvit.cli.rows import Format, Writer
 from shiftvit.cli.tables import print_json, show, show_pairs
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix
 from shiftvit.figures.style import ENDINGS
-from shiftvit.inference.predict import Failure
 from trees import plant
 
 
@@ -178,10 +175,3 @@ def test_evaluation_is_not_written_among_its_images(tmp_path):
     with pytest.raises(ShiftViTError, match=r"holds the images, not evaluations; name another folder"):
         evaluate("cifar10", str(data), out=f"{data}/")
     assert sorted(entry.name for entry in data.iterdir()) == ["cat", "dog"]
-
-
-def test_csv_quotes_a_carriage_return() -> None:
-    stream = io.StringIO(newline="")
-    with Writer(stream, Format.csv, 1, (10, 10), lambda _: None) as writer:
-        writer.write(Failure("a\rb.png", "is empty"))
-    assert stream.getvalue() == 'path,label,confidence,error\n"a\rb.png",,,is empty\n'

@@ -287,12 +287,6 @@ def test_saved_splits_are_restored_unchanged(tmp_path, kind):
         assert all(Path(name).is_file() for part in moved.splits.values() for name in part.paths)
 
 
-def test_saved_splits_keep_a_carriage_return_in_a_name(tmp_path):
-    found = find_data(plant(tmp_path / "data", *(f"{label}/{number}\r.png" for label in "ab" for number in range(3))))
-    save_splits(found, tmp_path / "s.csv")
-    assert restore_splits(found, tmp_path / "s.csv").train.paths == found.train.paths
-
-
 def test_saved_splits_number_classes_like_the_data(tmp_path):
     """They do even if the run could not use any image of a class."""
     found = find_data(plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "abc" for number in range(3))))
