@@ -70,6 +70,10 @@ class Browser:
         found = self.driver.find_elements("css selector", selector)
         return [element for element in found if element.is_displayed()]
 
+    def find(self, selector):
+        """Returns the first visible element that matches, once there is one: new elements fade in."""
+        return self.wait(lambda: self.all(selector))[0]
+
     def texts(self, selector):
         return [element.text for element in self.all(selector)]
 

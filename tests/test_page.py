@@ -95,9 +95,9 @@ def test_dropped_pictures_are_classified(page, server):
     assert not page.all(".over")
     page.drop(CAT)  # a second time, onto the results
     page.wait(lambda: len(read_results(page)) == 3)
-    page.all(".remove")[0].click()
+    page.find(".remove").click()
     assert page.texts("#count") == ["2 pictures"]
-    page.all("#clear")[0].click()
+    page.find("#clear").click()
     assert not page.all(".result")
     assert page.texts("#headline") == ["Drop a picture."]
 
@@ -110,9 +110,9 @@ def test_heat_map_covers_the_region_that_the_model_sees(page, server, monkeypatc
         return {**await crop(*arguments), "region": [0, 0.25, 0.5, 0.5]}
 
     choose_files(page, CAT)
-    page.wait(lambda: page.all(".open"))[0].click()
-    heat = page.wait(lambda: page.all(".heat"))[0]
-    whole = page.all(".photo")[0].rect
+    page.find(".open").click()
+    heat = page.find(".heat")
+    whole = page.find(".photo").rect
     assert heat.rect == pytest.approx(whole, abs=1)
     assert page.texts(".legend") == ["The coloured parts support cat."]
     page.run("const s = document.querySelector('.strength input'); s.value = 20; s.dispatchEvent(new Event('input'))")
@@ -122,12 +122,12 @@ def test_heat_map_covers_the_region_that_the_model_sees(page, server, monkeypatc
     page.all(".bar")[2].click()  # another class
     page.wait(lambda: page.all(".heat")[0].get_attribute("src") != before)
     page.wait(lambda: "does not see" in page.texts(".legend")[0])
-    place = page.all(".heat")[0].rect
+    place = page.find(".heat").rect
     assert (place["x"], place["y"]) == pytest.approx((whole["x"], whole["y"] + whole["height"] / 4), abs=1)
     assert (place["width"], place["height"]) == pytest.approx((whole["width"] / 2, whole["height"] / 2), abs=1)
     pressed = [bar.get_attribute("aria-pressed") for bar in page.all(".bar")]
     assert pressed == ["false", "false", "true", "false", "false"]
-    page.all(".open")[0].click()
+    page.find(".open").click()
     page.wait(lambda: not page.all(".heat"))
     assert not page.all(".strength")
 
@@ -141,13 +141,13 @@ def test_heat_map_that_was_switched_off_does_not_appear(page):
         "  if (this.className === 'heat') await new Promise((go) => (window.release = go)); }"
     )
     choose_files(page, CAT)
-    page.wait(lambda: page.all(".open"))[0].click()
+    page.find(".open").click()
     page.wait(lambda: page.run("return !!window.release"))
-    page.all(".open")[0].click()
+    page.find(".open").click()
     page.run("window.release(); window.release = null; return new Promise((done) => setTimeout(done))")
     assert not page.all(".heat")
     assert "support" not in " ".join(page.texts(".legend"))
-    page.all(".open")[0].click()
+    page.find(".open").click()
     page.wait(lambda: page.run("return !!window.release"))
     page.run("window.release()")
     page.wait(lambda: page.all(".heat") and page.texts(".legend") == ["The coloured parts support cat."])
@@ -252,13 +252,13 @@ def test_pasted_and_camera_pictures_are_classified(page, server):
     key = {"key": "v", "code": "KeyV", "windowsVirtualKeyCode": 86, "modifiers": 2}
     page.tell("Input.dispatchKeyEvent", type="keyDown", commands=["paste"], **key)
     page.wait(lambda: [label for _, label in read_results(page)] == ["ship"])
-    page.all("#paste")[0].click()
+    page.find("#paste").click()
     page.wait(lambda: read_results(page)[0] == ("pasted picture", "ship"))
     page.driver.execute_async_script("navigator.clipboard.writeText('a word').then(...Array(2).fill(arguments[0]))")
-    page.all("#paste")[0].click()
+    page.find("#paste").click()
     page.wait(lambda: "There is no picture on the clipboard." in page.texts("#trouble p")[0])
-    page.all("#camera")[0].click()
-    page.wait(lambda: page.all("dialog .main:enabled"))[0].click()
+    page.find("#camera").click()
+    page.find("dialog .main:enabled").click()
     page.wait(lambda: read_results(page)[0][0].startswith("camera ") and read_results(page)[0][1])
     assert not page.all("dialog, #trouble")
 
@@ -292,7 +292,7 @@ def test_answer_for_a_removed_picture_is_not_announced(page):
     )
     choose_files(page, CAT)
     page.wait(lambda: page.run("return !!window.release"))
-    page.all(".remove")[0].click()
+    page.find(".remove").click()
     page.run("window.release(); return new Promise((done) => setTimeout(done))")
     assert "cat, " not in page.run("return document.getElementById('said').textContent")
 
@@ -306,10 +306,10 @@ def test_failed_requests_are_reported_and_can_be_retried(page, server):
     finally:
         server.guard.stopping = False
     page.tell("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
-    page.all(".result .quiet")[0].click()
+    page.find(".result .quiet").click()
     page.wait(lambda: "does not answer" in page.texts(".result .wrong")[0])
     page.tell("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
-    page.all(".result .quiet")[0].click()
+    page.find(".result .quiet").click()
     page.wait(lambda: read_results(page) == [(CAT.name, "cat")])
     assert page.run("return document.activeElement.matches('.result article')")  # the button that had it is gone
 
@@ -325,10 +325,10 @@ def test_answers_that_break_off_or_are_not_json_are_reported(page):
     choose_files(page, CAT)
     page.wait(lambda: "is not JSON" in page.texts(".result .wrong")[0])
     page.run("window.body = () => new ReadableStream({start: (c) => c.error(new TypeError('network error'))})")
-    page.all(".result .quiet")[0].click()
+    page.find(".result .quiet").click()
     page.wait(lambda: "does not answer" in page.texts(".result .wrong")[0])
     page.run("window.body = null")
-    page.all(".result .quiet")[0].click()
+    page.find(".result .quiet").click()
     page.wait(lambda: read_results(page) == [(CAT.name, "cat")])
 
 
@@ -336,10 +336,10 @@ def test_answers_that_break_off_or_are_not_json_are_reported(page):
 def test_page_works_in_an_older_browser(page):
     page.run("delete AbortSignal.any; delete AbortSignal.timeout; delete window.OffscreenCanvas")
     choose_files(page, CAT)
-    page.wait(lambda: page.all(".open"))[0].click()
+    page.find(".open").click()
     page.wait(lambda: page.all(".heat"))
-    page.all("#camera")[0].click()
-    page.wait(lambda: page.all("dialog .main:enabled"))[0].click()
+    page.find("#camera").click()
+    page.find("dialog .main:enabled").click()
     page.wait(lambda: len(read_results(page)) == 2 and read_results(page)[0][1])
 
 
@@ -370,7 +370,7 @@ def test_heat_map_goes_before_pictures_that_wait(page):
     )
     choose_files(page, *[SHIP] * 6)
     page.wait(lambda: page.run("return window.asked.length") == 4)  # the other two wait
-    page.all(".open")[0].click()
+    page.find(".open").click()
     page.run("window.held.shift()()")
     page.wait(lambda: page.run("return window.asked.length") == 5)
     assert "/explain" in page.run("return window.asked[4]")
@@ -407,7 +407,7 @@ def test_page_asks_for_an_api_key(chromium):
     with run_server(access=Access(keys=("the-key-of-the-test",))) as server:
         chromium.open(server.url)
         for key in ("wrong", "the-key-of-the-test"):
-            field = chromium.wait(lambda: chromium.all("#key"))[0]
+            field = chromium.find("#key")
             field.send_keys(key + "\n")
             if key == "wrong":
                 chromium.wait(lambda: chromium.texts(".wrong") == ["The server did not accept that key."])
@@ -425,14 +425,14 @@ def test_page_asks_for_an_api_key(chromium):
 def test_texts_that_no_header_carries_are_no_keys(chromium):
     with run_server(access=Access(keys=("the-key-of-the-test",))) as server:
         chromium.open(server.url)
-        field = chromium.wait(lambda: chromium.all("#key"))[0]
+        field = chromium.find("#key")
         for text in ("the-key-of-the-test\u200b", "\u201cthe-key-of-the-test\u201d"):
             field.send_keys(text + "\n")  # it replaces the text before it, which is selected
             chromium.wait(lambda: "another character" in chromium.texts(".wrong")[0])
             assert field.get_property("value") == text
         chromium.run("sessionStorage.setItem('shiftvit-api-key', 'the-key-of-the-test\u200b')")
         chromium.driver.refresh()
-        chromium.wait(lambda: chromium.all("#key"))[0].send_keys("the-key-of-the-test\n")
+        chromium.find("#key").send_keys("the-key-of-the-test\n")
         chromium.wait(lambda: chromium.all("#samples"))
     chromium.console()
 
@@ -443,7 +443,7 @@ def test_key_dialog_stays_open_while_text_is_selected(chromium):
 
     with run_server(access=Access(keys=("the-key-of-the-test",))) as server:
         chromium.open(server.url)
-        field = chromium.wait(lambda: chromium.all("#key"))[0]
+        field = chromium.find("#key")
         field.send_keys("\n")
         chromium.wait(lambda: chromium.texts(".wrong") == ["Enter the key first."])
         field.send_keys("the-key")
@@ -462,17 +462,17 @@ def test_number_of_files_is_limited_and_key_is_asked_once(page, server, monkeypa
     page.drop(*names)
     page.wait(lambda: page.texts("#count") == ["100 pictures"])
     assert page.texts("#trouble p")[0].startswith("The page took the first 100 of 101 files.")
-    page.all("#clear")[0].click()
+    page.find("#clear").click()
     monkeypatch.setattr(server.guard._access, "keys", ("a-key-that-came-later",))
     choose_files(page, *[CAT] * 9)
-    page.wait(lambda: page.all("dialog .quiet"))[0].click()
+    page.find("dialog .quiet").click()
     page.wait(
         lambda: [text.startswith("The API key is missing") for text in page.texts(".result .wrong")] == [True] * 9
     )
     assert not page.all("dialog")
     page.run("return new Promise((done) => setTimeout(done, 1100))")
-    page.all(".result .answer .quiet")[0].click()
-    page.wait(lambda: page.all("#key"))[0].send_keys("a-key-that-came-later\n")
+    page.find(".result .answer .quiet").click()
+    page.find("#key").send_keys("a-key-that-came-later\n")
     page.wait(lambda: read_results(page)[0] == (CAT.name, "cat"))
 
 
@@ -551,7 +551,7 @@ def test_contrast_and_accessible_names(page, server, tmp_path, dark, size):
     assert {"main", "banner", "contentinfo", "log", "alert", "article", "slider"} <= {role for role, _ in roles}
     assert ("button", "Heat map") in roles
     assert ("image", CAT.name) in roles or ("img", CAT.name) in roles
-    page.all("#card")[0].click()
+    page.find("#card").click()
     page.wait(lambda: page.all("dialog table"))
     assert page.run(CONTRAST_PROGRAM)[0] >= 4.5
     assert page.run("return document.documentElement.scrollWidth") <= size[0]
