@@ -2,10 +2,12 @@
 
     python benchmarks/accuracy.py quick --seeds 0 1 2
 
-Each seed is a process, so the seconds include everything that a user waits for. The result, with the environment, the
-metrics of every run, mean and standard deviation, goes to benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` limits
-torch to float32 and to the instructions of a processor with only AVX2, as most laptops and older servers have.
-`--keep FOLDER` keeps the runs, and the same command continues them.
+Each seed is a process, so the seconds include everything that a user waits for. After each, the machine's peak rate in
+matrix products is measured; `times_arithmetic` is the training's time over what its products would take at that rate.
+The result, with the environment, the metrics of every run, mean and standard deviation, goes to
+benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` limits torch to float32 and to the instructions of a processor
+with only AVX2, as most laptops and older servers have. `--keep FOLDER` keeps the runs, and the same command continues
+them.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from pathlib import Path
 
 from record import write_record
+from shiftvit import Recipe
 
 # torch's own kernels, and those of oneDNN and MKL, which it computes products with.
 _AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -55,7 +58,16 @@ def main() -> None:
             rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
             rates = [row["images_per_second"] for row in rows]
             spread = {"minimum": min(rates), "median": statistics.median(rates), "maximum": max(rates)}
-            runs.append({"seed": seed, "process_seconds": wall, "images_per_second_of_epochs": spread, **metrics})
+            peak, gflop = measure_arithmetic(out, variables)
+            done = metrics["train"]["epochs"] * metrics["train"]["images"] * gflop
+            arithmetic = {
+                "peak_gflops": peak,
+                "gflop_per_image": gflop,
+                "times_arithmetic": round(metrics["train"]["seconds"] * peak / done, 3),
+            }
+            runs.append(
+                {"seed": seed, "process_seconds": wall, "images_per_second_of_epochs": spread, **arithmetic, **metrics}
+            )
     environment.pop("command", None)
     top1 = [run["test"]["top1"] for run in runs]
     seconds = [run["train"]["seconds"] for run in runs]
@@ -68,11 +80,21 @@ def main() -> None:
         "test_top1_std": statistics.stdev(top1) if len(top1) > 1 else None,
         "train_seconds_mean": statistics.mean(seconds),
         "train_seconds_max": max(seconds),
+        "times_arithmetic_mean": round(statistics.mean(run["times_arithmetic"] for run in runs), 3),
         "runs": runs,
     }
     print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}")
     kind = "-".join([result["recipe"], *filter(None, [arguments.label, arguments.avx2 and "avx2"])])
     write_record(f"accuracy-{kind}", result, ran_on=environment)
+
+
+def measure_arithmetic(run: Path, variables: dict[str, str]) -> tuple[float, float]:
+    """Returns the machine's peak, in the precision of a run, and what training on an image costs: GFLOP/s and GFLOP."""
+    precision = Recipe.load(run / "recipe.toml").train.precision
+    command = [sys.executable, "-m", "shiftvit", "benchmark", str(run), "--train", "--precision", precision]
+    command += ["--batch-size", "1", "--repeats", "1", "--json"]
+    found = json.loads(subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE).stdout)
+    return found["peak_gflops"], found["gflop_per_image"]
 
 
 if __name__ == "__main__":
