@@ -84,7 +84,7 @@ def test_text_does_not_become_another_value(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [("my recipe (2).toml", "my-recipe--2-"), (".hidden.toml", "-hidden"), ("K\xe4se-1.0.toml", "K\xe4se-1.0")],
+    [("my recipe (2).toml", "my-recipe--2-"), (".hidden.toml", "-hidden"), ("K\xe4se-1.0.TOML", "K\xe4se-1.0")],
 )
 def test_recipe_file_may_have_any_name(file: str, name: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("[train]\nepochs = 3\n")

@@ -97,6 +97,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     ".npz": lambda folder: save_npz(OFFICIAL, folder / "weights.npz"),
     "golden .npz": lambda _: str(GOLDEN / "official_gn1.npz"),
     ".safetensors": lambda folder: save_safetensors(OFFICIAL, folder / "weights.safetensors"),
+    ".SAFETENSORS": lambda folder: save_safetensors(OFFICIAL, folder / "WEIGHTS.SAFETENSORS"),
     ".pth": lambda folder: save_torch(convert_to_torch(OFFICIAL), folder / "weights.pth"),
     ".pt checkpoint": lambda folder: save_torch({"model": convert_to_torch(OFFICIAL)}, folder / "weights.pt"),
 }

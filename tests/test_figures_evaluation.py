@@ -63,7 +63,7 @@ def test_mistakes_figure(count, tmp_path):
 def test_explanations_figure(count, size, area, tmp_path):
     image = np.full((*size, 3), (1, 2, 250), np.uint8)
     heats = {"Grad-CAM": np.ones((2, 2), np.float32), "occlusion": -np.ones(size, np.float32)}
-    rows = [Explanation(image, "cat  90 %", heats, {"occlusion": "drop up to 3 %"})] * count
+    rows = [Explanation(image, "cat", 0.9, heats, {"occlusion": "drop up to 3 %"})] * count
     draw_explanations(rows, tmp_path / "x.png", "A title")
     with Image.open(tmp_path / "x.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
@@ -72,10 +72,23 @@ def test_explanations_figure(count, size, area, tmp_path):
         draw_explanations(rows, tmp_path / "missing" / "x.png", "A title")
 
 
+def test_long_class_names_stay_below_their_image(tmp_path):
+    image = np.full((8, 8, 3), (1, 2, 250), np.uint8)
+    heats = {"Grad-CAM": np.ones((2, 2), np.float32)}
+    drawn = []
+    for label in ("", "a very long name of a class " * 4):
+        draw_explanations([Explanation(image, label, 0.9, heats, {})], tmp_path / "x.png", "A title")
+        with Image.open(tmp_path / "x.png") as picture:
+            drawn.append(np.asarray(picture.convert("RGB")))
+    changed = np.flatnonzero((drawn[0] != drawn[1]).any(axis=(0, 2)))
+    blue = np.flatnonzero((drawn[0] == (1, 2, 250)).all(axis=2).any(axis=0))
+    assert blue.min() <= changed.min() < changed.max() <= blue.max()
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_explanations_have_the_format_of_their_suffix(ending, tmp_path):
     path = tmp_path / f"x{ending}"
-    draw_explanations([Explanation(np.zeros((8, 8, 3), np.uint8), "cat", {}, {})], path, "A title")
+    draw_explanations([Explanation(np.zeros((8, 8, 3), np.uint8), "cat", 0.9, {}, {})], path, "A title")
     content = path.read_bytes()
     if ending == ".pdf":
         assert content.startswith(b"%PDF")

@@ -344,6 +344,22 @@ def test_page_works_in_an_older_browser(page):
 
 
 @slow
+def test_page_whose_server_did_not_answer_can_be_started_again(server, chromium):
+    chromium.tell("Network.enable")
+    chromium.tell("Network.setBlockedURLs", urls=["*/v1/models"])
+    try:
+        chromium.open(server.url)
+        again = chromium.find("#trouble button")
+    finally:
+        chromium.tell("Network.setBlockedURLs", urls=[])
+    again.send_keys("\n")
+    chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
+    assert not chromium.all("#trouble")
+    assert chromium.run("return document.activeElement.id") == "files"  # the button that had the focus is gone
+    chromium.console()
+
+
+@slow
 def test_page_that_does_not_start_says_so(server, chromium):
     chromium.tell("Network.enable")
     chromium.tell("Network.setBlockedURLs", urls=["*/page/markdown.js"])

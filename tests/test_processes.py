@@ -145,6 +145,21 @@ def test_any_number_of_processes_resumes(
 
 
 @pytest.mark.slow
+def test_every_process_goes_on_with_its_own_random_numbers(pictures: Path, tmp_path: Path) -> None:
+    ends = {}
+    for name, fault in {"whole": None, "stopped": {"rank": 0, "step": [1, 1], "kind": "signal", "signal": 15}}.items():
+        run = tmp_path / name
+        found = train_in(2, run, make_arguments(pictures, run, model__dropout=0.3), fault=fault)
+        if fault is not None:
+            assert found.status == [143, 143], found.outputs
+            found = train_in(2, run, ["--resume", str(run)])
+        assert found.status == [0, 0], found.outputs
+        ends[name] = found.weights
+    for whole, stopped in zip(ends["whole"], ends["stopped"], strict=True):
+        assert compute_max_difference(whole, stopped) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 @on_both
 def test_all_end_when_one_is_killed(

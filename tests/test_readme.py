@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from PIL import Image
 
 import official
@@ -320,7 +321,11 @@ def test_links_to_own_files_exist():
 
 
 def test_version_is_the_same_everywhere():
-    version = shiftvit.__version__
+    version = Version(shiftvit.__version__)
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text("utf-8")
-    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text("utf-8")
-    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest, *older = re.findall(r"^## \[(.*)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
+    released = older[0] if newest == "Unreleased" else newest
+    assert f"\nversion: {released}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    # A checkout with changes has the version of a development release, so that it can be told from the last release.
+    assert version.is_devrelease == (newest == "Unreleased")
+    assert (version > Version(released)) if version.is_devrelease else (version == Version(released))

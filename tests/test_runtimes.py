@@ -67,6 +67,17 @@ def test_export_gives_the_same_answers_in_its_runtime(name, make, images, probab
     assert_same_answers(load_graph(make(name), NATIVE[name]), NATIVE[name], images, probabilities)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SINGLE if name != "saved_model"])
+def test_suffix_may_have_capitals(name, images, tmp_path):
+    artifact = find_artifact(name)
+    for path in artifact.parent.glob(f"{artifact.stem}.*"):
+        shutil.copy(path, tmp_path / (path.stem + path.suffix.upper()))
+    upper = tmp_path / (artifact.stem + artifact.suffix.upper())
+    graphs = [load_graph(path, NATIVE[name], threads=1) for path in (artifact, upper)]
+    np.testing.assert_array_equal(*(graph.run(images[:4]) for graph in graphs))
+
+
 def assert_threads_agree(model, runtime):
     skip_without(runtime)
     assert answer_together(load_graph(model, runtime).run, load_sample().test.images[:16]) < 1e-5

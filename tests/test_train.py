@@ -143,7 +143,7 @@ def test_same_seed_gives_the_same_run(finished_run, tmp_path, sample):
 def test_long_epoch_is_saved_after_its_steps(tmp_path, sample, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        "shiftvit.training.callbacks.save_checkpoint", lambda *arguments: saved.append(arguments[-1].step)
+        "shiftvit.training.callbacks.save_checkpoint", lambda *arguments: saved.append(arguments[2].step)
     )
     train(make_recipe(epochs=1, checkpoint_minutes=1e-9), out=tmp_path / "run", data=sample)
     assert saved == [0, 1, 2, 3, 4]

@@ -209,7 +209,8 @@ def _draw(rows: list[dict[str, Any]], pixels: Any, out: Path) -> None:
     drawn = [
         Explanation(
             image,
-            f"{row['class']}  {100 * row['probability']:.0f} %",
+            row["class"],
+            row["probability"],
             {title: np.array(row[key]["map"], np.float32) for key, title in _TITLES.items() if key in row},
             {"occlusion": f"drop up to {100 * _find_drop(row):.0f} %"} if "occlusion" in row else {},
         )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from shiftvit.figures.grid import GAP, INK, LINE, SIDE, TITLE, Tile, draw_predictions, load_font, scale_image
+from shiftvit.figures.grid import GAP, INK, LINE, SIDE, TITLE, Tile, draw_predictions, load_font, scale_image, shorten
 from shiftvit.figures.style import BLUE, GREY, ORANGE, make_figure, save_figure, save_picture, set_whole_ticks
 
 # The most mistakes in a figure; more would be hard to read.
@@ -84,13 +84,15 @@ class Explanation:
 
     Attributes:
         image: what the model sees, uint8 (H, W, 3).
-        caption: the class and its probability.
+        label: the class.
+        probability: 0 to 1.
         heats: method to map (h, w); it is drawn relative to its largest value, and 0 or less is cold.
         notes: method to a line about its map.
     """
 
     image: NDArray[np.uint8]
-    caption: str
+    label: str
+    probability: float
     heats: dict[str, NDArray[np.float32]]
     notes: dict[str, str]
 
@@ -122,7 +124,8 @@ def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> No
     for number, row in enumerate(rows):
         half, line = divmod(number, lines)
         large = np.asarray(scale_image(row.image))
-        drawn = [(large, row.caption)]
+        caption = shorten(row.label, f"  {100 * row.probability:.0f} %", load_font(_TEXT))
+        drawn = [(large, caption)]
         for name, heat in row.heats.items():
             relative = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
             drawn.append((overlay(large, relative), row.notes.get(name, "")))

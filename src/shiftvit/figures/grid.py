@@ -75,7 +75,7 @@ def draw_predictions(tiles: Sequence[Tile], path: Path, title: str, columns: int
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):
             place = left, upper + SIDE + 4 + number * LINE
-            draw.text(place, _shorten(text, tail, load_font(_TEXT)), colour, load_font(_TEXT))
+            draw.text(place, shorten(text, tail, load_font(_TEXT)), colour, load_font(_TEXT))
     files.write_file(path, lambda temporary: picture.save(temporary))
 
 
@@ -87,7 +87,8 @@ def scale_image(pixels: NDArray[np.uint8]) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
 
 
-def _shorten(text: str, tail: str, font: Any) -> str:
+def shorten(text: str, tail: str, font: Any) -> str:
+    """Returns a text and its tail; cuts the text if both together are wider than a tile."""
     if font.getlength(text + tail) <= SIDE:
         return text + tail
     while text and font.getlength(f"{text}…{tail}") > SIDE:

@@ -162,10 +162,14 @@ def identify(model: str | Path) -> tuple[str, Any]:
     path = Path(model)
     if path.is_dir() and open_container(path, MANIFEST) is None:
         # An export: an artifact with its report beside it.
-        found = [entry for entry in sorted(path.iterdir()) if entry.suffix in _SUFFIXES or entry.name == "saved_model"]
+        found = [
+            entry
+            for entry in sorted(path.iterdir())
+            if entry.suffix.lower() in _SUFFIXES or entry.name == "saved_model"
+        ]
         if len(found) == 1:
             path = found[0]
-    kind = _SUFFIXES.get(path.suffix) if path.is_file() else None
+    kind = _SUFFIXES.get(path.suffix.lower()) if path.is_file() else None
     kind = "SavedModel" if (path / "saved_model.pb").is_file() else kind
     if kind is not None:
         notice_same_name(str(model))
@@ -205,7 +209,7 @@ def _load_openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixel
     import openvino
 
     core = openvino.Core()
-    xml = isinstance(source, Path) and source.suffix == ".xml"
+    xml = isinstance(source, Path) and source.suffix.lower() == ".xml"
     content, origin = (source, repr(str(source))) if xml else read_onnx(source)
     model = core.read_model(content)
     # The metadata of an ONNX graph appear under "framework".

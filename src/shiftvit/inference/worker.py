@@ -109,7 +109,7 @@ def read_model(command: str, model: str, runtime: str) -> ModelFiles:
         content |= {name: stored.read_checked(source, manifest, name) for name in needed}
         return ModelFiles({f"model/{name}": content[name] for name in content}, loaded.runtime, features)
     places = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
-    if source.suffix == ".xml":
+    if source.suffix.lower() == ".xml":
         places.append(source.with_suffix(".bin"))
     found = {path.relative_to(source.parent).as_posix(): path.read_bytes() for path in places}
     return ModelFiles(found, loaded.runtime, features)

@@ -39,18 +39,19 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
     path = Path(weights)
     if not path.is_file():
         raise ShiftViTError(f"there is no file {str(path)!r} to read weights from; give a path of {READABLE}")
-    if path.suffix not in (".npz", ".safetensors", *_TORCH):
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".safetensors", *_TORCH):
         raise ShiftViTError(f"cannot read weights from {str(path)!r}: its suffix is {path.suffix!r}; give {READABLE}")
-    if ema and path.suffix not in _TORCH:
+    if ema and suffix not in _TORCH:
         raise ShiftViTError(f"{str(path)!r} holds one set of weights and no moving average; leave out --ema")
     try:
         _check_size(path)
-        if path.suffix == ".npz":
+        if suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
                 names = [name for name in entries if name.startswith("w/")] or entries
                 return {name.removeprefix("w/"): read_array(archive, entries[name]) for name in names}
-        if path.suffix == ".safetensors":
+        if suffix == ".safetensors":
             from safetensors.numpy import load_file
 
             return dict(load_file(path))

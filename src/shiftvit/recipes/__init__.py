@@ -35,7 +35,7 @@ def read_text(source: str | Path) -> tuple[str, str]:
     if str(source) in list_names():
         return (resources.files(__name__) / f"{source}.toml").read_text("utf-8"), f"recipe {source}"
     path = Path(source)
-    if path.suffix == ".toml":
+    if path.suffix.lower() == ".toml":
         try:
             return path.read_text("utf-8-sig"), str(path)
         except (OSError, UnicodeDecodeError) as error:

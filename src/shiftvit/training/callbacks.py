@@ -19,7 +19,14 @@ import numpy as np
 from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.errors import Interrupted, ShiftViTError, suggest_install
-from shiftvit.training.checkpoint import LAST, Progress, make_divergence_error, save_checkpoint, set_generators
+from shiftvit.training.checkpoint import (
+    LAST,
+    Progress,
+    collect_generators,
+    make_divergence_error,
+    save_checkpoint,
+    set_generators,
+)
 from shiftvit.training.processes import ALONE, Processes
 
 # The narrowest terminal, in columns, on which the bar has room for the rate of the input.
@@ -68,7 +75,8 @@ class Watch(keras.callbacks.Callback):
             set_generators(self.seed, self.progress, self.last, self.processes.rank)
         if due or self.stop is not None:
             self.count_time()
-            self.processes.first(lambda: save_checkpoint(self.last, self.model, self.progress))
+            generators = collect_generators(self.processes)
+            self.processes.first(lambda: save_checkpoint(self.last, self.model, self.progress, generators))
             self.saved_at = time.monotonic()
         self.stop_if_asked()
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from shiftvit import files
 from shiftvit.errors import ShiftViTError, describe_error
+from shiftvit.training.processes import Processes
 
 GENERATOR = "generator/"
 LAST = "last.safetensors"
@@ -45,8 +46,14 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
+def save_checkpoint(path: Path, model: Any, progress: Progress, generators: dict[str, Any] | None = None) -> None:
     """Writes the state to `path`, whole or not at all.
+
+    Args:
+        path: the file.
+        model: the compiled model.
+        progress: the position.
+        generators: the states from `collect_generators`; at the start of an epoch none are needed.
 
     Raises:
         ShiftViTError: the disk is full or the folder is not writable.
@@ -60,7 +67,7 @@ def save_checkpoint(path: Path, model: Any, progress: Progress) -> None:
         raise make_divergence_error("a weight is not finite", progress, path.parent)
     header = {"progress": json.dumps(asdict(progress), allow_nan=False), "backend": keras.config.backend()}
     # safetensors' own `save_file` hides why it failed, and ignores the folder's permissions.
-    content = save(tensors | _read_generators(), metadata=header)
+    content = save(tensors | (generators or {}), metadata=header)
     files.write_file(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -123,27 +130,38 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
     return progress
 
 
+def collect_generators(processes: Processes) -> dict[str, Any]:
+    """Returns the states of torch's random generators in all processes, by name."""
+    found = {}
+    for name, state in _read_generators().items():
+        for rank, row in enumerate(processes.gather(state[None])):
+            found[_name_generator(name, rank)] = row
+    return found
+
+
 def set_generators(seed: int, progress: Progress, path: Path, rank: int = 0) -> None:
     """Sets the state of torch's random generators before the first step of `fit` in an epoch.
 
     So it does not matter how many numbers Keras and torch draw while `fit` starts. At the start of an epoch the state
-    follows from the seed and the epoch; later it is that of the checkpoint at `path`. In processes with a `rank` above
-    0, and on a device whose state the checkpoint lacks, it follows from the seed, the epoch, the step and the rank.
+    follows from the seed and the epoch, and from the rank of processes above 0; later it is that of the checkpoint at
+    `path`. For a device or a process whose state the checkpoint lacks, it follows from the seed, the epoch, the step
+    and the rank.
     """
     if keras.config.backend() != "torch":
         return
     import torch
     from safetensors import safe_open
 
-    is_first = rank == 0 and progress.step == 0
-    key = [seed, progress.epoch] if is_first else [seed, progress.epoch, progress.step, rank]
+    key = [seed, progress.epoch] if rank == 0 and progress.step == 0 else [seed, progress.epoch, progress.step, rank]
     torch.manual_seed(int(np.random.default_rng(key).integers(2**62)))
-    if is_first or rank > 0:
+    if progress.step == 0:
         return
     restore = {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state, "mps": torch.mps.set_rng_state}
     with safe_open(path, framework="pt") as file:
-        for name in _read_generators().keys() & {*file.keys()}:
-            restore[name.removeprefix(GENERATOR)](file.get_tensor(name))
+        stored = {*file.keys()}
+        for name in _read_generators():
+            if (own := _name_generator(name, rank)) in stored:
+                restore[name.removeprefix(GENERATOR)](file.get_tensor(own))
 
 
 def _collect_state(model: Any) -> dict[str, Any]:
@@ -153,8 +171,12 @@ def _collect_state(model: Any) -> dict[str, Any]:
     return variables | optimizer
 
 
+def _name_generator(name: str, rank: int) -> str:
+    return name if rank == 0 else f"{name}/{rank}"
+
+
 def _read_generators() -> dict[str, Any]:
-    """Returns the states of torch's own generators, which Keras' dropout uses instead of its seed generators."""
+    """Returns the states of torch's own generators in this process; Keras' dropout uses them, not its own seeds."""
     if keras.config.backend() != "torch":
         return {}
     import torch

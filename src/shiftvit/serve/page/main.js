@@ -28,7 +28,7 @@ start();
 
 /** Asks the server for its models, then classifies the pictures that came before. */
 function start() {
-  find("#trouble").hidden = true;
+  dismiss();
   find("#trouble").classList.remove("late"); // the page has started
   starting ??= introduce()
     .catch((error) => complain(error.message, true))
@@ -67,7 +67,7 @@ function take(files) {
     return start();
   }
   if (files.length === 0) return;
-  find("#trouble").hidden = true;
+  dismiss();
   const fresh = files.map((file) => new Result(file, model, models.length > 1, forget));
   for (const result of fresh) results.add(result);
   find("#results ul").prepend(...fresh.map(({ element }) => element));
@@ -145,4 +145,10 @@ function complain(message, again = false) {
   find("#trouble button").hidden = !again;
   find("#trouble").hidden = false;
   find("#trouble").scrollIntoView({ block: "nearest" });
+}
+
+/** Hides the error of the whole page. */
+function dismiss() {
+  if (find("#trouble").contains(document.activeElement)) find("#files").focus(); // its button goes away
+  find("#trouble").hidden = true;
 }
