@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py quick --seeds 0 1 2
 
 Each seed is a process, so the seconds include everything that a user waits for. After each, the machine's peak rate in
-matrix products is measured; `times_arithmetic` is the training's time over what its products would take at that rate.
+matrix products is measured; `times_arithmetic` is the training's time over what its products would take at that rate,
+with smaller images where the recipe has them.
 The result, with the environment, the metrics of every run, mean and standard deviation, goes to
 benchmarks/results/accuracy-RECIPE-DATE.json. `--avx2` limits torch to float32 and to the instructions of a processor
 with only AVX2, as most laptops and older servers have. `--keep FOLDER` keeps the runs, and the same command continues
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from record import write_record
 from shiftvit import Recipe
+from shiftvit.training.setup import choose_size
 
 # torch's own kernels, and those of oneDNN and MKL, which it computes products with.
 _AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -58,8 +61,11 @@ def main() -> None:
             rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
             rates = [row["images_per_second"] for row in rows]
             spread = {"minimum": min(rates), "median": statistics.median(rates), "maximum": max(rates)}
-            peak, gflop = measure_arithmetic(out, variables)
-            done = metrics["train"]["epochs"] * metrics["train"]["images"] * gflop
+            recipe = Recipe.load(out / "recipe.toml")
+            peak, gflop = measure_arithmetic(out, recipe, variables)
+            pixels = [math.prod(choose_size(recipe, epoch)) for epoch in range(metrics["train"]["epochs"])]
+            passes = sum(pixels) / math.prod(choose_size(recipe, recipe.train.epochs - 1))  # of the whole image
+            done = passes * metrics["train"]["images"] * gflop
             arithmetic = {
                 "peak_gflops": peak,
                 "gflop_per_image": gflop,
@@ -88,10 +94,10 @@ def main() -> None:
     write_record(f"accuracy-{kind}", result, ran_on=environment)
 
 
-def measure_arithmetic(run: Path, variables: dict[str, str]) -> tuple[float, float]:
-    """Returns the machine's peak, in the precision of a run, and what training on an image costs: GFLOP/s and GFLOP."""
-    precision = Recipe.load(run / "recipe.toml").train.precision
-    command = [sys.executable, "-m", "shiftvit", "benchmark", str(run), "--train", "--precision", precision]
+def measure_arithmetic(run: Path, recipe: Recipe, variables: dict[str, str]) -> tuple[float, float]:
+    """Returns the machine's peak in the precision of a run, GFLOP/s, and what a whole image costs, GFLOP."""
+    command = [sys.executable, "-m", "shiftvit", "benchmark", str(run), "--train"]
+    command += ["--precision", recipe.train.precision]
     command += ["--batch-size", "1", "--repeats", "1", "--json"]
     found = json.loads(subprocess.run(command, check=True, env=variables, stdout=subprocess.PIPE).stdout)
     return found["peak_gflops"], found["gflop_per_image"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shiftvit.augment.augment import Augment
 from shiftvit.data.batches.host import EpochBatches, count_batches, draw_order
 from shiftvit.errors import ShiftViTError
-from shiftvit.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess, shrink
 
 GOLDEN = Path(__file__).parent / "golden" / "cifar10_sample.npz"
 NO_AUGMENTATION = Augment(random_crop=False, flip=False)
@@ -92,6 +92,14 @@ def test_without_augmentation_batches_equal_inference_inputs(
     preprocess = Preprocess(resize=52, crop=48, crop_position=position)
     epoch = make_batches(images, labels, preprocess=preprocess, augment=NO_AUGMENTATION)
     np.testing.assert_array_equal(epoch[1][0], preprocess(images[draw_order(1, 2, 300)[32:64]]))
+
+
+def test_finished_images_are_shrunk(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    augment = Augment(pad=4, cutmix=1.0)
+    whole, small = (make_batches(*sample, augment=augment, size=size) for size in ((32, 32), (24, 16)))
+    for (images, shares), (shrunk, same) in zip(whole, small, strict=True):
+        np.testing.assert_array_equal(shrunk, shrink(images, 24, 16))
+        np.testing.assert_array_equal(shares, same)
 
 
 @settings(max_examples=20)

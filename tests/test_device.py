@@ -229,6 +229,14 @@ def test_images_that_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, cap
             train(recipe, out=tmp_path / "run", data=sample)
 
 
+def test_growing_images_need_the_host(monkeypatch, tmp_path, sample):
+    with pytest.raises(ShiftViTError, match=r"set train\.initial_scale=1, or train\.loop=fit"):
+        train(make_recipe(loop="device", initial_scale=0.5), out=tmp_path / "run", data=sample)
+    monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
+    recipe = make_recipe(loop="auto", initial_scale=0.5)
+    assert resolve(recipe, load_data(recipe, sample)).train.loop == "fit"
+
+
 def test_batches_of_different_sizes_fail(tmp_path, sample):
     with pytest.raises(ShiftViTError, match=r"cannot be divided by train\.batch_size=48"):
         train(make_recipe(loop="device", batch_size=48, drop_remainder=False), out=tmp_path / "run", data=sample)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess, shrink
 
 GOLDEN = Path(__file__).parent / "golden"
 INTERPOLATIONS = ["nearest", "bilinear", "bicubic"]
@@ -87,6 +87,20 @@ def test_resizing_between_any_sizes_matches_its_definition(sizes: list[int], int
     image = draw_pictures(height, width, 3, seed=seed)
     result = Preprocess(resize=(new_height, new_width), interpolation=interpolation).resized(image[None])[0]
     assert np.abs(result - resize_by_definition(image, new_height, new_width, interpolation)).max() < 1e-3
+
+
+@settings(max_examples=60)
+@given(
+    sides=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=2, max_size=2),
+    channels=st.sampled_from([1, 3]),
+)
+def test_shrinking_matches_resizing(sides: list[tuple[int, int]], channels: int) -> None:
+    (new_height, height), (new_width, width) = map(sorted, sides)
+    images = draw_pictures(2, height, width, channels).astype(np.float32)
+    result = shrink(images, new_height, new_width)
+    assert result.dtype == np.float32
+    expected = np.stack([resize_by_definition(image, new_height, new_width, "bilinear") for image in images])
+    np.testing.assert_allclose(result, expected, atol=1e-3)
 
 
 @given(old=st.integers(1, 50), new=st.integers(1, 50))

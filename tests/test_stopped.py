@@ -75,6 +75,7 @@ def fill_source(out: Path, changes: dict[str, Any]) -> dict[str, Any]:
 SCENARIOS = {
     "fit": Scenario(**use_sample(), stops=((0, 0), (0, 3), (1, 0), (1, 4))),
     "workers": Scenario(**use_sample(**{"data.workers": 3})),
+    "growing": Scenario(**use_sample(**{"train.initial_scale": 0.5}), stops=((0, 3), (1, 1))),
     "accumulation": Scenario(**use_sample(**{"train.accumulate": 3, "model.norm": "batch"})),
     # jax compiles each number of steps separately, so rounding may differ.
     "device": Scenario(**use_sample(**{"train.loop": "device", "model.dropout": 0.0}), atol=1e-6),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import signal
@@ -22,12 +23,13 @@ from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
+from shiftvit.evaluation.metrics import measure
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from shiftvit.training.finetune import apply_start
 from shiftvit.training.runfolder import open_run
-from shiftvit.training.setup import build, resolve
+from shiftvit.training.setup import build, choose_size, resolve
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
@@ -228,6 +230,43 @@ def test_model_overfits_64_images(tmp_path, sample):
     }
     run = train(Recipe.model_validate(settings), out=tmp_path / "run", data=few)
     assert run.metrics["test"]["top1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale", "epochs", "sizes"),
+    [
+        ((32, 32), 1.0, 2, [(32, 32)] * 2),
+        ((32, 32), 0.75, 3, [(24, 24), (32, 32), (32, 32)]),
+        ((32, 32), 0.5, 3, [(16, 16), (24, 24), (32, 32)]),
+        ((32, 32), 0.5, 1, [(32, 32)]),
+        ((20, 36), 0.01, 3, [(8, 8), (16, 24), (20, 36)]),
+        ((320, 320), 0.7, 2, [(224, 224), (320, 320)]),
+    ],
+)
+def test_images_grow_to_their_whole_size(shape, scale, epochs, sizes):
+    model = {"image_shape": (*shape, 3), "num_classes": 2, "patch_size": 2, "embed_dim": 24, "depths": (1, 1, 1)}
+    recipe = Recipe(model=model, train={"initial_scale": scale, "epochs": epochs})
+    assert [choose_size(recipe, epoch) for epoch in range(epochs)] == sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_model_learns_from_growing_images(tmp_path, sample, monkeypatch, accumulate):
+    seen, real = [], EpochBatches.__getitem__
+    monkeypatch.setattr(EpochBatches, "__getitem__", lambda *entry: seen.append(real(*entry)) or seen[-1])
+    recipe = make_recipe(epochs=3, initial_scale=0.5, accumulate=accumulate)
+    run = train(recipe, out=tmp_path / "run", data=sample)
+    # The stride is 8, so a half, three quarters and the whole are multiples of it.
+    assert [shape[1:] for shape, _ in itertools.groupby(images.shape for images, _ in seen)] == [
+        (16, 16, 3),
+        (24, 24, 3),
+        (32, 32, 3),
+    ]
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    # The model is made for images of the whole size, and its figures are of these.
+    assert run.bundle.config.image_shape == (32, 32, 3)
+    logits = run.bundle.build("float32").predict(run.bundle.prepare(sample.test.images), verbose=0)
+    assert measure(logits, sample.test.labels) == pytest.approx(run.metrics["test"], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -155,6 +155,13 @@ class TrainConfig(Settings):
 
     epochs: Positive = Field(10, description="passes over the training images")
     batch_size: Positive = Field(256, description="images per step")
+    initial_scale: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="progressive resizing: side of the training images in the first epoch, as a share of the whole; it "
+        "grows to 1 in the last epoch",
+    )
     accumulate: Positive = Field(
         1, description="parts in which a batch is computed, to save memory; batch norm uses the statistics of each part"
     )

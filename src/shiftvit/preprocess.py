@@ -238,6 +238,20 @@ class Preprocess(Settings):
         return result
 
 
+def shrink(images: Floats, height: int, width: int) -> Floats:
+    """Returns finished images (N, H, W, C) at `height` x `width` pixels, averaged over all covered pixels.
+
+    The filter is that of `Preprocess.resized` in bilinear mode.
+    """
+    count, old_height, old_width, channels = images.shape
+    rows, columns = _find_weights(old_height, height), _find_weights(old_width, width)
+    # As two products of matrices that are large enough to be fast: over whole rows of pixels, then along them.
+    lower = rows @ images.reshape(count, old_height, old_width * channels)
+    along = np.kron(columns.T, np.eye(channels, dtype=np.float32))
+    result: Floats = lower.reshape(count * height, old_width * channels) @ along
+    return result.reshape(count, height, width, channels)
+
+
 def make_pair(size: Size) -> tuple[int, int]:
     """Returns (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
@@ -247,6 +261,14 @@ def _make_row(value: float | tuple[float, float, float], width: int) -> Floats:
     """Returns a per-channel value for each element of a row: (width * 3,), or () for a bare number."""
     row = np.asarray(value, dtype=np.float32)
     return np.tile(row, width) if row.ndim else row
+
+
+@lru_cache(maxsize=64)
+def _find_weights(old: int, new: int) -> Floats:
+    """Returns how much each of `old` pixels counts for each of `new`: (new, old)."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(np.eye(old, dtype=np.float32)).resize((old, new), Image.Resampling.BILINEAR))
 
 
 @lru_cache(maxsize=64)

@@ -162,11 +162,8 @@ def identify(model: str | Path) -> tuple[str, Any]:
     path = Path(model)
     if path.is_dir() and open_container(path, MANIFEST) is None:
         # An export: an artifact with its report beside it.
-        found = [
-            entry
-            for entry in sorted(path.iterdir())
-            if entry.suffix.lower() in _SUFFIXES or entry.name == "saved_model"
-        ]
+        entries = {entry: entry.suffix.lower() for entry in sorted(path.iterdir())}
+        found = [entry for entry, suffix in entries.items() if suffix in _SUFFIXES or entry.name == "saved_model"]
         if len(found) == 1:
             path = found[0]
     kind = _SUFFIXES.get(path.suffix.lower()) if path.is_file() else None
@@ -198,6 +195,12 @@ def _load_onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pi
     return metadata, lambda pixels: session.run(wanted, {name: pixels})[0]
 
 
+def find_weights(xml: Path) -> Path:
+    """Returns the file of an OpenVINO graph's weights, whose suffix may have capitals too."""
+    upper = xml.with_suffix(".BIN")
+    return upper if upper.exists() else xml.with_suffix(".bin")
+
+
 def read_onnx(source: Any) -> tuple[bytes, str]:
     """Returns the serialised graph of an ONNX file or of a bundle's files, and its name for messages."""
     if isinstance(source, Path):
@@ -211,7 +214,7 @@ def _load_openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixel
     core = openvino.Core()
     xml = isinstance(source, Path) and source.suffix.lower() == ".xml"
     content, origin = (source, repr(str(source))) if xml else read_onnx(source)
-    model = core.read_model(content)
+    model = core.read_model(content, find_weights(source)) if xml else core.read_model(content)
     # The metadata of an ONNX graph appear under "framework".
     place = [KEY] if xml else ["framework", KEY]
     metadata = Metadata.parse(model.get_rt_info(place).astype(str) if model.has_rt_info(place) else None, origin)

@@ -23,7 +23,7 @@ from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.blocks import TRIES, read_entries
 from shiftvit.inference.embed import Embedder
 from shiftvit.inference.predict import Failure, Predictor, to_row
-from shiftvit.inference.runtimes import identify
+from shiftvit.inference.runtimes import find_weights, identify
 from shiftvit.inference.storage import Folder, Storage
 
 # The file in a run's folder that describes the run.
@@ -110,7 +110,7 @@ def read_model(command: str, model: str, runtime: str) -> ModelFiles:
         return ModelFiles({f"model/{name}": content[name] for name in content}, loaded.runtime, features)
     places = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
     if source.suffix.lower() == ".xml":
-        places.append(source.with_suffix(".bin"))
+        places.append(find_weights(source))
     found = {path.relative_to(source.parent).as_posix(): path.read_bytes() for path in places}
     return ModelFiles(found, loaded.runtime, features)
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -162,11 +162,14 @@ class ProgressBar(keras.callbacks.Callback):
 
     async_safe = True
 
-    def __init__(self, epochs: int, steps: int, batch_size: int, watch: Watch) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], steps: int, batch_size: int, watch: Watch) -> None:
+        """Takes the (height, width) of each epoch's images: the cost of a step grows with their pixels."""
         super().__init__()
-        self.epochs, self.steps, self.batch_size, self.watch = epochs, steps, batch_size, watch
-        position = watch.progress.epoch * steps + watch.progress.step
-        self.bar = Bar(f"epoch 1/{epochs}", epochs * steps, done=position)
+        self.steps, self.batch_size, self.watch = steps, batch_size, watch
+        pixels = [height * width for height, width in sizes]
+        self.costs = [count // math.gcd(*pixels) for count in pixels]
+        self.epochs = len(self.costs)
+        self.bar = Bar(f"epoch 1/{self.epochs}", steps * sum(self.costs), done=self.count_done(watch.progress.step))
         self.epoch = 1
         self.began = 0.0
 
@@ -181,8 +184,14 @@ class ProgressBar(keras.callbacks.Callback):
         state = f"loss {logs.get('loss', 0):.3f}  top-1 {logs.get('top1', 0):.1%}  {rate:,.0f} images/s"
         if self.watch.input_rate is not None and self.bar.columns >= _WIDE:
             state += f" (input {self.watch.input_rate():,.0f})"
-        done = self.watch.progress.epoch * self.steps + self.watch.first_step + batch + 1
+        done = self.count_done(self.watch.first_step + batch + 1)
         self.bar.update(done, state, f"epoch {self.epoch}/{self.epochs}")
+
+    def count_done(self, step: int) -> int:
+        """Returns the cost of all steps before step `step` of the current epoch."""
+        epoch = self.watch.progress.epoch
+        current = self.costs[epoch] if epoch < self.epochs else 0  # a finished run may be resumed to be evaluated
+        return self.steps * sum(self.costs[:epoch]) + step * current
 
     def print_epoch(self, row: dict[str, Any]) -> None:
         """Prints one epoch's figures."""

@@ -92,6 +92,11 @@ def check_loop(recipe: Recipe, dataset: Dataset) -> None:
             f'train.loop="device" needs batches of equal size, but {pluralize(len(dataset.train), "image")} cannot be '
             f"divided by train.batch_size={recipe.train.batch_size}; set train.drop_remainder=true, or train.loop=fit"
         )
+    if recipe.train.initial_scale < 1:
+        raise ShiftViTError(
+            'train.loop="device" keeps images of one size on the device, so they cannot grow; set '
+            "train.initial_scale=1, or train.loop=fit"
+        )
     check_changes(recipe.augment)
 
 

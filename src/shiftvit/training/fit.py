@@ -27,7 +27,7 @@ from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.probe import run_probe
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.results import finish_run
-from shiftvit.training.setup import build, check_alone, check_same_images, check_same_start, resolve
+from shiftvit.training.setup import build, check_alone, check_same_images, check_same_start, choose_size, resolve
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def train_model(
         # If the disk was full, it may lack the last row.
         processes.first(lambda: runfolder.write_log(run, progress.history))
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
-    bar = ProgressBar(settings.epochs, steps, settings.batch_size, watch)
+    sizes = [choose_size(recipe, epoch) for epoch in range(settings.epochs)]
+    bar = ProgressBar(sizes, steps, settings.batch_size, watch)
     with watch.catch_signals():
         with bar.bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):

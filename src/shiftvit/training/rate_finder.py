@@ -103,8 +103,9 @@ def find_rate(
     if recipe.probe is not None:
         raise ShiftViTError(f"the recipe {recipe.name!r} is a probe, which has no learning rate; name another recipe")
     recipe = apply_start(recipe)
-    # The rates are for the whole model, even if training begins with the head alone.
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"freeze_epochs": 0})})
+    # The rates are for the whole model and image, even if training begins with the head alone or with small images.
+    whole = {"freeze_epochs": 0, "initial_scale": 1.0}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=whole)})
     dataset = load_data(recipe, data)
     recipe = resolve(recipe, dataset)
     rule = recipe.train.optimizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,25 @@ def _choose_loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
         return settings.loop
     even = settings.drop_remainder or len(dataset.train) % settings.batch_size == 0
     possible = even and not recipe.augment.on_host_only and isinstance(dataset.train.images, np.ndarray)
+    possible = possible and settings.initial_scale == 1
     accelerated = keras.config.backend() in ("torch", "jax") and environment.find_device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
+
+
+def choose_size(recipe: Recipe, epoch: int) -> tuple[int, int]:
+    """Returns the (height, width) of an epoch's training images, from `train.initial_scale` to the whole size.
+
+    Both grow linearly and are rounded up to multiples of the model's stride, so that there are few sizes to compile.
+    Source: Tan and Le, "EfficientNetV2" (2021), section 4, without its change of the augmentation.
+    """
+    settings, (height, width) = recipe.train, recipe.model.image_shape[:2]
+    assert height is not None and width is not None  # noqa: PT018  (a resolved recipe)
+    passed = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
+    scale = settings.initial_scale + (1 - settings.initial_scale) * passed
+    stride = recipe.model.patch_size * 2 ** (len(recipe.model.depths) - 1)
+    # Without rounding errors: 0.7 * 320 / 32 is more than 7.
+    grown = [min(side, stride * math.ceil(round(scale * side / stride, 6))) for side in (height, width)]
+    return grown[0], grown[1]
 
 
 def make_batches(
@@ -181,6 +199,7 @@ def make_batches(
         epoch=epoch,
         start=start,
         drop_remainder=settings.drop_remainder,
+        size=choose_size(recipe, epoch),
         share=(processes.rank, processes.count),
         workers=recipe.data.workers,
     )
@@ -199,7 +218,8 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
     if environment.find_device_name() == "cpu":
         environment.keep_freed_memory()
     kind = ShiftViT if settings.accumulate == 1 else PartwiseShiftViT
-    model: Any = kind(**recipe.model.get_arguments(), dtype=settings.precision)
+    any_size = {"image_shape": (None, None, 3)} if settings.initial_scale < 1 else {}
+    model: Any = kind(**{**recipe.model.get_arguments(), **any_size}, dtype=settings.precision)
     if isinstance(model, PartwiseShiftViT):
         model.parts = settings.accumulate
     if not begun:

@@ -17,7 +17,7 @@ from shiftvit.augment.changes import PictureChanges
 from shiftvit.augment.mix import Mix
 from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, pluralize
-from shiftvit.preprocess import Floats, Preprocess
+from shiftvit.preprocess import Floats, Preprocess, shrink
 
 Batch = tuple[Floats, NDArray[np.int32] | Floats]
 
@@ -102,6 +102,7 @@ class EpochBatches(keras.utils.PyDataset):
         seed, epoch: 0 or more; they determine the order and the augmentation.
         start: the number of batches to skip at the beginning of the epoch.
         drop_remainder: leave out the last batch if it is smaller.
+        size: (height, width) in pixels that the finished images are shrunk to; None: they are not.
         share: (rank, count): an item is only part `rank` of its batch, which is divided into `count` equal parts.
         workers: threads, which prepare as many batches ahead and one more; 1: no batch is prepared ahead.
 
@@ -123,6 +124,7 @@ class EpochBatches(keras.utils.PyDataset):
         epoch: int,
         start: int = 0,
         drop_remainder: bool = True,
+        size: tuple[int, int] | None = None,
         share: tuple[int, int] = (0, 1),
         workers: int = 1,
     ) -> None:
@@ -148,8 +150,9 @@ class EpochBatches(keras.utils.PyDataset):
         self._batch_size, self._start, self._total = batch_size, start, total
         self._rank, self._shares = share
         self._plan = plan_epoch(images.shape, preprocess, augment, seed, epoch)
-        size = preprocess.output_shape(*images.shape[1:3])
-        self._changes = PictureChanges(augment, preprocess, seed, epoch, size)
+        whole = preprocess.output_shape(*images.shape[1:3])
+        self._changes = PictureChanges(augment, preprocess, seed, epoch, whole)
+        self._size = None if size == whole else size
         self._threads = workers
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[Batch]] = {}
@@ -206,6 +209,10 @@ class EpochBatches(keras.utils.PyDataset):
         return alone * min(self._threads, count_cores())
 
     def _prepare(self, number: int) -> Batch:
+        images, labels = self._prepare_whole(number)
+        return (images if self._size is None else shrink(images, *self._size)), labels
+
+    def _prepare_whole(self, number: int) -> Batch:
         rule, changes, mix = self._preprocess, self._changes, self._plan.mix
         slots = self._take_share(self._plan.find_slots(number, self._batch_size, self._augment.repeats))
         indices = slots % len(self._images)
