@@ -65,7 +65,8 @@ def train_one(mode: str, seed: int, work: Path) -> None:
     if run.exists():
         shiftvit.train(resume=run)
     else:
-        shiftvit.train("quick", out=run, **{"train.seed": seed, **MODES[mode]})
+        settings = {"train.seed": seed, "train.initial_scale": 1.0, **MODES[mode]}
+        shiftvit.train("quick", out=run, **settings)
 
 
 def draw_directions(seed: int) -> list[tuple[int, int]]:

@@ -245,11 +245,10 @@ def shrink(images: Floats, height: int, width: int) -> Floats:
     """
     count, old_height, old_width, channels = images.shape
     rows, columns = _find_weights(old_height, height), _find_weights(old_width, width)
-    # As two products of matrices that are large enough to be fast: over whole rows of pixels, then along them.
+    # Many small products: for a large one, BLAS would start threads, which disturb those of the training step.
     lower = rows @ images.reshape(count, old_height, old_width * channels)
-    along = np.kron(columns.T, np.eye(channels, dtype=np.float32))
-    result: Floats = lower.reshape(count * height, old_width * channels) @ along
-    return result.reshape(count, height, width, channels)
+    result: Floats = columns @ lower.reshape(count, height, old_width, channels)
+    return result
 
 
 def make_pair(size: Size) -> tuple[int, int]:

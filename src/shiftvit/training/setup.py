@@ -170,7 +170,7 @@ def _choose_loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
 def choose_size(recipe: Recipe, epoch: int) -> tuple[int, int]:
     """Returns the (height, width) of an epoch's training images, from `train.initial_scale` to the whole size.
 
-    Both grow linearly and are rounded up to multiples of the model's stride, so that there are few sizes to compile.
+    Both grow linearly, in multiples of the model's stride, so that there are few sizes to compile.
     Source: Tan and Le, "EfficientNetV2" (2021), section 4, without its change of the augmentation.
     """
     settings, (height, width) = recipe.train, recipe.model.image_shape[:2]
@@ -178,8 +178,8 @@ def choose_size(recipe: Recipe, epoch: int) -> tuple[int, int]:
     passed = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
     scale = settings.initial_scale + (1 - settings.initial_scale) * passed
     stride = recipe.model.patch_size * 2 ** (len(recipe.model.depths) - 1)
-    # Without rounding errors: 0.7 * 320 / 32 is more than 7.
-    grown = [min(side, stride * math.ceil(round(scale * side / stride, 6))) for side in (height, width)]
+    # Halves are rounded up, whatever the rounding errors.
+    grown = [min(side, stride * max(1, math.floor(scale * side / stride + 0.5 + 1e-6))) for side in (height, width)]
     return grown[0], grown[1]
 
 
