@@ -56,6 +56,20 @@ RECIPE = {
 }
 
 
+# Images that grow, whose sides a graph does not know.
+GROWING = {
+    "model": {"embed_dim": 24, "depths": [1, 1], "norm": "layer"},
+    "data": {"validation": 50},
+    "train": {
+        "epochs": 3,
+        "batch_size": 50,
+        "precision": "float32",
+        "initial_scale": 0.5,
+        "optimizer": {"learning_rate": 3e-3},
+    },
+}
+
+
 def save_models(folder: Path) -> dict[str, Any]:
     """Saves a model with each norm as a bundle and as a Keras file, and returns the logits."""
     logits = {}
@@ -86,7 +100,12 @@ def train_model(folder: Path) -> dict[str, Any]:
     """Trains for a few steps on real images."""
     Figure.savefig = lambda _, path, **__: Image.new("RGB", (1, 1)).save(path, "PNG")  # as fast as possible
     run = train(Recipe.model_validate(RECIPE), out=folder / f"{BACKEND}-run", data=load_sample())
-    return {"losses": [row["loss"] for row in read_log(run.path)], "test": run.metrics["test"]["loss"]}
+    growing = train(Recipe.model_validate(GROWING), out=folder / f"{BACKEND}-growing", data=load_sample())
+    return {
+        "losses": [row["loss"] for row in read_log(run.path)],
+        "test": run.metrics["test"]["loss"],
+        "growing": [row["loss"] for row in read_log(growing.path)],
+    }
 
 
 def main(folder: Path) -> None:

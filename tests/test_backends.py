@@ -40,6 +40,7 @@ def test_training_lowers_the_loss(backend: str) -> None:
     assert len(losses) == 4
     assert np.isfinite([*losses, training["test"]]).all()
     assert losses[-1] < losses[0] - 0.05, losses
+    assert training["growing"][-1] < training["growing"][0], training
 
 
 @every_backend

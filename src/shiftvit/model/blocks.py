@@ -173,13 +173,14 @@ class PatchEmbed(keras.layers.Layer):
         policy = self.dtype_policy
         self.projection = Linear(self.embed_dim, kernel_initializer=INITIALIZER, dtype=policy, name="projection")
         self.projection.build((None, None, None, self.patch_size**2 * channels))
+        self.channels = channels
         self.norm = None
         if self.norm_kind is not None:
             self.norm = make_norm(self.norm_kind, self.epsilon, dtype=policy, name="norm")
             self.norm.build((None, None, None, self.embed_dim))
 
     def call(self, x: Any, training: bool = False) -> Any:
-        x = self.projection(fold(x, self.patch_size))
+        x = self.projection(fold(x, self.patch_size, self.channels))
         return x if self.norm is None else self.norm(x, **_pass_training(self.norm, training))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -244,12 +245,14 @@ class PatchMerging(keras.layers.Layer):
         }
 
 
-def fold(x: Any, side: int) -> Any:
+def fold(x: Any, side: int, channels: int | None = None) -> Any:
     """Moves each `side` x `side` square of pixels into the channels, row by row, as im2col does for a convolution.
 
-    `(B, H, W, C) -> (B, H // side, W // side, side * side * C)`
+    `(B, H, W, C) -> (B, H // side, W // side, side * side * C)`. `channels` is C where the tensor does not know it: in
+    tensorflow's graph of a model of any size, whose layers need it.
     """
-    _, height, width, channels = ops.shape(x)
+    _, height, width, found = ops.shape(x)
+    channels = found if channels is None else channels
     rows, columns = height // side, width // side
     x = x[:, : rows * side, : columns * side]
     x = ops.reshape(x, (-1, rows, side, columns, side, channels))

@@ -115,14 +115,15 @@ class Shift(ShapeKeeper):
 
 def _shift_by_slices(x: Any, group: int, pixels: int) -> Any:
     """The plain form: pads the moving channels once, cuts four windows out, and appends the channels that stay."""
-    height, width = ops.shape(x)[1:3]  # (B, H, W, C)
     p = pixels
     padded = ops.pad(x[..., : 4 * group], ((0, 0), (p, p), (p, p), (0, 0)))
     moved = []
     for index, (row, column) in enumerate(SOURCES):
         top, left = p + row * p, p + column * p
         channels = slice(index * group, (index + 1) * group)
-        moved.append(padded[:, top : top + height, left : left + width, channels])
+        # Counted from the end: with a height that only the tensor knows, tensorflow's graph would lose the channels.
+        rows, columns = slice(top, top - 2 * p or None), slice(left, left - 2 * p or None)
+        moved.append(padded[:, rows, columns, channels])
     return ops.concatenate([*moved, x[..., 4 * group :]], axis=-1)
 
 
