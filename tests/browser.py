@@ -51,6 +51,16 @@ class Browser:
         self.driver.get(url)
         self.run("sessionStorage.clear()")
 
+    @contextlib.contextmanager
+    def block(self, pattern):
+        """Makes requests to the URLs that match a pattern fail."""
+        self.tell("Network.enable")
+        self.tell("Network.setBlockedURLs", urls=[pattern])
+        try:
+            yield
+        finally:
+            self.tell("Network.setBlockedURLs", urls=[])
+
     def shape(self, width, height):
         """Sets the size of the page in CSS pixels."""
         self.tell(

@@ -229,12 +229,15 @@ def test_images_that_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, cap
             train(recipe, out=tmp_path / "run", data=sample)
 
 
-def test_growing_images_need_the_host(monkeypatch, tmp_path, sample):
+def test_images_on_the_device_do_not_grow(monkeypatch, tmp_path, sample, capfd):
     with pytest.raises(ShiftViTError, match=r"set train\.initial_scale=1, or train\.loop=fit"):
         train(make_recipe(loop="device", initial_scale=0.5), out=tmp_path / "run", data=sample)
     monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
-    recipe = make_recipe(loop="auto", initial_scale=0.5)
-    assert resolve(recipe, load_data(recipe, sample)).train.loop == "fit"
+    for loop, chosen, scale, notices in (("fit", "fit", 0.5, 0), ("auto", "device", 1.0, 1)):
+        recipe = make_recipe(loop=loop, initial_scale=0.5)
+        resolved = resolve(recipe, load_data(recipe, sample)).train
+        assert (resolved.loop, resolved.initial_scale) == (chosen, scale)
+        assert capfd.readouterr().err.count("whole from the first epoch") == notices
 
 
 def test_batches_of_different_sizes_fail(tmp_path, sample):

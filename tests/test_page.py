@@ -345,13 +345,9 @@ def test_page_works_in_an_older_browser(page):
 
 @slow
 def test_page_whose_server_did_not_answer_can_be_started_again(server, chromium):
-    chromium.tell("Network.enable")
-    chromium.tell("Network.setBlockedURLs", urls=["*/v1/models"])
-    try:
+    with chromium.block("*/v1/models"):
         chromium.open(server.url)
         again = chromium.find("#trouble button")
-    finally:
-        chromium.tell("Network.setBlockedURLs", urls=[])
     again.send_keys("\n")
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     assert not chromium.all("#trouble")
@@ -361,13 +357,9 @@ def test_page_whose_server_did_not_answer_can_be_started_again(server, chromium)
 
 @slow
 def test_page_that_does_not_start_says_so(server, chromium):
-    chromium.tell("Network.enable")
-    chromium.tell("Network.setBlockedURLs", urls=["*/page/markdown.js"])
-    try:
+    with chromium.block("*/page/markdown.js"):
         chromium.open(server.url)
         chromium.wait(lambda: "The page has not started." in chromium.texts("#trouble p")[0])
-    finally:
-        chromium.tell("Network.setBlockedURLs", urls=[])
     chromium.open(server.url)
     chromium.wait(lambda: chromium.texts("#name") == ["cifar10"])
     assert not chromium.all("#trouble")

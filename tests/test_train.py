@@ -26,6 +26,7 @@ from shiftvit.data.load import load_data
 from shiftvit.evaluation.metrics import measure
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
+from shiftvit.training.callbacks import ProgressBar, Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from shiftvit.training.finetune import apply_start
 from shiftvit.training.runfolder import open_run
@@ -248,6 +249,21 @@ def test_images_grow_to_their_whole_size(shape, scale, epochs, sizes):
     model = {"image_shape": (*shape, 3), "num_classes": 2, "patch_size": 2, "embed_dim": 24, "depths": (1, 1, 1)}
     recipe = Recipe(model=model, train={"initial_scale": scale, "epochs": epochs})
     assert [choose_size(recipe, epoch) for epoch in range(epochs)] == sizes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "done", "total"),
+    [
+        ([(32, 32)] * 3, 4 + 3, 3 * 4),  # steps
+        ([(24, 24), (32, 32), (32, 32)], 4 * 9 + 3 * 16, 4 * (9 + 16 + 16)),
+    ],
+)
+def test_time_left_follows_the_pixels(tmp_path, monkeypatch, sizes, done, total):
+    made = []
+    monkeypatch.setattr("shiftvit.training.callbacks.Bar", lambda what, total, done: made.append((what, total, done)))
+    ProgressBar(sizes, 4, 50, Watch(tmp_path, Progress(epoch=1, step=3), 0, 60))
+    ProgressBar(sizes, 4, 50, Watch(tmp_path, Progress(epoch=3), 0, 60))
+    assert made == [("epoch 1/3", total, done), ("epoch 1/3", total, total)]
 
 
 @pytest.mark.slow

@@ -59,6 +59,13 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
     precision = recipe.train.precision
     if precision == "auto":
         precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
+    loop, scale = _choose_loop(recipe, dataset, processes), recipe.train.initial_scale
+    if loop == "device" and recipe.train.loop == "auto" and scale < 1:
+        notice(
+            "on a GPU all images are on the device, in one size, so they are whole from the first epoch; "
+            "train.loop=fit begins with small ones"
+        )
+        scale = 1.0
     preprocess, data = recipe.preprocess, recipe.data
     if dataset.path is not None:
         preprocess = preprocess.model_copy(update={"round_pixels": True})  # training keeps the images as bytes
@@ -68,9 +75,7 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
             "preprocess": preprocess,
             "data": data,
             "model": ModelConfig(**{**ModelConfig().model_dump(exclude={"preset"}), **arguments}),
-            "train": recipe.train.model_copy(
-                update={"precision": precision, "loop": _choose_loop(recipe, dataset, processes)}
-            ),
+            "train": recipe.train.model_copy(update={"precision": precision, "loop": loop, "initial_scale": scale}),
         }
     )
     _check_shares(resolved, dataset, processes)
@@ -162,7 +167,6 @@ def _choose_loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
         return settings.loop
     even = settings.drop_remainder or len(dataset.train) % settings.batch_size == 0
     possible = even and not recipe.augment.on_host_only and isinstance(dataset.train.images, np.ndarray)
-    possible = possible and settings.initial_scale == 1
     accelerated = keras.config.backend() in ("torch", "jax") and environment.find_device_name() not in ("cpu", "mps")
     return "device" if possible and accelerated else "fit"
 
