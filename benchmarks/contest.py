@@ -97,6 +97,7 @@ class Task:
 def give_task(recipe: str, data: str, pictures: Path, seed: int, seconds: float, test_images: int | None) -> Task:
     """Reads the images, "cifar10" or those in the folder "pictures", and starts the clock."""
     settings: dict[str, Any] = {"data.validation": 0, "train.select": "last", "train.seed": seed}
+    settings["train.initial_scale"] = 1.0  # all contenders get the same images, and all epochs take as long
     if recipe != "photos":
         settings["train.batch_size"] = 250 if data == "cifar10" else 50
     if data == "pictures":

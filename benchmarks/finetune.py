@@ -34,7 +34,9 @@ def main() -> None:
     old = [label for label in range(10) if label not in new]
     rows: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
-        first = train("quick", out=Path(place) / "first", data=select_classes(data, old, None))
+        learned = select_classes(data, old, None)
+        whole: dict[str, Any] = {"train.initial_scale": 1.0}
+        first = train("quick", out=Path(place) / "first", data=learned, **whole)
         ways: dict[str, tuple[str, dict[str, Any]]] = {
             "fine-tuned": ("finetune", {"start.source": str(first.path)}),
             "fine-tuned, first stage frozen": ("finetune", {"start.source": str(first.path), "start.freeze": 1}),
@@ -45,6 +47,7 @@ def main() -> None:
             few = select_classes(data, new, IMAGES, seed)
             for number, (name, (recipe, changes)) in enumerate(ways.items()):
                 settings: dict[str, Any] = {
+                    **whole,
                     "train.epochs": EPOCHS,
                     "train.batch_size": 32,
                     "data.validation": 50,

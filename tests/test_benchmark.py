@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import shutil
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from shiftvit import Recipe, ShiftViT, ShiftViTError
@@ -24,7 +26,7 @@ from tensors import to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from contenders import CNNS, build_cnn
-from contest import Budget
+from contest import SIDE, Budget, give_task
 from plain_keras import build_plain_model
 from record import write_record
 
@@ -49,6 +51,18 @@ def test_plain_model_has_the_same_outputs(arguments):
         mine.assign(value.reshape(mine.shape))  # ours stores a convolution whose stride is its kernel size as a matrix
     images = generator.normal(size=(3, *config.image_shape)).astype(np.float32)
     np.testing.assert_allclose(to_numpy(ours(images)), to_numpy(plain(images)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("recipe", "side"), [("quick", SIDE), ("photos", 64)])
+def test_contenders_get_whole_pictures(recipe, side, tmp_path):
+    for index in range(24):
+        place = tmp_path / "pictures" / ("cat", "dog")[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(place / f"{index}.png")
+    task = give_task(recipe, "pictures", tmp_path / "pictures", seed=0, seconds=60, test_images=None)
+    sizes = {images.shape[1:3] for epoch in itertools.islice(task.batches(), 2) for images, _ in epoch}
+    assert sizes == {(side, side)}
 
 
 @pytest.mark.slow

@@ -110,9 +110,7 @@ def test_own_data_of_a_run_means_its_test_images(place: Path, capsys: pytest.Cap
 def test_moved_data_are_recognised_by_their_files(place: Path) -> None:
     run = place / "run"
     (place / "pets").rename(place / "animals")
-    with pytest.raises(
-        ShiftViTError, match=r"were in '.*pets', which no longer exists; .*: shiftvit evaluate .*run --data"
-    ):
+    with pytest.raises(ShiftViTError, match=r"were in '.*pets', which no longer exists; .* new location with --data"):
         evaluate(run)
     found = find_evaluated(str(place / "animals"), None, run)
     assert found.own_test

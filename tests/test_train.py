@@ -24,13 +24,14 @@ from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
 from shiftvit.evaluation.metrics import measure
+from shiftvit.preprocess import Preprocess
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
 from shiftvit.training.callbacks import ProgressBar, Watch
 from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from shiftvit.training.finetune import apply_start
 from shiftvit.training.runfolder import open_run
-from shiftvit.training.setup import build, choose_size, resolve
+from shiftvit.training.setup import build, choose_size, make_batches, resolve
 
 pytestmark = pytest.mark.usefixtures("plain_figures")
 
@@ -243,12 +244,27 @@ def test_model_overfits_64_images(tmp_path, sample):
         ((32, 32), 0.75, 6, [(24, 24)] * 3 + [(32, 32)] * 3),
         ((20, 36), 0.01, 3, [(8, 8), (8, 16), (20, 36)]),
         ((320, 320), 0.7, 2, [(224, 224), (320, 320)]),
+        ((34, 35), 1.0, 2, [(34, 35)] * 2),  # no multiples of the stride
+        ((34, 35), 0.5, 3, [(16, 16), (24, 24), (34, 35)]),
     ],
 )
 def test_images_grow_to_their_whole_size(shape, scale, epochs, sizes):
     model = {"image_shape": (*shape, 3), "num_classes": 2, "patch_size": 2, "embed_dim": 24, "depths": (1, 1, 1)}
     recipe = Recipe(model=model, train={"initial_scale": scale, "epochs": epochs})
     assert [choose_size(recipe, epoch) for epoch in range(epochs)] == sizes
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_whole_images_of_any_size_are_trained_on(sample, scale):
+    recipe = make_recipe(initial_scale=scale, epochs=2)
+    recipe = recipe.model_copy(update={"preprocess": Preprocess(resize=(33, 34))})
+    data = load_data(recipe, sample)
+    recipe = resolve(recipe, data)
+    model, _ = build(recipe, data)
+    for epoch, shape in enumerate([(33, 34) if scale == 1 else (16, 16), (33, 34)]):
+        images, labels = make_batches(recipe, data, epoch)[0]
+        assert images.shape[1:3] == shape
+        model.train_on_batch(images, labels)
 
 
 @pytest.mark.parametrize(

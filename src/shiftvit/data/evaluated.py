@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import os
-import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,8 +90,7 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     is_own = place == own or (not named.is_name(own) and Path(place).resolve() == Path(own).resolve())
     if is_own and not Path(own).exists():
         raise ShiftViTError(
-            f"the images of the run were in {own!r}, which no longer exists; give their new location: "
-            f"shiftvit evaluate {shlex.quote(str(run))} --data PATH"
+            f"the images of the run were in {own!r}, which no longer exists; give their new location with --data"
         )
     if not table.is_file():
         if is_own:

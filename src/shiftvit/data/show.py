@@ -50,7 +50,8 @@ class Shown:
 def draw_training_figure(recipe: Recipe, path: Path) -> int:
     """Draws training pictures of the recipe's data into a figure: a row each, first as in evaluation, then seven draws.
 
-    The draws are a run's batches of these pictures in its first epochs, so a picture is mixed with one of another row.
+    The draws are a run's batches of these pictures in its first epochs, at their whole size, so a picture is mixed with
+    one of another row.
 
     Returns:
         How many pictures there are.

@@ -45,7 +45,8 @@ def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --r
     settings = recipe.train
     height, width = recipe.model.image_shape[:2]
     at_once = -(-settings.batch_size // settings.accumulate)
-    fault = f"out of memory with {pluralize(at_once, 'image')} of {height} x {width} pixels at once"
+    most = "up to " if settings.initial_scale < 1 else ""
+    fault = f"out of memory with {pluralize(at_once, 'image')} of {most}{height} x {width} pixels at once"
     if not settings.auto_batch:
         raise ShiftViTError(
             f"{fault}; continue in smaller parts with {how}, or start again with a smaller train.batch_size or "

@@ -174,12 +174,14 @@ def _choose_loop(recipe: Recipe, dataset: Dataset, processes: Processes) -> str:
 def choose_size(recipe: Recipe, epoch: int) -> tuple[int, int]:
     """Returns the (height, width) of an epoch's training images, from `train.initial_scale` to the whole size.
 
-    Both grow linearly, in multiples of the model's stride, so that there are few sizes to compile.
+    Both grow linearly to the last epoch, in multiples of the model's stride, so that there are few sizes to compile.
     Source: Tan and Le, "EfficientNetV2" (2021), section 4, without its change of the augmentation.
     """
     settings, (height, width) = recipe.train, recipe.model.image_shape[:2]
     assert height is not None and width is not None  # noqa: PT018  (a resolved recipe)
-    passed = epoch / (settings.epochs - 1) if settings.epochs > 1 else 1.0
+    if settings.initial_scale == 1 or epoch >= settings.epochs - 1:
+        return height, width  # even if it is no multiple of the stride
+    passed = epoch / (settings.epochs - 1)
     scale = settings.initial_scale + (1 - settings.initial_scale) * passed
     stride = recipe.model.patch_size * 2 ** (len(recipe.model.depths) - 1)
     # Halves are rounded up, whatever the rounding errors.
@@ -203,7 +205,7 @@ def make_batches(
         epoch=epoch,
         start=start,
         drop_remainder=settings.drop_remainder,
-        size=choose_size(recipe, epoch),
+        size=choose_size(recipe, epoch) if settings.initial_scale < 1 else None,
         share=(processes.rank, processes.count),
         workers=recipe.data.workers,
     )
