@@ -10,17 +10,24 @@ from hypothesis import strategies as st
 from serving import make_picture, run_server
 
 PICTURES = st.sampled_from([make_picture(1), make_picture(2, form="JPEG"), make_picture(3, (1, 1))])
+LAZY = (
+    "hypothesis.internal.conjecture",
+    "hypothesis.strategies",
+    "schemathesis.generation",
+    "schemathesis.python",
+    "schemathesis.specs.openapi",
+)
 
 
 @pytest.fixture(scope="module")
 def operations():
     # Imported here because it takes two seconds, and before the server starts because Python 3.11 can fail to parse a
-    # module while the server's thread parses another. The package imports some of its modules at their first use.
+    # module while the server's thread parses another. Both libraries import some of their modules at the first use.
     import schemathesis
-    from schemathesis.specs import openapi
 
-    for module in pkgutil.walk_packages(openapi.__path__, openapi.__name__ + "."):
-        importlib.import_module(module.name)
+    for name in LAZY:
+        for module in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
+            importlib.import_module(module.name)
     for kind in ("application/octet-stream", "image/*"):
         schemathesis.openapi.media_type(kind, PICTURES)
     with run_server() as server:
