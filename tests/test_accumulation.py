@@ -218,12 +218,15 @@ def test_out_of_memory_continues_in_smaller_parts(
 
 
 @pytest.mark.slow
-def test_too_little_memory_for_any_part_is_one_line(tmp_path: Path, sample: Any, memory_limit: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("scale", "size"), [(1.0, "32 x 32"), (0.5, "up to 32 x 32")])
+def test_too_little_memory_for_any_part_is_one_line(
+    tmp_path: Path, sample: Any, memory_limit: dict[str, Any], scale: float, size: str
+) -> None:
     memory_limit["images"] = 1
     with pytest.raises(ShiftViTError) as caught:
-        train(make_recipe(auto_batch=True), out=tmp_path / "run", data=sample)
+        train(make_recipe(auto_batch=True, initial_scale=scale), out=tmp_path / "run", data=sample)
     message = str(caught.value)
-    assert message.startswith("out of memory with 6 images of 32 x 32 pixels at once, even after 3 halvings; lower")
+    assert message.startswith(f"out of memory with 6 images of {size} pixels at once, even after 3 halvings; lower")
     assert "train.batch_size=48" in message
     assert "preprocess.resize" in message
     assert "\n" not in message
