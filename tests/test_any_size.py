@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exported import run_step
-from shiftvit import Predictor, Preprocess, ShiftViTError
-from shiftvit.bundle.metadata import KEY, Metadata
+from shiftvit import Prediction, Predictor, Preprocess, ShiftViTError
+from shiftvit.bundle.metadata import KEY, LONGEST_SIDE, Metadata
 from shiftvit.data.decode.images import decode
 from shiftvit.exports import driver
 from shiftvit.exports.any_size import accept_any_size, make_images, remove_size
@@ -135,3 +135,25 @@ def test_gate_accepts_rounding_but_no_other_class():
         report = compare(found, expected, None, "f32", limit=MAX_DIFFERENCE_OF_SIZES)
         assert len(report["faults"]) == faults, report
     assert compare(found, expected, None, "f32")["faults"] != []
+
+
+@pytest.mark.slow
+def test_image_that_is_too_elongated_is_refused(folder):
+    from serving import make_picture, run_server
+    from shiftvit.inference.runtimes import load_graph
+
+    longest = np.zeros((1, LONGEST_SIDE, 3), np.uint8)
+    images = [longest, np.zeros((LONGEST_SIDE + 1, 1, 3), np.uint8)]
+    fits, refused = Predictor.from_pretrained(folder, threads=1).stream(images)
+    assert isinstance(fits, Prediction)
+    assert "has 32769 x 1 pixels, and a model that takes any size takes at most 32,768 on a side" in refused.error
+    with run_server(graph=load_graph(folder, "onnxruntime", 1), limits=Limits()) as server:
+        shape = [1, 1, LONGEST_SIDE + 1, 3]
+        tensor = {"name": "images", "datatype": "UINT8", "shape": shape, "data": [0] * 3 * (LONGEST_SIDE + 1)}
+        for route, body in (
+            ("/v1/classify", make_picture(0, (1, LONGEST_SIDE + 1))),
+            ("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]})),
+        ):
+            status, answer = server.post(route, body)
+            assert status == 422
+            assert "at most 32,768 on a side" in answer["error"]

@@ -135,6 +135,7 @@ def test_paths_without_a_bundle_fail(tmp_path, folder, monkeypatch):
     with pytest.raises(ShiftViTError, match="is not a bundle and contains none"):
         Bundle.load(tmp_path / "empty")
     bundle = Bundle.load(folder)
+    (tmp_path / "empty" / "notes.txt").touch()
     with pytest.raises(ShiftViTError, match="is not replaced"):
         bundle.save(tmp_path / "empty")
     (tmp_path / "file").write_text("x")
@@ -431,3 +432,14 @@ def test_short_name_of_a_model(path, name, tmp_path, monkeypatch):
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path / "pets")
     assert choose_name(path) == name
+
+
+def test_bundle_may_be_saved_to_an_empty_folder(tmp_path):
+    Bundle.load("cifar10").save(tmp_path)
+    assert Bundle.load(tmp_path).labels == Bundle.load("cifar10").labels
+
+
+def test_export_is_named_where_a_bundle_is_needed(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(ShiftViTError, match=r"is an export, which can only predict; give the run or the bundle that"):
+        Bundle.load(tmp_path)

@@ -21,8 +21,9 @@ from pace import measure_child, measure_import
 from sample import load_sample
 from shiftvit import Recipe, train
 from shiftvit.backend import BACKENDS, KERAS_DEFAULTS, ensure_backend
+from shiftvit.cli import main
 from shiftvit.cli.main import app
-from shiftvit.cli.tables import show_pairs
+from shiftvit.cli.tables import print_json, show, show_pairs
 from shiftvit.data import named
 from shiftvit.errors import ShiftViTError, suggest, suggest_install
 from shiftvit.exports.formats import FORMATS
@@ -97,6 +98,8 @@ def test_long_values_wrap_between_words(monkeypatch, capsys):
         (["train", "--recipe", "quik"], "there is no recipe 'quik'; did you mean 'quick'?"),
         (["train", "--recipe", "nowhere.toml"], "cannot read the recipe 'nowhere.toml'"),
         (["train", "--set", "train.epoch=3"], "unknown setting 'train.epoch'; did you mean 'epochs'?"),
+        (["train", "--set", "epochs=3"], "unknown setting 'epochs'; did you mean 'train.epochs'?"),
+        (["train", "--set", "train.learning_rate=1"], "did you mean 'train.optimizer.learning_rate'?"),
         (["train", "--set", "train.epochs"], "has no value; write --set KEY=VALUE"),
         (["train", "--epochs", "-1"], "train.epochs = -1"),
         (["train", "--epochs", "many"], "invalid value 'many' for '--epochs': Input should be a valid integer"),
@@ -221,3 +224,19 @@ def test_suggestion_lists_only_some_of_many_names() -> None:
     assert text.startswith("did you mean 'class ")
     assert text.endswith("class 0039 and 9,960 more.")
     assert suggest("x", ["b", "a"]) == "Valid: a, b."
+
+
+def test_closed_output_is_no_bug(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    show([{"name": "a"}], "Title")
+    show_pairs({"name": "a"})
+    print_json({"name": "a"})
+
+
+def test_ctrl_c_during_an_import_is_an_interruption(monkeypatch, capfd):
+    def load(_):
+        raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 does
+
+    monkeypatch.setattr(typer.main, "get_command", load)
+    assert main._run(["recipes"]) == 130
+    assert capfd.readouterr().err == "shiftvit: interrupted\n"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import image_matrix as matrix
 from browser import open_browser
 from shiftvit import Predictor, Preprocess, ShiftViTError, files
 from shiftvit.bundle.stored.find import PRETRAINED
@@ -78,6 +79,21 @@ def test_demo_agrees_with_the_predictor_and_contacts_no_other_host(address, fold
             assert row["score"] == pytest.approx(scores[row["label"]], abs=2e-3), (name, row)
         assert found["explained"]["heatmap"].startswith("data:image/png;base64,")
     assert not {url for url in chromium.requests() if not url.startswith((address + "/", "blob:", "data:"))} - {address}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("srgb", [True, False])
+def test_demo_converts_colours_if_the_model_does(address, folder, chromium, srgb):
+    picture = matrix.encode(matrix.load_picture(), "PNG", icc_profile=matrix.make_icc(matrix.ADOBE_RGB))
+    (folder / "wide.png").write_bytes(picture)
+    predictor = Predictor.from_pretrained("cifar10", runtime="onnxruntime", threads=1)
+    converted, stored = (dict(row.top) for row in predictor([decode(picture, srgb=s) for s in (True, False)], top_k=10))
+    assert max(abs(converted[label] - stored[label]) for label in stored) > 0.01
+    chromium.open(address)
+    script = CLASSIFY_SCRIPT.replace("const picture", f"model.preprocess.srgb = {str(srgb).lower()}; const picture")
+    found = chromium.driver.execute_async_script(script, f"{address}/wide.png")
+    for row in found["classes"]:
+        assert row["score"] == pytest.approx((converted if srgb else stored)[row["label"]], abs=0.004)
 
 
 @pytest.mark.slow

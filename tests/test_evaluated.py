@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from parquet_tables import CIFAR, make_structs, write_parquet
-from sample import load_sample
+from sample import load_sample, replace_splits
 from shiftvit import ShiftViTError
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.find import find_data
+from shiftvit.data.find.kept import save_digests
 from trees import PICTURE, make_arrays, plant, save_archive
 
 PNG = PICTURE.read_bytes()
@@ -129,3 +131,18 @@ def test_named_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     everything = find_evaluated("cifar10", "all").images
     assert len(everything) == len(sample.train) + len(sample.test)
     assert everything.paths is None
+
+
+def test_images_of_a_run_that_are_not_those_of_its_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_sample()
+    monkeypatch.setattr(named, "load", lambda _: data)
+    (tmp_path / "recipe.toml").write_text('name = "quick"\n[data]\nname = "cifar10"\n')
+    save_digests(data, tmp_path / "images.json")
+    assert find_evaluated(None, run=tmp_path).own_test
+    flipped = replace(data.test, images=data.test.images[:, :, ::-1])
+    save_digests(replace_splits(data, test=flipped), tmp_path / "images.json")
+    with pytest.raises(ShiftViTError, match=r"trained on other images than those of 'cifar10', .* give them with --da"):
+        find_evaluated(None, run=tmp_path)
+    (tmp_path / "images.json").write_text("[]")
+    with pytest.raises(ShiftViTError, match=r"images.json' cannot be read .*; restore it"):
+        find_evaluated(None, run=tmp_path)

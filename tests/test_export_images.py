@@ -139,3 +139,9 @@ def test_run_with_few_images_exports_to_int8(
     assert (report["images"], report["split"]) == (12, "test and validation")
     assert report["top1_change"] >= -100 / 12 - 1e-3
     assert "with 12 images, the change of top-1 is known to within " in capfd.readouterr().err
+
+
+def test_number_of_sample_images_may_be_limited(tmp_path: Path) -> None:
+    make_bundle().save(tmp_path / "bundle")
+    assert len(choose_for(tmp_path / "bundle", "f32").arrays["images"]) == 12
+    assert len(choose_for(tmp_path / "bundle", "f32", count=5).arrays["images"]) == 5

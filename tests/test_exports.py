@@ -259,6 +259,16 @@ def test_output_of_a_step_may_be_any_bytes(tmp_path, monkeypatch):
     assert driver._run_step("build", tmp_path / "job.json", "torch") == "1 ä \ufffd"
 
 
+def test_step_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    """A folder that was unpacked from a download may contain a module of any name."""
+    (tmp_path / "runpy.py").write_text("open('ran', 'w')")
+    (tmp_path / "numpy.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ShiftViTError):
+        driver._run_step("build", tmp_path / "job.json", "torch")  # there is no such file
+    assert not (tmp_path / "ran").exists()
+
+
 def test_export_without_fixed_size_or_classes_is_refused(tmp_path):
     for options, message in (
         ({"image_shape": (None, None, 3)}, "has no fixed size"),

@@ -145,10 +145,11 @@ def test_links_to_files_and_folders(tmp_path):
     (root / "cat").symlink_to(store / "cats")  # a class
     (root / "bird" / "circle").symlink_to(root)
     (root / "bird" / "gone.png").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
     (root / "bird" / "file.png").symlink_to(store / "dogs" / "1.png")
     found = find_data(root)
     assert list_contents(found)["train"] == [("bird/1.png", "bird"), ("bird/file.png", "bird"), ("cat/1.png", "cat")]
-    assert found.notes == ("broken links and special files: 1", "links to folders within a class: 1")
+    assert found.notes == ("broken links and special files: 2", "links to folders within a class: 1")
 
 
 def test_nothing_is_decoded(tmp_path, monkeypatch):

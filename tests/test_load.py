@@ -24,6 +24,8 @@ from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import read_splits, save_splits
 from shiftvit.data.load import load_data
+from shiftvit.data.read import read_dataset
+from shiftvit.preprocess import Preprocess
 from shiftvit.training import runfolder
 
 
@@ -252,3 +254,17 @@ def test_validation_images_replace_missing_test_images(tree: Path) -> None:
     assert not load_data(make_recipe(tree)).test_is_validation
     with pytest.raises(ShiftViTError, match=r"data\.test=0 leaves '.*' no images to report; set data\.test=0\.1"):
         load_data(make_recipe(tree, **settings, **{"data.validation": 0}))
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "shape"), [(20, (24, 20), (24, 20)), (18, (16, 32), (18, 32)), (20, 16, (20, 20))]
+)
+def test_training_pictures_are_large_enough_for_any_crop(
+    tree: Path, resize: int, crop: Any, shape: tuple[int, int]
+) -> None:
+    data, rule = find_data(tree), Preprocess(resize=resize, crop=crop)
+    found = read_dataset(data, rule).train
+    assert found.images.shape == (30, *shape, 3)
+    # Without a random crop, training sees what inference sees.
+    inferred = read_dataset(data, rule, training=False).train
+    assert np.array_equal(found.preprocess.pixels(found.images[:]), inferred.images[:])

@@ -219,11 +219,16 @@ def test_macro_f1_interval_against_scikit_learn():
     assert expected[0] < measure_macro(logits, labels)["f1"] < expected[1]
 
 
-def test_intervals_of_a_perfect_classifier_have_no_width():
-    labels = (np.arange(30) % 10).astype(np.uint8)
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_intervals_where_all_or_no_answers_are_right(count):
+    labels = (np.arange(count) % 10).astype(np.uint8)
     found = estimate_intervals(make_one_hot_logits(labels), labels, repeats=100)
-    assert found["top1"] == found["top5"] == found["macro_f1"] == (1, 1)
+    # Wilson's interval (1927) of n hits in n trials
+    square = 1.959964**2
+    assert found["top1"] == found["top5"] == pytest.approx((count / (count + square), 1), abs=1e-6)
     assert found["loss"] == pytest.approx((0, 0), abs=1e-9)
+    wrong = estimate_intervals(make_one_hot_logits((labels + 1) % 10), labels, repeats=100)
+    assert wrong["top1"] == pytest.approx((0, square / (count + square)), abs=1e-6)
 
 
 def test_intervals_depend_on_the_seed():

@@ -35,7 +35,10 @@ def test_unwritable_places_are_refused(tmp_path):
     (tmp_path / "file").touch()
     for name, fault in (
         ("folder.png", "it is a folder; name a file in it"),
-        ("missing/x.png", "No such file or directory; free space, or choose another place"),
+        (
+            "missing/x.png",
+            f"No such file or directory; make the folder '{tmp_path / 'missing'}', or choose another place",
+        ),
         ("file/x.png", "Not a directory; free space, or choose another place"),
     ):
         with pytest.raises(ShiftViTError, match=re.escape(f"cannot write '{tmp_path / name}': {fault}")):

@@ -193,14 +193,16 @@ def test_arrays_without_a_crop_train_and_predict(tmp_path, resize):
     assert evaluate(run)["n"] == 3
 
 
+@pytest.mark.parametrize("recipe", ["photos", "probe"])
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("side", [12, 24])
-def test_arrays_of_another_size_are_refused_before_training(tmp_path, split, side):
+def test_arrays_of_another_size_are_refused_before_training(tmp_path, split, side, recipe):
     draw = np.random.default_rng(0).integers
     arrays = {"x_train": draw(0, 256, (20, 16, 16, 3), np.uint8), "y_train": np.arange(20) % 2}
     arrays |= {f"x_{split}": draw(0, 256, (4, side, side, 3), np.uint8), f"y_{split}": np.arange(4) % 2}
     np.savez(tmp_path / "a.npz", **arrays)
     size = {"preprocess.resize": None, "preprocess.crop": None, "augment.pad": 0, "data.name": str(tmp_path / "a.npz")}
+    settings = {"photos": SMALL, "probe": {"start.source": "cifar10", "start.resolution": "recipe"}}
     with pytest.raises(ShiftViTError, match=rf"have {side} x {side} pixels and the training images 16 x 16; set prepr"):
-        train(Recipe.load("photos", **{**SMALL, **size}), out=tmp_path / "run")
+        train(Recipe.load(recipe, **{**settings[recipe], **size}), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

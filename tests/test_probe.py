@@ -323,3 +323,13 @@ def test_unsuitable_settings_are_refused(changes: dict[str, Any], message: str) 
 def test_finding_a_rate_is_refused() -> None:
     with pytest.raises(ShiftViTError, match="has no learning rate"):
         find_rate(Recipe.load("probe"))
+
+
+def test_choice_by_training_images_is_reported(
+    tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"start.source": str(source), "data.validation": 0}
+    run_probe(tmp_path / "several", pets, **settings)
+    assert "the value of probe.strengths is chosen by the training images" in capfd.readouterr().err
+    run_probe(tmp_path / "one", pets, **settings, **{"probe.strengths": [0.1]})
+    assert "chosen by" not in capfd.readouterr().err

@@ -222,3 +222,9 @@ def test_batch_noise_rarely_leads_to_a_low_suggestion(noise: float) -> None:
     low = [rate for rate in found if rate is not None and rate < 1e-4]
     assert len(low) <= 2
     assert sum(rate is not None for rate in found) >= 98
+
+
+def test_loss_that_is_not_finite_at_once_gives_no_suggestion() -> None:
+    none = smooth(np.array([]))
+    assert none.shape == (0,)
+    assert suggest(np.array([]), none) is None

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import keras
 import pytest
 
 from logs import read_log
-from sample import load_sample
+from sample import load_sample, replace_splits
 from shiftvit import Recipe, ShiftViTError, environment, files, train
+from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.find.find import find_data
 from shiftvit.errors import Interrupted
 from shiftvit.evaluation.report import write_report
@@ -74,6 +76,22 @@ def test_given_settings_change_and_are_recorded(stopped_run: Path, capfd: pytest
     page = write_report(stopped_run).read_text("utf-8")
     assert "Settings changed on resuming" in page
     assert "<th>train.optimizer.learning_rate</th>" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: replace_splits(data, train=data.train.take(range(len(data.train))[::-1])),
+        lambda data: replace_splits(data, test=replace(data.test, images=255 - data.test.images)),
+        lambda data: replace(data, class_names=data.class_names[::-1]),
+    ],
+)
+def test_run_continues_only_on_its_own_images(stopped_run: Path, change: Callable[[Dataset], Dataset]) -> None:
+    before = {path: path.read_bytes() for path in stopped_run.rglob("*.*") if path.is_file()}
+    message = r"was trained on other images than those of 'cifar10', with the classes .*; continue it with these: "
+    with pytest.raises(ShiftViTError, match=message):
+        train(resume=stopped_run, data=change(load_sample()))
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_equal_settings_change_nothing(stopped_run: Path) -> None:
@@ -278,8 +296,8 @@ def test_run_that_is_killed_while_it_begins_can_be_started_or_resumed(
             assert choose_run(None, None, run, {}) == (recipe, run)
         with open_run(run, recipe, dataset):
             made = {path.name for path in run.iterdir() if not path.name.startswith(".")}
-        assert made - {"splits.csv"} == {"checkpoints", "figures", "environment.json", "recipe.toml"}
-        assert ("splits.csv" in made) == own
+        images = "splits.csv" if own else "images.json"
+        assert made == {"checkpoints", "figures", "environment.json", "recipe.toml", images}
         if outcomes[-1] == "begun":
             break
     assert min(outcomes.count("started"), outcomes.count("resumed")) > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import pickle
 import random
 import shutil
@@ -15,8 +16,11 @@ import pytest
 
 from exported import SINGLE, compute_probabilities, find_artifact, make_export
 from sample import load_sample
-from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
+from shiftvit import Bundle, Predictor, Preprocess, ShiftViT, ShiftViTError
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.bundle.stored.manifest import GRAPH
+from shiftvit.inference import worker
+from shiftvit.inference.explainer import Explainer
 from shiftvit.inference.runtimes import RUNTIMES, load_graph
 from threads import answer_together
 
@@ -317,3 +321,32 @@ def test_graph_with_wrong_number_of_labels_is_refused(tmp_path, capfd):
     onnx.save(model, tmp_path / "nine.onnx")
     line = catch_refusal(tmp_path / "nine.onnx", capfd)
     assert "returns the shape (10,) for one image but has 9 labels" in line
+
+
+@pytest.mark.parametrize("load", [lambda path: load_graph(path, "onnxruntime"), Explainer.from_pretrained])
+def test_graph_with_other_classes_than_its_bundle_is_refused(load, tmp_path):
+    shutil.copytree(PRETRAINED / "cifar10", tmp_path / "mine")
+    manifest = tmp_path / "mine" / "bundle.json"
+    about = json.loads(manifest.read_text("utf-8"))
+    about["labels"][0] = "aircraft"
+    manifest.write_text(json.dumps(about), "utf-8")
+    with pytest.raises(
+        ShiftViTError, match=r"the graph of .*mine'? has other classes than the bundle; restore the bundle"
+    ):
+        load(tmp_path / "mine")
+
+
+@pytest.mark.slow
+def test_worker_loads_a_model_of_several_files(images, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    skip_without("openvino")
+    artifact = find_artifact("openvino")
+    model = worker.read_model("predict", str(artifact), "auto")
+    assert len(model.files) == 2
+    monkeypatch.setattr(ray, "get", lambda files: files)
+    actor = worker.Worker(
+        worker.Task("predict", str(tmp_path), kind="jsonl", runtime=model.runtime, threads=1), model.files
+    )
+    found = actor._load()(images[:8])
+    expected = Predictor.from_pretrained(artifact, threads=1)(images[:8])
+    assert [row.label for row in found] == [row.label for row in expected]

@@ -81,6 +81,7 @@ def test_hugging_face_json_and_client(server, predictor):
 @pytest.mark.parametrize("binary", [True, False])
 def test_triton_client(server, binary):
     from tritonclient import http
+    from tritonclient.utils import InferenceServerException
 
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     client = http.InferenceServerClient(f"127.0.0.1:{server.port}")
@@ -94,6 +95,12 @@ def test_triton_client(server, binary):
     wanted = http.InferRequestedOutput("probabilities", binary_data=binary)
     found = client.infer("cifar10", [entry], outputs=[wanted]).as_numpy("probabilities")
     np.testing.assert_array_equal(found, server.model.graph.run(pixels))
+    assert client.is_model_ready("cifar10", "1")
+    assert not client.is_model_ready("cifar10", "7")
+    for call in (client.get_model_metadata, lambda *model: client.infer(*model[:1], [entry], model_version=model[1])):
+        with pytest.raises(InferenceServerException, match="the model 'cifar10' has no version '7', only 1"):
+            call("cifar10", "7")
+    assert client.get_model_metadata("cifar10", "1") == about
     client.close()
 
 

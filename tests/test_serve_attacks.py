@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import pytest
 from serving import make_picture, run_server
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.runtimes import load_graph
+from shiftvit.serve import bodies
 from shiftvit.serve.guard import Access, is_loopback, parse_hosts, parse_origins
 from shiftvit.serve.limits import Limits
 
@@ -565,3 +567,44 @@ def test_base64_gets_the_same_answer_as_the_bytes(server):
     assert server.post(
         "/v1/classify", json.dumps({"inputs": text}), {"Content-Type": "application/json"}
     ) == server.post("/v1/classify", io.BytesIO(content).getvalue())
+
+
+def test_json_of_many_objects_is_refused(server):
+    body = json.dumps({"inputs": [{}] * 2000})
+    for route in ("/v1/classify", "/v2/models/cifar10/infer"):
+        status, content = server.post(route, body, {"Content-Type": "application/json"})
+        assert (status, content["error"]) == (400, "the JSON has more than 1,000 objects; send fewer")
+
+
+def test_few_large_json_bodies_are_parsed_at_once(monkeypatch):
+    running, most, parse = 0, 0, bodies._parse
+    lock = threading.Lock()
+
+    def count(content):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        try:
+            return parse(content)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(bodies, "_parse", count)
+    large = json.dumps({"inputs": [INPUT | {"data": [0] * 100_000}]})
+    assert len(large) > bodies._SMALL
+    with run_server() as server, ThreadPoolExecutor(8) as clients:
+        statuses = list(clients.map(lambda _: server.post("/v2/models/cifar10/infer", large)[0], range(8)))
+        assert (statuses, most) == ([422] * 8, 2)
+        most = 0
+        list(clients.map(lambda _: server.post("/v2/models/cifar10/infer", "{}")[0], range(8)))
+        assert most > 2
+
+
+@pytest.mark.parametrize(("form", "small"), [("PNG", True), ("WEBP", True), ("AVIF", False)])
+def test_decoders_that_may_decode_more_than_declared_run_in_a_thread(server, form, small):
+    content = make_picture(0, (40, 48), form)
+    assert (server.model._decode_small(content) is not None) == small
+    assert server.post("/v1/classify", content)[0] == 200

@@ -2,21 +2,25 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import io
 import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from serving import ask, make_picture, run_server, start_server
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.exports.any_size import remove_size
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve.answers import Refused
@@ -357,3 +361,48 @@ def test_shutdown_obeys_the_timeout(number, status):
             process.send_signal(number)
             assert process.wait(20) == status
         assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(("route", "step"), [("classify", "_decode"), ("explain", "_explain")])
+def test_timeout_covers_decoding_and_explaining(monkeypatch, route, step):
+    release = threading.Event()
+    with run_server(limits=Limits(timeout=0.5)) as server:
+        monkeypatch.setattr(server.model, step, lambda *_: release.wait(20))
+        status, headers, _ = server.ask("POST", f"/v1/{route}", make_picture(0, (300, 300)))
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert server.model.batcher.pending == 0
+        release.set()
+
+
+def test_request_at_the_deadline_of_a_stop_is_503():
+    gate = GatedGraph()
+    with run_server(graph=gate.graph, limits=Limits(timeout=2)) as server, ThreadPoolExecutor(1) as client:
+        server.model._limits = Limits(timeout=60)
+        gate.close()
+        answer = client.submit(server.ask, "POST", "/v1/classify", make_picture())
+        assert gate.entered.wait(20)
+        began = time.monotonic()
+        server._server._stop(signal.SIGTERM, None)
+        status, headers, content = answer.result(20)
+        assert 1.5 < time.monotonic() - began < 10
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert json.loads(content)["error"] == "the server is stopping; try again"
+        gate.open.set()
+
+
+def test_explanations_end_when_the_model_on_disk_changes(tmp_path):
+    import onnx
+
+    shutil.copytree(PRETRAINED / "cifar10", tmp_path / "mine")
+    with run_server(graph=load_graph(tmp_path / "mine", "onnxruntime", 1)) as server:
+        path, manifest = tmp_path / "mine" / "model.onnx", tmp_path / "mine" / "bundle.json"
+        graph = onnx.load(path)
+        graph.doc_string = "another"
+        onnx.save(graph, path)
+        about = json.loads(manifest.read_text("utf-8"))
+        about["files"]["model.onnx"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest.write_text(json.dumps(about), "utf-8")
+        assert server.post("/v1/classify", make_picture())[0] == 200
+        status, content = server.post("/v1/explain", make_picture())
+        assert status == 404
+        assert content["error"].endswith("cannot explain: its files have changed since the server started")

@@ -48,8 +48,8 @@ HOUSE = [
     ("templates", ""),
     (
         "",
-        "preprocess threads environment backend presets stages config replacement download npm files zips console "
-        "errors",
+        "preprocess threads environment backend presets stages config replacement download npm files zips telemetry "
+        "console errors",
     ),
 ]
 ROOMS = [room for room, _ in HOUSE if room]

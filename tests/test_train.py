@@ -28,7 +28,8 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
 from shiftvit.training.callbacks import ProgressBar, Watch
-from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from shiftvit.training.checkpoint import BEST, LAST, NEW_BEST, Progress, load_checkpoint, save_checkpoint, settle_best
+from shiftvit.training.epoch import finish_epoch
 from shiftvit.training.finetune import apply_start
 from shiftvit.training.runfolder import open_run
 from shiftvit.training.setup import build, choose_size, make_batches, resolve
@@ -189,6 +190,7 @@ def test_impossible_settings_leave_no_folder(tmp_path, sample):
         ({"preprocess.crop": 40}, "crop=40 is larger"),
         ({"data.validation": 400}, "validation"),
         ({"model.embed_dim": 8}, "num_div=12 leaves no channel"),
+        ({"augment.pad": 40, "augment.pad_mode": "reflect"}, "pad=40"),
     ]:
         with pytest.raises(ShiftViTError, match=message):
             train("quick", out=tmp_path / "run", data=sample, **{"data.validation": 50, **overrides})
@@ -382,14 +384,15 @@ def test_tensorboard_gets_every_epoch(tmp_path, sample):
 
 @pytest.mark.slow
 def test_early_stopping_stops_and_keeps_the_best(tmp_path, sample):
-    # A rate of practically zero: no epoch is better than the first.
+    # A rate of practically zero: no epoch is more accurate than the first.
     run = train(
         make_recipe(epochs=9, early_stopping=2, ema=None, optimizer={"learning_rate": 1e-12}),
         out=tmp_path / "run",
         data=sample,
     )
     assert run.metrics["train"]["epochs"] == 3
-    assert run.metrics["train"]["best_epoch"] == 1
+    losses = [row["val_loss"] for row in run.history]
+    assert run.metrics["train"]["best_epoch"] == 1 + losses.index(min(losses))
 
 
 def test_non_finite_loss_stops_the_run(tmp_path, sample):
@@ -486,6 +489,54 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, sample):
         signal.signal(signal.SIGXFSZ, ignored)
     assert load_checkpoint(path, model).epoch == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_best_state_is_of_the_epoch_that_the_last_state_names(tmp_path, sample, monkeypatch, written):
+    model, _ = build_tiny(sample)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    finish_epoch(tmp_path, model, Progress(epoch=1), {"val_top1": 0.5, "val_loss": 1.0})
+
+    def fill_disk(path, *arguments):
+        if path.name == LAST and not written:
+            raise ShiftViTError("the disk is full")
+        save_checkpoint(path, *arguments)
+
+    monkeypatch.setattr("shiftvit.training.epoch.save_checkpoint", fill_disk)
+    second = Progress(epoch=2, best_top1=0.5, best_loss=1.0, best_epoch=1)
+    if written:
+        finish_epoch(tmp_path, model, second, {"val_top1": 0.6, "val_loss": 1.0})
+    else:
+        with pytest.raises(ShiftViTError, match="disk is full"):
+            finish_epoch(tmp_path, model, second, {"val_top1": 0.6, "val_loss": 1.0})
+    kept = load_checkpoint(folder / LAST, model)
+    settle_best(folder, kept)  # as a resumed run does
+    assert kept.best_epoch == load_checkpoint(folder / BEST, model).epoch == (2 if written else 1)
+    assert not (folder / NEW_BEST).exists()
+
+
+def test_loss_decides_between_epochs_of_equal_accuracy(tmp_path, sample):
+    model, _ = build_tiny(sample)
+    (tmp_path / "checkpoints").mkdir()
+    progress = Progress()
+    for epoch, (top1, loss, best) in enumerate([(0.5, 2.0, 1), (0.5, 1.5, 2), (0.5, 1.8, 2), (0.6, 3.0, 4)], start=1):
+        progress.epoch = epoch
+        finish_epoch(tmp_path, model, progress, {"val_top1": top1, "val_loss": loss})
+        assert progress.best_epoch == best
+        assert load_checkpoint(tmp_path / "checkpoints" / BEST, model).epoch == best
+
+
+@pytest.mark.parametrize("last", [1, 2, None])
+def test_best_state_from_before_a_crash_is_used_or_deleted(tmp_path, sample, last):
+    model, _ = build_tiny(sample)
+    save_checkpoint(tmp_path / BEST, model, Progress(epoch=1, best_epoch=1))
+    save_checkpoint(tmp_path / NEW_BEST, model, Progress(epoch=2, best_epoch=2))
+    settle_best(tmp_path, Progress(best_epoch=last))
+    assert load_checkpoint(tmp_path / BEST, model).best_epoch == (last or 1)
+    (tmp_path / NEW_BEST).write_bytes(b"damaged")
+    settle_best(tmp_path, Progress(best_epoch=last))
+    assert [file.name for file in tmp_path.iterdir()] == [BEST]
 
 
 def test_labels_must_name_every_class(finished_run):

@@ -73,3 +73,8 @@ def test_folder_is_refused_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(ShiftViTError, match="No such file or directory"):
         files.check_file(tmp_path / "new" / "x.png", (".png",))
     assert not list(tmp_path.iterdir())
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShiftViTError, match=r"no/x.json': No such file or directory; make the folder .*/no', or "):
+        files.write_json(tmp_path / "no" / "x.json", {})

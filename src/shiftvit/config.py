@@ -276,7 +276,10 @@ def _explain(root: type[BaseModel], error: ValidationError) -> str:
             assert isinstance(annotation, type)
             assert issubclass(annotation, BaseModel)
             section = annotation
-        return f"unknown setting {'.'.join(path)!r}; {suggest(path[-1], section.model_fields)}"
+        keys = (key for key, _ in flatten(root.model_construct().model_dump()))
+        place = next((key for key in keys if key.endswith(f".{path[-1]}")), None)
+        hint = suggest(path[-1], section.model_fields) if place is None else f"did you mean {place!r}?"
+        return f"unknown setting {'.'.join(path)!r}; {hint}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return message

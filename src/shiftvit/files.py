@@ -273,8 +273,10 @@ def find_data_folder(name: str) -> Path:
 
 def explain_unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
-    reason = error.strerror or str(error)
-    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; free space, or choose another place")
+    reason, mend = error.strerror or str(error), "free space, or choose another place"
+    if error.errno == errno.ENOENT:
+        mend = f"make the folder {str(Path(path).parent)!r}, or choose another place"
+    return ShiftViTError(f"cannot write {str(path)!r}: {reason}; {mend}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,3 +40,14 @@ def map_in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item])
             yield from running.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def take_turns(run: Callable[[_Item], _Result]) -> Callable[[_Item], _Result]:
+    """Returns a function that lets only one thread at a time call `run`."""
+    lock = threading.Lock()
+
+    def run_alone(value: _Item) -> _Result:
+        with lock:
+            return run(value)
+
+    return run_alone

@@ -251,7 +251,7 @@ def check_place(path: Path) -> set[str]:
         ShiftViTError: `path` is something else, or the folder is not writable.
     """
     files.check_folder(path if path.is_dir() else path.parent)
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return set()
     container = open_container(path, MANIFEST)
     manifest = None if container is None else _read_unchecked_manifest(container)

@@ -20,6 +20,10 @@ _ANY = 32
 # The most pixels of a batch: 83 images of 224 x 224. They take 1.6 GB in the smallest of the paper's models.
 BATCH_PIXELS = 2**22
 
+# The longest side of an image for a graph that takes any size. Its matrices have an element for each pixel of this side
+# and each of the model's input: at 224 pixels, 59 MB in float64, several times.
+LONGEST_SIDE = 2**15
+
 Precision = Literal["f32", "bf16", "int8"]
 
 
@@ -70,6 +74,22 @@ class Metadata(Settings):
         """The shape of an image that the graph takes."""
         height, width, channels = self.input_shape
         return height or _ANY, width or _ANY, channels
+
+    def check_labels(self, labels: tuple[str, ...], origin: str) -> None:
+        """Raises ShiftViTError if the graph of a bundle has other classes than the bundle."""
+        if labels != self.labels:
+            raise ShiftViTError(
+                f"the graph of {origin} has other classes than the bundle; restore the bundle, or write the graph "
+                "again with `shiftvit pack --onnx`"
+            )
+
+    def check_sides(self, height: int, width: int) -> None:
+        """Raises ShiftViTError if an image, before any preprocessing outside the graph, is too elongated for it."""
+        if None in self.input_shape and max(height, width) > LONGEST_SIDE:
+            raise ShiftViTError(
+                f"the image has {height} x {width} pixels, and a model that takes any size takes at most "
+                f"{LONGEST_SIDE:,} on a side; crop it first"
+            )
 
 
 def fit_batch(height: int, width: int) -> int:

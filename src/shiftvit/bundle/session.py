@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from shiftvit.telemetry import import_silently
+
 
 def open_session(content: bytes, threads: int) -> Any:
     """Returns an `onnxruntime.InferenceSession` of a serialised graph on the processor."""
-    import onnxruntime
-
+    onnxruntime = import_silently("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

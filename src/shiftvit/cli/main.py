@@ -99,6 +99,8 @@ def _run(arguments: list[str]) -> int:
         reason = str(error) or "out of memory"
         return _fail(f"{reason}; close other programs, or use a machine with more memory", 2, debug)
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # during the import of a compiled module
+            return _fail("interrupted", 130, debug)
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())  # type: ignore[attr-defined]
             return 2

@@ -23,6 +23,8 @@ _WIDE = 10_000
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     """Prints a table under its title."""
+    if sys.stdout is None:  # closed by the shell
+        return
     from rich.console import Console
 
     # Without a terminal, rich would cut lines at 80 columns. Names are text: `[copy]` is no markup, `:cat:` no emoji.
@@ -47,7 +49,7 @@ def _replace_nonfinite(content: Any) -> Any:
 def show_pairs(pairs: dict[str, str]) -> None:
     """Prints a line for each name and its value, aligned; on a terminal, long values wrap between words."""
     margin = max(map(len, pairs), default=0) + 2
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else _WIDE
     for name, value in pairs.items():
         lines = textwrap.wrap(
             escape_unprintable(value), max(20, width - margin), break_long_words=False, break_on_hyphens=False

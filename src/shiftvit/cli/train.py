@@ -64,6 +64,8 @@ def train(
     print(f"test {_format_figures(test, run.recipe.model.num_classes)}  ({pluralize(test['n'], 'image')})")
     speed = f"{spent['images_per_second']:,.0f} images/s"
     what = f"a head with C={spent['strength']:g}" if "strength" in spent else pluralize(spent["epochs"], "epoch")
+    if run.recipe.train.select == "best" and spent["best_epoch"] not in (None, spent["epochs"]):
+        what += f", kept epoch {spent['best_epoch']},"
     print(f"trained {what} in {spent['seconds']:.0f} s at {speed}")
     print(f"run folder: {run.path} (model in bundle/, figures in figures/)")
 

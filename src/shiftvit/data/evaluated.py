@@ -14,7 +14,7 @@ from shiftvit.config import DataConfig
 from shiftvit.data import named
 from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
-from shiftvit.data.find.kept import SPLITS_TABLE, make_relative, read_splits, take_rows
+from shiftvit.data.find.kept import DIGESTS, SPLITS_TABLE, check_digests, make_relative, read_splits, take_rows
 from shiftvit.data.find.splits import split_as
 from shiftvit.data.find.words import name_splits
 from shiftvit.errors import ShiftViTError, join_words, list_some, notice, pluralize
@@ -85,7 +85,7 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     config = Recipe.load(run / "recipe.toml").data
     own, table = config.name, run / SPLITS_TABLE
     if named.is_name(own) and name in (None, own):
-        return _find_in_named(config, wanted)
+        return _find_in_named(config, wanted, run)
     place = own if name is None else name
     is_own = place == own or (not named.is_name(own) and Path(place).resolve() == Path(own).resolve())
     if is_own and not Path(own).exists():
@@ -113,9 +113,14 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     return found
 
 
-def _find_in_named(config: DataConfig, wanted: str | None) -> Evaluated:
+def _find_in_named(config: DataConfig, wanted: str | None, run: Path) -> Evaluated:
     """Chooses from the data set by name that a run was trained on, split as for training."""
     data = named.load(config.name)
+    if "test" in data.splits:
+        try:
+            check_digests(data, run / DIGESTS, ["test"])
+        except ShiftViTError as error:
+            raise ShiftViTError(f"{error}; save images as .npz or in folders, and give them with --data") from error
     if wanted not in (None, "test") or "test" not in data.splits:
         data = split_as(config, data)
     default = _choose_default(data.splits)

@@ -9,7 +9,7 @@ from shiftvit.data.batches.pictures import read_pictures
 from shiftvit.data.decode.rows import unpack
 from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.errors import ShiftViTError, pluralize, report_skipped
-from shiftvit.preprocess import Preprocess
+from shiftvit.preprocess import Preprocess, make_pair
 
 
 def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, training: bool = True) -> Dataset:
@@ -37,7 +37,9 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
         )
     side = preprocess.resize
     # Training pictures are cropped to what is resized, so that they have one shape and a margin for random crops.
-    margin = preprocess.model_copy(update={"crop": (side, side) if isinstance(side, int) else side})
+    least = make_pair(preprocess.crop or 1)
+    square = (max(side, least[0]), max(side, least[1])) if isinstance(side, int) else side
+    margin = preprocess.model_copy(update={"crop": square})
     nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
     left = {"train": nothing.model_copy(update={"crop": preprocess.crop})} if training else {}
     unpack(data.list_paths())
@@ -53,5 +55,5 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
                 split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
             )
             faults += broken
-    report_skipped(faults, "; `shiftvit data check` lists them all")
+    report_skipped(faults, "; `shiftvit data check --json` lists them all")
     return replace(data, splits=splits)

@@ -205,9 +205,10 @@ def estimate_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Returns the 95% intervals `(low, high)` of "top1", "top5", "loss" and "macro_f1".
 
-    Percentile bootstrap (Efron, 1979): the images are resampled with replacement, and the middle 95% of the results
-    is kept. The intervals show how much the figures depend on the choice of test images, not how much they vary from
-    one training run to the next.
+    Those of top-1 and top-5 are Wilson's score intervals (1927), which also hold for few images and where all answers
+    are right. For the others, a percentile bootstrap (Efron, 1979): the images are resampled with replacement, and the
+    middle 95% of the results is kept. The intervals show how much the figures depend on the choice of test images, not
+    how much they vary from one training run to the next.
 
     Args:
         logits: `(N, C)`.
@@ -218,6 +219,8 @@ def estimate_intervals(
     Raises:
         ShiftViTError: there are no images, or the labels do not fit.
     """
+    from scipy.stats import binomtest  # only here, because importing it takes time
+
     check_labels(logits, labels)
     count, classes = logits.shape
     labels = labels.astype(np.int64)  # uint8, the type in some data sets, would overflow
@@ -234,7 +237,12 @@ def estimate_intervals(
     drawn_means = np.column_stack([np.concatenate(means), scores])  # (repeats, 4)
     low, high = np.quantile(drawn_means, [0.025, 0.975], axis=0)
     names = ("top1", "top5", "loss", "macro_f1")
-    return {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
+    found = {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
+    for index, name in enumerate(names[:2]):
+        hits = round(columns[:, index].sum())
+        interval = binomtest(hits, count).proportion_ci(0.95, "wilson")
+        found[name] = float(interval.low), float(interval.high)
+    return found
 
 
 def find_mistakes(

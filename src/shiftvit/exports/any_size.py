@@ -3,7 +3,7 @@
 In ONNX Runtime, ONNX's own `Resize` with antialiasing differs from Pillow's by several levels (docs/export.md), and
 other runtimes may differ again. Resizing is linear in the pixels, so the graph does it as two matrix products. Their
 matrices follow Pillow's definition: a filter stretched to the ratio of the sizes, whose weights are divided by their
-sum. They have rows only for the pixels that the crop keeps, so that an elongated image takes no more memory.
+sum. They have rows only for the pixels that the crop keeps, and `Metadata.check_sides` bounds their columns.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, make_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.exports import quantization
 from shiftvit.exports.any_size import accept_any_size
+from shiftvit.telemetry import import_silently
 
 Pixels = NDArray[np.uint8]
 # Maps pixels, uint8 (N, H, W, 3), to logits (N, K) and the last feature map, (N, h, w, C); on torch.
@@ -132,15 +133,13 @@ def _build_onnx(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: P
 
 
 def _build_openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, path: Path) -> None:
-    import openvino
-
+    openvino = import_silently("openvino")
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.onnx"
         _write_onnx(_wrap_keras(bundle, metadata, "float32"), bundle, metadata, plain)
         model = openvino.convert_model(plain)
         if metadata.precision == "int8":
-            import nncf
-
+            nncf = import_silently("nncf")
             # Smoothing moves the range of the activations into the weights, which costs this model accuracy. The
             # overflow fix keeps weights within 7 bits, so that sums saturate on no processor (see `saturation`).
             smoothing = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)

@@ -19,6 +19,7 @@ from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.find import REPORT as REPORT
 from shiftvit.bundle.stored.find import choose_name, find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, pluralize
 from shiftvit.exports.any_size import remove_size
@@ -28,7 +29,6 @@ from shiftvit.exports.images import Images, choose_images, vary_sizes
 from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
 
-REPORT = "report.json"
 # The largest number of images for the gate.
 IMAGES = 10_000
 
@@ -204,7 +204,7 @@ def _build_and_verify(
 def _run_step(step: str, job: Path, backend: str) -> str:
     """Runs `shiftvit.exports.STEP` in a fresh process and returns its output; reports an error there in one line."""
     child = subprocess.run(
-        [sys.executable, "-m", f"shiftvit.exports.{step}", str(job)],
+        [sys.executable, "-P", "-m", f"shiftvit.exports.{step}", str(job)],  # -P: no module of the current folder
         env={
             **os.environ,
             "KERAS_BACKEND": backend,
@@ -236,9 +236,11 @@ def _find_fault(output: str, status: int) -> str:
 
 
 def _is_replaceable(folder: Path) -> bool:
-    """Returns whether a folder holds an export and nothing else."""
+    """Returns whether a folder is empty or holds an export and nothing else."""
     if not folder.is_dir():
         return False
+    if not any(folder.iterdir()):
+        return True
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = {path.relative_to(folder).as_posix() for path in paths}
     try:

@@ -55,7 +55,7 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
         ShiftViTError: there are no such images, or they have classes that the model does not have.
     """
     if data is None and metadata.precision == "f32":
-        files = sorted((PRETRAINED / "samples").rglob("*.png"))
+        files = sorted((PRETRAINED / "samples").rglob("*.png"))[:count]
         images = np.concatenate([metadata.preprocess.pixels(decode(path)[None]) for path in files])
         return Images({"images": images, "calibration": images[:0]}, {"data": "sample images"})
     run = find_run(model)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import KEY, Metadata
+from shiftvit.telemetry import import_silently
 
 # Smaller constants are not narrowed, because that gains nothing.
 _LARGE = 512
@@ -25,6 +26,7 @@ def quantize(path: Path, calibration: NDArray[np.uint8]) -> None:
     images; with int8 weights ONNX Runtime's sums would saturate on processors without VNNI (see `saturation`). The
     shift, a convolution in the traced graph, stays in float32: it only moves values.
     """
+    import_silently("onnxruntime")
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):

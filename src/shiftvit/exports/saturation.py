@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.errors import ShiftViTError
+from shiftvit.telemetry import import_silently
 
 _ACTIVATION = 255  # the largest unsigned 8-bit activation
 _INT16, _INT32 = 2**15 - 1, 2**31 - 1
@@ -101,8 +102,7 @@ def _read_onnx(path: Path) -> Iterator[Product]:
 
 
 def _read_openvino(path: Path) -> Iterator[Product]:
-    import openvino
-
+    openvino = import_silently("openvino")
     for node in openvino.Core().read_model(path).get_ordered_ops():
         kind = node.get_type_name()
         if kind not in ("MatMul", "Convolution", "GroupConvolution"):

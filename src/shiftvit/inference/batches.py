@@ -20,7 +20,6 @@ from shiftvit.data.decode.images import MAX_PIXELS, decode
 from shiftvit.errors import ShiftViTError, check_at_least
 from shiftvit.evaluation.metrics import check_finite
 from shiftvit.inference.sources import Copied, Failure, Named, copy_source, split_images
-from shiftvit.preprocess import Preprocess
 from shiftvit.threads import count_threads
 
 BATCH_SIZE = 64
@@ -59,12 +58,12 @@ def stream_pixels(
     if ahead is None:
         ahead = 2 * max(batch_size, threads) if are_at_hand else 0
     room = BATCH_PIXELS if None in metadata.input_shape else math.inf
-    return _gather_batches(images, metadata.preprocess, batch_size, threads, max_pixels, ahead, room)
+    return _gather_batches(images, metadata, batch_size, threads, max_pixels, ahead, room)
 
 
 def _gather_batches(
     images: Iterator[Any],
-    rule: Preprocess,
+    metadata: Metadata,
     batch_size: int,
     threads: int,
     max_pixels: int,
@@ -74,7 +73,7 @@ def _gather_batches(
     numbered = enumerate(images, start=1)
     # If the room may end, each image is prepared for itself, so that it can be put off.
     chunk_size = min(_CHUNK, -(-batch_size // threads)) if room == math.inf else 1
-    decoder = _Decoder(rule, max_pixels, threads, room)
+    decoder = _Decoder(metadata, max_pixels, threads, room)
     fresh: deque[Prepared] = deque()
     ready: list[Prepared] = []
     free = batch_size + ahead  # number of images that may be fetched now
@@ -83,7 +82,7 @@ def _gather_batches(
         while True:
             while free and not (decoder.is_busy and decoder.is_full):
                 part = itertools.islice(numbered, min(chunk_size, free))
-                chunk = [_copy(number, source, max_pixels, rule.srgb) for number, source in part]
+                chunk = [_copy(number, source, max_pixels, metadata.preprocess.srgb) for number, source in part]
                 if not chunk:
                     break
                 free -= len(chunk)
@@ -114,8 +113,8 @@ class _Decoder:
     for room, because it would wait for ever if the program ended meanwhile.
     """
 
-    def __init__(self, rule: Preprocess, max_pixels: int, threads: int, room: float) -> None:
-        self._rule, self._max_pixels, self._threads, self._room = rule, max_pixels, threads, room
+    def __init__(self, metadata: Metadata, max_pixels: int, threads: int, room: float) -> None:
+        self._metadata, self._max_pixels, self._threads, self._room = metadata, max_pixels, threads, room
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         # Each chunk, the pixels that it had when it was added, and its images; None: they are put off.
         self._running: deque[tuple[_Chunk, int, Future[list[Prepared] | None]]] = deque()
@@ -144,7 +143,7 @@ class _Decoder:
         found = future.result()
         if found is None:
             self._change(late=-1)
-            found = _prepare(chunk, self._rule, self._max_pixels)
+            found = _prepare(chunk, self._metadata, self._max_pixels)
         else:
             self._change(-(known or sum(map(_count_pixels, found))))
         self._try_again()
@@ -158,7 +157,7 @@ class _Decoder:
         if self.is_full and not known:
             self._change(late=1)
             return None
-        found = _prepare(chunk, self._rule, self._max_pixels)
+        found = _prepare(chunk, self._metadata, self._max_pixels)
         if not known:
             self._change(sum(map(_count_pixels, found)))
         return found
@@ -190,8 +189,9 @@ def _copy(number: int, source: Any, max_pixels: int, srgb: bool) -> tuple[str, C
         return name, _make_failure(name, error)
 
 
-def _prepare(chunk: _Chunk, rule: Preprocess, max_pixels: int) -> list[Prepared]:
+def _prepare(chunk: _Chunk, metadata: Metadata, max_pixels: int) -> list[Prepared]:
     """Decodes and preprocesses images."""
+    rule = metadata.preprocess
     results: list[Prepared] = []
     for name, image in chunk:
         if isinstance(image, Failure):
@@ -202,6 +202,7 @@ def _prepare(chunk: _Chunk, rule: Preprocess, max_pixels: int) -> list[Prepared]
                 image = image()
             if not isinstance(image, np.ndarray):
                 image = decode(image, max_pixels=max_pixels, name=name, **rule.decoding)
+            metadata.check_sides(*image.shape[:2])
             results.append((name, rule.pixels(image[None])[0]))
         except ShiftViTError as error:
             results.append(_make_failure(name, error))

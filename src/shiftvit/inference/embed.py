@@ -24,8 +24,9 @@ from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.evaluation.features import Extract, load_graph_features, load_keras_features
 from shiftvit.inference.batches import BATCH_SIZE, run_batches, stream_pixels
-from shiftvit.inference.runtimes import identify, name_model, read_onnx, take_turns
+from shiftvit.inference.runtimes import identify, name_model, read_onnx
 from shiftvit.inference.sources import Failure, Source
+from shiftvit.threads import take_turns
 
 # Rows in a group of a Parquet file.
 _ROWS = 4096

@@ -31,6 +31,7 @@ class Explainer:
 
     Attributes:
         metadata: the model's labels, preprocessing and input size.
+        digest: the SHA-256 of its graph.
     """
 
     def __init__(self, container: Container, threads: int | None = None) -> None:
@@ -41,11 +42,13 @@ class Explainer:
             raise ShiftViTError(f"{str(container.where)!r} has no graph; add it with `shiftvit pack --onnx`")
         self._session = open_session(read_checked(container, manifest, GRAPH), threads or count_cores())
         self.metadata = Metadata.parse(self._session.get_modelmeta().custom_metadata_map.get(KEY), origin)
+        self.metadata.check_labels(manifest.labels, origin)
         if MAP not in {output.name for output in self._session.get_outputs()}:
             raise ShiftViTError(
                 f"{origin} has no output for the last feature map, because an older shiftvit wrote it; "
                 "write it again with `shiftvit pack --onnx`"
             )
+        self.digest = manifest.files[GRAPH]
         self._model, self._threads = str(container.where.absolute()), threads
         self._entry = self._session.get_inputs()[0].name
         weights = np.asarray(read_tensors(container, manifest).get("head/kernel", ()), np.float32)  # (K, C)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_nam
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, describe_error, suggest, suggest_install
+from shiftvit.telemetry import import_silently
+from shiftvit.threads import take_turns
 
 Pixels = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -118,6 +119,8 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         if runtime != "keras":  # whose weights are verified, and a run would compile it
             # Some damage shows only when a graph runs.
             shape = run(np.zeros((1, *metadata.example_shape), np.uint8)).shape[1:]
+        if not isinstance(source, Path):
+            metadata.check_labels(read_manifest(source).labels, origin)
     except (ShiftViTError, ImportError, MemoryError):
         raise
     except Exception as error:  # a damaged file can raise anything in the library that reads it
@@ -139,17 +142,6 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
 def name_model(model: str | Path, place: Path) -> str:
     """Returns a name or path by which another process, or one in another folder, finds the model."""
     return str(model) if place.parent == PRETRAINED else str(place.absolute())
-
-
-def take_turns(run: Callable[[Pixels], Probabilities]) -> Callable[[Pixels], Probabilities]:
-    """Returns a function that lets only one thread at a time run a model; the model uses several threads itself."""
-    lock = threading.Lock()
-
-    def run_alone(pixels: Pixels) -> Probabilities:
-        with lock:
-            return run(pixels)
-
-    return run_alone
 
 
 def _is_installed(name: str) -> bool:
@@ -209,8 +201,7 @@ def read_onnx(source: Any) -> tuple[bytes, str]:
 
 
 def _load_openvino(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
-    import openvino
-
+    openvino = import_silently("openvino")
     core = openvino.Core()
     xml = isinstance(source, Path) and source.suffix.lower() == ".xml"
     content, origin = (source, repr(str(source))) if xml else read_onnx(source)

@@ -169,11 +169,14 @@ class Worker:
 
             task = self._task
             with files.make_temporary_folder(Path(gettempdir()), "shiftvit-model") as place:
-                for name, content in ray.get(self._reference).items():
+                model_files = ray.get(self._reference)
+                for name, content in model_files.items():
                     (place / name).parent.mkdir(parents=True, exist_ok=True)
                     (place / name).write_bytes(content)
                 load = _LOADERS[task.command].from_pretrained
-                self._model = load(place / name.split("/")[0], runtime=task.runtime, threads=task.threads)
+                # An OpenVINO model has a second file, beside the first.
+                entry = next(iter(model_files)).split("/")[0]
+                self._model = load(place / entry, runtime=task.runtime, threads=task.threads)
         return self._model
 
     def _check(self, out: Folder) -> None:

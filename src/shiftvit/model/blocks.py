@@ -14,7 +14,7 @@ from shiftvit.model.shift import ShapeKeeper, Shift
 if TORCH:
     import torch
 
-# The initialisation of the paper's model: normal with standard deviation .02, truncated at two deviations.
+# As in the paper's model, except that Keras truncates at two deviations, and the authors' timm at -2 and 2.
 INITIALIZER = {"class_name": "TruncatedNormal", "config": {"stddev": 0.02}}
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import ijson
@@ -18,6 +18,10 @@ from shiftvit.serve.limits import Limits
 _DEEPEST = 16
 # The server reads and drops a body that is too large, up to this many times the limit.
 _READ_AND_DROPPED = 4
+# A parsed body takes up to 30 times its size, so only so many of more than this size are parsed at once.
+_PARSERS, _SMALL = 2, 2**18
+# More objects than any valid request has.
+_MOST_OBJECTS = 1000
 _CONTAINERS: dict[str, type] = {"start_map": dict, "start_array": list}
 
 
@@ -27,8 +31,9 @@ class Bodies:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._held = 0
+        self._parsers = asyncio.Semaphore(_PARSERS)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
         """Yields a request's body, which counts towards the sum within the `async with` block.
 
@@ -75,26 +80,30 @@ class Bodies:
         if received > limit:
             raise too_large
 
+    async def parse_json(self, content: bytes) -> dict[str, Any]:
+        """Returns the object in a JSON body. Parses it in another thread, so that the event loop is not blocked.
 
-async def parse_json(content: bytes) -> dict[str, Any]:
-    """Returns the object in a JSON body. Parses it in another thread, so that the event loop is not blocked.
-
-    Raises:
-        Refused: it is not a valid JSON object, repeats a key, nests too deeply, or holds NaN or a number beyond 64
-            bits.
-    """
-    return await asyncio.to_thread(_parse, content)
+        Raises:
+            Refused: it is not a valid JSON object, repeats a key, nests too deeply, has too many objects, or holds NaN
+                or a number beyond 64 bits.
+        """
+        async with contextlib.nullcontext() if len(content) <= _SMALL else self._parsers:
+            return await asyncio.to_thread(_parse, content)
 
 
 def _parse(content: bytes) -> dict[str, Any]:
     stack: list[Any] = [[]]
     keys: list[str] = []
+    objects = 0
     try:
         # One event at a time, because `json.loads` would hold the interpreter lock until the whole body is parsed.
         for event, value in ijson.basic_parse(io.BytesIO(content), use_float=True):
             if event in _CONTAINERS:
                 if len(stack) > _DEEPEST:
                     raise Refused(400, f"the JSON nests more than {_DEEPEST} levels deep; nest it less")
+                objects += event == "start_map"
+                if objects > _MOST_OBJECTS:
+                    raise Refused(400, f"the JSON has more than {_MOST_OBJECTS:,} objects; send fewer")
                 fresh: Any = _CONTAINERS[event]()
                 _add(stack[-1], keys, fresh)
                 stack.append(fresh)

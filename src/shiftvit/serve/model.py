@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shiftvit.bundle.stored.find import find_bundle
+from shiftvit.bundle.stored.manifest import GRAPH, read_manifest
 from shiftvit.data.decode.formats import find_kind
 from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
@@ -23,8 +26,10 @@ from shiftvit.serve.heat import lay_out
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 
-# Pictures up to this size are decoded in a tenth of a millisecond. The pixels are counted before decoding.
+# Pictures up to this size are decoded in a tenth of a millisecond. The pixels are counted before decoding, except those
+# of formats whose decoders may decode more pixels than the file declares.
 _SMALL_BYTES, _SMALL_PIXELS = 2**15, 2**14
+_UNCOUNTED = {"AVIF", "HEIC"}
 
 
 class ServedModel:
@@ -57,6 +62,7 @@ class ServedModel:
         self._explaining = asyncio.Lock()
         self._explainer: Explainer | None = None
         self._no_explainer = ""
+        self._digest = _read_digest(graph.model)
         # A warm-up, because the first call of a session allocates its memory.
         graph.run(np.zeros((1, *graph.metadata.example_shape), np.uint8))
 
@@ -64,13 +70,14 @@ class ServedModel:
         """Returns the most probable classes of an encoded picture, as Hugging Face's image classification does.
 
         Raises:
-            Refused: the picture cannot be decoded, or the queue is full.
+            Refused: the picture cannot be decoded, the queue is full, or there is no result within the limit.
         """
         with self.batcher.admit(1):
-            pixels = self._decode_small(content)
-            if pixels is None:
-                pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, content)
-            row = (await self.infer(pixels))[0]
+            async with self._limit_time():
+                pixels = self._decode_small(content)
+                if pixels is None:
+                    pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, content)
+                row = (await self._run(pixels))[0]
         return self._rank_classes(row, top_k)
 
     def _rank_classes(self, row: Rows, top_k: int) -> list[dict[str, Any]]:
@@ -91,7 +98,8 @@ class ServedModel:
             raise Refused(422, f"the model has no class {label[:80]!r}; /v1/models lists them")
         with self.batcher.admit(1):
             run = partial(self._explain, explainer, content, top_k, label)
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, run)
+            async with self._limit_time():
+                return await asyncio.get_running_loop().run_in_executor(self._decoders, run)
 
     def _explain(self, explainer: Explainer, content: bytes, top_k: int, label: str | None) -> dict[str, Any]:
         image = self._read(content)
@@ -108,9 +116,14 @@ class ServedModel:
         async with self._explaining:
             if self._explainer is None and not self._no_explainer:
                 try:
-                    self._explainer = await asyncio.to_thread(Explainer.from_pretrained, self.graph.model, threads=1)
+                    explainer = await asyncio.to_thread(Explainer.from_pretrained, self.graph.model, threads=1)
                 except ShiftViTError:  # not shown to clients, because it may name a path
                     self._no_explainer = "it needs a bundle with a graph that `shiftvit pack --onnx` wrote"
+                    return None
+                if explainer.digest == self._digest:
+                    self._explainer = explainer
+                else:
+                    self._no_explainer = "its files have changed since the server started"
         return self._explainer
 
     async def infer(self, pixels: Pixels) -> Rows:
@@ -119,13 +132,22 @@ class ServedModel:
         Raises:
             Refused: too many pixels wait, or the model returned NaN or infinity, or no result within the limit.
         """
-        try:
-            async with asyncio.timeout(self._limits.timeout):
-                rows = await self.batcher.run(pixels)
-        except TimeoutError as error:
-            raise refuse_full() from error
+        async with self._limit_time():
+            return await self._run(pixels)
+
+    async def _run(self, pixels: Pixels) -> Rows:
+        rows = await self.batcher.run(pixels)
         self._check(rows)
         return rows
+
+    @asynccontextmanager
+    async def _limit_time(self) -> AsyncIterator[None]:
+        """Raises Refused if the block takes longer than a result may."""
+        try:
+            async with asyncio.timeout(self._limits.timeout):
+                yield
+        except TimeoutError as error:
+            raise refuse_full() from error
 
     def _check(self, rows: Rows) -> None:
         if not np.isfinite(rows).all():
@@ -137,7 +159,7 @@ class ServedModel:
 
     def _decode_small(self, content: bytes) -> Pixels | None:
         """Does the same if that is faster than handing it to another thread; None: it would be slower, or fails."""
-        if len(content) > _SMALL_BYTES:
+        if len(content) > _SMALL_BYTES or find_kind(content) in _UNCOUNTED:
             return None
         rule = self.graph.metadata.preprocess
         try:
@@ -151,16 +173,27 @@ class ServedModel:
         """Returns an encoded picture (H, W, 3), decoded as `Predictor` does it."""
         if find_kind(content) is None:
             raise Refused(415, "the body is not an image of a supported format; send one of " + ", ".join(FORMATS))
+        metadata = self.graph.metadata
         try:
-            return decode(
+            image = decode(
                 content,
                 name="image",
                 max_pixels=self._limits.max_pixels,
                 max_bytes=self._limits.max_bytes,
-                **self.graph.metadata.preprocess.decoding,
+                **metadata.preprocess.decoding,
             )
+            metadata.check_sides(*image.shape[:2])
+            return image
         except ShiftViTError as error:
             raise Refused(413 if "max_pixels" in str(error) else 422, str(error)) from error
+
+
+def _read_digest(model: str) -> str | None:
+    """Returns the SHA-256 of a model's graph; None if it has none that an explainer can use."""
+    try:
+        return read_manifest(find_bundle(model)).files.get(GRAPH)
+    except ShiftViTError:
+        return None
 
 
 def load_models(

@@ -15,11 +15,14 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json, Refused, describe_errors
 from shiftvit.serve.batching import Pixels, Rows
-from shiftvit.serve.bodies import Bodies, parse_json
+from shiftvit.serve.bodies import Bodies
 from shiftvit.serve.model import ServedModel, find_model
 
+# The only version of every model.
+_VERSION = "1"
 # Numbers of a list that are converted at a time.
 _PIECE = 2**16
 _HEADER = "inference-header-content-length"
@@ -66,28 +69,34 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is
             raise Refused(503, "the server is stopping; try again", {"Retry-After": "1"})
         return Json({"ready": True})
 
-    for end in ("", "/versions/{version}"):
+    def find(name: str, version: str) -> ServedModel:
+        model = find_model(models, name)
+        if version != _VERSION:
+            raise Refused(404, f"the model {name!r} has no version {version[:40]!r}, only {_VERSION}")
+        return model
+
+    for end in ("", "/versions/{model_version}"):
         shown = not end
 
         @router.get("/models/{name}" + end, responses=describe_errors(401, 404), include_in_schema=shown)
-        async def describe(name: str) -> dict[str, Any]:
+        async def describe(name: str, model_version: str = _VERSION) -> dict[str, Any]:
             """Describes a model's inputs and outputs."""
-            return _describe(find_model(models, name))
+            return _describe(find(name, model_version))
 
         @router.get(
             "/models/{name}" + end + "/ready", responses=describe_errors(401, 404, 503), include_in_schema=shown
         )
-        async def model_ready(name: str) -> Response:
+        async def model_ready(name: str, model_version: str = _VERSION) -> Response:
             """Answers 200 if the model takes requests."""
-            find_model(models, name)
+            find(name, model_version)
             return await ready()
 
         @router.post("/models/{name}" + end + "/infer", responses=_POSTED, openapi_extra=_BODY, include_in_schema=shown)
-        async def infer(request: Request, name: str) -> Response:
+        async def infer(request: Request, name: str, model_version: str = _VERSION) -> Response:
             """Returns the probabilities of preprocessed images, UINT8 [N, H, W, 3]."""
-            model = find_model(models, name)
+            model = find(name, model_version)
             async with bodies.read(request) as body:
-                return await _infer(model, request, body)
+                return await _infer(model, request, body, bodies)
 
     return router
 
@@ -96,7 +105,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     metadata = model.graph.metadata
     return {
         "name": model.name,
-        "versions": ["1"],
+        "versions": [_VERSION],
         "platform": f"shiftvit_{model.graph.runtime}",
         "inputs": [
             {"name": "images", "datatype": "UINT8", "shape": [-1, *(side or -1 for side in metadata.input_shape)]}
@@ -105,7 +114,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     }
 
 
-async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
+async def _infer(model: ServedModel, request: Request, body: bytes, bodies: Bodies) -> Response:
     declared = request.headers.get(_HEADER, str(len(body)))
     # 18 digits are enough for any body, and Python refuses to convert thousands.
     length = int(declared) if declared.isdecimal() and len(declared) <= 18 else -1
@@ -113,7 +122,7 @@ async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
         raise Refused(
             400, f"the header {_HEADER}: {declared[:40]!r} must be the length of the JSON, 1 to {len(body)} bytes"
         )
-    tree = await parse_json(body[:length])
+    tree = await bodies.parse_json(body[:length])
     pixels = await asyncio.to_thread(_read_pixels, tree, body[length:], model)
     binary = _wants_binary(tree)
     with model.batcher.admit(len(pixels)):
@@ -135,6 +144,10 @@ def _read_pixels(tree: dict[str, Any], rest: bytes, model: ServedModel) -> Pixel
     if not fits or any(side not in (None, given) for side, given in zip(sides, shape, strict=True)):
         wanted = ["any" if side is None else side for side in sides[1:]]
         raise Refused(422, f"the shape of images must be [N, {', '.join(map(str, wanted))}] with N at least 1")
+    try:
+        model.graph.metadata.check_sides(*shape[1:3])
+    except ShiftViTError as error:
+        raise Refused(422, str(error)) from error
     most = model.capacity
     if shape[0] > most:
         raise Refused(413, f"{shape[0]} images are more than {most}, the queue's length; send fewer at a time")
@@ -194,7 +207,7 @@ def _read_parameters(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _answer(model: ServedModel, request_id: Any, rows: Rows, binary: bool) -> Response:
     output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(rows.shape)}
-    tree: dict[str, Any] = {"model_name": model.name, "model_version": "1", "outputs": [output]}
+    tree: dict[str, Any] = {"model_name": model.name, "model_version": _VERSION, "outputs": [output]}
     if isinstance(request_id, str):
         tree["id"] = request_id
     if not binary:

@@ -19,13 +19,16 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from shiftvit.errors import ShiftViTError
-from shiftvit.serve.answers import Json
+from shiftvit.serve.answers import Json, Refused
 from shiftvit.serve.app import create_app
 from shiftvit.serve.guard import MAX_HEAD, Access, Guard
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 from shiftvit.serve.model import load_models
 from shiftvit.threads import count_threads
+
+# The last part of the time to stop: idle connections are closed, and requests can still be answered.
+_LAST_SECONDS = 1
 
 
 def serve(
@@ -110,7 +113,7 @@ def configure(guard: Guard, limits: Limits) -> uvicorn.Config:
         proxy_headers=False,
         h11_max_incomplete_event_size=MAX_HEAD,
         timeout_keep_alive=max(1, int(min(5, limits.header_timeout))),
-        timeout_graceful_shutdown=max(1, round(limits.timeout)),
+        timeout_graceful_shutdown=_LAST_SECONDS,  # `Server` has waited before
     )
 
 
@@ -142,7 +145,7 @@ class Server(uvicorn.Server):
             return
         self.signal = number
         self._guard.stopping = True
-        self._deadline = time.monotonic() + self._limits.timeout
+        self._deadline = time.monotonic() + self._limits.timeout - _LAST_SECONDS
 
     async def on_tick(self, counter: int) -> bool:
         if self.signal and (self._guard.active == 0 or time.monotonic() > self._deadline):
@@ -192,8 +195,11 @@ def _make_protocol(limits: Limits) -> type[H11Protocol]:
             try:
                 await self._app(scope, receive, send)
             except asyncio.CancelledError:
-                if not self.cycle.disconnected:  # the server ends at its deadline
-                    raise
+                if self.cycle.disconnected or self.cycle.response_started:
+                    return
+                # The server ends at its deadline.
+                refused = Refused(503, "the server is stopping; try again", {"Retry-After": "1", "Connection": "close"})
+                await refused.make_response()(scope, receive, send)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(cast(asyncio.Transport, _JoiningTransport(transport, self.loop)))

@@ -21,6 +21,8 @@ from shiftvit.training.processes import Processes
 GENERATOR = "generator/"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
+# Becomes BEST once LAST, which names the best epoch, is written too.
+NEW_BEST = "new_best.safetensors"
 
 
 @dataclass
@@ -33,7 +35,8 @@ class Progress:
         seconds: training time so far, including validation.
         fit_seconds: the part of it spent in training steps.
         best_top1: best validation top-1 so far, 0 to 1; None before the first validation.
-        best_epoch: the epoch (from 1) of `best_top1`.
+        best_loss: the lowest validation loss of the epochs with that top-1.
+        best_epoch: the epoch (from 1) of both.
         history: a row for each epoch, as in `log.jsonl`.
     """
 
@@ -42,6 +45,7 @@ class Progress:
     seconds: float = 0.0
     fit_seconds: float = 0.0
     best_top1: float | None = None
+    best_loss: float | None = None
     best_epoch: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -69,6 +73,29 @@ def save_checkpoint(path: Path, model: Any, progress: Progress, generators: dict
     # safetensors' own `save_file` hides why it failed, and ignores the folder's permissions.
     content = save(tensors | (generators or {}), metadata=header)
     files.write_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def settle_best(folder: Path, progress: Progress) -> None:
+    """Makes NEW_BEST the best state if it is of the best epoch of `progress`; deletes it otherwise.
+
+    A run may have stopped between two files. Then it repeats that epoch, perhaps with other settings.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / NEW_BEST
+    if not path.is_file():
+        return
+    try:
+        with safe_open(path, framework="numpy") as file:
+            epoch = json.loads(file.metadata()["progress"])["best_epoch"]
+        if progress.best_epoch is not None and epoch == progress.best_epoch:
+            path.replace(folder / BEST)
+        else:
+            path.unlink()
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        path.unlink()
+    except OSError as error:
+        raise files.explain_unwritable(folder, error) from error
 
 
 def make_divergence_error(what: str, progress: Progress, folder: Path) -> ShiftViTError:

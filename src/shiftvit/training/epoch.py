@@ -15,7 +15,14 @@ from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
-from shiftvit.training.checkpoint import BEST, LAST, Progress, make_divergence_error, save_checkpoint
+from shiftvit.training.checkpoint import (
+    LAST,
+    NEW_BEST,
+    Progress,
+    make_divergence_error,
+    save_checkpoint,
+    settle_best,
+)
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import predict_together
 from shiftvit.training.optimizer import use_averaged_weights
@@ -117,17 +124,29 @@ def _measure(logits: NDArray[np.float32], held_out: Split, progress: Progress, w
 
 
 def finish_epoch(run: Path, model: Any, progress: Progress, row: Row, processes: Processes = ALONE) -> None:
-    """Records an epoch and saves the state, also as the best one if its validation top-1 is a new maximum."""
+    """Records an epoch and saves the state, also as the best one if its validation top-1 is the highest so far.
+
+    Between equal ones, the lower validation loss decides. With few validation images, equal ones are common.
+    """
     progress.history.append(row)
-    top1 = row.get("val_top1")
-    kept = [LAST]
-    if top1 is not None and (progress.best_top1 is None or top1 > progress.best_top1):
-        progress.best_top1, progress.best_epoch = top1, progress.epoch
-        kept = [BEST, LAST]
+    folder, kept = run / "checkpoints", [LAST]
+    if _is_best(row, progress):
+        progress.best_top1, progress.best_loss, progress.best_epoch = row["val_top1"], row["val_loss"], progress.epoch
+        kept = [NEW_BEST, LAST]
 
     def write() -> None:
         for name in kept:
-            save_checkpoint(run / "checkpoints" / name, model, progress)
+            save_checkpoint(folder / name, model, progress)
+        settle_best(folder, progress)
         runfolder.write_log(run, progress.history)
 
     processes.first(write)
+
+
+def _is_best(row: Row, progress: Progress) -> bool:
+    if "val_top1" not in row or progress.best_top1 is None:
+        return "val_top1" in row
+    if row["val_top1"] != progress.best_top1:
+        return bool(row["val_top1"] > progress.best_top1)
+    # A run that an older version began has no best loss.
+    return progress.best_loss is not None and bool(row["val_loss"] < progress.best_loss)

@@ -126,6 +126,9 @@ class FeatureReader:
         began, total = time.perf_counter(), sum(map(len, data.splits.values()))
         before = self.computed
         unpack(data.list_paths())
+        arrays = {name: split.images.shape[1:3] for name, split in data.splits.items() if split.images is not None}
+        if arrays:  # files all have one size after preprocessing
+            data.check_sizes({name: rule.output_shape(*shape) for name, shape in arrays.items()})
         splits: dict[str, Split] = {}
         faults: list[str] = []
         with Bar("features", total) as bar:
@@ -142,7 +145,7 @@ class FeatureReader:
             finally:
                 if self._store is not None:
                     self._store.save()
-        report_skipped(faults, "; `shiftvit data check` lists them all")
+        report_skipped(faults, "; `shiftvit data check --json` lists them all")
         seconds, new, read = time.perf_counter() - began, self.computed - before, total - len(faults)
         self.seconds += seconds
         self.count += read

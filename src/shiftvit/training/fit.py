@@ -18,7 +18,7 @@ from shiftvit.errors import notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
-from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint
+from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint, settle_best
 from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.finetune import apply_start
@@ -27,7 +27,15 @@ from shiftvit.training.memory import free_memory, halve_parts, is_out_of_memory
 from shiftvit.training.probe import run_probe
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.results import finish_run
-from shiftvit.training.setup import build, check_alone, check_same_images, check_same_start, choose_size, resolve
+from shiftvit.training.setup import (
+    build,
+    check_alone,
+    check_same_images,
+    check_same_start,
+    choose_size,
+    make_batches,
+    resolve,
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ def prepare(run: Path, recipe: Recipe, data: Dataset | None, processes: Processe
     recipe = recipe if begun else apply_start(recipe)
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset, processes)
+    make_batches(recipe, dataset, 0, 0, processes)  # raises if the augmentation does not fit the images
     return recipe, dataset, *build_model(recipe, dataset, begun, processes)
 
 
@@ -175,6 +184,7 @@ def train_model(
         notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
         # If the disk was full, it may lack the last row.
         processes.first(lambda: runfolder.write_log(run, progress.history))
+    processes.first(lambda: settle_best(run / "checkpoints", progress))
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     sizes = [choose_size(recipe, epoch) for epoch in range(settings.epochs)]
     bar = ProgressBar(sizes, steps, settings.batch_size, watch)
@@ -196,6 +206,8 @@ def train_model(
 
 
 def _is_out_of_patience(patience: int | None, progress: Progress) -> bool:
-    if patience is None or progress.best_epoch is None or "val_top1" not in progress.history[-1]:
+    if patience is None or progress.best_top1 is None or "val_top1" not in progress.history[-1]:
         return False
-    return progress.epoch - progress.best_epoch >= patience
+    # Equal accuracies do not count as progress, even if the loss falls.
+    first = next(row["epoch"] for row in progress.history if row.get("val_top1") == progress.best_top1)
+    return bool(progress.epoch - first >= patience)

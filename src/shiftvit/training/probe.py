@@ -91,6 +91,11 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
         assert recipe.probe is not None
         if dataset.validation is not None and not dataset.test_is_validation:
             validation = reader.features["validation"], dataset.validation.labels
+        elif len(recipe.probe.strengths) > 1:
+            notice(
+                "no validation images: the value of probe.strengths is chosen by the training images, which favour the "
+                "weakest regularisation"
+            )
         head = fit_head(reader.features["train"], dataset.train.labels, recipe.probe, validation)
         seconds = reader.seconds + time.perf_counter() - began
         runfolder.write_log(run, head.rows)

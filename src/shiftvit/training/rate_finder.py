@@ -137,6 +137,8 @@ def find_rate(
 
 def smooth(losses: Floats) -> Floats:
     """Returns the exponential moving average of losses (n,), with bias correction (Kingma and Ba, 2015, section 3)."""
+    if not len(losses):  # the first one was not finite
+        return losses
     weights = (1 - _KEPT) * _KEPT ** np.arange(len(losses))
     sums = np.convolve(losses, weights)[: len(losses)]
     result: Floats = sums / np.cumsum(weights)

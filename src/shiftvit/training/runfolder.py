@@ -3,6 +3,7 @@
 recipe.toml        every setting, resolved; a recipe that `train` takes
 changes.jsonl      settings that changed when the run was resumed: old value, new value and date
 splits.csv         for a user's own images: the split of each
+images.json        for other images: a digest of each split
 environment.json   versions, processor, backend, git commit, command
 log.jsonl          a row for each epoch
 checkpoints/       last.safetensors, best.safetensors: the whole training state
@@ -30,7 +31,7 @@ from shiftvit import environment, files
 from shiftvit.config import flatten
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.data.find.kept import SPLITS_TABLE, save_splits
+from shiftvit.data.find.kept import DIGESTS, SPLITS_TABLE, check_digests, save_digests, save_splits
 from shiftvit.errors import ShiftViTError, check_path, notice
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.processes import ALONE, Processes
@@ -136,11 +137,22 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
         else:
             _write_recipe(run, recipe)  # the first file: with it, a run that is stopped can be resumed
         _keep_environment(run)
-        # A run that has begun may have lost its table, and then nobody knows its splits.
-        table = run / SPLITS_TABLE
-        if dataset.path is not None and not table.is_file() and not last.is_file():
-            save_splits(dataset, table)
+        _keep_splits(run, dataset, begun=last.is_file())
         yield
+
+
+def _keep_splits(run: Path, dataset: Dataset, *, begun: bool) -> None:
+    """Records the images and their splits, or checks that they are those of the record."""
+    own = dataset.path is not None
+    kept = run / (SPLITS_TABLE if own else DIGESTS)
+    if kept.is_file():
+        if not own:
+            try:
+                check_digests(dataset, kept)
+            except ShiftViTError as error:
+                raise ShiftViTError(f"{error}; continue it with these: shiftvit.train(resume=..., data=...)") from error
+    elif not begun:  # a run that has begun may have lost its table, and then nobody knows its splits
+        (save_splits if own else save_digests)(dataset, kept)
 
 
 def _keep_environment(run: Path) -> None:

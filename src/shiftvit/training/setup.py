@@ -42,13 +42,7 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
     arguments = {**(find_preset(preset).arguments if preset else {}), **recipe.model.get_arguments()}
     explicit = recipe.model.model_fields_set
     shape = (*_find_size(dataset.train), 3)
-    for name, split in dataset.splits.items():
-        if _find_size(split) != shape[:2]:
-            raise ShiftViTError(
-                f"after preprocessing, the {name} images of {dataset.name} have "
-                f"{' x '.join(map(str, _find_size(split)))} pixels "
-                f"and the training images {shape[0]} x {shape[1]}; set preprocess.resize and preprocess.crop"
-            )
+    dataset.check_sizes({name: _find_size(split) for name, split in dataset.splits.items()})
     classes = len(dataset.class_names)
     for key, fitting in (("image_shape", shape), ("num_classes", classes)):
         if key in explicit and arguments[key] != fitting:

@@ -18,6 +18,8 @@ from shiftvit.errors import ShiftViTError, check_path, notice
 from shiftvit.presets import PRESETS
 
 # The trained models that come with the package, one folder each.
+# The report in the folder of an export.
+REPORT = "report.json"
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 
 # Suffixes of the authors' checkpoints, which hold only weights.
@@ -55,6 +57,10 @@ def find_bundle(path: str | Path) -> Container:
     if is_checkpoint(path) and path.is_file():
         raise ShiftViTError(
             f"{str(path)!r} holds weights but is not a bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
+        )
+    if (path / REPORT).is_file():
+        raise ShiftViTError(
+            f"{str(path)!r} is an export, which can only predict; give the run or the bundle that it was made of"
         )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""

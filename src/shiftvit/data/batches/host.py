@@ -57,9 +57,9 @@ class EpochPlan:
         """Returns the places of a batch's images among the draws, int64 (B,): the batch is [a b c ... a b c ...].
 
         A batch has `batch_size / repeats` different images, rounded up, and an epoch 1 / `repeats` of all images.
-        Copies that do not fit into a batch begin the next one. Copies are never neighbours, because neighbours are
-        mixed, unless a batch has only one image. Source: Hoffer et al., "Augment Your Batch" (2020), section 3; the
-        length of an epoch is that of Touvron et al., "DeiT" (2021).
+        Copies that do not fit into a batch begin the next one. Neighbours are mixed, so copies are not neighbours; only
+        in batches of a few images may the first and the last be. Source: Hoffer et al., "Augment Your Batch" (2020),
+        section 3; the length of an epoch is that of Touvron et al., "DeiT" (2021).
         """
         count = len(self.order)
         places = np.arange(number * batch_size, min((number + 1) * batch_size, count))

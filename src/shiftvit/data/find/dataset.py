@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,16 @@ class Dataset:
         """The folder to which paths in a table of these images are relative."""
         path = self.path or Path()
         return path if path.is_dir() else path.parent
+
+    def check_sizes(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Raises ShiftViTError unless the images of all splits have one (height, width) after preprocessing."""
+        height, width = sizes["train"]
+        for name, size in sizes.items():
+            if size != (height, width):
+                raise ShiftViTError(
+                    f"after preprocessing, the {name} images of {self.name} have {size[0]} x {size[1]} pixels and the "
+                    f"training images {height} x {width}; set preprocess.resize and preprocess.crop"
+                )
 
     def leave_out(self, paths: Collection[str]) -> Dataset:
         """Returns the data set without the images at these paths."""

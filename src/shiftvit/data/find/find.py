@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,6 +95,18 @@ class _Tree:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
+def _is_folder(entry: os.DirEntry[str], follow: bool = True) -> bool:
+    with contextlib.suppress(OSError):  # a link that leads to itself
+        return entry.is_dir(follow_symlinks=follow)
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):
+        return entry.is_file()
+    return False
+
+
 def _walk(root: Path) -> _Tree:
     """Returns the content of `root`.
 
@@ -119,11 +133,11 @@ def _walk(root: Path) -> _Tree:
             suffix = Path(entry.name).suffix.lower()
             if is_litter(entry.name):
                 left_out["hidden files and folders"] += 1
-            elif entry.is_dir(follow_symlinks=follow):
+            elif _is_folder(entry, follow):
                 inner.append((*parts, entry.name))
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 left_out["links to folders within a class"] += 1
-            elif not entry.is_file():
+            elif not _is_file(entry):
                 left_out["broken links and special files"] += 1
             elif suffix in IMAGE_SUFFIXES:
                 tree.images.append((*parts, entry.name))

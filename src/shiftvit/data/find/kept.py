@@ -1,10 +1,12 @@
-"""Writes and reads the table with the splits of a run, which resuming and evaluating it need."""
+"""Writes and reads which images a run has in which split, which resuming and evaluating it need."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from shiftvit import files
 from shiftvit.data.decode.rows import is_image
 from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
 from shiftvit.data.find.words import normalise_name
-from shiftvit.errors import ShiftViTError, list_some, notice, pluralize
+from shiftvit.errors import ShiftViTError, describe_error, list_some, notice, pluralize
 
-# The table of splits in a run folder.
+# The table of splits in a run folder, and for images that are no files the file with their digests.
 SPLITS_TABLE = "splits.csv"
+DIGESTS = "images.json"
+# A digest covers all labels and this many images.
+_SAMPLE = 64
 _COLUMNS = ["split", "path", "label"]
 
 
@@ -144,3 +149,40 @@ def make_relative(root: Path, image: str) -> str:
     """Returns an image's path for the table: relative to the data's folder if it is in it."""
     place = Path(image)
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else image
+
+
+def save_digests(data: Dataset, path: Path) -> None:
+    """Writes the class names and the digest of each split of a data set whose images are arrays."""
+    files.write_json(path, {"classes": data.class_names, "splits": _compute_digests(data)})
+
+
+def check_digests(data: Dataset, path: Path, splits: Collection[str] = SPLITS) -> None:
+    """Raises ShiftViTError if `save_digests` wrote others for some of these splits, or cannot have written the file.
+
+    It does nothing if there is no file. A split that only one of the two has counts as another one.
+    """
+    if not path.is_file():
+        return
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        classes, digests = (*kept["classes"],), {name: kept["splits"].get(name) for name in splits}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShiftViTError(f"{str(path)!r} cannot be read ({describe_error(error)}); restore it") from error
+    found = _compute_digests(data)
+    if (classes, digests) != (data.class_names, {name: found.get(name) for name in splits}):
+        raise ShiftViTError(
+            f"the run {str(path.parent)!r} was trained on other images than those of {data.name!r}, with the classes "
+            f"{list_some(classes, 8)}"
+        )
+
+
+def _compute_digests(data: Dataset) -> dict[str, str]:
+    digests = {}
+    for name, split in data.splits.items():
+        sample = np.linspace(0, len(split) - 1, min(len(split), _SAMPLE)).astype(int)
+        digest = hashlib.sha256(f"{split.images.shape}".encode())
+        digest.update(np.ascontiguousarray(split.labels, np.int64).tobytes())
+        if isinstance(split.images, np.ndarray):  # decoded files may differ with the version of the decoder
+            digest.update(split.images[sample].tobytes())
+        digests[name] = digest.hexdigest()
+    return digests

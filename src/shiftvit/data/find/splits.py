@@ -87,12 +87,17 @@ def _check_sizes(
     small = [label for label in np.unique(labels).tolist() if sizes[label] < need]
     if not small:
         return
-    is_copied = len(different) < len(labels)
-    counts = [f"{class_names[label]!r} has {pluralize(sizes[label], 'image')}" for label in small]
+    totals = np.bincount(labels, minlength=len(class_names))
+    counts = [_describe_class(class_names[label], int(totals[label]), int(sizes[label])) for label in small]
     fewer = "; or take fewer splits: data.validation=0 needs 2 of each" if need == 3 and sizes[small].min() == 2 else ""
     which, it, them = ("the class", "it", "it") if len(small) == 1 else ("of the classes,", "each", "them")
-    told = f"{which} {list_some(counts, 10)}{', copies counted once' if is_copied else ''}, too few for {need} splits"
+    told = f"{which} {list_some(counts, 10)}, too few for {need} splits"
     raise ShiftViTError(f"{told}; add images until {it} has {need}, or remove {them}{fewer}")
+
+
+def _describe_class(name: str, total: int, different: int) -> str:
+    copies = f" ({total - different:,} of them copies of others)" if different < total else ""
+    return f"{name!r} has {pluralize(total, 'image')}{copies}"
 
 
 def _draw_some(

@@ -4,6 +4,7 @@
 
 const ROOT = new URL("..", import.meta.url);
 const MOST_PIXELS = 36_000_000;
+const LONGEST_SIDE = 32_768; // as in the package: an elongated picture takes much memory in the graph
 const STRIP = 512; // rows that are read at a time: a canvas of more than 16,777,216 pixels stays empty in Safari on iOS
 // From no support to the most, as in the figures of `shiftvit explain`.
 const COLOURS = [[20, 12, 56], [98, 21, 108], [176, 45, 92], [232, 93, 50], [250, 165, 40], [250, 235, 150]];
@@ -51,7 +52,7 @@ export async function listModels() {
 
 /** Returns the most probable classes of an encoded picture: [{label, score}]. */
 export async function classify(model, picture, signal) {
-  const { scores } = await answer(picture, ["probabilities"], signal);
+  const { scores } = await answer(model, picture, ["probabilities"], signal);
   // Between equal scores the first class wins, as in the package.
   const order = [...scores.keys()].sort((a, b) => scores[b] - scores[a] || a - b);
   return order.slice(0, 5).map((index) => ({ label: model.labels[index], score: scores[index] }));
@@ -59,7 +60,7 @@ export async function classify(model, picture, signal) {
 
 /** Returns the heat map of a class: {label, heatmap, region}; `heatmap` is an address, `region` fractions of the picture. */
 export async function explain(model, picture, label, signal) {
-  const { maps, width, height } = await answer(picture, ["probabilities", "map"], signal);
+  const { maps, width, height } = await answer(model, picture, ["probabilities", "map"], signal);
   const heat = activation(maps, model.head, model.labels.indexOf(label), model.labels.length);
   const { region, ratio } = seen(model.preprocess, height, width);
   return { label, heatmap: draw(heat, ratio), region };
@@ -101,8 +102,8 @@ async function parse(path) {
 const damaged = (path) => new Failure(`${path} is damaged. Upload the files of the demo again.`);
 
 /** Runs the model on a picture. */
-async function answer(picture, outputs, signal) {
-  const { pixels, width, height } = await decode(picture);
+async function answer(model, picture, outputs, signal) {
+  const { pixels, width, height } = await decode(model, picture);
   signal?.throwIfAborted();
   const images = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
   const found = await session.run({ images }, outputs);
@@ -112,16 +113,17 @@ async function answer(picture, outputs, signal) {
 }
 
 /** Returns a picture's pixels, upright and on white: uint8 (height, width, 3). */
-async function decode(picture) {
+async function decode(model, picture) {
+  const colorSpaceConversion = model.preprocess.srgb ? "default" : "none"; // the canvas is in sRGB
   let bitmap;
   try {
-    bitmap = await createImageBitmap(picture, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(picture, { imageOrientation: "from-image", colorSpaceConversion });
   } catch {
     throw new Failure("This browser cannot read the file. It reads JPEG, PNG, WebP, GIF, BMP and AVIF.");
   }
   const { width, height } = bitmap;
   try {
-    if (width * height > MOST_PIXELS) {
+    if (width * height > MOST_PIXELS || Math.max(width, height) > LONGEST_SIDE) {
       throw new Failure(`The picture has ${width} × ${height} pixels, which is too many; choose a smaller one.`);
     }
     return { pixels: read(bitmap), width, height };
