@@ -11,8 +11,10 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from shiftvit import ShiftViTError
+from shiftvit.config import DataConfig
 from shiftvit.data.check.checks import check_data
 from shiftvit.data.find.find import find_data
+from shiftvit.data.find.splits import split_as
 from trees import SAMPLES, save_archive
 
 ORIGINALS = sorted(SAMPLES.rglob("*.png"))
@@ -266,3 +268,13 @@ def test_special_characters_in_names(tmp_path):
     assert [line.count("\n") for line in found.harmful] == [0]
     found.draw(tmp_path / "x.png")
     assert is_valid_figure(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_random_splits_need_no_image_of_each_class(tmp_path, stratify):
+    for number in range(12):
+        copy_picture(tmp_path, f"{'a' if number else 'b'}/{number:02}.png", number)
+    data = split_as(DataConfig(validation=2, test=2, stratify=False), find_data(tmp_path))
+    found = check_data(data, made=("validation", "test"), stratify=stratify)
+    faults = [line for line in found.harmful if "too few images that can be decoded for 3 splits: 'b' (1)" in line]
+    assert bool(faults) == stratify

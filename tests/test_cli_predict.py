@@ -126,6 +126,18 @@ def test_stdin_is_an_image_or_a_list_of_paths(folder, tmp_path):
     assert b"standard input is empty" in predict("-", cwd=tmp_path, input=b"", status=2).stderr
 
 
+@pytest.mark.usefixtures("folder")
+def test_long_list_on_stdin_is_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("shiftvit.data.decode.images.MAX_BYTES", 40)
+    names = "".join(f"pictures/{name}\n" for name in GOOD).encode()
+    assert len(names) > 40
+    rows = json.loads(predict("-", "--format", "json", cwd=tmp_path, input=names).stdout)
+    assert [entry["path"] for entry in rows] == [f"pictures/{name}" for name in GOOD]
+    monkeypatch.setattr("shiftvit.cli.inputs._LONGEST_LIST", 50)
+    said = predict("-", cwd=tmp_path, input=names, status=2).stderr
+    assert b"the list on standard input has more than 50 bytes; name folders or patterns instead" in said
+
+
 def test_standard_input_has_its_name_wherever_it_stands(folder, tmp_path):
     half = (folder / "half.png").read_bytes()
     long = io.BytesIO()

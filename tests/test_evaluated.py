@@ -139,6 +139,8 @@ def test_images_of_a_run_that_are_not_those_of_its_data_set(tmp_path: Path, monk
     (tmp_path / "recipe.toml").write_text('name = "quick"\n[data]\nname = "cifar10"\n')
     save_digests(data, tmp_path / "images.json")
     assert find_evaluated(None, run=tmp_path).own_test
+    save_digests(replace(data, class_names=[*data.class_names]), tmp_path / "images.json")  # type: ignore[arg-type]
+    assert find_evaluated(None, run=tmp_path).own_test
     flipped = replace(data.test, images=data.test.images[:, :, ::-1])
     save_digests(replace_splits(data, test=flipped), tmp_path / "images.json")
     with pytest.raises(ShiftViTError, match=r"trained on other images than those of 'cifar10', .* give them with --da"):

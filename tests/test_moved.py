@@ -14,9 +14,13 @@ from PIL import Image
 
 from sample import SMALL, load_sample, write_tree
 from shiftvit import Bundle, Recipe, ShiftViTError, evaluate, train
+from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
+from shiftvit.data.find.kept import save_splits
 from shiftvit.data.load import load_data
 from shiftvit.evaluation.places import choose_place, find_run, list_evaluations
+from shiftvit.training import runfolder
+from shiftvit.training.runfolder import open_run
 from shiftvit.training.setup import resolve
 from trees import make_arrays
 
@@ -255,3 +259,62 @@ def test_training_does_not_resume_with_missing_images(place: Path, capsys: pytes
     assert "the run does not have 'ant', so images of these classes are left out" in capsys.readouterr().err
     assert done.bundle.labels == ("cat", "dog", "ship")
     assert done.metrics["test"]["n"] == 3
+
+
+def make_archive_run(folder: Path, **settings: Any) -> tuple[Path, Path]:
+    """Writes an archive of arrays, and the table of a run on it."""
+    images, labels = make_arrays(60)
+    archive, run = folder / "first" / "a.npz", folder / "run"
+    for place in (archive.parent, run):
+        place.mkdir()
+    np.savez(archive, x_train=images, y_train=labels)
+    recipe = Recipe.load("photos", **{**SMALL, "data.name": str(archive), "preprocess.resize": 16, **settings})
+    runfolder._write_recipe(run, recipe)
+    save_splits(load_data(recipe), run / "splits.csv")
+    return archive, run
+
+
+@pytest.mark.parametrize("settings", [{}, {"data.limit": 40}])
+def test_moved_archive_is_recognised(settings: dict[str, Any], tmp_path: Path) -> None:
+    archive, run = make_archive_run(tmp_path, **settings)
+    before = find_evaluated(None, run=run)
+    moved = archive.rename(tmp_path / "b.npz")
+    found = find_evaluated(str(moved), run=run)
+    assert (found.own_test, found.split, len(found.images)) == (True, "test", len(before.images))
+    np.testing.assert_array_equal(found.images.images, before.images.images)
+
+
+def test_archive_in_another_order_is_refused(tmp_path: Path) -> None:
+    archive, run = make_archive_run(tmp_path)
+    images, labels = make_arrays(60)
+    np.savez(archive, x_train=images[::-1], y_train=labels[::-1])
+    with pytest.raises(ShiftViTError, match=r"a.npz' has other images than those of the run: x_train\[\d+\] is of"):
+        find_evaluated(None, run=run)
+    with pytest.raises(ShiftViTError, match="has other images than those of the run"):
+        load_data(Recipe.load(run / "recipe.toml"), run=run)
+
+
+def test_resumed_run_refuses_an_archive_with_other_pixels(tmp_path: Path) -> None:
+    archive, run = make_archive_run(tmp_path)
+    recipe = Recipe.load("photos", **{**SMALL, "data.name": str(archive), "preprocess.resize": 16})
+    with open_run(run, recipe, load_data(recipe, run=run)):
+        pass
+    images, labels = make_arrays(60)
+    np.savez(archive, x_train=255 - images, y_train=labels)
+    with (
+        pytest.raises(ShiftViTError, match=r"trained on other images than those of '.*a.npz'.*; restore the archive"),
+        open_run(run, recipe, load_data(recipe, run=run)),
+    ):
+        pass
+
+
+def test_name_of_a_data_set_is_not_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tree(tmp_path / "cifar10", 10)
+    (tmp_path / "run").mkdir()
+    recipe = Recipe.load("photos", **{**SMALL, "data.name": str(tmp_path / "cifar10")})
+    runfolder._write_recipe(tmp_path / "run", recipe)
+    save_splits(load_data(recipe), tmp_path / "run" / "splits.csv")
+    monkeypatch.setattr(named, "load", lambda _: load_sample())
+    assert not find_evaluated("cifar10", run=tmp_path / "run").own_test
+    assert find_evaluated("./cifar10", run=tmp_path / "run").own_test

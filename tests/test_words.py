@@ -44,7 +44,7 @@ def test_system_names_and_unicode_normal_forms():
     assert all(
         map(is_litter, [".git", "@eaDir", "__MACOSX", "$RECYCLE.BIN", "lost+found", "System Volume Information"])
     )
-    assert not any(map(is_litter, ["cat", "@home", "#1"]))
+    assert not any(map(is_litter, ["cat", "@home", "#1", "recycled"]))
     assert normalise_name(" cafe\u0301 ") == normalise_name("caf\u00e9") == "caf\u00e9"
 
 

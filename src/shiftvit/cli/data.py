@@ -62,7 +62,7 @@ def check(
     except ShiftViTError as error:
         faults = [f"splits: {error}"]
     made = [name for name in data.splits if name not in there]
-    report = check_data(data, rule=chosen.preprocess, made=made, faults=faults)
+    report = check_data(data, rule=chosen.preprocess, made=made, stratify=settings.stratify, faults=faults)
     if figure is not None:
         report.draw(figure)
     if as_json:

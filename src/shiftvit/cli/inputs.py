@@ -26,6 +26,8 @@ BatchSize = Annotated[int, typer.Option(help="Images per batch.")]
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Include every file in folders, not only images.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Reject images with more pixels than this.")]
+# The most bytes of a list of paths on standard input, which may be endless.
+_LONGEST_LIST = 2**30
 Engine = Annotated[
     str,
     typer.Option(
@@ -96,6 +98,13 @@ def _read_stdin() -> list[Any]:
     if not content.strip():
         raise ShiftViTError("standard input is empty; pipe in an image, or a list of paths, one per line")
     names = split_list(content)
+    if names is not None and len(content) > MAX_BYTES:
+        content += sys.stdin.buffer.read(_LONGEST_LIST - MAX_BYTES)
+        if len(content) > _LONGEST_LIST:
+            raise ShiftViTError(
+                f"the list on standard input has more than {_LONGEST_LIST:,} bytes; name folders or patterns instead"
+            )
+        names = split_list(content)
     # A list may begin like a picture (`GIF89a/cat.gif`), and a picture may be text (PPM).
     if find_kind(content) is not None and (names is None or _is_picture(content)):
         return [content]

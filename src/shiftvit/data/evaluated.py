@@ -87,7 +87,8 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
     if named.is_name(own) and name in (None, own):
         return _find_in_named(config, wanted, run)
     place = own if name is None else name
-    is_own = place == own or (not named.is_name(own) and Path(place).resolve() == Path(own).resolve())
+    paths = not (named.is_name(own) or named.is_name(place))
+    is_own = place == own or (paths and Path(place).resolve() == Path(own).resolve())
     if is_own and not Path(own).exists():
         raise ShiftViTError(
             f"the images of the run were in {own!r}, which no longer exists; give their new location with --data"
@@ -171,7 +172,7 @@ def _is_moved(data: Dataset, rows: Sequence[Row], own: Path) -> bool:
     if 2 * alike < len(rows) or alike < _ALIKE * len(common):
         return False
     if any(split.images is not None for split in data.splits.values()):  # an archive: images have the same names in all
-        return len(labels) == len(rows) and not own.exists()
+        return alike == len(rows) and not own.exists()
     there = sum(_find_file(_find_root(own), image).is_file() for _, image, _ in rows)
     return 2 * there < len(rows)
 

@@ -3,7 +3,7 @@
 recipe.toml        every setting, resolved; a recipe that `train` takes
 changes.jsonl      settings that changed when the run was resumed: old value, new value and date
 splits.csv         for a user's own images: the split of each
-images.json        for other images: a digest of each split
+images.json        for arrays: a digest of each split
 environment.json   versions, processor, backend, git commit, command
 log.jsonl          a row for each epoch
 checkpoints/       last.safetensors, best.safetensors: the whole training state
@@ -143,16 +143,21 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
 
 def _keep_splits(run: Path, dataset: Dataset, *, begun: bool) -> None:
     """Records the images and their splits, or checks that they are those of the record."""
-    own = dataset.path is not None
-    kept = run / (SPLITS_TABLE if own else DIGESTS)
-    if kept.is_file():
-        if not own:
-            try:
-                check_digests(dataset, kept)
-            except ShiftViTError as error:
-                raise ShiftViTError(f"{error}; continue it with these: shiftvit.train(resume=..., data=...)") from error
-    elif not begun:  # a run that has begun may have lost its table, and then nobody knows its splits
-        (save_splits if own else save_digests)(dataset, kept)
+    table, digests, path = run / SPLITS_TABLE, run / DIGESTS, dataset.path
+    # A run that has begun may have lost its table, and then nobody knows its splits.
+    if path is not None and not table.is_file() and not begun:
+        save_splits(dataset, table)
+    if path is not None and path.suffix.lower() != ".npz":
+        return  # the table names files
+    if not digests.is_file():
+        if not begun:
+            save_digests(dataset, digests)
+        return
+    try:
+        check_digests(dataset, digests)
+    except ShiftViTError as error:
+        mend = "give them: shiftvit.train(resume=..., data=...)" if path is None else "restore the archive"
+        raise ShiftViTError(f"{error}; {mend}") from error
 
 
 def _keep_environment(run: Path) -> None:

@@ -33,7 +33,12 @@ class _Look(NamedTuple):
 
 
 def check_data(
-    data: Dataset, *, rule: Preprocess | None = None, made: Sequence[str] = (), faults: Sequence[str] = ()
+    data: Dataset,
+    *,
+    rule: Preprocess | None = None,
+    made: Sequence[str] = (),
+    stratify: bool = True,
+    faults: Sequence[str] = (),
 ) -> Report:
     """Decodes every image, and looks for problems that would harm training.
 
@@ -44,6 +49,7 @@ def check_data(
         data: the result of `find_data` or `split_as`.
         rule: resizes and crops the pictures; one that is too elongated or too small for it counts as corrupt.
         made: the splits that `split_as` took from the training images.
+        stratify: whether it took some of each class.
         faults: other problems of the data, a line each.
 
     Raises:
@@ -75,6 +81,7 @@ def check_data(
         modes=dict(Counter(look.mode for look in looks).most_common()),
         complete=complete,
         made=tuple(made),
+        stratify=stratify,
         faults=tuple(faults),
     )
 

@@ -39,6 +39,7 @@ class Report:
         forms, modes: the number of files of each format, and of each stored colour mode, by Pillow's name.
         complete: whether the search for near-duplicates was complete; it stops at a million pairs.
         made: the splits that were taken from the training images, as for training.
+        stratify: whether some of each class were taken.
         faults: other problems that would harm training, a line each.
     """
 
@@ -51,6 +52,7 @@ class Report:
     modes: dict[str, int]
     complete: bool = True
     made: tuple[str, ...] = ()
+    stratify: bool = True
     faults: tuple[str, ...] = ()
 
     @property
@@ -103,7 +105,7 @@ class Report:
         names, counts = self.data.class_names, self.counts["train"]
         usable = np.sum([self.counts[name] for name in ("train", *self.made)], axis=0)
         small = [f"{names[label]!r} ({usable[label]:,})" for label in np.flatnonzero(usable <= len(self.made))]
-        if small and self.made:
+        if small and self.made and self.stratify:
             lines.append(
                 f"splits: too few images that can be decoded for {len(self.made) + 1} splits: {list_some(small, 10)}"
             )

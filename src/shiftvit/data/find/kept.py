@@ -120,6 +120,9 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
         data: the images, in any splits.
         rows: rows of the table; their classes are among `names`.
         names: the classes, in the order of the labels; None: those of the images that were found, sorted by name.
+
+    Raises:
+        ShiftViTError: an image of an archive has another class than in its row.
     """
     arrays = {  # the images of an archive by their names
         path: (split, number)
@@ -127,6 +130,13 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
         if split.images is not None
         for number, path in enumerate(split.paths or [])
     }
+    for image, label in ((image, label) for _, image, label in rows if image in arrays and label in data.class_names):
+        part, number = arrays[image]
+        if label != (own := data.class_names[part.labels[number]]):
+            raise ShiftViTError(
+                f"{data.name!r} has other images than those of the run: {image} is of the class {own!r}, and in the "
+                f"run it was of {label!r}; restore the archive, or start a new run"
+            )
     there, gone = list[Row](), list[Row]()
     for row in rows:
         found = row[1] in arrays if arrays else is_image(str(data.root / row[1]))
@@ -169,7 +179,7 @@ def check_digests(data: Dataset, path: Path, splits: Collection[str] = SPLITS) -
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShiftViTError(f"{str(path)!r} cannot be read ({describe_error(error)}); restore it") from error
     found = _compute_digests(data)
-    if (classes, digests) != (data.class_names, {name: found.get(name) for name in splits}):
+    if (classes, digests) != ((*data.class_names,), {name: found.get(name) for name in splits}):
         raise ShiftViTError(
             f"the run {str(path.parent)!r} was trained on other images than those of {data.name!r}, with the classes "
             f"{list_some(classes, 8)}"

@@ -13,7 +13,7 @@ _WORDS = {
     "train": ("train", "training", "trn", "trainval"),
     "validation": ("validation", "validate", "valid", "val", "vld", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "tests"),
-    # These mean test, as on the Hub, but validation if there is another test split.
+    # These mean test, as on the Hub, but validation if there is a test split and no validation split.
     "either": ("eval", "evaluation", "holdout", "heldout"),
 }
 _MEANING = {word: split for split, words in _WORDS.items() for word in words}
@@ -23,7 +23,7 @@ _NAME = re.compile(f"{_SAYS_NOTHING}({'|'.join(_MEANING)}){_SAYS_NOTHING}")
 _LITTER = frozenset(
     {
         *("__macosx", "__pycache__", "lost+found", "found.000", "system volume information", "network trash folder"),
-        *("temporary items", "$recycle.bin", "recycler", "recycled", "@eadir", "@tmp", "@recycle", "@sharebin"),
+        *("temporary items", "$recycle.bin", "@eadir", "@tmp", "@recycle", "@sharebin"),
         *("@recently-snapshot", "#recycle", "#snapshot"),
     }
 )
@@ -32,7 +32,8 @@ _LITTER = frozenset(
 def name_splits(names: Iterable[str]) -> dict[str, str]:
     """Returns those of the names that stand for splits, name -> "train", "validation" or "test".
 
-    The names are taken together: `eval` and `holdout` mean test, but beside a test split they mean validation.
+    The names are taken together: `eval` and `holdout` mean test, but validation beside a test split without a
+    validation split.
     """
     found = {name: match for name in names if (match := _match(name)) is not None}
     either = "validation" if "test" in found.values() and "validation" not in found.values() else "test"
