@@ -368,9 +368,3 @@ def test_missing_library_is_named(monkeypatch):
     with pytest.raises(ShiftViTError, match=r"needs openvino, nncf; pip install 'openvino>=2025.2' 'nncf>=2.17'"):
         find_format("openvino", "f32")
     assert find_format("onnx", "f32").artifact == "model.onnx"
-
-
-def test_empty_folder_is_replaceable(tmp_path):
-    assert driver._is_replaceable(tmp_path)
-    (tmp_path / "notes.txt").touch()
-    assert not driver._is_replaceable(tmp_path)

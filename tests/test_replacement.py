@@ -287,7 +287,7 @@ def test_evaluation_replaces_only_its_own_files(tmp_path: Path, monkeypatch: pyt
         (["report.json", "model.onnx"], True),
         (["report.json", "model.xml", "model.bin"], True),
         (["report.json", "saved_model/saved_model.pb", "saved_model/variables/variables.index"], True),
-        ([], False),
+        ([], True),  # an empty folder
         (["model.onnx"], False),
         (["report.json", "model.onnx", "model.xml"], False),
         (["report.json", "model.onnx", "notes.txt"], False),
