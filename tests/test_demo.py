@@ -128,14 +128,17 @@ def test_page_reports_a_broken_picture(address, folder, chromium):
 
 
 @pytest.mark.slow
-def test_picture_with_too_many_pixels_is_refused_and_freed(address, chromium):
+@pytest.mark.parametrize(("width", "height"), [(9000, 9000), (40_000, 1)])
+def test_picture_with_too_many_pixels_is_refused_and_freed(address, chromium, width, height):
     chromium.open(address)
     chromium.run(
-        "window.freed = 0;"
-        "window.createImageBitmap = async () => ({width: 9000, height: 9000, close: () => window.freed++})"
+        "window.freed = 0; const [width, height] = arguments;"
+        "window.createImageBitmap = async () => ({width, height, close: () => window.freed++})",
+        width,
+        height,
     )
     found = chromium.driver.execute_async_script(CLASSIFY_SCRIPT, f"{address}/photo4.png")
-    assert "has 9000 × 9000 pixels, which is too many" in found["error"]
+    assert f"has {width} × {height} pixels, which is too many" in found["error"]
     assert chromium.run("return window.freed") == 1
 
 

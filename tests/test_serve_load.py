@@ -366,7 +366,7 @@ def test_shutdown_obeys_the_timeout(number, status):
 @pytest.mark.parametrize(("route", "step"), [("classify", "_decode"), ("explain", "_explain")])
 def test_timeout_covers_decoding_and_explaining(monkeypatch, route, step):
     release = threading.Event()
-    with run_server(limits=Limits(timeout=0.5)) as server:
+    with run_server(limits=Limits(timeout=2)) as server:
         monkeypatch.setattr(server.model, step, lambda *_: release.wait(20))
         status, headers, _ = server.ask("POST", f"/v1/{route}", make_picture(0, (300, 300)))
         assert (status, headers["Retry-After"]) == (503, "1")
@@ -384,7 +384,7 @@ def test_request_at_the_deadline_of_a_stop_is_503():
         began = time.monotonic()
         server._server._stop(signal.SIGTERM, None)
         status, headers, content = answer.result(20)
-        assert 1.5 < time.monotonic() - began < 10
+        assert 1.5 < time.monotonic() - began < 20
         assert (status, headers["Retry-After"]) == (503, "1")
         assert json.loads(content)["error"] == "the server is stopping; try again"
         gate.open.set()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from shiftvit.serve.answers import Json, Refused, describe_errors
-from shiftvit.serve.bodies import Bodies
+from shiftvit.serve.bodies import Bodies, parse_json
 from shiftvit.serve.model import ServedModel, find_model
 
 _TOP_K = 5
@@ -85,7 +85,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
         """Classifies a picture with a model of this server."""
         model = find_model(models, name)
         async with bodies.read(request) as body:
-            content, top_k = await read_inputs(request, body, top_k, bodies)
+            content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.classify(content, top_k))
 
     @router.post("/", response_model=list[Class], responses=_POSTED, openapi_extra=_BODY, include_in_schema=False)
@@ -99,7 +99,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
         """Classifies a picture with a model of this server, and shows where the prediction comes from."""
         model = find_model(models, name)
         async with bodies.read(request) as body:
-            content, top_k = await read_inputs(request, body, top_k, bodies)
+            content, top_k = await read_inputs(request, body, top_k)
             return Json(await model.explain(content, top_k, label))
 
     @router.post("/v1/explain", response_model=Explanation, responses=_POSTED, openapi_extra=_BODY)
@@ -110,7 +110,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies) -> APIRouter:
     return router
 
 
-async def read_inputs(request: Request, body: bytes, top_k: int, bodies: Bodies) -> tuple[bytes, int]:
+async def read_inputs(request: Request, body: bytes, top_k: int) -> tuple[bytes, int]:
     """Returns the bytes of the picture and the number of classes in a request.
 
     Any content type except JSON and multipart forms is read as a picture, because `curl --data-binary` declares a form.
@@ -123,7 +123,7 @@ async def read_inputs(request: Request, body: bytes, top_k: int, bodies: Bodies)
         raise Refused(415, "multipart forms are not supported; send the image itself: curl --data-binary @cat.jpg")
     if kind != "application/json":
         return body, top_k
-    tree = await bodies.parse_json(body)
+    tree = await parse_json(body)
     inputs, parameters = tree.get("inputs"), tree.get("parameters") or {}
     if not isinstance(inputs, str) or not isinstance(parameters, dict):
         raise Refused(422, 'the JSON must be {"inputs": "<base64>", "parameters": {"top_k": 5}}')

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from shiftvit.errors import ShiftViTError
 from shiftvit.serve.answers import Json, Refused, describe_errors
 from shiftvit.serve.batching import Pixels, Rows
-from shiftvit.serve.bodies import Bodies
+from shiftvit.serve.bodies import Bodies, parse_json
 from shiftvit.serve.model import ServedModel, find_model
 
 # The only version of every model.
@@ -96,7 +96,7 @@ def make_router(models: dict[str, ServedModel], bodies: Bodies, version: str, is
             """Returns the probabilities of preprocessed images, UINT8 [N, H, W, 3]."""
             model = find(name, model_version)
             async with bodies.read(request) as body:
-                return await _infer(model, request, body, bodies)
+                return await _infer(model, request, body)
 
     return router
 
@@ -114,7 +114,7 @@ def _describe(model: ServedModel) -> dict[str, Any]:
     }
 
 
-async def _infer(model: ServedModel, request: Request, body: bytes, bodies: Bodies) -> Response:
+async def _infer(model: ServedModel, request: Request, body: bytes) -> Response:
     declared = request.headers.get(_HEADER, str(len(body)))
     # 18 digits are enough for any body, and Python refuses to convert thousands.
     length = int(declared) if declared.isdecimal() and len(declared) <= 18 else -1
@@ -122,7 +122,7 @@ async def _infer(model: ServedModel, request: Request, body: bytes, bodies: Bodi
         raise Refused(
             400, f"the header {_HEADER}: {declared[:40]!r} must be the length of the JSON, 1 to {len(body)} bytes"
         )
-    tree = await bodies.parse_json(body[:length])
+    tree = await parse_json(body[:length])
     pixels = await asyncio.to_thread(_read_pixels, tree, body[length:], model)
     binary = _wants_binary(tree)
     with model.batcher.admit(len(pixels)):

@@ -18,7 +18,7 @@ from shiftvit.data.find.dataset import SPLITS, Dataset, Row, Split
 from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, describe_error, list_some, notice, pluralize
 
-# The table of splits in a run folder, and for images that are no files the file with their digests.
+# In a run folder: the table of splits, and for arrays the file with their digests.
 SPLITS_TABLE = "splits.csv"
 DIGESTS = "images.json"
 # A digest covers all labels and this many images.
@@ -167,9 +167,9 @@ def save_digests(data: Dataset, path: Path) -> None:
 
 
 def check_digests(data: Dataset, path: Path, splits: Collection[str] = SPLITS) -> None:
-    """Raises ShiftViTError if `save_digests` wrote others for some of these splits, or cannot have written the file.
+    """Raises ShiftViTError if the classes or these splits differ from those that `save_digests` wrote.
 
-    It does nothing if there is no file. A split that only one of the two has counts as another one.
+    It also does so if the file is damaged. Without the file it does nothing, because older runs have none.
     """
     if not path.is_file():
         return
