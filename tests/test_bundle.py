@@ -203,6 +203,7 @@ def test_changed_archive_fails(archive):
         ({MANIFEST: changed}, "has format 2; this shiftvit reads up to 1; update"),
         ({MANIFEST: b"\xff"}, "cannot be read"),
         ({MANIFEST: b"{" * 100_000}, "cannot be read"),
+        ({MANIFEST: json.dumps(tree | {"labels": ["a", "b", "\ud800"]}).encode()}, "cannot be read .*surrogates"),
         ({MANIFEST: None, f"bundle/{MANIFEST}": changed}, "is not a bundle and contains none"),
     ):
         archive.write_bytes(original)
@@ -360,6 +361,7 @@ INVALID_LABELS = {
     "numbers": ((0, 1, 2), "the label 0 is not a class name; give strings"),
     "bytes": ((b"a", b"b", b"c"), "the label b'a' is not a class name"),
     "an empty name": (("a", "", "c"), "the label '' is not a class name"),
+    "half a surrogate pair": (("a", "b", "\ud800"), "is not valid Unicode|surrogates not allowed"),
     "repeats": (("a", "b", "a"), "the label 'a' names 2 classes; give each class its own name"),
     "too few": (("a", "b"), "2 labels do not name 3 classes; give one for each"),
     "too many": (("a", "b", "c", "d"), "4 labels do not name 3 classes; give one for each"),

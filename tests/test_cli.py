@@ -233,6 +233,21 @@ def test_closed_output_is_no_bug(monkeypatch):
     print_json({"name": "a"})
 
 
+def test_ctrl_c_at_the_start_is_an_interruption():
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'shiftvit.cli.main':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from shiftvit.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "shiftvit: interrupted\n")
+
+
 def test_ctrl_c_during_an_import_is_an_interruption(monkeypatch, capfd):
     def load(_):
         raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 does

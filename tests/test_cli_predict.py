@@ -213,7 +213,7 @@ def test_grid_marks_right_and_wrong_predictions(tmp_path):
     [
         (["gone.png"], "'gone.png' does not exist"),
         (["*.xyz"], "matches no file"),
-        (["--model", "nowhere"], "'nowhere' does not exist; give a run folder"),
+        (["--model", "./cifar10"], "'./cifar10' does not exist; give a run folder"),
         (["--runtime", "tensorrt"], "there is no runtime 'tensorrt'"),
         (["--runtime", "litert"], ", not in litert"),
         (["--format", "xml"], "there is no format 'xml'; Valid: csv, json, jsonl, table."),

@@ -46,7 +46,7 @@ def test_wheel_holds_exactly_the_package(archives):
         (licence,) = [name for name in names if name.endswith("/licenses/LICENSE")]
         assert wheel.read(licence) == (ROOT / "LICENSE").read_bytes()
         (entries,) = [name for name in names if name.endswith("/entry_points.txt")]
-        assert "shiftvit = shiftvit.cli.main:main" in wheel.read(entries).decode()
+        assert "shiftvit = shiftvit.__main__:main" in wheel.read(entries).decode()
     inside = {name for name in names if ".dist-info/" not in name}
     assert inside == list_package_files()
     for name in ("py.typed", "recipes/quick.toml", "pretrained/cifar10/model.onnx", "pretrained/cifar10/bundle.json"):

@@ -17,9 +17,9 @@ from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.errors import ShiftViTError, check_path, notice
 from shiftvit.presets import PRESETS
 
-# The trained models that come with the package, one folder each.
 # The report in the folder of an export.
 REPORT = "report.json"
+# The trained models that come with the package, one folder each.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 
 # Suffixes of the authors' checkpoints, which hold only weights.
@@ -50,22 +50,22 @@ def find_bundle(path: str | Path) -> Container:
         return named
     if (path / "recipe.toml").is_file():
         raise ShiftViTError(
-            f"the run {str(path)!r} has no model yet; let it finish: shiftvit train --resume {shlex.quote(str(path))}"
+            f"the run {given!r} has no model yet; let it finish: shiftvit train --resume {shlex.quote(given)}"
         )
     if given in PRESETS:
         raise _explain_not_pulled(given)
     if is_checkpoint(path) and path.is_file():
         raise ShiftViTError(
-            f"{str(path)!r} holds weights but is not a bundle; make one: shiftvit pack {shlex.quote(str(path))} DIR"
+            f"{given!r} holds weights but is not a bundle; make one: shiftvit pack {shlex.quote(given)} DIR"
         )
     if (path / REPORT).is_file():
         raise ShiftViTError(
-            f"{str(path)!r} is an export, which can only predict; give the run or the bundle that it was made of"
+            f"{given!r} is an export, which can only predict; give the run or the bundle that it was made of"
         )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""
     raise ShiftViTError(
-        f"{str(path)!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
+        f"{given!r} {there}; give a run folder, a bundle (a folder or .zip with {MANIFEST}) or one of the names: "
         f"{', '.join([*PUBLISHED, *list_pretrained()])}{far}"
     )
 

@@ -34,6 +34,10 @@ def check_labels(labels: Any, count: int) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise ShiftViTError(f"the label {name!r} is not a class name; give strings that are not empty")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ShiftViTError(f"the label {name!r} is not valid Unicode, so it cannot be saved; rename it") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ShiftViTError(f"the label {twice!r} names {names.count(twice)} classes; give each class its own name")
@@ -93,6 +97,7 @@ def read_manifest(container: Container) -> Manifest:
     content = container.read(MANIFEST)
     try:
         tree = json.loads(content)
+        json.dumps(tree, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which cannot be saved
     except (ValueError, RecursionError) as error:
         raise ShiftViTError(f"{MANIFEST!r} in {where!r} cannot be read ({error}); restore the bundle") from error
     version = tree.get("format") if isinstance(tree, dict) else None

@@ -23,7 +23,7 @@ find("#camera").addEventListener("click", once(shoot));
 find("#card").addEventListener("click", once(showCard));
 find("#clear").addEventListener("click", clear);
 find("#models").addEventListener("change", (event) => use(models[event.target.selectedIndex]));
-find("#trouble button").addEventListener("click", start);
+find("#trouble button").addEventListener("click", retry);
 start();
 
 /** Asks the server for its models, then classifies the pictures that came before. */
@@ -33,6 +33,13 @@ function start() {
   starting ??= introduce()
     .catch((error) => complain(error.message, true))
     .finally(() => (starting = null));
+  return starting;
+}
+
+/** Starts again. If that fails too, the focus returns to the button, unless the user has moved on. */
+async function retry() {
+  await start();
+  if (document.activeElement === find("#files")) find("#trouble button").focus(); // nothing happens if it is hidden
 }
 
 async function introduce() {
