@@ -145,6 +145,33 @@ def test_group_norm_matches_keras_with_one_group() -> None:
     np.testing.assert_allclose(to_numpy(ours(X)), to_numpy(theirs(X)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(not TORCH, reason="the form of the norm is chosen on torch")
+@pytest.mark.parametrize(
+    ("dtype", "mean", "tolerance"), [("float32", 0, 1e-6), ("float32", 300, 1e-4), ("bfloat16", 0, 0.015)]
+)
+def test_group_norm_and_its_gradients_are_accurate(dtype: str, mean: float, tolerance: float) -> None:
+    import torch
+
+    x = (mean + draw_normal(256, 6, 5, 8)).astype(np.float32)
+    norm = GroupNorm(1e-5, dtype="mixed_bfloat16" if dtype == "bfloat16" else dtype)
+    norm.build(x.shape)
+    set_random_weights(norm)
+    inputs = torch.tensor(x).to(getattr(torch, dtype)).requires_grad_()
+    slope = torch.tensor(draw_normal(256, 6, 5, 8))
+    out = norm(inputs)
+    out.backward(slope.to(out.dtype))
+    found = [out, inputs.grad, *(weight.value.grad for weight in norm.weights)]
+    # The closed form in float64, of the same rounded inputs, weights and slopes.
+    tensors = (inputs, *(weight.value for weight in norm.weights))
+    exact = [tensor.detach().to(inputs.dtype).double().requires_grad_() for tensor in tensors]
+    centred = exact[0] - exact[0].mean((1, 2, 3), keepdim=True)
+    normed = centred / torch.sqrt(centred.square().mean((1, 2, 3), keepdim=True) + 1e-5)
+    expected = normed * exact[1] + exact[2]
+    expected.backward(slope.to(out.dtype).double())
+    for mine, theirs in zip(found, (expected, *(tensor.grad for tensor in exact)), strict=True):
+        assert torch.linalg.norm(mine.double() - theirs) <= tolerance * torch.linalg.norm(theirs)
+
+
 def test_batch_norm_momentum_is_0_9() -> None:
     norm = make_norm("batch", 1e-5, dtype="float32", name="norm")
     x = 5 + 3 * draw_normal(4, 6, 7, 10)
