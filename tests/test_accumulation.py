@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,56 @@ def train_on_few(parts: int) -> list[np.ndarray]:
     for _ in range(2):
         model.train_on_batch(images, np.array([0, 1, 1], np.int32))
     return [keras.ops.convert_to_numpy(variable) for variable in model.variables]
+
+
+SPREAD_STEP = """
+import jax, keras, numpy as np
+import shiftvit
+from shiftvit.training.parts import compute_jax_gradients
+
+devices = keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"], auto_shard_dataset=False)
+keras.distribution.set_distribution(devices)
+size = {"patch_size": 2, "embed_dim": 12, "depths": (1, 1)}
+model = shiftvit.ShiftViT((8, 8, 3), num_classes=4, norm="layer", drop_path=0.0, **size)
+model.compile(loss=keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None))
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+def put(array, *axes):
+    return jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
+weights = [[put(np.asarray(variable.value)) for variable in group]
+           for group in (model.trainable_variables, model.non_trainable_variables)]
+draw = np.random.default_rng(0)
+for count, parts in ((16, 4), (18, 4), (12, 5)):  # a scan, shares of 9 in uneven parts, parts of one or two
+    images = put(draw.normal(size=(count, 8, 8, 3)).astype(np.float32), "batch")
+    labels = put(np.eye(4, dtype=np.float32)[draw.integers(0, 4, count)], "batch")
+    found = []
+    for number in (1, parts):
+        step = jax.jit(lambda a, b, c, d: compute_jax_gradients(model, a, b, c, d, number)[0])
+        compiled = step.lower(*weights, images, labels).compile()
+        for operation in ("all-gather", "all-to-all", "collective-permute"):
+            assert operation not in compiled.as_text(), (count, number, operation)
+        found.append(compiled(*weights, images, labels))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), *found)
+"""
+
+
+@pytest.mark.slow
+def test_parts_stay_on_the_devices_of_their_images() -> None:
+    """No device computes, or gets, images of another, and loss, logits and gradients are those of the whole batch."""
+    flags = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SPREAD_STEP], env=os.environ | flags, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_parts_of_several_processes_are_parts_of_their_shares(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = make_recipe({**ONE_BY_ONE, "image_shape": [32, 32, 3]}, accumulate=6, auto_batch=True)
+    halved = memory.halve_parts(recipe, 0, count=4)
+    assert halved.train.accumulate == 12
+    notice = "with 2 images of 32 x 32 pixels at once; continuing with 1 image at a time, in 12 parts"
+    assert notice in capsys.readouterr().err
+    with pytest.raises(ShiftViTError, match=r"out of memory with 1 image .* lower train.batch_size=48"):
+        memory.halve_parts(halved, 1, count=4)
 
 
 def test_no_part_is_empty() -> None:

@@ -19,7 +19,7 @@ from shiftvit.preprocess import Preprocess
 from shiftvit.training import groups
 from shiftvit.training.place import find_place
 from shiftvit.training.processes import Group, Processes, Several
-from shiftvit.training.setup import check_alone, check_same_start, resolve
+from shiftvit.training.setup import check_alone, check_same_start, choose_precision, resolve
 from shiftvit.training.torch_group import TorchGroup
 
 
@@ -194,6 +194,27 @@ def test_processes_must_start_from_the_same_weights(source: str | None) -> None:
     else:
         assert "different weights from start.source='cifar10' (their SHA-256): process 1 has" in str(first)
         assert isinstance(other, Elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fast", "chosen"),
+    [
+        ("auto", [True, True], "mixed_bfloat16"),
+        ("auto", [True, False], "float32"),
+        ("mixed_bfloat16", [False, True], "mixed_bfloat16"),
+    ],
+)
+def test_processes_on_unlike_machines_have_one_precision(
+    wanted: str, fast: list[bool], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, this = Recipe.load("quick", **{"train.precision": wanted}), threading.local()
+    monkeypatch.setattr("shiftvit.environment.computes_bfloat16", lambda: fast[this.rank])
+
+    def choose(processes: Several) -> str:
+        this.rank = processes.rank
+        return choose_precision(recipe, processes).train.precision
+
+    assert run_together(2, choose) == [chosen, chosen]
 
 
 def test_processes_out_of_step_raise_instead_of_waiting() -> None:

@@ -32,6 +32,7 @@ from shiftvit.training.setup import (
     check_alone,
     check_same_images,
     check_same_start,
+    choose_precision,
     choose_size,
     make_batches,
     resolve,
@@ -118,6 +119,7 @@ def train_in(
     if recipe.probe is not None:
         processes.together(lambda: check_alone(recipe, processes))
         return Run(run, *run_probe(run, apply_start(recipe), data))
+    recipe = choose_precision(recipe, processes)
     # Prepare before the folder is created, so that a run that cannot start leaves none behind.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
     check_same_images(dataset, processes)
@@ -135,7 +137,7 @@ def train_in(
                     raise
                 processes.report_memory_fault(error)
             # Not in the handler, because its traceback holds the tensors of the failed step.
-            recipe = processes.together(functools.partial(halve_parts, recipe, halvings))
+            recipe = processes.together(functools.partial(halve_parts, recipe, halvings, count=processes.count))
             halvings += 1
             processes.first(functools.partial(runfolder.change_recipe, run, recipe))
             del model

@@ -30,12 +30,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --resume RUN --auto-batch") -> Recipe:
+def halve_parts(
+    recipe: Recipe, halvings: int, *, count: int = 1, how: str = "shiftvit train --resume RUN --auto-batch"
+) -> Recipe:
     """Returns the recipe with `train.accumulate` doubled, so that a part has half the images, and prints a notice.
 
     Args:
         recipe: the resolved recipe with which memory ran out.
         halvings: how many times its parts were halved before.
+        count: the number of processes, each of which computes its share of a batch in parts.
         how: what allows it, for the message.
 
     Raises:
@@ -44,7 +47,8 @@ def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --r
     """
     settings = recipe.train
     height, width = recipe.model.image_shape[:2]
-    at_once = -(-settings.batch_size // settings.accumulate)
+    share = settings.batch_size // count
+    at_once = -(-share // settings.accumulate)
     most = "up to " if settings.initial_scale < 1 else ""
     fault = f"out of memory with {pluralize(at_once, 'image')} of {most}{height} x {width} pixels at once"
     if not settings.auto_batch:
@@ -57,8 +61,9 @@ def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --r
             f"{fault}, even after {halvings} halvings; lower train.batch_size={settings.batch_size}, the resolution "
             "(preprocess.resize and crop) or the model's size"
         )
-    parts = min(2 * settings.accumulate, settings.batch_size)
-    notice(f"{fault}; continuing with {-(-settings.batch_size // parts)} at once, in {parts} parts per batch")
+    parts = min(2 * settings.accumulate, share)
+    fewer = pluralize(-(-share // parts), "image")
+    notice(f"{fault}; continuing with {fewer} at a time, in {parts} parts per batch")
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
@@ -67,12 +72,12 @@ def predict_together(processes: Processes, model: Any, split: Split, settings: T
 
     If training computes a batch in parts, this evaluates no more images at once than a part has.
     """
-    in_parts = settings.accumulate > 1
+    most = -(-settings.batch_size // processes.count // settings.accumulate) if settings.accumulate > 1 else None
     logits = predict_logits(
         processes.local(model),
         split.images,
         split.preprocess,
-        batch_size=min(BATCH_SIZE, -(-settings.batch_size // settings.accumulate)) if in_parts else None,
+        batch_size=None if most is None else min(BATCH_SIZE, most),
         rows=processes.share(len(split)),
     )
     return processes.gather(logits)

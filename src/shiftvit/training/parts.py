@@ -120,17 +120,35 @@ def compute_jax_gradients(
         (loss, (logits, fixed)), gradients = compute(trainable, fixed, images, labels)
         return (loss, logits, gradients), fixed
     state = (jax.numpy.zeros(()), fixed, jax.tree.map(jax.numpy.zeros_like, trainable))
-    if count % parts == 0:
+    # Each device divides its own share of the batch. Otherwise the whole batch would be copied to all of them.
+    shares = _count_shares(count)
+    own = count // shares
+    if own % parts == 0:
         # A scan, because the compiler might compute unrolled parts side by side, in the memory of all.
-        split = [array.reshape(parts, count // parts, *array.shape[1:]) for array in (images, labels)]
+        split = [_swap(array, shares, parts) for array in (images, labels)]
         (loss, fixed, gradients), logits = jax.lax.scan(add, state, split)
-        return (loss, logits.reshape(count, -1), gradients), fixed
+        return (loss, _swap(logits.reshape(count, -1), parts, shares).reshape(count, -1), gradients), fixed
+    split = [array.reshape(shares, own, *array.shape[1:]) for array in (images, labels)]
     outputs = []
-    for first, end in _split_evenly(count, parts):
-        state, logits = add(state, (images[first:end], labels[first:end]))
-        outputs.append(logits)
+    for first, end in _split_evenly(own, parts):
+        part = [array[:, first:end].reshape(shares * (end - first), *array.shape[2:]) for array in split]
+        state, logits = add(state, part)
+        outputs.append(logits.reshape(shares, end - first, -1))
     loss, fixed, gradients = state
-    return (loss, jax.numpy.concatenate(outputs), gradients), fixed
+    return (loss, jax.numpy.concatenate(outputs, axis=1).reshape(count, -1), gradients), fixed
+
+
+def _count_shares(count: int) -> int:
+    """Returns over how many devices a batch of `count` images is spread."""
+    spread = keras.distribution.distribution()
+    devices = 1 if spread is None else spread.device_mesh.devices.size
+    return devices if count % devices == 0 else 1
+
+
+def _swap(array: Any, outer: int, inner: int) -> Any:
+    """Returns the rows (outer * inner * n, ...), which lie in this order, as (inner, outer * n, ...)."""
+    parts = array.reshape(outer, inner, -1, *array.shape[1:]).swapaxes(0, 1)
+    return parts.reshape(inner, -1, *array.shape[1:])
 
 
 def compute_tensorflow_gradients(model: Any, images: Any, labels: Any, parts: int) -> Step:

@@ -50,9 +50,7 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
                 f"model.{key}={arguments[key]} does not fit the data, which needs {fitting}; leave it out"
             )
         arguments[key] = fitting
-    precision = recipe.train.precision
-    if precision == "auto":
-        precision = "mixed_bfloat16" if environment.computes_bfloat16() else "float32"
+    precision = choose_precision(recipe).train.precision
     loop, scale = _choose_loop(recipe, dataset, processes), recipe.train.initial_scale
     if loop == "device" and recipe.train.loop == "auto" and scale < 1:
         notice(
@@ -74,6 +72,18 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
     )
     _check_shares(resolved, dataset, processes)
     return resolved
+
+
+def choose_precision(recipe: Recipe, processes: Processes = ALONE) -> Recipe:
+    """Returns the recipe with bfloat16 or float32 in place of `train.precision=auto`, the same in all processes.
+
+    It is bfloat16 if every process has a processor or GPU that is fast at it.
+    """
+    if recipe.train.precision != "auto":
+        return recipe
+    fast = processes.meet(float(environment.computes_bfloat16()))
+    precision = "mixed_bfloat16" if fast.all() else "float32"
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
 
 
 def _check_shares(recipe: Recipe, dataset: Dataset, processes: Processes) -> None:
