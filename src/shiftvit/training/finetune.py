@@ -61,7 +61,7 @@ def apply_start(recipe: Recipe) -> Recipe:
         if key not in _FREE and value != getattr(trained.model, key):
             raise ShiftViTError(
                 f"model.{key}={value} differs from the {getattr(trained.model, key)} of {recipe.start.source!r}; "
-                "leave it out"
+                f"leave out model.{key}"
             )
     _check_freeze(recipe, trained.model.depths)
     kept = trained.model.model_dump(exclude={"preset", "image_shape", "num_classes"})

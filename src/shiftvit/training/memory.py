@@ -58,7 +58,8 @@ def halve_parts(recipe: Recipe, halvings: int, *, how: str = "shiftvit train --r
             "(preprocess.resize and crop) or the model's size"
         )
     parts = min(2 * settings.accumulate, settings.batch_size)
-    notice(f"{fault}; continuing with {-(-settings.batch_size // parts)} at once, in {parts} parts per batch")
+    fewer = pluralize(-(-settings.batch_size // parts), "image")
+    notice(f"{fault}; continuing with {fewer} at a time, in {parts} parts per batch")
     return recipe.model_copy(update={"train": settings.model_copy(update={"accumulate": parts})})
 
 
