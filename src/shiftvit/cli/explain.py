@@ -213,7 +213,7 @@ def _draw(rows: list[dict[str, Any]], pixels: Any, out: Path) -> None:
             row["class"],
             row["probability"],
             {title: np.array(row[key]["map"], np.float32) for key, title in _TITLES.items() if key in row},
-            {"occlusion": f"drop up to {100 * _find_drop(row):.0f} %"} if "occlusion" in row else {},
+            {"occlusion": f"drop up to {100 * _find_drop(row):.0f}%"} if "occlusion" in row else {},
         )
         for row, image in zip(rows, pixels, strict=False)
     ]

@@ -96,7 +96,7 @@ def _choose_source() -> str:
     top1, data = PUBLISHED[_SUGGESTED].top1
     notice(
         f"no ImageNet model was pulled, so training starts from the CIFAR-10 model for 32x32 pixels; for photographs, "
-        f"first run shiftvit pull {_SUGGESTED}, which was trained on 1.28 million of them ({top1} % top-1 on {data})"
+        f"first run shiftvit pull {_SUGGESTED}, which was trained on 1.28 million of them ({top1}% top-1 on {data})"
     )
     return "cifar10"
 
