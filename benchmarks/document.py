@@ -138,7 +138,7 @@ def tabulate_alternatives(result: Result) -> list[str]:
     return [
         *lines,
         "",
-        f"Test images: {counts}. Each training had {cores} of an {ran_on}, {result['at_once']} at once.",
+        f"Test images: {counts}. Each training run had {cores} of an {ran_on}; {result['at_once']} ran at once.",
     ]
 
 

@@ -254,12 +254,12 @@ def test_out_of_memory_continues_in_smaller_parts(
     run = train(make_recipe(auto_batch=True), out=tmp_path / "run", data=sample)
     errors = capfd.readouterr().err
     assert (
-        "out of memory with 48 images of 32 x 32 pixels at once; continuing with 24 at once, in 2 parts per batch"
-        in errors
+        "out of memory with 48 images of 32 x 32 pixels at once; "
+        "continuing with 24 images at a time, in 2 parts per batch" in errors
     )
     assert (
-        "out of memory with 24 images of 32 x 32 pixels at once; continuing with 12 at once, in 4 parts per batch"
-        in errors
+        "out of memory with 24 images of 32 x 32 pixels at once; "
+        "continuing with 12 images at a time, in 4 parts per batch" in errors
     )
     assert run.recipe.train.accumulate == 4
     assert "accumulate = 4\n" in (run.path / "recipe.toml").read_text("utf-8")  # so that it can be resumed

@@ -140,7 +140,7 @@ def test_export_has_rates_without_a_share(tmp_path, monkeypatch):
 
 
 def test_invalid_arguments_fail():
-    with pytest.raises(ShiftViTError, match=r"there is no precision 'bf16'; .*Valid: auto, float32, mixed_bfloat16"):
+    with pytest.raises(ShiftViTError, match=r"there is no precision 'bf16'; .*valid: auto, float32, mixed_bfloat16"):
         benchmark("shiftvit_cifar", train=True, precision="bf16")
     with pytest.raises(ShiftViTError, match="batch_size=0 must be at least 1"):
         benchmark(batch_sizes=[0])

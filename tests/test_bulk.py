@@ -321,9 +321,9 @@ def test_output_folder_belongs_to_one_run(tmp_path):
     assert claim_folder(tmp_path / "out") is None
     assert claim_folder(tmp_path / "out", model="the same under another name")["block"] == 16
     for changed, message in (
-        ({"model_sha256": "c"}, "holds a run of another model"),
+        ({"model_sha256": "c"}, "holds a run of a different model"),
         ({"images": 5}, "holds a run of 4 images, but there are now 5"),
-        ({"images_sha256": "c"}, "holds a run of other images"),
+        ({"images_sha256": "c"}, "holds a run of different images"),
         ({"block": 32}, "holds a run with block = 16, not 32"),
         ({"command": "embed"}, "holds a run with command = predict, not embed"),
     ):
@@ -801,7 +801,7 @@ def test_stopped_run_continues(cluster, many_photos, tmp_path, number):
     _, notices = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert process.returncode == 130, notices
-        assert "the same command continues" in notices
+        assert "run the same command again to continue" in notices
     while list_actors() and time.monotonic() < end:  # they finish writing and end after their driver
         time.sleep(0.1)
     leftover = out / ".part-000000.jsonl.0.tmp"  # as left by a kill before the rename

@@ -124,10 +124,10 @@ def test_same_picture_under_two_labels_is_a_conflict(clean_data):
         ("near", ["train/a/wrong.jpg", "train/b/03.png"]),
     ]
     assert len(found.harmful) == 2
-    assert found.harmful[0].startswith("labels: 1 x the same picture with different labels, such as '")
+    assert found.harmful[0].startswith("labels: 1 picture occurs with different labels, such as '")
     assert "00.png' ('a') and '" in found.harmful[0]
     assert found.harmful[0].endswith("wrong.png' ('b')")
-    assert found.harmful[1].startswith("labels: 1 x nearly the same picture with different labels")
+    assert found.harmful[1].startswith("labels: 1 picture occurs in nearly the same form with different labels")
 
 
 def draw_noise(count, seed=0):
@@ -201,7 +201,7 @@ def test_json_and_table(clean_data):
     rows = {row["what"]: row["value"] for row in found.make_rows()}
     assert rows["layout"] == "train/ and test/ with one folder per class"
     assert rows["train"] == "9 images, 4 to 5 per class, imbalance 1.25 to 1"
-    assert rows["shared by splits"] == "1 exact, 0 near"
+    assert rows["copies across splits"] == "1 exact, 0 near"
     assert rows["height x width"] == "32 x 32 to 32 x 32, median 32 x 32, 1 different"
     assert (rows["corrupt"], rows["formats"], rows["left out"]) == ("1", "PNG 14", "nothing")
 

@@ -154,7 +154,7 @@ def test_failures_of_all_sources_are_one_message(
 
 
 def test_missing_npm_is_reported(world: World) -> None:
-    with pytest.raises(ShiftViTError, match=r"refused; .*`npm` is not on PATH\); .* --from FILE"):
+    with pytest.raises(ShiftViTError, match=r"refused; .*`npm` is not on PATH; install Node.js\); .* --from FILE"):
         cache.prepare()
     assert world.cached() == []
 

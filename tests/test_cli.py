@@ -97,7 +97,7 @@ def test_long_values_wrap_between_words(monkeypatch, capsys):
         (["train", "--recpe", "quick"], "there is no option '--recpe'; did you mean '--recipe'?"),
         (["train", "--recipe", "quik"], "there is no recipe 'quik'; did you mean 'quick'?"),
         (["train", "--recipe", "nowhere.toml"], "cannot read the recipe 'nowhere.toml'"),
-        (["train", "--set", "train.epoch=3"], "unknown setting 'train.epoch'; did you mean 'epochs'?"),
+        (["train", "--set", "train.epoch=3"], "unknown setting 'train.epoch'; did you mean 'train.epochs'?"),
         (["train", "--set", "epochs=3"], "unknown setting 'epochs'; did you mean 'train.epochs'?"),
         (["train", "--set", "train.learning_rate=1"], "did you mean 'train.optimizer.learning_rate'?"),
         (["train", "--set", "train.epochs"], "has no value; write --set KEY=VALUE"),
@@ -223,7 +223,7 @@ def test_suggestion_lists_only_some_of_many_names() -> None:
     text = suggest("class 12", [f"class {number:04}" for number in range(10_000)])
     assert text.startswith("did you mean 'class ")
     assert text.endswith("class 0039 and 9,960 more.")
-    assert suggest("x", ["b", "a"]) == "Valid: a, b."
+    assert suggest("x", ["b", "a"]) == "valid: a, b."
 
 
 def test_closed_output_is_no_bug(monkeypatch):

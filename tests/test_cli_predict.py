@@ -216,7 +216,7 @@ def test_grid_marks_right_and_wrong_predictions(tmp_path):
         (["--model", "./cifar10"], "'./cifar10' does not exist; give a run folder"),
         (["--runtime", "tensorrt"], "there is no runtime 'tensorrt'"),
         (["--runtime", "litert"], ", not in litert"),
-        (["--format", "xml"], "there is no format 'xml'; Valid: csv, json, jsonl, table."),
+        (["--format", "xml"], "there is no format 'xml'; valid: csv, json, jsonl, table."),
         (["--batch-size", "0"], "batch_size=0 must be at least 1"),
         (["--top-k", "0"], "top_k=0 must be at least 1"),
         (["--out", "missing/rows.csv"], "cannot write 'missing/rows.csv'"),

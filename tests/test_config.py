@@ -18,8 +18,16 @@ from shiftvit.cli.settings import read_overrides
     ("overrides", "message"),
     [
         ({"trian.epochs": 1}, r"unknown setting 'trian'; did you mean 'train'\?"),
-        ({"train.epocs": 1}, r"unknown setting 'train.epocs'; did you mean 'epochs'\?"),
-        ({"train.optimizer.lerning_rate": 1}, r"unknown setting 'train.optimizer.lerning_rate'; did you mean"),
+        (
+            {"train.epocs": 1},
+            r"unknown setting 'train.epocs'; did you mean 'train.epochs'\? Valid: train.accumulate, train.auto_batch, ",
+        ),
+        (
+            {"train.optimizer.lerning_rate": 1},
+            r"unknown setting 'train.optimizer.lerning_rate'; did you mean 'train.optimizer.learning_rate'\? Valid: "
+            r"train.optimizer.adam_",
+        ),
+        ({"train.qqq": 1}, r"unknown setting 'train.qqq'; valid: train.accumulate, train.auto_batch, "),
         ({"train.epochs": 0}, r"train.epochs = 0: .*greater than or equal to 1"),
         ({"train.epochs": "many"}, r"train.epochs = 'many': .*integer"),
         ({"train.epochs.first": 1}, r"'train.epochs.first' is not a setting: 'epochs' holds a value"),

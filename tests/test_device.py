@@ -230,14 +230,14 @@ def test_images_that_do_not_fit_on_the_device(tmp_path, sample, monkeypatch, cap
 
 
 def test_images_on_the_device_do_not_grow(monkeypatch, tmp_path, sample, capfd):
-    with pytest.raises(ShiftViTError, match=r"set train\.initial_scale=1, or train\.loop=fit"):
+    with pytest.raises(ShiftViTError, match=r"initial_scale cannot be below 1; set it to 1, or set train\.loop=fit"):
         train(make_recipe(loop="device", initial_scale=0.5), out=tmp_path / "run", data=sample)
     monkeypatch.setattr("shiftvit.training.setup.environment.find_device_name", lambda: "an accelerator")
     for loop, chosen, scale, notices in (("fit", "fit", 0.5, 0), ("auto", "device", 1.0, 1)):
         recipe = make_recipe(loop=loop, initial_scale=0.5)
         resolved = resolve(recipe, load_data(recipe, sample)).train
         assert (resolved.loop, resolved.initial_scale) == (chosen, scale)
-        assert capfd.readouterr().err.count("whole from the first epoch") == notices
+        assert capfd.readouterr().err.count("keeps all images at full size") == notices
 
 
 def test_batches_of_different_sizes_fail(tmp_path, sample):

@@ -106,9 +106,9 @@ def test_split_is_chosen_by_default_or_by_name(tmp_path: Path, capsys: pytest.Ca
     assert choose(plant(tmp_path / "two", "train/a/1.png", "val/b/2.png")) == ("validation", ["2.png"])
     flat = plant(tmp_path / "flat", "a/1.png", "b/2.png")
     assert choose(flat) == choose(flat, "all") == ("all", ["1.png", "2.png"])
-    with pytest.raises(ShiftViTError, match="has no test images, its images are not split; use --split all"):
+    with pytest.raises(ShiftViTError, match="has no test images: its images are not split; use --split all"):
         find_evaluated(str(flat), "test")
-    with pytest.raises(ShiftViTError, match="has no validation images, it has train and test; use --split all"):
+    with pytest.raises(ShiftViTError, match="has no validation images, only train and test; use --split all"):
         find_evaluated(str(plant(tmp_path / "three", "train/a/1.png", "test/b/2.png")), "validation")
     with pytest.raises(ShiftViTError, match="there is no split 'tset'; use train, validation, test or all"):
         find_evaluated(str(flat), "tset")
@@ -143,7 +143,7 @@ def test_images_of_a_run_that_are_not_those_of_its_data_set(tmp_path: Path, monk
     assert find_evaluated(None, run=tmp_path).own_test
     flipped = replace(data.test, images=data.test.images[:, :, ::-1])
     save_digests(replace_splits(data, test=flipped), tmp_path / "images.json")
-    with pytest.raises(ShiftViTError, match=r"trained on other images than those of 'cifar10', .* give them with --da"):
+    with pytest.raises(ShiftViTError, match=r"trained on different images than 'cifar10' now holds, .* them with --da"):
         find_evaluated(None, run=tmp_path)
     (tmp_path / "images.json").write_text("[]")
     with pytest.raises(ShiftViTError, match=r"images.json' cannot be read .*; restore it"):

@@ -39,7 +39,7 @@ def test_reliability_figure(tmp_path, figures):
         distances = [abs(row["accuracy"] - row["confidence"]) for row in filled]
         np.testing.assert_allclose([bar.get_height() for bar in gaps], distances, atol=1e-12)
         (note,) = panels[0].texts
-        assert note.get_text() == f"ECE {100 * found['ece']:.2f} %"
+        assert note.get_text() == f"ECE {100 * found['ece']:.2f}%"
         (counts,) = panels[1].containers
         assert [bar.get_height() for bar in counts] == [row["count"] for row in filled]
     with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
@@ -63,7 +63,7 @@ def test_mistakes_figure(count, tmp_path):
 def test_explanations_figure(count, size, area, tmp_path):
     image = np.full((*size, 3), (1, 2, 250), np.uint8)
     heats = {"Grad-CAM": np.ones((2, 2), np.float32), "occlusion": -np.ones(size, np.float32)}
-    rows = [Explanation(image, "cat", 0.9, heats, {"occlusion": "drop up to 3 %"})] * count
+    rows = [Explanation(image, "cat", 0.9, heats, {"occlusion": "drop up to 3%"})] * count
     draw_explanations(rows, tmp_path / "x.png", "A title")
     with Image.open(tmp_path / "x.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))

@@ -243,7 +243,7 @@ def test_check_uses_the_splits_of_the_recipe(tree: Path) -> None:
 def test_stratification_can_be_turned_off(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = load_data(make_recipe(tree, **{"data.stratify": False, "data.limit": 12}))
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 12, "validation": 3, "test": 3}
-    assert "validation and test, at random, with seed 0" in capsys.readouterr().err
+    assert "validation and test images from the training images, at random, with seed 0" in capsys.readouterr().err
 
 
 def test_validation_images_replace_missing_test_images(tree: Path) -> None:

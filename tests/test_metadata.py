@@ -91,7 +91,7 @@ def test_metadata_of_a_bundle():
     [
         (make_bundle(image_shape=(None, 32, 3)), "has no fixed size"),
         (make_bundle(labels=()), r"has no classes \(num_classes=0\)"),
-        (make_bundle(Preprocess(resize=40, crop=36)), "makes 36 x 36 pixels .* the model takes 24 x 32"),
+        (make_bundle(Preprocess(resize=40, crop=36)), "into 36 x 36 pixels, but the model takes 24 x 32"),
     ],
     ids=["open size", "no classes", "another size"],
 )

@@ -94,7 +94,7 @@ def test_own_data_of_a_run_means_its_test_images(place: Path, capsys: pytest.Cap
         found = find_evaluated(data, None, run)
         assert list_names(found, pets) == held_back
         assert (found.split, found.own_test, found.trained_on) == ("test", True, 0)
-    assert "has the images of the run: its test images are evaluated" in capsys.readouterr().err
+    assert "holds the run's own images; evaluating its test images" in capsys.readouterr().err
     assert evaluate(run, str(pets))["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
     assert evaluate(run / "bundle")["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
     # The training images only on request, and with a notice.
@@ -288,9 +288,9 @@ def test_archive_in_another_order_is_refused(tmp_path: Path) -> None:
     archive, run = make_archive_run(tmp_path)
     images, labels = make_arrays(60)
     np.savez(archive, x_train=images[::-1], y_train=labels[::-1])
-    with pytest.raises(ShiftViTError, match=r"a.npz' has other images than those of the run: x_train\[\d+\] is of"):
+    with pytest.raises(ShiftViTError, match=r"a.npz' does not have the images of the run: x_train\[\d+\] is of"):
         find_evaluated(None, run=run)
-    with pytest.raises(ShiftViTError, match="has other images than those of the run"):
+    with pytest.raises(ShiftViTError, match="does not have the images of the run"):
         load_data(Recipe.load(run / "recipe.toml"), run=run)
 
 
@@ -302,7 +302,7 @@ def test_resumed_run_refuses_an_archive_with_other_pixels(tmp_path: Path) -> Non
     images, labels = make_arrays(60)
     np.savez(archive, x_train=255 - images, y_train=labels)
     with (
-        pytest.raises(ShiftViTError, match=r"trained on other images than those of '.*a.npz'.*; restore the archive"),
+        pytest.raises(ShiftViTError, match=r"on different images than '.*a.npz' now holds.*; restore the archive"),
         open_run(run, recipe, load_data(recipe, run=run)),
     ):
         pass

@@ -426,5 +426,5 @@ def test_unknown_argument_is_a_type_error(kind: type[Any], argument: str) -> Non
 def test_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(ShiftViTError, match="'shiftvit_tiny_lite'; did you mean 'shiftvit_tiny_light'"):
         ShiftViT.from_preset("shiftvit_tiny_lite")
-    with pytest.raises(ShiftViTError, match="Valid: keras_example, "):
+    with pytest.raises(ShiftViTError, match="valid: keras_example, "):
         presets.find_preset("resnet")

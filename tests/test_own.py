@@ -110,7 +110,7 @@ def test_folder_is_trained_evaluated_and_predicted(tree: Path, tmp_path: Path, c
     messages = capsys.readouterr().err
     assert "3 classes" in messages
     assert "broken.png" in messages
-    assert "split off train: validation and test" in messages
+    assert "took validation and test images from the training images" in messages
     rows = list(csv.DictReader((run.path / "splits.csv").read_text().splitlines()))
     assert len(rows) == 60
     assert {row["split"] for row in rows} == {"train", "validation", "test"}

@@ -247,7 +247,7 @@ def test_fitted_keeps_a_fitting_rule_and_rejects_others() -> None:
     example = Preprocess(resize=52, crop=48)
     assert example.fitted(48, 48) is example
     for other in (Preprocess(resize=52), Preprocess(crop=40), Preprocess(resize=(48, 40))):
-        with pytest.raises(ShiftViTError, match="set both to fit"):
+        with pytest.raises(ShiftViTError, match="change resize and crop to match"):
             other.fitted(48, 48)
 
 

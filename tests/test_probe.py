@@ -311,7 +311,7 @@ def test_probe_on_arrays_with_official_weights(tmp_path: Path) -> None:
         ({"data.test": 0}, "set one strength"),
         ({"probe.strengths": "[]"}, "probe.strengths"),
         ({"probe.strengths": "[0.0]"}, "probe.strengths"),
-        ({"probe.strenghts": "[1.0]"}, "did you mean 'strengths'"),
+        ({"probe.strenghts": "[1.0]"}, "did you mean 'probe.strengths'"),
     ],
 )
 def test_unsuitable_settings_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -330,6 +330,6 @@ def test_choice_by_training_images_is_reported(
 ) -> None:
     settings = {"start.source": str(source), "data.validation": 0}
     run_probe(tmp_path / "several", pets, **settings)
-    assert "the value of probe.strengths is chosen by the training images" in capfd.readouterr().err
+    assert "C (probe.strengths) is chosen on the training images" in capfd.readouterr().err
     run_probe(tmp_path / "one", pets, **settings, **{"probe.strengths": [0.1]})
-    assert "chosen by" not in capfd.readouterr().err
+    assert "chosen on" not in capfd.readouterr().err

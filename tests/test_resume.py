@@ -88,7 +88,7 @@ def test_given_settings_change_and_are_recorded(stopped_run: Path, capfd: pytest
 )
 def test_run_continues_only_on_its_own_images(stopped_run: Path, change: Callable[[Dataset], Dataset]) -> None:
     before = {path: path.read_bytes() for path in stopped_run.rglob("*.*") if path.is_file()}
-    message = r"was trained on other images than those of 'cifar10', with the classes .*; give them: shiftvit.train"
+    message = r"was trained on different images than 'cifar10' now holds, with the classes .*; give them: shift"
     with pytest.raises(ShiftViTError, match=message):
         train(resume=stopped_run, data=change(load_sample()))
     assert {path: path.read_bytes() for path in before} == before
@@ -198,7 +198,7 @@ def test_missing_environment_is_written_again(trained_run: Path, content: str | 
 def test_checkpoint_of_another_width_fails_in_a_short_line(stopped_run: Path) -> None:
     recipe = stopped_run / "recipe.toml"
     recipe.write_text(recipe.read_text("utf-8").replace("embed_dim = 12", "embed_dim = 24"), "utf-8")
-    with pytest.raises(ShiftViTError, match=r"of another model or optimizer: its 'model/.*' has the shape") as caught:
+    with pytest.raises(ShiftViTError, match=r"a different model or optimizer: its 'model/.*' has the shape") as caught:
         train(resume=stopped_run, data=load_sample())
     assert len(str(caught.value)) < 500
 

@@ -289,7 +289,7 @@ def test_executable_formats_need_an_explicit_runtime(name, content, runtime, tmp
     if content:
         (tmp_path / name).mkdir()
     (tmp_path / name / content).write_bytes(b"whatever")
-    message = f"loading a malicious one can execute code; if you trust it, name the runtime: {runtime}$"
+    message = f"can execute code when loaded; if you trust it, add --runtime {runtime}$"
     for model in (tmp_path / name, tmp_path):
         with pytest.raises(ShiftViTError, match=message):
             load_graph(model)
@@ -331,7 +331,7 @@ def test_graph_with_other_classes_than_its_bundle_is_refused(load, tmp_path):
     about["labels"][0] = "aircraft"
     manifest.write_text(json.dumps(about), "utf-8")
     with pytest.raises(
-        ShiftViTError, match=r"the graph of .*mine'? has other classes than the bundle; restore the bundle"
+        ShiftViTError, match=r"the classes in the graph of .*mine'? differ from the bundle's; restore the bundle"
     ):
         load(tmp_path / "mine")
 

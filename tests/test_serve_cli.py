@@ -36,7 +36,7 @@ def get_error(capsys, *arguments):
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--host", "::"], "--api-key-file"),
         (["--host", "192.0.2.1"], "--api-key-file"),
-        (["--log-format", "xml"], "Valid: json, text"),
+        (["--log-format", "xml"], "valid: json, text"),
         (["--allow-origin", "example.org"], "is not a web origin"),
         (["--allow-host", "https://example.org"], "is not a host name"),
         (["--api-key-file", "nothing.txt"], "nothing.txt"),

@@ -114,11 +114,12 @@ def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "shares", "message"),
     [
-        ([9, 2], (0.3, 0.3), "the class 'class 1' has 2 images, too few for 3 splits; add images until it has 3"),
+        ([9, 2], (0.3, 0.3), "'class 1' has 2 images, too few for 3 splits; add images until it has 3 different ones"),
         (
             [9, 1],
             (0.3, 0),
-            "the class 'class 1' has 1 image, too few for 2 splits; add images until it has 2, or remove it",
+            "the class 'class 1' has 1 image, too few for 2 splits; add images until it has 2 different ones, "
+            "or remove it",
         ),
         (
             [9, 9],
@@ -127,7 +128,7 @@ def test_splits_of_arrays_keep_image_and_label_together(tmp_path):
         ),
         ([9, 9], (1, 0), "need 1 of each of the 2 classes; use 2 to 16, or add images"),
         ([9, 2, 3, 1], (0.3, 0.3), "of the classes, 'class 1' has 2 images and 'class 3' has 1 image, too few for 3"),
-        ([9, 2, 2], (0.3, 0.3), "or remove them; or take fewer splits: data.validation=0 needs 2 of each"),
+        ([9, 2, 2], (0.3, 0.3), "or remove them; or set data.validation=0, which needs only 2 of each class"),
         ([1] * 30, (0.3, 0.3), "'class 9' has 1 image and 20 more, too few for 3 splits; add images until"),
         ([9, 9], (5000, 0), "validation=5000 of 18 images is more than there are; use 2 to 16, or add images"),
         ([9, 9], (10, 12), "validation=10 of 18 images is more than the 6 that are left; use 2 to 4, or add images"),
@@ -208,7 +209,7 @@ def test_copies_with_several_labels_stay_in_training():
 
 def test_copies_of_a_picture_count_once():
     copies = np.array([0, 1, 2, 3, 4, 4, 4, 5])
-    with pytest.raises(ShiftViTError, match=r"'class 1' has 4 images \(2 of them copies of others\), too few"):
+    with pytest.raises(ShiftViTError, match=r"'class 1' has 4 images \(2 of which are copies of another\), too few"):
         split_data(mark_copies(make_dataset([4, 4]), copies), validation=0.2, test=0.2, seed=0)
 
 
@@ -314,13 +315,13 @@ def test_unsuitable_saved_splits_are_refused(tmp_path):
     with pytest.raises(ShiftViTError, match="cannot write"):
         save_splits(find_data(root), tmp_path / "missing" / "s.csv")
     (tmp_path / "s.csv").write_text("split,path,label\ntrain,a/1.png,a\ntest,a/1.png,a\n")
-    with pytest.raises(ShiftViTError, match=r"lists 'a/1.png' twice, in other splits or classes; restore it"):
+    with pytest.raises(ShiftViTError, match=r"lists 'a/1.png' twice, with different splits or classes; restore it"):
         restore_splits(find_data(root), tmp_path / "s.csv")
 
 
 @pytest.mark.parametrize(
     ("rows", "splits"),
-    [("", "no split"), ("train,a/1.png,a\ntrain,b/1.png,b\n", "train"), ("test,a/1.png,a\n", "test")],
+    [("", "no"), ("train,a/1.png,a\ntrain,b/1.png,b\n", "only train"), ("test,a/1.png,a\n", "only test")],
 )
 def test_run_whose_table_lost_rows_is_refused(tmp_path, rows, splits):
     root = plant(tmp_path / "data", *(f"{label}/{number}.png" for label in "ab" for number in range(3)))
@@ -328,7 +329,7 @@ def test_run_whose_table_lost_rows_is_refused(tmp_path, rows, splits):
     run.mkdir()
     (run / "splits.csv").write_text(f"split,path,label\n{rows}")
     recipe = Recipe.load("photos", **{"data.name": str(root)})
-    with pytest.raises(ShiftViTError, match=f"has images of {splits} alone.*; restore it"):
+    with pytest.raises(ShiftViTError, match=f"has {splits} images, but .*; restore it"):
         load_data(recipe, run=run)
 
 

@@ -148,7 +148,7 @@ def test_default_source_is_the_best_pulled_model(
     messages = capfd.readouterr().err
     assert messages.count("\n") == 1
     assert "shiftvit pull shiftvit_tiny_r2" in messages
-    assert "81.7 %" in messages
+    assert "81.7%" in messages
     for name in ("shiftvit_tiny_light", "shiftvit_small_r2", "shiftvit_tiny_r2"):
         save_source(PUBLISHED[name].place, find_evaluation(224))
     found = apply_start(Recipe.load("finetune"))

@@ -1,4 +1,4 @@
-"""The rules of the house: imports point down, importing loads no framework, nothing unsafe is used."""
+"""The rules of the code: imports point down, importing loads no framework, nothing unsafe is used."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import shiftvit
 
 SOURCE = Path(shiftvit.__file__).parent
 
-# The rooms from the top floor down, and the files of each in the same order: an import points down, never up. A room is
-# a folder; "" is the folder of the package itself. docs/architecture.md has a row for each line.
-HOUSE = [
+# The layers from the top down, and the files of each in the same order: an import points down, never up. A layer is a
+# folder; "" is the folder of the package itself. docs/architecture.md has a row for each line.
+LAYERS = [
     ("", "__main__"),
     (
         "cli",
@@ -52,14 +52,14 @@ HOUSE = [
         "console errors",
     ),
 ]
-ROOMS = [room for room, _ in HOUSE if room]
-# Each module -> its floor, counted downward, and its place on it. `PACKAGES` has the floor of each room's `__init__`.
+FOLDERS = [layer for layer, _ in LAYERS if layer]
+# Each module -> the depth of its layer and its place in it. `PACKAGES` has the depth of each folder's `__init__`.
 MODULES = {
-    f"{room}.{name}".removeprefix("."): (floor, place)
-    for floor, (room, names) in enumerate(HOUSE)
+    f"{layer}.{name}".removeprefix("."): (depth, place)
+    for depth, (layer, names) in enumerate(LAYERS)
     for place, name in enumerate(names.split())
 }
-PACKAGES = {room: floor for floor, (room, _) in enumerate(HOUSE) if room}
+PACKAGES = {layer: depth for depth, (layer, _) in enumerate(LAYERS) if layer}
 
 
 def list_modules():
@@ -85,7 +85,7 @@ def find_imports(path):
 
 
 def may_import(name, target):
-    """Returns whether a module, or a room's `__init__`, may import another one."""
+    """Returns whether a module, or a folder's `__init__`, may import another one."""
     if name in MODULES and target in MODULES:
         return MODULES[target] > MODULES[name]
     above, below = (PACKAGES[each] if each in PACKAGES else MODULES[each][0] for each in (name, target))
@@ -94,12 +94,12 @@ def may_import(name, target):
 
 def test_every_module_has_a_place():
     assert {name for name, _ in list_modules()} == {*MODULES, *PACKAGES, ""}
-    assert len(ROOMS) == len(set(ROOMS))
+    assert len(FOLDERS) == len(set(FOLDERS))
 
 
 def test_imports_point_down():
     for name, path in list_modules():
-        if name:  # the package's own `__init__` imports from every floor
+        if name:  # the package's own `__init__` imports from every layer
             up = [target for target in find_imports(path) if target and not may_import(name, target)]
             assert not up, f"{name} imports {up}, which is not below it"
 
@@ -118,16 +118,16 @@ def test_may_import():
     assert not may_import("errors", "errors")
 
 
-def test_architecture_table_matches_the_house():
-    """Compares the table in docs/architecture.md with `HOUSE`, row by row."""
+def test_architecture_table_matches_the_layers():
+    """Compares the table in docs/architecture.md with `LAYERS`, row by row."""
     text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text("utf-8")
-    table = text.split("\n## The house\n")[1].split("\n## ")[0]
+    table = text.split("\n## Layers\n")[1].split("\n## ")[0]
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ")][1:]
-    rooms = [room.strip().strip("`/").replace("/", ".") for room, _ in rows]
-    assert [room if room in PACKAGES else "" for room in rooms] == [room for room, _ in HOUSE]
-    known = {name for _, names in HOUSE for name in names.split()}
-    for (room, listed), (_, names) in zip(rows, HOUSE, strict=True):
-        assert {*re.findall(r"`(\w+)`", listed)} & known == {*names.split()}, room
+    layers = [layer.strip().strip("`/").replace("/", ".") for layer, _ in rows]
+    assert [layer if layer in PACKAGES else "" for layer in layers] == [layer for layer, _ in LAYERS]
+    known = {name for _, names in LAYERS for name in names.split()}
+    for (layer, listed), (_, names) in zip(rows, LAYERS, strict=True):
+        assert {*re.findall(r"`(\w+)`", listed)} & known == {*names.split()}, layer
 
 
 def test_no_file_exceeds_300_lines():

@@ -465,7 +465,7 @@ def test_damaged_or_foreign_checkpoint_is_refused(tmp_path, sample):
     save_checkpoint(path, model, Progress(epoch=2, history=[{"epoch": 1}]))
     assert load_checkpoint(path, model) == Progress(epoch=2, history=[{"epoch": 1}])
     other, _ = build_tiny(sample, ema=None)
-    with pytest.raises(ShiftViTError, match="of another model or optimizer"):
+    with pytest.raises(ShiftViTError, match="belongs to a different model or optimizer"):
         load_checkpoint(path, other)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ShiftViTError, match="cannot read the checkpoint"):

@@ -63,7 +63,7 @@ def ensure_backend() -> str:
 
 
 def limit_threads(threads: int) -> None:
-    """Chooses the backend and, on torch, its number of processor threads. The other backends cannot be limited."""
+    """Chooses the backend and, on torch, its number of CPU threads. The other backends cannot be limited."""
     if ensure_backend() == "torch":
         import torch
 

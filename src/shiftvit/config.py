@@ -172,8 +172,7 @@ class TrainConfig(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, data order, augmentation and dropout")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto",
-        description="auto: bfloat16 if the accelerator supports it, or the processor with torch or tensorflow; else "
-        "float32",
+        description="auto: bfloat16 if the accelerator supports it, or the CPU with torch or tensorflow; else float32",
     )
     loop: Literal["auto", "fit", "device"] = Field(
         "auto",
@@ -213,7 +212,7 @@ class StartConfig(Settings):
 
     source: str | None = Field(
         None,
-        description="a run, a bundle, a model's name, or the authors' .pth of model.preset; auto: the most accurate "
+        description="a run, a bundle, a model's name, or the paper's .pth of model.preset; auto: the most accurate "
         "ImageNet model that is pulled, else cifar10",
     )
     freeze: int = Field(0, ge=0, description="stages to freeze; 1 freezes the patch embedding and the first stage")
@@ -278,7 +277,8 @@ def _explain(root: type[BaseModel], error: ValidationError) -> str:
             section = annotation
         keys = (key for key, _ in flatten(root.model_construct().model_dump()))
         place = next((key for key in keys if key.endswith(f".{path[-1]}")), None)
-        hint = suggest(path[-1], section.model_fields) if place is None else f"did you mean {place!r}?"
+        prefix = "".join(f"{part}." for part in path[:-1])
+        hint = suggest(path[-1], section.model_fields, prefix) if place is None else f"did you mean {place!r}?"
         return f"unknown setting {'.'.join(path)!r}; {hint}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":

@@ -46,13 +46,16 @@ class Interrupted(Exception):
         self.run = run
 
 
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error message: the closest valid name, if one is close, then all, or of many the first."""
+def suggest(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Returns the end of an error message: the closest valid name, if one is close, then all, or of many the first.
+
+    It follows a semicolon. `prefix` is put before each valid name.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = f"did you mean {prefix + close[0]!r}? Valid" if close else "valid"
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return f"{hint}Valid: {', '.join(names[:_LISTED])}{more}."
+    return f"{hint}: {', '.join(prefix + name for name in names[:_LISTED])}{more}."
 
 
 def to_one_line(text: str) -> str:

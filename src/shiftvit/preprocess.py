@@ -129,8 +129,9 @@ class Preprocess(Settings):
         for shape in ((4096, 4096), (4096, 8192), (8192, 4096)):
             if (found := self.output_shape(*shape)) != (height, width):
                 raise ShiftViTError(
-                    f"this preprocessing (resize={self.resize}, crop={self.crop}) makes {found[0]} x {found[1]} pixels "
-                    f"of an image of {shape[0]} x {shape[1]}, but the model takes {height} x {width}; set both to fit"
+                    f"this preprocessing (resize={self.resize}, crop={self.crop}) turns an image of "
+                    f"{shape[0]} x {shape[1]} into {found[0]} x {found[1]} pixels, but the model takes "
+                    f"{height} x {width}; change resize and crop to match"
                 )
         return self
 

@@ -65,7 +65,7 @@ class Facts:
     Attributes:
         recipe: the resolved recipe. A card shows only the last name of each path in it.
         counts: for "train", "validation" and "test", the images of each class, in the order of the labels.
-        intervals: 95 % intervals of the test figures, as `metrics.estimate_intervals` returns them.
+        intervals: 95% intervals of the test figures, as `metrics.estimate_intervals` returns them.
         macro_f1: macro F1 on the test images, from 0 to 1.
         environment: the environment of the run, as `environment.describe_environment` returns it.
         license: the identifier of the weights' license, such as "apache-2.0"; None: not stated.

@@ -79,8 +79,8 @@ class Metadata(Settings):
         """Raises ShiftViTError if the graph of a bundle has other classes than the bundle."""
         if labels != self.labels:
             raise ShiftViTError(
-                f"the graph of {origin} has other classes than the bundle; restore the bundle, or write the graph "
-                "again with `shiftvit pack --onnx`"
+                f"the classes in the graph of {origin} differ from the bundle's; restore the bundle, or write the "
+                "graph again with `shiftvit pack --onnx`"
             )
 
     def check_sides(self, height: int, width: int) -> None:

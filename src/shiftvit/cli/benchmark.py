@@ -27,7 +27,7 @@ def benchmark(
     precision: Annotated[str, typer.Option(help="Training precision: auto, float32 or mixed_bfloat16.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure images/s and the share of this machine's peak."""
+    """Measure a model's images/s, and its share of the machine's peak."""
     from shiftvit.cli.train import prepare_backend
 
     prepare_backend()

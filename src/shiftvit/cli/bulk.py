@@ -62,7 +62,10 @@ def run_on_ray(
     if len(names) != len(paths or [""]):
         names += find_sources(["-"] if paths else None, False, False)
     if not all(isinstance(name, str) for name in names):
-        raise ShiftViTError("--engine ray reads a list of paths from standard input, but no image; leave it out")
+        raise ShiftViTError(
+            "--engine ray takes a list of paths on standard input, but not an image; save the image to a file and "
+            "name that file"
+        )
     done = Summary()
     task = Task(command, out, **{name: value for name, value in options.items() if value is not None})
     with Bar(command, 0) as bar:
@@ -75,7 +78,7 @@ def run_on_ray(
         try:
             done = run_bulk(task, names, report=report, recount=strict, **listing)
         except KeyboardInterrupt:
-            notice(f"stopped after {pluralize(done.images, 'image')}; the same command continues")
+            notice(f"stopped after {pluralize(done.images, 'image')}; run the same command again to continue")
             raise typer.Exit(130) from None
     notice(_summarize(out, done))
     if done.failures and strict:

@@ -47,7 +47,8 @@ def embed(
 ) -> None:
     """Turn images into features for search and clustering.
 
-    Writes the paths and the pooled features (float32, a row for each image) that the model's last layer takes.
+    Writes the paths and the pooled features (float32, a row for each image) that are the input of the model's last
+    layer.
     """
     from shiftvit.data.decode.images import MAX_PIXELS
     from shiftvit.inference.embed import Embedder, check_table, write_table

@@ -59,7 +59,8 @@ def explain(
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Stage for Grad-CAM, such as P2 (default: the last).")] = None,
     patch: Annotated[
-        int | None, typer.Option(help="Side of the occluding square in pixels (default: a quarter of the image's).")
+        int | None,
+        typer.Option(help="Side of the occluding square in pixels (default: a quarter of the image's side)."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Figure to write: .png, .pdf, .svg, .jpg or .webp.")] = Path(
         "explain.png"
@@ -80,7 +81,7 @@ def explain(
         raise ShiftViTError(f"there is no method {method!r}; {suggest(method, METHODS)}")
     for option, value, needed in (("--stage", stage, "grad-cam"), ("--patch", patch, "occlusion")):
         if value is not None and method not in (needed, "both"):
-            raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave it out, or change the method")
+            raise ShiftViTError(f"{option} {value} needs --method {needed} or both; leave out {option}")
     # Report mistakes at once, before a framework is loaded.
     names = list_images(paths or [str(PRETRAINED / "samples")], recursive=recursive or not paths, all_files=all_files)
     files.check_file(out, ENDINGS, inputs=names)
@@ -212,7 +213,7 @@ def _draw(rows: list[dict[str, Any]], pixels: Any, out: Path) -> None:
             row["class"],
             row["probability"],
             {title: np.array(row[key]["map"], np.float32) for key, title in _TITLES.items() if key in row},
-            {"occlusion": f"drop up to {100 * _find_drop(row):.0f} %"} if "occlusion" in row else {},
+            {"occlusion": f"drop up to {100 * _find_drop(row):.0f}%"} if "occlusion" in row else {},
         )
         for row, image in zip(rows, pixels, strict=False)
     ]

@@ -62,18 +62,24 @@ def pull(
     source: Annotated[
         str, typer.Argument(metavar="NAME|OWNER/NAME", help="Published weights, or a repository on the Hub.")
     ],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit (default: the newest on main).")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="With OWNER/NAME: branch, tag or commit (default: the newest on main).")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder or .zip file to create (default: NAME).")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="With OWNER/NAME: folder or .zip file to create (default: the repository's name)."
+        ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Published weights that you have downloaded.")
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="With NAME: the .pth file, if you have already downloaded it."),
     ] = None,
 ) -> None:
     """Download a model and verify it.
 
-    NAME is one of the authors' ImageNet models. It is kept in the user's data folder, and its name then works wherever
-    a command takes a model. OWNER/NAME is a repository on the Hugging Face Hub.
+    NAME is one of the ImageNet models of the paper's authors. It is kept in the user's data folder, and its name then
+    works wherever a command takes a model. OWNER/NAME is a repository on the Hugging Face Hub.
     """
     if "/" not in source:
         prepare_backend()
@@ -90,7 +96,7 @@ def pull(
     from shiftvit.bundle import hub
 
     if file is not None:
-        raise ShiftViTError(f"--from is for published weights, and {source!r} is a repository; leave it out")
+        raise ShiftViTError(f"--from is for published weights, and {source!r} is a repository; leave out --from")
     if out is not None and out.suffix.lower() != ".zip":
         files.check_folder_name(out)
     print(f"bundle: {hub.pull(source, revision=revision, out=out)}")

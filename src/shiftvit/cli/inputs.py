@@ -21,7 +21,7 @@ Paths = Annotated[
     ),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Include subfolders.")]
-Threads = Annotated[int | None, typer.Option(help="Processor threads (default: one per core; with Ray 1 per actor).")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads (default: one per core; with Ray 1 per actor).")]
 BatchSize = Annotated[int, typer.Option(help="Images per batch.")]
 AllFiles = Annotated[bool, typer.Option("--all-files", help="Include every file in folders, not only images.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 3 if an image cannot be read.")]

@@ -17,7 +17,7 @@ from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, not
 
 app = typer.Typer(
     name="shiftvit",
-    help="ShiftViT: a vision transformer without attention. Train it, trust it, ship it.",
+    help="Trains, evaluates, explains, exports and serves ShiftViT, a vision transformer without attention.",
     epilog="Start with: shiftvit predict, or: shiftvit train --recipe quick",
     no_args_is_help=True,
     add_completion=False,

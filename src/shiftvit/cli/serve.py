@@ -39,7 +39,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; if other machines can reach it, --api-key-file is needed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 8000,
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of API keys, one per line; clients must send one.")
     ] = None,
@@ -53,7 +53,7 @@ def serve(
     runtime: Annotated[
         str, typer.Option(help="Runtime, as for `shiftvit predict`; auto: the fastest installed.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Processor threads (default: one per core).", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: one per core).", min=1)] = None,
     max_batch: Annotated[
         int | None,
         typer.Option(help="Maximum images per batch (default: 64 small ones, 5 of 224 pixels).", min=1),
@@ -140,5 +140,6 @@ def _read_keys(path: Path) -> tuple[str, ...]:
             "ASCII letters, digits and signs; make one with: openssl rand -hex 32"
         )
     if shared:
-        notice(f"other users can read the keys in {str(path)!r}; chmod 600 {shlex.quote(str(path))}")
+        place = shlex.quote(str(path))
+        notice(f"other users can read the keys in {str(path)!r}; to prevent that, run: chmod 600 {place}")
     return keys

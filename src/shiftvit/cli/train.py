@@ -103,7 +103,7 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained model on test images or others."""
+    """Evaluate a trained model on its test images or on other images."""
     from shiftvit.bundle.stored.find import find_bundle
 
     find_bundle(run)

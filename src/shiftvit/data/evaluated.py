@@ -110,7 +110,7 @@ def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:
         return Evaluated(chosen, trained_on=_count_learned(chosen, rows, Path(own)))
     found = _find_own(data, wanted, rows)
     if name is not None and wanted is None:
-        notice(f"{name} has the images of the run: its {found.split} images are evaluated; --split takes others")
+        notice(f"{name} holds the run's own images; evaluating its {found.split} images (choose others with --split)")
     return found
 
 
@@ -140,7 +140,7 @@ def _find_own(data: Dataset, wanted: str | None, rows: Sequence[Row]) -> Evaluat
     part = wanted or _choose_default(there)
     if part not in (*there, ALL, _EACH):
         raise ShiftViTError(
-            f"the run has no {part} images, it has {join_words(there)}; use --split all, or leave it out"
+            f"the run has no {part} images, only {join_words(there)}; use --split all, or leave out --split"
         )
     rows = [row for row in rows if row[0] == part or part in (ALL, _EACH)]
     chosen, gone = take_rows(data, rows)
@@ -220,8 +220,8 @@ def _choose(data: Dataset, wanted: str | None) -> Dataset:
     if part == ALL:
         return replace(data, splits={ALL: join_splits([*data.splits.values()])})
     if part not in data.splits:
-        has = "its images are not split" if others == ["train"] else f"it has {join_words(others)}"
-        raise ShiftViTError(f"{data.name!r} has no {part} images, {has}; use --split all, or leave it out")
+        has = ": its images are not split" if others == ["train"] else f", only {join_words(others)}"
+        raise ShiftViTError(f"{data.name!r} has no {part} images{has}; use --split all, or leave out --split")
     if wanted is None and others:
         rest = sum(len(data.splits[split]) for split in others)
         notice(

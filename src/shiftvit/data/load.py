@@ -63,9 +63,9 @@ def load_data(
         count = recipe.model.num_classes if "num_classes" in recipe.model.model_fields_set else None
         kept = restore_splits(data, table, count)
         if "train" not in kept.splits or len(kept.splits) < 2:
+            has = f"only {join_words([*kept.splits])} images" if kept.splits else "no images"
             raise ShiftViTError(
-                f"{str(table)!r} has images of {join_words([*kept.splits]) or 'no split'} alone, and a run needs those "
-                "of train and of validation or test; restore it"
+                f"{str(table)!r} has {has}, but a run needs training images and validation or test images; restore it"
             )
     unpack((kept or data).list_paths())
     if kept is None:
@@ -87,7 +87,7 @@ def load_data(
         result = replace(result, splits={**result.splits, "test": result.splits["validation"]}, test_is_validation=True)
     if not len(result.test):
         raise ShiftViTError(
-            f"the data set {data.name} has no test images, which a run needs at its end; give at least 1"
+            f"the data set {data.name} has no test images, but a run is evaluated on them at the end; give at least 1"
         )
     return result
 
@@ -113,7 +113,7 @@ def _split_and_read(recipe: Recipe, data: Dataset, read: Read) -> Dataset:
         made = [name for name in chosen.splits if name not in data.splits]
         if data.path is not None and made:
             how = "by class" if config.stratify else "at random"
-            notice(f"split off train: {join_words(made)}, {how}, with seed {config.split_seed}")
+            notice(f"took {join_words(made)} images from the training images, {how}, with seed {config.split_seed}")
         result = read(chosen, recipe.preprocess)
         if chosen.report_lost(result).isdisjoint(["train", *made]):
             return result

@@ -59,7 +59,7 @@ def evaluate(
     Returns:
         "data", "split", "n", "seconds", "images_per_second"; "own_test", whether these are the run's own test images;
         "trained_on", how many of them the model was trained on; "loss", "top1", "top5" and "macro" (precision, recall,
-        F1, balanced accuracy), shares from 0 to 1; "intervals", their bootstrap 95% intervals; "classes", a row each;
+        F1, balanced accuracy), shares from 0 to 1; "intervals", their 95% intervals; "classes", a row each;
         "without_images", the classes without images, which the macro figures leave out while top-1 and top-5 count
         predictions of all classes; "among_others", if there are such classes, the figures of predictions among the
         other classes only; "confusion", rows are true classes, or of more than 2,000 classes a dictionary of

@@ -21,6 +21,7 @@ from shiftvit.telemetry import import_silently
 
 _ACTIVATION = 255  # the largest unsigned 8-bit activation
 _INT16, _INT32 = 2**15 - 1, 2**31 - 1
+_MEND = "export in f32, or report the model to the developers"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def _read_onnx(path: Path) -> Iterator[Product]:
     producers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if "Integer" in node.op_type or node.op_type.startswith(("QLinear", "QGemm", "DynamicQuantize")):
-            raise ShiftViTError(f"the arithmetic of the operation {node.op_type} in {path.name!r} is not known")
+            raise ShiftViTError(
+                f"the arithmetic of the operation {node.op_type} in {path.name!r} is not known; {_MEND}"
+            )
         sources = [producers.get(name) for name in node.input[:2]]
         if node.op_type not in ("MatMul", "Gemm", "Conv") or not all(
             source is not None and source.op_type == "DequantizeLinear" for source in sources
@@ -92,7 +95,7 @@ def _read_onnx(path: Path) -> Iterator[Product]:
             continue
         stored = constants.get(sources[1].input[0])  # type: ignore[union-attr]
         if stored is None:
-            raise ShiftViTError(f"the weights of {node.name!r} in {path.name!r} are not constant")
+            raise ShiftViTError(f"the weights of {node.name!r} in {path.name!r} are not constant; {_MEND}")
         weights = onnx.numpy_helper.to_array(stored)
         transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
         outputs_first = node.op_type == "Conv" or transposed
@@ -132,7 +135,9 @@ def _read_litert(path: Path) -> Iterator[Product]:
             code = model.operatorCodes[operator.opcodeIndex]
             kind = max(code.builtinCode, code.deprecatedBuiltinCode)
             if kind == schema.BuiltinOperator.BATCH_MATMUL:
-                raise ShiftViTError(f"the arithmetic of the operation BATCH_MATMUL in {path.name!r} is not known")
+                raise ShiftViTError(
+                    f"the arithmetic of the operation BATCH_MATMUL in {path.name!r} is not known; {_MEND}"
+                )
             tensor = graph.tensors[operator.inputs[1]] if kind in kinds else None
             if tensor is None or tensor.type != schema.TensorType.INT8:
                 continue

@@ -124,7 +124,7 @@ def draw_explanations(rows: Sequence[Explanation], path: Path, title: str) -> No
     for number, row in enumerate(rows):
         half, line = divmod(number, lines)
         large = np.asarray(scale_image(row.image))
-        caption = shorten(row.label, f"  {100 * row.probability:.0f} %", load_font(_TEXT))
+        caption = shorten(row.label, f"  {100 * row.probability:.0f}%", load_font(_TEXT))
         drawn = [(large, caption)]
         for name, heat in row.heats.items():
             relative = np.maximum(heat, 0) / max(float(heat.max()), 1e-12)
@@ -184,7 +184,7 @@ def _draw_reliability(axes: Any, found: dict[str, Any], name: str) -> None:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_title(name, fontweight="bold")
-    axes.text(0.97, 0.04, f"ECE {100 * found['ece']:.2f} %", transform=axes.transAxes, ha="right", **_BOX)
+    axes.text(0.97, 0.04, f"ECE {100 * found['ece']:.2f}%", transform=axes.transAxes, ha="right", **_BOX)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
 

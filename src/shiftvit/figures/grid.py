@@ -70,7 +70,7 @@ def draw_predictions(tiles: Sequence[Tile], path: Path, title: str, columns: int
         picture.paste(image, (left + (SIDE - image.width) // 2, upper + (SIDE - image.height) // 2))
         if tile.right is not None:
             draw.rectangle((left - 3, upper - 3, left + SIDE + 2, upper + SIDE + 2), outline=colour, width=3)
-        lines = [(tile.label, f"  {100 * tile.confidence:.0f} %")]
+        lines = [(tile.label, f"  {100 * tile.confidence:.0f}%")]
         if tile.right is False:
             lines.append((f"is {tile.truth}", ""))
         for number, (text, tail) in enumerate(lines):

@@ -188,8 +188,8 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
     if other is None:
         return found
     what = {
-        "model_sha256": f"of another model ({found.get('model')!r}, not {manifest['model']!r})",
-        "images_sha256": "of other images",
+        "model_sha256": f"of a different model ({found.get('model')!r}, not {manifest['model']!r})",
+        "images_sha256": "of different images",
         "images": f"of {found.get('images')} images, but there are now {manifest['images']}",
     }.get(other, f"with {other} = {found.get(other)}, not {wanted[other]}")
     raise ShiftViTError(

@@ -76,7 +76,7 @@ class Embedder:
             model: the name of a model, a run folder, a bundle, or an ONNX export.
             runtime: "onnxruntime", which needs the model's graph and no framework, or "keras", which needs its
                 weights; "auto": the graph if there is one.
-            threads: processor threads; None: one per core.
+            threads: CPU threads; None: one per core.
 
         Raises:
             ShiftViTError: the model or runtime does not exist, or the model cannot compute features.

@@ -65,7 +65,7 @@ class Explainer:
 
         Args:
             model: the name of a model, a run folder or a bundle; it must have a graph.
-            threads: processor threads; None: one per core.
+            threads: CPU threads; None: one per core.
 
         Raises:
             ShiftViTError: the model does not exist, or has no graph that returns the last feature map; `threads` is

@@ -86,7 +86,7 @@ class Predictor:
             model: the name of a model that was pulled or comes with the package, a run folder, a bundle, or an
                 export.
             runtime: a key of `shiftvit.inference.runtimes.RUNTIMES`; "auto": the fastest one installed.
-            threads: processor threads; None: one per core.
+            threads: CPU threads; None: one per core.
 
         Raises:
             ShiftViTError: the model or runtime does not exist, or they do not fit together.

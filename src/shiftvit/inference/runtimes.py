@@ -40,7 +40,7 @@ class Graph:
             number of threads may call it at once.
         runtime: the name of the runtime.
         model: where the model was found: an absolute path, or the name of a model that comes with the package.
-        threads: processor threads; None: one for each core.
+        threads: CPU threads; None: one for each core.
     """
 
     metadata: Metadata
@@ -83,7 +83,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         runtime: a key of `RUNTIMES`; "auto": the first installed one that reads such a model, in the order of measured
             speed. SavedModels and torch programs are loaded only if their runtime is named, because a malicious file
             can execute code.
-        threads: processor threads; None: one for each core.
+        threads: CPU threads; None: one for each core.
 
     Raises:
         ShiftViTError: the model or runtime does not exist or is not installed, the runtime does not read this kind of
@@ -98,8 +98,7 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
         able = [name for name in able if not RUNTIMES[name].executes] or able
         if RUNTIMES[able[0]].executes:
             raise ShiftViTError(
-                f"{str(model)!r} ({kind}) is a program, and loading a malicious one can execute code; "
-                f"if you trust it, name the runtime: {able[0]}"
+                f"{str(model)!r} ({kind}) can execute code when loaded; if you trust it, add --runtime {able[0]}"
             )
         runtime = next((name for name in able if _is_installed(name)), able[0])
     elif runtime not in able:

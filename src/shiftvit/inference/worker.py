@@ -46,7 +46,7 @@ class Task:
         model, runtime: as for `Predictor` or `Embedder`.
         kind: one of the command's `FORMATS`; None: the first.
         top_k: number of classes in a row.
-        threads: processor threads of an actor.
+        threads: CPU threads of an actor.
         digits: number of digits in the name of a block's file.
         batch_size, max_pixels: as for `Predictor.stream`.
         features: number of features of an image, for `embed`.

@@ -78,7 +78,7 @@ def make_router(models: dict[str, ServedModel], limits: Limits) -> APIRouter:
         except ShiftViTError:  # it is an export, or its files were deleted
             text = None
         if text is None:
-            raise Refused(404, f"the model {name!r} has no card")
+            raise Refused(404, f"the model {name!r} has no model card")
         return Response(text.encode("utf-8", "replace"), media_type="text/markdown; charset=utf-8")
 
     @router.get("/v1/samples", response_model=list[str], responses=describe_errors(400, 401))

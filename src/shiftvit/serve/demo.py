@@ -34,7 +34,7 @@ _RUNTIME_FILES = {
 _OURS = ("index.html", "page", "model", "runtime", "samples", "README.md")
 # Texts of the page about its server, and their replacements in a demo.
 _REPLACED = {
-    "They go to this server and are not kept.": "They stay on this device.",
+    "They are sent to this server, which does not keep them.": "They stay on this device.",
     "This page needs JavaScript. Without it: curl --data-binary @cat.jpg ADDRESS/v1/classify": (
         "This page needs JavaScript."
     ),
@@ -164,7 +164,7 @@ def _copy_runtime(place: Path, package: Path | None) -> None:
     for name, content in contents.items():
         if hash_content(content) != _RUNTIME_FILES[name]:
             raise ShiftViTError(
-                f"{name!r} is not that of {RUNTIME}, which was tested: its SHA-256 differs; get it again"
+                f"{name!r} does not match the tested {RUNTIME} (its SHA-256 differs); download it again"
             )
     place.mkdir()
     cache.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def serve(
         limits: the limits of the server.
         access: who may use the server.
         runtime: as for `load_graph`.
-        threads: processor threads; None: one per core.
+        threads: CPU threads; None: one per core.
         log_format: "text" or "json".
         announce: called with the address and the models' names when the server takes requests.
 

@@ -132,15 +132,15 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
             names = {name for name in file.keys() if not name.startswith(GENERATOR)}  # noqa: SIM118  (no mapping)
             if names != variables.keys():
                 raise ShiftViTError(
-                    f"{str(path)!r} is of another model or optimizer: only one of the two has "
+                    f"{str(path)!r} belongs to a different model or optimizer: only one of the two has "
                     f"{sorted(names ^ variables.keys())[0]!r}; resume with the run's own recipe"
                 )
             for name, variable in variables.items():  # all of them before the first is changed
                 shape = tuple(file.get_slice(name).get_shape())
                 if shape != tuple(variable.shape):
                     raise ShiftViTError(
-                        f"{str(path)!r} is of another model or optimizer: its {name!r} has the shape {shape}, and that "
-                        f"of the recipe {tuple(variable.shape)}; resume with the run's own recipe"
+                        f"{str(path)!r} belongs to a different model or optimizer: its {name!r} has the shape {shape}, "
+                        f"and that of the recipe {tuple(variable.shape)}; resume with the run's own recipe"
                     )
             for name, variable in variables.items():
                 variable.assign(file.get_tensor(name))

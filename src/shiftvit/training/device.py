@@ -94,8 +94,8 @@ def check_loop(recipe: Recipe, dataset: Dataset) -> None:
         )
     if recipe.train.initial_scale < 1:
         raise ShiftViTError(
-            'train.loop="device" keeps images of one size on the device, so they cannot grow; set '
-            "train.initial_scale=1, or train.loop=fit"
+            'train.loop="device" keeps images of one size, so train.initial_scale cannot be below 1; set it to 1, or '
+            "set train.loop=fit"
         )
     check_changes(recipe.augment)
 

@@ -140,7 +140,7 @@ class FeatureReader:
                     faults += broken
             except KeyboardInterrupt:
                 count = pluralize(self.computed, "image")
-                notice(f"the features of {count} are cached; the same command continues with them")
+                notice(f"the features of {count} are cached; run the same command again to continue")
                 raise
             finally:
                 if self._store is not None:

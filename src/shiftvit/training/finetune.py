@@ -61,7 +61,7 @@ def apply_start(recipe: Recipe) -> Recipe:
         if key not in _FREE and value != getattr(trained.model, key):
             raise ShiftViTError(
                 f"model.{key}={value} differs from the {getattr(trained.model, key)} of {recipe.start.source!r}; "
-                "leave it out"
+                f"leave out model.{key}"
             )
     _check_freeze(recipe, trained.model.depths)
     kept = trained.model.model_dump(exclude={"preset", "image_shape", "num_classes"})
@@ -96,7 +96,7 @@ def _choose_source() -> str:
     top1, data = PUBLISHED[_SUGGESTED].top1
     notice(
         f"no ImageNet model was pulled, so training starts from the CIFAR-10 model for 32x32 pixels; for photographs, "
-        f"first run shiftvit pull {_SUGGESTED}, which was trained on 1.28 million of them ({top1} % top-1 on {data})"
+        f"first run shiftvit pull {_SUGGESTED}, which was trained on 1.28 million of them ({top1}% top-1 on {data})"
     )
     return "cifar10"
 

@@ -37,7 +37,7 @@ def find_place() -> Place | None:
         return None
     rank = _read_number("RANK", 0)
     if rank >= count:
-        raise ShiftViTError(f"RANK={rank} must be below WORLD_SIZE={count}")
+        raise ShiftViTError(f"RANK={rank} must be below WORLD_SIZE={count}; start the processes with torchrun")
     local_rank = _read_number("LOCAL_RANK", 0, default=rank)
     address = os.environ.get("MASTER_ADDR")
     if not address:

@@ -93,8 +93,8 @@ def run_probe(run: Path, recipe: Recipe, data: Dataset | None = None) -> tuple[R
             validation = reader.features["validation"], dataset.validation.labels
         elif len(recipe.probe.strengths) > 1:
             notice(
-                "no validation images: the value of probe.strengths is chosen by the training images, which favour the "
-                "weakest regularisation"
+                "no validation images: C (probe.strengths) is chosen on the training images, which favours the weakest "
+                "regularisation"
             )
         head = fit_head(reader.features["train"], dataset.train.labels, recipe.probe, validation)
         seconds = reader.seconds + time.perf_counter() - began

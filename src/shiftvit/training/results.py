@@ -57,7 +57,7 @@ def finish_run(
         processes.together(lambda: load_checkpoint(run / "checkpoints" / BEST, model))
     with use_averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
-    # A model of images that grow takes any size, but it is made for whole images.
+    # A model of images that grow takes any size, but it is made for full-size images.
     config = bundle.config.model_copy(update={"image_shape": recipe.model.image_shape})
     bundle = dataclasses.replace(bundle, config=config)
     final = bundle.build("float32")  # the model that users will load, from the stored weights

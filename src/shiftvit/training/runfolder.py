@@ -220,8 +220,8 @@ def _choose_resumed(
     given = [option for option, value in (("--out", out), ("--recipe", recipe)) if value is not None]
     if given:
         raise ShiftViTError(
-            f"a resumed run keeps its folder and recipe, so {' and '.join(given)} cannot be given; leave it out, and "
-            "change settings with --set KEY=VALUE"
+            f"a resumed run keeps its folder and recipe, so {' and '.join(given)} cannot be given; leave out "
+            f"{' and '.join(given)}. To change settings, use --set KEY=VALUE"
         )
     if not (run / RECIPE).is_file():
         raise ShiftViTError(
@@ -257,8 +257,8 @@ def _choose_resumed(
         # A rate of 0 cannot change to another or back: only with dropout or drop path has the state seeds for it.
         if key.startswith(_FIXED) and not (key in free and bool(old) == bool(new)):
             raise ShiftViTError(
-                f"{key} is {old} in the run {str(run)!r} and cannot change to {new} mid-run; leave it out, "
-                "or start a new run"
+                f"{key} is {old} in the run {str(run)!r} and cannot change to {new} mid-run; keep its "
+                "value, or start a new run"
             )
     return resumed, run
 

@@ -47,15 +47,15 @@ def resolve(recipe: Recipe, dataset: Dataset, processes: Processes = ALONE) -> R
     for key, fitting in (("image_shape", shape), ("num_classes", classes)):
         if key in explicit and arguments[key] != fitting:
             raise ShiftViTError(
-                f"model.{key}={arguments[key]} does not fit the data, which needs {fitting}; leave it out"
+                f"model.{key}={arguments[key]} does not fit the data, which needs {fitting}; leave out model.{key}"
             )
         arguments[key] = fitting
     precision = choose_precision(recipe).train.precision
     loop, scale = _choose_loop(recipe, dataset, processes), recipe.train.initial_scale
     if loop == "device" and recipe.train.loop == "auto" and scale < 1:
         notice(
-            "on a GPU all images are on the device, in one size, so they are whole from the first epoch; "
-            "train.loop=fit begins with small ones"
+            "the device loop keeps all images at full size, so train.initial_scale is ignored; to start with smaller "
+            "images, set train.loop=fit"
         )
         scale = 1.0
     preprocess, data = recipe.preprocess, recipe.data

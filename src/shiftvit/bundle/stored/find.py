@@ -60,7 +60,7 @@ def find_bundle(path: str | Path) -> Container:
         )
     if (path / REPORT).is_file():
         raise ShiftViTError(
-            f"{given!r} is an export, which can only predict; give the run or the bundle that it was made of"
+            f"{given!r} is an export, which can only predict; give the run or the bundle that it was made from"
         )
     there = "is not a bundle and contains none" if path.exists() else "does not exist"
     far = f"; if it is on the Hugging Face Hub: shiftvit pull {given}" if _is_far(given) else ""

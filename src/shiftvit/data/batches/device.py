@@ -29,7 +29,8 @@ def check_changes(augment: Augment) -> None:
     if augment.on_host_only:
         name = augment.on_host_only[0]
         raise ShiftViTError(
-            f"augment.{name}={getattr(augment, name)} works only on the host; set train.loop=fit, or leave it out"
+            f"augment.{name}={getattr(augment, name)} works only on the host; leave it at its default, or set "
+            "train.loop=fit"
         )
 
 

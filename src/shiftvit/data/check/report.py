@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 MOST_IMBALANCE = 100
 _STRIP = 6  # pairs that the figure shows
 _COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
-_TITLES = {"duplicates": "duplicates in a split", "leaks": "shared by splits", "conflicts": "of several classes"}
+_TITLES = {
+    "duplicates": "duplicates within a split",
+    "leaks": "copies across splits",
+    "conflicts": "copies with different labels",
+    "formats": "formats",
+    "modes": "colour modes",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +99,15 @@ class Report:
                     f"{'is' if count == 1 else 'are'} in {first} too, "
                     f"exactly or nearly, such as {there!r} and {here!r}"
                 )
-        for kind, words in (("exact", "the same picture"), ("near", "nearly the same picture")):
+        for kind, form in (("exact", ""), ("near", " in nearly the same form")):
             clashes = [group for group in self.conflicts if group.kind == kind]
             if clashes:
                 a, *others = clashes[0].members
                 b = next(member for member in others if self._find_label(member) != self._find_label(a))
+                occur = "occurs" if len(clashes) == 1 else "occur"
                 lines.append(
-                    f"labels: {len(clashes):,} x {words} with different labels, such as {self._find_path(a)!r} "
+                    f"labels: {pluralize(len(clashes), 'picture')} {occur}{form} with different labels, such as "
+                    f"{self._find_path(a)!r} "
                     f"({self._find_label(a)!r}) and {self._find_path(b)!r} ({self._find_label(b)!r})"
                 )
         names, counts = self.data.class_names, self.counts["train"]
@@ -199,7 +207,7 @@ class Report:
             rows["height x width"] = f"{low} to {high}, median {middle}, {sizes['distinct']:,} different"
             rows["width / height"] = f"{aspect['min']:.2f} to {aspect['max']:.2f}, median {aspect['median']:.2f}"
         for name in ("formats", "modes"):
-            rows[name] = ", ".join(f"{key} {count:,}" for key, count in plain[name].items())
+            rows[_TITLES[name]] = ", ".join(f"{key} {count:,}" for key, count in plain[name].items())
         rows["left out"], *others = plain["ignored"] or ["nothing"]
         return [{"what": what, "value": value} for what, value in (*rows.items(), *(("", other) for other in others))]
 
@@ -224,7 +232,7 @@ class Report:
         self._draw_sizes(sizes)
         if strip:
             strip[0].suptitle(
-                "Duplicates, one above the other; across splits and of several classes first",
+                "Duplicates, one above the other; across splits and with different labels first",
                 fontweight="bold",
                 fontsize=11,
             )

@@ -62,12 +62,12 @@ def read_splits(table: Path) -> list[Row]:
             f"{str(table)!r} is not a readable table ({error}); restore it, because no other file has the run's splits"
         ) from error
     if head != _COLUMNS or any(len(cells) != 3 or cells[0] not in SPLITS for cells in lines):
-        raise ShiftViTError(f"{str(table)!r} is not the table of a run: it has other columns or splits; restore it")
+        raise ShiftViTError(f"{str(table)!r} is not the table of a run: its columns or splits differ; restore it")
     rows = [(split, image, normalise_name(label)) for split, image, label in lines]
     once: dict[str, Row] = {}
     for row in rows:
         if once.setdefault(row[1], row) != row:
-            raise ShiftViTError(f"{str(table)!r} lists {row[1]!r} twice, in other splits or classes; restore it")
+            raise ShiftViTError(f"{str(table)!r} lists {row[1]!r} twice, with different splits or classes; restore it")
     return rows
 
 
@@ -134,7 +134,7 @@ def take_rows(data: Dataset, rows: Sequence[Row], names: tuple[str, ...] | None 
         part, number = arrays[image]
         if label != (own := data.class_names[part.labels[number]]):
             raise ShiftViTError(
-                f"{data.name!r} has other images than those of the run: {image} is of the class {own!r}, and in the "
+                f"{data.name!r} does not have the images of the run: {image} is of the class {own!r}, and in the "
                 f"run it was of {label!r}; restore the archive, or start a new run"
             )
     there, gone = list[Row](), list[Row]()
@@ -181,8 +181,8 @@ def check_digests(data: Dataset, path: Path, splits: Collection[str] = SPLITS) -
     found = _compute_digests(data)
     if (classes, digests) != ((*data.class_names,), {name: found.get(name) for name in splits}):
         raise ShiftViTError(
-            f"the run {str(path.parent)!r} was trained on other images than those of {data.name!r}, with the classes "
-            f"{list_some(classes, 8)}"
+            f"the run {str(path.parent)!r} was trained on different images than {data.name!r} now holds, with the "
+            f"classes {list_some(classes, 8)}"
         )
 
 

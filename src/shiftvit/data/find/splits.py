@@ -89,14 +89,16 @@ def _check_sizes(
         return
     totals = np.bincount(labels, minlength=len(class_names))
     counts = [_describe_class(class_names[label], int(totals[label]), int(sizes[label])) for label in small]
-    fewer = "; or take fewer splits: data.validation=0 needs 2 of each" if need == 3 and sizes[small].min() == 2 else ""
+    can_drop = need == 3 and sizes[small].min() == 2
+    fewer = "; or set data.validation=0, which needs only 2 of each class" if can_drop else ""
     which, it, them = ("the class", "it", "it") if len(small) == 1 else ("of the classes,", "each", "them")
     told = f"{which} {list_some(counts, 10)}, too few for {need} splits"
-    raise ShiftViTError(f"{told}; add images until {it} has {need}, or remove {them}{fewer}")
+    raise ShiftViTError(f"{told}; add images until {it} has {need} different ones, or remove {them}{fewer}")
 
 
 def _describe_class(name: str, total: int, different: int) -> str:
-    copies = f" ({total - different:,} of them copies of others)" if different < total else ""
+    more = total - different
+    copies = f" ({more:,} of which {'is a copy' if more == 1 else 'are copies'} of another)" if more else ""
     return f"{name!r} has {pluralize(total, 'image')}{copies}"
 
 

@@ -94,8 +94,8 @@ def read_table(path: Path) -> Listing:
     named = join_words([*map(repr, missing[:3])])
     if 2 * len(missing) >= len(places) > 0:
         raise ShiftViTError(
-            f"{form} names {len(missing):,} of {len(places):,} files that do not exist, the first {named}; give paths "
-            f"relative to {str(path.parent)!r}"
+            f"{len(missing):,} of the {len(places):,} files that {form} names do not exist, such as {named}; give "
+            f"paths relative to {str(path.parent)!r}"
         )
     once: dict[str, Row] = {}
     for row in places:

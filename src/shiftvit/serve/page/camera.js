@@ -55,6 +55,6 @@ async function photograph(video) {
   const canvas = make("canvas", { width: video.videoWidth, height: video.videoHeight });
   canvas.getContext("2d").drawImage(video, 0, 0);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
-  if (blob === null) throw new Error("The camera gave no picture. Try again.");
+  if (blob === null) throw new Error("The camera returned no picture. Try again.");
   return new File([blob], `camera ${new Date().toLocaleTimeString("en-GB")}`, { type: blob.type });
 }

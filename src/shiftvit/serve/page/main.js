@@ -142,7 +142,7 @@ async function showCard() {
     const text = make("div", { class: "card" }, renderMarkdown(await api.readCard(model)));
     openDialog(name, "wide", text);
   } catch (error) {
-    complain(error.status === 404 ? `The model ${name} has no card.` : error.message);
+    complain(error.status === 404 ? `The model ${name} has no model card.` : error.message);
   }
 }
 
