@@ -35,7 +35,8 @@ from shiftvit.inference.blocks import Inputs, read_entries
 from shiftvit.inference.bulk import run_bulk
 from shiftvit.inference.embed import Embedding
 from shiftvit.inference.predict import Failure, to_row
-from shiftvit.inference.storage import Folder, Storage, is_uri
+from shiftvit.inference.folder import Folder
+from shiftvit.inference.storage import Storage, is_uri
 from shiftvit.inference.worker import (
     Task,
     Worker,
@@ -585,14 +586,14 @@ def test_usage_statistics_follow_the_users_settings(tmp_path, monkeypatch):
     name, settings = "RAY_USAGE_STATS_ENABLED", tmp_path / "config.json"
     monkeypatch.setenv("RAY_USAGE_STATS_CONFIG_PATH", str(settings))
     monkeypatch.setenv(name, "1")
-    bulk.import_ray()
+    cluster.import_ray()
     assert os.environ[name] == "1"
     monkeypatch.delenv(name)
-    bulk.import_ray()
+    cluster.import_ray()
     assert os.environ[name] == "0"
     monkeypatch.delenv(name)
     settings.write_text('{"usage_stats": true}')
-    bulk.import_ray()
+    cluster.import_ray()
     assert name not in os.environ
 
 
@@ -829,7 +830,7 @@ def test_node_with_another_version_ends_the_run(cluster, photos, tmp_path):
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("__version__ = '0.0.1'")
     task, names = Task("predict", str(tmp_path / "out")), [str(photos / "b c")]
-    bulk.import_ray()
+    cluster.import_ray()
     with ray.init(
         cluster.address,
         log_to_driver=False,

@@ -344,6 +344,7 @@ def test_pyramid_outputs_are_the_features_of_the_stages() -> None:
     model = make_small_model(depths=(2, 1), norm="layer")
     backbone, x = model.backbone, draw_normal(2, 16, 16, 3)
     features = keras.Model(backbone.input, backbone.pyramid_outputs)(x)
+    predicted = keras.Model(backbone.input, backbone.pyramid_outputs).predict(x, verbose=0)
 
     features_so_far: Any = x
     expected = {}
@@ -357,7 +358,9 @@ def test_pyramid_outputs_are_the_features_of_the_stages() -> None:
         features_so_far = backbone.get_layer(name)(features_so_far)
         if level:
             expected[level] = to_numpy(features_so_far)
-    assert features.keys() == expected.keys()
+    assert features.keys() == predicted.keys() == expected.keys()
+    for level, value in predicted.items():
+        np.testing.assert_allclose(value, expected[level], atol=1e-5)
     for level, value in expected.items():
         np.testing.assert_allclose(to_numpy(features[level]), value, rtol=1e-5, atol=1e-5)
     last = to_numpy(backbone.get_layer("norm")(expected["P3"]))

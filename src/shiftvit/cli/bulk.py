@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import typer
@@ -12,6 +13,14 @@ from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
 
 _ENGINES = ("local", "ray")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a run as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def wants_ray(engine: str, address: str | None, workers: int | None, paths: list[str] | None, out: str | None) -> bool:
@@ -51,16 +60,16 @@ def run_on_ray(
 
     Raises:
         ShiftViTError: as `run_bulk`; or there is no folder to write.
-        typer.Exit: with status 3 if an image cannot be read and `strict` is set, or 130 after Ctrl-C.
+        typer.Exit: with status 3 if an image cannot be read and `strict` is set, 130 after Ctrl-C, 143 after SIGTERM.
     """
     from shiftvit.inference.bulk import Summary, run_bulk
     from shiftvit.inference.worker import Task
 
     if out is None:
         raise ShiftViTError("--engine ray writes a folder of files; name it with --out DIR")
-    names = [path for path in paths or [] if path != "-"]
-    if len(names) != len(paths or [""]):
-        names += find_sources(["-"] if paths else None, False, False)
+    names: list[Any] = [] if paths else find_sources(None, False, False)
+    for path in paths or []:
+        names += find_sources(["-"], False, False) if path == "-" else [path]
     if not all(isinstance(name, str) for name in names):
         raise ShiftViTError(
             "--engine ray takes a list of paths on standard input, but not an image; save the image to a file and "
@@ -75,11 +84,14 @@ def run_on_ray(
             done = summary
             bar.update(summary.images, f"{summary.images / summary.seconds:,.0f} images/s", total=summary.total)
 
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             done = run_bulk(task, names, report=report, recount=strict, **listing)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             notice(f"stopped after {pluralize(done.images, 'image')}; run the same command again to continue")
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
     notice(_summarize(out, done))
     if done.failures and strict:
         raise typer.Exit(3)

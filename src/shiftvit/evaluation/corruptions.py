@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, suggest
 
 MIN_SIDE = 8  # pixels
 SMALL_SIDE = 96  # pixels; images with a shorter side below it take the constants of CIFAR-10-C
@@ -45,8 +45,14 @@ def corrupt(images: NDArray[np.uint8], name: str, severity: int) -> NDArray[np.u
         images give the same result with the same versions of NumPy, SciPy and Pillow.
 
     Raises:
-        ShiftViTError: the images are too small.
+        ShiftViTError: the images are too small or not uint8, or there is no such corruption or severity.
     """
+    if name not in CORRUPTIONS:
+        raise ShiftViTError(f"there is no corruption {name!r}; {suggest(name, CORRUPTIONS)}")
+    if severity not in range(1, 6):
+        raise ShiftViTError(f"severity={severity!r} must be a whole number from 1 to 5")
+    if images.dtype != np.uint8:
+        raise ShiftViTError(f"the images have the type {images.dtype}; give uint8, from 0 to 255")
     count, height, width = images.shape[:3]
     if min(height, width) < MIN_SIDE:
         raise ShiftViTError(

@@ -24,7 +24,7 @@ _AT_A_TIME = 2**22
 
 
 def check_labels(logits: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Raises ShiftViTError unless there is an image, and logits and labels match."""
+    """Raises ShiftViTError unless there is an image, logits and labels match, and all logits are finite."""
     if not len(logits):
         raise ShiftViTError("there are 0 images to evaluate; give at least 1")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -33,6 +33,7 @@ def check_labels(logits: NDArray[Any], labels: NDArray[Any]) -> None:
             f"labels of shape {labels.shape}, {extent}, do not fit logits of shape "
             f"{logits.shape}; is this the data that the model was trained for?"
         )
+    check_finite(logits)
 
 
 def check_finite(outputs: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
@@ -64,7 +65,6 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
         ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
     check_labels(logits, labels)
-    check_finite(logits)
     top1, top5, losses = _score_images(logits, labels)
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
@@ -73,9 +73,13 @@ def count_confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> Any:
     """Returns the confusion matrix `(C, C)`, int64: rows are true classes, columns predicted ones.
 
     It is an array, or of more than 2,000 classes a sparse `scipy.sparse.coo_array` with each place once.
+
+    Raises:
+        ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
     from scipy.sparse import coo_array
 
+    check_labels(logits, labels)
     classes = logits.shape[1]
     counts = coo_array((np.ones(len(labels), np.int64), (labels, logits.argmax(axis=1))), shape=(classes, classes))
     counts.sum_duplicates()
@@ -88,7 +92,7 @@ def measure_classes(logits: NDArray[Any], labels: NDArray[Any], class_names: Seq
     Undefined shares are 0: the precision of a class that is never predicted, the recall of a class without images.
 
     Raises:
-        ShiftViTError: there are no images, or labels or names do not fit the logits.
+        ShiftViTError: there are no images, labels or names do not fit the logits, or a logit is not finite.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -112,7 +116,7 @@ def measure_macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float
     2010). A class without images has no recall, but predicting it wrongly lowers the recall of other classes.
 
     Raises:
-        ShiftViTError: there are no images, or the labels do not fit the logits.
+        ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -179,7 +183,6 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     from scipy.optimize import minimize_scalar
 
     check_labels(logits, labels)
-    check_finite(logits)
     if (logits == logits[:, :1]).all():
         return 1.0
 
@@ -217,7 +220,7 @@ def estimate_intervals(
         seed: the same seed gives the same intervals.
 
     Raises:
-        ShiftViTError: there are no images, or the labels do not fit.
+        ShiftViTError: there are no images, the labels do not fit, or a logit is not finite.
     """
     from scipy.stats import binomtest  # only here, because importing it takes time
 
@@ -254,7 +257,7 @@ def find_mistakes(
     classes, their order depends on the temperature.
 
     Raises:
-        ShiftViTError: there are no images, or the labels do not fit.
+        ShiftViTError: there are no images, the labels do not fit, or a logit is not finite.
     """
     check_labels(logits, labels)
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)

@@ -70,6 +70,11 @@ def export(
         raise ShiftViTError(f"{format} in {precision} cannot take images of any size; choose onnx in f32")
     bundle = Bundle.load(model)
     metadata = make_metadata(bundle, precision)  # type: ignore[arg-type]
+    if any_size and metadata.preprocess.resize is None:
+        raise ShiftViTError(
+            "--any-size needs a model that resizes its images (preprocess.resize), and this one only crops them; leave "
+            "out --any-size"
+        )
     name = f"{choose_name(model)}-{format}-{precision}" + "-any-size" * any_size
     if out is not None:
         check_path("out", out)

@@ -41,12 +41,15 @@ class Inputs:
         roots: the folders on this machine that contain them.
     """
 
-    def __init__(self, names: Sequence[str], *, recursive: bool = False, all_files: bool = False) -> None:
+    def __init__(
+        self, names: Sequence[str], *, recursive: bool = False, all_files: bool = False, without: str | None = None
+    ) -> None:
         """Lists the images.
 
         Args:
             names: image files, Parquet files and folders of either, by path or URI, and patterns of paths.
             recursive, all_files: as in `list_images`. From a folder without image files, Parquet files are read.
+            without: the beginning of the identities of files to leave out, as those of the results.
 
         Raises:
             ShiftViTError: a name matches nothing or cannot be reached, or no name has an image.
@@ -56,6 +59,8 @@ class Inputs:
         self.roots: set[str] = set()
         for name in names:
             storage, paths = _list(name, recursive, all_files)
+            if without is not None:
+                paths = [path for path in paths if not storage.identify(path).startswith(without)]
             if storage not in self.storages:
                 self.storages.append(storage)
             self._add(self.storages.index(storage), paths)

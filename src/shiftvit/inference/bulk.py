@@ -8,19 +8,15 @@ computes only the missing blocks.
 from __future__ import annotations
 
 import json
-import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from shiftvit.errors import ShiftViTError, check_at_least, describe_error, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.inference.blocks import Entry, Inputs, count_images
-from shiftvit.inference.storage import Folder
+from shiftvit.inference.cluster import connect, import_ray
+from shiftvit.inference.folder import Folder
 from shiftvit.inference.worker import (
     FORMATS,
     MANIFEST,
@@ -31,13 +27,13 @@ from shiftvit.inference.worker import (
     count_actors,
     count_digits,
     count_errors,
+    digest_run,
     name_part,
     pack,
     read_model,
 )
 
 _STORE = 128 * 2**20  # bytes of the object store of a local cluster, in addition to twice the model
-_REACH = 10.0  # seconds to connect to a cluster's address
 
 
 @dataclass
@@ -101,8 +97,9 @@ def run_bulk(
         raise ShiftViTError(f"{task.command} on Ray cannot write {kind!r}; {suggest(kind, kinds)}")
     ray = import_ray()
     model = read_model(task.command, task.model, task.runtime)
-    inputs = Inputs(names, recursive=recursive, all_files=all_files)
     folder = Folder(task.out)
+    results = folder.identify() if folder.has(MANIFEST) else None  # they may lie among the images
+    inputs = Inputs(names, recursive=recursive, all_files=all_files, without=results)
     task = replace(
         task,
         kind=kind,
@@ -118,6 +115,7 @@ def run_bulk(
     if begun is not None:
         manifest["block"] = begun["block"]
         folder.sweep()
+    task = replace(task, run=digest_run(manifest))
     blocks = list(inputs.split(manifest["block"]))
     task = replace(task, digits=count_digits(len(blocks)))
     there = {*folder.list_names()}
@@ -131,11 +129,13 @@ def run_bulk(
     if not todo:
         return summary
     began = time.perf_counter()
-    with _connect(ray, address, _STORE + 2 * sum(map(len, model.files.values()))):
+    with connect(ray, address, _STORE + 2 * sum(map(len, model.files.values()))):
         most = count_actors(ray.nodes(), task.threads)
-        if begun is None:
-            folder.make()
-            folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        folder.make()
+        with folder.hold():
+            # Again, as another run may have taken the folder while Ray started.
+            if _find_run(folder, manifest, True) is None:
+                folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         summary.actors = min(workers or most, len(todo))
         for number, failures in _run_blocks(ray, task, model, todo, summary.actors):
             summary.images += images[number]
@@ -230,56 +230,3 @@ def _run_blocks(
         ) from error
     if left:
         raise ShiftViTError(f"{len(left):,} blocks were not written; {again}")
-
-
-def import_ray() -> Any:
-    """Imports Ray and returns it. Its usage statistics are disabled unless the user configured them.
-
-    Raises:
-        ShiftViTError: it is not installed.
-    """
-    settings = Path(os.environ.get("RAY_USAGE_STATS_CONFIG_PATH", "~/.ray/config.json")).expanduser()
-    if not settings.exists():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ShiftViTError(f"the engine 'ray' is not installed; {suggest_install('ray[data]')}") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return ray
-
-
-@contextmanager
-def _connect(ray: Any, address: str | None, store: int) -> Iterator[None]:
-    """Connects to a cluster, or starts one, and disconnects at the end."""
-    if ray.is_initialized():  # by the calling program
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    started: dict[str, Any] = {}
-    if address == "local":
-        started = {"include_dashboard": False, "object_store_memory": store}
-    elif address != "auto" and "://" not in address:
-        _check_reachable(address)
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **started)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = describe_error(error)
-        mend = "install the same versions on both" if "mismatch" in reason else "start a cluster with: ray start --head"
-        raise ShiftViTError(f"the Ray cluster at {address!r} cannot be used: {reason}; {mend}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ShiftViTError(
-            f"no Ray cluster answers at {address!r} ({reason}); give HOST:PORT of its head, or auto on one of its nodes"
-        ) from error

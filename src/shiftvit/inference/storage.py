@@ -1,4 +1,4 @@
-"""Lists, reads and writes files on this machine, or by URI with pyarrow (`s3://`, `gs://`, `file://`)."""
+"""Lists and reads files on this machine, or by URI with pyarrow (`s3://`, `gs://`, `file://`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import errno
 import os
 import platform
 import re
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from shiftvit import files
 from shiftvit.data.decode.images import MAX_BYTES, read_bytes
 from shiftvit.errors import ShiftViTError, describe_error
 
@@ -144,10 +142,15 @@ def open_storage(uri: str) -> tuple[Storage, str]:
     """Returns the file system of a URI, and the path in it.
 
     Raises:
-        ShiftViTError: pyarrow knows no such file system, or cannot open it.
+        ShiftViTError: the URI has a fragment, or a query that pyarrow would ignore; pyarrow knows no such file system,
+            or cannot open it.
     """
     from pyarrow import fs
 
+    for sign, code in (("#", "%23"), ("?", "%3F")):
+        # Of a file on this machine, pyarrow drops both; elsewhere a query holds options such as the region.
+        if sign in uri and (sign == "#" or uri.lower().startswith("file:")):
+            raise ShiftViTError(f"{uri!r} has a {sign!r}, which ends the path of a URI; write it as {code}")
     with report_unreachable(uri):
         filesystem, path = fs.FileSystem.from_uri(uri)
     scheme = uri.split("://", 1)[0] + "://"
@@ -169,119 +172,3 @@ def report_unreachable(uri: str) -> Iterator[None]:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else describe_error(error)
         mend = "the URI and its credentials" if is_uri(uri) else "the path and its permissions"
         raise ShiftViTError(f"{uri!r} cannot be reached: {reason}; check {mend}") from error
-
-
-class Folder:
-    """A folder for output, on this machine or by URI. Its files are written atomically.
-
-    Args:
-        name: a path or a URI.
-    """
-
-    def __init__(self, name: str) -> None:
-        from pyarrow import fs
-
-        self._name, self._is_local = name, not is_uri(name)
-        if self._is_local:
-            self._filesystem, self._path = fs.LocalFileSystem(), str(Path(name).absolute())
-        else:
-            storage, self._path = open_storage(name)
-            self._filesystem = storage.filesystem
-
-    def __str__(self) -> str:
-        return self._name
-
-    @property
-    def place(self) -> str:
-        """The absolute path, or the URI."""
-        return self._path if self._is_local else self._name
-
-    def check(self) -> None:
-        """Raises ShiftViTError if it cannot be created or written, as far as a check without writing can tell."""
-        path = Path(self._path)
-        if self._is_local:
-            files.check_folder_name(path)
-        with report_unreachable(self._name):
-            is_file = self._filesystem.get_file_info(self._path).is_file
-        if is_file:
-            raise ShiftViTError(f"{self._name!r} is a file, but the output is a folder; choose another name")
-        if self._is_local:
-            files.check_folder(path)
-
-    def make(self) -> None:
-        """Creates the folder, if it does not exist.
-
-        Raises:
-            ShiftViTError: it cannot be created.
-        """
-        with report_unreachable(self._name):
-            self._filesystem.create_dir(self._path, recursive=True)
-
-    def list_names(self) -> list[str]:
-        """Returns the names of its files and folders, without unfinished files; [] if it does not exist.
-
-        Raises:
-            ShiftViTError: it cannot be listed.
-        """
-        from pyarrow import fs
-
-        with report_unreachable(self._name):
-            found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
-        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
-
-    def has(self, name: str) -> bool:
-        """Returns whether it has a file of this name.
-
-        Raises:
-            ShiftViTError: it cannot be reached.
-        """
-        with report_unreachable(self._name):
-            return bool(self._filesystem.get_file_info(f"{self._path}/{name}").is_file)
-
-    def read(self, name: str) -> bytes:
-        """Returns the content of a file in it.
-
-        Raises:
-            ShiftViTError: it cannot be read.
-        """
-        path = f"{self._path}/{name}"
-        with report_unreachable(f"{self._name}/{name}"), self._filesystem.open_input_file(path) as file:
-            return bytes(file.read())
-
-    def write(self, name: str, content: bytes) -> None:
-        """Writes a file in it.
-
-        Raises:
-            ShiftViTError: the disk is full, the folder is not writable, or the file system fails.
-        """
-        if self._is_local:
-            files.write_file(Path(self._path, name), lambda temporary: temporary.write_bytes(content))
-            return
-        with report_unreachable(f"{self._name}/{name}"):
-            try:
-                self._upload(name, content)
-            except OSError:  # a second start of the same run may have swept the unfinished file away
-                self._upload(name, content)
-
-    def _upload(self, name: str, content: bytes) -> None:
-        filesystem, new = self._filesystem, f"{self._path}/.{name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with filesystem.open_output_stream(new) as stream:
-                stream.write(content)
-            filesystem.move(new, f"{self._path}/{name}")
-        except BaseException:
-            with suppress(OSError):
-                filesystem.delete_file(new)
-            raise
-
-    def sweep(self) -> None:
-        """Deletes the unfinished files of killed processes, if possible; by URI also those of other live starts."""
-        if self._is_local:
-            files.delete_abandoned(Path(self._path))
-            return
-        from pyarrow import fs
-
-        with suppress(OSError):
-            for info in self._filesystem.get_file_info(fs.FileSelector(self._path)):
-                if info.base_name.startswith(".") and info.base_name.endswith(".tmp"):
-                    self._filesystem.delete_file(info.path)

@@ -22,9 +22,10 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.blocks import TRIES, read_entries
 from shiftvit.inference.embed import Embedder
+from shiftvit.inference.folder import BEGUN, Folder
 from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import find_weights, identify
-from shiftvit.inference.storage import Folder, Storage
+from shiftvit.inference.storage import Storage
 
 # The file in a run's folder that describes the run.
 MANIFEST = "run.json"
@@ -33,6 +34,7 @@ FORMATS = {"predict": ("jsonl", "parquet"), "embed": ("parquet",)}
 _LOADERS: dict[str, type[Predictor] | type[Embedder]] = {"predict": Predictor, "embed": Embedder}
 # An actor reserves so much less than its threads, because with one on each core the tasks that feed them need some too.
 SPARE_CORES = 0.1
+_MOST_DEATHS = 4  # actors that may die in one block, as when a node is taken away
 _PAUSE = 2.0  # seconds between two attempts to read a block
 
 
@@ -52,6 +54,7 @@ class Task:
         features: number of features of an image, for `embed`.
         storages: where the images are.
         roots: the folders on this machine that contain them.
+        run: the `digest_run` of the manifest; "": it is not checked.
         version: the version of shiftvit.
     """
 
@@ -68,6 +71,7 @@ class Task:
     features: int | None = None
     storages: tuple[Storage, ...] = ()
     roots: tuple[str, ...] = ()
+    run: str = ""
     version: str = __version__
 
 
@@ -141,9 +145,20 @@ class Worker:
         """Writes the rows of a block, and returns how many of its images failed."""
         task, out = self._task, Folder(self._task.out)
         self._check(out)
+        if task.run and digest_run(json.loads(out.read(MANIFEST))) != task.run:
+            raise ShiftViTError(f"{str(out)!r} was taken by another run, which started at the same time")
         name = name_part(number, task.kind, task.digits)
+        begun = f".{name}{BEGUN}"
         if out.has(name):  # an actor wrote it, but died before it could report it
             return count_errors(out.read(name), task.kind)
+        # Ray gives the block of an actor that died to another one, without an end.
+        deaths = len(out.read(begun)) if out.has(begun) else 0
+        if deaths > _MOST_DEATHS:
+            raise ShiftViTError(
+                f"{deaths} actors in turn died in the block of {name!r}, perhaps because an image crashed them or "
+                "memory ran out (--max-pixels, --batch-size and --workers limit it)"
+            )
+        out.write(begun, b"." * (deaths + 1))
         for attempt in range(TRIES):
             try:
                 content, failures = self._compute_rows(json.loads(zlib.decompress(entries)))
@@ -153,6 +168,7 @@ class Worker:
                     raise
                 time.sleep(_PAUSE)
         out.write(name, content)
+        out.delete(begun)
         return failures
 
     def _compute_rows(self, entries: list[Any]) -> tuple[bytes, int]:
@@ -212,6 +228,12 @@ def count_actors(nodes: Sequence[dict[str, Any]], threads: int) -> int:
 def pack(entries: Sequence[Any]) -> bytes:
     """Returns the entries of a block, compressed; their paths have much in common."""
     return zlib.compress(json.dumps(entries).encode())
+
+
+def digest_run(manifest: dict[str, Any]) -> str:
+    """Returns a SHA-256 of what the rows of a run depend on, in hexadecimal; the model's path may change."""
+    lasting = {name: value for name, value in manifest.items() if name != "model"}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
 def count_digits(blocks: int) -> int:

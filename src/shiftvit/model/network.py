@@ -63,6 +63,12 @@ class _Configured(keras.Model):
         kept = {"trainable_layers": frozen} if frozen else {}
         return {**lists, "name": self.name, "trainable": self.trainable, **kept, "dtype": policy}
 
+    def quantize(self, *arguments: Any, **named: Any) -> None:  # noqa: ARG002
+        """Raises ShiftViTError: Keras quantizes no subclasses of its layers, and would leave the model as it is."""
+        raise ShiftViTError(
+            "Keras cannot quantize this model; export it instead: shiftvit export MODEL --format onnx --precision int8"
+        )
+
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:  # noqa: ARG003
         config = dict(config)
@@ -172,7 +178,11 @@ class ShiftViTBackbone(_Configured):
         super().__init__(inputs=images, outputs=x, name=name or "shiftvit_backbone")
         self.settings = config
         self.policy = policy
-        self.pyramid_outputs = pyramid
+        self._pyramid = tuple(pyramid.items())  # Keras would turn a dict into one that jax cannot return
+
+    @property
+    def pyramid_outputs(self) -> dict[str, Any]:
+        return dict(self._pyramid)
 
 
 @_add_signature

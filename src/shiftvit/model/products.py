@@ -27,10 +27,17 @@ def linear(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> 
 
 
 class _Linear(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, kernel)
+    def forward(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return _convolve(x, kernel, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG004
+        x, kernel, _ = inputs
+        ctx.save_for_backward(x, kernel)
+        ctx.save_for_forward(x, kernel)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -42,6 +49,17 @@ class _Linear(torch.autograd.Function):
             x.reshape(-1, x.shape[-1]).T @ rows if ctx.needs_input_grad[1] else None,
             rows.sum(0) if ctx.needs_input_grad[2] else None,
         )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
+        x, kernel = ctx.saved_tensors
+        along_x, along_kernel, along_bias = tangents
+        out = torch.zeros((*x.shape[:-1], kernel.shape[-1]))
+        if along_x is not None:
+            out = out + along_x @ kernel
+        if along_kernel is not None:
+            out = out + x @ along_kernel
+        return out if along_bias is None else out + along_bias
 
 
 def _convolve(x: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
