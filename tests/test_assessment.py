@@ -127,8 +127,10 @@ def test_unwritable_output_folder_is_refused(sample_as_cifar10, tmp_path: Path) 
         evaluate("cifar10", out=tmp_path / "file" / "evaluation")
 
 
-def test_foreign_files_in_the_output_folder_are_reported_first(sample_as_cifar10, tmp_path, monkeypatch) -> None:  # noqa: ARG001
-    (tmp_path / "mistakes.png").write_bytes(b"mine")
+@pytest.mark.parametrize(("name", "corruptions"), [("mistakes", False), ("mistakes", True), ("corruptions", True)])
+@pytest.mark.usefixtures("sample_as_cifar10")
+def test_foreign_files_in_the_output_folder_are_reported_first(name, corruptions, tmp_path, monkeypatch) -> None:
+    (tmp_path / f"{name}.png").write_bytes(b"mine")
     monkeypatch.setattr("shiftvit.evaluation.evaluate.read_images", lambda *_: pytest.fail("the images were read"))
-    with pytest.raises(ShiftViTError, match=r"mistakes\.png' exists and is not shiftvit's, so it is not replaced"):
-        evaluate("cifar10", out=tmp_path)
+    with pytest.raises(ShiftViTError, match=rf"{name}\.png' exists and is not shiftvit's, so it is not replaced"):
+        evaluate("cifar10", out=tmp_path, corruptions=corruptions)

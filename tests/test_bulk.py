@@ -15,8 +15,10 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,10 +35,11 @@ from shiftvit.files import make_temporary_folder
 from shiftvit.inference import bulk, worker
 from shiftvit.inference.blocks import Inputs, read_entries
 from shiftvit.inference.bulk import run_bulk
+from shiftvit.inference.cluster import import_ray
 from shiftvit.inference.embed import Embedding
-from shiftvit.inference.predict import Failure, to_row
 from shiftvit.inference.folder import Folder
-from shiftvit.inference.storage import Storage, is_uri
+from shiftvit.inference.predict import Failure, to_row
+from shiftvit.inference.storage import Storage, is_uri, open_storage
 from shiftvit.inference.worker import (
     Task,
     Worker,
@@ -218,8 +221,9 @@ def test_output_files_are_written_atomically(tmp_path, make):
     (tmp_path / "new" / "out" / ".part-000001.jsonl.0.tmp").write_bytes(b"half")
     assert folder.list_names() == ["part-000000.jsonl"]
     if is_uri(str(folder)):
+        (tmp_path / "new" / "out" / "mine.tmp").write_bytes(b"mine")
         folder.sweep()
-        assert len(list((tmp_path / "new" / "out").iterdir())) == 1
+        assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"mine.tmp", "part-000000.jsonl"}
     else:
         with make_temporary_folder(tmp_path / "new" / "out", "part-000001.jsonl") as live:
             leftover = tmp_path / "new" / "out" / ".part-000000.jsonl.0.tmp"
@@ -237,30 +241,54 @@ def test_output_files_are_written_atomically(tmp_path, make):
     assert not (tmp_path / "gone").exists()
 
 
+class Intercepted:
+    """A file system that calls a function before each rename."""
+
+    def __init__(self, filesystem, before):
+        self._filesystem, self._before = filesystem, before
+
+    def __getattr__(self, name):
+        return getattr(self._filesystem, name)
+
+    def move(self, old, new):
+        self._before(old)
+        self._filesystem.move(old, new)
+
+
 def test_upload_is_repeated_if_another_start_swept_it(tmp_path):
+    folder, swept = Folder((tmp_path / "out").as_uri()), []
+    folder.make()
+
+    def sweep(unfinished):
+        if not swept:
+            swept.append(unfinished)
+            Folder(str(folder)).sweep()
+            assert not Path(unfinished).exists()
+
+    folder._filesystem = Intercepted(folder._filesystem, sweep)
+    folder.write("part-000000.jsonl", b"rows")
+    assert swept
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir()] == [("part-000000.jsonl", b"rows")]
+
+
+def test_failed_upload_leaves_nothing(tmp_path):
     folder = Folder((tmp_path / "out").as_uri())
     folder.make()
 
-    class Swept:
-        """A file system in which another process sweeps the folder before the first rename."""
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        def __init__(self, filesystem):
-            self._filesystem, self.swept = filesystem, False
+    folder._filesystem = Intercepted(folder._filesystem, fail)
+    with pytest.raises(ShiftViTError, match="cannot be reached: No space left on device"):
+        folder.write("part-000000.jsonl", b"rows")
+    assert list((tmp_path / "out").iterdir()) == []
 
-        def __getattr__(self, name):
-            return getattr(self._filesystem, name)
 
-        def move(self, old, new):
-            if not self.swept:
-                self.swept = True
-                Folder(str(folder)).sweep()
-                assert not Path(old).exists()
-            self._filesystem.move(old, new)
-
-    folder._filesystem = Swept(folder._filesystem)
-    folder.write("part-000000.jsonl", b"rows")
-    assert folder._filesystem.swept
-    assert [(path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir()] == [("part-000000.jsonl", b"rows")]
+def test_image_by_uri_is_read_no_further_than_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("shiftvit.inference.storage.MAX_BYTES", 99)
+    (tmp_path / "a.png").write_bytes(bytes(200))
+    storage, path = open_storage((tmp_path / "a.png").as_uri())
+    assert len(storage.get_content(path)()) == 100  # one byte more than the limit shows that it is too large
 
 
 @pytest.mark.parametrize(("blocks", "digits"), [(1, 6), (1_000_000, 6), (1_000_001, 7), (10_000_001, 8)])
@@ -554,6 +582,22 @@ def test_usage_errors_are_one_line(options, message, photos, tmp_path, monkeypat
     assert "\n" not in str(answer.exception)
 
 
+def test_unfinished_files_are_swept_at_the_end(photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def run_blocks(*_):
+        leftover = out / ".part-000000.jsonl.0.tmp"  # of a worker that was killed after its rename
+        leftover.mkdir()
+        (leftover / ".lock").write_bytes(b"")
+        yield 0, 0
+
+    monkeypatch.setattr(bulk, "import_ray", lambda: SimpleNamespace(nodes=lambda: make_nodes(64)))
+    monkeypatch.setattr(bulk, "_connect", lambda *_: nullcontext())
+    monkeypatch.setattr(bulk, "_run_blocks", run_blocks)
+    run_bulk(Task("predict", str(out)), [str(photos / "b c")])
+    assert [path.name for path in out.iterdir()] == ["run.json"]
+
+
 def test_missing_ray_names_the_package_to_install(photos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ShiftViTError, match=r"the engine 'ray' is not installed; pip install 'ray\[data\]"):
@@ -586,14 +630,14 @@ def test_usage_statistics_follow_the_users_settings(tmp_path, monkeypatch):
     name, settings = "RAY_USAGE_STATS_ENABLED", tmp_path / "config.json"
     monkeypatch.setenv("RAY_USAGE_STATS_CONFIG_PATH", str(settings))
     monkeypatch.setenv(name, "1")
-    cluster.import_ray()
+    import_ray()
     assert os.environ[name] == "1"
     monkeypatch.delenv(name)
-    cluster.import_ray()
+    import_ray()
     assert os.environ[name] == "0"
     monkeypatch.delenv(name)
     settings.write_text('{"usage_stats": true}')
-    cluster.import_ray()
+    import_ray()
     assert name not in os.environ
 
 
@@ -830,7 +874,7 @@ def test_node_with_another_version_ends_the_run(cluster, photos, tmp_path):
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("__version__ = '0.0.1'")
     task, names = Task("predict", str(tmp_path / "out")), [str(photos / "b c")]
-    cluster.import_ray()
+    import_ray()
     with ray.init(
         cluster.address,
         log_to_driver=False,

@@ -134,13 +134,13 @@ def draw_noise(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 9, 3), np.uint8)
 
 
-@pytest.mark.parametrize(("few", "harmful"), [(2, False), (1, True)])
-def test_imbalance_above_100_to_1_is_harmful(tmp_path, few, harmful):
-    labels = np.array([0] * 150 + [1] * few)
+@pytest.mark.parametrize(("many", "few", "harmful"), [(150, 2, False), (100, 1, False), (101, 1, True), (150, 1, True)])
+def test_imbalance_above_100_to_1_is_harmful(tmp_path, many, few, harmful):
+    labels = np.array([0] * many + [1] * few)
     found = run_checks(save_archive(tmp_path / "d.npz", images=draw_noise(len(labels)), labels=labels))
-    assert found.imbalance == {"train": 150 / few}
+    assert found.imbalance == {"train": many / few}
     assert found.harmful == (
-        ["imbalance: '0' has 150 training images and '1' 1, more than 100 to 1"] if harmful else []
+        [f"imbalance: '0' has {many} training images and '1' 1, more than 100 to 1"] if harmful else []
     )
 
 

@@ -102,6 +102,12 @@ def test_random_numbers_differ_between_images_and_are_reproducible(name, real_im
     np.testing.assert_array_equal(corrupt(twice, name, 3), result)
 
 
+def test_random_numbers_differ_between_corruptions():
+    images = make_grey(128, 1, 32, 32)
+    first, second = (corrupt(images, name, 5).ravel() - 128.0 for name in ("gaussian_noise", "speckle_noise"))
+    assert np.corrcoef(first, second)[0, 1] < 0.5
+
+
 # Severity
 
 

@@ -147,6 +147,17 @@ def test_attempts_without_progress_are_limited(server: FileServer, tmp_path: Pat
     assert len(server.requests) == 3
 
 
+@pytest.mark.parametrize(("status", "attempts"), [(404, 1), (429, 3), (503, 3)])
+def test_only_refusals_that_may_pass_are_tried_again(
+    server: FileServer, tmp_path: Path, status: int, attempts: int
+) -> None:
+    leave_partial_file(server, tmp_path / "file")
+    server.status = status
+    with pytest.raises(ShiftViTError, match=f"the server responded {status}"):
+        download(server.url, tmp_path / "file", limit=2**20)
+    assert len(server.requests) == attempts
+
+
 def test_content_encoding_and_invalid_urls_fail(server: FileServer, tmp_path: Path) -> None:
     server.encoding = "gzip"
     with pytest.raises(ShiftViTError, match="sends the file with a content encoding"):

@@ -145,10 +145,11 @@ def test_thumbnails_are_compared_by_correlation():
     np.testing.assert_array_equal(are_alike(first, second), expected >= 0.9)
 
 
-@pytest.mark.parametrize(("contrast", "same"), [(2, False), (4, True)])
-def test_thumbnails_need_contrast_to_be_alike(contrast, same):
-    thumbs = (100 + contrast * np.sign(np.arange(256) % 7 - 3)).astype(np.uint8)[None]
-    assert are_alike(thumbs, thumbs).tolist() == [same]
+@pytest.mark.parametrize(("contrasts", "same"), [((2, 2), False), ((2, 4), False), ((4, 2), False), ((4, 4), True)])
+def test_thumbnails_need_contrast_to_be_alike(contrasts, same):
+    signs = np.sign(np.arange(256) % 7 - 3)
+    first, second = ((100 + contrast * signs).astype(np.uint8)[None] for contrast in contrasts)
+    assert are_alike(first, second).tolist() == [same]
 
 
 def test_groups_and_their_example_pairs():

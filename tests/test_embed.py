@@ -20,6 +20,7 @@ from shiftvit import Bundle, Embedder, Predictor, ShiftViTError
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.cli.main import app
+from shiftvit.inference.embed import Embedding, write_table
 from shiftvit.inference.predict import Failure
 
 
@@ -80,6 +81,12 @@ def test_embedder_can_be_pickled(embedder: Embedder, files: list[str]) -> None:
     np.testing.assert_array_equal(again(files), embedder(files))
 
 
+@pytest.mark.slow
+def test_pickled_embedder_keeps_its_runtime() -> None:
+    by_keras = Embedder.from_pretrained("cifar10", runtime="keras")
+    assert pickle.loads(pickle.dumps(by_keras)).runtime == "keras"
+
+
 def test_broken_file_does_not_affect_the_others(embedder: Embedder, files: list[str]) -> None:
     Path(files[3]).write_bytes(b"no picture")
     results = list(embedder.stream(files))
@@ -122,6 +129,13 @@ def test_parquet_with_several_row_groups(
     assert parquet.ParquetFile(out).num_row_groups == 3
     features = np.array(parquet.read_table(out)["features"].to_pylist(), np.float32)
     np.testing.assert_allclose(features, embedder(files), atol=1e-4)
+
+
+def test_parquet_holds_names_that_are_not_utf8(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    write_table(tmp_path / "f.parquet", iter([Embedding("\udcff.png", np.zeros(2, np.float32))]), 2)
+    assert parquet.read_table(tmp_path / "f.parquet")["path"].to_pylist() == ["\\udcff.png"]
 
 
 @pytest.mark.parametrize(

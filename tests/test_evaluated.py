@@ -142,9 +142,11 @@ def test_images_of_a_run_that_are_not_those_of_its_data_set(tmp_path: Path, monk
     save_digests(replace(data, class_names=[*data.class_names]), tmp_path / "images.json")  # type: ignore[arg-type]
     assert find_evaluated(None, run=tmp_path).own_test
     flipped = replace(data.test, images=data.test.images[:, :, ::-1])
-    save_digests(replace_splits(data, test=flipped), tmp_path / "images.json")
-    with pytest.raises(ShiftViTError, match=r"trained on different images than 'cifar10' now holds, .* them with --da"):
-        find_evaluated(None, run=tmp_path)
+    relabelled = replace(data.test, labels=9 - data.test.labels)
+    for other in (flipped, relabelled):
+        save_digests(replace_splits(data, test=other), tmp_path / "images.json")
+        with pytest.raises(ShiftViTError, match=r"on different images than 'cifar10' now holds, .* them with --da"):
+            find_evaluated(None, run=tmp_path)
     (tmp_path / "images.json").write_text("[]")
     with pytest.raises(ShiftViTError, match=r"images.json' cannot be read .*; restore it"):
         find_evaluated(None, run=tmp_path)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_heif import HeifImageFile
 
 import image_matrix as matrix
 from pace import limit_time, measure_unit
@@ -204,6 +205,7 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     with limit_time(30):
         assert f"has {5 * 2**30:,} bytes, more than max_bytes={MAX_BYTES:,}" in read_error(path)
     assert "has 101 bytes, more than max_bytes=100" in read_error(bytes(101), max_bytes=100)
+    assert "is not an image" in read_error(bytes(100), max_bytes=100)
 
 
 # --- Broken or expensive metadata, which must not lose the picture.
@@ -305,6 +307,16 @@ def decode_in_a_process(folder: Path, contents: dict[str, bytes]) -> dict[str, s
 requires_proc = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc"
 )
+
+
+def test_picture_that_turns_out_larger_than_declared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: HeifImageFile) -> None:
+        self._size, self.im = (90, 70), Image.new("RGB", (90, 70)).im
+
+    monkeypatch.setattr(HeifImageFile, "load", load)
+    assert "has 70 x 90 pixels (6,300), more than max_pixels=2,000" in read_error(
+        matrix.make_files()["plain.heic"], max_pixels=2000
+    )
 
 
 @requires_proc

@@ -115,6 +115,11 @@ def test_calibration_by_hand():
     assert found["mce"] == pytest.approx(0.4)
 
 
+def test_confidence_between_two_bins_counts_in_the_lower_one():
+    found = measure_calibration(np.array([[0.5, 0.5]]), np.array([0]), bins=2)
+    assert [row["count"] for row in found["bins"]] == [1, 0]
+
+
 @pytest.mark.parametrize(("hits", "ece"), [(1.0, 0.0), (0.0, 1.0), (0.75, 0.25)])
 def test_calibration_of_a_classifier_that_is_always_certain(hits, ece):
     labels = np.zeros(100, int)

@@ -78,6 +78,11 @@ def test_attributes_of_a_prediction(predictor, images):
     assert len(predictor(images[0], top_k=99)[0].top) == 10
 
 
+def test_of_equal_probabilities_the_first_class_is_first(predictor):
+    prediction = predictor._make_prediction("x", np.full(10, 0.1, np.float32), 3)
+    assert [label for label, _ in prediction.top] == list(predictor.labels[:3])
+
+
 def test_every_kind_of_source_gives_the_same_result(predictor, files, images):
     content = files[0].read_bytes()
     with Image.open(io.BytesIO(content)) as opened:

@@ -258,6 +258,8 @@ def test_invalid_answers_fail_and_leave_nothing(server: FileServer, change: dict
     for key, value in change.items():
         setattr(server, key, value)
     assert_pull_fails(match)
+    cached = files.find_cache_folder("weights") / f"{NAME}.pth"
+    assert not cached.exists() or not cached.read_bytes()
     server.content, server.status = good, 200
     pull_published(NAME)  # nothing of the bad answer was kept
     assert Bundle.load(NAME).labels[0] == "tench"

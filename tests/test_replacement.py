@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate, file
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.data import named
 from shiftvit.exports import driver
-from shiftvit.files import lock, write_file
+from shiftvit.files import lock, read_unlinked, take_turn, write_file
 from shiftvit.replacement import find_current, write_folder
 
 NAMES = ("a.txt", "b.txt", "old.txt")
@@ -96,6 +97,40 @@ def test_foreign_file_of_the_same_name_is_not_replaced(kind: str, tmp_path: Path
     assert read_contents(tmp_path) == before
 
 
+def test_arrived_files_of_other_names_do_not_replace_any(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".shiftvit-arriving" / "new").mkdir(parents=True)
+    (tmp_path / ".shiftvit-arriving" / "new" / "notes.txt").write_text("theirs")
+    write_files(tmp_path, "first")
+    assert read_contents(tmp_path) == {"notes.txt": "mine", **dict.fromkeys(NAMES[:2], "first")}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_replaced_folder_keeps_its_permissions(tmp_path: Path) -> None:
+    write_files(tmp_path / "place", "first")
+    (tmp_path / "place").chmod(0o750)
+    write_files(tmp_path / "place", "second")
+    assert stat.S_IMODE((tmp_path / "place").stat().st_mode) == 0o750
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
+def test_files_and_their_folders_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def note(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_file(tmp_path / "c.txt", lambda temporary: temporary.write_text("text"))
+    assert synced == [path.stat().st_ino for path in (tmp_path / "c.txt", tmp_path)]
+    synced.clear()
+    write_files(tmp_path / "place", "first")
+    files_of_the_folder = {(tmp_path / "place" / name).stat().st_ino for name in NAMES[:2]}
+    assert {*synced[:-1]} == files_of_the_folder
+    assert synced[-1] == tmp_path.stat().st_ino
+
+
 def test_working_directory_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a shell with this working directory would be left in a deleted one."""
     write_files(tmp_path / "place", "first")
@@ -115,6 +150,25 @@ def test_links_do_not_redirect_reading_or_writing(tmp_path: Path) -> None:
     write_files(tmp_path / "place", "second")
     assert (tmp_path / "private" / "new" / "a.txt").read_text() == "private"
     assert (tmp_path / "place" / "a.txt").read_text() == "second"
+    (tmp_path / "other" / ".shiftvit-arriving").mkdir(parents=True)
+    (tmp_path / "other" / ".shiftvit-arriving" / "new").symlink_to(tmp_path / "private" / "new")
+    assert find_current(tmp_path / "other" / "a.txt") == tmp_path / "other" / "a.txt"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize(("kind", "fault"), [("link", "symbolic links"), ("pipe", "it is no regular file")])
+def test_file_that_becomes_a_link_or_pipe_is_not_read(
+    kind: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private").write_text("private")
+    if kind == "link":
+        (tmp_path / "place").symlink_to(tmp_path / "private")
+    else:
+        os.mkfifo(tmp_path / "place")
+    before = (tmp_path / "private").stat()
+    monkeypatch.setattr(Path, "lstat", lambda _: before)
+    with pytest.raises(OSError, match=fault):
+        read_unlinked(tmp_path / "place")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows deletes no open file")
@@ -158,6 +212,19 @@ def test_device_is_never_replaced(kind: str, tmp_path: Path) -> None:
         write_file(place, lambda temporary: temporary.write_text("text"))
     assert not place.is_file()
     assert list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows limits whole paths")
+def test_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    place = tmp_path / ("n" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    write_file(place, lambda temporary: temporary.write_text("text"))
+    assert place.read_text() == "text"
+
+
+def test_turn_begins_without_what_killed_processes_left(tmp_path: Path) -> None:
+    (tmp_path / ".a.txt.0.tmp").mkdir()  # killed before it made its lock
+    with take_turn(tmp_path, "working"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_only_temporary_files_of_dead_processes_are_deleted(tmp_path: Path) -> None:
@@ -269,7 +336,9 @@ def test_evaluation_replaces_only_its_own_files(tmp_path: Path, monkeypatch: pyt
     out = tmp_path / "out"
     (out / "deep").mkdir(parents=True)
     (out / "deep" / "notes.txt").write_text("mine")
+    (out / "corruptions.png").write_bytes(b"mine")
     evaluate(bundle, out=out)
+    assert (out / "corruptions.png").read_bytes() == b"mine"
     (out / "corruptions.png").write_bytes(b"of an earlier one")
     before = (out / "mistakes.png").read_bytes()
     evaluate(bundle, out=out)

@@ -113,6 +113,11 @@ def test_equal_settings_change_nothing(stopped_run: Path) -> None:
         ("model.drop_path", 0.1, "model.drop_path is 0.0 in the run"),
         ("train.epochs", 1, "train.epochs=1 is less than the 2 epochs that the run"),
         ("train.epoch", 3, "epochs"),
+        ("train.ema", 0.5, "train.ema is .* and cannot change to 0.5 mid-run"),
+        ("train.seed", 9, "train.seed is 0 in the run '.*' and cannot change to 9 mid-run"),
+        ("train.drop_remainder", False, "train.drop_remainder is True in the run"),
+        ("train.schedule.whole_steps", False, "train.schedule.whole_steps is True in the run"),
+        ("augment.repeats", 2, "augment.repeats is 1 in the run"),
     ],
 )
 def test_settings_that_the_state_depends_on_cannot_change(
@@ -238,6 +243,31 @@ def test_device_without_a_stored_generator_is_seeded(stopped_run: Path, monkeypa
         checkpoint.set_generators(3, checkpoint.Progress(1, 2), stopped_run / "checkpoints" / "last.safetensors")
         draws.append(torch.rand(3).tolist())
     assert draws[0] == draws[1]
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only torch has generators with a state")
+def test_processes_have_their_own_random_numbers(stopped_run: Path) -> None:
+    import torch
+
+    from shiftvit.training import checkpoint
+
+    draws = set()
+    for rank in range(3):
+        for step in (0, 2):
+            place = checkpoint.Progress(1, step)
+            checkpoint.set_generators(3, place, stopped_run / "checkpoints" / "last.safetensors", rank)
+            draws.add(torch.rand(1).item())
+    assert len(draws) == 6
+
+
+@pytest.mark.parametrize(("enough", "fitted"), [(50, True), (51, False)])
+def test_temperature_is_fitted_only_on_enough_validation_images(
+    enough: int, fitted: bool, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shiftvit.training.results._ENOUGH", enough)
+    run = train(resume=trained_run, data=load_sample())
+    assert run.metrics["val"]["n"] == 50
+    assert (run.bundle.temperature != 1) == fitted
 
 
 class Killed(BaseException):

@@ -1,10 +1,12 @@
 """Hostile requests to the server, over real sockets, and their answers."""
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
 import io
 import json
+import logging
 import re
 import socket
 import struct
@@ -21,6 +23,7 @@ from serving import make_picture, run_server
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.runtimes import load_graph
 from shiftvit.serve import bodies
+from shiftvit.serve.answers import Refused
 from shiftvit.serve.guard import Access, is_loopback, parse_hosts, parse_origins
 from shiftvit.serve.limits import Limits
 
@@ -241,6 +244,19 @@ def test_body_is_limited_whatever_size_it_declares(server):
     assert (status, list(content)) == (413, ["error"])
 
 
+def test_body_without_an_end_is_refused():
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with run_server(limits=Limits(max_bytes=1000)) as server:
+        answer = send_raw(server, head + b"1388\r\n" + bytes(5000) + b"\r\n")  # more than is read and dropped
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_client_that_waits_for_status_100_is_refused_at_once(server):
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+    answer = send_raw(server, head + b"Content-Length: %d\r\n\r\n" % (server.limits.max_bytes + 1))
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
 @pytest.mark.parametrize("length", ["-1", "1e3", "999999999999999999999999", "0x10", "5, 6", "+5"])
 def test_invalid_content_lengths_are_refused(server, length):
     answer = send_raw(
@@ -275,7 +291,16 @@ def test_decompression_bomb_is_refused(server):
     assert "max_pixels=10,000" in content["error"]
 
 
-@pytest.mark.parametrize("body", [b"/etc/passwd", b"http://localhost/cat.png", b"file:///etc/passwd", b"../secret.png"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"/etc/passwd",
+        b"http://localhost/cat.png",
+        b"http://localhost/cats.jpeg",  # base64, if other characters were left out
+        b"file:///etc/passwd",
+        b"../secret.png",
+    ],
+)
 def test_paths_and_addresses_are_never_opened(server, body):
     status, content = server.post("/v1/classify", body)
     assert status == 415
@@ -283,7 +308,8 @@ def test_paths_and_addresses_are_never_opened(server, body):
     status, content = server.post(
         "/v1/classify", json.dumps({"inputs": body.decode()}), {"Content-Type": "application/json"}
     )
-    assert status in (415, 422)
+    assert status == 422
+    assert "URLs are never fetched" in content["error"]
 
 
 @pytest.mark.parametrize(
@@ -414,6 +440,13 @@ def test_size_of_a_request_head_is_limited(server):
         )
         assert answer.startswith(b"HTTP/1.1 400")
         read_error(answer.partition(b"\r\n\r\n")[2])
+
+
+def test_long_paths_are_cut_in_the_log(caplog):
+    with run_server() as server, caplog.at_level(logging.INFO):
+        server.ask("GET", "/" + "a" * 5000)
+    (line,) = [line for line in caplog.messages if "/aaa" in line]
+    assert len(line) < 300
 
 
 @pytest.mark.parametrize("line", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00", b"\x00" * 99])
@@ -574,6 +607,15 @@ def test_json_of_many_objects_is_refused(server):
     for route in ("/v1/classify", "/v2/models/cifar10/infer"):
         status, content = server.post(route, body, {"Content-Type": "application/json"})
         assert (status, content["error"]) == (400, "the JSON has more than 1,000 objects; send fewer")
+
+
+def test_json_may_nest_16_levels():
+    def parse(levels):
+        return asyncio.run(bodies.parse_json(b'{"a":' * levels + b"0" + b"}" * levels))
+
+    assert parse(16)
+    with pytest.raises(Refused, match="nests more than 16 levels deep"):
+        parse(17)
 
 
 def test_few_large_json_bodies_are_parsed_at_once(monkeypatch):

@@ -101,9 +101,10 @@ def test_full_queue_is_503_and_recovers():
 
 def test_request_larger_than_the_queue_is_413():
     with run_server(limits=Limits(queue=4)) as server:
-        tensor = {"name": "images", "datatype": "UINT8", "shape": [5, 32, 32, 3], "data": [0] * 5 * 3072}
-        status, content = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]}))
-        assert status == 413
+        for count, expected in ((4, 200), (5, 413)):
+            tensor = {"name": "images", "datatype": "UINT8", "shape": [count, 32, 32, 3], "data": [0] * count * 3072}
+            status, content = server.post("/v2/models/cifar10/infer", json.dumps({"inputs": [tensor]}))
+            assert status == expected
         assert "queue" in content["error"]
 
 
@@ -224,6 +225,23 @@ def test_too_many_connections_are_503():
         assert server.ask("GET", "/v2/health/ready")[0] == 200
 
 
+def test_one_connection_may_be_all_that_is_allowed():
+    with run_server(limits=Limits(max_connections=1)) as server:
+        assert server.post("/v1/classify", make_picture())[0] == 200
+
+
+def test_client_that_does_not_read_is_disconnected():
+    with (
+        run_server(limits=Limits(timeout=0.3, header_timeout=60)) as server,
+        socket.create_connection(("127.0.0.1", server.port)),
+    ):
+        connections = server._server.server_state.connections
+        wait_until(lambda: connections)
+        (connection,) = connections
+        connection.loop.call_soon_threadsafe(connection.pause_writing)  # as asyncio does while its buffer is full
+        wait_until(lambda: not connections)
+
+
 def test_connections_disable_nagles_algorithm():
     with run_server() as server, socket.create_connection(("127.0.0.1", server.port)):
         connections = server._server.server_state.connections
@@ -331,6 +349,13 @@ def test_waiting_pixels_are_limited(monkeypatch):
         assert server.post("/v1/classify", make_white(700))[0] == 200  # alone
 
 
+def test_bodies_count_towards_the_limit_only_while_they_are_held(monkeypatch):
+    monkeypatch.setattr(Limits, "max_buffered", 150_000)
+    with run_server() as server:
+        for _ in range(4):
+            assert server.post("/v1/classify", bytes(60_000))[0] == 415
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.slow
 def test_sigterm_answers_begun_requests_and_exits_with_0():
@@ -383,6 +408,7 @@ def test_request_at_the_deadline_of_a_stop_is_503():
         assert gate.entered.wait(20)
         began = time.monotonic()
         server._server._stop(signal.SIGTERM, None)
+        assert server._server._deadline <= time.monotonic() + 1  # the last second of the timeout is for answers
         status, headers, content = answer.result(20)
         assert 1.5 < time.monotonic() - began < 20
         assert (status, headers["Retry-After"]) == (503, "1")

@@ -173,6 +173,13 @@ def test_limit_keeps_the_class_proportions(counts, limit, seed):
     assert split_data(found, validation=0, test=0, seed=seed, limit=limit).train.paths == part.paths
 
 
+def test_limit_draws_other_images_with_another_seed():
+    first, again, other = (
+        split_data(make_dataset([40, 40]), validation=0, test=0, seed=seed, limit=20).train.paths for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
 def test_stratify_and_limit_act_alike_on_files_and_arrays():
     files = make_dataset([40, 10])
     numbers = Split(files.train.labels, images=np.arange(50))

@@ -8,6 +8,7 @@ import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -27,6 +28,7 @@ from shiftvit.evaluation.metrics import measure
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
+from shiftvit.training import callbacks
 from shiftvit.training.callbacks import ProgressBar, Watch
 from shiftvit.training.checkpoint import BEST, LAST, NEW_BEST, Progress, load_checkpoint, save_checkpoint, settle_best
 from shiftvit.training.epoch import finish_epoch
@@ -152,6 +154,19 @@ def test_long_epoch_is_saved_after_its_steps(tmp_path, sample, monkeypatch):
     )
     train(make_recipe(epochs=1, checkpoint_minutes=1e-9), out=tmp_path / "run", data=sample)
     assert saved == [0, 1, 2, 3, 4]
+
+
+def test_time_to_the_next_save_counts_from_the_last_one(tmp_path, monkeypatch):
+    now, saved = 0.0, []
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(callbacks, "save_checkpoint", lambda *arguments: saved.append(arguments[2].step))
+    for name in ("set_generators", "collect_generators"):
+        monkeypatch.setattr(callbacks, name, lambda *_: {})
+    watch = Watch(tmp_path, Progress(), seed=0, save_every=60)
+    for step in range(7):
+        now = 40.0 * step
+        watch.on_train_batch_begin(step)
+    assert saved == [2, 4, 6]
 
 
 @pytest.mark.slow
@@ -520,7 +535,8 @@ def test_loss_decides_between_epochs_of_equal_accuracy(tmp_path, sample):
     model, _ = build_tiny(sample)
     (tmp_path / "checkpoints").mkdir()
     progress = Progress()
-    for epoch, (top1, loss, best) in enumerate([(0.5, 2.0, 1), (0.5, 1.5, 2), (0.5, 1.8, 2), (0.6, 3.0, 4)], start=1):
+    rows = [(0.5, 2.0, 1), (0.5, 1.5, 2), (0.5, 1.8, 2), (0.5, 1.5, 2), (0.6, 3.0, 5)]
+    for epoch, (top1, loss, best) in enumerate(rows, start=1):
         progress.epoch = epoch
         finish_epoch(tmp_path, model, progress, {"val_top1": top1, "val_loss": loss})
         assert progress.best_epoch == best

@@ -148,6 +148,18 @@ def test_replaced_file_is_unpacked_again_and_old_images_deleted(tmp_path, cache)
     assert len({*cache.glob("*.arrow")}) == 2
 
 
+def test_file_rewritten_with_the_same_size_and_time_is_unpacked_again(tmp_path):
+    path, sizes = tmp_path / "a.parquet", []
+    for seed in (0, 1):
+        blob = np.random.default_rng(seed).bytes(1000)
+        write_parquet(path, CIFAR, img=make_structs([blob]), label=[0])
+        os.utime(path, ns=(10**18, 10**18))
+        sizes.append(path.stat().st_size)
+        rows._unpacked.clear()  # as in another process
+        assert read_bytes(f"{path}#0") == blob
+    assert sizes[0] == sizes[1]
+
+
 def test_unpacked_file_is_memory_mapped_arrow(tmp_path, cache):
     path = write_cifar(tmp_path / "a.parquet")
     assert read_bytes(f"{path}#0") == BLOBS[0]
