@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exported import run_step
-from shiftvit import Prediction, Predictor, Preprocess, ShiftViTError
+from shiftvit import Bundle, Prediction, Predictor, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import KEY, LONGEST_SIDE, Metadata
 from shiftvit.data.decode.images import decode
 from shiftvit.exports import driver
@@ -126,6 +126,14 @@ def test_server_accepts_any_size(folder):
 def test_any_size_needs_onnx_in_f32(form, precision, tmp_path):
     with pytest.raises(ShiftViTError, match="cannot take images of any size; choose onnx in f32"):
         driver.export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
+
+
+def test_any_size_needs_a_model_that_resizes(tmp_path):
+    model = ShiftViT(image_shape=(16, 16, 3), num_classes=2, embed_dim=12, depths=(1, 1))
+    Bundle.from_model(model, ("a", "b"), Preprocess(crop=16, crop_position="center")).save(tmp_path / "model")
+    with pytest.raises(ShiftViTError, match=r"--any-size needs a model that resizes its images \(preprocess.resize\)"):
+        driver.export(tmp_path / "model", "onnx", any_size=True, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_gate_accepts_rounding_but_no_other_class():

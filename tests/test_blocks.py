@@ -357,3 +357,28 @@ def test_convolution_form_accepts_transposed_input_and_frozen_weights() -> None:
     torch.testing.assert_close(found, expected)
     second = [torch.autograd.grad(gradients[0].square().sum(), x)[0] for gradients in (found, expected)]
     torch.testing.assert_close(*second, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(not TORCH, reason="only torch has the convolution form")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch.func.jvp itself
+def test_convolution_form_works_under_torch_func() -> None:
+    import torch
+
+    from shiftvit.model import products
+
+    x, kernel, bias = (torch.tensor(draw_normal(*shape)) for shape in ((2, 3, 4, 10), (10, 7), (7,)))
+
+    def convolve(x: Any, kernel: Any, bias: Any) -> Any:
+        return products.linear(x, kernel, bias).square().sum()
+
+    def multiply(x: Any, kernel: Any, bias: Any) -> Any:
+        return (x @ kernel + bias).square().sum()
+
+    def compute(form: Any) -> Any:
+        every = (0, 1, 2)
+        one_by_one = torch.func.vmap(lambda image: torch.func.grad(form, every)(image[None], kernel, bias))(x)
+        along = torch.func.jvp(form, (x, kernel, bias), (2 * x, kernel.cos(), bias.sin()))
+        only_image = torch.func.jvp(lambda image: form(image, kernel, bias), (x,), (x,))
+        return torch.func.grad(form, every)(x, kernel, bias), one_by_one, along, only_image
+
+    torch.testing.assert_close(compute(convolve), compute(multiply), rtol=1e-4, atol=1e-3)

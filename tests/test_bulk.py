@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
@@ -195,6 +196,9 @@ def test_images_are_identified_by_their_place(photos, shard, tmp_path, monkeypat
     [
         (["nowhere"], "'nowhere' does not exist"),
         (["file:///nowhere/at/all"], "'file:///nowhere/at/all' does not exist; check the URI"),
+        (["file:///nowhere/pets#old"], "has a '#', which ends the path of a URI; write it as %23"),
+        (["s3://bucket/pets#old"], "has a '#', which ends the path of a URI; write it as %23"),
+        (["file:///nowhere/pets?x=1"], "write it as %3F"),
         (["gopher://host/photos"], "'gopher://host/photos' cannot be reached"),
         (["empty"], "holds no image files"),
         (["empty.parquet"], "readable Parquet"),
@@ -365,6 +369,94 @@ def test_output_folder_belongs_to_one_run(tmp_path):
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ShiftViTError, match=r"'letter.txt' but no run"):
         claim_folder(tmp_path / "mine")
+
+
+def test_folder_that_another_run_took_while_ray_started_is_refused(photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    @contextlib.contextmanager
+    def connect(*_):
+        assert claim_folder(out) is None  # by the other run
+        yield
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 2}}]
+    monkeypatch.setattr(bulk, "connect", connect)
+    monkeypatch.setattr(bulk, "import_ray", lambda: SimpleNamespace(nodes=lambda: nodes))
+    with pytest.raises(ShiftViTError, match="holds a run"):
+        run_bulk(Task("predict", str(out)), [str(photos)], recursive=True)
+    assert [path.name for path in out.iterdir()] == ["run.json"]
+    assert json.loads((out / "run.json").read_text())["model"] == "m"
+
+
+def test_actor_of_another_run_writes_nothing(tmp_path):
+    """By URI two runs may take a folder at the same time; the one whose manifest was replaced ends."""
+    assert claim_folder(tmp_path / "out") is None
+    task = Task("predict", str(tmp_path / "out"), kind="jsonl", run=worker.digest_run({"model": "m", "images": 5}))
+    (fault,) = Worker(task, None)({"block": [0], "entries": [pack([])]})["fault"]
+    assert "was taken by another run" in fault
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path):
+    folder, order = Folder(str(tmp_path)), []
+
+    def wait():
+        with Folder(str(tmp_path)).hold():
+            order.append("second")
+
+    thread = threading.Thread(target=wait)
+    with folder.hold():
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join(20)
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [str, Path.as_uri])
+def test_results_are_not_read_as_images(make, shard, tmp_path):
+    (tmp_path / "in" / "labels").mkdir(parents=True)
+    shutil.copy(shard, tmp_path / "in" / "a.parquet")
+    shutil.copy(shard, tmp_path / "in" / "labels" / "part-000000.parquet")
+    results = Folder(make(tmp_path / "in" / "labels")).identify()
+    found = Inputs([make(tmp_path / "in")], recursive=True, without=results)
+    assert found.digest() == Inputs([make(tmp_path / "in" / "a.parquet")]).digest()
+
+
+def test_paths_on_standard_input_keep_their_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(BLOBS[0])
+    calls = []
+    monkeypatch.setattr(bulk, "run_bulk", lambda _, names, **__: calls.append(names) or bulk.Summary())
+    command = ["predict", "a.png", "-", "d.png", "--engine", "ray", "--out", "out"]
+    CliRunner().invoke(app, command, input="b.png\nc.png\n", catch_exceptions=False)
+    assert calls == [["a.png", "b.png", "c.png", "d.png"]]
+
+
+def test_block_that_kills_its_actors_ends_the_run(photos, tmp_path):
+    inputs = Inputs([str(photos / "a" / "000.png")])
+    assert claim_folder(tmp_path / "out") is None
+    actor = Worker(Task("predict", str(tmp_path / "out"), kind="jsonl", storages=tuple(inputs.storages)), None)
+    batch = {"block": [7], "entries": [pack(inputs.entries)]}
+
+    class Killed(BaseException):
+        """A killed process leaves its files as they are."""
+
+    def die():
+        raise Killed
+
+    actor._load = die
+    for _ in range(5):
+        with pytest.raises(Killed):
+            actor(batch)
+    (fault,) = actor(batch)["fault"]
+    assert "5 actors in turn died in the block of 'part-000007.jsonl'" in fault
+    Folder(str(tmp_path / "out")).sweep()  # as the next start does
+    actor._load = lambda: Predictor.from_pretrained("cifar10")
+    assert actor(batch)["fault"] == [""]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part-000007.jsonl", "run.json"]
 
 
 def test_unsuitable_nodes_report_a_fault(tmp_path, photos):
@@ -592,7 +684,7 @@ def test_unfinished_files_are_swept_at_the_end(photos, tmp_path, monkeypatch):
         yield 0, 0
 
     monkeypatch.setattr(bulk, "import_ray", lambda: SimpleNamespace(nodes=lambda: make_nodes(64)))
-    monkeypatch.setattr(bulk, "_connect", lambda *_: nullcontext())
+    monkeypatch.setattr(bulk, "connect", lambda *_: nullcontext())
     monkeypatch.setattr(bulk, "_run_blocks", run_blocks)
     run_bulk(Task("predict", str(out)), [str(photos / "b c")])
     assert [path.name for path in out.iterdir()] == ["run.json"]
@@ -835,7 +927,7 @@ def test_killed_actor_loses_and_repeats_no_rows(cluster, many_photos, tmp_path):
 
 
 @mark_cluster_test
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_stopped_run_continues(cluster, many_photos, tmp_path, number):
     out = tmp_path / "out"
     process = start_command(cluster, "predict", many_photos, "--workers", "2", "--out", out, cwd=tmp_path)
@@ -844,8 +936,8 @@ def test_stopped_run_continues(cluster, many_photos, tmp_path, number):
         time.sleep(0.005)
     process.send_signal(number)
     _, notices = process.communicate(timeout=60)
-    if number == signal.SIGINT:
-        assert process.returncode == 130, notices
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number, notices
         assert "run the same command again to continue" in notices
     while list_actors() and time.monotonic() < end:  # they finish writing and end after their driver
         time.sleep(0.1)

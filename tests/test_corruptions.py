@@ -332,3 +332,22 @@ def test_elastic_moves_all_channels_alike(real_images):
 def test_images_that_are_too_small_fail():
     with pytest.raises(ShiftViTError, match="images of 7 x 32 pixels are too small to corrupt; use 8 x 8 or more"):
         corrupt(make_grey(1, 1, 7, 32), "fog", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fogg", 1), "there is no corruption 'fogg'; did you mean 'fog'"),
+        (("fog", 0), "severity=0 must be a whole number from 1 to 5"),
+        (("fog", 6), "severity=6"),
+        (("fog", 1.5), "severity=1.5"),
+    ],
+)
+def test_unknown_corruptions_and_severities_fail(arguments, message):
+    with pytest.raises(ShiftViTError, match=message):
+        corrupt(make_grey(1, 1, 32, 32), *arguments)
+
+
+def test_images_that_are_not_bytes_fail():
+    with pytest.raises(ShiftViTError, match="the images have the type float32; give uint8, from 0 to 255"):
+        corrupt(np.zeros((1, 32, 32, 3), np.float32), "fog", 1)

@@ -296,6 +296,14 @@ def test_mistakes_are_wrong_and_sorted(seed, count):
         (lambda: fit_temperature(np.array([[np.nan, 1.0]]), np.array([0])), "NaN or infinity for image 1"),
         (lambda: measure(np.array([[0.0, 1.0], [np.inf, 1.0]]), np.array([0, 1])), "NaN or infinity for image 2"),
         (lambda: estimate_intervals(np.zeros((2, 3)), np.array([-1, 0])), "do not fit"),
+        *(
+            (
+                lambda call=call: call(np.array([[0.0, np.nan], [2.0, 1.0]]), np.array([1, 0])),
+                "NaN or infinity for image 1",
+            )
+            for call in (estimate_intervals, measure_macro, count_confusion, find_mistakes)
+        ),
+        (lambda: measure_classes(np.array([[np.nan, 0]]), np.array([0]), "ab"), "NaN or infinity for image 1"),
     ],
 )
 def test_wrong_arguments_raise_one_line_errors(call, message):

@@ -367,6 +367,11 @@ def test_pyramid_outputs_are_the_features_of_the_stages() -> None:
     np.testing.assert_allclose(to_numpy(backbone(x)), last, rtol=1e-5, atol=1e-5)
 
 
+def test_quantization_by_keras_is_refused() -> None:
+    with pytest.raises(ShiftViTError, match="export it instead: shiftvit export MODEL --format onnx --precision int8"):
+        make_small_model().quantize("int8")
+
+
 def test_keras_detector_accepts_the_backbone() -> None:
     models = pytest.importorskip("keras_hub", exc_type=ImportError).models
     backbone = ShiftViTBackbone((None, None, 3), embed_dim=12, depths=(1, 1, 1, 1))

@@ -24,7 +24,7 @@ _AT_A_TIME = 2**22
 
 
 def check_labels(logits: NDArray[Any], labels: NDArray[Any]) -> None:
-    """Raises ShiftViTError unless there is an image, logits and labels match, and all logits are finite."""
+    """Raises ShiftViTError unless there is an image, and logits and labels match."""
     if not len(logits):
         raise ShiftViTError("there are 0 images to evaluate; give at least 1")
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.min() < 0 or labels.max() >= logits.shape[1]:
@@ -33,7 +33,6 @@ def check_labels(logits: NDArray[Any], labels: NDArray[Any]) -> None:
             f"labels of shape {labels.shape}, {extent}, do not fit logits of shape "
             f"{logits.shape}; is this the data that the model was trained for?"
         )
-    check_finite(logits)
 
 
 def check_finite(outputs: NDArray[Any], model: str = "the model", names: Sequence[str] | None = None) -> None:
@@ -55,6 +54,11 @@ def check_finite(outputs: NDArray[Any], model: str = "the model", names: Sequenc
     )
 
 
+def _check(logits: NDArray[Any], labels: NDArray[Any]) -> None:
+    check_labels(logits, labels)
+    check_finite(logits)
+
+
 def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]:
     """Returns `{"loss", "top1", "top5", "n"}`: mean cross-entropy in nats, and accuracies from 0 to 1.
 
@@ -64,7 +68,7 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
     Raises:
         ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
     """
-    check_labels(logits, labels)
+    _check(logits, labels)
     top1, top5, losses = _score_images(logits, labels)
     return {"loss": float(losses.mean()), "top1": float(top1.mean()), "top5": float(top5.mean()), "n": len(labels)}
 
@@ -72,14 +76,12 @@ def measure(logits: NDArray[np.float32], labels: NDArray[Any]) -> dict[str, Any]
 def count_confusion(logits: NDArray[np.float32], labels: NDArray[Any]) -> Any:
     """Returns the confusion matrix `(C, C)`, int64: rows are true classes, columns predicted ones.
 
-    It is an array, or of more than 2,000 classes a sparse `scipy.sparse.coo_array` with each place once.
-
-    Raises:
-        ShiftViTError: there are no images, the labels do not fit the logits, or a logit is not finite.
+    It is an array, or of more than 2,000 classes a sparse `scipy.sparse.coo_array` with each place once. Raises as
+    `measure`.
     """
     from scipy.sparse import coo_array
 
-    check_labels(logits, labels)
+    _check(logits, labels)
     classes = logits.shape[1]
     counts = coo_array((np.ones(len(labels), np.int64), (labels, logits.argmax(axis=1))), shape=(classes, classes))
     counts.sum_duplicates()
@@ -96,7 +98,7 @@ def measure_classes(logits: NDArray[Any], labels: NDArray[Any], class_names: Seq
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    check_labels(logits, labels)
+    _check(logits, labels)
     count = logits.shape[1]
     if len(class_names) != count:
         raise ShiftViTError(
@@ -120,7 +122,7 @@ def measure_macro(logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    check_labels(logits, labels)
+    _check(logits, labels)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, logits.argmax(axis=1), labels=np.unique(labels), average="macro", zero_division=0
     )
@@ -182,7 +184,7 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    check_labels(logits, labels)
+    _check(logits, labels)
     if (logits == logits[:, :1]).all():
         return 1.0
 
@@ -224,7 +226,7 @@ def estimate_intervals(
     """
     from scipy.stats import binomtest  # only here, because importing it takes time
 
-    check_labels(logits, labels)
+    _check(logits, labels)
     count, classes = logits.shape
     labels = labels.astype(np.int64)  # uint8, the type in some data sets, would overflow
     columns = np.stack(_score_images(logits, labels), axis=1)  # (N, 3)
@@ -259,7 +261,7 @@ def find_mistakes(
     Raises:
         ShiftViTError: there are no images, the labels do not fit, or a logit is not finite.
     """
-    check_labels(logits, labels)
+    _check(logits, labels)
     wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
     rest = np.empty(len(wrong))
     for rows in _cut(logits):
