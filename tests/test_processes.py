@@ -184,6 +184,17 @@ def test_all_end_when_one_is_killed(
 
 @pytest.mark.slow
 @on_both
+def test_others_end_when_one_hangs(pictures: Path, tmp_path: Path, backend: str) -> None:
+    run = tmp_path / "run"
+    fault = {"rank": 1, "step": [1, 1], "kind": "signal", "signal": int(signal.SIGSTOP)}
+    found = train_in(2, run, make_arguments(pictures, run), fault=fault, backend=backend, timeout=50)
+    assert found.status[0] in (1, 2), found.outputs  # not killed at the end of the time limit, as the other one is
+    assert found.status[1] == -signal.SIGKILL
+    assert found.outputs[0].count("--resume RUN") == 1
+
+
+@pytest.mark.slow
+@on_both
 def test_non_finite_loss_in_one_process_ends_all(pictures: Path, tmp_path: Path, backend: str) -> None:
     run = tmp_path / "run"
     fault = {"rank": 1, "step": [0, 2], "kind": "nan"}
