@@ -452,7 +452,7 @@ def test_block_that_kills_its_actors_ends_the_run(photos, tmp_path):
         with pytest.raises(Killed):
             actor(batch)
     (fault,) = actor(batch)["fault"]
-    assert "5 actors in turn died in the block of 'part-000007.jsonl'" in fault
+    assert "5 actors in turn died while processing the block of 'part-000007.jsonl'" in fault
     Folder(str(tmp_path / "out")).sweep()  # as the next start does
     actor._load = lambda: Predictor.from_pretrained("cifar10")
     assert actor(batch)["fault"] == [""]

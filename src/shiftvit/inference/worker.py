@@ -155,8 +155,8 @@ class Worker:
         deaths = len(out.read(begun)) if out.has(begun) else 0
         if deaths > _MOST_DEATHS:
             raise ShiftViTError(
-                f"{deaths} actors in turn died in the block of {name!r}, perhaps because an image crashed them or "
-                "memory ran out (--max-pixels, --batch-size and --workers limit it)"
+                f"{deaths} actors in turn died while processing the block of {name!r}, perhaps because an image "
+                "crashed them or memory ran out (--max-pixels, --batch-size and --workers limit memory)"
             )
         out.write(begun, b"." * (deaths + 1))
         for attempt in range(TRIES):
