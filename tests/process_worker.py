@@ -156,14 +156,17 @@ def serve() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         running = {fork_process(job, rank): rank for rank in range(len(job["outputs"]))}
+        stopped: set[int] = set()  # by SIGSTOP
         status: list[int | None] = [None] * len(running)
         deadline = time.monotonic() + job["timeout"]
         while running:
             for child in [*running]:
-                found, wait_status = os.waitpid(child, os.WNOHANG)
-                if found:
+                found, wait_status = os.waitpid(child, os.WNOHANG | os.WUNTRACED)
+                if found and os.WIFSTOPPED(wait_status):
+                    stopped.add(child)
+                elif found:
                     status[running.pop(child)] = os.waitstatus_to_exitcode(wait_status)
-                elif time.monotonic() > deadline:
+                elif time.monotonic() > deadline or stopped.issuperset(running):
                     os.kill(child, signal.SIGKILL)
             time.sleep(0.02)
         print(json.dumps(status), flush=True)

@@ -125,12 +125,12 @@ def train_in(
     *,
     fault: dict[str, Any] | None = None,
     backend: str = "torch",
-    timeout: float = 120,
+    timeout: float = 240,
     networks: Sequence[str] = (),
     during: Callable[[Path], None] = lambda _: None,
     environment: dict[str, str] | None = None,
 ) -> Outcome:
-    """Trains in `count` processes of this machine and ends them after a time limit.
+    """Trains in `count` processes of this machine. Kills them after a time limit, or when only stopped ones remain.
 
     `fault` names the rank, the epoch and step, and the kind of a fault that the process causes itself: "signal" (with
     the number as "signal"), "nan", "memory", or "wait" for the test. `networks` names the network namespace of each
