@@ -224,6 +224,23 @@ def test_macro_f1_interval_against_scikit_learn():
     assert expected[0] < measure_macro(logits, labels)["f1"] < expected[1]
 
 
+def test_macro_f1_interval_covers_the_truth_with_many_classes():
+    """The truth is the macro F1 of all images, from the shares of right answers of each class."""
+    random, classes, each = np.random.default_rng(0), 200, 5
+    shares = random.uniform(0.3, 1, classes)
+    # A wrong answer is any other class, each as often.
+    answers = shares + ((1 - shares).sum() - (1 - shares)) / (classes - 1)
+    truth, covered, labels = (2 * shares / (1 + answers)).mean(), 0, np.repeat(np.arange(classes), each)
+    for _ in range(40):
+        others = (labels + random.integers(1, classes, len(labels))) % classes
+        predicted = np.where(random.random(len(labels)) < shares[labels], labels, others)
+        logits = make_one_hot_logits(predicted, classes)
+        low, high = estimate_intervals(logits, labels, repeats=200)["macro_f1"]
+        assert low < measure_macro(logits, labels)["f1"] < high
+        covered += low < truth < high
+    assert covered >= 35  # 95% of 40 are 38
+
+
 @pytest.mark.parametrize("count", [1, 5, 30])
 def test_intervals_where_all_or_no_answers_are_right(count):
     labels = (np.arange(count) % 10).astype(np.uint8)

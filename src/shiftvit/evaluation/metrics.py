@@ -211,9 +211,10 @@ def estimate_intervals(
     """Returns the 95% intervals `(low, high)` of "top1", "top5", "loss" and "macro_f1".
 
     Those of top-1 and top-5 are Wilson's score intervals (1927), which also hold for few images and where all answers
-    are right. For the others, a percentile bootstrap (Efron, 1979): the images are resampled with replacement, and the
-    middle 95% of the results is kept. The intervals show how much the figures depend on the choice of test images, not
-    how much they vary from one training run to the next.
+    are right. The others are bootstrapped (Efron, 1979): the images are resampled with replacement. For the loss, the
+    middle 95% of the results is kept. For macro F1, it is the figure plus and minus 1.96 standard deviations of the
+    results, because with many classes these lie below the figure: each sample lacks some of a class's images. The
+    intervals show how much figures depend on the choice of test images, not how much training runs differ.
 
     Args:
         logits: `(N, C)`.
@@ -229,25 +230,25 @@ def estimate_intervals(
     _check(logits, labels)
     count, classes = logits.shape
     labels = labels.astype(np.int64)  # uint8, the type in some data sets, would overflow
-    columns = np.stack(_score_images(logits, labels), axis=1)  # (N, 3)
+    top1, top5, loss = _score_images(logits, labels)
     predicted = logits.argmax(axis=1)
     random = np.random.default_rng(seed)
-    means: list[NDArray[np.float64]] = []
+    losses: list[float] = []
     scores: list[float] = []
     for first in range(0, repeats, _CHUNK):
         samples = [random.integers(count, size=count) for _ in range(min(_CHUNK, repeats - first))]
         times = np.stack([np.bincount(sample, minlength=count) for sample in samples]).astype(np.float64)
-        means.append(times @ columns / count)
+        losses += (times @ loss / count).tolist()
         scores += [_average_f1(labels, predicted, weights, classes) for weights in times]
-    drawn_means = np.column_stack([np.concatenate(means), scores])  # (repeats, 4)
-    low, high = np.quantile(drawn_means, [0.025, 0.975], axis=0)
-    names = ("top1", "top5", "loss", "macro_f1")
-    found = {name: (float(low[index]), float(high[index])) for index, name in enumerate(names)}
-    for index, name in enumerate(names[:2]):
-        hits = round(columns[:, index].sum())
-        interval = binomtest(hits, count).proportion_ci(0.95, "wilson")
-        found[name] = float(interval.low), float(interval.high)
-    return found
+    low, high = np.quantile(losses, [0.025, 0.975])
+    score = _average_f1(labels, predicted, np.ones(count), classes)
+    half = 1.96 * float(np.std(scores))
+    wilson = [binomtest(int(hits.sum()), count).proportion_ci(0.95, "wilson") for hits in (top1, top5)]
+    return {
+        **{name: (float(found.low), float(found.high)) for name, found in zip(("top1", "top5"), wilson, strict=True)},
+        "loss": (float(low), float(high)),
+        "macro_f1": (max(0.0, score - half), min(1.0, score + half)),
+    }
 
 
 def find_mistakes(
