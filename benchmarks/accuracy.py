@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from record import write_record
 from shiftvit import Recipe
@@ -42,6 +43,12 @@ def main() -> None:
     parser.add_argument("--label", help="what is special about these settings, for the result's name")
     arguments = parser.parse_args()
     overrides = [*arguments.overrides, *(["train.precision=float32"] if arguments.avx2 else [])]
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error(f"--seeds {' '.join(map(str, arguments.seeds))} names a seed twice; name each once")
+    if Recipe.load(arguments.recipe).probe is not None:
+        parser.error(f"{arguments.recipe} trains only a head, without steps to time; name another recipe")
+    if arguments.keep:
+        claim_folder(arguments.keep, {"recipe": arguments.recipe, "settings": overrides, "avx2": arguments.avx2})
     variables = {**os.environ, **(_AVX2 if arguments.avx2 else {})}
     runs, environment = [], {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +99,19 @@ def main() -> None:
     print(f"{result['recipe']}: top-1 {result['test_top1_mean']:.2%}, n = {result['n']}")
     kind = "-".join([result["recipe"], *filter(None, [arguments.label, arguments.avx2 and "avx2"])])
     write_record(f"accuracy-{kind}", result, ran_on=environment)
+
+
+def claim_folder(folder: Path, asked: dict[str, Any]) -> None:
+    """Keeps what was asked for with the runs, and stops if the runs of a folder are others."""
+    place = folder / "accuracy.json"
+    if not place.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise SystemExit(f"{folder} is not empty, and no benchmark wrote it; name another folder with --keep")
+        folder.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(asked), "utf-8")
+    found = json.loads(place.read_text("utf-8"))
+    if found != asked:
+        raise SystemExit(f"{folder} has runs of {found}, not of {asked}; name another folder with --keep")
 
 
 def measure_arithmetic(run: Path, recipe: Recipe, variables: dict[str, str]) -> tuple[float, float]:

@@ -87,4 +87,5 @@ def _environment() -> dict[str, Any]:
         "processor": environment.find_processor_name(),
         "instructions": environment.list_instructions(),
         "cores": environment.count_cores(),
+        "git_commit": environment.find_commit(),
     }

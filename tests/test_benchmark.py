@@ -25,6 +25,7 @@ from shiftvit.presets import PRESETS
 from tensors import to_numpy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from accuracy import claim_folder
 from contenders import CNNS, build_cnn
 from contest import SIDE, Budget, give_task
 from plain_keras import build_plain_model
@@ -148,6 +149,18 @@ def test_invalid_arguments_fail():
         benchmark(repeats=0)
     with pytest.raises(ShiftViTError, match="is a preset, which has no weights"):
         benchmark("shiftvit_cifar")
+
+
+def test_kept_runs_belong_to_one_set_of_arguments(tmp_path):
+    asked = {"recipe": "quick", "settings": ["train.epochs=1"], "avx2": False}
+    claim_folder(tmp_path / "new", asked)
+    claim_folder(tmp_path / "new", asked)
+    with pytest.raises(SystemExit, match="not of"):
+        claim_folder(tmp_path / "new", {**asked, "recipe": "cifar10"})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "seed0").mkdir()
+    with pytest.raises(SystemExit, match="no benchmark wrote it"):
+        claim_folder(tmp_path / "mine", asked)
 
 
 def test_record_has_the_command_and_the_environment(tmp_path, monkeypatch, capsys):

@@ -37,7 +37,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": count_cores(),
         "platform": platform.platform(),
         "bfloat16": computes_bfloat16(),
-        "git_commit": _find_commit(),
+        "git_commit": find_commit(),
         # A path may be any bytes, and JSON is UTF-8.
         "command": [
             os.fsencode(word).decode("utf-8", "backslashreplace") for word in (Path(sys.argv[0]).name, *sys.argv[1:])
@@ -172,7 +172,7 @@ def _read_cpuinfo() -> str:
         return ""
 
 
-def _find_commit() -> str | None:
+def find_commit() -> str | None:
     """Returns the revision of the checkout that the package runs from, or None if it is installed without one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

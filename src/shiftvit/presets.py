@@ -14,7 +14,7 @@ class Preset:
 
     Attributes:
         arguments: constructor arguments that differ from the defaults of `shiftvit.ShiftViT`.
-        published: top-1 accuracy in percent that the authors report, and the data; None: unpublished.
+        published: top-1 accuracy in percent that the authors report, and the data; None: their repository states none.
         description: one line.
     """
 
