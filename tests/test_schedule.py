@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import keras
@@ -81,6 +82,20 @@ def test_landmarks_with_an_end_above_0(kind: type[Any]) -> None:
 def test_end_above_the_peak_or_below_0_is_refused(kind: type[Any], end: float) -> None:
     with pytest.raises(ShiftViTError, match=rf"lr_end={end} must be from 0 to lr_max=0.5"):
         kind(0.1, 0.5, 4, 10, end)
+
+
+@every_schedule
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("lr_start", -1.0), ("lr_start", math.nan), ("lr_max", math.inf), ("lr_max", "1")),
+        *(("warmup_steps", -2), ("warmup_steps", 0.2), ("total_steps", 9.5), ("total_steps", None)),
+    ],
+)
+def test_other_arguments_are_refused(kind: type[Any], name: str, value: Any) -> None:
+    arguments = {"lr_start": 0.0, "lr_max": 1.0, "warmup_steps": 1, "total_steps": 5, name: value}
+    with pytest.raises(ShiftViTError, match=rf"^{name}={re.escape(repr(value))} must be a"):
+        kind(**arguments)
 
 
 @every_schedule

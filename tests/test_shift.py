@@ -143,6 +143,9 @@ def test_no_channels_to_shift_is_the_identity() -> None:
         ({"shift_pixels": -2}, "shift_pixels=-2"),
         ({"num_div": 3}, "num_div=3"),
         ({"shift_channels": -1}, "shift_channels=-1"),
+        ({"shift_pixels": 1.5}, "shift_pixels=1.5 must be a whole number"),
+        ({"num_div": None}, "num_div=None must be a whole number"),
+        ({"shift_channels": "1"}, "shift_channels='1' must be a whole number"),
         ({"mode": "roll"}, "mode='roll'"),
     ],
 )

@@ -5,6 +5,7 @@ The public names are imported on first use, so `import shiftvit` loads no framew
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ _HOME = {
     "load_data": "shiftvit.data.load",
     "train": "shiftvit.training.fit",
 }
+# Keras finds a class of a saved model only if its module was imported.
+_SAVED = {"Shift", "ShiftViT", "ShiftViTBackbone", "WarmUpCosine"}
 _MODULES = {"convert": "shiftvit.model.convert", "presets": "shiftvit.presets"}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
@@ -54,6 +57,8 @@ __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(_MODULES[name])
+    if name in _SAVED:
+        _register()
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
@@ -63,3 +68,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def _register() -> None:
+    """Imports all classes that `keras.saving.load_model` may need."""
+    for name in sorted(_SAVED):
+        import_module(_HOME[name])
+
+
+if "keras" in sys.modules:
+    _register()

@@ -137,9 +137,9 @@ class Preprocess(Settings):
 
     def check(self, images: Any) -> None:
         """Raises ShiftViTError unless `images` are uint8 (N, H, W, 3) and large enough for the crop."""
-        if not all(hasattr(images, name) for name in ("dtype", "ndim", "shape")):
+        if not isinstance(images, np.ndarray):
             kind = type(images).__name__
-            raise ShiftViTError(f"images are a {kind}; give a NumPy array, uint8 (N, H, W, 3)")
+            raise ShiftViTError(f"images are a {kind}; give a NumPy array, as of np.asarray: uint8 (N, H, W, 3)")
         if images.dtype != np.uint8:
             raise ShiftViTError(f"images are {images.dtype}; give uint8, 0..255 (N, H, W, 3)")
         if images.ndim != 4 or images.shape[3] != 3:

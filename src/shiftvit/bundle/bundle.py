@@ -91,17 +91,21 @@ class Bundle:
             metrics: measured figures, which can be written as JSON.
 
         Raises:
-            ShiftViTError: `model` is not a `ShiftViT`, `preprocess` is not a `Preprocess`, or the labels are not a
-                sequence of different strings, one for each logit.
+            ShiftViTError: `model` is not a `ShiftViT` of RGB images, `preprocess` is not a `Preprocess`, or the labels
+                are not a sequence of different strings, one for each logit.
         """
         from shiftvit.environment import list_versions
         from shiftvit.model.network import ShiftViT
+        from shiftvit.model.weights import list_values
 
         for name, value, kind in (("model", model, ShiftViT), ("preprocess", preprocess, Preprocess)):
             if not isinstance(value, kind):
                 raise ShiftViTError(f"{name} has the type {type(value).__name__}; a bundle holds a {kind.__name__}")
         labels = check_labels(labels, model.settings.num_classes)
-        weights = {variable.path: np.asarray(variable.numpy(), np.float32) for variable in model.weights}
+        channels = model.settings.image_shape[2]
+        if channels != 3:
+            raise ShiftViTError(f"image_shape={model.settings.image_shape} is not of RGB images, as a bundle's are")
+        weights = list_values(model)
         return cls(model.settings, labels, preprocess, weights, metrics=metrics or {}, versions=list_versions())
 
     def halved(self) -> Self:
@@ -234,7 +238,8 @@ class Bundle:
             ShiftViTError: the weights do not fit the configuration.
         """
         check_size(self.config, self.weights)
-        from shiftvit.model.network import ShiftViT, assign_weights
+        from shiftvit.model.network import ShiftViT
+        from shiftvit.model.weights import assign_weights
 
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
         assign_weights(model, self.weights, MISFIT, "restore the bundle")

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, pluralize
 from shiftvit.model.primitives import TORCH, Dropout, Linear, make_norm
 from shiftvit.model.shift import ShapeKeeper, Shift
 
@@ -180,6 +180,7 @@ class PatchEmbed(keras.layers.Layer):
             self.norm.build((None, None, None, self.embed_dim))
 
     def call(self, x: Any, training: bool = False) -> Any:
+        x = _check_channels(x, self.channels)
         x = self.projection(fold(x, self.patch_size, self.channels))
         return x if self.norm is None else self.norm(x, **_pass_training(self.norm, training))
 
@@ -245,6 +246,22 @@ class PatchMerging(keras.layers.Layer):
         }
 
 
+def _check_channels(x: Any, channels: int) -> Any:
+    """Returns the images. Keras lets any number of channels pass where it or the model's is 1.
+
+    Raises:
+        ShiftViTError: the images have another number of channels than the model.
+    """
+    found = x.shape[-1]
+    if found is None:  # in a graph of tensorflow for images of several shapes
+        import tensorflow as tf
+
+        return tf.ensure_shape(x, (None, None, None, channels))
+    if found != channels:
+        raise ShiftViTError(f"the images have {pluralize(found, 'channel')}, but this model takes {channels}")
+    return x
+
+
 def fold(x: Any, side: int, channels: int | None = None) -> Any:
     """Moves each `side` x `side` square of pixels into the channels, row by row, as im2col does for a convolution.
 
@@ -254,6 +271,11 @@ def fold(x: Any, side: int, channels: int | None = None) -> Any:
     _, height, width, found = ops.shape(x)
     channels = found if channels is None else channels
     rows, columns = height // side, width // side
+    if 0 in [size for size in (rows, columns) if isinstance(size, int)]:
+        raise ShiftViTError(
+            f"a map of {height} x {width} cannot be divided into squares of {side} x {side}; the images are too small "
+            "for this model: give larger ones, or use fewer stages"
+        )
     x = x[:, : rows * side, : columns * side]
     x = ops.reshape(x, (-1, rows, side, columns, side, channels))
     x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, columns, side, side, C)

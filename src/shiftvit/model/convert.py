@@ -16,6 +16,7 @@ import numpy as np
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, to_one_line
 from shiftvit.model.tensors import Array, read_weights
+from shiftvit.model.weights import name_weights
 from shiftvit.presets import PRESETS
 
 # The name in the source, and the function that converts its tensor to ours.
@@ -35,11 +36,12 @@ def load_official(model: Any, weights: Mapping[str, Any] | str | Path) -> Any:
         `model`.
 
     Raises:
-        ShiftViTError: the file cannot be read, or tensors are missing, surplus, of another shape, or not finite.
+        ShiftViTError: the model is neither, the file cannot be read, or tensors are missing, surplus, of another shape,
+            or not finite.
     """
+    variables = name_weights(model)
     tensors = read_weights(weights)
     tensors = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-    variables = {variable.path: variable for variable in model.weights}
     if "head/kernel" not in variables:
         tensors = {name: value for name, value in tensors.items() if not name.startswith("head.")}
     return _assign(model, tensors, {path: _find_official_origin(path) for path in variables})
@@ -61,6 +63,7 @@ def load_keras_example(model: Any, weights: Mapping[str, Any] | str | Path) -> A
     Raises:
         ShiftViTError: as `load_official`.
     """
+    name_weights(model)  # refuses other models
     tensors = read_weights(weights)
     if all(re.match(r"\d+/", name) for name in tensors):
         tensors = dict(sorted(tensors.items(), key=lambda item: int(item[0].split("/", 1)[0])))
@@ -140,7 +143,7 @@ def _shape_like_kernel(tensor: Array) -> Array:
 
 
 def _assign(model: Any, tensors: dict[str, Array], origins: dict[str, Origin]) -> Any:
-    variables = {variable.path: variable for variable in model.weights}
+    variables = name_weights(model)
     used = {source for source, _ in origins.values()}
     unfit: list[str] = []
     broken: list[str] = []

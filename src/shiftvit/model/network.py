@@ -6,8 +6,6 @@ Their arguments are the fields of `shiftvit.config.ModelConfig`, which also defi
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import keras
@@ -19,6 +17,7 @@ from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.model.blocks import INITIALIZER, PatchEmbed, PatchMerging, ShiftBlock
 from shiftvit.model.primitives import Linear, make_norm
 from shiftvit.model.shift import compute_group_width
+from shiftvit.model.weights import assign_weights, name_weights, walk_layers
 from shiftvit.presets import find_preset
 
 
@@ -29,28 +28,28 @@ class _Configured(keras.Model):
     _accepted: frozenset[str]
 
     @classmethod
-    def from_preset(cls, name: str, *, weights: Literal["imagenet"] | None = None, **overrides: Any) -> Self:
+    def from_preset(cls, preset: str, /, *, weights: Literal["imagenet"] | None = None, **overrides: Any) -> Self:
         """Builds a named model.
 
         Args:
-            name: a key of `shiftvit.presets.PRESETS`.
-            weights: None: random; "imagenet": the published ones, after `shiftvit pull NAME`. With another
+            preset: a key of `shiftvit.presets.PRESETS`.
+            weights: None: random; "imagenet": the published ones, after `shiftvit pull PRESET`. With another
                 `num_classes` the head is random.
-            overrides: constructor arguments that replace those of the preset.
+            overrides: constructor arguments that replace those of the preset, also `name` and `dtype`.
 
         Raises:
             ShiftViTError: there is no such preset, the constructor rejects an override, or the weights are missing or
                 do not fit.
         """
-        arguments = {key: value for key, value in find_preset(name).arguments.items() if key in cls._accepted}
+        arguments = {key: value for key, value in find_preset(preset).arguments.items() if key in cls._accepted}
         if weights not in (None, "imagenet"):
             raise ShiftViTError(f"there are no weights {weights!r}; use 'imagenet', or None for random ones")
-        tensors = None if weights is None else read_published(name)
+        tensors = None if weights is None else read_published(preset)
         model = cls(**{**arguments, **overrides})
         if tensors is not None:
-            shapes = {variable.path: tuple(variable.shape) for variable in model.weights}
-            head = shapes.get("head/kernel") == tensors["head/kernel"].shape
-            fault = f"the weights of {name} do not fit these arguments"
+            found = name_weights(model).get("head/kernel")
+            head = found is not None and tuple(found.shape) == tensors["head/kernel"].shape
+            fault = f"the weights of {preset} do not fit these arguments"
             assign_weights(model, tensors, fault, "do not change the architecture", head=head)
         return model
 
@@ -58,8 +57,10 @@ class _Configured(keras.Model):
         settings = self.settings.model_dump(include=set(self._accepted))
         # Lists, because JSON has no tuples and a config must be equal after a round trip.
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-        policy = keras.dtype_policies.serialize(self.policy)
-        frozen = {path: layer.trainable for path, layer, parent in _walk(self) if layer.trainable != parent.trainable}
+        policy = keras.dtype_policies.serialize(self.dtype_policy)
+        frozen = {
+            path: layer.trainable for path, layer, parent in walk_layers(self) if layer.trainable != parent.trainable
+        }
         kept = {"trainable_layers": frozen} if frozen else {}
         return {**lists, "name": self.name, "trainable": self.trainable, **kept, "dtype": policy}
 
@@ -72,40 +73,13 @@ class _Configured(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:  # noqa: ARG003
         config = dict(config)
-        trainable, layers = config.pop("trainable", True), config.pop("trainable_layers", {})
+        layers = config.pop("trainable_layers", {})
         model = cls(**config)
-        model.trainable = trainable
         # From the outside in, because a layer passes its value on to its inner layers.
-        for path, layer, _ in _walk(model):
+        for path, layer, _ in walk_layers(model):
             if path in layers:
                 layer.trainable = layers[path]
         return model
-
-
-def assign_weights(
-    model: Any, weights: dict[str, np.ndarray[Any, Any]], fault: str, mend: str, *, head: bool = True
-) -> None:
-    """Assigns weights to a model by their paths, all or none; with `head=False` all but those of the head.
-
-    Raises:
-        ShiftViTError: a weight is missing, surplus or of another shape; the message is `fault`, its path and `mend`.
-    """
-    taken = {path: value for path, value in weights.items() if head or not path.startswith("head/")}
-    variables = {variable.path: variable for variable in model.weights if head or not variable.path.startswith("head/")}
-    shapes = {path: tuple(variable.shape) for path, variable in variables.items()}
-    unfit = shapes.items() ^ {path: value.shape for path, value in taken.items()}.items()
-    if unfit:
-        raise ShiftViTError(f"{fault}, beginning with {min(unfit)[0]!r}; {mend}")
-    for path, variable in variables.items():
-        variable.assign(np.asarray(taken[path], np.float32))
-
-
-def _walk(parent: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields the path of each inner layer, the layer, and the layer around it, from the outside in."""
-    for layer in parent._flatten_layers(include_self=False, recursive=False):
-        path = f"{prefix}{layer.name}"
-        yield path, layer, parent
-        yield from _walk(layer, f"{path}/")
 
 
 def _add_signature(cls: type[_Configured]) -> type[_Configured]:
@@ -116,7 +90,8 @@ def _add_signature(cls: type[_Configured]) -> type[_Configured]:
         if name in cls._accepted:
             place = inspect.Parameter.POSITIONAL_OR_KEYWORD if name == "image_shape" else kind
             parameters.append(inspect.Parameter(name, place, default=field.default, annotation=field.annotation))
-    parameters += [inspect.Parameter(name, kind, default=None) for name in ("dtype", "name")]
+    defaults = {"dtype": None, "name": None, "trainable": True}
+    parameters += [inspect.Parameter(name, kind, default=value) for name, value in defaults.items()]
     cls.__init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return cls
 
@@ -126,8 +101,9 @@ def _add_signature(cls: type[_Configured]) -> type[_Configured]:
 class ShiftViTBackbone(_Configured):
     """The features of a ShiftViT, without pooling and head.
 
-    Input: `(B, H, W, 3)`. Output: `(B, H / s, W / s, C)`, the last stage's map after the last norm, where
-    `s = patch_size * 2 ** (stages - 1)` and `C = embed_dim * 2 ** (stages - 1)`.
+    Input: `(B, *image_shape)`. Output: `(B, H / s, W / s, C)`, the last stage's map after the last norm, where
+    `s = patch_size * 2 ** (stages - 1)` and `C = embed_dim * 2 ** (stages - 1)`. `dtype`, `name` and `trainable` are
+    those of every Keras layer; give each of several models in one network a name.
 
     Attributes:
         pyramid_outputs: name to symbolic output of each stage before its downsampling. "P2" is the map of stride
@@ -141,7 +117,13 @@ class ShiftViTBackbone(_Configured):
     _accepted = frozenset(ModelConfig.model_fields) - {"preset", "num_classes"}
 
     def __init__(
-        self, image_shape: Any = (224, 224, 3), *, dtype: Any = None, name: str | None = None, **arguments: Any
+        self,
+        image_shape: Any = (224, 224, 3),
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **arguments: Any,
     ) -> None:
         config = _check(self, {"image_shape": image_shape, **arguments})
         policy = keras.dtype_policies.get(dtype) if dtype is not None else keras.config.dtype_policy()
@@ -177,7 +159,8 @@ class ShiftViTBackbone(_Configured):
 
         super().__init__(inputs=images, outputs=x, name=name or "shiftvit_backbone")
         self.settings = config
-        self.policy = policy
+        self.dtype_policy = policy
+        self.trainable = trainable
         self._pyramid = tuple(pyramid.items())  # Keras would turn a dict into one that jax cannot return
 
     @property
@@ -190,8 +173,9 @@ class ShiftViTBackbone(_Configured):
 class ShiftViT(_Configured):
     """The classifier: backbone, global average, linear head.
 
-    Input: `(B, H, W, 3)`, preprocessed (see `shiftvit.Preprocess`). Output: logits `(B, num_classes)`, float32; with
-    `num_classes=0` the pooled features `(B, C)`.
+    Input: `(B, *image_shape)`, preprocessed (see `shiftvit.Preprocess`). Output: logits `(B, num_classes)`, float32;
+    with `num_classes=0` the pooled features `(B, C)`. `dtype`, `name` and `trainable` are those of every Keras layer;
+    give each of several models in one network a name.
 
     Attributes:
         backbone: the `ShiftViTBackbone` inside, which shares the weights.
@@ -204,42 +188,35 @@ class ShiftViT(_Configured):
     _accepted = frozenset(ModelConfig.model_fields) - {"preset"}
 
     def __init__(
-        self, image_shape: Any = (224, 224, 3), *, dtype: Any = None, name: str | None = None, **arguments: Any
+        self,
+        image_shape: Any = (224, 224, 3),
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **arguments: Any,
     ) -> None:
         config = _check(self, {"image_shape": image_shape, **arguments})
         inner = {key: getattr(config, key) for key in ShiftViTBackbone._accepted}
         backbone = ShiftViTBackbone(**inner, dtype=dtype, name="backbone")
 
-        images = keras.Input(config.image_shape, name="images", dtype=backbone.policy.compute_dtype)
+        policy = backbone.dtype_policy
+        images = keras.Input(config.image_shape, name="images", dtype=policy.compute_dtype)
         x = backbone(images)
         # (B, H, W, C) -> (B, C), independent of `image_data_format` in keras.json
-        x = keras.layers.GlobalAveragePooling2D("channels_last", dtype=backbone.policy, name="pool")(x)
+        x = keras.layers.GlobalAveragePooling2D("channels_last", dtype=policy, name="pool")(x)
         if config.num_classes:
-            x = Linear(config.num_classes, kernel_initializer=INITIALIZER, dtype=backbone.policy, name="head")(x)
+            x = Linear(config.num_classes, kernel_initializer=INITIALIZER, dtype=policy, name="head")(x)
         logits = keras.layers.Activation("linear", dtype="float32", name="logits")(x)
 
         super().__init__(inputs=images, outputs=logits, name=name or "shiftvit")
         self.settings = config
-        self.policy = backbone.policy
+        self.dtype_policy = policy
+        self.trainable = trainable
 
     @property
     def backbone(self) -> ShiftViTBackbone:
         return self.get_layer("backbone")  # type: ignore[no-any-return]
-
-
-def find_stage(path: str) -> int | None:
-    """Returns the stage, from 1, of a layer's name or a weight's path; None for the last norm and the head.
-
-    Freezing and lower learning rates depend on it. The patch embedding belongs to the first stage. A merge is named
-    after the stage that it ends, but its weights belong to the next one.
-    """
-    layer = path.split("/", 1)[0]
-    if layer == "patch_embed":
-        return 1
-    found = re.fullmatch(r"stage(\d+)_(block\d+|merge)", layer)
-    if found is None:
-        return None
-    return int(found[1]) + (found[2] == "merge")
 
 
 def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
@@ -247,9 +224,8 @@ def _check(model: _Configured, arguments: dict[str, Any]) -> ModelConfig:
     unknown = set(arguments) - model._accepted
     if unknown:
         name = sorted(unknown)[0]
-        raise TypeError(
-            f"{type(model).__name__}() got an unexpected keyword argument {name!r}; {suggest(name, model._accepted)}"
-        )
+        valid = model._accepted | {"dtype", "name", "trainable"}
+        raise TypeError(f"{type(model).__name__}() got an unexpected keyword argument {name!r}; {suggest(name, valid)}")
     config: ModelConfig = validate(ModelConfig, arguments, type(model).__name__)
     try:
         keras.activations.get(config.activation)

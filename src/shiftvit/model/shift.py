@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, check_at_least
 
 # Where each group takes its values from, in (rows, columns): the channels move left, right, up and down.
 SOURCES = ((0, 1), (0, -1), (1, 0), (-1, 0))
@@ -53,7 +53,8 @@ class ShapeKeeper(keras.layers.Layer):
 class Shift(ShapeKeeper):
     """Moves the first four groups of channels left, right, up and down by `shift_pixels`; the others stay.
 
-    Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift.
+    Input and output: `(B, H, W, C)`, any float type, H and W may be unknown. The gradient is the opposite shift. On
+    torch and a CPU, the neighbours of a value that is not finite become NaN, because the shift is a convolution there.
 
     Args:
         num_div: number of groups of channels, each of `C // num_div`; the first four move.
@@ -75,12 +76,9 @@ class Shift(ShapeKeeper):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if shift_pixels < 1:
-            raise ShiftViTError(f"shift_pixels={shift_pixels} must be at least 1; for no shift use shift_channels=0")
-        if num_div < 4:
-            raise ShiftViTError(f"num_div={num_div} must be at least 4, a division for each direction; use 12")
-        if shift_channels is not None and shift_channels < 0:
-            raise ShiftViTError(f"shift_channels={shift_channels} must be at least 0; 0 moves nothing")
+        check_at_least("shift_pixels", shift_pixels, 1, optional=False)  # no shift: shift_channels=0
+        check_at_least("num_div", num_div, 4, optional=False)  # a division for each direction
+        check_at_least("shift_channels", shift_channels, 0)
         if mode not in ("shift", "mask"):
             raise ShiftViTError(f'mode={mode!r} must be "shift" or "mask"; the paper\'s operation is "shift"')
         self.num_div = num_div
@@ -97,8 +95,9 @@ class Shift(ShapeKeeper):
         if self.group == 0:
             return x
         if self.mode == "mask":
-            mask = _mask_by_slices if _runs_jax_on_a_processor() else _mask
-            return mask(x, self.group, self.shift_pixels)
+            # In an export of any size, jax does not know the sides.
+            sliced = all(isinstance(side, int) for side in x.shape[1:3]) and _runs_jax_on_a_processor()
+            return (_mask_by_slices if sliced else _mask)(x, self.group, self.shift_pixels)
         if keras.config.backend() == "torch" and x.device.type != "cuda" and self.shift_pixels <= WIDEST_KERNEL:
             return _shift_by_convolution(x, self.group, self.shift_pixels)
         return _shift_by_slices(x, self.group, self.shift_pixels)

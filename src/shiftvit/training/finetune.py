@@ -15,8 +15,8 @@ from shiftvit.config import ModelConfig, StartConfig
 from shiftvit.data.find.words import normalise_name
 from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.convert import load_official
-from shiftvit.model.network import assign_weights, find_stage
 from shiftvit.model.tensors import read_weights
+from shiftvit.model.weights import assign_weights, find_stage
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe

@@ -11,8 +11,8 @@ import numpy as np
 from keras import ops
 
 from shiftvit.config import TrainConfig
-from shiftvit.model.network import find_stage
 from shiftvit.model.primitives import TORCH
+from shiftvit.model.weights import find_stage
 from shiftvit.training.schedule import SCHEDULES
 
 if TORCH:

@@ -7,12 +7,13 @@ step at a time, and on torch its `cond` waits for the device at each step.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import keras
 from keras import ops
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, check_at_least
 
 
 class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
@@ -22,6 +23,12 @@ class _WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self, lr_start: float, lr_max: float, warmup_steps: int, total_steps: int, lr_end: float = 0.0
     ) -> None:
         super().__init__()
+        check_at_least("warmup_steps", warmup_steps, 0, optional=False)
+        check_at_least("total_steps", total_steps, 0, optional=False)
+        rates: dict[str, Any] = {"lr_start": lr_start, "lr_max": lr_max}
+        for name, value in rates.items():
+            if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+                raise ShiftViTError(f"{name}={value!r} must be a finite number of at least 0")
         if total_steps < warmup_steps:
             raise ShiftViTError(
                 f"total_steps={total_steps} must be at least warmup_steps={warmup_steps}; "
@@ -79,7 +86,8 @@ class WarmUpCosine(_WarmUp):
 
     Raises:
         ShiftViTError: `total_steps < warmup_steps`, or the rate would fall in the warm-up (`lr_max < lr_start`), or
-            `lr_end` is negative or above `lr_max`.
+            `lr_end` is negative or above `lr_max`, or another rate is negative or not finite, or a number of steps is
+            not a whole number of at least 0.
     """
 
     def _fall(self, progress: Any) -> Any:
