@@ -75,6 +75,7 @@ def train(
         "shiftvit evaluate runs/mine",
         "shiftvit evaluate runs/mine --data photos/",
         "shiftvit evaluate runs/mine --corruptions",
+        "shiftvit evaluate runs/mine --logits mine.npz",
     )
 )
 def evaluate(
@@ -101,6 +102,10 @@ def evaluate(
         bool,
         typer.Option("--corruptions", help="Also evaluate under noise, blur, weather and compression (minutes)."),
     ] = False,
+    logits: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the logits, labels and paths of the images to this .npz."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on its test images or on other images."""
@@ -109,10 +114,14 @@ def evaluate(
     find_bundle(run)
     if out is not None:
         files.check_folder_name(out)
+    if logits is not None:
+        from shiftvit.evaluation.logits import ENDINGS
+
+        files.check_file(logits, ENDINGS)
     prepare_backend()
     from shiftvit.evaluation.evaluate import evaluate as run_evaluation
 
-    found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions)
+    found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions, logits=logits)
     if as_json:
         print_json(found)
         return
@@ -139,6 +148,8 @@ def evaluate(
         show(_group_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity")
     if found["folder"] is not None:
         print(f"figures and evaluation.json: {found['folder']}")
+    if logits is not None:
+        print(f"logits: {logits}")
 
 
 def _format_figures(found: dict[str, Any], classes: int) -> str:

@@ -19,7 +19,7 @@ from shiftvit.errors import ShiftViTError, check_path
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
 from shiftvit.evaluation.images import read_images
-from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.logits import ENDINGS, predict_logits, write_logits
 from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
 from shiftvit.preprocess import Preprocess
@@ -40,6 +40,7 @@ def evaluate(
     out: str | Path | None = None,
     keep: bool = False,
     corruptions: bool = False,
+    logits: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained model.
 
@@ -55,6 +56,8 @@ def evaluate(
         keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
             not the run's own test images.
         corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
+        logits: an `.npz` file to write, without pickle: `logits` float32 (N, C), `labels` int64 (N,), the names
+            `classes`, and `paths`, or `index` if the images have no paths, all in the order of the split.
 
     Returns:
         "data", "split", "n", "seconds", "images_per_second"; "own_test", whether these are the run's own test images;
@@ -69,16 +72,19 @@ def evaluate(
 
     Raises:
         ShiftViTError: the bundle or data does not exist, the data have a class that the model does not have, or `out`
-            is not writable.
+            or `logits` is not writable.
     """
-    if out is not None:
-        check_path("out", out)
+    for argument, value in (("out", out), ("logits", logits)):
+        if value is not None:
+            check_path(argument, value)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None if isinstance(bundle, Bundle) else find_run(bundle)
     if data is None and run is None:
         data = named.find_by_classes(loaded.labels)
     found = find_evaluated(data, split, run)
     name = found.data.name if found.data.path is None else named.locate(found.data.path)
+    if logits is not None:
+        files.check_file(Path(logits), ENDINGS, [] if found.data.path is None else [found.data.path])
     if out is None and keep and run is not None:
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:
@@ -92,34 +98,36 @@ def evaluate(
     model = loaded.build("float32")  # whatever the global policy is, as a prediction
     began = time.perf_counter()
     with Bar("evaluating", len(images)) as bar:
-        logits = predict_logits(model, images.images, images.preprocess, on_batch=bar.advance)
+        outputs = predict_logits(model, images.images, images.preprocess, on_batch=bar.advance)
     seconds = time.perf_counter() - began
     model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
-    metrics.check_finite(logits, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
-    probabilities = loaded.probabilities(logits)
+    metrics.check_finite(outputs, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
+    if logits is not None:
+        write_logits(Path(logits), outputs, images, loaded.labels)
+    probabilities = loaded.probabilities(outputs)
     counts = np.bincount(labels, minlength=len(loaded.labels))
     report = {
         "data": name,
         "split": found.split,
         "own_test": found.own_test,
         "trained_on": found.trained_on,
-        **measure(logits, labels),
-        "macro": metrics.measure_macro(logits, labels),
-        "intervals": metrics.estimate_intervals(logits, labels),
-        "classes": metrics.measure_classes(logits, labels, loaded.labels),
+        **measure(outputs, labels),
+        "macro": metrics.measure_macro(outputs, labels),
+        "intervals": metrics.estimate_intervals(outputs, labels),
+        "classes": metrics.measure_classes(outputs, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
-        **_measure_among_others(logits, labels, counts),
-        "confusion": _list_confusion(count_confusion(logits, labels)),
+        **_measure_among_others(outputs, labels, counts),
+        "confusion": _list_confusion(count_confusion(outputs, labels)),
         "temperature": loaded.temperature,
         "calibration": metrics.measure_calibration(probabilities, labels),
-        "mistakes": _list_mistakes(logits, probabilities, images, loaded),
+        "mistakes": _list_mistakes(outputs, probabilities, images, loaded),
         "seconds": round(seconds, 3),
-        "images_per_second": round(len(logits) / seconds, 1),
+        "images_per_second": round(len(outputs) / seconds, 1),
     }
     if corruptions:
         report["corruptions"] = _measure_corrupted(model, images)
     if out is not None:
-        _write(Path(out), report, images, logits, probabilities, loaded)
+        _write(Path(out), report, images, outputs, probabilities, loaded)
     return {**report, "folder": None if out is None else str(out)}
 
 
