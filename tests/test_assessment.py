@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import scipy
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import softmax
@@ -15,6 +19,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from sample import replace_splits
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data import named
 from shiftvit.evaluation.evaluate import REPORT
 from shiftvit.evaluation.explain import predict_probabilities
@@ -62,6 +67,25 @@ def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     for name in ("confusion_matrix", "reliability", "mistakes"):
         with Image.open(tmp_path / "evaluation" / f"{name}.png") as image:
             assert min(image.size) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sample_as_cifar10")
+def test_report_names_the_model_and_the_environment(tmp_path: Path, plain_figures) -> None:
+    del plain_figures
+    weights = PRETRAINED / "cifar10" / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    evaluate("cifar10", out=tmp_path / "out")
+    found = json.loads((tmp_path / "out" / REPORT).read_text("utf-8"))
+    assert found["model"] == {"path": "cifar10", "sha256": digest}
+    assert found["environment"]["backend"] == keras.config.backend()
+    assert found["environment"]["versions"]["scipy"] == scipy.__version__
+    bundle = Bundle.load("cifar10")
+    assert evaluate(bundle)["model"] == {"path": None, "sha256": digest}
+    packed = bundle.halved().save(tmp_path / "half.zip")
+    with zipfile.ZipFile(packed) as archive:
+        digest = hashlib.sha256(archive.read("model.safetensors")).hexdigest()
+    assert evaluate(packed)["model"] == {"path": str(packed), "sha256": digest}
 
 
 @pytest.mark.slow

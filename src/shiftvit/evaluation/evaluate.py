@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle, pack_weights
+from shiftvit.bundle.stored.container import hash_content
+from shiftvit.bundle.stored.find import find_bundle
+from shiftvit.bundle.stored.manifest import WEIGHTS, read_manifest
 from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
+from shiftvit.environment import describe_environment
 from shiftvit.errors import ShiftViTError, check_path
 from shiftvit.evaluation import metrics
 from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
@@ -68,7 +72,8 @@ def evaluate(
         other classes only; "confusion", rows are true classes, or of more than 2,000 classes a dictionary of
         the lists "true", "predicted" and "count"; "temperature", and "calibration" at that temperature;
         "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity;
-        and "folder", where all this was written, or None.
+        "model", its "path" or name as given, None for a `Bundle`, and the "sha256" of its weights' file; "environment",
+        as in a run's `environment.json`; and "folder", where all this was written, or None.
 
     Raises:
         ShiftViTError: the bundle or data does not exist, the data have a class that the model does not have, or `out`
@@ -123,12 +128,21 @@ def evaluate(
         "mistakes": _list_mistakes(outputs, probabilities, images, loaded),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(outputs) / seconds, 1),
+        "model": _identify(bundle),
+        "environment": describe_environment(),
     }
     if corruptions:
         report["corruptions"] = _measure_corrupted(model, images)
     if out is not None:
         _write(Path(out), report, images, outputs, probabilities, loaded)
     return {**report, "folder": None if out is None else str(out)}
+
+
+def _identify(bundle: Bundle | str | Path) -> dict[str, str | None]:
+    """Returns the path of a model as given, or None, and the SHA-256 that its `bundle.json` has or would have."""
+    if isinstance(bundle, Bundle):
+        return {"path": None, "sha256": hash_content(pack_weights(bundle.weights))}
+    return {"path": str(bundle), "sha256": read_manifest(find_bundle(bundle)).files[WEIGHTS]}
 
 
 def _list_confusion(matrix: Any) -> list[list[int]] | dict[str, list[int]]:
