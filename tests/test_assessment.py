@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score, log_loss
 
+from command_line import run
 from sample import replace_splits
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data import named
+from shiftvit.evaluation.corruptions import CORRUPTIONS
 from shiftvit.evaluation.evaluate import REPORT
 from shiftvit.evaluation.explain import predict_probabilities
 from shiftvit.evaluation.logits import predict_logits
@@ -112,20 +115,43 @@ def test_each_corruption_and_severity_has_a_row(monkeypatch, tmp_path: Path) -> 
         Image.new("RGB", (1, 1)).save(path, "PNG")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    monkeypatch.setattr(
-        "shiftvit.evaluation.evaluate.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"}
-    )
-    monkeypatch.setattr("shiftvit.evaluation.evaluate._CORRUPTED", 40)
-    found = evaluate("cifar10", out=tmp_path, corruptions=True)["corruptions"]
+    monkeypatch.setattr("shiftvit.evaluation.robustness._CORRUPTED", 40)
+    whole = evaluate("cifar10", out=tmp_path, corruptions=True)
+    found = whole["corruptions"]
     assert [(row["corruption"], row["severity"]) for row in found] == [
         ("none", 0),
-        *((name, level) for name in ("gaussian_noise", "brightness") for level in range(1, 6)),
+        *((name, level) for name in CORRUPTIONS for level in range(1, 6)),
     ]
     assert all(row["n"] == 40 for row in found)
     noise = [row["top1"] for row in found if row["corruption"] == "gaussian_noise"]
     assert found[0]["top1"] > noise[-1]  # the strongest noise lowers the accuracy
-    cells = next(figure.axes[0] for figure in figures if "corruption" in figure.axes[0].get_title()).images[0]
-    np.testing.assert_allclose(cells.get_array()[0], noise)
+    axes = next(figure.axes[0] for figure in figures if "corruption" in figure.axes[0].get_title())
+    np.testing.assert_allclose(axes.images[0].get_array()[0], noise)
+    mean = np.mean([row["top1"] for row in found[1:] if row["corruption"] not in ("speckle_noise", "gaussian_blur")])
+    assert whole["corruption_means"]["top1"] == pytest.approx(mean)
+    assert f"mean {mean:.1%} (without: {found[0]['top1']:.1%})" in axes.get_title()
+    marked = [label.get_text() for label in axes.get_yticklabels() if label.get_text().endswith("*")]
+    assert marked == ["speckle noise *", "gaussian blur *"]
+    assert json.loads((tmp_path / REPORT).read_text("utf-8"))["corruption_means"] == whole["corruption_means"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sample_as_cifar10", "plain_figures")
+def test_command_prints_the_means_before_the_extra_corruptions(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shiftvit.evaluation.robustness._CORRUPTED", 4)
+    answer = run("evaluate", "cifar10", "--corruptions", "--out", "out", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    means = json.loads((tmp_path / "out" / REPORT).read_text("utf-8"))["corruption_means"]
+    title, _, lines = answer.stdout.decode().partition("Top-1 under corruption, by severity\n")
+    assert title
+    rows = lines.splitlines()
+    place = next(number for number, row in enumerate(rows) if "mean of these 15" in row)
+    assert re.findall(r"[\d.]+%", rows[place]) == [f"{share:.1%}" for share in means["by_severity"].values()]
+    assert "jpeg_compression" in rows[place - 1]
+    assert "speckle_noise (extra)" in rows[place + 1]
+    assert "gaussian_blur (extra)" in rows[place + 2]
+    families = ", ".join(f"{name} {means['by_family'][name]:.2%}" for name in ("noise", "blur", "weather", "digital"))
+    assert f"mean top-1 over the 15 benchmark corruptions: {means['top1']:.2%} ({families})" in rows
 
 
 def test_predictions_apply_the_temperature(sample, logits, tmp_path: Path) -> None:

@@ -21,16 +21,14 @@ from shiftvit.data.find.dataset import Split
 from shiftvit.environment import describe_environment
 from shiftvit.errors import ShiftViTError, check_path
 from shiftvit.evaluation import metrics
-from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
+from shiftvit.evaluation.corruptions import EXTRAS
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.logits import ENDINGS, predict_logits, write_logits
 from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
-from shiftvit.preprocess import Preprocess
+from shiftvit.evaluation.robustness import average_corruptions, measure_corrupted
 from shiftvit.replacement import check_free, find_current, write_folder
 
-# The number of test images to corrupt, 85 times each. Sampling moves an accuracy by about one point.
-_CORRUPTED = 1000
 _MISTAKES = 25
 # The files in an evaluation's folder.
 _FILES = (REPORT, "confusion_matrix.png", "reliability.png", "mistakes.png", "corruptions.png")
@@ -59,7 +57,8 @@ def evaluate(
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
         keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
             not the run's own test images.
-        corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
+        corruptions: also measure 17 common corruptions at five severities: the 15 of the benchmark of Hendrycks and
+            Dietterich (2019), and two of their extra ones.
         logits: an `.npz` file to write, without pickle: `logits` float32 (N, C), `labels` int64 (N,), the names
             `classes`, and `paths`, or `index` if the images have no paths, all in the order of the split.
 
@@ -71,9 +70,10 @@ def evaluate(
         predictions of all classes; "among_others", if there are such classes, the figures of predictions among the
         other classes only; "confusion", rows are true classes, or of more than 2,000 classes a dictionary of
         the lists "true", "predicted" and "count"; "temperature", and "calibration" at that temperature;
-        "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity;
-        "model", its "path" or name as given, None for a `Bundle`, and the "sha256" of its weights' file; "environment",
-        as in a run's `environment.json`; and "folder", where all this was written, or None.
+        "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity,
+        and "corruption_means", the mean top-1 over the 15, by severity and by family; "model", its "path" or name as
+        given, None for a `Bundle`, and the "sha256" of its weights' file; "environment", as in a run's
+        `environment.json`; and "folder", where all this was written, or None.
 
     Raises:
         ShiftViTError: the bundle or data does not exist, the data have a class that the model does not have, or `out`
@@ -132,7 +132,8 @@ def evaluate(
         "environment": describe_environment(),
     }
     if corruptions:
-        report["corruptions"] = _measure_corrupted(model, images)
+        report["corruptions"] = measure_corrupted(model, images)
+        report["corruption_means"] = average_corruptions(report["corruptions"])
     if out is not None:
         _write(Path(out), report, images, outputs, probabilities, loaded)
     return {**report, "folder": None if out is None else str(out)}
@@ -180,25 +181,6 @@ def _list_mistakes(
     ]
 
 
-def _measure_corrupted(model: Any, split: Split) -> list[dict[str, Any]]:
-    """Returns a row for each corruption and severity; severity 0 is the original images."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:_CORRUPTED])
-    clean, truth, rule = split.images[chosen], split.labels[chosen], split.preprocess
-    rows = [{"corruption": "none", "family": "none", "severity": 0, **_measure_images(model, clean, truth, rule)}]
-    with Bar("corrupting", 5 * len(CORRUPTIONS)) as bar:
-        for name, family in CORRUPTIONS.items():
-            for severity in range(1, 6):
-                bar.update(len(rows) - 1, what=f"corrupting: {name}, severity {severity}")
-                found = _measure_images(model, corrupt(clean, name, severity), truth, rule)
-                rows.append({"corruption": name, "family": family, "severity": severity, **found})
-    return rows
-
-
-def _measure_images(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> dict[str, Any]:
-    found = measure(predict_logits(model, images, rule), labels)
-    return {key: found[key] for key in ("top1", "loss", "n")}
-
-
 def _write(
     out: Path,
     report: dict[str, Any],
@@ -223,6 +205,7 @@ def _write(
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
         draw_mistakes(*shown, folder / "mistakes.png")
         if "corruptions" in report:
-            draw_corruptions(report["corruptions"], folder / "corruptions.png")
+            mean = report["corruption_means"]["top1"]
+            draw_corruptions(report["corruptions"], mean, EXTRAS, folder / "corruptions.png")
 
     write_folder(out, write, _FILES, keep=() if find_current(out / REPORT).is_file() else _FILES)
