@@ -35,6 +35,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_file_of_a_folder_has_paths_in_order_and_the_predictors_answers(tree: Path, tmp_path: Path) -> None:
     out, file = tmp_path / "out", tmp_path / "x.NPZ"
     file.write_bytes(b"earlier")
@@ -56,6 +57,7 @@ def test_file_of_a_folder_has_paths_in_order_and_the_predictors_answers(tree: Pa
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "x.NPZ"]
 
 
+@pytest.mark.slow
 def test_images_without_paths_have_an_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     sample = load_sample()
     monkeypatch.setitem(named._LOADERS, "cifar10", lambda: sample)
