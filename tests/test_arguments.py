@@ -52,6 +52,7 @@ def test_model_or_recipe_must_be_a_path(call: Callable[[Any], Any], value: objec
         (lambda: shiftvit.export("cifar10", "onnx", images="5"), "images='5' must be a whole number"),
         (lambda: shiftvit.export("cifar10", "onnx", out=5), "out has the type int"),
         (lambda: shiftvit.evaluate("cifar10", out=5), "out has the type int"),
+        (lambda: shiftvit.evaluate("cifar10", logits=5), "logits has the type int"),
         (lambda: shiftvit.evaluate("cifar10", "cifar10", split=5), "there is no split 5"),
         (lambda: shiftvit.evaluate("cifar10", "cifar10", split=["test"]), "there is no split"),
         (lambda: ShiftViT.from_preset(None), "there is no preset None"),

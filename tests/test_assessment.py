@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
+import zipfile
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import scipy
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import f1_score, log_loss
 
+from command_line import run
 from sample import replace_splits
 from shiftvit import Bundle, Predictor, ShiftViTError, evaluate
+from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data import named
+from shiftvit.evaluation.corruptions import CORRUPTIONS
 from shiftvit.evaluation.evaluate import REPORT
 from shiftvit.evaluation.explain import predict_probabilities
 from shiftvit.evaluation.logits import predict_logits
@@ -58,10 +66,28 @@ def test_report_is_correct_and_saved(sample, logits, tmp_path: Path) -> None:
     assert found["mistakes"][0]["confidence"] == pytest.approx(confidences[wrong].max(), abs=1e-3)
     listed = [row["confidence"] for row in found["mistakes"]]
     assert listed == sorted(listed, reverse=True)
-    assert json.loads((tmp_path / "evaluation" / REPORT).read_text("utf-8"))["top1"] == found["top1"]
+    saved = json.loads((tmp_path / "evaluation" / REPORT).read_text("utf-8"))
+    assert {**saved, "folder": found["folder"]} == json.loads(json.dumps(found))
     for name in ("confusion_matrix", "reliability", "mistakes"):
         with Image.open(tmp_path / "evaluation" / f"{name}.png") as image:
             assert min(image.size) > 300
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sample_as_cifar10")
+def test_report_names_the_model_and_the_environment(tmp_path: Path) -> None:
+    weights = PRETRAINED / "cifar10" / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = evaluate("cifar10")
+    assert found["model"] == {"path": "cifar10", "sha256": digest}
+    assert found["environment"]["backend"] == keras.config.backend()
+    assert found["environment"]["versions"]["scipy"] == scipy.__version__
+    bundle = Bundle.load("cifar10")
+    assert evaluate(bundle)["model"] == {"path": None, "sha256": digest}
+    packed = bundle.halved().save(tmp_path / "half.zip")
+    with zipfile.ZipFile(packed) as archive:
+        digest = hashlib.sha256(archive.read("model.safetensors")).hexdigest()
+    assert evaluate(packed)["model"] == {"path": str(packed), "sha256": digest}
 
 
 @pytest.mark.slow
@@ -80,7 +106,7 @@ def test_order_of_the_classes_does_not_matter(sample, monkeypatch, sample_as_cif
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("sample_as_cifar10")
-def test_each_corruption_and_severity_has_a_row(monkeypatch, tmp_path: Path) -> None:
+def test_corruptions_are_written_drawn_and_printed(monkeypatch, tmp_path: Path) -> None:
     figures = []
 
     def savefig(self: Figure, path: Path, **_: object) -> None:  # `test_figures_run.py` draws the figure
@@ -88,20 +114,32 @@ def test_each_corruption_and_severity_has_a_row(monkeypatch, tmp_path: Path) -> 
         Image.new("RGB", (1, 1)).save(path, "PNG")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    monkeypatch.setattr(
-        "shiftvit.evaluation.evaluate.CORRUPTIONS", {"gaussian_noise": "noise", "brightness": "weather"}
-    )
-    monkeypatch.setattr("shiftvit.evaluation.evaluate._CORRUPTED", 40)
-    found = evaluate("cifar10", out=tmp_path, corruptions=True)["corruptions"]
+    monkeypatch.setattr("shiftvit.evaluation.robustness._CORRUPTED", 12)
+    answer = run("evaluate", "cifar10", "--corruptions", "--out", "out", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    report = json.loads((tmp_path / "out" / REPORT).read_text("utf-8"))
+    found, means = report["corruptions"], report["corruption_means"]
     assert [(row["corruption"], row["severity"]) for row in found] == [
         ("none", 0),
-        *((name, level) for name in ("gaussian_noise", "brightness") for level in range(1, 6)),
+        *((name, level) for name in CORRUPTIONS for level in range(1, 6)),
     ]
-    assert all(row["n"] == 40 for row in found)
+    assert all(row["n"] == 12 for row in found)
     noise = [row["top1"] for row in found if row["corruption"] == "gaussian_noise"]
     assert found[0]["top1"] > noise[-1]  # the strongest noise lowers the accuracy
-    cells = next(figure.axes[0] for figure in figures if "corruption" in figure.axes[0].get_title()).images[0]
-    np.testing.assert_allclose(cells.get_array()[0], noise)
+    mean = np.mean([row["top1"] for row in found[1:] if row["corruption"] not in ("speckle_noise", "gaussian_blur")])
+    assert means["top1"] == pytest.approx(mean)
+    axes = next(figure.axes[0] for figure in figures if "corruption" in figure.axes[0].get_title())
+    np.testing.assert_allclose(axes.images[0].get_array()[0], noise)
+    assert f"mean {mean:.1%} (without: {found[0]['top1']:.1%})" in axes.get_title()
+    marked = [label.get_text() for label in axes.get_yticklabels() if label.get_text().endswith("*")]
+    assert marked == ["speckle noise *", "gaussian blur *"]
+    rows = answer.stdout.decode().partition("Top-1 under corruption, by severity\n")[2].splitlines()
+    place = next(number for number, row in enumerate(rows) if "mean of these 15" in row)
+    assert re.findall(r"[\d.]+%", rows[place]) == [f"{share:.1%}" for share in means["by_severity"].values()]
+    names = [row.split("%")[0].strip().rpartition(" ")[0].strip() for row in rows[place - 1 : place + 3]]
+    assert names == ["jpeg_compression", "mean of these 15", "speckle_noise (extra)", "gaussian_blur (extra)"]
+    families = ", ".join(f"{name} {means['by_family'][name]:.2%}" for name in ("noise", "blur", "weather", "digital"))
+    assert f"mean top-1 over the 15 benchmark corruptions: {means['top1']:.2%} ({families})" in rows
 
 
 def test_predictions_apply_the_temperature(sample, logits, tmp_path: Path) -> None:

@@ -112,13 +112,13 @@ def test_corruptions_figure(tmp_path, figures):
         for place, name in enumerate(("gaussian_noise", "fog"))
         for level in range(1, 6)
     ]
-    draw_corruptions(rows, tmp_path / "x.png")
+    draw_corruptions(rows, 0.4321, {"fog"}, tmp_path / "x.png")
     (figure,) = figures
     assert_picture(tmp_path / "x.png", figure)
     (axes,) = figure.axes
     np.testing.assert_allclose(axes.images[0].get_array(), [np.arange(1, 6) / 10, np.arange(2, 7) / 10])
-    assert axes.get_title() == "Top-1 under corruption (without: 87.5%)"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["gaussian noise", "fog"]
+    assert axes.get_title() == "Top-1 under corruption: mean 43.2% (without: 87.5%)"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gaussian noise", "fog *"]
     assert {tuple(text.get_position()): text.get_text() for text in axes.texts}[4, 0] == "50%"
 
 

@@ -103,6 +103,8 @@ def test_figures_have_the_format_of_their_suffix(tmp_path):
         (["embed", "cat.png", "--out", "x.npz", "--max-pixels", "0"], "max_pixels=0 must be at least 1"),
         (["embed", "cat.png", "--out", "x.npz", "--threads", "0"], "threads=0 must be at least 1"),
         (["evaluate", "cifar10", "--out", "x.json"], "'x.json' is named like a file"),
+        (["evaluate", "cifar10", "--logits", "x.txt"], "'x.txt' has no known suffix; use one of: .npz"),
+        (["evaluate", "cifar10", "--logits", "no/x.npz"], "cannot write 'no/x.npz'"),
         (["export", "cifar10", "--out", "model.onnx"], "'model.onnx' is named like a file"),
         (["pack", "cifar10", "model.tar.gz"], "'model.tar.gz' is named like a file"),
         (["pull", "me/pets", "--out", "pets.tgz"], "'pets.tgz' is named like a file"),

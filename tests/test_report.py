@@ -95,6 +95,24 @@ def test_report_includes_the_evaluation(run: Path, tmp_path: Path) -> None:
     assert len(page.images) == 3  # learning curves, reliability, predictions
 
 
+def test_report_has_the_mean_over_corruptions(run: Path) -> None:
+    means = {"top1": 0.5432, "by_family": {"noise": 0.41, "blur": 0.625}, "corruptions": 15, "n": 1000}
+    write_evaluation(run)
+    write_other_evaluation(run, "zoo", corruption_means={**means, "top1": 0.1234, "n": 77})
+    place = run / "evaluation" / "evaluation.json"
+    older = json.loads(place.read_text())
+    place.write_text(json.dumps({**older, "corruption_means": means}))
+    before, after = (
+        " ".join(t.split()) for t in Page(write_report(run).read_text("utf-8")).text.split("Other data sets")
+    )
+    text = "Mean top-1 over the 15 corruptions of the benchmark, each in five severities, on "
+    assert f"{text}1,000 images: 54.32% (noise 41.00%, blur 62.50%)." in before
+    assert f"{text}77 images: 12.34% (noise" in after
+    # Older versions measured corruptions without the mean.
+    place.write_text(json.dumps(older))
+    assert "54.32%" not in Page(write_report(run).read_text("utf-8")).text
+
+
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -111,6 +129,7 @@ def test_no_text_of_a_run_becomes_markup(run: Path, text: str) -> None:
     run = run.rename(run.with_name(text.replace("/", "\u2215")))
     found = json.loads((run / "evaluation" / "evaluation.json").read_text())
     found["classes"][0]["class"] = text
+    found["corruption_means"] = {"top1": 0.5, "by_family": {text: 0.5}, "corruptions": 15, "n": 4}
     (run / "evaluation" / "evaluation.json").write_text(json.dumps(found))
     (run / "environment.json").write_text(json.dumps({text: text, "command": [text]}))
     (run / "recipe.toml").write_text(text)
@@ -121,7 +140,9 @@ def test_no_text_of_a_run_becomes_markup(run: Path, text: str) -> None:
     assert page.attributes == plain.attributes
     assert page.images == plain.images
     assert page.text.count(run.name) >= 2  # the title and the heading
-    assert page.text.count(text) >= 8  # class; environment: key, value, command; recipe; change: key, before, date
+    assert (
+        page.text.count(text) >= 9
+    )  # class; family; environment: key, value, command; recipe; change: key, before, date
 
 
 @pytest.mark.parametrize("missing", ["metrics.json", "recipe.toml"])

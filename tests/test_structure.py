@@ -32,7 +32,7 @@ LAYERS = [
         "rate_finder fit probe features epoch results runfolder device memory setup parts finetune callbacks "
         "checkpoint optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
-    ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
+    ("evaluation", "report evaluate robustness images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
     ("model", "convert tensors network weights blocks primitives products shift"),
     ("bundle.stored", "find published manifest container"),

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("shiftvit", "keras", "numpy", "torch", "jax", "tensorflow", "pillow", "safetensors", "scikit-learn"),
+    *("shiftvit", "keras", "numpy", "torch", "jax", "tensorflow", "pillow", "safetensors"),
+    *("scipy", "scikit-learn", "timm"),
     *("onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "ai-edge-litert"),
 )
 _INSTRUCTIONS = (

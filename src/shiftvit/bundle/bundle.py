@@ -139,11 +139,8 @@ class Bundle:
         Raises:
             ShiftViTError: the labels do not name the classes, or the metrics cannot be written as JSON.
         """
-        from safetensors.numpy import save
-
         check_labels(self.labels, self.config.num_classes)
-
-        contents = {WEIGHTS: save({path: np.ascontiguousarray(value) for path, value in self.weights.items()})}
+        contents = {WEIGHTS: pack_weights(self.weights)}
         if self.graph is not None:
             contents[GRAPH] = self.graph
         manifest = {
@@ -244,6 +241,13 @@ class Bundle:
         model = ShiftViT(**self.config.model_dump(exclude={"preset"}), dtype=dtype)
         assign_weights(model, self.weights, MISFIT, "restore the bundle")
         return model
+
+
+def pack_weights(weights: Weights) -> bytes:
+    """Returns the content of a bundle's `model.safetensors`; equal weights give equal bytes."""
+    from safetensors.numpy import save
+
+    return save({path: np.ascontiguousarray(value) for path, value in weights.items()})
 
 
 def check_place(path: Path) -> set[str]:

@@ -75,6 +75,7 @@ def train(
         "shiftvit evaluate runs/mine",
         "shiftvit evaluate runs/mine --data photos/",
         "shiftvit evaluate runs/mine --corruptions",
+        "shiftvit evaluate runs/mine --logits mine.npz",
     )
 )
 def evaluate(
@@ -101,6 +102,10 @@ def evaluate(
         bool,
         typer.Option("--corruptions", help="Also evaluate under noise, blur, weather and compression (minutes)."),
     ] = False,
+    logits: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the logits, labels and paths of the images to this .npz."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained model on its test images or on other images."""
@@ -109,10 +114,14 @@ def evaluate(
     find_bundle(run)
     if out is not None:
         files.check_folder_name(out)
+    if logits is not None:
+        from shiftvit.evaluation.logits import ENDINGS
+
+        files.check_file(logits, ENDINGS)
     prepare_backend()
     from shiftvit.evaluation.evaluate import evaluate as run_evaluation
 
-    found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions)
+    found = run_evaluation(run, data, split=split, out=out, keep=out is None, corruptions=corruptions, logits=logits)
     if as_json:
         print_json(found)
         return
@@ -136,9 +145,14 @@ def evaluate(
     rows = [{**row, **{key: f"{row[key]:.1%}" for key in shares}} for row in classes[:_CLASSES]]
     show(rows, "Classes" if len(rows) == len(classes) else f"The first {len(rows)} classes")
     if corruptions:
-        show(_group_by_corruption(found["corruptions"]), "Top-1 under corruption, by severity")
+        means = found["corruption_means"]
+        show(_group_by_corruption(found["corruptions"], means), "Top-1 under corruption, by severity")
+        families = ", ".join(f"{family} {top1:.2%}" for family, top1 in means["by_family"].items())
+        print(f"mean top-1 over the {means['corruptions']} benchmark corruptions: {means['top1']:.2%} ({families})")
     if found["folder"] is not None:
         print(f"figures and evaluation.json: {found['folder']}")
+    if logits is not None:
+        print(f"logits: {logits}")
 
 
 def _format_figures(found: dict[str, Any], classes: int) -> str:
@@ -149,12 +163,22 @@ def _format_figures(found: dict[str, Any], classes: int) -> str:
     return f"loss {found['loss']:.4f}  top-1 {found['top1']:.2%}{top5}"
 
 
-def _group_by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row for each corruption with a column for each severity."""
-    names = list(dict.fromkeys(row["corruption"] for row in rows if row["severity"]))
-    found = {(row["corruption"], row["severity"]): row["top1"] for row in rows}
+def _group_by_corruption(rows: list[dict[str, Any]], means: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row for each corruption with a column for each severity; their means stand before the extra ones."""
+    from shiftvit.evaluation.corruptions import EXTRAS
+
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row["severity"]:
+            found.setdefault(row["corruption"], {})[str(row["severity"])] = row["top1"]
+    mean = f"mean of these {means['corruptions']}"
+    found = {
+        **{name: top1 for name, top1 in found.items() if name not in EXTRAS},
+        mean: means["by_severity"],
+        **{f"{name} (extra)": top1 for name, top1 in found.items() if name in EXTRAS},
+    }
     return [
-        {"corruption": name, **{str(level): f"{found[name, level]:.1%}" for level in range(1, 6)}} for name in names
+        {"corruption": name, **{level: f"{share:.1%}" for level, share in top1.items()}} for name, top1 in found.items()
     ]
 
 

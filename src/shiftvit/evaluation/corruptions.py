@@ -265,8 +265,6 @@ _TABLE: dict[str, tuple[str, Callable[..., _Array], tuple[Any, ...], tuple[Any, 
     "gaussian_noise": ("noise", _gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
     "shot_noise": ("noise", _shot_noise, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
     "impulse_noise": ("noise", _impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
-    "speckle_noise": ("noise", _speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.35, 0.45, 0.6)),
-    "gaussian_blur": ("blur", _gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1), (1, 2, 3, 4, 6)),
     "defocus_blur": ("blur", _defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
                      ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))),
     "motion_blur": ("blur", _motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
@@ -291,7 +289,11 @@ _TABLE: dict[str, tuple[str, Callable[..., _Array], tuple[Any, ...], tuple[Any, 
                           ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))),
     "pixelate": ("digital", _pixelate, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
     "jpeg_compression": ("digital", _jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
+    "speckle_noise": ("noise", _speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2), (0.15, 0.2, 0.35, 0.45, 0.6)),
+    "gaussian_blur": ("blur", _gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1), (1, 2, 3, 4, 6)),
 }
 # fmt: on
 
 CORRUPTIONS: dict[str, str] = {name: family for name, (family, *_) in _TABLE.items()}
+# The others are the paper's benchmark. These are two of the four extra ones, on which methods may be tuned.
+EXTRAS = frozenset({"speckle_noise", "gaussian_blur"})

@@ -10,23 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit import files
-from shiftvit.bundle.bundle import Bundle
+from shiftvit.bundle.bundle import Bundle, pack_weights
+from shiftvit.bundle.stored.container import hash_content
+from shiftvit.bundle.stored.find import find_bundle
+from shiftvit.bundle.stored.manifest import WEIGHTS, read_manifest
 from shiftvit.console import Bar
 from shiftvit.data import named
 from shiftvit.data.evaluated import find_evaluated
 from shiftvit.data.find.dataset import Split
+from shiftvit.environment import describe_environment
 from shiftvit.errors import ShiftViTError, check_path
 from shiftvit.evaluation import metrics
-from shiftvit.evaluation.corruptions import CORRUPTIONS, corrupt
+from shiftvit.evaluation.corruptions import EXTRAS
 from shiftvit.evaluation.images import read_images
-from shiftvit.evaluation.logits import predict_logits
+from shiftvit.evaluation.logits import ENDINGS, predict_logits, write_logits
 from shiftvit.evaluation.metrics import count_confusion, measure
 from shiftvit.evaluation.places import REPORT, choose_place, find_run
-from shiftvit.preprocess import Preprocess
+from shiftvit.evaluation.robustness import average_corruptions, measure_corrupted
 from shiftvit.replacement import check_free, find_current, write_folder
 
-# The number of test images to corrupt, 85 times each. Sampling moves an accuracy by about one point.
-_CORRUPTED = 1000
 _MISTAKES = 25
 # The files in an evaluation's folder.
 _FILES = (REPORT, "confusion_matrix.png", "reliability.png", "mistakes.png", "corruptions.png")
@@ -40,6 +42,7 @@ def evaluate(
     out: str | Path | None = None,
     keep: bool = False,
     corruptions: bool = False,
+    logits: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained model.
 
@@ -54,7 +57,10 @@ def evaluate(
         out: a folder for `evaluation.json` and the figures: confusion matrix, reliability, the worst mistakes.
         keep: if `out` is None, write them to `evaluation/` in the run folder, or to a subfolder of it if the images are
             not the run's own test images.
-        corruptions: also measure 17 common corruptions at five severities (Hendrycks and Dietterich, 2019).
+        corruptions: also measure 17 common corruptions at five severities: the 15 of the benchmark of Hendrycks and
+            Dietterich (2019), and two of their extra ones.
+        logits: an `.npz` file to write, without pickle: `logits` float32 (N, C), `labels` int64 (N,), the names
+            `classes`, and `paths`, or `index` if the images have no paths, all in the order of the split.
 
     Returns:
         "data", "split", "n", "seconds", "images_per_second"; "own_test", whether these are the run's own test images;
@@ -64,21 +70,26 @@ def evaluate(
         predictions of all classes; "among_others", if there are such classes, the figures of predictions among the
         other classes only; "confusion", rows are true classes, or of more than 2,000 classes a dictionary of
         the lists "true", "predicted" and "count"; "temperature", and "calibration" at that temperature;
-        "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity;
-        and "folder", where all this was written, or None.
+        "mistakes", the most confident ones; with `corruptions`, "corruptions", a row for each corruption and severity,
+        and "corruption_means", the mean top-1 over the 15, by severity and by family; "model", its "path" or name as
+        given, None for a `Bundle`, and the "sha256" of its weights' file; "environment", as in a run's
+        `environment.json`; and "folder", where all this was written, or None.
 
     Raises:
         ShiftViTError: the bundle or data does not exist, the data have a class that the model does not have, or `out`
-            is not writable.
+            or `logits` is not writable.
     """
-    if out is not None:
-        check_path("out", out)
+    for argument, value in (("out", out), ("logits", logits)):
+        if value is not None:
+            check_path(argument, value)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     run = None if isinstance(bundle, Bundle) else find_run(bundle)
     if data is None and run is None:
         data = named.find_by_classes(loaded.labels)
     found = find_evaluated(data, split, run)
     name = found.data.name if found.data.path is None else named.locate(found.data.path)
+    if logits is not None:
+        files.check_file(Path(logits), ENDINGS, [] if found.data.path is None else [found.data.path])
     if out is None and keep and run is not None:
         out = choose_place(run, name, found.split, own_test=found.own_test)
     if out is not None:
@@ -92,35 +103,47 @@ def evaluate(
     model = loaded.build("float32")  # whatever the global policy is, as a prediction
     began = time.perf_counter()
     with Bar("evaluating", len(images)) as bar:
-        logits = predict_logits(model, images.images, images.preprocess, on_batch=bar.advance)
+        outputs = predict_logits(model, images.images, images.preprocess, on_batch=bar.advance)
     seconds = time.perf_counter() - began
     model_name = "the model" if isinstance(bundle, Bundle) else f"the model {str(bundle)!r}"
-    metrics.check_finite(logits, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
-    probabilities = loaded.probabilities(logits)
+    metrics.check_finite(outputs, model_name, [images.path(n) or f"image {n + 1}" for n in range(len(images))])
+    if logits is not None:
+        write_logits(Path(logits), outputs, images, loaded.labels)
+    probabilities = loaded.probabilities(outputs)
     counts = np.bincount(labels, minlength=len(loaded.labels))
     report = {
         "data": name,
         "split": found.split,
         "own_test": found.own_test,
         "trained_on": found.trained_on,
-        **measure(logits, labels),
-        "macro": metrics.measure_macro(logits, labels),
-        "intervals": metrics.estimate_intervals(logits, labels),
-        "classes": metrics.measure_classes(logits, labels, loaded.labels),
+        **measure(outputs, labels),
+        "macro": metrics.measure_macro(outputs, labels),
+        "intervals": metrics.estimate_intervals(outputs, labels),
+        "classes": metrics.measure_classes(outputs, labels, loaded.labels),
         "without_images": [label for label, n in zip(loaded.labels, counts, strict=True) if not n],
-        **_measure_among_others(logits, labels, counts),
-        "confusion": _list_confusion(count_confusion(logits, labels)),
+        **_measure_among_others(outputs, labels, counts),
+        "confusion": _list_confusion(count_confusion(outputs, labels)),
         "temperature": loaded.temperature,
         "calibration": metrics.measure_calibration(probabilities, labels),
-        "mistakes": _list_mistakes(logits, probabilities, images, loaded),
+        "mistakes": _list_mistakes(outputs, probabilities, images, loaded),
         "seconds": round(seconds, 3),
-        "images_per_second": round(len(logits) / seconds, 1),
+        "images_per_second": round(len(outputs) / seconds, 1),
+        "model": _identify(bundle),
+        "environment": describe_environment(),
     }
     if corruptions:
-        report["corruptions"] = _measure_corrupted(model, images)
+        report["corruptions"] = measure_corrupted(model, images)
+        report["corruption_means"] = average_corruptions(report["corruptions"])
     if out is not None:
-        _write(Path(out), report, images, logits, probabilities, loaded)
+        _write(Path(out), report, images, outputs, probabilities, loaded)
     return {**report, "folder": None if out is None else str(out)}
+
+
+def _identify(bundle: Bundle | str | Path) -> dict[str, str | None]:
+    """Returns the path of a model as given, or None, and the SHA-256 that its `bundle.json` has or would have."""
+    if isinstance(bundle, Bundle):
+        return {"path": None, "sha256": hash_content(pack_weights(bundle.weights))}
+    return {"path": str(bundle), "sha256": read_manifest(find_bundle(bundle)).files[WEIGHTS]}
 
 
 def _list_confusion(matrix: Any) -> list[list[int]] | dict[str, list[int]]:
@@ -158,25 +181,6 @@ def _list_mistakes(
     ]
 
 
-def _measure_corrupted(model: Any, split: Split) -> list[dict[str, Any]]:
-    """Returns a row for each corruption and severity; severity 0 is the original images."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:_CORRUPTED])
-    clean, truth, rule = split.images[chosen], split.labels[chosen], split.preprocess
-    rows = [{"corruption": "none", "family": "none", "severity": 0, **_measure_images(model, clean, truth, rule)}]
-    with Bar("corrupting", 5 * len(CORRUPTIONS)) as bar:
-        for name, family in CORRUPTIONS.items():
-            for severity in range(1, 6):
-                bar.update(len(rows) - 1, what=f"corrupting: {name}, severity {severity}")
-                found = _measure_images(model, corrupt(clean, name, severity), truth, rule)
-                rows.append({"corruption": name, "family": family, "severity": severity, **found})
-    return rows
-
-
-def _measure_images(model: Any, images: Any, labels: NDArray[Any], rule: Preprocess) -> dict[str, Any]:
-    found = measure(predict_logits(model, images, rule), labels)
-    return {key: found[key] for key in ("top1", "loss", "n")}
-
-
 def _write(
     out: Path,
     report: dict[str, Any],
@@ -201,6 +205,7 @@ def _write(
         shown = split.images[worst], split.labels[worst], predicted, confidence, loaded.labels
         draw_mistakes(*shown, folder / "mistakes.png")
         if "corruptions" in report:
-            draw_corruptions(report["corruptions"], folder / "corruptions.png")
+            mean = report["corruption_means"]["top1"]
+            draw_corruptions(report["corruptions"], mean, EXTRAS, folder / "corruptions.png")
 
     write_folder(out, write, _FILES, keep=() if find_current(out / REPORT).is_file() else _FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,13 @@ def _join_classes(matrix: Any) -> NDArray[np.int64]:
     return joined
 
 
-def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_corruptions(rows: list[dict[str, Any]], mean: float, extras: Collection[str], path: Path) -> None:
     """Draws top-1 for each corruption and severity as a coloured table.
 
     Args:
         rows: "corruption", "severity" (0: the original images) and "top1", 0 to 1.
+        mean: the mean top-1 of all corruptions but the extra ones.
+        extras: the names of the extra ones, which the figure marks.
         path: the PNG to write.
 
     Raises:
@@ -116,9 +119,9 @@ def draw_corruptions(rows: list[dict[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(5), [str(level) for level in range(1, 6)])
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set_xlabel("Severity")
-    axes.set_title(f"Top-1 under corruption (without: {clean:.1%})")
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") + " *" * (name in extras) for name in names])
+    axes.set_xlabel("Severity (*: not in the mean)")
+    axes.set_title(f"Top-1 under corruption: mean {mean:.1%} (without: {clean:.1%})")
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, f"{value:.0%}", ha="center", va="center", color="white" if value > 0.6 else "black")
     save_figure(figure, path)
