@@ -29,8 +29,8 @@ LAYERS = [
     ("inference", "bulk cluster worker folder embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",
-        "rate_finder fit probe features epoch results runfolder device memory setup parts finetune callbacks "
-        "checkpoint optimizer torch_steps loss schedule groups torch_group jax_group place processes",
+        "rate_finder fit probe features epoch results device memory setup parts finetune callbacks "
+        "checkpoint runfolder optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
