@@ -33,7 +33,7 @@ LAYERS = [
         "checkpoint runfolder optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
-    ("bundle", "describe metadata hub session official bundle card"),
+    ("bundle", "describe session metadata hub official bundle card"),
     ("model", "convert tensors network blocks primitives products shift"),
     ("bundle.stored", "find published manifest container"),
     ("data", "show evaluated load read named"),

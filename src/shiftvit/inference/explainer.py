@@ -9,8 +9,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import KEY, MAP, Metadata, fit_batch
-from shiftvit.bundle.session import open_session
+from shiftvit.bundle.metadata import MAP, fit_batch
+from shiftvit.bundle.session import open_graph
 from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import GRAPH, MISFIT, read_checked, read_manifest, read_tensors
@@ -40,17 +40,11 @@ class Explainer:
         origin = f"{GRAPH!r} in {str(container.where)!r}"
         if GRAPH not in manifest.files:
             raise ShiftViTError(f"{str(container.where)!r} has no graph; add it with `shiftvit pack --onnx`")
-        self._session = open_session(read_checked(container, manifest, GRAPH), threads or count_cores())
-        self.metadata = Metadata.parse(self._session.get_modelmeta().custom_metadata_map.get(KEY), origin)
+        content = read_checked(container, manifest, GRAPH)
+        self._session, self._entry, self.metadata = open_graph(content, threads or count_cores(), origin, with_map=True)
         self.metadata.check_labels(manifest.labels, origin)
-        if MAP not in {output.name for output in self._session.get_outputs()}:
-            raise ShiftViTError(
-                f"{origin} has no output for the last feature map, because an older shiftvit wrote it; "
-                "write it again with `shiftvit pack --onnx`"
-            )
         self.digest = manifest.files[GRAPH]
         self._model, self._threads = str(container.where.absolute()), threads
-        self._entry = self._session.get_inputs()[0].name
         weights = np.asarray(read_tensors(container, manifest).get("head/kernel", ()), np.float32)  # (K, C)
         if weights.ndim != 2 or weights.shape[1] != len(self.metadata.labels):
             raise ShiftViTError(f"{str(container.where)!r}: {MISFIT}; restore the bundle")
