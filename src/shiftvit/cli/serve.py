@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shiftvit.cli.tables import list_examples
-from shiftvit.errors import ShiftViTError, join_words, notice, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, describe_error, join_words, notice, suggest, suggest_install
 from shiftvit.serve.limits import Limits
 
 _LOGS = ("text", "json")
@@ -131,7 +131,7 @@ def _read_keys(path: Path) -> tuple[str, ...]:
         lines = path.read_text("utf-8").splitlines()
         shared = path.stat().st_mode & 0o044 if os.name == "posix" else 0
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not valid UTF-8"
+        reason = describe_error(error) if isinstance(error, OSError) else "it is not valid UTF-8"
         raise ShiftViTError(f"the API keys in {str(path)!r} cannot be read: {reason}; name another file") from error
     keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not keys:

@@ -18,7 +18,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 from shiftvit.serve.answers import Json, Refused
 from shiftvit.serve.app import create_app
 from shiftvit.serve.guard import MAX_HEAD, Access, Guard
@@ -92,9 +92,8 @@ def listen(host: str, port: int) -> socket.socket:
             f"--host {host!r} is not a host name: a part of it is empty, too long or not text; choose another one"
         ) from error
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise ShiftViTError(
-            f"cannot listen at {host} port {port}: {reason}; choose another --host or --port"
+            f"cannot listen at {host} port {port}: {describe_error(error)}; choose another --host or --port"
         ) from error
 
 

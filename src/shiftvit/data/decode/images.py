@@ -131,7 +131,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
             _check_bytes(status.st_size, max_bytes)
             return stream.read(status.st_size)  # no more, as the file may be growing
     except OSError as error:
-        raise Fault(f"cannot be read: {error.strerror or error}; give a readable image file") from error
+        raise Fault(f"cannot be read: {describe_error(error)}; give a readable image file") from error
     except ShiftViTError:  # which names the Parquet file
         raise
     except ValueError as error:  # a null character
