@@ -10,7 +10,7 @@ from urllib.error import URLError
 
 import pytest
 
-from shiftvit.errors import describe_error
+from shiftvit.errors import describe_error, take_first_line
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,17 @@ def test_reason_of_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         (tmp_path / "missing").read_bytes()
     assert describe_error(caught.value) == os.strerror(errno.ENOENT)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError(" \n  CUDA error:\tunknown\nCompile with"), "CUDA error: unknown"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("\r\n \x1b"), "RuntimeError"),
+        (ValueError("long" * 100), "long" * 50),
+        ("a server's words\nand more", "a server's words"),
+    ],
+)
+def test_first_line_of_a_long_message(error, said):
+    assert take_first_line(error) == said

@@ -71,6 +71,11 @@ def describe_error(error: object) -> str:
     return to_one_line(str(getattr(error, "strerror", None) or error))[:200] or type(error).__name__
 
 
+def take_first_line(error: object) -> str:
+    """Returns the first line of what another library says at length, or the error's type if it says nothing."""
+    return next(filter(None, map(to_one_line, str(error).splitlines())), type(error).__name__)[:200]
+
+
 def check_at_least(name: str, value: Any, least: int, *, optional: bool = True) -> None:
     """Raises ShiftViTError unless a setting is a whole number of at least `least`, or None if that is allowed."""
     try:
