@@ -8,8 +8,8 @@ import typer
 from shiftvit import files
 from shiftvit.backend import list_installed_backends
 from shiftvit.cli import inputs
+from shiftvit.cli.settings import prepare_backend
 from shiftvit.cli.tables import Json, list_examples, print_json, show
-from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, notice, report_skipped, suggest
 
 if TYPE_CHECKING:

@@ -1,13 +1,12 @@
 """`shiftvit train` and `shiftvit evaluate`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shiftvit import files
-from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read_overrides
+from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, prepare_backend, read_overrides
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.errors import list_some, pluralize
 
@@ -156,11 +155,3 @@ def _group_by_corruption(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"corruption": name, **{str(level): f"{found[name, level]:.1%}" for level in range(1, 6)}} for name in names
     ]
-
-
-def prepare_backend() -> None:
-    """Chooses the backend and silences its start-up messages."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from shiftvit.backend import ensure_backend
-
-    ensure_backend()
