@@ -16,7 +16,7 @@ from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import GRAPH, MISFIT, read_checked, read_manifest, read_tensors
 from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least
-from shiftvit.evaluation.explain import class_activation_map
+from shiftvit.evaluation.explain import check_classes, class_activation_map
 
 
 class Explainer:
@@ -112,10 +112,5 @@ class Explainer:
         Raises:
             ShiftViTError: there is not one class for each image, or no such class.
         """
-        chosen, count = np.asarray(classes), len(self.metadata.labels)
-        fits = chosen.shape == (len(maps),) and (chosen.dtype.kind in "iu" or not chosen.size)
-        if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < count):
-            raise ShiftViTError(
-                f"classes={classes!r} must be a whole number from 0 to {count - 1} for each of {len(maps)} images"
-            )
-        return class_activation_map(maps, self._weights.T[chosen.astype(np.int64)])
+        chosen = check_classes(classes, len(maps), len(self.metadata.labels))
+        return class_activation_map(maps, self._weights.T[chosen])
