@@ -102,16 +102,16 @@ def decode(
         raise MemoryError(f"there is not enough memory to decode {label}") from error
 
 
-def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES, *, name: str | None = None) -> bytes:
+def read_bytes(path: str | os.PathLike[str], *, name: str | None = None) -> bytes:
     """Returns the bytes of an image, which is a file, or a row of a Parquet file: `FILE.parquet#7`.
 
     `name` is its name in messages; None: the path.
 
     Raises:
-        ShiftViTError: the image cannot be read, or has more than `max_bytes`.
+        ShiftViTError: the image cannot be read, or has more than `MAX_BYTES`.
     """
     try:
-        return _read(Path(path), max_bytes)
+        return _read(Path(path), MAX_BYTES)
     except Fault as fault:
         raise ShiftViTError(f"{name or os.fspath(path)!r} {fault}") from fault.__cause__
 
