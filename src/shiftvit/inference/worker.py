@@ -7,7 +7,7 @@ import json
 import platform
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
@@ -21,7 +21,7 @@ from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.blocks import TRIES, read_entries
-from shiftvit.inference.embed import Embedder
+from shiftvit.inference.embed import Embedder, make_texts
 from shiftvit.inference.folder import BEGUN, Folder
 from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import find_weights, identify
@@ -261,7 +261,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
     from pyarrow import parquet
 
     errors = [getattr(result, "error", None) for result in results]
-    columns = {"path": _make_texts(result.path for result in results)}
+    columns = {"path": make_texts(result.path for result in results)}
     if features is None:
         top = pa.list_(pa.struct([("label", pa.string()), ("confidence", pa.float64())]))
         rows = [to_row(result) for result in results]
@@ -274,7 +274,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
         flat = np.concatenate([getattr(result, "features", empty) for result in results])
         mask = pa.array([error is not None for error in errors], pa.bool_())
         columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), features, mask=mask)
-    columns["error"] = _make_texts(errors)
+    columns["error"] = make_texts(errors)
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns), sink)
     return bytes(sink.getvalue())
@@ -288,11 +288,3 @@ def count_errors(content: bytes, kind: str | None) -> int:
 
     errors = parquet.read_table(BufferReader(content), columns=["error"]).column("error")
     return len(errors) - int(errors.null_count)
-
-
-def _make_texts(texts: Iterable[str | None]) -> Any:
-    """Returns an Arrow array of texts. It escapes file names that are not valid UTF-8."""
-    import pyarrow as pa
-
-    coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]
-    return pa.array(coded, pa.string())
