@@ -48,7 +48,7 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     Args:
         model: the exported model; for a run, its own test and validation images are used.
         bundle, metadata: the model, and the metadata of the export.
-        data: the name of a data set, or the path of a user's own images; None: as for `driver.export`.
+        data: the name of a data set, or the path of a user's own images; None: as for `shiftvit.export`.
         count: the largest number of images to compare on.
 
     Raises:

@@ -13,7 +13,7 @@ from shiftvit.bundle.stored.manifest import MANIFEST, Provenance, read_manifest
 from shiftvit.bundle.stored.published import PUBLISHED, Published
 from shiftvit.download import download
 from shiftvit.errors import ShiftViTError, describe_error, notice, suggest
-from shiftvit.exports.driver import add_graph
+from shiftvit.exports.export import add_graph
 from shiftvit.exports.formats import find_format
 from shiftvit.zips import check_method
 

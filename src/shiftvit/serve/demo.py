@@ -16,7 +16,7 @@ from shiftvit.bundle.metadata import make_metadata
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, choose_name
 from shiftvit.errors import ShiftViTError, describe_error
-from shiftvit.exports.driver import export
+from shiftvit.exports.export import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.npm import download_package
 from shiftvit.replacement import write_folder
