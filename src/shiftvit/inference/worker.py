@@ -28,7 +28,7 @@ from shiftvit.inference.runtimes import find_weights, identify
 from shiftvit.inference.storage import Storage
 
 # The file in a run's folder that describes the run.
-MANIFEST = "run.json"
+RUN_FILE = "run.json"
 # The formats of each command's rows, the default first.
 FORMATS = {"predict": ("jsonl", "parquet"), "embed": ("parquet",)}
 _LOADERS: dict[str, type[Predictor] | type[Embedder]] = {"predict": Predictor, "embed": Embedder}
@@ -145,7 +145,7 @@ class Worker:
         """Writes the rows of a block, and returns how many of its images failed."""
         task, out = self._task, Folder(self._task.out)
         self._check(out)
-        if task.run and digest_run(json.loads(out.read(MANIFEST))) != task.run:
+        if task.run and digest_run(json.loads(out.read(RUN_FILE))) != task.run:
             raise ShiftViTError(f"{str(out)!r} was taken by another run, which started at the same time")
         name = name_part(number, task.kind, task.digits)
         begun = f".{name}{BEGUN}"
@@ -204,7 +204,7 @@ class Worker:
             raise ShiftViTError(
                 f"{node} has shiftvit {__version__}, but the run needs {task.version}; install that on all nodes"
             )
-        missing = [str(out)] if not out.has(MANIFEST) else [root for root in task.roots if not Path(root).is_dir()]
+        missing = [str(out)] if not out.has(RUN_FILE) else [root for root in task.roots if not Path(root).is_dir()]
         if missing:
             raise ShiftViTError(f"{node} has no {missing[0]!r}; name a folder that all nodes share, or a URI")
 
