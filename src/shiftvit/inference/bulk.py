@@ -16,7 +16,7 @@ from typing import Any
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.cluster import connect, import_ray
-from shiftvit.inference.folder import Folder
+from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.worker import (
     FORMATS,
     RUN_FILE,
@@ -97,7 +97,7 @@ def run_bulk(
         raise ShiftViTError(f"{task.command} on Ray cannot write {kind!r}; {suggest(kind, kinds)}")
     ray = import_ray()
     model = read_model(task.command, task.model, task.runtime)
-    folder = Folder(task.out)
+    folder = OutputFolder(task.out)
     results = folder.identify() if folder.has(RUN_FILE) else None  # they may lie among the images
     inputs = Inputs(names, recursive=recursive, all_files=all_files, without=results)
     task = replace(
@@ -166,7 +166,7 @@ def _describe(task: Task, model: ModelFiles, inputs: Inputs) -> dict[str, Any]:
     return described
 
 
-def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str, Any] | None:
+def _find_run(folder: OutputFolder, manifest: dict[str, Any], sized: bool) -> dict[str, Any] | None:
     """Returns the manifest of the run in a folder, or None if the folder is empty or does not exist.
 
     Args:

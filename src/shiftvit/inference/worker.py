@@ -22,7 +22,7 @@ from shiftvit.errors import ShiftViTError
 from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.blocks import TRIES, read_entries
 from shiftvit.inference.embed import Embedder, make_texts
-from shiftvit.inference.folder import BEGUN, Folder
+from shiftvit.inference.folder import BEGUN, OutputFolder
 from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import find_weights, identify
 from shiftvit.inference.storage import Storage
@@ -143,7 +143,7 @@ class Worker:
 
     def _process(self, number: int, entries: bytes) -> int:
         """Writes the rows of a block, and returns how many of its images failed."""
-        task, out = self._task, Folder(self._task.out)
+        task, out = self._task, OutputFolder(self._task.out)
         self._check(out)
         if task.run and digest_run(json.loads(out.read(RUN_FILE))) != task.run:
             raise ShiftViTError(f"{str(out)!r} was taken by another run, which started at the same time")
@@ -195,7 +195,7 @@ class Worker:
                 self._model = load(place / entry, runtime=task.runtime, threads=task.threads)
         return self._model
 
-    def _check(self, out: Folder) -> None:
+    def _check(self, out: OutputFolder) -> None:
         """Checks once that this node has the same shiftvit and the same files as the one that started the run."""
         if self._model is not None:
             return
