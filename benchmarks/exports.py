@@ -17,7 +17,7 @@ from typing import Any
 
 from document import ROOT, replace_table
 from record import write_record
-from shiftvit.exports.driver import REPORT, export
+from shiftvit.exports.export import REPORT, export
 from shiftvit.exports.formats import FORMATS
 
 DOCUMENT = ROOT / "docs" / "export.md"

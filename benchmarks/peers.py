@@ -26,7 +26,7 @@ import torch
 from record import write_record
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.published import MEAN, STD
-from shiftvit.exports.driver import export
+from shiftvit.exports.export import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.model.network import ShiftViT
 from shiftvit.preprocess import Preprocess

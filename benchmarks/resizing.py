@@ -22,7 +22,7 @@ import onnxruntime
 from record import write_record
 from shiftvit.bundle.metadata import Metadata
 from shiftvit.exports.any_size import accept_any_size, remove_size
-from shiftvit.exports.driver import REPORT, export
+from shiftvit.exports.export import REPORT, export
 from shiftvit.preprocess import Preprocess
 
 SIZES = ((7, 9), (33, 47), (224, 224), (256, 256), (256, 300), (375, 500), (100, 900), (1200, 800))

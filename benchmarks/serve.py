@@ -191,7 +191,7 @@ def make_picture(size: tuple[int, int]) -> bytes:
 def make_model(preset: str, folder: Path) -> Path:
     """Returns a bundle of a preset with random weights and its graph, which takes 224 pixels."""
     from shiftvit import Bundle, ShiftViT
-    from shiftvit.exports.driver import pack
+    from shiftvit.exports.export import pack
 
     network = ShiftViT.from_preset(preset, image_shape=(224, 224, 3), num_classes=1000)
     labels = tuple(f"class {index}" for index in range(1000))

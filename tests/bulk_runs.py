@@ -14,7 +14,7 @@ from parquet_tables import BLOBS, IMAGE, pa, write_parquet
 from sample import load_sample
 from shiftvit import Predictor
 from shiftvit.inference import bulk
-from shiftvit.inference.folder import Folder
+from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.predict import to_row
 
 PIXELS = load_sample().test.images
@@ -77,7 +77,7 @@ def claim_folder(out, **changed):
         "images_sha256": "b",
         "block": 16,
     }
-    folder = Folder(str(out))
+    folder = OutputFolder(str(out))
     found = bulk._find_run(folder, {**described, **changed}, "block" in changed)
     if found is None:
         folder.make()

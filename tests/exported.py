@@ -21,7 +21,7 @@ from shiftvit import Bundle
 from shiftvit.data import named
 from shiftvit.data.find.dataset import Split
 from shiftvit.environment import find_device_name
-from shiftvit.exports import driver
+from shiftvit.exports import export
 from shiftvit.exports.formats import FORMATS
 from tensors import BACKEND
 
@@ -89,10 +89,10 @@ def skip_if_missing(name: str) -> None:
 
 
 def make_export(name: str, precision: str = "f32") -> Path:
-    """Returns the folder of an export of the packaged model, made by `driver.export`. Tests must not change it.
+    """Returns the folder of an export of the packaged model, made by `export.export`. Tests must not change it.
 
     Each is made once in a test run. One process for each backend builds them, and another one runs the gate.
-    `test_gate.py` shows that `driver.export` itself starts two processes each time.
+    `test_gate.py` shows that `export.export` itself starts two processes each time.
     """
     skip_if_missing(name)
     return shared.make_once(f"{name}-{precision}", functools.partial(_write_export, name, precision)) / "export"
@@ -102,8 +102,8 @@ def _write_export(name: str, precision: str, place: Path) -> None:
     data = replace_splits(load_sample(), test=Split(load_answers().labels, images=load_answers().images))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(named._LOADERS, "cifar10", lambda: data)
-        patch.setattr(driver, "_run_step", run_step)
-        driver.export("cifar10", name, precision, out=place / "export")
+        patch.setattr(export, "_run_step", run_step)
+        export.export("cifar10", name, precision, out=place / "export")
 
 
 def run_step(step: str, job: Path, backend: str) -> str:

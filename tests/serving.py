@@ -21,7 +21,7 @@ from shiftvit.serve.guard import Access
 from shiftvit.serve.limits import Limits
 from shiftvit.serve.measures import Measures
 from shiftvit.serve.model import ServedModel
-from shiftvit.serve.server import Server, configure, listen
+from shiftvit.serve.server import Server, listen
 
 
 def ask(port, method, path, body=None, headers=None, timeout=30):
@@ -41,18 +41,18 @@ class ThreadedServer:
         models: the models by name; tests may add some.
     """
 
-    def __init__(self, limits=None, access=None, graph=None, log_format="text"):
+    def __init__(self, limits=None, access=None, graph=None):
         self.limits = limits or Limits()
         measures = Measures()
         self._decoders = ThreadPoolExecutor(2)
         graph = graph or load_graph("cifar10", "onnxruntime", 1)
         self.model = ServedModel("cifar10", graph, self.limits, self._decoders, measures)
         self.models = {"cifar10": self.model}
-        self.guard = create_app(self.models, self.limits, access or Access(), measures, log_format)
+        self.guard = create_app(self.models, self.limits, access or Access(), measures)
         self._listener = listen("127.0.0.1", 0)
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._server = Server(configure(self.guard, self.limits), self.guard, self.limits)
+        self._server = Server(self.guard)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
         self._thread.start()
 

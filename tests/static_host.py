@@ -9,7 +9,7 @@ import pytest
 import shared
 from file_server import listen
 from shiftvit import ShiftViTError
-from shiftvit.exports import driver
+from shiftvit.exports import export
 from shiftvit.serve import demo
 
 
@@ -51,5 +51,5 @@ def _write_demo(place):
     from exported import run_step  # imports a framework
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_run_step", run_step)  # in processes that other exports use too
+        patch.setattr(export, "_run_step", run_step)  # in processes that other exports use too
         demo.write_demo("cifar10", place, space=True)

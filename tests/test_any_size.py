@@ -12,7 +12,7 @@ from exported import run_step
 from shiftvit import Bundle, Prediction, Predictor, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import KEY, LONGEST_SIDE, Metadata
 from shiftvit.data.decode.images import decode
-from shiftvit.exports import driver
+from shiftvit.exports import export
 from shiftvit.exports.any_size import accept_any_size, make_images, remove_size
 from shiftvit.exports.gate import MAX_DIFFERENCE_OF_SIZES, compare
 from shiftvit.serve.limits import Limits
@@ -80,8 +80,8 @@ def test_graph_resizes_a_very_elongated_image(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "_run_step", run_step)  # in processes that other tests have started
-        return driver.export("cifar10", "onnx", any_size=True, out=tmp_path_factory.mktemp("any") / "graph")
+        patch.setattr(export, "_run_step", run_step)  # in processes that other tests have started
+        return export.export("cifar10", "onnx", any_size=True, out=tmp_path_factory.mktemp("any") / "graph")
 
 
 @pytest.mark.slow
@@ -125,14 +125,14 @@ def test_server_accepts_any_size(folder):
 @pytest.mark.parametrize(("form", "precision"), [("openvino", "f32"), ("onnx", "int8"), ("litert", "f32")])
 def test_any_size_needs_onnx_in_f32(form, precision, tmp_path):
     with pytest.raises(ShiftViTError, match="cannot take images of any size; choose onnx in f32"):
-        driver.export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
+        export.export("cifar10", form, precision, any_size=True, out=tmp_path / "x")
 
 
 def test_any_size_needs_a_model_that_resizes(tmp_path):
     model = ShiftViT(image_shape=(16, 16, 3), num_classes=2, embed_dim=12, depths=(1, 1))
     Bundle.from_model(model, ("a", "b"), Preprocess(crop=16, crop_position="center")).save(tmp_path / "model")
     with pytest.raises(ShiftViTError, match=r"--any-size needs a model that resizes its images \(preprocess.resize\)"):
-        driver.export(tmp_path / "model", "onnx", any_size=True, out=tmp_path / "x")
+        export.export(tmp_path / "model", "onnx", any_size=True, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -25,7 +25,7 @@ from shiftvit.files import make_temporary_folder
 from shiftvit.inference import bulk
 from shiftvit.inference.bulk import run_bulk
 from shiftvit.inference.embed import Embedding
-from shiftvit.inference.folder import Folder
+from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.predict import Failure, to_row
 from shiftvit.inference.storage import is_uri
 from shiftvit.inference.worker import (
@@ -44,7 +44,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("make", [str, Path.as_uri])
 def test_output_files_are_written_atomically(tmp_path, make):
-    folder = Folder(make(tmp_path / "new" / "out"))
+    folder = OutputFolder(make(tmp_path / "new" / "out"))
     assert folder.list_names() == []
     folder.make()
     folder.write("part-000000.jsonl", b"rows")
@@ -68,9 +68,9 @@ def test_output_files_are_written_atomically(tmp_path, make):
 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ShiftViTError, match="is a file, but the output is a folder"):
-        Folder(make(tmp_path / "file")).check()
+        OutputFolder(make(tmp_path / "file")).check()
     with pytest.raises(ShiftViTError, match=r"cannot write|cannot be reached"):
-        Folder(make(tmp_path / "gone")).write("part-000000.jsonl", b"rows")
+        OutputFolder(make(tmp_path / "gone")).write("part-000000.jsonl", b"rows")
     assert not (tmp_path / "gone").exists()
 
 
@@ -89,13 +89,13 @@ class Intercepted:
 
 
 def test_upload_is_repeated_if_another_start_swept_it(tmp_path):
-    folder, swept = Folder((tmp_path / "out").as_uri()), []
+    folder, swept = OutputFolder((tmp_path / "out").as_uri()), []
     folder.make()
 
     def sweep(unfinished):
         if not swept:
             swept.append(unfinished)
-            Folder(str(folder)).sweep()
+            OutputFolder(str(folder)).sweep()
             assert not Path(unfinished).exists()
 
     folder._filesystem = Intercepted(folder._filesystem, sweep)
@@ -105,7 +105,7 @@ def test_upload_is_repeated_if_another_start_swept_it(tmp_path):
 
 
 def test_failed_upload_leaves_nothing(tmp_path):
-    folder = Folder((tmp_path / "out").as_uri())
+    folder = OutputFolder((tmp_path / "out").as_uri())
     folder.make()
 
     def fail(_):
@@ -194,10 +194,10 @@ def test_folder_that_another_run_took_while_ray_started_is_refused(photos, tmp_p
 
 
 def test_one_process_at_a_time_holds_a_folder(tmp_path):
-    folder, order = Folder(str(tmp_path)), []
+    folder, order = OutputFolder(str(tmp_path)), []
 
     def wait():
-        with Folder(str(tmp_path)).hold():
+        with OutputFolder(str(tmp_path)).hold():
             order.append("second")
 
     thread = threading.Thread(target=wait)

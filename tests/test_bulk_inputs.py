@@ -21,7 +21,7 @@ from shiftvit.cli.main import app
 from shiftvit.data.find.listing import list_images
 from shiftvit.inference import bulk
 from shiftvit.inference.blocks import Inputs, read_entries
-from shiftvit.inference.folder import Folder
+from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.predict import Failure, to_row
 from shiftvit.inference.storage import open_storage
 
@@ -142,7 +142,7 @@ def test_results_are_not_read_as_images(make, shard, tmp_path):
     (tmp_path / "in" / "labels").mkdir(parents=True)
     shutil.copy(shard, tmp_path / "in" / "a.parquet")
     shutil.copy(shard, tmp_path / "in" / "labels" / "part-000000.parquet")
-    results = Folder(make(tmp_path / "in" / "labels")).identify()
+    results = OutputFolder(make(tmp_path / "in" / "labels")).identify()
     found = Inputs([make(tmp_path / "in")], recursive=True, without=results)
     assert found.digest() == Inputs([make(tmp_path / "in" / "a.parquet")]).digest()
 

@@ -21,7 +21,7 @@ from parquet_tables import BLOBS, pa
 from shiftvit import Predictor, ShiftViTError
 from shiftvit.inference import worker
 from shiftvit.inference.blocks import Inputs
-from shiftvit.inference.folder import Folder
+from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.storage import Storage
 from shiftvit.inference.worker import (
     Task,
@@ -68,7 +68,7 @@ def test_block_that_kills_its_actors_ends_the_run(photos, tmp_path):
             actor(batch)
     (fault,) = actor(batch)["fault"]
     assert "5 actors in turn died while processing the block of 'part-000007.jsonl'" in fault
-    Folder(str(tmp_path / "out")).sweep()  # as the next start does
+    OutputFolder(str(tmp_path / "out")).sweep()  # as the next start does
     actor._load = lambda: Predictor.from_pretrained("cifar10")
     assert actor(batch)["fault"] == [""]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["part-000007.jsonl", "run.json"]

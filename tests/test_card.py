@@ -109,7 +109,9 @@ def parse_front_matter(card: str) -> dict[str, Any]:
     return head
 
 
-@pytest.mark.parametrize(("data", "license"), [("cifar10", "apache-2.0"), ("2026", None), ('a: "b" # ü', None)])
+@pytest.mark.parametrize(
+    ("data", "license"), [("cifar10", "apache-2.0"), ("cifar100", None), ("2026", None), ('a: "b" # ü', None)]
+)
 def test_front_matter_matches_that_of_huggingface_hub(data: str, license: str | None) -> None:
     metrics = {"test": {"top1": 0.92491, "top5": 0.994, "loss": 0.30356, "n": 10000}}
     recipe = make_facts().recipe

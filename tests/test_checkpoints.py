@@ -21,7 +21,7 @@ from parity import GOLDEN
 from shiftvit import Bundle, Predictor, ShiftViTError
 from shiftvit.bundle.official import _read_labels
 from shiftvit.cli.main import main
-from shiftvit.exports.driver import pack
+from shiftvit.exports.export import pack
 from shiftvit.presets import PRESETS, Preset
 from tensors import to_numpy
 

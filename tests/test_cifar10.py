@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import signal
 import sys
@@ -209,6 +210,15 @@ def test_full_disk_fails_prepare_but_not_load(
     assert_loaded(cache.load_cifar10(), world)
     assert "No space left on device" in capsys.readouterr().err
     assert world.cached() == []
+
+
+def test_reason_without_a_number_is_given(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> NoReturn:
+        raise gzip.BadGzipFile("Not a gzipped file")
+
+    monkeypatch.setitem(cache.ARCHIVES, files.hash_file(world.authors), ("the archive", fail))
+    with pytest.raises(ShiftViTError, match=r"cannot be read: Not a gzipped file; give cifar-10-binary.tar.gz as a"):
+        cache.prepare(world.authors)
 
 
 def test_interrupt_leaves_no_partial_array(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,8 +182,8 @@ def test_class_names_cannot_control_the_terminal():
     names = "c\x1b[31mat", "d\nog"
     result = Prediction("a.png", names[0], 0.5, tuple(zip(names, (0.5, 0.25), strict=True)), np.zeros(2, np.float32))
     stream = io.StringIO()
-    with Writer(stream, Format.table, 2, (5, 12), lambda _: names[1]) as writer:
-        writer.write(result)
+    with Writer(stream, Format.table, 2, (5, 12)) as writer:
+        writer.write(result, names[1])
     _, row = stream.getvalue().splitlines()
     assert row.split() == ["a.png", r"c\x1b[31mat", "50.0%", r"d\nog", "25.0%", "(is", r"d\nog)"]
 

@@ -19,7 +19,7 @@ from shiftvit import Bundle, Preprocess, ShiftViTError
 from shiftvit.bundle.stored.container import Archive, Folder, hash_content, open_container, write_container
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.config import ModelConfig
-from shiftvit.exports.driver import pack
+from shiftvit.exports.export import pack
 
 CONTENTS = {"bundle.json": b'{"key": "value"}' * 40, "model.safetensors": bytes(range(256)) * 20}
 SMALL = Bundle(

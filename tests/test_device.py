@@ -119,8 +119,21 @@ class FakeCuda:
         FakeCuda.loop._step()
 
 
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for name in ("Stream", "CUDAGraph", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, FakeCuda)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
+    for name in ("get_rng_state", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, getattr(torch, name))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="only the torch loop captures CUDA graphs")
+@pytest.mark.usefixtures("fake_cuda")
 @pytest.mark.parametrize(
     ("batch_size", "jit_compile"),
     [(250, False), (125, False), (50, False), (50, True)],  # one, two and five steps per epoch
@@ -131,12 +144,6 @@ def test_graph_capture_stays_within_the_epoch(tmp_path, sample, train_with_fit, 
 
     fitted = train_with_fit(batch_size)
 
-    for name in ("Stream", "CUDAGraph", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, FakeCuda)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, contextlib.nullcontext)
-    for name in ("get_rng_state", "set_rng_state"):
-        monkeypatch.setattr(torch.cuda, name, getattr(torch, name))
     # Run the recorded function without compiling it, which takes minutes on a CPU.
     recordings = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: recordings.append(function) or function)
@@ -166,6 +173,29 @@ def test_graph_capture_stays_within_the_epoch(tmp_path, sample, train_with_fit, 
     expected = load_weights(fitted.path)
     for name, value in load_weights(run.path).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="only the torch loop captures CUDA graphs")
+@pytest.mark.usefixtures("fake_cuda")
+@pytest.mark.parametrize(("words", "said"), [((), "RuntimeError"), (("not permitted\nmore",), "not permitted")])
+def test_training_continues_without_a_graph(tmp_path, sample, monkeypatch, capfd, words, said):
+    import torch
+
+    def fail(_: Any) -> None:
+        raise RuntimeError(*words)
+
+    initialize = TorchLoop.__init__
+
+    def force_capturing(self, *arguments):
+        initialize(self, *arguments)
+        self.capturing = True
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    monkeypatch.setattr(TorchLoop, "__init__", force_capturing)
+    run = train(make_recipe(loop="device", epochs=1), out=tmp_path / "run", data=sample)
+    assert len(read_log(run.path)) == 1
+    assert f"cannot be captured as a CUDA graph ({said}); continuing without one" in capfd.readouterr().err
 
 
 @pytest.mark.slow

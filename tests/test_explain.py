@@ -273,6 +273,7 @@ def test_overlay_shows_the_heat_map_and_the_image():
         (lambda: grad_cam(make_model(), IMAGES.astype(np.uint8)), "images are uint8"),
         (lambda: occlusion(make_model(), [1]), "images are list"),
         (lambda: occlusion(make_model(), IMAGES, [0, 1]), "must be 3 whole numbers, 0 to 3"),
+        (lambda: occlusion(make_model(), IMAGES, [[0], [1], [2]]), r"classes=\[\[0\] \[1\] \[2\]\] must be 3 whole"),
         (lambda: occlusion(make_model(), IMAGES, [0, 1, 4]), "must be 3 whole numbers, 0 to 3"),
         (lambda: occlusion(make_model(), IMAGES, [0.5, 1.0, 2.0]), "must be 3 whole numbers, 0 to 3"),
         (lambda: grad_cam(make_model(), IMAGES, ["a", "b", "c"]), "must be 3 whole numbers, 0 to 3"),

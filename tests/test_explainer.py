@@ -157,7 +157,7 @@ def test_unsuitable_pixels_are_refused(explainer, pixels):
 
 @pytest.mark.parametrize("classes", [[0], [0, 1, 2, 3, 10], [-1, 0, 0, 0, 0], 3, "cat", [0.5] * 5, ["cat"] * 5])
 def test_unknown_classes_are_refused(explainer, classes):
-    with pytest.raises(ShiftViTError, match="must be a whole number from 0 to 9 for each of 5 images"):
+    with pytest.raises(ShiftViTError, match="must be 5 whole numbers, 0 to 9: one for each image"):
         explainer(PIXELS, classes)
 
 

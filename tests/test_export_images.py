@@ -19,7 +19,7 @@ from shiftvit.data.decode.images import decode
 from shiftvit.data.find.find import find_data
 from shiftvit.data.find.kept import save_splits
 from shiftvit.data.find.splits import split_as
-from shiftvit.exports import driver
+from shiftvit.exports import export
 from shiftvit.exports.images import choose_images
 from shiftvit.training import runfolder
 from tensors import set_random_weights
@@ -133,9 +133,9 @@ def test_run_with_few_images_exports_to_int8(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnx")
-    monkeypatch.setattr(driver, "_run_step", run_step)  # in processes that other tests have started
-    folder = driver.export(run, "onnx", "int8", out=tmp_path / "out")
-    report = json.loads((folder / driver.REPORT).read_text("utf-8"))
+    monkeypatch.setattr(export, "_run_step", run_step)  # in processes that other tests have started
+    folder = export.export(run, "onnx", "int8", out=tmp_path / "out")
+    report = json.loads((folder / export.REPORT).read_text("utf-8"))
     assert (report["images"], report["split"]) == (12, "test and validation")
     assert report["top1_change"] >= -100 / 12 - 1e-3
     assert "with 12 images, the change of top-1 is known to within " in capfd.readouterr().err

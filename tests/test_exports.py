@@ -27,7 +27,7 @@ from plain_runtimes import SIZES
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.cifar10.cache import CLASS_NAMES
-from shiftvit.exports import build, driver
+from shiftvit.exports import build, export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import load_graph
 from tensors import set_random_weights
@@ -89,8 +89,8 @@ def test_probabilities_match_the_model_at_every_batch_size(name, precision):
 @every_export
 def test_report_is_correct(name, precision):
     folder = make_export(name, precision)
-    report = json.loads((folder / driver.REPORT).read_text("utf-8"))
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != driver.REPORT]
+    report = json.loads((folder / export.REPORT).read_text("utf-8"))
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != export.REPORT]
     assert report["bytes"] == sum(path.stat().st_size for path in files)
     weights = sum(value.size for value in Bundle.load("cifar10").weights.values())
     assert report["bytes"] / weights < MAX_BYTES_PER_WEIGHT[precision]
@@ -237,9 +237,9 @@ def test_tensorflow_graphs_support_every_model_option(tmp_path):
 @pytest.mark.slow
 def test_packed_graph_has_the_packed_weights(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(driver, "_run_step", run_step)  # in processes that other tests have started
+    monkeypatch.setattr(export, "_run_step", run_step)  # in processes that other tests have started
     make_random_bundle(embed_dim=36).save(tmp_path / "bundle")
-    packed = Bundle.load(driver.pack(tmp_path / "bundle", tmp_path / "packed.zip", half=True, onnx=True))
+    packed = Bundle.load(export.pack(tmp_path / "bundle", tmp_path / "packed.zip", half=True, onnx=True))
     assert {value.dtype.name for value in packed.weights.values()} == {"float16"}
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     graph = load_graph(tmp_path / "packed.zip", "onnxruntime")
@@ -256,7 +256,7 @@ def test_output_of_a_step_may_be_any_bytes(tmp_path, monkeypatch):
     script.write_text("#!/bin/sh\nprintf '%s \\303\\244 \\377' $PYTHONUTF8\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    assert driver._run_step("build", tmp_path / "job.json", "torch") == "1 ä \ufffd"
+    assert export._run_step("build", tmp_path / "job.json", "torch") == "1 ä \ufffd"
 
 
 def test_step_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_step_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "numpy.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ShiftViTError):
-        driver._run_step("build", tmp_path / "job.json", "torch")  # there is no such file
+        export._run_step("build", tmp_path / "job.json", "torch")  # there is no such file
     assert not (tmp_path / "ran").exists()
 
 
@@ -276,5 +276,5 @@ def test_export_without_fixed_size_or_classes_is_refused(tmp_path):
     ):
         make_random_bundle(**options).save(tmp_path / "bundle")
         with pytest.raises(ShiftViTError, match=message):
-            driver.export(tmp_path / "bundle", "onnx", out=tmp_path / "out")
+            export.export(tmp_path / "bundle", "onnx", out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -17,7 +17,7 @@ from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import KEY
 from shiftvit.data import named
-from shiftvit.exports import driver, gate
+from shiftvit.exports import export, gate
 from shiftvit.exports.formats import find_format
 from tensors import set_random_weights
 
@@ -223,7 +223,7 @@ def test_failed_export_prints_one_line_and_keeps_the_earlier_one(program, messag
     for earlier in (False, True):
         if earlier:
             out.mkdir()
-            (out / driver.REPORT).write_text("{}")
+            (out / export.REPORT).write_text("{}")
             (out / "model.onnx").write_bytes(b"earlier")
         path = tmp_path / "plant"
         python_path = str(path) if path.exists() else write_sitecustomize(tmp_path, program)
@@ -243,10 +243,10 @@ def test_failed_export_prints_one_line_and_keeps_the_earlier_one(program, messag
 @pytest.mark.parametrize("earlier", [False, True])
 def test_export_that_fails_the_gate_is_not_kept(earlier, tmp_path, monkeypatch):
     """In place of the built graph, which takes long, the gate's own process gets that of the package with a fault."""
-    out, run, built = tmp_path / "out", driver._run_step, []
+    out, run, built = tmp_path / "out", export._run_step, []
     if earlier:
         out.mkdir()
-        (out / driver.REPORT).write_text("{}")
+        (out / export.REPORT).write_text("{}")
         (out / "model.onnx").write_bytes(b"earlier")
 
     def plant_fault(step, job, backend):
@@ -262,7 +262,7 @@ def test_export_that_fails_the_gate_is_not_kept(earlier, tmp_path, monkeypatch):
         built.append(Path(settings["artifact"]))
         return ""
 
-    monkeypatch.setattr(driver, "_run_step", plant_fault)
+    monkeypatch.setattr(export, "_run_step", plant_fault)
     status, printed, said = run_export("cifar10", "--out", out)
     assert (status, printed) == (2, "")
     *notices, last = said.strip().splitlines()
@@ -280,17 +280,17 @@ def test_export_replaces_an_earlier_one(bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = Path("exports") / "small-onnx-f32"
     out.mkdir(parents=True)
-    (out / driver.REPORT).write_text("{}")
+    (out / export.REPORT).write_text("{}")
     (out / "model.onnx").write_bytes(b"earlier")
     status, printed, said = run_export(bundle, "--format", "onnx")
     assert status == 0, said
     summary, place = printed.strip().splitlines()
     assert place == f"export: {out}"
-    report = json.loads((out / driver.REPORT).read_text("utf-8"))
+    report = json.loads((out / export.REPORT).read_text("utf-8"))
     assert "same class for 100.00% of 12 images" in summary
     assert report["max_difference"] <= 1e-4
     assert report["bytes"] == (out / "model.onnx").stat().st_size
-    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", driver.REPORT]
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", export.REPORT]
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
@@ -303,13 +303,13 @@ def test_other_files_are_never_replaced(content, bundle, tmp_path):
         out.mkdir()
         (out / "thesis.txt").write_text("mine")
     if content == "an export and more":
-        (out / driver.REPORT).write_text("{}")
+        (out / export.REPORT).write_text("{}")
         (out / "model.onnx").write_bytes(b"earlier")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
         ShiftViTError, match=r"exists and is not an export, so it is not replaced;.* another folder with --out"
     ):
-        driver.export(bundle, "onnx", out=out)
+        export.export(bundle, "onnx", out=out)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -325,7 +325,7 @@ def test_other_files_are_never_replaced(content, bundle, tmp_path):
 )
 def test_unsupported_formats_and_precisions_fail(arguments, message, bundle, tmp_path):
     with pytest.raises(ShiftViTError) as caught:
-        driver.export(bundle, *arguments, out=tmp_path / "out")
+        export.export(bundle, *arguments, out=tmp_path / "out")
     assert str(caught.value).startswith(message)
     assert not list(tmp_path.iterdir())
 
@@ -333,18 +333,18 @@ def test_unsupported_formats_and_precisions_fail(arguments, message, bundle, tmp
 def test_unsuitable_data_fail(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(named._LOADERS, "cifar10", load_sample)
     with pytest.raises(ShiftViTError, match=r"the model has 3 classes \(a, b and c\) and cifar10 has"):
-        driver.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
+        export.export(bundle, "onnx", "int8", data="cifar10", out=tmp_path / "out")
     with pytest.raises(ShiftViTError, match="images=0 must be at least 1"):
-        driver.export("cifar10", "onnx", "int8", images=0, out=tmp_path / "out")
+        export.export("cifar10", "onnx", "int8", images=0, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 def test_too_few_images_of_ones_own_fail_before_the_export_is_built(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(driver, "_run_step", lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(export, "_run_step", lambda *_: pytest.fail("it was built"))
     images = np.zeros((30, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(30) % 3, class_names=np.array(["a", "b", "c"]))
     with pytest.raises(ShiftViTError, match="labelled images cannot measure what int8 costs; at least 2000 are needed"):
-        driver.export(bundle, "onnx", "int8", data=str(tmp_path / "mine.npz"), out=tmp_path / "out")
+        export.export(bundle, "onnx", "int8", data=str(tmp_path / "mine.npz"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

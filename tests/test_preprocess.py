@@ -184,6 +184,7 @@ def test_steps_compose_to_the_whole() -> None:
     resized = preprocess.cropped(preprocess.resized(images))
     np.testing.assert_array_equal(preprocess(images), preprocess.normalised(preprocess.pixels(images)))
     np.testing.assert_array_equal(preprocess.pixels(images), np.rint(resized))
+    np.testing.assert_array_equal(preprocess.rest(preprocess.pixels(images)), preprocess(images))
     unrounded = preprocess.model_copy(update={"round_pixels": False})
     np.testing.assert_array_equal(unrounded(images), preprocess.normalised(resized))
 
@@ -249,6 +250,22 @@ def test_fitted_keeps_a_fitting_rule_and_rejects_others() -> None:
     for other in (Preprocess(resize=52), Preprocess(crop=40), Preprocess(resize=(48, 40))):
         with pytest.raises(ShiftViTError, match="change resize and crop to match"):
             other.fitted(48, 48)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shape"),
+    [
+        (Preprocess(), None),
+        (Preprocess(resize=32), None),
+        (Preprocess(resize=(20, 24)), (20, 24)),
+        (Preprocess(crop=24), (24, 24)),
+        (Preprocess(resize=40, crop=(32, 24)), (32, 24)),
+    ],
+)
+def test_some_rules_give_all_images_one_shape(rule: Preprocess, shape: tuple[int, int] | None) -> None:
+    found = {rule(np.zeros((1, *size, 3), np.uint8)).shape[1:3] for size in ((64, 64), (64, 96), (99, 64))}
+    assert (found == {shape}) is (shape is not None)
+    assert rule.fixed_shape == shape
 
 
 def test_extremely_elongated_images_fail() -> None:

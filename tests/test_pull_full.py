@@ -16,7 +16,7 @@ import official
 from exported import run_step
 from file_server import serve_file
 from shiftvit.bundle.stored.published import MIRROR, read_imagenet_classes
-from shiftvit.exports import driver
+from shiftvit.exports import export
 
 MODEL = "shiftvit_tiny_light"
 
@@ -39,7 +39,7 @@ def test_pull_predict_explain_and_export(tmp_path: Path, monkeypatch: pytest.Mon
     torch.save(official.make_checkpoint(weights), tmp_path / "served.pth")
     monkeypatch.setenv("SHIFTVIT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("SHIFTVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "_run_step", run_step)  # in processes that other tests have started
+    monkeypatch.setattr(export, "_run_step", run_step)  # in processes that other tests have started
 
     def run_command(*arguments: str) -> str:
         """Runs a command that needs a framework, which this process has imported, and returns its output."""

@@ -24,7 +24,7 @@ from shiftvit import Bundle, recipes
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.cli import main
 from shiftvit.data import named
-from shiftvit.exports import driver, pull
+from shiftvit.exports import export, pull
 from shiftvit.exports.formats import FORMATS
 from shiftvit.presets import PRESETS, Preset
 
@@ -104,7 +104,7 @@ def sample(monkeypatch):
 @pytest.fixture
 def shared_steps(monkeypatch):
     """Runs the steps of exports in processes that other exports use too; each would import the frameworks."""
-    monkeypatch.setattr(driver, "_run_step", run_step)
+    monkeypatch.setattr(export, "_run_step", run_step)
 
 
 def run_command(arguments, monkeypatch, capfd):

@@ -18,7 +18,7 @@ from sample import load_sample
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError, evaluate, files
 from shiftvit.bundle.bundle import CARD, GRAPH, MANIFEST, WEIGHTS
 from shiftvit.data import named
-from shiftvit.exports import driver
+from shiftvit.exports import export
 from shiftvit.files import lock, read_unlinked, take_turn, write_file
 from shiftvit.replacement import find_current, write_folder
 
@@ -284,17 +284,17 @@ def cloned_bundle(tmp_path: Path) -> Path:
 
 
 def test_bundle_in_a_clone_is_replaced_in_place(cloned_bundle: Path) -> None:
-    driver.pack("cifar10", cloned_bundle, half=True)
+    export.pack("cifar10", cloned_bundle, half=True)
     assert Bundle.load(cloned_bundle).graph is None
     assert {path.name for path in cloned_bundle.iterdir()} == {".git", "notes.txt", WEIGHTS, MANIFEST, CARD}
     assert (cloned_bundle / "notes.txt").read_text() == "mine"
     assert (cloned_bundle / ".git" / "HEAD").read_text() == "ref: refs/heads/main"
     # A graph that the manifest does not list does not belong to the bundle.
     (cloned_bundle / GRAPH).write_bytes(b"mine")
-    driver.pack("cifar10", cloned_bundle, half=True)
+    export.pack("cifar10", cloned_bundle, half=True)
     assert (cloned_bundle / GRAPH).read_bytes() == b"mine"
     with pytest.raises(ShiftViTError, match=r"model.onnx' exists and is not shiftvit's"):
-        driver.pack("cifar10", cloned_bundle)
+        export.pack("cifar10", cloned_bundle)
     assert Bundle.load(cloned_bundle).weights["head/kernel"].dtype == "float16"
 
 
@@ -302,7 +302,7 @@ def test_bundle_in_a_clone_is_replaced_in_place(cloned_bundle: Path) -> None:
 def test_bundle_json_of_another_program_is_not_replaced(text: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ShiftViTError, match="exists and is not a bundle, so it is not replaced"):
-        driver.pack("cifar10", tmp_path)
+        export.pack("cifar10", tmp_path)
     assert read_contents(tmp_path) == {MANIFEST: text}
 
 
@@ -310,19 +310,19 @@ def test_bundle_json_of_another_program_is_not_replaced(text: str, tmp_path: Pat
 def test_damaged_bundle_is_replaced(damage: str, tmp_path: Path) -> None:
     folder = Bundle.load("cifar10").save(tmp_path / "model")
     (folder / MANIFEST).write_text(damage)
-    driver.pack("cifar10", folder)
+    export.pack("cifar10", folder)
     assert Bundle.load(folder).graph
 
 
 def test_archive_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     import zipfile
 
-    archive = driver.pack("cifar10", tmp_path / "a.zip")
-    driver.pack("cifar10", archive)
+    archive = export.pack("cifar10", tmp_path / "a.zip")
+    export.pack("cifar10", archive)
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("notes.txt", "mine")
     with pytest.raises(ShiftViTError, match=r"holds more than a bundle \('notes.txt'\), so it is not replaced"):
-        driver.pack("cifar10", archive)
+        export.pack("cifar10", archive)
 
 
 @pytest.mark.slow
@@ -369,11 +369,11 @@ def test_only_exports_are_replaceable(names: list[str], replaced: bool, tmp_path
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text('{"precision": "f32"}')
-    assert driver._is_replaceable(tmp_path) is replaced
+    assert export._is_replaceable(tmp_path) is replaced
 
 
 @pytest.mark.parametrize(("report", "replaced"), [("{}", True), ("{", True), ('{"tests": 3}', False), ("[]", False)])
 def test_report_of_another_program_is_not_replaceable(report: str, replaced: bool, tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(report)
     (tmp_path / "model.onnx").write_bytes(b"")
-    assert driver._is_replaceable(tmp_path) is replaced
+    assert export._is_replaceable(tmp_path) is replaced

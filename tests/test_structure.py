@@ -25,15 +25,15 @@ LAYERS = [
     ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
-    ("exports", "pull driver images gate saturation build any_size channels_first quantization formats"),
+    ("exports", "pull export images gate saturation build any_size channels_first quantization formats"),
     ("inference", "bulk cluster worker folder embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",
-        "rate_finder fit probe features epoch results runfolder device memory setup parts finetune callbacks "
-        "checkpoint optimizer torch_steps loss schedule groups torch_group jax_group place processes",
+        "rate_finder fit probe features epoch results device memory setup parts finetune callbacks "
+        "checkpoint runfolder optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
     ("evaluation", "report evaluate robustness images places explain features logits metrics corruptions"),
-    ("bundle", "describe metadata hub session official bundle card"),
+    ("bundle", "describe session metadata hub official bundle card"),
     ("model", "convert tensors network weights blocks primitives products shift"),
     ("bundle.stored", "find published manifest container"),
     ("data", "show evaluated load read named"),

@@ -30,10 +30,10 @@ from shiftvit.presets import PRESETS
 from shiftvit.stages import list_stages
 from shiftvit.training import callbacks
 from shiftvit.training.callbacks import ProgressBar, Watch
-from shiftvit.training.checkpoint import BEST, LAST, NEW_BEST, Progress, load_checkpoint, save_checkpoint, settle_best
+from shiftvit.training.checkpoint import Progress, load_checkpoint, save_checkpoint, settle_best
 from shiftvit.training.epoch import finish_epoch
 from shiftvit.training.finetune import apply_start
-from shiftvit.training.runfolder import open_run
+from shiftvit.training.runfolder import BEST, LAST, NEW_BEST, open_run
 from shiftvit.training.setup import build, choose_size, make_batches, resolve
 
 pytestmark = pytest.mark.usefixtures("plain_figures")

@@ -11,7 +11,7 @@ from sample import write_tree
 from shiftvit import ShiftViTError, files
 from shiftvit.cli.main import app
 from shiftvit.data.decode import images
-from shiftvit.exports import driver
+from shiftvit.exports import export
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def started_work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return original(path, max_bytes)
 
     monkeypatch.setattr(images, "_read", record_and_read)
-    monkeypatch.setattr(driver, "_build_and_verify", lambda *_: started.append("export"))
+    monkeypatch.setattr(export, "_build_and_verify", lambda *_: started.append("export"))
     return started
 
 

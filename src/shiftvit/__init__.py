@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shiftvit.data.load import load_data as load_data
     from shiftvit.errors import ShiftViTError as ShiftViTError
     from shiftvit.evaluation.evaluate import evaluate as evaluate
-    from shiftvit.exports.driver import export as export
+    from shiftvit.exports.export import export as export
     from shiftvit.inference.embed import Embedder as Embedder
     from shiftvit.inference.predict import Prediction as Prediction
     from shiftvit.inference.predict import Predictor as Predictor
@@ -43,7 +43,7 @@ _HOME = {
     "ShiftViTError": "shiftvit.errors",
     "WarmUpCosine": "shiftvit.training.schedule",
     "evaluate": "shiftvit.evaluation.evaluate",
-    "export": "shiftvit.exports.driver",
+    "export": "shiftvit.exports.export",
     "load_data": "shiftvit.data.load",
     "train": "shiftvit.training.fit",
 }

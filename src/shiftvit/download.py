@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftvit.console import Bar
-from shiftvit.errors import ShiftViTError, notice, to_one_line
+from shiftvit.errors import ShiftViTError, describe_error, notice, to_one_line
 
 _CHUNK = 2**20
 # Attempts in a row without a new byte before it gives up, and the pause between attempts in seconds.
@@ -177,4 +177,4 @@ def _explain(error: BaseException, timeout: float) -> str:
     inner = getattr(error, "reason", error)
     if isinstance(inner, TimeoutError):
         return f"no response for {timeout:g} s"
-    return to_one_line(getattr(inner, "strerror", None) or str(inner))[:200] or type(inner).__name__
+    return describe_error(inner)

@@ -63,9 +63,17 @@ def to_one_line(text: str) -> str:
     return " ".join(_replace_unprintable(text).split())
 
 
-def describe_error(error: BaseException) -> str:
-    """Returns what another library's exception says as one short line, or its type if it says nothing."""
-    return to_one_line(str(error))[:200] or type(error).__name__
+def describe_error(error: object) -> str:
+    """Returns what an exception of Python or another library says as one short line, or its type if it says nothing.
+
+    Of an `OSError` that is the system's reason alone, without a number and a path, if it has one: many have none.
+    """
+    return to_one_line(str(getattr(error, "strerror", None) or error))[:200] or type(error).__name__
+
+
+def take_first_line(error: object) -> str:
+    """Returns the first line of what another library says at length, or the error's type if it says nothing."""
+    return next(filter(None, map(to_one_line, str(error).splitlines())), type(error).__name__)[:200]
 
 
 def check_at_least(name: str, value: Any, least: int, *, optional: bool = True) -> None:

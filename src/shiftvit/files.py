@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, describe_error, notice
 
 # The lock file of the process that works in a folder.
 _LOCK = ".lock"
@@ -273,7 +273,7 @@ def find_data_folder(name: str) -> Path:
 
 def explain_unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
-    reason, mend = error.strerror or str(error), "free space, or choose another place"
+    reason, mend = describe_error(error), "free space, or choose another place"
     if error.errno == errno.ENOENT:
         mend = f"make the folder {str(Path(path).parent)!r}, or choose another place"
     return ShiftViTError(f"cannot write {str(path)!r}: {reason}; {mend}")

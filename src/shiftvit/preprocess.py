@@ -21,6 +21,8 @@ Size = Positive | tuple[Positive, Positive]
 
 # A resized image with more pixels is too elongated: the model would see only a tiny part of it.
 _MAX_RESIZED = 2**25
+# A square image and two elongated ones stand for all shapes.
+_SHAPES = ((4096, 4096), (4096, 8192), (8192, 4096))
 
 
 class Preprocess(Settings):
@@ -125,8 +127,7 @@ class Preprocess(Settings):
         if self.crop is None and self.resize in (None, min(height, width)):
             update = {"resize": min(height, width), "crop": (height, width), "crop_position": "center"}
             return self.model_copy(update=update)
-        # A square image and two elongated ones stand for all shapes.
-        for shape in ((4096, 4096), (4096, 8192), (8192, 4096)):
+        for shape in _SHAPES:
             if (found := self.output_shape(*shape)) != (height, width):
                 raise ShiftViTError(
                     f"this preprocessing (resize={self.resize}, crop={self.crop}) turns an image of "
@@ -134,6 +135,17 @@ class Preprocess(Settings):
                     f"{height} x {width}; change resize and crop to match"
                 )
         return self
+
+    @property
+    def fixed_shape(self) -> tuple[int, int] | None:
+        """The (height, width) in pixels that every image gets; None: it depends on the image."""
+        found = {self.output_shape(*shape) for shape in _SHAPES}
+        return None if len(found) > 1 else found.pop()
+
+    @property
+    def rest(self) -> Self:
+        """The settings for images that `pixels` made: only the normalisation is left."""
+        return self.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
 
     def check(self, images: Any) -> None:
         """Raises ShiftViTError unless `images` are uint8 (N, H, W, 3) and large enough for the crop."""

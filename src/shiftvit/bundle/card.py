@@ -23,7 +23,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.templates import render
 
 # Data sets by name: their title, and their name on the Hub.
-_DATASETS = {"cifar10": ("CIFAR-10", "uoft-cs/cifar10"), "cifar100": ("CIFAR-100", "uoft-cs/cifar100")}
+_DATASETS = {"cifar10": ("CIFAR-10", "uoft-cs/cifar10")}
 # Metrics from a file may hold any numbers; larger ones are ignored.
 _LARGEST = 1e15
 _FIGURES = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "loss": "loss"}

@@ -17,7 +17,7 @@ from shiftvit import files
 from shiftvit.bundle.bundle import LARGEST_CARD, Bundle, check_place
 from shiftvit.bundle.card import address_card, write_card
 from shiftvit.bundle.stored.manifest import CARD, GRAPH, MANIFEST, WEIGHTS
-from shiftvit.errors import ShiftViTError, suggest_install
+from shiftvit.errors import ShiftViTError, suggest_install, take_first_line
 
 # The files that are downloaded, and their largest size in bytes. The paper's largest model has 400 MB of weights.
 _LARGEST = {MANIFEST: 2**24, WEIGHTS: 2**32, GRAPH: 2**32, CARD: LARGEST_CARD}
@@ -228,7 +228,7 @@ def _shorten_errors(repository: str, endpoint: str, revision: str | None = None)
         if isinstance(met, OSError) and met.errno in _FULL:
             raise files.explain_unwritable(Path(met.filename or "."), met) from error
         raise ShiftViTError(
-            f"{endpoint} cannot be used ({type(met).__name__}: {_take_first_line(met)}); check the network, "
+            f"{endpoint} cannot be used ({type(met).__name__}: {take_first_line(met)}); check the network, "
             "and HF_ENDPOINT if it is set"
         ) from error
 
@@ -248,9 +248,5 @@ def _explain_refusal(error: Any, repository: str, endpoint: str, revision: str |
         return f"this token has no access to {repository!r} at {endpoint}; log in with one that has: hf auth login"
     if status == 429 or status >= 500:
         return f"{endpoint} is overloaded or failing (status {status}); try again later"
-    reason = _take_first_line(error.server_message or error)
+    reason = take_first_line((error.server_message or "").strip() or error)
     return f"{endpoint} rejects the request for {repository!r} (status {status}: {reason})"
-
-
-def _take_first_line(error: object) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")[:200]

@@ -14,7 +14,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.manifest import Provenance, check_labels
 from shiftvit.bundle.stored.published import Published, find_evaluation, read_imagenet_classes
 from shiftvit.data.find.words import has_controls
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, describe_error, notice
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import find_preset
 
@@ -108,7 +108,9 @@ def _read_labels(path: Path, classes: int) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ShiftViTError(f"{str(path)!r} is not UTF-8 text; give the class names, one per line, in UTF-8") from error
     except OSError as error:
-        raise ShiftViTError(f"the labels {str(path)!r} cannot be read: {error.strerror}; check the path") from error
+        raise ShiftViTError(
+            f"the labels {str(path)!r} cannot be read: {describe_error(error)}; check the path"
+        ) from error
     names = [line.strip() for line in lines if line.strip()]
     for name in names:
         if has_controls(name):

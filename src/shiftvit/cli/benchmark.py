@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit.cli.settings import prepare_backend
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 
 app = typer.Typer()
@@ -28,8 +29,6 @@ def benchmark(
     as_json: Json = False,
 ) -> None:
     """Measure a model's images/s, and its share of the machine's peak."""
-    from shiftvit.cli.train import prepare_backend
-
     prepare_backend()
     from shiftvit.benchmark import benchmark as measure
 

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from shiftvit.cli.settings import Changes, RecipeName, check_figure, load_recipe, read_overrides
+from shiftvit.cli.settings import Changes, RecipeName, check_figure, load_recipe, prepare_backend, read_overrides
 from shiftvit.cli.tables import Json, list_examples, print_json, show
-from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, pluralize
 
 app = typer.Typer(name="data", help="Prepare, check and preview data sets.", no_args_is_help=True)

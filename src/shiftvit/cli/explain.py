@@ -8,8 +8,8 @@ import typer
 from shiftvit import files
 from shiftvit.backend import list_installed_backends
 from shiftvit.cli import inputs
+from shiftvit.cli.settings import prepare_backend
 from shiftvit.cli.tables import Json, list_examples, print_json, show
-from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError, notice, report_skipped, suggest
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def explain(
     rows, pixels = _explain(bundle, model, names, METHODS[method], class_name, stage, patch)
     _draw(rows[:_SHOWN], pixels, out)
     if as_json:
-        print_json(rows)
+        print_json([_make_json_row(row) for row in rows])
     else:
         title = "What the predictions depend on (peak: row, column in pixels)"
         show([_make_table_row(row) for row in rows], title)
@@ -148,10 +148,7 @@ def _explain(
             "probability": round(float(answers[index, chosen[index]]), 6),
         }
         for key, heat in maps.items():
-            row[key] = {
-                "peak": _find_peak(heat[index], pixels.shape[1:3]),
-                "map": heat[index].astype(float).round(4).tolist(),
-            }
+            row[key] = {"peak": _find_peak(heat[index], pixels.shape[1:3]), "map": heat[index]}
         rows.append(row)
     return rows, pixels
 
@@ -182,6 +179,11 @@ def _find_peak(heat: Any, size: tuple[int, int]) -> list[float] | None:
     return [round(float(place), 1) for place in places.mean(axis=0) * size / heat.shape]
 
 
+def _make_json_row(row: dict[str, Any]) -> dict[str, Any]:
+    maps = {key: row[key]["map"].astype(float).round(4).tolist() for key in _TITLES if key in row}
+    return row | {key: row[key] | {"map": values} for key, values in maps.items()}
+
+
 def _make_table_row(row: dict[str, Any]) -> dict[str, Any]:
     path = row["path"]
     cells = {
@@ -199,12 +201,10 @@ def _make_table_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_drop(row: dict[str, Any]) -> float:
-    return float(max(0.0, *(max(line) for line in row["occlusion"]["map"])))
+    return max(0.0, float(row["occlusion"]["map"].max()))
 
 
 def _draw(rows: list[dict[str, Any]], pixels: Any, out: Path) -> None:
-    import numpy as np
-
     from shiftvit.figures.evaluation import Explanation, draw_explanations
 
     drawn = [
@@ -212,7 +212,7 @@ def _draw(rows: list[dict[str, Any]], pixels: Any, out: Path) -> None:
             image,
             row["class"],
             row["probability"],
-            {title: np.array(row[key]["map"], np.float32) for key, title in _TITLES.items() if key in row},
+            {title: row[key]["map"] for key, title in _TITLES.items() if key in row},
             {"occlusion": f"drop up to {100 * _find_drop(row):.0f}%"} if "occlusion" in row else {},
         )
         for row, image in zip(rows, pixels, strict=False)

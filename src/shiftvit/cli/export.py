@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
+from shiftvit.cli.settings import prepare_backend
 from shiftvit.cli.tables import list_examples
-from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import pluralize
 
 _FORMATS = "onnx, openvino, saved_model, litert or torch"
@@ -47,12 +47,13 @@ def export(
 
     The export is kept only if it matches the original on the same images.
     """
-    from shiftvit.exports import driver
+    from shiftvit.exports.export import REPORT
+    from shiftvit.exports.export import export as export_model
 
     if out is not None:
         files.check_folder_name(out)
-    folder = driver.export(model, kind, precision, out=out, data=data, images=images, any_size=any_size)
-    report = json.loads((folder / driver.REPORT).read_text("utf-8"))
+    folder = export_model(model, kind, precision, out=out, data=data, images=images, any_size=any_size)
+    report = json.loads((folder / REPORT).read_text("utf-8"))
     print("; ".join(_summarize(report)))
     print(f"export: {folder}")
 
@@ -87,9 +88,9 @@ def pack(
         files.check_folder_name(out)
     if is_checkpoint(model):
         prepare_backend()
-    from shiftvit.exports import driver
+    from shiftvit.exports.export import pack as pack_model
 
-    print(f"bundle: {driver.pack(model, out, half=half, onnx=onnx, preset=preset, labels=labels, ema=ema)}")
+    print(f"bundle: {pack_model(model, out, half=half, onnx=onnx, preset=preset, labels=labels, ema=ema)}")
 
 
 def _summarize(report: dict[str, Any]) -> list[str]:

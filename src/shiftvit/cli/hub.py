@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit import files
+from shiftvit.cli.settings import prepare_backend
 from shiftvit.cli.tables import list_examples
-from shiftvit.cli.train import prepare_backend
 from shiftvit.errors import ShiftViTError
 
 app = typer.Typer()

@@ -13,7 +13,16 @@ from typing import Annotated, Any
 import typer
 
 from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
-from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, notice, suggest, to_one_line
+from shiftvit.errors import (
+    Elsewhere,
+    Interrupted,
+    ShiftViTError,
+    complain,
+    describe_error,
+    notice,
+    suggest,
+    to_one_line,
+)
 
 app = typer.Typer(
     name="shiftvit",
@@ -71,7 +80,7 @@ def _flush() -> str | None:
 
 
 def _explain_unwritten(error: OSError) -> str:
-    return f"standard output cannot be written: {error.strerror}; free space, or redirect it elsewhere"
+    return f"standard output cannot be written: {describe_error(error)}; free space, or redirect it elsewhere"
 
 
 def _run(arguments: list[str]) -> int:
@@ -111,7 +120,7 @@ def _run(arguments: list[str]) -> int:
             _flush()
             return _fail(_explain_unwritten(error), 2, debug)
         if isinstance(error, OSError) and error.filename is not None:
-            return _fail(f"{error.filename}: {error.strerror}", 2, debug)
+            return _fail(f"{error.filename}: {describe_error(error)}", 2, debug)
         return _fail(f"{type(error).__name__}: {error} (a bug in shiftvit; --debug shows where)", 1, debug)
 
 

@@ -110,7 +110,7 @@ def predict(
     with _open_output(place) as stream:
         failures, shown = _write(results, predictor, sources, stream, form, top_k, _SHOWN if grid else 0)
     if grid and shown:
-        _draw(grid, shown, predictor, limit)
+        _draw(grid, shown, limit)
     if failures and strict:
         raise typer.Exit(3)
 
@@ -123,7 +123,7 @@ def _write(
     form: "Format",
     top_k: int,
     keep: int,
-) -> tuple[int, list[tuple[Any, "Prediction"]]]:
+) -> tuple[int, list[tuple[Any, "Prediction", str | None]]]:
     """Writes rows as they arrive. Returns the number of failures and the images for the grid.
 
     Raises:
@@ -136,28 +136,28 @@ def _write(
     widths = min(max(map(len, names)), 48), max(len(escape_unprintable(label)) for label in predictor.labels)
     classes = _index_classes(predictor.labels)
     failures = done = hits = known = 0
-    shown: list[tuple[Any, Prediction]] = []
+    shown: list[tuple[Any, Prediction, str | None]] = []
     began = time.perf_counter()
     # On a terminal, the rows themselves show the progress.
     show_bar = len(names) >= _MANY and (stream is not sys.stdout or not sys.stdout.isatty())
     with (
-        Writer(stream, form, top_k, widths, lambda name: _find_truth(name, classes)) as writer,
+        Writer(stream, form, top_k, widths) as writer,
         Bar("predict", len(names), shown=show_bar) as bar,
     ):
         try:
             for name, source, result in zip(names, sources, inputs.name_stdin(sources, results), strict=True):
-                writer.write(result)
+                truth = _find_truth(name, classes)
+                writer.write(result, truth)
                 done += 1
                 if done % 100 == 0:
                     bar.update(done, f"{done / (time.perf_counter() - began):,.0f} images/s")
                 if isinstance(result, Failure):
                     failures += 1
                     continue
-                truth = _find_truth(name, classes)
                 known += truth is not None
                 hits += truth == result.label
                 if len(shown) < keep:
-                    shown.append((source, result))
+                    shown.append((source, result, truth))
         except KeyboardInterrupt:
             notice(f"stopped after {done:,} of {pluralize(len(names), 'image')}")
             raise typer.Exit(130) from None
@@ -238,22 +238,21 @@ def _open_output(out: Path | None) -> Iterator[IO[str]]:
         raise files.explain_unwritable(out, error) from error
 
 
-def _draw(path: Path, shown: list[tuple[Any, "Prediction"]], predictor: "Predictor", max_pixels: int) -> None:
+def _draw(path: Path, shown: list[tuple[Any, "Prediction", str | None]], max_pixels: int) -> None:
     import numpy as np
 
     from shiftvit.data.decode.images import decode
     from shiftvit.figures.grid import Tile, draw_predictions, scale_image
 
     tiles = []
-    classes = _index_classes(predictor.labels)
-    for source, result in shown:
+    for source, result, truth in shown:
         try:
             image = decode(source, max_pixels=max_pixels)
         except ShiftViTError as error:  # it was readable before
             notice(f"left out of the grid: {error}")
             continue
         small = np.asarray(scale_image(image))  # at once: all the photographs could take gigabytes
-        tiles.append(Tile(small, result.label, result.confidence, _find_truth(result.path, classes)))
+        tiles.append(Tile(small, result.label, result.confidence, truth))
     if not tiles:
         return
     known = [tile for tile in tiles if tile.right is not None]

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from shiftvit.cli.settings import Changes, Data, RecipeName, check_figure, load_recipe
+from shiftvit.cli.settings import Changes, Data, RecipeName, check_figure, load_recipe, prepare_backend
 from shiftvit.cli.tables import Json, list_examples, print_json
-from shiftvit.cli.train import prepare_backend
 from shiftvit.console import Bar
 from shiftvit.errors import notice
 

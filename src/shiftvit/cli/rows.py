@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable
 from enum import StrEnum
 from typing import IO, Any
 
@@ -34,7 +33,6 @@ class Writer:
         kind: the format.
         top_k: number of classes in a row.
         widths: widths of a table's columns for path and label, in characters.
-        find_truth: returns the true class of a path, or None; a table marks the rows where the prediction differs.
     """
 
     def __init__(
@@ -43,9 +41,8 @@ class Writer:
         kind: Format,
         top_k: int,
         widths: tuple[int, int],
-        find_truth: Callable[[str], str | None],
     ) -> None:
-        self._stream, self._kind, self._top_k, self._widths, self._find_truth = stream, kind, top_k, widths, find_truth
+        self._stream, self._kind, self._top_k, self._widths = stream, kind, top_k, widths
         # Encodings other than UTF-8 may lack characters, so JSON escapes all but ASCII for them.
         self._ascii = codecs.lookup(getattr(stream, "encoding", None) or "ascii").name != "utf-8"
         self._csv = files.make_csv_writer(stream)
@@ -64,10 +61,10 @@ class Writer:
             self._stream.write("\n]\n" if self._count else "[]\n")
         self._stream.flush()
 
-    def write(self, result: Result) -> None:
-        """Writes one row."""
+    def write(self, result: Result, truth: str | None) -> None:
+        """Writes one row; a table marks it if `truth`, the true class, is known and differs from the prediction."""
         if self._kind is Format.table:
-            self._write_line(self._make_table_row(result))
+            self._write_line(self._make_table_row(result, truth))
         elif self._kind is Format.csv:
             self._csv.writerow(self._make_csv_row(result))
         else:
@@ -83,12 +80,11 @@ class Writer:
         cells = [cell for label, share in result.top for cell in (label, f"{share:.6f}")]
         return [result.path, *cells, *[""] * (2 * self._top_k - len(cells)), ""]
 
-    def _make_table_row(self, result: Result) -> str:
+    def _make_table_row(self, result: Result, truth: str | None) -> str:
         if isinstance(result, Failure):
             return f"{self._shorten_path(result.path):{self._widths[0]}}  error: {escape_unprintable(result.error)}"
         label, *others = [escape_unprintable(label) for label, _ in result.top]
         rest = ", ".join(f"{other} {share:.1%}" for other, (_, share) in zip(others, result.top[1:], strict=True))
-        truth = self._find_truth(result.path)
         if truth is not None and truth != result.label:
             rest += f"   (is {escape_unprintable(truth)})"
         return self._align_columns(self._shorten_path(result.path), label, f"{result.confidence:.1%}", rest)

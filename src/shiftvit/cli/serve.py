@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from shiftvit.cli.tables import list_examples
-from shiftvit.errors import ShiftViTError, join_words, notice, suggest, suggest_install
+from shiftvit.errors import ShiftViTError, describe_error, join_words, notice, suggest, suggest_install
+from shiftvit.serve.limits import Limits
 
-# The default limits are those of `shiftvit.serve.limits.Limits`, which is not imported for the help.
 _LOGS = ("text", "json")
 _PACKAGES = ("fastapi", "starlette", "uvicorn", "prometheus-client", "ijson")
 _SHORTEST_KEY = 16
@@ -58,16 +58,22 @@ def serve(
         int | None,
         typer.Option(help="Maximum images per batch (default: 64 small ones, 5 of 224 pixels).", min=1),
     ] = None,
-    queue: Annotated[int, typer.Option(help="Maximum number of waiting images; more get status 503.", min=1)] = 256,
-    max_bytes: Annotated[int, typer.Option(help="Largest request body, in bytes.", min=1)] = 20 * 2**20,
-    max_pixels: Annotated[int, typer.Option(help="Largest picture, in pixels (height * width).", min=1)] = 36_000_000,
+    queue: Annotated[
+        int, typer.Option(help="Maximum number of waiting images; more get status 503.", min=1)
+    ] = Limits.queue,
+    max_bytes: Annotated[int, typer.Option(help="Largest request body, in bytes.", min=1)] = Limits.max_bytes,
+    max_pixels: Annotated[
+        int, typer.Option(help="Largest picture, in pixels (height * width).", min=1)
+    ] = Limits.max_pixels,
     timeout: Annotated[
         float, typer.Option(help="Seconds for a body to arrive, for an answer, and for the shutdown.", min=0.1)
-    ] = 30.0,
-    header_timeout: Annotated[float, typer.Option(help="Seconds for a request's headers to arrive.", min=0.1)] = 10.0,
+    ] = Limits.timeout,
+    header_timeout: Annotated[
+        float, typer.Option(help="Seconds for a request's headers to arrive.", min=0.1)
+    ] = Limits.header_timeout,
     max_connections: Annotated[
         int, typer.Option(help="Maximum number of connections; more get status 503.", min=1)
-    ] = 512,
+    ] = Limits.max_connections,
     log_format: Annotated[str, typer.Option(help="Format of the log, one line per request: text or json.")] = "text",
 ) -> None:
     """Serve models over HTTP, with a page to try them."""
@@ -77,7 +83,6 @@ def serve(
     if missing:
         raise ShiftViTError(f"`shiftvit serve` needs {join_words(missing)}; {suggest_install(*missing)}")
     from shiftvit.serve.guard import Access, is_loopback, parse_hosts, parse_origins
-    from shiftvit.serve.limits import Limits
     from shiftvit.serve.log import log_requests
 
     keys = _read_keys(api_key_file) if api_key_file else ()
@@ -98,7 +103,7 @@ def serve(
         raise ShiftViTError(f"--allow-host {error} is not a host name; write it as in example.org") from error
     from shiftvit.serve import server  # only now, so that mistakes in the options are reported at once
 
-    log_requests()
+    log_requests(log_format)
     status = server.serve(
         models or ["cifar10"],
         host,
@@ -115,7 +120,6 @@ def serve(
         access=Access(keys, origins, hosts),
         runtime=runtime,
         threads=threads,
-        log_format=log_format,
         announce=lambda address, names: notice(f"serving {join_words(names)} at {address}; stop with Ctrl-C"),
     )
     raise typer.Exit(status)
@@ -127,7 +131,7 @@ def _read_keys(path: Path) -> tuple[str, ...]:
         lines = path.read_text("utf-8").splitlines()
         shared = path.stat().st_mode & 0o044 if os.name == "posix" else 0
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not valid UTF-8"
+        reason = describe_error(error) if isinstance(error, OSError) else "it is not valid UTF-8"
         raise ShiftViTError(f"the API keys in {str(path)!r} cannot be read: {reason}; name another file") from error
     keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not keys:

@@ -1,8 +1,9 @@
-"""The options that choose and change a recipe: `--recipe`, `--set KEY=VALUE` and `--data`."""
+"""The options that choose and change a recipe (`--recipe`, `--set KEY=VALUE`, `--data`); the choice of the backend."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -80,3 +81,11 @@ def load_recipe(recipe: str | None, changes: Sequence[str] | None, data: str | N
     chosen = Recipe.load(recipe or choose_recipe(data), **read_overrides(changes, data))
     named.check_name(chosen.data.name)
     return chosen
+
+
+def prepare_backend() -> None:
+    """Chooses the backend and silences its start-up messages."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from shiftvit.backend import ensure_backend
+
+    ensure_backend()

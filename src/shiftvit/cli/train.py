@@ -1,13 +1,12 @@
 """`shiftvit train` and `shiftvit evaluate`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shiftvit import files
-from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, read_overrides
+from shiftvit.cli.settings import Changes, Data, RecipeName, choose_recipe, prepare_backend, read_overrides
 from shiftvit.cli.tables import Json, list_examples, print_json, show
 from shiftvit.errors import list_some, pluralize
 
@@ -180,11 +179,3 @@ def _group_by_corruption(rows: list[dict[str, Any]], means: dict[str, Any]) -> l
     return [
         {"corruption": name, **{level: f"{share:.1%}" for level, share in top1.items()}} for name, top1 in found.items()
     ]
-
-
-def prepare_backend() -> None:
-    """Chooses the backend and silences its start-up messages."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from shiftvit.backend import ensure_backend
-
-    ensure_backend()

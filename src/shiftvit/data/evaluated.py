@@ -76,9 +76,10 @@ def find_evaluated(name: str | None, split: str | None = None, run: Path | None 
     return found
 
 
-def find_splits(name: str | None, run: Path | None = None) -> Evaluated:
-    """Finds the same data as `find_evaluated`, with all their splits. `own_test`: the splits are the run's own."""
-    return _find_others(str(name), _EACH) if run is None else _find_for_run(name, _EACH, run)
+def find_splits(name: str | None, run: Path | None = None) -> tuple[Dataset, bool]:
+    """Returns the same data as `find_evaluated`, with all their splits, and whether the splits are the run's own."""
+    found = _find_others(str(name), _EACH) if run is None else _find_for_run(name, _EACH, run)
+    return found.data, found.own_test
 
 
 def _find_for_run(name: str | None, wanted: str | None, run: Path) -> Evaluated:

@@ -40,8 +40,8 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
     least = make_pair(preprocess.crop or 1)
     square = (max(side, least[0]), max(side, least[1])) if isinstance(side, int) else side
     margin = preprocess.model_copy(update={"crop": square})
-    nothing = preprocess.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
-    left = {"train": nothing.model_copy(update={"crop": preprocess.crop})} if training else {}
+    rest = preprocess.rest
+    left = {"train": rest.model_copy(update={"crop": preprocess.crop})} if training else {}
     unpack(data.list_paths())
     splits, faults = {}, []
     with Bar("decoding", sum(map(len, data.splits.values()))) as bar:
@@ -51,9 +51,7 @@ def read_dataset(data: Dataset, preprocess: Preprocess, *, boxes: bool = False, 
             images, usable, broken = read_pictures(paths, rule, whole=whole, on_picture=bar.advance)
             if not len(usable):
                 raise ShiftViTError(f"none of the {pluralize(len(paths), f'{name} image')} can be decoded; {broken[0]}")
-            splits[name] = Split(
-                split.labels[usable], [paths[index] for index in usable], images, left.get(name, nothing)
-            )
+            splits[name] = Split(split.labels[usable], [paths[index] for index in usable], images, left.get(name, rest))
             faults += broken
     report_skipped(faults, "; `shiftvit data check --json` lists them all")
     return replace(data, splits=splits)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import fit_batch
-from shiftvit.errors import ShiftViTError, suggest
+from shiftvit.errors import ShiftViTError, suggest, to_one_line
 from shiftvit.evaluation.metrics import check_finite
 
 Floats = NDArray[np.float32]
@@ -214,6 +214,22 @@ def _scale(heat: Floats) -> Floats:
     return np.asarray(heat / np.where(largest > 0, largest, 1), np.float32)
 
 
+def check_classes(classes: Classes, images: int, number: int) -> NDArray[np.int64]:
+    """Returns the class to explain for each image as an array (N,).
+
+    Raises:
+        ShiftViTError: there is not one class for each of so many `images`, or one is not among the `number` of classes.
+    """
+    chosen = np.asarray(classes)
+    fits = chosen.shape == (images,) and (chosen.dtype.kind in "iu" or not chosen.size)
+    if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
+        raise ShiftViTError(
+            f"classes={to_one_line(np.array2string(chosen, threshold=8))} must be {images} whole numbers, 0 to "
+            f"{number - 1}: one for each image"
+        )
+    return chosen.astype(np.int64)
+
+
 def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64] | None:
     """Checks the arguments; returns the classes as an array, if given."""
     number = model.settings.num_classes
@@ -225,16 +241,7 @@ def _check(model: Any, images: Any, classes: Classes | None) -> NDArray[np.int64
         kind = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         takes = ", ".join("any" if side is None else str(side) for side in size)
         raise ShiftViTError(f"images are {kind}; the model takes float32 (N, {takes}); pass the output of Preprocess")
-    if classes is None:
-        return None
-    chosen = np.asarray(classes)
-    fits = chosen.shape == images.shape[:1] and (chosen.dtype.kind in "iu" or not chosen.size)
-    if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < number):
-        raise ShiftViTError(
-            f"classes={np.array2string(chosen, threshold=8)} must be {len(images)} whole numbers, 0 to {number - 1}: "
-            "one for each image"
-        )
-    return chosen.astype(np.int64)
+    return None if classes is None else check_classes(classes, len(images), number)
 
 
 def _choose_size(images: Floats, count: int) -> int:

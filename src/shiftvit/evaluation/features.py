@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import KEY, MAP, Metadata
-from shiftvit.bundle.session import open_session
+from shiftvit.bundle.metadata import MAP, Metadata
+from shiftvit.bundle.session import open_graph
 from shiftvit.errors import ShiftViTError, describe_error
 from shiftvit.preprocess import Preprocess
 
@@ -25,17 +25,13 @@ def load_graph_features(content: bytes, threads: int, origin: str) -> tuple[Meta
             begins with `origin`.
     """
     try:
-        session = open_session(content, threads)
+        session, entry, metadata = open_graph(content, threads, origin, with_map=True)
+    except ShiftViTError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         raise ShiftViTError(
             f"{origin} cannot compute features ({describe_error(error)}); restore it, or export it again"
         ) from error
-    metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
-    if MAP not in {output.name for output in session.get_outputs()}:
-        raise ShiftViTError(
-            f"{origin} has no output for the last feature map, because an older shiftvit wrote it; export it again"
-        )
-    entry = session.get_inputs()[0].name
     return metadata, lambda pixels: session.run([MAP], {entry: pixels})[0].mean(axis=(1, 2))
 
 

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from shiftvit import files
 from shiftvit.bundle.card import shows_top5
 from shiftvit.config import flatten
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 from shiftvit.evaluation.places import FOLDER, list_evaluations
 from shiftvit.replacement import find_current
 from shiftvit.templates import render
@@ -130,5 +130,5 @@ def _read_bytes(path: Path) -> bytes:
         return files.read_unlinked(path)  # not through links, because users share the page
     except OSError as error:
         raise ShiftViTError(
-            f"{str(path)!r} cannot be read ({error.strerror}); give the folder of a finished run"
+            f"{str(path)!r} cannot be read ({describe_error(error)}); give the folder of a finished run"
         ) from error

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, make_metadata
-from shiftvit.evaluation.logits import BATCH_SIZE
+from shiftvit.evaluation.logits import predict_logits
 from shiftvit.exports import quantization
 from shiftvit.exports.any_size import accept_any_size
 from shiftvit.telemetry import import_silently
@@ -51,12 +51,7 @@ def main(job_file: str) -> None:
 
 def compute_reference(bundle: Bundle, metadata: Metadata, images: Pixels) -> NDArray[np.float32]:
     """Returns the Keras model's float32 probabilities (N, C) for uint8 images of its input size."""
-    model = bundle.build("float32")
-    parts = [
-        np.asarray(model.predict_on_batch(metadata.preprocess.normalised(images[first : first + BATCH_SIZE])))
-        for first in range(0, len(images), BATCH_SIZE)
-    ]
-    return bundle.probabilities(np.concatenate(parts))
+    return bundle.probabilities(predict_logits(bundle.build("float32"), images, metadata.preprocess.rest))
 
 
 def _choose_policy(metadata: Metadata) -> str:

@@ -48,7 +48,7 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     Args:
         model: the exported model; for a run, its own test and validation images are used.
         bundle, metadata: the model, and the metadata of the export.
-        data: the name of a data set, or the path of a user's own images; None: as for `driver.export`.
+        data: the name of a data set, or the path of a user's own images; None: as for `shiftvit.export`.
         count: the largest number of images to compare on.
 
     Raises:
@@ -61,11 +61,11 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     run = find_run(model)
     if data is None and run is None:
         data = named.find_by_classes(bundle.labels)
-    found = find_splits(data, run)
-    held_out, rest, origin = _divide(found.data.splits, count, calibrate=metadata.precision == "int8")
+    found, own = find_splits(data, run)
+    held_out, rest, origin = _divide(found.splits, count, calibrate=metadata.precision == "int8")
     splits = {"comparison": _draw(held_out, count), "calibration": _draw(rest, _CALIBRATION)}
     splits = {name: split for name, split in splits.items() if len(split)}
-    read = read_images(bundle, replace(found.data, splits=splits)).splits
+    read = read_images(bundle, replace(found, splits=splits)).splits
     pixels = {name: split.preprocess.pixels(split.images[:]) for name, split in read.items()}
     compared = pixels["comparison"]
     lost = len(splits["comparison"]) - len(compared)  # images that cannot be decoded do not count as missing
@@ -75,8 +75,8 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
             "labels": read["comparison"].labels,
             "calibration": pixels.get("calibration", compared[:0]),
         },
-        {"data": found.data.name, "split": origin},
-        min(MIN_IMAGES, len(held_out) - lost) if found.own_test else MIN_IMAGES,
+        {"data": found.name, "split": origin},
+        min(MIN_IMAGES, len(held_out) - lost) if own else MIN_IMAGES,
     )
 
 

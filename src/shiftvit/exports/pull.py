@@ -12,8 +12,8 @@ from shiftvit.bundle.stored.container import open_container
 from shiftvit.bundle.stored.manifest import MANIFEST, Provenance, read_manifest
 from shiftvit.bundle.stored.published import PUBLISHED, Published
 from shiftvit.download import download
-from shiftvit.errors import ShiftViTError, notice, suggest
-from shiftvit.exports.driver import add_graph
+from shiftvit.errors import ShiftViTError, describe_error, notice, suggest
+from shiftvit.exports.export import add_graph
 from shiftvit.exports.formats import find_format
 from shiftvit.zips import check_method
 
@@ -61,7 +61,7 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
     except OSError as error:
         where = str(error.filename or row.place.parent)
         raise ShiftViTError(
-            f"cannot write {where!r}: {error.strerror or error}; free space, or set SHIFTVIT_DATA and "
+            f"cannot write {where!r}: {describe_error(error)}; free space, or set SHIFTVIT_DATA and "
             "SHIFTVIT_CACHE to writable folders"
         ) from error
 

@@ -16,10 +16,10 @@ from typing import Any
 from shiftvit.errors import ShiftViTError, check_at_least, suggest
 from shiftvit.inference.blocks import Entry, Inputs, count_images
 from shiftvit.inference.cluster import connect, import_ray
-from shiftvit.inference.folder import Folder
+from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.worker import (
     FORMATS,
-    MANIFEST,
+    RUN_FILE,
     SPARE_CORES,
     ModelFiles,
     Task,
@@ -97,8 +97,8 @@ def run_bulk(
         raise ShiftViTError(f"{task.command} on Ray cannot write {kind!r}; {suggest(kind, kinds)}")
     ray = import_ray()
     model = read_model(task.command, task.model, task.runtime)
-    folder = Folder(task.out)
-    results = folder.identify() if folder.has(MANIFEST) else None  # they may lie among the images
+    folder = OutputFolder(task.out)
+    results = folder.identify() if folder.has(RUN_FILE) else None  # they may lie among the images
     inputs = Inputs(names, recursive=recursive, all_files=all_files, without=results)
     task = replace(
         task,
@@ -135,7 +135,7 @@ def run_bulk(
         with folder.hold():
             # Again, as another run may have taken the folder while Ray started.
             if _find_run(folder, manifest, True) is None:
-                folder.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+                folder.write(RUN_FILE, (json.dumps(manifest, indent=2) + "\n").encode())
         summary.actors = min(workers or most, len(todo))
         for number, failures in _run_blocks(ray, task, model, todo, summary.actors):
             summary.images += images[number]
@@ -166,7 +166,7 @@ def _describe(task: Task, model: ModelFiles, inputs: Inputs) -> dict[str, Any]:
     return described
 
 
-def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str, Any] | None:
+def _find_run(folder: OutputFolder, manifest: dict[str, Any], sized: bool) -> dict[str, Any] | None:
     """Returns the manifest of the run in a folder, or None if the folder is empty or does not exist.
 
     Args:
@@ -177,13 +177,13 @@ def _find_run(folder: Folder, manifest: dict[str, Any], sized: bool) -> dict[str
     there = folder.list_names()
     if not there:
         return None
-    if MANIFEST not in there:
+    if RUN_FILE not in there:
         raise ShiftViTError(f"{str(folder)!r} holds {there[0]!r} but no run; choose a new or empty folder")
     try:
-        found = dict(json.loads(folder.read(MANIFEST)))
+        found = dict(json.loads(folder.read(RUN_FILE)))
         wanted = manifest | ({} if sized else {"block": int(found["block"])})
     except (ShiftViTError, ValueError, TypeError, LookupError) as error:
-        raise ShiftViTError(f"{MANIFEST!r} in {str(folder)!r} cannot be read; choose a new folder") from error
+        raise ShiftViTError(f"{RUN_FILE!r} in {str(folder)!r} cannot be read; choose a new folder") from error
     other = next((name for name in wanted if name != "model" and found.get(name) != wanted[name]), None)
     if other is None:
         return found

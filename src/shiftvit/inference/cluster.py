@@ -67,7 +67,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _REACH).close()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise ShiftViTError(
-            f"no Ray cluster answers at {address!r} ({reason}); give HOST:PORT of its head, or auto on one of its nodes"
+            f"no Ray cluster answers at {address!r} ({describe_error(error)}); give HOST:PORT of its head, or auto on "
+            "one of its nodes"
         ) from error

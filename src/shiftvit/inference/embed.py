@@ -188,10 +188,17 @@ def _write_parquet(path: Path, rows: Iterator[Embedding], size: int) -> None:
     schema = pyarrow.schema([("path", pyarrow.string()), ("features", pyarrow.list_(pyarrow.float32(), size))])
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
         while some := list(itertools.islice(rows, _ROWS)):
-            names = [row.path.encode("utf-8", "backslashreplace").decode() for row in some]
             flat = pyarrow.array(np.concatenate([row.features for row in some]))
             features = pyarrow.FixedSizeListArray.from_arrays(flat, size)
-            writer.write_table(pyarrow.table([pyarrow.array(names), features], schema=schema))
+            writer.write_table(pyarrow.table([make_texts(row.path for row in some), features], schema=schema))
+
+
+def make_texts(texts: Iterable[str | None]) -> Any:
+    """Returns an Arrow array of texts. It escapes file names that are not valid UTF-8."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]
+    return pa.array(coded, pa.string())
 
 
 _WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

@@ -9,14 +9,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.bundle.metadata import KEY, MAP, Metadata, fit_batch
-from shiftvit.bundle.session import open_session
+from shiftvit.bundle.metadata import MAP, fit_batch
+from shiftvit.bundle.session import open_graph
 from shiftvit.bundle.stored.container import Container
 from shiftvit.bundle.stored.find import find_bundle
 from shiftvit.bundle.stored.manifest import GRAPH, MISFIT, read_checked, read_manifest, read_tensors
 from shiftvit.environment import count_cores
 from shiftvit.errors import ShiftViTError, check_at_least
-from shiftvit.evaluation.explain import class_activation_map
+from shiftvit.evaluation.explain import check_classes, class_activation_map
 
 
 class Explainer:
@@ -40,17 +40,11 @@ class Explainer:
         origin = f"{GRAPH!r} in {str(container.where)!r}"
         if GRAPH not in manifest.files:
             raise ShiftViTError(f"{str(container.where)!r} has no graph; add it with `shiftvit pack --onnx`")
-        self._session = open_session(read_checked(container, manifest, GRAPH), threads or count_cores())
-        self.metadata = Metadata.parse(self._session.get_modelmeta().custom_metadata_map.get(KEY), origin)
+        content = read_checked(container, manifest, GRAPH)
+        self._session, self._entry, self.metadata = open_graph(content, threads or count_cores(), origin, with_map=True)
         self.metadata.check_labels(manifest.labels, origin)
-        if MAP not in {output.name for output in self._session.get_outputs()}:
-            raise ShiftViTError(
-                f"{origin} has no output for the last feature map, because an older shiftvit wrote it; "
-                "write it again with `shiftvit pack --onnx`"
-            )
         self.digest = manifest.files[GRAPH]
         self._model, self._threads = str(container.where.absolute()), threads
-        self._entry = self._session.get_inputs()[0].name
         weights = np.asarray(read_tensors(container, manifest).get("head/kernel", ()), np.float32)  # (K, C)
         if weights.ndim != 2 or weights.shape[1] != len(self.metadata.labels):
             raise ShiftViTError(f"{str(container.where)!r}: {MISFIT}; restore the bundle")
@@ -118,10 +112,5 @@ class Explainer:
         Raises:
             ShiftViTError: there is not one class for each image, or no such class.
         """
-        chosen, count = np.asarray(classes), len(self.metadata.labels)
-        fits = chosen.shape == (len(maps),) and (chosen.dtype.kind in "iu" or not chosen.size)
-        if not fits or (chosen.size and not 0 <= chosen.min() <= chosen.max() < count):
-            raise ShiftViTError(
-                f"classes={classes!r} must be a whole number from 0 to {count - 1} for each of {len(maps)} images"
-            )
-        return class_activation_map(maps, self._weights.T[chosen.astype(np.int64)])
+        chosen = check_classes(classes, len(maps), len(self.metadata.labels))
+        return class_activation_map(maps, self._weights.T[chosen])

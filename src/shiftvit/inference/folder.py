@@ -16,7 +16,7 @@ from shiftvit.inference.storage import is_uri, open_storage, report_unreachable
 BEGUN = ".begun"
 
 
-class Folder:
+class OutputFolder:
     """A folder for output, on this machine or by URI. Its files are written atomically.
 
     Args:

@@ -52,6 +52,12 @@ def to_row(result: Result) -> dict[str, Any]:
     }
 
 
+def rank_classes(row: NDArray[np.float32], top_k: int) -> NDArray[np.intp]:
+    """Returns the numbers of the most probable classes of an image, from its probabilities (C,)."""
+    # A stable sort: between equal probabilities the first class wins, as in `evaluate`.
+    return np.argsort(-row, kind="stable")[:top_k]
+
+
 class Predictor:
     """Classifies images with a trained model, in any runtime.
 
@@ -156,7 +162,5 @@ class Predictor:
         )
 
     def _make_prediction(self, path: str, row: NDArray[np.float32], top_k: int) -> Prediction:
-        # A stable sort: between equal probabilities the first class wins, as in `evaluate`.
-        order = np.argsort(-row, kind="stable")[:top_k]
-        top = tuple((self.labels[index], float(row[index])) for index in order)
+        top = tuple((self.labels[index], float(row[index])) for index in rank_classes(row, top_k))
         return Prediction(path, *top[0], top, row)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, make_metadata
-from shiftvit.bundle.session import open_session
+from shiftvit.bundle.session import open_graph
 from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
@@ -180,9 +180,8 @@ def _load_keras(container: Container, threads: int) -> tuple[Metadata, Callable[
 
 def _load_onnxruntime(source: Any, threads: int) -> tuple[Metadata, Callable[[Pixels], Probabilities]]:
     content, origin = read_onnx(source)
-    session = open_session(content, threads)
-    metadata = Metadata.parse(session.get_modelmeta().custom_metadata_map.get(KEY), origin)
-    name, wanted = session.get_inputs()[0].name, [session.get_outputs()[0].name]
+    session, name, metadata = open_graph(content, threads, origin)
+    wanted = [session.get_outputs()[0].name]
     return metadata, lambda pixels: session.run(wanted, {name: pixels})[0]
 
 

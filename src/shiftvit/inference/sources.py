@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shiftvit.data.decode.images import MAX_BYTES, decode
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,6 @@ def _read_file(file: Any, name: str) -> bytes:
     except ShiftViTError:
         raise
     except (OSError, ValueError) as error:  # ValueError: the file is closed
-        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        reason = describe_error(error).rstrip(".")
         raise ShiftViTError(f"{name} cannot be read: {reason}; give an open binary file") from error
     return b"".join(parts)

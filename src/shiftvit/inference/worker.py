@@ -7,7 +7,7 @@ import json
 import platform
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
@@ -21,14 +21,14 @@ from shiftvit.data.decode.images import MAX_PIXELS
 from shiftvit.errors import ShiftViTError
 from shiftvit.inference.batches import BATCH_SIZE
 from shiftvit.inference.blocks import TRIES, read_entries
-from shiftvit.inference.embed import Embedder
-from shiftvit.inference.folder import BEGUN, Folder
+from shiftvit.inference.embed import Embedder, make_texts
+from shiftvit.inference.folder import BEGUN, OutputFolder
 from shiftvit.inference.predict import Failure, Predictor, to_row
 from shiftvit.inference.runtimes import find_weights, identify
 from shiftvit.inference.storage import Storage
 
 # The file in a run's folder that describes the run.
-MANIFEST = "run.json"
+RUN_FILE = "run.json"
 # The formats of each command's rows, the default first.
 FORMATS = {"predict": ("jsonl", "parquet"), "embed": ("parquet",)}
 _LOADERS: dict[str, type[Predictor] | type[Embedder]] = {"predict": Predictor, "embed": Embedder}
@@ -143,9 +143,9 @@ class Worker:
 
     def _process(self, number: int, entries: bytes) -> int:
         """Writes the rows of a block, and returns how many of its images failed."""
-        task, out = self._task, Folder(self._task.out)
+        task, out = self._task, OutputFolder(self._task.out)
         self._check(out)
-        if task.run and digest_run(json.loads(out.read(MANIFEST))) != task.run:
+        if task.run and digest_run(json.loads(out.read(RUN_FILE))) != task.run:
             raise ShiftViTError(f"{str(out)!r} was taken by another run, which started at the same time")
         name = name_part(number, task.kind, task.digits)
         begun = f".{name}{BEGUN}"
@@ -195,7 +195,7 @@ class Worker:
                 self._model = load(place / entry, runtime=task.runtime, threads=task.threads)
         return self._model
 
-    def _check(self, out: Folder) -> None:
+    def _check(self, out: OutputFolder) -> None:
         """Checks once that this node has the same shiftvit and the same files as the one that started the run."""
         if self._model is not None:
             return
@@ -204,7 +204,7 @@ class Worker:
             raise ShiftViTError(
                 f"{node} has shiftvit {__version__}, but the run needs {task.version}; install that on all nodes"
             )
-        missing = [str(out)] if not out.has(MANIFEST) else [root for root in task.roots if not Path(root).is_dir()]
+        missing = [str(out)] if not out.has(RUN_FILE) else [root for root in task.roots if not Path(root).is_dir()]
         if missing:
             raise ShiftViTError(f"{node} has no {missing[0]!r}; name a folder that all nodes share, or a URI")
 
@@ -261,7 +261,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
     from pyarrow import parquet
 
     errors = [getattr(result, "error", None) for result in results]
-    columns = {"path": _make_texts(result.path for result in results)}
+    columns = {"path": make_texts(result.path for result in results)}
     if features is None:
         top = pa.list_(pa.struct([("label", pa.string()), ("confidence", pa.float64())]))
         rows = [to_row(result) for result in results]
@@ -274,7 +274,7 @@ def encode(results: Sequence[Any], kind: str | None, features: int | None) -> by
         flat = np.concatenate([getattr(result, "features", empty) for result in results])
         mask = pa.array([error is not None for error in errors], pa.bool_())
         columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), features, mask=mask)
-    columns["error"] = _make_texts(errors)
+    columns["error"] = make_texts(errors)
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.table(columns), sink)
     return bytes(sink.getvalue())
@@ -288,11 +288,3 @@ def count_errors(content: bytes, kind: str | None) -> int:
 
     errors = parquet.read_table(BufferReader(content), columns=["error"]).column("error")
     return len(errors) - int(errors.null_count)
-
-
-def _make_texts(texts: Iterable[str | None]) -> Any:
-    """Returns an Arrow array of texts. It escapes file names that are not valid UTF-8."""
-    import pyarrow as pa
-
-    coded = [None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in texts]
-    return pa.array(coded, pa.string())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shiftvit.errors import ShiftViTError, suggest_install, to_one_line
+from shiftvit.errors import ShiftViTError, suggest_install, take_first_line, to_one_line
 from shiftvit.zips import is_bomb, read_array
 
 Array = np.ndarray[Any, Any]
@@ -59,9 +59,9 @@ def read_weights(weights: Mapping[str, Any] | str | Path, ema: bool = False) -> 
     except (ShiftViTError, MemoryError):
         raise
     except Exception as error:  # the readers' exceptions share no base class
-        reason = to_one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
         raise ShiftViTError(
-            f"cannot read weights from {str(path)!r} ({reason}); is it complete, and really {path.suffix}?"
+            f"cannot read weights from {str(path)!r} ({take_first_line(error)}); is it complete, and really "
+            f"{path.suffix}?"
         ) from error
 
 

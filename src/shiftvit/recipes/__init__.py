@@ -6,7 +6,7 @@ from importlib import resources
 from itertools import takewhile
 from pathlib import Path
 
-from shiftvit.errors import ShiftViTError, check_path, suggest
+from shiftvit.errors import ShiftViTError, check_path, describe_error, suggest
 
 
 def list_names() -> list[str]:
@@ -39,7 +39,7 @@ def read_text(source: str | Path) -> tuple[str, str]:
         try:
             return path.read_text("utf-8-sig"), str(path)
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            reason = describe_error(error) if isinstance(error, OSError) else "not UTF-8 text"
             raise ShiftViTError(f"cannot read the recipe {str(path)!r}: {reason}; give a readable one") from error
     raise ShiftViTError(
         f"there is no recipe {str(source)!r}; {suggest(str(source), list_names())} Or give the path of a .toml file."

@@ -25,7 +25,6 @@ def create_app(
     limits: Limits,
     access: Access,
     measures: Measures,
-    log_format: str = "text",
 ) -> Guard:
     """Returns the server as an ASGI application.
 
@@ -34,7 +33,6 @@ def create_app(
         limits: limits on what clients may send.
         access: who may use the server.
         measures: the figures of `/metrics`.
-        log_format: "text" or "json": a line for each request, to the logger `shiftvit.serve`.
     """
     from shiftvit import __version__
 
@@ -47,7 +45,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    guard = Guard(app, access, limits, measures, log_format)
+    guard = Guard(app, access, limits, measures)
     # `include_router` would make every request look for its route twice.
     app.routes.extend(classify.make_router(models, bodies).routes)
     app.routes.extend(about.make_router(models, limits).routes)

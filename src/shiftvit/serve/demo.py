@@ -15,8 +15,8 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import make_metadata
 from shiftvit.bundle.stored.container import hash_content
 from shiftvit.bundle.stored.find import PRETRAINED, choose_name
-from shiftvit.errors import ShiftViTError
-from shiftvit.exports.driver import export
+from shiftvit.errors import ShiftViTError, describe_error
+from shiftvit.exports.export import export
 from shiftvit.exports.formats import FORMATS
 from shiftvit.npm import download_package
 from shiftvit.replacement import write_folder
@@ -124,7 +124,7 @@ def read_space_files(folder: Path) -> dict[str, bytes]:
         contents = {place.relative_to(folder).as_posix(): place.read_bytes() for place in inside}
     except OSError as error:
         raise ShiftViTError(
-            f"cannot read {error.filename!r}: {error.strerror}; check its permissions, or {mend}"
+            f"cannot read {error.filename!r}: {describe_error(error)}; check its permissions, or {mend}"
         ) from error
     needed = ("index.html", "page/api.js", "model/model.json", "model/model.onnx", "samples/list.json", "README.md")
     for name in (*needed, *(f"runtime/{_rename_runtime_file(name)}" for name in _RUNTIME_FILES)):

@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -90,13 +89,13 @@ class Guard:
     """Checks a request's host, origin and key, adds the security headers, and logs and counts it.
 
     Attributes:
+        limits: the limits of the server.
         active: requests without an answer.
         stopping: whether new work is refused.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits, measures: Measures, log_format: str) -> None:
-        self._app, self._access, self._limits, self._measures = app, access, limits, measures
-        self._as_json = log_format == "json"
+    def __init__(self, app: ASGIApp, access: Access, limits: Limits, measures: Measures) -> None:
+        self._app, self._access, self.limits, self._measures = app, access, limits, measures
         self.active = 0
         self.stopping = False
 
@@ -153,7 +152,7 @@ class Guard:
             )
         if asks and self.stopping:
             return Refused(503, "the server is stopping; try again", {"Retry-After": "1", "Connection": "close"})
-        if asks and self.active > self._limits.max_connections:
+        if asks and self.active > self.limits.max_connections:
             return refuse_full()
         return None
 
@@ -172,17 +171,15 @@ class Guard:
         client = scope["client"][0] if scope.get("client") else "-"
         # The path comes from the client, so it is quoted: a request must not be able to forge a line.
         path = scope.get("raw_path", b"").decode("ascii", "replace")[:200]
-        entry: dict[str, Any] = {
+        entry = {
             "client": client,
             "method": method,
             "path": path,
             "status": status,
             "milliseconds": round(seconds * 1000, 1),
         }
-        if self._as_json:
-            log.info("%s", json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}))
-        else:
-            log.info("%s %s %s %d %.1f ms", client, method, json.dumps(path), status, seconds * 1000)
+        words = (client, method, json.dumps(path), status, seconds * 1000)
+        log.info("%s %s %s %d %.1f ms", *words, extra={"request": entry})  # which `JsonFormatter` writes
 
 
 def _parse_host_name(host: str) -> str | None:

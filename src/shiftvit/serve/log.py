@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
+import time
 
 
 class JoiningHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -35,9 +37,21 @@ class JoiningHandler(logging.StreamHandler):  # type: ignore[type-arg]
             self.release()
 
 
-def log_requests() -> None:
-    """Writes a line for each request, and failures, to standard error."""
+class JsonFormatter(logging.Formatter):
+    """Formats a request as JSON, and all else, such as a traceback, as text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = getattr(record, "request", None)
+        if entry is None:
+            return super().format(record)
+        return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry})
+
+
+def log_requests(log_format: str) -> None:
+    """Writes a line for each request, as "text" or "json", and failures as text, to standard error."""
     handler = JoiningHandler()
+    if log_format == "json":
+        handler.setFormatter(JsonFormatter())
     for name, level in (("shiftvit.serve", logging.INFO), ("uvicorn.error", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.addHandler(handler)

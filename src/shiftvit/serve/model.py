@@ -19,6 +19,7 @@ from shiftvit.data.decode.images import decode
 from shiftvit.data.decode.readers import FORMATS
 from shiftvit.errors import ShiftViTError, suggest
 from shiftvit.inference.explainer import Explainer
+from shiftvit.inference.predict import rank_classes
 from shiftvit.inference.runtimes import Graph, load_graph
 from shiftvit.serve.answers import Refused, refuse_full
 from shiftvit.serve.batching import Batcher, Pixels, Rows
@@ -81,9 +82,7 @@ class ServedModel:
         return self._rank_classes(row, top_k)
 
     def _rank_classes(self, row: Rows, top_k: int) -> list[dict[str, Any]]:
-        # A stable sort: between equal probabilities the first class wins, as in `Predictor`.
-        order = np.argsort(-row, kind="stable")[:top_k]
-        return [{"label": self.labels[index], "score": float(row[index])} for index in order]
+        return [{"label": self.labels[index], "score": float(row[index])} for index in rank_classes(row, top_k)]
 
     async def explain(self, content: bytes, top_k: int, label: str | None) -> dict[str, Any]:
         """Returns the most probable classes of an encoded picture, and a heat map for one of them.

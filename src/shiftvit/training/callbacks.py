@@ -20,7 +20,6 @@ from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.errors import Interrupted, ShiftViTError, suggest_install
 from shiftvit.training.checkpoint import (
-    LAST,
     Progress,
     collect_generators,
     make_divergence_error,
@@ -28,6 +27,7 @@ from shiftvit.training.checkpoint import (
     set_generators,
 )
 from shiftvit.training.processes import ALONE, Processes
+from shiftvit.training.runfolder import find_checkpoint
 
 # The narrowest terminal, in columns, on which the bar has room for the rate of the input.
 _WIDE = 100
@@ -49,7 +49,7 @@ class Watch(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.processes = processes
-        self.last = run / "checkpoints" / LAST
+        self.last = find_checkpoint(run)
         self.progress = progress
         self.seed = seed
         self.save_every = save_every

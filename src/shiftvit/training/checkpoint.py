@@ -17,12 +17,9 @@ import numpy as np
 from shiftvit import files
 from shiftvit.errors import ShiftViTError, describe_error
 from shiftvit.training.processes import Processes
+from shiftvit.training.runfolder import BEST, LAST, NEW_BEST
 
 GENERATOR = "generator/"
-LAST = "last.safetensors"
-BEST = "best.safetensors"
-# Becomes BEST once LAST, which names the best epoch, is written too.
-NEW_BEST = "new_best.safetensors"
 
 
 @dataclass

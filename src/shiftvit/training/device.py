@@ -17,7 +17,7 @@ from keras import ops
 
 from shiftvit.data.batches.device import ResidentImages, Tensors, check_changes
 from shiftvit.data.find.dataset import Dataset
-from shiftvit.errors import ShiftViTError, notice, pluralize
+from shiftvit.errors import ShiftViTError, notice, pluralize, take_first_line
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import find_hits
 from shiftvit.training.memory import free_memory, is_out_of_memory
@@ -245,9 +245,7 @@ class TorchLoop(DeviceLoop):
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            notice(
-                f"this step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); continuing without one"
-            )
+            notice(f"this step cannot be captured as a CUDA graph ({take_first_line(error)}); continuing without one")
             self.capturing = False
         restore()
         torch.cuda.set_rng_state(random_state)

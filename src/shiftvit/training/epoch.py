@@ -16,8 +16,6 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import (
-    LAST,
-    NEW_BEST,
     Progress,
     make_divergence_error,
     save_checkpoint,
@@ -129,10 +127,10 @@ def finish_epoch(run: Path, model: Any, progress: Progress, row: Row, processes:
     Between equal ones, the lower validation loss decides. With few validation images, equal ones are common.
     """
     progress.history.append(row)
-    folder, kept = run / "checkpoints", [LAST]
+    folder, kept = run / "checkpoints", [runfolder.LAST]
     if _is_best(row, progress):
         progress.best_top1, progress.best_loss, progress.best_epoch = row["val_top1"], row["val_loss"], progress.epoch
-        kept = [NEW_BEST, LAST]
+        kept = [runfolder.NEW_BEST, runfolder.LAST]
 
     def write() -> None:
         for name in kept:

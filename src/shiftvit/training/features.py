@@ -184,8 +184,7 @@ class FeatureReader:
         if split.images is not None:
             return replace(split.take(usable), preprocess=rule), features, faults
         kept = [paths[number] for number in usable]
-        nothing = rule.model_copy(update={"resize": None, "crop": None, "round_pixels": True})
-        return Split(split.labels[usable], kept, Pictures(kept, rule), nothing), features, faults
+        return Split(split.labels[usable], kept, Pictures(kept, rule), rule.rest), features, faults
 
     def _compute(self, waiting: list[tuple[int, bytes, Pixels]], rows: list[Floats | None]) -> None:
         """Computes the features of the waiting images, and empties the list."""

@@ -18,7 +18,7 @@ from shiftvit.errors import notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
-from shiftvit.training.checkpoint import LAST, Progress, load_checkpoint, settle_best
+from shiftvit.training.checkpoint import Progress, load_checkpoint, settle_best
 from shiftvit.training.device import check_loop, make_loop
 from shiftvit.training.epoch import finish_epoch, fit_epoch, validate
 from shiftvit.training.finetune import apply_start
@@ -123,7 +123,7 @@ def train_in(
     # Prepare before the folder is created, so that a run that cannot start leaves none behind.
     recipe, dataset, model, steps = processes.together(lambda: prepare(run, recipe, data, processes))
     check_same_images(dataset, processes)
-    if not processes.first((run / "checkpoints" / LAST).is_file):
+    if not processes.first(runfolder.find_checkpoint(run).is_file):
         check_same_start(recipe, model, processes)
     with contextlib.ExitStack() as opened:
         processes.first(lambda: opened.enter_context(runfolder.open_run(run, recipe, dataset)))
@@ -142,13 +142,14 @@ def train_in(
             processes.first(functools.partial(runfolder.change_recipe, run, recipe))
             del model
             free_memory()
-            begun = processes.first((run / "checkpoints" / LAST).is_file)
+            begun = processes.first(runfolder.find_checkpoint(run).is_file)
             model, steps = build_model(recipe, dataset, begun, processes)
 
 
 def prepare(run: Path, recipe: Recipe, data: Dataset | None, processes: Processes) -> tuple[Recipe, Dataset, Any, int]:
     """Returns the resolved recipe, the images, the compiled model and the number of steps per epoch."""
-    begun = (run / "checkpoints" / LAST).is_file()  # then the weights come from the checkpoint, and no source is needed
+    # Then the weights come from the checkpoint, and no source is needed.
+    begun = runfolder.find_checkpoint(run).is_file()
     recipe = recipe if begun else apply_start(recipe)
     dataset = load_data(recipe, data, run)
     recipe = resolve(recipe, dataset, processes)
@@ -181,8 +182,8 @@ def train_model(
     settings = recipe.train
     loop = make_loop(model, recipe, dataset, steps)
     progress = Progress()
-    if processes.first((run / "checkpoints" / LAST).is_file):
-        progress = processes.together(lambda: load_checkpoint(run / "checkpoints" / LAST, model))
+    if processes.first(runfolder.find_checkpoint(run).is_file):
+        progress = processes.together(lambda: load_checkpoint(runfolder.find_checkpoint(run), model))
         notice(f"resuming {run} at epoch {progress.epoch + 1}, step {progress.step}")
         # If the disk was full, it may lack the last row.
         processes.first(lambda: runfolder.write_log(run, progress.history))

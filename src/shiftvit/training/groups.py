@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 
 from shiftvit.backend import ensure_backend
-from shiftvit.errors import Elsewhere, ShiftViTError, be_quiet
+from shiftvit.errors import Elsewhere, ShiftViTError, be_quiet, take_first_line
 from shiftvit.training.jax_group import JaxGroup
-from shiftvit.training.place import find_place, take_first_line
+from shiftvit.training.place import find_place
 from shiftvit.training.processes import ALONE, Processes, Several
 from shiftvit.training.torch_group import TorchGroup
 

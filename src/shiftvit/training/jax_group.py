@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, complain
-from shiftvit.training.place import JOIN, LOST, Place, find_own_address, take_first_line
+from shiftvit.errors import ShiftViTError, complain, take_first_line
+from shiftvit.training.place import JOIN, LOST, Place, find_own_address
 from shiftvit.training.processes import Group
 
 _NOT_JOINED = f"the processes did not find each other within {JOIN} s; are all started, and is the port open?"

@@ -62,8 +62,3 @@ def find_own_address(address: str) -> str | None:
         probe.connect((address, 9))  # sends nothing
         return str(probe.getsockname()[0])
     return None
-
-
-def take_first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type if it has none."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

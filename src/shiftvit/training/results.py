@@ -19,10 +19,11 @@ from shiftvit.evaluation.metrics import count_confusion, estimate_intervals, fit
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix, draw_learning_curves
 from shiftvit.recipes.recipe import Recipe
-from shiftvit.training.checkpoint import BEST, Progress, load_checkpoint
+from shiftvit.training.checkpoint import Progress, load_checkpoint
 from shiftvit.training.memory import predict_together
 from shiftvit.training.optimizer import compute_learning_rates, use_averaged_weights
 from shiftvit.training.processes import ALONE, Processes
+from shiftvit.training.runfolder import BEST, ENVIRONMENT, find_checkpoint
 
 # The fewest validation images that a temperature is fitted on; with fewer it would be mostly noise.
 _ENOUGH = 100
@@ -54,7 +55,7 @@ def finish_run(
         The metrics. `metrics.json` is written last, so a run that has it is complete.
     """
     if recipe.train.select == "best" and progress.best_epoch is not None:
-        processes.together(lambda: load_checkpoint(run / "checkpoints" / BEST, model))
+        processes.together(lambda: load_checkpoint(find_checkpoint(run, BEST), model))
     with use_averaged_weights(model):
         bundle = Bundle.from_model(model, dataset.class_names, recipe.preprocess)
     # A model of images that grow takes any size, but it is made for full-size images.
@@ -136,7 +137,7 @@ def _collect_facts(run: Path, recipe: Recipe, dataset: Dataset, logits: Any) -> 
         counts={name: np.bincount(dataset.splits[name].labels, minlength=classes).tolist() for name in apart},
         intervals=estimate_intervals(logits, truth),
         macro_f1=measure_macro(logits, truth)["f1"],
-        environment=json.loads((run / "environment.json").read_text("utf-8")),
+        environment=json.loads((run / ENVIRONMENT).read_text("utf-8")),
     )
 
 

@@ -38,6 +38,9 @@ from shiftvit.training.processes import ALONE, Processes
 
 RECIPE = "recipe.toml"
 ENVIRONMENT = "environment.json"
+# In `checkpoints/`: the state of the last epoch, and of the best one. NEW_BEST becomes BEST once LAST, which names the
+# best epoch, is written too.
+LAST, BEST, NEW_BEST = "last.safetensors", "best.safetensors", "new_best.safetensors"
 # Settings, or the beginnings of their keys, that cannot change in a resumed run, because its state, its splits or its
 # steps depend on them.
 _FIXED = (
@@ -129,7 +132,7 @@ def open_run(run: Path, recipe: Recipe, dataset: Dataset) -> Iterator[None]:
                 f"another process is training in {str(run)!r}; wait for it, or choose another folder with --out"
             )
         files.delete_abandoned(run / "checkpoints", alone=True)
-        last = _find_checkpoint(run)
+        last = find_checkpoint(run)
         if (run / RECIPE).is_file():
             change_recipe(run, recipe)
             if recipe.probe is None and not last.is_file():
@@ -168,10 +171,9 @@ def _keep_environment(run: Path) -> None:
     files.write_json(run / ENVIRONMENT, environment.describe_environment())
 
 
-def _find_checkpoint(run: Path) -> Path:
-    from shiftvit.training.checkpoint import LAST
-
-    return run / "checkpoints" / LAST
+def find_checkpoint(run: Path, name: str = LAST) -> Path:
+    """Returns where a run keeps a state, even if there is none."""
+    return run / "checkpoints" / name
 
 
 def change_recipe(run: Path, recipe: Recipe) -> None:
@@ -268,7 +270,7 @@ def _count_begun_epochs(run: Path) -> int:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(_find_checkpoint(run), framework="numpy") as file:
+        with safe_open(find_checkpoint(run), framework="numpy") as file:
             progress = json.loads(file.metadata()["progress"])
         return int(progress["epoch"] + (progress["step"] > 0))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # `load_checkpoint` reports it

@@ -15,8 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from shiftvit.errors import ShiftViTError, complain
-from shiftvit.training.place import JOIN, LOST, Place, find_own_address, take_first_line
+from shiftvit.errors import ShiftViTError, complain, take_first_line
+from shiftvit.training.place import JOIN, LOST, Place, find_own_address
 from shiftvit.training.processes import Group
 
 # Seconds between heartbeats.

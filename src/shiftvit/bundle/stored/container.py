@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from shiftvit import files
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 from shiftvit.replacement import find_current, write_folder
 from shiftvit.zips import is_bomb, read_entry
 
@@ -39,7 +39,7 @@ class Folder(Container):
         try:
             return files.read_unlinked(self._find(name))
         except OSError as error:
-            raise _explain_unreadable(self.where, name, error.strerror or str(error)) from error
+            raise _explain_unreadable(self.where, name, describe_error(error)) from error
 
     def _find(self, name: str) -> Path:
         path, folder = find_current(self.where / name), self.where.absolute()
@@ -72,7 +72,7 @@ class Archive(Container):
         except (ShiftViTError, MemoryError):
             raise
         except Exception as error:  # the decompressors' errors share no base class
-            raise _explain_unreadable(self.where, name, str(error)) from error
+            raise _explain_unreadable(self.where, name, describe_error(error)) from error
 
     def list_names(self) -> list[str]:
         """Returns the names of all entries."""

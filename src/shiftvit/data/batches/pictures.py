@@ -112,14 +112,14 @@ def find_size(rule: Preprocess) -> tuple[int, int]:
     Raises:
         ShiftViTError: it gives different sizes to different pictures.
     """
-    sizes = {rule.output_shape(*shape) for shape in ((4096, 4096), (4096, 8192), (8192, 4096))}
-    if len(sizes) > 1 or rule.resize is None:
+    shape = rule.fixed_shape
+    if shape is None or rule.resize is None:
         side = rule.resize or 64
         raise ShiftViTError(
             f"preprocess.resize={rule.resize} with preprocess.crop={rule.crop} leaves pictures of different shapes; "
             f"set both, as in --set preprocess.resize={side} --set preprocess.crop={side}"
         )
-    return sizes.pop()
+    return shape
 
 
 def read_pictures(

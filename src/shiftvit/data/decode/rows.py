@@ -23,7 +23,7 @@ from shiftvit import files
 from shiftvit.console import Bar
 from shiftvit.data.decode.faults import Fault
 from shiftvit.data.decode.parquet import count_bytes, find_columns, import_pyarrow, open_parquet, read_images
-from shiftvit.errors import ShiftViTError, notice
+from shiftvit.errors import ShiftViTError, describe_error, notice
 
 _NAME = re.compile(r"(.+\.parquet)#(0|[1-9][0-9]{0,17})", re.IGNORECASE | re.DOTALL)
 _TAIL = 2**16  # bytes at the end of a Parquet file, which say where its pages are and what is in them
@@ -100,7 +100,7 @@ def unpack(names: Iterable[str]) -> None:
     try:
         keys = [_identify(path) for path in paths]
     except OSError as error:
-        raise ShiftViTError(f"{error.filename!r} cannot be read: {error.strerror}; check the path") from error
+        raise ShiftViTError(f"{error.filename!r} cannot be read: {describe_error(error)}; check the path") from error
     for key in keys:
         _faults.pop(key, None)
     new = [key for key in keys if _open_unpacked(key) is None]
@@ -231,8 +231,7 @@ def _format_size(size: int) -> str:
 
 
 def _explain_no_room(folder: Path, error: BaseException | None) -> ShiftViTError:
-    reason = getattr(error, "strerror", None) or error
     return ShiftViTError(
-        f"images cannot be unpacked into {str(folder)!r}: {reason}; free space, or set SHIFTVIT_CACHE to a folder with "
-        "room"
+        f"images cannot be unpacked into {str(folder)!r}: {describe_error(error)}; free space, or set SHIFTVIT_CACHE "
+        "to a folder with room"
     )

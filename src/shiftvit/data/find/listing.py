@@ -12,7 +12,7 @@ from pathlib import Path
 from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.decode.rows import find_row
 from shiftvit.data.find.words import is_litter
-from shiftvit.errors import ShiftViTError
+from shiftvit.errors import ShiftViTError, describe_error
 
 # Suffixes of files that cameras and phones write beside a picture of the same name.
 _COMPANIONS = {".mov", ".mp4", ".aae", ".xmp", ".thm"}
@@ -59,8 +59,9 @@ def list_folder(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as scan:
             return sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        reason = error.strerror or error
-        raise ShiftViTError(f"the folder {str(folder)!r} cannot be read: {reason}; check its permissions") from error
+        raise ShiftViTError(
+            f"the folder {str(folder)!r} cannot be read: {describe_error(error)}; check its permissions"
+        ) from error
 
 
 def is_companion(name: str, others: Collection[str]) -> bool:
