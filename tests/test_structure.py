@@ -30,7 +30,7 @@ LAYERS = [
     (
         "training",
         "rate_finder fit probe features epoch results runfolder device memory setup parts finetune callbacks "
-        "checkpoint optimizer torch_steps loss schedule groups torch_group jax_group place processes",
+        "checkpoint averages optimizer torch_steps loss schedule groups torch_group jax_group place processes",
     ),
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
