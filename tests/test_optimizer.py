@@ -12,8 +12,9 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from shiftvit.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from shiftvit.model.network import ShiftViT
+from shiftvit.training.averages import use_averaged_weights
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
-from shiftvit.training.optimizer import build_optimizer, use_averaged_weights
+from shiftvit.training.optimizer import build_optimizer
 from shiftvit.training.schedule import WarmUpCosine, WarmUpLinear
 from tensors import draw_normal, set_random_weights, to_numpy
 

@@ -325,6 +325,14 @@ def test_finding_a_rate_is_refused() -> None:
         find_rate(Recipe.load("probe"))
 
 
+def test_probe_has_no_epochs_for_tensorboard(tmp_path: Path) -> None:
+    with pytest.raises(
+        ShiftViTError, match="--tensorboard logs the epochs of a run, and the recipe probe has none; leave"
+    ):
+        train("probe", out=tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_choice_by_training_images_is_reported(
     tmp_path: Path, pets: Path, source: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -321,20 +321,23 @@ def test_pulled_cable_ends_both_machines(
 
 
 @pytest.mark.slow
-def test_two_jax_processes_match_one(train_once: Train) -> None:
-    one = train_once(1, backend="jax")
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_two_jax_processes_match_one(train_once: Train, norm: str) -> None:
+    one = train_once(1, norm, backend="jax")
     with socket.create_server(("127.0.0.1", 0)) as torchrun:  # torchrun listens on the port that it announces
         there = {"MASTER_PORT": str(torchrun.getsockname()[1]), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        two = train_once(2, backend="jax", environment=there)
+        two = train_once(2, norm, backend="jax", environment=there)
     assert compute_max_difference(two.weights[0], two.weights[1]) == 0
-    assert compute_max_difference(one.weights[0], two.weights[0]) < 1e-5
+    # The processes add up the statistics of a batch norm in another order.
+    tolerance = 1e-5 if norm == "layer" else 2e-4
+    assert compute_max_difference(one.weights[0], two.weights[0]) < tolerance
     assert two.list_images() == one.list_images()
     assert two.records[1]["written"] == []
     assert two.outputs[1] == ""
     for row, other in zip(one.load_log(), two.load_log(), strict=True):
-        assert other == pytest.approx(row, abs=2e-5)
+        assert other == pytest.approx(row, abs=2 * tolerance)
     for name, found in one.load_metrics().items():
-        assert two.load_metrics()[name] == pytest.approx(found, abs=2e-5)
+        assert two.load_metrics()[name] == pytest.approx(found, abs=2 * tolerance)
 
 
 def run_python(code: str, **environment: str) -> tuple[int, str]:

@@ -30,7 +30,8 @@ LAYERS = [
     (
         "training",
         "rate_finder fit probe features epoch results device memory setup parts finetune callbacks "
-        "checkpoint runfolder optimizer torch_steps loss schedule groups torch_group jax_group place processes",
+        "checkpoint runfolder averages optimizer torch_steps loss schedule groups torch_group jax_group place "
+        "processes",
     ),
     ("evaluation", "report evaluate robustness images places explain features logits metrics corruptions"),
     ("bundle", "describe session metadata hub official bundle card"),

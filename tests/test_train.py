@@ -24,6 +24,7 @@ from shiftvit.data import named
 from shiftvit.data.batches.host import EpochBatches
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
+from shiftvit.errors import Interrupted
 from shiftvit.evaluation.metrics import measure
 from shiftvit.preprocess import Preprocess
 from shiftvit.presets import PRESETS
@@ -388,13 +389,33 @@ def test_every_recipe_builds_its_preset(name, sample):
 
 
 @pytest.mark.slow
-def test_tensorboard_gets_every_epoch(tmp_path, sample):
+@pytest.mark.parametrize("before", [False, True])
+def test_tensorboard_gets_every_epoch_once_and_the_test(tmp_path, sample, monkeypatch, before):
+    """The run stops in its second epoch; the first part has TensorBoard or not."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(make_recipe(epochs=2), out=tmp_path / "run", data=sample, tensorboard=True)
-    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    tag = "val_top1"
-    assert tag in str(events.Tags())
-    assert [event.step for event in events.Tensors(tag)] == [1, 2]
+    begin = Watch.on_train_batch_begin
+
+    def stop_in_second_epoch(self, batch, logs=None):
+        if self.progress.epoch == 1:
+            self.signal = signal.SIGTERM
+        begin(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_begin", stop_in_second_epoch)
+        with pytest.raises(Interrupted):
+            train(make_recipe(epochs=3), out=tmp_path / "run", data=sample, tensorboard=before)
+    run = train(resume=tmp_path / "run", data=sample, tensorboard=True)
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted((tmp_path / "run" / "tensorboard").iterdir()):
+        events = accumulator.EventAccumulator(str(path)).Reload()
+        for tag in events.Tags()["tensors"]:
+            found.setdefault(tag, []).extend(
+                (one.step, float(one.tensor_proto.float_val[0])) for one in events.Tensors(tag)
+            )
+    for key in ("loss", "val_top1", "learning_rate"):
+        assert found[key] == [(row["epoch"], pytest.approx(row[key], rel=1e-6)) for row in run.history], key
+    for key in ("loss", "top1", "top5"):
+        assert found[f"test_{key}"] == [(3, pytest.approx(run.metrics["test"][key], rel=1e-6))]
 
 
 @pytest.mark.slow

@@ -189,7 +189,9 @@ class TrainConfig(Settings):
         "none", description="balanced: classes count equally in the loss, whatever their number of images"
     )
     ema: Rate | None = Field(
-        None, description="momentum of a moving average of the weights, which becomes the trained model"
+        None,
+        description="momentum of a moving average of the weights and of batch norm's statistics, which becomes the "
+        "trained model",
     )
     early_stopping: Positive | None = Field(
         None, description="stop after this many epochs without a better validation top-1"

@@ -209,7 +209,7 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class TensorBoardLog:
-    """Writes an epoch's figures as TensorBoard scalars, to `tensorboard/` in the run folder.
+    """Writes the figures of epochs, and those of the test, as TensorBoard scalars, to `tensorboard/` in the run folder.
 
     Raises:
         ShiftViTError: TensorBoard is not installed.
@@ -223,8 +223,20 @@ class TensorBoardLog:
         self.make_writer, self.folder = Writer, run / "tensorboard"
         self.writer: Any = None
 
+    def begin(self, history: list[dict[str, Any]]) -> None:
+        """Writes the rows of a resumed run's earlier epochs.
+
+        They replace its event files, which lack the epochs that ran without TensorBoard.
+        """
+        if self.writer is not None:  # the run goes on in smaller parts
+            return
+        for path in self.folder.glob("events.out.tfevents.*"):
+            path.unlink()
+        for row in history:
+            self.write(row)
+
     def write(self, row: dict[str, Any]) -> None:
-        """Adds one epoch's row."""
+        """Adds the scalars of a row, at the step `row["epoch"]`."""
         if self.writer is None:  # only now, so that a run that fails to start leaves nothing behind
             self.writer = self.make_writer(str(self.folder))
         for key, value in row.items():

@@ -126,7 +126,10 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
                     f"set KERAS_BACKEND={header['backend']} to continue it"
                 )
             variables = _collect_state(model)
+            late = _find_late_averages(variables, model)
             names = {name for name in file.keys() if not name.startswith(GENERATOR)}  # noqa: SIM118  (no mapping)
+            if not late.keys() <= names:  # a version that did not average them made the file
+                variables = {name: variable for name, variable in variables.items() if name not in late}
             if names != variables.keys():
                 raise ShiftViTError(
                     f"{str(path)!r} belongs to a different model or optimizer: only one of the two has "
@@ -141,6 +144,9 @@ def load_checkpoint(path: Path, model: Any) -> Progress:
                     )
             for name, variable in variables.items():
                 variable.assign(file.get_tensor(name))
+            for name in late.keys() - names:
+                average, statistic = late[name]
+                average.assign(keras.ops.copy(statistic.value))
     except ShiftViTError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -193,6 +199,13 @@ def _collect_state(model: Any) -> dict[str, Any]:
     variables = {f"model/{i:04d}": variable for i, variable in enumerate(model.variables)}
     optimizer = {f"optimizer/{i:04d}": variable for i, variable in enumerate(model.optimizer.variables)}
     return variables | optimizer
+
+
+def _find_late_averages(variables: dict[str, Any], model: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns, by name, the averages of batch norm's statistics, which older checkpoints lack, and the statistics."""
+    statistics = model.optimizer.list_statistics()
+    averages = list(variables.items())[len(variables) - len(statistics) :]  # the optimizer makes them last
+    return {name: (average, value) for (name, average), value in zip(averages, statistics, strict=True)}
 
 
 def _name_generator(name: str, rank: int) -> str:

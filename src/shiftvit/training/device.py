@@ -22,7 +22,7 @@ from shiftvit.recipes.recipe import Recipe
 from shiftvit.training.loss import find_hits
 from shiftvit.training.memory import free_memory, is_out_of_memory
 from shiftvit.training.optimizer import compute_learning_rates
-from shiftvit.training.parts import compute_jax_gradients, compute_torch_gradients
+from shiftvit.training.parts import apply_jax_gradients, compute_jax_gradients, compute_torch_gradients
 
 # The most steps between two checks of the clock, the loss and the signals.
 _LONGEST = 64
@@ -152,7 +152,7 @@ class JaxLoop(DeviceLoop):
             images, labels = self.images.make_batch(constants, drawn, places)
             found, fixed = compute_jax_gradients(self.model, trainable, fixed, images, labels, self.parts)
             loss, logits, gradients = found
-            trainable, optimizer = self.model.optimizer.stateless_apply(optimizer, gradients, trainable)
+            trainable, optimizer = apply_jax_gradients(self.model, trainable, fixed, optimizer, gradients)
             state = tuple(list(part) for part in (trainable, fixed, optimizer))
             return (state, sums + ops.stack([loss, ops.mean(find_hits(labels, logits))])), None
 

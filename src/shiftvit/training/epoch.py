@@ -14,6 +14,7 @@ from shiftvit.data.find.dataset import Dataset, Split
 from shiftvit.evaluation.metrics import measure
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
+from shiftvit.training.averages import use_averaged_weights
 from shiftvit.training.callbacks import Watch
 from shiftvit.training.checkpoint import (
     Progress,
@@ -23,7 +24,6 @@ from shiftvit.training.checkpoint import (
 )
 from shiftvit.training.device import DeviceLoop
 from shiftvit.training.memory import predict_together
-from shiftvit.training.optimizer import use_averaged_weights
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.setup import make_batches
 

@@ -14,7 +14,7 @@ from shiftvit.backend import hide_tensorflow
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.data.find.dataset import Dataset
 from shiftvit.data.load import load_data
-from shiftvit.errors import notice, pluralize
+from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.recipes.recipe import Recipe
 from shiftvit.training import runfolder
 from shiftvit.training.callbacks import ProgressBar, TensorBoardLog, Watch
@@ -115,7 +115,7 @@ def train_in(
         ShiftViTError: as `train`.
         shiftvit.errors.Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
-    board = processes.together(lambda: TensorBoardLog(run) if tensorboard and processes.rank == 0 else None)
+    board = processes.together(lambda: _open_board(run, recipe, processes.rank) if tensorboard else None)
     if recipe.probe is not None:
         processes.together(lambda: check_alone(recipe, processes))
         return Run(run, *run_probe(run, apply_start(recipe), data))
@@ -191,6 +191,8 @@ def train_model(
     watch = Watch(run, progress, settings.seed, settings.checkpoint_minutes * 60, processes)
     sizes = [choose_size(recipe, epoch) for epoch in range(settings.epochs)]
     bar = ProgressBar(sizes, steps, settings.batch_size, watch)
+    if board is not None:
+        board.begin(progress.history)
     with watch.catch_signals():
         with bar.bar:
             while progress.epoch < settings.epochs and not _is_out_of_patience(settings.early_stopping, progress):
@@ -205,7 +207,21 @@ def train_model(
         # Several processes would wait for the one that stops.
         watch.is_finishing = processes.count == 1
         notice(f"evaluating on {pluralize(len(dataset.test), 'test image')}")
-        return finish_run(run, recipe, dataset, model, steps, progress, processes)
+        metrics = finish_run(run, recipe, dataset, model, steps, progress, processes)
+        if board is not None:
+            test = {f"test_{key}": metrics["test"][key] for key in ("loss", "top1", "top5")}
+            board.write({"epoch": progress.epoch, **test})
+        return metrics
+
+
+def _open_board(run: Path, recipe: Recipe, rank: int) -> TensorBoardLog | None:
+    """Returns the log of process 0. Raises ShiftViTError for a probe, which has no epochs to log."""
+    if recipe.probe is not None:
+        raise ShiftViTError(
+            f"--tensorboard logs the epochs of a run, and the recipe {recipe.name} has none; leave it out, and read "
+            "log.jsonl, which has the figures of each C"
+        )
+    return TensorBoardLog(run) if rank == 0 else None
 
 
 def _is_out_of_patience(patience: int | None, progress: Progress) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -26,6 +25,7 @@ class _Rule(keras.optimizers.Optimizer):
 
     - The trained weights stay in the model when `fit` ends. Keras overwrites them with their moving average after each
       call of `fit`. A run here calls it once an epoch, and `use_averaged_weights` puts the average in only to evaluate.
+    - The moving average covers the statistics of a batch norm too, as in timm's `ModelEma`.
     - On torch all variables are updated at once (`torch_steps`).
     - The rate of each stage is `stage_decay` times that of the next one, as in ULMFiT's discriminative fine-tuning
       (Howard and Ruder, 2018, section 3.2). The last stage, the last norm and the head have the full rate.
@@ -37,6 +37,8 @@ class _Rule(keras.optimizers.Optimizer):
         super().__init__(**kwargs)
         self.stage_decay, self.head_steps = stage_decay, head_steps
         self.reduce_gradients: Callable[[Any], Any] = lambda gradients: gradients  # over several processes
+        # Returns the `find_statistics` to average. A function, as Keras would take a list of variables for its own.
+        self.list_statistics: Callable[[], list[Any]] = list
         # Of each variable: its rate as a share of the optimizer's, and whether it waits for the head.
         self._shares: list[tuple[float, bool]] = []
 
@@ -47,6 +49,8 @@ class _Rule(keras.optimizers.Optimizer):
         waits = [self.head_steps > 0 and not variable.path.startswith("head/") for variable in variables]
         self._shares = list(zip(parts, waits, strict=True))
         super().build(variables)
+        if self.use_ema:
+            self._model_variables_moving_average.extend(self.add_optimizer_variables(self.list_statistics(), "average"))
 
     def get_config(self) -> dict[str, Any]:
         waiting = {"head_steps": self.head_steps} if self.head_steps else {}  # older versions know no such thing
@@ -99,10 +103,11 @@ class _Rule(keras.optimizers.Optimizer):
             torch_steps.decay(values, self._find_rate((1.0, waits), rate), amount * part)
 
     def _update_model_variables_moving_average(self, trainable_variables: Any) -> None:
+        variables = [*trainable_variables, *self.list_statistics()]
         if not TORCH or not self.use_ema:
-            super()._update_model_variables_moving_average(trainable_variables)
+            super()._update_model_variables_moving_average(variables)
             return
-        pairs = zip(self._model_variables_moving_average, trainable_variables, strict=True)
+        pairs = zip(self._model_variables_moving_average, variables, strict=True)
         kept = [(average.value, variable.value) for average, variable in pairs if average is not None]
         with torch.no_grad():
             # The average begins with the weights after the first step, as the initial ones are noise.
@@ -276,24 +281,3 @@ def compute_learning_rates(model: Any, total_steps: int) -> np.ndarray[Any, np.d
     """Returns the scheduled rate at each step from 0 to `total_steps`, float32 `(total_steps + 1,)`."""
     steps = ops.arange(total_steps + 1, dtype="float32")
     return np.asarray(ops.convert_to_numpy(model.optimizer._learning_rate(steps)))
-
-
-@contextlib.contextmanager
-def use_averaged_weights(model: Any) -> Iterator[None]:
-    """Puts the optimizer's moving averages into the model, and afterwards the trained weights back.
-
-    It changes nothing if the optimizer keeps no moving average.
-    """
-    optimizer, variables = model.optimizer, model.trainable_variables
-    if not optimizer.use_ema:
-        yield
-        return
-    trained = [ops.copy(variable.value) for variable in variables]
-    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
-        # This is a copy, as jax's `predict` gives away the buffers of the weights, and the averages must outlive it.
-        variable.assign(ops.copy(average.value))
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, trained, strict=True):
-            variable.assign(value)

@@ -52,7 +52,7 @@ class PartwiseShiftViT(ShiftViT):
         trainable, fixed, optimizer, metrics = state
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         (loss, logits, gradients), fixed = compute_jax_gradients(self, trainable, fixed, images, labels, self.parts)
-        trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        trainable, optimizer = apply_jax_gradients(self, trainable, fixed, optimizer, gradients)
         with keras.StatelessScope(state_mapping=list(zip(self.metrics_variables, metrics, strict=True))) as scope:
             logs = self._measure(images, labels, loss, logits)
             metrics = [scope.get_current_value(variable) for variable in self.metrics_variables]
@@ -136,6 +136,26 @@ def compute_jax_gradients(
         outputs.append(logits.reshape(shares, end - first, -1))
     loss, fixed, gradients = state
     return (loss, jax.numpy.concatenate(outputs, axis=1).reshape(count, -1), gradients), fixed
+
+
+def apply_jax_gradients(
+    model: Any, trainable: Any, fixed: Any, optimizer: Any, gradients: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """Makes a step of the optimizer on jax; returns the new values of its trainable variables and of its own.
+
+    Keras' `stateless_apply` does not pass `fixed`, whose statistics of a batch norm the optimizer averages.
+
+    Args:
+        trainable, fixed, optimizer: the values of the model's trainable and other variables after the forward pass,
+            and of the optimizer's.
+        gradients: one for each trainable variable.
+    """
+    own, rule = model.trainable_variables, model.optimizer
+    groups = ((own, trainable), (model.non_trainable_variables, fixed), (rule.variables, optimizer))
+    pairs = [pair for variables, values in groups for pair in zip(variables, values, strict=True)]
+    with keras.StatelessScope(state_mapping=pairs) as scope:
+        rule.apply(gradients, own)
+    return [scope.get_current_value(one) for one in own], [scope.get_current_value(one) for one in rule.variables]
 
 
 def _count_shares(count: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
 
 from shiftvit.backend import hide_tensorflow
 from shiftvit.data.find.dataset import Dataset
@@ -25,6 +26,8 @@ Floats = NDArray[np.float64]
 
 # The weight of the past in the smoothed loss.
 _KEPT = 0.9
+# The standard deviation, in steps, of the Gaussian that smooths the losses for the suggestion.
+_WIDTH = 5.0
 # The search ends where the smoothed loss is this many times its minimum.
 _DIVERGED = 4.0
 # A smaller fall, as a share of the loss, counts as noise.
@@ -32,7 +35,7 @@ _LEAST_FALL = 0.02
 _LEAST_STEPS = 8
 # The fewest steps of a search.
 _FEWEST = 10
-# The first steps are skipped, because there the smoothed loss is a mean of only a few batches and mostly noise.
+# The first steps are skipped, because there the moving average is a mean of only a few batches and mostly noise.
 _UNSETTLED = 20
 
 
@@ -43,7 +46,7 @@ class RateSearch:
     Attributes:
         rates: of each step, as `train.optimizer.learning_rate` counts them; float64 (steps,).
         losses: of each step's batch, before its update; float64 (steps,).
-        smoothed: their moving average, float64 (steps,).
+        smoothed: their moving average, float64 (steps,); it falls a few steps after they do.
         suggestion: a peak rate; None if the loss did not fall.
         recipe_rate: the recipe's own peak rate.
         adam_ratio: with Muon the recipe's `adam_learning_rate` over its `learning_rate`; else None.
@@ -129,7 +132,7 @@ def find_rate(
         rates=rates,
         losses=losses,
         smoothed=smoothed,
-        suggestion=suggest(rates[settled:], smoothed[settled:]),
+        suggestion=suggest(rates[settled:], losses[settled:]),
         recipe_rate=rule.learning_rate,
         adam_ratio=rule.adam_learning_rate / rule.learning_rate if rule.name == "muon" else None,
     )
@@ -145,17 +148,24 @@ def smooth(losses: Floats) -> Floats:
     return result
 
 
-def suggest(rates: Floats, smoothed: Floats) -> float | None:
-    """Returns the rate at which the smoothed loss falls most steeply over the logarithm of the rate.
+def suggest(rates: Floats, losses: Floats) -> float | None:
+    """Returns the rate at which the loss falls most steeply over the logarithm of the rate.
 
-    It lies before the minimum, after which the rate is too high. None if the loss does not fall.
+    It lies before the minimum of the moving average, after which the rate is too high. Up to there a Gaussian smooths
+    the losses: it looks to both sides, and the average, which looks only backwards, falls too late. None if the loss
+    does not fall.
 
     Args:
         rates: rising, float64 (n,).
-        smoothed: the loss at each, float64 (n,).
+        losses: of the batch at each, float64 (n,).
     """
     if len(rates) < _LEAST_STEPS:
         return None
+    end = int(np.argmin(smooth(losses))) + 1
+    rates, losses = rates[:end], losses[:end]
+    # Near both ends, some of the weights have no step.
+    sums, weights = (gaussian_filter1d(part, _WIDTH, mode="constant") for part in (losses, np.ones(end)))
+    smoothed = sums / weights
     lowest = int(np.argmin(smoothed))
     if lowest < 2 or smoothed[lowest] > (1 - _LEAST_FALL) * smoothed[:lowest].max():
         return None

@@ -19,9 +19,10 @@ from shiftvit.evaluation.metrics import count_confusion, estimate_intervals, fit
 from shiftvit.figures.grid import Tile, draw_predictions
 from shiftvit.figures.run import draw_confusion_matrix, draw_learning_curves
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.averages import use_averaged_weights
 from shiftvit.training.checkpoint import Progress, load_checkpoint
 from shiftvit.training.memory import predict_together
-from shiftvit.training.optimizer import compute_learning_rates, use_averaged_weights
+from shiftvit.training.optimizer import compute_learning_rates
 from shiftvit.training.processes import ALONE, Processes
 from shiftvit.training.runfolder import BEST, ENVIRONMENT, find_checkpoint
 

@@ -19,6 +19,7 @@ from shiftvit.errors import ShiftViTError, notice, pluralize
 from shiftvit.model.network import ShiftViT
 from shiftvit.presets import find_preset
 from shiftvit.recipes.recipe import Recipe
+from shiftvit.training.averages import find_statistics
 from shiftvit.training.finetune import freeze_stages, take_weights
 from shiftvit.training.loss import SmoothedCrossentropy, Top1, balance_classes
 from shiftvit.training.optimizer import build_optimizer
@@ -227,7 +228,10 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
     settings = recipe.train
     if environment.find_device_name() == "cpu":
         environment.keep_freed_memory()
-    kind = ShiftViT if settings.accumulate == 1 else PartwiseShiftViT
+    # On jax, only the step of `PartwiseShiftViT` passes the statistics of a batch norm to the optimizer.
+    averages_statistics = settings.ema is not None and recipe.model.norm == "batch"
+    partwise = settings.accumulate > 1 or (averages_statistics and keras.config.backend() == "jax")
+    kind = PartwiseShiftViT if partwise else ShiftViT
     any_size = {"image_shape": (None, None, 3)} if settings.initial_scale < 1 else {}
     model: Any = kind(**{**recipe.model.get_arguments(), **any_size}, dtype=settings.precision)
     if isinstance(model, PartwiseShiftViT):
@@ -245,6 +249,8 @@ def build(recipe: Recipe, dataset: Dataset, *, begun: bool = False, processes: P
         head_steps=steps * min(settings.freeze_epochs, settings.epochs // 3),
     )
     optimizer.reduce_gradients = processes.average
+    statistics = find_statistics(model) if averages_statistics else []
+    optimizer.list_statistics = lambda: statistics
     optimizer.build(model.trainable_variables)
     classes = len(dataset.class_names)
     weights = balance_classes(dataset.train.labels, classes) if settings.class_weights == "balanced" else None
