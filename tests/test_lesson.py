@@ -75,6 +75,24 @@ def test_every_cell_runs(chapter, monkeypatch, tmp_path):
             pytest.fail(f"{chapter.name}, cell {number}: {type(error).__name__}: {error}\n\n{cell.source}")
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_what_the_site_hides_is_hidden_in_jupyter(chapter):
+    """The site hides cells by their tags, JupyterLab by its own metadata."""
+    for cell in jupytext.read(chapter).cells:
+        tags, hidden = set(cell.metadata.get("tags", [])), cell.metadata.get("jupyter", {})
+        assert hidden.get("source_hidden", False) == bool(tags & {"hide-cell", "hide-input"}), cell.source
+        assert hidden.get("outputs_hidden", False) == ("hide-cell" in tags), cell.source
+
+
+def test_chapter_4_names_the_missing_results_outside_a_copy(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = [
+        cell for cell in jupytext.read(LESSON / "04-does-it-matter.md").cells if "FileNotFoundError" in cell.source
+    ]
+    with pytest.raises(FileNotFoundError, match=r"^no benchmarks/results/.* copy of the repository$"):
+        run_cell(cell.source, {"Path": Path, "json": json}, "cell")
+
+
 def test_run_history_is_its_log(tmp_path):
     rows = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.5}]
     run = Run(tmp_path, Recipe(), {})

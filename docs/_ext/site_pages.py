@@ -88,7 +88,9 @@ def offer_notebook(app: Sphinx, name: str, _: str, context: dict[str, Any], doct
     """Puts a link to a notebook's file below the title of its page."""
     if doctree is not None and (Path(app.env.mystnb_config.output_folder) / f"{name}.ipynb").is_file():
         file = f"{name.rpartition('/')[2]}.ipynb"
-        link = f'<p class="notebook"><a href="{file}" download>{file}</a>, for Jupyter or Colab</p>'
+        how = f'<a href="{app.builder.get_relative_uri(name, "lesson/index")}">how</a>'
+        where = f"for Jupyter, in a copy of the repository ({how})"
+        link = f'<p class="notebook"><a href="{file}" download>{file}</a>, {where}</p>'
         context["body"] = context["body"].replace("</h1>", f"</h1>\n{link}", 1)
 
 
