@@ -74,6 +74,28 @@ def test_narrow_precisions_may_lose_half_a_point_of_top1(count, labelled, wrong,
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize(("total", "passes"), [(1.0009, True), (1.0011, False), (0.9991, True), (0.9989, False)])
+def test_probabilities_add_up_to_1(total, passes, precision):
+    expected, labels = make_probabilities(2000), np.zeros(2000, np.int64)
+    found = expected.copy()
+    found[17] *= np.float32(total)
+    faults = gate.compare(found, expected, labels, precision, limit=2e-3)["faults"]
+    assert faults == ([] if passes else [f"the probabilities of an image add up to {total}; it must be 1 within 1e-03"])
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(10, True), (11, False)])
+def test_int8_may_lose_half_a_point_of_top5(wrong, passes):
+    """The right class is the second of seven, and the last one, or equal to the last, in the wrong answers."""
+    expected = np.tile(np.float32([0.4, 0.3, 0.1, 0.08, 0.06, 0.04, 0.02]), (2000, 1))
+    found, labels = expected.copy(), np.ones(2000, np.int64)
+    found[: wrong // 2, [1, 6]] = found[: wrong // 2, [6, 1]]
+    found[wrong // 2 : wrong] = np.float32([0.4, *[0.1] * 6])
+    report = gate.compare(found, expected, labels, "int8")
+    assert (report["top5"], report["top5_model"]) == (1 - wrong / 2000, 1)
+    assert report["faults"] == ([] if passes else ["top-5 falls by 0.55 points; int8 may cost at most 0.5"])
+
+
 @pytest.mark.parametrize("precision", ["f32", "int8"])
 def test_non_finite_probabilities_fail(value, precision):
     good, bad, labels = make_probabilities(2000), make_probabilities(2000), np.zeros(2000, np.int64)

@@ -25,7 +25,7 @@ LAYERS = [
     ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
-    ("exports", "pull driver images gate saturation build any_size channels_first quantization formats"),
+    ("exports", "pull driver images gate saturation build any_size channels_first quantization labels formats"),
     ("inference", "bulk cluster worker folder embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",

@@ -29,9 +29,11 @@ from shiftvit.inference.runtimes import Graph, load_graph
 MAX_DIFFERENCE = 1e-4
 # The same for a graph that resizes, which may round a pixel differently. The class must be the same.
 MAX_DIFFERENCE_OF_SIZES = 2e-3
+# The largest distance of the sum of an image's probabilities from 1.
+MAX_EXCESS = 1e-3
 # The image of another size whose speed is measured, 240 x 320 pixels.
 _SHOWN_SIZE = 19
-# Points of top-1 that a narrower precision may lose, and the images needed to measure that.
+# Points of top-1 and top-5 that a narrower precision may lose, and the images needed to measure that.
 MAX_LOSS, MIN_IMAGES = 0.5, 2000
 _BATCH = 64
 # The largest batch that is tried, if `fit_batch` allows it.
@@ -88,7 +90,8 @@ def compare(
 
     Returns:
         `images`, `max_difference`, `top1_agreement`, with labels also `top1`, `top1_model`, `top1_change` and
-        `top1_change_error` (half of its 95% interval, both in points), and `faults`, a line for each broken rule.
+        `top1_change_error` (half of its 95% interval, both in points), with labels of more than five classes also
+        `top5` and `top5_model`, and `faults`, a line for each broken rule.
     """
     if found.shape != expected.shape:
         fault = f"it returns an array of shape {found.shape}, but the model {expected.shape}"
@@ -103,7 +106,11 @@ def compare(
         "max_difference": difference,
         "top1_agreement": float((predicted == own).mean()),
     }
-    faults, lost = [], 0
+    faults, lost, lost5 = [], 0, 0
+    sums = found.sum(axis=1, dtype=np.float64)
+    worst = float(sums[np.abs(sums - 1).argmax()])
+    if abs(worst - 1) > MAX_EXCESS:
+        faults.append(f"the probabilities of an image add up to {worst:.4f}; it must be 1 within {MAX_EXCESS:.0e}")
     if labels is not None:
         lost = int((own == labels).sum() - (predicted == labels).sum())
         top1, top1_model = float((predicted == labels).mean()), float((own == labels).mean())
@@ -113,6 +120,10 @@ def compare(
         error = 100 * max(1.96 * moved**0.5, 3) / max(len(labels), 1)
         report |= {"top1": top1, "top1_model": top1_model}
         report |= {"top1_change": round(change, 4), "top1_change_error": round(error, 4)}
+        if found.shape[1] > 5:
+            hits, hits_model = _find_top5(found, labels), _find_top5(expected, labels)
+            lost5 = int(hits_model.sum() - hits.sum())
+            report |= {"top5": float(hits.mean()), "top5_model": float(hits_model.mean())}
     if precision == "f32":
         if difference > limit:
             faults.append(f"a probability differs by {difference:.1e}; in float32 at most {limit:.0e} is allowed")
@@ -122,7 +133,15 @@ def compare(
         faults.append(shortage)
     elif 100 * lost > max(MAX_LOSS * len(found), 100):
         faults.append(f"top-1 falls by {-report['top1_change']:.2f} points; {precision} may cost at most {MAX_LOSS}")
+    elif 100 * lost5 > max(MAX_LOSS * len(found), 100):
+        faults.append(f"top-5 falls by {100 * lost5 / len(found):.2f} points; {precision} may cost at most {MAX_LOSS}")
     return report | {"faults": faults}
+
+
+def _find_top5(probabilities: NDArray[np.float32], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Returns for each image whether its class is surely among the first five; equal probabilities count against it."""
+    own = np.take_along_axis(probabilities, labels[:, None].astype(np.intp), axis=1)
+    return np.asarray((probabilities >= own).sum(axis=1) <= 5)
 
 
 def find_shortage(labels: NDArray[Any] | None, precision: str, enough: int) -> str | None:
