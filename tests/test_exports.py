@@ -28,6 +28,7 @@ from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.cifar10.cache import CLASS_NAMES
 from shiftvit.exports import build, driver
+from shiftvit.exports.arrays import save_arrays
 from shiftvit.exports.formats import FORMATS
 from shiftvit.inference.runtimes import load_graph
 from tensors import set_random_weights
@@ -221,7 +222,7 @@ def test_tensorflow_graphs_support_every_model_option(tmp_path):
         images = np.random.default_rng(1).integers(0, 256, (7, *bundle.config.image_shape), np.uint8)
         expected = compute_probabilities(bundle, images)
         assert np.ptp(expected, axis=0).max() > 0.01
-        np.savez(place / "images.npz", images=images, calibration=images[:0])
+        save_arrays(place / "images", {"images": images, "calibration": images[:0]})
         for name in ("saved_model", "litert"):
             job = {
                 "bundle": str(place / "bundle"),
@@ -230,7 +231,7 @@ def test_tensorflow_graphs_support_every_model_option(tmp_path):
                 "metadata": make_metadata(bundle).dump(),
                 "runtime": FORMATS[name].runtime,
                 "artifact": str(place / FORMATS[name].artifact),
-                "images": str(place / "images.npz"),
+                "images": str(place / "images"),
                 "reference": str(place / "reference.npz"),
                 "threads": 1,
                 "seconds": 0.0,

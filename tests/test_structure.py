@@ -21,11 +21,14 @@ LAYERS = [
     (
         "cli",
         "main benchmark show data hub demo export explain embed predict rates serve train bulk rows inputs settings "
-        "tables",
+        "tables stop",
     ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
-    ("exports", "pull driver images gate saturation build any_size channels_first quantization labels formats"),
+    (
+        "exports",
+        "pull driver space images gate saturation build any_size channels_first quantization labels arrays formats",
+    ),
     ("inference", "bulk cluster worker folder embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",

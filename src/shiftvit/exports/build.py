@@ -2,9 +2,9 @@
 
     python -m shiftvit.exports.build JOB.json
 
-The job names the bundle, the format, the precision, the artifact to write, and an .npz with uint8 images at the model's
-input size: `images` to compare on, and `calibration` for int8. The model's own answers are written to another .npz,
-`reference`.
+The job names the bundle, the format, the precision, the artifact to write, and a folder with uint8 images at the
+model's input size: `images.npy` to compare on, and `calibration.npy` for int8. The model's own answers are written to
+an .npz, `reference`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, make_metadata
 from shiftvit.evaluation.logits import BATCH_SIZE
 from shiftvit.exports import quantization
 from shiftvit.exports.any_size import accept_any_size
+from shiftvit.exports.arrays import open_arrays
 from shiftvit.exports.labels import join_labels
 from shiftvit.telemetry import import_silently
 
@@ -41,11 +42,10 @@ def main(job_file: str) -> None:
     warnings.simplefilter("ignore")
     bundle = Bundle.load(job["bundle"])
     metadata = make_metadata(bundle, job["precision"])
-    with np.load(job["images"]) as arrays:
-        images, calibration = arrays["images"], arrays["calibration"]
-    np.savez(job["reference"], probabilities=compute_reference(bundle, metadata, images))
+    arrays = open_arrays(job["images"])
+    np.savez(job["reference"], probabilities=compute_reference(bundle, metadata, arrays["images"]))
     artifact = Path(job["artifact"])
-    BUILDERS[job["format"]](bundle, metadata, calibration, artifact)
+    BUILDERS[job["format"]](bundle, metadata, arrays["calibration"], artifact)
     if job.get("any_size"):
         accept_any_size(artifact, metadata.preprocess, Metadata.parse(job["metadata"], "the job"))
 

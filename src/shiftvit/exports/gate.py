@@ -2,10 +2,10 @@
 
     python -m shiftvit.exports.gate JOB.json
 
-The job names the artifact, its format and precision, the metadata that it must carry, and .npz files with the images,
-their labels if known, and the model's own answers. Optional are `enough`, the number of labelled images needed for a
-narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. It prints the result as
-JSON; `faults` is empty if the artifact passes.
+The job names the artifact, its format and precision, the metadata that it must carry, a folder with the images and
+their labels if known, and an .npz with the model's own answers. Optional are `enough`, the number of labelled images
+needed for a narrow precision, and `seconds`, the least time for a measurement of speed, where 0 means none. It prints
+the result as JSON; `faults` is empty if the artifact passes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from shiftvit.bundle.metadata import Metadata, fit_batch
 from shiftvit.environment import measure_rates
 from shiftvit.errors import ShiftViTError, pluralize
+from shiftvit.exports.arrays import open_arrays
 from shiftvit.exports.saturation import find_saturation, read_products
 from shiftvit.inference.runtimes import Graph, load_graph
 
@@ -45,9 +46,9 @@ def main(job_file: str) -> None:
     """Runs the job."""
     warnings.simplefilter("ignore")
     job = json.loads(Path(job_file).read_text("utf-8"))
-    with np.load(job["images"]) as arrays:
-        images, labels = arrays["images"], arrays.get("labels")
-        sized = [arrays[name] for name in arrays if name.startswith("sized")]
+    saved = open_arrays(job["images"])
+    images, labels = saved["images"], saved.get("labels")
+    sized = [array for name, array in saved.items() if name.startswith("sized")]
     with np.load(job["reference"]) as arrays:
         expected = arrays["probabilities"]
     graph = load_graph(job["artifact"], job["runtime"], job["threads"])
@@ -168,8 +169,8 @@ def _check_sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.floa
     # In low precision, another batch size can change a rounding, so the limit is wide.
     limit = MAX_DIFFERENCE if precision == "f32" else 0.1
     for size in (1, min(_LARGEST_BATCH, max(fit_batch(*images.shape[1:3]), 2) | 1)):
-        batch = np.resize(images, (size, *images.shape[1:]))
-        difference = np.abs(graph.run(batch) - np.resize(found, (size, found.shape[1]))).max()
+        batch = np.resize(images[:size], (size, *images.shape[1:]))
+        difference = np.abs(graph.run(batch) - np.resize(found[:size], (size, found.shape[1]))).max()
         if not difference <= limit:
             faults.append(
                 f"in a batch of {size} a probability differs by {difference:.1e} from that in a batch of {_BATCH}"
@@ -179,7 +180,7 @@ def _check_sizes(graph: Graph, images: NDArray[np.uint8], found: NDArray[np.floa
 
 def _measure_rate(graph: Graph, images: NDArray[np.uint8], size: int, least: float) -> float:
     """Returns images/s in batches of `size`: the median of 5 repeats of at least `least` seconds."""
-    batch = np.resize(images, (size, *images.shape[1:]))
+    batch = np.resize(images[:size], (size, *images.shape[1:]))
     return round(float(np.median(measure_rates(lambda: graph.run(batch), size, _REPEATS, least))), 1)
 
 
