@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -101,6 +102,9 @@ def test_report_is_correct(name, precision):
     report = json.loads((folder / driver.REPORT).read_text("utf-8"))
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != driver.REPORT]
     assert report["bytes"] == sum(path.stat().st_size for path in files)
+    assert report["sha256"] == {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
     weights = sum(value.size for value in Bundle.load("cifar10").weights.values())
     assert report["bytes"] / weights < MAX_BYTES_PER_WEIGHT[precision]
     assert (report["format"], report["precision"]) == (name, precision)

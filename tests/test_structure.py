@@ -38,7 +38,7 @@ LAYERS = [
     ("evaluation", "report evaluate images places explain features logits metrics corruptions"),
     ("bundle", "describe metadata hub session official bundle card"),
     ("model", "convert tensors network weights blocks primitives products shift"),
-    ("bundle.stored", "find published manifest container"),
+    ("bundle.stored", "digests find published manifest container"),
     ("data", "show evaluated load read named"),
     ("data.cifar10", "cache archives"),
     ("data.batches", "device host pictures"),

@@ -17,6 +17,7 @@ from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.digests import DIGESTS, hash_files
 from shiftvit.bundle.stored.find import REPORT as REPORT
 from shiftvit.bundle.stored.find import choose_name, find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, pluralize
@@ -206,6 +207,7 @@ def _build_and_verify(
     return {
         **report,
         "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
+        DIGESTS: hash_files(folder),
         "threads": threads,
         "processor": environment.find_processor_name(),
         "instructions": environment.list_instructions(),
