@@ -81,9 +81,9 @@ def _choose_answers() -> Answers:
     return Answers(images[chosen], labels[chosen], probabilities[chosen])
 
 
-def skip_if_missing(name: str) -> None:
+def skip_if_missing(name: str, precision: str = "f32") -> None:
     """Skips the test if a package that a format needs is not installed."""
-    missing = [module for module in FORMATS[name].modules if importlib.util.find_spec(module) is None]
+    missing = [module for module in FORMATS[name].list_modules(precision) if importlib.util.find_spec(module) is None]
     if missing:
         pytest.skip(f"{missing[0]} is not installed")
 
@@ -94,7 +94,7 @@ def make_export(name: str, precision: str = "f32") -> Path:
     Each is made once in a test run. One process for each backend builds them, and another one runs the gate.
     `test_gate.py` shows that `export.export` itself starts two processes each time.
     """
-    skip_if_missing(name)
+    skip_if_missing(name, precision)
     return shared.make_once(f"{name}-{precision}", functools.partial(_write_export, name, precision)) / "export"
 
 

@@ -71,6 +71,12 @@ def test_graph_resizes_like_pillow(rule_and_session, height, width, seed):
     assert np.abs(found - exact).max() <= 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_loading_a_graph_logs_nothing(rule, tmp_path, capfd):
+    make_resizing_session(rule, tmp_path)
+    assert capfd.readouterr().err == ""
+
+
 def test_graph_resizes_a_very_elongated_image(tmp_path):
     """Resized before it is cropped, it would take gigabytes."""
     session = make_resizing_session(RULES[0], tmp_path)

@@ -18,6 +18,7 @@ from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import KEY
 from shiftvit.data import named
 from shiftvit.exports import export, gate
+from shiftvit.exports.arrays import open_arrays, save_arrays
 from shiftvit.exports.formats import find_format
 from tensors import set_random_weights
 
@@ -73,6 +74,28 @@ def test_narrow_precisions_may_lose_half_a_point_of_top1(count, labelled, wrong,
         assert report["top1_change"] == pytest.approx(100 * (wrong_before - wrong) / count, abs=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize(("total", "passes"), [(1.0009, True), (1.0011, False), (0.9991, True), (0.9989, False)])
+def test_probabilities_add_up_to_1(total, passes, precision):
+    expected, labels = make_probabilities(2000), np.zeros(2000, np.int64)
+    found = expected.copy()
+    found[17] *= np.float32(total)
+    faults = gate.compare(found, expected, labels, precision, limit=2e-3)["faults"]
+    assert faults == ([] if passes else [f"the probabilities of an image add up to {total}; it must be 1 within 1e-03"])
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(10, True), (11, False)])
+def test_int8_may_lose_half_a_point_of_top5(wrong, passes):
+    """The right class is the second of seven, and the last one, or equal to the last, in the wrong answers."""
+    expected = np.tile(np.float32([0.4, 0.3, 0.1, 0.08, 0.06, 0.04, 0.02]), (2000, 1))
+    found, labels = expected.copy(), np.ones(2000, np.int64)
+    found[: wrong // 2, [1, 6]] = found[: wrong // 2, [6, 1]]
+    found[wrong // 2 : wrong] = np.float32([0.4, *[0.1] * 6])
+    report = gate.compare(found, expected, labels, "int8")
+    assert (report["top5"], report["top5_model"]) == (1 - wrong / 2000, 1)
+    assert report["faults"] == ([] if passes else ["top-5 falls by 0.55 points; int8 may cost at most 0.5"])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("precision", ["f32", "int8"])
 def test_non_finite_probabilities_fail(value, precision):
@@ -119,7 +142,7 @@ def run_gate(plant_fault, tmp_path, capsys, precision="f32"):
     else:  # the 2,000 that a narrow precision needs, which other tests need too
         answers = load_answers()
         images, labels, probabilities = answers.images, answers.labels, answers.probabilities
-    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    save_arrays(tmp_path / "images", {"images": images, "labels": labels})
     np.savez(tmp_path / "reference.npz", probabilities=probabilities.astype(np.float32))
     job = {
         "artifact": str(tmp_path / "model.onnx"),
@@ -127,7 +150,7 @@ def run_gate(plant_fault, tmp_path, capsys, precision="f32"):
         "precision": precision,
         "runtime": "onnxruntime",
         "metadata": metadata,
-        "images": str(tmp_path / "images.npz"),
+        "images": str(tmp_path / "images"),
         "reference": str(tmp_path / "reference.npz"),
         "threads": 1,
         "seconds": 0.01,
@@ -256,8 +279,7 @@ def test_export_that_fails_the_gate_is_not_kept(earlier, tmp_path, monkeypatch):
         model = onnx.load_from_string(bundle.graph)
         faults.scale_weights(model)
         onnx.save(model, settings["artifact"])
-        with np.load(settings["images"]) as arrays:
-            expected = compute_probabilities(bundle, arrays["images"])
+        expected = compute_probabilities(bundle, open_arrays(settings["images"])["images"])
         np.savez(settings["reference"], probabilities=expected.astype(np.float32))
         built.append(Path(settings["artifact"]))
         return ""
@@ -366,5 +388,13 @@ def test_fewer_images_are_enough_if_there_are_no_more(precision, wrong, passes):
 def test_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in {"nncf", "openvino"} else object())
     with pytest.raises(ShiftViTError, match=r"needs openvino, nncf; pip install 'openvino>=2025.2' 'nncf>=2.17'"):
-        find_format("openvino", "f32")
+        find_format("openvino", "int8")
     assert find_format("onnx", "f32").artifact == "model.onnx"
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_only_int8_needs_the_quantizer(precision, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nncf" else object())
+    assert find_format("openvino", precision).artifact == "model.xml"
+    with pytest.raises(ShiftViTError, match=r"exporting to openvino needs nncf; pip install 'nncf>=2.17'"):
+        find_format("openvino", "int8")

@@ -16,6 +16,7 @@ from exported import find_artifact, load_answers, make_export
 from shiftvit import ShiftViTError, environment
 from shiftvit.bundle.metadata import KEY, Metadata
 from shiftvit.exports import gate
+from shiftvit.exports.arrays import save_arrays
 from shiftvit.exports.formats import FORMATS
 from shiftvit.exports.saturation import Product, find_saturation, read_products
 from shiftvit.inference.runtimes import load_graph
@@ -111,11 +112,11 @@ def test_gate_refuses_signed_weights_in_full_range(tmp_path, capsys):
     onnx.helper.set_model_props(model, {KEY: metadata.dump()})
     onnx.save(model, target)
     answers = load_answers()
-    np.savez(tmp_path / "images.npz", images=answers.images, labels=answers.labels)
+    save_arrays(tmp_path / "images", {"images": answers.images, "labels": answers.labels})
     np.savez(tmp_path / "reference.npz", probabilities=answers.probabilities.astype(np.float32))
     job = {
         **{"artifact": str(target), "format": "onnx", "precision": "int8", "runtime": "onnxruntime", "threads": 1},
-        **{"images": str(tmp_path / "images.npz"), "reference": str(tmp_path / "reference.npz")},
+        **{"images": str(tmp_path / "images"), "reference": str(tmp_path / "reference.npz")},
         "metadata": metadata.dump(),
     }
     (tmp_path / "job.json").write_text(json.dumps(job))

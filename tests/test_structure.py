@@ -21,11 +21,14 @@ LAYERS = [
     (
         "cli",
         "main benchmark show data hub demo export explain embed predict rates serve train bulk rows inputs settings "
-        "tables",
+        "tables stop",
     ),
     ("", "benchmark"),
     ("serve", "server demo app about protocol classify model heat bodies guard measures batching answers limits log"),
-    ("exports", "pull export images gate saturation build any_size channels_first quantization formats"),
+    (
+        "exports",
+        "pull export space images gate saturation build any_size channels_first quantization labels arrays formats",
+    ),
     ("inference", "bulk cluster worker folder embed explainer predict blocks storage batches sources runtimes"),
     (
         "training",
@@ -36,7 +39,7 @@ LAYERS = [
     ("evaluation", "report evaluate robustness images places explain features logits metrics corruptions"),
     ("bundle", "describe session metadata hub official bundle card"),
     ("model", "convert tensors network weights blocks primitives products shift"),
-    ("bundle.stored", "find published manifest container"),
+    ("bundle.stored", "digests find published manifest container"),
     ("data", "show evaluated load read named"),
     ("data.cifar10", "cache archives"),
     ("data.batches", "device host pictures"),

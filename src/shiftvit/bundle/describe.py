@@ -7,7 +7,8 @@ from typing import Any
 
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.card import describe_figures, describe_origin, describe_preprocessing
-from shiftvit.bundle.stored.find import find_bundle, is_model, is_name, list_pretrained
+from shiftvit.bundle.stored.digests import check_export, read_report
+from shiftvit.bundle.stored.find import REPORT, find_bundle, is_model, is_name, list_pretrained
 from shiftvit.bundle.stored.published import PUBLISHED
 from shiftvit.config import ModelConfig
 from shiftvit.errors import ShiftViTError, list_some, suggest
@@ -16,13 +17,15 @@ from shiftvit.stages import Rows, list_stages
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Describes a preset, a run folder or a bundle; as everywhere, a model in the working folder wins over a name.
+    """Describes a preset, a run folder, a bundle, or an export, which it verifies.
+
+    As everywhere, a model in the working folder wins over a name.
 
     Returns:
-        `{"title", "stages": rows of `list_stages` and a total, "notes": texts by name}`.
+        `{"title", "stages": rows of `list_stages` and a total, "notes": texts by name}`. An export has no stages.
 
     Raises:
-        ShiftViTError: `name` is neither a preset nor a model.
+        ShiftViTError: `name` is neither a preset nor a model, or a file of an export has changed.
     """
     if name in PRESETS and (is_name(name) or not is_model(name)):
         preset = PRESETS[name]
@@ -34,6 +37,8 @@ def describe(name: str) -> dict[str, Any]:
             pulled = is_name(name)
             notes["weights"] = f"in {PUBLISHED[name].place}" if pulled else f"not on this machine; shiftvit pull {name}"
         return _describe(f"Preset {name}", ModelConfig(**preset.arguments), notes)
+    if (Path(name) / REPORT).is_file() and not is_model(name):
+        return _describe_export(Path(name))
     if not Path(name).exists() and name not in list_pretrained():
         valid = [*PRESETS, *list_pretrained()]
         raise ShiftViTError(f"{name!r} is neither a name nor a path; {suggest(name, valid)} Or give a run folder.")
@@ -79,6 +84,14 @@ def _sum_rows(rows: Rows) -> dict[str, Any]:
         "parameters": sum(row["parameters"] for row in rows),
         "multiply_adds": None if None in products else sum(products),
     }
+
+
+def _describe_export(folder: Path) -> dict[str, Any]:
+    count = check_export(folder)
+    report = read_report(folder)
+    state = f"{count} as recorded" if count else "no SHA-256 recorded; export it again to have them checked"
+    notes = {name: str(report[name]) for name in ("format", "precision", "bytes") if name in report} | {"files": state}
+    return {"title": f"Export in {folder}", "stages": [], "notes": notes}
 
 
 def _describe(title: str, config: ModelConfig, notes: dict[str, str]) -> dict[str, Any]:

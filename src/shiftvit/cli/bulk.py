@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import typer
 
 from shiftvit.cli.inputs import find_sources
+from shiftvit.cli.stop import Terminated, catch_sigterm
 from shiftvit.console import Bar
 from shiftvit.errors import ShiftViTError, notice, pluralize, suggest
 
 _ENGINES = ("local", "ray")
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops a run as Ctrl-C does."""
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
 
 
 def wants_ray(engine: str, address: str | None, workers: int | None, paths: list[str] | None, out: str | None) -> bool:
@@ -77,21 +69,18 @@ def run_on_ray(
         )
     done = Summary()
     task = Task(command, out, **{name: value for name, value in options.items() if value is not None})
-    with Bar(command, 0) as bar:
+    with Bar(command, 0) as bar, catch_sigterm():
 
         def report(summary: Summary) -> None:
             nonlocal done
             done = summary
             bar.update(summary.images, f"{summary.images / summary.seconds:,.0f} images/s", total=summary.total)
 
-        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             done = run_bulk(task, names, report=report, recount=strict, **listing)
         except KeyboardInterrupt as stop:
             notice(f"stopped after {pluralize(done.images, 'image')}; run the same command again to continue")
-            raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
-        finally:
-            signal.signal(signal.SIGTERM, before)
+            raise typer.Exit(143 if isinstance(stop, Terminated) else 130) from None
     notice(_summarize(out, done))
     if done.failures and strict:
         raise typer.Exit(3)

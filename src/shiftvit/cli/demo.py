@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from shiftvit import files
+from shiftvit.cli.stop import catch_sigterm
 from shiftvit.cli.tables import list_examples
 
 app = typer.Typer()
@@ -19,6 +20,7 @@ app = typer.Typer()
         "shiftvit demo runs/pets demo --space",
     )
 )
+@catch_sigterm()
 def demo(
     model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     out: Annotated[Path, typer.Argument(help="Folder to create.")],

@@ -8,6 +8,7 @@ import typer
 
 from shiftvit import files
 from shiftvit.cli.settings import prepare_backend
+from shiftvit.cli.stop import catch_sigterm
 from shiftvit.cli.tables import list_examples
 from shiftvit.errors import pluralize
 
@@ -24,6 +25,7 @@ app = typer.Typer()
         "shiftvit export runs/mine --format openvino --precision int8 --out deployed",
     )
 )
+@catch_sigterm()
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, bundle or model name.")],
     kind: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"{_FORMATS}.")] = "onnx",
@@ -64,6 +66,7 @@ def export(
         "shiftvit pack my.pth mine --preset shiftvit_base_r2 --labels names.txt",
     )
 )
+@catch_sigterm()
 def pack(
     model: Annotated[
         str, typer.Argument(help="Run folder, bundle, model name, or a checkpoint of the authors' code (.pth).")

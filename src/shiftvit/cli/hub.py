@@ -8,6 +8,7 @@ import typer
 
 from shiftvit import files
 from shiftvit.cli.settings import prepare_backend
+from shiftvit.cli.stop import catch_sigterm
 from shiftvit.cli.tables import list_examples
 from shiftvit.errors import ShiftViTError
 
@@ -21,6 +22,7 @@ app = typer.Typer()
         "shiftvit push runs/mine me/pets --space",
     )
 )
+@catch_sigterm()
 def push(
     model: Annotated[
         str, typer.Argument(help="Run folder, bundle or model name; with --space also a folder of `shiftvit demo`.")
@@ -58,6 +60,7 @@ def push(
         "shiftvit pull me/pets --revision v1 --out models/pets",
     )
 )
+@catch_sigterm()
 def pull(
     source: Annotated[
         str, typer.Argument(metavar="NAME|OWNER/NAME", help="Published weights, or a repository on the Hub.")

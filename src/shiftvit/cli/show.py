@@ -14,11 +14,15 @@ app = typer.Typer()
 @app.command(epilog=list_examples("shiftvit info", "shiftvit info shiftvit_tiny_r2", "shiftvit info runs/mine"))
 def info(
     name: Annotated[
-        str | None, typer.Argument(metavar="[PRESET|RUN|BUNDLE]", help="Model to describe (default: list the presets).")
+        str | None,
+        typer.Argument(metavar="[PRESET|RUN|BUNDLE|EXPORT]", help="Model to describe (default: list the presets)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a model's stages, their size and their cost."""
+    """Show a model's stages, their size and their cost.
+
+    Of an export, verify the files.
+    """
     from shiftvit.bundle import describe
 
     found: Any = describe.list_presets() if name is None else describe.describe(name)
@@ -27,7 +31,8 @@ def info(
     elif name is None:
         show(found, "Presets")
     else:
-        show(found["stages"], found["title"])
+        if found["stages"]:
+            show(found["stages"], found["title"])
         show_pairs(found["notes"])
 
 

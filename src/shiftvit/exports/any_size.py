@@ -117,7 +117,12 @@ def _write_front(rule: Preprocess, ir_version: int) -> str:
   enlarged = Mul(shape, least)
   covering = Div(enlarged, own)
   target = Where(is_short, covering, proportional)"""  # `covering` has the longer side of the crop
-    start = "Div(margin, two)" if rule.crop_position == "center" else "Sub(margin, margin)"
+    # A constant that no node uses makes ONNX Runtime warn.
+    start = (
+        "two = Constant<value_ints=[2]>()\n  start = Div(margin, two)"
+        if rule.crop_position == "center"
+        else "start = Sub(margin, margin)"
+    )
     return f"""<ir_version: {ir_version}, opset_import: ["" : {_OPSET}, "shiftvit" : 1]>
 front (uint8[batch, height, width, 3] images) => (uint8[batch, {height}, {width}, 3] pixels) {{
   floats = Cast<to=1>(images)
@@ -130,10 +135,9 @@ front (uint8[batch, height, width, 3] images) => (uint8[batch, {height}, {width}
   old_width = Gather(shape, second)
   new_height = Gather(target, first)
   new_width = Gather(target, second)
-  two = Constant<value_ints=[2]>()
   crop = Constant<value_ints=[{height}, {width}]>()
   margin = Sub(target, crop)
-  start = {start}
+  {start}
   top = Gather(start, first)
   left = Gather(start, second)
   rows = Gather(crop, first)

@@ -2,9 +2,9 @@
 
     python -m shiftvit.exports.build JOB.json
 
-The job names the bundle, the format, the precision, the artifact to write, and an .npz with uint8 images at the model's
-input size: `images` to compare on, and `calibration` for int8. The model's own answers are written to another .npz,
-`reference`.
+The job names the bundle, the format, the precision, the artifact to write, and a folder with uint8 images at the
+model's input size: `images.npy` to compare on, and `calibration.npy` for int8. The model's own answers are written to
+an .npz, `reference`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from shiftvit.bundle.metadata import FILE, KEY, MAP, Metadata, make_metadata
 from shiftvit.evaluation.logits import predict_logits
 from shiftvit.exports import quantization
 from shiftvit.exports.any_size import accept_any_size
+from shiftvit.exports.arrays import open_arrays
+from shiftvit.exports.labels import join_labels
 from shiftvit.telemetry import import_silently
 
 Pixels = NDArray[np.uint8]
@@ -40,11 +42,10 @@ def main(job_file: str) -> None:
     warnings.simplefilter("ignore")
     bundle = Bundle.load(job["bundle"])
     metadata = make_metadata(bundle, job["precision"])
-    with np.load(job["images"]) as arrays:
-        images, calibration = arrays["images"], arrays["calibration"]
-    np.savez(job["reference"], probabilities=compute_reference(bundle, metadata, images))
+    arrays = open_arrays(job["images"])
+    np.savez(job["reference"], probabilities=compute_reference(bundle, metadata, arrays["images"]))
     artifact = Path(job["artifact"])
-    BUILDERS[job["format"]](bundle, metadata, calibration, artifact)
+    BUILDERS[job["format"]](bundle, metadata, arrays["calibration"], artifact)
     if job.get("any_size"):
         accept_any_size(artifact, metadata.preprocess, Metadata.parse(job["metadata"], "the job"))
 
@@ -149,7 +150,8 @@ def _build_openvino(bundle: Bundle, metadata: Metadata, calibration: Pixels, pat
             )
         model.set_rt_info(metadata.dump(), [KEY])
         # For OpenVINO's Model API.
-        model.set_rt_info(" ".join(label.replace(" ", "_") for label in metadata.labels), ["model_info", "labels"])
+        if labels := join_labels(metadata.labels, " "):
+            model.set_rt_info(labels, ["model_info", "labels"])
         model.set_rt_info("Classification", ["model_info", "model_type"])
         # Stores the weights of products in float16; the runtime converts them to bfloat16.
         openvino.save_model(model, path, compress_to_fp16=metadata.precision == "bf16")
@@ -186,14 +188,34 @@ def _build_litert(bundle: Bundle, metadata: Metadata, calibration: Pixels, path:
         saved = Path(folder) / "saved_model"
         _write_saved_model(bundle, metadata, saved)
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved))
-        if metadata.precision == "int8":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ([image[None]] for image in calibration)
-        path.write_bytes(converter.convert())
+        path.write_bytes(
+            _quantize_litert(converter, calibration) if metadata.precision == "int8" else converter.convert()
+        )
     # LiteRT's convention for extra files: a zip archive after the model, which interpreters ignore.
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(FILE, metadata.dump())
-        archive.writestr("labels.txt", "\n".join(metadata.labels) + "\n")
+        if labels := join_labels(metadata.labels, "\n"):
+            archive.writestr("labels.txt", labels + "\n")
+
+
+def _quantize_litert(converter: Any, calibration: Pixels) -> bytes:
+    """Quantizes all but the head and the softmax: with 256 values, logits tie and probabilities do not add up to 1."""
+    import tensorflow as tf
+    from ai_edge_litert import schema_py_generated as schema
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None]] for image in calibration)
+    # TensorFlow's interface for selective quantization. It leaves operations out by kind or by their output's name.
+    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=["SOFTMAX"])
+    debugger = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_options=options)
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(debugger.calibrated_model)).subgraphs[0]
+    (result,) = graph.outputs
+    producers = {output: operator for operator in graph.operators for output in operator.outputs}
+    head = graph.tensors[producers[result].inputs[0]].name.decode()
+    debugger.options = tf.lite.experimental.QuantizationDebugOptions(
+        denylisted_ops=options.denylisted_ops, denylisted_nodes=[head]
+    )
+    return bytes(debugger.get_nondebug_quantized_model())
 
 
 Builder = Callable[[Bundle, Metadata, Pixels, Path], None]

@@ -13,19 +13,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shiftvit import environment
 from shiftvit.bundle.bundle import Bundle, check_place
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.bundle.official import convert_checkpoint
+from shiftvit.bundle.stored.digests import DIGESTS, hash_files
 from shiftvit.bundle.stored.find import REPORT as REPORT
 from shiftvit.bundle.stored.find import choose_name, find_bundle, is_checkpoint
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, notice, pluralize
 from shiftvit.exports.any_size import remove_size
+from shiftvit.exports.arrays import save_arrays
 from shiftvit.exports.formats import FORMATS, find_format
 from shiftvit.exports.gate import MIN_IMAGES, find_shortage
 from shiftvit.exports.images import Images, choose_images, vary_sizes
+from shiftvit.exports.space import explain_full
 from shiftvit.files import check_folder, write_json
 from shiftvit.replacement import write_folder
 
@@ -91,7 +92,7 @@ def export(
         chosen = vary_sizes(chosen, metadata.preprocess)
 
     def write(temporary: Path) -> None:
-        report = _build_and_verify(model, format, metadata, chosen, temporary, any_size=any_size)
+        report = _build_and_verify(model, format, metadata, chosen, temporary, any_size=any_size, out=folder)
         write_json(temporary / REPORT, {"format": format, "precision": precision, **chosen.origin, **report})
 
     write_folder(folder, write, {REPORT, *(name for row in FORMATS.values() for name in row.top)})
@@ -162,11 +163,18 @@ def _build_and_verify(
     *,
     any_size: bool = False,
     timed: bool = True,
+    out: Path | None = None,
 ) -> dict[str, Any]:
+    """Returns the report. It empties `chosen.arrays` as soon as they are saved, because they may fill the memory.
+
+    `out` is the folder of the result, for messages; None: a temporary one.
+    """
+    count = len(chosen.arrays["images"])
     row, threads = FORMATS[format], environment.count_cores()
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, explain_full(Path(temporary), out):
         place = Path(temporary)
-        np.savez(place / "images.npz", **chosen.arrays)  # type: ignore[arg-type]
+        save_arrays(place / "images", chosen.arrays)
+        chosen.arrays.clear()
         job = {
             "bundle": str(find_bundle(model).where),
             "format": format,
@@ -175,7 +183,7 @@ def _build_and_verify(
             "any_size": any_size,
             "runtime": row.runtime,
             "artifact": str(folder / row.artifact),
-            "images": str(place / "images.npz"),
+            "images": str(place / "images"),
             "reference": str(place / "reference.npz"),
             "threads": threads,
             **({} if timed else {"seconds": 0.0}),
@@ -184,7 +192,7 @@ def _build_and_verify(
         (place / "job.json").write_text(json.dumps(job), "utf-8")
         notice(f"building {format} in {metadata.precision}")
         _run_step("build", place / "job.json", row.backend)
-        notice(f"comparing it with the model on {pluralize(len(chosen.arrays['images']), 'image')}")
+        notice(f"comparing it with the model on {pluralize(count, 'image')}")
         report: dict[str, Any] = json.loads(_run_step("gate", place / "job.json", row.backend).splitlines()[-1])
     if report["faults"]:
         raise ShiftViTError(
@@ -199,6 +207,7 @@ def _build_and_verify(
     return {
         **report,
         "bytes": sum(part.stat().st_size for part in folder.rglob("*") if part.is_file()),
+        DIGESTS: hash_files(folder),
         "threads": threads,
         "processor": environment.find_processor_name(),
         "instructions": environment.list_instructions(),
@@ -214,6 +223,8 @@ def _run_step(step: str, job: Path, backend: str) -> str:
             **os.environ,
             "KERAS_BACKEND": backend,
             "TF_CPP_MIN_LOG_LEVEL": "3",
+            # So that the files of a step that is killed are removed too.
+            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(job.parent)),
             # Graphs are built and verified on the processor, even if there is a GPU.
             "CUDA_VISIBLE_DEVICES": "-1",
             "PYTHONUTF8": "1",

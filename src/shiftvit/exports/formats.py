@@ -17,6 +17,7 @@ class Format:
         runtime: the runtime that the gate uses.
         backend: the Keras backend that builds it, in its own process.
         modules: the modules to be installed, by import name.
+        quantizer: the modules that only int8 needs.
         precisions: the precisions offered. "f32": float32. "bf16": weights and products in bfloat16; in ONNX, whose
             runtime computes in float32 on processors, only the weights. "int8": static quantization of weights and
             activations after calibration.
@@ -29,11 +30,16 @@ class Format:
     modules: tuple[str, ...]
     precisions: tuple[str, ...]
     files: tuple[str, ...]
+    quantizer: tuple[str, ...] = ()
 
     @property
     def top(self) -> set[str]:
         """The names of an export's files and folders at the top level, besides its report."""
         return {pattern.split("/")[0] for pattern in self.files}
+
+    def list_modules(self, precision: str) -> tuple[str, ...]:
+        """Returns the modules that an export in a precision needs."""
+        return (*self.modules, *self.quantizer) if precision == "int8" else self.modules
 
 
 _ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
@@ -51,9 +57,10 @@ FORMATS = {
         artifact="model.xml",
         runtime="openvino",
         backend="torch",
-        modules=(*_ONNX, "openvino", "nncf"),
+        modules=(*_ONNX, "openvino"),
         precisions=("f32", "bf16", "int8"),
         files=("model.xml", "model.bin"),
+        quantizer=("nncf",),
     ),
     "saved_model": Format(
         artifact="saved_model",
@@ -93,7 +100,8 @@ def find_format(name: str, precision: str) -> Format:
     row = FORMATS[name]
     if precision not in row.precisions:
         raise ShiftViTError(f"{name} has no precision {precision!r}; {suggest(precision, row.precisions)}")
-    missing = [module for module in row.modules if importlib.util.find_spec(module) is None]
+    needed = row.list_modules(precision)
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
     if missing:
         raise ShiftViTError(f"exporting to {name} needs {', '.join(missing)}; {suggest_install(*missing)}")
     return row

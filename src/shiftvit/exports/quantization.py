@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shiftvit.bundle.metadata import KEY, Metadata
+from shiftvit.exports.labels import join_labels
 from shiftvit.telemetry import import_silently
 
 # Smaller constants are not narrowed, because that gains nothing.
@@ -60,7 +61,8 @@ def finish(source: Path, path: Path, metadata: Metadata) -> None:
     model = onnx_ir.to_proto(DeduplicateInitializersPass(size_limit=_KERNEL)(onnx_ir.load(source)).model)
     _narrow(model, metadata.precision == "bf16")
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {KEY: metadata.dump(), "labels": ",".join(metadata.labels)})
+    labels = join_labels(metadata.labels, ",")
+    onnx.helper.set_model_props(model, {KEY: metadata.dump(), **({"labels": labels} if labels else {})})
     model.producer_name = "shiftvit"
     model.graph.name = "shiftvit"
     for node in model.graph.node:  # the tracer's notes: line numbers and Python names

@@ -17,6 +17,7 @@ from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.metadata import FILE, KEY, Metadata, make_metadata
 from shiftvit.bundle.session import open_graph
 from shiftvit.bundle.stored.container import Container, open_container
+from shiftvit.bundle.stored.digests import check_artifact
 from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, count_cores
@@ -113,6 +114,8 @@ def load_graph(model: str | Path, runtime: str = "auto", threads: int | None = N
     place = source if isinstance(source, Path) else source.where
     origin = repr(str(place))
     try:
+        if isinstance(source, Path):
+            check_artifact(source)
         metadata, run = row.load(source, threads or count_cores())
         shape = None
         if runtime != "keras":  # whose weights are verified, and a run would compile it
