@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
 from shiftvit.errors import Elsewhere, Interrupted, ShiftViTError, complain, notice, suggest, to_one_line
 
@@ -71,7 +72,7 @@ def _flush() -> str | None:
 
 
 def _explain_unwritten(error: OSError) -> str:
-    return f"standard output cannot be written: {error.strerror}; free space, or redirect it elsewhere"
+    return f"standard output cannot be written: {error.strerror}; {files.suggest_place(error, 'redirect it elsewhere')}"
 
 
 def _run(arguments: list[str]) -> int:
