@@ -324,7 +324,7 @@ def test_graphs_without_metadata_are_refused(tmp_path, capfd):
     for suffix in ("onnx", "tflite", "xml"):
         line = catch_refusal(tmp_path / f"foreign.{suffix}", capfd)
         assert "has no shiftvit metadata, so its labels and preprocessing are unknown" in line
-        assert line.endswith("or the file is cut off: copy it again")
+        assert line.endswith("and copy the file again if it may be cut off")
 
 
 @pytest.mark.slow
