@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from shiftvit import Recipe, ShiftViT, ShiftViTError
 from shiftvit.benchmark import benchmark, measure_peak_gflops
+from shiftvit.bundle.session import open_session
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.bundle.stored.manifest import GRAPH
 from shiftvit.cli.main import app
@@ -140,6 +141,23 @@ def test_export_has_rates_without_a_share(tmp_path, monkeypatch):
     assert "share of peak" not in answer.output
 
 
+@pytest.mark.slow
+def test_threads_are_those_of_the_graph_and_of_the_peak(tmp_path, monkeypatch):
+    shutil.copyfile(PRETRAINED / "cifar10" / GRAPH, tmp_path / "model.onnx")
+    opened, limits = [], []
+    monkeypatch.setattr(
+        "shiftvit.inference.runtimes.open_session", lambda *given: opened.append(given[1]) or open_session(*given)
+    )
+    monkeypatch.setattr("shiftvit.benchmark.limit_threads", limits.append)
+    arguments = ["benchmark", str(tmp_path), "--batch-size", "1", "--repeats", "1", "--json"]
+    answer = CliRunner().invoke(app, [*arguments, "--threads", "3"])
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout)["threads"] == 3
+    assert (opened, limits) == ([3], [3])
+    assert benchmark(str(tmp_path), repeats=1, seconds=0.01)["threads"] is None
+    assert limits == [3]
+
+
 def test_invalid_arguments_fail():
     with pytest.raises(ShiftViTError, match=r"there is no precision 'bf16'; .*valid: auto, float32, mixed_bfloat16"):
         benchmark("shiftvit_cifar", train=True, precision="bf16")
@@ -147,6 +165,8 @@ def test_invalid_arguments_fail():
         benchmark(batch_sizes=[0])
     with pytest.raises(ShiftViTError, match="repeats=0 must be at least 1"):
         benchmark(repeats=0)
+    with pytest.raises(ShiftViTError, match="threads=0 must be at least 1"):
+        benchmark(threads=0)
     with pytest.raises(ShiftViTError, match="is a preset, which has no weights"):
         benchmark("shiftvit_cifar")
 

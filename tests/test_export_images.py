@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,25 @@ def test_number_of_sample_images_may_be_limited(tmp_path: Path) -> None:
     make_bundle().save(tmp_path / "bundle")
     assert len(choose_for(tmp_path / "bundle", "f32").arrays["images"]) == 12
     assert len(choose_for(tmp_path / "bundle", "f32", count=5).arrays["images"]) == 5
+
+
+def test_float32_is_compared_on_pictures_without_classes(tree: Path, tmp_path: Path) -> None:
+    bundle = make_bundle()
+    bundle.save(tmp_path / "bundle")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "notes.txt").write_text("mine")
+    pictures = sorted(tree.rglob("*.png"))
+    for index, path in enumerate(pictures):
+        shutil.copy(path, tmp_path / "flat" / f"{index:03}.png")
+    found = choose_for(tmp_path / "bundle", "f32", str(tmp_path / "flat"))
+    np.testing.assert_array_equal(
+        found.arrays["images"], np.concatenate([RULE.pixels(decode(path)[None]) for path in pictures])
+    )
+    assert "labels" not in found.arrays
+    assert found.origin == {"data": str(tmp_path / "flat")}
+    assert len(choose_for(tmp_path / "bundle", "f32", str(tmp_path / "flat"), 4).arrays["images"]) == 4
+    with pytest.raises(ShiftViTError, match="without class folders"):
+        choose_for(tmp_path / "bundle", "bf16", str(tmp_path / "flat"))
+    (tmp_path / "flat" / "cat").mkdir()
+    with pytest.raises(ShiftViTError, match="without class folders"):  # which images were meant is not clear
+        choose_for(tmp_path / "bundle", "f32", str(tmp_path / "flat"))

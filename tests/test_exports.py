@@ -1,4 +1,4 @@
-"""Every export gives the answers of the model in a program that uses only the runtime of its format."""
+"""Every export gives the answers of the model in the program of docs/export.md, which uses only its runtime."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,7 +25,7 @@ from exported import (
     run_step,
     skip_if_missing,
 )
-from plain_runtimes import SIZES
+from plain_runtimes import DOCUMENT, SIZES
 from shiftvit import Bundle, Preprocess, ShiftViT, ShiftViTError
 from shiftvit.bundle.metadata import Metadata, make_metadata
 from shiftvit.data.cifar10.cache import CLASS_NAMES
@@ -42,7 +43,7 @@ every_export = pytest.mark.parametrize(("name", "precision"), COMBINATIONS)
 
 @functools.cache
 def run_plain_program(name):
-    """Runs the plain program of a format on its exports; returns the arrays that it writes, by precision."""
+    """Runs the program of a format on its exports; returns the arrays that it writes, by precision."""
     precisions = FORMATS[name].precisions
     artifacts = [str(find_artifact(name, precision)) for precision in precisions]
     place = make_export(name, precisions[0]).parent
@@ -70,8 +71,8 @@ def run_plain_program(name):
 @every_export
 def test_probabilities_match_the_model_at_every_batch_size(name, precision):
     found = run_plain_program(name)[precision]
-    layers = [f"layer/{size}" for size in SIZES] if name == "saved_model" else []
-    for key in [*map(str, SIZES), *layers]:
+    others = [f"other/{size}" for size in SIZES] if name in ("saved_model", "litert") else []
+    for key in [*map(str, SIZES), *others]:
         probabilities = found[key]
         expected = load_answers().probabilities[: len(probabilities)]
         assert probabilities.shape == (int(key.split("/")[-1]), 10)
@@ -147,7 +148,7 @@ def test_metadata_are_embedded_as_the_format_expects(name, precision):
         ("onnx", ["images", "tensor(uint8)", "['batch', 32, 32, 3]", "probabilities", "tensor(float)"]),
         ("openvino", ["<Type: 'uint8_t'>", "[?,32,32,3]", "<Type: 'float32'>"]),
         ("saved_model", ["uint8", "(None, 32, 32, 3)", "float32"]),
-        ("litert", ["uint8", "[-1, 32, 32, 3]", "float32"]),
+        ("litert", ["serving_default_images:0", "uint8", "[1, 32, 32, 3]", "[-1, 32, 32, 3]", "float32"]),
     ],
 )
 def test_graphs_take_uint8_batches_of_any_size(name, signature):
@@ -163,10 +164,32 @@ def test_onnx_passes_the_checker_and_stores_narrow_weights(precision):
     onnx.checker.check_model(model, full_check=True)
     kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) >= 2048}
     kind = onnx.TensorProto
+    # As docs/export.md says.
+    assert (model.ir_version, [(entry.domain, entry.version) for entry in model.opset_import]) == (10, [("", 20)])
+    operators = {node.op_type for node in model.graph.node}
+    assert ({"QuantizeLinear", "DequantizeLinear"} <= operators) == (precision == "int8")
     assert {"f32": kind.FLOAT16, "bf16": kind.BFLOAT16, "int8": kind.UINT8}[precision] in kinds
     # The graph says nothing of the machine that traced it.
     assert not [node for node in model.graph.node if node.doc_string or node.metadata_props]
     assert str(Path(build.__file__).parents[2]).encode() not in find_artifact("onnx", precision).read_bytes()
+
+
+@pytest.mark.slow
+def test_command_of_the_document_fixes_the_batch_and_keeps_the_metadata(tmp_path):
+    pytest.importorskip("onnx")
+    import onnxruntime
+
+    source = find_artifact("onnx")
+    text = DOCUMENT.read_text("utf-8")
+    (command,) = re.findall(r"^ {4}python (-m onnxruntime\.tools.*) model\.onnx fixed\.onnx$", text, re.MULTILINE)
+    subprocess.run([sys.executable, *command.split(), source, tmp_path / "fixed.onnx"], check=True, capture_output=True)
+    plain, fixed = (onnxruntime.InferenceSession(path) for path in (source, tmp_path / "fixed.onnx"))
+    assert [entry.shape for entry in (*fixed.get_inputs(), *fixed.get_outputs())] == [
+        [1, *entry.shape[1:]] for entry in (*plain.get_inputs(), *plain.get_outputs())
+    ]
+    assert fixed.get_modelmeta().custom_metadata_map == plain.get_modelmeta().custom_metadata_map
+    images = load_answers().images[:1]
+    np.testing.assert_array_equal(fixed.run(None, {"images": images})[0], plain.run(None, {"images": images})[0])
 
 
 @pytest.mark.slow
@@ -249,11 +272,16 @@ def test_tensorflow_graphs_support_every_model_option(tmp_path):
 
 @pytest.mark.slow
 def test_packed_graph_has_the_packed_weights(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(export, "_run_step", run_step)  # in processes that other tests have started
     make_random_bundle(embed_dim=36).save(tmp_path / "bundle")
     packed = Bundle.load(export.pack(tmp_path / "bundle", tmp_path / "packed.zip", half=True, onnx=True))
     assert {value.dtype.name for value in packed.weights.values()} == {"float16"}
+    tensors = onnx.load_from_string(packed.graph).graph.initializer
+    half = [tensor for tensor in tensors if tensor.data_type == onnx.TensorProto.FLOAT16]
+    # Tracing multiplies small kernels by their scales, and keeps the product in float32.
+    assert sum(np.prod(tensor.dims) for tensor in half) > 0.8 * sum(np.prod(tensor.dims) for tensor in tensors)
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     graph = load_graph(tmp_path / "packed.zip", "onnxruntime")
     np.testing.assert_allclose(graph.run(images), compute_probabilities(packed, images), atol=1e-5)

@@ -341,7 +341,9 @@ def test_other_files_are_never_replaced(content, bundle, tmp_path):
         (("onxn",), "there is no format 'onxn'; did you mean 'onnx'?"),
         (("litert", "bf16"), "litert has no precision 'bf16'; "),
         (("torch", "int8"), "torch has no precision 'int8'; "),
-        (("onnx", "fp16"), "onnx has no precision 'fp16'; did you mean 'bf16'?"),
+        (("onnx", "bfloat16"), "onnx has no precision 'bfloat16'; did you mean 'bf16'?"),
+        (("onnx", "fp16"), "fp16 is not offered as a precision; for ONNX weights in float16, run `shiftvit pack MODEL"),
+        (("litert", "float16"), "float16 is not offered as a precision; "),
         (("onnx", "int8"), "no known data set has the model's classes (a, b"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -39,10 +41,25 @@ def test_unwritable_places_are_refused(tmp_path):
             "missing/x.png",
             f"No such file or directory; make the folder '{tmp_path / 'missing'}', or choose another place",
         ),
-        ("file/x.png", "Not a directory; free space, or choose another place"),
+        ("file/x.png", "Not a directory; choose another place"),
     ):
         with pytest.raises(ShiftViTError, match=re.escape(f"cannot write '{tmp_path / name}': {fault}")):
             files.check_file(tmp_path / name, (".png",))
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.ENOSPC, "free space, or choose another place"),
+        (errno.EDQUOT, "free space, or choose another place"),
+        (errno.EROFS, "choose another place"),
+        (errno.EACCES, "choose another place"),
+    ],
+)
+def test_only_full_disks_ask_for_space(number, mend):
+    reason = os.strerror(number)
+    error = files.explain_unwritable(Path("x.png"), OSError(number, reason))
+    assert str(error) == f"cannot write 'x.png': {reason}; {mend}"
 
 
 def test_file_is_replaced_only_where_its_folder_is_writable(tmp_path, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from plain_runtimes import read_program
 from shiftvit.errors import ShiftViTError
 from shiftvit.preprocess import Preprocess, shrink
 
@@ -302,3 +305,39 @@ def test_invalid_images_fail(images: np.ndarray, message: str) -> None:
     with pytest.raises(ShiftViTError, match=message) as caught:
         Preprocess(crop=5)(images)
     assert "\n" not in str(caught.value)
+
+
+SIDE = st.integers(1, 30)
+SIZE = st.one_of(st.none(), SIDE, st.tuples(SIDE, SIDE))
+PREPARE: dict[str, Any] = {}
+exec(read_program("def prepare("), PREPARE)
+
+
+@settings(max_examples=300)
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    resize=SIZE,
+    crop=SIZE,
+    crop_position=st.sampled_from(["top_left", "center"]),
+    interpolation=st.sampled_from(INTERPOLATIONS),
+    seed=st.integers(0, 1000),
+)
+def test_program_of_the_document_gives_the_same_pixels(size: tuple[int, int], seed: int, **options: Any) -> None:
+    preprocess = Preprocess(mean=3.0, srgb=True, round_pixels=False, **options)
+    image = draw_pictures(*size, 3, seed=seed)
+    try:
+        expected = preprocess.pixels(image[None])[0]
+    except ShiftViTError:  # the image is smaller than the crop
+        assume(False)
+    found = PREPARE["prepare"](image, **json.loads(preprocess.model_dump_json()))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(375, 500), (600, 401), (31, 900)])
+@pytest.mark.parametrize("crop", [224, (224, 160), (96, 224)])
+def test_program_of_the_document_prepares_photographs(size: tuple[int, int], crop: int | tuple[int, int]) -> None:
+    preprocess = Preprocess(resize=230, crop=crop, crop_position="center", interpolation="bicubic")
+    image = draw_pictures(*size, 3)
+    found = PREPARE["prepare"](image, **json.loads(preprocess.model_dump_json()))
+    np.testing.assert_array_equal(found, preprocess.pixels(image[None])[0])

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,19 @@ def test_export_table_matches_the_committed_result():
     assert [(row["format"], row["precision"]) for row in result["exports"]] == [
         (name, precision) for name, row in FORMATS.items() for precision in row.precisions
     ]
+
+
+def test_versions_of_runtimes_are_the_required_and_the_tested_ones():
+    text = (ROOT / "docs" / "export.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(.*)` \| `(.*)` \| (.*) \| (.*) \|$", text.split("<!-- versions -->")[1], re.MULTILINE)
+    assert [name for name, *_ in rows] == [*FORMATS]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    required = {*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())}
+    tested = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    for name, package, least, exact in rows:
+        assert package.replace("-", "_") in {FORMATS[name].runtime, *FORMATS[name].modules}
+        assert [line for line in required if re.split("[^a-z-]", line)[0] == package] == [f"{package}>={least}"]
+        assert f"{package}=={exact}" in tested
 
 
 def test_processor_table_matches_the_committed_result():

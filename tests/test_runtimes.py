@@ -295,6 +295,20 @@ def test_executable_formats_need_an_explicit_runtime(name, content, runtime, tmp
             load_graph(model)
 
 
+def test_folder_of_several_exports_asks_for_one(tmp_path):
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    for name in ("model.tflite", "model.onnx", "report.json"):
+        (folder / name).write_bytes(b"whatever")
+    with pytest.raises(ShiftViTError) as caught:
+        load_graph(folder)
+    assert str(caught.value) == (
+        f"{str(folder)!r} holds several models (model.onnx, model.tflite); name one: --model '{folder}/model.onnx'"
+    )
+    shutil.copytree(PRETRAINED / "cifar10", folder / "bundle")
+    assert load_graph(folder).metadata.labels == Bundle.load("cifar10").labels  # a run folder
+
+
 @pytest.mark.slow
 def test_graphs_without_metadata_are_refused(tmp_path, capfd):
     onnx = pytest.importorskip("onnx")
@@ -310,6 +324,7 @@ def test_graphs_without_metadata_are_refused(tmp_path, capfd):
     for suffix in ("onnx", "tflite", "xml"):
         line = catch_refusal(tmp_path / f"foreign.{suffix}", capfd)
         assert "has no shiftvit metadata, so its labels and preprocessing are unknown" in line
+        assert line.endswith("and copy the file again if it may be cut off")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from shiftvit.backend import limit_threads
 from shiftvit.bundle.bundle import Bundle
 from shiftvit.bundle.stored.find import is_model
 from shiftvit.bundle.stored.published import PUBLISHED
@@ -35,6 +36,7 @@ def benchmark(
     seconds: float = 1.0,
     runtime: str = "auto",
     precision: str = "auto",
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Measures a model on this machine.
 
@@ -46,26 +48,31 @@ def benchmark(
         seconds: the least duration of each measurement.
         runtime: the prediction runtime; see `shiftvit.inference.runtimes`.
         precision: for training: "float32", "mixed_bfloat16" or "auto".
+        threads: CPU threads of the model and of the peak. Backends other than torch cannot be limited. None: those of
+            the runtime and the backend.
 
     Returns:
-        `{"model", "mode", "runtime", "precision", "peak_gflops", "gflop_per_image", "rows", "environment"}`; a row has
-        `batch_size`, `images_per_second` (median), `minimum`, `maximum` and `share_of_peak`. The peak is that of square
-        matrix products on the Keras backend, in the precision of training or float32. An export does not say what an
-        image costs, so its `peak_gflops`, `gflop_per_image` and `share_of_peak` are None.
+        `{"model", "mode", "runtime", "precision", "threads", "repeats", "peak_gflops", "gflop_per_image", "rows",
+        "environment"}`; a row has `batch_size`, `images_per_second` (median), `minimum`, `maximum` and `share_of_peak`.
+        The peak is that of square matrix products on the Keras backend, in the precision of training or float32. An
+        export does not say what an image costs, so its `peak_gflops`, `gflop_per_image` and `share_of_peak` are None.
 
     Raises:
-        ShiftViTError: there is no such model or precision, the model takes images of any size, or a batch size or
-            `repeats` is below 1.
+        ShiftViTError: there is no such model or precision, the model takes images of any size, or a batch size,
+            `repeats` or `threads` is below 1.
     """
     if precision not in _PRECISIONS:
         raise ShiftViTError(f"there is no precision {precision!r}; {suggest(precision, _PRECISIONS)}")
     for size in batch_sizes:
         check_at_least("batch_size", size, 1, optional=False)
     check_at_least("repeats", repeats, 1, optional=False)
+    check_at_least("threads", threads, 1)
+    if threads is not None:
+        limit_threads(threads)
     if train:
         config, shape, name, used, make_call = _prepare_training(model, precision)
     else:
-        config, shape, name, used, make_call = _prepare_prediction(model, runtime)
+        config, shape, name, used, make_call = _prepare_prediction(model, runtime, threads)
     if None in shape:
         raise ShiftViTError(f"{model!r} takes images of any size, so its cost is unknown; choose one with a fixed size")
     peak: float | None = None
@@ -92,6 +99,7 @@ def benchmark(
         "mode": "train" if train else "predict",
         "runtime": name,
         "precision": used,
+        "threads": threads,
         "repeats": repeats,
         "peak_gflops": None if peak is None else round(peak, 1),
         "gflop_per_image": None if gflop is None else round(gflop, 4),
@@ -119,7 +127,7 @@ def measure_peak_gflops(dtype: str, repeats: int = 5) -> float:
 Prepared = tuple[ModelConfig | None, tuple[int | None, ...], str, str, Callable[[int], Callable[[], Any]]]
 
 
-def _prepare_prediction(model: str, runtime: str) -> Prepared:
+def _prepare_prediction(model: str, runtime: str, threads: int | None) -> Prepared:
     from shiftvit.inference.runtimes import identify, load_graph
 
     if model in PRESETS and not is_model(model):
@@ -127,7 +135,7 @@ def _prepare_prediction(model: str, runtime: str) -> Prepared:
         raise ShiftViTError(
             f"{model!r} is a preset, which has no weights to predict with; measure it with --train{there}"
         )
-    graph = load_graph(model, runtime)
+    graph = load_graph(model, runtime, threads)
     place, precision = identify(model)[1], graph.metadata.precision
     config = None if isinstance(place, Path) else Bundle.load(place.where).config
 

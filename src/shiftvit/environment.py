@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import subprocess
@@ -58,8 +59,38 @@ def list_versions() -> dict[str, str]:
 
 
 def count_cores() -> int:
-    """Returns the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of processor cores that this process may use, or those of a container's quota if it is less.
+
+    A quota of part of a core counts as a whole one.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min([allowed, *_read_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])))
+
+
+def _read_quotas(groups: Path, mounted: Path) -> list[float]:
+    """Returns the processor time, in cores, that Linux grants this process's control groups and those above them.
+
+    Args:
+        groups: the file with the groups, as /proc/self/cgroup.
+        mounted: where they are mounted. In a container this is often the container's own group, whatever `groups` says.
+    """
+    quotas = []
+    names: tuple[str, ...]
+    for line in _read_text(groups).splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            top, names = mounted, ("cpu.max",)
+        elif "cpu" in controllers.split(","):  # version 1
+            top, names = mounted / "cpu", ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
+            continue
+        place = top / group.lstrip("/")
+        for folder in (place, *(above for above in place.parents if above.is_relative_to(top))):
+            words = " ".join(_read_text(folder / name) for name in names).split()
+            # Without a limit the first is "max" in version 2, and -1 in version 1.
+            if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
+                quotas.append(int(words[0]) / int(words[1]))
+    return quotas
 
 
 def find_processor_name() -> str:
@@ -167,8 +198,13 @@ def measure_rates(call: Callable[[], Any], items: int, repeats: int, seconds: fl
 
 @lru_cache(maxsize=1)
 def _read_cpuinfo() -> str:
+    return _read_text(Path("/proc/cpuinfo"))
+
+
+def _read_text(path: Path) -> str:
+    """Returns the text of a file; empty if it cannot be read."""
     try:
-        return Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+        return path.read_text("utf-8", errors="replace")
     except OSError:
         return ""
 

@@ -273,10 +273,15 @@ def find_data_folder(name: str) -> Path:
 
 def explain_unwritable(path: Path, error: OSError) -> ShiftViTError:
     """Returns the error for a path that cannot be written."""
-    reason, mend = describe_error(error), "free space, or choose another place"
+    reason, mend = describe_error(error), suggest_place(error, "choose another place")
     if error.errno == errno.ENOENT:
         mend = f"make the folder {str(Path(path).parent)!r}, or choose another place"
     return ShiftViTError(f"cannot write {str(path)!r}: {reason}; {mend}")
+
+
+def suggest_place(error: OSError, another: str) -> str:
+    """Returns the end of an error's message: to take `another` place, or also to free space if there is none left."""
+    return f"free space, or {another}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else another
 
 
 def sync_folder(folder: Path) -> None:

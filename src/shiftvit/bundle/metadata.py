@@ -56,8 +56,8 @@ class Metadata(Settings):
         """
         if not text:
             raise ShiftViTError(
-                f"{origin} has no shiftvit metadata, so its labels and preprocessing are unknown; "
-                "use a graph that `shiftvit export` wrote"
+                f"{origin} has no shiftvit metadata, so its labels and preprocessing are unknown; use a graph that "
+                "`shiftvit export` wrote, and copy the file again if it may be cut off"
             )
         try:
             return cls.model_validate_json(text)

@@ -26,6 +26,10 @@ def benchmark(
     repeats: Annotated[int, typer.Option(help="Number of measurements; the median is reported.")] = 5,
     runtime: Annotated[str, typer.Option(help="Prediction runtime; auto: the fastest one installed.")] = "auto",
     precision: Annotated[str, typer.Option(help="Training precision: auto, float32 or mixed_bfloat16.")] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads (default: one per core). Training and the peak obey it only on torch."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model's images/s, and its share of the machine's peak."""
@@ -33,7 +37,8 @@ def benchmark(
     from shiftvit.benchmark import benchmark as measure
 
     sizes = batch_size or ([128] if train else [1, 64])
-    found = measure(model, train=train, batch_sizes=sizes, repeats=repeats, runtime=runtime, precision=precision)
+    options: dict[str, Any] = {"runtime": runtime, "precision": precision, "threads": threads}
+    found = measure(model, train=train, batch_sizes=sizes, repeats=repeats, **options)
     if as_json:
         print_json(found)
         return

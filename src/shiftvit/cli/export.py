@@ -37,7 +37,8 @@ def export(
         str | None,
         typer.Option(
             metavar="PATH|NAME",
-            help="Images or data set to compare on (default: sample images for f32, else the run's own).",
+            help="Images or data set to compare on (default: sample images for f32, else the run's own). f32 needs no "
+            "labels.",
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="Maximum number of images to compare on.")] = 10_000,

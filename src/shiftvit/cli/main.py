@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shiftvit import files
 from shiftvit.cli import benchmark, data, demo, embed, explain, export, hub, predict, rates, serve, show, train
 from shiftvit.errors import (
     Elsewhere,
@@ -80,7 +81,8 @@ def _flush() -> str | None:
 
 
 def _explain_unwritten(error: OSError) -> str:
-    return f"standard output cannot be written: {describe_error(error)}; free space, or redirect it elsewhere"
+    mend = files.suggest_place(error, "redirect it elsewhere")
+    return f"standard output cannot be written: {describe_error(error)}; {mend}"
 
 
 def _run(arguments: list[str]) -> int:

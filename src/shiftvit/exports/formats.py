@@ -42,6 +42,8 @@ class Format:
         return (*self.modules, *self.quantizer) if precision == "int8" else self.modules
 
 
+# Other libraries' names for float16.
+_HALF = ("f16", "fp16", "float16", "half")
 _ONNX = ("torch", "onnx", "onnxscript", "onnxruntime")
 
 FORMATS = {
@@ -98,6 +100,11 @@ def find_format(name: str, precision: str) -> Format:
     if not isinstance(name, str) or name not in FORMATS:
         raise ShiftViTError(f"there is no format {name!r}; {suggest(name, FORMATS)}")
     row = FORMATS[name]
+    if precision in _HALF:
+        raise ShiftViTError(
+            f"{precision} is not offered as a precision; for ONNX weights in float16, run `shiftvit pack MODEL DIR "
+            f"--half` and export DIR in f32, or choose one of: {', '.join(row.precisions)}"
+        )
     if precision not in row.precisions:
         raise ShiftViTError(f"{name} has no precision {precision!r}; {suggest(precision, row.precisions)}")
     needed = row.list_modules(precision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from shiftvit.bundle.metadata import Metadata
 from shiftvit.bundle.stored.find import PRETRAINED
 from shiftvit.data import named
 from shiftvit.data.decode.images import decode
+from shiftvit.data.decode.readers import IMAGE_SUFFIXES
 from shiftvit.data.evaluated import find_splits, join_splits
 from shiftvit.data.find.dataset import Split
+from shiftvit.data.find.listing import list_folder, list_images
+from shiftvit.data.find.words import is_litter
 from shiftvit.evaluation.images import read_images
 from shiftvit.evaluation.places import find_run
 from shiftvit.exports.any_size import make_images
@@ -56,8 +59,11 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
     """
     if data is None and metadata.precision == "f32":
         files = sorted((PRETRAINED / "samples").rglob("*.png"))[:count]
-        images = np.concatenate([metadata.preprocess.pixels(decode(path)[None]) for path in files])
-        return Images({"images": images, "calibration": images[:0]}, {"data": "sample images"})
+        return _read_unlabelled(files, metadata.preprocess, "sample images")
+    if data is not None and metadata.precision == "f32" and named.is_path(data) and _is_unlabelled(Path(data)):
+        pictures = list_images([data])
+        chosen = np.sort(np.random.default_rng(0).permutation(len(pictures))[:count])
+        return _read_unlabelled([pictures[index] for index in chosen], metadata.preprocess, data)
     run = find_run(model)
     if data is None and run is None:
         data = named.find_by_classes(bundle.labels)
@@ -78,6 +84,18 @@ def choose_images(model: str | Path, bundle: Bundle, metadata: Metadata, data: s
         {"data": found.name, "split": origin},
         min(MIN_IMAGES, len(held_out) - lost) if own else MIN_IMAGES,
     )
+
+
+def _is_unlabelled(place: Path) -> bool:
+    """Returns whether a path is a folder with images and without folders, which could be classes."""
+    entries = [entry for entry in list_folder(place) if not is_litter(entry.name)] if place.is_dir() else []
+    pictures = any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
+    return pictures and not any(entry.is_dir() for entry in entries)
+
+
+def _read_unlabelled(files: Iterable[str | Path], rule: Preprocess, name: str) -> Images:
+    images = np.concatenate([rule.pixels(decode(path, **rule.decoding)[None]) for path in files])
+    return Images({"images": images, "calibration": images[:0]}, {"data": name})
 
 
 def vary_sizes(chosen: Images, rule: Preprocess) -> Images:

@@ -60,10 +60,8 @@ def pull_published(name: str, source: str | Path | None = None) -> Path:
             return place
     except OSError as error:
         where = str(error.filename or row.place.parent)
-        raise ShiftViTError(
-            f"cannot write {where!r}: {describe_error(error)}; free space, or set SHIFTVIT_DATA and "
-            "SHIFTVIT_CACHE to writable folders"
-        ) from error
+        mend = files.suggest_place(error, "set SHIFTVIT_DATA and SHIFTVIT_CACHE to writable folders")
+        raise ShiftViTError(f"cannot write {where!r}: {describe_error(error)}; {mend}") from error
 
 
 def _save(row: Published, file: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from shiftvit.bundle.metadata import FILE, KEY, Metadata, make_metadata
 from shiftvit.bundle.session import open_graph
 from shiftvit.bundle.stored.container import Container, open_container
 from shiftvit.bundle.stored.digests import check_artifact
-from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, notice_same_name
+from shiftvit.bundle.stored.find import PRETRAINED, find_bundle, is_model, notice_same_name
 from shiftvit.bundle.stored.manifest import GRAPH, MANIFEST, read_checked, read_manifest
 from shiftvit.environment import adds_int8_exactly, count_cores
 from shiftvit.errors import ShiftViTError, check_at_least, check_path, describe_error, suggest, suggest_install
@@ -158,6 +159,11 @@ def identify(model: str | Path) -> tuple[str, Any]:
         # An export: an artifact with its report beside it.
         entries = {entry: entry.suffix.lower() for entry in sorted(path.iterdir())}
         found = [entry for entry, suffix in entries.items() if suffix in _SUFFIXES or entry.name == "saved_model"]
+        if len(found) > 1 and not is_model(model):
+            names = ", ".join(entry.name for entry in found)
+            raise ShiftViTError(
+                f"{str(model)!r} holds several models ({names}); name one: --model {shlex.quote(str(found[0]))}"
+            )
         if len(found) == 1:
             path = found[0]
     kind = _SUFFIXES.get(path.suffix.lower()) if path.is_file() else None

@@ -176,7 +176,7 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
         try:
             stack.enter_context(files.take_turn(place.parent, "unpacking"))
         except OSError as error:
-            raise _explain_no_room(place.parent, error) from error
+            raise _explain_unwritable(place.parent, error) from error
         images = _open_unpacked(key)
         if images is not None:  # another process unpacked them meanwhile
             return images
@@ -195,9 +195,10 @@ def _unpack(key: _Key, report: Report | None) -> _Images:
         try:
             files.write_file(place, lambda temporary: _write(temporary, parts, count, report))
         except ShiftViTError as error:
-            if getattr(error.__cause__, "errno", None) is None:  # the reading failed, not the writing
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno is None:  # the reading failed, not the writing
                 raise
-            raise _explain_no_room(place.parent, error.__cause__) from error
+            raise _explain_unwritable(place.parent, cause) from error
         # Delete what was unpacked from an earlier version of the file, or by an earlier release.
         for old in place.parent.glob(f"{place.name.split('-')[0]}-*"):
             if old != place:
@@ -230,8 +231,6 @@ def _format_size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _explain_no_room(folder: Path, error: BaseException | None) -> ShiftViTError:
-    return ShiftViTError(
-        f"images cannot be unpacked into {str(folder)!r}: {describe_error(error)}; free space, or set SHIFTVIT_CACHE "
-        "to a folder with room"
-    )
+def _explain_unwritable(folder: Path, error: OSError) -> ShiftViTError:
+    mend = files.suggest_place(error, "set SHIFTVIT_CACHE to a writable folder with room")
+    return ShiftViTError(f"images cannot be unpacked into {str(folder)!r}: {describe_error(error)}; {mend}")
