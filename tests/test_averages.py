@@ -15,7 +15,8 @@ from sample import make_tiny_recipe
 from shiftvit import Recipe, train
 from shiftvit.data.load import load_data
 from shiftvit.errors import Interrupted
-from shiftvit.model.network import ShiftViT, find_stage
+from shiftvit.model.network import ShiftViT
+from shiftvit.model.weights import find_stage
 from shiftvit.training import fit
 from shiftvit.training.averages import find_statistics
 from shiftvit.training.callbacks import Watch
