@@ -110,8 +110,10 @@ def test_share_of_peak_matches_the_rate(model, train, monkeypatch):
     assert [row["batch_size"] for row in found["rows"]] == [1, 3]
     for row in found["rows"]:
         assert 0 < row["minimum"] <= row["images_per_second"] <= row["maximum"]
-        share = row["images_per_second"] * found["gflop_per_image"] / found["peak_gflops"]
-        assert row["share_of_peak"] == pytest.approx(share, rel=0.02, abs=1e-4)
+        per_image = found["gflop_per_image"] / found["peak_gflops"]
+        # The rate is rounded to 0.1, which is much of it on a slow machine, and the share to 0.0001.
+        tolerance = 0.06 * per_image + 1e-4
+        assert row["share_of_peak"] == pytest.approx(row["images_per_second"] * per_image, rel=0.02, abs=tolerance)
 
 
 @pytest.mark.slow
@@ -146,7 +148,7 @@ def test_threads_are_those_of_the_graph_and_of_the_peak(tmp_path, monkeypatch):
     shutil.copyfile(PRETRAINED / "cifar10" / GRAPH, tmp_path / "model.onnx")
     opened, limits = [], []
     monkeypatch.setattr(
-        "shiftvit.inference.runtimes.open_session", lambda *given: opened.append(given[1]) or open_session(*given)
+        "shiftvit.bundle.session.open_session", lambda *given: opened.append(given[1]) or open_session(*given)
     )
     monkeypatch.setattr("shiftvit.benchmark.limit_threads", limits.append)
     arguments = ["benchmark", str(tmp_path), "--batch-size", "1", "--repeats", "1", "--json"]

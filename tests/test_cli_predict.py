@@ -506,7 +506,8 @@ def test_empty_or_closed_stdin_fails(tmp_path):
 @pytest.mark.parametrize("stream", ["2>&-", "2>/dev/full"])
 def test_unwritable_stderr_does_not_affect_results(stream, tmp_path):
     command = f"{sys.executable} -m shiftvit predict {SAMPLES[0]} --format json {stream}"
-    answer = subprocess.run(command, shell=True, cwd=tmp_path, stdout=subprocess.PIPE, timeout=120)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    answer = subprocess.run(command, shell=True, cwd=tmp_path, env=buffered, stdout=subprocess.PIPE, timeout=120)
     assert answer.returncode == 0
     assert len(json.loads(answer.stdout)) == 1
 

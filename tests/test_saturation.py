@@ -63,9 +63,9 @@ def test_wide_sums_fit_into_32_bits():
 @pytest.mark.parametrize("name", INT8_FORMATS)
 def test_every_int8_export_is_exact_on_every_processor(name):
     products = read_products(find_artifact(name, "int8"), name)
-    # Each linear layer is a product; OpenVINO quantizes the shifts' convolutions as well.
+    # Each linear layer is a product, but LiteRT's head is float32. OpenVINO quantizes the shifts' convolutions too.
     linear = [product for product in products if product.weights.shape[1] > 9]
-    assert len(linear) == 26
+    assert len(linear) == (25 if name == "litert" else 26)
     assert find_saturation(products) is None
     report = json.loads((make_export(name, "int8") / "report.json").read_text("utf-8"))
     assert report["int8_products"] == len(products)
@@ -154,6 +154,7 @@ def test_float_artifact_has_no_products():
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
 def test_export_that_was_not_examined_needs_vnni(name, tmp_path, monkeypatch):
     folder = shutil.copytree(make_export(name, "int8"), tmp_path / "old")
+    (folder / "report.json").unlink()  # it has the SHA-256 of the files
     for path in folder.iterdir():  # as version 0.1.0 wrote its metadata
         content = path.read_bytes()
         for quote in (b'"', b"&quot;"):

@@ -109,7 +109,10 @@ class Preprocess(Settings):
         result = np.rint(images)
         return np.clip(result, 0, 255, out=result).astype(np.uint8)  # bicubic overshoots
 
-    def _unrounded(self, images: Images) -> Images:
+    def _unrounded(self, images: Any) -> Images:
+        if not isinstance(images, np.ndarray):
+            kind = type(images).__name__
+            raise ShiftViTError(f"images are a {kind}; give a NumPy array, as of np.asarray: uint8 (N, H, W, 3)")
         self.check(images)
         fits = self.resized_shape(*images.shape[1:3]) == images.shape[1:3]
         return self.cropped(images if fits else self.resized(images))
@@ -149,9 +152,9 @@ class Preprocess(Settings):
 
     def check(self, images: Any) -> None:
         """Raises ShiftViTError unless `images` are uint8 (N, H, W, 3) and large enough for the crop."""
-        if not isinstance(images, np.ndarray):
+        if not all(hasattr(images, name) for name in ("dtype", "ndim", "shape")):
             kind = type(images).__name__
-            raise ShiftViTError(f"images are a {kind}; give a NumPy array, as of np.asarray: uint8 (N, H, W, 3)")
+            raise ShiftViTError(f"images are a {kind}; give a NumPy array, uint8 (N, H, W, 3)")
         if images.dtype != np.uint8:
             raise ShiftViTError(f"images are {images.dtype}; give uint8, 0..255 (N, H, W, 3)")
         if images.ndim != 4 or images.shape[3] != 3:

@@ -61,7 +61,14 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     status = _run(sys.argv[1:])
     fault = _flush()
-    raise SystemExit(_fail(fault, 2, False) if fault else status)
+    if fault:
+        status = _fail(fault, 2, False)
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        _discard(sys.stderr)
+    raise SystemExit(status)
 
 
 def _flush() -> str | None:
@@ -73,11 +80,15 @@ def _flush() -> str | None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # Otherwise Python would try again at exit, and print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             return _explain_unwritten(error)
     return None
+
+
+def _discard(stream: Any) -> None:
+    """Discards what a stream could not write. Otherwise Python would try again at exit, and end with status 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _explain_unwritten(error: OSError) -> str:
