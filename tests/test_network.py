@@ -69,7 +69,7 @@ def test_arguments_are_the_fields_of_the_config(kind: type[Any]) -> None:
     left_out = {"preset"} if kind is ShiftViT else {"preset", "num_classes"}
     expected = {name: f.default for name, f in ModelConfig.model_fields.items() if name not in left_out}
     assert found == expected
-    assert list(signature) == [*found, "dtype", "name"]
+    assert list(signature) == [*found, "dtype", "name", "trainable"]
 
 
 def test_omitted_arguments_have_their_defaults() -> None:
