@@ -127,6 +127,22 @@ def predictor() -> Any:
 
 
 @pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures for the bulk engine, some of them damaged."""
+    from bulk_runs import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("bulk") / "photos")
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Parquet file of pictures for the bulk engine."""
+    from bulk_runs import write_shard
+
+    return write_shard(tmp_path_factory.mktemp("shards") / "train.parquet")
+
+
+@pytest.fixture(scope="module")
 def plain_figures() -> Iterator[list[Any]]:
     """The figures that were saved, for tests of other things: each file holds one white pixel, which is fast."""
     from matplotlib.figure import Figure

@@ -24,8 +24,6 @@ from bulk_runs import (
     assert_rows_equal,
     predict_in_one_process,
     read_rows,
-    write_photos,
-    write_shard,
 )
 from shiftvit import Embedder, ShiftViTError
 from shiftvit.cli.main import app
@@ -39,16 +37,6 @@ from shiftvit.inference.worker import (
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 SCALING = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text("utf-8")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("bulk") / "photos")
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory):
-    return write_shard(tmp_path_factory.mktemp("shards") / "train.parquet")
 
 
 def mark_cluster_test(test):

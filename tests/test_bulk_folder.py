@@ -18,7 +18,6 @@ from bulk_runs import (
     PIXELS,
     claim_folder,
     make_nodes,
-    write_photos,
 )
 from shiftvit import Embedder, Predictor, ShiftViTError
 from shiftvit.files import make_temporary_folder
@@ -35,11 +34,6 @@ from shiftvit.inference.worker import (
     encode,
     name_part,
 )
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("bulk") / "photos")
 
 
 @pytest.mark.parametrize("make", [str, Path.as_uri])

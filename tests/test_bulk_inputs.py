@@ -12,8 +12,6 @@ from typer.testing import CliRunner
 from bulk_runs import (
     assert_rows_equal,
     predict_in_one_process,
-    write_photos,
-    write_shard,
 )
 from parquet_tables import BLOBS, IMAGE, pa
 from shiftvit import Predictor, ShiftViTError
@@ -24,16 +22,6 @@ from shiftvit.inference.blocks import Inputs, read_entries
 from shiftvit.inference.folder import OutputFolder
 from shiftvit.inference.predict import Failure, to_row
 from shiftvit.inference.storage import open_storage
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("bulk") / "photos")
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory):
-    return write_shard(tmp_path_factory.mktemp("shards") / "train.parquet")
 
 
 def list_inputs(inputs):

@@ -14,8 +14,6 @@ from bulk_runs import (
     claim_folder,
     make_nodes,
     read_rows,
-    write_photos,
-    write_shard,
 )
 from parquet_tables import BLOBS, pa
 from shiftvit import Predictor, ShiftViTError
@@ -29,16 +27,6 @@ from shiftvit.inference.worker import (
     count_actors,
     pack,
 )
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("bulk") / "photos")
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory):
-    return write_shard(tmp_path_factory.mktemp("shards") / "train.parquet")
 
 
 def test_actor_of_another_run_writes_nothing(tmp_path):
